@@ -1,0 +1,35 @@
+"""What a user did wrong, said in three parts: what happened, why, what to do next."""
+
+from __future__ import annotations
+
+
+class RobustError(Exception):
+    """An error meant for the user, never shown as a traceback.
+
+    Args:
+        what: What happened, naming the argument or file in backticks.
+        why: What was expected and what came instead.
+        todo: What to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", todo: str = "") -> None:
+        self.what, self.why, self.todo = what, why, todo
+        super().__init__("\n".join(part for part in (what, why, todo) if part))
+
+
+class RunError(RobustError):
+    """The run itself failed; everything that was finished is kept (exit code 1)."""
+
+
+class UsageError(RobustError):
+    """The command as typed cannot be carried out (exit code 2)."""
+
+    exit_code = 2
+
+
+class EnvironmentProblem(RobustError):
+    """The machine lacks something the command needs (exit code 3)."""
+
+    exit_code = 3

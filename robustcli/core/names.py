@@ -1,0 +1,66 @@
+"""Names as users type them: spelling-tolerant look-up, globs and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable
+
+from robustcli.core.errors import UsageError
+
+
+def canonical(name: str) -> str:
+    """`name` in the one spelling that look-ups use: lower case, `_` as `-`."""
+    return name.strip().lower().replace("_", "-")
+
+
+def is_glob(name: str) -> bool:
+    """Whether `name` holds a wildcard (`*`, `?` or `[`)."""
+    return any(character in name for character in "*?[")
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The names in `known` that look most like `name`, best first; empty when none does."""
+    spelling = {canonical(candidate): candidate for candidate in known}
+    close = difflib.get_close_matches(canonical(name), spelling, n=most, cutoff=0.6)
+    return [spelling[candidate] for candidate in close]
+
+
+def find(name: str, known: Iterable[str], *, kind: str, listing: str) -> str:
+    """The registered spelling of `name`.
+
+    Args:
+        name: What the user typed.
+        known: The registered names.
+        kind: What is being named, for the message (`model`, `transform`).
+        listing: The command that lists them all, for the message.
+
+    Raises:
+        UsageError: No registered name is spelled so; the message offers the nearest ones.
+    """
+    spelling = {canonical(candidate): candidate for candidate in known}
+    if canonical(name) in spelling:
+        return spelling[canonical(name)]
+    close = nearest(name, spelling.values())
+    raise UsageError(
+        f"No {kind} is called `{name}`.",
+        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+        f"`{listing}` shows every {kind}.",
+    )
+
+
+def matching(pattern: str, known: Iterable[str], *, kind: str, listing: str) -> list[str]:
+    """The registered names that `pattern` (a name or a glob) stands for, in their own order.
+
+    Raises:
+        UsageError: Nothing matches.
+    """
+    candidates = list(known)
+    if not is_glob(pattern):
+        return [find(pattern, candidates, kind=kind, listing=listing)]
+    hits = [c for c in candidates if fnmatch.fnmatchcase(canonical(c), canonical(pattern))]
+    if not hits:
+        raise UsageError(
+            f"No {kind} matches `{pattern}`.", "", f"`{listing}` shows every {kind}."
+        )
+    return hits

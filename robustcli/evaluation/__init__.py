@@ -1,0 +1,1 @@
+"""Measuring: plan what is missing, compute it, keep durable rows, turn rows into numbers."""

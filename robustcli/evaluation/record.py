@@ -1,0 +1,120 @@
+"""`run.json`: what a run was made of. These Pydantic models are the file format."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from robustcli.core.atomic import write_text
+from robustcli.core.errors import UsageError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "run.json"
+
+
+class Record(BaseModel):
+    """A part of `run.json`; unknown keys are an error, so that a newer file is not misread."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PreprocessingRecord(Record):
+    """How a photo becomes the model's input: sizes in pixels, mean and std of values in [0, 1]."""
+
+    resize: int | None
+    crop: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class ModelRecord(Record):
+    """One model of the run, under the name that rows and tables carry."""
+
+    name: str
+    family: str
+    builder: str
+    arguments: dict[str, Any] = {}
+    parameters: int
+    weights: str
+    weights_sha256: str
+    pretraining: str
+    untrained: bool = False
+    label_space: str
+    preprocessing: PreprocessingRecord
+    view: str
+    scan_backend: str | None = None
+
+
+class TransformRecord(Record):
+    """One cell of the run's transform axis: a transform at one severity (0: its full range)."""
+
+    name: str
+    severity: int
+    family: str
+    geometric: bool
+    parameters: dict[str, Any]
+    assumed: bool
+
+
+class DatasetRecord(Record):
+    """The images: how many, which, and the hash of their ids and labels in order."""
+
+    name: str
+    location: str
+    label_space: str
+    classes: int
+    images: int
+    images_available: int
+    subset: str | None
+    demonstration: bool
+    digest: str
+
+
+class RunRecord(Record):
+    """All of `run.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    command: str
+    status: Literal["running", "complete", "partial", "failed"]
+    created: datetime
+    updated: datetime
+    seed: int
+    apply_at: Literal["original", "crop"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    block_size: int
+    dataset: DatasetRecord
+    models: list[ModelRecord]
+    transforms: list[TransformRecord]
+    versions: dict[str, str]
+    device: str
+
+
+def write_record(run: Path, record: RunRecord) -> None:
+    """Writes `RUN/run.json` durably."""
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+
+
+def read_record(run: Path) -> RunRecord:
+    """The record of the run in directory `run`.
+
+    Raises:
+        UsageError: There is no run there, or its file is damaged or of another schema version.
+    """
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder that `--out` made."
+        )
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise UsageError(
+            f"`{path}` cannot be read.",
+            f"It does not fit schema version {SCHEMA_VERSION}: {error.errors()[0]['msg']} "
+            f"at {'.'.join(str(part) for part in error.errors()[0]['loc'])}.",
+            "Use the `robust` version that wrote it, or start a new run with another `--out`.",
+        ) from error

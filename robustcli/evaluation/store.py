@@ -1,0 +1,97 @@
+"""Durable rows: one Parquet file per (model, transform, severity) and block of images.
+
+A block file exists whole or not at all, so the files are the record of what is done:
+`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said,
+`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did to the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robustcli.core.atomic import replacing
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("target", pa.int32()),
+        ("prediction", pa.int32()),
+        ("top5", pa.list_(pa.int32())),
+        ("probability", pa.float32()),
+        ("target_probability", pa.float32()),
+    ]
+)
+INPUT_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("digest", pa.string()),
+        ("psnr_db", pa.float64()),
+        ("changed", pa.bool_()),
+    ]
+)
+SKIPPED_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One transform at one severity; severity 0 is the transform's full range."""
+
+    transform: str
+    severity: int
+
+
+class Store:
+    """The rows in the directory of one run."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def prediction_path(self, model: str, cell: Cell, block: int) -> Path:
+        """Where the predictions of `model` for `cell` and `block` are or will be."""
+        return self._cell_path(f"predictions/model={model}", cell) / _file_name(block)
+
+    def input_path(self, view: str, cell: Cell, block: int) -> Path:
+        """Where the measures of the transformed images of `cell` and `block` are or will be."""
+        return self._cell_path(f"inputs/view={view}", cell) / _file_name(block)
+
+    def skipped_path(self, block: int) -> Path:
+        """Where the unreadable images of `block` are listed; absent when there are none."""
+        return self.run / "skipped" / _file_name(block)
+
+    def predictions(self, model: str, cell: Cell) -> pd.DataFrame:
+        """The finished rows of one model and cell, in image order (columns: PREDICTION_SCHEMA)."""
+        return _read(self.prediction_path(model, cell, 0).parent, PREDICTION_SCHEMA)
+
+    def inputs(self, view: str, cell: Cell) -> pd.DataFrame:
+        """The finished image measures of one view and cell (columns: INPUT_SCHEMA)."""
+        return _read(self.input_path(view, cell, 0).parent, INPUT_SCHEMA)
+
+    def skipped(self) -> pd.DataFrame:
+        """The images that could not be read, with the reason (columns: SKIPPED_SCHEMA)."""
+        return _read(self.run / "skipped", SKIPPED_SCHEMA)
+
+    def _cell_path(self, table: str, cell: Cell) -> Path:
+        return self.run / table / f"transform={cell.transform}" / f"severity={cell.severity}"
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:
+    """Writes `rows` as one Parquet file, durably; the same rows give the same bytes."""
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    with replacing(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
+
+
+def _file_name(block: int) -> str:
+    return f"block-{block:06d}.parquet"
+
+
+def _read(folder: Path, schema: pa.Schema) -> pd.DataFrame:
+    files = sorted(folder.glob("block-*.parquet"))
+    tables = [pq.read_table(file, schema=schema, partitioning=None) for file in files]
+    return pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
