@@ -1,0 +1,207 @@
+"""The scan on the CPU through numba, as torch operators with a backward pass of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustcli.models.scan.orders import pixel_orders
+
+_BLOCK = 64  # channels a task takes: four AVX-512 vectors of float32, a few kilobytes of state
+_CHUNK_BYTES = 1 << 18  # state the backward pass keeps per chunk: fits in the second-level cache
+
+
+def available() -> str | None:
+    """None, or why this backend cannot run."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed (`pip install numba`)."
+    return None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """See `robustcli.models.scan.selective_scan`."""
+    batch, channels, length = u.shape
+    B, C = (t[:, None] if t.ndim == 3 else t for t in (B, C))
+    G, N = B.shape[1], A.shape[1]
+    order = torch.arange(length, dtype=torch.int32).expand(G, length)
+    offset = torch.arange(G, dtype=torch.int32) * (channels // G)
+    y, state = _scan(
+        u.transpose(1, 2),
+        delta.reshape(batch, G, channels // G, length).permute(1, 0, 3, 2),
+        A.view(G, -1, N),
+        B.permute(1, 0, 3, 2),
+        C.permute(1, 0, 3, 2),
+        _rows(D, G, A),
+        _rows(delta_bias, G, A),
+        order,
+        offset,
+        delta_softplus,
+    )
+    y = y.transpose(1, 2)
+    if z is not None:
+        y = y * F.silu(z.float())
+    y = y.to(u.dtype)
+    last = state.permute(1, 0, 3, 2).reshape(batch, channels, N)
+    return (y, last) if return_last_state else y
+
+
+def ss2d_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """See `robustcli.models.scan.ss2d_scan`."""
+    batch, channels, height, width = x.shape
+    K, N = delta.shape[1], A.shape[1]
+    y, _ = _scan(
+        x.permute(0, 2, 3, 1).reshape(batch, height * width, channels),
+        _by_step(delta),
+        A.view(K, channels, N),
+        _by_step(B),
+        _by_step(C),
+        _rows(D, K, A),
+        _rows(delta_bias, K, A),
+        pixel_orders(height, width),
+        torch.zeros(K, dtype=torch.int32),
+        delta_softplus,
+    )
+    return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _by_step(t: Tensor) -> Tensor:
+    """`t` (B, K, D, H, W) as (K, B, H*W, D)."""
+    return t.permute(1, 0, 3, 4, 2).flatten(2, 3)
+
+
+def _rows(values: Tensor | None, K: int, A: Tensor) -> Tensor:
+    """`values` (K*D) as (K, D), zeros for None."""
+    return (A.new_zeros(A.shape[0]) if values is None else values).view(K, -1)
+
+
+def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+          order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    tensors = (x, delta, A.transpose(1, 2), B, C, D, bias)
+    ready = (t.to(torch.float32).contiguous() for t in tensors)
+    y, state = torch.ops.robustcli.scan_cpu(*ready, order.contiguous(), offset, softplus)
+    return y, state
+
+
+@torch.library.custom_op("robustcli::scan_cpu", mutates_args=(), device_types="cpu")
+def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+             order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y (B, L, D_all) and the last state (K, B, N, D); layouts as in `cpu_kernels`."""
+    from robustcli.models.scan.cpu_kernels import forward
+
+    K, batch, _, channels = delta.shape
+    y, state = torch.zeros_like(x), x.new_empty(K, batch, A.shape[1], channels)
+    inputs = [t.detach().numpy() for t in (x, delta, A, B, C, D, bias, order, offset)]
+    block = _block(batch, channels)
+    _parallel(
+        batch * math.ceil(channels / block),
+        lambda a, b: forward(*inputs, softplus, block, a, b, y.numpy(), state.numpy()),
+    )
+    return y, state
+
+
+@scan_cpu.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    K, batch, _, channels = delta.shape
+    return torch.empty_like(x), x.new_empty(K, batch, A.shape[1], channels)
+
+
+@torch.library.custom_op("robustcli::scan_cpu_backward", mutates_args=(), device_types="cpu")
+def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                      bias: Tensor, order: Tensor, offset: Tensor, softplus: bool, dy: Tensor,
+                      dstate: Tensor) -> list[Tensor]:  # fmt: skip
+    """The gradients of x, delta, A, B, C, D and bias, in their layouts."""
+    from robustcli.models.scan.cpu_kernels import backward
+
+    K, batch, L, channels = delta.shape
+    N, block = A.shape[1], _block(batch, channels)
+    chunk = max(1, min(L, _CHUNK_BYTES // (8 * N * block)))
+    blocks = math.ceil(channels / block)
+    dx, ddelta = torch.zeros_like(x), torch.empty_like(delta)
+    dA, dBC = x.new_zeros(batch, *A.shape), x.new_empty(2, blocks, *B.shape)
+    dD, dbias = x.new_zeros(2, batch, *D.shape)
+    inputs = [t.detach().numpy() for t in (x, delta, A, B, C, D, bias, order, offset)]
+    outputs = [t.numpy() for t in (dx, ddelta, dA, dBC[0], dBC[1], dD, dbias)]
+    slopes = [dy.contiguous().numpy(), dstate.contiguous().numpy()]
+    _parallel(
+        batch * blocks,
+        lambda a, b: backward(*inputs, softplus, block, chunk, a, b, *slopes, *outputs),
+    )
+    dB, dC = dBC.sum(1)
+    return [dx, ddelta, dA.sum(0), dB.clone(), dC.clone(), dD.sum(0), dbias.sum(0)]
+
+
+@scan_cpu_backward.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      order: Tensor, offset: Tensor, softplus: bool, dy: Tensor,
+      dstate: Tensor) -> list[Tensor]:  # fmt: skip
+    return [torch.empty_like(t) for t in (x, delta, A, B, C, D, bias)]
+
+
+def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: object) -> None:  # fmt: skip
+    *tensors, ctx.softplus = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(*tensors)  # type: ignore[arg-type]
+
+
+def _differentiate(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:  # fmt: skip
+    saved = ctx.saved_tensors  # type: ignore[attr-defined]
+    gradients = torch.ops.robustcli.scan_cpu_backward(*saved, ctx.softplus, dy, dstate)  # type: ignore[attr-defined]
+    return (*gradients, None, None, None)
+
+
+scan_cpu.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _block(batch: int, channels: int) -> int:
+    """Channels per task: small enough that every thread has work, a multiple of 16."""
+    share = channels * batch / torch.get_num_threads()
+    return max(16, min(_BLOCK, math.ceil(share / 16) * 16))
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process; `process` is in the key because threads do not survive a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="robust-scan")
+
+
+def _parallel(tasks: int, work: Callable[[int, int], None]) -> None:
+    """`work(first, last)` over 0..tasks-1, in as many ranges as torch has threads."""
+    threads = min(tasks, torch.get_num_threads())
+    if threads == 1:
+        work(0, tasks)
+        return
+    borders = [tasks * i // threads for i in range(threads + 1)]
+    futures = [
+        _pool(threads, os.getpid()).submit(work, first, last)
+        for first, last in zip(borders, borders[1:], strict=False)
+    ]
+    for future in futures:
+        future.result()

@@ -1,0 +1,31 @@
+"""The orders in which the directions of a two-dimensional scan visit the pixels."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+CROSS = ("row", "column", "row-reversed", "column-reversed")
+"""VMamba's four directions, in the order of its parameters (`x_proj_weight[k]`)."""
+
+
+@lru_cache(maxsize=64)
+def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -> Tensor:
+    """The row-major index of the pixel that direction k visits at step t, (K, L) int32, L = H*W.
+
+    Args:
+        height: Rows, at least 1.
+        width: Columns, at least 1.
+        directions: One of `row`, `column`, `row-reversed`, `column-reversed` per direction.
+    """
+    row = torch.arange(height * width, dtype=torch.int32)
+    column = row.view(height, width).t().reshape(-1)
+    paths = {
+        "row": row,
+        "column": column,
+        "row-reversed": row.flip(0),
+        "column-reversed": column.flip(0),
+    }
+    return torch.stack([paths[direction] for direction in directions])  # (K, L)
