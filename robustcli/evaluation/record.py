@@ -29,6 +29,7 @@ class PreprocessingRecord(Record):
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    mode: Literal["center", "squash"] = "center"
 
 
 class ModelRecord(Record):

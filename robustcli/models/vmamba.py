@@ -286,7 +286,7 @@ VARIANTS: dict[str, VMambaConfig] = {
     "vmamba-s-s1l20": replace(_V2, depths=(2, 2, 20, 2), ssm_ratio=1.0, drop_path=0.3),
     "vmamba-b-s1l20": replace(_V2, depths=(2, 2, 20, 2), dim=128, ssm_ratio=1.0, drop_path=0.5),
     "vmamba-pico": VMambaConfig(
-        depths=(2, 2, 2), dim=32, ssm_ratio=1.0, stem_strides=(2, 1), num_classes=10
+        depths=(1, 2, 2), dim=32, ssm_ratio=1.0, stem_strides=(2, 1), num_classes=10
     ),
 }
 

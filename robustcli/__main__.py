@@ -1,0 +1,5 @@
+"""`python -m robustcli` is the same as `robust`."""
+
+from robustcli.cli import main
+
+main()

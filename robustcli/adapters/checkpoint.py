@@ -1,0 +1,112 @@
+"""Weights from a file, without ever running what a file may hold."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robustcli.core.errors import UsageError
+
+WRAPPERS = ("model_ema", "model", "state_dict", "network_weights")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+class _Inert(dict[str, Any]):
+    """Stands in for a class named in a checkpoint: takes its contents, has none of its behaviour."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+# Classes that the official files of the field hold beside the weights. None of them is imported.
+_KNOWN = ("yacs.config.CfgNode", "argparse.Namespace")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in `path`: safetensors, or a torch file, bare or wrapped by its trainer.
+
+    A wrapped file gives its averaged weights (`model_ema`) where it has them, else `model`, `state_dict`
+    or `network_weights`. Prefixes left by DataParallel and torch.compile are removed.
+
+    Raises:
+        UsageError: The file is missing, damaged, holds code, or holds no weights.
+    """
+    if not path.is_file():
+        raise UsageError(f"There is no weights file `{path}`.", "", "Check `--weights`.")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+    state = _unwrap(content)
+    if not state:
+        raise UsageError(
+            f"`{path}` holds no weights.",
+            f"Expected tensors by name, or one of the keys {', '.join(WRAPPERS)}; "
+            f"got {_described(content)}.",
+        )
+    return {_plain(key): tensor for key, tensor in state.items()}
+
+
+def _safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _torch_file(path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals([(_Inert, name) for name in _KNOWN]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "GLOBAL" not in text and "class" not in text:
+            raise _damaged(path, error) from error
+        raise UsageError(
+            f"`{path}` was refused, and nothing in it was run.",
+            f"It holds more than weights: {_refused(text)}.",
+            "Ask its author for a safetensors file, or convert it yourself where you trust it: "
+            "torch.save({k: v for k, v in model.state_dict().items()}, FILE).",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def _refused(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "GLOBAL" in line]
+    return lines[0].split(" was not an allowed")[0] if lines else text.splitlines()[0]
+
+
+def _damaged(path: Path, error: Exception) -> UsageError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UsageError(
+        f"`{path}` cannot be read as weights.",
+        f"Expected a safetensors or torch file; reading it failed with: {reason}",
+        "Download it again; a partial download is the usual cause.",
+    )
+
+
+def _unwrap(content: object) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return _unwrap(content[key])
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _plain(key: str) -> str:
+    for prefix in _PREFIXES:
+        while key.startswith(prefix):
+            key = key.removeprefix(prefix)
+    return key
+
+
+def _described(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"the keys {', '.join(map(str, list(content)[:5])) or '(none)'}"
+    return f"a {type(content).__name__}"

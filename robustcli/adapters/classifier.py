@@ -1,0 +1,84 @@
+"""A classifier ready to measure: uint8 views in, classes and probabilities out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustcli.adapters.preprocessing import Preprocessing
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a record says of a model beside its preprocessing."""
+
+    name: str
+    family: str
+    builder: str
+    arguments: dict[str, object]
+    parameters: int
+    weights: str
+    weights_sha256: str
+    pretraining: str
+    untrained: bool
+    label_space: str
+    scan_backend: str | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of n images: the classes of the five highest logits, best first, and two probabilities."""
+
+    top5: NDArray[np.int32]
+    probability: NDArray[np.float32]
+    target_probability: NDArray[np.float32]
+
+
+class Classifier:
+    """A network on its device, with its preprocessing and precision."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, facts: Facts) -> None:
+        self.network, self.preprocessing, self.facts = network, preprocessing, facts
+        self.device, self.precision = torch.device("cpu"), "fp32"
+
+    def to(self, device: torch.device, precision: Precision) -> Classifier:
+        """This classifier, moved."""
+        self.network.to(device)
+        self.device, self.precision = device, precision
+        return self
+
+    @torch.inference_mode()
+    def logits(self, views: Tensor) -> Tensor:
+        """Float32 logits (n, classes) of uint8 views (n, 3, H, W) on any device."""
+        images = self._normalise(views.to(self.device, non_blocking=True))
+        autocast = AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            logits: Tensor = self.network(images)
+        return logits.float()
+
+    def predict(self, views: Tensor, targets: Tensor) -> Predictions:
+        """The answers for uint8 views (n, 3, H, W) whose true classes are `targets` (n)."""
+        probabilities = self.logits(views).softmax(1)
+        most = min(5, probabilities.shape[1])
+        best = probabilities.topk(most, 1)
+        of_target = probabilities.gather(1, targets.to(self.device)[:, None])
+        return Predictions(
+            best.indices.to(torch.int32).cpu().numpy(),
+            best.values[:, 0].cpu().numpy(),
+            of_target[:, 0].cpu().numpy(),
+        )
+
+    def _normalise(self, views: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1)
+            for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return (views.float() / 255 - mean) / std

@@ -1,0 +1,165 @@
+"""From a name, as a user types it, to a classifier with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcli.adapters import timm_library, vmamba
+from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.classifier import Classifier, Facts
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.weights import hash_state, official_weights
+from robustcli.core.errors import UsageError
+from robustcli.core.names import canonical, nearest
+from robustcli.core.seeds import identity_seed
+from robustcli.models.scan.dispatch import choose_backend
+
+CLASSES = {"imagenet-1k": 1000, "cifar10": 10}
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One `--model` with what was said about it.
+
+    Args:
+        name: A catalogue name, or a timm name.
+        weights: A file, or None for the official weights.
+        arguments: For the builder (`--model-arg`).
+        preprocessing: Fields of Preprocessing to override.
+        label_space: What the classes are, where the weights do not say it.
+        untrained: Evaluate the network as initialised; it is marked everywhere.
+    """
+
+    name: str
+    weights: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    label_space: str | None = None
+    untrained: bool = False
+
+
+def resolve(name: str) -> ModelEntry:
+    """The catalogue's entry for `name`, or one made for a timm name.
+
+    Raises:
+        UsageError: Neither the catalogue nor timm has it; the message offers the nearest names.
+    """
+    spelling = {canonical(known): entry for known, entry in CATALOGUE.items()}
+    if canonical(name) in spelling:
+        return spelling[canonical(name)]
+    if timm_library.known(name):
+        return ModelEntry(
+            name, "timm", "timm", name, 0, None, timm_library.pretraining(name), "see source",
+            f"https://huggingface.co/timm/{name}",
+        )  # fmt: skip
+    close = [*nearest(name, CATALOGUE), *timm_library.suggestions(name)]
+    raise UsageError(
+        f"No model is called `{name}`.",
+        f"Did you mean {' or '.join(f'`{c}`' for c in close[:4])}?" if close else "",
+        "`robust list models` shows the names; any timm name works, with its tag.",
+    )
+
+
+def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = False) -> Classifier:
+    """The classifier that `request` names: float32, on the CPU, in eval mode.
+
+    Args:
+        request: What to load.
+        seed: Initialises an untrained network.
+        offline: Forbids every download.
+
+    Raises:
+        UsageError: Unknown name, missing or foreign weights, or a builder argument that does not fit.
+    """
+    entry = resolve(request.name)
+    network, origin = _network(entry, request, seed, offline)
+    space = _label_space(entry, request, network)
+    return Classifier(network, _preprocessing(entry, request, network), Facts(
+        name=entry.name,
+        family=entry.family,
+        builder=f"{entry.builder}:{entry.variant}",
+        arguments=dict(request.arguments),
+        parameters=sum(p.numel() for p in network.parameters()),
+        weights=origin,
+        weights_sha256=hash_state(network.state_dict()),
+        pretraining=_pretraining(entry, request),
+        untrained=request.untrained,
+        label_space=space,
+        scan_backend=_backend(entry),
+    ))  # fmt: skip
+
+
+def _network(entry: ModelEntry, request: ModelRequest, seed: int, offline: bool) -> tuple[nn.Module, str]:  # fmt: skip
+    if request.untrained:
+        torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
+        return _fresh(entry, request.arguments), f"none: initialised with seed {seed}"
+    if entry.builder == "timm" and request.weights is None:
+        network = timm_library.create(
+            entry.variant, pretrained=True, arguments=request.arguments, offline=offline
+        )
+        return network, entry.source
+    path = request.weights or official_weights(entry, offline=offline)
+    state = read_weights(path)
+    if entry.builder == "timm":
+        network = timm_library.load(
+            entry.variant, state, origin=str(path), arguments=request.arguments
+        )
+        return network, str(path)
+    network = vmamba.load(entry.variant, state, origin=str(path), **_checked(entry, request.arguments))
+    return network, path.name if request.weights is None else str(path)
+
+
+def _fresh(entry: ModelEntry, arguments: Mapping[str, Any]) -> nn.Module:
+    if entry.builder == "timm":
+        return timm_library.create(entry.variant, pretrained=False, arguments=arguments)
+    return vmamba.build(entry.variant, **_checked(entry, arguments)).eval()
+
+
+def _checked(entry: ModelEntry, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises UsageError for an argument that the builder does not take."""
+    takes = set(vmamba.VARIANTS[entry.variant].__dataclass_fields__)
+    for argument in arguments:
+        if argument not in takes:
+            raise UsageError(
+                f"`{entry.name}` takes no `--model-arg {argument}=...`.",
+                f"It takes {', '.join(sorted(takes))}.",
+            )
+    return dict(arguments)
+
+
+def _preprocessing(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> Preprocessing:
+    if entry.builder == "timm":
+        own = timm_library.preprocessing(network)
+    else:
+        own = vmamba.PICO if entry.label_space == "cifar10" else vmamba.OFFICIAL
+    return replace(own, **request.preprocessing)
+
+
+def _label_space(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> str:
+    space = request.label_space or entry.label_space
+    classes = getattr(network, "num_classes", None) or getattr(network, "config", entry).num_classes
+    if request.label_space is None and CLASSES[space] != classes:
+        raise UsageError(
+            f"`{entry.name}` tells {classes} classes apart; `{space}` has {CLASSES[space]}.",
+            "", "Name the classes with `--label-space FILE`, one class a line.",
+        )  # fmt: skip
+    return space
+
+
+def _pretraining(entry: ModelEntry, request: ModelRequest) -> str:
+    if request.untrained:
+        return "none (untrained)"
+    return entry.pretraining if request.weights is None else "unknown (weights from a file)"
+
+
+def _backend(entry: ModelEntry) -> str | None:
+    if entry.builder != "vmamba":
+        return None
+    return choose_backend(torch.device("cpu"), torch.float32)

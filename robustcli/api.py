@@ -1,0 +1,86 @@
+"""The commands as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.metrics import table
+from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.reports.render import render
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its folder."""
+
+    path: Path
+
+    @property
+    def record(self) -> RunRecord:
+        """What the run was made of (`run.json`)."""
+        return read_record(self.path)
+
+    def table(self) -> pd.DataFrame:
+        """One row per model, transform and severity; the columns of `results.csv`."""
+        return table(self.path)
+
+    def report(self) -> Path:
+        """Renders the report; returns the path of `report.md`."""
+        return render(self.path)
+
+
+def evaluate(
+    model: str | Sequence[str],
+    data: str | Path | None,
+    transforms: str | Sequence[str],
+    *,
+    out: str | Path,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    untrained: bool = False,
+    **options: Any,
+) -> Run:
+    """The run that `robust eval` would make, computed as far as it is missing.
+
+    Args:
+        model: One name or several.
+        data: A folder, tar, manifest or data set name; None for the default of the label space.
+        transforms: Names, globs or presets, one or several.
+        out: Folder of the run.
+        weights: A weights file, with one model only.
+        model_args: For the model's builder.
+        preprocessing: `resize`, `crop`, `interpolation`, `mean`, `std` to override.
+        untrained: Evaluate the network as initialised.
+        options: Further fields of `robustcli.evaluation.config.EvalConfig` (`severities`, `seed`,
+            `per_class`, `limit`, `device`, `precision`, `batch_size`, `workers`, ...).
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        RunError: Computing failed; finished blocks are kept.
+    """
+    names = [model] if isinstance(model, str) else list(model)
+    wanted = [transforms] if isinstance(transforms, str) else list(transforms)
+    requests = tuple(
+        ModelRequest(
+            name,
+            None if weights is None else Path(weights),
+            dict(model_args or {}),
+            dict(preprocessing or {}),
+            options.get("label_space"),
+            untrained,
+        )
+        for name in names
+    )
+    place = None if data is None else str(data)
+    config = EvalConfig(requests, tuple(wanted), place, Path(out), **options)
+    return Run(run_evaluation(config))

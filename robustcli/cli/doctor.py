@@ -1,0 +1,28 @@
+"""`robust doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from robustcli.cli.options import as_json
+
+
+@click.command("doctor")
+@as_json
+def command(as_json: bool) -> None:
+    """Show versions, devices, scan backends, caches and disk; exit code 3 if something is broken."""
+    from robustcli.evaluation.diagnosis import diagnose
+
+    checks = diagnose()
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            mark = {"ok": " ", "off": "-", "broken": "!"}[check.state]
+            click.echo(f"{mark} {check.name:<{width}}  {check.detail}")
+    if any(check.state == "broken" for check in checks):
+        sys.exit(3)

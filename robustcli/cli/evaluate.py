@@ -1,0 +1,142 @@
+"""`robust eval`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustcli.cli.options import FILE, Assignment, Numbers, as_json, offline, quiet, together
+
+if TYPE_CHECKING:
+    from robustcli.evaluation.config import EvalConfig
+
+_what = together(
+    click.option("--model", "models", multiple=True, required=True,
+                 help="A name of `robust list models` or any timm name; repeat for several."),
+    click.option("--transform", "transforms", multiple=True, required=True,
+                 help="A name, a glob, or a preset (paper21, imagenet-c, all); repeatable."),
+    click.option("--severity", "severities", type=Numbers(int),
+                 help="Fixed strengths, such as 1,3,5, instead of the full range."),
+    click.option("--plugin", "plugins", multiple=True, type=FILE,
+                 help="A Python file with transforms of your own."),
+    click.option("--apply-at", type=click.Choice(["original", "crop"]), default="original",
+                 show_default=True, help="Transform the decoded photo, or the model's crop of it."),
+)  # fmt: skip
+_data = together(
+    click.option("--data", help="A folder, tar, manifest (CSV, Parquet) or data set name."),
+    click.option("--label-space", help="imagenet-1k, cifar10, or a file with one class a line."),
+    click.option("--labels", type=FILE, help="Labels of a flat folder."),
+    click.option("--per-class", type=click.IntRange(1), help="Take so many images of each class."),
+    click.option("--limit", type=click.IntRange(1), help="Take so many images in all."),
+    click.option("--allow-unreadable", type=click.FloatRange(0, 1), default=0.01, show_default=True,
+                 help="Fraction of images that may be unreadable."),
+)  # fmt: skip
+_model = together(
+    click.option("--weights", type=FILE, help="A weights file (one model only)."),
+    click.option("--model-arg", "arguments", multiple=True, type=Assignment(),
+                 help="KEY=VALUE for the model's builder; repeatable."),
+    click.option("--untrained", is_flag=True, help="Evaluate without weights; marked everywhere."),
+    click.option("--resize", type=click.IntRange(1), help="Shorter side after resizing, pixels."),
+    click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, pixels."),
+    click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+                 help="Of the resize."),
+    click.option("--mean", type=Numbers(float, 3), help="Per channel, of values in [0, 1]."),
+    click.option("--std", type=Numbers(float, 3), help="Per channel, of values in [0, 1]."),
+)  # fmt: skip
+_run = together(
+    click.option("--out", type=FILE, help="Folder of the run [default: runs/eval-MODEL-HASH]."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of subset and transforms."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
+                 show_default=True, help="Of the forward pass."),
+    click.option("--scan-backend", envvar="ROBUST_SCAN_BACKEND",
+                 help="Force one of the scan's backends (`robust doctor` lists them)."),
+    click.option("--batch-size", type=click.IntRange(1), help="Images a forward pass."),
+    click.option("--workers", type=click.IntRange(0), help="Loader processes; 0 uses this one."),
+    click.option("--fresh", is_flag=True, help="Discard what the run's folder holds."),
+    click.option("--dry-run", is_flag=True, help="Say what would be computed, and stop."),
+)  # fmt: skip
+
+
+@click.command("eval")
+@_what
+@_data
+@_model
+@_run
+@offline
+@as_json
+@quiet
+def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+    """Measure models on transformed images; the same command again goes on where it stopped.
+
+    \b
+    robust eval --model vmamba-pico --transform paper21
+    robust eval --model vmamba-b --model swin-b --transform 'affine*' --data DIR --per-class 15
+    """
+    from robustcli.cli.progress import ConsoleListener
+
+    config = _config(options)
+    with ConsoleListener(quiet=quiet) as listener:
+        if dry_run:
+            from robustcli.evaluation.dry import forecast
+
+            plan = forecast(config, listener)
+            click.echo(plan.as_json() if as_json else plan.as_text())
+            return
+        from robustcli.evaluation.evaluate import run_evaluation
+
+        try:
+            run = run_evaluation(config, listener)
+        except MemoryError as error:
+            raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
+    _print_results(run, as_json=as_json, quiet=quiet)
+
+
+def _print_results(run: Path, *, as_json: bool, quiet: bool) -> None:
+    from robustcli.evaluation.metrics import table
+    from robustcli.reports.console import accuracy_table
+    from robustcli.reports.render import render
+
+    report = render(run)
+    if as_json:
+        click.echo((run / "results.json").read_text(encoding="utf-8"), nl=False)
+        return
+    click.echo(accuracy_table(table(run)))
+    if not quiet:
+        click.echo(f"Report: {report}")
+
+
+def _config(options: dict[str, Any]) -> EvalConfig:
+    import os
+
+    from robustcli.core.errors import UsageError
+    from robustcli.evaluation.config import EvalConfig
+    from robustcli.adapters.load import ModelRequest
+
+    backend = options.pop("scan_backend")
+    if backend is not None:
+        os.environ["ROBUST_SCAN_BACKEND"] = backend
+    names = options.pop("models")
+    weights, untrained = options.pop("weights"), options.pop("untrained")
+    arguments = dict(options.pop("arguments"))
+    if len(names) > 1 and (weights is not None or arguments):
+        raise UsageError(
+            "`--weights` and `--model-arg` go with one `--model`.",
+            f"Got {len(names)} models.",
+            "Run the command once for each model with the same `--out`: the results join.",
+        )
+    overrides = ("resize", "crop", "interpolation", "mean", "std")
+    given = {name: options.pop(name) for name in overrides}
+    preprocessing = {name: value for name, value in given.items() if value is not None}
+    requests = tuple(
+        ModelRequest(
+            name, weights, arguments, preprocessing, options["label_space"], untrained
+        )
+        for name in names
+    )
+    typed = shlex.join(["robust", *sys.argv[1:]])
+    return EvalConfig(models=requests, command=typed, **options)

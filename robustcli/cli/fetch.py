@@ -1,0 +1,30 @@
+"""`robust fetch`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from robustcli.cli.options import as_json, offline, quiet
+
+
+@click.command("fetch")
+@click.argument("names", nargs=-1, required=True)
+@offline
+@as_json
+@quiet
+def command(names: tuple[str, ...], offline: bool, as_json: bool, quiet: bool) -> None:
+    """Download weights or data by NAME; a download that broke off is continued."""
+    from robustcli.adapters.fetch import fetch
+
+    fetched = [fetch(name, offline=offline) for name in names]
+    if as_json:
+        click.echo(json.dumps([{"name": f.name, "path": str(f.path), "sha256": f.sha256,
+                                "pinned": f.pinned} for f in fetched], indent=2))  # fmt: skip
+        return
+    for one in fetched:
+        click.echo(f"{one.name}: {one.path}")
+        if not quiet:
+            known = "as published" if one.pinned else "none is published; remembered from now on"
+            click.echo(f"  SHA-256 {one.sha256} ({known})")

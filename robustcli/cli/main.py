@@ -1,0 +1,81 @@
+"""The `robust` command: subcommands are imported when they are used, errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from robustcli import __version__
+from robustcli.core.errors import RobustError
+from robustcli.core.names import nearest
+
+# Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
+COMMANDS = {
+    "eval": ("robustcli.cli.evaluate", "Measure models on transformed images."),
+    "report": ("robustcli.cli.report", "Render the report of runs again."),
+    "list": ("robustcli.cli.listing", "Show models, transforms or data sets."),
+    "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
+    "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the documentation."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command `cmd_name`, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the nearest name for a typo."""
+        close = nearest(args[0], COMMANDS) if args[0] not in COMMANDS else []
+        if close:
+            ctx.fail(f"No such command `{args[0]}`. Did you mean `{close[0]}`?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command line and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 stopped."""
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as error:
+            status = error.exit_code
+        except click.ClickException as error:
+            error.show()
+            status = error.exit_code
+        except RobustError as error:
+            click.echo(f"Error: {error}", err=True)
+            status = error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted. What was finished is kept: repeat the command to go on.", err=True)
+            status = INTERRUPTED
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robust")
+def main() -> None:
+    """How well vision models stand image transformations.
+
+    \b
+    robust eval --model vmamba-pico --transform paper21
+    robust eval --model vmamba-b --model swin-b --transform perspective --data DIR
+    robust report runs/eval-vmamba-pico-1a2b3c4d
+    """

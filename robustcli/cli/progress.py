@@ -1,0 +1,89 @@
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing if quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+import click
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ConsoleListener:
+    """Tells the user what a computation does; used as a context so that the bar is closed."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._bar: object | None = None
+        self._total = self._done = self._before = 0
+        self._started = self._last = 0.0
+
+    def __enter__(self) -> ConsoleListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line on standard error."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def start(self, total: int, done: int) -> None:
+        """Shows the bar, or how much there is to do."""
+        self._total, self._done, self._before = total, done, done
+        self._started = self._last = time.monotonic()
+        if self.quiet:
+            return
+        if done:
+            self.say(f"{done:,} of {total:,} predictions are there from before.")
+        if sys.stderr.isatty() and done < total:
+            self._bar = _bar(total, done)
+
+    def advance(self, count: int) -> None:
+        """Moves the bar, or prints a line every ten seconds and at the end."""
+        from rich.progress import Progress, TaskID
+
+        self._done += count
+        if isinstance(self._bar, Progress):
+            self._bar.update(TaskID(0), completed=self._done)
+        elif not self.quiet and self._line_is_due():
+            self._last = time.monotonic()
+            self.say(f"{self._done:,} of {self._total:,} predictions, {self._left()}")
+
+    def _line_is_due(self) -> bool:
+        late = time.monotonic() - self._last >= SECONDS_BETWEEN_LINES
+        return late or self._done == self._total
+
+    def _left(self) -> str:
+        spent = time.monotonic() - self._started
+        rate = (self._done - self._before) / max(spent, 1e-9)
+        if self._done == self._total:
+            return f"done in {spent:.0f} s ({rate:,.0f} a second)."
+        return f"about {(self._total - self._done) / rate:.0f} s left."
+
+
+def _bar(total: int, done: int) -> object:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("predictions"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    bar = Progress(*columns, console=Console(stderr=True))
+    bar.start()
+    bar.add_task("predictions", total=total, completed=done)
+    return bar

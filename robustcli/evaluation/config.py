@@ -1,0 +1,60 @@
+"""What a user asked `robust eval` for, before anything is looked up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from robustcli.adapters.classifier import Precision
+from robustcli.adapters.load import ModelRequest
+
+BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """All settings of one evaluation; see `robust eval --help` for their meaning."""
+
+    models: tuple[ModelRequest, ...]
+    transforms: tuple[str, ...]
+    data: str | None = None
+    out: Path | None = None
+    severities: tuple[int, ...] | None = None
+    plugins: tuple[Path, ...] = ()
+    label_space: str | None = None
+    labels: Path | None = None
+    per_class: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    apply_at: Literal["original", "crop"] = "original"
+    precision: Precision = "fp32"
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    allow_unreadable: float = 0.01
+    fresh: bool = False
+    offline: bool = False
+    command: str = "robustcli.evaluate(...)"
+
+    def directory(self, digest: str) -> Path:
+        """Where the run goes: `out`, else a folder named by the first model and a hash of settings.
+
+        Args:
+            digest: The hash of the image list. Models and transforms are not hashed, so that adding
+                one continues the same run; everything that changes existing rows is.
+        """
+        if self.out is not None:
+            return self.out
+        settings = [digest, self.seed, self.apply_at, self.precision, *map(_changes, self.models)]
+        short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
+        first = self.models[0].name.replace("/", "-").replace(":", "-")
+        return Path("runs") / f"eval-{first}-{short}"
+
+
+def _changes(request: ModelRequest) -> object:
+    """What was said about a model beyond its name; nothing for a model as published."""
+    said = (request.weights, dict(request.arguments), dict(request.preprocessing), request.untrained)
+    return [request.name, *said] if any(said) else None

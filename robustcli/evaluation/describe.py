@@ -1,0 +1,72 @@
+"""The parts of a run as records: what `run.json` says of data, models, transforms and versions."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+
+from robustcli import __version__
+from robustcli.adapters.classifier import Classifier
+from robustcli.data.index import ImageIndex
+from robustcli.evaluation.loader import ORIGINAL
+from robustcli.evaluation.record import (
+    DatasetRecord,
+    ModelRecord,
+    PreprocessingRecord,
+    TransformRecord,
+)
+from robustcli.transforms.registry import TransformCell
+
+# What decides pixels and logits.
+_PACKAGES = ("torch", "torchvision", "timm", "numba", "imaug", "numpy", "pillow",
+             "opencv-python-headless", "scikit-image")  # fmt: skip
+
+
+def dataset_record(index: ImageIndex) -> DatasetRecord:
+    """The record of the images."""
+    return DatasetRecord(
+        name=index.name,
+        location=index.location,
+        label_space=index.label_space.name,
+        classes=len(index.label_space.ids),
+        images=len(index.images),
+        images_available=index.available,
+        subset=index.subset,
+        demonstration=index.demonstration,
+        digest=index.digest,
+    )
+
+
+def model_record(classifier: Classifier, *, at_crop: bool) -> ModelRecord:
+    """The record of one model; `view` names the pixels that its transforms act on."""
+    facts, own = classifier.facts, classifier.preprocessing
+    return ModelRecord(
+        **asdict(facts),
+        preprocessing=PreprocessingRecord(**asdict(own)),
+        view=own.view if at_crop else ORIGINAL,
+    )
+
+
+def transform_record(cell: TransformCell) -> TransformRecord:
+    """The record of one transform at one severity."""
+    transform = cell.transform
+    return TransformRecord(
+        name=transform.name,
+        severity=cell.severity,
+        family=transform.family,
+        geometric=transform.geometric,
+        parameters=transform.parameters(cell.severity),
+        assumed=transform.assumed,
+    )
+
+
+def versions() -> dict[str, str]:
+    """The version of this program, of Python, and of every package that decides the numbers."""
+    found = {"robust": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # another distribution may bring the same import (opencv-python)
+    return found

@@ -1,0 +1,126 @@
+"""The device a run computes on, and what it used of it."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from types import TracebackType
+
+import torch
+
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.sessions import DeviceUse
+
+SAMPLE_SECONDS = 0.5
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: `name` is no device, or this machine lacks it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"`--device {name}` is no device.", "Use auto, cpu, cuda, cuda:1 or mps.") from error  # fmt: skip
+    missing = {"cuda": not _has_cuda(device.index), "mps": not _has_mps()}.get(device.type, False)
+    if missing:
+        raise UsageError(
+            f"`--device {name}` is not on this machine.",
+            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
+            "Use `--device auto`, which takes what is there; `robust doctor` shows it.",
+        )
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"`--device {name}` is not supported.", "Use auto, cpu, cuda or mps.")
+    return device
+
+
+def _has_cuda(index: int | None) -> bool:
+    return torch.cuda.is_available() and (index or 0) < torch.cuda.device_count()
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, as reports name it."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    machine = platform.processor() or platform.machine()
+    return f"{device.type} ({machine}, {torch.get_num_threads()} threads)"
+
+
+class DeviceMonitor:
+    """Measures peak memory, utilisation and energy of a CUDA device between enter and exit.
+
+    On other devices, or where NVML does not answer, the values it cannot have are None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._samples: list[int] = []
+        self._stop = threading.Event()
+        self._handle: object | None = None
+
+    def __enter__(self) -> DeviceMonitor:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._handle = _nvml_handle(self.device)
+            self._energy = _energy(self._handle)
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._stop.set()
+
+    def use(self) -> DeviceUse | None:
+        """What was used so far; None on devices other than CUDA."""
+        if self.device.type != "cuda":
+            return None
+        now = _energy(self._handle)
+        used = None if now is None or self._energy is None else (now - self._energy) / 1000
+        mean = sum(self._samples) / len(self._samples) if self._samples else None
+        return DeviceUse(
+            peak_memory_bytes=torch.cuda.max_memory_allocated(self.device),
+            utilisation_percent=mean,
+            energy_joules=used,
+        )
+
+    def _sample(self) -> None:
+        import pynvml
+
+        while self._handle is not None and not self._stop.wait(SAMPLE_SECONDS):
+            try:
+                self._samples.append(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+            except pynvml.NVMLError:
+                return
+
+
+def _nvml_handle(device: torch.device) -> object | None:
+    """NVML's handle of `device`, found by UUID: NVML and CUDA may count devices differently."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        handle: object = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+        return handle
+    except (pynvml.NVMLError, AttributeError):
+        return None
+
+
+def _energy(handle: object | None) -> int | None:
+    """Millijoules since the driver was loaded; None where the device does not count them."""
+    import pynvml
+
+    try:
+        return None if handle is None else int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,88 @@
+"""What this machine has for a run: versions, devices, scan backends, caches, disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.places import is_here
+from robustcli.core.errors import RobustError
+from robustcli.data.download import data_home
+from robustcli.evaluation.describe import versions
+from robustcli.models.scan.dispatch import BACKENDS, choose_backend
+from robustcli.models.scan.selfcheck import worst_error
+
+TOLERANCE = 1e-5  # relative to the largest value; float32 against float64
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis; `off` means absent without harm."""
+
+    name: str
+    state: Literal["ok", "off", "broken"]
+    detail: str
+
+
+def diagnose() -> list[Check]:
+    """Every check, in the order of the output. Takes a few seconds: kernels are tried for real."""
+    return [*_versions(), *_devices(), *_backends(), *_places()]
+
+
+def _versions() -> Iterator[Check]:
+    for name, found in versions().items():
+        yield Check(name, "ok", found)
+    try:
+        import torchvision.ops  # noqa: F401  a pair that does not fit fails here
+    except (ImportError, RuntimeError) as error:
+        yield Check("torch and torchvision", "broken", f"do not fit together: {error}")
+
+
+def _devices() -> Iterator[Check]:
+    yield Check("cpu", "ok", f"{torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        yield Check(f"cuda:{index}", "ok", torch.cuda.get_device_name(index))
+    if not torch.cuda.is_available():
+        yield Check("cuda", "off", f"torch {torch.__version__} sees no CUDA device")
+    if not torch.backends.mps.is_available():
+        yield Check("mps", "off", "no Apple GPU")
+
+
+def _backends() -> Iterator[Check]:
+    try:
+        serving = choose_backend(torch.device("cpu"), torch.float32)
+    except RobustError as error:
+        yield Check("scan", "broken", f"{error.what} {error.why}")
+        return
+    for name, backend in BACKENDS.items():
+        reason = backend.available()
+        if reason is not None:
+            yield Check(f"scan: {name}", "off", reason)
+            continue
+        error_found = worst_error(backend)
+        right = error_found < TOLERANCE
+        serves = "serves the CPU, " if name == serving else ""
+        yield Check(
+            f"scan: {name}",
+            "ok" if right else "broken",
+            f"{serves}differs from the float64 reference by {error_found:.1e} at most",
+        )
+
+
+def _places() -> Iterator[Check]:
+    home = data_home()
+    existing = next(p for p in (home, *home.parents) if p.exists())
+    yield Check("downloads", "ok", f"{home}, {_free(existing)} free")
+    yield Check("this folder", "ok", f"{Path.cwd()}, {_free(Path.cwd())} free")
+    here = [entry.name for entry in CATALOGUE.values() if is_here(entry)]
+    yield Check("weights here", "ok", ", ".join(here) or "none")
+
+
+def _free(path: Path) -> str:
+    return f"{shutil.disk_usage(path).free / 1e9:.1f} GB"

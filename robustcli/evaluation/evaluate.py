@@ -1,0 +1,154 @@
+"""The evaluation itself: prepare, compute what is missing, close the books."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import torch
+from filelock import FileLock, Timeout
+
+from robustcli.adapters.classifier import Classifier
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.device import DeviceMonitor, describe
+from robustcli.evaluation.forward import Forward
+from robustcli.evaluation.listener import Listener, Silent
+from robustcli.evaluation.loader import Source
+from robustcli.evaluation.plan import Plan, starting_block
+from robustcli.evaluation.prepare import Selection, load_models, make_plan, open_run, select
+from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.runner import Runner
+from robustcli.evaluation.samples import write_samples
+from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.store import Cell
+
+_DEFAULT_BATCH = {"cuda": 128, "mps": 64, "cpu": 32}
+
+
+def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path:
+    """Computes what `config` asks for and is not there yet; returns the run's folder.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        RunError: Computing failed; finished blocks are kept.
+    """
+    listener = listener or Silent()
+    selection = select(config, listener)
+    models = load_models(config, selection)
+    with FileLock(_beside(selection.run)):
+        record = open_run(config, selection, models)
+    plan = make_plan(record, selection, models)
+    status: Literal["complete", "partial", "failed"] = "partial"
+    try:
+        with _slot(selection.run) as slot:
+            write_samples(
+                selection.run, selection.index.images, list(selection.cells.values()), config.seed
+            )
+            _compute(config, selection, models, plan, slot, listener)
+        status = "complete" if _is_complete(selection.run, plan) else "partial"
+    except Exception:
+        status = "failed"
+        raise
+    finally:
+        _close(selection.run, status)
+    return selection.run
+
+
+def _compute(
+    config: EvalConfig, selection: Selection, models: dict[str, Classifier], plan: Plan, slot: int,
+    listener: Listener,
+) -> None:  # fmt: skip
+    missing = list(plan.missing(starting_block(slot, plan.block_count)))
+    listener.start(plan.forwards, plan.forwards - sum(block.forwards for block in missing))
+    if not missing:
+        return
+    device = selection.device
+    batch_size = min(config.batch_size or _DEFAULT_BATCH[device.type], plan.block_size)
+    source = Source(
+        plan,
+        selection.cells,
+        {model.preprocessing.view: model.preprocessing for model in models.values()},
+        {name: model.preprocessing.view for name, model in models.items()},
+        tuple(block.block for block in missing),
+        batch_size,
+        config.seed,
+        config.apply_at == "crop",
+    )
+    forwards = {name: Forward(model) for name, model in models.items()}
+    most = int(config.allow_unreadable * len(plan.images))
+    runner = Runner(plan.store, source, forwards, listener, most)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    with DeviceMonitor(device) as monitor:
+        try:
+            runner.run(_workers(config, device), pin=device.type == "cuda")
+        finally:
+            session = Session(
+                started=started,
+                seconds=time.perf_counter() - clock,
+                waiting_seconds=runner.waiting_seconds,
+                device=describe(device),
+                threads=torch.get_num_threads(),
+                batch_size=batch_size,
+                models={name: forward.cost for name, forward in forwards.items()},
+                device_use=monitor.use(),
+            )
+            name = f"{started:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}"
+            write_session(selection.run, name, session)
+
+
+def _workers(config: EvalConfig, device: torch.device) -> int:
+    """Loader processes: on the CPU the model needs the cores itself."""
+    if config.workers is not None:
+        return config.workers
+    cores = os.cpu_count() or 1
+    return max(1, cores // 4) if device.type == "cpu" else max(1, min(8, cores - 1))
+
+
+def _is_complete(run: Path, plan: Plan) -> bool:
+    """Whether every model and transform of the run's record, not only this command's, is there."""
+    record = read_record(run)
+    whole = replace(
+        plan,
+        models=tuple(model.name for model in record.models),
+        cells=tuple(Cell(t.name, t.severity) for t in record.transforms),
+        views=tuple(sorted({model.view for model in record.models})),
+    )
+    return next(whole.missing(), None) is None
+
+
+def _close(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
+    with FileLock(_beside(run)):
+        record = read_record(run)
+        write_record(run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)}))
+
+
+def _beside(run: Path) -> Path:
+    """The lock under which `run.json` is read, changed and written."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    return run.parent / f".{run.name}.lock"
+
+
+@contextmanager
+def _slot(run: Path) -> Iterator[int]:
+    """The lowest number that no other living process holds on this run."""
+    folder = run / ".slots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in count():
+        lock = FileLock(folder / str(number))
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            continue
+    try:
+        yield number
+    finally:
+        lock.release()

@@ -1,0 +1,31 @@
+"""How a long computation tells what it is doing, without knowing who listens."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Receives what happens; the command line prints it, a notebook may ignore it."""
+
+    def say(self, text: str) -> None:
+        """A line for the user: a default that was taken, something skipped."""
+
+    def start(self, total: int, done: int) -> None:
+        """Work begins: `total` model inputs, of which `done` were there before."""
+
+    def advance(self, count: int) -> None:
+        """`count` more model inputs are computed."""
+
+
+class Silent:
+    """A listener that listens to nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def start(self, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, count: int) -> None:
+        """Nothing."""

@@ -1,0 +1,83 @@
+"""Going on with a run: the same settings, or an error that names the one that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.record import ModelRecord, RunRecord
+
+# What decides a row. Device, versions, workers and batch size change no more than rounding.
+_OF_RUN = {"seed": "--seed", "apply_at": "--apply-at", "precision": "--precision"}
+_OF_MODEL = {
+    "builder": "--model",
+    "weights_sha256": "--weights",
+    "arguments": "--model-arg",
+    "preprocessing": "preprocessing (--resize, --crop, --interpolation, --mean, --std)",
+    "untrained": "--untrained",
+}
+
+
+def joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
+    """`new` with the models and transforms of `old` that it lacks, first those of `old`.
+
+    Raises:
+        UsageError: A setting that decides existing rows differs; the message names it.
+    """
+    difference = next(_differences(old, new), None)
+    if difference is not None:
+        raise UsageError(
+            f"`{run}` holds a run with other settings.",
+            difference,
+            "Use another `--out` (or none, for a folder of its own), or `--fresh` to discard that run.",
+        )
+    names = {model.name for model in old.models}
+    cells = {(t.name, t.severity) for t in old.transforms}
+    return new.model_copy(
+        update={
+            "created": old.created,
+            "block_size": old.block_size,
+            "models": [*old.models, *(m for m in new.models if m.name not in names)],
+            "transforms": [
+                *old.transforms,
+                *(t for t in new.transforms if (t.name, t.severity) not in cells),
+            ],
+        }
+    )
+
+
+def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
+    if old.dataset.digest != new.dataset.digest:
+        yield (
+            f"Its list of images is another one: {old.dataset.images} of `{old.dataset.name}`"
+            f"{_subset(old)}, now {new.dataset.images} of `{new.dataset.name}`{_subset(new)} "
+            "(`--data`, `--per-class`, `--limit`, `--seed`)."
+        )
+    for field, flag in _OF_RUN.items():
+        if getattr(old, field) != getattr(new, field):
+            yield f"`{flag}` was {getattr(old, field)}, now it is {getattr(new, field)}."
+    known = {model.name: model for model in old.models}
+    for model in new.models:
+        if model.name in known:
+            yield from _model_differences(known[model.name], model)
+    parameters = {(t.name, t.severity): t.parameters for t in old.transforms}
+    for cell in new.transforms:
+        if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
+            yield f"The parameters of transform `{cell.name}` are other ones."
+
+
+def _model_differences(old: ModelRecord, new: ModelRecord) -> Iterator[str]:
+    for field, flag in _OF_MODEL.items():
+        before, now = getattr(old, field), getattr(new, field)
+        if before != now:
+            yield f"`{old.name}`: {flag} differs ({_short(before)}, now {_short(now)})."
+
+
+def _subset(record: RunRecord) -> str:
+    return f" ({record.dataset.subset})" if record.dataset.subset else ""
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,145 @@
+"""Computing what is missing: batches in, one durable row file per finished cell of a block."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from robustcli.adapters.classifier import Predictions
+from robustcli.core.errors import RobustError, RunError
+from robustcli.evaluation.forward import Forward
+from robustcli.evaluation.listener import Listener
+from robustcli.evaluation.loader import Batch, Source, batch_stream
+from robustcli.evaluation.store import (
+    INPUT_SCHEMA,
+    PREDICTION_SCHEMA,
+    SKIPPED_SCHEMA,
+    Cell,
+    Store,
+    write_rows,
+)
+
+Row = dict[str, object]
+
+
+@dataclass
+class _Part:
+    """The rows of one batch of a block, by the file they go to."""
+
+    predictions: dict[str, list[Row]]
+    inputs: dict[str, list[Row]]
+    unreadable: list[Row]
+
+
+@dataclass
+class Runner:
+    """One process's work on a run.
+
+    Args:
+        store: Where rows go.
+        source: The batches that are missing.
+        forwards: The models by name.
+        listener: Who hears of the progress.
+        most_unreadable: How many unreadable images are tolerated.
+    """
+
+    store: Store
+    source: Source
+    forwards: Mapping[str, Forward]
+    listener: Listener
+    most_unreadable: int
+    waiting_seconds: float = 0.0
+    _parts: dict[tuple[int, Cell], dict[int, _Part]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def run(self, workers: int, *, pin: bool) -> None:
+        """Computes until nothing is missing.
+
+        Raises:
+            RunError: Too many images are unreadable, a disk is full, or memory does not suffice for
+                one image. Finished blocks are kept.
+        """
+        unreadable = set(self.store.skipped()["image_id"])
+        stream = iter(batch_stream(self.source, workers, pin=pin))
+        while True:
+            started = time.perf_counter()
+            batch = next(stream, None)
+            self.waiting_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            if isinstance(batch, RobustError):
+                raise batch
+            unreadable |= {image_id for image_id, _ in batch.unreadable}
+            self._take(batch)
+            if len(unreadable) > self.most_unreadable:
+                raise _too_many(unreadable, self.most_unreadable)
+
+    def _take(self, batch: Batch) -> None:
+        parts = self._parts[batch.block, batch.cell]
+        parts[batch.first] = _Part(
+            {model: self._predict(model, batch) for model in batch.models},
+            {view: _input_rows(batch, view) for view in batch.measures},
+            [{"image_id": name, "reason": reason} for name, reason in batch.unreadable],
+        )
+        self.listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
+        if len(parts) == batch.of:
+            self._write(batch, [parts[place] for place in range(batch.of)])
+            del self._parts[batch.block, batch.cell]
+
+    def _predict(self, model: str, batch: Batch) -> list[Row]:
+        if not batch.image_ids:
+            return []
+        views = batch.views[self.source.model_views[model]]
+        answers = self.forwards[model](views, torch.tensor(batch.targets))
+        return _prediction_rows(batch, answers)
+
+    def _write(self, batch: Batch, parts: list[_Part]) -> None:
+        """Unreadable images first: rows must never be there without the reason why some lack."""
+        unreadable = [row for part in parts for row in part.unreadable]
+        if unreadable:
+            write_rows(self.store.skipped_path(batch.block), unreadable, SKIPPED_SCHEMA)
+        for view in batch.measures:
+            rows = [row for part in parts for row in part.inputs[view]]
+            write_rows(self.store.input_path(view, batch.cell, batch.block), rows, INPUT_SCHEMA)
+        for model in batch.models:
+            rows = [row for part in parts for row in part.predictions[model]]
+            path = self.store.prediction_path(model, batch.cell, batch.block)
+            write_rows(path, rows, PREDICTION_SCHEMA)
+
+
+def _prediction_rows(batch: Batch, answers: Predictions) -> list[Row]:
+    return [
+        {
+            "image_id": image_id,
+            "target": target,
+            "prediction": int(top5[0]),
+            "top5": top5.tolist(),
+            "probability": float(probability),
+            "target_probability": float(of_target),
+        }
+        for image_id, target, top5, probability, of_target in zip(
+            batch.image_ids, batch.targets, answers.top5, answers.probability,
+            answers.target_probability, strict=True,
+        )
+    ]  # fmt: skip
+
+
+def _input_rows(batch: Batch, view: str) -> list[Row]:
+    return [
+        {"image_id": name, "digest": m.digest, "psnr_db": m.psnr_db, "changed": m.changed}
+        for name, m in zip(batch.image_ids, batch.measures[view], strict=True)
+    ]
+
+
+def _too_many(unreadable: set[str], most: int) -> RunError:
+    return RunError(
+        f"{len(unreadable)} images cannot be read; {most} are tolerated.",
+        f"The first ones: {', '.join(sorted(unreadable)[:3])}.",
+        "Repair the data, or tolerate more with `--allow-unreadable 0.05` (a fraction): the same "
+        "command continues the run.",
+    )
