@@ -1,10 +1,11 @@
-"""Trains the bundled `vmamba-pico` on CIFAR-10's 50,000 training images and measures it on all 10,000 test images.
+"""Trains the bundled `vmamba-pico` on CIFAR-10 and measures it on all 10,000 test images.
 
     python recipes/train_vmamba_pico.py --source ../shared/data/cifar10_jpeg --out runs/vmamba-pico
 
-`--source` holds `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. The test images take no
-part in any choice: the number of epochs is fixed beforehand and the last averaged weights are kept.
-"""  # fmt: skip
+`--source` holds `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. The test images
+take no part in any choice: the number of epochs is fixed beforehand and the last averaged weights
+are kept.
+"""
 
 from __future__ import annotations
 

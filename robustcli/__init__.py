@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `robustcli.api`, imported on use, so that the command line starts at once."""
+    """The functions of `robustcli.api`, imported on use: the command line starts at once."""
     if name in __all__:
         from robustcli import api
 

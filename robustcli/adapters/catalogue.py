@@ -15,8 +15,8 @@ _RELEASES = f"{_VMAMBA}/releases/download"
 class ModelEntry:
     """One name, and what is known of it before anything is downloaded.
 
-    `variant` is the builder's own name for it. `published` is the top-1 on ImageNet-1K's validation set
-    at 224 pixels, in percent, as its authors or timm state it. `asset` names a bundled file.
+    `variant` is the builder's own name for it. `published` is the top-1 on ImageNet-1K's validation
+    set at 224 pixels, in percent, as its authors or timm state it. `asset` names a bundled file.
     """
 
     name: str

@@ -19,7 +19,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 class _Inert(dict[str, Any]):
-    """Stands in for a class named in a checkpoint: takes its contents, has none of its behaviour."""
+    """Stands in for a class named in a checkpoint: its contents, none of its behaviour."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -32,8 +32,8 @@ _KNOWN = ("yacs.config.CfgNode", "argparse.Namespace")
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in `path`: safetensors, or a torch file, bare or wrapped by its trainer.
 
-    A wrapped file gives its averaged weights (`model_ema`) where it has them, else `model`, `state_dict`
-    or `network_weights`. Prefixes left by DataParallel and torch.compile are removed.
+    A wrapped file gives its averaged weights (`model_ema`) where it has them, else `model`,
+    `state_dict` or `network_weights`. Prefixes left by DataParallel and torch.compile are removed.
 
     Raises:
         UsageError: The file is missing, damaged, holds code, or holds no weights.

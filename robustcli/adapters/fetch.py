@@ -31,7 +31,9 @@ def fetch(name: str, *, offline: bool) -> Fetched:
         RunError: The download failed.
     """
     datasets = {dataset.name: dataset for dataset in DATASETS}
-    known = find(name, [*CATALOGUE, *datasets], kind="model or data set", listing="robust list models")
+    known = find(
+        name, [*CATALOGUE, *datasets], kind="model or data set", listing="robust list models"
+    )
     if known in datasets:
         path = fetch_dataset(known, offline=offline)
         return Fetched(known, path, file_sha256(path), datasets[known].sha256 is not None)
@@ -46,7 +48,7 @@ def fetch(name: str, *, offline: bool) -> Fetched:
 
 
 def _from_hub(variant: str, offline: bool) -> Path:
-    """timm's weights through the hub's client, which resumes and checks by itself."""
+    """Timm's weights through the hub's client, which resumes and checks by itself."""
     cached = hub_file(variant)
     if cached is not None:
         return cached

@@ -20,6 +20,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
 from robustcli.models.scan.dispatch import choose_backend
+from robustcli.models.vmamba import VARIANTS, build
 
 CLASSES = {"imagenet-1k": 1000, "cifar10": 10}
 
@@ -76,7 +77,7 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
         offline: Forbids every download.
 
     Raises:
-        UsageError: Unknown name, missing or foreign weights, or a builder argument that does not fit.
+        UsageError: Unknown name, missing or foreign weights, or an argument that does not fit.
     """
     entry = resolve(request.name)
     network, origin = _network(entry, request, seed, offline)
@@ -96,7 +97,9 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
     ))  # fmt: skip
 
 
-def _network(entry: ModelEntry, request: ModelRequest, seed: int, offline: bool) -> tuple[nn.Module, str]:  # fmt: skip
+def _network(
+    entry: ModelEntry, request: ModelRequest, seed: int, offline: bool
+) -> tuple[nn.Module, str]:
     if request.untrained:
         torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
         return _fresh(entry, request.arguments), f"none: initialised with seed {seed}"
@@ -112,19 +115,21 @@ def _network(entry: ModelEntry, request: ModelRequest, seed: int, offline: bool)
             entry.variant, state, origin=str(path), arguments=request.arguments
         )
         return network, str(path)
-    network = vmamba.load(entry.variant, state, origin=str(path), **_checked(entry, request.arguments))
+    network = vmamba.load(
+        entry.variant, state, origin=str(path), **_checked(entry, request.arguments)
+    )
     return network, path.name if request.weights is None else str(path)
 
 
 def _fresh(entry: ModelEntry, arguments: Mapping[str, Any]) -> nn.Module:
     if entry.builder == "timm":
         return timm_library.create(entry.variant, pretrained=False, arguments=arguments)
-    return vmamba.build(entry.variant, **_checked(entry, arguments)).eval()
+    return build(entry.variant, **_checked(entry, arguments)).eval()
 
 
 def _checked(entry: ModelEntry, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Raises UsageError for an argument that the builder does not take."""
-    takes = set(vmamba.VARIANTS[entry.variant].__dataclass_fields__)
+    takes = set(VARIANTS[entry.variant].__dataclass_fields__)
     for argument in arguments:
         if argument not in takes:
             raise UsageError(
@@ -144,7 +149,7 @@ def _preprocessing(entry: ModelEntry, request: ModelRequest, network: nn.Module)
 
 def _label_space(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> str:
     space = request.label_space or entry.label_space
-    classes = getattr(network, "num_classes", None) or getattr(network, "config", entry).num_classes
+    classes = network.num_classes
     if request.label_space is None and CLASSES[space] != classes:
         raise UsageError(
             f"`{entry.name}` tells {classes} classes apart; `{space}` has {CLASSES[space]}.",

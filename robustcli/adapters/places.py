@@ -19,7 +19,7 @@ def local_path(entry: ModelEntry) -> Path:
 
 
 def hub_file(variant: str) -> Path | None:
-    """timm's weights `variant` in the hub's cache; None while they are not there.
+    """Timm's weights `variant` in the hub's cache; None while they are not there.
 
     The cache's layout is public (huggingface_hub, "Understand caching"); reading it here keeps the
     client's slow import out of `robust list`.

@@ -1,4 +1,4 @@
-"""How a photo becomes a model's input, in uint8: resize and centre crop as torchvision does with PIL."""
+"""How a photo becomes a model's input: resize and centre crop as torchvision does with PIL."""
 
 from __future__ import annotations
 

@@ -20,8 +20,10 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import nearest
 
 # Data sets that timm's tags name beside ImageNet-1K.
-_LARGER = ("in22k", "in21k", "in12k", "jft", "laion", "lvd", "openai", "merged", "yfcc", "ig1b",
-           "ssl", "swsl", "sw_", "dino", "metaclip", "datacomp", "webli", "miil", "goog")  # fmt: skip
+_LARGER = (
+    "in22k", "in21k", "in12k", "jft", "laion", "lvd", "openai", "merged", "yfcc", "ig1b", "ssl",
+    "swsl", "sw_", "dino", "metaclip", "datacomp", "webli", "miil", "goog",
+)  # fmt: skip
 
 
 def known(name: str) -> bool:
@@ -30,20 +32,19 @@ def known(name: str) -> bool:
 
 
 def suggestions(name: str) -> list[str]:
-    """timm's names that look like `name`."""
+    """Timm's names that look like `name`."""
     return nearest(name.split(".")[0], timm.list_models())
 
 
 def create(
     name: str, *, pretrained: bool, arguments: Mapping[str, Any], offline: bool = False
 ) -> nn.Module:
-    """timm's network `name`, in eval mode; with its published weights if `pretrained`.
+    """The timm network `name`, in eval mode; with its published weights if `pretrained`.
 
     Weights come from the hub's cache when they are there; if `offline`, from nowhere else.
 
     Raises:
-        UsageError: The architecture takes no such argument, has no such tag, or the weights cannot be
-            downloaded.
+        UsageError: The architecture takes no such argument, has no such tag, or no weights came.
     """
     try:
         with _hub(offline):
@@ -75,8 +76,10 @@ def _hub(offline: bool) -> Iterator[None]:
         hub_constants.HF_HUB_OFFLINE = before
 
 
-def load(name: str, state: Mapping[str, Tensor], *, origin: str, arguments: Mapping[str, Any]) -> nn.Module:  # fmt: skip
-    """timm's network `name` with the weights `state`, in eval mode.
+def load(
+    name: str, state: Mapping[str, Tensor], *, origin: str, arguments: Mapping[str, Any]
+) -> nn.Module:
+    """The timm network `name` with the weights `state`, in eval mode.
 
     Raises:
         UsageError: The weights are of another network.
@@ -100,7 +103,9 @@ def preprocessing(network: nn.Module) -> Preprocessing:
         )
     scale = math.floor(side / config["crop_pct"])
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Preprocessing(scale, side, config["interpolation"], mean, std, mode)
+    return Preprocessing(
+        scale, side, config["interpolation"], mean, std, "squash" if mode == "squash" else "center"
+    )
 
 
 def pretraining(name: str) -> str:

@@ -1,4 +1,4 @@
-"""VMamba from its official files: old names, trainer wrappers, and which of the releases a file is."""
+"""VMamba from its official files: old names, and which of the releases a file is."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
     """The official weights file of `entry`, downloaded when it is not here yet.
 
     Raises:
-        UsageError: It is not here and cannot be downloaded; the message gives address, file and flag.
+        UsageError: It is not here and cannot be had; the message gives address, file and flag.
     """
     path = local_path(entry)
     if path.is_file() or entry.weights_url is None:

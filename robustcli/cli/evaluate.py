@@ -42,15 +42,15 @@ _model = together(
     click.option("--untrained", is_flag=True, help="Evaluate without weights; marked everywhere."),
     click.option("--resize", type=click.IntRange(1), help="Shorter side after resizing, pixels."),
     click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, pixels."),
-    click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
-                 help="Of the resize."),
+    click.option("--interpolation", help="Of the resize: nearest, bilinear, bicubic or lanczos.",
+                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"])),
     click.option("--mean", type=Numbers(float, 3), help="Per channel, of values in [0, 1]."),
     click.option("--std", type=Numbers(float, 3), help="Per channel, of values in [0, 1]."),
 )  # fmt: skip
 _run = together(
     click.option("--out", type=FILE, help="Folder of the run [default: runs/eval-MODEL-HASH]."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of subset and transforms."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
                  show_default=True, help="Of the forward pass."),
     click.option("--scan-backend", envvar="ROBUST_SCAN_BACKEND",
@@ -71,7 +71,7 @@ _run = together(
 @as_json
 @quiet
 def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
-    """Measure models on transformed images; the same command again goes on where it stopped.
+    r"""Measure models on transformed images; the same command again goes on where it stopped.
 
     \b
     robust eval --model vmamba-pico --transform paper21
@@ -113,9 +113,9 @@ def _print_results(run: Path, *, as_json: bool, quiet: bool) -> None:
 def _config(options: dict[str, Any]) -> EvalConfig:
     import os
 
+    from robustcli.adapters.load import ModelRequest
     from robustcli.core.errors import UsageError
     from robustcli.evaluation.config import EvalConfig
-    from robustcli.adapters.load import ModelRequest
 
     backend = options.pop("scan_backend")
     if backend is not None:
@@ -133,9 +133,7 @@ def _config(options: dict[str, Any]) -> EvalConfig:
     given = {name: options.pop(name) for name in overrides}
     preprocessing = {name: value for name, value in given.items() if value is not None}
     requests = tuple(
-        ModelRequest(
-            name, weights, arguments, preprocessing, options["label_space"], untrained
-        )
+        ModelRequest(name, weights, arguments, preprocessing, options["label_space"], untrained)
         for name in names
     )
     typed = shlex.join(["robust", *sys.argv[1:]])

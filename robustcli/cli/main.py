@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the command line and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 stopped."""
+        """Runs the command and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 stopped."""
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
@@ -64,7 +64,9 @@ class LazyGroup(click.Group):
             click.echo(f"Error: {error}", err=True)
             status = error.exit_code
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted. What was finished is kept: repeat the command to go on.", err=True)
+            click.echo(
+                "Interrupted. What was finished is kept: repeat the command to go on.", err=True
+            )
             status = INTERRUPTED
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -72,7 +74,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robust")
 def main() -> None:
-    """How well vision models stand image transformations.
+    r"""How well vision models stand image transformations.
 
     \b
     robust eval --model vmamba-pico --transform paper21

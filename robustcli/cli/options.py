@@ -21,7 +21,7 @@ offline = click.option(
 )
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
     """Comma-separated numbers, as a tuple.
 
     Args:
@@ -45,11 +45,13 @@ class Numbers(click.ParamType):
         except ValueError:
             self.fail(f"`{value}` is not numbers with commas between them.", param, ctx)
         if self.exactly is not None and len(numbers) != self.exactly:
-            self.fail(f"`{value}`: expected {self.exactly} numbers, got {len(numbers)}.", param, ctx)
+            self.fail(
+                f"`{value}`: expected {self.exactly} numbers, got {len(numbers)}.", param, ctx
+            )
         return numbers
 
 
-class Assignment(click.ParamType):
+class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """`KEY=VALUE` as a pair; the value is a Python literal where it reads as one, else text."""
 
     name = "key=value"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: The file system refused (disk full, no permission); `path` is as it was.
     """
+    # Not from tempfile: its files are readable by their owner alone, results are to be shared.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise _refused(path, error) from error
-    beside = Path(name)
-    try:
         yield beside
         _fsync(beside)
-        os.replace(beside, path)
+        beside.replace(path)
         _fsync(path.parent)
     except OSError as error:
         raise _refused(path, error) from error
@@ -59,6 +55,6 @@ def _refused(path: Path, error: OSError) -> RunError:
     return RunError(
         f"Cannot write `{path}`.",
         f"The file system says: {error.strerror or error}.",
-        "Free some space or choose another `--out`, then repeat the command: "
+        "Mend that (free space, permissions, another folder), then repeat the command: "
         "everything that was finished is kept and not computed again.",
     )

@@ -29,7 +29,7 @@ class UsageError(RobustError):
     exit_code = 2
 
 
-class EnvironmentProblem(RobustError):
+class MachineError(RobustError):
     """The machine lacks something the command needs (exit code 3)."""
 
     exit_code = 3

@@ -60,7 +60,5 @@ def matching(pattern: str, known: Iterable[str], *, kind: str, listing: str) -> 
         return [find(pattern, candidates, kind=kind, listing=listing)]
     hits = [c for c in candidates if fnmatch.fnmatchcase(canonical(c), canonical(pattern))]
     if not hits:
-        raise UsageError(
-            f"No {kind} matches `{pattern}`.", "", f"`{listing}` shows every {kind}."
-        )
+        raise UsageError(f"No {kind} matches `{pattern}`.", "", f"`{listing}` shows every {kind}.")
     return hits

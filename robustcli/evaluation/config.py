@@ -56,5 +56,10 @@ class EvalConfig:
 
 def _changes(request: ModelRequest) -> object:
     """What was said about a model beyond its name; nothing for a model as published."""
-    said = (request.weights, dict(request.arguments), dict(request.preprocessing), request.untrained)
+    said = (
+        request.weights,
+        dict(request.arguments),
+        dict(request.preprocessing),
+        request.untrained,
+    )
     return [request.name, *said] if any(said) else None

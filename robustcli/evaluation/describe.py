@@ -19,8 +19,10 @@ from robustcli.evaluation.record import (
 from robustcli.transforms.registry import TransformCell
 
 # What decides pixels and logits.
-_PACKAGES = ("torch", "torchvision", "timm", "numba", "imaug", "numpy", "pillow",
-             "opencv-python-headless", "scikit-image")  # fmt: skip
+_PACKAGES = (
+    "torch", "torchvision", "timm", "numba", "imaug", "imagecorruptions-imaug", "numpy", "pillow",
+    "opencv-python-headless", "scikit-image", "scipy",
+)  # fmt: skip
 
 
 def dataset_record(index: ImageIndex) -> DatasetRecord:

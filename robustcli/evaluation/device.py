@@ -25,7 +25,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"`--device {name}` is no device.", "Use auto, cpu, cuda, cuda:1 or mps.") from error  # fmt: skip
+        raise UsageError(
+            f"`--device {name}` is no device.", "", "Use auto, cpu, cuda, cuda:1 or mps."
+        ) from error
     missing = {"cuda": not _has_cuda(device.index), "mps": not _has_mps()}.get(device.type, False)
     if missing:
         raise UsageError(
@@ -76,7 +78,10 @@ class DeviceMonitor:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self._stop.set()
 

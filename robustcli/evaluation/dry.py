@@ -29,7 +29,7 @@ _BYTES_PER_PARAMETER = 4
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be done; `download_bytes` counts four bytes a parameter, `seconds` is a trial's."""
+    """What is to be done; `download_bytes` is four a parameter, `seconds` comes from a trial."""
 
     out: str
     images: int
@@ -73,7 +73,9 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     return Forecast(
         out=str(selection.run),
         images=len(plan.images),
-        cells=[c.transform if c.severity == 0 else f"{c.transform}:{c.severity}" for c in plan.cells],
+        cells=[
+            c.transform if c.severity == 0 else f"{c.transform}:{c.severity}" for c in plan.cells
+        ],
         models=list(plan.models),
         predictions=plan.forwards,
         predictions_there=plan.forwards - missing,
@@ -99,7 +101,9 @@ def _download(config: EvalConfig) -> int:
 def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
     """Seconds for `share` of the run: images are made by workers, models run on the device."""
     requests = [replace(request, weights=None, untrained=True) for request in config.models]
-    models = [load_classifier(request).to(selection.device, config.precision) for request in requests]
+    models = [
+        load_classifier(request).to(selection.device, config.precision) for request in requests
+    ]
     loading = _loading_seconds(config, selection, models)
     forward = sum(_forward_seconds(model) for model in models) * len(selection.cells)
     cores = os.cpu_count() or 1

@@ -127,7 +127,9 @@ def _is_complete(run: Path, plan: Plan) -> bool:
 def _close(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
     with FileLock(_beside(run)):
         record = read_record(run)
-        write_record(run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)}))
+        write_record(
+            run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)})
+        )
 
 
 def _beside(run: Path) -> Path:

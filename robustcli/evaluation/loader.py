@@ -1,7 +1,7 @@
 """Decoding, transforming and resizing, in worker processes: each image is decoded once.
 
-A worker takes a batch of images, decodes them, and then sends one transform after the other: memory is
-that of one batch, however many transforms there are.
+A worker takes a batch of images, decodes them, and then sends one transform after the other: memory
+is that of one batch, however many transforms there are.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Pixels = NDArray[np.uint8]
 class Batch:
     """One transform of one batch of images, as the runner receives it.
 
-    `models` lack these rows; `views` holds, per view of theirs, uint8 (n, 3, crop, crop); `measures`,
-    per view that lacks them, one entry an image. `unreadable` is (image id, reason) of the images
-    that are left out. This is part `first` of the block's `of` parts.
+    `models` lack these rows; `views` holds, per view of theirs, uint8 (n, 3, crop, crop);
+    `measures`, per view that lacks them, one entry an image. `unreadable` is (image id, reason) of
+    the images that are left out. This is part `first` of the block's `of` parts.
     """
 
     block: int
@@ -54,7 +54,7 @@ class Batch:
 class Source(IterableDataset["Batch | RobustError"]):
     """The stream of batches of the blocks in `order`; finished blocks are passed over.
 
-    An error for the user comes as an item: torch would wrap an exception of a worker in its traceback.
+    An error for the user comes as an item: torch would bury an exception in a worker's traceback.
     """
 
     plan: Plan
@@ -114,7 +114,7 @@ class Source(IterableDataset["Batch | RobustError"]):
                 raise RunError(
                     f"`{cell.transform}` changed the size of a crop.",
                     f"It made {after.shape[:2]} of {before.shape[:2]} pixels.",
-                    "With `--apply-at crop` a transform must keep the size; use `--apply-at original`.",
+                    "With `--apply-at crop` it must keep the size; use `--apply-at original`.",
                 )
         return made
 
@@ -127,7 +127,9 @@ class Source(IterableDataset["Batch | RobustError"]):
         return [self.preprocessing[view].apply(image) for image in images]
 
 
-def _decode_all(images: Sequence[ImageRef]) -> tuple[list[tuple[ImageRef, Pixels]], list[tuple[str, str]]]:  # fmt: skip
+def _decode_all(
+    images: Sequence[ImageRef],
+) -> tuple[list[tuple[ImageRef, Pixels]], list[tuple[str, str]]]:
     decoded, unreadable = [], []
     for ref in images:
         try:

@@ -1,4 +1,4 @@
-"""What is still to compute: models x transforms x blocks of images, less the files already there."""
+"""What is still to compute: models x transforms x blocks of images, less the files there are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustcli.evaluation.store import Cell, Store
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """The work on one block: which models lack rows of which cell, and which views lack measures."""
+    """The work on one block: which models lack rows, and which views lack measures, of which cell."""
 
     block: int
     images: tuple[ImageRef, ...]
@@ -77,7 +77,7 @@ class Plan:
 
 
 def starting_block(slot: int, blocks: int) -> int:
-    """Where the process in `slot` (0, 1, 2, ...) starts, so that processes meet as late as possible.
+    """Where the process in `slot` (0, 1, 2, ...) starts, so that processes meet late.
 
     Source: the van der Corput sequence 0, 1/2, 1/4, 3/4, ... of fractions of the run.
     """

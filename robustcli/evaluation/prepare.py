@@ -23,7 +23,8 @@ from robustcli.evaluation.plan import Plan
 from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
 from robustcli.evaluation.resume import joined
 from robustcli.evaluation.store import Cell, Store
-from robustcli.transforms.registry import TransformCell, resolve as resolve_transforms
+from robustcli.transforms.registry import TransformCell
+from robustcli.transforms.registry import resolve as resolve_transforms
 
 
 @dataclass(frozen=True)

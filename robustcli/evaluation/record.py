@@ -108,7 +108,9 @@ def read_record(run: Path) -> RunRecord:
     path = run / FILE_NAME
     if not path.is_file():
         raise UsageError(
-            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder that `--out` made."
+            f"`{run}` is not a run.",
+            f"It holds no `{FILE_NAME}`.",
+            "Name a folder that `--out` made.",
         )
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ def joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
         raise UsageError(
             f"`{run}` holds a run with other settings.",
             difference,
-            "Use another `--out` (or none, for a folder of its own), or `--fresh` to discard that run.",
+            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
         )
     names = {model.name for model in old.models}
     cells = {(t.name, t.severity) for t in old.transforms}

@@ -1,6 +1,6 @@
 """What computing cost: one JSON file per process that worked on a run.
 
-Timings live apart from the rows, so that an interrupted run ends with the same rows as an unbroken one.
+Timings live apart from the rows: an interrupted run ends with the same rows as an unbroken one.
 """
 
 from __future__ import annotations

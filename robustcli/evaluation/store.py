@@ -2,7 +2,7 @@
 
 A block file exists whole or not at all, so the files are the record of what is done:
 `RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said,
-`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did to the images.
+`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did.
 """
 
 from __future__ import annotations
@@ -94,4 +94,5 @@ def _file_name(block: int) -> str:
 def _read(folder: Path, schema: pa.Schema) -> pd.DataFrame:
     files = sorted(folder.glob("block-*.parquet"))
     tables = [pq.read_table(file, schema=schema, partitioning=None) for file in files]
-    return pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
+    rows: pd.DataFrame = pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
+    return rows

@@ -1,9 +1,9 @@
 """VMamba: a hierarchical vision backbone whose token mixer scans the image in four directions.
 
-Source: Liu et al., "VMamba: Visual State Space Model" (arXiv 2401.10166) and its code release; written
-anew from the published facts. The nine ImageNet-1K releases load unchanged: same parameter names and
-shapes. Deviation: feature maps are channels-last (B, H, W, C) in every variant, because norms and
-projections then read contiguous memory; the releases compute the same function in either layout.
+Source: Liu et al., "VMamba: Visual State Space Model" (arXiv 2401.10166) and its code release;
+written anew from the published facts. The nine ImageNet-1K releases load unchanged: same parameter
+names and shapes. Deviation: feature maps are channels-last (B, H, W, C) in every variant, because
+norms and projections then read contiguous memory; the function is the same in either layout.
 
 Shapes: B batch, H and W of the current stage, C channels, D inner channels, K = 4 directions,
 N state size, R rank of the step-size projection.
@@ -72,7 +72,7 @@ def stem_v1(dim: int) -> nn.Sequential:
 
 
 def stem_v2(dim: int, strides: tuple[int, int]) -> nn.Sequential:
-    """Two overlapping 3x3 convolutions; (B, 3, H, W) to (B, H/s, W/s, C), s the strides' product."""
+    """Two overlapping 3x3 convolutions; (B, 3, H, W) to (B, H/s, W/s, C), s their product."""
     return nn.Sequential(
         nn.Conv2d(3, dim // 2, 3, strides[0], 1),
         _to_last(),
@@ -83,6 +83,10 @@ def stem_v2(dim: int, strides: tuple[int, int]) -> nn.Sequential:
         _to_last(),
         nn.LayerNorm(dim),
     )
+
+
+def _stem(config: VMambaConfig) -> nn.Sequential:
+    return stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
 
 
 def downsample_v3(dim: int) -> nn.Sequential:
@@ -140,9 +144,11 @@ class SS2D(nn.Module):
         return mixed
 
     def _scan(self, x: Tensor) -> Tensor:
-        """(B, D, H, W), summed over the directions. The projections are per pixel, so they need no
-        cross-scanned copies: each direction's share is computed in place and read in its own order.
-        """  # fmt: skip
+        """(B, D, H, W), summed over the directions.
+
+        The projections are per pixel, so no cross-scanned copy is made: each direction's share lies
+        by pixel and is read in the direction's own order.
+        """
         B, D, H, W = x.shape
         K, N, R = 4, self.A_logs.shape[1], self.rank
         tokens = x.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
@@ -228,7 +234,9 @@ class VMamba(nn.Module):
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
         self.config = config
-        stem = stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
+        stem = (
+            stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
+        )
         self.patch_embed = stem
         self.layers = nn.Sequential(*_stages(config))
         self.classifier = Classifier(config.dims[-1], config.num_classes)

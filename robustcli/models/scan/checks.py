@@ -19,7 +19,7 @@ def check_selective_scan(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
-    """Raises UsageError for the first argument of `selective_scan` that does not fit `u` and `A`."""
+    """Raises UsageError for the first argument of `selective_scan` that does not fit."""
     _ranks(u=(u, (3,)), A=(A, (2,)), B=(B, (3, 4)))
     batch, channels, length = u.shape
     states = A.shape[1]
@@ -51,7 +51,7 @@ def check_ss2d_scan(
     D: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
-    """Raises UsageError for the first argument of `ss2d_scan` that does not fit `x` and `A`."""
+    """Raises UsageError for the first argument of `ss2d_scan` that does not fit."""
     _ranks(x=(x, (4,)), A=(A, (2,)))
     batch, channels, height, width = x.shape
     states = A.shape[1]

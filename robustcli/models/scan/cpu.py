@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +115,7 @@ def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, 
 @torch.library.custom_op("robustcli::scan_cpu", mutates_args=(), device_types="cpu")
 def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
              order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y (B, L, D_all) and the last state (K, B, N, D); layouts as in `cpu_kernels`."""
+    """Y (B, L, D_all) and the last state (K, B, N, D); layouts as in `cpu_kernels`."""
     from robustcli.models.scan.cpu_kernels import forward
 
     K, batch, _, channels = delta.shape
@@ -141,7 +143,7 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     """The gradients of x, delta, A, B, C, D and bias, in their layouts."""
     from robustcli.models.scan.cpu_kernels import backward
 
-    K, batch, L, channels = delta.shape
+    _, batch, L, channels = delta.shape
     N, block = A.shape[1], _block(batch, channels)
     chunk = max(1, min(L, _CHUNK_BYTES // (8 * N * block)))
     blocks = math.ceil(channels / block)
@@ -166,14 +168,13 @@ def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias
     return [torch.empty_like(t) for t in (x, delta, A, B, C, D, bias)]
 
 
-def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: object) -> None:  # fmt: skip
-    *tensors, ctx.softplus = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(*tensors)  # type: ignore[arg-type]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    *tensors, ctx.softplus = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: torch.autograd.function.FunctionCtx, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:  # fmt: skip
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]
-    gradients = torch.ops.robustcli.scan_cpu_backward(*saved, ctx.softplus, dy, dstate)  # type: ignore[attr-defined]
+def _differentiate(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.robustcli.scan_cpu_backward(*ctx.saved_tensors, ctx.softplus, dy, dstate)
     return (*gradients, None, None, None)
 
 
@@ -200,8 +201,7 @@ def _parallel(tasks: int, work: Callable[[int, int], None]) -> None:
         return
     borders = [tasks * i // threads for i in range(threads + 1)]
     futures = [
-        _pool(threads, os.getpid()).submit(work, first, last)
-        for first, last in zip(borders, borders[1:], strict=False)
+        _pool(threads, os.getpid()).submit(work, first, last) for first, last in pairwise(borders)
     ]
     for future in futures:
         future.result()

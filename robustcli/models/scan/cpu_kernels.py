@@ -1,12 +1,12 @@
 """The scan's loops for the CPU, compiled by numba: forward and backward over one range of tasks.
 
 A task is one sequence of the batch and one block of channels; no two tasks write the same memory.
-Channels are the fastest axis, so that a step of the recurrence is SIMD over channels. The state lives
-in the cache; the backward pass recomputes it chunk by chunk from states kept at chunk borders.
+Channels are the fastest axis, so that a step of the recurrence is SIMD over channels. The state
+lives in the cache; the backward pass recomputes it chunk by chunk, from states kept at their borders.
 
 Layout, all float32 and contiguous: x, out (B, L, D_all); delta (K, B, L, D); A (K, N, D);
-B, C (K, B, L, N); skip, bias (K, D); order (K, L) int32; offset (K) int32: the channel of x at which
-direction or group k starts.
+B, C (K, B, L, N); skip, bias (K, D); order (K, L) int32; offset (K) int32: the channel of x at
+which direction or group k starts. Inside: w channels of a block, path the pixels in scan order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTRACT = {"contract"}  # fused multiply-add; NaN and infinity keep their mean
 _REASSOCIATE = {"contract", "reassoc"}  # also lets sums over channels be vector sums
 
 
-@njit(inline="always", fastmath=_CONTRACT)  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath=_CONTRACT)
 def _steps(delta_t: Any, bias: Any, softplus: bool, dt: Any) -> None:
     if softplus:
         for i in range(dt.shape[0]):
@@ -33,7 +33,7 @@ def _steps(delta_t: Any, bias: Any, softplus: bool, dt: Any) -> None:
             dt[i] = delta_t[i] + bias[i]
 
 
-@njit(inline="always", fastmath=_CONTRACT)  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath=_CONTRACT)
 def _advance(h: Any, dt: Any, A: Any, b: Any, c: Any, x: Any, y: Any) -> None:
     """One step of one state index n: h (w) moves on, y (w) gains c*h."""
     for i in range(h.shape[0]):
@@ -42,7 +42,7 @@ def _advance(h: Any, dt: Any, A: Any, b: Any, c: Any, x: Any, y: Any) -> None:
         y[i] += c * v
 
 
-@njit(nogil=True, cache=True, fastmath=_CONTRACT, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_CONTRACT, error_model="numpy")
 def forward(
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
     softplus: bool, block: int, first: int, last: int, out: Any, state: Any,
@@ -72,7 +72,7 @@ def forward(
             state[k, batch, :, d0:d1] = h
 
 
-@njit(inline="always", fastmath=_CONTRACT)  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath=_CONTRACT)
 def _remember(h: Any, dt: Any, A: Any, b: Any, x: Any, a: Any, kept: Any) -> None:
     """As `_advance`, keeping the decay in `a` and the new state in `kept` (w each)."""
     for i in range(h.shape[0]):
@@ -81,7 +81,7 @@ def _remember(h: Any, dt: Any, A: Any, b: Any, x: Any, a: Any, kept: Any) -> Non
         kept[i] = h[i]
 
 
-@njit(inline="always", fastmath=_REASSOCIATE)  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath=_REASSOCIATE)
 def _retreat(
     g: Any, a: Any, A: Any, h: Any, before: Any, dt: Any, x: Any, dy: Any, b: Any, c: Any,
     ddt: Any, dx: Any, dA: Any,
@@ -104,7 +104,64 @@ def _retreat(
     return db, dc
 
 
-@njit(nogil=True, cache=True, fastmath=_REASSOCIATE, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, fastmath=_CONTRACT, error_model="numpy")
+def _replay(
+    x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any, softplus: bool,
+    k: int, s: int, a: int, c: int, t0: int, t1: int, h: Any, dts: Any, decays: Any, states: Any,
+) -> None:  # fmt: skip
+    """Steps t0..t1-1 of sequence s from the state `h` (N, w) on, keeping what the way back needs.
+
+    The last of `dts`, `decays` and `states` stays; earlier steps are kept as far as they have room.
+    """
+    N, w = h.shape
+    room = dts.shape[0]
+    for t in range(t0, t1):
+        p, j = order[k, t], min(t - t0, room - 1)
+        xt = x[s, p, c : c + w]
+        _steps(delta[k, s, p, a : a + w], bias[k, a : a + w], softplus, dts[j])
+        for n in range(N):
+            _remember(
+                h[n], dts[j], A[k, n, a : a + w], B[k, s, p, n], xt, decays[j, n], states[j, n]
+            )
+
+
+@njit(cache=True, fastmath=_REASSOCIATE, error_model="numpy")
+def _way_back(
+    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, softplus: bool,
+    k: int, s: int, nb: int, a: int, c: int, t0: int, t1: int,
+    before: Any, dts: Any, decays: Any, states: Any, dy: Any, g: Any, ddt: Any, dxt: Any,
+    dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
+) -> None:  # fmt: skip
+    """Gradients of steps t1-1..t0; `g` (N, w) is carried from chunk to chunk."""
+    N, w = g.shape
+    z = a + w
+    for t in range(t1 - 1, t0 - 1, -1):
+        p, j = order[k, t], t - t0
+        xt, dyt, dt = x[s, p, c : c + w], dy[s, p, c : c + w], dts[j]
+        for i in range(w):
+            ddt[i] = _F(0.0)
+            dxt[i] = skip[k, a + i] * dyt[i]
+            dskip[s, k, a + i] += dyt[i] * xt[i]
+        for n in range(N):
+            earlier = before[n] if j == 0 else states[j - 1, n]
+            db, dc = _retreat(
+                g[n], decays[j, n], A[k, n, a:z], states[j, n], earlier, dt, xt, dyt,
+                B[k, s, p, n], C[k, s, p, n], ddt, dxt, dA[s, k, n, a:z],
+            )  # fmt: skip
+            dB[nb, k, s, p, n] = db
+            dC[nb, k, s, p, n] = dc
+        delta_t, ddelta_t = delta[k, s, p, a:z], ddelta[k, s, p, a:z]
+        if softplus:
+            for i in range(w):
+                ddt[i] *= sigmoid32(delta_t[i] + bias[k, a + i])
+        dx_t = dx[s, p, c : c + w]
+        for i in range(w):
+            ddelta_t[i] = ddt[i]
+            dbias[s, k, a + i] += ddt[i]
+            dx_t[i] += dxt[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def backward(
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
     softplus: bool, block: int, chunk: int, first: int, last: int, dy: Any, dstate: Any,
@@ -113,66 +170,40 @@ def backward(
     """Tasks first..last-1 of the backward pass.
 
     dA (B, K, N, D), dskip and dbias (B, K, D) are per sequence, dB and dC (blocks, K, B, L, N) per
-    block of channels: the caller sums them. dx (B, L, D_all) must come zeroed.
+    block of channels: the caller sums them. dx (B, L, D_all), dA, dskip and dbias must come zeroed.
     """
     K, _, L, D = delta.shape
     N = A.shape[1]
     blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
     for task in range(first, last):
-        batch, nb = task // blocks, task % blocks
-        d0 = nb * block
-        d1 = min(D, d0 + block)
-        w = d1 - d0
+        s, nb = task // blocks, task % blocks
+        a = nb * block
+        w = min(D, a + block) - a
         dts, borders = np.empty((chunk, w), _F), np.empty((chunks, N, w), _F)
         decays, states = np.empty((chunk, N, w), _F), np.empty((chunk, N, w), _F)
         ddt, dxt = np.empty(w, _F), np.empty(w, _F)
-        y = np.empty(w, _F)
         for k in range(K):
-            c0, c1 = offset[k] + d0, offset[k] + d1
+            c = offset[k] + a
             h = np.zeros((N, w), _F)
-            for t in range(L):
-                if t % chunk == 0:
-                    borders[t // chunk] = h
-                p = order[k, t]
-                xt = x[batch, p, c0:c1]
-                _steps(delta[k, batch, p, d0:d1], bias[k, d0:d1], softplus, y)
-                for n in range(N):
-                    b = B[k, batch, p, n]
-                    _remember(h[n], y, A[k, n, d0:d1], b, xt, decays[0, n], states[0, n])
-            g = np.ascontiguousarray(dstate[k, batch, :, d0:d1])
+            for section in range(chunks):
+                borders[section] = h
+                t0 = section * chunk
+                if section < chunks - 1:
+                    _replay(
+                        x, delta, A, B, bias, order, softplus, k, s, a, c, t0, t0 + chunk, h,
+                        dts[:1], decays[:1], states[:1],
+                    )  # fmt: skip
+            g = np.ascontiguousarray(dstate[k, s, :, a : a + w])
             for section in range(chunks - 1, -1, -1):
                 t0 = section * chunk
                 t1 = min(L, t0 + chunk)
                 h[:] = borders[section]
-                for t in range(t0, t1):
-                    p = order[k, t]
-                    xt, dt = x[batch, p, c0:c1], dts[t - t0]
-                    _steps(delta[k, batch, p, d0:d1], bias[k, d0:d1], softplus, dt)
-                    for n in range(N):
-                        b = B[k, batch, p, n]
-                        a, kept = decays[t - t0, n], states[t - t0, n]
-                        _remember(h[n], dt, A[k, n, d0:d1], b, xt, a, kept)
-                for t in range(t1 - 1, t0 - 1, -1):
-                    p, j = order[k, t], t - t0
-                    xt, dyt, dt = x[batch, p, c0:c1], dy[batch, p, c0:c1], dts[j]
-                    for i in range(w):
-                        ddt[i] = _F(0.0)
-                        dxt[i] = skip[k, d0 + i] * dyt[i]
-                        dskip[batch, k, d0 + i] += dyt[i] * xt[i]
-                    for n in range(N):
-                        before = borders[section, n] if j == 0 else states[j - 1, n]
-                        db, dc = _retreat(
-                            g[n], decays[j, n], A[k, n, d0:d1], states[j, n], before, dt, xt, dyt,
-                            B[k, batch, p, n], C[k, batch, p, n], ddt, dxt, dA[batch, k, n, d0:d1],
-                        )  # fmt: skip
-                        dB[nb, k, batch, p, n] = db
-                        dC[nb, k, batch, p, n] = dc
-                    ddelta_t, delta_t = ddelta[k, batch, p, d0:d1], delta[k, batch, p, d0:d1]
-                    if softplus:
-                        for i in range(w):
-                            ddt[i] *= sigmoid32(delta_t[i] + bias[k, d0 + i])
-                    dx_t = dx[batch, p, c0:c1]
-                    for i in range(w):
-                        ddelta_t[i] = ddt[i]
-                        dbias[batch, k, d0 + i] += ddt[i]
-                        dx_t[i] += dxt[i]
+                _replay(
+                    x, delta, A, B, bias, order, softplus, k, s, a, c, t0, t1, h,
+                    dts, decays, states,
+                )  # fmt: skip
+                _way_back(
+                    x, delta, A, B, C, skip, bias, order, softplus, k, s, nb, a, c, t0, t1,
+                    borders[section], dts, decays, states, dy, g, ddt, dxt,
+                    dx, ddelta, dA, dB, dC, dskip, dbias,
+                )  # fmt: skip

@@ -1,7 +1,7 @@
-"""exp, softplus and sigmoid for the CPU kernels, written so that LLVM turns loops over them into SIMD.
+"""exp, softplus and sigmoid for the CPU kernels, such that LLVM turns loops over them into SIMD.
 
-The C library's versions are calls, which keep a loop scalar. These are polynomials without branches:
-float32, relative error below 3e-7, NaN stays NaN.
+The C library's versions are calls, which keep a loop scalar. These are polynomials without
+branches: float32, relative error below 3e-7, NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _bits_of_float(_context: Any, value: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
-@njit(inline="always", fastmath={"contract"})  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath={"contract"})
 def exp32(x: Any) -> Any:
     """e**x in float32; below -87 it is e**-87 (1.6e-38), above 88 it is e**88."""
     x = _LOWEST if x < _LOWEST else x
@@ -54,7 +54,7 @@ def exp32(x: Any) -> Any:
     return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
-@njit(inline="always", fastmath={"contract"})  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath={"contract"})
 def _log32(x: Any) -> Any:
     """log(x) in float32 for normal x > 0."""
     bits = _bits_of_float(x)
@@ -69,7 +69,7 @@ def _log32(x: Any) -> Any:
     return p * r * s + exponent * _LN2_LOW - _F(0.5) * s + r + exponent * _LN2_HIGH
 
 
-@njit(inline="always", fastmath={"contract"})  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath={"contract"})
 def softplus32(x: Any) -> Any:
     """log(1 + e**x) in float32; x itself above 20, as torch and the CUDA kernels have it."""
     e = exp32(x)
@@ -82,7 +82,7 @@ def softplus32(x: Any) -> Any:
     return y if x == x else x
 
 
-@njit(inline="always", fastmath={"contract"})  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath={"contract"})
 def sigmoid32(x: Any) -> Any:
     """1 / (1 + e**-x) in float32."""
     return _F(1.0) / (_F(1.0) + exp32(-x))

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from robustcli.core.errors import EnvironmentProblem
+from robustcli.core.errors import MachineError
 from robustcli.core.names import find
 from robustcli.models.scan import checks, cpu, reference
 
@@ -23,7 +23,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
 
     Raises:
         UsageError: The forced name is unknown.
-        EnvironmentProblem: The forced backend cannot run here.
+        MachineError: The forced backend cannot run here.
     """
     forced = os.environ.get(VARIABLE)
     if forced:
@@ -38,7 +38,7 @@ def _forced(wanted: str) -> str:
     name = find(wanted, BACKENDS, kind="scan backend", listing="robust doctor")
     reason = BACKENDS[name].available()
     if reason is not None:
-        raise EnvironmentProblem(
+        raise MachineError(
             f"`{VARIABLE}={wanted}` cannot be used.", reason, f"Unset {VARIABLE} to choose freely."
         )
     return name

@@ -1,4 +1,4 @@
-"""The scan as its definition reads: a loop over time in plain torch, differentiable, any float type.
+"""The scan as its definition reads: a loop over time in torch, differentiable, any float type.
 
 Shapes: B batch, D channels, L steps, N state size, G groups of channels that share B and C,
 K directions. Source: Mamba (arXiv 2312.00752) and VMamba (arXiv 2401.10166): with

@@ -11,7 +11,7 @@ from robustcli.models.scan import reference
 
 
 def worst_error(backend: ModuleType, seed: int = 0) -> float:
-    """The largest difference of `backend.ss2d_scan` from the reference, relative to its largest value.
+    """The largest difference of `backend.ss2d_scan` from the reference, relative to its range.
 
     Over the output and every gradient, on random input with an odd number of channels and pixels.
     """

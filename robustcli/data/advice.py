@@ -1,0 +1,145 @@
+"""What is wrong with a data folder, and what to do about it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import nearest
+from robustcli.data.labels import BUNDLED, LabelSpace, label_space
+from robustcli.data.layout import Wanted
+from robustcli.data.listing import IMAGE_SUFFIXES, Entry
+from robustcli.data.tar import is_tar
+
+_SHOWN = 5
+
+
+def no_images(location: Path) -> UsageError:
+    """There is no image at `location`."""
+    tars = sorted(p.name for p in location.iterdir() if is_tar(p)) if location.is_dir() else []
+    todo = "Name the folder whose subfolders are the classes."
+    if tars:
+        todo = f"To read a tar there, name it: `--data {location / tars[0]}`."
+    return UsageError(
+        f"`{location}` holds no images.",
+        f"Files that end in {', '.join(sorted(IMAGE_SUFFIXES))} were looked for, at any depth.",
+        todo,
+    )
+
+
+def no_classes(location: Path, entries: Sequence[Entry], wanted: Wanted) -> UsageError:
+    """Images were found at `location`, but not their classes."""
+    folders = {entry.folder for entry in entries if entry.folder is not None}
+    if not folders:
+        return _flat(location, wanted)
+    inner = [name for name in sorted(folders) if wanted.fits(_subfolders(entries, name))]
+    if inner:
+        return UsageError(
+            f"`{location}` is one level too high.",
+            f"The folders below {listed(inner)} are the classes, not {listed(inner)}.",
+            f"Use `--data {location / inner[0]}`.",
+        )
+    return unknown_labels(location, folders, wanted, "folder")
+
+
+def is_class_folder(location: Path, entries: Sequence[Entry], wanted: Wanted) -> bool:
+    """Whether `location` is the folder of one class: named like it, with images directly inside."""
+    named_like_a_class = wanted.fits({location.resolve().name}) is not None
+    return named_like_a_class and all(entry.folder is None for entry in entries)
+
+
+def unknown_labels(
+    location: Path, labels: Collection[str], wanted: Wanted, kind: str = "label"
+) -> UsageError:
+    """The labels found at `location` fit no label space.
+
+    Args:
+        location: The data set, for the message.
+        labels: All different labels.
+        wanted: The label space they should fit.
+        kind: What carries the label (`folder`, `label`).
+    """
+    if all(label.isdecimal() for label in labels):
+        return _numbers(location, labels, wanted, kind)
+    known = wanted.given or _closest(labels)
+    unknown = sorted(label for label in labels if known.index_of(label) is None)
+    found = f"It has {len(labels)}: {listed(sorted(labels))}."
+    return UsageError(
+        f"The {kind}s of `{location}` are the classes of no known label space."
+        if wanted.given is None
+        else f"The {kind}s of `{location}` are not all classes of `{known.name}`.",
+        f"{found} {_matched(known, len(labels), unknown)}",
+        "Name the classes with `--label-space FILE` (one class a line, in the order of the model's "
+        "outputs), or correct the data.",
+    )
+
+
+def other_label_space(location: Path, data: LabelSpace, model: str) -> UsageError:
+    """The classes of the data are not those that the model tells apart."""
+    return UsageError(
+        f"`{location}` does not fit the model.",
+        f"Its classes are `{data.name}` ({len(data.ids)} classes), but the model answers in "
+        f"`{model}`.",
+        f"Choose a model for `{data.name}`, or data for `{model}` (`robust list datasets`).",
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most five of `names` in backticks, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
+
+
+def _matched(space: LabelSpace, labels: int, unknown: Sequence[str]) -> str:
+    if labels == len(unknown):
+        return f"The label space `{space.name}` knows none of them."
+    close = nearest(unknown[0], (*space.names, *space.ids), most=1)
+    guess = f" (`{unknown[0]}`: did you mean `{close[0]}`?)" if close else ""
+    known = labels - len(unknown)
+    return (
+        f"The label space `{space.name}` knows {known} of them, but not {listed(unknown)}{guess}."
+    )
+
+
+def _flat(location: Path, wanted: Wanted) -> UsageError:
+    if wanted.fits({location.resolve().name}):
+        return UsageError(
+            f"`{location}` is the folder of a single class.",
+            f"It holds images directly, and `{location.resolve().name}` is a class.",
+            f"Name the folder above it: `--data {location.resolve().parent}`.",
+        )
+    return UsageError(
+        f"`{location}` does not say what its images show.",
+        "It holds images directly, without class folders or wnids in the file names.",
+        "Add `--labels FILE` (lines `FILE LABEL`), sort the images into class folders, or name a "
+        "CSV with the columns `path` and `label`.",
+    )
+
+
+def _numbers(location: Path, labels: Collection[str], wanted: Wanted, kind: str) -> UsageError:
+    what = f"The {kind}s of `{location}` are numbers, {listed(sorted(labels, key=int))}."
+    space = wanted.given
+    if space is None:
+        return UsageError(
+            what,
+            "Numbers alone do not say of which label space they are indices.",
+            f"Say so, for example `--label-space {BUNDLED[0]}` (0-based, in its order).",
+        )
+    return UsageError(
+        what,
+        f"An index of `{space.name}` lies between 0 and {len(space.ids) - 1}. The numbers 1 to "
+        "1000 of ILSVRC2012_validation_ground_truth.txt are ILSVRC ids, not indices: their order "
+        "is another one, and they are not read.",
+        "Use wnids (`n01440764`), class names or 0-based indices.",
+    )
+
+
+def _subfolders(entries: Sequence[Entry], folder: str) -> set[str]:
+    inside = [entry.relative.split("/") for entry in entries if entry.folder == folder]
+    return {parts[1] for parts in inside if len(parts) > 2}
+
+
+def _closest(labels: Collection[str]) -> LabelSpace:
+    spaces = [label_space(name) for name in BUNDLED]
+    return max(spaces, key=lambda s: sum(s.index_of(label) is not None for label in labels))

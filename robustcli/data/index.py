@@ -1,0 +1,61 @@
+"""The index of a data set: which images there are and what each one shows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustcli.data.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image and its class.
+
+    Args:
+        image_id: The same on every machine: the path inside the data set, with `/`.
+        target: Index of its class in the label space.
+        path: The image file, or the uncompressed tar that holds it.
+        member: Its name inside the tar at `path`; None for a file of its own.
+        offset: First byte of the member in the tar.
+        size: Length of the member in bytes.
+    """
+
+    image_id: str
+    target: int
+    path: Path
+    member: str | None = None
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of a data set, sorted by id.
+
+    Args:
+        name: What the data set is called in tables.
+        location: Where it lies on this machine.
+        label_space: The classes that targets index.
+        images: The images to evaluate.
+        available: How many there were before a subset was taken.
+        subset: In words, which part was taken (`15 per class, seed 0`); None for all.
+        demonstration: Whether it is a small set for trying, not for published numbers.
+    """
+
+    name: str
+    location: str
+    label_space: LabelSpace
+    images: tuple[ImageRef, ...]
+    available: int = 0
+    subset: str | None = None
+    demonstration: bool = False
+
+    @property
+    def digest(self) -> str:
+        r"""SHA-256 (hex) over `image_id NUL target LF` of every image, in order, as UTF-8."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(f"{image.image_id}\0{image.target}\n".encode())
+        return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""From what the user calls the data to an index of images and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import canonical, nearest
+from robustcli.data import advice
+from robustcli.data.datasets import DATASETS, LISTING, Dataset, named, require
+from robustcli.data.defaults import default_data
+from robustcli.data.index import ImageIndex, ImageRef
+from robustcli.data.labels import label_space as find_label_space
+from robustcli.data.labels_file import read_labels
+from robustcli.data.layout import Wanted, by_layout, unwrapped
+from robustcli.data.listing import Entry, list_folder
+from robustcli.data.manifest import Labelled, read_manifest
+from robustcli.data.tables import TABLE_SUFFIXES
+from robustcli.data.tar import TAR_SUFFIXES, is_tar, list_tar
+
+# Folders whose own names say little; the folder above is then part of the data set's name.
+_SPLITS = ("val", "validation", "valid", "test", "train", "images")
+
+
+def open_index(
+    data: str | None,
+    *,
+    model_label_space: str,
+    label_space: str | None = None,
+    labels: Path | None = None,
+) -> ImageIndex:
+    """All images of a data set with their classes, sorted by id.
+
+    Args:
+        data: A folder, a tar, a manifest or the name of a data set; None for the default of the
+            model's label space.
+        model_label_space: Name of the label space that the model answers in.
+        label_space: Name or classes file of the label space of the data; None to recognise it.
+        labels: File with the label of each image, for folders and tars that do not tell.
+
+    Raises:
+        UsageError: There is no such data, its classes are not known, or are not the model's.
+    """
+    data = default_data(model_label_space).data if data is None else data
+    dataset = named(data)
+    given = label_space or (dataset.label_space if dataset else None)
+    wanted = Wanted(find_label_space(given) if given else None, model_label_space)
+    path = require(dataset) if dataset else _existing(data)
+    return _index(path, dataset, wanted, _labelled(path, labels, wanted))
+
+
+def _index(
+    path: Path, dataset: Dataset | None, wanted: Wanted, labelled: Sequence[Labelled]
+) -> ImageIndex:
+    names = {one.label for one in labelled}
+    space = wanted.fits(names)
+    if space is None:
+        raise advice.unknown_labels(path, names, wanted)
+    if canonical(space.name) != canonical(wanted.model):
+        raise advice.other_label_space(path, space, wanted.model)
+    targets = {name: space.index_of(name) for name in names}
+    images = [_ref(one.entry, targets[one.label]) for one in labelled]
+    return ImageIndex(
+        name=dataset.name if dataset else _display_name(path),
+        location=str(path.resolve()),
+        label_space=space,
+        images=tuple(sorted(images, key=lambda image: image.image_id)),
+        available=len(images),
+        demonstration=dataset is not None,
+    )
+
+
+def _ref(entry: Entry, target: int | None) -> ImageRef:
+    assert target is not None, "`Wanted.fits` has vouched for every label"
+    return ImageRef(entry.relative, target, entry.path, entry.member, entry.offset, entry.size)
+
+
+def _labelled(path: Path, labels: Path | None, wanted: Wanted) -> list[Labelled]:
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        if labels is not None:
+            raise UsageError(
+                f"`--labels {labels}` does not go with `--data {path}`.",
+                "A manifest names the label of each image itself.",
+                "Leave out `--labels`.",
+            )
+        return read_manifest(path)
+    entries = list_folder(path) if path.is_dir() else list_tar(path)
+    if not entries:
+        raise advice.no_images(path)
+    if labels is not None:
+        return read_labels(labels, entries if path.is_dir() else _innermost(entries))
+    return _by_layout(path, entries, wanted)
+
+
+def _by_layout(path: Path, entries: Sequence[Entry], wanted: Wanted) -> list[Labelled]:
+    """The labels of the outermost folders that fit; in a tar, common outer folders do not count.
+
+    A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
+    """
+    if path.is_dir() and advice.is_class_folder(path, entries, wanted):
+        raise advice.no_classes(path, entries, wanted)
+    level = entries
+    while level:
+        found = by_layout(level, wanted)
+        if found:
+            return found
+        level = [] if path.is_dir() else unwrapped(level)
+    raise advice.no_classes(path, entries, wanted)
+
+
+def _innermost(entries: Sequence[Entry]) -> Sequence[Entry]:
+    inner = unwrapped(entries)
+    return _innermost(inner) if inner else entries
+
+
+def _existing(data: str) -> Path:
+    path = Path(data).expanduser()
+    readable = path.is_dir() or is_tar(path) or path.suffix.lower() in TABLE_SUFFIXES
+    if not path.exists():
+        close = nearest(data, (d.name for d in DATASETS))
+        raise UsageError(
+            f"There is no data at `{data}`.",
+            f"Did you mean the data set {' or '.join(f'`{c}`' for c in close)}?"
+            if close
+            else f"It is no folder or file here (`{Path.cwd()}`), and no data set is called so.",
+            f"Check the path; `{LISTING}` shows the data sets that have names.",
+        )
+    if not readable:
+        raise UsageError(
+            f"`{data}` cannot be read as data.",
+            f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}) or a tar "
+            f"({', '.join(TAR_SUFFIXES)}).",
+            "Unpack other archives first; for a photo, name the folder above its class folder.",
+        )
+    return path
+
+
+def _display_name(path: Path) -> str:
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name.lower() in _SPLITS else path.name

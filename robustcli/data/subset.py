@@ -1,0 +1,74 @@
+"""Subsets that are the same on every machine: a pure function of image ids and seed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from robustcli.core.errors import UsageError
+from robustcli.core.seeds import identity_seed
+from robustcli.data.index import ImageIndex, ImageRef
+
+
+def take(index: ImageIndex, *, per_class: int | None, limit: int | None, seed: int) -> ImageIndex:
+    """The part of `index` that was asked for, sorted by id.
+
+    Each image has a place in its class, drawn from its id and the seed alone. So 10 per class are
+    among the 15 per class of the same seed, and images that join a class do not reshuffle the rest.
+
+    Args:
+        index: The whole data set.
+        per_class: Images of each class; None for all.
+        limit: Images at most, spread evenly over the classes; applies after `per_class`.
+        seed: Which images; the same seed takes the same images.
+
+    Raises:
+        UsageError: A number is below 1, or a class has fewer than `per_class` images.
+    """
+    for option, number in (("--per-class", per_class), ("--limit", limit)):
+        if number is not None and number < 1:
+            raise UsageError(
+                f"`{option} {number}` takes no images.",
+                "Expected a whole number from 1.",
+                f"Leave out `{option}` to take all images.",
+            )
+    ranked = _ranked(index.images, seed)
+    words = []
+    if per_class is not None:
+        _check_classes(index, per_class)
+        ranked = [(rank, image) for rank, image in ranked if rank < per_class]
+        words.append(f"{per_class} per class")
+    if limit is not None and limit < len(ranked):
+        ranked = ranked[:limit]
+        words.append(f"{limit} images spread over the classes")
+    images = tuple(sorted((image for _, image in ranked), key=lambda image: image.image_id))
+    subset = f"{', '.join(words)}, seed {seed}" if words else index.subset
+    return replace(index, images=images, subset=subset)
+
+
+def _ranked(images: Iterable[ImageRef], seed: int) -> list[tuple[int, ImageRef]]:
+    """The images with their place in their class: all first places first, each round shuffled."""
+    classes: dict[int, list[tuple[int, ImageRef]]] = defaultdict(list)
+    for image in images:
+        classes[image.target].append((identity_seed(seed, image.image_id), image))
+    placed = []
+    for members in classes.values():
+        members.sort(key=lambda member: (member[0], member[1].image_id))
+        placed += [(rank, key, image) for rank, (key, image) in enumerate(members)]
+    placed.sort(key=lambda one: (one[0], one[1], one[2].image_id))
+    return [(rank, image) for rank, _, image in placed]
+
+
+def _check_classes(index: ImageIndex, per_class: int) -> None:
+    counts: dict[int, int] = defaultdict(int)
+    for image in index.images:
+        counts[image.target] += 1
+    smallest = min(counts, key=lambda target: (counts[target], target))
+    if counts[smallest] < per_class:
+        raise UsageError(
+            f"`--per-class {per_class}` is more than there is.",
+            f"The smallest class, `{index.label_space.ids[smallest]}` "
+            f"({index.label_space.names[smallest]}), has {counts[smallest]}.",
+            f"Use `--per-class {counts[smallest]}` or less, or `--limit`.",
+        )

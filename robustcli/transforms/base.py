@@ -1,0 +1,134 @@
+"""What every transform is: one uint8 image in, one out, a function of image, seed and severity."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcli.core.errors import UsageError
+
+Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
+Mask: TypeAlias = NDArray[Any]  # (H, W) labels: bool or an integer type, values within int32
+Family: TypeAlias = Literal["identity", "paper21", "imagenet-c", "plugin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(ABC):
+    """A named change of an image; the same image, seed and severity give the same pixels.
+
+    Args:
+        name: Registered name, safe as the name of a folder.
+        family: Where it comes from.
+        geometric: Whether it moves pixels, and so a mask too.
+        severities: Its fixed strengths besides 0, mild to strong; empty if it has none.
+        ranged: Whether severity 0 exists: the full range, or the fixed parameters of a transform
+            that has no strength.
+        assumed: Whether the parameters are assumed, because the paper gives none.
+        summary: One line for a listing.
+    """
+
+    name: str
+    family: Family
+    geometric: bool = False
+    severities: tuple[int, ...] = ()
+    ranged: bool = True
+    assumed: bool = False
+    summary: str = ""
+
+    def available(self) -> tuple[int, ...]:
+        """Every severity it has, 0 included where it exists, in rising order."""
+        return (0, *self.severities) if self.ranged else self.severities
+
+    def parameters(self, severity: int) -> dict[str, Any]:
+        """What is handed to the function behind the transform, in types that JSON has.
+
+        Raises:
+            UsageError: The transform lacks this severity.
+        """
+        self.check_severity(severity)
+        return self._parameters(severity)
+
+    def apply(self, image: Image, *, seed: int, severity: int) -> Image:
+        """The changed image, a new contiguous array; `image` stays as it is.
+
+        Args:
+            image: (H, W, 3) RGB, at least 1x1.
+            seed: In `[0, 2**64)`; the only source of randomness.
+            severity: One of `available()`.
+
+        Raises:
+            UsageError: `image` is not such an image, or the transform lacks this severity.
+            RunError: The function behind the transform cannot handle this image.
+        """
+        self._check(image, severity)
+        return _owned(self._changed(image, seed=seed, severity=severity))
+
+    def apply_with_mask(
+        self, image: Image, mask: Mask, *, seed: int, severity: int
+    ) -> tuple[Image, Mask]:
+        """The image as `apply` gives it, and `mask` moved along with it.
+
+        Geometric transforms move the mask with the same parameters (nearest neighbour, 0 where
+        nothing was); the others return a copy. Its dtype is kept.
+
+        Raises:
+            UsageError: As `apply`, or `mask` is not a (H, W) label map of the image's size.
+            RunError: As `apply`.
+        """
+        self._check(image, severity)
+        _check_mask(mask, image)
+        changed, moved = self._moved(image, mask, seed=seed, severity=severity)
+        return _owned(changed), _owned(moved.astype(mask.dtype))
+
+    def check_severity(self, severity: int) -> None:
+        """Nothing, if the transform has this severity.
+
+        Raises:
+            UsageError: It has not; the message lists what it has.
+        """
+        if severity in self.available():
+            return
+        has = ", ".join(str(one) for one in self.available())
+        raise UsageError(
+            f"Transform `{self.name}` has no severity {severity}.",
+            f"It has {has}." if self.severities else "It has one strength only, severity 0.",
+            "Choose a severity it has with `--severity`, or leave the option out.",
+        )
+
+    @abstractmethod
+    def _parameters(self, severity: int) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _changed(self, image: Image, *, seed: int, severity: int) -> Image: ...
+
+    def _moved(self, image: Image, mask: Mask, *, seed: int, severity: int) -> tuple[Image, Mask]:
+        return self._changed(image, seed=seed, severity=severity), mask
+
+    def _check(self, image: Image, severity: int) -> None:
+        self.check_severity(severity)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UsageError(
+                f"`image` cannot be given to transform `{self.name}`.",
+                f"Expected uint8 of shape (H, W, 3), came {image.dtype} of shape {image.shape}.",
+                "Decode it as RGB first; a greyscale photo has three equal channels.",
+            )
+
+
+def _check_mask(mask: Mask, image: Image) -> None:
+    if mask.shape == image.shape[:2] and mask.dtype.kind in "biu":
+        return
+    raise UsageError(
+        "`mask` does not fit its image.",
+        f"Expected whole-number labels of shape {image.shape[:2]}, "
+        f"came {mask.dtype} of shape {mask.shape}.",
+        "Give one label per pixel of the image, as bool or an integer type.",
+    )
+
+
+def _owned(array: NDArray[Any]) -> NDArray[Any]:
+    # Flips come back as views, PIL's results read-only; the caller gets a plain array of its own.
+    return np.require(array, requirements=["C", "O", "W"])

@@ -1,0 +1,124 @@
+"""The 21 transforms of the preset `paper21`, as data.
+
+Source: the paper names 20 imgaug transforms, says 21 and gives no parameters; these are the
+one-line examples of imgaug's documentation (`Affine`: of its README), so they are marked "assumed".
+`flipud` is the 21st. The paper's "Multiply 0" is `multiply_per_channel`: `Multiply(0)` would be a
+black image, which scores below the paper's worst. Flips and Invert always act (p = 1), else the
+score would mix clean and changed images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robustcli.transforms.augmented import Augmented
+from robustcli.transforms.strength import SEVERITIES, Span, has_span
+
+
+def _row(
+    name: str, augmenter: str, summary: str, *, geometric: bool = False, **settings: Any
+) -> Augmented:
+    return Augmented(
+        name=name,
+        family="paper21",
+        geometric=geometric,
+        severities=SEVERITIES if has_span(settings) else (),
+        assumed=True,
+        summary=summary,
+        augmenter=augmenter,
+        settings=settings,
+    )
+
+
+_SCALE, _SHIFT = Span(0.8, 1.2, mild=1), Span(-0.2, 0.2, mild=0)
+
+PAPER21: tuple[Augmented, ...] = (
+    _row(
+        "additive_gaussian_noise",
+        "AdditiveGaussianNoise",
+        "Gaussian noise, standard deviation up to 51 of 255",
+        scale=Span(0, 0.2 * 255, mild=0),
+    ),
+    _row(
+        "affine",
+        "Affine",
+        "Scale 0.8 to 1.2 and shift 20 % per axis, rotate 25 and shear 8 degrees",
+        geometric=True,
+        scale={"x": _SCALE, "y": _SCALE},
+        translate_percent={"x": _SHIFT, "y": _SHIFT},
+        rotate=Span(-25, 25, mild=0),
+        shear=Span(-8, 8, mild=0),
+    ),
+    _row(
+        "crop",
+        "Crop",
+        "Cut up to 10 % off each side, resize back",
+        geometric=True,
+        percent=Span(0, 0.1, mild=0),
+    ),
+    _row(
+        "hue_and_saturation",
+        "AddToHueAndSaturation",
+        "Add up to +-50 to hue and to saturation, separately",
+        value=Span(-50, 50, mild=0, whole=True),
+        per_channel=True,
+    ),
+    _row(
+        "crop_and_pad",
+        "CropAndPad",
+        "Cut off or pad with black up to 25 % on each side, resize back",
+        geometric=True,
+        percent=Span(-0.25, 0.25, mild=0),
+    ),
+    _row("cutout", "Cutout", "Two grey squares of 20 % of the side", nb_iterations=2),
+    _row("dropout", "Dropout", "Up to 20 % of the pixels black", p=Span(0, 0.2, mild=0)),
+    _row("edge_detect", "EdgeDetect", "Blend towards an edge image", alpha=Span(0, 1, mild=0)),
+    _row(
+        "emboss",
+        "Emboss",
+        "Blend towards an embossed image",
+        alpha=Span(0, 1, mild=0),
+        strength=Span(0.5, 1.5, mild=0.5),
+    ),
+    _row(
+        "piecewise_affine",
+        "PiecewiseAffine",
+        "Move the points of a 4x4 grid by 1 to 5 % (standard deviation)",
+        geometric=True,
+        scale=Span(0.01, 0.05, mild=0.01),
+    ),
+    _row("salt", "Salt", "10 % of the pixels light grey to white", p=0.1),
+    _row(
+        "fast_snowy_landscape",
+        "FastSnowyLandscape",
+        "Brighten dark pixels up to fourfold, as if snow lay on them",
+        lightness_threshold=Span(100, 255, mild=100, whole=True),
+        lightness_multiplier=Span(1, 4, mild=1),
+    ),
+    _row("fliplr", "Fliplr", "Mirror left to right, always", geometric=True, p=1.0),
+    _row("gaussian_blur", "GaussianBlur", "Gaussian blur, sigma up to 3", sigma=Span(0, 3, mild=0)),
+    _row("grayscale", "Grayscale", "Blend towards greyscale", alpha=Span(0, 1, mild=0)),
+    _row("invert", "Invert", "255 minus the value, always", p=1.0),
+    _row(
+        "linear_contrast",
+        "LinearContrast",
+        "Contrast 0.4 to 1.6 around 128",
+        alpha=Span(0.4, 1.6, mild=1),
+    ),
+    _row("multiply", "Multiply", "Brightness 0.5 to 1.5", mul=Span(0.5, 1.5, mild=1)),
+    _row(
+        "multiply_per_channel",
+        "Multiply",
+        'Each colour channel times 0.5 to 1.5 (the paper\'s "Multiply 0")',
+        mul=Span(0.5, 1.5, mild=1),
+        per_channel=True,
+    ),
+    _row(
+        "perspective",
+        "PerspectiveTransform",
+        "Move the corners by 1 to 15 % (standard deviation)",
+        geometric=True,
+        scale=Span(0.01, 0.15, mild=0.01),
+    ),
+    _row("flipud", "Flipud", "Mirror top to bottom, always", geometric=True, p=1.0),
+)

@@ -1,0 +1,127 @@
+"""Small photos and data sets made on the spot."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+MakePhotos = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("ROBUST_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("ROBUST_DATA_IMAGENET_1K", raising=False)
+    monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared")
+    return SHARED
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> MakePhotos:
+    """Writes a small JPEG at each of the given paths below a folder, which is returned."""
+
+    def make(*names: str, root: str = "data") -> Path:
+        for name in names:
+            file = tmp_path / root / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(jpeg(name))
+        return tmp_path / root
+
+    return make
+
+
+@pytest.fixture
+def make_tar(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tar of small JPEGs with the given member names; compressed if so named."""
+
+    def make(names: Iterable[str], file: str = "photos.tar") -> Path:
+        mode = "w:gz" if file.endswith("gz") else "w"
+        with tarfile.open(tmp_path / file, mode) as archive:
+            for name in names:
+                content = jpeg(name)
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return tmp_path / file
+
+    return make
+
+
+def jpeg(name: str) -> bytes:
+    """A JPEG whose colour depends on `name`."""
+    buffer = io.BytesIO()
+    shade = sum(name.encode()) % 256
+    Image.new("RGB", (5, 4), (shade, 255 - shade, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@dataclass
+class Served:
+    """A file on a local web server, and how the server misbehaves.
+
+    `cut` ends the next answer after so many bytes of the body; `ranges` and `etag` switch what a
+    server may lack; `requests` holds the `Range` header of every request.
+    """
+
+    url: str = ""
+    content: bytes = b""
+    cut: int | None = None
+    ranges: bool = True
+    etag: str | None = '"v1"'
+    requests: list[str | None] = field(default_factory=list)
+
+
+def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers["Range"]
+            served.requests.append(wanted)
+            same = self.headers["If-Range"] == served.etag
+            start = int(wanted[6:-1]) if wanted and served.ranges and same else 0
+            if self.path.endswith("missing"):
+                self.send_error(404)
+                return
+            if start > len(served.content):
+                self.send_error(416)
+                return
+            body = served.content[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body)))
+            if served.etag:
+                self.send_header("ETag", served.etag)
+            self.end_headers()
+            cut, served.cut = served.cut, None
+            self.wfile.write(body[:cut])
+
+        def log_message(self, *arguments: object) -> None:
+            """Keeps the terminal clean."""
+
+    return Handler
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    file = Served(content=bytes(range(256)) * 5000)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(file))
+    file.url = f"http://127.0.0.1:{server.server_port}/file.bin"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield file
+    server.shutdown()
+    thread.join()
+    server.server_close()

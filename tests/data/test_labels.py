@@ -1,0 +1,121 @@
+"""Label spaces against an independent list of ImageNet's classes."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.data.labels import LabelSpace, label_space, recognise
+
+
+def test_imagenet_is_the_published_list(shared: Path) -> None:
+    with (shared / "imagenet_sample" / "classes.csv").open() as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+    space = label_space("imagenet-1k")
+    assert space.ids == tuple(row["wnid"] for row in rows)
+    assert space.names == tuple(row["name"] for row in rows)
+    assert len(space.ids) == 1000
+
+
+def test_imagenet_classes_are_in_the_order_of_their_wnids() -> None:
+    ids = label_space("imagenet-1k").ids
+    assert list(ids) == sorted(ids)
+
+
+def test_cifar10_is_in_the_published_order() -> None:
+    published = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert label_space("CIFAR10").ids == tuple(published.split())
+
+
+@pytest.mark.parametrize(
+    ("label", "index"),
+    [
+        ("n01494475", 4),
+        ("hammerhead", 4),
+        ("great_white_shark", 2),
+        ("Great White Shark", 2),
+        ("great-white-shark", 2),
+        ("4", 4),
+        ("0004", 4),
+        ("999", 999),
+        ("1000", None),
+        ("-1", None),
+        ("", None),
+        ("n99999999", None),
+        ("crane", None),
+        ("n02012849", 134),
+    ],
+)
+def test_index_of(label: str, index: int | None) -> None:
+    assert label_space("imagenet-1k").index_of(label) == index
+
+
+def test_numbers_are_no_indices_where_they_are_names() -> None:
+    digits = LabelSpace("digits", ("1", "2", "3"), ("1", "2", "3"))
+    assert digits.index_of("1") == 0
+    assert digits.index_of("0") is None
+
+
+def test_exact_spelling_wins_over_similar() -> None:
+    languages = LabelSpace("languages", ("c", "c++", "c#"), ("c", "c++", "c#"))
+    assert [languages.index_of(name) for name in ("c", "c++", "c#")] == [0, 1, 2]
+    assert languages.index_of("C?") is None
+
+
+def test_a_used_label_space_survives_pickling() -> None:
+    space = label_space("cifar10")
+    space.index_of("cat")
+    assert pickle.loads(pickle.dumps(space)) == space
+
+
+def test_classes_file_is_named_after_its_stem(tmp_path: Path) -> None:
+    file = tmp_path / "pets.txt"
+    file.write_text("cat\nwild dog\n")
+    assert label_space(str(file)) == LabelSpace("pets", ("cat", "wild dog"), ("cat", "wild dog"))
+
+
+def test_a_file_with_the_classes_of_imagenet_is_imagenet(shared: Path) -> None:
+    file = shared / "imagenet_sample" / "classes.csv"
+    assert label_space(str(file)).name == "imagenet-1k"
+
+
+def test_unknown_label_space_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"called `imagenet1k`\.\nDid you mean `imagenet-1k`"):
+        label_space("imagenet1k")
+
+
+def test_unknown_label_space_says_what_to_use() -> None:
+    with pytest.raises(UsageError, match="`--label-space FILE` with one class a line"):
+        label_space("zzzzz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        ({"n01494475", "n01440764"}, "imagenet-1k"),
+        ({"hammerhead", "tench"}, "imagenet-1k"),
+        ({"cat", "dog"}, "cifar10"),
+        ({"Cat", "DOG"}, "cifar10"),
+        ({"cat", "unicorn"}, None),
+        ({"cat", "3"}, None),
+        ({"0", "1", "2"}, None),
+        (set(), None),
+    ],
+)
+def test_recognise(labels: set[str], name: str | None) -> None:
+    space = recognise(labels)
+    assert (space and space.name) == name
+
+
+def test_numbers_are_recognised_as_the_complete_set_of_the_models_label_space_only() -> None:
+    ten = {str(i) for i in range(10)}
+    assert recognise(ten) is None
+    assert recognise(ten, prefer="imagenet-1k") is None
+    assert recognise(ten - {"9"}, prefer="cifar10") is None
+    space = recognise(ten, prefer="cifar10")
+    assert space is not None
+    assert space.name == "cifar10"

@@ -1,0 +1,78 @@
+"""Which files count as images, and under which id."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.data.listing import Entry, is_image, list_folder, stable
+
+
+@pytest.mark.parametrize("name", ["a.JPEG", "a.jpg", "b/c.PNG", "x.webp", "y.tiff"])
+def test_images(name: str) -> None:
+    assert is_image(name)
+
+
+@pytest.mark.parametrize("name", ["._a.jpg", "a.txt", "jpg", "a.jpg.part", ".jpg", "b/._c.png"])
+def test_others(name: str) -> None:
+    assert not is_image(name)
+
+
+def test_ids_are_relative_and_hidden_things_are_left_out(photos: Callable[..., Path]) -> None:
+    root = photos("cat/a.jpg", "cat/deep/b.jpg", ".git/c.jpg", "cat/._a.jpg", "d.jpg")
+    (root / "cat" / "notes.txt").write_text("no image")
+    found = {entry.relative: entry for entry in list_folder(root)}
+    assert set(found) == {"cat/a.jpg", "cat/deep/b.jpg", "d.jpg"}
+    assert found["cat/deep/b.jpg"].path == root / "cat" / "deep" / "b.jpg"
+    assert found["cat/deep/b.jpg"].folder == "cat"
+    assert found["cat/deep/b.jpg"].file_name == "b.jpg"
+    assert found["d.jpg"].folder is None
+
+
+def test_linked_folders_are_followed_but_not_in_circles(
+    photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = photos("cat/a.jpg")
+    photos("b.jpg", root="elsewhere")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "loop").symlink_to(root)
+    assert {entry.relative for entry in list_folder(root)} == {"cat/a.jpg", "dog/b.jpg"}
+
+
+def test_ids_have_one_spelling_on_every_file_system() -> None:
+    composed = unicodedata.normalize("NFC", "café/é.jpg")
+    assert stable(unicodedata.normalize("NFD", composed)) == composed
+
+
+def test_names_that_are_not_utf8_get_an_id_that_can_be_written() -> None:
+    assert stable(b"caf\xe9.jpg".decode("utf-8", "surrogateescape")) == r"caf\xe9.jpg"
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, photos: Callable[..., Path]
+) -> None:
+    root = photos("cat/a.jpg")
+
+    def refuse(folder: str) -> None:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("robustcli.data.listing.os.scandir", refuse)
+    with pytest.raises(UsageError, match=r"Cannot read the folder `.*data`\.\n.*Permission denied"):
+        list_folder(root)
+
+
+def test_50_000_files_are_listed_in_seconds(tmp_path: Path) -> None:
+    for folder in range(100):
+        (tmp_path / str(folder)).mkdir()
+        for file in range(500):
+            (tmp_path / str(folder) / f"{file}.jpg").touch()
+    start = time.process_time()
+    entries = list_folder(tmp_path)
+    assert time.process_time() - start < 5
+    assert len(entries) == 50_000
+    assert isinstance(entries[0], Entry)

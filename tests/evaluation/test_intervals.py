@@ -1,0 +1,93 @@
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import binomtest, multinomial
+
+from robustcli.evaluation.intervals import PairedCounts, paired_interval, wilson_interval
+
+
+@given(st.integers(1, 50_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_agrees_with_scipy(counts: tuple[int, int]) -> None:
+    correct, n = counts
+    for confidence in (0.95, 0.8):
+        theirs = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+        assert wilson_interval(correct, n, confidence) == pytest.approx(tuple(theirs), abs=1e-12)
+
+
+def test_wilson_of_all_or_none_ends_exactly_at_the_limit() -> None:
+    assert wilson_interval(0, 7).low == 0.0
+    assert wilson_interval(7, 7).high == 1.0
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_counts_that_are_no_share_are_refused(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"not {correct} of {n}"):
+        wilson_interval(correct, n)
+
+
+def test_paired_interval_of_a_worked_example() -> None:
+    # D. G. Altman et al., Statistics with Confidence (2000), table 6.2: 0.011 to 0.226.
+    low, high = paired_interval(PairedCounts(14, 5, 0, 22))
+    assert (low, high) == (pytest.approx(0.011, abs=6e-4), pytest.approx(0.226, abs=6e-4))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        PairedCounts(700, 140, 40, 120),
+        PairedCounts(300, 250, 250, 200),
+        PairedCounts(20, 30, 5, 945),
+    ],
+)
+def test_paired_interval_is_close_to_tangos_score_interval(counts: PairedCounts) -> None:
+    assert paired_interval(counts) == pytest.approx(_tango(counts), abs=0.003)
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.6, 0.2, 0.1, 0.1), (0.9, 0.06, 0.02, 0.02), (0.1, 0.4, 0.05, 0.45)]
+)
+def test_paired_interval_covers_the_true_difference_95_times_in_100(
+    shares: tuple[float, float, float, float],
+) -> None:
+    n, difference = 18, shares[1] - shares[2]
+    tables = [t for t in product(range(n + 1), repeat=3) if sum(t) <= n]
+    counts = [PairedCounts(*t, n - sum(t)) for t in tables]
+    covered = np.array([_holds(paired_interval(c), difference) for c in counts])
+    coverage = multinomial.pmf(np.array(counts), n, shares)[covered].sum()
+    assert 0.93 < coverage < 0.999
+
+
+@given(st.tuples(*[st.integers(0, 400)] * 4).filter(any))
+def test_swapping_the_measurements_turns_the_interval_around(
+    counts: tuple[int, int, int, int],
+) -> None:
+    both, first, second, neither = counts
+    low, high = paired_interval(PairedCounts(both, first, second, neither))
+    swapped = paired_interval(PairedCounts(both, second, first, neither))
+    assert swapped == pytest.approx((-high, -low), abs=1e-12)
+    assert -1 - 1e-12 <= low <= (first - second) / sum(counts) <= high <= 1 + 1e-12
+
+
+def _holds(interval: tuple[float, float], value: float) -> bool:
+    return interval[0] <= value <= interval[1]
+
+
+def _tango(counts: PairedCounts) -> tuple[float, float]:
+    """T. Tango, Statistics in Medicine 17 (1998), 891-908: a score interval."""
+    _, b, c, _ = counts
+    n = sum(counts)
+
+    def score(delta: float) -> float:
+        first = -b - c + (2 * n - b + c) * delta
+        second = -c * delta * (1 - delta)
+        p21 = (math.sqrt(max(first**2 - 8 * n * second, 0)) - first) / (4 * n)
+        return (b - c - n * delta) / math.sqrt(n * (2 * p21 + delta * (1 - delta)))
+
+    z, estimate = 1.959963985, (b - c) / n
+    low = brentq(lambda d: score(d) - z, -0.999, estimate)
+    return low, brentq(lambda d: score(d) + z, estimate, 0.999)

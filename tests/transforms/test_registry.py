@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.transforms.registry import TransformCell, image_seed, resolve, transforms
+
+LISTING = """
+import sys, time
+begin = time.perf_counter()
+from robustcli.transforms.registry import transforms
+names = [one.name for one in transforms()]
+took = time.perf_counter() - begin
+heavy = {"imgaug", "imagecorruptions", "cv2", "scipy", "skimage", "numba", "torch", "PIL"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print(took, len(names))
+"""
+
+
+def _names(cells: list[TransformCell]) -> list[str]:
+    return [cell.transform.name for cell in cells]
+
+
+def test_listing_is_quick_and_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-c", LISTING]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    times = [float(run.stdout.split()[0]) for run in runs]
+    assert min(times) <= 0.3
+    assert all(run.stdout.split()[1] == "41" for run in runs)
+
+
+def test_every_name_is_safe_as_a_folder_and_every_summary_one_line() -> None:
+    for one in transforms():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", one.name)
+        assert one.summary
+        assert "\n" not in one.summary
+
+
+def test_identity_is_first_and_once() -> None:
+    assert _names(resolve([], None)) == ["identity"]
+    assert _names(resolve(["fliplr", "identity", "clean"], [])) == ["identity", "fliplr"]
+
+
+def test_identity_stays_at_severity_0() -> None:
+    cells = resolve(["identity", "affine"], [2, 5])
+    assert [(cell.transform.name, cell.severity) for cell in cells] == [
+        ("identity", 0),
+        ("affine", 2),
+        ("affine", 5),
+    ]
+
+
+def test_presets() -> None:
+    assert len(resolve(["paper21"], None)) == 22
+    assert len(resolve(["ImageNet_C"], None)) == 1 + 19 * 5
+    assert len(resolve(["all"], None)) == 1 + 21 + 19 * 5
+    assert len(resolve(["paper21"], [1, 3, 5])) == 1 + 16 * 3 + 5
+
+
+def test_repeats_are_dropped_and_the_order_is_as_typed() -> None:
+    cells = resolve(["perspective", "flip*", "perspective", "paper21"], None)
+    assert _names(cells)[:4] == ["identity", "perspective", "fliplr", "flipud"]
+    assert len(cells) == 22
+
+
+def test_severities_are_sorted_and_unique() -> None:
+    assert [cell.severity for cell in resolve(["c_fog"], [5, 1, 5])[1:]] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("Gaussian-Blur", "gaussian_blur"),
+        ("Piecewise Affine", "piecewise_affine"),
+        ("PerspectiveTransform", "perspective"),
+        ("Multiply 0", "multiply_per_channel"),
+        ("multiply", "multiply"),
+        ("fog", "c_fog"),
+        ("jpeg-compression", "c_jpeg_compression"),
+        ("imagenet-c/gaussian_blur", "c_gaussian_blur"),
+        ("ImageNet_C-Fog", "c_fog"),
+        ("imagenetc:saturate", "c_saturate"),
+    ],
+)
+def test_spellings(typed: str, name: str) -> None:
+    assert set(_names(resolve([typed], None))[1:]) == {name}
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"called `perspctive`.\nDid you mean `perspective`\?"):
+        resolve(["perspctive"], None)
+
+
+def test_a_glob_without_a_match_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"No transform matches `zz\*`"):
+        resolve(["zz*"], None)
+
+
+def test_a_plugin_file_adds_names(plugin_file: Path) -> None:
+    cells = resolve(["darker", "all"], None, [plugin_file, plugin_file])
+    assert [(c.transform.name, c.severity) for c in cells[1:4]] == [
+        ("darker", 1),
+        ("darker", 2),
+        ("darker", 3),
+    ]
+    assert _names(cells)[-3:] == ["grain", "roll_random", "roll_random"]
+    with pytest.raises(UsageError, match="called `darker`"):
+        resolve(["darker"], None)
+
+
+@pytest.mark.parametrize("name", ["affine", "c_fog", "all", "identity"])
+def test_a_plugin_needs_a_name_of_its_own(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from robustcli.transforms import transform\n"
+        f"@transform(name={name!r})\ndef mine(image, rng, value):\n    return image\n"
+    )
+    with pytest.raises(UsageError, match=f"transform `{name}` needs another name"):
+        resolve(["identity"], None, [path])
+
+
+def test_a_plugin_may_be_called_as_an_alias_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from robustcli.transforms import transform\n"
+        "@transform()\ndef fog(image, rng, value):\n    return image\n"
+    )
+    assert _names(resolve(["fog"], None, [path])) == ["identity", "fog"]
+
+
+def test_seeds_differ_by_every_part_and_by_nothing_else() -> None:
+    base = (0, "affine", 1, "a/b.jpg")
+    others = [(1, *base[1:]), (0, "crop", 1, "a/b.jpg"), (0, "affine", 2, "a/b.jpg")]
+    others.append((0, "affine", 1, "a/c.jpg"))
+    seeds = [image_seed(*parts) for parts in (base, *others)]
+    assert len(set(seeds)) == 5
+    assert image_seed(*base) == seeds[0]
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert max(seeds) > 2**60
