@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from robustcli.adapters.classifier import Classifier
 from robustcli.evaluation.config import EvalConfig
@@ -28,6 +25,7 @@ from robustcli.evaluation.record import read_record, write_record
 from robustcli.evaluation.runner import Runner
 from robustcli.evaluation.samples import write_samples
 from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.slots import taken_slot
 from robustcli.evaluation.store import Cell
 
 _DEFAULT_BATCH = {"cuda": 128, "mps": 64, "cpu": 32}
@@ -48,10 +46,8 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     plan = make_plan(record, selection, models)
     status: Literal["complete", "partial", "failed"] = "partial"
     try:
-        with _slot(selection.run) as slot:
-            write_samples(
-                selection.run, selection.index.images, list(selection.cells.values()), config.seed
-            )
+        with taken_slot(selection.run) as slot:
+            _write_samples(config, selection, models)
             _compute(config, selection, models, plan, slot, listener)
         status = "complete" if _is_complete(selection.run, plan) else "partial"
     except Exception:
@@ -60,6 +56,13 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     finally:
         _close(selection.run, status)
     return selection.run
+
+
+def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, Classifier]) -> None:
+    first = next(iter(models.values())).preprocessing
+    crop = first if config.apply_at == "crop" else None
+    cells, images = list(selection.cells.values()), selection.index.images
+    write_samples(selection.run, images, cells, config.seed, crop)
 
 
 def _compute(
@@ -136,21 +139,3 @@ def _beside(run: Path) -> Path:
     """The lock under which `run.json` is read, changed and written."""
     run.parent.mkdir(parents=True, exist_ok=True)
     return run.parent / f".{run.name}.lock"
-
-
-@contextmanager
-def _slot(run: Path) -> Iterator[int]:
-    """The lowest number that no other living process holds on this run."""
-    folder = run / ".slots"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in count():
-        lock = FileLock(folder / str(number))
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            continue
-    try:
-        yield number
-    finally:
-        lock.release()

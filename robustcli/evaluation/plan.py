@@ -11,7 +11,7 @@ from robustcli.evaluation.store import Cell, Store
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """The work on one block: which models lack rows, and which views lack measures, of which cell."""
+    """The work on one block: which models lack rows of a cell, which views lack its measures."""
 
     block: int
     images: tuple[ImageRef, ...]

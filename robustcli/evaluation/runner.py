@@ -138,7 +138,7 @@ def _input_rows(batch: Batch, view: str) -> list[Row]:
 
 def _too_many(unreadable: set[str], most: int) -> RunError:
     return RunError(
-        f"{len(unreadable)} images cannot be read; {most} are tolerated.",
+        f"Images that cannot be read: {len(unreadable)}; tolerated: {most}.",
         f"The first ones: {', '.join(sorted(unreadable)[:3])}.",
         "Repair the data, or tolerate more with `--allow-unreadable 0.05` (a fraction): the same "
         "command continues the run.",

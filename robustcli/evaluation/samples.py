@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.atomic import write_bytes
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.index import ImageRef
@@ -18,11 +19,20 @@ LONGEST = 256  # pixels of the longer side
 
 
 def write_samples(
-    run: Path, images: tuple[ImageRef, ...], cells: list[TransformCell], seed: int
+    run: Path,
+    images: tuple[ImageRef, ...],
+    cells: list[TransformCell],
+    seed: int,
+    crop: Preprocessing | None = None,
 ) -> None:
     """Writes `RUN/samples/clean.png` and one picture a cell, of the first readable image.
 
-    Transforms act on the decoded photo, with the seed that the run itself gives this image.
+    Args:
+        run: The run's folder.
+        images: Its images.
+        cells: What to show.
+        seed: The run's: the pictures are those that the models see.
+        crop: What transforms act on, if not on the decoded photo.
     """
     folder = run / "samples"
     wanted = [c for c in cells if not (folder / _name(c)).exists()]
@@ -30,6 +40,7 @@ def write_samples(
     if photo is None:
         return
     ref, pixels = photo
+    pixels = pixels if crop is None else crop.apply(pixels)
     write_bytes(folder / "clean.png", _small_png(pixels))
     for cell in wanted:
         image_id_seed = image_seed(seed, cell.transform.name, cell.severity, ref.image_id)

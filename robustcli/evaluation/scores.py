@@ -94,7 +94,7 @@ def image_change(inputs: pd.DataFrame) -> ImageChange:
         return ImageChange(None, None)
     changed = inputs["changed"].to_numpy(dtype=bool)
     psnr = inputs["psnr_db"].to_numpy(dtype=float)
-    finite = psnr[changed & np.isfinite(psnr)]
+    finite = psnr[np.isfinite(psnr)]
     return ImageChange(float((~changed).mean()), float(finite.mean()) if len(finite) else None)
 
 

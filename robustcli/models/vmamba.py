@@ -233,7 +233,7 @@ class VMamba(nn.Module):
 
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.num_classes = config, config.num_classes
         stem = (
             stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
         )

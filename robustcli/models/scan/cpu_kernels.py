@@ -2,7 +2,7 @@
 
 A task is one sequence of the batch and one block of channels; no two tasks write the same memory.
 Channels are the fastest axis, so that a step of the recurrence is SIMD over channels. The state
-lives in the cache; the backward pass recomputes it chunk by chunk, from states kept at their borders.
+lives in the cache; the backward pass recomputes it chunk by chunk, from states at their borders.
 
 Layout, all float32 and contiguous: x, out (B, L, D_all); delta (K, B, L, D); A (K, N, D);
 B, C (K, B, L, N); skip, bias (K, D); order (K, L) int32; offset (K) int32: the channel of x at

@@ -1,0 +1,115 @@
+"""What all pictures share: colours, markers, hatches, labels and how a figure becomes a file.
+
+Figures are made as objects, without `pyplot`: no window system, no state between reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robustcli.core.atomic import replacing
+
+DPI = 150
+GREY = "#666666"
+# Inches that a legend's key and one letter of its text take at the font size below.
+LEGEND_KEY = 0.7
+LEGEND_LETTER = 0.085
+
+# M. Okabe, K. Ito, Color universal design (2008), without the yellow that is lost on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "+++", "ooo")
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "hatch.linewidth": 0.6,
+    # Names are shown as they are: a `$` in one is no formula.
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one model is drawn everywhere; colour, marker and hatch each tell models apart alone."""
+
+    colour: str
+    marker: str
+    hatch: str
+
+
+def look(index: int) -> Look:
+    """The look of the model at position `index` of the run."""
+    return Look(
+        COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], HATCHES[index % len(HATCHES)]
+    )
+
+
+def looks(models: Sequence[str]) -> list[tuple[str, Look]]:
+    """The models with their looks."""
+    return [(model, look(index)) for index, model in enumerate(models)]
+
+
+def styled() -> AbstractContextManager[None]:
+    """A stretch of code in which figures are made and saved with our fonts, whatever the user's."""
+    return matplotlib.rc_context(_RC)
+
+
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Writes `figure` as PNG of `dpi` pixels per inch, durably."""
+    with replacing(path) as beside, styled():
+        figure.savefig(beside, format="png", dpi=dpi)
+
+
+def legend_width(labels: Sequence[str]) -> float:
+    """The inches that the widest entry of a legend takes."""
+    return LEGEND_KEY + LEGEND_LETTER * max(len(label) for label in labels)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Puts the legend of `axes` above the whole figure, in as many columns as its names allow."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, int(figure.get_figwidth() / legend_width(labels)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def percent_axis(axes: Axes, axis: str) -> None:
+    """Makes `axis` ("x" or "y") a top-1 axis in percent with a light grid behind the data."""
+    axes.grid(axis="x" if axis == "x" else "y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(**{f"{axis}label": "top-1 accuracy (%)"})
+
+
+def error_bars(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """The lengths of the 95 % intervals below and above top-1, in percentage points."""
+    top1 = rows["top1"].to_numpy(dtype=float)
+    low, high = rows["top1_low"].to_numpy(dtype=float), rows["top1_high"].to_numpy(dtype=float)
+    below, above = (100 * np.clip(part, 0, None) for part in (top1 - low, high - top1))
+    # Lists: matplotlib trips over an array with a single column.
+    return below.tolist(), above.tolist()
+
+
+def wrapped(name: str, width: int = 13) -> str:
+    """`name` on lines of about `width` characters, broken after `_`, `-` and blanks."""
+    lines = [""]
+    for piece in _pieces(name):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.strip() for line in lines)
+
+
+def _pieces(name: str) -> list[str]:
+    marked = "".join(f"{c}\0" if c in "_- " else c for c in name)
+    return [piece for piece in marked.split("\0") if piece]

@@ -1,0 +1,54 @@
+"""Numbers as a reader sees them: percent with the digits that the sample size supports."""
+
+from __future__ import annotations
+
+import math
+
+EN_DASH = "\N{EN DASH}"
+MISSING = EN_DASH
+ONE_DECIMAL_UP_TO = 2000
+
+
+def decimals(n: int) -> int:
+    """Decimals of a percentage of `n` images: one image in 2000 is 0.05 %, so one, else two."""
+    return 1 if n <= ONE_DECIMAL_UP_TO else 2
+
+
+def percent(share: float | None, n: int) -> str:
+    """`share` (a fraction of `n` images) in percent without the sign, or a dash when missing."""
+    if is_missing(share):
+        return MISSING
+    return _without_minus_zero(f"{100 * float(share or 0):.{decimals(n)}f}")
+
+
+def percent_range(low: float | None, high: float | None, n: int, to: str = EN_DASH) -> str:
+    """The interval `low` to `high` in percent, joined by `to`."""
+    if is_missing(low) or is_missing(high):
+        return MISSING
+    return f"{percent(low, n)}{to}{percent(high, n)}"
+
+
+def decimal(value: float | None, digits: int = 1) -> str:
+    """`value` with `digits` decimals and thousands separators, or a dash when missing."""
+    if is_missing(value):
+        return MISSING
+    return _without_minus_zero(f"{float(value or 0):,.{digits}f}")
+
+
+def is_missing(value: float | None) -> bool:
+    """Whether there is no such number (None, NaN or infinite)."""
+    return value is None or not math.isfinite(value)
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """`number` and what is counted: `1 image`, `1,000 images`."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def cell_label(transform: str, severity: int) -> str:
+    """How a cell is called: the transform's name, and its severity where it has one."""
+    return f"{transform}, severity {severity}" if severity else transform
+
+
+def _without_minus_zero(text: str) -> str:
+    return text.removeprefix("-") if not text.strip("-0.,") else text

@@ -1,0 +1,121 @@
+"""The head of a report: what was measured, and everything that limits what it means."""
+
+from __future__ import annotations
+
+from robustcli.reports.document import (
+    Block,
+    Heading,
+    Mono,
+    Paragraph,
+    Span,
+    Strong,
+    Text,
+    joined,
+    text,
+)
+from robustcli.reports.findings import Findings
+from robustcli.reports.numbers import counted
+
+MODELS_NAMED = 3
+
+
+def title(findings: Findings) -> Text:
+    """One line: models, transforms, images."""
+    transforms = {t.name for t in findings.record.transforms} - {"identity"}
+    count = len(findings.models)
+    named = joined([Mono(model.name) for model in findings.models])
+    models = named if count <= MODELS_NAMED else text(counted(count, "model"))
+    return text(
+        "Top-1 accuracy of ",
+        *models,
+        f" under {counted(len(transforms), 'transform')}: ",
+        Mono(findings.record.dataset.name),
+        f", {counted(findings.n, 'image')}",
+    )
+
+
+def opening(findings: Findings) -> list[Block]:
+    """The title, the notices that apply, and how to read the numbers."""
+    notices = (
+        *_about_data(findings),
+        *_about_progress(findings),
+        *_about_models(findings),
+    )
+    return [Heading(1, title(findings)), *map(Paragraph, notices), Paragraph(_READING)]
+
+
+_READING = text(
+    "Top-1 is in percent, with its 95 % Wilson interval. Drop is clean accuracy minus accuracy "
+    "under the transform, in percentage points, on the very same images, with its paired 95 % "
+    "interval (Newcombe). Retention is accuracy under the transform over clean "
+    "accuracy, in percent. "
+    "Every number, unrounded: ",
+    Mono("results.csv"),
+    ", ",
+    Mono("results.json"),
+    ".",
+)
+
+
+def _about_data(findings: Findings) -> list[Text]:
+    dataset = findings.record.dataset
+    notices: list[Text] = []
+    if dataset.demonstration:
+        notices.append(
+            text(
+                Strong("Demonstration set."),
+                " ",
+                Mono(dataset.name),
+                " is there to try the program; compare its numbers with no published ones.",
+            )
+        )
+    if dataset.images < dataset.images_available:
+        chosen = f" ({dataset.subset})" if dataset.subset else ""
+        notices.append(
+            text(
+                Strong("Subset."),
+                f" {dataset.images:,} of {dataset.images_available:,} images{chosen}.",
+            )
+        )
+    return notices
+
+
+def _about_progress(findings: Findings) -> list[Text]:
+    if not findings.is_partial:
+        return []
+    cells = len(findings.table)
+    return [
+        text(
+            Strong("Partial run."),
+            f" {len(findings.unfinished):,} of {counted(cells, 'cell')} lack images "
+            f"(status: {findings.record.status}). The command under “How to repeat it” goes on.",
+        )
+    ]
+
+
+def _about_models(findings: Findings) -> list[Text]:
+    notices: list[Text] = []
+    untrained = [Mono(model.name) for model in findings.models if model.untrained]
+    if untrained:
+        notices.append(
+            text(
+                Strong("Untrained model."),
+                " Random weights, evaluated on request: ",
+                *joined(untrained),
+                ".",
+            )
+        )
+    if len({model.pretraining for model in findings.models}) > 1:
+        kinds: list[Span] = []
+        for model in findings.models:
+            kinds += [", " if kinds else " ", Mono(model.name), f" ({model.pretraining})"]
+        notices.append(
+            text(
+                Strong("Mixed pretraining."),
+                " These models were not trained on the same data, so a difference between them may "
+                "come from the data and not from the architecture:",
+                *kinds,
+                ".",
+            )
+        )
+    return notices

@@ -1,0 +1,53 @@
+"""Which device serves, and what is said when it is not there."""
+
+import pytest
+import torch
+
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.device import DeviceMonitor, choose_device, describe
+
+
+def test_auto_takes_what_is_there():
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_cuda_without_a_gpu(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"`--device {name}` is not on this machine"):
+        choose_device(name)
+
+
+def test_a_gpu_beyond_the_last(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UsageError, match="sees 1 CUDA devices"):
+        choose_device("cuda:1")
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "is no device"), ("xpu", "not supported")])
+def test_names_that_are_no_device(name, message):
+    with pytest.raises(UsageError, match=f"`--device {name}`.*{message}"):
+        choose_device(name)
+
+
+def test_the_cpu_is_described_with_its_threads():
+    assert f"{torch.get_num_threads()} threads" in describe(torch.device("cpu"))
+
+
+def test_nothing_is_measured_on_the_cpu():
+    with DeviceMonitor(torch.device("cpu")) as monitor:
+        assert monitor.use() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_peak_memory_is_measured_on_cuda():
+    device = torch.device("cuda")
+    with DeviceMonitor(device) as monitor:
+        torch.ones(1 << 20, device=device)
+        use = monitor.use()
+    assert use is not None
+    assert use.peak_memory_bytes >= 4 << 20

@@ -1,0 +1,261 @@
+"""The evaluation as a whole: what it leaves, going on, joining, and what stops it."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustcli.adapters.load import load_classifier
+from robustcli.core.errors import RunError, UsageError
+from robustcli.data.decode import decode
+from robustcli.data.open import open_index
+from robustcli.evaluation import evaluate, runner
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.metrics import table
+from robustcli.evaluation.record import read_record
+from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.store import Cell, Store
+from tests.evaluation.photos import PICO, config, make_photos
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return make_photos(tmp_path / "photos")
+
+
+def contents(run: Path) -> dict[str, str]:
+    """The hash of every row file."""
+    files = sorted([*run.glob("predictions/**/*.parquet"), *run.glob("inputs/**/*.parquet")])
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def small_blocks(monkeypatch, size=4):
+    monkeypatch.setattr("robustcli.evaluation.prepare.BLOCK_SIZE", size)
+
+
+def test_rows_are_the_models_answers(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    rows = Store(run).predictions("vmamba-pico", Cell("identity", 0)).set_index("image_id")
+    classifier = load_classifier(PICO)
+    for ref in open_index(str(photos), model_label_space="cifar10").images:
+        view = torch.from_numpy(classifier.preprocessing.apply(decode(ref))).permute(2, 0, 1)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (
+            classifier.preprocessing.mean, classifier.preprocessing.std))  # fmt: skip
+        with torch.inference_mode():
+            chances = classifier.network(((view / 255 - mean) / std)[None]).softmax(1)[0]
+        row = rows.loc[ref.image_id]
+        assert row["target"] == ref.target
+        assert row["prediction"] == chances.argmax()
+        assert row["top5"].tolist() == chances.topk(5).indices.tolist()
+        assert row["probability"] == pytest.approx(chances.max().item(), abs=1e-6)
+        assert row["target_probability"] == pytest.approx(chances[ref.target].item(), abs=1e-6)
+
+
+def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    record = read_record(run)
+    assert record.status == "complete"
+    assert [(t.name, t.severity) for t in record.transforms] == [("identity", 0), ("fliplr", 0)]
+    assert record.models[0].untrained
+    assert record.models[0].parameters == 556_938
+    assert record.dataset.images == 12
+    assert record.versions["torch"] == torch.__version__.split("+")[0]
+    assert sum(s.models["vmamba-pico"].images for s in read_sessions(run)) == 24
+    assert {p.name for p in (run / "samples").iterdir()} == {
+        "clean.png", "identity-s0.png", "fliplr-s0.png"
+    }  # fmt: skip
+
+
+def test_the_same_command_again_computes_nothing(photos, tmp_path, monkeypatch):
+    settings = config(photos, tmp_path / "run")
+    before = contents(run_evaluation(settings))
+    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    assert contents(run_evaluation(settings)) == before
+
+
+def test_adding_a_transform_computes_only_that(photos, tmp_path, monkeypatch):
+    run = run_evaluation(config(photos, tmp_path / "run", "fliplr"))
+    written = []
+    real = runner.write_rows
+    monkeypatch.setattr(runner, "write_rows", lambda p, *a: written.append(p) or real(p, *a))
+    run_evaluation(config(photos, run, "fliplr", "invert"))
+    assert {p.parent.parent.name for p in written} == {"transform=invert"}
+    whole = run_evaluation(config(photos, tmp_path / "whole", "fliplr", "invert"))
+    assert contents(run) == contents(whole)
+
+
+def test_adding_a_model_computes_only_that_and_keeps_the_first(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    before = contents(run)
+    other = replace(PICO, name="resnet10t", arguments={"num_classes": 10}, label_space="cifar10",
+                    preprocessing={"resize": 32, "crop": 32})  # fmt: skip
+    run_evaluation(config(photos, run, models=(other,), label_space="cifar10"))
+    after = contents(run)
+    assert before.items() < after.items()
+    assert table(run)["model"].unique().tolist() == ["vmamba-pico", "resnet10t"]
+    assert read_record(run).status == "complete"
+
+
+def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(photos, tmp_path, monkeypatch):
+    small_blocks(monkeypatch)
+    unbroken = run_evaluation(config(photos, tmp_path / "unbroken", "paper21"))
+    real, written = runner.write_rows, []
+
+    def failing(path, *rest):
+        written.append(path)
+        if len(written) == 37:
+            raise KeyboardInterrupt
+        real(path, *rest)
+
+    monkeypatch.setattr(runner, "write_rows", failing)
+    settings = config(photos, tmp_path / "broken", "paper21")
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(settings)
+    assert read_record(tmp_path / "broken").status == "partial"
+    assert len(contents(tmp_path / "broken")) == 36
+    monkeypatch.setattr(runner, "write_rows", real)
+    broken = run_evaluation(settings)
+    assert contents(broken) == contents(unbroken)
+    assert table(broken).equals(table(unbroken))
+
+
+def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, monkeypatch):
+    small_blocks(monkeypatch)
+    real = evaluate.write_samples
+    monkeypatch.setattr(evaluate, "write_samples", lambda *a: None)
+    writes = iter(range(5))
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name.startswith(".block") and next(writes, None) is None:
+            raise OSError(28, "No space left on device")
+        return path.rename(target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    settings = config(photos, tmp_path / "run")
+    with pytest.raises(RunError, match="No space left on device"):
+        run_evaluation(settings)
+    monkeypatch.undo()
+    assert len(contents(tmp_path / "run")) == 5
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert read_record(tmp_path / "run").status == "failed"
+    small_blocks(monkeypatch)
+    run_evaluation(settings)
+    assert real is evaluate.write_samples
+    assert read_record(tmp_path / "run").status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "`--seed` was 0, now it is 1"),
+        ({"apply_at": "crop"}, "`--apply-at` was original, now it is crop"),
+        ({"precision": "bf16"}, "`--precision` was fp32, now it is bf16"),
+        ({"limit": 5}, "Its list of images is another one: 12 .*, now 5"),
+        ({"models": (replace(PICO, preprocessing={"crop": 24}),)}, "preprocessing .*differs"),
+        ({"models": (replace(PICO, arguments={"ssm_ratio": 2.0}),)}, "--weights differs"),
+    ],
+)
+def test_other_settings_are_named_and_nothing_is_touched(photos, tmp_path, changes, named):
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    before = contents(run)
+    with pytest.raises(UsageError, match=named):
+        run_evaluation(config(photos, run, **changes))
+    assert contents(run) == before
+    assert read_record(run).status == "complete"
+
+
+def test_fresh_discards_the_old_run(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    run_evaluation(config(photos, run, seed=1, fresh=True))
+    assert read_record(run).seed == 1
+
+
+def test_fresh_never_deletes_a_folder_that_is_no_run(photos, tmp_path):
+    keep = tmp_path / "mine" / "thesis.txt"
+    keep.parent.mkdir()
+    keep.write_text("years of work")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        run_evaluation(config(photos, keep.parent, fresh=True))
+    assert keep.exists()
+
+
+def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_path):
+    (photos / "cat" / "1.png").write_bytes(b"no picture")
+    settings = config(photos, tmp_path / "run")
+    with pytest.raises(
+        RunError, match=r"cannot be read: 1; tolerated: 0.\nThe first ones: cat/1.png"
+    ):
+        run_evaluation(settings)
+    run = run_evaluation(replace(settings, allow_unreadable=0.1))
+    assert read_record(run).status == "complete"
+    assert table(run)["n"].tolist() == [11, 11]
+    skipped = Store(run).skipped()
+    assert skipped["image_id"].tolist() == ["cat/1.png"]
+    assert "not an image" in skipped["reason"][0]
+
+
+def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run", per_class=1))
+    rows = Store(run).predictions("vmamba-pico", Cell("identity", 0))
+    assert sorted(rows["target"]) == [0, 3, 5, 8]
+    assert "1 per class" in str(read_record(run).dataset.subset)
+
+
+def test_two_models_of_one_name_are_refused(photos, tmp_path):
+    with pytest.raises(UsageError, match="`--model vmamba-pico` was given twice"):
+        run_evaluation(config(photos, tmp_path / "run", models=(PICO, PICO)))
+
+
+def test_models_of_different_classes_are_refused(photos, tmp_path):
+    other = replace(PICO, name="vmamba-t")
+    with pytest.raises(UsageError, match="do not tell the same classes apart"):
+        run_evaluation(config(photos, tmp_path / "run", models=(PICO, other)))
+
+
+def test_the_default_folder_changes_with_what_changes_rows_only(photos):
+    base = replace(config(photos, Path()), out=None)
+    folder = base.directory("digest")
+    assert folder.name.startswith("eval-vmamba-pico-")
+    assert replace(base, transforms=("invert",)).directory("digest") == folder
+    both = (PICO, replace(PICO, name="resnet18", untrained=False))
+    assert replace(base, models=both).directory("digest") == folder
+    others = (
+        replace(base, seed=1),
+        replace(base, precision="bf16"),
+        replace(base, apply_at="crop"),
+        replace(base, models=(replace(PICO, weights=Path("a.pth")),)),
+    )
+    assert len({folder, base.directory("x"), *(o.directory("digest") for o in others)}) == 6
+
+
+def test_greyscale_cmyk_and_exif_photos_are_evaluated(photos, tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (33, 35), np.uint8)
+    Image.fromarray(grey).save(photos / "dog" / "grey.png")
+    Image.fromarray(np.dstack([grey] * 4), "CMYK").save(photos / "dog" / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.dstack([grey] * 3)).save(photos / "dog" / "turned.jpg", exif=exif)
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    assert table(run)["n"].tolist() == [15, 15]
+
+
+def test_at_crop_gives_every_view_its_own_measures(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run", "gaussian_blur", apply_at="crop"))
+    assert read_record(run).models[0].view == "center32-bilinear-crop32"
+    assert np.isfinite(table(run)["psnr_db"][1])
+
+
+def test_results_are_the_documented_columns(photos, tmp_path):
+    from robustcli.reports.render import render
+
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    render(run)
+    rows = json.loads((run / "results.json").read_text())
+    documented = ["model", "transform", "severity", "n", "correct", "top1", "top1_low", "top1_high",
+                  "top5", "clean_top1", "drop", "retention", "unchanged_share", "psnr_db"]  # fmt: skip
+    assert list(rows[0])[: len(documented)] == documented

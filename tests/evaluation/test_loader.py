@@ -1,0 +1,132 @@
+"""The stream of batches: what it sends, and that no arrangement of the work changes a pixel."""
+
+import numpy as np
+import pytest
+
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import RunError
+from robustcli.data.decode import decode
+from robustcli.data.open import open_index
+from robustcli.evaluation import loader
+from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.plan import Plan
+from robustcli.evaluation.store import Cell, Store
+from robustcli.transforms.registry import image_seed, resolve
+from tests.evaluation.photos import make_photos
+
+SMALL, LARGE = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = make_photos(tmp_path_factory.mktemp("photos"))
+    return open_index(str(folder), model_label_space="cifar10")
+
+
+def source(index, run, *names, batch_size=5, at_crop=False, seed=0, order=(0, 1)):
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None)}
+    views = {SMALL.view: SMALL, LARGE.view: LARGE}
+    measured = tuple(views) if at_crop else (loader.ORIGINAL,)
+    plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)
+    model_views = {"small": SMALL.view, "large": LARGE.view}
+    return Source(plan, cells, views, model_views, order, batch_size, seed, at_crop)
+
+
+def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
+    """Per transform and image: the digest, and the pixels of both views."""
+    found = {}
+    for batch in stream:
+        for place, image_id in enumerate(batch.image_ids):
+            measured = batch.measures[loader.ORIGINAL][place].digest
+            pixels = [batch.views[v][place].numpy().tobytes() for v in (SMALL.view, LARGE.view)]
+            found[batch.cell.transform, image_id] = (measured, *pixels)
+    return found
+
+
+NAMES = ("affine", "cutout", "multiply_per_channel", "piecewise_affine", "fast_snowy_landscape")
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "order"),
+    [(0, 1, (1, 0)), (0, 7, (0, 1)), (2, 3, (0, 1)), (2, 2, (1, 0))],
+)
+def test_pixels_do_not_depend_on_workers_batches_or_order(
+    index, tmp_path, workers, batch_size, order
+):
+    expected = digests(source(index, tmp_path, *NAMES))
+    assert len(expected) == 12 * 6
+    other = source(index, tmp_path, *NAMES, batch_size=batch_size, order=order)
+    assert digests(batch_stream(other, workers, pin=False)) == expected
+
+
+def test_another_seed_gives_other_pixels(index, tmp_path):
+    first = digests(source(index, tmp_path, "affine"))
+    second = digests(source(index, tmp_path, "affine", seed=1))
+    assert all(first[key] != second[key] for key in first if key[0] == "affine")
+    assert all(first[key] == second[key] for key in first if key[0] == "identity")
+
+
+def test_what_is_sent_is_transform_then_resize(index, tmp_path):
+    batch = next(b for b in source(index, tmp_path, "affine") if b.cell.transform == "affine")
+    ref = index.images[0]
+    seed = image_seed(0, "affine", 0, ref.image_id)
+    affine = resolve(["affine"], None)[1].transform
+    expected = SMALL.apply(affine.apply(decode(ref), seed=seed, severity=0))
+    assert np.array_equal(batch.views[SMALL.view][0].numpy().transpose(1, 2, 0), expected)
+
+
+def test_at_crop_is_resize_then_transform_and_measures_each_view(index, tmp_path):
+    batches = list(source(index, tmp_path, "affine", at_crop=True))
+    batch = next(b for b in batches if b.cell.transform == "affine")
+    ref = index.images[0]
+    seed = image_seed(0, "affine", 0, ref.image_id)
+    affine = resolve(["affine"], None)[1].transform
+    expected = affine.apply(LARGE.apply(decode(ref)), seed=seed, severity=0)
+    assert np.array_equal(batch.views[LARGE.view][0].numpy().transpose(1, 2, 0), expected)
+    assert set(batch.measures) == {SMALL.view, LARGE.view}
+
+
+def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(loader, "decode", lambda ref: decoded.append(ref.image_id) or decode(ref))
+    list(source(index, tmp_path, *NAMES))
+    assert sorted(decoded) == [ref.image_id for ref in index.images]
+
+
+def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
+    stream = source(index, tmp_path, "fliplr", order=(0,))
+    for cell in stream.plan.cells:
+        path = stream.plan.store.prediction_path("large", cell, 0)
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert all(set(batch.views) == {SMALL.view} for batch in stream)
+
+
+def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
+    folder = make_photos(tmp_path / "photos")
+    (folder / "cat" / "1.png").write_bytes(b"no picture")
+    index = open_index(str(folder), model_label_space="cifar10")
+    batches = list(source(index, tmp_path / "run", "identity"))
+    assert [b.unreadable for b in batches if b.unreadable] == [
+        [("cat/1.png", "not an image of a known kind (JPEG, PNG, PPM, BMP, TIFF, WEBP, GIF)")]
+    ]
+    assert sum(len(b.image_ids) for b in batches) == 11
+
+
+def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
+    folder = make_photos(tmp_path / "photos")
+    plugin = tmp_path / "half.py"
+    plugin.write_text(
+        "from robustcli.transforms import transform\n"
+        "@transform()\n"
+        "def half(image, rng, value):\n"
+        "    return image[: len(image) // 2].copy()\n"
+    )
+    index = open_index(str(folder), model_label_space="cifar10")
+    stream = source(index, tmp_path / "run", "identity", at_crop=True)
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(["half"], None, [plugin])}
+    stream.transforms.update(cells)
+    object.__setattr__(stream.plan, "cells", tuple(cells))
+    items = list(batch_stream(stream, 1, pin=False))
+    assert isinstance(items[-1], RunError)
+    assert "`half` changed the size of a crop" in str(items[-1])

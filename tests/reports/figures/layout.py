@@ -1,0 +1,62 @@
+"""Whether a drawn figure can be read: nothing clipped, no labels on top of each other."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from robustcli.reports.figures import canvas
+
+SLACK = 1.0  # pixels
+
+
+def caught(monkeypatch: pytest.MonkeyPatch, module: str, draw: Callable[[], None]) -> Figure:
+    """The figure that `draw` makes with the module `robustcli.reports.figures.<module>`."""
+    figures: list[Figure] = []
+
+    def catch(figure: Figure, path: Path, dpi: int = canvas.DPI) -> None:
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).draw()
+        figures.append(figure)
+
+    monkeypatch.setattr(f"robustcli.reports.figures.{module}.save", catch)
+    with canvas.styled():
+        draw()
+    return figures[0]
+
+
+def undrawn(figure: Figure) -> set[Text]:
+    """The labels that ticks outside an axis keep ready but never draw."""
+    texts: set[Text] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            outside = [t for t in axis.get_major_ticks() if not low <= t.get_loc() <= high]
+            texts.update(label for tick in outside for label in (tick.label1, tick.label2))
+    return texts
+
+
+def boxes(texts: Iterable[Text]) -> list[tuple[str, Bbox]]:
+    shown = [text for text in texts if text.get_visible() and text.get_text().strip()]
+    return [(text.get_text(), text.get_window_extent()) for text in shown]
+
+
+def assert_nothing_clipped(figure: Figure) -> None:
+    for text, box in boxes(set(figure.findobj(Text)) - undrawn(figure)):
+        assert box.x0 >= -SLACK, text
+        assert box.y0 >= -SLACK, text
+        assert box.x1 <= figure.bbox.width + SLACK, text
+        assert box.y1 <= figure.bbox.height + SLACK, text
+
+
+def assert_no_overlap(texts: Iterable[Text]) -> None:
+    found = boxes(texts)
+    for index, (text, box) in enumerate(found):
+        for other_text, other in found[index + 1 :]:
+            common = Bbox.intersection(box, other)
+            apart = common is None or common.width <= SLACK or common.height <= SLACK
+            assert apart, (text, other_text)

@@ -1,0 +1,53 @@
+import pytest
+
+from robustcli.reports.numbers import (
+    cell_label,
+    counted,
+    decimal,
+    is_missing,
+    percent,
+    percent_range,
+)
+
+DASH = "\N{EN DASH}"
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "shown"),
+    [(0.83904, 2000, "83.9"), (0.83904, 2001, "83.90"), (1.0, 10, "100.0"), (None, 10, DASH)],
+)
+def test_percent_has_the_digits_that_n_supports(share: float | None, n: int, shown: str) -> None:
+    assert percent(share, n) == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(-0.0001, "0.0"), (-0.05, "-5.0"), (float("nan"), DASH)]
+)
+def test_percent_of_a_drop_may_be_negative_but_never_minus_zero(share: float, shown: str) -> None:
+    assert percent(share, 100) == shown
+
+
+def test_a_range_is_joined_and_missing_when_an_end_is() -> None:
+    assert percent_range(0.5, 0.625, 8) == f"50.0{DASH}62.5"
+    assert percent_range(-0.5, 0.625, 8, " to ") == "-50.0 to 62.5"
+    assert percent_range(None, 0.6, 8) == percent_range(0.6, float("nan"), 8) == DASH
+
+
+def test_decimals_have_thousands_separators() -> None:
+    assert decimal(12345.678) == "12,345.7"
+    assert decimal(-0.001, 2) == "0.00"
+    assert decimal(float("inf")) == DASH
+
+
+def test_missing_is_none_nan_and_infinite() -> None:
+    assert [is_missing(v) for v in (None, float("nan"), float("inf"), 0.0)] == [True] * 3 + [False]
+
+
+def test_counts_agree_with_their_noun() -> None:
+    assert counted(1, "image") == "1 image"
+    assert counted(15000, "image") == "15,000 images"
+    assert counted(2, "class", "classes") == "2 classes"
+
+
+def test_a_cell_without_severity_is_called_by_its_transform() -> None:
+    assert [cell_label("crop", 0), cell_label("crop", 3)] == ["crop", "crop, severity 3"]
