@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ CROSS = ("row", "column", "row-reversed", "column-reversed")
 """VMamba's four directions, in the order of its parameters (`x_proj_weight[k]`)."""
 
 
-@lru_cache(maxsize=64)
 def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -> Tensor:
     """The row-major index of the pixel that direction k visits at step t, (K, L) int32, L = H*W.
 

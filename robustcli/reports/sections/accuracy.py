@@ -25,23 +25,27 @@ from robustcli.reports.ranking import extremes, representatives
 
 def accuracy(findings: Findings, gallery: Gallery) -> list[Block]:
     """The best and the worst, then every transform, as pictures and as tables."""
+    only_clean = set(findings.table["transform"]) <= {"identity"}
     return [
-        Heading(2, text("Best and worst transforms")),
-        _ends(findings),
-        *gallery.bars,
-        Heading(2, text("All transforms")),
+        *([] if only_clean else _best_and_worst(findings, gallery)),
+        Heading(2, text("Clean images" if only_clean else "All transforms")),
         *gallery.overview,
         Heading(3, text("Top-1 accuracy in percent, with its 95 % interval")),
         _top1_table(findings),
         *_bold_note(findings),
-        Heading(
-            3,
-            text("Drop in percentage points, with its paired 95 % interval; retention in percent"),
-        ),
-        _drop_table(findings),
+        *([] if only_clean else _drops(findings)),
         Heading(3, text("Top-5 accuracy in percent")),
         _grid(findings, findings.table, lambda row: text(percent(row["top5"], int(row["n"])))),
     ]
+
+
+def _best_and_worst(findings: Findings, gallery: Gallery) -> list[Block]:
+    return [Heading(2, text("Best and worst transforms")), _ends(findings), *gallery.bars]
+
+
+def _drops(findings: Findings) -> list[Block]:
+    title = "Drop in percentage points, with its paired 95 % interval; retention in percent"
+    return [Heading(3, text(title)), _drop_table(findings)]
 
 
 def _ends(findings: Findings) -> Table:

@@ -28,7 +28,7 @@ def title(findings: Findings) -> Text:
     return text(
         "Top-1 accuracy of ",
         *models,
-        f" under {counted(len(transforms), 'transform')}: ",
+        f" under {counted(len(transforms), 'transform')}: " if transforms else " on clean images: ",
         Mono(findings.record.dataset.name),
         f", {counted(findings.n, 'image')}",
     )

@@ -1,0 +1,88 @@
+"""Arguments of the scan at random, and the comparison of a backend with the float64 reference."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from robustcli.models.scan import reference
+
+Arguments = dict[str, Tensor | None]
+
+
+def sequence(
+    batch: int, channels: int, length: int, states: int, *, groups: int = 0, seed: int = 0,
+    options: bool = True,
+) -> Arguments:  # fmt: skip
+    """Arguments of `selective_scan`; `groups` 0 means B and C without a group axis."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    grouped = (batch, groups, states, length) if groups else (batch, states, length)
+    return {
+        "u": normal(batch, channels, length),
+        "delta": normal(batch, channels, length),
+        "A": -torch.rand((channels, states), generator=generator) - 0.05,
+        "B": normal(*grouped),
+        "C": normal(*grouped),
+        "D": normal(channels) if options else None,
+        "z": normal(batch, channels, length) if options else None,
+        "delta_bias": normal(channels) if options else None,
+    }
+
+
+def image(
+    batch: int, channels: int, height: int, width: int, states: int, seed: int = 0
+) -> Arguments:
+    """Arguments of `ss2d_scan`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "x": normal(batch, channels, height, width),
+        "delta": normal(batch, 4, channels, height, width),
+        "A": -torch.rand((4 * channels, states), generator=generator) - 0.05,
+        "B": normal(batch, 4, states, height, width),
+        "C": normal(batch, 4, states, height, width),
+        "D": normal(4 * channels),
+        "delta_bias": normal(4 * channels),
+    }
+
+
+def leaves(arguments: Arguments, dtype: torch.dtype | None = None) -> Arguments:
+    """The same values as leaves of a graph, in `dtype`."""
+    return {
+        name: None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_()
+        for name, t in arguments.items()
+    }
+
+
+def assert_like_reference(
+    backend: ModuleType, function: str, arguments: Arguments, tolerance: float = 2e-6,
+    **flags: bool,
+) -> None:  # fmt: skip
+    """Output and every gradient of `backend.function` are those of the reference in float64."""
+    found, exact = leaves(arguments), leaves(arguments, torch.float64)
+    y = getattr(backend, function)(**found, **flags)
+    expected = getattr(reference, function)(**exact, **flags)
+    assert y.shape == expected.shape
+    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    y.backward(slope)
+    expected.backward(slope.double())
+    assert_close("y", y, expected, tolerance)
+    for name, tensor in found.items():
+        if tensor is not None:
+            assert_close(name, tensor.grad, exact[name].grad, tolerance)
+
+
+def assert_close(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Equal up to `tolerance` of the largest expected value."""
+    scale = max(expected.abs().max().item(), 1e-6)
+    error = (found.double() - expected).abs().max().item() / scale
+    assert error < tolerance, f"{name}: {error:.1e} of the largest value {scale:.2e}"

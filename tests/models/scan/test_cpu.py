@@ -1,0 +1,165 @@
+"""The CPU kernels against the reference: any shape, layout and value; as torch operators."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustcli.models.scan import cpu, reference
+from robustcli.models.scan.cpu_math import exp32, sigmoid32, softplus32
+from tests.models.scan.cases import assert_close, assert_like_reference, image, leaves, sequence
+
+QUICK = settings(max_examples=25, deadline=None)
+
+
+@QUICK
+@given(
+    batch=st.sampled_from([1, 2, 5]),
+    groups=st.sampled_from([0, 1, 2, 3]),
+    per_group=st.integers(1, 23),
+    length=st.integers(1, 70),
+    states=st.sampled_from([1, 2, 3, 8, 16, 17, 32]),
+    softplus=st.booleans(),
+    options=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_sequence(batch, groups, per_group, length, states, softplus, options, seed):
+    channels = max(1, groups) * per_group
+    arguments = sequence(batch, channels, length, states, groups=groups, seed=seed, options=options)
+    if not softplus:  # a negative step would grow without bound
+        arguments["delta"] = arguments["delta"].abs() * 0.1
+        arguments["delta_bias"] = None
+    assert_like_reference(cpu, "selective_scan", arguments, 5e-6, delta_softplus=softplus)
+
+
+@QUICK
+@given(
+    batch=st.sampled_from([1, 3]), channels=st.integers(1, 80), height=st.integers(1, 9),
+    width=st.integers(1, 9), states=st.sampled_from([1, 2, 16]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_image(batch, channels, height, width, states, seed):
+    assert_like_reference(
+        cpu, "ss2d_scan", image(batch, channels, height, width, states, seed), 5e-6
+    )
+
+
+@pytest.mark.parametrize(("channels", "length"), [(64, 300), (65, 2050), (192, 129)])
+def test_lengths_beyond_one_chunk(channels, length):
+    assert_like_reference(cpu, "selective_scan", sequence(1, channels, length, 8), 1e-5,
+                          delta_softplus=True)  # fmt: skip
+
+
+def test_batch_of_64():
+    assert_like_reference(cpu, "ss2d_scan", image(64, 4, 3, 3, 1), 5e-6)
+
+
+def test_layouts_do_not_matter():
+    arguments = image(2, 24, 5, 6, 2)
+    expected = cpu.ss2d_scan(**arguments)
+    arguments["x"] = arguments["x"].to(memory_format=torch.channels_last)
+    arguments["delta"] = (
+        arguments["delta"].permute(1, 0, 3, 4, 2).contiguous().permute(1, 0, 4, 2, 3)
+    )
+    arguments["B"] = torch.cat([arguments["B"]] * 2, 2)[:, :, :2]
+    assert torch.equal(cpu.ss2d_scan(**arguments), expected)
+
+
+def test_threads_do_not_change_a_bit():
+    arguments = image(2, 100, 9, 9, 4)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            given_now = leaves(arguments)
+            y = cpu.ss2d_scan(**given_now)
+            y.sum().backward()
+            found.append([y.detach(), given_now["x"].grad, given_now["delta"].grad])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_keep_a_float32_state(dtype):
+    arguments = image(1, 8, 6, 6, 4)
+    halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
+    y = cpu.ss2d_scan(**halves)
+    assert y.dtype == torch.float32
+    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in halves.items()}), 2e-6)
+
+
+def test_last_state():
+    arguments = sequence(2, 7, 33, 5, options=False)
+    _, found = cpu.selective_scan(**arguments, return_last_state=True, delta_softplus=True)
+    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
+    _, expected = reference.selective_scan(**exact, return_last_state=True, delta_softplus=True)
+    assert_close("state", found, expected, 2e-6)
+
+
+def test_gradient_through_the_last_state():
+    found, exact = (leaves(sequence(2, 7, 33, 5, options=False), d) for d in (None, torch.float64))
+    for backend, given_now in ((cpu, found), (reference, exact)):
+        _, last = backend.selective_scan(**given_now, return_last_state=True, delta_softplus=True)
+        (last**2).sum().backward()
+    for name in ("u", "delta", "A", "B"):
+        assert_close(name, found[name].grad, exact[name].grad, 5e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["x", "delta", "B"])
+def test_bad_values_go_through_and_stay_in_their_sequence(name, value):
+    arguments = image(2, 20, 4, 4, 2)
+    clean = cpu.ss2d_scan(**arguments)
+    arguments[name][0].view(-1)[7] = value
+    y = cpu.ss2d_scan(**arguments)
+    harmless = name == "delta" and value == -math.inf  # softplus makes it a step of zero
+    assert harmless or not torch.isfinite(y[0]).all()
+    assert torch.equal(y[1], clean[1])
+
+
+def test_large_activations_do_not_overflow_the_exponential():
+    arguments = image(1, 16, 5, 5, 4)
+    arguments["delta"] = arguments["delta"] * 1e4
+    y = cpu.ss2d_scan(**arguments)
+    assert torch.isfinite(y).all()
+    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in arguments.items()}), 1e-5)
+
+
+# The check itself looks at `.grad` of tensors that are no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_operators_pass_torchs_own_checks():
+    arguments = sequence(2, 6, 9, 3)
+    u, delta, A, B, C, D, _, bias = arguments.values()
+    by_step = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
+    order, offset = torch.arange(9, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
+    tensors = [t.contiguous().requires_grad_() for t in by_step]
+    torch.library.opcheck(torch.ops.robustcli.scan_cpu, (*tensors, order, offset, True))
+
+
+def test_compiles_without_a_graph_break():
+    arguments = image(1, 8, 4, 4, 2)
+    compiled = torch.compile(cpu.ss2d_scan, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**arguments), cpu.ss2d_scan(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("ours", "exact", "low", "high"),
+    [
+        (exp32, np.exp, -87, 88),
+        (softplus32, lambda x: np.logaddexp(0, x), -80, 30),
+        (sigmoid32, lambda x: 1 / (1 + np.exp(-x)), -80, 80),
+    ],
+)
+def test_functions_are_exact_to_a_few_units_in_the_last_place(ours, exact, low, high):
+    x = np.random.default_rng(0).uniform(low, high, 20_000).astype(np.float32)
+    found = np.array([ours(value) for value in x], np.float64)
+    np.testing.assert_allclose(found, exact(x.astype(np.float64)), rtol=4e-7)
+
+
+@pytest.mark.parametrize("function", [exp32, softplus32, sigmoid32])
+def test_functions_keep_nan(function):
+    assert math.isnan(function(np.float32(math.nan)))

@@ -1,0 +1,106 @@
+"""The reference against the official numbers, calculus, and the textbook."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robustcli.models.scan import reference
+from robustcli.models.scan.orders import pixel_orders
+from tests.models.scan.cases import image, leaves, sequence
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SHARED = Path(__file__).parents[3].parent / "shared" / "golden"
+
+
+def tensors(file: Path) -> dict[str, torch.Tensor]:
+    with np.load(file) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+
+def test_official_scan_and_gradients():
+    golden = tensors(GOLDEN / "scan1d.npz")
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    given = leaves({name: golden[name] for name in names})
+    y, last = reference.selective_scan(**given, delta_softplus=True, return_last_state=True)
+    torch.testing.assert_close(y, golden["y"], rtol=0, atol=1e-13)
+    torch.testing.assert_close(last, golden["last_state"], rtol=0, atol=1e-13)
+    y.backward(golden["g_y"])
+    for name in names:
+        torch.testing.assert_close(given[name].grad, golden[f"grad_{name}"], rtol=0, atol=1e-12)
+
+
+def test_official_scan_without_its_options():
+    golden = tensors(GOLDEN / "scan1d.npz")
+    delta = golden["delta"].abs() * 0.1
+    y = reference.selective_scan(golden["u"], delta, golden["A"], golden["B"], golden["C"])
+    expected = golden["y_delta_absx0p1_noD_nobias_nosoftplus"]
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+@pytest.mark.parametrize("states", [1, 16])
+def test_official_cross_scan_and_merge(states):
+    every = tensors(SHARED / "ss2d_core.npz")
+    golden = {
+        k.removeprefix(f"n{states}_"): v for k, v in every.items() if k.startswith(f"n{states}_")
+    }
+    B, _, H, W = golden["x"].shape
+    back = pixel_orders(H, W).argsort(1)  # golden delta, B and C lie in scan order, ours by pixel
+
+    def by_pixel(t: torch.Tensor) -> torch.Tensor:
+        in_order = t.reshape(B, 4, -1, H * W)
+        return torch.stack([in_order[:, k][..., back[k]] for k in range(4)], 1).reshape(
+            B, 4, -1, H, W
+        )
+
+    given = leaves({
+        "x": golden["x"], "delta": by_pixel(golden["delta"]), "A": golden["A"],
+        "B": by_pixel(golden["B"]), "C": by_pixel(golden["C"]), "D": golden["D"],
+        "delta_bias": golden["delta_bias"],
+    })  # fmt: skip
+    y = reference.ss2d_scan(**given)
+    torch.testing.assert_close(y.flatten(2), golden["merged"], rtol=0, atol=1e-13)
+    (y.flatten(2) * golden["g_merged"]).sum().backward()
+    for name in ("x", "A", "D", "delta_bias"):
+        torch.testing.assert_close(given[name].grad, golden[f"grad_{name}"], rtol=0, atol=1e-12)
+    for name in ("delta", "B", "C"):
+        expected = by_pixel(golden[f"grad_{name}"])
+        torch.testing.assert_close(given[name].grad, expected, rtol=0, atol=1e-12)
+
+
+def test_gradcheck():
+    given = leaves(sequence(2, 3, 5, 2), torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *t: reference.selective_scan(*t, delta_softplus=True), tuple(given.values())
+    )
+    given = leaves(image(1, 2, 2, 3, 2), torch.float64)
+    assert torch.autograd.gradcheck(lambda *t: reference.ss2d_scan(*t), tuple(given.values()))
+
+
+def test_pixel_orders_by_hand():
+    orders = pixel_orders(2, 3).tolist()
+    assert orders == [
+        [0, 1, 2, 3, 4, 5],
+        [0, 3, 1, 4, 2, 5],
+        [5, 4, 3, 2, 1, 0],
+        [5, 2, 4, 1, 3, 0],
+    ]
+
+
+def test_constant_system_is_a_convolution():
+    """With A, B, C and the step fixed, y = x * K, K_j = C exp(dt A)^j dt B (S4's two views)."""
+    steps, states = 40, 4
+    generator = torch.Generator().manual_seed(0)
+    A = -torch.rand((1, states), generator=generator, dtype=torch.float64)
+    B, C = torch.randn((2, states), generator=generator, dtype=torch.float64)
+    x = torch.randn(steps, generator=generator, dtype=torch.float64)
+    dt = 0.3
+    y = reference.selective_scan(
+        x.view(1, 1, -1), torch.full((1, 1, steps), dt, dtype=torch.float64), A,
+        B.view(1, -1, 1).expand(1, states, steps), C.view(1, -1, 1).expand(1, states, steps),
+    )  # fmt: skip
+    kernel = torch.stack([(C * torch.exp(dt * A[0]) ** j * dt * B).sum() for j in range(steps)])
+    expected = np.convolve(x.numpy(), kernel.numpy())[:steps]
+    np.testing.assert_allclose(y[0, 0].numpy(), expected, rtol=0, atol=1e-12)
