@@ -1,0 +1,164 @@
+"""The scan on this machine's CPU: ours, a plain torch loop over time, and mambapy's parallel scan.
+
+    python benchmarks/scan.py [--rounds 5]
+
+Each row alternates the contenders in one process and prints ratios of medians, beside the goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from mambapy.pscan import pscan
+from tabulate import tabulate
+from torch import Tensor
+
+from robustcli.models.scan import selective_scan
+
+Arguments = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the table: shapes, direction, and the goals as ratios to loop and mambapy."""
+
+    name: str
+    batch: int
+    groups: int
+    channels: int
+    length: int
+    states: int
+    backward: bool
+    loop_goal: float
+    mambapy_goal: float | None = None
+
+
+WORK = (
+    Work("forward, 1 x 4*256 channels, L 3136, N 1", 1, 4, 1024, 3136, 1, False, 20, 8),
+    Work("forward + backward, the same", 1, 4, 1024, 3136, 1, True, 100),
+    Work("forward + backward, 4 x 32 channels, L 4096, N 16", 4, 1, 32, 4096, 16, True, 100),
+    Work("forward, 1 x 512 channels, L 256, N 16", 1, 1, 512, 256, 16, False, 10),
+)
+
+
+def arguments(work: Work) -> Arguments:
+    """Random arguments of `selective_scan`, leaves of a graph if the backward pass is timed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    made = {
+        "u": normal(work.batch, work.channels, work.length),
+        "delta": normal(work.batch, work.channels, work.length),
+        "A": -torch.rand((work.channels, work.states), generator=generator) - 0.05,
+        "B": normal(work.batch, work.groups, work.states, work.length),
+        "C": normal(work.batch, work.groups, work.states, work.length),
+        "D": normal(work.channels),
+        "delta_bias": normal(work.channels),
+    }
+    return {name: tensor.requires_grad_(work.backward) for name, tensor in made.items()}
+
+
+def discretised(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(dt A) and dt B u, (B, L, D, N), and C repeated per channel, (B, L, D, N)."""
+    per_group = a["u"].shape[1] // a["B"].shape[1]
+    B, C = (a[name].repeat_interleave(per_group, 1).permute(0, 3, 1, 2) for name in ("B", "C"))
+    dt = torch.nn.functional.softplus(a["delta"] + a["delta_bias"][:, None]).mT[..., None]
+    return torch.exp(dt * a["A"]), dt * B * a["u"].mT[..., None], C
+
+
+def loop(a: Arguments) -> Tensor:
+    """The recurrence as a loop of torch operations over time, as the official fallback has it."""
+    decay, drive, C = discretised(a)
+    state, ys = torch.zeros_like(decay[:, 0]), []
+    for t in range(decay.shape[1]):
+        state = decay[:, t] * state + drive[:, t]
+        ys.append((state * C[:, t]).sum(-1))
+    return torch.stack(ys, -1) + a["D"][:, None] * a["u"]
+
+
+def parallel(a: Arguments) -> Tensor:
+    """The recurrence by mambapy's parallel scan."""
+    decay, drive, C = discretised(a)
+    return (pscan(decay, drive) * C).sum(-1).mT + a["D"][:, None] * a["u"]
+
+
+def ours(a: Arguments) -> Tensor:
+    """The recurrence by this package."""
+    y = selective_scan(**a, delta_softplus=True)
+    assert isinstance(y, Tensor)
+    return y
+
+
+CONTENDERS: dict[str, Callable[[Arguments], Tensor]] = {
+    "ours": ours,
+    "loop": loop,
+    "mambapy": parallel,
+}
+
+
+def once(contender: Callable[[Arguments], Tensor], a: Arguments, backward: bool) -> float:
+    """Seconds of one call, with its backward pass if asked."""
+    started = time.perf_counter()
+    with torch.set_grad_enabled(backward):
+        y = contender(a)
+    if backward:
+        y.sum().backward()
+    return time.perf_counter() - started
+
+
+def medians(work: Work, rounds: int) -> dict[str, float]:
+    """Median seconds of each contender; the slow loop is called half as often."""
+    a = arguments(work)
+    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for turn in range(rounds + 1):
+        for name, contender in CONTENDERS.items():
+            if name == "loop" and turn % 2 and work.backward:
+                continue
+            seconds = once(contender, a, work.backward)
+            if turn:
+                times[name].append(seconds)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def linearity(rounds: int) -> list[tuple[int, float]]:
+    """(L, forward and backward seconds per step) of ours, batch 1, 32 channels, N 16."""
+    found = []
+    for exponent in range(8, 17):
+        work = Work("", 1, 1, 32, 2**exponent, 16, True, 0)
+        a = arguments(work)
+        times = [once(ours, a, True) for _ in range(rounds + 1)][1:]
+        found.append((work.length, statistics.median(times) / work.length))
+    return found
+
+
+def main() -> None:
+    """Prints the table of ratios, then the cost per step against the length."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    rows = []
+    for work in WORK:
+        found = medians(work, rounds)
+        goal = "" if work.mambapy_goal is None else f"{work.mambapy_goal:g}"
+        ours_ms, by_loop = 1e3 * found["ours"], found["loop"] / found["ours"]
+        by_mambapy = found["mambapy"] / found["ours"]
+        goals = f"{work.loop_goal:g}", goal
+        rows.append(
+            (work.name, f"{ours_ms:.1f}", f"{by_loop:.1f}", goals[0], f"{by_mambapy:.1f}", goals[1])
+        )
+    header = ("work", "ours ms", "loop / ours", "goal", "mambapy / ours", "goal")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(tabulate(rows, headers=header, disable_numparse=True))
+    print("\nforward + backward, 1 x 32 channels, N 16: microseconds a step")
+    print(tabulate([(length, f"{1e6 * s:.2f}") for length, s in linearity(rounds)], ("L", "us")))
+
+
+if __name__ == "__main__":
+    main()
