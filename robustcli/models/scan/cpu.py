@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustcli.models.scan.orders import pixel_orders
 
-_BLOCK = 64  # channels a task takes: four AVX-512 vectors of float32, a few kilobytes of state
+_BLOCK = 256  # channels a task takes at most: long loops, and a state of a few kilobytes
 _CHUNK_BYTES = 1 << 18  # state the backward pass keeps per chunk: fits in the second-level cache
 
 
@@ -107,55 +107,73 @@ def _rows(values: Tensor | None, K: int, A: Tensor) -> Tensor:
 def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
           order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     tensors = (x, delta, A.transpose(1, 2), B, C, D, bias)
-    ready = (t.to(torch.float32).contiguous() for t in tensors)
-    y, state = torch.ops.robustcli.scan_cpu(*ready, order.contiguous(), offset, softplus)
+    ready = [t.to(torch.float32).contiguous() for t in tensors]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in ready)
+    y, state, _ = torch.ops.robustcli.scan_cpu(*ready, order.contiguous(), offset, softplus, keep)
     return y, state
 
 
 @torch.library.custom_op("robustcli::scan_cpu", mutates_args=(), device_types="cpu")
 def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-             order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Y (B, L, D_all) and the last state (K, B, N, D); layouts as in `cpu_kernels`."""
+             order: Tensor, offset: Tensor, softplus: bool,
+             keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Y (S, L, W), the last state (K, S, N, D), and if `keep` the states that backward starts from.
+
+    Layouts as in `cpu_kernels`.
+    """
     from robustcli.models.scan.cpu_kernels import forward
 
-    K, batch, _, channels = delta.shape
-    y, state = torch.zeros_like(x), x.new_empty(K, batch, A.shape[1], channels)
-    inputs = [t.detach().numpy() for t in (x, delta, A, B, C, D, bias, order, offset)]
-    block = _block(batch, channels)
+    y, state, borders = _empty_outputs(x, delta, A, keep)
+    y.zero_()
+    inputs = _flat(x, delta, A, B, C, D, bias, order, offset)
+    outputs = _flat(y, state, borders)
+    K, S, L, channels = delta.shape
+    block, chunk = _block(S, channels), _chunk(A.shape[1], L)
+    dims = (K, S, L, channels, A.shape[1], x.shape[2])
     _parallel(
-        batch * math.ceil(channels / block),
-        lambda a, b: forward(*inputs, softplus, block, a, b, y.numpy(), state.numpy()),
+        S * math.ceil(channels / block),
+        lambda a, b: forward(dims, *inputs, softplus, block, chunk, keep, a, b, *outputs),
     )
-    return y, state
+    return y, state, borders
 
 
 @scan_cpu.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-      order: Tensor, offset: Tensor, softplus: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-    K, batch, _, channels = delta.shape
-    return torch.empty_like(x), x.new_empty(K, batch, A.shape[1], channels)
+      order: Tensor, offset: Tensor, softplus: bool,
+      keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_outputs(x, delta, A, keep)
+
+
+def _empty_outputs(
+    x: Tensor, delta: Tensor, A: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    K, S, L, channels = delta.shape
+    N = A.shape[1]
+    chunks = math.ceil(L / _chunk(N, L)) if keep else 0
+    borders = x.new_empty(K, S, chunks, N, channels)
+    return torch.empty_like(x), x.new_empty(K, S, N, channels), borders
 
 
 @torch.library.custom_op("robustcli::scan_cpu_backward", mutates_args=(), device_types="cpu")
 def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
-                      bias: Tensor, order: Tensor, offset: Tensor, softplus: bool, dy: Tensor,
-                      dstate: Tensor) -> list[Tensor]:  # fmt: skip
+                      bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
+                      dy: Tensor, dstate: Tensor) -> list[Tensor]:  # fmt: skip
     """The gradients of x, delta, A, B, C, D and bias, in their layouts."""
     from robustcli.models.scan.cpu_kernels import backward
 
-    _, batch, L, channels = delta.shape
-    N, block = A.shape[1], _block(batch, channels)
-    chunk = max(1, min(L, _CHUNK_BYTES // (8 * N * block)))
+    K, S, L, channels = delta.shape
+    N, block, chunk = A.shape[1], _block(S, channels), _chunk(A.shape[1], L)
     blocks = math.ceil(channels / block)
     dx, ddelta = torch.zeros_like(x), torch.empty_like(delta)
-    dA, dBC = x.new_zeros(batch, *A.shape), x.new_empty(2, blocks, *B.shape)
-    dD, dbias = x.new_zeros(2, batch, *D.shape)
-    inputs = [t.detach().numpy() for t in (x, delta, A, B, C, D, bias, order, offset)]
-    outputs = [t.numpy() for t in (dx, ddelta, dA, dBC[0], dBC[1], dD, dbias)]
-    slopes = [dy.contiguous().numpy(), dstate.contiguous().numpy()]
+    dA, dBC = x.new_zeros(S, *A.shape), x.new_empty(2, blocks, *B.shape)
+    dD, dbias = x.new_zeros(2, S, *D.shape)
+    inputs = _flat(x, delta, A, B, C, D, bias, order, offset)
+    slopes = _flat(borders, dy.contiguous(), dstate.contiguous())
+    outputs = _flat(dx, ddelta, dA, dBC[0], dBC[1], dD, dbias)
+    dims = (K, S, L, channels, N, x.shape[2])
     _parallel(
-        batch * blocks,
-        lambda a, b: backward(*inputs, softplus, block, chunk, a, b, *slopes, *outputs),
+        S * blocks,
+        lambda a, b: backward(dims, *inputs, softplus, block, chunk, a, b, *slopes, *outputs),
     )
     dB, dC = dBC.sum(1)
     return [dx, ddelta, dA.sum(0), dB.clone(), dC.clone(), dD.sum(0), dbias.sum(0)]
@@ -163,22 +181,31 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
 
 @scan_cpu_backward.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-      order: Tensor, offset: Tensor, softplus: bool, dy: Tensor,
+      order: Tensor, offset: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
       dstate: Tensor) -> list[Tensor]:  # fmt: skip
     return [torch.empty_like(t) for t in (x, delta, A, B, C, D, bias)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    *tensors, ctx.softplus = inputs
-    ctx.save_for_backward(*tensors)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
 
 
-def _differentiate(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor, dstate: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.robustcli.scan_cpu_backward(*ctx.saved_tensors, ctx.softplus, dy, dstate)
-    return (*gradients, None, None, None)
+    return (*gradients, None, None, None, None)
 
 
 scan_cpu.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _flat(*tensors: Tensor) -> list[Any]:
+    return [t.detach().view(-1).numpy() for t in tensors]
+
+
+def _chunk(states: int, length: int) -> int:
+    """Steps between kept states: what the backward pass keeps of one chunk fits in the cache."""
+    return max(1, min(length, _CHUNK_BYTES // (8 * states * _BLOCK)))
 
 
 def _block(batch: int, channels: int) -> int:

@@ -4,9 +4,13 @@ A task is one sequence of the batch and one block of channels; no two tasks writ
 Channels are the fastest axis, so that a step of the recurrence is SIMD over channels. The state
 lives in the cache; the backward pass recomputes it chunk by chunk, from states at their borders.
 
-Layout, all float32 and contiguous: x, out (B, L, D_all); delta (K, B, L, D); A (K, N, D);
-B, C (K, B, L, N); skip, bias (K, D); order (K, L) int32; offset (K) int32: the channel of x at
-which direction or group k starts. Inside: w channels of a block, path the pixels in scan order.
+Layout, all flat and float32: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B, C (K, S, L, N);
+skip, bias (K, D); borders (K, S, chunks, N, D); order (K, L) int32, the place of each step;
+offset (K) int32, the channel of x at which direction or group k starts. `dims` is (K, S, L, D, N, W).
+
+How the loops are written decides whether LLVM turns them into SIMD: indices are unsigned (numba
+lets a signed one count from the end, which is a branch), arrays are flat (a slice costs two
+reference counts), and a loop touches few arrays (each pair costs a check for overlap).
 """
 
 from __future__ import annotations
@@ -18,192 +22,211 @@ from numba import njit
 
 from robustcli.models.scan.cpu_math import exp32, sigmoid32, softplus32
 
-_F = np.float32
+_F, _U = np.float32, np.uintp
 _CONTRACT = {"contract"}  # fused multiply-add; NaN and infinity keep their meaning
 _REASSOCIATE = {"contract", "reassoc"}  # also lets sums over channels be vector sums
 
 
 @njit(inline="always", fastmath=_CONTRACT)
-def _steps(delta_t: Any, bias: Any, softplus: bool, dt: Any) -> None:
+def _step_sizes(
+    delta: Any, at: Any, bias: Any, kd: Any, softplus: bool, dt: Any, to: Any, w: Any
+) -> None:
+    """dt[to:to+w] of one position: delta plus bias, through softplus if asked."""
     if softplus:
-        for i in range(dt.shape[0]):
-            dt[i] = softplus32(delta_t[i] + bias[i])
+        for i in range(w):
+            dt[to + i] = softplus32(delta[at + i] + bias[kd + i])
     else:
-        for i in range(dt.shape[0]):
-            dt[i] = delta_t[i] + bias[i]
+        for i in range(w):
+            dt[to + i] = delta[at + i] + bias[kd + i]
+
+
+@njit(inline="always")
+def _copy(source: Any, at: Any, target: Any, to: Any, w: Any) -> None:
+    for i in range(w):
+        target[to + i] = source[at + i]
 
 
 @njit(inline="always", fastmath=_CONTRACT)
-def _advance(h: Any, dt: Any, A: Any, b: Any, c: Any, x: Any, y: Any) -> None:
-    """One step of one state index n: h (w) moves on, y (w) gains c*h."""
-    for i in range(h.shape[0]):
-        v = exp32(dt[i] * A[i]) * h[i] + b * (dt[i] * x[i])
-        h[i] = v
+def _advance(
+    dt: Any, du: Any, A: Any, an: Any, b: Any, c: Any, h: Any, hn: Any, y: Any, w: Any
+) -> None:
+    """One step of state index n: h moves on, y gains c*h."""
+    for i in range(w):
+        v = exp32(dt[i] * A[an + i]) * h[hn + i] + b * du[i]
+        h[hn + i] = v
         y[i] += c * v
 
 
 @njit(nogil=True, cache=True, fastmath=_CONTRACT, error_model="numpy")
 def forward(
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
-    softplus: bool, block: int, first: int, last: int, out: Any, state: Any,
+    dims: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any,
+    offset: Any, softplus: bool, block: int, chunk: int, keep: bool, first: int, last: int,
+    out: Any, state: Any, borders: Any,
 ) -> None:  # fmt: skip
-    """Tasks first..last-1 of the forward pass; adds to `out`, fills `state` (K, B, N, D)."""
-    K, _, L, D = delta.shape
-    N = A.shape[1]
-    blocks = (D + block - 1) // block
+    """Tasks first..last-1: adds to `out`, fills `state` (K, S, N, D), and `borders` if `keep`."""
+    K, S, L, D, N, W = dims
+    blocks, chunks, count = (D + block - 1) // block, (L + chunk - 1) // chunk, _U(N)
+    dt, du, y = np.empty(block, _F), np.empty(block, _F), np.empty(block, _F)
+    h = np.empty(N * block, _F)
     for task in range(first, last):
-        batch, d0 = task // blocks, (task % blocks) * block
-        d1 = min(D, d0 + block)
-        dt, y = np.empty(d1 - d0, _F), np.empty(d1 - d0, _F)
+        s, a = task // blocks, (task % blocks) * block
+        w = _U(min(D, a + block) - a)
         for k in range(K):
-            h = np.zeros((N, d1 - d0), _F)
-            c0, c1 = offset[k] + d0, offset[k] + d1
+            kd, ks = _U(k * D + a), _U(k * S + s)
+            h[:] = _F(0.0)
             for t in range(L):
-                p = order[k, t]
-                xt = x[batch, p, c0:c1]
-                _steps(delta[k, batch, p, d0:d1], bias[k, d0:d1], softplus, dt)
-                for i in range(d1 - d0):
-                    y[i] = skip[k, d0 + i] * xt[i]
-                for n in range(N):
-                    _advance(h[n], dt, A[k, n, d0:d1], B[k, batch, p, n], C[k, batch, p, n], xt, y)
-                out_t = out[batch, p, c0:c1]
-                for i in range(d1 - d0):
-                    out_t[i] += y[i]
-            state[k, batch, :, d0:d1] = h
-
-
-@njit(inline="always", fastmath=_CONTRACT)
-def _remember(h: Any, dt: Any, A: Any, b: Any, x: Any, a: Any, kept: Any) -> None:
-    """As `_advance`, keeping the decay in `a` and the new state in `kept` (w each)."""
-    for i in range(h.shape[0]):
-        a[i] = exp32(dt[i] * A[i])
-        h[i] = a[i] * h[i] + b * (dt[i] * x[i])
-        kept[i] = h[i]
-
-
-@njit(inline="always", fastmath=_REASSOCIATE)
-def _retreat(
-    g: Any, a: Any, A: Any, h: Any, before: Any, dt: Any, x: Any, dy: Any, b: Any, c: Any,
-    ddt: Any, dx: Any, dA: Any,
-) -> Any:  # fmt: skip
-    """One step back for one state index; g (w) holds d loss/d h_t and becomes that of h_{t-1}.
-
-    Returns (dB, dC) of this step, summed over the block's channels.
-    """
-    db, dc = _F(0.0), _F(0.0)
-    for i in range(g.shape[0]):
-        dc += dy[i] * h[i]
-        gh = g[i] + c * dy[i]
-        db += gh * (dt[i] * x[i])
-        ga = gh * a[i]
-        through_decay = ga * before[i]
-        ddt[i] += through_decay * A[i] + gh * (b * x[i])
-        dx[i] += gh * (b * dt[i])
-        dA[i] += through_decay * dt[i]
-        g[i] = ga
-    return db, dc
+                if keep and t % chunk == 0:
+                    to = (ks * _U(chunks) + _U(t // chunk)) * count * _U(D) + _U(a)
+                    for n in range(count):
+                        _copy(h, n * w, borders, to + n * _U(D), w)
+                p = _U(order[_U(k * L + t)])
+                xp, kp = (_U(s * L) + p) * _U(W) + _U(offset[k] + a), ks * _U(L) + p
+                _step_sizes(delta, kp * _U(D) + _U(a), bias, kd, softplus, dt, _U(0), w)
+                for i in range(w):
+                    y[i] = skip[kd + i] * x[xp + i]
+                    du[i] = dt[i] * x[xp + i]
+                for n in range(count):
+                    b, c, an = B[kp * count + n], C[kp * count + n], _U(k * N * D + a) + n * _U(D)
+                    _advance(dt, du, A, an, b, c, h, n * w, y, w)
+                for i in range(w):
+                    out[xp + i] += y[i]
+            for n in range(count):
+                _copy(h, n * w, state, (ks * count + n) * _U(D) + _U(a), w)
 
 
 @njit(cache=True, fastmath=_CONTRACT, error_model="numpy")
 def _replay(
-    x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any, softplus: bool,
-    k: int, s: int, a: int, c: int, t0: int, t1: int, h: Any, dts: Any, decays: Any, states: Any,
+    dims: Any, x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any, softplus: bool,
+    k: int, s: int, a: int, c: int, w: Any, t0: int, t1: int, dts: Any, decays: Any, states: Any,
 ) -> None:  # fmt: skip
-    """Steps t0..t1-1 of sequence s from the state `h` (N, w) on, keeping what the way back needs.
+    """Recomputes steps t0..t1-1, keeping what the way back needs.
 
-    The last of `dts`, `decays` and `states` stays; earlier steps are kept as far as they have room.
+    dts (T, w); decays (T, N, w); states (T + 1, N, w), whose first row comes filled with the state
+    before t0.
     """
-    N, w = h.shape
-    room = dts.shape[0]
+    _, S, L, D, N, W = dims
+    kd, ks, count = _U(k * D + a), _U(k * S + s), _U(N)
     for t in range(t0, t1):
-        p, j = order[k, t], min(t - t0, room - 1)
-        xt = x[s, p, c : c + w]
-        _steps(delta[k, s, p, a : a + w], bias[k, a : a + w], softplus, dts[j])
-        for n in range(N):
-            _remember(
-                h[n], dts[j], A[k, n, a : a + w], B[k, s, p, n], xt, decays[j, n], states[j, n]
-            )
+        j, p = _U(t - t0), _U(order[_U(k * L + t)])
+        xp, kp, dj = (_U(s * L) + p) * _U(W) + _U(c), ks * _U(L) + p, j * w
+        _step_sizes(delta, kp * _U(D) + _U(a), bias, kd, softplus, dts, dj, w)
+        for n in range(count):
+            b, an = B[kp * count + n], _U(k * N * D + a) + n * _U(D)
+            at = (j * count + n) * w
+            to = at + count * w
+            for i in range(w):
+                decays[at + i] = exp32(dts[dj + i] * A[an + i])
+            for i in range(w):
+                states[to + i] = decays[at + i] * states[at + i] + b * (dts[dj + i] * x[xp + i])
+
+
+@njit(inline="always", fastmath=_REASSOCIATE)
+def _retreat(
+    g: Any, gn: Any, decays: Any, states: Any, before: Any, after: Any, A: Any, an: Any,
+    dts: Any, dj: Any, x: Any, xp: Any, dy: Any, b: Any, c: Any,
+    ddt: Any, dxt: Any, dA: Any, da: Any, w: Any,
+) -> Any:  # fmt: skip
+    """One step back for one state index; g becomes d loss/d the state before. Returns (dB, dC)."""
+    db, dc = _F(0.0), _F(0.0)
+    for i in range(w):
+        g[gn + i] += c * dy[xp + i]
+    for i in range(w):
+        db += g[gn + i] * (dts[dj + i] * x[xp + i])
+        dc += dy[xp + i] * states[after + i]
+    for i in range(w):
+        dxt[i] += g[gn + i] * (b * dts[dj + i])
+    for i in range(w):
+        through_decay = decays[before + i] * states[before + i] * A[an + i]
+        ddt[i] += g[gn + i] * (through_decay + b * x[xp + i])
+    for i in range(w):
+        g[gn + i] *= decays[before + i]
+    for i in range(w):
+        dA[da + i] += g[gn + i] * (states[before + i] * dts[dj + i])
+    return db, dc
+
+
+@njit(inline="always", fastmath=_CONTRACT)
+def _through_softplus(ddt: Any, delta: Any, dp: Any, bias: Any, kd: Any, w: Any) -> None:
+    for i in range(w):
+        ddt[i] *= sigmoid32(delta[dp + i] + bias[kd + i])
 
 
 @njit(cache=True, fastmath=_REASSOCIATE, error_model="numpy")
 def _way_back(
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, softplus: bool,
-    k: int, s: int, nb: int, a: int, c: int, t0: int, t1: int,
-    before: Any, dts: Any, decays: Any, states: Any, dy: Any, g: Any, ddt: Any, dxt: Any,
+    dims: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any,
+    softplus: bool, k: int, s: int, nb: int, a: int, c: int, w: Any, t0: int, t1: int,
+    dts: Any, decays: Any, states: Any, dy: Any, g: Any, ddt: Any, dxt: Any,
     dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
-    """Gradients of steps t1-1..t0; `g` (N, w) is carried from chunk to chunk."""
-    N, w = g.shape
-    z = a + w
+    """Gradients of steps t1-1..t0; `g` (N, w), d loss/d state, is carried from chunk to chunk."""
+    K, S, L, D, N, W = dims
+    kd, ks, count, sd = _U(k * D + a), _U(k * S + s), _U(N), _U((s * K + k) * D + a)
     for t in range(t1 - 1, t0 - 1, -1):
-        p, j = order[k, t], t - t0
-        xt, dyt, dt = x[s, p, c : c + w], dy[s, p, c : c + w], dts[j]
+        j, p = _U(t - t0), _U(order[_U(k * L + t)])
+        xp, kp, dj = (_U(s * L) + p) * _U(W) + _U(c), ks * _U(L) + p, j * w
+        dp = kp * _U(D) + _U(a)
         for i in range(w):
             ddt[i] = _F(0.0)
-            dxt[i] = skip[k, a + i] * dyt[i]
-            dskip[s, k, a + i] += dyt[i] * xt[i]
-        for n in range(N):
-            earlier = before[n] if j == 0 else states[j - 1, n]
-            db, dc = _retreat(
-                g[n], decays[j, n], A[k, n, a:z], states[j, n], earlier, dt, xt, dyt,
-                B[k, s, p, n], C[k, s, p, n], ddt, dxt, dA[s, k, n, a:z],
-            )  # fmt: skip
-            dB[nb, k, s, p, n] = db
-            dC[nb, k, s, p, n] = dc
-        delta_t, ddelta_t = delta[k, s, p, a:z], ddelta[k, s, p, a:z]
-        if softplus:
-            for i in range(w):
-                ddt[i] *= sigmoid32(delta_t[i] + bias[k, a + i])
-        dx_t = dx[s, p, c : c + w]
+            dxt[i] = skip[kd + i] * dy[xp + i]
         for i in range(w):
-            ddelta_t[i] = ddt[i]
-            dbias[s, k, a + i] += ddt[i]
-            dx_t[i] += dxt[i]
+            dskip[sd + i] += dy[xp + i] * x[xp + i]
+        for n in range(count):
+            before, an = (j * count + n) * w, _U(k * N * D + a) + n * _U(D)
+            to, da = kp * count + n, _U((s * K + k) * N * D + a) + n * _U(D)
+            db, dc = _retreat(
+                g, n * w, decays, states, before, before + count * w, A, an, dts, dj, x, xp, dy,
+                B[to], C[to], ddt, dxt, dA, da, w,
+            )  # fmt: skip
+            to += _U(nb * K * S * L * N)
+            dB[to], dC[to] = db, dc
+        if softplus:
+            _through_softplus(ddt, delta, dp, bias, kd, w)
+        for i in range(w):
+            ddelta[dp + i] = ddt[i]
+            dbias[sd + i] += ddt[i]
+        for i in range(w):
+            dx[xp + i] += dxt[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def backward(
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
-    softplus: bool, block: int, chunk: int, first: int, last: int, dy: Any, dstate: Any,
+    dims: Any, x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any,
+    offset: Any, softplus: bool, block: int, chunk: int, first: int, last: int,
+    borders: Any, dy: Any, dstate: Any,
     dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
     """Tasks first..last-1 of the backward pass.
 
-    dA (B, K, N, D), dskip and dbias (B, K, D) are per sequence, dB and dC (blocks, K, B, L, N) per
-    block of channels: the caller sums them. dx (B, L, D_all), dA, dskip and dbias must come zeroed.
+    dA (S, K, N, D), dskip and dbias (S, K, D) are per sequence, dB and dC (blocks, K, S, L, N) per
+    block of channels: the caller sums them. dx (S, L, W), dA, dskip and dbias must come zeroed.
     """
-    K, _, L, D = delta.shape
-    N = A.shape[1]
+    K, S, L, D, N, _ = dims
     blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
+    dts, ddt, dxt = np.empty(chunk * block, _F), np.empty(block, _F), np.empty(block, _F)
+    decays = np.empty(chunk * N * block, _F)
+    states = np.empty((chunk + 1) * N * block, _F)
+    g = np.empty(N * block, _F)
     for task in range(first, last):
         s, nb = task // blocks, task % blocks
         a = nb * block
         w = min(D, a + block) - a
-        dts, borders = np.empty((chunk, w), _F), np.empty((chunks, N, w), _F)
-        decays, states = np.empty((chunk, N, w), _F), np.empty((chunk, N, w), _F)
-        ddt, dxt = np.empty(w, _F), np.empty(w, _F)
         for k in range(K):
             c = offset[k] + a
-            h = np.zeros((N, w), _F)
-            for section in range(chunks):
-                borders[section] = h
-                t0 = section * chunk
-                if section < chunks - 1:
-                    _replay(
-                        x, delta, A, B, bias, order, softplus, k, s, a, c, t0, t0 + chunk, h,
-                        dts[:1], decays[:1], states[:1],
-                    )  # fmt: skip
-            g = np.ascontiguousarray(dstate[k, s, :, a : a + w])
+            for n in range(N):
+                at = ((k * S + s) * N + n) * D + a
+                g[n * w : n * w + w] = dstate[at : at + w]
             for section in range(chunks - 1, -1, -1):
                 t0 = section * chunk
                 t1 = min(L, t0 + chunk)
-                h[:] = borders[section]
+                for n in range(N):
+                    at = (((k * S + s) * chunks + section) * N + n) * D + a
+                    states[n * w : n * w + w] = borders[at : at + w]
                 _replay(
-                    x, delta, A, B, bias, order, softplus, k, s, a, c, t0, t1, h,
+                    dims, x, delta, A, B, bias, order, softplus, k, s, a, c, _U(w), t0, t1,
                     dts, decays, states,
                 )  # fmt: skip
                 _way_back(
-                    x, delta, A, B, C, skip, bias, order, softplus, k, s, nb, a, c, t0, t1,
-                    borders[section], dts, decays, states, dy, g, ddt, dxt,
+                    dims, x, delta, A, B, C, skip, bias, order, softplus, k, s, nb, a, c, _U(w),
+                    t0, t1, dts, decays, states, dy, g, ddt, dxt,
                     dx, ddelta, dA, dB, dC, dskip, dbias,
                 )  # fmt: skip
