@@ -6,7 +6,7 @@ lives in the cache; the backward pass recomputes it chunk by chunk, from states 
 
 Layout, all flat and float32: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B, C (K, S, L, N);
 skip, bias (K, D); borders (K, S, chunks, N, D); order (K, L) int32, the place of each step;
-offset (K) int32, the channel of x at which direction or group k starts. `dims` is (K, S, L, D, N, W).
+offset (K) int32, the channel of x where direction or group k starts; `dims` is (K, S, L, D, N, W).
 
 How the loops are written decides whether LLVM turns them into SIMD: indices are unsigned (numba
 lets a signed one count from the end, which is a branch), arrays are flat (a slice costs two

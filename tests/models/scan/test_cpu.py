@@ -137,7 +137,7 @@ def test_operators_pass_torchs_own_checks():
     by_step = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
     order, offset = torch.arange(9, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
     tensors = [t.contiguous().requires_grad_() for t in by_step]
-    torch.library.opcheck(torch.ops.robustcli.scan_cpu, (*tensors, order, offset, True))
+    torch.library.opcheck(torch.ops.robustcli.scan_cpu, (*tensors, order, offset, True, True))
 
 
 def test_compiles_without_a_graph_break():

@@ -1,0 +1,62 @@
+"""Real weights on real photos: the numbers that are known from elsewhere."""
+
+from pathlib import Path
+
+import pytest
+
+import robustcli
+from robustcli.data.open import open_index
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+
+
+@needs_shared
+def test_mobilenet_has_452_of_500(tmp_path):
+    """Published with the weights: 90.4 % on this sample. ImageFolder's own indices would give 0."""
+    run = robustcli.evaluate(
+        "mobilenetv2_100",
+        SHARED / "imagenet_sample" / "val",
+        "identity",
+        out=tmp_path / "run",
+        weights=SHARED / "weights" / "mobilenetv2_100_timm_from_tf2ptq.pth",
+        model_args={"pad_type": "same"},
+        preprocessing={
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "resize": 256,
+            "crop": 224,
+            "interpolation": "bilinear",
+        },
+        workers=1,
+    )
+    row = run.table().iloc[0]
+    assert (row["correct"], row["n"]) == (452, 500)
+    assert "452 of 500" not in run.path.name
+    assert "90.4 (87.5" in run.report().read_text(encoding="utf-8")
+
+
+@needs_shared
+def test_the_sample_has_other_indices_than_its_folders_have_places():
+    index = open_index(str(SHARED / "imagenet_sample" / "val"), model_label_space="imagenet-1k")
+    folders = sorted({ref.image_id.split("/")[0] for ref in index.images})
+    by_place = {folder: place for place, folder in enumerate(folders)}
+    agreeing = [r for r in index.images if by_place[r.image_id.split("/")[0]] == r.target]
+    assert len(folders) == 500
+    assert len(agreeing) < 10
+
+
+def test_vmamba_pico_stands_as_documented(tmp_path):
+    """The first row of the README's table, from the bundled weights and images."""
+    run = robustcli.evaluate("vmamba-pico", None, "fliplr", out=tmp_path / "run", workers=0)
+    # Another processor may round otherwise and turn an image or two.
+    assert run.table()["correct"].tolist() == pytest.approx([751, 768], abs=2)
+    assert run.record.dataset.demonstration
+
+
+@needs_shared
+@pytest.mark.slow
+def test_vmamba_pico_has_its_recorded_accuracy_on_the_whole_test_set(tmp_path):
+    data = SHARED / "cifar10_jpeg" / "test.tar.gz"
+    run = robustcli.evaluate("vmamba-pico", data, "identity", out=tmp_path / "run")
+    assert run.table()["correct"].tolist() == pytest.approx([7930], abs=5)
