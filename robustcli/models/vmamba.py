@@ -11,16 +11,17 @@ N state size, R rank of the step-size projection.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from robustcli.models.scan import ss2d_scan
+from robustcli.models.options import changed
+from robustcli.models.resample import PatchMerging, downsample_v3, stem_v1, stem_v2
+from robustcli.models.ss2d import SS2D
+from robustcli.models.stochastic_depth import rising_rates
 
 
 @dataclass(frozen=True)
@@ -46,126 +47,6 @@ class VMambaConfig:
         return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
 
 
-class Permute(nn.Module):
-    """Reorders dimensions inside a Sequential; holds no parameters."""
-
-    def __init__(self, *order: int) -> None:
-        super().__init__()
-        self.order = order
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` with its dimensions in `order`."""
-        return x.permute(self.order)
-
-
-def _to_last() -> Permute:
-    return Permute(0, 2, 3, 1)
-
-
-def _to_first() -> Permute:
-    return Permute(0, 3, 1, 2)
-
-
-def stem_v1(dim: int) -> nn.Sequential:
-    """One 4x4 patch convolution; (B, 3, H, W) to (B, H/4, W/4, C)."""
-    return nn.Sequential(nn.Conv2d(3, dim, 4, 4), _to_last(), nn.LayerNorm(dim))
-
-
-def stem_v2(dim: int, strides: tuple[int, int]) -> nn.Sequential:
-    """Two overlapping 3x3 convolutions; (B, 3, H, W) to (B, H/s, W/s, C), s their product."""
-    return nn.Sequential(
-        nn.Conv2d(3, dim // 2, 3, strides[0], 1),
-        _to_last(),
-        nn.LayerNorm(dim // 2),
-        _to_first(),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, strides[1], 1),
-        _to_last(),
-        nn.LayerNorm(dim),
-    )
-
-
-def _stem(config: VMambaConfig) -> nn.Sequential:
-    return stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
-
-
-def downsample_v3(dim: int) -> nn.Sequential:
-    """A 3x3 convolution with stride 2; (B, H, W, C) to (B, H/2, W/2, 2C)."""
-    conv = nn.Conv2d(dim, 2 * dim, 3, 2, 1)
-    return nn.Sequential(_to_first(), conv, _to_last(), nn.LayerNorm(2 * dim))
-
-
-class PatchMerging(nn.Module):
-    """Downsampling of the v0 releases: 2x2 pixels side by side, then a projection."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C); odd sizes are zero-padded."""
-        H, W = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        merged: Tensor = self.reduction(self.norm(torch.cat(corners, -1)))
-        return merged
-
-
-class SS2D(nn.Module):
-    """The two-dimensional selective scan with its projections, (B, H, W, C) to the same shape."""
-
-    def __init__(self, dim: int, config: VMambaConfig) -> None:
-        super().__init__()
-        D, N = int(config.ssm_ratio * dim), config.d_state
-        self.rank, self.gate = math.ceil(dim / 16), config.gate
-        K, R = 4, self.rank
-        self.x_proj_weight = nn.Parameter(_uniform((K, R + 2 * N, D), D**-0.5))
-        self.A_logs = nn.Parameter(torch.arange(1.0, N + 1).log().repeat(K * D, 1))
-        self.Ds = nn.Parameter(torch.ones(K * D))
-        self.dt_projs_weight = nn.Parameter(_uniform((K, D, R), R**-0.5))
-        self.dt_projs_bias = nn.Parameter(step_size_bias((K, D)))
-        self.out_norm = nn.LayerNorm(D)
-        self.in_proj = nn.Linear(dim, 2 * D if config.gate else D, bias=False)
-        self.conv2d = nn.Conv2d(D, D, 3, padding=1, groups=D, bias=config.conv_bias)
-        self.out_proj = nn.Linear(D, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The mixed feature map, (B, H, W, C)."""
-        x = self.in_proj(x)
-        z = None
-        if self.gate:
-            x, z = x.chunk(2, -1)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))  # (B, D, H, W)
-        y = self.out_norm(self._scan(x).permute(0, 2, 3, 1)).to(x.dtype)  # (B, H, W, D)
-        if z is not None:
-            y = y * F.silu(z)
-        mixed: Tensor = self.out_proj(y)
-        return mixed
-
-    def _scan(self, x: Tensor) -> Tensor:
-        """(B, D, H, W), summed over the directions.
-
-        The projections are per pixel, so no cross-scanned copy is made: each direction's share lies
-        by pixel and is read in the direction's own order.
-        """
-        B, D, H, W = x.shape
-        K, N, R = 4, self.A_logs.shape[1], self.rank
-        tokens = x.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
-        projected = F.linear(tokens, self.x_proj_weight.flatten(0, 1)).view(-1, K, R + 2 * N)
-        low, Bs, Cs = projected.split((R, N, N), -1)
-        delta = torch.bmm(low.transpose(0, 1), self.dt_projs_weight.transpose(1, 2).to(low.dtype))
-        return ss2d_scan(
-            x,
-            delta.view(K, B, H, W, D).permute(1, 0, 4, 2, 3),  # (B, K, D, H, W)
-            -self.A_logs.float().exp() if x.dtype != torch.float64 else -self.A_logs.exp(),
-            Bs.reshape(B, H, W, K, N).permute(0, 3, 4, 1, 2),  # (B, K, N, H, W)
-            Cs.reshape(B, H, W, K, N).permute(0, 3, 4, 1, 2),
-            self.Ds,
-            self.dt_projs_bias.flatten(),
-        )
-
-
 class Mlp(nn.Module):
     """Two layers with GELU between, per pixel."""
 
@@ -186,7 +67,10 @@ class VSSBlock(nn.Module):
     def __init__(self, dim: int, drop_path: float, config: VMambaConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.op = SS2D(dim, config)
+        self.op = SS2D(
+            dim, d_state=config.d_state, ratio=config.ssm_ratio, gate=config.gate,
+            conv_bias=config.conv_bias,
+        )  # fmt: skip
         self.drop_path = DropPath(drop_path)
         if config.mlp_ratio > 0:
             self.norm2 = nn.LayerNorm(dim)
@@ -222,10 +106,10 @@ class Classifier(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to logits (B, num_classes)."""
-        logits: Tensor = self.head(self.norm(x).mean((1, 2)))
-        return logits
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, H, W, C) to logits (B, num_classes), or to the pooled features (B, C)."""
+        pooled: Tensor = self.norm(x).mean((1, 2))
+        return pooled if pre_logits else self.head(pooled)
 
 
 class VMamba(nn.Module):
@@ -234,41 +118,70 @@ class VMamba(nn.Module):
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
         self.config, self.num_classes = config, config.num_classes
-        stem = (
-            stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
-        )
-        self.patch_embed = stem
+        self.num_features = config.dims[-1]
+        self.patch_embed = _stem(config)
         self.layers = nn.Sequential(*_stages(config))
         self.classifier = Classifier(config.dims[-1], config.num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
-        logits: Tensor = self.classifier(self.layers(self.patch_embed(x)))
-        return logits
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's map, (B, H/32, W/32, C), before its norm."""
+        features: Tensor = self.layers(self.patch_embed(x))
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits from that map; the normalised and pooled features (B, C) with `pre_logits`."""
+        head: Tensor = self.classifier(x, pre_logits)
+        return head
+
+
+class VMambaBackbone(nn.Module):
+    """The trunk for dense prediction: images (B, 3, H, W) to one map per stage, (B, C, h, w).
+
+    Each stage's output is normalised by its `outnorm{i}` before it is downsampled; a classifier's
+    weights load but for these norms, which it has not, and its head.
+    """
+
+    def __init__(self, config: VMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = _stem(config)
+        self.layers = nn.ModuleList(_stages(config))
+        for stage, dim in enumerate(config.dims):
+            self.add_module(f"outnorm{stage}", nn.LayerNorm(dim))
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps, highest resolution first: strides 4, 8, 16 and 32 in the releases."""
+        x = self.patch_embed(x)
+        maps = []
+        for stage, layer in enumerate(self.layers):
+            assert isinstance(layer, Stage)
+            x = layer.blocks(x)
+            maps.append(self.get_submodule(f"outnorm{stage}")(x).permute(0, 3, 1, 2))
+            x = layer.downsample(x)
+        return maps
+
+
+def _stem(config: VMambaConfig) -> nn.Sequential:
+    return stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
 
 
 def _stages(config: VMambaConfig) -> list[Stage]:
-    rates = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+    rates = rising_rates(config.drop_path, config.depths)
     shrink = PatchMerging if config.downsample == "v1" else downsample_v3
     last = len(config.depths) - 1
     return [
         Stage(
-            [VSSBlock(dim, next(rates), config) for _ in range(depth)],
+            [VSSBlock(dim, rate, config) for rate in rates[stage]],
             nn.Identity() if stage == last else shrink(dim),
         )
-        for stage, (depth, dim) in enumerate(zip(config.depths, config.dims, strict=True))
+        for stage, dim in enumerate(config.dims)
     ]
-
-
-def _uniform(shape: tuple[int, ...], bound: float) -> Tensor:
-    return torch.empty(shape).uniform_(-bound, bound)
-
-
-def step_size_bias(shape: tuple[int, ...], low: float = 1e-3, high: float = 0.1) -> Tensor:
-    """Biases whose softplus is log-uniform in [low, high], at least 1e-4 (Mamba's own start)."""
-    step = torch.empty(shape).uniform_(math.log(low), math.log(high)).exp().clamp(min=1e-4)
-    return step + torch.log(-torch.expm1(-step))
 
 
 def _initialise(module: nn.Module) -> None:
@@ -300,5 +213,18 @@ VARIANTS: dict[str, VMambaConfig] = {
 
 
 def build(variant: str, **changes: object) -> VMamba:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config."""
-    return VMamba(replace(VARIANTS[variant], **changes))  # type: ignore[arg-type]
+    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    return VMamba(changed(VARIANTS[variant], changes, model=variant))
+
+
+def build_backbone(variant: str, **changes: object) -> VMambaBackbone:
+    """The trunk of `variant` for dense prediction, as `build` makes the classifier.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    return VMambaBackbone(changed(VARIANTS[variant], changes, model=variant))

@@ -1,0 +1,93 @@
+"""SS2D, VMamba's token mixer: a selective scan over the image in four directions.
+
+Source: Liu et al., "VMamba" (arXiv 2401.10166) and its code release; written anew from the
+published facts, with its parameter names. VM-UNet uses the same mixer.
+
+Shapes: B batch, H and W of the map, C channels, D inner channels, K = 4 directions, N state size,
+R rank of the step-size projection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.models.mamba import state_decay, state_logs, step_size_bias
+from robustcli.models.scan import ss2d_scan
+
+
+class SS2D(nn.Module):
+    """The two-dimensional selective scan with its projections, (B, H, W, C) to the same shape.
+
+    Args:
+        dim: Channels C.
+        d_state: State size N.
+        ratio: Inner channels per channel.
+        gate: Whether the output is multiplied by silu of a second projection of the input.
+        conv_bias: Whether the depthwise convolution has a bias.
+    """
+
+    def __init__(
+        self, dim: int, *, d_state: int, ratio: float, gate: bool, conv_bias: bool
+    ) -> None:
+        super().__init__()
+        D, N = int(ratio * dim), d_state
+        self.rank, self.gate = math.ceil(dim / 16), gate
+        K, R = 4, self.rank
+        self.x_proj_weight = nn.Parameter(_uniform((K, R + 2 * N, D), D**-0.5))
+        self.A_logs = nn.Parameter(state_logs(K * D, N))
+        self.Ds = nn.Parameter(torch.ones(K * D))
+        self.dt_projs_weight = nn.Parameter(_uniform((K, D, R), R**-0.5))
+        self.dt_projs_bias = nn.Parameter(step_size_bias((K, D)))
+        self.out_norm = nn.LayerNorm(D)
+        self.in_proj = nn.Linear(dim, 2 * D if gate else D, bias=False)
+        self.conv2d = nn.Conv2d(D, D, 3, padding=1, groups=D, bias=conv_bias)
+        self.out_proj = nn.Linear(D, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mixed feature map, (B, H, W, C)."""
+        x = self.in_proj(x)
+        z = None
+        if self.gate:
+            x, z = x.chunk(2, -1)
+        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))  # (B, D, H, W)
+        y = self._normed(self._scan(x).permute(0, 2, 3, 1)).to(x.dtype)  # (B, H, W, D)
+        if z is not None:
+            y = y * F.silu(z)
+        mixed: Tensor = self.out_proj(y)
+        return mixed
+
+    def _normed(self, y: Tensor) -> Tensor:
+        """The sum of the directions, normalised in its own precision: float32 for half inputs."""
+        norm = self.out_norm
+        weight, bias = norm.weight.to(y.dtype), norm.bias.to(y.dtype)
+        return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps)
+
+    def _scan(self, x: Tensor) -> Tensor:
+        """(B, D, H, W), summed over the directions.
+
+        The projections are per pixel, so no cross-scanned copy is made: each direction's share lies
+        by pixel and is read in the direction's own order.
+        """
+        B, D, H, W = x.shape
+        K, N, R = 4, self.A_logs.shape[1], self.rank
+        tokens = x.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
+        projected = F.linear(tokens, self.x_proj_weight.flatten(0, 1)).view(-1, K, R + 2 * N)
+        low, Bs, Cs = projected.split((R, N, N), -1)
+        delta = torch.bmm(low.transpose(0, 1), self.dt_projs_weight.transpose(1, 2).to(low.dtype))
+        return ss2d_scan(
+            x,
+            delta.view(K, B, H, W, D).permute(1, 0, 4, 2, 3),  # (B, K, D, H, W)
+            state_decay(self.A_logs),
+            Bs.reshape(B, H, W, K, N).permute(0, 3, 4, 1, 2),  # (B, K, N, H, W)
+            Cs.reshape(B, H, W, K, N).permute(0, 3, 4, 1, 2),
+            self.Ds,
+            self.dt_projs_bias.flatten(),
+        )
+
+
+def _uniform(shape: tuple[int, ...], bound: float) -> Tensor:
+    return torch.empty(shape).uniform_(-bound, bound)

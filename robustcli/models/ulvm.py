@@ -1,0 +1,166 @@
+"""UL-VM-UNet: U-shaped networks of a few ten thousand to a million parameters, base and v1 to v6.
+
+Source: Wu et al., "UltraLight VM-UNet" (arXiv 2403.20035), and the variants of "Mamba-Based Tumor
+Segmentation" and "Mamba vs SOTA for Vision Tasks" (Crews and Whalen, 2024); written anew from the
+published facts, with their parameter names. All are one network with other channels, other numbers
+of parallel branches, and pyramid pooling in some layers. Deviation: the parallel branches, which
+share one Mamba, run as one batch instead of one after the other.
+
+Shapes: B batch, C channels, H and W of the current level, P branches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from robustcli.models.mamba import Mamba
+from robustcli.models.options import changed
+from robustcli.models.pyramid import PyramidPooling
+from robustcli.models.sizes import check_multiple
+from robustcli.models.skip_bridge import SkipBridge
+
+_PVM_LAYERS = 3  # on each side; the levels above them are convolutions
+
+
+@dataclass(frozen=True)
+class ULVMConfig:
+    """What distinguishes one UL-VM-UNet from another.
+
+    `pyramid` names the PVM layers that pool their input first, such as `encoder6`.
+    """
+
+    widths: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
+    branches: int = 4
+    pyramid: tuple[str, ...] = ()
+    in_channels: int = 3
+    num_classes: int = 1
+
+
+class ParallelMamba(nn.Module):
+    """The PVM layer: one Mamba over each of P channel groups; (B, C, H, W) to (B, C', H, W)."""
+
+    def __init__(self, c_in: int, c_out: int, *, branches: int, pyramid: bool) -> None:
+        super().__init__()
+        self.branches = branches
+        self.skip_scale = nn.Parameter(torch.ones(1))
+        self.norm = nn.LayerNorm(c_in)
+        self.mamba = Mamba(c_in // branches)
+        self.proj = nn.Linear(c_in, c_out)
+        if pyramid:
+            self.ppm = PyramidPooling(c_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mixed map; the same norm serves before and after the mixing."""
+        if hasattr(self, "ppm"):
+            x = self.ppm(x)
+        B, _, H, W = x.shape
+        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, L, C)
+        groups = tokens.unflatten(2, (self.branches, -1)).transpose(1, 2).flatten(0, 1)
+        mixed = self.mamba(groups) + self.skip_scale * groups  # (B*P, L, C/P)
+        joined = mixed.unflatten(0, (B, self.branches)).transpose(1, 2).flatten(2)  # (B, L, C)
+        out: Tensor = self.proj(self.norm(joined)).transpose(1, 2)
+        return out.reshape(B, -1, H, W)
+
+
+class ULVMUNet(nn.Module):
+    """The segmenter: images (B, 3, H, W) to probabilities (B, classes, H, W)."""
+
+    def __init__(self, config: ULVMConfig) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        widths, self.levels = config.widths, len(config.widths)
+        inputs = (config.in_channels, *widths)
+        plain = self.levels - _PVM_LAYERS
+        for i in range(1, self.levels + 1):
+            self._add(f"encoder{i}", inputs[i - 1], inputs[i], pvm=i > plain)
+        self.scab = SkipBridge(widths[:-1])
+        for i in range(1, self.levels):
+            self._add(f"decoder{i}", widths[-i], widths[-i - 1], pvm=i <= _PVM_LAYERS)
+        for i in range(1, self.levels):
+            self.add_module(f"ebn{i}", nn.GroupNorm(4, widths[i - 1]))
+        for i in range(1, self.levels):
+            self.add_module(f"dbn{i}", nn.GroupNorm(4, widths[-i - 1]))
+        self.final = nn.Conv2d(widths[0], config.num_classes, 1)
+        self.apply(_initialise)
+
+    def _add(self, name: str, c_in: int, c_out: int, *, pvm: bool) -> None:
+        if not pvm:
+            layer: nn.Module = nn.Conv2d(c_in, c_out, 3, 1, 1)
+        else:
+            pyramid = name in self.config.pyramid
+            layer = ParallelMamba(c_in, c_out, branches=self.config.branches, pyramid=pyramid)
+        self.add_module(name, nn.Sequential(layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities (B, classes, H, W).
+
+        Raises:
+            UsageError: Height or width is no multiple of the network's reduction.
+        """
+        step = 2 ** (self.levels - 1)
+        check_multiple(x, (step, step), model="ulvm")
+        skips = []
+        for i in range(1, self.levels):
+            x = self._normed(f"encoder{i}", f"ebn{i}", x)
+            x = F.gelu(F.max_pool2d(x, 2))
+            skips.append(x)
+        x = F.gelu(self.get_submodule(f"encoder{self.levels}")(x))
+        bridged = self.scab(skips)
+        for i in range(1, self.levels):
+            x = self._normed(f"decoder{i}", f"dbn{i}", x)
+            x = F.gelu(x if i == 1 else _twice(x)) + bridged[-i]
+        return torch.sigmoid(_twice(self.final(x)))
+
+    def _normed(self, layer: str, norm: str, x: Tensor) -> Tensor:
+        normed: Tensor = self.get_submodule(norm)(self.get_submodule(layer)(x))
+        return normed
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+
+def _initialise(module: nn.Module) -> None:
+    """As upstream; it reaches into Mamba, whose step-size bias it sets to zero."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv1d):
+        nn.init.normal_(
+            module.weight, 0, math.sqrt(2 / (module.kernel_size[0] * module.out_channels))
+        )
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+_FIVE = (16, 32, 64, 128, 256)
+_WIDE = ULVMConfig(widths=(*_FIVE, 512), branches=8)
+_PVM_OF_SIX = ("encoder4", "encoder5", "encoder6", "decoder1", "decoder2", "decoder3")
+VARIANTS: dict[str, ULVMConfig] = {
+    "ulvm": ULVMConfig(),
+    "ulvm_v1": ULVMConfig(widths=_FIVE),
+    "ulvm_v2": ULVMConfig(branches=8),
+    "ulvm_v3": ULVMConfig(widths=_FIVE, branches=8),
+    "ulvm_v4": replace(_WIDE, pyramid=_PVM_OF_SIX),
+    "ulvm_v5": _WIDE,
+    "ulvm_v6": replace(_WIDE, pyramid=("encoder6",)),
+}
+
+
+def build(variant: str, **changes: object) -> ULVMUNet:
+    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    return ULVMUNet(changed(VARIANTS[variant], changes, model=variant))

@@ -1,0 +1,179 @@
+"""Vim: image patches as one sequence, mixed by bidirectional Mamba blocks.
+
+Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417) and its code release; written anew from the
+published facts. The five ImageNet-1K releases (class token in the middle, absolute positions) load
+unchanged: same parameter names and shapes. Deviation: another input size is served by resizing the
+position embedding (`robustcli.models.positions`).
+
+Shapes: B batch, M patches, C channels; the sequence has M + 1 tokens, the class token at M // 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.layers import DropPath, lecun_normal_, trunc_normal_
+from torch import Tensor, nn
+
+from robustcli.core.errors import UsageError
+from robustcli.models.mamba import BidirectionalMamba
+from robustcli.models.options import changed
+from robustcli.models.stochastic_depth import rising_rates
+
+
+@dataclass(frozen=True)
+class VimConfig:
+    """What distinguishes one Vim from another; sizes in pixels."""
+
+    dim: int
+    depth: int = 24
+    patch_size: int = 16
+    stride: int | None = None
+    img_size: int | tuple[int, int] = 224
+    drop_path: float = 0.1
+    num_classes: int = 1000
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        size = self.img_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across; they overlap where the stride is below the patch size."""
+        height, width = self.image
+        step = self.stride or self.patch_size
+        return (height - self.patch_size) // step + 1, (width - self.patch_size) // step + 1
+
+
+class PatchEmbed(nn.Module):
+    """Patches as tokens: (B, 3, H, W) to (B, M, C), row by row."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.image = config.image
+        patch, stride = config.patch_size, config.stride or config.patch_size
+        self.proj = nn.Conv2d(3, config.dim, patch, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tokens.
+
+        Raises:
+            UsageError: The image has another size than the network was built for.
+        """
+        if tuple(x.shape[2:]) != self.image:
+            given, own = (" x ".join(map(str, size)) for size in (x.shape[2:], self.image))
+            raise UsageError(
+                f"The input is {given} pixels; this Vim takes {own}.",
+                "Its position embedding has one entry per patch.",
+                "Build it with `img_size` to resize the embedding, or resize the images.",
+            )
+        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class Layer(nn.Module):
+    """Norm and mixer; the residual stream runs beside it, in float32 at least."""
+
+    def __init__(self, dim: int, drop_path: float) -> None:
+        super().__init__()
+        self.mixer = BidirectionalMamba(dim)
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mixer's output and the residual before it, (B, M + 1, C) each."""
+        residual = _wide(hidden) if residual is None else residual + self.drop_path(hidden)
+        return self.mixer(_normed(self.norm, residual)), residual
+
+
+class Vim(nn.Module):
+    """The classifier: images (B, 3, H, W) of the configured size to logits (B, num_classes)."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        self.num_features = config.dim
+        self.middle = math.prod(config.grid) // 2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(config.grid) + 1, config.dim))
+        self.patch_embed = PatchEmbed(config)
+        self.head = nn.Linear(config.dim, config.num_classes)
+        (rates,) = rising_rates(config.drop_path, (config.depth,))
+        self.layers = nn.ModuleList(Layer(config.dim, rate) for rate in [0.0, *rates[:-1]])
+        self.drop_path = DropPath(config.drop_path)
+        self.norm_f = nn.RMSNorm(config.dim, eps=1e-5)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normalised tokens, (B, M + 1, C)."""
+        tokens = self.patch_embed(x)
+        own = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        hidden = torch.cat((tokens[:, : self.middle], own, tokens[:, self.middle :]), 1)
+        hidden = hidden + self.pos_embed
+        residual = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual)
+        residual = hidden if residual is None else residual + self.drop_path(hidden)
+        return _normed(self.norm_f, residual)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits from the class token of `x`, (B, M + 1, C); the token itself with `pre_logits`."""
+        token = x[:, self.middle]
+        return token if pre_logits else self.head(token)
+
+    def _initialise(self) -> None:
+        """As upstream; it sets the backward direction's step-size bias to zero, ours too."""
+        self.apply(partial(_initialise, depth=self.config.depth))
+        for tensor in (self.head.weight, self.pos_embed, self.cls_token):
+            trunc_normal_(tensor, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+
+def _initialise(module: nn.Module, depth: int) -> None:
+    if isinstance(module, nn.Conv2d):
+        lecun_normal_(module.weight)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+    if isinstance(module, BidirectionalMamba):
+        nn.init.zeros_(module.dt_proj_b.bias)
+        nn.init.kaiming_uniform_(module.out_proj.weight, a=math.sqrt(5))
+        with torch.no_grad():
+            module.out_proj.weight /= math.sqrt(depth)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normed(norm: nn.RMSNorm, residual: Tensor) -> Tensor:
+    normed: Tensor = norm(residual.to(norm.weight.dtype))
+    return normed
+
+
+# CIFAR's `vim` is the one of "Mamba vs SOTA for Vision Tasks" (2024): patch size 4 or 8.
+VARIANTS: dict[str, VimConfig] = {
+    "vim-t": VimConfig(dim=192),
+    "vim-t-plus": VimConfig(dim=192, stride=8),
+    "vim-s": VimConfig(dim=384),
+    "vim-s-plus": VimConfig(dim=384, stride=8),
+    "vim-b": VimConfig(dim=768),
+    "vim": VimConfig(dim=168, depth=8, patch_size=4, img_size=32, num_classes=10),
+}
+
+
+def build(variant: str, **changes: object) -> Vim:
+    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    return Vim(changed(VARIANTS[variant], changes, model=variant))

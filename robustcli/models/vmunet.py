@@ -1,0 +1,192 @@
+"""VM-UNet: a U-shaped network of VMamba blocks for medical segmentation.
+
+Source: Ruan and Xiang, "VM-UNet" (arXiv 2402.02491) and its code release; written anew from the
+published facts, with its parameter names. As there: a skip is the input of an encoder stage, added
+before the decoder enlarges; the largest one is not used; one class means probabilities out.
+Deviation: an input whose size is no multiple of 32 is refused; upstream fails inside on it.
+
+Shapes: B batch, H and W of the current stage, C channels; feature maps are (B, H, W, C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from robustcli.models.options import changed
+from robustcli.models.resample import PatchMerging
+from robustcli.models.sizes import check_multiple
+from robustcli.models.ss2d import SS2D
+from robustcli.models.stochastic_depth import rising_rates
+
+
+@dataclass(frozen=True)
+class VMUNetConfig:
+    """Blocks per stage, from the input to the bottleneck and back."""
+
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    depths_decoder: tuple[int, ...] = (2, 2, 2, 1)
+    dim: int = 96
+    d_state: int = 16
+    drop_path: float = 0.2
+    num_classes: int = 1
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of each encoder stage: doubled from stage to stage."""
+        return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
+
+
+class PatchEmbed(nn.Module):
+    """One 4x4 patch convolution and its norm; (B, 3, H, W) to (B, H/4, W/4, C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, 4, 4)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The first map."""
+        embedded: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return embedded
+
+
+class PatchExpand(nn.Module):
+    """Each pixel to `scale` x `scale` pixels; (B, H, W, C) to (B, H*s, W*s, C*share/s^2)."""
+
+    def __init__(self, dim: int, *, scale: int, share: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.expand = nn.Linear(dim, share * dim, bias=False)
+        self.norm = nn.LayerNorm(share * dim // scale**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The larger map."""
+        B, H, W, _ = x.shape
+        s = self.scale
+        grid = self.expand(x).view(B, H, W, s, s, -1).permute(0, 1, 3, 2, 4, 5)
+        larger: Tensor = self.norm(grid.reshape(B, H * s, W * s, -1))
+        return larger
+
+
+class Block(nn.Module):
+    """Norm and SS2D with a residual, (B, H, W, C) to the same shape."""
+
+    def __init__(self, dim: int, d_state: int, drop_path: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim)
+        self.self_attention = SS2D(dim, d_state=d_state, ratio=2.0, gate=True, conv_bias=True)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        mixed: Tensor = self.drop_path(self.self_attention(self.ln_1(x)))
+        return x + mixed
+
+
+class EncoderStage(nn.Module):
+    """Blocks, then the downsampling to the next stage."""
+
+    def __init__(self, blocks: list[Block], downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H/2, W/2, 2C), or the same shape at the last stage."""
+        smaller: Tensor = self.downsample(self.blocks(x))
+        return smaller
+
+
+class DecoderStage(nn.Module):
+    """The enlargement, where there is one, then blocks."""
+
+    def __init__(self, blocks: list[Block], upsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, 2H, 2W, C/2), or the same shape at the first stage."""
+        larger: Tensor = self.blocks(self.upsample(x))
+        return larger
+
+
+class UNet(nn.Module):
+    """The network proper: (B, 3, H, W) to logits (B, classes, H, W)."""
+
+    def __init__(self, config: VMUNetConfig) -> None:
+        super().__init__()
+        dims = config.dims
+        self.patch_embed = PatchEmbed(config.dim)
+        rates = rising_rates(config.drop_path, config.depths)
+        down = [PatchMerging(dim) for dim in dims[:-1]]
+        self.layers = nn.ModuleList(
+            EncoderStage([Block(dim, config.d_state, rate) for rate in stage], shrink)
+            for dim, stage, shrink in zip(dims, rates, (*down, nn.Identity()), strict=True)
+        )
+        reverse = rising_rates(config.drop_path, config.depths_decoder[::-1])[::-1]
+        up = [PatchExpand(dim, scale=2, share=2) for dim in dims[:0:-1]]
+        self.layers_up = nn.ModuleList(
+            DecoderStage([Block(dim, config.d_state, rate) for rate in stage[::-1]], grow)
+            for dim, stage, grow in zip(dims[::-1], reverse, (nn.Identity(), *up), strict=True)
+        )
+        self.final_up = PatchExpand(config.dim, scale=4, share=4)
+        self.final_conv = nn.Conv2d(config.dim // 4, config.num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.patch_embed(x)
+        skips = []
+        for encode in self.layers:
+            skips.append(x)
+            x = encode(x)
+        x = self.layers_up[0](x)
+        for decode, skip in zip(self.layers_up[1:], skips[:0:-1], strict=True):
+            x = decode(x + skip)
+        logits: Tensor = self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
+        return logits
+
+
+class VMUNet(nn.Module):
+    """The segmenter: images (B, 3 or 1, H, W) to probabilities of one class or logits of several.
+
+    The values it was trained on are upstream's: normalised, then stretched to 0..255 per image.
+    """
+
+    def __init__(self, config: VMUNetConfig) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        self.vmunet = UNet(config)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities (B, 1, H, W), or logits (B, classes, H, W).
+
+        Raises:
+            UsageError: Height or width is no multiple of the network's reduction.
+        """
+        step = 4 * 2 ** (len(self.config.depths) - 1)
+        check_multiple(x, (step, step), model="vmunet")
+        logits: Tensor = self.vmunet(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
+        return torch.sigmoid(logits) if self.num_classes == 1 else logits
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+
+
+VARIANTS: dict[str, VMUNetConfig] = {"vmunet": VMUNetConfig()}
+
+
+def build(variant: str, **changes: object) -> VMUNet:
+    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    return VMUNet(changed(VARIANTS[variant], changes, model=variant))

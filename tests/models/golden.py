@@ -1,0 +1,180 @@
+"""Expected outputs of the official code, and the rules that fill networks for them.
+
+The full set lies beside the repository in `../shared/golden`; a few of its arrays are copied to
+`tests/golden`, so that a clone alone is tested too. Rules and provenance: `tests/golden/README.md`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = (ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden")
+
+Rule = Callable[[str, tuple[int, ...]], np.ndarray]
+
+
+def place(file: str) -> Path:
+    """Where `file` lies; skips the test where it does not."""
+    found = [folder / file for folder in PLACES if (folder / file).is_file()]
+    if not found:
+        pytest.skip(f"needs ../shared/golden/{file}")
+    return found[0]
+
+
+def arrays(file: str) -> dict[str, np.ndarray]:
+    with np.load(place(file)) as stored:
+        return dict(stored)
+
+
+def facts(file: str) -> dict[str, Any]:
+    return json.loads(place(file).read_text())
+
+
+def layout(name: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(shape) for key, shape in facts(f"{name}.layout.json").items()}
+
+
+def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def noise(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def strong(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Rule "strong" of the official models, in float64."""
+    z, leaf = noise(key, shape), key.rsplit(".", 1)[-1]
+    if leaf in ("A_log", "A_logs", "A_b_log"):
+        return np.log(np.arange(1, shape[1] + 1)) + 0.1 * z
+    if leaf in ("Ds", "D", "D_b"):
+        return 0.5 + 0.1 * z
+    if leaf == "skip_scale" or (len(shape) == 1 and leaf == "weight"):
+        return 1 + 0.1 * z
+    if key.endswith(("x_proj_weight", "x_proj.weight", "x_proj_b.weight")):
+        return 2 * z / math.sqrt(shape[-1])
+    if key.endswith(("dt_projs_weight", "dt_proj.weight", "dt_proj_b.weight")):
+        return 0.5 * z / math.sqrt(shape[-1])
+    if key.endswith(("dt_projs_bias", "dt_proj.bias", "dt_proj_b.bias")):
+        return -3 + 0.5 * z
+    if leaf in ("pos_embed", "cls_token"):
+        return 0.5 * z
+    return z / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.05 * z
+
+
+def rule_a(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Rule A of the seed papers' models, in float32: it sees convolutions, not the scan."""
+    z, leaf = noise(key, shape).astype(np.float32), key.rsplit(".", 1)[-1]
+    if leaf in ("A_log", "A_b_log"):
+        return np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + np.zeros_like(z)
+    one = np.float32(1) if len(shape) == 1 and leaf == "weight" else np.float32(0)
+    return one + np.float32(0.05) * z
+
+
+def rule_b(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Rule B of the seed papers' models, in float32: the scan matters."""
+    z, leaf = noise(key, shape).astype(np.float32), key.rsplit(".", 1)[-1]
+    tenth = np.float32(0.1) * z
+    if leaf in ("A_log", "A_b_log"):
+        return np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + tenth
+    if leaf in ("D", "D_b", "skip_scale") or (len(shape) == 1 and leaf == "weight"):
+        return np.float32(1) + tenth
+    if key.endswith(("dt_proj.bias", "dt_proj_b.bias")):
+        return np.float32(-3) + np.float32(0.5) * z
+    if len(shape) < 2:
+        return tenth
+    gain = 1.0 if len(shape) == 4 else 1.5
+    return z * np.float32(gain / math.sqrt(math.prod(shape[1:])))
+
+
+def fill(network: nn.Module, rule: Rule, names: Mapping[str, str] | None = None) -> nn.Module:
+    """`network` with every tensor set by `rule`, in eval mode.
+
+    `names` maps a key of ours to the key that the rule is to be asked for.
+    """
+    state = {
+        key: torch.from_numpy(
+            np.asarray(rule((names or {}).get(key, key), tuple(tensor.shape)), np.float32)
+        )
+        for key, tensor in network.state_dict().items()
+    }
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+
+def distance(ours: Tensor, theirs: np.ndarray) -> float:
+    """Largest absolute difference."""
+    return float((ours.detach().double() - torch.from_numpy(theirs).double()).abs().max())
+
+
+def module_cases(prefix: str) -> list[str]:
+    """The tags of `modules.npz` that start with `prefix`, for parametrisation."""
+    tags = (
+        *("ss2d_v05noz_r1", "ss2d_v05noz_r2", "ss2d_v0", "vssblock_v05noz"),
+        *("patchmerge_v1_odd", "mamba_d8", "mamba_d24", "bimamba_v2_div2_d8"),
+    )
+    return [tag for tag in tags if tag.startswith(prefix)]
+
+
+def worst_module_error(tag: str, module: nn.Module, *, channels_first: bool = False) -> float:
+    """Largest error of output and gradients against `modules.npz`, relative to each array's peak.
+
+    All in float64, which the reference scan serves. `channels_first` says that the arrays are
+    (B, C, H, W); our modules are channels-last.
+    """
+    stored = arrays("modules.npz")
+    if f"{tag}/x" not in stored:
+        pytest.skip(f"needs ../shared/golden/modules.npz for {tag}")
+    given = {key: torch.from_numpy(stored[f"{tag}/{key}"]) for key in ("x", "g_y")}
+    if channels_first:
+        given = {key: tensor.permute(0, 2, 3, 1) for key, tensor in given.items()}
+    module.double()
+    module.load_state_dict(
+        {key: torch.from_numpy(stored[f"{tag}/param/{key}"]) for key in module.state_dict()}
+    )
+    x = given["x"].clone().requires_grad_()
+    y = module(x)
+    y.backward(given["g_y"])
+    ours = {"y": y, "grad_x": x.grad}
+    if channels_first:
+        ours = {key: tensor.permute(0, 3, 1, 2) for key, tensor in ours.items()}
+    ours |= {f"grad/{key}": p.grad for key, p in module.named_parameters()}
+    return max(
+        distance(tensor, stored[f"{tag}/{key}"]) / float(np.abs(stored[f"{tag}/{key}"]).max())
+        for key, tensor in ours.items()
+    )
+
+
+def block_error(name: str, block: nn.Module, *inputs: Tensor) -> float:
+    """Largest error against `seeds_blocks.npz` under rule B, relative to each output's peak."""
+    stored, keys = arrays("seeds_blocks.npz"), facts("seeds_blocks.layout.json")[name]
+    if f"{name}.out0" not in stored:
+        pytest.skip(f"needs ../shared/golden/seeds_blocks.npz for {name}")
+    assert shapes(block) == {key: tuple(shape) for key, shape in keys.items()}
+    fill(block, rule_b)
+    with torch.no_grad():
+        outputs = block(inputs[0] if len(inputs) == 1 else inputs)
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    theirs = [stored[f"{name}.out{i}"] for i in range(len(outputs))]
+    return max(
+        distance(a, b) / float(np.abs(b).max()) for a, b in zip(outputs, theirs, strict=True)
+    )

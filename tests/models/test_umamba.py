@@ -1,0 +1,155 @@
+"""U-Mamba against the official code, and the rules that a plan follows."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustcli.core.errors import UsageError
+from robustcli.models.aliases import canonical_key
+from robustcli.models.umamba import MambaLayer, build
+from tests.models import golden
+
+SMALL = {"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 32}
+# Source: the specification's table of plans; counts taken on the official modules.
+WIDE = (32, 64, 128, 256, 512, 512, 512, 512)
+PLANS = [
+    (512, 8, 64_797_301, 64_014_261),
+    (320, 7, 47_517_042, 46_999_568),
+    ((384, 640), 7, 47_517_042, 47_673_042),
+    (256, 7, 47_517_042, 46_389_682),
+    (256, 5, 11_258_092, 10_127_340),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "tolerance"),
+    [("UMambaBot_2d", "umamba", 1e-4), ("UMambaEnc_2d", "umamba-enc", 1e-3)],
+)
+def test_agrees_with_the_official_outputs_at_every_depth(name, variant, tolerance):
+    expected = golden.arrays(f"{name}.strong.npz")
+    network = golden.fill(build(variant, deep_supervision=True), golden.strong)
+    with torch.no_grad():
+        outputs = network(golden.images(1, 3, 256, 256))
+    assert len(outputs) == 4
+    for i, output in enumerate(outputs):
+        step = int(expected[f"out{i}_stride"])
+        assert golden.distance(output[:, :, ::step, ::step], expected[f"out{i}"]) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "parameters"),
+    [("UMambaBot_2d", "umamba", 11_257_608), ("UMambaEnc_2d", "umamba-enc", 10_126_856)],
+)
+def test_each_tensor_has_its_first_official_name(name, variant, parameters):
+    with torch.device("meta"):
+        network = build(variant)
+    assert golden.parameters(network) == parameters
+    layout = {k: shape for k, shape in golden.layout(name).items() if canonical_key(k) == k}
+    assert list(golden.shapes(network).items()) == list(layout.items())
+
+
+@pytest.mark.parametrize(("patch", "stages", "bottleneck", "encoder"), PLANS)
+def test_has_as_many_parameters_as_the_official_network_of_each_plan(
+    patch, stages, bottleneck, encoder
+):
+    options = {"features": WIDE[:stages], "strides": (1, *(2,) * (stages - 1)), "num_classes": 3}
+    with torch.device("meta"):
+        counts = [
+            golden.parameters(build(variant, patch_size=patch, **options))
+            for variant in ("umamba", "umamba-enc")
+        ]
+    assert counts == [bottleneck, encoder]
+
+
+def test_without_deep_supervision_only_the_largest_output_comes():
+    network = golden.fill(build("umamba", deep_supervision=True, **SMALL), golden.strong)
+    x = golden.images(2, 3, 32, 32)
+    with torch.no_grad():
+        outputs = network(x)
+        network.decoder.deep_supervision = False
+        assert [tuple(o.shape) for o in outputs] == [(2, 2, 32, 32), (2, 2, 16, 16)]
+        assert torch.equal(network(x), outputs[0])
+
+
+def test_the_last_decoder_stage_takes_no_skip():
+    network = golden.fill(build("umamba", **SMALL), golden.strong)
+    x = golden.images(1, 3, 32, 32)
+    with torch.no_grad():
+        before = network(x)
+        maps = network.encoder(x)
+        maps[0] = torch.full_like(maps[0], 9.0)
+        maps[-1] = network.mamba_layer(maps[-1])
+        assert torch.equal(network.decoder(maps), before)
+
+
+def test_a_mamba_layer_replaces_the_map_pixel_by_pixel_in_row_order():
+    torch.manual_seed(0)
+    layer, x = MambaLayer(6), torch.randn(2, 6, 3, 5)
+    tokens = x.permute(0, 2, 3, 1).reshape(2, 15, 6)
+    expected = layer.mamba(F.layer_norm(tokens, (6,)))
+    assert torch.allclose(layer(x).permute(0, 2, 3, 1).reshape(2, 15, 6), expected, atol=1e-6)
+
+
+def test_channels_are_the_tokens_where_the_map_is_small():
+    torch.manual_seed(0)
+    layer, x = MambaLayer(15, channelwise=True), torch.randn(2, 6, 3, 5)
+    expected = layer.mamba(F.layer_norm(x.reshape(2, 6, 15), (15,)))
+    assert torch.allclose(layer(x).reshape(2, 6, 15), expected, atol=1e-6)
+
+
+def test_every_second_stage_has_a_layer_and_the_last_always():
+    for stages, places in ((8, [1, 3, 5, 7]), (7, [0, 2, 4, 6]), (5, [0, 2, 4])):
+        with torch.device("meta"):
+            network = build("umamba-enc", features=(8,) * stages, strides=(1, *(2,) * (stages - 1)))
+        layers = network.encoder.mamba_layers
+        assert [i for i, m in enumerate(layers) if isinstance(m, MambaLayer)] == places
+
+
+def test_the_encoder_variant_takes_its_plans_patch_only():
+    network = build("umamba-enc", **{**SMALL, "patch_size": 16}).eval()
+    assert network(golden.images(1, 3, 16, 16)).shape == (1, 2, 16, 16)
+    with pytest.raises(UsageError, match=r"(?s)16 x 32 pixels; this UMambaEnc takes 16 x 16"):
+        network(golden.images(1, 3, 16, 32))
+
+
+def test_the_encoder_variant_takes_any_multiple_where_every_token_is_a_pixel():
+    network = build("umamba-enc", **SMALL).eval()
+    assert network(golden.images(1, 3, 64, 32)).shape == (1, 2, 64, 32)
+
+
+def test_the_bottleneck_variant_takes_any_multiple():
+    network = build("umamba", **SMALL).eval()
+    assert network(golden.images(1, 3, 64, 32)).shape == (1, 2, 64, 32)
+    with pytest.raises(UsageError, match=r"(?s)30 x 32 pixels; `umamba`.*multiples of 4"):
+        network(golden.images(1, 3, 30, 32))
+
+
+def test_strides_and_kernels_may_differ_by_axis():
+    network = build(
+        "umamba", features=(4, 8, 8), strides=(1, (2, 1), (2, 2)), kernels=((1, 3), 3, 3)
+    )
+    assert network.eval()(golden.images(1, 3, 16, 16)).shape == (1, 2, 16, 16)
+    assert network.encoder.stages[0][0].conv1.weight.shape == (4, 4, 1, 3)
+
+
+@torch.no_grad()
+def test_starts_as_upstream_starts():
+    torch.manual_seed(0)
+    network = build("umamba")
+    weight = network.encoder.stages[3][0].conv1.weight  # fan-in 128 * 9
+    gain = math.sqrt(2 / (1 + 0.01**2))
+    assert float(weight.std()) == pytest.approx(gain / math.sqrt(128 * 9), rel=0.02)
+    assert float(network.encoder.stages[3][0].conv1.bias.abs().max()) == 0
+    mixer = network.mamba_layer.mamba
+    assert float(F.softplus(mixer.dt_proj.bias).max()) <= 0.1 * 1.001
+
+
+def test_mamba_runs_in_float32_under_autocast():
+    network = build("umamba", **SMALL).eval()
+    seen = []
+    network.mamba_layer.mamba.register_forward_hook(lambda _, x, y: seen.extend((x[0], y)))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        network(golden.images(1, 3, 32, 32))
+    assert [tensor.dtype for tensor in seen] == [torch.float32, torch.float32]

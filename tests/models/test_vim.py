@@ -1,0 +1,118 @@
+"""Vim against the official code, and its position embedding at other sizes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustcli.core.errors import UsageError
+from robustcli.models.vim import VARIANTS, VimConfig, build
+from tests.models import golden
+
+# Source of the counts: the specification's tables, counted on the official modules.
+RELEASES = {
+    "vim-t": ("vim_tiny", 7_148_008),
+    "vim-t-plus": ("vim_tiny_plus", 7_250_344),
+    "vim-s": ("vim_small", 25_796_584),
+    "vim-s-plus": ("vim_small_plus", 26_001_256),
+    "vim-b": ("vim_base", 97_598_440),
+}
+CIFAR = [
+    ("vim_p4_c10", 4, 10, 1_791_226),
+    ("vim_p4_c1000", 4, 1000, 1_958_536),
+    ("vim_p8_c1000", 8, 1000, 1_974_664),
+]
+SMALL = {"depth": 3, "img_size": 64}
+
+
+@pytest.mark.parametrize("variant", RELEASES)
+def test_agrees_with_the_official_logits(variant):
+    name, _ = RELEASES[variant]
+    expected = golden.arrays(f"{name}.strong.npz")["logits"]
+    network = golden.fill(build(variant), golden.strong)
+    with torch.no_grad():
+        logits = network(golden.images(2, 3, 224, 224))
+    assert golden.distance(logits, expected) <= 2e-5
+
+
+@pytest.mark.parametrize("variant", RELEASES)
+def test_names_shapes_and_order_are_the_official_ones(variant):
+    name, parameters = RELEASES[variant]
+    with torch.device("meta"):
+        network = build(variant)
+    assert golden.parameters(network) == parameters
+    assert list(golden.shapes(network).items()) == list(golden.layout(name).items())
+
+
+@pytest.mark.parametrize(("name", "patch", "classes", "parameters"), CIFAR)
+def test_the_cifar_network_agrees_with_the_papers_code(name, patch, classes, parameters):
+    network = build("vim", patch_size=patch, num_classes=classes)
+    assert golden.parameters(network) == parameters
+    assert golden.shapes(network) == golden.layout(name)
+    for rule, key in ((golden.rule_a, "A_out32"), (golden.rule_b, "B_out32")):
+        expected = golden.arrays(f"{name}.npz")[key]
+        with torch.no_grad():
+            logits = golden.fill(network, rule)(golden.images(2, 3, 32, 32))
+        assert golden.distance(logits, expected) <= 1e-4 * abs(expected).max()
+
+
+def test_head_reads_the_middle_token():
+    network = golden.fill(build("vim-t", **SMALL), golden.strong)
+    with torch.no_grad():
+        tokens = network.forward_features(golden.images(2, 3, 64, 64))
+        assert tokens.shape == (2, 17, 192)
+        logits = tokens[:, 8] @ network.head.weight.T + network.head.bias
+        assert torch.allclose(network.forward_head(tokens), logits, atol=1e-5)
+        assert torch.equal(network.forward_head(tokens, pre_logits=True), tokens[:, 8])
+
+
+def test_another_input_size_is_refused_with_the_way_out():
+    network = build("vim-t", **SMALL)
+    with pytest.raises(UsageError, match=r"(?s)64 x 32 pixels; this Vim takes 64 x 64.*img_size"):
+        network(golden.images(1, 3, 64, 32))
+
+
+def test_takes_an_oblong_image_when_built_for_it():
+    network = build("vim-t", depth=1, img_size=[64, 32])
+    assert network.pos_embed.shape == (1, 9, 192)
+    assert network(golden.images(1, 3, 64, 32)).shape == (1, 1000)
+
+
+def test_patches_overlap_where_the_stride_is_smaller():
+    assert VARIANTS["vim-t-plus"].grid == (27, 27)
+    assert VimConfig(dim=8, img_size=(224, 112)).grid == (14, 7)
+
+
+@torch.no_grad()
+def test_starts_as_upstream_starts():
+    torch.manual_seed(0)
+    network = build("vim-t", depth=4)
+    mixer = network.layers[1].mixer
+    assert float(mixer.dt_proj_b.bias.abs().max()) == 0
+    assert float(F.softplus(mixer.dt_proj.bias).max()) <= 0.1 * 1.001
+    bound = math.sqrt(1 / 384) / math.sqrt(4)  # kaiming uniform, a = sqrt 5, over sqrt depth
+    assert float(mixer.out_proj.weight.abs().max()) == pytest.approx(bound, rel=0.01)
+    assert float(network.patch_embed.proj.weight.std()) == pytest.approx((3 * 256) ** -0.5, rel=0.1)
+    for tensor in (network.head.weight, network.pos_embed, network.cls_token):
+        assert float(tensor.std()) == pytest.approx(0.02, rel=0.2)
+    assert float(network.head.bias.abs().max()) == 0
+
+
+def test_drop_path_begins_at_the_third_block():
+    network = build("vim-t", depth=5, drop_path=0.4)
+    rates = [layer.drop_path.drop_prob for layer in network.layers]
+    assert rates == pytest.approx([0, 0, 0.1, 0.2, 0.3])
+    assert network.drop_path.drop_prob == 0.4
+
+
+@torch.no_grad()
+def test_the_residual_stays_float32_in_half_precision():
+    network = golden.fill(build("vim-t", **SMALL), golden.strong)
+    seen = []
+    network.layers[-1].register_forward_hook(lambda _, __, out: seen.append(out[1].dtype))
+    x = golden.images(1, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(x).isfinite().all()
+    assert network.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    assert seen == [torch.float32, torch.float32]

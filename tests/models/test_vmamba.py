@@ -1,0 +1,157 @@
+"""VMamba against the official code, and what its parts promise."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustcli.core.errors import UsageError
+from robustcli.models.vmamba import (
+    VARIANTS,
+    VMambaConfig,
+    VSSBlock,
+    build,
+    build_backbone,
+)
+from tests.models import golden
+
+# Source of the counts: the specification's table, counted on the official modules.
+RELEASES = {
+    "vmamba-t-s1l8": ("vmamba_tiny_s1l8", 30_249_064),
+    "vmamba-t-s2l5": ("vmamba_tiny_s2l5", 30_705_832),
+    "vmamba-t-v0": ("vmamba_tiny_v0", 22_893_448),
+    "vmamba-s-s2l15": ("vmamba_small_s2l15", 50_147_752),
+    "vmamba-s-s1l20": ("vmamba_small_s1l20", 49_012_840),
+    "vmamba-s-v0": ("vmamba_small_v0", 44_417_416),
+    "vmamba-b-s2l15": ("vmamba_base_s2l15", 88_557_800),
+    "vmamba-b-s1l20": ("vmamba_base_s1l20", 86_614_504),
+    "vmamba-b-v0": ("vmamba_base_v0", 76_254_056),
+}
+SMALL = {"depths": (1, 2), "dim": 16, "num_classes": 3}
+
+
+@pytest.mark.parametrize("variant", RELEASES)
+def test_agrees_with_the_official_logits(variant):
+    name, _ = RELEASES[variant]
+    expected = golden.arrays(f"{name}.strong.npz")["logits"]
+    network = golden.fill(build(variant), golden.strong)
+    with torch.no_grad():
+        logits = network(golden.images(2, 3, 224, 224))
+    assert golden.distance(logits, expected) <= 2e-5
+
+
+@pytest.mark.parametrize("variant", RELEASES)
+def test_names_and_shapes_are_the_official_ones(variant):
+    with torch.device("meta"):
+        network = build(variant)
+    assert golden.shapes(network) == golden.layout(RELEASES[variant][0])
+
+
+@pytest.mark.parametrize("variant", RELEASES)
+def test_has_as_many_parameters_as_published(variant):
+    with torch.device("meta"):
+        assert golden.parameters(build(variant)) == RELEASES[variant][1]
+
+
+def test_the_block_agrees_with_the_official_one_and_its_gradients():
+    block = VSSBlock(16, 0.0, VMambaConfig((1,), 16, ssm_ratio=1.0))
+    assert golden.worst_module_error("vssblock_v05noz", block, channels_first=True) < 1e-12
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (230, 90)])
+@pytest.mark.parametrize("variant", ["vmamba-t-s1l8", "vmamba-t-v0"])
+def test_takes_images_of_any_size(variant, height, width):
+    network = golden.fill(build(variant, **SMALL), golden.strong)
+    with torch.no_grad():
+        logits = network(golden.images(2, 3, height, width))
+    assert logits.shape == (2, 3)
+    assert logits.isfinite().all()
+
+
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch():
+    network = golden.fill(build("vmamba-t-s1l8", **SMALL), golden.strong)
+    x = golden.images(3, 3, 40, 40)
+    with torch.no_grad():
+        assert torch.allclose(network(x)[1:2], network(x[1:2]), atol=1e-6)
+
+
+def test_head_normalises_then_pools_then_projects():
+    network = golden.fill(build("vmamba-t-s2l5", **SMALL), golden.strong)
+    x = golden.images(2, 3, 40, 40)
+    with torch.no_grad():
+        features = network.forward_features(x)
+        norm, head = network.classifier.norm, network.classifier.head
+        pooled = F.layer_norm(features, (32,), norm.weight, norm.bias).mean((1, 2))
+        assert torch.allclose(network.forward_head(features, pre_logits=True), pooled, atol=1e-6)
+        assert torch.allclose(network(x), pooled @ head.weight.T + head.bias, atol=1e-5)
+
+
+def test_backbone_normalises_each_stage_before_its_downsampling():
+    classifier = golden.fill(build("vmamba-t-s1l8", depths=(1, 1, 1, 1), dim=16), golden.strong)
+    backbone = build_backbone("vmamba-t-s1l8", depths=(1, 1, 1, 1), dim=16).eval()
+    missing, unexpected = backbone.load_state_dict(classifier.state_dict(), strict=False)
+    assert {key.split(".")[0] for key in missing} == {f"outnorm{i}" for i in range(4)}
+    assert {key.split(".")[0] for key in unexpected} == {"classifier"}
+    stages = []
+    for stage in classifier.layers:
+        stage.blocks.register_forward_hook(lambda _, __, y: stages.append(y))
+    x = golden.images(1, 3, 64, 96)
+    with torch.no_grad():
+        maps, _ = backbone(x), classifier(x)
+    assert [tuple(m.shape) for m in maps] == [
+        (1, 16, 16, 24), (1, 32, 8, 12), (1, 64, 4, 6), (1, 128, 2, 3),
+    ]  # fmt: skip
+    for ours, stage in zip(maps, stages, strict=True):
+        normed = F.layer_norm(stage, stage.shape[-1:]).permute(0, 3, 1, 2)
+        assert torch.allclose(ours, normed, atol=1e-5)
+
+
+def test_backbone_scales_with_its_norms():
+    backbone = build_backbone("vmamba-t-s1l8", depths=(1, 1), dim=16).eval()
+    x = golden.images(1, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone(x)[1]
+        backbone.outnorm1.weight.mul_(3)
+        assert torch.allclose(backbone(x)[1], 3 * before, atol=1e-6)
+
+
+def test_drop_path_rises_over_the_blocks():
+    blocks = [b for stage in build("vmamba-t-s1l8").layers for b in stage.blocks]
+    rates = [block.drop_path.drop_prob for block in blocks]
+    assert rates == pytest.approx([0.2 * i / 13 for i in range(14)])
+
+
+@torch.no_grad()
+def test_starts_as_mamba_starts():
+    torch.manual_seed(0)
+    mixer = build("vmamba-t-v0", depths=(1,), dim=64).layers[0].blocks[0].op
+    steps = F.softplus(mixer.dt_projs_bias)
+    assert float(steps.min()) >= 1e-3 * 0.999
+    assert float(steps.max()) <= 0.1 * 1.001
+    assert torch.allclose(mixer.A_logs.exp()[5], torch.arange(1.0, 17))
+    assert bool((mixer.Ds == 1).all())
+    assert float(mixer.in_proj.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert float(mixer.dt_projs_weight.abs().max()) <= 4**-0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_float32(dtype):
+    network = golden.fill(build("vmamba-t-s1l8", depths=(1, 1), dim=32), golden.strong)
+    x = golden.images(2, 3, 64, 64)
+    with torch.no_grad():
+        exact = network(x)
+        with torch.autocast("cpu", dtype=dtype):
+            half = network(x).float()
+        pure = network.to(dtype)(x.to(dtype)).float()
+    tolerance = 0.05 * float(exact.abs().max())
+    assert float((half - exact).abs().max()) < tolerance
+    assert float((pure - exact).abs().max()) < tolerance
+
+
+def test_unknown_option_is_named_with_the_nearest():
+    with pytest.raises(UsageError, match=r"(?s)has no option `drop_pat`.*`drop_path`"):
+        build("vmamba-t-s1l8", drop_pat=0.1)
+
+
+def test_every_variant_is_immutable_data():
+    with pytest.raises(AttributeError):
+        VARIANTS["vmamba-pico"].dim = 3
