@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, first_line
 
 WRAPPERS = ("model_ema", "model", "state_dict", "network_weights")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-class _Inert(dict[str, Any]):
+class _Inert:
     """Stands in for a class named in a checkpoint: its contents, none of its behaviour."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
+    def __new__(cls, *_: Any) -> OrderedDict[str, Any]:  # type: ignore[misc]
+        """A plain ordered dict, for torch's unpickler fills no class but its own."""
+        return OrderedDict()
 
 
 # Classes that the official files of the field hold beside the weights. None of them is imported.
@@ -60,32 +63,37 @@ def _safetensors(path: Path) -> object:
 
 def _torch_file(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _KNOWN]):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([(_Inert, name) for name in _KNOWN]),
+        ):
+            warnings.simplefilter("ignore")  # of foreign formats, which the messages below tell
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "GLOBAL" not in text and "class" not in text:
-            raise _damaged(path, error) from error
-        raise UsageError(
-            f"`{path}` was refused, and nothing in it was run.",
-            f"It holds more than weights: {_refused(text)}.",
-            "Ask its author for a safetensors file, or convert it yourself where you trust it: "
-            "torch.save({k: v for k, v in model.state_dict().items()}, FILE).",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        # Torch wraps what its unpickler says in the advice to load the file unsafely after all.
+        said = error.__context__ or error
+        if any(word in str(said) for word in ("GLOBAL", "<class", "reduce")):
+            raise _refused(path, said) from error
+        raise _damaged(path, said) from error
+    except Exception as error:
+        # On damaged bytes the unpickler fails anywhere: IndexError, TypeError, AssertionError, ...
         raise _damaged(path, error) from error
 
 
-def _refused(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "GLOBAL" in line]
-    return lines[0].split(" was not an allowed")[0] if lines else text.splitlines()[0]
+def _refused(path: Path, said: BaseException) -> UsageError:
+    found = first_line(said).split(" was not an allowed")[0].rstrip(".")
+    return UsageError(
+        f"`{path}` was refused, and nothing in it was run.",
+        f"It holds more than weights: {found}.",
+        "Ask its author for a safetensors file, or convert it yourself where you trust it: "
+        "torch.save({k: v for k, v in model.state_dict().items()}, FILE).",
+    )
 
 
-def _damaged(path: Path, error: Exception) -> UsageError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _damaged(path: Path, error: BaseException) -> UsageError:
     return UsageError(
         f"`{path}` cannot be read as weights.",
-        f"Expected a safetensors or torch file; reading it failed with: {reason}",
+        f"Expected a safetensors or torch file; reading it failed with: {first_line(error)}",
         "Download it again; a partial download is the usual cause.",
     )
 
@@ -100,9 +108,8 @@ def _unwrap(content: object) -> dict[str, Tensor]:
 
 
 def _plain(key: str) -> str:
-    for prefix in _PREFIXES:
-        while key.startswith(prefix):
-            key = key.removeprefix(prefix)
+    while key.startswith(_PREFIXES):
+        key = key.partition(".")[2]
     return key
 
 

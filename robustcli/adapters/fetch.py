@@ -56,12 +56,15 @@ def _from_hub(variant: str, offline: bool) -> Path:
         raise UsageError(f"`{variant}` is not in the hub's cache, and `--offline` is set.")
     from huggingface_hub import hf_hub_download
 
+    from robustcli.adapters.hub import hub, why_none
+
     try:
-        return Path(hf_hub_download(f"timm/{variant}", "model.safetensors"))
+        with hub(offline=offline):
+            return Path(hf_hub_download(f"timm/{variant}", "model.safetensors"))
     except Exception as error:
         # The client raises classes of four libraries; all mean that no weights came.
         raise RunError(
             f"`{variant}` could not be downloaded.",
-            f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            f"The reason: {why_none(error, offline=offline)}.",
             f"It is at https://huggingface.co/timm/{variant}; use a copy with `--weights FILE`.",
         ) from error

@@ -19,10 +19,8 @@ from robustcli.adapters.weights import hash_state, official_weights
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
+from robustcli.data.labels import label_space
 from robustcli.models.scan.dispatch import choose_backend
-from robustcli.models.vmamba import VARIANTS, build
-
-CLASSES = {"imagenet-1k": 1000, "cifar10": 10}
 
 
 @dataclass(frozen=True)
@@ -115,28 +113,14 @@ def _network(
             entry.variant, state, origin=str(path), arguments=request.arguments
         )
         return network, str(path)
-    network = vmamba.load(
-        entry.variant, state, origin=str(path), **_checked(entry, request.arguments)
-    )
-    return network, path.name if request.weights is None else str(path)
+    own = vmamba.load(entry.variant, state, origin=str(path), arguments=request.arguments)
+    return own, path.name if request.weights is None else str(path)
 
 
 def _fresh(entry: ModelEntry, arguments: Mapping[str, Any]) -> nn.Module:
     if entry.builder == "timm":
         return timm_library.create(entry.variant, pretrained=False, arguments=arguments)
-    return build(entry.variant, **_checked(entry, arguments)).eval()
-
-
-def _checked(entry: ModelEntry, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises UsageError for an argument that the builder does not take."""
-    takes = set(VARIANTS[entry.variant].__dataclass_fields__)
-    for argument in arguments:
-        if argument not in takes:
-            raise UsageError(
-                f"`{entry.name}` takes no `--model-arg {argument}=...`.",
-                f"It takes {', '.join(sorted(takes))}.",
-            )
-    return dict(arguments)
+    return vmamba.create(entry.variant, arguments)
 
 
 def _preprocessing(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> Preprocessing:
@@ -149,11 +133,11 @@ def _preprocessing(entry: ModelEntry, request: ModelRequest, network: nn.Module)
 
 def _label_space(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> str:
     space = request.label_space or entry.label_space
-    classes = network.num_classes
-    if request.label_space is None and CLASSES[space] != classes:
+    classes, named = network.num_classes, len(label_space(space).ids)
+    if classes != named:
         raise UsageError(
-            f"`{entry.name}` tells {classes} classes apart; `{space}` has {CLASSES[space]}.",
-            "", "Name the classes with `--label-space FILE`, one class a line.",
+            f"`{entry.name}` tells {classes} classes apart; `{space}` has {named}.",
+            "", "Name the model's own classes with `--label-space FILE`, one class a line.",
         )  # fmt: skip
     return space
 

@@ -17,7 +17,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def load_strictly(
-    network: nn.Module, state: Mapping[str, Tensor], *, model: str, origin: str, really: str | None
+    network: nn.Module, state: Mapping[str, Tensor], *, model: str, origin: str, advice: str | None
 ) -> None:
     """Copies `state` into `network`; every name and shape must be the network's.
 
@@ -26,7 +26,7 @@ def load_strictly(
         state: The weights.
         model: The network's name, for the message.
         origin: Where the weights come from, for the message.
-        really: The model whose weights these are, where that is known, for the message.
+        advice: What to do if they do not fit, where that is known, for the message.
 
     Raises:
         UsageError: A name is missing, unknown, or of another shape.
@@ -36,9 +36,7 @@ def load_strictly(
         raise UsageError(
             f"`{origin}` does not hold the weights of `{model}`.",
             differences(expected, given),
-            f"These are the weights of `{really}`: use `--model {really}`."
-            if really
-            else "Name the model that the file was made for.",
+            advice or "Name the model that the file was made for.",
         )
     network.load_state_dict(dict(state))
 

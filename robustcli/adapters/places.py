@@ -24,7 +24,8 @@ def hub_file(variant: str) -> Path | None:
     The cache's layout is public (huggingface_hub, "Understand caching"); reading it here keeps the
     client's slow import out of `robust list`.
     """
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{caches}/huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     snapshots = cache / f"models--timm--{variant}" / "snapshots"
     found = sorted(snapshots.glob("*/model.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,8 @@ class Preprocessing:
             )
         if self.crop < 1 or (self.resize is not None and self.resize < 1):
             raise UsageError("`--resize` and `--crop` are pixels, at least 1.")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise UsageError("`--mean` and `--std` are numbers.", f"Got {self.mean}, {self.std}.")
         if min(self.std) <= 0:
             raise UsageError("`--std` must be above zero in every channel.", f"Got {self.std}.")
 

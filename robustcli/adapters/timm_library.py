@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import constants as hub_constants
+import torch
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg_value, is_model
+from timm.models import get_pretrained_cfg, get_pretrained_cfg_value, is_model
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import IN1K
+from robustcli.adapters.hub import hub, why_none
 from robustcli.adapters.loading import load_strictly
+from robustcli.adapters.places import hub_file
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import nearest
 
-# Data sets that timm's tags name beside ImageNet-1K.
+# What timm's tags call data beside ImageNet-1K, or models that saw such data (SWAG and SEER:
+# Instagram; BiT's distilled ResNet-50: a teacher that saw ImageNet-21k).
 _LARGER = (
-    "in22k", "in21k", "in12k", "jft", "laion", "lvd", "openai", "merged", "yfcc", "ig1b", "ssl",
-    "swsl", "sw_", "dino", "metaclip", "datacomp", "webli", "miil", "goog",
+    "in22k", "in21k", "inw21k", "in12k", "jft", "laion", "lvd", "openai", "merged", "yfcc", "ig1b",
+    "ssld", "swag", "seer", "clip", "datacomp", "webli", "dfn", "m30m", "m38m", "goog_distilled",
 )  # fmt: skip
+_ONLY_IN1K = re.compile(r"(^|_)in1k(_\d+)?$")  # the number is a resolution
 
 
 def known(name: str) -> bool:
@@ -46,34 +52,45 @@ def create(
     Raises:
         UsageError: The architecture takes no such argument, has no such tag, or no weights came.
     """
+    if pretrained and offline:
+        _check_offline(name)
     try:
-        with _hub(offline):
+        with hub(offline=offline or hub_file(name) is not None) if pretrained else nullcontext():
             network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, RuntimeError, AttributeError) as error:
+    except OSError as error:
+        raise _no_weights(name, why_none(error, offline=offline)) from error
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
         raise UsageError(
             f"timm cannot build `{name}`.",
-            f"It says: {str(error).splitlines()[0]}",
+            f"It says: {first_line(error)}",
             "Check the tag after the dot and `--model-arg`.",
         ) from error
     except Exception as error:
         # The hub's client raises classes of four libraries; all mean that no weights came.
-        raise UsageError(
-            f"The weights of `{name}` could not be downloaded.",
-            f"The attempt failed with: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-            f"They are at https://huggingface.co/timm/{name} (model.safetensors): name a copy with "
-            "`--weights FILE`.",
-        ) from error
+        raise _no_weights(name, why_none(error, offline=offline)) from error
     return network.eval()
 
 
-@contextmanager
-def _hub(offline: bool) -> Iterator[None]:
-    before = hub_constants.HF_HUB_OFFLINE
-    hub_constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        hub_constants.HF_HUB_OFFLINE = before
+def _check_offline(name: str) -> None:
+    """Raises UsageError where timm would download past the hub's client, which knows of offline."""
+    url = _url(name)
+    if url and not Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1]).is_file():
+        raise _no_weights(name, "`--offline` forbids the network")
+
+
+def _url(name: str) -> str | None:
+    """Where timm gets the weights `name` from, for the few that are not on the hub."""
+    config = get_pretrained_cfg(name)
+    return config.url or None if config is not None and not config.hf_hub_id else None
+
+
+def _no_weights(name: str, why: str) -> UsageError:
+    return UsageError(
+        f"The weights of `{name}` could not be downloaded.",
+        f"The reason: {why}.",
+        f"They are at {_url(name) or f'https://huggingface.co/timm/{name} (model.safetensors)'}: "
+        "name a copy with `--weights FILE`.",
+    )
 
 
 def load(
@@ -85,7 +102,7 @@ def load(
         UsageError: The weights are of another network.
     """
     network = create(name, pretrained=False, arguments=arguments)
-    load_strictly(network, state, model=name, origin=origin, really=None)
+    load_strictly(network, state, model=name, origin=origin, advice=None)
     return network.eval()
 
 
@@ -113,4 +130,4 @@ def pretraining(name: str) -> str:
     tag = name.split(".", 1)[1] if "." in name else str(get_pretrained_cfg_value(name, "tag") or "")
     if any(word in tag for word in _LARGER):
         return f"more than ImageNet-1K (timm tag {tag})"
-    return IN1K if tag.endswith("in1k") or tag == "in1k" else f"timm tag {tag or 'none'}"
+    return IN1K if _ONLY_IN1K.search(tag) else f"timm tag {tag or 'none'}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcli.adapters.loading import Shapes, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import UsageError, first_line
 from robustcli.models.vmamba import VARIANTS, VMamba, build
 
 OFFICIAL = Preprocessing(resize=256, crop=224)
@@ -46,18 +49,59 @@ def _matrix(key: str, tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if pointwise and tensor.shape[2:] == (1, 1) else tensor
 
 
-def load(variant: str, state: Mapping[str, Tensor], *, origin: str, **arguments: object) -> VMamba:
+def create(variant: str, arguments: Mapping[str, Any]) -> VMamba:
+    """The network `variant`, freshly initialised, in eval mode.
+
+    Raises:
+        UsageError: It takes no such argument, or not such a value.
+    """
+    takes = asdict(VARIANTS[variant])
+    for argument in arguments:
+        if argument not in takes:
+            raise UsageError(
+                f"`{variant}` takes no `--model-arg {argument}=...`.",
+                f"It takes {', '.join(takes)}.",
+            )
+    try:
+        return build(variant, **arguments).eval()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        given = " ".join(f"{key}={value}" for key, value in arguments.items())
+        raise UsageError(
+            f"`{variant}` cannot be built with `--model-arg {given}`.",
+            f"It says: {first_line(error)}",
+            f"Its own are {' '.join(f'{key}={value}' for key, value in takes.items())}.",
+        ) from error
+
+
+def load(
+    variant: str, state: Mapping[str, Tensor], *, origin: str, arguments: Mapping[str, Any]
+) -> VMamba:
     """The network `variant` with the weights `state`, in eval mode.
 
     Raises:
         UsageError: The weights are of another network; if of another release, the message names it.
     """
-    network = build(variant, **arguments)
+    network = create(variant, arguments)
     converted = convert(state)
-    really = recognise(shapes_of(converted))
-    other = really if really != variant else None
-    load_strictly(network, converted, model=variant, origin=origin, really=other)
-    return network.eval()
+    given = shapes_of(converted)
+    fits = given == shapes_of(network.state_dict())
+    advice = None if fits else _advice(network, variant, given)
+    load_strictly(network, converted, model=variant, origin=origin, advice=advice)
+    return network
+
+
+def _advice(network: VMamba, variant: str, given: Shapes) -> str | None:
+    really, head = recognise(given), given.get("classifier.head.weight")
+    if really is None or head is None:
+        return None
+    if really != variant:
+        return f"These are the weights of `{really}`: use `--model {really}`."
+    if head[0] != network.num_classes:
+        return (
+            f"They are of this model with {head[0]} classes: use "
+            f"`--model-arg num_classes={head[0]}` and name them with `--label-space FILE`."
+        )
+    return f"They are the weights of `{variant}` as published: leave out `--model-arg`."
 
 
 def recognise(shapes: Shapes) -> str | None:

@@ -71,12 +71,12 @@ _run = together(
 @as_json
 @quiet
 def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
-    r"""Measure models on transformed images; the same command again goes on where it stopped.
+    """Measure models on transformed images; the same command again goes on where it stopped.
 
     \b
     robust eval --model vmamba-pico --transform paper21
     robust eval --model vmamba-b --model swin-b --transform 'affine*' --data DIR --per-class 15
-    """
+    """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
 
     config = _config(options)

@@ -74,10 +74,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robust")
 def main() -> None:
-    r"""How well vision models stand image transformations.
+    """How well vision models stand image transformations.
 
     \b
     robust eval --model vmamba-pico --transform paper21
     robust eval --model vmamba-b --model swin-b --transform perspective --data DIR
     robust report runs/eval-vmamba-pico-1a2b3c4d
-    """
+    """  # noqa: D301  click reads the backspace: keep these lines apart

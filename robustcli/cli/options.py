@@ -67,7 +67,7 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"`{value}` is not KEY=VALUE.", param, ctx)
         try:
             return key, ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             return key, text
 
 

@@ -33,3 +33,9 @@ class MachineError(RobustError):
     """The machine lacks something the command needs (exit code 3)."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What `error` of another library says, in one line of at most `most` characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__

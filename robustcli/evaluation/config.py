@@ -48,7 +48,8 @@ class EvalConfig:
         """
         if self.out is not None:
             return self.out
-        settings = [digest, self.seed, self.apply_at, self.precision, *map(_changes, self.models)]
+        changes = [change for change in map(_changes, self.models) if change is not None]
+        settings = [digest, self.seed, self.apply_at, self.precision, *changes]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         first = self.models[0].name.replace("/", "-").replace(":", "-")
         return Path("runs") / f"eval-{first}-{short}"

@@ -256,6 +256,8 @@ def test_results_are_the_documented_columns(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run"))
     render(run)
     rows = json.loads((run / "results.json").read_text())
-    documented = ["model", "transform", "severity", "n", "correct", "top1", "top1_low", "top1_high",
-                  "top5", "clean_top1", "drop", "retention", "unchanged_share", "psnr_db"]  # fmt: skip
-    assert list(rows[0])[: len(documented)] == documented
+    documented = (
+        "model, transform, severity, n, correct, top1, top1_low, top1_high, top5, clean_top1, "
+        "drop, retention, unchanged_share, psnr_db"
+    )
+    assert ", ".join(rows[0]).startswith(documented)

@@ -1,0 +1,46 @@
+"""Weights files to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcli.adapters.loading import Shapes, shapes_of
+from robustcli.models.vmamba import VMamba, build
+
+STATE = {"stem.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.tensor([1.0, -1.0])}
+
+
+def saved(content: object, path: Path, **options: Any) -> Path:
+    """`path`, with `content` written there by torch."""
+    torch.save(content, path, **options)
+    return path
+
+
+def empty(shapes: Shapes) -> dict[str, Tensor]:
+    """Weights of these names and shapes, with any values."""
+    return {key: torch.empty(shape) for key, shape in shapes.items()}
+
+
+def on_meta(variant: str) -> VMamba:
+    """The network without its numbers."""
+    with torch.device("meta"):
+        return build(variant)
+
+
+def random_state(network: VMamba) -> dict[str, Tensor]:
+    """Weights for `network` that no initialisation gives."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = shapes_of(network.state_dict())
+    return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def assert_holds(network: VMamba, state: dict[str, Tensor]) -> None:
+    """Every tensor of `state` is in `network`, under its name, bit for bit."""
+    found = network.state_dict()
+    assert set(found) == set(state)
+    for key, tensor in state.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)

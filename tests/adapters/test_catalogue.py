@@ -1,0 +1,115 @@
+"""The catalogue: every number and address against what it describes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelEntry
+from robustcli.models.vmamba import VARIANTS, build
+
+RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
+# Typed from VMamba's README and assets/performance.md: published top-1, parameters, asset.
+OFFICIAL = {
+    "vmamba-t-v0": (82.2, 22_893_448, "%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth"),
+    "vmamba-s-v0": (83.5, 44_417_416, "%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth"),
+    "vmamba-b-v0": (83.7, 76_254_056, "%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth"),
+    "vmamba-t-s2l5": (82.5, 30_705_832, "%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth"),
+    "vmamba-s-s2l15": (83.6, 50_147_752, "%23v2cls/vssm_small_0229_ckpt_epoch_222.pth"),
+    "vmamba-b-s2l15": (83.9, 88_557_800, "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth"),
+    "vmamba-t-s1l8": (82.6, 30_249_064, "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"),
+    "vmamba-s-s1l20": (83.3, 49_012_840, "%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth"),
+    "vmamba-b-s1l20": (83.8, 86_614_504, "%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth"),
+}
+FRONT_PAGE = {"vmamba-t": "vmamba-t-s1l8", "vmamba-s": "vmamba-s-s2l15",
+              "vmamba-b": "vmamba-b-s2l15"}  # fmt: skip
+BARE = {
+    "swin-t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin-s": "swin_small_patch4_window7_224.ms_in1k",
+    "swin-b": "swin_base_patch4_window7_224.ms_in1k",
+    "convnext-t": "convnext_tiny.fb_in1k",
+    "convnext-s": "convnext_small.fb_in1k",
+    "convnext-b": "convnext_base.fb_in1k",
+}
+
+
+def built(entry: ModelEntry) -> torch.nn.Module:
+    """The network without its numbers."""
+    with torch.device("meta"):
+        return (
+            build(entry.variant) if entry.builder == "vmamba" else timm.create_model(entry.variant)
+        )
+
+
+def test_the_names_are_those_of_the_interface() -> None:
+    assert {*OFFICIAL, *FRONT_PAGE, *BARE, "vmamba-pico"} == set(CATALOGUE)
+    assert all(name == entry.name for name, entry in CATALOGUE.items())
+
+
+@pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda entry: entry.name)
+def test_parameters_are_those_of_the_network(entry: ModelEntry) -> None:
+    assert sum(p.numel() for p in built(entry).parameters()) == entry.parameters
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_release_is_as_its_authors_describe_it(name: str) -> None:
+    published, parameters, asset = OFFICIAL[name]
+    entry = CATALOGUE[name]
+    assert (entry.published, entry.parameters) == (published, parameters)
+    assert entry.weights_url == RELEASES + asset
+    assert entry.weights_file == asset.split("/")[1]
+    assert (entry.variant, entry.builder, entry.alias) == (name, "vmamba", False)
+    assert (entry.pretraining, entry.licence, entry.label_space) == (IN1K, "MIT", "imagenet-1k")
+
+
+@pytest.mark.parametrize(("bare", "release"), FRONT_PAGE.items())
+def test_the_three_of_the_front_page_are_releases_under_another_name(
+    bare: str, release: str
+) -> None:
+    entry, same = CATALOGUE[bare], CATALOGUE[release]
+    assert (entry.variant, entry.alias) == (release, True)
+    assert (entry.weights_url, entry.parameters) == (same.weights_url, same.parameters)
+    assert entry.published == same.published
+
+
+@pytest.mark.parametrize(("bare", "variant"), BARE.items())
+def test_bare_names_saw_imagenet_1k_only_at_224(bare: str, variant: str) -> None:
+    """Timm's own bare names would resolve to weights that saw ImageNet-22k."""
+    entry = CATALOGUE[bare]
+    assert (entry.variant, entry.pretraining, entry.builder) == (variant, IN1K, "timm")
+    config = timm.models.get_pretrained_cfg(variant)
+    assert config.input_size == (3, 224, 224)
+    assert config.num_classes == 1000
+    assert entry.source == f"https://huggingface.co/{config.hf_hub_id}"
+    assert entry.weights_url is None
+    assert entry.weights_file is None
+
+
+@pytest.mark.parametrize("variant", BARE.values())
+def test_licences_are_those_that_timm_states(variant: str) -> None:
+    entry = next(entry for entry in CATALOGUE.values() if entry.variant == variant)
+    stated = timm.models.get_pretrained_cfg(variant).license
+    assert entry.licence.lower() == stated.lower()
+
+
+def test_the_bundled_model() -> None:
+    entry = CATALOGUE["vmamba-pico"]
+    assert entry.label_space == "cifar10"
+    assert built(entry).num_classes == 10
+    assert entry.asset == "vmamba-pico.safetensors"
+    assert entry.weights_url is None
+    assert (Path(__file__).parents[2] / entry.source).is_file(), "the recipe that it names"
+
+
+def test_every_variant_that_can_be_built_has_a_name() -> None:
+    assert set(VARIANTS) == {e.variant for e in CATALOGUE.values() if e.builder == "vmamba"}
+
+
+def test_urls_are_well_formed() -> None:
+    for entry in CATALOGUE.values():
+        if entry.weights_url is not None:
+            assert re.fullmatch(r"https://[\w.]+/[\w./%]+\.pth", entry.weights_url)

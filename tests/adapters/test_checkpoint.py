@@ -1,0 +1,117 @@
+"""Weights files as the field writes them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustcli.adapters.checkpoint import read_weights
+from tests.adapters.files import STATE, saved
+
+OTHER = {key: tensor + 100 for key, tensor in STATE.items()}
+
+
+def assert_state(found: dict[str, Tensor], expected: dict[str, Tensor] = STATE) -> None:
+    assert list(found) == list(expected)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.safetensors")
+    found = read_weights(tmp_path / "w.safetensors")
+    assert_state(dict(sorted(found.items(), reverse=True)))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bare_state_dict(tmp_path: Path, zipped: bool) -> None:
+    path = saved(STATE, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert_state(read_weights(path))
+
+
+@pytest.mark.parametrize("key", ["model_ema", "model", "state_dict", "network_weights"])
+def test_a_state_dict_wrapped_by_its_trainer(tmp_path: Path, key: str) -> None:
+    path = saved({"epoch": 3, key: STATE, "optimizer": {"lr": torch.ones(2)}}, tmp_path / "w.pth")
+    assert_state(read_weights(path))
+
+
+def test_averaged_weights_come_first(tmp_path: Path) -> None:
+    path = saved({"model": OTHER, "model_ema": STATE, "state_dict": OTHER}, tmp_path / "w.pth")
+    assert_state(read_weights(path))
+
+
+def test_an_average_that_was_never_made_is_passed_over(tmp_path: Path) -> None:
+    assert_state(read_weights(saved({"model": STATE, "model_ema": None}, tmp_path / "w.pth")))
+
+
+def test_wrapped_twice(tmp_path: Path) -> None:
+    path = saved({"model": {"state_dict": STATE, "version": 1}}, tmp_path / "w.pth")
+    assert_state(read_weights(path))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
+def test_prefixes_of_parallel_and_compiled_models_are_removed(tmp_path: Path, prefix: str) -> None:
+    path = saved({prefix + key: tensor for key, tensor in STATE.items()}, tmp_path / "w.pth")
+    assert_state(read_weights(path))
+
+
+def test_a_prefix_inside_a_name_stays(tmp_path: Path) -> None:
+    inner = {"head.module.weight": torch.ones(1), "modules.bias": torch.ones(1)}
+    assert_state(read_weights(saved(inner, tmp_path / "w.pth")), inner)
+
+
+def test_what_lies_beside_the_weights_is_left_out(tmp_path: Path) -> None:
+    path = saved({**STATE, "epoch": 3, "name": "x"}, tmp_path / "w.pth")
+    assert_state(read_weights(path))
+
+
+@pytest.fixture
+def config_class() -> Iterator[type]:
+    """A class as `yacs.config.CfgNode` is: a dict with attributes; importable while it is saved."""
+
+    class CfgNode(dict[str, Any]):
+        def __init__(self, content: dict[str, Any]) -> None:
+            super().__init__(content)
+            self.__dict__["__immutable__"] = True
+            self.__dict__["__deprecated_keys__"] = set()
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    module.CfgNode = CfgNode  # type: ignore[attr-defined]
+    sys.modules |= {"yacs": package, "yacs.config": module}
+    yield CfgNode
+    del sys.modules["yacs"], sys.modules["yacs.config"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_config_object_of_vmambas_files_is_never_unpickled(
+    tmp_path: Path, config_class: type, zipped: bool
+) -> None:
+    config = config_class(
+        {"TRAIN": config_class({"EPOCHS": 300, "STEPS": [1, (2, 3)]}), "TAG": "x"}
+    )
+    content = {"model": STATE, "config": config, "max_accuracy": 82.6, "epoch": 264}
+    path = saved(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+
+    class Trap:
+        def __new__(cls) -> Trap:
+            raise AssertionError("an object of the file's class was made")
+
+    sys.modules["yacs.config"].CfgNode = Trap  # type: ignore[attr-defined]
+    assert_state(read_weights(path))
+
+
+def test_arguments_of_a_training_script_are_no_obstacle(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(lr=0.1, layers=[1, 2], nested=argparse.Namespace(x=1))
+    assert_state(read_weights(saved({"model": STATE, "args": arguments}, tmp_path / "w.pth")))

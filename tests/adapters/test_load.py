@@ -1,0 +1,208 @@
+"""From a name as users type it to a classifier with weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustcli.adapters.catalogue import CATALOGUE, IN1K
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.load import ModelRequest, load_classifier, resolve
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.vmamba import OFFICIAL, PICO
+from robustcli.adapters.weights import hash_state
+from robustcli.core.errors import UsageError
+from robustcli.models.vmamba import build
+
+TIMM = "test_resnet.r160_in1k"  # timm's own smallest, 1000 classes
+UNTRAINED = ModelRequest("vmamba-pico", untrained=True)
+
+
+@pytest.fixture
+def pico_file(tmp_path: Path) -> Path:
+    torch.manual_seed(5)
+    save_file(build("vmamba-pico").state_dict(), tmp_path / "mine.safetensors")
+    return tmp_path / "mine.safetensors"
+
+
+def classes_file(folder: Path, count: int) -> str:
+    path = folder / f"classes{count}.txt"
+    path.write_text("".join(f"class {number}\n" for number in range(count)))
+    return str(path)
+
+
+def logits(model: Classifier) -> torch.Tensor:
+    side = model.preprocessing.crop
+    return model.logits(torch.arange(3 * side * side, dtype=torch.uint8).view(1, 3, side, side))
+
+
+@pytest.mark.parametrize("typed", ["vmamba-b", "VMamba_B", "VMAMBA-B", " vmamba_b "])
+def test_a_name_in_any_spelling(typed: str) -> None:
+    assert resolve(typed) is CATALOGUE["vmamba-b"]
+
+
+def test_any_timm_name() -> None:
+    entry = resolve("resnet50.a1_in1k")
+    assert (entry.name, entry.variant, entry.builder) == ("resnet50.a1_in1k",) * 2 + ("timm",)
+    assert (entry.pretraining, entry.label_space) == (IN1K, "imagenet-1k")
+    assert entry.source == "https://huggingface.co/timm/resnet50.a1_in1k"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("vmamba-pcio", "vmamba-pico"),
+        ("vmanba-t-v0", "vmamba-t-v0"),
+        ("swin-bb", "swin-b"),
+        ("resnet5O", "resnet50"),  # from timm
+        ("mobilnetv2_100.ra_in1k", "mobilenetv2_100"),
+    ],
+)
+def test_a_typo_gets_the_nearest_names_of_ours_and_of_timms(typed: str, meant: str) -> None:
+    message = rf"No model is called `{typed}`\.\nDid you mean .*`{meant}`.*\?\n`robust list models`"
+    with pytest.raises(UsageError, match=message):
+        resolve(typed)
+
+
+def test_a_name_like_no_other() -> None:
+    with pytest.raises(UsageError, match=r"No model is called `§§§`\.\n`robust list models` shows"):
+        resolve("§§§")
+
+
+def test_facts_of_an_untrained_model() -> None:
+    model = load_classifier(UNTRAINED, seed=3)
+    facts = model.facts
+    assert (facts.name, facts.family, facts.builder) == (
+        "vmamba-pico", "vmamba", "vmamba:vmamba-pico"
+    )  # fmt: skip
+    assert facts.untrained
+    assert facts.weights == "none: initialised with seed 3"
+    assert facts.pretraining == "none (untrained)"
+    assert facts.parameters == 556_938
+    assert facts.weights_sha256 == hash_state(model.network.state_dict())
+    assert (facts.label_space, model.preprocessing) == ("cifar10", PICO)
+    assert facts.scan_backend in ("cpu", "reference")
+    assert not model.network.training
+
+
+@pytest.mark.parametrize("name", ["vmamba-pico", TIMM])
+def test_an_untrained_network_is_decided_by_the_seed_alone(name: str) -> None:
+    request = ModelRequest(name, untrained=True)
+    first = load_classifier(request, seed=1).facts.weights_sha256
+    torch.manual_seed(99)
+    assert load_classifier(request, seed=1).facts.weights_sha256 == first
+    assert load_classifier(request, seed=2).facts.weights_sha256 != first
+
+
+def test_untrained_needs_no_network(attempts: list[object]) -> None:
+    model = load_classifier(ModelRequest(TIMM, untrained=True), offline=True)
+    assert model.facts.scan_backend is None
+    assert attempts == []
+
+
+def test_weights_from_a_file(pico_file: Path) -> None:
+    model = load_classifier(ModelRequest("VMAMBA_PICO", weights=pico_file))
+    torch.manual_seed(5)
+    same = Classifier(build("vmamba-pico").eval(), PICO, model.facts)
+    torch.testing.assert_close(logits(model), logits(same), rtol=0, atol=0)
+    assert model.facts.weights == str(pico_file)
+    assert model.facts.pretraining == "unknown (weights from a file)"
+    assert not model.facts.untrained
+
+
+def test_bundled_weights(attempts: list[object]) -> None:
+    facts = load_classifier(ModelRequest("vmamba-pico"), offline=True).facts
+    assert (facts.weights, facts.pretraining) == ("vmamba-pico.safetensors", "CIFAR-10")
+    assert not facts.untrained
+    assert attempts == []
+
+
+def test_timm_weights_from_a_file(tmp_path: Path) -> None:
+    source = load_classifier(ModelRequest(TIMM, untrained=True), seed=8)
+    torch.save({"model": source.network.state_dict()}, tmp_path / "w.pth")
+    model = load_classifier(ModelRequest(TIMM, weights=tmp_path / "w.pth"))
+    assert model.facts.weights_sha256 == source.facts.weights_sha256
+    assert model.facts.pretraining == "unknown (weights from a file)"
+
+
+def test_missing_official_weights(home: Path) -> None:
+    message = (
+        r"The weights of `vmamba-t` are not here\.(.|\n)*Download https://github\.com/MzeroMiko"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_classifier(ModelRequest("vmamba-t"), offline=True)
+    with pytest.raises(UsageError, match="could not be downloaded"):
+        load_classifier(ModelRequest("swin-t"), offline=True)
+
+
+def test_a_weights_file_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"There is no weights file `none\.pth`"):
+        load_classifier(ModelRequest("vmamba-pico", weights=Path("none.pth")))
+
+
+def test_official_preprocessing_and_what_a_user_changes_of_it() -> None:
+    request = ModelRequest("vmamba-pico", preprocessing={"crop": 28, "mean": (0.5, 0.5, 0.5)},
+                           untrained=True)  # fmt: skip
+    expected = Preprocessing(32, 28, "bilinear", (0.5, 0.5, 0.5), PICO.std)
+    assert load_classifier(request).preprocessing == expected
+    bad = ModelRequest("vmamba-pico", preprocessing={"std": (0, 1, 1)}, untrained=True)
+    with pytest.raises(UsageError, match="`--std` must be above zero"):
+        load_classifier(bad)
+
+
+def test_releases_get_the_official_preprocessing() -> None:
+    arguments = {"depths": (1, 1), "dim": 16}
+    request = ModelRequest("vmamba-t", arguments=arguments, untrained=True)
+    model = load_classifier(request)
+    assert model.preprocessing == OFFICIAL
+    assert model.facts.arguments == arguments
+
+
+def test_timm_preprocessing_is_the_models_own() -> None:
+    own = load_classifier(ModelRequest(TIMM, untrained=True)).preprocessing
+    assert (own.resize, own.crop, own.interpolation) == (168, 160, "bilinear")
+
+
+def test_an_unknown_argument_of_each_builder() -> None:
+    ours = ModelRequest("vmamba-pico", arguments={"width": 3}, untrained=True)
+    with pytest.raises(UsageError, match=r"`vmamba-pico` takes no `--model-arg width=\.\.\.`"):
+        load_classifier(ours)
+    timms = ModelRequest(TIMM, arguments={"nonsense": 3}, untrained=True)
+    with pytest.raises(UsageError, match=r"timm cannot build `test_resnet.*\n.*nonsense"):
+        load_classifier(timms)
+
+
+def test_classes_that_are_not_the_label_space(tmp_path: Path) -> None:
+    request = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True)
+    message = (
+        r"`vmamba-pico` tells 7 classes apart; `cifar10` has 10\.\nName the model's own.*FILE`"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_classifier(request)
+    named = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True,
+                         label_space=classes_file(tmp_path, 7))  # fmt: skip
+    assert load_classifier(named).facts.label_space == named.label_space
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_classes_file_of_another_length_is_refused(tmp_path: Path, count: int) -> None:
+    request = ModelRequest("vmamba-pico", untrained=True, label_space=classes_file(tmp_path, count))
+    with pytest.raises(
+        UsageError, match=rf"tells 10 classes apart; `.*classes{count}\.txt` has {count}"
+    ):
+        load_classifier(request)
+
+
+def test_an_imagenet_network_does_not_answer_in_cifars_classes() -> None:
+    request = ModelRequest(TIMM, untrained=True, label_space="cifar10")
+    with pytest.raises(UsageError, match="tells 1000 classes apart; `cifar10` has 10"):
+        load_classifier(request)
+
+
+def test_a_headless_timm_network() -> None:
+    request = ModelRequest(TIMM, arguments={"num_classes": 0}, untrained=True)
+    with pytest.raises(UsageError, match="tells 0 classes apart; `imagenet-1k` has 1000"):
+        load_classifier(request)

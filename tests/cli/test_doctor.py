@@ -1,0 +1,81 @@
+"""`robust doctor`: what it found, and exit code 3 when something is broken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from robustcli.evaluation import diagnosis
+from robustcli.evaluation.diagnosis import Check
+from robustcli.models.scan import cpu
+from tests.cli.conftest import Robust
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels pass without being tried."""
+    monkeypatch.setattr(diagnosis, "worst_error", lambda backend: 1e-7)
+
+
+def test_on_this_machine_nothing_is_broken(robust: Robust) -> None:
+    told = robust("doctor", "--json")
+    assert (told.code, told.err) == (0, "")
+    checks = {check["name"]: check for check in json.loads(told.out)}
+    assert all(set(check) == {"name", "state", "detail"} for check in checks.values())
+    assert {check["state"] for check in checks.values()} <= {"ok", "off"}
+    assert checks["torch"]["detail"] == torch.__version__.split("+")[0]
+    assert checks["scan: reference"]["state"] == "ok"
+    assert ("cuda" in checks) is not torch.cuda.is_available()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_backend_that_is_off_says_why(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
+    told = robust("doctor")
+    assert told.code == 0
+    lines = told.out.splitlines()
+    (line,) = (line for line in lines if "scan: cpu" in line)
+    assert line.startswith("- scan: cpu ")
+    assert line.endswith("numba is not installed")
+    (line,) = (line for line in lines if "scan: reference" in line)
+    assert "serves the CPU" in line
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_backend_that_computes_wrongly_ends_with_3(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr(diagnosis, "worst_error", lambda backend: 0.5 if backend is cpu else 1e-7)
+    told = robust("doctor", *flags)
+    assert told.code == 3
+    if flags:
+        broken = [c["name"] for c in json.loads(told.out) if c["state"] == "broken"]
+        assert broken == ["scan: cpu"]
+    else:
+        (line,) = (line for line in told.out.splitlines() if line.startswith("!"))
+        assert line.startswith("! scan: cpu")
+        assert "differs from the float64 reference by 5.0e-01" in line
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_forced_backend_that_does_not_exist_is_broken(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUST_SCAN_BACKEND", "tritonn")
+    told = robust("doctor")
+    assert told.code == 3
+    assert "No scan backend is called `tritonn`." in told.out
+
+
+def test_lines_are_aligned(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [
+        Check("a", "ok", "fine"),
+        Check("long name", "off", "absent"),
+        Check("b", "broken", "x"),
+    ]
+    monkeypatch.setattr(diagnosis, "diagnose", lambda: checks)
+    told = robust("doctor")
+    assert told.out == "  a          fine\n- long name  absent\n! b          x\n"
+    assert told.code == 3

@@ -1,0 +1,125 @@
+"""`robust list`: what can be named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.data.datasets import DATASETS
+from robustcli.transforms.registry import transforms
+from tests.cli.conftest import Robust
+
+NAMES = {
+    "models": list(CATALOGUE),
+    "transforms": [one.name for one in transforms()],
+    "datasets": [one.name for one in DATASETS],
+}
+
+
+def listed(robust: Robust, *arguments: str) -> list[dict[str, Any]]:
+    told = robust("list", *arguments, "--json")
+    assert (told.code, told.err) == (0, "")
+    rows: list[dict[str, Any]] = json.loads(told.out)
+    return rows
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_everything_is_listed_in_its_order(robust: Robust, kind: str) -> None:
+    assert [row["name"] for row in listed(robust, kind)] == NAMES[kind]
+    told = robust("list", kind)
+    assert told.code == 0
+    lines = told.out.splitlines()
+    assert [line.split()[0] for line in lines[2 : 2 + len(NAMES[kind])]] == NAMES[kind]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["models", "SWIN_*"], ["swin-t", "swin-s", "swin-b"]),
+        (["models", "vmamba_B"], ["vmamba-b"]),
+        (["transforms", "*affine"], ["affine", "piecewise_affine"]),
+        (["datasets", "cifar*"], ["cifar10-mini"]),
+    ],
+)
+def test_a_pattern_chooses(robust: Robust, arguments: list[str], names: list[str]) -> None:
+    assert [row["name"] for row in listed(robust, *arguments)] == names
+
+
+def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
+    (row,) = listed(robust, "models", "vmamba-b")
+    assert row == {
+        "name": "vmamba-b",
+        "family": "vmamba",
+        "is": "vmamba-b-s2l15",
+        "parameters": 88_557_800,
+        "published top-1 %": 83.9,
+        "pretraining": "ImageNet-1K only",
+        "weights here": "no",
+        "licence": "MIT",
+        "source": "https://github.com/MzeroMiko/VMamba/releases/download/"
+        "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth",
+    }
+    line = robust("list", "models", "vmamba-b").out.splitlines()[2]
+    assert "88,557,800" in line
+    assert "83.9" in line
+
+
+def test_weights_that_are_here_are_said_to_be(robust: Robust, tmp_path: Path) -> None:
+    file = tmp_path / "home" / "weights" / "vssm_base_0229_ckpt_epoch_237.pth"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    here = {
+        row["name"] for row in listed(robust, "models", "vmamba-*") if row["weights here"] == "yes"
+    }
+    assert here - {"vmamba-pico"} == {"vmamba-b", "vmamba-b-s2l15"}
+
+
+def test_a_model_without_published_number_leaves_the_column_empty(robust: Robust) -> None:
+    assert listed(robust, "models", "vmamba-pico")[0]["published top-1 %"] is None
+    assert "None" not in robust("list", "models").out
+
+
+def test_timm_is_mentioned_below_the_models(robust: Robust) -> None:
+    assert robust("list", "models").out.endswith("Any timm name works too, with its tag.\n")
+
+
+def test_transforms_say_what_they_do(robust: Robust) -> None:
+    rows = {row["name"]: row for row in listed(robust, "transforms")}
+    assert rows["perspective"]["moves pixels"] == "yes"
+    assert rows["invert"]["moves pixels"] == "no"
+    assert rows["perspective"]["parameters"] == "assumed"
+    assert rows["identity"]["parameters"] == "defined"
+    assert all(row["does"] for row in rows.values())
+
+
+def test_bundled_data_are_here_and_others_are_not(robust: Robust) -> None:
+    here = {row["name"]: row["here"] for row in listed(robust, "datasets")}
+    assert here == {"cifar10-mini": "yes", "imagenet-sample": "no"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["models", "vmamba-x"], "Error: No model is called `vmamba-x`.\nDid you mean `vmamba-"),
+        (
+            ["transforms", "zz*"],
+            "Error: No transform matches `zz*`.\n`robust list transforms` shows",
+        ),
+        (["datasets", "cifar"], "Error: No dataset is called `cifar`."),
+    ],
+)
+def test_nothing_matches(robust: Robust, arguments: list[str], message: str) -> None:
+    told = robust("list", *arguments)
+    assert told.code == 2
+    assert told.err.startswith(message)
+    assert told.out == ""
+
+
+def test_an_unknown_kind(robust: Robust) -> None:
+    told = robust("list", "recipes")
+    assert told.code == 2
+    assert "'models', 'transforms', 'datasets'" in told.err

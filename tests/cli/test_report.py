@@ -1,0 +1,73 @@
+"""`robust report`: rendered again, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+from tests.cli.conftest import Robust
+
+REPOSITORY = Path(__file__).parents[2]
+PLAN = RunPlan(models=(model("vmamba-b"),), transforms=(IDENTITY, *paper21()[:2]), images=12)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    build_run(tmp_path / "run", PLAN)
+    return Path("run")
+
+
+def test_the_table_and_the_path(robust: Robust, run: Path) -> None:
+    told = robust("report", "run")
+    assert told.code == 0
+    assert "identity" in told.out
+    assert told.out.splitlines()[-1] == f"Report: {run / 'report.md'}"
+    assert (run / "report.md").is_file()
+    assert "Report:" not in robust("report", "run", "--quiet").out
+
+
+def test_several_runs_as_one_json_document(robust: Robust, run: Path, tmp_path: Path) -> None:
+    build_run(tmp_path / "other", PLAN)
+    told = robust("report", "run", "other", "--json")
+    assert (told.code, told.err) == (0, "")
+    results = json.loads(told.out)
+    assert list(results) == ["run", "other"]
+    assert results["run"] == json.loads((run / "results.json").read_text())
+    assert results["run"][0]["transform"] == "identity"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_what_is_no_run(robust: Robust, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    told = robust("report", name)
+    assert (told.code, told.out) == (2, "")
+    assert told.err == (
+        f"Error: `{name}` is not a run.\nIt holds no `run.json`.\n"
+        "Name a folder that `--out` made.\n"
+    )
+
+
+def test_a_run_must_be_named(robust: Robust) -> None:
+    told = robust("report")
+    assert told.code == 2
+    assert "RUNS" in told.err
+
+
+def test_it_needs_no_torch(run: Path) -> None:
+    code = (
+        "import sys\nfrom robustcli.cli import main\n"
+        "sys.modules['torch'] = None  # any import of it fails\n"
+        "main(['report', 'run', '--quiet'])\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "identity" in told.stdout

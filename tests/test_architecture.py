@@ -1,0 +1,150 @@
+"""The house: which room may import which, what stays out, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "robustcli"
+# Each room may import those below it. Rooms on one line do not import each other.
+FLOORS = (
+    ("robustcli.__main__",),
+    ("robustcli.cli",),
+    ("robustcli",),
+    ("robustcli.api",),
+    ("robustcli.reports",),
+    ("robustcli.evaluation",),
+    ("robustcli.adapters",),
+    ("robustcli.data", "robustcli.transforms"),
+    ("robustcli.models",),
+    ("robustcli.models.scan",),
+    ("robustcli.core",),
+)
+LEVEL = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
+WITHOUT_TORCH = ("core", "data", "transforms", "reports", "cli")
+TORCHES = {"torch", "torchvision", "timm"}
+LINES = 250
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    """The innermost room of FLOORS that `module` is in; the package's own file is a room too."""
+    inside = [room for room in LEVEL if module == room or module.startswith(f"{room}.")]
+    room = max(inside, key=len)
+    assert room != "robustcli" or module == room, f"`{module}` is in no room: add it to FLOORS"
+    return room
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that `file` imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {file}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in names)
+
+
+def only_version(file: Path) -> bool:
+    """Whether all that `file` imports from the package's own file is its version."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "robustcli"]
+    names = {alias.name for node in own for alias in node.names}
+    return names <= {"__version__"}
+
+
+def wrong_arrows(module: str) -> list[str]:
+    here, file = room_of(module), MODULES[module]
+    own = {name for name in imports(file) if name.split(".")[0] == "robustcli"}
+    if only_version(file):
+        own.discard("robustcli")
+    rooms = {name: room_of(name) for name in own}
+    return [name for name, room in rooms.items() if room != here and LEVEL[room] >= LEVEL[here]]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_room_imports_a_higher_one_or_its_neighbour(module: str) -> None:
+    assert wrong_arrows(module) == []
+
+
+def test_the_test_sees_wrong_arrows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.py"
+    file.write_text(
+        "def f():\n    from robustcli.transforms import registry\n"
+        "import robustcli.evaluation.plan\nfrom robustcli.data import tar\n"
+        "from robustcli.models import scan\nfrom robustcli.core.errors import RunError\n"
+    )
+    monkeypatch.setitem(MODULES, "robustcli.data.x", file)
+    found = wrong_arrows("robustcli.data.x")
+    assert sorted(found) == ["robustcli.evaluation.plan", "robustcli.transforms.registry"]
+    monkeypatch.setitem(MODULES, "robustcli.models.scan.x", file)
+    assert "robustcli.models.scan" not in wrong_arrows("robustcli.models.scan.x")
+    monkeypatch.setitem(MODULES, "robustcli.core.x", file)
+    assert "robustcli.models.scan" in wrong_arrows("robustcli.core.x")
+
+
+def in_rooms(rooms: tuple[str, ...]) -> list[str]:
+    return [m for m in MODULES if m.split(".")[1:2] and m.split(".")[1] in rooms]
+
+
+@pytest.mark.parametrize("module", in_rooms(WITHOUT_TORCH))
+def test_rooms_without_torch_do_not_name_it(module: str) -> None:
+    named = {name for name in imports(MODULES[module]) if name.split(".")[0] in TORCHES}
+    assert named == set()
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """What is in `sys.modules` after importing `modules` in a fresh interpreter."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    child = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, check=True, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    return set(child.stdout.split())
+
+
+def test_importing_them_does_not_load_torch_either() -> None:
+    modules = [*in_rooms(WITHOUT_TORCH), "robustcli.evaluation.metrics"]
+    assert "robustcli.reports.render" in modules
+    assert not loaded_by(*modules) & TORCHES
+
+
+def test_the_command_line_itself_loads_nothing_heavy() -> None:
+    heavy = {
+        "torch",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "PIL",
+        "matplotlib",
+        "imgaug",
+        "pydantic",
+        "rich",
+    }
+    assert not loaded_by(*in_rooms(("cli",))) & heavy
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module: str) -> None:
+    said = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+    assert said
+    assert said.splitlines()[0].endswith((".", ":", "?"))
+
+
+def test_no_file_is_long() -> None:
+    lengths = {m: len(f.read_text(encoding="utf-8").splitlines()) for m, f in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > LINES} == {}
