@@ -103,6 +103,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = make_photos(folder / "photos", images)
+        # Before this process grows: another one inherits its parent's peak.
+        small = peak_memory(make_photos(folder / "few", few), folder / "few-run")
+        large = peak_memory(make_photos(folder / "many", 8 * few), folder / "many-run")
+        print(f"peak memory: {small:.0f} MB for {few} images, {large:.0f} MB for {8 * few}, "
+              f"ratio {large / small:.3f}")  # fmt: skip
         ratios = []
         for turn in range(rounds):
             whole, waiting, inputs = run_seconds(data, folder / f"run{turn}", "convnext-b")
@@ -111,10 +116,6 @@ def main() -> None:
             print(f"convnext-b, {inputs} inputs: run {whole:.1f} s (waiting {waiting:.1f} s), "
                   f"forward passes alone {alone:.1f} s, ratio {ratios[-1]:.3f}")  # fmt: skip
         print(f"median ratio of run to forward passes alone: {np.median(ratios):.3f}")
-        small = peak_memory(make_photos(folder / "few", few), folder / "few-run")
-        large = peak_memory(make_photos(folder / "many", 8 * few), folder / "many-run")
-        print(f"peak memory: {small:.0f} MB for {few} images, {large:.0f} MB for {8 * few}, "
-              f"ratio {large / small:.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
         _fsync(path.parent)
     except OSError as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     finally:
         with suppress(OSError):  # where the folder is what is wrong, this fails as well
             beside.unlink()
@@ -52,7 +52,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(path: Path, error: OSError) -> RunError:
+def refused(path: Path, error: OSError) -> RunError:
+    """The error for the user where the file system refused to write `path`."""
     return RunError(
         f"Cannot write `{path}`.",
         f"The file system says: {error.strerror or error}.",

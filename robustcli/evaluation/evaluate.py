@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from robustcli.adapters.classifier import Classifier
+from robustcli.core.atomic import refused
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, describe
 from robustcli.evaluation.forward import Forward
@@ -41,7 +42,7 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     listener = listener or Silent()
     selection = select(config, listener)
     models = load_models(config, selection)
-    with FileLock(_beside(selection.run)):
+    with _lock(selection.run):
         record = open_run(config, selection, models)
     plan = make_plan(record, selection, models)
     status: Literal["complete", "partial", "failed"] = "partial"
@@ -128,14 +129,17 @@ def _is_complete(run: Path, plan: Plan) -> bool:
 
 
 def _close(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
-    with FileLock(_beside(run)):
+    with _lock(run):
         record = read_record(run)
         write_record(
             run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)})
         )
 
 
-def _beside(run: Path) -> Path:
-    """The lock under which `run.json` is read, changed and written."""
-    run.parent.mkdir(parents=True, exist_ok=True)
-    return run.parent / f".{run.name}.lock"
+def _lock(run: Path) -> FileLock:
+    """Held while `run.json` is read, changed and written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(run, error) from error
+    return FileLock(run / ".lock")

@@ -26,6 +26,9 @@ from robustcli.evaluation.store import Cell, Store
 from robustcli.transforms.registry import TransformCell
 from robustcli.transforms.registry import resolve as resolve_transforms
 
+_FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures")
+_FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -60,13 +63,10 @@ def select(config: EvalConfig, listener: Listener) -> Selection:
         listener.say(
             f"No --data: using {index.name}{kind}, {len(index.images)} images, {index.location}."
         )
-    return Selection(
-        index,
-        {Cell(c.transform.name, c.severity): c for c in cells},
-        names,
-        device,
-        config.directory(index.digest),
-    )
+    run = config.directory(index.digest)
+    _check_folder(run)
+    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
+    return Selection(index, by_cell, names, device, run)
 
 
 def load_models(config: EvalConfig, selection: Selection) -> dict[str, Classifier]:
@@ -86,7 +86,7 @@ def open_run(config: EvalConfig, selection: Selection, models: dict[str, Classif
     """
     run, now = selection.run, datetime.now(UTC)
     if config.fresh and (run / FILE_NAME).is_file():
-        shutil.rmtree(run)
+        _empty(run)
     at_crop = config.apply_at == "crop"
     new = RunRecord(
         command=config.command,
@@ -105,12 +105,27 @@ def open_run(config: EvalConfig, selection: Selection, models: dict[str, Classif
     )
     if (run / FILE_NAME).is_file():
         new = joined(run, read_record(run), new)
-    elif run.is_dir() and any(run.iterdir()):
+    write_record(run, new)
+    return new
+
+
+def _check_folder(run: Path) -> None:
+    """Raises UsageError where rows would be written among somebody's files."""
+    if run.is_file():
+        raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
+    is_run = (run / FILE_NAME).is_file()
+    if not is_run and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
         raise UsageError(
             f"`{run}` is not empty and holds no run.", "", "Choose another folder with `--out`."
         )
-    write_record(run, new)
-    return new
+
+
+def _empty(run: Path) -> None:
+    """Removes what a run consists of, and nothing that somebody else put there."""
+    for name in _FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in _FILES:
+        (run / name).unlink(missing_ok=True)
 
 
 def make_plan(record: RunRecord, selection: Selection, models: dict[str, Classifier]) -> Plan:

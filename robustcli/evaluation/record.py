@@ -76,7 +76,7 @@ class DatasetRecord(Record):
 
 
 class RunRecord(Record):
-    """All of `run.json`."""
+    """All of `run.json`; `command` holds every command that worked on it, a line each."""
 
     schema_version: int = SCHEMA_VERSION
     command: str

@@ -36,6 +36,7 @@ def joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
     cells = {(t.name, t.severity) for t in old.transforms}
     return new.model_copy(
         update={
+            "command": "\n".join(dict.fromkeys([*old.command.splitlines(), new.command])),
             "created": old.created,
             "block_size": old.block_size,
             "models": [*old.models, *(m for m in new.models if m.name not in names)],

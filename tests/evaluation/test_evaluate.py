@@ -83,7 +83,8 @@ def test_adding_a_transform_computes_only_that(photos, tmp_path, monkeypatch):
     written = []
     real = runner.write_rows
     monkeypatch.setattr(runner, "write_rows", lambda p, *a: written.append(p) or real(p, *a))
-    run_evaluation(config(photos, run, "fliplr", "invert"))
+    run_evaluation(config(photos, run, "fliplr", "invert", command="robust eval again"))
+    assert read_record(run).command == "robustcli.evaluate(...)\nrobust eval again"
     assert {p.parent.parent.name for p in written} == {"transform=invert"}
     whole = run_evaluation(config(photos, tmp_path / "whole", "fliplr", "invert"))
     assert contents(run) == contents(whole)
@@ -169,10 +170,24 @@ def test_other_settings_are_named_and_nothing_is_touched(photos, tmp_path, chang
     assert read_record(run).status == "complete"
 
 
-def test_fresh_discards_the_old_run(photos, tmp_path):
-    run = run_evaluation(config(photos, tmp_path / "run"))
-    run_evaluation(config(photos, run, seed=1, fresh=True))
+def test_fresh_discards_the_old_run_and_nothing_else(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run", "invert"))
+    (run / "notes.txt").write_text("mine")
+    run_evaluation(config(photos, run, "fliplr", seed=1, fresh=True))
     assert read_record(run).seed == 1
+    assert not list(run.glob("predictions/*/transform=invert"))
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_nothing_is_left_beside_the_run(photos, tmp_path):
+    run_evaluation(config(photos, tmp_path / "out" / "run"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["run"]
+
+
+def test_a_file_is_no_folder(photos, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UsageError, match="run` is a file"):
+        run_evaluation(config(photos, tmp_path / "run"))
 
 
 def test_fresh_never_deletes_a_folder_that_is_no_run(photos, tmp_path):

@@ -88,7 +88,7 @@ def _about_progress(findings: Findings) -> list[Text]:
         text(
             Strong("Partial run."),
             f" {len(findings.unfinished):,} of {counted(cells, 'cell')} lack images "
-            f"(status: {findings.record.status}). The command under “How to repeat it” goes on.",
+            f"(status: {findings.record.status}). The commands under “How to repeat it” go on.",
         )
     ]
 
