@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "evaluate"]
+__all__ = ["Run", "create_model", "evaluate"]
 
 if TYPE_CHECKING:
+    from robustcli.adapters.create import create_model
     from robustcli.api import Run, evaluate
+
+_DOORS = {"Run": "api", "create_model": "adapters.create", "evaluate": "api"}
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `robustcli.api`, imported on use: the command line starts at once."""
-    if name in __all__:
-        from robustcli import api
-
-        return getattr(api, name)
+    """The package's functions, imported on use: the command line starts at once."""
+    if name in _DOORS:
+        return getattr(import_module(f"robustcli.{_DOORS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ FLOORS = (
     ("robustcli.__main__",),
     ("robustcli.cli",),
     ("robustcli",),
-    ("robustcli.api",),
+    ("robustcli.api", "robustcli.timm_models"),
     ("robustcli.reports",),
     ("robustcli.evaluation",),
     ("robustcli.adapters",),

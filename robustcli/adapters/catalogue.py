@@ -17,11 +17,12 @@ class ModelEntry:
 
     `variant` is the builder's own name for it. `published` is the top-1 on ImageNet-1K's validation
     set at 224 pixels, in percent, as its authors or timm state it. `asset` names a bundled file.
+    `unchecked` says what is not certain of the address of the weights.
     """
 
     name: str
     family: str
-    builder: Literal["vmamba", "timm"]
+    builder: Literal["vmamba", "vim", "timm"]
     variant: str
     parameters: int
     published: float | None
@@ -32,6 +33,7 @@ class ModelEntry:
     weights_url: str | None = None
     asset: str | None = None
     alias: bool = False
+    unchecked: str = ""
 
     @property
     def weights_file(self) -> str | None:
@@ -56,6 +58,15 @@ _FRONT_PAGE = {
     "vmamba-s": "vmamba-s-s2l15",
     "vmamba-b": "vmamba-b-s2l15",
 }
+# Source of the table: Vim's README. All five files lie on the hub in three repositories.
+_VIM_RELEASES: tuple[tuple[str, str, int, float, str], ...] = (
+    ("vim-t", "tiny", 7_148_008, 76.1, "vim_t_midclstok_76p1acc.pth"),
+    ("vim-t-plus", "tiny", 7_250_344, 78.3, "vim_t_midclstok_ft_78p3acc.pth"),
+    ("vim-s", "small", 25_796_584, 80.5, "vim_s_midclstok_80p5acc.pth"),
+    ("vim-s-plus", "small", 26_001_256, 81.6, "vim_s_midclstok_ft_81p6acc.pth"),
+    ("vim-b", "base", 97_598_440, 81.9, "vim_b_midclstok_81p9acc.pth"),
+)
+_CONFIRMED = "vim-t"  # by the authors, in Vim's issue 26
 # Source of the published numbers: timm's results-imagenet.csv, at 224 pixels.
 _TIMM: tuple[tuple[str, str, str, int, float, str], ...] = (
     ("swin-t", "swin", "swin_tiny_patch4_window7_224.ms_in1k", 28_288_354, 81.388, "MIT"),
@@ -77,9 +88,23 @@ def _release(name: str, variant: str) -> ModelEntry:
     )  # fmt: skip
 
 
+def _vim(name: str, size: str, parameters: int, published: float, file: str) -> ModelEntry:
+    hub = f"https://huggingface.co/hustvl/Vim-{size}-midclstok"
+    unchecked = (
+        "" if name == _CONFIRMED
+        else f"The file's name comes from other people's scripts; its folder is {hub}/tree/main."
+    )  # fmt: skip
+    return ModelEntry(
+        name, "vim", "vim", name, parameters, published, IN1K, "Apache-2.0",
+        "https://github.com/hustvl/Vim", weights_url=f"{hub}/resolve/main/{file}",
+        unchecked=unchecked,
+    )  # fmt: skip
+
+
 def _entries() -> Iterable[ModelEntry]:
     yield from (_release(name, variant) for name, variant in _FRONT_PAGE.items())
     yield from (_release(row[0], row[0]) for row in _VMAMBA_RELEASES)
+    yield from (_vim(*row) for row in _VIM_RELEASES)
     for name, family, variant, parameters, published, licence in _TIMM:
         source = f"https://huggingface.co/timm/{variant}"
         yield ModelEntry(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustcli.core.errors import UsageError, first_line
 
-WRAPPERS = ("model_ema", "model", "state_dict", "network_weights")
+WRAPPERS = ("model_ema", "model", "state_dict", "network_weights", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -28,21 +28,40 @@ class _Inert:
         return OrderedDict()
 
 
-# Classes that the official files of the field hold beside the weights. None of them is imported.
-_KNOWN = ("yacs.config.CfgNode", "argparse.Namespace")
+class _InertValue:
+    """Stands in for a value whose making the file describes: nothing is made, nothing is kept."""
+
+    def __new__(cls, *_: Any) -> _InertValue:
+        """An empty object, whatever it should have been made of."""
+        return object.__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        """Forgets what the object should have held."""
+
+
+# What the official files of the field hold beside the weights. None of it is imported or called:
+# settings of VMamba and Vim, and the NumPy numbers in nnU-Net's log (NumPy 1 and 2 name them so).
+_SETTINGS = ("yacs.config.CfgNode", "argparse.Namespace")
+_NUMBERS = ("numpy.dtype", "numpy.ndarray", *(
+    f"numpy.{core}.multiarray.{maker}"
+    for core in ("core", "_core") for maker in ("scalar", "_reconstruct")
+))  # fmt: skip
+_KNOWN: list[Any] = [(_Inert, name) for name in _SETTINGS]
+_KNOWN += [(_InertValue, name) for name in _NUMBERS]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in `path`: safetensors, or a torch file, bare or wrapped by its trainer.
 
     A wrapped file gives its averaged weights (`model_ema`) where it has them, else `model`,
-    `state_dict` or `network_weights`. Prefixes left by DataParallel and torch.compile are removed.
+    `state_dict`, `network_weights` or `model_state_dict`. Prefixes left by DataParallel and
+    torch.compile are removed.
 
     Raises:
         UsageError: The file is missing, damaged, holds code, or holds no weights.
     """
     if not path.is_file():
-        raise UsageError(f"There is no weights file `{path}`.", "", "Check `--weights`.")
+        raise UsageError(f"There is no weights file `{path}`.", "", "Check the path.")
     content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
     state = _unwrap(content)
     if not state:
@@ -65,7 +84,7 @@ def _torch_file(path: Path) -> object:
     try:
         with (
             warnings.catch_warnings(),
-            torch.serialization.safe_globals([(_Inert, name) for name in _KNOWN]),
+            torch.serialization.safe_globals(_KNOWN),
         ):
             warnings.simplefilter("ignore")  # of foreign formats, which the messages below tell
             return torch.load(path, map_location="cpu", weights_only=True)

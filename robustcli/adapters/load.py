@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.adapters import timm_library, vmamba
+from robustcli.adapters import timm_library
+from robustcli.adapters.builders import BUILDERS
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.classifier import Classifier, Facts
-from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.weights import hash_state, official_weights
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
@@ -80,7 +80,8 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
     entry = resolve(request.name)
     network, origin = _network(entry, request, seed, offline)
     space = _label_space(entry, request, network)
-    return Classifier(network, _preprocessing(entry, request, network), Facts(
+    own = BUILDERS[entry.builder].preprocessing(entry.variant, network)
+    return Classifier(network, replace(own, **request.preprocessing), Facts(
         name=entry.name,
         family=entry.family,
         builder=f"{entry.builder}:{entry.variant}",
@@ -98,37 +99,19 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
 def _network(
     entry: ModelEntry, request: ModelRequest, seed: int, offline: bool
 ) -> tuple[nn.Module, str]:
+    builder = BUILDERS[entry.builder]
     if request.untrained:
         torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
-        return _fresh(entry, request.arguments), f"none: initialised with seed {seed}"
+        fresh = builder.fresh(entry.variant, request.arguments)
+        return fresh, f"none: initialised with seed {seed}"
     if entry.builder == "timm" and request.weights is None:
         network = timm_library.create(
             entry.variant, pretrained=True, arguments=request.arguments, offline=offline
         )
         return network, entry.source
     path = request.weights or official_weights(entry, offline=offline)
-    state = read_weights(path)
-    if entry.builder == "timm":
-        network = timm_library.load(
-            entry.variant, state, origin=str(path), arguments=request.arguments
-        )
-        return network, str(path)
-    own = vmamba.load(entry.variant, state, origin=str(path), arguments=request.arguments)
-    return own, path.name if request.weights is None else str(path)
-
-
-def _fresh(entry: ModelEntry, arguments: Mapping[str, Any]) -> nn.Module:
-    if entry.builder == "timm":
-        return timm_library.create(entry.variant, pretrained=False, arguments=arguments)
-    return vmamba.create(entry.variant, arguments)
-
-
-def _preprocessing(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> Preprocessing:
-    if entry.builder == "timm":
-        own = timm_library.preprocessing(network)
-    else:
-        own = vmamba.PICO if entry.label_space == "cifar10" else vmamba.OFFICIAL
-    return replace(own, **request.preprocessing)
+    network = builder.load(entry.variant, read_weights(path), str(path), request.arguments)
+    return network, path.name if request.weights is None else str(path)
 
 
 def _label_space(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> str:
@@ -149,6 +132,7 @@ def _pretraining(entry: ModelEntry, request: ModelRequest) -> str:
 
 
 def _backend(entry: ModelEntry) -> str | None:
-    if entry.builder != "vmamba":
+    if not BUILDERS[entry.builder].scans:
         return None
-    return choose_backend(torch.device("cpu"), torch.float32)
+    backend: str = choose_backend(torch.device("cpu"), torch.float32)
+    return backend

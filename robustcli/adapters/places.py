@@ -11,7 +11,7 @@ from robustcli.data.home import data_home
 
 
 def local_path(entry: ModelEntry) -> Path:
-    """Where the weights of a VMamba entry are, or would be after `robust fetch`."""
+    """Where the weights of an entry that is not timm's are, or would be after `robust fetch`."""
     if entry.asset is not None:
         return Path(str(files("robustcli") / "assets" / entry.asset))
     assert entry.weights_file is not None, f"{entry.name} is timm's"

@@ -28,7 +28,7 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
     except RobustError as error:
         raise UsageError(
             f"The weights of `{entry.name}` are not here.",
-            f"{error.what} {error.why}".strip(),
+            f"{error.what} {error.why} {entry.unchecked}".strip(),
             f"Download {entry.weights_url} to `{path}`, or name a copy with `--weights FILE`.",
         ) from error
     return path

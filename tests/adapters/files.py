@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcli.adapters.loading import Shapes, shapes_of
+from robustcli.models.registry import architecture
 from robustcli.models.vmamba import VMamba, build
 
 STATE = {"stem.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.tensor([1.0, -1.0])}
@@ -31,14 +32,21 @@ def on_meta(variant: str) -> VMamba:
         return build(variant)
 
 
-def random_state(network: VMamba) -> dict[str, Tensor]:
+def meta_state(name: str) -> dict[str, Tensor]:
+    """Names and shapes of the network `name` of the registry as published, without numbers."""
+    with torch.device("meta"):
+        state: dict[str, Tensor] = architecture(name).build().state_dict()
+    return state
+
+
+def random_state(network: nn.Module) -> dict[str, Tensor]:
     """Weights for `network` that no initialisation gives."""
     generator = torch.Generator().manual_seed(0)
     shapes = shapes_of(network.state_dict())
     return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
 
 
-def assert_holds(network: VMamba, state: dict[str, Tensor]) -> None:
+def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
     """Every tensor of `state` is in `network`, under its name, bit for bit."""
     found = network.state_dict()
     assert set(found) == set(state)

@@ -10,7 +10,8 @@ import timm
 import torch
 
 from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelEntry
-from robustcli.models.vmamba import VARIANTS, build
+from robustcli.models import vim, vmamba
+from robustcli.models.registry import architecture
 
 RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
 # Typed from VMamba's README and assets/performance.md: published top-1, parameters, asset.
@@ -27,6 +28,15 @@ OFFICIAL = {
 }
 FRONT_PAGE = {"vmamba-t": "vmamba-t-s1l8", "vmamba-s": "vmamba-s-s2l15",
               "vmamba-b": "vmamba-b-s2l15"}  # fmt: skip
+VIM_HUB = "https://huggingface.co/hustvl/Vim-"
+# Typed from Vim's README: published top-1, parameters, file on the hub.
+VIM = {
+    "vim-t": (76.1, 7_148_008, "tiny-midclstok/resolve/main/vim_t_midclstok_76p1acc.pth"),
+    "vim-t-plus": (78.3, 7_250_344, "tiny-midclstok/resolve/main/vim_t_midclstok_ft_78p3acc.pth"),
+    "vim-s": (80.5, 25_796_584, "small-midclstok/resolve/main/vim_s_midclstok_80p5acc.pth"),
+    "vim-s-plus": (81.6, 26_001_256, "small-midclstok/resolve/main/vim_s_midclstok_ft_81p6acc.pth"),
+    "vim-b": (81.9, 97_598_440, "base-midclstok/resolve/main/vim_b_midclstok_81p9acc.pth"),
+}
 BARE = {
     "swin-t": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin-s": "swin_small_patch4_window7_224.ms_in1k",
@@ -40,13 +50,13 @@ BARE = {
 def built(entry: ModelEntry) -> torch.nn.Module:
     """The network without its numbers."""
     with torch.device("meta"):
-        return (
-            build(entry.variant) if entry.builder == "vmamba" else timm.create_model(entry.variant)
-        )
+        if entry.builder == "timm":
+            return timm.create_model(entry.variant)
+        return architecture(entry.variant).build()
 
 
 def test_the_names_are_those_of_the_interface() -> None:
-    assert {*OFFICIAL, *FRONT_PAGE, *BARE, "vmamba-pico"} == set(CATALOGUE)
+    assert {*OFFICIAL, *FRONT_PAGE, *VIM, *BARE, "vmamba-pico"} == set(CATALOGUE)
     assert all(name == entry.name for name, entry in CATALOGUE.items())
 
 
@@ -64,6 +74,24 @@ def test_a_release_is_as_its_authors_describe_it(name: str) -> None:
     assert entry.weights_file == asset.split("/")[1]
     assert (entry.variant, entry.builder, entry.alias) == (name, "vmamba", False)
     assert (entry.pretraining, entry.licence, entry.label_space) == (IN1K, "MIT", "imagenet-1k")
+
+
+@pytest.mark.parametrize("name", VIM)
+def test_a_vim_release_is_as_its_authors_describe_it(name: str) -> None:
+    published, parameters, file = VIM[name]
+    entry = CATALOGUE[name]
+    assert (entry.published, entry.parameters) == (published, parameters)
+    assert entry.weights_url == VIM_HUB + file
+    assert (entry.variant, entry.builder, entry.alias) == (name, "vim", False)
+    assert (entry.pretraining, entry.licence) == (IN1K, "Apache-2.0")
+
+
+def test_addresses_that_nobody_confirmed_say_so() -> None:
+    unchecked = [entry for entry in CATALOGUE.values() if entry.unchecked]
+    assert {entry.name for entry in unchecked} == set(VIM) - {"vim-t"}
+    for entry in unchecked:
+        folder = str(entry.weights_url).split("/resolve/")[0]
+        assert f"its folder is {folder}/tree/main" in entry.unchecked
 
 
 @pytest.mark.parametrize(("bare", "release"), FRONT_PAGE.items())
@@ -106,10 +134,11 @@ def test_the_bundled_model() -> None:
 
 
 def test_every_variant_that_can_be_built_has_a_name() -> None:
-    assert set(VARIANTS) == {e.variant for e in CATALOGUE.values() if e.builder == "vmamba"}
+    releases = {*vmamba.VARIANTS, *vim.VARIANTS} - {"vim"}  # CIFAR's has no published weights
+    assert releases == {e.variant for e in CATALOGUE.values() if e.builder != "timm"}
 
 
 def test_urls_are_well_formed() -> None:
     for entry in CATALOGUE.values():
         if entry.weights_url is not None:
-            assert re.fullmatch(r"https://[\w.]+/[\w./%]+\.pth", entry.weights_url)
+            assert re.fullmatch(r"https://[\w.]+/[\w./%-]+\.pth", entry.weights_url)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -38,7 +40,8 @@ def test_a_bare_state_dict(tmp_path: Path, zipped: bool) -> None:
     assert_state(read_weights(path))
 
 
-@pytest.mark.parametrize("key", ["model_ema", "model", "state_dict", "network_weights"])
+@pytest.mark.parametrize("key", ["model_ema", "model", "state_dict", "network_weights",
+                                 "model_state_dict"])  # fmt: skip
 def test_a_state_dict_wrapped_by_its_trainer(tmp_path: Path, key: str) -> None:
     path = saved({"epoch": 3, key: STATE, "optimizer": {"lr": torch.ones(2)}}, tmp_path / "w.pth")
     assert_state(read_weights(path))
@@ -115,3 +118,37 @@ def test_the_config_object_of_vmambas_files_is_never_unpickled(
 def test_arguments_of_a_training_script_are_no_obstacle(tmp_path: Path) -> None:
     arguments = argparse.Namespace(lr=0.1, layers=[1, 2], nested=argparse.Namespace(x=1))
     assert_state(read_weights(saved({"model": STATE, "args": arguments}, tmp_path / "w.pth")))
+
+
+NUMBERS = (
+    np.float64(0.9),
+    np.float32(1),
+    np.int64(3),
+    np.bool_(True),
+    np.arange(3.0),
+    np.str_("x"),
+)
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: type(n).__name__)
+def test_numpy_numbers_in_a_log_are_no_obstacle(tmp_path: Path, number: object) -> None:
+    content = {
+        "network_weights": STATE,
+        "logging": {"mean_fg_dice": [number, number], "epoch_end_timestamps": [1.5]},
+        "_best_ema": number,
+        "init_args": {"device": torch.device("cuda"), "plans": {"x": [1, (2,)]}, "fold": "all"},
+        "grad_scaler_state": None,
+    }
+    assert_state(read_weights(saved(content, tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numpys_makers_are_never_called(tmp_path: Path, core: str) -> None:
+    """Both of NumPy's spellings: a file of one version is read under the other."""
+    path = saved({"model": STATE, "x": np.float64(3)}, tmp_path / "w.pth",
+                 _use_new_zipfile_serialization=False)  # fmt: skip
+    content = path.read_bytes()
+    assert b"numpy._core.multiarray\nscalar" in content or b"numpy.core.multiarray" in content
+    renamed = re.sub(rb"cnumpy\._?core\.", f"cnumpy.{core}.".encode(), content)
+    path.write_bytes(renamed)
+    assert_state(read_weights(path))

@@ -85,5 +85,5 @@ def test_a_file_without_weights(tmp_path: Path, content: object, got: str) -> No
 
 @pytest.mark.parametrize("name", ["none.pth", "none.safetensors", ""])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"There is no weights file `.*`\.\nCheck `--weights`"):
+    with pytest.raises(UsageError, match=r"There is no weights file `.*`\.\nCheck the path"):
         read_weights(tmp_path / name)

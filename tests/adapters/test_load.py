@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robustcli.adapters.builders import OFFICIAL, PICO
 from robustcli.adapters.catalogue import CATALOGUE, IN1K
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.load import ModelRequest, load_classifier, resolve
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.vmamba import OFFICIAL, PICO
 from robustcli.adapters.weights import hash_state
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
@@ -168,7 +168,7 @@ def test_timm_preprocessing_is_the_models_own() -> None:
 
 def test_an_unknown_argument_of_each_builder() -> None:
     ours = ModelRequest("vmamba-pico", arguments={"width": 3}, untrained=True)
-    with pytest.raises(UsageError, match=r"`vmamba-pico` takes no `--model-arg width=\.\.\.`"):
+    with pytest.raises(UsageError, match=r"`vmamba-pico` takes no `width=\.\.\.`"):
         load_classifier(ours)
     timms = ModelRequest(TIMM, arguments={"nonsense": 3}, untrained=True)
     with pytest.raises(UsageError, match=r"timm cannot build `test_resnet.*\n.*nonsense"):

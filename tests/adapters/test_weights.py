@@ -43,6 +43,17 @@ def test_missing_weights_get_address_file_and_flag(attempts: list[object]) -> No
     assert attempts == []
 
 
+def test_an_address_that_nobody_confirmed_comes_with_its_folder(attempts: list[object]) -> None:
+    entry = CATALOGUE["vim-s"]
+    folder = r"https://huggingface\.co/hustvl/Vim-small-midclstok/tree/main"
+    with pytest.raises(UsageError, match=rf"The file's name comes from .*its folder is {folder}"):
+        official_weights(entry, offline=True)
+    with pytest.raises(UsageError) as caught:
+        official_weights(CATALOGUE["vim-t"], offline=True)
+    assert "its folder" not in str(caught.value)
+    assert "Vim-tiny-midclstok/resolve/main/vim_t_midclstok_76p1acc.pth" in caught.value.todo
+
+
 def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
     with pytest.raises(
         UsageError, match=r"The weights of `vmamba-t` are not here\.\nCannot download"

@@ -1,0 +1,139 @@
+"""Our networks by name, fresh or with the weights of any file of their own project."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustcli.adapters import timm_vim, timm_vmamba
+from robustcli.adapters.families import FAMILIES, body, classes_in, family_of, members, recognise
+from robustcli.adapters.loading import Shapes, load_strictly, shapes_of
+from robustcli.core.errors import UsageError, first_line
+from robustcli.core.names import nearest
+from robustcli.models.positions import fit_positions
+from robustcli.models.registry import Architecture, architecture
+
+# Classifiers come with timm's methods, whichever door they come through.
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "vmamba": timm_vmamba.build,
+    "vim": timm_vim.build,
+}
+_TIMMS = ("in_chans", "global_pool", "drop_rate", "drop_path_rate")
+
+
+def create(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The network `name` of the registry, freshly initialised, in eval mode.
+
+    Raises:
+        UsageError: It has no such option, or cannot take such a value.
+    """
+    found = architecture(name)
+    _check(found, options)
+    try:
+        if found.family in _BUILDERS:
+            return _BUILDERS[found.family](found.variant, **options).eval()
+        return found.build(**options).eval()
+    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+        given = " ".join(f"{key}={value}" for key, value in options.items())
+        raise UsageError(
+            f"`{found.name}` cannot be built with `{given}`.",
+            f"It says: {first_line(error)}",
+            "Compare with its own values: the fields of its `config` when built without options.",
+        ) from error
+
+
+def _check(found: Architecture, options: Mapping[str, Any]) -> None:
+    config = import_module(f"robustcli.models.{found.builder.split(':')[0]}").VARIANTS
+    takes = [field.name for field in fields(config[found.variant])]
+    for option in options:
+        if option not in takes and not (found.family in _BUILDERS and option in _TIMMS):
+            close = nearest(option, takes, most=1)
+            raise UsageError(
+                f"`{found.name}` takes no `{option}=...`.",
+                f"Did you mean `{close[0]}`?" if close else "",
+                f"It takes {', '.join(takes)}.",
+            )
+
+
+def load(
+    name: str, state: Mapping[str, Tensor], *, origin: str, options: Mapping[str, Any]
+) -> nn.Module:
+    """The network `name` with the weights `state`, in eval mode.
+
+    Args:
+        name: A name of the registry.
+        state: Weights under official names or ours.
+        origin: Where they come from, for messages.
+        options: For the builder; with `img_size`, a Vim's position embedding is resized to it.
+
+    Raises:
+        UsageError: The weights are of another network; the message says of which, if it can.
+    """
+    found = architecture(name)
+    network = create(name, options)
+    own = family_of(state) in (None, found.family)
+    given = FAMILIES[found.family].convert(state) if own else dict(state)
+    if "img_size" in options and recognise(state) in (None, found.variant):
+        given = _resized(network, given)
+    fits = shapes_of(given) == shapes_of(network.state_dict())
+    advice = None if fits else _advice(found, network, state, options)
+    load_strictly(network, given, model=found.name, origin=origin, advice=advice)
+    return network
+
+
+def _resized(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    assert isinstance(network, timm_vim.TimmVim), "no other configuration has an `img_size`"
+    return fit_positions(state, network.config.grid)
+
+
+def _advice(
+    found: Architecture, network: nn.Module, state: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> str | None:
+    family = family_of(state)
+    if family is None:
+        return None
+    really = recognise(state)
+    if really is not None and really != found.variant:
+        return f"These are the weights of `{really}`: use that name."
+    if family != found.family:
+        return f"It is a file of {FAMILIES[family].title} ({', '.join(members(family))})."
+    given = shapes_of(FAMILIES[family].convert(state))
+    expected = shapes_of(network.state_dict())
+    if body(given, family) == body(expected, family):
+        return _other_classes(family, classes_in(given, family), options)
+    if really is not None:
+        return f"They are the weights of `{really}` as published: leave out the options."
+    return _other_size(given, expected) or FAMILIES[family].advice
+
+
+def _other_classes(family: str, classes: int | None, options: Mapping[str, Any]) -> str | None:
+    if classes is None:
+        return "They have no head: the file holds a backbone only."
+    if "num_classes" not in options:
+        return (
+            f"They are of this model with {classes} classes: set `num_classes={classes}` "
+            f"(`--model-arg num_classes={classes}`, and name them with `--label-space FILE`)."
+        )
+    heads = " and ".join(f"`{head}`" for head in FAMILIES[family].heads)
+    wanted = options["num_classes"]
+    change = (
+        f"call `model.reset_classifier({wanted})`" if family in _BUILDERS else f"replace {heads}"
+    )
+    return f"Load them with their own `num_classes={classes}`, then {change} and train it."
+
+
+def _other_size(given: Shapes, expected: Shapes) -> str | None:
+    """What to do where only the number of positions differs: images of another size."""
+    other = {key for key in {*given, *expected} if given.get(key) != expected.get(key)}
+    if other - {"head.weight", "head.bias"} != {"pos_embed"}:
+        return None
+    side = math.isqrt(given["pos_embed"][1])
+    return (
+        f"They are for images with {side} x {side} patches: give `img_size`, in pixels, and the "
+        "position embedding is resized to it."
+    )

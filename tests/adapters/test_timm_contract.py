@@ -1,0 +1,99 @@
+"""What timm asks of a model: official weights, other heads and channels, features, pooling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from robustcli.adapters.create import create_model
+from robustcli.core.errors import UsageError
+from robustcli.models.positions import resize_positions
+from tests.adapters.files import assert_holds, random_state
+from tests.adapters.timm_small import NAMES, small
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_official_weights_through_timm(name: str, tmp_path: Path) -> None:
+    """`pretrained=True` with a local copy; the release's address is the default."""
+    state = random_state(small(name))
+    torch.save({"model": state, "max_accuracy": 80.0}, tmp_path / "w.pth")
+    for custom in (True, False):
+        overlay = {"file": str(tmp_path / "w.pth"), "custom_load": custom}
+        assert_holds(small(name, pretrained=True, pretrained_cfg_overlay=overlay), state)
+
+
+def official(path: Path) -> dict[str, Any]:
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path), "custom_load": True}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_for_other_classes_and_channels_as_everywhere_in_timm(
+    name: str, tmp_path: Path
+) -> None:
+    state = random_state(small(name))
+    torch.save(state, tmp_path / "w.pth")
+    model = small(name, num_classes=5, in_chans=1, **official(tmp_path / "w.pth"))
+    conv = model.default_cfg["first_conv"] + ".weight"
+    found, head = model.state_dict(), model.classifier_name
+    for key, tensor in state.items():
+        if key == conv:
+            expected = tensor.sum(1, keepdim=True)
+            torch.testing.assert_close(found[key], expected)
+        elif not key.startswith(head + "."):
+            torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+    assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(random_state(small("vmamba_tiny_v0")), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="does not hold the weights of `TimmVMamba`"):
+        small("vmamba_tiny_s1l8", **official(tmp_path / "w.pth"))
+
+
+def test_a_vims_positions_follow_the_image_size(tmp_path: Path) -> None:
+    state = random_state(small("vim_tiny"))
+    torch.save(state, tmp_path / "w.pth")
+    model = small("vim_tiny", img_size=64, **official(tmp_path / "w.pth"))
+    torch.testing.assert_close(model.pos_embed, resize_positions(state["pos_embed"], (4, 4)))
+
+
+def test_an_unknown_pooling() -> None:
+    with pytest.raises(UsageError, match=r"`global_pool=max` is unknown\.\n.*pools by `avg`"):
+        small("vmamba_tiny_v0", global_pool="max")
+
+
+def test_features_that_are_not_there() -> None:
+    with pytest.raises(
+        UsageError, match=r"`out_indices=\(7,\)` names features.*\nIt has 3, numbered"
+    ):
+        small("vim_tiny", features_only=True, out_indices=(7,))
+    with pytest.raises(UsageError, match=r"`out_indices=4` names features"):
+        small("vim_tiny", features_only=True, out_indices=4)
+
+
+def test_vim_pools_by_the_mean_when_asked() -> None:
+    model = small("vim_tiny", global_pool="avg").eval()
+    x = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        tokens = model.forward_features(x)
+        torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), tokens.mean(1))
+
+
+@pytest.mark.parametrize(("name", "folder"), [("vmamba_tiny_v0", ""), ("vim_small", "/tree/main")])
+def test_without_a_network_the_address_and_the_way_to_name_a_copy(
+    attempts: list[object], name: str, folder: str
+) -> None:
+    message = rf"The weights of `{name}` are not to be had\.\nThe reason: .*{folder}(.|\n)*overlay="
+    with pytest.raises(UsageError, match=message):
+        small(name, pretrained=True)
+    assert attempts
+
+
+def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones(tmp_path: Path) -> None:
+    torch.save(create_model("vim-t").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use that one"):
+        timm.create_model("vim_tiny_plus", **official(tmp_path / "w.pth"))

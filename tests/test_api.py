@@ -1,0 +1,35 @@
+"""The package's own functions: there on use, and nothing heavy before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import robustcli
+from robustcli import api
+from robustcli.adapters.create import create_model
+
+
+def test_every_door_leads_to_its_function() -> None:
+    assert set(robustcli.__all__) == {"Run", "create_model", "evaluate"}
+    assert robustcli.create_model is create_model
+    assert robustcli.evaluate is api.evaluate
+    assert robustcli.Run is api.Run
+
+
+def test_an_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="'robustcli' has no attribute 'creat_model'"):
+        robustcli.creat_model  # noqa: B018
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, robustcli; assert 'torch' not in sys.modules; print(robustcli.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == robustcli.__version__
+
+
+def test_a_network_by_name() -> None:
+    network = robustcli.create_model("vmamba-pico", num_classes=3)
+    assert network.num_classes == 3

@@ -1,0 +1,118 @@
+"""Timm's model contract, after its own tests/test_models.py, for every release."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import get_channel_dim, get_spatial_dim
+
+import robustcli.timm_models  # registers
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.models import vim, vmamba
+from robustcli.models.registry import architecture
+from tests.timm_releases import ALL, VIM, VMAMBA, images, small
+
+
+def test_every_release_is_registered_once() -> None:
+    assert set(robustcli.timm_models.__all__) == set(ALL)
+    assert set(timm.list_models("vmamba*")) == set(VMAMBA)
+    assert set(timm.list_models("vim*")) >= set(VIM)
+    assert {f"{name}.in1k" for name in ALL} <= set(timm.list_pretrained())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_is_the_release_itself(name: str) -> None:
+    with torch.device("meta"):
+        model, own = timm.create_model(name), architecture(ALL[name]).build()
+    assert {k: t.shape for k, t in model.state_dict().items()} == {
+        k: t.shape for k, t in own.state_dict().items()
+    }
+    assert list(model.state_dict()) == list(own.state_dict())
+    given = {**vars(model.config), **({"img_size": 224} if name in VIM else {})}  # timm's: a pair
+    assert given == vars(own.config)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_weights_same_logits(name: str) -> None:
+    model = small(name).eval()
+    module = vmamba.VMamba if name in VMAMBA else vim.Vim
+    own = module(model.config).eval()
+    own.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(2)), own(images(2)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_default_configuration(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    config, state, entry = model.default_cfg, model.state_dict(), CATALOGUE[ALL[name]]
+    assert config["url"] == entry.weights_url
+    assert config["classifier"] + ".weight" in state
+    assert config["first_conv"] + ".weight" in state
+    assert state[config["classifier"] + ".weight"].shape[0] == config["num_classes"] == 1000
+    data = resolve_model_data_config(model)
+    assert (data["input_size"], data["interpolation"]) == ((3, 224, 224), "bicubic")
+    assert math.floor(224 / data["crop_pct"]) == 256
+    assert data["mean"] == (0.485, 0.456, 0.406)
+    assert data["std"] == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_backward_reaches_every_parameter(name: str) -> None:
+    model = small(name, num_classes=42).train()
+    outputs = model(images(2))
+    assert outputs.shape == (2, 42)
+    outputs.square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_features_head_and_their_replacement(name: str) -> None:
+    model = small(name).eval()
+    features = model.forward_features(images())
+    assert features.shape[get_channel_dim(model.output_fmt)] == model.num_features
+    before = model.forward_head(features, pre_logits=True)
+    assert before.shape == (1, model.head_hidden_size)
+    torch.testing.assert_close(model.forward_head(features), model(images()))
+
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    assert isinstance(model.get_classifier(), torch.nn.Identity)
+    torch.testing.assert_close(model(images()), before)
+    model.reset_classifier(0, "")
+    assert model(images()).shape == features.shape
+    model.reset_classifier(7, model.pools[0])
+    assert model(images()).shape == (1, 7)
+    assert model.get_classifier().out_features == model.num_classes == 7
+    unpooled = small(name, num_classes=0, global_pool="").eval()
+    assert unpooled(images()).shape == features.shape
+
+
+@pytest.mark.parametrize("name", VMAMBA)
+@torch.no_grad()
+def test_the_last_map_has_the_size_that_the_configuration_states(name: str) -> None:
+    model = small(name).eval()
+    shape = model.forward_features(torch.zeros(1, 3, 224, 224)).shape
+    spatial = get_spatial_dim(model.output_fmt)
+    assert tuple(shape[axis] for axis in spatial) == model.default_cfg["pool_size"] == (7, 7)
+
+
+@pytest.mark.parametrize("name", ["vmamba_tiny_s2l5", "vim_tiny"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels(name: str, channels: int) -> None:
+    model = small(name, in_chans=channels).eval()
+    assert model(images(channels=channels)).shape == (1, 1000)
+
+
+def test_stochastic_depth_is_the_releases_own_unless_said_otherwise() -> None:
+    with torch.device("meta"):
+        own = timm.create_model("vmamba_base_s2l15")
+        none = timm.create_model("vmamba_base_s2l15", drop_path_rate=0.0)
+    assert own.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.6)
+    assert none.layers[-1].blocks[-1].drop_path.drop_prob == 0
