@@ -20,6 +20,8 @@ test-all: $(VENV)/.installed-dev
 	$(BIN)/pytest
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/transforms.py
 
