@@ -18,7 +18,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Facts:
-    """What a record says of a model beside its preprocessing."""
+    """What a record says of a model beside its preprocessing; `scans`: it needs the scan."""
 
     name: str
     family: str
@@ -30,7 +30,7 @@ class Facts:
     pretraining: str
     untrained: bool
     label_space: str
-    scan_backend: str | None
+    scans: bool
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import label_space
-from robustcli.models.scan.dispatch import choose_backend
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
         pretraining=_pretraining(entry, request),
         untrained=request.untrained,
         label_space=space,
-        scan_backend=_backend(entry),
+        scans=BUILDERS[entry.builder].scans,
     ))  # fmt: skip
 
 
@@ -129,10 +128,3 @@ def _pretraining(entry: ModelEntry, request: ModelRequest) -> str:
     if request.untrained:
         return "none (untrained)"
     return entry.pretraining if request.weights is None else "unknown (weights from a file)"
-
-
-def _backend(entry: ModelEntry) -> str | None:
-    if not BUILDERS[entry.builder].scans:
-        return None
-    backend: str = choose_backend(torch.device("cpu"), torch.float32)
-    return backend

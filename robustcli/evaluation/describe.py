@@ -6,6 +6,8 @@ import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from robustcli import __version__
 from robustcli.adapters.classifier import Classifier
 from robustcli.data.index import ImageIndex
@@ -16,6 +18,7 @@ from robustcli.evaluation.record import (
     PreprocessingRecord,
     TransformRecord,
 )
+from robustcli.models.scan.choice import choose_backend
 from robustcli.transforms.registry import TransformCell
 
 # What decides pixels and logits.
@@ -42,9 +45,11 @@ def dataset_record(index: ImageIndex) -> DatasetRecord:
 
 def model_record(classifier: Classifier, *, at_crop: bool) -> ModelRecord:
     """The record of one model; `view` names the pixels that its transforms act on."""
-    facts, own = classifier.facts, classifier.preprocessing
+    facts, own = asdict(classifier.facts), classifier.preprocessing
+    backend = choose_backend(classifier.device, torch.float32) if facts.pop("scans") else None
     return ModelRecord(
-        **asdict(facts),
+        **facts,
+        scan_backend=backend,
         preprocessing=PreprocessingRecord(**asdict(own)),
         view=own.view if at_crop else ORIGINAL,
     )

@@ -15,7 +15,8 @@ from robustcli.adapters.places import is_here
 from robustcli.core.errors import RobustError
 from robustcli.data.download import data_home
 from robustcli.evaluation.describe import versions
-from robustcli.models.scan.dispatch import BACKENDS, choose_backend
+from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
+from robustcli.models.scan.reasons import Broken
 from robustcli.models.scan.selfcheck import worst_error
 
 TOLERANCE = 1e-5  # relative to the largest value; float32 against float64
@@ -56,23 +57,26 @@ def _devices() -> Iterator[Check]:
 
 def _backends() -> Iterator[Check]:
     try:
-        serving = choose_backend(torch.device("cpu"), torch.float32)
+        serving = {device: choose_backend(device, torch.float32) for device in _computing()}
     except RobustError as error:
         yield Check("scan", "broken", f"{error.what} {error.why}")
         return
     for name, backend in BACKENDS.items():
-        reason = backend.available()
+        reason = reason_off(name)
         if reason is not None:
-            yield Check(f"scan: {name}", "off", reason)
+            yield Check(f"scan: {name}", "broken" if isinstance(reason, Broken) else "off", reason)
             continue
         error_found = worst_error(backend)
-        right = error_found < TOLERANCE
-        serves = "serves the CPU, " if name == serving else ""
+        serves = "".join(f"serves {d.type}, " for d, chosen in serving.items() if chosen == name)
         yield Check(
             f"scan: {name}",
-            "ok" if right else "broken",
+            "ok" if error_found < TOLERANCE else "broken",
             f"{serves}differs from the float64 reference by {error_found:.1e} at most",
         )
+
+
+def _computing() -> list[torch.device]:
+    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 def _places() -> Iterator[Check]:

@@ -40,7 +40,7 @@ def test_a_backend_that_is_off_says_why(robust: Robust, monkeypatch: pytest.Monk
     assert line.startswith("- scan: cpu ")
     assert line.endswith("numba is not installed")
     (line,) = (line for line in lines if "scan: reference" in line)
-    assert "serves the CPU" in line
+    assert "serves cpu" in line
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
+from robustcli.models.scan.orders import CODES, MOST
 
 Shape = tuple[int, ...]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_selective_scan(
@@ -32,6 +36,7 @@ def check_selective_scan(
     state_shape = (batch, *groups, states, length)
     _shapes(
         u,
+        u=(u, u.shape),
         delta=(delta, u.shape),
         A=(A, (channels, states)),
         B=(B, state_shape),
@@ -50,20 +55,37 @@ def check_ss2d_scan(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    directions: tuple[str, ...],
 ) -> None:
     """Raises UsageError for the first argument of `ss2d_scan` that does not fit."""
+    _known(directions)
     _ranks(x=(x, (4,)), A=(A, (2,)))
     batch, channels, height, width = x.shape
-    states = A.shape[1]
+    K, states = len(directions), A.shape[1]
     _shapes(
         x,
-        delta=(delta, (batch, 4, channels, height, width)),
-        A=(A, (4 * channels, states)),
-        B=(B, (batch, 4, states, height, width)),
-        C=(C, (batch, 4, states, height, width)),
-        D=(D, (4 * channels,)),
-        delta_bias=(delta_bias, (4 * channels,)),
+        x=(x, x.shape),
+        delta=(delta, (batch, K, channels, height, width)),
+        A=(A, (K * channels, states)),
+        B=(B, (batch, K, states, height, width)),
+        C=(C, (batch, K, states, height, width)),
+        D=(D, (K * channels,)),
+        delta_bias=(delta_bias, (K * channels,)),
     )
+
+
+def _known(directions: tuple[str, ...]) -> None:
+    if not 1 <= len(directions) <= MOST:
+        raise UsageError(
+            "`directions` has the wrong length.",
+            f"Expected 1 to {MOST} directions, got {len(directions)}.",
+        )
+    for direction in directions:
+        if direction not in CODES:
+            raise UsageError(
+                f"No direction is called `{direction}`.",
+                f"Expected {', '.join(f'`{code}`' for code in CODES)}.",
+            )
 
 
 def _ranks(**arguments: tuple[Tensor, Shape]) -> None:
@@ -90,8 +112,8 @@ def _shapes(like: Tensor, **arguments: tuple[Tensor | None, Shape]) -> None:
                 f"`{name}` is on the wrong device.",
                 f"The input is on {like.device}, `{name}` on {tensor.device}.",
             )
-        if not tensor.is_floating_point():
+        if tensor.dtype not in DTYPES:
             raise UsageError(
                 f"`{name}` has the wrong dtype.",
-                f"Expected a real floating-point tensor, got {tensor.dtype}.",
+                f"Expected float16, bfloat16, float32 or float64, got {tensor.dtype}.",
             )

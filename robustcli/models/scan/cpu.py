@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -15,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.orders import pixel_orders
+from robustcli.models.scan.orders import CROSS, pixel_orders
+from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
+
+LOSS = "The scan runs as a loop over time in torch instead, 20 to 100 times slower."
 
 _BLOCK = 256  # channels a task takes at most: long loops, and a state of a few kilobytes
 _CHUNK_BYTES = 1 << 18  # state the backward pass keeps per chunk: fits in the second-level cache
@@ -23,8 +25,15 @@ _CHUNK_BYTES = 1 << 18  # state the backward pass keeps per chunk: fits in the s
 
 def available() -> str | None:
     """None, or why this backend cannot run."""
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed (`pip install numba`)."
+    return missing("numba", "robustcli.models.scan.cpu_kernels")
+
+
+def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+    """None, or why this backend cannot take tensors on `device` of `dtype`."""
+    if device.type != "cpu":
+        return f"It serves the CPU; the tensors are on {device}."
+    if dtype not in KERNEL_DTYPES:
+        return f"It computes in float32; the tensors are {dtype}."
     return None
 
 
@@ -75,10 +84,12 @@ def ss2d_scan(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
+    *,
+    directions: tuple[str, ...] = CROSS,
 ) -> Tensor:
     """See `robustcli.models.scan.ss2d_scan`."""
     batch, channels, height, width = x.shape
-    K, N = delta.shape[1], A.shape[1]
+    K, N = len(directions), A.shape[1]
     y, _ = _scan(
         x.permute(0, 2, 3, 1).reshape(batch, height * width, channels),
         _by_step(delta),
@@ -87,7 +98,7 @@ def ss2d_scan(
         _by_step(C),
         _rows(D, K, A),
         _rows(delta_bias, K, A),
-        pixel_orders(height, width),
+        pixel_orders(height, width, directions),
         torch.zeros(K, dtype=torch.int32),
         delta_softplus,
     )

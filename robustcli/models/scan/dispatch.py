@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from types import ModuleType
-
-import torch
 from torch import Tensor
 
-from robustcli.core.errors import MachineError
-from robustcli.core.names import find
-from robustcli.models.scan import checks, cpu, reference
+from robustcli.models.scan import checks
+from robustcli.models.scan.choice import BACKENDS, VARIABLE, choose_backend, reason_off
+from robustcli.models.scan.orders import CROSS
 
-VARIABLE = "ROBUST_SCAN_BACKEND"
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
-
-
-def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the backend that serves tensors on `device` of `dtype`.
-
-    `ROBUST_SCAN_BACKEND` forces one; else the fastest that is available for the device serves.
-
-    Raises:
-        UsageError: The forced name is unknown.
-        MachineError: The forced backend cannot run here.
-    """
-    forced = os.environ.get(VARIABLE)
-    if forced:
-        return _forced(forced)
-    kernel_dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    if device.type == "cpu" and dtype in kernel_dtypes and cpu.available() is None:
-        return "cpu"
-    return "reference"
-
-
-def _forced(wanted: str) -> str:
-    name = find(wanted, BACKENDS, kind="scan backend", listing="robust doctor")
-    reason = BACKENDS[name].available()
-    if reason is not None:
-        raise MachineError(
-            f"`{VARIABLE}={wanted}` cannot be used.", reason, f"Unset {VARIABLE} to choose freely."
-        )
-    return name
+__all__ = [
+    "BACKENDS", "VARIABLE", "choose_backend", "reason_off", "selective_scan", "ss2d_scan",
+]  # fmt: skip
 
 
 def selective_scan(
@@ -75,9 +44,10 @@ def selective_scan(
 
     Raises:
         UsageError: A shape, dtype or device does not fit; the message names the argument.
+        MachineError: The forced backend cannot serve these tensors.
     """
     checks.check_selective_scan(u, delta, A, B, C, D, z, delta_bias)
-    backend = BACKENDS[choose_backend(u.device, u.dtype)]
+    backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1])]
     result: Tensor | tuple[Tensor, Tensor] = backend.selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
     )
@@ -93,30 +63,39 @@ def ss2d_scan(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
+    *,
+    directions: tuple[str, ...] = CROSS,
 ) -> Tensor:
-    """The scan of VMamba: four directions over an image, summed at each pixel.
+    """The scan of VMamba: K directions over an image, summed at each pixel.
 
-    Every argument is laid out by pixel; direction k walks the pixels in its own order
-    (`orders.CROSS`), so that no cross-scanned copy of the input is ever made.
+    Every argument is laid out by pixel; direction k walks the pixels in its own order, so that no
+    cross-scanned copy of the input is ever made.
 
     Args:
         x: Input (B, D, H, W).
-        delta: Step sizes before bias and softplus, (B, 4, D, H, W).
-        A: State decay (4*D, N), row k*D + d; kept in float32 for half inputs.
-        B: Input matrix (B, 4, N, H, W).
-        C: Output matrix (B, 4, N, H, W).
-        D: Skip weight (4*D), or None.
-        delta_bias: Added to delta, (4*D), or None.
+        delta: Step sizes before bias and softplus, (B, K, D, H, W).
+        A: State decay (K*D, N), row k*D + d; kept in float32 for half inputs.
+        B: Input matrix (B, K, N, H, W).
+        C: Output matrix (B, K, N, H, W).
+        D: Skip weight (K*D), or None.
+        delta_bias: Added to delta, (K*D), or None.
         delta_softplus: Whether delta passes through softplus.
+        directions: How each of the K directions walks: `row`, `column`, `row-reversed` or
+            `column-reversed`, any of them any number of times, 16 in all. VMamba's variants:
+            `("row",) * 4` is unidirectional, `("row", "row", "row-reversed", "row-reversed")`
+            bidirectional.
 
     Returns:
-        y (B, D, H, W): the sum over the four directions, in float32 for half inputs, because a sum
+        y (B, D, H, W): the sum over the directions, in float32 for half inputs, because a sum
         rounded to float16 here is what makes the official fp16 path overflow (VMamba issue 138).
 
     Raises:
-        UsageError: A shape, dtype or device does not fit; the message names the argument.
+        UsageError: A shape, dtype, device or direction does not fit; the message names it.
+        MachineError: The forced backend cannot serve these tensors.
     """
-    checks.check_ss2d_scan(x, delta, A, B, C, D, delta_bias)
-    backend = BACKENDS[choose_backend(x.device, x.dtype)]
-    y: Tensor = backend.ss2d_scan(x, delta, A, B, C, D, delta_bias, delta_softplus)
+    checks.check_ss2d_scan(x, delta, A, B, C, D, delta_bias, directions)
+    backend = BACKENDS[choose_backend(x.device, x.dtype, A.shape[1])]
+    y: Tensor = backend.ss2d_scan(
+        x, delta, A, B, C, D, delta_bias, delta_softplus, directions=directions
+    )
     return y

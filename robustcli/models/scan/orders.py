@@ -9,6 +9,17 @@ CROSS = ("row", "column", "row-reversed", "column-reversed")
 """VMamba's four directions, in the order of its parameters (`x_proj_weight[k]`)."""
 
 
+CODES = {"row": 0, "column": 1, "row-reversed": 2, "column-reversed": 3}
+"""Bit 1: column by column; bit 2: from the end."""
+
+MOST = 16  # directions whose codes fit in the number that kernels are given
+
+
+def packed(directions: tuple[str, ...]) -> int:
+    """The codes of the directions in one number, two bits each, the first one lowest."""
+    return sum(CODES[direction] << 2 * k for k, direction in enumerate(directions))
+
+
 def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -> Tensor:
     """The row-major index of the pixel that direction k visits at step t, (K, L) int32, L = H*W.
 

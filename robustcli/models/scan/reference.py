@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.orders import pixel_orders
+from robustcli.models.scan.orders import CROSS, pixel_orders
 
 
 def available() -> str | None:
     """None: this backend runs wherever torch does."""
+    return None
+
+
+def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+    """None: it takes tensors on any device, of any float type."""
     return None
 
 
@@ -59,11 +64,13 @@ def ss2d_scan(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
+    *,
+    directions: tuple[str, ...] = CROSS,
 ) -> Tensor:
     """See `robustcli.models.scan.ss2d_scan`."""
     batch, channels, height, width = x.shape
-    K, N, L = delta.shape[1], A.shape[1], height * width
-    order = pixel_orders(height, width).to(x.device).long()  # (K, L)
+    K, N, L = len(directions), A.shape[1], height * width
+    order = pixel_orders(height, width, directions).to(x.device).long()  # (K, L)
     xs = torch.stack([x.flatten(2)[..., path] for path in order], 1)  # (B, K, D, L)
     index = order[None, :, None]  # (1, K, 1, L)
     delta, B, C = (

@@ -10,29 +10,48 @@ from torch import Tensor
 from robustcli.models.scan import reference
 
 
-def worst_error(backend: ModuleType, seed: int = 0) -> float:
+def home(backend: ModuleType) -> torch.device:
+    """The device that `backend` is checked on: the CPU if it serves the CPU, else CUDA."""
+    cpu = torch.device("cpu")
+    return cpu if backend.refuses(cpu, torch.float32, 3) is None else torch.device("cuda")
+
+
+def worst_error(
+    backend: ModuleType,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    gradients: bool = True,
+) -> float:
     """The largest difference of `backend.ss2d_scan` from the reference, relative to its range.
 
-    Over the output and every gradient, on random input with an odd number of channels and pixels.
+    Over the output and the gradients, on random input with an odd number of channels and pixels;
+    NaN if the backend computes one.
+
+    Args:
+        backend: The backend's module.
+        seed: Of the random input.
+        device: Where the backend computes; by default its home.
+        gradients: Whether the backward pass is checked, too.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs = _arguments(generator)
-    exact = _outputs(reference, [t.double() for t in inputs])
-    found = _outputs(backend, inputs)
-    pairs = zip(found, exact, strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        inputs = _arguments(generator)
+        exact = _outputs(reference, [t.double() for t in inputs])
+        found = _outputs(backend, [t.to(device or home(backend)) for t in inputs])
+    errors = [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, exact, strict=True)]
+    return float(torch.stack(errors).max())
 
 
 def _arguments(generator: torch.Generator) -> list[Tensor]:
-    batch, channels, states, height, width = 2, 19, 3, 7, 5
+    batch, channels, states, height, width = 2, 19, 3, 9, 8  # more steps than a tile of Triton's
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     return [
         normal(batch, channels, height, width),
         normal(batch, 4, channels, height, width),
-        -torch.rand((4 * channels, states), generator=generator) - 0.1,
+        -normal(4 * channels, states).abs() - 0.1,
         normal(batch, 4, states, height, width),
         normal(batch, 4, states, height, width),
         normal(4 * channels),
@@ -43,5 +62,7 @@ def _arguments(generator: torch.Generator) -> list[Tensor]:
 def _outputs(backend: ModuleType, inputs: list[Tensor]) -> list[Tensor]:
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     y = backend.ss2d_scan(*leaves)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    if not torch.is_grad_enabled():
+        return [y]
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
     return [y.detach(), *torch.autograd.grad((y * weights).sum(), leaves)]

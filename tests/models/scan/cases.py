@@ -36,8 +36,9 @@ def sequence(
 
 
 def image(
-    batch: int, channels: int, height: int, width: int, states: int, seed: int = 0
-) -> Arguments:
+    batch: int, channels: int, height: int, width: int, states: int, seed: int = 0,
+    directions: int = 4,
+) -> Arguments:  # fmt: skip
     """Arguments of `ss2d_scan`."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,12 +47,12 @@ def image(
 
     return {
         "x": normal(batch, channels, height, width),
-        "delta": normal(batch, 4, channels, height, width),
-        "A": -torch.rand((4 * channels, states), generator=generator) - 0.05,
-        "B": normal(batch, 4, states, height, width),
-        "C": normal(batch, 4, states, height, width),
-        "D": normal(4 * channels),
-        "delta_bias": normal(4 * channels),
+        "delta": normal(batch, directions, channels, height, width),
+        "A": -torch.rand((directions * channels, states), generator=generator) - 0.05,
+        "B": normal(batch, directions, states, height, width),
+        "C": normal(batch, directions, states, height, width),
+        "D": normal(directions * channels),
+        "delta_bias": normal(directions * channels),
     }
 
 
@@ -65,14 +66,14 @@ def leaves(arguments: Arguments, dtype: torch.dtype | None = None) -> Arguments:
 
 def assert_like_reference(
     backend: ModuleType, function: str, arguments: Arguments, tolerance: float = 2e-6,
-    **flags: bool,
+    **flags: bool | tuple[str, ...],
 ) -> None:  # fmt: skip
     """Output and every gradient of `backend.function` are those of the reference in float64."""
     found, exact = leaves(arguments), leaves(arguments, torch.float64)
     y = getattr(backend, function)(**found, **flags)
     expected = getattr(reference, function)(**exact, **flags)
     assert y.shape == expected.shape
-    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
     y.backward(slope)
     expected.backward(slope.double())
     assert_close("y", y, expected, tolerance)

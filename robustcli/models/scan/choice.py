@@ -1,0 +1,107 @@
+"""Which backend serves: the forced one, else the first of the device's that works here."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+from robustcli.core.errors import MachineError, first_line
+from robustcli.core.names import find
+from robustcli.models.scan import cpu, mamba_ssm, reference, selfcheck, triton
+from robustcli.models.scan.reasons import Broken
+
+VARIABLE = "ROBUST_SCAN_BACKEND"
+BACKENDS: dict[str, ModuleType] = {
+    "reference": reference, "cpu": cpu, "triton": triton, "mamba_ssm": mamba_ssm,
+}  # fmt: skip
+ORDER = {"cpu": ("cpu",), "cuda": ("triton", "mamba_ssm")}
+"""The backends tried on a device, fastest first; the reference serves everything else."""
+_TOLERANCE = 1e-4  # of the largest value; a kernel that miscomputes is wrong in the first digit
+
+
+class ScanWarning(RuntimeWarning):
+    """A kernel that ought to work here does not, and something slower serves."""
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, states: int = 1) -> str:
+    """The name of the backend that serves tensors on `device` of `dtype`.
+
+    `ROBUST_SCAN_BACKEND` forces one; else the fastest that works on the device serves. A compiled
+    or exported graph keeps the backend chosen when it was made.
+
+    Args:
+        device: Where the tensors are.
+        dtype: Type of the input.
+        states: State size N.
+
+    Raises:
+        UsageError: The forced name is unknown.
+        MachineError: The forced backend cannot run here, or not with these tensors.
+    """
+    forced = os.environ.get(VARIABLE)
+    if forced:
+        return _forced(forced, device, dtype, states)
+    for name in ORDER.get(device.type, ()):
+        if BACKENDS[name].refuses(device, dtype, states) is not None:
+            continue
+        reason = reason_off(name)
+        if reason is None:
+            return name
+        if isinstance(reason, Broken):
+            _warn_once(name, reason)
+    return "reference"
+
+
+# An environment look-up is nothing for a graph. `torch.compiler.assume_constant_result` sets this;
+# to call it would import the compiler of torch, and triton: a second at every start.
+choose_backend.__dict__["_dynamo_marked_constant"] = True
+
+
+def reason_off(name: str) -> str | None:
+    """None, or why backend `name` cannot be used on this machine; its kernels are tried once."""
+    reason: str | None = BACKENDS[name].available()
+    if reason is not None or name == "reference":
+        return reason
+    if type(torch.empty(0)) is not torch.Tensor:  # being traced: nothing would really run
+        return None
+    return _trial(name, torch.is_grad_enabled())
+
+
+@lru_cache
+def _trial(name: str, gradients: bool) -> str | None:
+    """None, or what went wrong in a small scan, compared with the reference.
+
+    It compiles no kernel that will not be used: the backward pass is tried only where gradients
+    are wanted.
+    """
+    try:
+        error = selfcheck.worst_error(BACKENDS[name], gradients=gradients)
+    except Exception as failure:  # whatever a compiler or a driver raises
+        return Broken(f"its kernels fail: {type(failure).__name__}: {first_line(failure)}")
+    if not error < _TOLERANCE:
+        return Broken(f"its kernels compute wrongly: {error:.0e} of the largest value off.")
+    return None
+
+
+def _forced(wanted: str, device: torch.device, dtype: torch.dtype, states: int) -> str:
+    name = find(wanted, BACKENDS, kind="scan backend", listing="robust doctor")
+    reason = reason_off(name) or BACKENDS[name].refuses(device, dtype, states)
+    if reason is not None:
+        raise MachineError(
+            f"`{VARIABLE}={wanted}` cannot be used.", reason, f"Unset {VARIABLE} to choose freely."
+        )
+    return name
+
+
+@lru_cache
+def _warn_once(name: str, reason: str) -> None:
+    warnings.warn(
+        f"The scan backend `{name}` is installed but does not work: {reason} "
+        f"{BACKENDS[name].LOSS} `robust doctor` shows every backend.",
+        ScanWarning,
+        stacklevel=3,
+    )

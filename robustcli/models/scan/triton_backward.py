@@ -1,0 +1,164 @@
+"""The scan's backward pass for the GPU; programs, tiles and layouts as in `triton_kernels`.
+
+The states are recomputed chunk by chunk from those kept before every chunk. With g_t the slope of
+the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a scan from the
+end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1}, dB = sum_d g dt x,
+dC = sum_d h dy. Where programs share a gradient, each writes its own part and the parts are summed
+afterwards, so that results do not depend on which program comes first.
+
+Traffic per channel and step of one direction, 4-byte elements: x, dy and delta 12 read (delta's
+neighbour comes from the cache), ddelta 4 written, dx 4 or 8, kept states 4 N / T, and 16 N / DB of
+B, C and the parts of their gradients.
+"""
+# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
+# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from robustcli.models.scan.triton_kernels import SIZES
+from robustcli.models.scan.triton_math import compose, direction, pixel, row, sigmoid, step_size
+
+
+@triton.jit(do_not_specialize=SIZES)
+def slope_ends(
+    delta, A, C, bias, dy, ends, spans,
+    S, L, D, W, group, height, width, paths,
+    chunks, sections, per_section,
+    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """The slope by the state before each section, if nothing came from after it, and the spans.
+
+    Rows run backwards in time, so q_t = a_t g_t = a_t v_t + a_t q_{t+1} is a scan from the first.
+    """
+    blocks = tl.cdiv(D, DB)
+    k, s, section = tl.program_id(1), (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(2)
+    d, n_all, j = (
+        (tl.program_id(0) % blocks) * DB + tl.arange(0, DB),
+        tl.arange(0, NB),
+        tl.arange(0, T),
+    )
+    in_d, ks, code = d < D, k * S + s, direction(paths, k)
+    delta += ks * L * D
+    C += ks * L * N
+    dy += s * L * W + k * group
+    bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
+    span, q_in = tl.zeros([DB], tl.float32), tl.zeros([NB, DB], tl.float32)
+    first, last = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
+    for i in range(last - first):
+        t = (last - i) * T - 1 - j
+        p = pixel(t, code, L, height, width)
+        live = (t < L)[:, None] & in_d[None, :]
+        raw = tl.load(delta + p[:, None] * D + d[None, :], mask=live, other=0.0)
+        dt = step_size(raw.to(tl.float32) + bias_d[None, :], live, SOFTPLUS)
+        dys = tl.load(dy + p[:, None] * W + d[None, :], mask=live, other=0.0)
+        span += tl.sum(dt, 0)
+        for n in range(N):
+            a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)
+            c = tl.load(C + p * N + n, mask=t < L, other=0.0).to(tl.float32)
+            decay = tl.exp(dt * a[None, :])
+            factor, q = tl.associative_scan((decay, decay * dys * c[:, None]), 0, compose)
+            q += factor * row(q_in, n_all, n)[None, :]
+            q_in = tl.where(n_all[:, None] == n, row(q, j, T - 1)[None, :], q_in)
+    at = (ks * sections + section) * N * D + n_all[:, None] * D + d[None, :]
+    tl.store(ends + at, q_in, mask=(n_all[:, None] < N) & in_d[None, :])
+    tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def backward(
+    x, delta, A, B, C, skip, bias, borders, dy,
+    slopes, dx, ddelta, dA, dB, dC, dskip, dbias,
+    K, S, L, D, W, group, slot, height, width,
+    paths, chunks, sections, per_section, each,
+    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """Every gradient. `slopes` (K, S, sections, N, D) is what comes from after each section.
+
+    Parts: dA (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC
+    (blocks, K, S, L, N).
+    """
+    blocks = tl.cdiv(D, DB)
+    s, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
+    section = tl.program_id(2)
+    d, n_all, j = (
+        tl.program_id(0) % blocks * DB + tl.arange(0, DB),
+        tl.arange(0, NB),
+        tl.arange(0, T),
+    )
+    in_d = d < D
+    at_state = n_all[:, None] * D + d[None, :]
+    in_state = (n_all[:, None] < N) & in_d[None, :]
+    first = tl.program_id(1) * each
+    x += s * L * W
+    dy += s * L * W
+    dx += s * L * W + tl.program_id(1).to(tl.int64) * slot
+    start, stop = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
+    for i_k in range(each):
+        k = first + i_k
+        ks, code, own = k * S + s, direction(paths, k), k * group + d
+        delta_k, ddelta_k = delta + ks * L * D, ddelta + ks * L * D
+        B_k, C_k = B + ks * L * N, C + ks * L * N
+        parts = (block * K * S + ks) * L * N
+        dB_k, dC_k = dB + parts, dC + parts
+        bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
+        skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
+        g_in = tl.load(
+            slopes + (ks * sections + section) * N * D + at_state, mask=in_state, other=0.0
+        )
+        dA_sum = tl.zeros([NB, DB], tl.float32)
+        dskip_sum, dbias_sum = tl.zeros([DB], tl.float32), tl.zeros([DB], tl.float32)
+        for i in range(stop - start):
+            chunk = stop - 1 - i
+            t = chunk * T + j
+            in_t, live = t < L, (t < L)[:, None] & in_d[None, :]
+            p = pixel(t, code, L, height, width)
+            at = p[:, None] * D + d[None, :]
+            at_x = p[:, None] * W + own[None, :]
+            raw = tl.load(delta_k + at, mask=live, other=0.0).to(tl.float32) + bias_d[None, :]
+            dt = step_size(raw, live, SOFTPLUS)
+            after = pixel(t + 1, code, L, height, width)
+            has_after = ((j < T - 1) & (t + 1 < L))[:, None] & in_d[None, :]
+            dt_after = tl.load(delta_k + after[:, None] * D + d[None, :], mask=has_after, other=0.0)
+            dt_after = step_size(dt_after.to(tl.float32) + bias_d[None, :], has_after, SOFTPLUS)
+            xs = tl.load(x + at_x, mask=live, other=0.0).to(tl.float32)
+            dys = tl.load(dy + at_x, mask=live, other=0.0)
+            ddt, dxs = tl.zeros([T, DB], tl.float32), skip_d[None, :] * dys
+            dskip_sum += tl.sum(dys * xs, 0)
+            for n in range(N):
+                a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)[None, :]
+                h0 = tl.load(
+                    borders + ((ks * chunks + chunk) * N + n) * D + d, mask=in_d, other=0.0
+                )
+                to = p * N + n
+                b = tl.load(B_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
+                c = tl.load(C_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
+                decay, gain = tl.exp(dt * a), dt * xs * b
+                factor, h = tl.associative_scan((decay, gain), 0, compose)
+                h += factor * h0[None, :]
+                factor, g = tl.associative_scan(
+                    (tl.exp(dt_after * a), dys * c), 0, compose, reverse=True
+                )
+                g += factor * row(g_in, n_all, n)[None, :]
+                kept = h - gain  # a h_{t-1}; the difference costs a few units in the last place
+                ddt += g * (a * kept + b * xs)
+                dxs += g * dt * b
+                tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
+                tl.store(dC_k + to, tl.sum(h * dys, 1), mask=in_t)
+                here = n_all[:, None] == n
+                dA_sum += tl.where(here, tl.sum(g * kept * dt, 0)[None, :], 0.0)
+                g_in = tl.where(here, row(g * decay, j, 0)[None, :], g_in)
+            if SOFTPLUS:
+                ddt *= sigmoid(raw)
+            dbias_sum += tl.sum(tl.where(live, ddt, 0.0), 0)
+            tl.store(ddelta_k + at, ddt.to(ddelta.dtype.element_ty), mask=live)
+            if i_k > 0:
+                dxs += tl.load(dx + at_x, mask=live, other=0.0)
+            tl.store(dx + at_x, dxs, mask=live)
+        part = (s * sections + section) * K + k
+        tl.store(dA + part * N * D + at_state, dA_sum, mask=in_state)
+        tl.store(dskip + part * D + d, dskip_sum, mask=in_d)
+        tl.store(dbias + part * D + d, dbias_sum, mask=in_d)
+        tl.debug_barrier()  # the next direction reads what other threads have just written

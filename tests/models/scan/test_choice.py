@@ -1,0 +1,168 @@
+"""The order of choice, the trial, the one warning of a broken backend, and what a graph keeps."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from robustcli.core.errors import MachineError
+from robustcli.models.scan import (
+    choice,
+    cpu,
+    mamba_ssm,
+    reasons,
+    selective_scan,
+    selfcheck,
+    ss2d_scan,
+    triton,
+)
+from robustcli.models.scan.reasons import Broken
+from tests.models.scan.cases import image, sequence
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+REAL_TRIAL = choice._trial
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """No choice of another test is remembered, and none of these is kept."""
+    caches = (REAL_TRIAL, choice._warn_once, reasons.missing)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.delenv(choice.VARIABLE, raising=False)
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def works(monkeypatch):
+    """Every backend is there and passes its trial."""
+    for backend in (cpu, triton, mamba_ssm):
+        monkeypatch.setattr(backend, "available", lambda: None)
+    monkeypatch.setattr(choice, "_trial", lambda name, gradients: None)
+
+
+@pytest.mark.usefixtures("works")
+def test_the_order_on_cuda(monkeypatch):
+    def chosen(dtype=torch.float16, states=16):
+        return choice.choose_backend(CUDA, dtype, states)
+
+    assert chosen() == "triton"
+    assert chosen(torch.float64) == "reference"
+    monkeypatch.setattr(triton, "available", lambda: "triton is not installed.")
+    assert chosen() == "mamba_ssm"
+    assert chosen(states=257) == "reference"
+    monkeypatch.setattr(mamba_ssm, "available", lambda: "mamba-ssm is not installed.")
+    assert chosen() == "reference"
+
+
+def test_a_kernel_that_fails_is_left_with_one_warning(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(cpu, "ss2d_scan", fail)
+    expected = (
+        "`cpu` is installed but does not work: its kernels fail: RuntimeError: Failed to find C "
+        "compiler The scan runs as a loop .* slower"
+    )
+    with pytest.warns(choice.ScanWarning, match=expected):
+        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    assert torch.isfinite(ss2d_scan(**image(1, 2, 2, 2, 1))).all()
+
+
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_a_kernel_that_computes_wrongly_is_left(monkeypatch, error):
+    monkeypatch.setattr(selfcheck, "worst_error", lambda *_, **__: error)
+    with pytest.warns(choice.ScanWarning, match="kernels compute wrongly: "):
+        assert choice.choose_backend(CPU, torch.float32) == "reference"
+
+
+def test_a_library_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):
+    (tmp_path / "halfway").mkdir()
+    (tmp_path / "halfway" / "__init__.py").write_text("raise OSError('libcuda.so.1: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    reason = reasons.missing("halfway", "halfway")
+    assert isinstance(reason, Broken)
+    assert "cannot be used: OSError: libcuda.so.1: no such file" in reason
+    monkeypatch.setattr(cpu, "available", lambda: reason)
+    with pytest.warns(choice.ScanWarning, match="libcuda.so.1"):
+        assert choice.choose_backend(CPU, torch.float32) == "reference"
+
+
+def test_a_library_that_is_absent_is_no_warning():
+    reason = reasons.missing("no_such_library", "no_such_library")
+    assert reason == "no_such_library is not installed (`pip install no_such_library`)."
+    assert not isinstance(reason, Broken)
+
+
+def test_the_trial_works_where_gradients_do_not():
+    with torch.inference_mode():
+        assert choice.reason_off("cpu") is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert choice.reason_off("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "why"),
+    [
+        ("cpu", CPU, torch.float64, r"It computes in float32; the tensors are torch.float64"),
+        ("cpu", CUDA, torch.float32, r"It serves the CPU; the tensors are on cuda"),
+        ("triton", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
+        ("mamba_ssm", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
+    ],
+)
+@pytest.mark.usefixtures("works")
+def test_a_forced_backend_says_what_it_does_not_take(monkeypatch, name, device, dtype, why):
+    monkeypatch.setenv(choice.VARIABLE, name)
+    with pytest.raises(MachineError, match=rf"`ROBUST_SCAN_BACKEND={name}` cannot be used.\n{why}"):
+        choice.choose_backend(device, dtype)
+
+
+def test_a_forced_backend_without_its_gpu_says_so(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(choice.VARIABLE, "triton")
+    with pytest.raises(MachineError, match=r"no CUDA device: torch .* sees none"):
+        selective_scan(**sequence(1, 2, 3, 1))
+
+
+def test_the_import_brings_no_compiler():
+    heavy = ("numba", "triton", "mamba_ssm", "torch._dynamo")
+    code = f"import sys, robustcli.models.scan; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
+
+
+class Scans(torch.nn.Module):
+    """Both scans through the door."""
+
+    def forward(self, over_image, over_sequence):
+        y = ss2d_scan(**over_image, directions=("row", "column-reversed"))
+        return y, selective_scan(**over_sequence, delta_softplus=True)
+
+
+@pytest.fixture
+def inputs():
+    return image(1, 4, 3, 2, 2, directions=2), sequence(1, 4, 5, 2)
+
+
+@pytest.mark.parametrize("forced", ["", "reference", "cpu"])
+def test_compiles_without_a_graph_break(monkeypatch, inputs, forced):
+    monkeypatch.setenv(choice.VARIABLE, forced)
+    torch.compiler.reset()
+    compiled = torch.compile(Scans(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), Scans()(*inputs))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exports_with_the_operator_inside(inputs, strict):
+    program = torch.export.export(Scans(), inputs, strict=strict)
+    torch.testing.assert_close(program.module()(*inputs), Scans()(*inputs))
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(torch.ops.robustcli.scan_cpu.default) == 2

@@ -1,0 +1,246 @@
+"""The Triton kernels against the reference: on CUDA, or in Triton's interpreter without a GPU.
+
+The interpreter must be asked for before triton is imported, so where there is no GPU this file runs
+itself in a process of its own, on tiny inputs cut into tiny tiles.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustcli.core.errors import UsageError
+from robustcli.models.scan import choice, reference, selfcheck, triton, triton_ops
+from tests.models.scan.cases import (
+    assert_close,
+    assert_like_reference,
+    image,
+    leaves,
+    sequence,
+)
+
+ROOT = Path(__file__).parents[3]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+def kernels(test):
+    """Marks a test that runs kernels."""
+    test = pytest.mark.usefixtures("tiny")(test)
+    return test if INTERPRETED else pytest.mark.gpu(test)
+
+
+every_cut = pytest.mark.usefixtures("cut")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Tiles of 32 numbers in the interpreter, which walks them one by one."""
+    if triton.available() is not None:
+        pytest.skip(str(triton.available()))
+    if INTERPRETED:
+        monkeypatch.setattr(triton_ops, "TILE", 32)
+
+
+@pytest.fixture(params=["merged", "by direction", "in sections"])
+def cut(request, monkeypatch, tiny):
+    """Each way to cut the work into programs."""
+    wanted = {"merged": 1, "by direction": 6, "in sections": 64}[request.param]
+    monkeypatch.setattr(triton_ops, "wanted_programs", lambda _: wanted)
+
+
+def on_device(arguments):
+    return {k: None if v is None else v.to(DEVICE) for k, v in arguments.items()}
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run right here")
+def test_everything_in_the_interpreter():
+    pytest.importorskip("triton")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "skipped" in run.stdout  # this one
+    assert int(run.stdout.split(" passed")[0].split()[-1]) > 20
+
+
+@every_cut
+@kernels
+@pytest.mark.parametrize(
+    ("batch", "channels", "height", "width", "states"),
+    [(2, 3, 3, 4, 1), (1, 9, 1, 5, 3), (1, 1, 1, 1, 2), (1, 2, 1, 3, 16)],
+)
+def test_an_image(batch, channels, height, width, states):
+    arguments = on_device(image(batch, channels, height, width, states))
+    assert_like_reference(triton, "ss2d_scan", arguments, 5e-6)
+
+
+@kernels
+@pytest.mark.parametrize("directions", [("row",) * 2, ("column-reversed", "row", "row-reversed")])
+def test_other_directions(directions):
+    arguments = on_device(image(1, 2, 3, 2, 1, directions=len(directions)))
+    assert_like_reference(triton, "ss2d_scan", arguments, 5e-6, directions=directions)
+
+
+@every_cut
+@kernels
+@pytest.mark.parametrize(
+    ("batch", "channels", "length", "states", "groups", "options"),
+    [(2, 4, 9, 2, 2, True), (1, 3, 1, 3, 0, True), (1, 9, 17, 1, 1, False), (1, 3, 5, 1, 3, True)],
+)
+def test_a_sequence(batch, channels, length, states, groups, options):
+    arguments = sequence(batch, channels, length, states, groups=groups, options=options)
+    assert_like_reference(triton, "selective_scan", on_device(arguments), 5e-6, delta_softplus=True)
+
+
+@every_cut
+@kernels
+def test_without_softplus_and_with_the_last_state():
+    arguments = sequence(2, 3, 9, 2, options=False)
+    arguments["delta"] = arguments["delta"].abs() * 0.1
+    found, exact = (leaves(on_device(arguments), d) for d in (None, torch.float64))
+    for backend, given in ((triton, found), (reference, exact)):
+        y, last = backend.selective_scan(**given, return_last_state=True)
+        (y.sum() + (last**2).sum()).backward()
+    for name in ("u", "delta", "A", "B", "C"):
+        assert_close(name, found[name].grad, exact[name].grad, 5e-6)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_keep_a_float32_state_and_get_half_gradients(dtype):
+    arguments = on_device(image(1, 3, 3, 3, 2))
+    halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
+    given, exact = leaves(halves), leaves(halves, torch.float64)
+    y, expected = triton.ss2d_scan(**given), reference.ss2d_scan(**exact)
+    assert y.dtype == torch.float32
+    assert_close("y", y, expected, 2e-6)
+    y.sum().backward()
+    expected.sum().backward()
+    for name, leaf in given.items():
+        assert leaf.grad.dtype == leaf.dtype
+        assert_close(name, leaf.grad, exact[name].grad, 1e-2 if leaf.dtype == dtype else 5e-6)
+
+
+@kernels
+def test_layouts_do_not_matter():
+    arguments = on_device(image(1, 4, 2, 3, 2))
+    expected = triton.ss2d_scan(**arguments)
+    arguments["x"] = arguments["x"].to(memory_format=torch.channels_last)
+    arguments["A"] = arguments["A"].t().contiguous().t()
+    arguments["B"] = torch.cat([arguments["B"]] * 2, 2)[:, :, :2]
+    assert torch.equal(triton.ss2d_scan(**arguments), expected)
+
+
+@kernels
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, in the interpreter
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_bad_values_go_through_and_stay_in_their_sequence(value):
+    arguments = on_device(image(2, 3, 2, 3, 1))
+    clean = triton.ss2d_scan(**arguments)
+    arguments["x"][0, 1, 0, 1] = value
+    given = leaves(arguments)
+    y = triton.ss2d_scan(**given)
+    y.sum().backward()
+    assert not torch.isfinite(y[0, 1]).all()
+    assert torch.equal(y[1], clean[1])
+    assert torch.isfinite(given["delta"].grad[1]).all()
+
+
+@kernels
+def test_small_and_large_steps():
+    arguments = on_device(image(1, 2, 3, 3, 2))
+    arguments["delta"] = arguments["delta"] * 20 - 10  # softplus from 1e-13 to 40
+    assert_like_reference(triton, "ss2d_scan", arguments, 5e-6)
+
+
+@kernels
+def test_the_same_call_gives_the_same_bits():
+    arguments = on_device(image(1, 3, 3, 3, 2))
+    twice = [leaves(arguments), leaves(arguments)]
+    for given in twice:
+        triton.ss2d_scan(**given).sum().backward()
+    for name in arguments:
+        assert torch.equal(twice[0][name].grad, twice[1][name].grad)
+
+
+@kernels
+def test_the_door_tries_the_kernels_first(monkeypatch):
+    errors = []
+
+    def check(*args, **kwargs):
+        errors.append(worst_error(*args, **kwargs))
+        return errors[-1]
+
+    worst_error = selfcheck.worst_error
+    monkeypatch.setattr(selfcheck, "worst_error", check)
+    small = list(image(1, 3, 2, 2, 1).values())
+    monkeypatch.setattr(selfcheck, "_arguments", lambda _: small)
+    monkeypatch.setenv(choice.VARIABLE, "triton")
+    choice._trial.cache_clear()
+    with torch.inference_mode():
+        assert choice.choose_backend(torch.device(DEVICE), torch.float16) == "triton"
+    assert 0 < errors[0] < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("channels", "side", "states"), [(96, 56, 1), (65, 31, 16), (8, 128, 32)])
+def test_real_sizes(channels, side, states):
+    arguments = on_device(image(2, channels, side, side, states))
+    assert_like_reference(triton, "ss2d_scan", arguments, 2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_autocast_keeps_the_state_in_float32():
+    arguments = on_device(image(1, 8, 8, 8, 4))
+    arguments["x"] = arguments["x"].half() * 1e3
+    with torch.autocast("cuda", torch.float16):
+        y = triton.ss2d_scan(**arguments)
+    assert y.dtype == torch.float32
+    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in arguments.items()}), 1e-5)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="says the opposite")
+def test_it_says_why_it_is_off(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device: torch" in triton.available()
+    monkeypatch.setattr(triton, "missing", lambda *_: "triton is not installed")
+    assert triton.available() == "triton is not installed"
+
+
+def test_more_numbers_than_the_kernels_count_are_refused():
+    side, empty = 2**15, torch.zeros(1)
+    x = torch.empty(1, 2, side, side, device="meta")
+    each = torch.empty(1, 1, 2, side, side, device="meta")
+    with pytest.raises(UsageError, match=r"1073741824 steps of 2 channels are too many.\nThe Trit"):
+        triton.ss2d_scan(x, each, empty.expand(2, 1), each, each, directions=("row",))
+
+
+def test_it_refuses_what_it_does_not_take():
+    cuda = torch.device("cuda")
+    assert triton.refuses(cuda, torch.float32, 16) is None
+    assert "float64" in triton.refuses(cuda, torch.float64, 16)
+    if not INTERPRETED:
+        assert "on cpu" in triton.refuses(torch.device("cpu"), torch.float32, 16)
+
+
+# The check itself looks at `.grad` of tensors that are no leaves.
+@kernels
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_operators_pass_torchs_own_checks():
+    u, delta, A, B, C, D, _, bias = on_device(sequence(1, 3, 5, 2)).values()
+    by_step = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
+    tensors = [t.contiguous().requires_grad_() for t in by_step]
+    torch.library.opcheck(
+        torch.ops.robustcli.scan_triton, (*tensors, 1, 5, 0, 3, True, True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )  # fmt: skip

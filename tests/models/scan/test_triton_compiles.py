@@ -1,0 +1,46 @@
+"""Triton's own compiler accepts the kernels for GPUs that this machine need not have."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from robustcli.models.scan import triton_backward, triton_kernels
+
+HALF = ("x", "delta", "B", "C", "ddelta")
+FLOAT = ("A", "skip", "bias", "out", "state", "borders", "starts", "spans", "dy", "ends", "before",
+         "slopes", "dx", "dA", "dB", "dC", "dskip", "dbias")  # fmt: skip
+TILE = {"N": 3, "NB": 4, "T": 32, "DB": 32}
+KERNELS = [
+    (triton_kernels.forward, TILE | {"SOFTPLUS": True, "KEEP": True, "LOCAL": False}),
+    (triton_kernels.forward, TILE | {"SOFTPLUS": False, "KEEP": False, "LOCAL": True}),
+    (triton_kernels.carry, {"N": 3, "NB": 4, "DB": 32, "REVERSED": True}),
+    (triton_backward.slope_ends, TILE | {"SOFTPLUS": True}),
+    (triton_backward.backward, TILE | {"SOFTPLUS": True}),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(("kernel", "constants"), KERNELS)
+@pytest.mark.parametrize(
+    ("target", "binary"),
+    [(GPUTarget("cuda", 90, 32), "cubin"), (GPUTarget("hip", "gfx942", 64), "hsaco")],
+)
+def test_compiles(kernel, constants, target, binary):
+    kinds = dict.fromkeys(HALF, "*bf16") | dict.fromkeys(FLOAT, "*fp32")
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else kinds.get(n, "i32") for n in names}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True})
+    assert compiled.asm[binary]
