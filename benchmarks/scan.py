@@ -3,11 +3,14 @@
     python benchmarks/scan.py [--rounds 5]
 
 Each row alternates the contenders in one process and prints ratios of medians, beside the goal.
+The rows `image` are VMamba's scan over 56 x 56 pixels: ours starts from the image and ends with the
+merged image, the others get four sequences that are already cross-scanned and need not merge them.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from mambapy.pscan import pscan
 from tabulate import tabulate
 from torch import Tensor
 
-from robustcli.models.scan import selective_scan
+from robustcli.models.scan import selective_scan, ss2d_scan
 
 Arguments = dict[str, Tensor]
 
@@ -35,12 +38,16 @@ class Work:
     states: int
     backward: bool
     loop_goal: float
+    image: bool = False
     mambapy_goal: float | None = None
 
 
 WORK = (
-    Work("forward, 1 x 4*256 channels, L 3136, N 1", 1, 4, 1024, 3136, 1, False, 20, 8),
-    Work("forward + backward, the same", 1, 4, 1024, 3136, 1, True, 100),
+    Work(
+        "image, forward, 1 x 4*256 channels, L 3136, N 1", 1, 4, 1024, 3136, 1, False, 20, True, 8
+    ),
+    Work("image, forward + backward, the same", 1, 4, 1024, 3136, 1, True, 100, True),
+    Work("forward, the same as four sequences", 1, 4, 1024, 3136, 1, False, 20, False, 8),
     Work("forward + backward, 4 x 32 channels, L 4096, N 16", 4, 1, 32, 4096, 16, True, 100),
     Work("forward, 1 x 512 channels, L 256, N 16", 1, 1, 512, 256, 16, False, 10),
 )
@@ -91,9 +98,30 @@ def parallel(a: Arguments) -> Tensor:
 
 def ours(a: Arguments) -> Tensor:
     """The recurrence by this package."""
+    if "x" in a:
+        return ss2d_scan(**a)
     y = selective_scan(**a, delta_softplus=True)
     assert isinstance(y, Tensor)
     return y
+
+
+def by_pixel(a: Arguments) -> Arguments:
+    """Arguments of `ss2d_scan` of the same size, laid out as VMamba's projections leave them."""
+    batch, groups, states, length = a["B"].shape
+    side, channels = math.isqrt(length), a["u"].shape[1] // groups
+
+    def laid_out(name: str, width: int) -> Tensor:
+        steps = a[name].detach().view(batch, groups, width, side, side).permute(1, 0, 3, 4, 2)
+        return steps.contiguous().permute(1, 0, 4, 2, 3).requires_grad_(a[name].requires_grad)
+
+    x = a["u"].detach().view(batch, groups, channels, side, side)[:, 0]
+    made = {
+        "x": x.contiguous(memory_format=torch.channels_last).requires_grad_(a["u"].requires_grad),
+        "delta": laid_out("delta", channels),
+        "B": laid_out("B", states),
+        "C": laid_out("C", states),
+    }
+    return {**{name: a[name] for name in ("A", "D", "delta_bias")}, **made}
 
 
 CONTENDERS: dict[str, Callable[[Arguments], Tensor]] = {
@@ -116,12 +144,13 @@ def once(contender: Callable[[Arguments], Tensor], a: Arguments, backward: bool)
 def medians(work: Work, rounds: int) -> dict[str, float]:
     """Median seconds of each contender; the slow loop is called half as often."""
     a = arguments(work)
+    own = by_pixel(a) if work.image else a
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(rounds + 1):
         for name, contender in CONTENDERS.items():
             if name == "loop" and turn % 2 and work.backward:
                 continue
-            seconds = once(contender, a, work.backward)
+            seconds = once(contender, own if name == "ours" else a, work.backward)
             if turn:
                 times[name].append(seconds)
     return {name: statistics.median(found) for name, found in times.items()}

@@ -135,7 +135,6 @@ def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
     from robustcli.models.scan.cpu_kernels import forward
 
     y, state, borders = _empty_outputs(x, delta, A, keep)
-    y.zero_()
     inputs = _flat(x, delta, A, B, C, D, bias, order, offset)
     outputs = _flat(y, state, borders)
     K, S, L, channels = delta.shape
