@@ -1,6 +1,6 @@
 """The scan on this machine's CPU: ours, a plain torch loop over time, and mambapy's parallel scan.
 
-    python benchmarks/scan.py [--rounds 5]
+    python benchmarks/scan.py [--rounds 5] [--plot docs/images/scan-linearity.png]
 
 Each row alternates the contenders in one process and prints ratios of medians, beside the goal.
 The rows `image` are VMamba's scan over 56 x 56 pixels: ours starts from the image and ends with the
@@ -15,9 +15,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from mambapy.pscan import pscan
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 
@@ -167,11 +169,29 @@ def linearity(rounds: int) -> list[tuple[int, float]]:
     return found
 
 
+def plot(costs: list[tuple[int, float]], path: Path) -> None:
+    """Writes a picture of seconds against length beside a line of constant cost per step."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    lengths = [length for length, _ in costs]
+    axes.loglog(lengths, [1e3 * n * s for n, s in costs], "o-", color="#0072B2", label="measured")
+    last = costs[-1][1]
+    axes.loglog(lengths, [1e3 * n * last for n in lengths], "--", color="#555555", label="linear")
+    axes.set_xlabel("length L")
+    axes.set_ylabel("forward + backward (ms)")
+    axes.set_title("1 x 32 channels, N 16, CPU kernels")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Prints the table of ratios, then the cost per step against the length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--plot", type=Path, help="Write the cost against the length as a picture.")
+    arguments_given = parser.parse_args()
+    rounds = arguments_given.rounds
     rows = []
     for work in WORK:
         found = medians(work, rounds)
@@ -186,7 +206,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers=header, disable_numparse=True))
     print("\nforward + backward, 1 x 32 channels, N 16: microseconds a step")
-    print(tabulate([(length, f"{1e6 * s:.2f}") for length, s in linearity(rounds)], ("L", "us")))
+    costs = linearity(rounds)
+    print(tabulate([(length, f"{1e6 * s:.2f}") for length, s in costs], ("L", "us")))
+    if arguments_given.plot is not None:
+        plot(costs, arguments_given.plot)
 
 
 if __name__ == "__main__":

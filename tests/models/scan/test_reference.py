@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustcli.models.scan import reference
+from robustcli.models.scan import cpu, reference
 from robustcli.models.scan.orders import pixel_orders
 from tests.models.scan.cases import image, leaves, sequence
 
@@ -104,3 +104,19 @@ def test_constant_system_is_a_convolution():
     kernel = torch.stack([(C * torch.exp(dt * A[0]) ** j * dt * B).sum() for j in range(steps)])
     expected = np.convolve(x.numpy(), kernel.numpy())[:steps]
     np.testing.assert_allclose(y[0, 0].numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
+@pytest.mark.parametrize("backend", [reference, cpu])
+def test_the_scan_of_the_tumour_paper(backend):
+    def made(seed: int, *shape: int) -> torch.Tensor:
+        values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        return torch.from_numpy(values)
+
+    with np.load(SHARED / "seeds_blocks.npz") as arrays:
+        expected = torch.from_numpy(arrays["scan.out"])
+    y = backend.selective_scan(
+        made(1, 2, 5, 20), made(2, 2, 5, 20), -made(3, 5, 4).exp(), made(4, 2, 4, 20),
+        made(5, 2, 4, 20), made(6, 5), made(7, 2, 5, 20), made(8, 5), delta_softplus=True,
+    )  # fmt: skip
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
