@@ -58,7 +58,7 @@ def selective_scan(
     y, state = _scan(
         u.transpose(1, 2),
         delta.reshape(batch, G, channels // G, length).permute(1, 0, 3, 2),
-        A.view(G, -1, N),
+        A.reshape(G, -1, N),
         B.permute(1, 0, 3, 2),
         C.permute(1, 0, 3, 2),
         _rows(D, G, A),
@@ -93,7 +93,7 @@ def ss2d_scan(
     y, _ = _scan(
         x.permute(0, 2, 3, 1).reshape(batch, height * width, channels),
         _by_step(delta),
-        A.view(K, channels, N),
+        A.reshape(K, channels, N),
         _by_step(B),
         _by_step(C),
         _rows(D, K, A),
@@ -112,7 +112,7 @@ def _by_step(t: Tensor) -> Tensor:
 
 def _rows(values: Tensor | None, K: int, A: Tensor) -> Tensor:
     """`values` (K*D) as (K, D), zeros for None."""
-    return (A.new_zeros(A.shape[0]) if values is None else values).view(K, -1)
+    return (A.new_zeros(A.shape[0]) if values is None else values).reshape(K, -1)
 
 
 def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,

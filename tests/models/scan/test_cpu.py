@@ -163,3 +163,11 @@ def test_functions_are_exact_to_a_few_units_in_the_last_place(ours, exact, low, 
 @pytest.mark.parametrize("function", [exp32, softplus32, sigmoid32])
 def test_functions_keep_nan(function):
     assert math.isnan(function(np.float32(math.nan)))
+
+
+def test_parameters_need_not_be_contiguous():
+    arguments = image(1, 6, 3, 4, 2)
+    expected = cpu.ss2d_scan(**arguments)
+    arguments["A"] = arguments["A"].t().contiguous().t()
+    arguments["D"] = torch.stack([arguments["D"]] * 2, 1)[:, 0]
+    assert torch.equal(cpu.ss2d_scan(**arguments), expected)
