@@ -26,6 +26,7 @@ from torch import Tensor
 from robustcli.models.scan import selective_scan, ss2d_scan
 
 Arguments = dict[str, Tensor]
+LONG = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,16 @@ def once(contender: Callable[[Arguments], Tensor], a: Arguments, backward: bool)
 
 
 def medians(work: Work, rounds: int) -> dict[str, float]:
-    """Median seconds of each contender; the slow loop is called half as often."""
+    """Median seconds of each contender; a contender slower than `LONG` seconds is called once."""
     a = arguments(work)
     own = by_pixel(a) if work.image else a
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(rounds + 1):
         for name, contender in CONTENDERS.items():
-            if name == "loop" and turn % 2 and work.backward:
+            if times[name] and times[name][0] > LONG:
                 continue
             seconds = once(contender, own if name == "ours" else a, work.backward)
-            if turn:
+            if turn or seconds > LONG:  # a long call has nothing left to warm
                 times[name].append(seconds)
     return {name: statistics.median(found) for name, found in times.items()}
 

@@ -12,10 +12,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ConsoleListener:
-    """Tells the user what a computation does; used as a context so that the bar is closed."""
+    """Tells the user what a computation does; used as a context so that the bar is closed.
 
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
+    Args:
+        quiet: Say nothing.
+        unit: What is counted, in the plural.
+    """
+
+    def __init__(self, *, quiet: bool, unit: str = "predictions") -> None:
+        self.quiet, self.unit = quiet, unit
         self._bar: object | None = None
         self._total = self._done = self._before = 0
         self._started = self._last = 0.0
@@ -46,9 +51,9 @@ class ConsoleListener:
         if self.quiet:
             return
         if done:
-            self.say(f"{done:,} of {total:,} predictions are there from before.")
+            self.say(f"{done:,} of {total:,} {self.unit} are there from before.")
         if sys.stderr.isatty() and done < total:
-            self._bar = _bar(total, done)
+            self._bar = _bar(self.unit, total, done)
 
     def advance(self, count: int) -> None:
         """Moves the bar, or prints a line every ten seconds and at the end."""
@@ -59,7 +64,7 @@ class ConsoleListener:
             self._bar.update(TaskID(0), completed=self._done)
         elif not self.quiet and self._line_is_due():
             self._last = time.monotonic()
-            self.say(f"{self._done:,} of {self._total:,} predictions, {self._left()}")
+            self.say(f"{self._done:,} of {self._total:,} {self.unit}, {self._left()}")
 
     def _line_is_due(self) -> bool:
         late = time.monotonic() - self._last >= SECONDS_BETWEEN_LINES
@@ -73,7 +78,7 @@ class ConsoleListener:
         return f"about {(self._total - self._done) / rate:.0f} s left."
 
 
-def _bar(total: int, done: int) -> object:
+def _bar(unit: str, total: int, done: int) -> object:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -84,9 +89,9 @@ def _bar(total: int, done: int) -> object:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("predictions"), BarColumn(), MofNCompleteColumn(),
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     bar = Progress(*columns, console=Console(stderr=True))
     bar.start()
-    bar.add_task("predictions", total=total, completed=done)
+    bar.add_task(unit, total=total, completed=done)
     return bar

@@ -1,0 +1,1 @@
+"""Training: recipes, losses, the loop on Lightning, gradient profiles and freezing."""

@@ -1,0 +1,184 @@
+"""What the gradients of each parameter tensor were over the profiled iterations.
+
+Measured before clipping and with the loss scale undone. Each iteration leaves four numbers per
+tensor; no gradient is copied or kept.
+
+Source: "Exploring SSMs for Vision Tasks" (Team 23), figure 1, which gives no formula: the mean of
+|g| over a tensor's elements is what `mean_abs` takes it to be; the others are the alternatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.atomic import replacing
+from robustcli.core.errors import UsageError
+from robustcli.models.mamba import BidirectionalMamba, Mamba
+from robustcli.models.ss2d import SS2D
+
+Kind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
+KINDS: tuple[str, ...] = get_args(Kind)
+SCANS = (Mamba, BidirectionalMamba, SS2D)
+_NOTHING = (math.nan,) * len(KINDS)
+_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("shape", pa.list_(pa.int64())),
+        ("mamba", pa.bool_()),
+        ("weight_rms", pa.float64()),
+        ("iteration", pa.int64()),
+        *((kind, pa.float64()) for kind in KINDS),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One parameter tensor over a profile.
+
+    Args:
+        shape: Of the tensor.
+        mamba: Whether it belongs to a state-space block, by the type of its module.
+        weight_rms: Root mean square of the weight itself when the profile began.
+        by_kind: Per kind, the mean over the iterations; NaN where no iteration gave a gradient.
+    """
+
+    shape: tuple[int, ...]
+    mamba: bool
+    weight_rms: float
+    by_kind: Mapping[str, float]
+
+    @property
+    def count(self) -> int:
+        """Elements of the tensor."""
+        return torch.Size(self.shape).numel()
+
+
+def mamba_parameters(network: nn.Module) -> frozenset[str]:
+    """The names of the parameters inside state-space blocks, found by the type of the module."""
+    inside = set()
+    for place, module in network.named_modules():
+        if isinstance(module, SCANS):
+            prefix = f"{place}." if place else ""
+            inside |= {f"{prefix}{name}" for name, _ in module.named_parameters()}
+    return frozenset(inside)
+
+
+class GradientProfile:
+    """Collects the statistics of a network's gradients, an iteration at a time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._parameters = dict(network.named_parameters())
+        self._mamba = mamba_parameters(network)
+        sizes = torch._foreach_norm([p.detach() for p in self._parameters.values()])
+        self._weight_rms = {
+            name: float(norm) / p.numel() ** 0.5
+            for (name, p), norm in zip(self._parameters.items(), sizes, strict=True)
+        }
+        self._measured: list[tuple[tuple[str, ...], Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._measured)
+
+    def add(self) -> None:
+        """Takes the gradients that the parameters hold now as one iteration."""
+        found = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        if found:
+            self._measured.append((tuple(found), _measure(list(found.values()))))
+
+    def rows(self) -> pd.DataFrame:
+        """A row per iteration and tensor; the numbers are NaN where it had no gradient."""
+        rows = [
+            {
+                "name": name,
+                "shape": list(parameter.shape),
+                "mamba": name in self._mamba,
+                "weight_rms": self._weight_rms[name],
+                "iteration": iteration,
+                **dict(zip(KINDS, found.get(name, _NOTHING), strict=True)),
+            }
+            for iteration, found in enumerate(map(_by_name, self._measured))
+            for name, parameter in self._parameters.items()
+        ]
+        return pd.DataFrame(rows, columns=_SCHEMA.names)
+
+
+def _by_name(measured: tuple[tuple[str, ...], Tensor]) -> dict[str, list[float]]:
+    names, values = measured
+    return dict(zip(names, values.T.tolist(), strict=True))
+
+
+def _measure(gradients: list[Tensor]) -> Tensor:
+    """(kinds, tensors) in float64, on the CPU: one transfer an iteration, not one a tensor."""
+    counts = torch.tensor([g.numel() for g in gradients], dtype=torch.float64)
+    sums = torch.stack([g.sum() for g in gradients])
+    norms = [torch.stack(torch._foreach_norm(gradients, order)) for order in (1, 2, torch.inf)]
+    absolute, square, most, total = (v.double().cpu() for v in (*norms, sums))
+    return torch.stack([absolute / counts, square / counts.sqrt(), most, (total / counts).abs()])
+
+
+def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
+    """Writes a profile of `model` as Parquet, durably."""
+    schema = _SCHEMA.with_metadata({"model": model})
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+    with replacing(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
+
+
+def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
+    """The rows of the profile at `path`, which must be of `network`.
+
+    Raises:
+        UsageError: There is no profile, or it is of another network.
+    """
+    try:
+        table = pq.read_table(path, schema=_SCHEMA)
+        origin = (pq.read_schema(path).metadata or {}).get(b"model", b"").decode()
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"`--profile {path}` cannot be read.",
+            f"Expected a file `gradients.parquet` of `robust finetune`: {error}",
+            "Make one with `--profile-only`.",
+        ) from error
+    rows: pd.DataFrame = table.to_pandas()
+    _check_same(path, rows, network, origin, model)
+    return rows
+
+
+def _check_same(
+    path: Path, rows: pd.DataFrame, network: nn.Module, origin: str, model: str
+) -> None:
+    own = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    theirs = {name: statistic.shape for name, statistic in statistics(rows).items()}
+    other = [name for name, shape in theirs.items() if own.get(name) != shape]
+    if other:
+        raise UsageError(
+            f"`--profile {path}` is of another model.",
+            f"It was made of `{origin}`; `{model}` has no `{other[0]}` of shape "
+            f"{theirs[other[0]]} ({len(other)} of {len(theirs)} tensors differ).",
+            "Profile this model with `--profile-only`.",
+        )
+
+
+def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
+    """Per tensor, the means over the iterations of a profile (rows of `GradientProfile`)."""
+    kinds = list(KINDS)
+    means = rows.groupby("name", sort=False)[kinds].mean()
+    facts = rows.drop_duplicates("name")
+    return {
+        name: Statistic(tuple(map(int, shape)), mamba, rms, dict(zip(kinds, values, strict=True)))
+        for name, shape, mamba, rms, values in zip(
+            means.index.to_list(), facts["shape"].to_list(), facts["mamba"].to_list(),
+            facts["weight_rms"].to_list(), means.to_numpy().tolist(), strict=True,
+        )
+    }  # fmt: skip

@@ -1,0 +1,119 @@
+"""`run.json` of a training run, and the other files that it leaves; these models are the format.
+
+RUN/run.json             what follows here
+RUN/splits.csv           image_id, group, split
+RUN/metrics.csv          a line per finished epoch: the columns of METRICS
+RUN/checkpoints/         last.ckpt, best.ckpt (to go on with; replaced, never half written)
+RUN/weights.safetensors  the chosen weights, with what is needed to use them in their header
+RUN/paper.parquet        protocol `paper` only: rows of the test set, the columns of PAPER
+RUN/test/                an evaluation of the chosen weights on the held-out images (`robust eval`)
+RUN/baseline/            the same of Otsu's threshold
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from robustcli.core.atomic import write_text
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record
+
+Protocol = Literal["patient", "paper"]
+METRICS = (
+    *("epoch", "step", "seconds", "lr", "train_loss", "grad_norm"),
+    *("val_loss", "val_dice", "val_iou", "waiting_share"),
+)
+PAPER = ("image_id", "intersection", "predicted", "target", "overlap", "union")
+
+
+class RecipeRecord(Record):
+    """How the network was trained, after all overrides; `expected_dice` and `source` as published."""
+
+    loss: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    batch_size: int
+    accumulate: int
+    epochs: int
+    clip: float | None
+    window: int
+    augmentation: str
+    patience: int | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    expected_dice: float | None
+    source: str
+
+
+class SplitRecord(Record):
+    """One part of the data: images, groups, and images without any foreground."""
+
+    images: int
+    groups: int
+    empty: int
+
+
+class TrainRecord(Record):
+    """All of a training run's `run.json`; `command` holds every command that worked on it."""
+
+    schema_version: int = 1
+    kind: Literal["train"] = "train"
+    command: str
+    status: Literal["running", "complete", "failed"]
+    created: datetime
+    updated: datetime
+    seed: int
+    protocol: Protocol
+    faults: list[str] = []  # of the protocol, as documented, in words
+    model: str
+    family: str
+    arguments: dict[str, Any] = {}
+    parameters: int
+    initial_weights: str
+    initial_weights_sha256: str
+    dataset: DatasetRecord
+    grouping: str
+    splits: dict[Literal["train", "val", "test"], SplitRecord]
+    recipe: RecipeRecord
+    decision: str  # in words, such as "probability >= 0.5"
+    chosen_epoch: int | None = None
+    chosen_why: str | None = None
+    weights_sha256: str | None = None
+    versions: dict[str, str]
+    device: str
+    scan_backend: str | None = None
+    threads: int
+    peak_memory_bytes: int | None = None
+    energy_joules: float | None = None
+
+
+def write_train_record(run: Path, record: TrainRecord) -> None:
+    """Writes `RUN/run.json` durably."""
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+
+
+def read_train_record(run: Path) -> TrainRecord:
+    """The record of the training run in directory `run`.
+
+    Raises:
+        UsageError: There is no training run there, or its file is damaged.
+    """
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder of `--out`."
+        )
+    try:
+        return TrainRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"`{path}` is not the record of a training run.",
+            f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
+            "Name a folder that `robust train` made with this version.",
+        ) from error
