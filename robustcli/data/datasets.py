@@ -10,6 +10,8 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, find
 from robustcli.data.home import data_home
 
+SEGMENTATION = "segmentation"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -17,7 +19,7 @@ class Dataset:
 
     Args:
         name: What the user types.
-        label_space: Name of its label space.
+        label_space: Name of its label space; `SEGMENTATION` for images with masks.
         images: How many images it has.
         bundled: Whether it comes with the package.
         source: Who made it and where it is described.
@@ -59,6 +61,16 @@ DATASETS: tuple[Dataset, ...] = (
         # GitHub may compress the same commit anew, so there is no lasting hash to pin.
         url="https://github.com/EliSchwartz/imagenet-sample-images/archive/"
         "22d0a5c9c5c76d13532da2d29ea7fa2e9e034387.tar.gz",
+    ),
+    Dataset(
+        name="nuclei-mini",
+        label_space=SEGMENTATION,
+        images=194,
+        bundled=True,
+        source="2018 Data Science Bowl, stage 1 (BBBC038): 160 fluorescence and 34 stained images "
+        "with the masks of their nuclei, images re-encoded",
+        licence="CC0",
+        default_for=True,
     ),
 )
 

@@ -22,6 +22,7 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     monkeypatch.setenv("ROBUST_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("ROBUST_DATA_IMAGENET_1K", raising=False)
     monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
+    monkeypatch.delenv("ROBUST_DATA_SEGMENTATION", raising=False)
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def test_the_recipe_makes_the_asset_again_byte_by_byte(shared: Path) -> None:
         ("datasets", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
         ("download", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
         ("open", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
+        ("open_pairs", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
         ("decode", ("torch", "pandas", "pyarrow", "urllib.request")),
     ],
 )

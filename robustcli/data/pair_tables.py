@@ -1,0 +1,143 @@
+"""Tables about pairs: a manifest of them, or the groups of pairs that lie in folders."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.data.advice import listed
+from robustcli.data.listing import Entry, stable
+from robustcli.data.manifest import PATH
+from robustcli.data.pair_layout import Layout, pair
+from robustcli.data.tables import Column, read_columns
+
+# The heading says what a group is, and the reports repeat it.
+GROUPINGS = ("group", "patient", "subject", "case", "slide", "photo")
+_IMAGE = Column("image", (PATH.name, *PATH.aliases))
+_MASK = Column("mask", ("mask-path", "label", "label-path"))
+_SPLIT = Column("split", required=False)
+_GROUPS = tuple(Column(name, required=False) for name in GROUPINGS)
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def read_pairs(path: Path) -> Layout:
+    """The pairs that the table at `path` lists.
+
+    Args:
+        path: A CSV, TSV or Parquet file with the columns `image` and `mask`, perhaps one of
+            `GROUPINGS`, perhaps `split`; paths count from the folder of the table.
+
+    Raises:
+        UsageError: The table cannot be read, is empty, names an image twice, a file that is not
+            there, or a split of another name.
+    """
+    columns = read_columns(path, (_IMAGE, _MASK, *_GROUPS, _SPLIT))
+    images = [_entry(path.parent, name) for name in columns["image"]]
+    masks = [_entry(path.parent, name) for name in columns["mask"]]
+    if not images:
+        raise UsageError(
+            f"`{path}` lists no pair.", "It has a header only.", "Add one line for each image."
+        )
+    _check_repeated(path, images)
+    _check_missing(path, [*images, *masks])
+    grouping, groups = _groups(columns) or ("image", [image.relative for image in images])
+    splits = _splits(path, columns) or [None] * len(images)
+    rows = zip(images, masks, groups, splits, strict=True)
+    return Layout(tuple(pair(*row) for row in rows), grouping)
+
+
+def with_groups(layout: Layout, path: Path) -> Layout:
+    """`layout` with the groups (and splits) that the table at `path` gives to its images.
+
+    Args:
+        layout: Pairs of a folder or tar.
+        path: A table with the columns `image` (the pair's id, with or without suffix), one of
+            `GROUPINGS` and perhaps `split`; lines about other images do not matter.
+
+    Raises:
+        UsageError: The table cannot be read, has no group, or lacks an image.
+    """
+    columns = read_columns(path, (_IMAGE, *_GROUPS, _SPLIT))
+    found = _groups(columns)
+    if found is None:
+        raise UsageError(
+            f"`{path}` has no column for the group.",
+            f"Expected one of {', '.join(f'`{name}`' for name in GROUPINGS)}.",
+            "Write a first line such as `image,patient`.",
+        )
+    rows = {_normal(name): row for row, name in enumerate(columns["image"])}
+    row_of = {p.image_id: rows.get(p.image_id, rows.get(_bare(p.image_id))) for p in layout.pairs}
+    lacking = sorted(name for name, row in row_of.items() if row is None)
+    if lacking:
+        raise UsageError(
+            f"`{path}` lacks {len(lacking)} of {len(layout.pairs)} images.",
+            f"Not in it: {listed(lacking)}.",
+            "Add a line for each, with its path below `images/`.",
+        )
+    grouping, groups = found
+    splits = _splits(path, columns) or [None] * len(groups)
+    pairs = (
+        replace(one, group=groups[row], split=splits[row])
+        for one in layout.pairs
+        if (row := row_of[one.image_id]) is not None
+    )
+    return Layout(tuple(pairs), grouping)
+
+
+def _groups(columns: Mapping[str, list[str]]) -> tuple[str, list[str]] | None:
+    return next(((name, columns[name]) for name in GROUPINGS if name in columns), None)
+
+
+def _splits(path: Path, columns: Mapping[str, list[str]]) -> list[str | None] | None:
+    if "split" not in columns:
+        return None
+    unknown = sorted({value for value in columns["split"] if value.lower() not in _SPLITS})
+    if unknown:
+        raise UsageError(
+            f"`{path}` names {len(unknown)} unknown splits.",
+            f"Column `split` holds {listed(unknown)}; expected `train`, `val` or `test`.",
+            "Correct them, or remove the column: the split is then drawn.",
+        )
+    return [_SPLITS[value.lower()] for value in columns["split"]]
+
+
+def _entry(base: Path, name: str) -> Entry:
+    inside = _normal(name)
+    return Entry(stable(inside), base / inside)
+
+
+def _normal(name: str) -> str:
+    return Path(os.path.normpath(name.replace("\\", "/") if os.sep == "/" else name)).as_posix()
+
+
+def _bare(image_id: str) -> str:
+    return image_id.rpartition(".")[0]
+
+
+def _check_repeated(path: Path, images: list[Entry]) -> None:
+    counts = Counter(image.relative for image in images)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise UsageError(
+            f"`{path}` lists {len(twice)} images more than once.",
+            f"Repeated: {listed(twice)}.",
+            "Every image has one mask: remove the repeated lines.",
+        )
+
+
+def _check_missing(path: Path, entries: list[Entry]) -> None:
+    missing = [entry for entry in entries if not entry.path.is_file()]
+    if missing:
+        raise UsageError(
+            f"`{path}` lists {len(missing)} of {len(entries)} files that are not there.",
+            f"The first is `{missing[0].path}`.",
+            f"Paths count from the folder of the table, `{path.parent}`: correct them or move it.",
+        )

@@ -1,0 +1,133 @@
+"""The bundled pairs: complete, faithful to their source, and grouped by photo."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from robustcli.data.datasets import named, place
+from robustcli.data.masks import decode_pair
+from robustcli.data.open_pairs import groups_file, open_pairs
+from robustcli.data.splits import patient_splits
+
+ROOT = Path(__file__).parents[2]
+
+
+def _asset() -> Path:
+    dataset = named("nuclei-mini")
+    assert dataset is not None
+    return place(dataset)
+
+
+def test_it_is_small_and_whole() -> None:
+    index = open_pairs("nuclei-mini")
+    assert (len(index.pairs), len(index.groups), index.grouping) == (194, 144, "photo")
+    assert _asset().stat().st_size + groups_file(_asset()).stat().st_size < 2_500_000
+    assert {pair.image.size + pair.mask.size > 0 for pair in index.pairs} == {True}
+
+
+def test_one_kind_can_be_taken() -> None:
+    kinds = {name: open_pairs(f"nuclei-mini:{name}") for name in ("fluorescence", "stained")}
+    assert {name: len(kind.pairs) for name, kind in kinds.items()} == {
+        "fluorescence": 160,
+        "stained": 34,
+    }
+    assert {name: len(kind.groups) for name, kind in kinds.items()} == {
+        "fluorescence": 118,
+        "stained": 26,
+    }
+    assert kinds["stained"].name == "nuclei-mini:stained"
+    assert patient_splits(kinds["stained"], seed=0).test.pairs
+
+
+def test_kinds_look_like_their_names() -> None:
+    for pair in open_pairs("nuclei-mini").pairs:
+        image, mask = decode_pair(pair)
+        coloured = bool((image.max(axis=2) - image.min(axis=2)).mean() > 5)
+        assert coloured == pair.image_id.startswith("stained/")
+        assert (image.mean() > 100) == coloured
+        assert mask.any()
+        assert not mask.all()
+
+
+def _source(shared: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    name = image_id.rpartition("/")[2].partition(".")[0]
+    folder = shared / "dsb2018_pairs"
+    image = np.array(Image.open(folder / "images" / f"{name}.png").convert("RGB"))
+    return image, np.asarray(Image.open(folder / "masks" / f"{name}.png")) == 255
+
+
+def test_masks_are_the_originals_and_images_close_to_them(shared: Path) -> None:
+    decibels = []
+    for pair in open_pairs("nuclei-mini").pairs:
+        image, mask = decode_pair(pair)
+        original, truth = _source(shared, pair.image_id)
+        np.testing.assert_array_equal(mask, truth)
+        error = np.mean((image.astype(float) - original) ** 2)
+        decibels.append(10 * np.log10(np.quantile(original, 0.999) ** 2 / error))
+    assert min(decibels) > 35
+    assert np.median(decibels) > 39
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    path = ROOT / "recipes" / "make_nuclei_mini.py"
+    spec = importlib.util.spec_from_file_location("make_nuclei_mini", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recipe_finds_the_tiles_of_a_cut_photo(recipe: ModuleType) -> None:
+    generator = np.random.default_rng(0)
+    tiles = {}
+    for name in ("a", "b"):
+        small = Image.fromarray(generator.integers(0, 255, (9, 9, 3), dtype=np.uint8))
+        whole = np.array(small.resize((128, 128), Image.Resampling.BICUBIC))
+        for row in (0, 1):
+            for column in (0, 1):
+                part = whole[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+                tiles[f"{name}{row}{column}"] = part
+    del tiles["a11"]
+    assert recipe.photos(tiles) == {tile: f"{tile[0]}00" for tile in tiles}
+
+
+def test_images_of_nothing_stay_apart(recipe: ModuleType) -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(20, 0.6, (4, 64, 64, 1)).repeat(3, axis=3).round().astype(np.uint8)
+    images = dict(zip("abcd", noise, strict=True))
+    assert recipe.photos(images) == {name: name for name in images}
+
+
+def test_the_bundled_groups_are_those_of_the_recipe(shared: Path, recipe: ModuleType) -> None:
+    index = open_pairs("nuclei-mini")
+    names = {pair.image_id.rpartition("/")[2].partition(".")[0]: pair for pair in index.pairs}
+    images = {name: _source(shared, pair.image_id)[0] for name, pair in names.items()}
+    assert recipe.photos(images) == {name: pair.group for name, pair in names.items()}
+    tiles = defaultdict(set)
+    for pair in index.pairs:
+        tiles[pair.group].add(pair.image_id.partition("/")[0])
+    assert all(len(kinds) == 1 for kinds in tiles.values())
+    assert Counter(Counter(pair.group for pair in index.pairs).values()) == {
+        1: 110,
+        2: 20,
+        3: 13,
+        5: 1,
+    }
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_the_asset_again(shared: Path, recipe: ModuleType) -> None:
+    content, groups = recipe.build(shared / "dsb2018_pairs")
+    assert groups == groups_file(_asset()).read_text()
+    # Other versions of the encoders may pack the pixels otherwise.
+    assert abs(len(content) - _asset().stat().st_size) < 100_000
