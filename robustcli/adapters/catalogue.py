@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
-IN1K = "ImageNet-1K only"
+from robustcli.adapters.entry import IN1K, ModelEntry
+from robustcli.adapters.segmenter_entries import segmenters
+
+__all__ = ["CATALOGUE", "IN1K", "ModelEntry"]
+
 _VMAMBA = "https://github.com/MzeroMiko/VMamba"
 _RELEASES = f"{_VMAMBA}/releases/download"
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """One name, and what is known of it before anything is downloaded.
-
-    `variant` is the builder's own name for it. `published` is the top-1 on ImageNet-1K's validation
-    set at 224 pixels, in percent, as its authors or timm state it. `asset` names a bundled file.
-    `unchecked` says what is not certain of the address of the weights.
-    """
-
-    name: str
-    family: str
-    builder: Literal["vmamba", "vim", "timm"]
-    variant: str
-    parameters: int
-    published: float | None
-    pretraining: str
-    licence: str
-    source: str
-    label_space: str = "imagenet-1k"
-    weights_url: str | None = None
-    asset: str | None = None
-    alias: bool = False
-    unchecked: str = ""
-
-    @property
-    def weights_file(self) -> str | None:
-        """The file name of the official weights."""
-        return None if self.weights_url is None else self.weights_url.rsplit("/", 1)[1]
-
-
 # Source of the table: VMamba's README and assets/performance.md.
 _VMAMBA_RELEASES: tuple[tuple[str, int, float, str], ...] = (
     ("vmamba-t-s1l8", 30_249_064, 82.6, "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"),
@@ -114,6 +84,7 @@ def _entries() -> Iterable[ModelEntry]:
         "vmamba-pico", "vmamba", "vmamba", "vmamba-pico", 556_938, None, "CIFAR-10", "Apache-2.0",
         "recipes/train_vmamba_pico.py", label_space="cifar10", asset="vmamba-pico.safetensors",
     )  # fmt: skip
+    yield from segmenters()
 
 
 CATALOGUE: dict[str, ModelEntry] = {entry.name: entry for entry in _entries()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustcli.adapters import own, timm_library
+from robustcli.adapters import own, smp_library, timm_library
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.core.errors import UsageError
@@ -26,7 +26,7 @@ def create_model(
     """The network called `name`: float32, on the CPU, in eval mode.
 
     Args:
-        name: One of ours, in any spelling, or a timm name with its tag.
+        name: One of ours, in any spelling, a timm name with its tag, or `smp:ARCHITECTURE/ENCODER`.
         weights: A file in any format of the model's own project, or ours; loaded strictly. None
             leaves the network as its authors initialise it; nothing is downloaded.
         num_classes: Classes of the head; None for the network's own.
@@ -44,11 +44,19 @@ def create_model(
             return own.create(known, options).float()
         state = read_weights(Path(weights))
         return own.load(known, state, origin=str(weights), options=options).float()
+    if name.startswith(smp_library.PREFIX):
+        return _smps(smp_library.entry(name).variant, weights, options)
     variant = _timms(name)
     if weights is None:
         return timm_library.create(variant, pretrained=False, arguments=options)
     state = read_weights(Path(weights))
     return timm_library.load(variant, state, origin=str(weights), arguments=options)
+
+
+def _smps(variant: str, weights: str | Path | None, options: dict[str, Any]) -> nn.Module:
+    if weights is None:
+        return smp_library.create(variant, options)
+    return smp_library.load(variant, read_weights(Path(weights)), str(weights), options)
 
 
 def _timms(name: str) -> str:

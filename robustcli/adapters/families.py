@@ -58,6 +58,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "umambabot": Family("UMambaBot", r"mamba\.A_log$", ("decoder.seg_layers",), without_aliases),
     "ulvm": Family("UL-VM-UNet", r"scab\.", ("final",)),
+    "unet": Family("U-Net", r"upconv\d\.", ("conv",)),
+    "segformer": Family("SegFormer", r"encoder\.stages\.0\.overlap_patch", ("head.predict",)),
+    "resnet_seg": Family("the ResNet segmenters", r"encoder\.7\.0\.", ("decoder.6",)),
 }
 
 
@@ -101,5 +104,5 @@ def body(shapes: Shapes, family: str) -> dict[str, tuple[int, ...]]:
 def classes_in(shapes: Shapes, family: str) -> int | None:
     """For how many classes weights of these shapes are; None without a head."""
     heads = tuple(f"{head}." for head in FAMILIES[family].heads)
-    found = [s[0] for key, s in shapes.items() if key.startswith(heads) and len(s) > 1]
-    return found[0] if found else None
+    biases = [s[0] for key, s in shapes.items() if key.startswith(heads) and len(s) == 1]
+    return biases[0] if biases else None

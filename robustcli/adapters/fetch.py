@@ -41,6 +41,12 @@ def fetch(name: str, *, offline: bool) -> Fetched:
     if entry.builder == "timm":
         path = _from_hub(entry.variant, offline)
         return Fetched(known, path, file_sha256(path), pinned=True)
+    if entry.weights_url is None and entry.asset is None:
+        raise UsageError(
+            f"`{known}` has no published weights.",
+            "",
+            f"Train it: `robust train seg --model {known}`.",
+        )
     path = local_path(entry)
     if entry.weights_url is not None:
         fetch_file(entry.weights_url, path, sha256=None, offline=offline)

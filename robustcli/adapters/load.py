@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.adapters import timm_library
+from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.builders import BUILDERS
-from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.classifier import Classifier, Facts
+from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.training_run import entry_of_run, header_of, is_run
 from robustcli.adapters.weights import hash_state, official_weights
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
@@ -27,10 +29,11 @@ class ModelRequest:
     """One `--model` with what was said about it.
 
     Args:
-        name: A catalogue name, or a timm name.
-        weights: A file, or None for the official weights.
+        name: A name of the catalogue or of timm, `smp:ARCHITECTURE/ENCODER`, or the folder of a
+            training run.
+        weights: A file or the folder of a training run; None for the official weights.
         arguments: For the builder (`--model-arg`).
-        preprocessing: Fields of Preprocessing to override.
+        preprocessing: Fields of Preprocessing, or of a segmenter's MaskPreprocessing, to override.
         label_space: What the classes are, where the weights do not say it.
         untrained: Evaluate the network as initialised; it is marked everywhere.
     """
@@ -44,14 +47,18 @@ class ModelRequest:
 
 
 def resolve(name: str) -> ModelEntry:
-    """The catalogue's entry for `name`, or one made for a timm name.
+    """The catalogue's entry for `name`, or one made for a training run or for another library.
 
     Raises:
-        UsageError: Neither the catalogue nor timm has it; the message offers the nearest names.
+        UsageError: Nothing is called so; the message offers the nearest names.
     """
     spelling = {canonical(known): entry for known, entry in CATALOGUE.items()}
     if canonical(name) in spelling:
         return spelling[canonical(name)]
+    if name.startswith(smp_library.PREFIX):
+        return smp_library.entry(name)
+    if names_run(name):
+        return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
     if timm_library.known(name):
         return ModelEntry(
             name, "timm", "timm", name, 0, None, timm_library.pretraining(name), "see source",
@@ -63,6 +70,12 @@ def resolve(name: str) -> ModelEntry:
         f"Did you mean {' or '.join(f'`{c}`' for c in close[:4])}?" if close else "",
         "`robust list models` shows the names; any timm name works, with its tag.",
     )
+
+
+def names_run(name: str) -> bool:
+    """Whether `name` is the folder of a training run; a model of that name goes before it."""
+    known = {canonical(entry) for entry in CATALOGUE}
+    return canonical(name) not in known and is_run(Path(name))
 
 
 def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = False) -> Classifier:
@@ -77,6 +90,12 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
         UsageError: Unknown name, missing or foreign weights, or an argument that does not fit.
     """
     entry = resolve(request.name)
+    if entry.task != "cls":
+        raise UsageError(
+            f"`{entry.name}` is a segmenter.",
+            "It says where something is, not what is in an image.",
+            "`robust list models` shows which models are classifiers.",
+        )
     network, origin = _network(entry, request, seed, offline)
     space = _label_space(entry, request, network)
     own = BUILDERS[entry.builder].preprocessing(entry.variant, network)

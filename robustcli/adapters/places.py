@@ -6,15 +6,15 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.entry import ModelEntry
 from robustcli.data.home import data_home
 
 
 def local_path(entry: ModelEntry) -> Path:
-    """Where the weights of an entry that is not timm's are, or would be after `robust fetch`."""
+    """Where the weights of an entry of its own are, or would be after `robust fetch`."""
     if entry.asset is not None:
         return Path(str(files("robustcli") / "assets" / entry.asset))
-    assert entry.weights_file is not None, f"{entry.name} is timm's"
+    assert entry.weights_file is not None, f"{entry.name} has no weights of its own"
     return data_home() / "weights" / entry.weights_file
 
 
@@ -36,4 +36,6 @@ def is_here(entry: ModelEntry) -> bool:
     """Whether the weights of `entry` are on this machine."""
     if entry.builder == "timm":
         return hub_file(entry.variant) is not None
+    if entry.asset is None and entry.weights_file is None:
+        return False
     return local_path(entry).is_file()

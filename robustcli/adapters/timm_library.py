@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, get_pretrained_cfg_value, is_model
 from torch import Tensor, nn
 
-from robustcli.adapters.catalogue import IN1K
+from robustcli.adapters.entry import IN1K
 from robustcli.adapters.hub import hub, why_none
 from robustcli.adapters.loading import load_strictly
 from robustcli.adapters.places import hub_file
@@ -53,7 +53,7 @@ def create(
         UsageError: The architecture takes no such argument, has no such tag, or no weights came.
     """
     if pretrained and offline:
-        _check_offline(name)
+        check_offline(name)
     try:
         with hub(offline=offline or hub_file(name) is not None) if pretrained else nullcontext():
             network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
@@ -71,7 +71,7 @@ def create(
     return network.eval()
 
 
-def _check_offline(name: str) -> None:
+def check_offline(name: str) -> None:
     """Raises UsageError where timm would download past the hub's client, which knows of offline."""
     url = _url(name)
     if url and not Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1]).is_file():

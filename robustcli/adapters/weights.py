@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.places import local_path
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.data.download import fetch_file

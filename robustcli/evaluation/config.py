@@ -10,13 +10,18 @@ from typing import Literal
 
 from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.evaluation.record import Split
 
 BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """All settings of one evaluation; see `robust eval --help` for their meaning."""
+    """All settings of one evaluation; see `robust eval --help` for their meaning.
+
+    `splits_of` is a training run that says which part an image belongs to, as if one of the models
+    came from it.
+    """
 
     models: tuple[ModelRequest, ...]
     transforms: tuple[str, ...]
@@ -28,6 +33,8 @@ class EvalConfig:
     labels: Path | None = None
     per_class: int | None = None
     limit: int | None = None
+    split: Literal["auto"] | Split = "auto"
+    splits_of: Path | None = None
     seed: int = 0
     apply_at: Literal["original", "crop"] = "original"
     precision: Precision = "fp32"

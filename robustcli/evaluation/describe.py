@@ -5,15 +5,20 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from robustcli import __version__
-from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.classifier import Classifier, Facts
+from robustcli.adapters.entry import FOREGROUND
+from robustcli.adapters.segmenter import Segmenter
 from robustcli.data.index import ImageIndex
+from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.loader import ORIGINAL
 from robustcli.evaluation.record import (
     DatasetRecord,
+    MaskPreprocessingRecord,
     ModelRecord,
     PreprocessingRecord,
     TransformRecord,
@@ -43,16 +48,44 @@ def dataset_record(index: ImageIndex) -> DatasetRecord:
     )
 
 
+def pairs_record(index: PairIndex) -> DatasetRecord:
+    """The record of images with masks, whose classes are background and foreground."""
+    return DatasetRecord(
+        name=index.name,
+        location=index.location,
+        label_space=FOREGROUND,
+        classes=2,
+        images=len(index.pairs),
+        images_available=index.available,
+        subset=index.subset,
+        demonstration=index.demonstration,
+        digest=index.digest,
+    )
+
+
 def model_record(classifier: Classifier, *, at_crop: bool) -> ModelRecord:
     """The record of one model; `view` names the pixels that its transforms act on."""
-    facts, own = asdict(classifier.facts), classifier.preprocessing
-    backend = choose_backend(classifier.device, torch.float32) if facts.pop("scans") else None
+    own = classifier.preprocessing
     return ModelRecord(
-        **facts,
-        scan_backend=backend,
+        **_facts(classifier.facts, classifier.device),
         preprocessing=PreprocessingRecord(**asdict(own)),
         view=own.view if at_crop else ORIGINAL,
     )
+
+
+def segmenter_record(segmenter: Segmenter) -> ModelRecord:
+    """The record of one segmenter."""
+    return ModelRecord(
+        **_facts(segmenter.facts, segmenter.device),
+        preprocessing=MaskPreprocessingRecord(**asdict(segmenter.preprocessing)),
+        view=ORIGINAL,
+    )
+
+
+def _facts(facts: Facts, device: torch.device) -> dict[str, Any]:
+    told = asdict(facts)
+    scans = told.pop("scans")
+    return {**told, "scan_backend": choose_backend(device, torch.float32) if scans else None}
 
 
 def transform_record(cell: TransformCell) -> TransformRecord:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
-
-import torch
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.load import load_classifier
+from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.places import is_here
-from robustcli.data.decode import UnreadableImage, decode
+from robustcli.core.errors import RobustError
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.listener import Listener
-from robustcli.evaluation.loader import ORIGINAL
+from robustcli.evaluation.loader import ORIGINAL, Batch, Source
 from robustcli.evaluation.plan import Plan
 from robustcli.evaluation.prepare import Selection, select
 from robustcli.evaluation.record import FILE_NAME, read_record
 from robustcli.evaluation.store import Store
-from robustcli.transforms.registry import image_seed
+from robustcli.evaluation.task import Answering
 
 _TRIAL_IMAGES = 4
 _BYTES_PER_PARAMETER = 4
@@ -63,7 +61,7 @@ class Forecast:
 def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     """The forecast for `config`. Nothing is downloaded and nothing is written.
 
-    The trial runs freshly initialised networks, which cost what the trained ones cost.
+    The trial runs the real work on a few images, classifiers with freshly initialised networks.
     """
     selection = select(config, listener)
     plan = _plan(config, selection)
@@ -88,53 +86,64 @@ def _plan(config: EvalConfig, selection: Selection) -> Plan:
     run = selection.run
     is_run = (run / FILE_NAME).is_file()
     size = read_record(run).block_size if is_run else max(BLOCK_SIZE, config.batch_size or 0)
-    images, cells = selection.index.images, tuple(selection.cells)
-    return Plan(Store(run), images, cells, selection.names, (ORIGINAL,), size)
+    items, cells = selection.data.items, tuple(selection.cells)
+    return Plan(Store(run), items, cells, selection.names, (ORIGINAL,), size)
 
 
 def _download(config: EvalConfig) -> int:
     entries = [CATALOGUE.get(request.name) for request in config.models if not request.weights]
-    absent = [entry for entry in entries if entry is not None and not is_here(entry)]
+    absent = [e for e in entries if e is not None and _is_downloaded(e) and not is_here(e)]
     return sum(_BYTES_PER_PARAMETER * entry.parameters for entry in absent)
+
+
+def _is_downloaded(entry: ModelEntry) -> bool:
+    """Whether the weights come from somewhere: those of a segmenter are the user's own."""
+    return entry.builder == "timm" or entry.weights_url is not None
 
 
 def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
     """Seconds for `share` of the run: images are made by workers, models run on the device."""
-    requests = [replace(request, weights=None, untrained=True) for request in config.models]
-    models = [
-        load_classifier(request).to(selection.device, config.precision) for request in requests
-    ]
-    loading = _loading_seconds(config, selection, models)
-    forward = sum(_forward_seconds(model) for model in models) * len(selection.cells)
+    task, images = selection.task, len(selection.data.items)
+    loaded = [task.trial_model(request) for request in config.models]
+    models = {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
+    trial = _trial(config, selection, models)
+    cells = len(selection.cells)
+    answering = cells * sum(_seconds_an_image(task.answering(m), trial) for m in models.values())
     cores = os.cpu_count() or 1
-    both = loading + forward if selection.device.type == "cpu" else max(loading, forward)
-    per_image = both if cores == 1 else max(both / 2, loading, forward)
-    return share * per_image * len(selection.index.images)
+    on_cpu = selection.device.type == "cpu"
+    both = trial.seconds + answering if on_cpu else max(trial.seconds, answering)
+    per_image = both if cores == 1 else max(both / 2, trial.seconds, answering)
+    return share * per_image * images
 
 
-def _loading_seconds(config: EvalConfig, selection: Selection, models: list[Classifier]) -> float:
-    """Seconds an image to decode, transform and resize it for every cell and model."""
-    images = selection.index.images[:: max(1, len(selection.index.images) // _TRIAL_IMAGES)]
+@dataclass(frozen=True)
+class _Trial:
+    """Seconds an image to decode it and make the inputs of all cells; one of these batches."""
+
+    seconds: float
+    batch: Batch[Any] | None
+
+
+def _trial(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> _Trial:
+    """A few images, spread over the data, under every transform of a run without any rows."""
+    items = selection.data.items
+    few = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
+    nowhere = Store(selection.run / "no such run")
+    plan = Plan(nowhere, few, tuple(selection.cells), tuple(models), (), len(few))
+    preparation = selection.task.preparation(models, selection.cells, config)
+    started, kept = time.perf_counter(), None
+    for batch in Source(plan, preparation, (0,), len(few)):
+        if isinstance(batch, RobustError):
+            raise batch
+        kept = kept or (batch if batch.image_ids else None)
+    return _Trial((time.perf_counter() - started) / len(few), kept)
+
+
+def _seconds_an_image(model: Answering, trial: _Trial) -> float:
+    """Seconds an image to answer, from the second of two times."""
+    if trial.batch is None:
+        return 0.0
+    model.rows(trial.batch)
     started = time.perf_counter()
-    for ref in images:
-        try:
-            pixels = decode(ref)
-        except UnreadableImage:
-            continue
-        for cell in selection.cells.values():
-            name = cell.transform.name
-            seed = image_seed(config.seed, name, cell.severity, ref.image_id)
-            changed = cell.transform.apply(pixels, seed=seed, severity=cell.severity)
-            for model in models:
-                model.preprocessing.apply(changed)
-    return (time.perf_counter() - started) / len(images)
-
-
-def _forward_seconds(model: Classifier) -> float:
-    """Seconds an image, from the second of two batches."""
-    side = model.preprocessing.crop
-    views = torch.randint(0, 256, (_TRIAL_IMAGES, 3, side, side), dtype=torch.uint8)
-    model.logits(views)
-    started = time.perf_counter()
-    model.logits(views).cpu()
-    return (time.perf_counter() - started) / _TRIAL_IMAGES
+    model.rows(trial.batch)
+    return (time.perf_counter() - started) / len(trial.batch.image_ids)

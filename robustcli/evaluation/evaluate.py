@@ -8,16 +8,14 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
 
-from robustcli.adapters.classifier import Classifier
 from robustcli.core.atomic import refused
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, describe
-from robustcli.evaluation.forward import Forward
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Plan, starting_block
@@ -28,8 +26,6 @@ from robustcli.evaluation.samples import write_samples
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.slots import taken_slot
 from robustcli.evaluation.store import Cell
-
-_DEFAULT_BATCH = {"cuda": 128, "mps": 64, "cpu": 32}
 
 
 def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path:
@@ -50,6 +46,8 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
         with taken_slot(selection.run) as slot:
             _write_samples(config, selection, models)
             _compute(config, selection, models, plan, slot, listener)
+        with _lock(selection.run):
+            selection.task.finish(selection.run, selection.data, models)
         status = "complete" if _is_complete(selection.run, plan) else "partial"
     except Exception:
         status = "failed"
@@ -59,36 +57,28 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     return selection.run
 
 
-def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, Classifier]) -> None:
-    first = next(iter(models.values())).preprocessing
-    crop = first if config.apply_at == "crop" else None
-    cells, images = list(selection.cells.values()), selection.index.images
-    write_samples(selection.run, images, cells, config.seed, crop)
+def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> None:
+    task, cells = selection.task, selection.cells.values()
+    write_samples(
+        selection.run, cells, config.seed, lambda: task.sample(selection.data, models, config)
+    )
 
 
 def _compute(
-    config: EvalConfig, selection: Selection, models: dict[str, Classifier], plan: Plan, slot: int,
+    config: EvalConfig, selection: Selection, models: dict[str, Any], plan: Plan, slot: int,
     listener: Listener,
 ) -> None:  # fmt: skip
     missing = list(plan.missing(starting_block(slot, plan.block_count)))
     listener.start(plan.forwards, plan.forwards - sum(block.forwards for block in missing))
     if not missing:
         return
-    device = selection.device
-    batch_size = min(config.batch_size or _DEFAULT_BATCH[device.type], plan.block_size)
-    source = Source(
-        plan,
-        selection.cells,
-        {model.preprocessing.view: model.preprocessing for model in models.values()},
-        {name: model.preprocessing.view for name, model in models.items()},
-        tuple(block.block for block in missing),
-        batch_size,
-        config.seed,
-        config.apply_at == "crop",
-    )
-    forwards = {name: Forward(model) for name, model in models.items()}
+    task, device = selection.task, selection.device
+    batch_size = min(config.batch_size or task.batch_sizes[device.type], plan.block_size)
+    preparation = task.preparation(models, selection.cells, config)
+    source = Source(plan, preparation, tuple(block.block for block in missing), batch_size)
+    answering = {name: task.answering(model) for name, model in models.items()}
     most = int(config.allow_unreadable * len(plan.images))
-    runner = Runner(plan.store, source, forwards, listener, most)
+    runner = Runner(plan.store, source, answering, task.schema, listener, most)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
@@ -101,7 +91,7 @@ def _compute(
                 device=describe(device),
                 threads=torch.get_num_threads(),
                 batch_size=batch_size,
-                models={name: forward.cost for name, forward in forwards.items()},
+                models={name: model.cost for name, model in answering.items()},
                 device_use=monitor.use(),
             )
             name = f"{started:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}"

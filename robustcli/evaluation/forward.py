@@ -3,61 +3,63 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from robustcli.adapters.classifier import Classifier, Predictions
 from robustcli.core.errors import RunError
 from robustcli.evaluation.sessions import ModelCost
 
+AnswerT = TypeVar("AnswerT")
 
-class Forward:
-    """Runs one classifier; halves the piece it computes at once whenever memory runs out."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
+class Forward(Generic[AnswerT]):
+    """Runs one model; halves the piece it computes at once whenever memory runs out.
+
+    Args:
+        name: The model's, for messages.
+        device: Where it computes.
+        answer: The model: from equally long inputs, one entry an image, to its answers.
+    """
+
+    def __init__(self, name: str, device: torch.device, answer: Callable[..., AnswerT]) -> None:
+        self.name, self.device, self.answer = name, device, answer
         self.cost = ModelCost()
         self.most: int | None = None
 
-    def __call__(self, views: Tensor, targets: Tensor) -> Predictions:
-        """The answers for uint8 views (n, 3, H, W), n at least 1, and true classes (n).
+    def __call__(self, *inputs: Tensor | Sequence[Any]) -> list[AnswerT]:
+        """The answers for `inputs`, in pieces that follow one another.
 
         Raises:
             RunError: Not even one image fits into memory.
         """
-        started = time.perf_counter()
+        images, started = len(inputs[0]), time.perf_counter()
         while True:
             try:
-                pieces = self._pieces(views, targets)
+                pieces = self._pieces(inputs, images)
                 break
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                self._halve(len(views), error)
+                self._halve(images, error)
         self.cost.seconds += time.perf_counter() - started
-        self.cost.images += len(views)
-        return Predictions(
-            *(
-                np.concatenate([getattr(piece, name) for piece in pieces])
-                for name in ("top5", "probability", "target_probability")
-            )
-        )
+        self.cost.images += images
+        return pieces
 
-    def _pieces(self, views: Tensor, targets: Tensor) -> list[Predictions]:
-        size = self.most or len(views)
-        parts = zip(views.split(size), targets.split(size), strict=True)
-        return [self.classifier.predict(*part) for part in parts]
+    def _pieces(self, inputs: tuple[Tensor | Sequence[Any], ...], images: int) -> list[AnswerT]:
+        size = self.most or images
+        starts = range(0, images, size)
+        return [self.answer(*(part[at : at + size] for part in inputs)) for at in starts]
 
     def _halve(self, size: int, error: Exception) -> None:
         if not _is_out_of_memory(error):
             raise error
         self.most = (self.most or size) // 2
-        if self.classifier.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.most == 0:
             raise RunError(
-                f"`{self.classifier.facts.name}` does not fit into the memory of "
-                f"{self.classifier.device}.",
+                f"`{self.name}` does not fit into the memory of {self.device}.",
                 "It ran out with a batch of one image.",
                 "Try `--precision bf16` or `--device cpu`; the same command continues the run.",
             ) from error

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from robustcli.data.index import ImageRef
 from robustcli.evaluation.store import Cell, Store
+
+
+class Item(Protocol):
+    """Something to evaluate: an image, with what is known of it."""
+
+    @property
+    def image_id(self) -> str:
+        """The same on every machine."""
+
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -14,7 +25,7 @@ class BlockPlan:
     """The work on one block: which models lack rows of a cell, which views lack its measures."""
 
     block: int
-    images: tuple[ImageRef, ...]
+    images: tuple[Item, ...]
     models: dict[Cell, tuple[str, ...]]
     inputs: dict[Cell, tuple[str, ...]]
 
@@ -34,7 +45,7 @@ class Plan:
     """What the run is made of; what is missing is read from the store at each call."""
 
     store: Store
-    images: tuple[ImageRef, ...]
+    images: tuple[Item, ...]
     cells: tuple[Cell, ...]
     models: tuple[str, ...]
     views: tuple[str, ...]
@@ -88,6 +99,6 @@ def starting_block(slot: int, blocks: int) -> int:
     return int(fraction * blocks)
 
 
-def batches(images: Sequence[ImageRef], size: int) -> list[Sequence[ImageRef]]:
+def batches(images: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
     """`images` in runs of `size`, the last one possibly short."""
     return [images[first : first + size] for first in range(0, len(images), size)]

@@ -6,27 +6,26 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.load import load_classifier, resolve
+from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
-from robustcli.data.index import ImageIndex
-from robustcli.data.open import open_index
-from robustcli.data.subset import take
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
-from robustcli.evaluation.describe import dataset_record, model_record, transform_record, versions
+from robustcli.evaluation.describe import transform_record, versions
 from robustcli.evaluation.device import choose_device, describe
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.plan import Plan
 from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
 from robustcli.evaluation.resume import joined
 from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.task import Data, Task
+from robustcli.evaluation.tasks import task_of
 from robustcli.transforms.registry import TransformCell
 from robustcli.transforms.registry import resolve as resolve_transforms
 
-_FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures")
+_FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels")
 _FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
 
 
@@ -34,7 +33,8 @@ _FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
 class Selection:
     """What was asked for, looked up but not loaded: no weights, no pixels."""
 
-    index: ImageIndex
+    task: Task[Any]
+    data: Data
     cells: dict[Cell, TransformCell]
     names: tuple[str, ...]
     device: torch.device
@@ -48,37 +48,29 @@ def select(config: EvalConfig, listener: Listener) -> Selection:
         UsageError: Something named does not exist or does not fit together.
     """
     cells = resolve_transforms(config.transforms, config.severities, config.plugins)
-    names = tuple(resolve(request.name).name for request in config.models)
+    entries = [resolve(request.name) for request in config.models]
+    names = tuple(entry.name for entry in entries)
     _check_distinct(names)
+    task = task_of(entries)
+    task.check(config)
     device = choose_device(config.device)
-    whole = open_index(
-        config.data,
-        model_label_space=_label_space(config),
-        label_space=config.label_space,
-        labels=config.labels,
-    )
-    index = take(whole, per_class=config.per_class, limit=config.limit, seed=config.seed)
-    if config.data is None:
-        kind = " (a demonstration set)" if index.demonstration else ""
-        listener.say(
-            f"No --data: using {index.name}{kind}, {len(index.images)} images, {index.location}."
-        )
-    run = config.directory(index.digest)
+    data = task.open(config, listener)
+    run = config.directory(data.record.digest)
     _check_folder(run)
     by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
-    return Selection(index, by_cell, names, device, run)
+    return Selection(task, data, by_cell, names, device, run)
 
 
-def load_models(config: EvalConfig, selection: Selection) -> dict[str, Classifier]:
-    """The classifiers by name, on their device."""
+def load_models(config: EvalConfig, selection: Selection) -> dict[str, Any]:
+    """The models by name, on their device."""
     loaded = [
-        load_classifier(request, seed=config.seed, offline=config.offline)
+        selection.task.load(request, seed=config.seed, offline=config.offline)
         for request in config.models
     ]
-    return {c.facts.name: c.to(selection.device, config.precision) for c in loaded}
+    return {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
 
 
-def open_run(config: EvalConfig, selection: Selection, models: dict[str, Classifier]) -> RunRecord:
+def open_run(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> RunRecord:
     """The record of the run, new or going on, written to its folder with status `running`.
 
     Raises:
@@ -87,8 +79,9 @@ def open_run(config: EvalConfig, selection: Selection, models: dict[str, Classif
     run, now = selection.run, datetime.now(UTC)
     if config.fresh and (run / FILE_NAME).is_file():
         _empty(run)
-    at_crop = config.apply_at == "crop"
+    task, data = selection.task, selection.data
     new = RunRecord(
+        task=task.name,
         command=config.command,
         status="running",
         created=now,
@@ -97,11 +90,13 @@ def open_run(config: EvalConfig, selection: Selection, models: dict[str, Classif
         apply_at=config.apply_at,
         precision=config.precision,
         block_size=max(BLOCK_SIZE, config.batch_size or 0),
-        dataset=dataset_record(selection.index),
-        models=[model_record(model, at_crop=at_crop) for model in models.values()],
+        dataset=data.record,
+        models=[task.model_record(model, config) for model in models.values()],
         transforms=[transform_record(cell) for cell in selection.cells.values()],
         versions=versions(),
         device=describe(selection.device),
+        grouping=data.grouping,
+        split=data.split,
     )
     if (run / FILE_NAME).is_file():
         new = joined(run, read_record(run), new)
@@ -128,28 +123,17 @@ def _empty(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def make_plan(record: RunRecord, selection: Selection, models: dict[str, Classifier]) -> Plan:
+def make_plan(record: RunRecord, selection: Selection, models: dict[str, Any]) -> Plan:
     """What this command is to compute: its own models and transforms, not the run's others."""
     views = {m.name: m.view for m in record.models}
     return Plan(
         Store(selection.run),
-        selection.index.images,
+        selection.data.items,
         tuple(selection.cells),
         tuple(models),
         tuple(sorted({views[name] for name in models})),
         record.block_size,
     )
-
-
-def _label_space(config: EvalConfig) -> str:
-    spaces = {resolve(request.name).label_space for request in config.models}
-    if config.label_space is None and len(spaces) > 1:
-        raise UsageError(
-            "The models do not tell the same classes apart.",
-            f"They are made for {' and '.join(sorted(spaces))}.",
-            "Evaluate them in separate runs.",
-        )
-    return config.label_space or spaces.pop()
 
 
 def _check_distinct(names: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from robustcli.core.errors import UsageError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "run.json"
+Split = Literal["all", "train", "val", "test"]
 
 
 class Record(BaseModel):
@@ -32,6 +33,18 @@ class PreprocessingRecord(Record):
     mode: Literal["center", "squash"] = "center"
 
 
+class MaskPreprocessingRecord(Record):
+    """How a segmenter sees an image: window in pixels, threshold on the foreground probability.
+
+    `overlap` is the share of the window that neighbours have in common in an image that is larger.
+    """
+
+    window: int
+    channels: Literal["rgb", "bgr"]
+    threshold: float
+    overlap: float
+
+
 class ModelRecord(Record):
     """One model of the run, under the name that rows and tables carry."""
 
@@ -45,7 +58,7 @@ class ModelRecord(Record):
     pretraining: str
     untrained: bool = False
     label_space: str
-    preprocessing: PreprocessingRecord
+    preprocessing: PreprocessingRecord | MaskPreprocessingRecord
     view: str
     scan_backend: str | None = None
 
@@ -76,9 +89,14 @@ class DatasetRecord(Record):
 
 
 class RunRecord(Record):
-    """All of `run.json`; `command` holds every command that worked on it, a line each."""
+    """All of `run.json`; `command` holds every command that worked on it, a line each.
+
+    `task`, `grouping` (what a group is: patient, photo, image) and `split` (the part of the data
+    that was evaluated) are written for segmenters only.
+    """
 
     schema_version: int = SCHEMA_VERSION
+    task: Literal["cls", "seg"] = "cls"
     command: str
     status: Literal["running", "complete", "partial", "failed"]
     created: datetime
@@ -92,11 +110,15 @@ class RunRecord(Record):
     transforms: list[TransformRecord]
     versions: dict[str, str]
     device: str
+    grouping: str | None = None
+    split: Split | None = None
 
 
 def write_record(run: Path, record: RunRecord) -> None:
     """Writes `RUN/run.json` durably."""
-    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+    # Older versions refuse keys that they do not know; what they can read stays as it was.
+    absent = {"task", "grouping", "split"} if record.task == "cls" else None
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2, exclude=absent) + "\n")
 
 
 def read_record(run: Path) -> RunRecord:

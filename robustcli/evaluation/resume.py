@@ -14,7 +14,8 @@ _OF_MODEL = {
     "builder": "--model",
     "weights_sha256": "--weights",
     "arguments": "--model-arg",
-    "preprocessing": "preprocessing (--resize, --crop, --interpolation, --mean, --std)",
+    "preprocessing": "preprocessing (of a segmenter: window, channels, threshold, overlap; else "
+    "--resize, --crop, --interpolation, --mean, --std)",
     "untrained": "--untrained",
 }
 
@@ -53,7 +54,7 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
         yield (
             f"Its list of images is another one: {old.dataset.images} of `{old.dataset.name}`"
             f"{_subset(old)}, now {new.dataset.images} of `{new.dataset.name}`{_subset(new)} "
-            "(`--data`, `--per-class`, `--limit`, `--seed`)."
+            "(`--data`, `--per-class`, `--limit`, `--split`, `--seed`)."
         )
     for field, flag in _OF_RUN.items():
         if getattr(old, field) != getattr(new, field):

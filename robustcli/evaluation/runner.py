@@ -6,24 +6,15 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+import pyarrow as pa
 
-from robustcli.adapters.classifier import Predictions
 from robustcli.core.errors import RobustError, RunError
-from robustcli.evaluation.forward import Forward
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.loader import Batch, Source, batch_stream
-from robustcli.evaluation.store import (
-    INPUT_SCHEMA,
-    PREDICTION_SCHEMA,
-    SKIPPED_SCHEMA,
-    Cell,
-    Store,
-    write_rows,
-)
-
-Row = dict[str, object]
+from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
+from robustcli.evaluation.task import Answering, Row
 
 
 @dataclass
@@ -42,14 +33,16 @@ class Runner:
     Args:
         store: Where rows go.
         source: The batches that are missing.
-        forwards: The models by name.
+        models: By name.
+        schema: The columns of their rows.
         listener: Who hears of the progress.
         most_unreadable: How many unreadable images are tolerated.
     """
 
     store: Store
     source: Source
-    forwards: Mapping[str, Forward]
+    models: Mapping[str, Answering]
+    schema: pa.Schema
     listener: Listener
     most_unreadable: int
     waiting_seconds: float = 0.0
@@ -79,10 +72,10 @@ class Runner:
             if len(unreadable) > self.most_unreadable:
                 raise _too_many(unreadable, self.most_unreadable)
 
-    def _take(self, batch: Batch) -> None:
+    def _take(self, batch: Batch[Any]) -> None:
         parts = self._parts[batch.block, batch.cell]
         parts[batch.first] = _Part(
-            {model: self._predict(model, batch) for model in batch.models},
+            {model: self._answer(model, batch) for model in batch.models},
             {view: _input_rows(batch, view) for view in batch.measures},
             [{"image_id": name, "reason": reason} for name, reason in batch.unreadable],
         )
@@ -91,14 +84,10 @@ class Runner:
             self._write(batch, [parts[place] for place in range(batch.of)])
             del self._parts[batch.block, batch.cell]
 
-    def _predict(self, model: str, batch: Batch) -> list[Row]:
-        if not batch.image_ids:
-            return []
-        views = batch.views[self.source.model_views[model]]
-        answers = self.forwards[model](views, torch.tensor(batch.targets))
-        return _prediction_rows(batch, answers)
+    def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:
+        return self.models[model].rows(batch) if batch.image_ids else []
 
-    def _write(self, batch: Batch, parts: list[_Part]) -> None:
+    def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
         """Unreadable images first: rows must never be there without the reason why some lack."""
         unreadable = [row for part in parts for row in part.unreadable]
         if unreadable:
@@ -109,27 +98,10 @@ class Runner:
         for model in batch.models:
             rows = [row for part in parts for row in part.predictions[model]]
             path = self.store.prediction_path(model, batch.cell, batch.block)
-            write_rows(path, rows, PREDICTION_SCHEMA)
+            write_rows(path, rows, self.schema)
 
 
-def _prediction_rows(batch: Batch, answers: Predictions) -> list[Row]:
-    return [
-        {
-            "image_id": image_id,
-            "target": target,
-            "prediction": int(top5[0]),
-            "top5": top5.tolist(),
-            "probability": float(probability),
-            "target_probability": float(of_target),
-        }
-        for image_id, target, top5, probability, of_target in zip(
-            batch.image_ids, batch.targets, answers.top5, answers.probability,
-            answers.target_probability, strict=True,
-        )
-    ]  # fmt: skip
-
-
-def _input_rows(batch: Batch, view: str) -> list[Row]:
+def _input_rows(batch: Batch[Any], view: str) -> list[Row]:
     return [
         {"image_id": name, "digest": m.digest, "psnr_db": m.psnr_db, "changed": m.changed}
         for name, m in zip(batch.image_ids, batch.measures[view], strict=True)

@@ -1,7 +1,9 @@
 """Durable rows: one Parquet file per (model, transform, severity) and block of images.
 
 A block file exists whole or not at all, so the files are the record of what is done:
-`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said,
+`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said
+(PREDICTION_SCHEMA of a classifier, MASK_SCHEMA of a segmenter: pixel counts at the image's own
+size; distances in pixels, null where the mask or the prediction is empty),
 `RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did.
 """
 
@@ -25,6 +27,15 @@ PREDICTION_SCHEMA = pa.schema(
         ("top5", pa.list_(pa.int32())),
         ("probability", pa.float32()),
         ("target_probability", pa.float32()),
+    ]
+)
+MASK_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("group", pa.string()),
+        *((count, pa.int64()) for count in ("tp", "fp", "fn", "tn")),
+        ("hd95", pa.float64()),
+        ("boundary_dice", pa.float64()),
     ]
 )
 INPUT_SCHEMA = pa.schema(
@@ -54,7 +65,9 @@ class Store:
 
     def prediction_path(self, model: str, cell: Cell, block: int) -> Path:
         """Where the predictions of `model` for `cell` and `block` are or will be."""
-        return self._cell_path(f"predictions/model={model}", cell) / _file_name(block)
+        return self._cell_path(f"predictions/model={model.replace('/', '-')}", cell) / _file_name(
+            block
+        )
 
     def input_path(self, view: str, cell: Cell, block: int) -> Path:
         """Where the measures of the transformed images of `cell` and `block` are or will be."""
@@ -67,6 +80,10 @@ class Store:
     def predictions(self, model: str, cell: Cell) -> pd.DataFrame:
         """The finished rows of one model and cell, in image order (columns: PREDICTION_SCHEMA)."""
         return _read(self.prediction_path(model, cell, 0).parent, PREDICTION_SCHEMA)
+
+    def masks(self, model: str, cell: Cell) -> pd.DataFrame:
+        """The finished rows of one segmenter and cell, in image order (columns: MASK_SCHEMA)."""
+        return _read(self.prediction_path(model, cell, 0).parent, MASK_SCHEMA)
 
     def inputs(self, view: str, cell: Cell) -> pd.DataFrame:
         """The finished image measures of one view and cell (columns: INPUT_SCHEMA)."""

@@ -82,6 +82,10 @@ def _architectures() -> Iterator[Architecture]:
         yield Architecture(name, "ulvm", "seg", "ulvm:build", name, _ALL)
     for name in ("umambabot", "umambabot_pp"):
         yield Architecture(name, "umambabot", "seg", "umambabot:build", name, _ALL)
+    for name in ("unet", "segformer"):
+        yield Architecture(name, name, "seg", f"{name}:build", name, _ALL)
+    for name in ("resnet18_seg", "resnet50_seg"):
+        yield Architecture(name, "resnet_seg", "seg", "resnet_seg:build", name, _ALL)
 
 
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in _architectures()}

@@ -30,7 +30,7 @@ def mamba_decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def everything_decays(name: str, parameter: nn.Parameter) -> bool:
-    """The rule of U-Mamba, VM-UNet and the UL-VM-UNet family."""
+    """The rule of the segmentation projects."""
     return True
 
 

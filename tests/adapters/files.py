@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.loading import Shapes, shapes_of
+from robustcli.adapters.loading import Shapes
 from robustcli.models.registry import architecture
 from robustcli.models.vmamba import VMamba, build
 
@@ -40,10 +40,13 @@ def meta_state(name: str) -> dict[str, Tensor]:
 
 
 def random_state(network: nn.Module) -> dict[str, Tensor]:
-    """Weights for `network` that no initialisation gives."""
+    """Weights for `network` that no initialisation gives; its counters as they are."""
     generator = torch.Generator().manual_seed(0)
-    shapes = shapes_of(network.state_dict())
-    return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    state: dict[str, Tensor] = network.state_dict()
+    return {
+        key: torch.randn(t.shape, generator=generator) if t.is_floating_point() else t
+        for key, t in state.items()
+    }
 
 
 def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:

@@ -21,6 +21,8 @@ OFFICIAL = {
     "umamba": "UMambaBot_2d", "umamba-enc": "UMambaEnc_2d", "vmunet": "vmunet",
     "ulvm": "ultralight_vm_unet", "umambabot": "umambabot", "umambabot_pp": "umambabot_pp",
     **{f"ulvm_v{i}": f"ul_vm_unet_v{i}" for i in range(1, 7)},
+    "unet": "unet", "segformer": "segformer",
+    "resnet18_seg": "resnet18", "resnet50_seg": "resnet50",
 }  # fmt: skip
 
 

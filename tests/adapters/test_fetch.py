@@ -113,3 +113,11 @@ def test_unknown_names_get_the_nearest(typed: str, meant: str) -> None:
     message = rf"No model or data set is called `{typed}`\.\nDid you mean .*`{meant}`"
     with pytest.raises(UsageError, match=message):
         fetch(typed, offline=True)
+
+
+@pytest.mark.parametrize("name", ["unet", "umamba-enc", "otsu"])
+def test_what_has_no_published_weights(name: str, attempts: list[object]) -> None:
+    message = rf"`{name}` has no published weights\.\nTrain it: `robust train seg --model {name}`"
+    with pytest.raises(UsageError, match=message):
+        fetch(name, offline=False)
+    assert attempts == []

@@ -16,6 +16,7 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.weights import hash_state
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
+from tests.adapters.runs import trained
 
 TIMM = "test_resnet.r160_in1k"  # timm's own smallest, 1000 classes
 UNTRAINED = ModelRequest("vmamba-pico", untrained=True)
@@ -206,3 +207,27 @@ def test_a_headless_timm_network() -> None:
     request = ModelRequest(TIMM, arguments={"num_classes": 0}, untrained=True)
     with pytest.raises(UsageError, match="tells 0 classes apart; `imagenet-1k` has 1000"):
         load_classifier(request)
+
+
+@pytest.mark.parametrize("name", ["unet", "otsu"])
+def test_a_segmenter_is_refused(name: str) -> None:
+    message = rf"`{name}` is a segmenter(.|\n)*are classifiers"
+    with pytest.raises(UsageError, match=message):
+        load_classifier(ModelRequest(name, untrained=True))
+
+
+def test_the_names_of_segmenters_and_of_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve("ULVM-v5") is CATALOGUE["ulvm_v5"]
+    trained(tmp_path / "ulvm_v5", "ulvm_v2")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("ulvm_v5") is CATALOGUE["ulvm_v5"]
+    run = resolve("./ulvm_v5")
+    assert (run.name, run.network, run.published) == ("ulvm_v5", "ulvm_v2", 0.8243)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UsageError, match="No model is called `photos`"):
+        resolve("photos")
+    (tmp_path / "photos" / "run.json").touch()
+    with pytest.raises(UsageError, match=r"`photos` is no finished training run"):
+        resolve("photos")

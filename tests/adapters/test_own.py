@@ -20,6 +20,9 @@ SMALL: dict[str, dict[str, object]] = {
     "vmunet": {"depths": (1, 1), "depths_decoder": (1, 1), "dim": 16},
     "ulvm_v4": {},
     "umambabot_pp": {"features": (8, 16)},
+    "unet": {"features": (4, 8)},
+    "segformer": {"depths": (1, 1, 1, 1)},
+    "resnet18_seg": {},
 }
 
 

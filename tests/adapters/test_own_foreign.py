@@ -78,7 +78,9 @@ FOREIGN = [
     ("umamba", "umamba-enc", "umamba-enc"), ("umamba-enc", "umamba", "umamba"),
     ("umamba", "umambabot", "umambabot"), ("umambabot", "umambabot_pp", "umambabot_pp"),
     ("ulvm_v5", "ulvm_v4", "ulvm_v4"), ("ulvm", "vim", "vim"), ("vim", "ulvm_v1", "ulvm_v1"),
-    ("vim-t-plus", "vim-t", "vim-t"),
+    ("vim-t-plus", "vim-t", "vim-t"), ("unet", "ulvm", "ulvm"), ("ulvm", "unet", "unet"),
+    ("resnet18_seg", "resnet50_seg", "resnet50_seg"), ("segformer", "umamba", "umamba"),
+    ("umambabot", "segformer", "segformer"),
 ]  # fmt: skip
 
 
@@ -114,6 +116,8 @@ def test_a_file_of_no_member_gets_its_familys_name_and_advice() -> None:
         ("ulvm", {}, r"replace `final`"),
         ("vmunet", {}, r"replace `vmunet\.final_conv`"),
         ("umamba", {"features": (4, 8), "strides": (1, 2)}, r"replace `decoder\.seg_layers`"),
+        ("unet", {"features": (4, 8)}, r"replace `conv`"),
+        ("resnet18_seg", {}, r"replace `decoder\.6`"),
     ],
 )
 def test_asking_for_other_classes_than_the_files_names_the_way_out(

@@ -44,6 +44,12 @@ def test_no_two_releases_share_a_file() -> None:
     assert len({local_path(entry) for entry in own}) == len(own) == 10
 
 
+def test_networks_without_published_weights_are_never_here() -> None:
+    segmenters = [entry for entry in CATALOGUE.values() if entry.task == "seg"]
+    assert segmenters
+    assert not any(is_here(entry) for entry in segmenters)
+
+
 def test_bundled_weights_lie_in_the_package() -> None:
     path = local_path(CATALOGUE["vmamba-pico"])
     assert path.parent.name == "assets"

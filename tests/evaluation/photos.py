@@ -8,9 +8,17 @@ import numpy as np
 from PIL import Image
 
 from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.data.index import ImageIndex
 from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.loader import ORIGINAL, Source
+from robustcli.evaluation.plan import Plan
+from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.views import ViewPreparation
+from robustcli.transforms.registry import resolve
 
 CLASSES = ("airplane", "cat", "dog", "ship")
+SMALL, LARGE = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
 PICO = ModelRequest("vmamba-pico", untrained=True)
 
 
@@ -30,3 +38,23 @@ def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalCo
     models = settings.pop("models", (PICO,))
     wanted = transforms or ("fliplr",)
     return EvalConfig(models, wanted, str(data), out, **settings)  # type: ignore[arg-type]
+
+
+def source(
+    index: ImageIndex,
+    run: Path,
+    *names: str,
+    batch_size: int = 5,
+    at_crop: bool = False,
+    seed: int = 0,
+    order: tuple[int, ...] = (0, 1),
+) -> Source:
+    """Batches of two views, in blocks of seven."""
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None)}
+    sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
+    measured = tuple(sizes) if at_crop else (ORIGINAL,)
+    plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)
+    model_views = {"small": SMALL.view, "large": LARGE.view}
+    return Source(
+        plan, ViewPreparation(cells, sizes, model_views, seed, at_crop), order, batch_size
+    )

@@ -14,8 +14,9 @@ class Small:
 
     def __init__(self, most: int, error: Exception) -> None:
         self.most, self.error, self.sizes = most, error, []
-        self.device = torch.device("cpu")
-        self.facts = type("Facts", (), {"name": "small"})
+
+    def forward(self) -> Forward[Predictions]:
+        return Forward("small", torch.device("cpu"), self.predict)
 
     def predict(self, views: torch.Tensor, targets: torch.Tensor) -> Predictions:
         self.sizes.append(len(views))
@@ -39,29 +40,30 @@ OUT_OF_MEMORY = (
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_the_batch_is_halved_until_it_fits_and_stays_in_order(error):
-    forward = Forward(Small(3, error))
+    small = Small(3, error)
+    forward = small.forward()
     answers = forward(VIEWS, TARGETS)
-    assert answers.top5[:, 0].tolist() == list(range(11))
-    assert answers.probability.tolist() == list(range(11))
-    assert forward.classifier.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
-    forward.classifier.sizes.clear()
+    assert [n for a in answers for n in a.top5[:, 0].tolist()] == list(range(11))
+    assert [n for a in answers for n in a.probability.tolist()] == list(range(11))
+    assert small.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    small.sizes.clear()
     forward(VIEWS, TARGETS)
-    assert max(forward.classifier.sizes) == 2, "the size that fits is remembered"
+    assert max(small.sizes) == 2, "the size that fits is remembered"
 
 
 def test_not_even_one_image_fits():
-    forward = Forward(Small(0, torch.OutOfMemoryError("CUDA out of memory")))
+    forward = Small(0, torch.OutOfMemoryError("CUDA out of memory")).forward()
     with pytest.raises(RunError, match="`small` does not fit into the memory of cpu"):
         forward(VIEWS, TARGETS)
 
 
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Forward(Small(0, RuntimeError("shapes differ")))(VIEWS, TARGETS)
+        Small(0, RuntimeError("shapes differ")).forward()(VIEWS, TARGETS)
 
 
 def test_cost_counts_images_and_seconds():
-    forward = Forward(Small(99, MemoryError()))
+    forward = Small(99, MemoryError()).forward()
     forward(VIEWS, TARGETS)
     forward(VIEWS, TARGETS)
     assert forward.cost.images == 22

@@ -1,20 +1,15 @@
 """The stream of batches: what it sends, and that no arrangement of the work changes a pixel."""
 
-import numpy as np
 import pytest
 
-from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError
 from robustcli.data.decode import decode
 from robustcli.data.open import open_index
-from robustcli.evaluation import loader
-from robustcli.evaluation.loader import Source, batch_stream
-from robustcli.evaluation.plan import Plan
-from robustcli.evaluation.store import Cell, Store
-from robustcli.transforms.registry import image_seed, resolve
-from tests.evaluation.photos import make_photos
-
-SMALL, LARGE = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
+from robustcli.evaluation import loader, views
+from robustcli.evaluation.loader import batch_stream
+from robustcli.evaluation.store import Cell
+from robustcli.transforms.registry import resolve
+from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +18,15 @@ def index(tmp_path_factory):
     return open_index(str(folder), model_label_space="cifar10")
 
 
-def source(index, run, *names, batch_size=5, at_crop=False, seed=0, order=(0, 1)):
-    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None)}
-    views = {SMALL.view: SMALL, LARGE.view: LARGE}
-    measured = tuple(views) if at_crop else (loader.ORIGINAL,)
-    plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)
-    model_views = {"small": SMALL.view, "large": LARGE.view}
-    return Source(plan, cells, views, model_views, order, batch_size, seed, at_crop)
-
-
 def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
     """Per transform and image: the digest, and the pixels of both views."""
     found = {}
     for batch in stream:
         for place, image_id in enumerate(batch.image_ids):
             measured = batch.measures[loader.ORIGINAL][place].digest
-            pixels = [batch.views[v][place].numpy().tobytes() for v in (SMALL.view, LARGE.view)]
+            pixels = [
+                batch.inputs.views[v][place].numpy().tobytes() for v in (SMALL.view, LARGE.view)
+            ]
             found[batch.cell.transform, image_id] = (measured, *pixels)
     return found
 
@@ -66,29 +54,9 @@ def test_another_seed_gives_other_pixels(index, tmp_path):
     assert all(first[key] == second[key] for key in first if key[0] == "identity")
 
 
-def test_what_is_sent_is_transform_then_resize(index, tmp_path):
-    batch = next(b for b in source(index, tmp_path, "affine") if b.cell.transform == "affine")
-    ref = index.images[0]
-    seed = image_seed(0, "affine", 0, ref.image_id)
-    affine = resolve(["affine"], None)[1].transform
-    expected = SMALL.apply(affine.apply(decode(ref), seed=seed, severity=0))
-    assert np.array_equal(batch.views[SMALL.view][0].numpy().transpose(1, 2, 0), expected)
-
-
-def test_at_crop_is_resize_then_transform_and_measures_each_view(index, tmp_path):
-    batches = list(source(index, tmp_path, "affine", at_crop=True))
-    batch = next(b for b in batches if b.cell.transform == "affine")
-    ref = index.images[0]
-    seed = image_seed(0, "affine", 0, ref.image_id)
-    affine = resolve(["affine"], None)[1].transform
-    expected = affine.apply(LARGE.apply(decode(ref)), seed=seed, severity=0)
-    assert np.array_equal(batch.views[LARGE.view][0].numpy().transpose(1, 2, 0), expected)
-    assert set(batch.measures) == {SMALL.view, LARGE.view}
-
-
 def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(loader, "decode", lambda ref: decoded.append(ref.image_id) or decode(ref))
+    monkeypatch.setattr(views, "decode", lambda ref: decoded.append(ref.image_id) or decode(ref))
     list(source(index, tmp_path, *NAMES))
     assert sorted(decoded) == [ref.image_id for ref in index.images]
 
@@ -99,7 +67,7 @@ def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
         path = stream.plan.store.prediction_path("large", cell, 0)
         path.parent.mkdir(parents=True)
         path.touch()
-    assert all(set(batch.views) == {SMALL.view} for batch in stream)
+    assert all(set(batch.inputs.views) == {SMALL.view} for batch in stream)
 
 
 def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
@@ -125,7 +93,7 @@ def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
     index = open_index(str(folder), model_label_space="cifar10")
     stream = source(index, tmp_path / "run", "identity", at_crop=True)
     cells = {Cell(c.transform.name, c.severity): c for c in resolve(["half"], None, [plugin])}
-    stream.transforms.update(cells)
+    stream.preparation.transforms.update(cells)
     object.__setattr__(stream.plan, "cells", tuple(cells))
     items = list(batch_stream(stream, 1, pin=False))
     assert isinstance(items[-1], RunError)

@@ -73,6 +73,8 @@ def strong(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return -3 + 0.5 * z
     if leaf in ("pos_embed", "cls_token"):
         return 0.5 * z
+    if leaf == "running_var":
+        return 0.5 + 0.05 * np.abs(z)
     return z / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.05 * z
 
 
@@ -81,6 +83,8 @@ def rule_a(key: str, shape: tuple[int, ...]) -> np.ndarray:
     z, leaf = noise(key, shape).astype(np.float32), key.rsplit(".", 1)[-1]
     if leaf in ("A_log", "A_b_log"):
         return np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + np.zeros_like(z)
+    if leaf == "running_var":
+        return np.abs(np.float32(0.05) * z) + np.float32(0.5)
     one = np.float32(1) if len(shape) == 1 and leaf == "weight" else np.float32(0)
     return one + np.float32(0.05) * z
 
@@ -89,6 +93,10 @@ def rule_b(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Rule B of the seed papers' models, in float32: the scan matters."""
     z, leaf = noise(key, shape).astype(np.float32), key.rsplit(".", 1)[-1]
     tenth = np.float32(0.1) * z
+    if leaf == "running_var":
+        return np.abs(z) * np.float32(0.05) + np.float32(0.5)
+    if leaf == "running_mean":
+        return np.float32(0.05) * z
     if leaf in ("A_log", "A_b_log"):
         return np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + tenth
     if leaf in ("D", "D_b", "skip_scale") or (len(shape) == 1 and leaf == "weight"):
@@ -102,7 +110,7 @@ def rule_b(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def fill(network: nn.Module, rule: Rule, names: Mapping[str, str] | None = None) -> nn.Module:
-    """`network` with every tensor set by `rule`, in eval mode.
+    """`network` with every float tensor set by `rule`, in eval mode; counters stay as they are.
 
     `names` maps a key of ours to the key that the rule is to be asked for.
     """
@@ -111,8 +119,9 @@ def fill(network: nn.Module, rule: Rule, names: Mapping[str, str] | None = None)
             np.asarray(rule((names or {}).get(key, key), tuple(tensor.shape)), np.float32)
         )
         for key, tensor in network.state_dict().items()
+        if tensor.is_floating_point()
     }
-    network.load_state_dict(state)
+    network.load_state_dict({**network.state_dict(), **state})
     return network.eval()
 
 

@@ -20,6 +20,20 @@ SMALL = {
     "ulvm_v3": ({}, 32),
     "ulvm_v4": ({"widths": (16, 32, 32, 64, 64, 64)}, 64),
     "umambabot_pp": ({"features": (8, 16)}, 16),
+    "unet": ({"features": (4, 8, 16)}, 16),
+    "segformer": (
+        {
+            "widths": (8, 16),
+            "depths": (1, 1),
+            "heads": (1, 2),
+            "patches": (7, 3),
+            "strides": (4, 2),
+            "reductions": (2, 1),
+            "decoder": 8,
+        },
+        32,
+    ),
+    "resnet18_seg": ({"output": 64}, 64),
 }
 
 

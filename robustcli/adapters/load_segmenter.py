@@ -1,0 +1,136 @@
+"""From a name, as a user types it, to a segmenter with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcli.adapters.classifier import Facts
+from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.foreground import native_window
+from robustcli.adapters.load import ModelRequest, names_run, resolve
+from robustcli.adapters.mask_preprocessing import MaskPreprocessing
+from robustcli.adapters.otsu import Otsu
+from robustcli.adapters.seg_builders import SEG_BUILDERS
+from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.training_run import Trained, read_trained
+from robustcli.adapters.weights import hash_state
+from robustcli.core.errors import UsageError
+from robustcli.core.seeds import identity_seed
+from robustcli.models.mamba import Mamba
+from robustcli.models.ss2d import SS2D
+
+
+def load_segmenter(request: ModelRequest, *, seed: int = 0, offline: bool = False) -> Segmenter:
+    """The segmenter that `request` names: float32, on the CPU, in eval mode.
+
+    What the user does not say of window, channels, threshold and arguments comes from the header of
+    the weights, where they have one.
+
+    Args:
+        request: What to load; its name may be the folder of a training run.
+        seed: Initialises an untrained network.
+        offline: Forbids every download; none is needed.
+
+    Raises:
+        UsageError: Unknown name, missing or foreign weights, or an argument that does not fit.
+    """
+    entry = resolve(request.name)
+    _check_task(entry)
+    trained = _trained(entry, request)
+    header = None if trained is None else trained.header
+    arguments = {**(header.arguments if header else {}), **request.arguments}
+    network = _network(entry, trained, arguments, seed)
+    preprocessing = _preprocessing(network, trained).changed(request.preprocessing)
+    return Segmenter(network, preprocessing, Facts(
+        name=entry.name,
+        family=entry.family,
+        builder=f"{entry.builder}:{entry.variant}",
+        arguments=arguments,
+        parameters=sum(p.numel() for p in network.parameters()),
+        weights=_origin(entry, trained, seed),
+        weights_sha256=hash_state(network.state_dict()),
+        pretraining=_pretraining(entry, trained),
+        untrained=trained is None and _learns(entry),
+        label_space=entry.label_space,
+        scans=any(isinstance(module, (Mamba, SS2D)) for module in network.modules()),
+    ), header)  # fmt: skip
+
+
+def _check_task(entry: ModelEntry) -> None:
+    if entry.task != "seg":
+        raise UsageError(
+            f"`{entry.name}` is a classifier.",
+            "It says what is in an image, not where.",
+            "`robust list models` shows which models are segmenters.",
+        )
+
+
+def _trained(entry: ModelEntry, request: ModelRequest) -> Trained | None:
+    """The weights that the request names; None where there are none to be read."""
+    if not _learns(entry):
+        _refuse_weights(entry, request)
+        return None
+    if request.untrained:
+        return None
+    if request.weights is not None:
+        return read_trained(request.weights, entry)
+    if names_run(request.name):
+        return read_trained(Path(request.name), entry)
+    raise UsageError(
+        f"`{entry.name}` has no published weights.",
+        "An untrained network finds nothing.",
+        f"Train it (`robust train seg --model {entry.name}`) and name the run's folder, or name "
+        "weights with `--weights FILE`; `--untrained` takes the network as initialised.",
+    )
+
+
+def _refuse_weights(entry: ModelEntry, request: ModelRequest) -> None:
+    if request.weights is not None:
+        raise UsageError(
+            f"`{entry.name}` has no weights.",
+            f"So it cannot have those of `{request.weights}`.",
+            "Leave out `--weights`.",
+        )
+
+
+def _network(
+    entry: ModelEntry, trained: Trained | None, arguments: Mapping[str, Any], seed: int
+) -> nn.Module:
+    builder = SEG_BUILDERS[entry.builder]
+    if trained is not None and builder.load is not None:
+        return builder.load(entry.variant, trained.state, str(trained.path), arguments).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
+        return builder.fresh(entry.variant, arguments).float()
+
+
+def _preprocessing(network: nn.Module, trained: Trained | None) -> MaskPreprocessing:
+    if isinstance(network, Otsu):
+        return MaskPreprocessing(window=0)
+    if trained is None or trained.header is None:
+        return MaskPreprocessing(native_window(network))
+    header = trained.header
+    return MaskPreprocessing(header.window, header.channels, header.threshold)
+
+
+def _learns(entry: ModelEntry) -> bool:
+    return SEG_BUILDERS[entry.builder].load is not None
+
+
+def _origin(entry: ModelEntry, trained: Trained | None, seed: int) -> str:
+    if trained is not None:
+        return str(trained.path)
+    return f"none: initialised with seed {seed}" if _learns(entry) else "none needed"
+
+
+def _pretraining(entry: ModelEntry, trained: Trained | None) -> str:
+    if trained is None:
+        return "none (untrained)" if _learns(entry) else entry.pretraining
+    if trained.header is None:
+        return "unknown (weights from a file)"
+    return f"trained here (protocol {trained.header.protocol})"

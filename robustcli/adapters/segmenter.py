@@ -1,0 +1,102 @@
+"""A segmenter ready to measure: uint8 images of any size in, foreground probabilities out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustcli.adapters.classifier import AUTOCAST, Facts, Precision
+from robustcli.adapters.foreground import is_probability, raw_output
+from robustcli.adapters.mask_preprocessing import MaskPreprocessing
+from robustcli.adapters.weights_header import WeightsHeader
+from robustcli.adapters.windows import covered, padded
+
+Pixels = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+WINDOWS = 4
+"""How many windows of a large image are computed at once, at least."""
+
+
+class Segmenter:
+    """A network on its device, with its preprocessing and precision.
+
+    Args:
+        network: In eval mode.
+        preprocessing: How images become its input.
+        facts: For the record.
+        header: Of its weights file, where that has one.
+    """
+
+    def __init__(
+        self, network: nn.Module, preprocessing: MaskPreprocessing, facts: Facts,
+        header: WeightsHeader | None = None,
+    ) -> None:  # fmt: skip
+        self.network, self.preprocessing, self.facts = network, preprocessing, facts
+        self.header = header
+        self.device, self.precision = torch.device("cpu"), "fp32"
+        self._probability = is_probability(network)
+
+    def to(self, device: torch.device, precision: Precision) -> Segmenter:
+        """This segmenter, moved."""
+        self.network.to(device)
+        self.device, self.precision = device, precision
+        return self
+
+    def masks(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:
+        """Of each image (H, W, 3), which pixels (H, W) are foreground."""
+        threshold = self.preprocessing.threshold
+        return [found >= threshold for found in self.probabilities(images)]
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[Pixels]) -> list[Probabilities]:
+        """Of each image (H, W, 3), RGB, the probability (H, W) that a pixel is foreground.
+
+        Images that are alike in size, or smaller than the window, go through the network together.
+        """
+        prepared = [padded(image, self.preprocessing.window) for image in images]
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, one in enumerate(prepared):
+            alike[one.image.shape].append(place)
+        found: dict[int, Probabilities] = {}
+        for places in alike.values():
+            batch = np.stack([prepared[place].image for place in places])
+            found |= zip(places, self._answers(torch.from_numpy(batch)), strict=True)
+        return [
+            _cut(found[place], image.shape[:2], (one.top, one.left))
+            for place, (image, one) in enumerate(zip(images, prepared, strict=True))
+        ]
+
+    def _answers(self, batch: Tensor) -> list[Probabilities]:
+        """For images (n, H, W, 3) of one size; large ones one after the other, to bound memory."""
+        images, window = batch.permute(0, 3, 1, 2), self.preprocessing.window
+        if window == 0 or tuple(images.shape[2:]) == (window, window):
+            return list(self._probabilities(images.to(self.device))[:, 0].cpu().numpy())
+        overlap, at_once = self.preprocessing.overlap, max(WINDOWS, len(images))
+        answers = (
+            covered(
+                image[None].float(), window, self._probabilities, overlap=overlap, batch=at_once,
+                device=self.device,
+            )
+            for image in images
+        )  # fmt: skip
+        return [answer[0, 0].numpy() for answer in answers]
+
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        """Float32 (n, 1, H, W) of values from 0 to 255, on the network's device."""
+        images = pixels.float() / 255
+        if self.preprocessing.channels == "bgr":
+            images = images.flip(1)
+        autocast = AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            scores = raw_output(self.network, images)
+        return scores.float() if self._probability else scores.float().sigmoid()
+
+
+def _cut(found: Probabilities, size: tuple[int, ...], corner: tuple[int, int]) -> Probabilities:
+    (height, width), (top, left) = size, corner
+    return np.ascontiguousarray(found[top : top + height, left : left + width])

@@ -1,0 +1,150 @@
+"""Any architecture of segmentation_models_pytorch, as `smp:Unet/resnet34`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustcli.adapters import timm_library
+from robustcli.adapters.entry import FOREGROUND, ModelEntry
+from robustcli.adapters.hub import hub, why_none
+from robustcli.adapters.loading import load_strictly
+from robustcli.core.errors import MachineError, UsageError, first_line
+from robustcli.core.names import find, nearest
+from robustcli.models.sizes import check_multiple
+
+PREFIX = "smp:"
+# Images have three channels, outputs are logits of `num_classes`, weights are not options.
+_OURS = ("in_channels", "classes", "activation", "aux_params", "encoder_name", "encoder_weights")
+_SOURCE = "https://github.com/qubvel-org/segmentation_models.pytorch"
+
+
+def entry(name: str) -> ModelEntry:
+    """The entry for `smp:ARCHITECTURE/ENCODER`, in any spelling.
+
+    Raises:
+        UsageError: The library has no such architecture or encoder.
+        MachineError: The library is not installed.
+    """
+    library = _library()
+    architecture, slash, encoder = name[len(PREFIX) :].partition("/")
+    if not slash or not encoder:
+        raise UsageError(
+            f"`{name}` names no encoder.",
+            "",
+            "Write `smp:ARCHITECTURE/ENCODER`: `smp:Unet/resnet34`.",
+        )
+    known = {cls.__name__ for cls in library.MODEL_ARCHITECTURES_MAPPING.values()}
+    listing = f"{_SOURCE}#architectures"
+    found = find(architecture, sorted(known), kind="architecture of smp", listing=listing)
+    variant = f"{found}/{_encoder(encoder, library)}"
+    return ModelEntry(
+        PREFIX + variant, "smp", "smp", variant, 0, None,
+        "no published weights; training starts from an encoder that saw ImageNet-1K", "MIT",
+        _SOURCE, label_space=FOREGROUND, task="seg",
+    )  # fmt: skip
+
+
+def _encoder(name: str, library: Any) -> str:
+    if name.startswith("tu-"):
+        if not timm_library.known(name[3:]):
+            close = nearest(name[3:], timm_library.suggestions(name[3:]))
+            raise UsageError(
+                f"timm has no encoder `{name[3:]}`.",
+                f"Did you mean {' or '.join(f'`tu-{c}`' for c in close)}?" if close else "",
+            )
+        return name
+    # The library warns of its own names that begin so: `tu-` are the same networks from timm.
+    known = [one for one in library.encoders.get_encoder_names() if not one.startswith("timm-")]
+    return find(name, known, kind="encoder of smp", listing=f"{_SOURCE}#encoders")
+
+
+def create(
+    variant: str, arguments: Mapping[str, Any], *, pretrained: bool = False, offline: bool = False
+) -> nn.Module:
+    """The network `variant` (`Unet/resnet34`), in eval mode, with logits of one class out.
+
+    Args:
+        variant: Architecture and encoder as the library spells them.
+        arguments: For the library's constructor, and `num_classes`.
+        pretrained: Whether the encoder has its ImageNet weights.
+        offline: Forbids downloading them.
+
+    Raises:
+        UsageError: An argument does not fit, or no weights came.
+    """
+    architecture, encoder = variant.split("/", 1)
+    _check_arguments(variant, arguments)
+    options = dict(arguments)
+    classes = options.pop("num_classes", 1)
+    timms = encoder.startswith("tu-")
+    imagenet: Any = (True if timms else "imagenet") if pretrained else None
+    if pretrained and offline and timms:
+        timm_library.check_offline(encoder[3:])
+    try:
+        with hub(offline=offline or not pretrained):
+            network: nn.Module = _library().create_model(
+                architecture, encoder, imagenet, classes=classes, **options
+            )
+    except OSError as error:  # the hub's own errors among them
+        raise UsageError(
+            f"The ImageNet weights of `{encoder}` could not be downloaded.",
+            f"The reason: {why_none(error, offline=offline)}.",
+        ) from error
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
+        raise UsageError(
+            f"`smp:{variant}` cannot be built.", f"The library says: {first_line(error)}",
+            "Check the name and `--model-arg`.",
+        ) from error  # fmt: skip
+    network.num_classes = classes
+    network.register_forward_pre_hook(partial(_check_size, variant))
+    return network.eval()
+
+
+def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
+    """Raises UsageError where the library would ignore an argument or mean another output."""
+    made = _library().MODEL_ARCHITECTURES_MAPPING[variant.split("/")[0].lower()].__init__
+    named = [name for name in signature(made).parameters if name not in ("self", "kwargs", *_OURS)]
+    for name in arguments:
+        if name not in (*named, "num_classes"):
+            raise UsageError(
+                f"`smp:{variant}` takes no `{name}=...`.",
+                "",
+                f"It takes {', '.join((*named, 'num_classes'))}.",
+            )
+
+
+def load(
+    variant: str, state: Mapping[str, Tensor], origin: str, arguments: Mapping[str, Any]
+) -> nn.Module:
+    """The network `variant` with the weights `state`, in eval mode.
+
+    Raises:
+        UsageError: The weights are of another network.
+    """
+    network = create(variant, arguments)
+    load_strictly(network, state, model=f"smp:{variant}", origin=origin, advice=None)
+    return network
+
+
+def _check_size(variant: str, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if getattr(network, "requires_divisible_input_shape", False):
+        encoder: Any = network.get_submodule("encoder")
+        step = int(encoder.output_stride)
+        check_multiple(inputs[0], (step, step), model=f"smp:{variant}")
+
+
+def _library() -> Any:
+    try:
+        import segmentation_models_pytorch as library
+    except ImportError as error:
+        raise MachineError(
+            "Names that begin with `smp:` need segmentation-models-pytorch.",
+            "It is not installed.",
+            "Install it: `pip install 'robustcli[smp]'`.",
+        ) from error
+    return library

@@ -1,0 +1,87 @@
+"""The folder of a training run as a model: its weights, and what their header says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.weights_header import WeightsHeader, read_header
+from robustcli.core.errors import UsageError
+from robustcli.core.names import canonical
+
+WEIGHTS = "weights.safetensors"
+_RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights with their file and, where they have one, their header."""
+
+    path: Path
+    state: dict[str, Tensor]
+    header: WeightsHeader | None
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the folder of a run, finished or not."""
+    return (path / WEIGHTS).is_file() or (path / _RECORD).is_file()
+
+
+def weights_in(path: Path) -> Path:
+    """The weights file `path`, or the one in the training run `path`.
+
+    Raises:
+        UsageError: The folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / WEIGHTS).is_file():
+        raise UsageError(
+            f"`{path}` is no finished training run.",
+            f"It holds no `{WEIGHTS}`.",
+            "Repeat the command that trains it: it goes on where it stopped.",
+        )
+    return path / WEIGHTS
+
+
+def read_trained(path: Path, entry: ModelEntry) -> Trained:
+    """The weights in `path`, a file or the folder of a training run, for the model `entry`.
+
+    Raises:
+        UsageError: The file is missing or damaged, or says that it is of another model.
+    """
+    file = weights_in(path)
+    header = read_header(file)
+    if header is not None and canonical(header.model) != canonical(entry.network):
+        raise UsageError(
+            f"`{file}` does not hold the weights of `{entry.network}`.",
+            f"Its header says that it is of `{header.model}`.",
+            f"Use that name, or the folder of the run: `--model {path}`.",
+        )
+    return Trained(file, read_weights(file), header)
+
+
+def header_of(run: Path) -> WeightsHeader:
+    """What the weights in the training run `run` say of themselves.
+
+    Raises:
+        UsageError: There are none, or they say nothing.
+    """
+    file = weights_in(run)
+    header = read_header(file)
+    if header is None:
+        raise UsageError(
+            f"`{file}` does not say which network it is of.",
+            "It has no header of this program.",
+            f"Name the network as well: `--model NAME --weights {file}`.",
+        )
+    return header
+
+
+def entry_of_run(run: Path, network: ModelEntry) -> ModelEntry:
+    """The entry of what the training run `run` made of `network`: its name is the folder's."""
+    return replace(network, name=run.resolve().name)

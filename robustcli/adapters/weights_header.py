@@ -1,0 +1,88 @@
+"""`weights.safetensors` of a training run: the weights, and in its header how to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robustcli.core.atomic import replacing
+from robustcli.core.errors import UsageError
+
+KEY = "robust"
+"""Of the safetensors metadata, which maps strings to strings."""
+
+
+class WeightsHeader(BaseModel):
+    """What the weights are of and what they expect.
+
+    Args:
+        schema_version: Of this header.
+        model: Name of the network.
+        arguments: For its builder.
+        window: Side in pixels of what the network saw in training.
+        channels: Order of the input's channels.
+        threshold: Probability from which a pixel is foreground.
+        protocol: How it was trained.
+        trained_on: Digest of the data set that it was trained on (`PairIndex.digest`).
+        images_sha256: SHA-256 over the ids of the images in the training part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    model: str
+    arguments: dict[str, Any] = {}
+    window: int
+    channels: Literal["rgb", "bgr"]
+    threshold: float
+    protocol: Literal["patient", "paper"]
+    trained_on: str
+    images_sha256: str
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], header: WeightsHeader) -> None:
+    """Writes `state` with `header` to `path`, durably.
+
+    Raises:
+        RunError: The file system refused.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with replacing(path) as beside:
+        try:
+            save_file(tensors, beside, metadata={KEY: header.model_dump_json()})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # how safetensors tells of a full disk
+
+
+def read_header(path: Path) -> WeightsHeader | None:
+    """The header of the weights file `path`; None where the file has none.
+
+    Raises:
+        UsageError: The header is not one that this version writes.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError):
+        return None  # damaged: reading the weights says so
+    if said is None:
+        return None
+    try:
+        return WeightsHeader.model_validate(json.loads(said))
+    except (ValidationError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        told = f"{first['msg']} at {'.'.join(map(str, first['loc']))}" if first else str(error)
+        raise UsageError(
+            f"The header of `{path}` cannot be read.",
+            f"It says: {told}.",
+            "Use the version of this program that wrote it, or train again.",
+        ) from error

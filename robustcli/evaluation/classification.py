@@ -1,0 +1,111 @@
+"""Classifiers: one class an image, top-1 and top-5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.load import ModelRequest, load_classifier, resolve
+from robustcli.core.errors import UsageError
+from robustcli.data.decode import decode
+from robustcli.data.open import open_index
+from robustcli.data.subset import take
+from robustcli.evaluation.class_rows import ClassRows
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.describe import dataset_record, model_record
+from robustcli.evaluation.listener import Listener
+from robustcli.evaluation.record import ModelRecord
+from robustcli.evaluation.samples import Sample, first_readable
+from robustcli.evaluation.store import PREDICTION_SCHEMA, Cell
+from robustcli.evaluation.task import Data, Task
+from robustcli.evaluation.views import ViewPreparation
+from robustcli.transforms.registry import TransformCell
+
+
+class Classification(Task[Classifier]):
+    """Which class an image shows."""
+
+    name: ClassVar[Literal["cls", "seg"]] = "cls"
+    schema: ClassVar[pa.Schema] = PREDICTION_SCHEMA
+    batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 128, "mps": 64, "cpu": 32}
+
+    def check(self, config: EvalConfig) -> None:
+        """See `Task.check`."""
+        if config.split != "auto":
+            raise UsageError(
+                f"`--split {config.split}` does not go with classifiers.",
+                "Their data has no parts: all images of `--data` are used.",
+                "Name the folder of the part with `--data`.",
+            )
+
+    def open(self, config: EvalConfig, listener: Listener) -> Data:
+        """See `Task.open`; the models must tell the same classes apart."""
+        whole = open_index(
+            config.data,
+            model_label_space=_label_space(config),
+            label_space=config.label_space,
+            labels=config.labels,
+        )
+        index = take(whole, per_class=config.per_class, limit=config.limit, seed=config.seed)
+        if config.data is None:
+            kind = " (a demonstration set)" if index.demonstration else ""
+            listener.say(
+                f"No --data: using {index.name}{kind}, {len(index.images)} images, "
+                f"{index.location}."
+            )
+        return Data(index.images, dataset_record(index))
+
+    def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
+        """See `Task.load`."""
+        return load_classifier(request, seed=seed, offline=offline)
+
+    def trial_model(self, request: ModelRequest) -> Classifier:
+        """A freshly initialised network: it costs what the trained one costs."""
+        return load_classifier(replace(request, weights=None, untrained=True))
+
+    def model_record(self, model: Classifier, config: EvalConfig) -> ModelRecord:
+        """See `Task.model_record`."""
+        return model_record(model, at_crop=config.apply_at == "crop")
+
+    def preparation(
+        self,
+        models: Mapping[str, Classifier],
+        cells: Mapping[Cell, TransformCell],
+        config: EvalConfig,
+    ) -> ViewPreparation:
+        """See `Task.preparation`."""
+        return ViewPreparation(
+            cells,
+            {model.preprocessing.view: model.preprocessing for model in models.values()},
+            {name: model.preprocessing.view for name, model in models.items()},
+            config.seed,
+            config.apply_at == "crop",
+        )
+
+    def answering(self, model: Classifier) -> ClassRows:
+        """See `Task.answering`."""
+        return ClassRows(model)
+
+    def sample(
+        self, data: Data, models: Mapping[str, Classifier], config: EvalConfig
+    ) -> Sample | None:
+        """The first readable photo, or the first model's crop of it."""
+        found = first_readable(data.items, decode)
+        if found is None or config.apply_at == "original":
+            return found
+        return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
+
+
+def _label_space(config: EvalConfig) -> str:
+    spaces = {resolve(request.name).label_space for request in config.models}
+    if config.label_space is None and len(spaces) > 1:
+        raise UsageError(
+            "The models do not tell the same classes apart.",
+            f"They are made for {' and '.join(sorted(spaces))}.",
+            "Evaluate them in separate runs.",
+        )
+    return config.label_space or spaces.pop()

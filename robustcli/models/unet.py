@@ -1,0 +1,85 @@
+"""The tumour paper's U-Net: four halvings, batch norm, transposed convolutions, logits out.
+
+Source: Ronneberger et al., "U-Net" (arXiv 1505.04597), as "Mamba-Based Tumor Segmentation" (Crews
+and Whalen, 2024; `mamba-tumor-seg`) builds it; written anew from the published facts, with its
+parameter names. Unlike the original, convolutions are padded: the output has the input's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.models.options import changed
+from robustcli.models.sizes import check_multiple
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Channels of the levels, the bottleneck's last; each level has half the side of the last."""
+
+    features: tuple[int, ...] = (32, 64, 128, 256, 512)
+    in_channels: int = 3
+    num_classes: int = 1
+
+
+class UNet(nn.Module):
+    """The segmenter: images (B, 3, H, W) to logits (B, classes, H, W)."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        self.levels = len(config.features) - 1
+        widths = config.features
+        pairs = list(pairwise((config.in_channels, *widths)))
+        for i, pair in enumerate(pairs[:-1], 1):
+            self.add_module(f"encoder{i}", _double(*pair))
+        self.bottleneck = _double(*pairs[-1])
+        for i in range(self.levels, 0, -1):
+            wide, narrow = widths[i], widths[i - 1]
+            self.add_module(f"upconv{i}", nn.ConvTranspose2d(wide, narrow, 2, 2))
+            self.add_module(f"decoder{i}", _double(2 * narrow, narrow))
+        self.conv = nn.Conv2d(widths[0], config.num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes, H, W).
+
+        Raises:
+            UsageError: Height or width is no multiple of the network's reduction.
+        """
+        step = 2**self.levels
+        check_multiple(x, (step, step), model="unet")
+        skips = []
+        for i in range(1, self.levels + 1):
+            skips.append(self.get_submodule(f"encoder{i}")(x))
+            x = F.max_pool2d(skips[-1], 2)
+        x = self.bottleneck(x)
+        for i in range(self.levels, 0, -1):
+            larger = self.get_submodule(f"upconv{i}")(x)
+            x = self.get_submodule(f"decoder{i}")(torch.cat((larger, skips[i - 1]), 1))
+        logits: Tensor = self.conv(x)
+        return logits
+
+
+def _double(c_in: int, c_out: int) -> nn.Sequential:
+    """Two convolutions of three pixels, each with its norm and activation."""
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
+        nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
+    )  # fmt: skip
+
+
+VARIANTS: dict[str, UNetConfig] = {"unet": UNetConfig()}
+
+
+def build(variant: str, **changes: object) -> UNet:
+    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    return UNet(changed(VARIANTS[variant], changes, model=variant))

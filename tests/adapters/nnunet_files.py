@@ -1,0 +1,76 @@
+"""A small U-Mamba and a results folder of nnU-Net with it, as U-Mamba's trainer leaves one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustcli.adapters import own
+from robustcli.adapters.nnunet_keys import upstream_state
+from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.adapters.nnunet_planner import make_plan
+from robustcli.models.umamba import UMamba
+
+PLAN = make_plan((32, 32), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
+
+
+def network(model: str = "umamba", plan: NnUNetPlan = PLAN, seed: int = 0) -> UMamba:
+    """The network of `plan`, with any weights."""
+    torch.manual_seed(seed)
+    made = own.create(
+        model,
+        {
+            **plan.options,
+            "in_channels": len(plan.channel_names),
+            "num_classes": len(plan.labels),
+        },
+    )
+    assert isinstance(made, UMamba)
+    return made
+
+
+def checkpoint(made: UMamba, plan: NnUNetPlan = PLAN, **changes: Any) -> dict[str, Any]:
+    """What `nnUNetTrainer.save_checkpoint` would save, NumPy numbers and all."""
+    bottleneck = made.config.mamba == "bottleneck"
+    return {
+        "network_weights": upstream_state(made),
+        "optimizer_state": torch.optim.SGD(made.parameters(), 1e-2, 0.99).state_dict(),
+        "grad_scaler_state": None,
+        "logging": {
+            "mean_fg_dice": [np.float64(0.5)],
+            "ema_fg_dice": [np.float64(0.5)],
+            "dice_per_class_or_region": [[np.float32(0.5)]],
+            "train_losses": [np.float32(-0.1)],
+            "epoch_end_timestamps": [1.5],
+        },
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 24,
+        "init_args": {
+            "plans": dict(plan.plans),
+            "configuration": "2d",
+            "fold": 3,
+            "dataset_json": dict(plan.dataset),
+            "unpack_dataset": True,
+            "device": torch.device("cuda"),
+        },
+        "trainer_name": "nnUNetTrainerUMambaBot" if bottleneck else "nnUNetTrainerUMambaEncNoAMP",
+        "inference_allowed_mirroring_axes": (0, 1),
+        **changes,
+    }
+
+
+def results(
+    folder: Path, content: Any, *, plan: NnUNetPlan = PLAN, fold: str = "3",
+    name: str = "checkpoint_final.pth",
+) -> Path:  # fmt: skip
+    """The trainer's folder in `folder`, with `content` as the checkpoint of a fold."""
+    top = folder / "Dataset001_X" / "nnUNetTrainerUMambaBot__nnUNetPlans__2d"
+    (top / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
+    torch.save(content, top / f"fold_{fold}" / name)
+    (top / "plans.json").write_text(json.dumps(plan.plans))
+    (top / "dataset.json").write_text(json.dumps(plan.dataset))
+    return top

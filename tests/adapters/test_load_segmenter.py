@@ -1,0 +1,184 @@
+"""From a name as users type it to a segmenter with weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustcli.adapters.create import create_model
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.mask_preprocessing import MaskPreprocessing
+from robustcli.adapters.own import create
+from robustcli.adapters.weights import hash_state
+from robustcli.core.errors import UsageError
+from tests.adapters.files import assert_holds, random_state
+from tests.adapters.runs import header, trained
+
+REAL = Path(__file__).parents[3] / "shared/data/weights/ultralight_vmunet_DIP_epoch68.pth"
+ARGUMENTS = {"features": [4, 8]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return trained(tmp_path / "train-unet-1a2b", "unet", **ARGUMENTS)
+
+
+def test_a_run_is_a_model(run: Path) -> None:
+    one = load_segmenter(ModelRequest(str(run)))
+    assert one.preprocessing == MaskPreprocessing(64, "bgr", 0.6224593)
+    assert one.header == header("unet", arguments=ARGUMENTS)
+    facts = one.facts
+    assert (facts.name, facts.family, facts.builder) == ("train-unet-1a2b", "unet", "zoo:unet")
+    assert facts.arguments == ARGUMENTS
+    assert facts.weights == str(run / "weights.safetensors")
+    assert facts.weights_sha256 == hash_state(one.network.state_dict())
+    assert facts.pretraining == "trained here (protocol paper)"
+    assert (facts.untrained, facts.label_space, facts.scans) == (False, "foreground", False)
+    assert facts.parameters == sum(p.numel() for p in create("unet", ARGUMENTS).parameters())
+    assert not one.network.training
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_name_with_the_run_as_weights(run: Path, kind: str) -> None:
+    weights = run if kind == "folder" else run / "weights.safetensors"
+    one = load_segmenter(ModelRequest("UNet", weights=weights))
+    assert one.facts.name == "unet"
+    same = load_segmenter(ModelRequest(str(run)))
+    assert one.preprocessing == same.preprocessing
+    assert_holds(one.network, dict(same.network.state_dict()))
+
+
+def test_what_the_user_says_goes_before_the_header(run: Path) -> None:
+    changes = {"threshold": 0.3, "channels": "rgb"}
+    one = load_segmenter(ModelRequest(str(run), preprocessing=changes))
+    assert one.preprocessing == MaskPreprocessing(64, "rgb", 0.3)
+    with pytest.raises(UsageError, match="fits none of them as published: give the options"):
+        load_segmenter(ModelRequest(str(run), arguments={"features": [4, 16]}))
+
+
+def test_a_name_goes_before_a_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run.rename(run.with_name("unet"))
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(UsageError, match="`unet` has no published weights"):
+        load_segmenter(ModelRequest("unet"))
+    assert load_segmenter(ModelRequest("./unet")).facts.weights == "unet/weights.safetensors"
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data")
+def test_a_real_checkpoint() -> None:
+    one = load_segmenter(ModelRequest("ulvm", weights=REAL))
+    assert one.preprocessing == MaskPreprocessing(256)
+    assert (one.facts.parameters, one.header) == (49_457, None)
+    assert one.facts.pretraining == "unknown (weights from a file)"
+    assert one.facts.scans
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    (found,) = one.probabilities([image])
+    x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = create_model("ulvm", weights=REAL)(x)
+    np.testing.assert_allclose(found, expected[0, 0].numpy(), atol=1e-4)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data")
+def test_a_real_checkpoint_of_another_variant_says_which_it_is() -> None:
+    message = r"does not hold the weights of `ulvm_v5`(.|\n)*weights of `ulvm`: use that name"
+    with pytest.raises(UsageError, match=message):
+        load_segmenter(ModelRequest("ulvm_v5", weights=REAL))
+
+
+@pytest.mark.parametrize(
+    ("named", "really"),
+    [("unet", "segformer"), ("resnet18_seg", "resnet50_seg"), ("ulvm_v5", "ulvm_v6"),
+     ("segformer", "unet"), ("umambabot", "resnet18_seg")],
+)  # fmt: skip
+def test_a_file_of_another_network_says_which_it_is(
+    tmp_path: Path, named: str, really: str
+) -> None:
+    save_file(create(really, {}).state_dict(), tmp_path / "w.safetensors")
+    message = rf"does not hold the weights of `{named}`(.|\n)*weights of `{really}`: use that name"
+    with pytest.raises(UsageError, match=message):
+        load_segmenter(ModelRequest(named, weights=tmp_path / "w.safetensors"))
+
+
+def test_a_run_of_another_network_says_which_it_is(run: Path) -> None:
+    with pytest.raises(UsageError, match="Its header says that it is of `unet`"):
+        load_segmenter(ModelRequest("ulvm", weights=run))
+
+
+def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
+    """Of a transposed convolution too, whose weight begins with the inputs."""
+    save_file(create("resnet18_seg", {"num_classes": 3}).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match=r"with 3 classes: set `num_classes=3`"):
+        load_segmenter(ModelRequest("resnet18_seg", weights=tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["unet", "smp:Unet/resnet18"])
+def test_nothing_is_predicted_without_weights(name: str) -> None:
+    if name.startswith("smp:"):
+        pytest.importorskip("segmentation_models_pytorch")
+    message = (
+        rf"`{name}` has no published weights(.|\n)*`robust train seg --model {name}`(.|\n)*--un"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_segmenter(ModelRequest(name))
+
+
+def test_an_untrained_network_is_decided_by_the_seed_alone() -> None:
+    request = ModelRequest("ulvm_v2", untrained=True)
+    first = load_segmenter(request, seed=1)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = load_segmenter(request, seed=1)
+    assert again.facts.weights_sha256 == first.facts.weights_sha256
+    assert torch.equal(torch.get_rng_state(), state)
+    assert load_segmenter(request, seed=2).facts.weights_sha256 != first.facts.weights_sha256
+    assert (first.facts.untrained, first.facts.pretraining) == (True, "none (untrained)")
+    assert first.facts.weights == "none: initialised with seed 1"
+
+
+def test_each_network_gets_its_own_window() -> None:
+    arguments = {"patch_size": 64, "features": (4, 8, 16), "strides": (1, 2, 2)}
+    request = ModelRequest("umamba-enc", arguments=arguments, untrained=True)
+    assert load_segmenter(request).preprocessing.window == 64
+    assert load_segmenter(ModelRequest("segformer", untrained=True)).preprocessing.window == 224
+
+
+def test_the_baseline_needs_nothing() -> None:
+    one = load_segmenter(ModelRequest("Otsu"))
+    assert (one.facts.name, one.facts.parameters, one.preprocessing.window) == ("otsu", 0, 0)
+    assert not one.facts.untrained
+    assert one.facts.weights == "none needed"
+    image = np.zeros((3, 200, 3), np.uint8)
+    image[:, :5] = 99
+    (found,) = one.masks([image])
+    np.testing.assert_array_equal(found, image[..., 0] == 99)
+
+
+def test_the_baseline_takes_no_weights(run: Path) -> None:
+    with pytest.raises(UsageError, match=r"`otsu` has no weights(.|\n)*Leave out `--weights`"):
+        load_segmenter(ModelRequest("otsu", weights=run))
+
+
+def test_a_classifier_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"`vmamba-pico` is a classifier(.|\n)*which models are seg"
+    ):
+        load_segmenter(ModelRequest("vmamba-pico"))
+
+
+def test_a_segmenter_with_several_independent_outputs_is_refused() -> None:
+    request = ModelRequest("ulvm", arguments={"num_classes": 2}, untrained=True)
+    with pytest.raises(UsageError, match="none of them is the foreground"):
+        load_segmenter(request)
+
+
+def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
+    state = {k: t.half() for k, t in random_state(create("ulvm", {})).items()}
+    save_file(state, tmp_path / "w.safetensors")
+    one = load_segmenter(ModelRequest("ulvm", weights=tmp_path / "w.safetensors"))
+    assert {p.dtype for p in one.network.parameters()} == {torch.float32}

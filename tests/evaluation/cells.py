@@ -1,0 +1,53 @@
+"""A small set of images with masks, and the settings to measure segmenters on it fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.data.open_pairs import open_pairs
+from robustcli.data.pairs import PairIndex
+from robustcli.evaluation.config import EvalConfig
+
+OTSU = ModelRequest("otsu")
+PATIENTS = ("ann", "bea", "cy")
+
+
+def make_pairs(folder: Path, per_patient: int = 3, side: int = 40) -> Path:
+    """A manifest of dark images with one bright square each; the last of each patient is empty.
+
+    The images of a patient are `side`, `side` + 6, ... pixels wide, and all are `side` high.
+    """
+    lines = ["image,mask,group"]
+    for number, patient in enumerate(PATIENTS):
+        for place in range(per_patient):
+            generator = np.random.default_rng((number, place))
+            pixels = generator.integers(0, 90, (side, side + 6 * place, 3), np.uint8)
+            mask = np.zeros(pixels.shape[:2], np.uint8)
+            if place < per_patient - 1:
+                mask[8 : 20 + number, 10:22] = 255
+                pixels[9 : 20 + number, 10:24] += 120
+            name = f"{patient}-{place}.png"
+            for kind, content in (("images", pixels), ("masks", mask)):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(folder / kind / name)
+            lines.append(f"images/{name},masks/{name},{patient}")
+    manifest = folder / "pairs.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+def pairs_in(folder: Path) -> PairIndex:
+    """The index of `make_pairs(folder)`."""
+    return open_pairs(str(make_pairs(folder)))
+
+
+def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalConfig:
+    """A quick evaluation of Otsu's threshold in this process."""
+    settings: dict[str, object] = {"workers": 0, "device": "cpu", "batch_size": 4} | changes
+    models = settings.pop("models", (OTSU,))
+    wanted = transforms or ("fliplr",)
+    return EvalConfig(models, wanted, str(data), out, **settings)  # type: ignore[arg-type]

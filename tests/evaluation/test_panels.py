@@ -1,0 +1,101 @@
+"""Which cases are shown, and that the pictures are those cases."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.data.masks import decode_pair
+from robustcli.evaluation import panels
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.panel_record import read_panels
+from robustcli.evaluation.panels import choose_panels, draw_panels
+from tests.evaluation.cells import OTSU, config, make_pairs, pairs_in
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def rows(*dices: float, groups: str | None = None) -> pd.DataFrame:
+    """One image a dice, of 100 true pixels; all found pixels are right."""
+    tp = [round(100 * dice / (2 - dice)) for dice in dices]
+    return pd.DataFrame(
+        {
+            "image_id": [f"{n:02}.png" for n in range(len(dices))],
+            "group": list(groups or [f"g{n}" for n in range(len(dices))]),
+            "tp": tp,
+            "fp": 0,
+            "fn": [100 - found for found in tp],
+        }
+    )
+
+
+def test_the_two_best_median_and_worst_are_shown_best_first():
+    chosen = choose_panels("m", rows(0.1, 0.9, 0.5, 0.2, 0.8, 0.6, 0.4, 0.7, 0.3))
+    assert [(p.rank, p.number, p.image_id) for p in chosen] == [
+        ("best", 1, "01.png"), ("best", 2, "04.png"), ("median", 2, "05.png"),
+        ("median", 1, "02.png"), ("worst", 2, "03.png"), ("worst", 1, "00.png"),
+    ]  # fmt: skip
+    assert chosen[0].dice == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_no_case_is_shown_twice_however_few_there_are(count):
+    chosen = choose_panels("m", rows(*(0.1 + 0.1 * n for n in range(count))))
+    assert len({panel.image_id for panel in chosen}) == len(chosen) == min(count, 6)
+    if count:
+        assert chosen[0].rank == "best"
+    if count > 1:
+        assert chosen[-1].rank == "worst"
+
+
+def test_a_group_is_shown_by_its_image_with_the_most_foreground():
+    table = rows(0.9, 0.5, 0.2, groups="aab")
+    table.loc[1, "fn"] += 50
+    assert [panel.image_id for panel in choose_panels("m", table)] == ["01.png", "02.png"]
+
+
+def test_groups_without_foreground_are_left_out():
+    table = rows(0.9, 0.5)
+    table.loc[0, ["tp", "fp", "fn"]] = 0
+    assert [panel.image_id for panel in choose_panels("m", table)] == ["01.png"]
+
+
+def test_the_pictures_are_image_truth_and_probability(tmp_path):
+    index = pairs_in(tmp_path / "cells")
+    run = run_evaluation(config(tmp_path / "cells" / "pairs.csv", tmp_path / "run"))
+    shown = read_panels(run)
+    assert len(shown) == 3, "one for each patient"
+    assert {panel.model for panel in shown} == {"otsu"}
+    otsu = load_segmenter(OTSU)
+    for panel in shown:
+        pair = next(pair for pair in index.pairs if pair.image_id == panel.image_id)
+        image, mask = decode_pair(pair)
+        folder = panel.folder(run)
+        assert folder == run / "panels" / "otsu" / f"{panel.rank}-{panel.number}"
+        assert np.array_equal(read(folder / "image.png"), image)
+        assert np.array_equal(read(folder / "truth.png"), 255 * mask)
+        expected = np.rint(255 * otsu.probabilities([image])[0])
+        assert np.array_equal(read(folder / "prediction.png"), expected)
+
+
+def test_large_pictures_are_reduced_alike(tmp_path):
+    manifest = make_pairs(tmp_path / "cells", side=600)
+    run = run_evaluation(config(manifest, tmp_path / "run"))
+    shapes = {read(file).shape[:2] for file in (run / "panels" / "otsu" / "best-1").iterdir()}
+    assert len(shapes) == 1
+    assert max(shapes.pop()) == 512
+
+
+def test_they_are_drawn_once_and_other_models_stay(tmp_path, monkeypatch):
+    manifest = make_pairs(tmp_path / "cells")
+    run = run_evaluation(config(manifest, tmp_path / "run"))
+    before, index = read_panels(run), pairs_in(tmp_path / "cells")
+    monkeypatch.setattr(panels, "_draw", None)  # would be called to draw anything
+    assert draw_panels(run, index.pairs, {"otsu": load_segmenter(OTSU)}) == before
+    assert draw_panels(run, index.pairs, {"no rows yet": load_segmenter(OTSU)}) == before

@@ -1,0 +1,25 @@
+"""The files of a training run that an evaluation reads, with untrained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.weights_header import WeightsHeader, write_weights
+from robustcli.data.pairs import PairIndex
+from robustcli.data.splits import patient_splits, write_splits
+
+NETWORK = "ulvm_v2"
+
+
+def make_training(run: Path, index: PairIndex, *, seed: int = 0) -> Path:
+    """`run` with the weights, header and splits of a training of ulvm_v2 on `index`."""
+    network = load_segmenter(ModelRequest(NETWORK, untrained=True), seed=seed).network
+    header = WeightsHeader(
+        model=NETWORK, window=64, channels="rgb", threshold=0.5, protocol="patient",
+        trained_on=index.digest, images_sha256="0" * 64,
+    )  # fmt: skip
+    write_weights(run / "weights.safetensors", network.state_dict(), header)
+    write_splits(run / "splits.csv", patient_splits(index, seed=seed))
+    return run
