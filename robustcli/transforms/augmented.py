@@ -45,15 +45,32 @@ class Augmented(Transform):
         from imgaug.augmentables.segmaps import SegmentationMapsOnImage
 
         labels = SegmentationMapsOnImage(mask.astype(np.int32), shape=image.shape)
+        changed = self._changed(image, seed=seed, severity=severity)
+        made = self._made(seed, severity)
+        if hasattr(made, "keep_size"):
+            made.keep_size = False
         with _no_trouble(self.name, image), _no_warning(self.augmenter):
-            changed, moved = self._made(seed, severity)(image=image, segmentation_maps=labels)
-        return changed, moved.get_arr()
+            moved = made(image=image, segmentation_maps=labels)[1].get_arr()
+        return changed, _resized(moved, changed.shape[:2])
 
     def _made(self, seed: int, severity: int) -> Any:
         import imgaug.augmenters as iaa
 
         settings = {name: _handed(value) for name, value in self._parameters(severity).items()}
         return getattr(iaa, self.augmenter)(**settings, seed=seed)
+
+
+def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """`mask` at `shape` by the nearest pixel centre.
+
+    imgaug would resize it with OpenCV's INTER_NEAREST, which takes the pixel to the upper left and
+    so shifts a mask by up to half a pixel against its image.
+    """
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        for new, old in zip(shape, mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
 
 
 def _handed(value: Any) -> Any:

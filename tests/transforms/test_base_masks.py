@@ -61,6 +61,22 @@ def test_a_mask_moves_as_the_image_that_shows_it(one: Transform) -> None:
     assert moves == 6
 
 
+@pytest.mark.parametrize("name", ["crop", "crop_and_pad", "perspective"])
+def test_a_resized_mask_is_not_shifted_against_its_image(name: str) -> None:
+    """Half a pixel more to one side than to the other would overstate a segmenter's loss."""
+    one = next(t for t in PAPER21 if t.name == name)
+    mask = np.zeros((256, 256), bool)
+    mask[50:130, 60:150] = True
+    image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
+    shifts = []
+    for seed in range(8):
+        changed, moved = one.apply_with_mask(image, mask, seed=seed, severity=0)
+        shown = changed[..., 0] >= 128
+        shifts.append(np.argwhere(shown).mean(0) - np.argwhere(moved).mean(0))
+        assert (shown & moved).sum() / (shown | moved).sum() > 0.98
+    assert np.abs(np.mean(shifts, 0)).max() < 0.2
+
+
 def _same_around(holds: NDArray[np.bool_]) -> NDArray[np.bool_]:
     around = [np.roll(holds, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     return np.logical_and.reduce(around)
