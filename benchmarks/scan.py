@@ -160,14 +160,26 @@ def medians(work: Work, rounds: int) -> dict[str, float]:
 
 
 def linearity(rounds: int) -> list[tuple[int, float]]:
-    """(L, forward and backward seconds per step) of ours, batch 1, 32 channels, N 16."""
+    """(L, forward and backward seconds per step) of ours, batch 1, 32 channels, N 16.
+
+    Processor seconds of one thread, the least of the rounds: other programs hardly change them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     found = []
     for exponent in range(8, 17):
         work = Work("", 1, 1, 32, 2**exponent, 16, True, 0)
         a = arguments(work)
-        times = [once(ours, a, True) for _ in range(rounds + 1)][1:]
-        found.append((work.length, statistics.median(times) / work.length))
+        found.append((work.length, min(processor_time(a) for _ in range(rounds + 1)) / work.length))
+    torch.set_num_threads(threads)
     return found
+
+
+def processor_time(a: Arguments) -> float:
+    """Processor seconds of ours, forward and backward."""
+    started = time.process_time()
+    once(ours, a, True)
+    return time.process_time() - started
 
 
 def plot(costs: list[tuple[int, float]], path: Path) -> None:
@@ -179,8 +191,8 @@ def plot(costs: list[tuple[int, float]], path: Path) -> None:
     last = costs[-1][1]
     axes.loglog(lengths, [1e3 * n * last for n in lengths], "--", color="#555555", label="linear")
     axes.set_xlabel("length L")
-    axes.set_ylabel("forward + backward (ms)")
-    axes.set_title("1 x 32 channels, N 16, CPU kernels")
+    axes.set_ylabel("forward + backward (ms of processor time)")
+    axes.set_title("1 x 32 channels, N 16, CPU kernels, one thread")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
@@ -206,7 +218,7 @@ def main() -> None:
     header = ("work", "ours ms", "loop / ours", "goal", "mambapy / ours", "goal")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers=header, disable_numparse=True))
-    print("\nforward + backward, 1 x 32 channels, N 16: microseconds a step")
+    print("\nforward + backward, 1 x 32 channels, N 16, one thread: microseconds a step")
     costs = linearity(rounds)
     print(tabulate([(length, f"{1e6 * s:.2f}") for length, s in costs], ("L", "us")))
     if arguments_given.plot is not None:

@@ -6,13 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "create_model", "evaluate"]
+__all__ = ["Run", "Training", "create_model", "evaluate", "train"]
 
 if TYPE_CHECKING:
     from robustcli.adapters.create import create_model
-    from robustcli.api import Run, evaluate
+    from robustcli.api import Run, Training, evaluate, train
 
-_DOORS = {"Run": "api", "create_model": "adapters.create", "evaluate": "api"}
+_DOORS = {
+    "Run": "api",
+    "Training": "api",
+    "create_model": "adapters.create",
+    "evaluate": "api",
+    "train": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.training_run import weights_in
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.finetune.record import TrainRecord, read_train_record
 from robustcli.reports.render import render
 
 if TYPE_CHECKING:
@@ -32,6 +34,32 @@ class Run:
     def table(self) -> pd.DataFrame:
         """One row per model, transform and severity; the columns of `results.csv`."""
         return table(self.path)
+
+    def report(self) -> Path:
+        """Renders the report; returns the path of `report.md`."""
+        return render(self.path)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run in its folder."""
+
+    path: Path
+
+    @property
+    def record(self) -> TrainRecord:
+        """What was trained and how (`run.json`)."""
+        return read_train_record(self.path)
+
+    @property
+    def weights(self) -> Path:
+        """The chosen weights; the folder itself is a model name too."""
+        return weights_in(self.path)
+
+    @property
+    def test(self) -> Run:
+        """The evaluation on the held-out images."""
+        return Run(self.path / "test")
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
@@ -84,3 +112,27 @@ def evaluate(
     place = None if data is None else str(data)
     config = EvalConfig(requests, tuple(wanted), place, Path(out), **options)
     return Run(run_evaluation(config))
+
+
+def train(
+    model: str, data: str | Path | None = None, *, out: str | Path, **options: Any
+) -> Training:
+    """The training that `robust train seg` would do, as far as it is not done yet.
+
+    Args:
+        model: A segmenter of `robust list models`, or `smp:ARCHITECTURE/ENCODER`.
+        data: A folder, manifest or data set name; None for the default.
+        out: Folder of the run.
+        options: Further fields of `robustcli.finetune.config.TrainConfig` (`protocol`, `epochs`,
+            `lr`, `batch_size`, `seed`, `device`, ...).
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        RunError: Training failed; the last finished epoch is kept.
+    """
+    # Lightning takes seconds to import, which evaluating need not wait for.
+    from robustcli.finetune.config import TrainConfig
+    from robustcli.finetune.train import run_training
+
+    place = None if data is None else str(data)
+    return Training(run_training(TrainConfig(model, place, Path(out), **options)))

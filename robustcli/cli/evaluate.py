@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustcli.cli.options import FILE, Assignment, Numbers, as_json, offline, quiet, together
+from robustcli.cli.results import show
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
@@ -32,11 +32,15 @@ _data = together(
     click.option("--labels", type=FILE, help="Labels of a flat folder."),
     click.option("--per-class", type=click.IntRange(1), help="Take so many images of each class."),
     click.option("--limit", type=click.IntRange(1), help="Take so many images in all."),
+    click.option("--split", type=click.Choice(["auto", "all", "train", "val", "test"]),
+                 default="auto", show_default=True,
+                 help="Segmentation: which part; auto leaves out what the model was trained on."),
     click.option("--allow-unreadable", type=click.FloatRange(0, 1), default=0.01, show_default=True,
                  help="Fraction of images that may be unreadable."),
 )  # fmt: skip
 _model = together(
-    click.option("--weights", type=FILE, help="A weights file (one model only)."),
+    click.option("--weights", type=FILE,
+                 help="A weights file or the folder of a training (one model only)."),
     click.option("--model-arg", "arguments", multiple=True, type=Assignment(),
                  help="KEY=VALUE for the model's builder; repeatable."),
     click.option("--untrained", is_flag=True, help="Evaluate without weights; marked everywhere."),
@@ -93,21 +97,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
             run = run_evaluation(config, listener)
         except MemoryError as error:
             raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
-    _print_results(run, as_json=as_json, quiet=quiet)
-
-
-def _print_results(run: Path, *, as_json: bool, quiet: bool) -> None:
-    from robustcli.evaluation.metrics import table
-    from robustcli.reports.console import accuracy_table
-    from robustcli.reports.render import render
-
-    report = render(run)
-    if as_json:
-        click.echo((run / "results.json").read_text(encoding="utf-8"), nl=False)
-        return
-    click.echo(accuracy_table(table(run)))
-    if not quiet:
-        click.echo(f"Report: {report}")
+    show(run, as_json=as_json, quiet=quiet)
 
 
 def _config(options: dict[str, Any]) -> EvalConfig:

@@ -14,18 +14,18 @@ Row = dict[str, object]
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["models", "transforms", "datasets"]))
+@click.argument("kind", type=click.Choice(["models", "transforms", "datasets", "recipes"]))
 @click.argument("pattern", default="*")
 @as_json
 def command(kind: str, pattern: str, as_json: bool) -> None:
-    """Show what can be named: models, transforms or datasets, all or those matching PATTERN."""
+    """Show what can be named: models, transforms, datasets, recipes; all or those like PATTERN."""
     rows = _ROWS[kind]()
     names = matching(pattern, [str(row["name"]) for row in rows], kind=kind.rstrip("s"),
                      listing=f"robust list {kind}")  # fmt: skip
     chosen = [row for row in rows if row["name"] in names]
     click.echo(json.dumps(chosen, indent=2) if as_json else _grid(chosen))
     if kind == "models" and not as_json:
-        click.echo("Any timm name works too, with its tag.")
+        click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
 
 
 def _models() -> list[Row]:
@@ -35,14 +35,18 @@ def _models() -> list[Row]:
     return [
         {
             "name": entry.name,
+            "task": entry.task,
             "family": entry.family,
             "is": entry.variant,
             "parameters": entry.parameters,
-            "published top-1 %": entry.published,
+            "published top-1 %": entry.published if entry.task == "cls" else None,
+            "published dice": entry.published if entry.task == "seg" else None,
+            "published iou": entry.published_iou,
             "pretraining": entry.pretraining,
             "weights here": "yes" if is_here(entry) else "no",
             "licence": entry.licence,
             "source": entry.weights_url or entry.source,
+            "remark": entry.remark,
         }
         for entry in CATALOGUE.values()
     ]
@@ -70,7 +74,7 @@ def _datasets() -> list[Row]:
     return [
         {
             "name": one.name,
-            "classes": one.label_space,
+            "for": one.label_space,
             "images": one.images,
             "here": "yes" if one.bundled or installed(one.name) else "no",
             "licence": one.licence,
@@ -80,10 +84,32 @@ def _datasets() -> list[Row]:
     ]
 
 
+def _recipes() -> list[Row]:
+    from robustcli.finetune.recipes import listed
+
+    return [
+        {
+            "name": model,
+            "protocol": protocol,
+            "epochs": recipe.epochs,
+            "batch": recipe.batch_size,
+            "window": recipe.window,
+            "loss": recipe.loss,
+            "optimizer": recipe.optimizer,
+            "lr": recipe.lr,
+            "schedule": recipe.schedule,
+            "expected dice": recipe.expected_dice,
+            "source": recipe.source,
+        }
+        for model, protocol, recipe in listed()
+    ]
+
+
 _ROWS: dict[str, Callable[[], list[Row]]] = {
     "models": _models,
     "transforms": _transforms,
     "datasets": _datasets,
+    "recipes": _recipes,
 }
 
 

@@ -15,6 +15,8 @@ from robustcli.core.names import nearest
 # Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
 COMMANDS = {
     "eval": ("robustcli.cli.evaluate", "Measure models on transformed images."),
+    "train": ("robustcli.cli.train", "Train a segmenter of the zoo."),
+    "predict": ("robustcli.cli.predict", "Write masks for images."),
     "report": ("robustcli.cli.report", "Render the report of runs again."),
     "list": ("robustcli.cli.listing", "Show models, transforms or data sets."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
@@ -74,10 +76,11 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robust")
 def main() -> None:
-    """How well vision models stand image transformations.
+    """How well vision models stand image transformations; a zoo of small segmenters.
 
     \b
     robust eval --model vmamba-pico --transform paper21
     robust eval --model vmamba-b --model swin-b --transform perspective --data DIR
+    robust train seg --model ulvm_v5
     robust report runs/eval-vmamba-pico-1a2b3c4d
     """  # noqa: D301  click reads the backspace: keep these lines apart

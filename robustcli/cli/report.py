@@ -8,24 +8,28 @@ from pathlib import Path
 import click
 
 from robustcli.cli.options import FILE, as_json, quiet
+from robustcli.cli.results import results_table
 
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
+@click.option("--out", type=FILE, help="One report over several trainings, in this folder.")
 @as_json
 @quiet
-def command(runs: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+def command(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
     """Render the report of RUNS again from their rows; needs neither torch nor the data."""
-    from robustcli.evaluation.metrics import table
-    from robustcli.reports.console import accuracy_table
-    from robustcli.reports.render import render
+    from robustcli.reports.render import render, render_zoo
 
-    reports = [render(run) for run in runs]
+    if out is not None:
+        reports, runs = [render_zoo(runs, out)], (out,)
+    else:
+        reports = [render(run) for run in runs]
     if as_json:
         results = {str(run): json.loads((run / "results.json").read_text("utf-8")) for run in runs}
         click.echo(json.dumps(results, indent=2))
         return
     for run, report in zip(runs, reports, strict=True):
-        click.echo(accuracy_table(table(run)))
+        if out is None:
+            click.echo(results_table(run))
         if not quiet:
             click.echo(f"Report: {report}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.data import advice
-from robustcli.data.datasets import DATASETS, LISTING, Dataset, named, require
+from robustcli.data.datasets import DATASETS, LISTING, SEGMENTATION, Dataset, named, require
 from robustcli.data.defaults import default_data
 from robustcli.data.index import ImageIndex, ImageRef
 from robustcli.data.labels import label_space as find_label_space
@@ -44,6 +44,12 @@ def open_index(
     """
     data = default_data(model_label_space).data if data is None else data
     dataset = named(data)
+    if dataset and dataset.label_space == SEGMENTATION:
+        raise UsageError(
+            f"`--data {dataset.name}` has masks, no classes.",
+            "It is for segmenters, and the model is a classifier.",
+            f"`{LISTING}` shows which data are for `{model_label_space}`.",
+        )
     given = label_space or (dataset.label_space if dataset else None)
     wanted = Wanted(find_label_space(given) if given else None, model_label_space)
     path = require(dataset) if dataset else _existing(data)

@@ -15,6 +15,7 @@ from robustcli.adapters.places import is_here
 from robustcli.core.errors import RobustError
 from robustcli.data.download import data_home
 from robustcli.evaluation.describe import versions
+from robustcli.models.scan import cpu
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
 from robustcli.models.scan.reasons import Broken
 from robustcli.models.scan.selfcheck import worst_error
@@ -68,10 +69,11 @@ def _backends() -> Iterator[Check]:
             continue
         error_found = worst_error(backend)
         serves = "".join(f"serves {d.type}, " for d, chosen in serving.items() if chosen == name)
+        how = f", {cpu.describe()}" if name == "cpu" else ""
         yield Check(
             f"scan: {name}",
             "ok" if error_found < TOLERANCE else "broken",
-            f"{serves}differs from the float64 reference by {error_found:.1e} at most",
+            f"{serves}differs from the float64 reference by {error_found:.1e} at most{how}",
         )
 
 

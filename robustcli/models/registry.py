@@ -75,7 +75,7 @@ def _architectures() -> Iterator[Architecture]:
         yield Architecture(name, "vmamba", "cls", "vmamba:build", variant, decay)
     for name in _VIM:
         yield Architecture(name, "vim", "cls", "vim:build", name, "weight_decay:mamba_decays")
-    for name in ("umamba", "umamba-enc"):
+    for name in ("umamba", "umamba-enc", "umamba-pico"):
         yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
     yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
     for name in _ULVM:

@@ -3,13 +3,14 @@
 Source: Liu et al., "VMamba" (arXiv 2401.10166) and its code release; written anew from the
 published facts, with its parameter names. VM-UNet uses the same mixer.
 
-Shapes: B batch, H and W of the map, C channels, D inner channels, K = 4 directions, N state size,
-R rank of the step-size projection.
+Shapes: B batch, H and W of the map, C channels, D inner channels, K directions, N state size, R
+rank of the step-size projection.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from robustcli.models.mamba import state_decay, state_logs, step_size_bias
 from robustcli.models.scan import ss2d_scan
+from robustcli.models.scan.orders import CROSS
+
+_NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "sigmoid": nn.Sigmoid}
 
 
 class SS2D(nn.Module):
@@ -28,21 +32,28 @@ class SS2D(nn.Module):
         ratio: Inner channels per channel.
         gate: Whether the output is multiplied by silu of a second projection of the input.
         conv_bias: Whether the depthwise convolution has a bias.
+        directions: Of the scan, as in `ss2d_scan`.
+        gate_activation: Whether the gate passes through silu.
+        norm: What follows the sum of the directions: LayerNorm, nothing, or a sigmoid.
+        out_activation: Whether the normed sum passes through gelu, before the gate.
     """
 
     def __init__(
-        self, dim: int, *, d_state: int, ratio: float, gate: bool, conv_bias: bool
-    ) -> None:
+        self, dim: int, *, d_state: int, ratio: float, gate: bool, conv_bias: bool,
+        directions: tuple[str, ...] = CROSS, gate_activation: bool = True,
+        norm: Literal["layer", "none", "sigmoid"] = "layer", out_activation: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         D, N = int(ratio * dim), d_state
-        self.rank, self.gate = math.ceil(dim / 16), gate
-        K, R = 4, self.rank
+        self.rank, self.gate, self.directions = math.ceil(dim / 16), gate, directions
+        self.gate_activation, self.out_activation = gate_activation, out_activation
+        K, R = len(directions), self.rank
         self.x_proj_weight = nn.Parameter(_uniform((K, R + 2 * N, D), D**-0.5))
         self.A_logs = nn.Parameter(state_logs(K * D, N))
         self.Ds = nn.Parameter(torch.ones(K * D))
         self.dt_projs_weight = nn.Parameter(_uniform((K, D, R), R**-0.5))
         self.dt_projs_bias = nn.Parameter(step_size_bias((K, D)))
-        self.out_norm = nn.LayerNorm(D)
+        self.out_norm = nn.LayerNorm(D) if norm == "layer" else _NORMS[norm]()
         self.in_proj = nn.Linear(dim, 2 * D if gate else D, bias=False)
         self.conv2d = nn.Conv2d(D, D, 3, padding=1, groups=D, bias=conv_bias)
         self.out_proj = nn.Linear(D, dim, bias=False)
@@ -55,14 +66,19 @@ class SS2D(nn.Module):
             x, z = x.chunk(2, -1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))  # (B, D, H, W)
         y = self._normed(self._scan(x).permute(0, 2, 3, 1)).to(x.dtype)  # (B, H, W, D)
+        if self.out_activation:
+            y = F.gelu(y)
         if z is not None:
-            y = y * F.silu(z)
+            y = y * (F.silu(z) if self.gate_activation else z)
         mixed: Tensor = self.out_proj(y)
         return mixed
 
     def _normed(self, y: Tensor) -> Tensor:
         """The sum of the directions, normalised in its own precision: float32 for half inputs."""
         norm = self.out_norm
+        if not isinstance(norm, nn.LayerNorm):
+            changed: Tensor = norm(y)
+            return changed
         weight, bias = norm.weight.to(y.dtype), norm.bias.to(y.dtype)
         return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps)
 
@@ -73,7 +89,7 @@ class SS2D(nn.Module):
         by pixel and is read in the direction's own order.
         """
         B, D, H, W = x.shape
-        K, N, R = 4, self.A_logs.shape[1], self.rank
+        K, N, R = len(self.directions), self.A_logs.shape[1], self.rank
         tokens = x.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
         projected = F.linear(tokens, self.x_proj_weight.flatten(0, 1)).view(-1, K, R + 2 * N)
         low, Bs, Cs = projected.split((R, N, N), -1)
@@ -86,6 +102,7 @@ class SS2D(nn.Module):
             Cs.reshape(B, H, W, K, N).permute(0, 3, 4, 1, 2),
             self.Ds,
             self.dt_projs_bias.flatten(),
+            directions=self.directions,
         )
 
 

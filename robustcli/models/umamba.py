@@ -178,6 +178,9 @@ def _initialise(module: nn.Module) -> None:
 VARIANTS: dict[str, UMambaConfig] = {
     "umamba": UMambaConfig(mamba="bottleneck"),
     "umamba-enc": UMambaConfig(mamba="encoder"),
+    "umamba-pico": UMambaConfig(
+        mamba="bottleneck", features=(8, 16, 32, 64), strides=(1, 2, 2, 2), patch_size=(128, 128)
+    ),  # ours, bundled with weights; the others are as published
 }
 
 

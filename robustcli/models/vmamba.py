@@ -5,19 +5,19 @@ written anew from the published facts. The nine ImageNet-1K releases load unchan
 names and shapes. Deviation: feature maps are channels-last (B, H, W, C) in every variant, because
 norms and projections then read contiguous memory; the function is the same in either layout.
 
-Shapes: B batch, H and W of the current stage, C channels, D inner channels, K = 4 directions,
-N state size, R rank of the step-size projection.
+Shapes: B batch, H and W of the current stage, C channels, D inner channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from robustcli.models.forward_type import mixing
 from robustcli.models.options import changed
 from robustcli.models.resample import PatchMerging, downsample_v3, stem_v1, stem_v2
 from robustcli.models.ss2d import SS2D
@@ -32,7 +32,7 @@ class VMambaConfig:
     dim: int
     d_state: int = 1
     ssm_ratio: float = 2.0
-    gate: bool = False
+    forward_type: str = "v05_noz"
     conv_bias: bool = False
     mlp_ratio: float = 4.0
     stem: Literal["v1", "v2"] = "v2"
@@ -68,8 +68,8 @@ class VSSBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.op = SS2D(
-            dim, d_state=config.d_state, ratio=config.ssm_ratio, gate=config.gate,
-            conv_bias=config.conv_bias,
+            dim, d_state=config.d_state, ratio=config.ssm_ratio, conv_bias=config.conv_bias,
+            **asdict(mixing(config.forward_type)),
         )  # fmt: skip
         self.drop_path = DropPath(drop_path)
         if config.mlp_ratio > 0:
@@ -193,8 +193,8 @@ def _initialise(module: nn.Module) -> None:
 
 _V2 = VMambaConfig(depths=(2, 2, 5, 2), dim=96)
 _V0 = VMambaConfig(
-    depths=(2, 2, 9, 2), dim=96, d_state=16, gate=True, conv_bias=True, mlp_ratio=0.0, stem="v1",
-    downsample="v1",
+    depths=(2, 2, 9, 2), dim=96, d_state=16, forward_type="v0", conv_bias=True, mlp_ratio=0.0,
+    stem="v1", downsample="v1",
 )  # fmt: skip
 VARIANTS: dict[str, VMambaConfig] = {
     "vmamba-t-v0": replace(_V0, drop_path=0.2),

@@ -53,10 +53,14 @@ def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
     (row,) = listed(robust, "models", "vmamba-b")
     assert row == {
         "name": "vmamba-b",
+        "task": "cls",
         "family": "vmamba",
         "is": "vmamba-b-s2l15",
         "parameters": 88_557_800,
         "published top-1 %": 83.9,
+        "published dice": None,
+        "published iou": None,
+        "remark": "",
         "pretraining": "ImageNet-1K only",
         "weights here": "no",
         "licence": "MIT",
@@ -84,7 +88,7 @@ def test_a_model_without_published_number_leaves_the_column_empty(robust: Robust
 
 
 def test_timm_is_mentioned_below_the_models(robust: Robust) -> None:
-    assert robust("list", "models").out.endswith("Any timm name works too, with its tag.\n")
+    assert robust("list", "models").out.endswith("with its tag; and smp:ARCHITECTURE/ENCODER.\n")
 
 
 def test_transforms_say_what_they_do(robust: Robust) -> None:
@@ -98,7 +102,7 @@ def test_transforms_say_what_they_do(robust: Robust) -> None:
 
 def test_bundled_data_are_here_and_others_are_not(robust: Robust) -> None:
     here = {row["name"]: row["here"] for row in listed(robust, "datasets")}
-    assert here == {"cifar10-mini": "yes", "imagenet-sample": "no"}
+    assert here == {"cifar10-mini": "yes", "imagenet-sample": "no", "nuclei-mini": "yes"}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,6 @@ def test_nothing_matches(robust: Robust, arguments: list[str], message: str) -> 
 
 
 def test_an_unknown_kind(robust: Robust) -> None:
-    told = robust("list", "recipes")
+    told = robust("list", "papers")
     assert told.code == 2
-    assert "'models', 'transforms', 'datasets'" in told.err
+    assert "'models', 'transforms', 'datasets', 'recipes'" in told.err

@@ -170,3 +170,8 @@ def test_labels_beside_a_manifest(photos: Photos) -> None:
     (root / "m.csv").write_text("path,label\na.jpg,tench\n")
     with pytest.raises(UsageError, match=r"`--labels .*` does not go with `--data .*m\.csv`"):
         _open(root / "m.csv", labels=root / "l.txt")
+
+
+def test_data_with_masks_are_not_for_classifiers() -> None:
+    with pytest.raises(UsageError, match="`--data nuclei-mini` has masks, no classes"):
+        open_index("nuclei-mini", model_label_space="cifar10")

@@ -1,17 +1,18 @@
-"""exp, softplus and sigmoid for the CPU kernels, such that LLVM turns loops over them into SIMD.
+"""exp, softplus and sigmoid of sixteen lanes at once.
 
-The C library's versions are calls, which keep a loop scalar. These are polynomials without
-branches: float32, relative error below 3e-7, NaN stays NaN.
+The C library's versions are calls on one number. These are polynomials without branches: float32,
+relative error below 4e-7, NaN stays NaN.
 """
 
+# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
+
+from robustcli.models.scan.cpu_lanes import at_least, at_most, minus_absolute, power_of_two
 
 _F = np.float32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _F(1.44269504), _F(0.693359375), _F(-2.12194440e-4)
@@ -27,37 +28,27 @@ _P6, _P7, _P8 = _F(0.10614264687062452), _F(-0.05706420076122008), _F(0.01990716
 _P9 = _F(-0.0032563784727292254)
 
 
-@intrinsic
-def _float_of_bits(_context: Any, bits: Any) -> Any:
-    def codegen(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
-@njit(inline="always", fastmath={"contract"})
-def exp32(x: Any) -> Any:
-    """e**x in float32; below -87 it is e**-87 (1.6e-38), above 88 it is e**88."""
-    x = _LOWEST if x < _LOWEST else x
-    x = _HIGHEST if x > _HIGHEST else x
+@njit(forceinline=True)
+def exp(x: Any) -> Any:
+    """e**x; below -87 it is e**-87 (1.6e-38), above 88 it is e**88."""
+    x = at_most(_HIGHEST, at_least(_LOWEST, x))
     whole = (x * _LOG2E + _MAGIC) - _MAGIC
     r = x - whole * _LN2_HIGH - whole * _LN2_LOW
     p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
     p = p * r * r + r + _F(1.0)
-    return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+    return p * power_of_two(whole)
 
 
-@njit(inline="always", fastmath={"contract"})
-def softplus32(x: Any) -> Any:
-    """log(1 + e**x) in float32, as max(x, 0) + log(1 + e**-|x|): exact for small values too."""
-    t = exp32(-abs(x))
+@njit(forceinline=True)
+def softplus(x: Any) -> Any:
+    """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|): exact for small values too."""
+    t = exp(minus_absolute(x))
     p = (((_P9 * t + _P8) * t + _P7) * t + _P6) * t + _P5
     p = ((((p * t + _P4) * t + _P3) * t + _P2) * t + _P1) * t + _P0
-    return (x if x > _F(0.0) else _F(0.0)) + p * t
+    return at_least(_F(0.0), x) + p * t
 
 
-@njit(inline="always", fastmath={"contract"})
-def sigmoid32(x: Any) -> Any:
-    """1 / (1 + e**-x) in float32."""
-    t = exp32(-abs(x))
-    return (_F(1.0) if x > _F(0.0) else t) / (_F(1.0) + t)
+@njit(forceinline=True)
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e**-x), as e**min(x, 0) / (1 + e**-|x|)."""
+    return exp(at_most(_F(0.0), x)) / (exp(minus_absolute(x)) + _F(1.0))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan import triton_ops
+from robustcli.models.scan import layout, triton_ops
 from robustcli.models.scan.orders import CROSS, packed
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
 
@@ -55,25 +54,11 @@ def selective_scan(
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `robustcli.models.scan.selective_scan`. The gate is a torch operation of its own."""
-    batch, channels, length = u.shape
-    B, C = (t[:, None] if t.ndim == 3 else t for t in (B, C))
-    G, N = B.shape[1], A.shape[1]
-    y, state = _scan(
-        u.transpose(1, 2),
-        delta.reshape(batch, G, channels // G, length).permute(1, 0, 3, 2),
-        A.reshape(G, -1, N),
-        B.permute(1, 0, 3, 2),
-        C.permute(1, 0, 3, 2),
-        _rows(D, G, A),
-        _rows(delta_bias, G, A),
-        (1, length, 0, channels // G, delta_softplus),
-    )
-    y = y.transpose(1, 2)
-    if z is not None:
-        y = y * F.silu(z.float())
-    y = y.to(u.dtype)
-    last = state.permute(1, 0, 3, 2).reshape(batch, channels, N)
-    return (y, last) if return_last_state else y
+    laid = layout.of_sequence(u, delta, A, B, C, D, delta_bias)
+    channels = laid.delta.shape[3]  # of a group
+    y, state = _scan(laid, (1, u.shape[2], 0, channels, delta_softplus))
+    y = layout.gated(y.mT, z, u.dtype)
+    return (y, layout.last_state(state)) if return_last_state else y
 
 
 def ss2d_scan(
@@ -89,45 +74,26 @@ def ss2d_scan(
     directions: tuple[str, ...] = CROSS,
 ) -> Tensor:
     """See `robustcli.models.scan.ss2d_scan`."""
-    batch, channels, height, width = x.shape
-    K, N = len(directions), A.shape[1]
-    y, _ = _scan(
-        x.permute(0, 2, 3, 1).reshape(batch, height * width, channels),
-        _by_step(delta),
-        A.reshape(K, channels, N),
-        _by_step(B),
-        _by_step(C),
-        _rows(D, K, A),
-        _rows(delta_bias, K, A),
-        (height, width, packed(directions), 0, delta_softplus),
-    )
-    return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    height, width = x.shape[2:]
+    laid = layout.of_image(x, delta, A, B, C, D, delta_bias)
+    y, _ = _scan(laid, (height, width, packed(directions), 0, delta_softplus))
+    return layout.to_image(y, height, width)
 
 
-def _by_step(t: Tensor) -> Tensor:
-    """`t` (B, K, D, H, W) as (K, B, H*W, D)."""
-    return t.permute(1, 0, 3, 4, 2).flatten(2, 3)
-
-
-def _rows(values: Tensor | None, K: int, A: Tensor) -> Tensor:
-    """`values` (K*D) as (K, D), zeros for None."""
-    return (A.new_zeros(A.shape[0]) if values is None else values).reshape(K, -1)
-
-
-def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-          settings: tuple[int, int, int, int, bool]) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _scan(laid: layout.Laid, settings: tuple[int, int, int, int, bool]) -> tuple[Tensor, Tensor]:
     """Half inputs are read as they are; A, D and the bias become float32, as the state is."""
-    if x.shape[1] * x.shape[2] > _MOST:
+    _, steps, channels = laid.x.shape
+    if steps * channels > _MOST:
         raise UsageError(
-            f"The input's {x.shape[1]} steps of {x.shape[2]} channels are too many.",
+            f"The input's {steps} steps of {channels} channels are too many.",
             f"The Triton kernels count to {_MOST} within one sequence or image.",
             "Cut the input, or force another scan backend.",
         )
-    x, delta, B, C = (
-        (t if t.dtype in KERNEL_DTYPES else t.float()).contiguous() for t in (x, delta, B, C)
-    )
-    A, D, bias = (t.float().contiguous() for t in (A.transpose(1, 2), D, bias))
-    tensors = (x, delta, A, B, C, D, bias)
+    halves = {"x", "delta", "B", "C"}
+    tensors = [
+        (t if name in halves and t.dtype in KERNEL_DTYPES else t.float()).contiguous()
+        for name, t in laid._asdict().items()
+    ]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     y, state, _ = triton_ops.scan_triton(*tensors, *settings, keep)
     return y, state

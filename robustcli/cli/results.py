@@ -1,0 +1,32 @@
+"""What a finished run prints, whatever its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+def show(run: Path, *, as_json: bool, quiet: bool) -> None:
+    """Renders the report of `run` and prints its results."""
+    from robustcli.reports.render import render
+
+    report = render(run)
+    if as_json:
+        click.echo((run / "results.json").read_text(encoding="utf-8"), nl=False)
+        return
+    click.echo(results_table(run))
+    if not quiet:
+        click.echo(f"Report: {report}")
+
+
+def results_table(run: Path) -> str:
+    """The table of `run` for a terminal."""
+    from robustcli.evaluation.metrics import table
+    from robustcli.reports.console import accuracy_table, mask_table, training_table
+    from robustcli.reports.render import kind_of
+
+    kind = kind_of(run)
+    if kind == "train":
+        return training_table(run)
+    return mask_table(table(run)) if kind == "seg" else accuracy_table(table(run))

@@ -1,0 +1,227 @@
+"""Sixteen float32 channels as one value of the CPU kernels, which LLVM keeps in SIMD registers.
+
+Loops over channels written with it are SIMD by construction: left to LLVM's own vectoriser, a loop
+over this many arrays needs a run-time check for overlap for each pair of them, or stays scalar.
+Narrower processors split a value into several registers; the results are the same.
+"""
+
+# mypy: allow-untyped-decorators, allow-subclassing-any
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+WIDTH = 16
+_INT, _BYTE = ir.IntType(32), ir.IntType(8)
+VECTOR, INTEGERS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(_INT, WIDTH)
+_ZEROS = ir.Constant(VECTOR, [0.0] * WIDTH)
+_BLANK = ir.Constant(VECTOR, ir.Undefined)
+
+
+class _Lanes(types.Type):
+    """The type of sixteen float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name="float32x16")
+
+
+LANES = _Lanes()
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, VECTOR)
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """`value` in every lane; lanes stay as they are."""
+    if value.type == VECTOR:
+        return value
+    first = builder.insert_element(_BLANK, value, _INT(0))
+    return builder.shuffle_vector(first, _BLANK, ir.Constant(INTEGERS, [0] * WIDTH))
+
+
+def _define(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
+    """Makes `symbol` work on lanes, and on lanes and a number."""
+    pairs = [(LANES, LANES), (LANES, types.float32), (types.float32, LANES)]
+    cases = {"cases": [signature(LANES, *pair) for pair in pairs]}
+    infer_global(symbol)(type(f"_Lanes_{instruction}", (ConcreteTemplate,), cases))
+
+    def emit(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        left, right = (_spread(builder, value) for value in values)
+        # Fused multiply-add is allowed; NaN and infinity keep their meaning.
+        return getattr(builder, instruction)(left, right, flags=("contract",))
+
+    for pair in pairs:
+        lower_builtin(symbol, *pair)(emit)
+
+
+_define(operator.add, "fadd")
+_define(operator.sub, "fsub")
+_define(operator.mul, "fmul")
+_define(operator.truediv, "fdiv")
+
+
+def place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """The address of array[at] in a function being built."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+
+
+def _copy(builder: Any, source: Any, target: Any, count: Any) -> None:
+    with cgutils.for_range(builder, count) as loop:
+        value = builder.load(builder.gep(source, [loop.index]))
+        builder.store(value, builder.gep(target, [loop.index]))
+
+
+@intrinsic
+def _load(_context: Any, array: Any, at: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        where = place(context, builder, sig.args[0], *values)
+        found = builder.load(builder.bitcast(where, VECTOR.as_pointer()))
+        found.align = 4
+        return found
+
+    return LANES(array, at), codegen
+
+
+@intrinsic
+def _load_part(_context: Any, array: Any, at: Any, count: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        where = place(context, builder, sig.args[0], *values[:2])
+        kept = cgutils.alloca_once(builder, VECTOR)
+        builder.store(_ZEROS, kept)
+        _copy(builder, where, builder.bitcast(kept, ir.FloatType().as_pointer()), values[2])
+        return builder.load(kept)
+
+    return LANES(array, at, count), codegen
+
+
+@intrinsic
+def _store(_context: Any, array: Any, at: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        where = place(context, builder, sig.args[0], *values[:2])
+        builder.store(values[2], builder.bitcast(where, VECTOR.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, at, value), codegen
+
+
+@intrinsic
+def _store_part(_context: Any, array: Any, at: Any, count: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        where = place(context, builder, sig.args[0], *values[:2])
+        kept = cgutils.alloca_once(builder, VECTOR)
+        builder.store(values[3], kept)
+        _copy(builder, builder.bitcast(kept, ir.FloatType().as_pointer()), where, values[2])
+        return context.get_dummy_value()
+
+    return types.void(array, at, count, value), codegen
+
+
+@njit(forceinline=True)
+def load(array: Any, at: Any, count: Any) -> Any:
+    """The `count` floats from array[at] on, zeros in the lanes beyond them."""
+    return _load(array, at) if count == WIDTH else _load_part(array, at, count)
+
+
+@njit(forceinline=True)
+def store(array: Any, at: Any, count: Any, value: Any) -> None:
+    """Writes the first `count` lanes of `value` from array[at] on."""
+    if count == WIDTH:
+        _store(array, at, value)
+    else:
+        _store_part(array, at, count, value)
+
+
+@intrinsic
+def fill(_context: Any, number: Any) -> Any:
+    """`number` in every lane."""
+
+    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        return _spread(builder, values[0])
+
+    return LANES(number), codegen
+
+
+@intrinsic
+def total(_context: Any, value: Any) -> Any:
+    """The sum of the lanes, halves first: the same order on every processor."""
+
+    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        (lanes,) = values
+        for half in (8, 4, 2, 1):
+            order = ir.Constant(INTEGERS, [(i + half) % WIDTH for i in range(WIDTH)])
+            lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, _BLANK, order))
+        return builder.extract_element(lanes, _INT(0))
+
+    return types.float32(value), codegen
+
+
+@intrinsic
+def prefetch(_context: Any, array: Any, at: Any) -> Any:
+    """Asks for the cache line of array[at], which will be read soon."""
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        where = place(context, builder, sig.args[0], *values)
+        where = builder.bitcast(where, _BYTE.as_pointer())
+        shape = ir.FunctionType(ir.VoidType(), [where.type, _INT, _INT, _INT])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [where.type], shape)
+        builder.call(
+            function, [where, _INT(0), _INT(3), _INT(1)]
+        )  # to read, into every level, data
+        return context.get_dummy_value()
+
+    return types.void(array, at), codegen
+
+
+@intrinsic
+def at_least(_context: Any, limit: Any, value: Any) -> Any:
+    """The larger of each lane and the number `limit`; NaN stays NaN."""
+    return LANES(limit, value), _chooser(">")
+
+
+@intrinsic
+def at_most(_context: Any, limit: Any, value: Any) -> Any:
+    """The smaller of each lane and the number `limit`; NaN stays NaN."""
+    return LANES(limit, value), _chooser("<")
+
+
+def _chooser(relation: str) -> Callable[..., Any]:
+    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        limit, lanes = (_spread(builder, value) for value in values)
+        return builder.select(builder.fcmp_ordered(relation, limit, lanes), limit, lanes)
+
+    return codegen
+
+
+@intrinsic
+def minus_absolute(_context: Any, value: Any) -> Any:
+    """-|x| of each lane."""
+
+    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        signs = ir.Constant(INTEGERS, [-(2**31)] * WIDTH)
+        return builder.bitcast(builder.or_(builder.bitcast(values[0], INTEGERS), signs), VECTOR)
+
+    return LANES(value), codegen
+
+
+@intrinsic
+def power_of_two(_context: Any, value: Any) -> Any:
+    """2**x of each lane, x a whole number from -126 to 127."""
+
+    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        whole = builder.fptosi(values[0], INTEGERS)
+        biased = builder.add(whole, ir.Constant(INTEGERS, [127] * WIDTH))
+        bits = builder.shl(biased, ir.Constant(INTEGERS, [23] * WIDTH))
+        return builder.bitcast(bits, VECTOR)
+
+    return LANES(value), codegen

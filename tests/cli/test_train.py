@@ -1,0 +1,163 @@
+"""`robust train seg`, then `eval`, `predict` and `report` on what it made, as typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustcli.core.errors import RunError
+from robustcli.finetune import train
+from robustcli.finetune.config import TrainConfig
+from robustcli.finetune.record import read_train_record
+from tests.cli.conftest import Robust
+from tests.finetune.pairs import write_pairs
+
+TINY = ["--model", "ulvm", "--epochs", "1", "--window", "32", "--batch-size", "4", "--device",
+        "cpu", "--workers", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pairs/` and, once a test made it, `run/`: training costs seconds."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pairs(folder / "pairs", 20)
+    return folder
+
+
+@pytest.fixture
+def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
+    """The working folder with data and a finished training."""
+    shutil.copytree(_trained / "pairs", tmp_path / "pairs")
+    if not (_trained / "run").exists():
+        told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--quiet")
+        assert told.code == 0, told.err
+        shutil.copytree(tmp_path / "run", _trained / "run")
+    elif not (tmp_path / "run").exists():
+        shutil.copytree(_trained / "run", tmp_path / "run")
+    return tmp_path
+
+
+def test_a_training_prints_its_table_and_says_where_things_are(robust: Robust, here: Path) -> None:
+    told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run")
+    assert told.code == 0
+    assert "`run` is finished: nothing is left to do." in told.err
+    lines = told.out.splitlines()
+    assert lines[0].split()[:2] == ["model", "dice"]
+    assert [line.split()[0] for line in lines[2:4]] == ["ulvm", "otsu"]
+    assert lines[-1] == "Report: run/report.md"
+    assert (here / "run" / "weights.safetensors").is_file()
+    assert read_train_record(here / "run").status == "complete"
+
+
+def test_json_is_one_document(robust: Robust, here: Path) -> None:
+    told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--json", "--quiet")
+    assert told.err == ""
+    (row,) = json.loads(told.out)
+    assert (row["model"], row["protocol"]) == ("ulvm", "patient")
+    assert 0 <= row["dice"] <= 1
+
+
+def test_its_weights_under_transforms_leave_out_the_training_images(
+    robust: Robust, here: Path
+) -> None:
+    told = robust("eval", "--model", "ulvm", "--weights", "run", "--data", "pairs", "--transform",
+                  "fliplr", "--out", "ev", "--workers", "0", "--device", "cpu")  # fmt: skip
+    assert told.code == 0, told.err
+    assert "were held out for testing" in told.err
+    held_out = read_train_record(here / "run").splits["test"].images
+    rows = json.loads((here / "ev" / "results.json").read_text())
+    assert {row["transform"]: row["n"] for row in rows} == {
+        "identity": held_out, "fliplr": held_out,
+    }  # fmt: skip
+    assert "dice" in told.out.splitlines()[0]
+    again = robust("report", "ev")
+    assert again.out == told.out
+
+
+def test_masks_for_new_images(robust: Robust, here: Path) -> None:
+    image = next((here / "pairs" / "images").iterdir())
+    (here / "new").mkdir()
+    with Image.open(image) as opened:
+        opened.resize((45, 77)).save(here / "new" / "photo.png")
+    told = robust("predict", "--model", "run", "--data", "new", "--out", "masks", "--overlays",
+                  "--device", "cpu")  # fmt: skip
+    assert told.code == 0, told.err
+    assert told.out == "1 masks in `masks`, 0 of them from before.\n"
+    with Image.open(here / "masks" / "photo.png") as mask:
+        assert mask.size == (45, 77)
+        assert set(np.unique(np.asarray(mask))) <= {0, 255}
+    assert (here / "masks" / "photo_overlay.png").is_file()
+    again = robust("predict", "--model", "run", "--data", "new", "--out", "masks", "--overlays",
+                   "--device", "cpu", "--json", "--quiet")  # fmt: skip
+    assert json.loads(again.out) == ["masks/photo.png"]
+
+
+def test_one_report_over_several_trainings(robust: Robust, here: Path) -> None:
+    shutil.copytree(here / "run", here / "twin")
+    told = robust("report", "run", "twin", "--out", "zoo")
+    assert told.code == 0, told.err
+    assert told.out == "Report: zoo/report.md\n"
+    assert (here / "zoo" / "report.md").read_text().count("ulvm") > 2
+
+
+def test_a_dry_run_trains_nothing(robust: Robust, here: Path) -> None:
+    told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "other", "--dry-run")
+    assert told.code == 0, told.err
+    assert "49,457" in told.out
+    assert not (here / "other").exists()
+
+
+def test_every_option_reaches_the_configuration(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainConfig] = []
+
+    def note(config: TrainConfig, listener: object = None) -> Path:
+        asked.append(config)
+        raise RunError("It failed.", "A test wants it so.", "Nothing.")
+
+    monkeypatch.setattr(train, "run_training", note)
+    told = robust(
+        "train", "seg", "--model", "unet", "--data", "d", "--protocol", "paper", "--limit", "9",
+        "--weights", "w", "--untrained", "--model-arg", "a=1", "--quick", "--epochs", "3", "--lr",
+        "0.1", "--batch-size", "5", "--accumulate", "2", "--loss", "dice", "--aug", "none",
+        "--window", "64", "--clip", "2", "--patience", "4", "--out", "o", "--seed", "7",
+        "--device", "cuda", "--devices", "2", "--precision", "bf16", "--workers", "1", "--fresh",
+        "--offline",
+    )  # fmt: skip
+    assert told.code == 1
+    (config,) = asked
+    assert config == TrainConfig(
+        "unet", "d", Path("o"), "paper", 9, Path("w"), True, {"a": 1}, True, 3, 0.1, 5, 2, "dice",
+        "none", 64, 2.0, 4, "bf16", 7, "cuda", 2, 1, True, True, config.command,
+    )  # fmt: skip
+    assert config.command.startswith("robust ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "ulvm_v9"], "No model is called `ulvm_v9`"),
+        (["--model", "vmamba-t"], "`vmamba-t` is a classifier"),
+        (["--model", "otsu"], "`otsu` has nothing to train"),
+        (["--model", "ulvm", "--data", "nowhere"], "nowhere"),
+        (["--model", "ulvm", "--loss", "hinge"], "hinge"),
+        (["--model", "resnet18_seg"], "--untrained"),
+    ],
+)
+def test_what_cannot_be_trained(robust: Robust, arguments: list[str], message: str) -> None:
+    told = robust("train", "seg", *arguments, "--offline")
+    assert (told.code, told.out) == (2, "")
+    assert message in told.err
+
+
+def test_predicting_with_a_classifier(robust: Robust, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    told = robust("predict", "--model", "vmamba-pico", "--data", "a.png", "--out", "m")
+    assert told.code == 2
+    assert "`vmamba-pico` is a classifier" in told.err
