@@ -1,84 +1,101 @@
-"""The accuracy table of a terminal."""
+"""The tables that commands print."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
-from tabulate import tabulate
 
-from robustcli.reports.numbers import cell_label, percent, percent_range
-from robustcli.reports.ranking import extremes
-
-MODELS_ABREAST = 4
+from robustcli.reports.measure import DICE, TOP1
+from robustcli.reports.numbers import EN_DASH, as_printed, fraction, fraction_range
+from robustcli.reports.published import published
+from robustcli.reports.terminal import Kind, comparison_table, grid
+from robustcli.reports.training import read_training
+from robustcli.reports.training_scores import Score, group_score, pooled
 
 
 def accuracy_table(table: pd.DataFrame) -> str:
     """Transforms x models: top-1 in percent with its 95 % interval, then one line per model.
 
-    One model gets more columns; many models get several tables of at most MODELS_ABREAST.
+    One model gets more columns; many models get several tables side by side.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `metrics.table` of a run of classifiers.
     """
-    models = [str(name) for name in table["model"].unique()]
-    if len(models) == 1:
-        grids = [_detailed(table)]
-    else:
-        starts = range(0, len(models), MODELS_ABREAST)
-        grids = [_abreast(table, models[start : start + MODELS_ABREAST]) for start in starts]
-    return "\n\n".join([*grids, "\n".join(_summary(table, model) for model in models)])
+    return comparison_table(table, _TOP1)
 
 
-def _detailed(table: pd.DataFrame) -> str:
-    header = ("transform", "correct", "top-1 %", "95 % interval", "drop", "retention %")
-    return _grid(header, [_detailed_row(row) for _, row in table.iterrows()])
+def mask_table(table: pd.DataFrame) -> str:
+    """The same for segmenters: dice, in [0, 1].
+
+    Args:
+        table: `metrics.table` of a run of segmenters.
+    """
+    return _plain(comparison_table(table, _DICE))
 
 
-def _detailed_row(row: pd.Series) -> tuple[str, ...]:
-    n = int(row["n"])
-    return (
-        cell_label(row["transform"], row["severity"]),
-        f"{row['correct']} of {n}",
-        percent(row["top1"], n),
-        percent_range(row["top1_low"], row["top1_high"], n, "-"),
-        percent(row["drop"], n),
-        percent(row["retention"], n),
-    )
+def training_table(run: Path) -> str:
+    """A training's result on its held-out images, Otsu's on the same, and what was published.
 
+    “With foreground” is the mean dice of images that have any.
 
-def _abreast(table: pd.DataFrame, models: list[str]) -> str:
-    columns = [_column(table[table["model"] == model]) for model in models]
-    labels = list(dict.fromkeys(label for column in columns for label in column))
-    rows = [(label, *(column.get(label, "") for column in columns)) for label in labels]
-    return _grid(("top-1 % (95 % interval)", *models), rows)
+    Args:
+        run: Directory of a training, finished or not.
 
-
-def _column(rows: pd.DataFrame) -> dict[str, str]:
-    return {cell_label(row["transform"], row["severity"]): _top1(row) for _, row in rows.iterrows()}
-
-
-def _top1(row: pd.Series) -> str:
-    n = int(row["n"])
-    interval = percent_range(row["top1_low"], row["top1_high"], n, "-")
-    return f"{percent(row['top1'], n)} ({interval})"
-
-
-def _summary(table: pd.DataFrame, model: str) -> str:
-    rows = table[table["model"] == model]
-    parts = [
-        f"{row['correct']} of {row['n']} (identity)"
-        for _, row in rows[rows["transform"] == "identity"].iterrows()
+    Raises:
+        UsageError: There is no readable training.
+    """
+    training = read_training(run)
+    record, printed = training.record, published(training.record.model)
+    rows = [
+        _scored(
+            name,
+            group_score(held.numbers),
+            fraction(held.numbers["dice_foreground"]),
+            f"{record.grouping}s",
+        )
+        for name, held in ((record.model, training.test), ("otsu", training.baseline))
+        if held is not None
     ]
-    ends = extremes(rows)
-    for word, cells in (("best", ends.best[:1]), ("worst", ends.worst[:1])):
-        parts += [f"{word} {_cell(rows, *cell)}" for cell in cells]
-    return f"{model}: {', '.join(parts)}"
+    paper = pooled(training)
+    if paper is not None:
+        rows.append(_scored(record.model, paper.score, "", f"batches of {paper.batch}"))
+    if printed is not None:
+        numbers = (as_printed(printed.dice), "", "", as_printed(printed.iou), "")
+        rows.append((f"{record.model}, published", *numbers, "batches, LGG"))
+    header = (
+        "model",
+        "dice",
+        "95 % interval",
+        "with foreground",
+        "IoU",
+        "95 % interval",
+        "mean over",
+    )
+    return _plain(grid(header, rows))
 
 
-def _cell(rows: pd.DataFrame, transform: str, severity: int) -> str:
-    row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
-    return f"{cell_label(transform, severity)} {percent(row['top1'], int(row['n']))} %"
+def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, ...]:
+    dice = fraction_range(score.dice_low, score.dice_high, "-")
+    iou = fraction_range(score.iou_low, score.iou_high, "-")
+    return (name, fraction(score.dice), dice, foreground, fraction(score.iou), iou, over)
 
 
-def _grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    align = ["left"] + ["right"] * (len(header) - 1)
-    return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
+def _plain(table: str) -> str:
+    """`table` in ASCII, for any terminal."""
+    return table.replace(EN_DASH, "-")
+
+
+def _right(row: pd.Series) -> str:
+    return f"{row['correct']} of {row['n']}"
+
+
+_TOP1 = Kind(TOP1, "top-1 %", " %", "correct", _right, _right)
+_DICE = Kind(
+    DICE,
+    "dice",
+    "",
+    "IoU",
+    lambda row: fraction(row["iou"]),
+    lambda row: f"dice {fraction(row['dice'])} on {row['n']} images",
+)

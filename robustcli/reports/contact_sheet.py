@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from robustcli.evaluation.metrics import IDENTITY
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Cell, Store
 from robustcli.reports.figures.contact import Tile
@@ -13,6 +14,7 @@ from robustcli.reports.findings import Findings
 from robustcli.reports.numbers import decimal, is_missing
 
 ABREAST = 5
+TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,28 @@ def _tile(findings: Findings, transform: TransformRecord) -> Tile:
 
 
 def _psnr(findings: Findings, cell: Cell) -> str:
-    """The PSNR of the sample: the first image of the run, as the first model's view has it."""
-    first_block = Store(findings.run).input_path(findings.models[0].view, cell, 0)
-    if not first_block.is_file():
+    """The PSNR of the sample, as the first model's view has it."""
+    sample = _sample(findings, cell)
+    if sample.empty:
         return "PSNR unknown"
-    sample = pd.read_parquet(first_block, partitioning=None).head(1)
     if not sample["changed"].all():
         return "unchanged"
     value = float(sample["psnr_db"].mean())
     return "PSNR unknown" if is_missing(value) else f"PSNR {decimal(value)} dB"
+
+
+def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
+    """The measures of the shown image; no row where it was not measured yet.
+
+    Classifiers: the first image of the run. Segmenters: the first one with foreground.
+    """
+    store, first = Store(findings.run), findings.models[0]
+    if findings.record.task == "cls":
+        block = store.input_path(first.view, cell, 0)
+        if not block.is_file():
+            return pd.DataFrame()
+        return pd.read_parquet(block, partitioning=None).head(1)
+    rows = store.masks(first.name, IDENTITY).head(TRIED)
+    shown = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])["image_id"].head(1)
+    inputs = store.inputs(first.view, cell)
+    return inputs[inputs["image_id"].isin(shown)]

@@ -87,6 +87,14 @@ def text(*spans: Span) -> Text:
     return spans
 
 
+def marked(words: str) -> Text:
+    """`words` of a record as one text, in which what stands between backticks is a Mono."""
+    parts = words.split("`")
+    if len(parts) % 2 == 0:  # one backtick has no partner
+        return (words,)
+    return tuple(Mono(part) if n % 2 else part for n, part in enumerate(parts) if part)
+
+
 def cells(*values: Span) -> tuple[Text, ...]:
     """Table cells of one span each."""
     return tuple((value,) for value in values)

@@ -15,6 +15,7 @@ from robustcli.reports.figures.contact import Tile, draw_contact
 from robustcli.reports.figures.dots import draw_dots
 from robustcli.reports.figures.multiples import draw_multiples
 from robustcli.reports.findings import Findings
+from robustcli.reports.measure import TOP1, Measure
 from robustcli.reports.ranking import Extremes, extremes
 
 FOLDER = "figures"
@@ -30,14 +31,14 @@ class Gallery:
     contact: tuple[Figure, ...]
 
 
-def draw_gallery(findings: Findings) -> Gallery:
-    """Draws every picture that the run has data for."""
-    measured = findings.table[findings.table["top1"].notna()]
+def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
+    """Draws every picture of `measure` that the run has data for."""
+    measured = findings.table[findings.table[measure.column].notna()]
     graded = _graded(measured)
     return Gallery(
-        _bars(findings.run, measured),
-        _overview(findings.run, measured[~graded]),
-        _multiples(findings.run, measured, measured[graded]),
+        _bars(findings.run, measured, measure),
+        _overview(findings.run, measured[~graded], measure),
+        _multiples(findings.run, measured, measured[graded], measure),
         _contact(findings),
     )
 
@@ -49,46 +50,48 @@ def _graded(table: pd.DataFrame) -> pd.Series:
     return (table["severity"] > 0) & (steps > 1)
 
 
-def _bars(run: Path, table: pd.DataFrame) -> tuple[Figure, ...]:
-    ends = extremes(table)
+def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Figure, ...]:
+    ends = extremes(table, by=measure)
     if not ends.best:
         return ()
     path = f"{FOLDER}/best_and_worst.png"
-    draw_bars(table, ends, run / path)
-    return (Figure(path, _bars_caption(ends)),)
+    draw_bars(table, ends, run / path, measure)
+    return (Figure(path, _bars_caption(ends, measure)),)
 
 
-def _bars_caption(ends: Extremes) -> str:
+def _bars_caption(ends: Extremes, measure: Measure) -> str:
     worst = f" and the {len(ends.worst)} worst" if ends.worst else ""
     chosen = ""
     if any(severity for _, severity in (*ends.best, *ends.worst)):
         chosen = " A transform with severities is shown at its highest."
     return (
-        f"The {len(ends.best)} best{worst} transforms by top-1 averaged over the models, "
-        f"with 95 % Wilson intervals.{chosen}"
+        f"The {len(ends.best)} best{worst} transforms by {measure.name} averaged over the "
+        f"models, with {measure.interval}.{chosen}"
     )
 
 
-def _overview(run: Path, table: pd.DataFrame) -> tuple[Figure, ...]:
+def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Figure, ...]:
     if set(table["transform"]) <= {"identity"}:
         return ()
     path = f"{FOLDER}/all_transforms.png"
-    draw_dots(table, run / path)
+    draw_dots(table, run / path, measure)
     caption = (
-        "Top-1 per transform with 95 % Wilson intervals, sorted by the mean over the models; "
-        "dashed: clean accuracy of each model."
+        f"{measure.title} per transform with {measure.interval}, sorted by the mean over the "
+        f"models; dashed: {measure.clean} of each model."
     )
     return (Figure(path, caption),)
 
 
-def _multiples(run: Path, table: pd.DataFrame, graded: pd.DataFrame) -> tuple[Figure, ...]:
+def _multiples(
+    run: Path, table: pd.DataFrame, graded: pd.DataFrame, measure: Measure
+) -> tuple[Figure, ...]:
     if graded.empty:
         return ()
     path = f"{FOLDER}/severities.png"
-    draw_multiples(graded, table[table["transform"] == "identity"], run / path)
+    draw_multiples(graded, table[table["transform"] == "identity"], run / path, measure)
     caption = (
-        "Top-1 over severity with 95 % Wilson intervals (shaded). Dashed: clean accuracy; dotted: "
-        "half of it, below which a model counts as broken."
+        f"{measure.title} over severity with {measure.interval} (shaded). Dashed: {measure.clean}; "
+        "dotted: half of it, below which a model counts as broken."
     )
     return (Figure(path, caption),)
 

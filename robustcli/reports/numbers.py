@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them: percent with the digits that the sample size supports."""
+"""Numbers as a reader sees them, with the digits that mean something."""
 
 from __future__ import annotations
 
@@ -26,6 +26,52 @@ def percent_range(low: float | None, high: float | None, n: int, to: str = EN_DA
     if is_missing(low) or is_missing(high):
         return MISSING
     return f"{percent(low, n)}{to}{percent(high, n)}"
+
+
+def fraction(value: float | None) -> str:
+    """`value`, a dice or IoU in [0, 1], with three decimals as the field gives it."""
+    return decimal(value, 3)
+
+
+def fraction_range(low: float | None, high: float | None, to: str = EN_DASH) -> str:
+    """The interval `low` to `high` of a dice or IoU, joined by `to`."""
+    if is_missing(low) or is_missing(high):
+        return MISSING
+    return f"{fraction(low)}{to}{fraction(high)}"
+
+
+def with_range(value: float | None, low: float | None, high: float | None) -> str:
+    """A dice or IoU with its interval, where it has one."""
+    ends = "" if is_missing(low) or is_missing(high) else f" ({fraction_range(low, high)})"
+    return f"{fraction(value)}{ends}"
+
+
+def signed(value: float | None) -> str:
+    """A difference of dice, with its sign."""
+    if is_missing(value):
+        return MISSING
+    text = f"{float(value or 0):+.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text
+
+
+def as_printed(value: float | None) -> str:
+    """A published dice or IoU with the digits that were published, four at least."""
+    if is_missing(value):
+        return MISSING
+    number = float(value or 0)
+    return f"{number:.4f}" if abs(round(number, 4) - number) < 1e-9 else f"{number:g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A stretch of time in the two units that matter: `48 min 28 s`, `3 h 5 min`, `7.2 s`."""
+    if is_missing(seconds):
+        return MISSING
+    value = float(seconds or 0)
+    if value < 60:
+        return f"{value:.1f} s"
+    whole = round(value)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
 def decimal(value: float | None, digits: int = 1) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from robustcli.reports.measure import TOP1, Measure
+
 SHOWN = 4
 
 
@@ -32,8 +34,8 @@ def representatives(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["severity"] == highest.where(lowest > 0, 0)]
 
 
-def extremes(table: pd.DataFrame, most: int = SHOWN) -> Extremes:
-    """The best and worst transforms by top-1, averaged over the models.
+def extremes(table: pd.DataFrame, most: int = SHOWN, *, by: Measure = TOP1) -> Extremes:
+    """The best and worst transforms by a measure, averaged over the models.
 
     No transform is in both lists; with an odd few of them the best get one more. Ties are in the
     order of the run.
@@ -41,9 +43,10 @@ def extremes(table: pd.DataFrame, most: int = SHOWN) -> Extremes:
     Args:
         table: `metrics.table` of a run.
         most: Length of each list at most.
+        by: The measure.
     """
     rows = representatives(table)
-    means = rows.groupby(["transform", "severity"], sort=False)["top1"].agg(["mean", "count"])
+    means = rows.groupby(["transform", "severity"], sort=False)[by.column].agg(["mean", "count"])
     complete = means.loc[means["count"] == table["model"].nunique(), "mean"]
     order = complete.sort_values(ascending=False, kind="stable")
     ranked = [(str(t), int(s)) for t, s in order.index]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from robustcli.core.atomic import write_text
-from robustcli.reports.document import Document, Mono, Strong
-from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.gallery import Gallery, draw_gallery
-from robustcli.reports.html_page import to_html
-from robustcli.reports.markdown_page import to_markdown
-from robustcli.reports.results import write_results
-from robustcli.reports.sections.accuracy import accuracy
-from robustcli.reports.sections.cost import cost
-from robustcli.reports.sections.images import images
-from robustcli.reports.sections.opening import opening, title
-from robustcli.reports.sections.settings import settings
-from robustcli.reports.sections.severity import severity
+from robustcli.evaluation.record import FILE_NAME
+from robustcli.reports.pages.classification import classification
+from robustcli.reports.pages.page import Page, write_page
+from robustcli.reports.pages.segmentation import segmentation
+from robustcli.reports.pages.training import training
+from robustcli.reports.pages.zoo import zoo
+
+_KINDS: dict[str, Callable[[Path], Page]] = {
+    "cls": classification,
+    "seg": segmentation,
+    "train": training,
+}
 
 
 def render(run: Path) -> Path:
@@ -25,31 +26,36 @@ def render(run: Path) -> Path:
     Rendering the same run again gives the same files.
 
     Args:
-        run: Directory of a run, finished or not.
+        run: Directory of an evaluation or of a training, finished or not.
 
     Raises:
         UsageError: There is no readable run.
         RunError: A file could not be written.
     """
-    findings = read_findings(run)
-    write_results(run, findings.table)
-    document = compose(findings, draw_gallery(findings))
-    write_text(run / "report.html", to_html(document, run))
-    write_text(run / "report.md", to_markdown(document))
-    return run / "report.md"
+    return write_page(_KINDS[kind_of(run)](run), run)
 
 
-def compose(findings: Findings, gallery: Gallery) -> Document:
-    """The report as a document, before it becomes Markdown or HTML."""
-    plain = "".join(s.text if isinstance(s, Mono | Strong) else s for s in title(findings))
-    return Document(
-        plain,
-        (
-            *opening(findings),
-            *accuracy(findings, gallery),
-            *severity(findings, gallery),
-            *images(findings, gallery),
-            *cost(findings),
-            *settings(findings),
-        ),
-    )
+def render_zoo(runs: Sequence[Path], out: Path) -> Path:
+    """Writes one report over several trainings to `out`, with the files of `render`.
+
+    Args:
+        runs: Directories of trainings, finished or not; at least one. A repeated one counts once.
+        out: Made where it does not exist.
+
+    Raises:
+        UsageError: There is no readable training in one of them.
+        RunError: A file could not be written.
+    """
+    return write_page(zoo(runs, out), out)
+
+
+def kind_of(run: Path) -> str:
+    """`train` for a training, else the task of an evaluation; `cls` where that cannot be read."""
+    try:
+        head = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "cls"  # reading it as an evaluation tells the user what is wrong
+    if not isinstance(head, dict):
+        return "cls"
+    kind = "train" if head.get("kind") == "train" else head.get("task")
+    return kind if kind in _KINDS else "cls"

@@ -2,8 +2,10 @@ from pathlib import Path
 
 from robustcli.evaluation.intervals import wilson_interval
 from robustcli.evaluation.metrics import table
-from robustcli.reports.console import accuracy_table
+from robustcli.reports.console import accuracy_table, mask_table, training_table
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.train_runs import TrainPlan, build_training
 
 
 def printed(run: Path, *models: str, **changes: object) -> list[str]:
@@ -51,3 +53,54 @@ def test_many_models_are_printed_in_several_tables(tmp_path: Path) -> None:
 
 def test_the_table_is_plain_ascii_for_any_terminal(tmp_path: Path) -> None:
     assert "\n".join(printed(tmp_path, "vmamba-b")).isascii()
+
+
+def test_a_segmenter_shows_dice_with_its_interval(tmp_path: Path) -> None:
+    numbers = table(build_masks(tmp_path))
+    lines = mask_table(numbers).splitlines()
+    row = numbers.iloc[3]
+    (line,) = [line for line in lines if line.startswith("crop ")]
+    assert line.split() == [
+        *("crop", f"{row['iou']:.3f}", f"{row['dice']:.3f}"),
+        *(f"{row['dice_low']:.3f}-{row['dice_high']:.3f}", f"{row['drop']:.3f}"),
+        f"{100 * row['retention']:.1f}",
+    ]
+    clean = numbers["dice"].iloc[0]
+    assert lines[-1].startswith(f"ulvm_v5: dice {clean:.3f} on 24 images (identity), best ")
+    assert "%" not in lines[-1]
+
+
+def test_several_segmenters_stand_side_by_side(tmp_path: Path) -> None:
+    models = (segmenter("a"), segmenter("b"))
+    numbers = table(build_masks(tmp_path, MaskPlan(models=models)))
+    lines = mask_table(numbers).splitlines()
+    assert lines[0].split("  ")[0] == "dice (95 % interval)"
+    (line,) = [line for line in lines if line.startswith("affine ")]
+    dice = numbers.loc[numbers["transform"] == "affine", "dice"]
+    assert line.split()[1::2] == [f"{value:.3f}" for value in dice]
+
+
+def test_without_an_interval_the_table_is_plain_ascii_too(tmp_path: Path) -> None:
+    shown = mask_table(table(build_masks(tmp_path, MaskPlan(groups=1))))
+    assert shown.isascii()
+    assert " - " in shown
+
+
+def test_a_training_stands_beside_otsu_and_the_paper(tmp_path: Path) -> None:
+    run = build_training(tmp_path, TrainPlan(protocol="paper"))
+    lines = training_table(run).splitlines()[2:]
+    numbers = [table(run / part).iloc[0] for part in ("test", "baseline")]
+    for line, name, row in zip(lines, ("ulvm_v5", "otsu"), numbers, strict=False):
+        assert line.split() == [
+            *(name, f"{row['dice']:.3f}", f"{row['dice_low']:.3f}-{row['dice_high']:.3f}"),
+            f"{row['dice_foreground']:.3f}",
+            *(f"{row['iou']:.3f}", f"{row['iou_low']:.3f}-{row['iou_high']:.3f}", "patients"),
+        ]
+    assert lines[2].endswith("batches of 16")
+    assert lines[3].split()[:4] == ["ulvm_v5,", "published", "0.8633", "0.7638"]
+    assert training_table(run).isascii()
+
+
+def test_a_training_that_is_not_measured_shows_what_was_published(tmp_path: Path) -> None:
+    run = build_training(tmp_path, TrainPlan(measured=False))
+    assert len(training_table(run).splitlines()) == 3

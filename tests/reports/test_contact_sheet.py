@@ -5,6 +5,7 @@ import pandas as pd
 from robustcli.reports.contact_sheet import ContactLines, contact_lines
 from robustcli.reports.findings import read_findings
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, paper21
+from tests.reports.mask_runs import MaskPlan, build_masks
 
 
 def lines_of(run: Path, plan: RunPlan) -> ContactLines:
@@ -66,3 +67,20 @@ def test_without_samples_or_transforms_there_are_no_sheets(tmp_path: Path) -> No
     plan = RunPlan(transforms=(IDENTITY, *paper21()[:2]), samples=False)
     assert lines_of(tmp_path / "a", plan) == nothing
     assert lines_of(tmp_path / "b", RunPlan(transforms=(IDENTITY,))) == nothing
+
+
+def test_for_segmenters_the_note_is_of_the_first_image_with_foreground(tmp_path: Path) -> None:
+    # Every image but the third is empty, and that is the one that an evaluation shows.
+    plan = MaskPlan(transforms=(IDENTITY, *paper21()[:1]), images=6, empty_every=1)
+    build_masks(tmp_path, plan)
+    (tmp_path / "samples").mkdir()
+    (rows,) = tmp_path.glob("predictions/*/transform=identity/*/block-000000.parquet")
+    frame = pd.read_parquet(rows, partitioning=None)
+    frame.loc[2, "fn"] = 10
+    frame.to_parquet(rows, index=False)
+    (file,) = tmp_path.glob("inputs/*/transform=additive*/*/block-000000.parquet")
+    measures = pd.read_parquet(file, partitioning=None)
+    measures["psnr_db"] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
+    measures.to_parquet(file, index=False)
+    (line,) = contact_lines(read_findings(tmp_path)).single
+    assert line[1].note == "PSNR 30.0 dB"

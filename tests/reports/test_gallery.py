@@ -5,7 +5,9 @@ from PIL import Image
 
 from robustcli.reports.findings import read_findings
 from robustcli.reports.gallery import Gallery, draw_gallery
+from robustcli.reports.measure import DICE
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.mask_runs import MaskPlan, build_masks
 
 
 def names(gallery: Gallery) -> list[str]:
@@ -55,3 +57,13 @@ def test_captions_say_what_is_shown(tmp_path: Path) -> None:
         "The 2 best and the 1 worst transforms by top-1 averaged over the models, with 95 % Wilson "
         "intervals. A transform with severities is shown at its highest."
     )
+
+
+def test_segmenters_have_the_same_pictures_of_dice(tmp_path: Path) -> None:
+    cells = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(5)[:1])
+    gallery = draw_gallery(read_findings(build_masks(tmp_path, MaskPlan(transforms=cells))), DICE)
+    assert names(gallery) == ["best_and_worst", "all_transforms", "severities"]
+    assert gallery.overview[0].caption.startswith("Dice per transform with 95 % bootstrap")
+    assert gallery.overview[0].caption.endswith("dashed: clean dice of each model.")
+    assert "by dice averaged over the models" in gallery.bars[0].caption
+    assert gallery.multiples[0].caption.startswith("Dice over severity with 95 % bootstrap")

@@ -1,12 +1,18 @@
 import pytest
 
 from robustcli.reports.numbers import (
+    as_printed,
     cell_label,
     counted,
     decimal,
+    duration,
+    fraction,
+    fraction_range,
     is_missing,
     percent,
     percent_range,
+    signed,
+    with_range,
 )
 
 DASH = "\N{EN DASH}"
@@ -51,3 +57,35 @@ def test_counts_agree_with_their_noun() -> None:
 
 def test_a_cell_without_severity_is_called_by_its_transform() -> None:
     assert [cell_label("crop", 0), cell_label("crop", 3)] == ["crop", "crop, severity 3"]
+
+
+def test_a_dice_has_three_decimals_and_its_range_too() -> None:
+    assert fraction(0.86329) == "0.863"
+    assert fraction_range(0.8, 0.9) == f"0.800{DASH}0.900"
+    assert with_range(0.85, 0.8, 0.9) == f"0.850 (0.800{DASH}0.900)"
+    assert with_range(0.85, None, None) == "0.850"
+    assert fraction(None) == fraction_range(None, 0.9) == with_range(None, None, None) == DASH
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0123, "+0.012"), (-0.0123, "-0.012"), (-0.0001, "0.000"), (None, DASH)],
+)
+def test_a_difference_has_its_sign(value: float | None, shown: str) -> None:
+    assert signed(value) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.71, "0.7100"), (0.79955, "0.79955"), (None, DASH)])
+def test_published_numbers_keep_their_digits(value: float | None, shown: str) -> None:
+    assert as_printed(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        *((7.24, "7.2 s"), (60, "1 min 0 s"), (2907.6, "48 min 28 s"), (18281.9, "5 h 4 min")),
+        *((3599.9, "1 h 0 min"), (None, DASH)),
+    ],
+)
+def test_times_are_told_in_the_units_that_matter(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from robustcli.reports.measure import DICE
 from robustcli.reports.ranking import extremes, representatives
 
 
@@ -38,3 +39,8 @@ def test_a_transform_that_a_model_lacks_is_not_ranked() -> None:
     second = table({("blur", 0): 0.5, ("snow", 0): float("nan")}, "b")
     ends = extremes(pd.concat([first, second]))
     assert (ends.best, ends.worst) == ([("blur", 0)], [])
+
+
+def test_segmenters_are_ranked_by_dice() -> None:
+    rows = table({("blur", 0): 0.5, ("snow", 0): 0.9}).assign(dice=[0.8, 0.3])
+    assert extremes(rows, by=DICE).best == [("blur", 0)]

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustcli.core.atomic import replacing
+from robustcli.reports.measure import Measure
 
 DPI = 150
 GREY = "#666666"
@@ -83,19 +84,19 @@ def legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
-def percent_axis(axes: Axes, axis: str) -> None:
-    """Makes `axis` ("x" or "y") a top-1 axis in percent with a light grid behind the data."""
+def measure_axis(axes: Axes, axis: str, measure: Measure) -> None:
+    """Makes `axis` ("x" or "y") the axis of `measure` with a light grid behind the data."""
     axes.grid(axis="x" if axis == "x" else "y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set(**{f"{axis}label": "top-1 accuracy (%)"})
+    axes.set(**{f"{axis}label": measure.axis})
 
 
-def error_bars(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """The lengths of the 95 % intervals below and above top-1, in percentage points."""
-    top1 = rows["top1"].to_numpy(dtype=float)
-    low, high = rows["top1_low"].to_numpy(dtype=float), rows["top1_high"].to_numpy(dtype=float)
-    below, above = (100 * np.clip(part, 0, None) for part in (top1 - low, high - top1))
+def error_bars(rows: pd.DataFrame, measure: Measure) -> tuple[list[float], list[float]]:
+    """The lengths of the 95 % intervals below and above the number, on the axis of `measure`."""
+    value = rows[measure.column].to_numpy(dtype=float)
+    low, high = (end.to_numpy(dtype=float) for end in measure.ends(rows))
+    below, above = (measure.scale * np.clip(part, 0, None) for part in (value - low, high - value))
     # Lists: matplotlib trips over an array with a single column.
     return below.tolist(), above.tolist()
 

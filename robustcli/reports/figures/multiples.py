@@ -1,4 +1,4 @@
-"""Top-1 over severity, one small panel per transform, with the line where half of it is lost."""
+"""A measure over severity, one panel per transform, with the line where half of it is lost."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from robustcli.reports.figures.canvas import (
     styled,
     wrapped,
 )
+from robustcli.reports.measure import TOP1, Measure
 
 COLUMNS = 5
 
 
-def draw_multiples(table: pd.DataFrame, clean: pd.DataFrame, path: Path) -> None:
+def draw_multiples(
+    table: pd.DataFrame, clean: pd.DataFrame, path: Path, measure: Measure = TOP1
+) -> None:
     """Draws one panel per transform in `table`.
 
     Args:
         table: Rows of `metrics.table` with severities above 0, at least two per transform.
         clean: The `identity` rows of the same models; empty if it was not measured.
         path: The PNG to write.
+        measure: What is drawn.
     """
     transforms = [str(name) for name in table["transform"].unique()]
     columns = min(COLUMNS, len(transforms))
@@ -41,22 +45,24 @@ def draw_multiples(table: pd.DataFrame, clean: pd.DataFrame, path: Path) -> None
         figure = Figure(figsize=(width, 1.0 + 1.75 * lines), layout="constrained")
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         for axes, transform in zip(grid.flat, transforms, strict=False):
-            _panel(
-                axes, table[table["transform"] == transform], clean, list(table["model"].unique())
-            )
+            rows = table[table["transform"] == transform]
+            _panel(axes, rows, clean, list(table["model"].unique()), measure)
             axes.set_title(wrapped(transform, 20), fontsize=8.5)
         for axes in grid.flat[len(transforms) :]:
             axes.set_visible(False)
-        _dress(figure, grid[0, 0], sorted(table["severity"].unique()))
+        _dress(figure, grid[0, 0], sorted(table["severity"].unique()), measure)
         _show_ticks_above_gaps(grid, len(transforms), columns)
     save(figure, path)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, clean: pd.DataFrame, models: list[str]) -> None:
+def _panel(
+    axes: Axes, rows: pd.DataFrame, clean: pd.DataFrame, models: list[str], measure: Measure
+) -> None:
     for model, style in looks(models):
-        _line(axes, rows[rows["model"] == model], (model, style))
-        untouched = clean.loc[clean["model"] == model, "top1"].dropna()
-        for level, dashes in [(100 * top1 * kept, d) for top1 in untouched for kept, d in _LEVELS]:
+        _line(axes, rows[rows["model"] == model], (model, style), measure)
+        untouched = clean.loc[clean["model"] == model, measure.column].dropna()
+        for part, dashes in [(whole * kept, d) for whole in untouched for kept, d in _LEVELS]:
+            level = measure.scale * part
             axes.axhline(level, color=style.colour, linestyle=dashes, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e5e5", linewidth=0.6)
@@ -65,21 +71,22 @@ def _panel(axes: Axes, rows: pd.DataFrame, clean: pd.DataFrame, models: list[str
 _LEVELS = ((1.0, "--"), (KEPT, ":"))
 
 
-def _line(axes: Axes, rows: pd.DataFrame, series: tuple[str, Look]) -> None:
+def _line(axes: Axes, rows: pd.DataFrame, series: tuple[str, Look], measure: Measure) -> None:
     name, style = series
     rows = rows.sort_values("severity")
     severities = rows["severity"].to_numpy()
+    low, high = measure.ends(rows)
     axes.fill_between(
         severities,
-        100 * rows["top1_low"].to_numpy(),
-        100 * rows["top1_high"].to_numpy(),
+        measure.scale * low.to_numpy(),
+        measure.scale * high.to_numpy(),
         color=style.colour,
         alpha=0.18,
         linewidth=0,
     )
     axes.plot(
         severities,
-        100 * rows["top1"].to_numpy(),
+        measure.scale * rows[measure.column].to_numpy(),
         color=style.colour,
         marker=style.marker,
         markersize=3.5,
@@ -88,12 +95,12 @@ def _line(axes: Axes, rows: pd.DataFrame, series: tuple[str, Look]) -> None:
     )
 
 
-def _dress(figure: Figure, first: Axes, severities: list[int]) -> None:
-    first.set_ylim(0, 100)
+def _dress(figure: Figure, first: Axes, severities: list[int], measure: Measure) -> None:
+    first.set_ylim(0, measure.scale)
     first.set_xticks(severities)
     first.set_xlim(min(severities) - 0.3, max(severities) + 0.3)
     figure.supxlabel("severity", fontsize=9)
-    figure.supylabel("top-1 accuracy (%)", fontsize=9)
+    figure.supylabel(measure.axis, fontsize=9)
     first.plot([], [], color=GREY, linestyle="--", linewidth=0.8, label="clean")
     first.plot([], [], color=GREY, linestyle=":", linewidth=0.8, label="half of clean")
     legend(figure, first)

@@ -15,18 +15,19 @@ from robustcli.reports.document import (
 )
 from robustcli.reports.findings import Findings
 from robustcli.reports.numbers import counted
+from robustcli.reports.sections.notices import demonstration, subset
 
 MODELS_NAMED = 3
 
 
-def title(findings: Findings) -> Text:
-    """One line: models, transforms, images."""
+def title(findings: Findings, what: str = "Top-1 accuracy") -> Text:
+    """One line: what was measured, models, transforms, images."""
     transforms = {t.name for t in findings.record.transforms} - {"identity"}
     count = len(findings.models)
     named = joined([Mono(model.name) for model in findings.models])
     models = named if count <= MODELS_NAMED else text(counted(count, "model"))
     return text(
-        "Top-1 accuracy of ",
+        f"{what} of ",
         *models,
         f" under {counted(len(transforms), 'transform')}: " if transforms else " on clean images: ",
         Mono(findings.record.dataset.name),
@@ -37,9 +38,10 @@ def title(findings: Findings) -> Text:
 def opening(findings: Findings) -> list[Block]:
     """The title, the notices that apply, and how to read the numbers."""
     notices = (
-        *_about_data(findings),
-        *_about_progress(findings),
-        *_about_models(findings),
+        *demonstration(findings.record.dataset),
+        *subset(findings.record.dataset),
+        *about_progress(findings),
+        *about_models(findings),
     )
     return [Heading(1, title(findings)), *map(Paragraph, notices), Paragraph(_READING)]
 
@@ -57,30 +59,8 @@ _READING = text(
 )
 
 
-def _about_data(findings: Findings) -> list[Text]:
-    dataset = findings.record.dataset
-    notices: list[Text] = []
-    if dataset.demonstration:
-        notices.append(
-            text(
-                Strong("Demonstration set."),
-                " ",
-                Mono(dataset.name),
-                " is there to try the program; compare its numbers with no published ones.",
-            )
-        )
-    if dataset.images < dataset.images_available:
-        chosen = f" ({dataset.subset})" if dataset.subset else ""
-        notices.append(
-            text(
-                Strong("Subset."),
-                f" {dataset.images:,} of {dataset.images_available:,} images{chosen}.",
-            )
-        )
-    return notices
-
-
-def _about_progress(findings: Findings) -> list[Text]:
+def about_progress(findings: Findings) -> list[Text]:
+    """That something is still to be computed, where it is."""
     if not findings.is_partial:
         return []
     cells = len(findings.table)
@@ -93,7 +73,8 @@ def _about_progress(findings: Findings) -> list[Text]:
     ]
 
 
-def _about_models(findings: Findings) -> list[Text]:
+def about_models(findings: Findings) -> list[Text]:
+    """That models are untrained, or that they learned from different data."""
     notices: list[Text] = []
     untrained = [Mono(model.name) for model in findings.models if model.untrained]
     if untrained:
@@ -105,7 +86,7 @@ def _about_models(findings: Findings) -> list[Text]:
                 ".",
             )
         )
-    if len({model.pretraining for model in findings.models}) > 1:
+    if len({model.pretraining for model in findings.models if model.parameters}) > 1:
         kinds: list[Span] = []
         for model in findings.models:
             kinds += [", " if kinds else " ", Mono(model.name), f" ({model.pretraining})"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from robustcli.evaluation.record import ModelRecord, PreprocessingRecord, TransformRecord
 from robustcli.reports.document import (
@@ -24,17 +25,24 @@ from robustcli.reports.numbers import cell_label, counted
 def settings(findings: Findings) -> list[Block]:
     """The assumptions, then the models, the versions and how to repeat the run."""
     record = findings.record
-    versions = [f"{name} {version}" for name, version in sorted(record.versions.items())]
     return [
         Heading(2, text("Assumptions and settings")),
         Listing(_choices(findings)),
-        *_parameters(record.transforms),
+        *parameters(record.transforms),
         Heading(2, text("Models")),
-        _model_table(findings.models),
+        model_table(findings.models),
         _input_table(findings.models),
+        *repeating(record.command, record.versions, record.device),
+    ]
+
+
+def repeating(command: str, versions: Mapping[str, str], device: str) -> list[Block]:
+    """The command, and on what it ran."""
+    told = [f"{name} {version}" for name, version in sorted(versions.items())]
+    return [
         Heading(2, text("How to repeat it")),
-        Code(record.command),
-        Paragraph(text(f"Versions: {', '.join(versions)}. Device: {record.device}.")),
+        Code(command),
+        Paragraph(text(f"Versions: {', '.join(told)}. Device: {device}.")),
     ]
 
 
@@ -67,7 +75,8 @@ def _choices(findings: Findings) -> tuple[Text, ...]:
     )
 
 
-def _parameters(transforms: list[TransformRecord]) -> list[Block]:
+def parameters(transforms: list[TransformRecord]) -> list[Block]:
+    """What each transform was set to."""
     rows = [_parameter_row(t) for t in transforms if t.family != "identity"]
     if not rows:
         return []
@@ -92,7 +101,8 @@ def _parameter_row(transform: TransformRecord) -> tuple[Text, ...]:
     )
 
 
-def _model_table(models: list[ModelRecord]) -> Table:
+def model_table(models: list[ModelRecord]) -> Table:
+    """What the models are, so that they can be found again."""
     header = ("model", "built as", "parameters", "pretraining", "scan", "weights", "SHA-256")
     rows = [
         (
@@ -116,11 +126,14 @@ def _built(model: ModelRecord) -> str:
 
 def _input_table(models: list[ModelRecord]) -> Table:
     header = ("model", "resize", "crop", "mode", "interpolation", "mean", "std")
-    rows = [(text(Mono(m.name)), *cells(*_preprocessing(m.preprocessing))) for m in models]
+    rows = [(text(Mono(m.name)), *cells(*_preprocessing(m))) for m in models]
     return Table(cells(*header), tuple(rows), left=len(header))
 
 
-def _preprocessing(steps: PreprocessingRecord) -> tuple[str, ...]:
+def _preprocessing(model: ModelRecord) -> tuple[str, ...]:
+    steps = model.preprocessing
+    assert isinstance(steps, PreprocessingRecord)
+
     def triple(values: tuple[float, float, float]) -> str:
         return ", ".join(f"{value:g}" for value in values)
 

@@ -7,26 +7,31 @@ from robustcli.evaluation.corruption import ALEXNET_ERROR, CorruptionError, corr
 from robustcli.reports.document import Block, Heading, Mono, Paragraph, Table, cells, text
 from robustcli.reports.findings import Findings
 from robustcli.reports.gallery import Gallery
+from robustcli.reports.measure import TOP1, Measure
 from robustcli.reports.numbers import MISSING, percent
 
 
 def severity(findings: Findings, gallery: Gallery) -> list[Block]:
     """The section, empty for a run in which no transform has several severities."""
+    graded = breaking(findings, gallery, TOP1, "Accuracy over severity")
+    return [*graded, *_corruption(findings)] if graded else []
+
+
+def breaking(findings: Findings, gallery: Gallery, measure: Measure, title: str) -> list[Block]:
+    """`measure` over severity and where it breaks; empty where nothing has several severities."""
     points = breaking_points(findings.table)
     if not points:
         return []
+    note = (
+        "The lowest measured severity at which a model keeps less than half of its "
+        f"{measure.clean}; > 5 means: not up to severity 5."
+    )
     return [
-        Heading(2, text("Accuracy over severity")),
+        Heading(2, text(title)),
         *gallery.multiples,
         Heading(3, text("Breaking points")),
-        Paragraph(
-            text(
-                "The lowest measured severity at which a model keeps less than half of its clean "
-                "accuracy; > 5 means: not up to severity 5."
-            )
-        ),
+        Paragraph(text(note)),
         _points_table(findings, points),
-        *_corruption(findings),
     ]
 
 

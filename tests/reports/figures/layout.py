@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from robustcli.reports.figures import canvas
 
@@ -20,7 +24,7 @@ def caught(monkeypatch: pytest.MonkeyPatch, module: str, draw: Callable[[], None
 
     def catch(figure: Figure, path: Path, dpi: int = canvas.DPI) -> None:
         figure.set_dpi(dpi)
-        FigureCanvasAgg(figure).draw()
+        FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         figures.append(figure)
 
     monkeypatch.setattr(f"robustcli.reports.figures.{module}.save", catch)
@@ -38,6 +42,15 @@ def undrawn(figure: Figure) -> set[Text]:
             outside = [t for t in axis.get_major_ticks() if not low <= t.get_loc() <= high]
             texts.update(label for tick in outside for label in (tick.label1, tick.label2))
     return texts
+
+
+def error_bar(axes: Axes, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The points (n, 2) of the axes' error bars number `index`, and their whiskers (n, 2, 2)."""
+    container = axes.containers[index]
+    assert isinstance(container, ErrorbarContainer)
+    line, _, whiskers = container.lines
+    ends = whiskers[0].get_segments() if whiskers else []
+    return np.asarray(line.get_xydata(), float), np.asarray(ends, float)
 
 
 def boxes(texts: Iterable[Text]) -> list[tuple[str, Bbox]]:

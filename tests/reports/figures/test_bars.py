@@ -7,9 +7,11 @@ from matplotlib.text import Annotation
 
 from robustcli.evaluation.metrics import table
 from robustcli.reports.figures.bars import draw_bars
+from robustcli.reports.measure import DICE
 from robustcli.reports.ranking import extremes
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.figures.layout import assert_no_overlap, assert_nothing_clipped, caught
+from tests.reports.mask_runs import MaskPlan, build_masks
 
 LONG = "swin_base_patch4_window7_224.ms_in1k"
 
@@ -65,3 +67,18 @@ def test_severities_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for axes in figure.axes:
         assert_no_overlap(axes.get_xticklabels())
         assert all("severity 5" in label.get_text() for label in axes.get_xticklabels())
+
+
+def test_dice_without_intervals_are_drawn_with_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = MaskPlan(transforms=(IDENTITY, *paper21()[:2]), groups=1)
+    rows = table(build_masks(tmp_path, plan))
+    ends = extremes(rows, by=DICE)
+    figure = caught(monkeypatch, "bars", lambda: draw_bars(rows, ends, Path(), DICE))
+    assert_nothing_clipped(figure)
+    dice = rows.set_index("transform")["dice"]
+    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert shown == [f"{dice[name]:.3f}" for name, _ in (*ends.best, *ends.worst)]
+    assert figure.axes[0].get_ylabel() == "dice (0 to 1)"
+    assert figure.axes[0].get_ylim()[1] < 1.2

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from robustcli.reports.figures.canvas import DPI, error_bars, look, save, styled, wrapped
+from robustcli.reports.measure import DICE, TOP1
 
 
 def test_models_differ_in_colour_marker_and_hatch_each() -> None:
@@ -29,7 +30,12 @@ def test_neighbouring_models_can_be_told_apart_with_red_green_blindness() -> Non
 
 def test_error_bars_are_the_distances_to_the_ends_of_the_interval() -> None:
     rows = pd.DataFrame({"top1": [0.5, 1.0], "top1_low": [0.4, 0.9], "top1_high": [0.7, 1.0]})
-    np.testing.assert_allclose(error_bars(rows), [[10, 10], [20, 0]], atol=1e-9)
+    np.testing.assert_allclose(error_bars(rows, TOP1), [[10, 10], [20, 0]], atol=1e-9)
+
+
+def test_a_number_without_interval_has_no_bars() -> None:
+    rows = pd.DataFrame({"dice": [0.5], "dice_low": [np.nan], "dice_high": [np.nan]})
+    assert error_bars(rows, DICE) == ([0.0], [0.0])
 
 
 @pytest.mark.parametrize(

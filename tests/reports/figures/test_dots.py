@@ -5,8 +5,15 @@ import pytest
 
 from robustcli.evaluation.metrics import table
 from robustcli.reports.figures.dots import draw_dots
+from robustcli.reports.measure import DICE
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
-from tests.reports.figures.layout import assert_no_overlap, assert_nothing_clipped, caught
+from tests.reports.figures.layout import (
+    assert_no_overlap,
+    assert_nothing_clipped,
+    caught,
+    error_bar,
+)
+from tests.reports.mask_runs import MaskPlan, build_masks
 
 
 @pytest.mark.parametrize(
@@ -35,13 +42,12 @@ def test_dots_are_at_the_numbers_best_on_top(
     means = rows.groupby("transform")["top1"].mean().drop("identity").sort_values()
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["identity (clean)", *means.index[::-1]]
-    for container, name in zip(axes.containers, "ab", strict=True):
+    for number, name in enumerate("ab"):
         mine = rows[rows["model"] == name]
-        line = container.lines[0]
-        np.testing.assert_allclose(np.asarray(line.get_xdata(), float), 100 * mine["top1"])
-        whiskers = container.lines[2][0].get_segments()
+        points, whiskers = error_bar(axes, number)
+        np.testing.assert_allclose(points[:, 0], 100 * mine["top1"].to_numpy())
         ends = 100 * mine[["top1_low", "top1_high"]].to_numpy()
-        np.testing.assert_allclose([segment[:, 0] for segment in whiskers], ends)
+        np.testing.assert_allclose(whiskers[:, :, 0], ends)
     assert axes.yaxis.get_inverted()
 
 
@@ -50,3 +56,13 @@ def test_a_cell_without_rows_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     rows.loc[1, ["top1", "top1_low", "top1_high"]] = float("nan")
     (axes,) = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path())).axes
     assert len(axes.get_yticklabels()) == 3
+
+
+def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = table(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY, *paper21()[:3]))))
+    figure = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path(), DICE))
+    assert_nothing_clipped(figure)
+    (axes,) = figure.axes
+    np.testing.assert_allclose(error_bar(axes, 0)[0][:, 0], rows["dice"].to_numpy())
+    assert axes.get_xlim()[1] <= 1.0
+    assert axes.get_xlabel() == "dice (0 to 1)"

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.sections.accuracy import accuracy
@@ -8,7 +9,7 @@ from tests.reports.sections.told import NO_PICTURES, line_of, told
 DASH = "\N{EN DASH}"
 
 
-def findings(run: Path, **changes: object) -> Findings:
+def findings(run: Path, **changes: Any) -> Findings:
     settings = {
         "models": (model("a"), model("b")),
         "transforms": (IDENTITY, *paper21()[:4], *paper21(5)[:1]),

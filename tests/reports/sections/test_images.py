@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from tests.reports.sections.told import NO_PICTURES, line_of, told
 CELLS = (IDENTITY, *paper21()[:5])
 
 
-def page(run: Path, **changes: object) -> str:
+def page(run: Path, **changes: Any) -> str:
     findings = read_findings(build_run(run, RunPlan(**{"transforms": CELLS, **changes})))
     return told(images(findings, NO_PICTURES))
 

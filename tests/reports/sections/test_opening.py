@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.reports.sections.told import told
 WHOLE = {"images_available": 60}
 
 
-def page(run: Path, **changes: object) -> str:
+def page(run: Path, **changes: Any) -> str:
     settings = {"transforms": (IDENTITY, *paper21()[:3]), "dataset": WHOLE, **changes}
     return told(opening(read_findings(build_run(run, RunPlan(**settings)))))
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, pape
 from tests.reports.sections.told import line_of, told
 
 
-def page(run: Path, **changes: object) -> str:
+def page(run: Path, **changes: Any) -> str:
     cells = (IDENTITY, *paper21()[:1], *imagenet_c()[:1])
     plan = RunPlan(**{"transforms": cells, **changes})
     return told(settings(read_findings(build_run(run, plan))))

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 from robustcli.evaluation.corruption import corruption_errors
+from robustcli.evaluation.record import TransformRecord
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.sections.severity import severity
-from tests.builders import IDENTITY, RunPlan, TransformRecord, build_run, imagenet_c, model, paper21
+from robustcli.reports.measure import DICE
+from robustcli.reports.sections.severity import breaking, severity
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.mask_runs import MaskPlan, build_masks
 from tests.reports.sections.told import NO_PICTURES, line_of, told
 
 
@@ -48,3 +51,14 @@ def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path)
     assert line_of(page, "mCE")[1:] == [f"{100 * first.mce:.1f}", f"{100 * second.mce:.1f}"]
     assert line_of(page, "relative")[1] == f"{100 * first.relative_mce:.1f}"
     assert line_of(page, "`fog`")[2] == f"{100 * second.by_corruption['fog']:.1f}"
+
+
+def test_segmenters_break_where_less_than_half_of_their_dice_is_left(tmp_path: Path) -> None:
+    cells = (IDENTITY, *(cell for step in (1, 2, 5) for cell in paper21(step)[:1]))
+    found = read_findings(build_masks(tmp_path, MaskPlan(transforms=cells)))
+    page = told(breaking(found, NO_PICTURES, DICE, "Dice over severity"))
+    rows = found.table
+    below = rows.loc[rows["dice"] < rows["dice"].iloc[0] / 2, "severity"]
+    assert line_of(page, "`additive_gaussian_noise`")[1] == str(below.min())
+    assert page.startswith("## Dice over severity")
+    assert "keeps less than half of its clean dice;" in page

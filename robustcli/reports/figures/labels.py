@@ -1,0 +1,158 @@
+"""Places for the labels of points, so that none covers another, a point or the figure's edge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+# Points (1/72 inch): how far a label may be from its point, nearest first, and from what lines.
+REACHES = (7, 15, 25, 37, 50, 65, 82, 100)
+LINE_FROM = 12
+POINT = 4.5
+# Right, left, above, below, then between.
+_WAYS = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8)]
+_WAYS += [(0.4, 1), (-0.4, 1), (0.4, -1), (-0.4, -1), (1, 0.4), (1, -0.4), (-1, 0.4), (-1, -0.4)]
+_STEPS = 12  # at which a line to a label is looked at
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text and the place, in data coordinates, of what it names."""
+
+    text: str
+    x: float
+    y: float
+    weight: str = "normal"
+
+
+def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox]) -> None:
+    """Adds `labels` to `axes`, each at the nearest place where it covers nothing.
+
+    Where there is none, the place that covers least. A label that is not beside its point gets a
+    thin line to it. The size of the figure and the limits of its axes must be final.
+
+    Args:
+        axes: With its data drawn.
+        labels: In the order in which they choose.
+        obstacles: What else is not to be covered, in pixels.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    taken = [_around(axes, label) for label in labels] + list(obstacles)
+    lines: list[Bbox] = []
+    for number, label in enumerate(labels):
+        own, others = taken[number], taken[:number] + taken[number + 1 :]
+        box, line = _place(axes, label, own, [*others, *lines])
+        taken.append(box)
+        lines += line
+
+
+def _around(axes: Axes, label: Label) -> Bbox:
+    """The box of the point itself."""
+    x, y = axes.transData.transform((label.x, label.y))
+    half = POINT * _dots(axes)
+    return Bbox([[x - half, y - half], [x + half, y + half]])
+
+
+def _place(axes: Axes, label: Label, own: Bbox, others: list[Bbox]) -> tuple[Bbox, list[Bbox]]:
+    """Draws one label; its box and, as small boxes, its line."""
+    best: tuple[float, tuple[float, float]] | None = None
+    annotation = _annotated(axes, label)
+    blocked = np.array([box.extents for box in [*others, own]])
+    for reach in REACHES:
+        for way in _WAYS:
+            offset = (reach * way[0], reach * way[1])
+            _move(annotation, offset)
+            box = annotation.get_window_extent()
+            cost = _cost(axes, box, _line(own, box, reach, axes), blocked, len(others))
+            if best is None or cost < best[0]:
+                best = (cost, offset)
+        if best is not None and best[0] == 0:
+            break
+    assert best is not None
+    _move(annotation, best[1])
+    box = annotation.get_window_extent()
+    return box, [_dot(point) for point in _finish(axes, annotation, own, box, best[1])]
+
+
+def _annotated(axes: Axes, label: Label) -> Annotation:
+    return axes.annotate(
+        label.text,
+        (label.x, label.y),
+        xytext=(0, 0),
+        textcoords="offset points",
+        fontsize=7.5,
+        fontweight=label.weight,
+    )
+
+
+def _move(annotation: Annotation, offset: tuple[float, float]) -> None:
+    """Puts the side of the text that faces the point at `offset`."""
+    x, y = offset
+    annotation.set_position(offset)
+    annotation.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
+    annotation.set_verticalalignment("bottom" if y > abs(x) else "top" if -y > abs(x) else "center")
+
+
+def _cost(
+    axes: Axes,
+    box: Bbox,
+    line: list[tuple[float, float]],
+    blocked: NDArray[np.float64],
+    others: int,
+) -> float:
+    """The pixels that a label at `box` would cover; being outside the axes counts most."""
+    wide = np.minimum(box.x1, blocked[:, 2]) - np.maximum(box.x0, blocked[:, 0])
+    high = np.minimum(box.y1, blocked[:, 3]) - np.maximum(box.y0, blocked[:, 1])
+    covered = float((np.clip(wide, 0, None) * np.clip(high, 0, None)).sum())
+    inside = axes.bbox
+    out = max(0.0, inside.x0 - box.x0) + max(0.0, box.x1 - inside.x1)
+    out += max(0.0, inside.y0 - box.y0) + max(0.0, box.y1 - inside.y1)
+    crossed = sum(
+        bool(np.any((b[0] <= x) & (x <= b[2]) & (b[1] <= y) & (y <= b[3])))
+        for x, y in line
+        for b in blocked[:others]
+    )
+    return float(covered + 1000 * out + 20 * crossed)
+
+
+def _line(own: Bbox, box: Bbox, reach: float, axes: Axes) -> list[tuple[float, float]]:
+    """Points on the line from the point to its label; none where they are side by side."""
+    if reach < LINE_FROM:
+        return []
+    start = ((own.x0 + own.x1) / 2, (own.y0 + own.y1) / 2)
+    end = (min(max(start[0], box.x0), box.x1), min(max(start[1], box.y0), box.y1))
+    skip = POINT * _dots(axes)
+    length = max(float(np.hypot(end[0] - start[0], end[1] - start[1])), skip)
+    parts = np.linspace(skip / length, 1, _STEPS)
+    return [(start[0] + p * (end[0] - start[0]), start[1] + p * (end[1] - start[1])) for p in parts]
+
+
+def _finish(
+    axes: Axes, annotation: Annotation, own: Bbox, box: Bbox, offset: tuple[float, float]
+) -> list[tuple[float, float]]:
+    points = _line(own, box, max(abs(offset[0]), abs(offset[1])), axes)
+    if points:
+        (x0, y0), (x1, y1) = axes.transData.inverted().transform([points[0], points[-1]])
+        axes.plot([x0, x1], [y0, y1], color="#999999", linewidth=0.5, zorder=1)
+    return points
+
+
+def _dot(point: tuple[float, float]) -> Bbox:
+    x, y = point
+    return Bbox([[x - 1, y - 1], [x + 1, y + 1]])
+
+
+def _dots(axes: Axes) -> float:
+    """Pixels to a point."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return float(figure.dpi) / 72

@@ -1,0 +1,103 @@
+"""The lines of a table in the form of the paper's Table I: published beside own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from robustcli.reports.published import Published, table_one
+from robustcli.reports.training import Held, Training
+from robustcli.reports.training_scores import Score, headline
+
+
+@dataclass(frozen=True)
+class ZooRow:
+    """One line: a network, what was printed of it, and one training of it.
+
+    Args:
+        label: The network's name, with the run's where several trainings are of one network.
+        parameters: Of the network as it was trained, else as published.
+        printed: What the paper printed; None for a network that is not in it.
+        training: None for a network that was not trained here.
+        score: What the training's own protocol reports.
+    """
+
+    label: str
+    parameters: int
+    printed: Published | None
+    training: Training | None = None
+    score: Score | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Own dice minus the printed one."""
+        if self.printed is None or self.score is None or self.score.dice is None:
+            return None
+        return self.score.dice - self.printed.dice
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the printed dice is outside the interval of the own one."""
+        if self.printed is None or self.score is None:
+            return False
+        low, high = self.score.dice_low, self.score.dice_high
+        return low is not None and high is not None and not low <= self.printed.dice <= high
+
+
+def zoo_rows(trainings: Sequence[Training]) -> list[ZooRow]:
+    """A line per training, and one per network of the paper that none is of.
+
+    In the order of the printed dice; networks that the paper has not come last.
+    """
+    rows: list[ZooRow] = []
+    for printed in table_one():
+        mine = [t for t in trainings if t.record.model == printed.model]
+        rows += [_row(t, printed, trainings) for t in mine]
+        rows += [] if mine else [ZooRow(printed.model, printed.parameters, printed)]
+    names = {printed.model for printed in table_one()}
+    return rows + [_row(t, None, trainings) for t in trainings if t.record.model not in names]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Otsu's threshold on a set of held-out images: which (empty if there is one), and its numbers.
+
+    `numbers` is a line with `metrics.SEG_COLUMNS`.
+    """
+
+    images: str
+    numbers: pd.Series
+
+
+def baselines(trainings: Sequence[Training]) -> list[Baseline]:
+    """Otsu's threshold on each set of images that any of `trainings` held out."""
+    found: dict[str, tuple[Training, Held]] = {}
+    for training in trainings:
+        if training.baseline is not None:
+            digest = training.baseline.findings.record.dataset.digest
+            found.setdefault(digest, (training, training.baseline))
+    several = len(found) > 1
+    return [
+        Baseline(f"images of {label(training, trainings)}" if several else "", held.numbers)
+        for training, held in found.values()
+    ]
+
+
+def label(training: Training, trainings: Sequence[Training]) -> str:
+    """The network's name, with so much of the run's path as tells it from others of `trainings`."""
+    name, run = training.record.model, training.run.resolve()
+    runs = {other.run.resolve() for other in trainings if other.record.model == name}
+    if len(runs) == 1:
+        return name
+    depth = 1
+    while len({path.parts[-depth:] for path in runs}) < len(runs):
+        depth += 1
+    return f"{name} ({'/'.join(run.parts[-depth:])})"
+
+
+def _row(training: Training, printed: Published | None, trainings: Sequence[Training]) -> ZooRow:
+    record = training.record
+    name, score = label(training, trainings), headline(training)
+    return ZooRow(name, record.parameters, printed, training, score)

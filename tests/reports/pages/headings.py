@@ -1,0 +1,12 @@
+"""The order of a page's sections."""
+
+from robustcli.reports.document import Heading
+from robustcli.reports.pages.page import Page
+
+
+def sections(page: Page) -> list[str]:
+    return [
+        "".join(str(span) for span in block.content)
+        for block in page.document.blocks
+        if isinstance(block, Heading) and block.level == 2
+    ]

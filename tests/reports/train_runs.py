@@ -1,0 +1,169 @@
+"""Synthetic trainings in the files of `robustcli.finetune.record`, with reproducible numbers."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from robustcli.evaluation.record import DatasetRecord
+from robustcli.finetune.record import (
+    METRICS,
+    PAPER,
+    Protocol,
+    RecipeRecord,
+    SplitRecord,
+    TrainRecord,
+    write_train_record,
+)
+from tests.builders import IDENTITY, WHEN
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+
+FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augmented."]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What to make up; `measured` is whether the held-out images were evaluated."""
+
+    model: str = "ulvm_v5"
+    parameters: int = 703_885
+    protocol: Protocol = "patient"
+    epochs: int = 12
+    finished: int | None = None
+    measured: bool = True
+    base: float = 0.85
+    grouping: str = "patient"
+    groups: int = 8
+    images: int = 24
+    recipe: dict[str, object] = field(default_factory=dict)
+    record: dict[str, object] = field(default_factory=dict)
+    dataset: dict[str, object] = field(default_factory=dict)
+
+
+def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
+    """Writes the training that `plan` describes and returns its directory."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_train_record(run, training_record(plan))
+    finished = plan.epochs if plan.finished is None else plan.finished
+    if finished:
+        _metrics(finished).to_csv(run / "metrics.csv", index=False)
+    if plan.measured:
+        (run / "weights.safetensors").write_bytes(bytes(4 * plan.parameters // 100))
+        held = MaskPlan(
+            models=(segmenter(run.name, parameters=plan.parameters),),
+            transforms=(IDENTITY,),
+            images=plan.images,
+            groups=plan.groups,
+            grouping=plan.grouping,
+            base=plan.base,
+        )
+        build_masks(run / "test", held)
+        otsu = (segmenter("otsu", parameters=0),)
+        build_masks(run / "baseline", replace(held, models=otsu, base=0.6, panels=False))
+    if plan.measured and plan.protocol == "paper":
+        paper_rows().to_parquet(run / "paper.parquet")
+    return run
+
+
+def paper_rows(images: int = 40) -> pd.DataFrame:
+    """Rows as protocol `paper` leaves them; the last batch of 16 holds no foreground at all."""
+    index = np.arange(images)
+    target = np.where(index < 32, 300.0 + 7 * (index % 11), 0.0)
+    overlap = np.where(index < 32, np.floor(target * (0.7 + 0.01 * (index % 17))), 0)
+    predicted = np.where(index < 32, target - 20, 0.0)
+    rows = pd.DataFrame(
+        {
+            "image_id": [f"p/slice-{i:04d}.tif" for i in index],
+            "intersection": overlap,
+            "predicted": predicted,
+            "target": target,
+            "overlap": overlap.astype(int),
+            "union": (predicted + target - overlap).astype(int),
+        }
+    )
+    return rows[list(PAPER)]
+
+
+def _metrics(epochs: int) -> pd.DataFrame:
+    epoch = np.arange(1, epochs + 1)
+    rise = 1 - np.exp(-epoch / 4)
+    table = {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "seconds": np.full(epochs, 4.0),
+        "lr": np.full(epochs, 1e-3),
+        "train_loss": 1.2 - rise,
+        "grad_norm": np.full(epochs, 0.5),
+        "val_loss": 1.3 - rise + 0.02 * (epoch % 3),
+        "val_dice": 0.8 * rise,
+        "val_iou": 0.7 * rise,
+        "waiting_share": np.full(epochs, 0.02),
+    }
+    return pd.DataFrame(table)[list(METRICS)]
+
+
+def training_record(plan: TrainPlan) -> TrainRecord:
+    paper = plan.protocol == "paper"
+    recipe = RecipeRecord(
+        name=plan.protocol,
+        loss="bce-dice",
+        optimizer="AdamW",
+        lr=1e-3,
+        weight_decay=0.01,
+        schedule="constant",
+        batch_size=8,
+        accumulate=1,
+        epochs=plan.epochs,
+        clip=1.0,
+        window=128,
+        augmentation="light",
+        patience=None,
+        precision="fp32",
+        expected_dice=None,
+        paper_batch=16 if paper else None,
+        source="ours",
+    ).model_copy(update=plan.recipe)
+    dataset = DatasetRecord(
+        name="kaggle_3m",
+        location="lgg/kaggle_3m",
+        label_space="foreground",
+        classes=2,
+        images=3929,
+        images_available=3929,
+        subset=None,
+        demonstration=False,
+        digest="cd" * 32,
+    ).model_copy(update=plan.dataset)
+    done = plan.measured
+    record = TrainRecord(
+        command=f"robust train seg --model {plan.model} --protocol {plan.protocol}",
+        status="complete" if done else "running",
+        created=WHEN,
+        updated=WHEN,
+        seed=0,
+        protocol=plan.protocol,
+        faults=FAULTS if paper else [],
+        model=plan.model,
+        family="ulvm",
+        parameters=plan.parameters,
+        initial_weights="the documented initialisation, seed 0",
+        initial_weights_sha256="aa" * 32,
+        dataset=dataset,
+        grouping=plan.grouping,
+        splits={
+            "train": SplitRecord(images=3143, groups=88, empty=2050),
+            "val": SplitRecord(images=393, groups=11, empty=260),
+            "test": SplitRecord(images=plan.images, groups=plan.groups, empty=4),
+        },
+        recipe=recipe,
+        decision="probability >= 0.5",
+        chosen_epoch=plan.epochs - 1 if done else None,
+        chosen_why="the best dice on the validation images, 0.7600" if done else None,
+        weights_sha256="bb" * 32 if done else None,
+        versions={"robust": "0.1.0", "torch": "2.6.0"},
+        device="cpu (2 threads)",
+        threads=2,
+        peak_memory_bytes=3 * 2**29,
+    )
+    return record.model_copy(update=plan.record)
