@@ -19,6 +19,7 @@ FLOORS = (
     ("robustcli",),
     ("robustcli.api", "robustcli.timm_models"),
     ("robustcli.reports",),
+    ("robustcli.finetune",),
     ("robustcli.evaluation",),
     ("robustcli.adapters",),
     ("robustcli.data", "robustcli.transforms"),

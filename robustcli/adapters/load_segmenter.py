@@ -15,6 +15,7 @@ from robustcli.adapters.foreground import native_window
 from robustcli.adapters.load import ModelRequest, names_run, resolve
 from robustcli.adapters.mask_preprocessing import MaskPreprocessing
 from robustcli.adapters.otsu import Otsu
+from robustcli.adapters.places import local_path
 from robustcli.adapters.seg_builders import SEG_BUILDERS
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.adapters.training_run import Trained, read_trained
@@ -81,6 +82,8 @@ def _trained(entry: ModelEntry, request: ModelRequest) -> Trained | None:
         return read_trained(request.weights, entry)
     if names_run(request.name):
         return read_trained(Path(request.name), entry)
+    if entry.asset is not None:
+        return read_trained(local_path(entry), entry)
     raise UsageError(
         f"`{entry.name}` has no published weights.",
         "An untrained network finds nothing.",

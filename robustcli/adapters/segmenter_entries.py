@@ -53,6 +53,11 @@ def segmenters() -> Iterator[ModelEntry]:
             label_space=FOREGROUND, task="seg",
         )  # fmt: skip
     yield ModelEntry(
+        "umamba-pico", "umamba", "zoo", "umamba-pico", 182_982, None, "nuclei-mini:fluorescence",
+        "Apache-2.0", "recipes/train_umamba_pico.py", label_space=FOREGROUND,
+        asset="umamba-pico.safetensors", task="seg",
+    )  # fmt: skip
+    yield ModelEntry(
         "otsu", "threshold", "otsu", "otsu", 0, None, "none: nothing in it is learned",
         "Apache-2.0", "https://doi.org/10.1109/TSMC.1979.4310076", label_space=FOREGROUND,
         task="seg",

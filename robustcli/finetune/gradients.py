@@ -85,16 +85,16 @@ class GradientProfile:
             name: float(norm) / p.numel() ** 0.5
             for (name, p), norm in zip(self._parameters.items(), sizes, strict=True)
         }
-        self._measured: list[tuple[tuple[str, ...], Tensor]] = []
+        self.measured: list[tuple[tuple[str, ...], Tensor]] = []
 
     def __len__(self) -> int:
-        return len(self._measured)
+        return len(self.measured)
 
     def add(self) -> None:
         """Takes the gradients that the parameters hold now as one iteration."""
         found = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         if found:
-            self._measured.append((tuple(found), _measure(list(found.values()))))
+            self.measured.append((tuple(found), _measure(list(found.values()))))
 
     def rows(self) -> pd.DataFrame:
         """A row per iteration and tensor; the numbers are NaN where it had no gradient."""
@@ -107,7 +107,7 @@ class GradientProfile:
                 "iteration": iteration,
                 **dict(zip(KINDS, found.get(name, _NOTHING), strict=True)),
             }
-            for iteration, found in enumerate(map(_by_name, self._measured))
+            for iteration, found in enumerate(map(_by_name, self.measured))
             for name, parameter in self._parameters.items()
         ]
         return pd.DataFrame(rows, columns=_SCHEMA.names)

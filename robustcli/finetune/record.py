@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
@@ -27,12 +27,23 @@ METRICS = (
     *("epoch", "step", "seconds", "lr", "train_loss", "grad_norm"),
     *("val_loss", "val_dice", "val_iou", "waiting_share"),
 )
+"""Per epoch, the first being 1: optimizer steps so far, seconds of this epoch with its validation,
+learning rate of its last step, means over its batches and steps (gradient norms before clipping),
+dice and IoU pooled within each group and averaged over groups, and the share of the training time
+that was spent waiting for data."""
 PAPER = ("image_id", "intersection", "predicted", "target", "overlap", "union")
+"""Per image, in the order of evaluation: sums of p*t, p and t (t may be soft), and the pixels where
+both or either of p and t are above 0."""
 
 
 class RecipeRecord(Record):
-    """How the network was trained, after all overrides; `expected_dice` and `source` as published."""
+    """How the network was trained, after all overrides; `expected_dice` and `source` as published.
 
+    `images_per_epoch` is None where an epoch is a pass over all training images; `paper_batch` is
+    how many images the paper pooled for one dice value.
+    """
+
+    name: str = ""
     loss: str
     optimizer: str
     lr: float
@@ -41,12 +52,14 @@ class RecipeRecord(Record):
     batch_size: int
     accumulate: int
     epochs: int
+    images_per_epoch: int | None = None
     clip: float | None
     window: int
     augmentation: str
     patience: int | None
     precision: Literal["fp32", "bf16", "fp16"]
     expected_dice: float | None
+    paper_batch: int | None = None
     source: str
 
 
@@ -69,10 +82,10 @@ class TrainRecord(Record):
     updated: datetime
     seed: int
     protocol: Protocol
-    faults: list[str] = []  # of the protocol, as documented, in words
+    faults: list[str] = Field(default_factory=list)  # of the protocol, as documented
     model: str
     family: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     parameters: int
     initial_weights: str
     initial_weights_sha256: str
@@ -86,6 +99,7 @@ class TrainRecord(Record):
     weights_sha256: str | None = None
     versions: dict[str, str]
     device: str
+    devices: int = 1
     scan_backend: str | None = None
     threads: int
     peak_memory_bytes: int | None = None

@@ -1,0 +1,121 @@
+"""`run.json` of a fine-tuning, and the other files that it leaves; these models are the format.
+
+OUT/run.json           what follows here
+OUT/gradients.parquet  the profile: a row per iteration and tensor (`gradients`)
+OUT/frozen.csv         a line per tensor: the columns of FROZEN
+OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES that was trained,
+                       with `iterations.csv` (the columns of STEPS) and `costs.json` (ModeCosts)
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from robustcli.core.atomic import write_text
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record
+
+Mode = Literal["scratch", "full", "freeze", "lora"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+PROFILE, DECISIONS, ITERATIONS, COSTS = (
+    "gradients.parquet", "frozen.csv", "iterations.csv", "costs.json"
+)  # fmt: skip
+FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
+"""Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
+statistic (empty where it never had a gradient), and the decision with its reason."""
+STEPS = ("iteration", "seconds", "trainable")
+
+
+class RuleRecord(Record):
+    """What was frozen by; see `selection.FreezeRule`."""
+
+    threshold: float | None
+    quantile: float | None
+    pattern: str | None
+    kind: Literal["mean_abs", "rms", "max_abs", "abs_mean"]
+    relative: bool
+    scope: Literal["mamba", "all"]
+
+
+class SavingRecord(Record):
+    """What freezing saves by count; see `freezing.Saving`. Operations are of a training step."""
+
+    parameters: int
+    frozen: int
+    optimizer_bytes: int
+    optimizer_bytes_saved: int
+    flops: int
+    flops_saved: int
+
+
+class ModeCosts(Record):
+    """What a mode cost, at the end of its training.
+
+    Args:
+        trainable: Elements that were still trained.
+        optimizer_bytes: Of the tensors that the optimizer kept.
+        peak_memory_bytes: Of training since the last freeze; None where the system does not tell.
+    """
+
+    trainable: int
+    optimizer_bytes: int
+    peak_memory_bytes: int | None
+
+
+class FinetuneRecord(Record):
+    """All of a fine-tuning's `run.json`; `command` holds every command that worked on it."""
+
+    schema_version: int = 1
+    kind: Literal["finetune"] = "finetune"
+    command: str
+    status: Literal["running", "complete", "failed"]
+    created: datetime
+    updated: datetime
+    seed: int
+    model: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    parameters: int
+    pretrained: str  # in words
+    pretrained_sha256: str | None
+    heads: list[str]  # beginnings of names: new in this task, never frozen
+    dataset: DatasetRecord
+    modes: list[Mode]
+    rule: RuleRecord
+    profile: str  # `measured`, or the file that it was read from
+    profile_sha256: str | None = None
+    profile_iterations: int
+    epochs: int
+    iterations: int
+    saving: SavingRecord | None = None
+    device: str
+
+
+def write_finetune_record(run: Path, record: FinetuneRecord) -> None:
+    """Writes `OUT/run.json` durably."""
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+
+
+def read_finetune_record(run: Path) -> FinetuneRecord:
+    """The record of the fine-tuning in directory `run`.
+
+    Raises:
+        UsageError: There is none, or its file is damaged or of another kind of run.
+    """
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder of `--out`."
+        )
+    try:
+        return FinetuneRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"`{path}` is not the record of a fine-tuning.",
+            f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
+            "Name a folder that `robust finetune` made with this version.",
+        ) from error

@@ -1,0 +1,50 @@
+"""What stops a training that has come to numbers that are none: nothing of it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.errors import RunError
+
+_SHOWN = 8
+SCALER_TRIES = 32
+"""Steps in a row that float16's loss scaler may skip: more halvings than its scale has."""
+
+
+def check_loss(loss: Tensor, ids: Sequence[str], epoch: int, step: int) -> None:
+    """Raises RunError unless `loss` is finite; `ids` are the batch's images, `epoch` is from 0."""
+    if not torch.isfinite(loss):
+        raise not_finite(f"The loss is {loss.item()}", ids, epoch, step)
+
+
+def check_gradient(
+    norm: Tensor, named: Iterable[tuple[str, nn.Parameter]], ids: Sequence[str], epoch: int,
+    step: int,
+) -> None:  # fmt: skip
+    """Raises RunError unless the gradient's `norm` is finite; the message names parameters."""
+    if torch.isfinite(norm):
+        return
+    bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+    shown = ", ".join(f"`{name}`" for name in bad[:3])
+    of = f" of {len(bad)} parameters ({shown}{', ...' if len(bad) > 3 else ''})" if bad else ""
+    raise not_finite(f"The gradient{of} is not finite", ids, epoch, step)
+
+
+def not_finite(what: str, ids: Sequence[str], epoch: int, step: int) -> RunError:
+    """The error for the user: which images, and what may help."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return RunError(
+        f"{what} in epoch {epoch + 1}, step {step + 1}.",
+        f"Images of the batch: {', '.join(ids[:_SHOWN])}{more}.",
+        "The checkpoints of the last finished epoch are kept. Look at those images; else try a "
+        "smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another `--out`.",
+    )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The Euclidean norm over all gradients; 0 where there are none."""
+    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())

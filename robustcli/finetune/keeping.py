@@ -1,0 +1,46 @@
+"""Callback that keeps two checkpoints: of the last finished epoch, and of the best one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+FOLDER = "checkpoints"
+LAST, BEST = "last.ckpt", "best.ckpt"
+MONITOR = "val_dice"
+
+
+class KeepLastAndBest(Checkpoint):
+    """Saves after every epoch.
+
+    Not Lightning's ModelCheckpoint, which forgets the best score when a run's folder was moved.
+
+    Args:
+        run: The run's folder.
+        best: Whether the epoch with the highest validation dice is kept too; the earlier one of
+            equals.
+    """
+
+    def __init__(self, run: Path, *, best: bool) -> None:
+        self.folder, self.best = run / FOLDER, best
+        self.best_dice: float | None = None
+        self.best_epoch: int | None = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The best one first: were this process killed in between, the epoch is done again."""
+        dice = float(trainer.callback_metrics[MONITOR])
+        if self.best and (self.best_dice is None or dice > self.best_dice):
+            self.best_dice, self.best_epoch = dice, trainer.current_epoch + 1
+            trainer.save_checkpoint(self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LAST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best_dice": self.best_dice, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.best_dice, self.best_epoch = state_dict["best_dice"], state_dict["best_epoch"]

@@ -1,0 +1,145 @@
+"""Losses of segmenters, on logits or on probabilities, in float32 whatever the network computes in.
+
+Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024) for the constants; the losses of
+networks that answer with logits are taken from the logits, which a rounded sigmoid cannot harm.
+
+Shapes: output and target (B, 1, H, W); a target lies in 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.core.names import find
+
+POOLED_SMOOTH = 100.0
+IMAGE_SMOOTH = 1.0
+_HALF_MARGIN = 1e-6
+"""How far from 0 and 1 a half-precision probability is kept: at 0 or 1 the gradient of the cross
+entropy times that of the sigmoid is infinity times zero."""
+
+
+class SegmentationLoss(nn.Module):
+    """A loss of what a network says; a scalar.
+
+    Args:
+        probabilities: Whether the network says probabilities; else logits.
+    """
+
+    def __init__(self, *, probabilities: bool) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, float32."""
+        with torch.autocast(output.device.type, enabled=False):
+            if self.probabilities and output.dtype != torch.float32:
+                output = output.float().clamp(_HALF_MARGIN, 1 - _HALF_MARGIN)
+            return self.of(output.float(), target.float())
+
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of float32 `output`."""
+        raise NotImplementedError
+
+    def probability(self, output: Tensor) -> Tensor:
+        """The probabilities that `output` stands for."""
+        return output if self.probabilities else output.sigmoid()
+
+    def cross_entropy(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean binary cross entropy over all pixels."""
+        if self.probabilities:
+            return F.binary_cross_entropy(output, target)
+        return F.binary_cross_entropy_with_logits(output, target)
+
+
+class DiceLoss(SegmentationLoss):
+    """One minus the dice of the whole batch pooled, smoothed by 100."""
+
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        """See the class."""
+        p = self.probability(output)
+        both = 2 * (p * target).sum() + POOLED_SMOOTH
+        return 1 - both / (p.sum() + target.sum() + POOLED_SMOOTH)
+
+
+class CrossEntropyLoss(SegmentationLoss):
+    """The mean binary cross entropy over all pixels."""
+
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        """See the class."""
+        return self.cross_entropy(output, target)
+
+
+class BceDiceLoss(SegmentationLoss):
+    """Cross entropy plus one minus the mean dice of the images, each smoothed by 1."""
+
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        """See the class."""
+        p, t = self.probability(output).flatten(1), target.flatten(1)  # (B, H*W)
+        both = 2 * (p * t).sum(1) + IMAGE_SMOOTH
+        dice = both / (p.sum(1) + t.sum(1) + IMAGE_SMOOTH)
+        return self.cross_entropy(output, target) + 1 - dice.mean()
+
+
+class DeepSupervision(nn.Module):
+    """A loss for a list of outputs, highest resolution first, each weighing half the one before.
+
+    The lowest resolution counts nothing and the weights add up to 1. Targets are taken at the
+    nearest pixel.
+
+    Source: nnU-Net, `nnUNetTrainer._build_loss`.
+    """
+
+    def __init__(self, loss: SegmentationLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The weighted sum over the outputs."""
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for output, weight in zip(outputs, level_weights(len(outputs)), strict=True):
+            if weight:
+                near = F.interpolate(target.float(), output.shape[-2:], mode="nearest-exact")
+                total = total + weight * self.loss(output, near)
+        return total
+
+
+def level_weights(levels: int) -> list[float]:
+    """The weight of each of `levels` outputs, highest resolution first; they add up to 1."""
+    weights = [0.5**i for i in range(levels)]
+    if levels > 1:
+        weights[-1] = 0.0
+    return [weight / sum(weights) for weight in weights]
+
+
+LOSSES: dict[str, Callable[..., SegmentationLoss]] = {
+    "bce-dice": BceDiceLoss,
+    "dice": DiceLoss,
+    "bce": CrossEntropyLoss,
+}
+
+
+def make_loss(name: str, *, probabilities: bool) -> SegmentationLoss:
+    """The loss called `name`.
+
+    Args:
+        name: One of LOSSES.
+        probabilities: Whether the network says probabilities; else logits.
+
+    Raises:
+        UsageError: No loss is called so.
+    """
+    return LOSSES[loss_name(name)](probabilities=probabilities)
+
+
+def loss_name(name: str) -> str:
+    """The registered spelling of `name`.
+
+    Raises:
+        UsageError: No loss is called so; the message offers the nearest names.
+    """
+    return find(name, LOSSES, kind="loss", listing="docs/train-seg.md")

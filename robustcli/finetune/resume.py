@@ -1,0 +1,87 @@
+"""Going on with a training: the same settings, or an error that names the one that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from robustcli.core.errors import UsageError
+from robustcli.finetune.record import RecipeRecord, TrainRecord
+from robustcli.finetune.schedules import EXTENDABLE
+
+_OF_RUN = {
+    "model": "--model",
+    "arguments": "--model-arg",
+    "protocol": "--protocol",
+    "seed": "--seed",
+    "devices": "--devices",
+    "initial_weights_sha256": "the weights it starts from (--weights, --untrained)",
+}
+_OF_RECIPE = {
+    "loss": "--loss", "optimizer": "optimizer", "lr": "--lr", "weight_decay": "weight decay",
+    "schedule": "schedule", "batch_size": "--batch-size", "accumulate": "--accumulate",
+    "images_per_epoch": "images per epoch (--quick)", "clip": "--clip", "window": "--window",
+    "augmentation": "--aug", "patience": "--patience", "precision": "--precision",
+    "paper_batch": "images pooled for a dice value",
+}  # fmt: skip
+
+
+def joined(run: Path, old: TrainRecord, new: TrainRecord) -> TrainRecord:
+    """`new` as the continuation of `old`: with its beginning, its commands and its costs so far.
+
+    Raises:
+        UsageError: A setting that decides the weights differs; the message names it.
+    """
+    difference = next(differences(old, new), None)
+    if difference is not None:
+        raise UsageError(
+            f"`{run}` holds a training with other settings.",
+            difference,
+            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
+        )
+    commands = dict.fromkeys([*old.command.splitlines(), new.command])
+    return new.model_copy(
+        update={
+            "command": "\n".join(commands),
+            "created": old.created,
+            "weights_sha256": old.weights_sha256,
+            "peak_memory_bytes": old.peak_memory_bytes,
+            "energy_joules": old.energy_joules,
+        }
+    )
+
+
+def is_done(old: TrainRecord, new: TrainRecord) -> bool:
+    """Whether `old` is finished, and `new` asks for no more epochs."""
+    return old.status == "complete" and new.recipe.epochs == old.recipe.epochs
+
+
+def differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
+    """What of `new` would lead to other weights than `old` began with, in words."""
+    if old.dataset.digest != new.dataset.digest:
+        yield (
+            f"Its images are others: {old.dataset.images} of `{old.dataset.name}`, now "
+            f"{new.dataset.images} of `{new.dataset.name}` (`--data`, `--limit`, `--seed`)."
+        )
+    yield from _fields(old, new, _OF_RUN)
+    yield from _fields(old.recipe, new.recipe, _OF_RECIPE)
+    yield from _epochs(old.recipe, new.recipe)
+
+
+def _fields(old: Any, new: Any, flags: dict[str, str]) -> Iterator[str]:
+    for field, flag in flags.items():
+        before, now = getattr(old, field), getattr(new, field)
+        if before != now:
+            yield f"`{flag}` was {before}, now it is {now}."
+
+
+def _epochs(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
+    changed = f"`--epochs` was {old.epochs}, now it is {new.epochs}"
+    if new.epochs < old.epochs:
+        yield f"{changed}: epochs cannot be taken back."
+    elif new.epochs > old.epochs and old.schedule not in EXTENDABLE:
+        yield (
+            f"{changed}: the learning rate of its schedule `{old.schedule}` is a function of the "
+            "length of the whole training."
+        )

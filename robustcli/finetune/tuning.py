@@ -1,0 +1,22 @@
+"""What fine-tuning changes in a training: where it starts from, and what watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The two places where `run_training` asks; a plain training has none.
+
+    Args:
+        start: Gives the network that training begins with, and where its weights come from.
+        callbacks: Of that network: what Lightning calls besides the usual.
+    """
+
+    start: Callable[[], tuple[nn.Module, str]]
+    callbacks: Callable[[nn.Module], Sequence[pl.Callback]]
