@@ -13,10 +13,12 @@ from robustcli.adapters.create import create_model
 
 
 def test_every_door_leads_to_its_function() -> None:
-    assert set(robustcli.__all__) == {"Run", "create_model", "evaluate"}
+    assert set(robustcli.__all__) >= {"Run", "Training", "create_model", "evaluate", "train"}
     assert robustcli.create_model is create_model
     assert robustcli.evaluate is api.evaluate
     assert robustcli.Run is api.Run
+    assert robustcli.train is api.train
+    assert robustcli.Training is api.Training
 
 
 def test_an_unknown_attribute() -> None:

@@ -63,4 +63,4 @@ def test_foreign_names() -> None:
 def test_every_family_of_the_registry_is_described() -> None:
     assert {a.family for a in ARCHITECTURES.values()} == set(FAMILIES)
     assert "vmamba-t" not in members("vmamba")
-    assert members("umamba") == ["umamba", "umamba-enc"]
+    assert members("umamba") == ["umamba", "umamba-enc", "umamba-pico"]

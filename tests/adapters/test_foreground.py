@@ -96,7 +96,7 @@ def test_probabilities_of_several_classes_are_refused() -> None:
 
 
 def test_the_window_of_each() -> None:
-    expected = dict.fromkeys(SEGMENTERS, 256) | {"segformer": 224}
+    expected = dict.fromkeys(SEGMENTERS, 256) | {"segformer": 224, "umamba-pico": 128}
     assert {name: native_window(on_meta(name)) for name in SEGMENTERS} == expected
     assert native_window(on_meta("umamba-enc", patch_size=64)) == 64
     assert native_window(on_meta("resnet18_seg", output=128)) == 128

@@ -72,7 +72,7 @@ def test_a_batch_of_mixed_sizes_is_as_one_by_one() -> None:
     given = images(SIZES)
     for together, image in zip(one.probabilities(given), given, strict=True):
         (alone,) = one.probabilities([image])
-        np.testing.assert_allclose(together, alone, atol=1e-5)
+        np.testing.assert_allclose(together, alone, atol=1e-4)  # the sums go another way
     assert one.probabilities([]) == []
 
 

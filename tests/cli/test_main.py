@@ -18,6 +18,7 @@ from robustcli.core.errors import MachineError, RobustError, RunError, UsageErro
 from tests.cli.conftest import Robust
 
 BUDGET_S = 0.3
+WIDEST = max(map(len, COMMANDS))
 AT_ONCE = [["--help"], ["list", "models"], ["list", "transforms"], ["list", "datasets"]]
 
 
@@ -25,7 +26,7 @@ def test_help_shows_every_command_and_examples_on_their_own_lines(robust: Robust
     told = robust("--help")
     assert told.code == 0
     for name, (_, text) in COMMANDS.items():
-        assert f"  {name:<6}  {text}\n" in told.out
+        assert f"  {name:<{WIDEST}}  {text}\n" in told.out
     assert "\n  robust eval --model vmamba-pico --transform paper21\n  robust eval" in told.out
     assert "\\b" not in told.out
 
