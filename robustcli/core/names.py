@@ -26,6 +26,10 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     return [spelling[candidate] for candidate in close]
 
 
+FEW = 4
+"""So many names are shown where none is near to what was typed."""
+
+
 def find(name: str, known: Iterable[str], *, kind: str, listing: str) -> str:
     """The registered spelling of `name`.
 
@@ -42,11 +46,18 @@ def find(name: str, known: Iterable[str], *, kind: str, listing: str) -> str:
     if canonical(name) in spelling:
         return spelling[canonical(name)]
     close = nearest(name, spelling.values())
+    offered = f"Did you mean {_either(close)}?" if close else ""
+    if not close and len(spelling) <= FEW:
+        offered = f"Expected {_either(list(spelling.values()))}."
     raise UsageError(
         f"No {kind} is called `{name}`.",
-        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+        offered,
         f"`{listing}` shows every {kind}.",
     )
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
 
 
 def matching(pattern: str, known: Iterable[str], *, kind: str, listing: str) -> list[str]:

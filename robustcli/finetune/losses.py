@@ -52,7 +52,10 @@ class SegmentationLoss(nn.Module):
     def cross_entropy(self, output: Tensor, target: Tensor) -> Tensor:
         """The mean binary cross entropy over all pixels."""
         if self.probabilities:
-            return F.binary_cross_entropy(output, target)
+            known = output.nan_to_num(nan=0.5)
+            loss = F.binary_cross_entropy(known, target)
+            # torch stops at a NaN with an error that names no image: hand it on as a NaN instead.
+            return loss + 0 * output.mean()
         return F.binary_cross_entropy_with_logits(output, target)
 
 

@@ -50,6 +50,14 @@ def test_a_name_like_no_other_gets_the_command_that_lists_them() -> None:
     assert str(caught.value) == "No model is called `zzz`.\n`robust list models` shows every model."
 
 
+def test_a_name_like_no_other_gets_all_of_a_few() -> None:
+    with pytest.raises(UsageError) as caught:
+        find("zzz", ("bce", "dice"), kind="loss", listing="list")
+    assert str(caught.value) == (
+        "No loss is called `zzz`.\nExpected `bce` or `dice`.\n`list` shows every loss."
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "is_one"), [("c_*", True), ("fo?", True), ("[ab]c", True), ("fog", False), ("", False)]
 )

@@ -90,6 +90,15 @@ def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> Non
     assert logit.grad.item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_nan_is_handed_on(name: str, probabilities: bool) -> None:
+    output = torch.full((2, 1, 4, 4), 0.25)
+    output[1, 0, 2, 3] = torch.nan
+    loss = make_loss(name, probabilities=probabilities)
+    assert loss(output, torch.ones_like(output)).isnan()
+
+
 def test_the_loss_leaves_autocast() -> None:
     output, target = fixed()
     with torch.autocast("cpu", torch.bfloat16):
