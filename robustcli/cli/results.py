@@ -24,9 +24,12 @@ def results_table(run: Path) -> str:
     """The table of `run` for a terminal."""
     from robustcli.evaluation.metrics import table
     from robustcli.reports.console import accuracy_table, mask_table, training_table
+    from robustcli.reports.console_finetune import finetune_table
     from robustcli.reports.render import kind_of
 
     kind = kind_of(run)
     if kind == "train":
         return training_table(run)
+    if kind == "finetune":
+        return finetune_table(run)
     return mask_table(table(run)) if kind == "seg" else accuracy_table(table(run))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.reports.pages.classification import classification
+from robustcli.reports.pages.finetune import finetune
 from robustcli.reports.pages.page import Page, write_page
 from robustcli.reports.pages.segmentation import segmentation
 from robustcli.reports.pages.training import training
@@ -17,7 +18,9 @@ _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": classification,
     "seg": segmentation,
     "train": training,
+    "finetune": finetune,
 }
+_OWN = ("train", "finetune")  # kinds that `run.json` names; the others are tasks of evaluations
 
 
 def render(run: Path) -> Path:
@@ -26,7 +29,7 @@ def render(run: Path) -> Path:
     Rendering the same run again gives the same files.
 
     Args:
-        run: Directory of an evaluation or of a training, finished or not.
+        run: Directory of an evaluation, of a training or of a fine-tuning, finished or not.
 
     Raises:
         UsageError: There is no readable run.
@@ -50,12 +53,12 @@ def render_zoo(runs: Sequence[Path], out: Path) -> Path:
 
 
 def kind_of(run: Path) -> str:
-    """`train` for a training, else the task of an evaluation; `cls` where that cannot be read."""
+    """`train`, `finetune`, or the task of an evaluation; `cls` where that cannot be read."""
     try:
         head = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "cls"  # reading it as an evaluation tells the user what is wrong
     if not isinstance(head, dict):
         return "cls"
-    kind = "train" if head.get("kind") == "train" else head.get("task")
+    kind = head["kind"] if head.get("kind") in _OWN else head.get("task")
     return kind if kind in _KINDS else "cls"

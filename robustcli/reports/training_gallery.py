@@ -78,11 +78,15 @@ def _curves(training: Training) -> tuple[Figure, ...]:
         return ()
     path = "figures/curves.png"
     draw_curves(_course(training, training.record.model), training.run / path)
-    caption = (
-        "Losses (left), and dice and IoU of the validation images (right: pooled within each "
-        f"{training.record.grouping}, then averaged), epoch by epoch."
-    )
+    caption = f"Losses (left), and dice and IoU (right) of {validated(training)}, epoch by epoch."
     return (Figure(path, caption),)
+
+
+def validated(training: Training) -> str:
+    """What the validation's dice is of, and how it is pooled."""
+    if training.record.recipe.patches is not None:
+        return "random validation patches (the pixels of all of an epoch's pooled: pseudo dice)"
+    return f"the validation images (pooled within each {training.record.grouping}, then averaged)"
 
 
 def _course(training: Training, name: str) -> Course:
@@ -105,7 +109,7 @@ def _grids(trainings: Sequence[Training], out: Path) -> tuple[Figure, ...]:
 
 def _strips(training: Training) -> tuple[Figure, ...]:
     named = [(training.record.model, training.test), ("otsu", training.baseline)]
-    strips = [_strip(name, held) for name, held in named if held is not None]
+    strips = [strip(name, held) for name, held in named if held is not None]
     if not strips:
         return ()
     path, grouping = "figures/groups.png", training.record.grouping
@@ -113,7 +117,8 @@ def _strips(training: Training) -> tuple[Figure, ...]:
     return (Figure(path, f"Dice of every held-out {grouping}, the pixels of its images pooled."),)
 
 
-def _strip(name: str, held: Held) -> Strip:
+def strip(name: str, held: Held) -> Strip:
+    """The dice of the groups of held-out images of one model, called `name`."""
     pooled = held.rows.groupby("group", sort=True)[_COUNTS].sum()
     low, high = (
         None if is_missing(held.numbers[end]) else float(held.numbers[end])

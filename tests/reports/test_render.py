@@ -11,6 +11,7 @@ from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import TransformRecord
 from robustcli.reports.render import kind_of, render, render_zoo
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks
 from tests.reports.train_runs import TrainPlan, build_training
 
@@ -178,6 +179,7 @@ def test_only_trainings_are_compared(tmp_path: Path) -> None:
     [
         ("robustcli.reports.render", ["torch", "timm", "imgaug", "cv2", "matplotlib.pyplot"]),
         ("robustcli.reports.console", ["torch", "matplotlib"]),
+        ("robustcli.reports.console_finetune", ["torch", "matplotlib"]),
         ("robustcli.evaluation.metrics", ["torch", "matplotlib", "scipy"]),
     ],
 )
@@ -187,3 +189,36 @@ def test_reports_import_no_torch(module: str, absent: list[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert (answer.stdout, answer.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FinetunePlan(modes=()),
+        FinetunePlan(modes=("full",), unmeasured=("full",), record={"status": "running"}),
+        FinetunePlan(modes=("full",), waiting=("full",), profiled=0, decided=False),
+        FinetunePlan(modes=("full", "freeze"), sweep=True),
+    ],
+)
+def test_a_report_of_a_fine_tuning_in_any_state_can_be_made(
+    tmp_path: Path, plan: FinetunePlan
+) -> None:
+    run = build_finetuning(tmp_path, plan)
+    assert kind_of(run) == "finetune"
+    text = render(run).read_text()
+    assert "nan" not in text
+    assert all((run / name).is_file() for name in OUTPUTS)
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert all((run / picture).is_file() for picture in pictures)
+    assert len(json.loads((run / "results.json").read_text())) == len(plan.modes) - len(
+        plan.waiting
+    )
+
+
+def test_rendering_a_fine_tuning_again_gives_the_same_files(tmp_path: Path) -> None:
+    def write() -> dict[Path, bytes]:
+        render(tmp_path)
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    build_finetuning(tmp_path, FinetunePlan(modes=("full", "freeze"), sweep=True))
+    assert write() == write()

@@ -31,8 +31,9 @@ def grouping(findings: Findings) -> str:
 
 def how_empty_counts(group: str) -> str:
     """How images without foreground enter the numbers."""
+    also = "" if group == "image" else f" (and a {group})"
     return (
-        f"Empty masks: an image (and a {group}) without foreground in which none is predicted has "
+        f"Empty masks: an image{also} without foreground in which none is predicted has "
         "dice 1 and IoU 1, with any pixel predicted 0; so false alarms count. Numbers marked "
         "“with foreground” leave images without foreground out."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.evaluation.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.reports.document import (
     Block,
@@ -69,7 +70,13 @@ def _input(steps: MaskPreprocessingRecord) -> tuple[str, ...]:
     window = f"{steps.window} px" if steps.window else "none: the whole image"
     return (
         window,
-        steps.channels,
+        steps.channels if steps.nnunet is None else f"{steps.channels}, {_as_nnunet(steps.nnunet)}",
         f"probability {steps.threshold:.4g}",
         f"{100 * steps.overlap:.0f} %",
     )
+
+
+def _as_nnunet(how: NnUNetInference) -> str:
+    schemes = ", ".join(dict.fromkeys(channel.scheme for channel in how.channels))
+    flips = f", {2 ** len(how.mirror_axes)} flips averaged" if how.mirror_axes else ""
+    return f"normalised as nnU-Net does ({schemes}){flips}"

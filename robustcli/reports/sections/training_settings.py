@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from robustcli.finetune.nnunet.patchwise import Patchwise
 from robustcli.finetune.record import RecipeRecord
 from robustcli.reports.document import (
     Block,
@@ -60,9 +61,25 @@ def recipe_lines(recipe: RecipeRecord) -> list[tuple[str, str]]:
         ("dice it should reach", as_printed(recipe.expected_dice)),
         ("source", recipe.source),
     ]
+    if recipe.patches is not None:
+        lines = [line for line in lines if line[0] != "images an epoch"]
+        lines[6:6] = _patch_lines(recipe.patches)
     if recipe.paper_batch is not None:
         lines.insert(-2, ("slices for one dice", str(recipe.paper_batch)))
     return lines
+
+
+def _patch_lines(patches: Patchwise) -> list[tuple[str, str]]:
+    schemes = ", ".join(dict.fromkeys(channel.scheme for channel in patches.channels))
+    return [
+        ("iterations an epoch", str(patches.iterations)),
+        ("batches of a validation", str(patches.validation_iterations)),
+        ("momentum", f"{patches.momentum:g}, Nesterov"),
+        ("share of a batch with foreground", f"{patches.oversampling:.0%} at least"),
+        ("dice of the loss", "of the batch" if patches.batch_dice else "of each image"),
+        ("normalisation", schemes),
+        ("best epoch by", f"moving average of the validation dice, {patches.ema:g} of the old"),
+    ]
 
 
 def _choices(training: Training) -> tuple[Text, ...]:

@@ -1,0 +1,193 @@
+"""What freezing cost and saved, in sentences that say no more than was measured."""
+
+from __future__ import annotations
+
+from robustcli.evaluation.paired_masks import MaskDifference
+from robustcli.reports.document import Text, text
+from robustcli.reports.finetuning import Finetuning, ModeRun
+from robustcli.reports.finetuning_scores import (
+    Pace,
+    against_full,
+    frozen_elements,
+    pace,
+    pace_before,
+)
+from robustcli.reports.numbers import counted, decimal, duration, signed, with_range
+from robustcli.reports.training_scores import group_score
+
+EQUAL = 0.01  # of dice: closer than that is called equal
+CLEAR = 0.05
+
+
+def verdict(found: Finetuning) -> list[Text]:
+    """Dice, the difference to full fine-tuning, time, and memory; what is not measured is left."""
+    told = (*_dice(found), *_differences(found), *_time(found), *_memory(found), *_count(found))
+    return [text(words) for words in told]
+
+
+def dice_of(run: ModeRun) -> str:
+    """The dice of a mode with its interval; empty until it is measured."""
+    if run.training.test is None:
+        return ""
+    score = group_score(run.training.test.numbers)
+    return with_range(score.dice, score.dice_low, score.dice_high)
+
+
+def _dice(found: Finetuning) -> list[str]:
+    measured = [run for run in found.modes if run.training.test is not None]
+    training = found.training
+    if not measured or training is None or training.test is None:
+        return []
+    numbers, group = training.test.numbers, training.record.grouping
+    held = counted(int(numbers["n"]), "held-out image")
+    held += "" if group == "image" else f" of {counted(int(numbers['groups']), group)}"
+    told = f"Dice on {held}, per {group}, with 95 % intervals: "
+    told += ", ".join(f"{run.mode} {dice_of(run)}" for run in measured) + "."
+    if training.baseline is not None:
+        score = group_score(training.baseline.numbers)
+        otsu = with_range(score.dice, score.dice_low, score.dice_high)
+        told += f" Otsu's threshold on the same images: {otsu}."
+    return [told]
+
+
+def _differences(found: Finetuning) -> list[str]:
+    """Each mode against full; freezing first, since it is what the question is about."""
+    order = sorted(found.modes, key=lambda run: run.mode != "freeze")
+    compared = [(run, against_full(found, run.mode)) for run in order]
+    group = found.training.record.grouping if found.training else "image"
+    told = [
+        f"Dice of {run.mode} minus that of full: {_difference(one, group)}"
+        for run, one in compared
+        if one is not None
+    ]
+    once = "Each mode was trained once: what another seed would give is in none of the intervals."
+    return [*told, once] if told else []
+
+
+def _difference(one: MaskDifference, group: str) -> str:
+    if one.low is None or one.high is None or one.p is None:
+        return f"{signed(one.dice)}; from one {group} nothing can be said about others."
+    interval = f"paired 95 % bootstrap interval over {group}s {signed(one.low)} to "
+    interval += signed(one.high)
+    together = "" if group == "image" else f", all images of a {group} together"
+    test = f"sign-flip test over images{together}: p = {p_value(one.p)}"
+    hint = ""
+    if one.smallest_p > CLEAR:
+        hint = f" ({counted(one.groups, group)} cannot give a p below {p_value(one.smallest_p)})"
+    return f"{signed(one.dice)} ({interval}; {test}{hint}). {_meaning(one)}"
+
+
+def _meaning(one: MaskDifference) -> str:
+    assert one.low is not None
+    assert one.high is not None
+    assert one.p is not None
+    small = one.low >= -EQUAL and one.high <= EQUAL
+    if one.low > 0 or one.high < 0:
+        if one.p > CLEAR:
+            return "The interval and the test disagree: these are too few images to tell."
+        word = "better" if one.low > 0 else "worse"
+        size = f" but less than {EQUAL}" if small else ""
+        return f"So it is {word}, by more than the choice of images explains{size}."
+    if small:
+        return f"So both are equal to within {EQUAL} of dice."
+    loss, gain = signed(one.low).lstrip("-"), signed(one.high).lstrip("+")
+    return (
+        "So a difference cannot be told from chance, which does not mean that there is none: "
+        f"a loss of up to {loss} or a gain of up to {gain} is possible."
+    )
+
+
+def p_value(p: float) -> str:
+    """A p-value with the digits that mean something."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _time(found: Finetuning) -> list[str]:
+    """The time of an iteration after the freeze against that of full fine-tuning."""
+    freeze, full = found.of("freeze"), found.of("full")
+    if freeze is None or full is None:
+        return []
+    mine, theirs = pace(freeze), pace(full)
+    if mine is None or theirs is None:
+        return []
+    numbers = (
+        f"{seconds(mine.median)} against {seconds(theirs.median)}, medians of "
+        f"{mine.iterations:,} and {theirs.iterations:,} iterations"
+    )
+    if not frozen_elements(freeze):
+        told = "Nothing is frozen, so what differs in time between freeze and full is the "
+        return [f"{told}machine's noise: {numbers}."]
+    told = f"After the freeze an iteration took {_compared(mine, theirs)} as in full fine-tuning: "
+    told += f"{numbers}."
+    if _within(mine, theirs):
+        told += (
+            " Each median lies within the middle half of the other's iterations, so the "
+            "difference may be the machine's noise."
+        )
+    return [told + _before(freeze, mine)]
+
+
+def _compared(one: Pace, other: Pace) -> str:
+    ratio = one.median / other.median
+    word = f"{decimal(100 * abs(1 - ratio))} % {'less' if ratio <= 1 else 'more'}"
+    return f"{decimal(ratio, 2)} times as long ({word})"
+
+
+def _before(freeze: ModeRun, after: Pace) -> str:
+    """The same run before the freeze: a comparison that the machine's other work disturbs less."""
+    before = pace_before(freeze)
+    if before is None:
+        return ""
+    return (
+        f" Against its own {counted(before.iterations, 'iteration')} before the freeze, which were "
+        f"also profiled ({seconds(before.median)}), it took {_compared(after, before)}."
+    )
+
+
+def _within(one: Pace, other: Pace) -> bool:
+    return one.low <= other.median <= one.high and other.low <= one.median <= other.high
+
+
+def seconds(value: float) -> str:
+    """A short stretch of time: `0.231 s`, `12 ms`, `1.2 s`."""
+    if value < 0.1:
+        return f"{decimal(1000 * value)} ms"
+    return f"{value:.3f} s" if value < 1 else duration(value)
+
+
+def _memory(found: Finetuning) -> list[str]:
+    freeze, full = found.of("freeze"), found.of("full")
+    mine, theirs = (run.costs if run else None for run in (freeze, full))
+    if freeze is None or mine is None or theirs is None or not frozen_elements(freeze):
+        return []
+    told = f"The optimizer kept {megabytes(mine.optimizer_bytes)} against "
+    told += megabytes(theirs.optimizer_bytes)
+    if mine.peak_memory_bytes is not None and theirs.peak_memory_bytes is not None:
+        told += f"; the peak of memory was {mebibytes(mine.peak_memory_bytes)} after the freeze "
+        told += f"against {mebibytes(theirs.peak_memory_bytes)}"
+    return [f"{told}."]
+
+
+def _count(found: Finetuning) -> list[str]:
+    """What freezing leaves out by count, and what it cannot leave out."""
+    saving = found.record.saving
+    if saving is None or not saving.frozen:
+        return []
+    flops = 100 * saving.flops_saved / max(1, saving.flops)
+    kept = 100 * saving.optimizer_bytes_saved / max(1, saving.optimizer_bytes)
+    return [
+        f"By count, freezing leaves out {decimal(flops, 2)} % of the convolutions and matrix "
+        f"products of a training step and {decimal(kept, 2)} % of the optimizer's memory. The "
+        "forward pass stays as it is, and gradients still pass through frozen layers to the "
+        "trainable ones before them."
+    ]
+
+
+def megabytes(count: int) -> str:
+    """Bytes in 10⁶ bytes, so exactly that a few frozen tensors show."""
+    return f"{decimal(count / 1e6, 3 if count < 1e7 else 1)} MB"
+
+
+def mebibytes(count: int) -> str:
+    """Bytes in 2²⁰ bytes."""
+    return f"{decimal(count / 2**20, 0)} MiB"

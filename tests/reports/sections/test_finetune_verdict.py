@@ -1,0 +1,150 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robustcli.evaluation.paired_masks import MaskDifference
+from robustcli.reports.finetuning import Finetuning, read_finetuning
+from robustcli.reports.sections import finetune_verdict
+from robustcli.reports.sections.finetune_verdict import (
+    mebibytes,
+    megabytes,
+    p_value,
+    seconds,
+    verdict,
+)
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+    return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
+
+
+def said(found: Finetuning) -> str:
+    return "\n".join("".join(map(str, words)) for words in verdict(found))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Dice on 8 held-out images, per image, with 95 % intervals: scratch 0.730 (",
+        "Otsu's threshold on the same images: 0.643 (",
+        "Dice of freeze minus that of full: -0.004 (paired 95 % bootstrap interval over images",
+        "sign-flip test over images: p = 0.016).",
+        "After the freeze an iteration took 0.96 times as long (4.1 % less) as in full",
+        "Against its own 10 iterations before the freeze, which were also profiled (0.48",
+        "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
+        "The optimizer kept 0.796 MB against 0.800 MB; the peak of memory was 699 MiB after the "
+        "freeze against 700 MiB.",
+        "Each mode was trained once: what another seed would give is in none of the intervals.",
+        "By count, freezing leaves out 2.00 % of the convolutions",
+        "0.54 % of the optimizer's memory",
+    ],
+)
+def test_dice_time_and_memory_are_told(found: Finetuning, words: str) -> None:
+    assert words in said(found)
+
+
+def test_freezing_is_compared_first(found: Finetuning) -> None:
+    page = said(found)
+    assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
+
+
+def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
+    plan = FinetunePlan(unmeasured=("freeze",), record={"saving": None})
+    page = said(read_finetuning(build_finetuning(tmp_path, plan)))
+    assert "freeze" not in page
+    assert "optimizer" not in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "words"),
+    [
+        (-0.009, 0.008, 0.9, "So both are equal to within 0.01 of dice."),
+        (
+            -0.009,
+            -0.001,
+            0.01,
+            "worse, by more than the choice of images explains but less than 0.01.",
+        ),
+        (-0.2, -0.1, 0.01, "So it is worse, by more than the choice of images explains."),
+        (0.1, 0.2, 0.01, "So it is better, by more than the choice of images explains."),
+        (-0.2, -0.1, 0.2, "The interval and the test disagree"),
+        (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
+    ],
+)
+def test_the_interval_decides_what_may_be_said(
+    found: Finetuning,
+    monkeypatch: pytest.MonkeyPatch,
+    low: float,
+    high: float,
+    p: float,
+    words: str,
+) -> None:
+    one = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
+    monkeypatch.setattr(
+        finetune_verdict, "against_full", lambda _, mode: one if mode == "freeze" else None
+    )
+    assert words in said(found)
+
+
+def test_too_few_groups_for_a_small_p_are_named(
+    found: Finetuning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
+    monkeypatch.setattr(finetune_verdict, "against_full", lambda _, __: one)
+    assert "p = 0.12 (4 images cannot give a p below 0.12)" in said(found)
+
+
+def test_a_single_group_gets_no_test(found: Finetuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
+    monkeypatch.setattr(finetune_verdict, "against_full", lambda _, __: one)
+    assert "-0.100; from one image nothing can be said about others." in said(found)
+
+
+@pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
+def test_a_difference_within_the_spread_is_called_noise(
+    found: Finetuning, factor: float, noise: bool
+) -> None:
+    runs = [
+        replace(run, steps=run.steps.assign(seconds=run.steps["seconds"] * factor))
+        if run.mode == "freeze"
+        else run
+        for run in found.modes
+    ]
+    page = said(replace(found, modes=tuple(runs)))
+    assert ("may be the machine's noise" in page) is noise
+
+
+def test_a_slower_iteration_is_called_slower(found: Finetuning) -> None:
+    runs = [
+        replace(run, steps=run.steps.assign(seconds=0.5)) if run.mode == "freeze" else run
+        for run in found.modes
+    ]
+    assert "2.00 times as long (99.7 % more) as in full" in said(replace(found, modes=tuple(runs)))
+
+
+def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
+    assert (megabytes(795_648), megabytes(123_456_789)) == ("0.796 MB", "123.5 MB")
+    assert mebibytes(3 * 2**29) == "1,536 MiB"
+    assert (seconds(0.0123), seconds(0.2312), seconds(1.25)) == ("12.3 ms", "0.231 s", "1.2 s")
+    assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
+
+
+def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: Finetuning) -> None:
+    full = found.of("full")
+    assert full is not None
+    saving = found.record.saving
+    assert saving is not None
+    nothing = saving.model_copy(update={"frozen": 0})
+    same = tuple(
+        replace(run, steps=full.steps, costs=full.costs) if run.mode == "freeze" else run
+        for run in found.modes
+    )
+    record = found.record.model_copy(update={"saving": nothing})
+    page = said(replace(found, modes=same, record=record))
+    assert "Nothing is frozen, so what differs in time between freeze and full is the" in page
+    assert "After the freeze" not in page
+    assert "By count" not in page
+    assert "optimizer" not in page
