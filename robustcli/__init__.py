@@ -6,17 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "Training", "create_model", "evaluate", "train"]
+__all__ = ["Finetuning", "Run", "Training", "create_model", "evaluate", "finetune", "train"]
 
 if TYPE_CHECKING:
     from robustcli.adapters.create import create_model
-    from robustcli.api import Run, Training, evaluate, train
+    from robustcli.api import Finetuning, Run, Training, evaluate, finetune, train
 
 _DOORS = {
+    "Finetuning": "api",
     "Run": "api",
     "Training": "api",
     "create_model": "adapters.create",
     "evaluate": "api",
+    "finetune": "api",
     "train": "api",
 }
 

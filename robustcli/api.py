@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import weights_in
@@ -13,11 +13,20 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.finetune.finetune_record import (
+    DECISIONS,
+    PROFILE,
+    FinetuneRecord,
+    Mode,
+    read_finetune_record,
+)
 from robustcli.finetune.record import TrainRecord, read_train_record
 from robustcli.reports.render import render
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from robustcli.finetune.selection import FreezeRule
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,47 @@ class Training:
     def test(self) -> Run:
         """The evaluation on the held-out images."""
         return Run(self.path / "test")
+
+    def report(self) -> Path:
+        """Renders the report; returns the path of `report.md`."""
+        return render(self.path)
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """A fine-tuning in its folder."""
+
+    path: Path
+
+    @property
+    def record(self) -> FinetuneRecord:
+        """What was fine-tuned and how (`run.json`)."""
+        return read_finetune_record(self.path)
+
+    def training(self, mode: Mode) -> Training:
+        """The training run of a mode."""
+        return Training(self.path / mode)
+
+    def table(self) -> pd.DataFrame:
+        """A row per finished mode: `mode`, then the columns of its held-out evaluation."""
+        import pandas as pd
+
+        modes = [m for m in self.record.modes if self.training(m).test.path.is_dir()]
+        rows = [self.training(mode).test.table().assign(model=mode) for mode in modes]
+        found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["model"])
+        return found.rename(columns={"model": "mode"})
+
+    def profile(self) -> pd.DataFrame:
+        """The gradients that decided: a row per iteration and tensor (`gradients.parquet`)."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / PROFILE)
+
+    def decisions(self) -> pd.DataFrame:
+        """What became of every tensor, and why (`frozen.csv`)."""
+        import pandas as pd
+
+        return pd.read_csv(self.path / DECISIONS, dtype={"shape": str})
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
@@ -136,3 +186,55 @@ def train(
 
     place = None if data is None else str(data)
     return Training(run_training(TrainConfig(model, place, Path(out), **options)))
+
+
+def finetune(
+    model: str,
+    data: str | Path | None = None,
+    *,
+    out: str | Path,
+    pretrained: str | Path | None = None,
+    mode: Literal["scratch", "full", "freeze", "lora", "all"] = "all",
+    rule: FreezeRule | None = None,
+    profile_iterations: int | None = None,
+    profile: str | Path | None = None,
+    profile_only: bool = False,
+    iterations: int | None = None,
+    **options: Any,
+) -> Finetuning:
+    """The fine-tuning that `robust finetune` would do, as far as it is not done yet.
+
+    Args:
+        model: A segmenter of `robust list models`.
+        data: A folder, manifest or data set name; None for the default.
+        out: Folder of the run.
+        pretrained: A file of weights, a training run, or a results folder of nnU-Net; None for the
+            bundled weights.
+        mode: What is trained; `all` is scratch, full and freeze.
+        rule: What is frozen (`robustcli.finetune.selection.FreezeRule`); None for the documented
+            threshold.
+        profile_iterations: Profiled steps.
+        profile: A profile to take instead of measuring one.
+        profile_only: Stop when the profile is there.
+        iterations: Steps of each mode.
+        options: Further fields of `robustcli.finetune.config.TrainConfig` (`lr`, `seed`, ...).
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together, or nothing would be
+            left to train.
+        RunError: Training failed; the last finished epoch is kept.
+    """
+    from robustcli.finetune.config import TrainConfig
+    from robustcli.finetune.finetune import run_finetuning
+    from robustcli.finetune.finetune_config import FinetuneConfig
+    from robustcli.finetune.selection import make_rule
+
+    training = TrainConfig(
+        model, None if data is None else str(data), Path(out),
+        **{"command": "robustcli.finetune(...)", **options},
+    )  # fmt: skip
+    config = FinetuneConfig(
+        training, None if pretrained is None else Path(pretrained), mode, rule or make_rule(),
+        profile_iterations, None if profile is None else Path(profile), profile_only, iterations,
+    )  # fmt: skip
+    return Finetuning(run_finetuning(config))

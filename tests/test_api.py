@@ -19,6 +19,8 @@ def test_every_door_leads_to_its_function() -> None:
     assert robustcli.Run is api.Run
     assert robustcli.train is api.train
     assert robustcli.Training is api.Training
+    assert robustcli.Finetuning is api.Finetuning
+    assert callable(robustcli.finetune)
 
 
 def test_an_unknown_attribute() -> None:

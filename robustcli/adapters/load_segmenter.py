@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ def _preprocessing(network: nn.Module, trained: Trained | None) -> MaskPreproces
     if trained is None or trained.header is None:
         return MaskPreprocessing(native_window(network))
     header = trained.header
-    return MaskPreprocessing(header.window, header.channels, header.threshold)
+    usual = MaskPreprocessing(header.window, header.channels, header.threshold)
+    overlap = usual.overlap if header.overlap is None else header.overlap
+    return replace(usual, overlap=overlap, nnunet=header.nnunet)
 
 
 def _learns(entry: ModelEntry) -> bool:

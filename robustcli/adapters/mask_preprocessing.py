@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.core.errors import UsageError
 
 
 @dataclass(frozen=True)
 class MaskPreprocessing:
-    """Values are scaled to [0, 1]; there is no mean and no standard deviation to remove.
+    """Values are scaled to [0, 1], with no mean to remove, where `nnunet` does not say otherwise.
 
     Args:
         window: Side in pixels of what the network sees at once. A smaller image is padded, a larger
@@ -19,12 +20,14 @@ class MaskPreprocessing:
         channels: Order of the channels in the network's input.
         threshold: Probability from which a pixel is foreground, in [0, 1].
         overlap: Share of a window's side that the next one covers again, in [0, 1).
+        nnunet: Of a network trained nnU-Net's way: how it predicts.
     """
 
     window: int
     channels: Literal["rgb", "bgr"] = "rgb"
     threshold: float = 0.5
     overlap: float = 0.5
+    nnunet: NnUNetInference | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from robustcli.adapters.classifier import AUTOCAST, Facts, Precision
 from robustcli.adapters.foreground import is_probability, raw_output
 from robustcli.adapters.mask_preprocessing import MaskPreprocessing
+from robustcli.adapters.nnunet_mirror import Mirrored
 from robustcli.adapters.weights_header import WeightsHeader
-from robustcli.adapters.windows import covered, padded
+from robustcli.adapters.windows import Padded, covered, padded
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -40,6 +41,9 @@ class Segmenter:
         self.header = header
         self.device, self.precision = torch.device("cpu"), "fp32"
         self._probability = is_probability(network)
+        self._nnunet = preprocessing.nnunet
+        axes = () if self._nnunet is None else self._nnunet.mirror_axes
+        self._scores = Mirrored(network, axes) if axes else network
 
     def to(self, device: torch.device, precision: Precision) -> Segmenter:
         """This segmenter, moved."""
@@ -58,7 +62,7 @@ class Segmenter:
 
         Images that are alike in size, or smaller than the window, go through the network together.
         """
-        prepared = [padded(image, self.preprocessing.window) for image in images]
+        prepared = [self._prepared(image) for image in images]
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, one in enumerate(prepared):
             alike[one.image.shape].append(place)
@@ -71,6 +75,12 @@ class Segmenter:
             for place, (image, one) in enumerate(zip(images, prepared, strict=True))
         ]
 
+    def _prepared(self, image: Pixels) -> Padded:
+        window = self.preprocessing.window
+        if self._nnunet is None:
+            return padded(image, window)
+        return padded(self._nnunet.normalised(image), window, by="constant")
+
     def _answers(self, batch: Tensor) -> list[Probabilities]:
         """For images (n, H, W, 3) of one size; large ones one after the other, to bound memory."""
         images, window = batch.permute(0, 3, 1, 2), self.preprocessing.window
@@ -79,22 +89,37 @@ class Segmenter:
         overlap, at_once = self.preprocessing.overlap, max(WINDOWS, len(images))
         answers = (
             covered(
-                image[None].float(), window, self._probabilities, overlap=overlap, batch=at_once,
+                image[None].float(), window, self._averaged, overlap=overlap, batch=at_once,
                 device=self.device,
             )
             for image in images
         )  # fmt: skip
-        return [answer[0, 0].numpy() for answer in answers]
+        if self._nnunet is None:
+            return [answer[0, 0].numpy() for answer in answers]
+        return [self._as_probability(answer)[0, 0].numpy() for answer in answers]
+
+    def _averaged(self, pixels: Tensor) -> Tensor:
+        """What is averaged where windows overlap: nnU-Net takes scores, others probabilities."""
+        return self._raw(pixels) if self._nnunet else self._probabilities(pixels)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
-        """Float32 (n, 1, H, W) of values from 0 to 255, on the network's device."""
-        images = pixels.float() / 255
+        return self._as_probability(self._raw(pixels))
+
+    def _as_probability(self, scores: Tensor) -> Tensor:
+        return scores if self._probability else scores.sigmoid()
+
+    def _raw(self, pixels: Tensor) -> Tensor:
+        """The network's own scores, float32 (n, 1, H, W), on its device.
+
+        Args:
+            pixels: (n, 3, H, W), values from 0 to 255, or normalised as nnU-Net does.
+        """
+        images = pixels.float() if self._nnunet else pixels.float() / 255
         if self.preprocessing.channels == "bgr":
             images = images.flip(1)
         autocast = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-            scores = raw_output(self.network, images)
-        return scores.float() if self._probability else scores.float().sigmoid()
+            return raw_output(self._scores, images).float()
 
 
 def _cut(found: Probabilities, size: tuple[int, ...], corner: tuple[int, int]) -> Probabilities:

@@ -51,7 +51,7 @@ def start_weights(
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
         if weights is not None and not untrained:
             return _from_file(entry, weights, options)
-        if untrained or not _wants_imagenet(entry):
+        if untrained or not wants_imagenet(entry):
             return SEG_BUILDERS[entry.builder].fresh(entry.variant, options), _random(seed)
         return _from_imagenet(entry, options, offline)
 
@@ -60,7 +60,8 @@ def _random(seed: int) -> str:
     return f"none: initialised with seed {seed}"
 
 
-def _wants_imagenet(entry: ModelEntry) -> bool:
+def wants_imagenet(entry: ModelEntry) -> bool:
+    """Whether the recipe of the network starts from an ImageNet encoder."""
     return entry.builder == "smp" or entry.network in _IMAGENET
 
 
@@ -69,7 +70,7 @@ def _from_file(
 ) -> tuple[nn.Module, str]:
     trained = read_trained(weights, entry)
     builder = SEG_BUILDERS[entry.builder]
-    if _wants_imagenet(entry) and _is_encoders(trained):
+    if wants_imagenet(entry) and _is_encoders(trained):
         network = builder.fresh(entry.variant, options)
         load_encoder(network, trained.state, origin=str(weights))
         return network, f"encoder: {trained.path}"

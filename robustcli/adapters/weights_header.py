@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.core.atomic import replacing
 from robustcli.core.errors import UsageError
 
@@ -32,6 +33,8 @@ class WeightsHeader(BaseModel):
         protocol: How it was trained.
         trained_on: Digest of the data set that it was trained on (`PairIndex.digest`).
         images_sha256: SHA-256 over the ids of the images in the training part.
+        overlap: Share of a window that the next one covers again; None for the usual half.
+        nnunet: How it predicts, where it was trained nnU-Net's way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +48,8 @@ class WeightsHeader(BaseModel):
     protocol: Literal["patient", "paper"]
     trained_on: str
     images_sha256: str
+    overlap: float | None = None
+    nnunet: NnUNetInference | None = None
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], header: WeightsHeader) -> None:
@@ -56,9 +61,15 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: WeightsHeader
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     with replacing(path) as beside:
         try:
-            save_file(tensors, beside, metadata={KEY: header.model_dump_json()})
+            save_file(tensors, beside, metadata={KEY: _said(header)})
         except SafetensorError as error:
             raise OSError(str(error)) from error  # how safetensors tells of a full disk
+
+
+def _said(header: WeightsHeader) -> str:
+    """As JSON, without what only some networks have: older versions refuse unknown keys."""
+    lacking = {name for name in ("overlap", "nnunet") if getattr(header, name) is None}
+    return header.model_dump_json(exclude=lacking)
 
 
 def read_header(path: Path) -> WeightsHeader | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,22 +16,25 @@ from torch import Tensor
 class Padded:
     """An image (H, W, 3) in which the original lies at `top` and `left`."""
 
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     top: int
     left: int
 
 
-def padded(image: NDArray[np.uint8], window: int) -> Padded:
-    """`image` (H, W, 3) with both sides at least `window`, continued by reflection.
+def padded(
+    image: NDArray[Any], window: int, *, by: Literal["reflect", "constant"] = "reflect"
+) -> Padded:
+    """`image` (H, W, 3) with both sides at least `window`.
 
-    An image is reflected as often as it takes; one of a single pixel's width is repeated.
+    It is continued by reflection, as often as it takes (one of a single pixel's width is repeated),
+    or `constant`: by zeros.
     """
     short = [max(0, window - side) for side in image.shape[:2]]
     if not any(short):
         return Padded(image, 0, 0)
     top, left = (missing // 2 for missing in short)
     pads = [(top, short[0] - top), (left, short[1] - left), (0, 0)]
-    return Padded(np.pad(image, pads, mode="reflect"), top, left)
+    return Padded(np.pad(image, pads, mode=by), top, left)
 
 
 def covered(

@@ -85,6 +85,7 @@ def _datasets() -> list[Row]:
 
 
 def _recipes() -> list[Row]:
+    from robustcli.finetune.named_recipes import listed_by_name
     from robustcli.finetune.recipes import listed
 
     return [
@@ -101,7 +102,7 @@ def _recipes() -> list[Row]:
             "expected dice": recipe.expected_dice,
             "source": recipe.source,
         }
-        for model, protocol, recipe in listed()
+        for model, protocol, recipe in (*listed(), *listed_by_name())
     ]
 
 

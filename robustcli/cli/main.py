@@ -16,6 +16,7 @@ from robustcli.core.names import nearest
 COMMANDS = {
     "eval": ("robustcli.cli.evaluate", "Measure models on transformed images."),
     "train": ("robustcli.cli.train", "Train a segmenter of the zoo."),
+    "finetune": ("robustcli.cli.finetune", "Fine-tune a segmenter; freeze what learns nothing."),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
     "report": ("robustcli.cli.report", "Render the report of runs again."),
     "list": ("robustcli.cli.listing", "Show models, transforms or data sets."),
@@ -82,5 +83,6 @@ def main() -> None:
     robust eval --model vmamba-pico --transform paper21
     robust eval --model vmamba-b --model swin-b --transform perspective --data DIR
     robust train seg --model ulvm_v5
+    robust finetune umamba --freeze-threshold 1e-6
     robust report runs/eval-vmamba-pico-1a2b3c4d
     """  # noqa: D301  click reads the backspace: keep these lines apart

@@ -34,10 +34,14 @@ class ConsoleListener:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         from rich.progress import Progress
 
         if isinstance(self._bar, Progress):
             self._bar.stop()
+        self._bar = None
 
     def say(self, text: str) -> None:
         """A line on standard error."""
@@ -45,7 +49,8 @@ class ConsoleListener:
             click.echo(text, err=True)
 
     def start(self, total: int, done: int) -> None:
-        """Shows the bar, or how much there is to do."""
+        """Shows the bar, or how much there is to do; the bar of work before it ends."""
+        self._stop()
         self._total, self._done, self._before = total, done, done
         self._started = self._last = time.monotonic()
         if self.quiet:

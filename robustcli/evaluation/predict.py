@@ -85,7 +85,8 @@ def _tag(segmenter: Segmenter) -> str:
     """What decides the masks, as a hash: masks of other settings are never taken for these."""
     facts = segmenter.facts
     decides = [facts.builder, facts.arguments, facts.weights_sha256, segmenter.precision]
-    settings = json.dumps([*decides, asdict(segmenter.preprocessing)], default=str)
+    sees = {k: v for k, v in asdict(segmenter.preprocessing).items() if v is not None}
+    settings = json.dumps([*decides, sees], default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
 
@@ -36,13 +37,15 @@ class PreprocessingRecord(Record):
 class MaskPreprocessingRecord(Record):
     """How a segmenter sees an image: window in pixels, threshold on the foreground probability.
 
-    `overlap` is the share of the window that neighbours have in common in an image that is larger.
+    `overlap` is the share of the window that neighbours have in common in an image that is larger;
+    `nnunet` is there where the network predicts as nnU-Net's do.
     """
 
     window: int
     channels: Literal["rgb", "bgr"]
     threshold: float
     overlap: float
+    nnunet: NnUNetInference | None = None
 
 
 class ModelRecord(Record):

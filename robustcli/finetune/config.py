@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from robustcli.adapters.nnunet_plan import NnUNetPlan
 from robustcli.finetune.recipes import Recipe
 from robustcli.finetune.record import Protocol
 from robustcli.finetune.schedules import EXTENDABLE
@@ -18,7 +19,7 @@ from robustcli.finetune.schedules import EXTENDABLE
 class TrainConfig:
     """All settings of one training; see `robust train seg --help` for their meaning.
 
-    What is None is the recipe's.
+    What is None is the recipe's. `plan` is that of pretrained weights, for recipes that follow one.
     """
 
     model: str
@@ -47,6 +48,8 @@ class TrainConfig:
     fresh: bool = False
     offline: bool = False
     command: str = "robustcli.train(...)"
+    recipe: str | None = None
+    plan: NnUNetPlan | None = None
 
     def directory(self, recipe: Recipe, digest: str) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
@@ -60,6 +63,8 @@ class TrainConfig:
         how = asdict(recipe)
         if recipe.schedule in EXTENDABLE:
             del how["epochs"]  # more of them go on with the same run
+        if recipe.patches is None:
+            del how["patches"]
         said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         settings = [*said, self.seed, self.devices, digest, how]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]

@@ -21,6 +21,7 @@ from robustcli.finetune.cache import Decoded
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.paper import faults
 from robustcli.finetune.prepare import Selection
+from robustcli.finetune.recipes import Recipe
 from robustcli.finetune.record import RecipeRecord, SplitRecord, TrainRecord
 from robustcli.models.mamba import Mamba
 from robustcli.models.scan.choice import choose_backend
@@ -43,8 +44,6 @@ def train_record(
         origin: Where these come from.
     """
     recipe, now = selection.recipe, datetime.now(UTC)
-    described = asdict(recipe)
-    described.pop("decision")
     return TrainRecord(
         command=config.command,
         status="running",
@@ -59,10 +58,10 @@ def train_record(
         parameters=sum(p.numel() for p in network.parameters()),
         initial_weights=origin,
         initial_weights_sha256=hash_state(network.state_dict()),
-        dataset=_dataset(selection.index),
+        dataset=dataset_record(selection.index),
         grouping=selection.index.grouping,
         splits={},
-        recipe=RecipeRecord(**described),
+        recipe=recipe_record(recipe),
         decision=decision_words(threshold(selection, probabilities=is_probability(network))),
         versions=versions() | {package: version(package) for package in _PACKAGES},
         device=describe_device(selection.on.device),
@@ -96,7 +95,15 @@ def split_record(part: PairIndex, decoded: Sequence[Decoded]) -> SplitRecord:
     return SplitRecord(images=len(part.pairs), groups=len(part.groups), empty=empty)
 
 
-def _dataset(index: PairIndex) -> DatasetRecord:
+def recipe_record(recipe: Recipe) -> RecipeRecord:
+    """The recipe as the record of a training keeps it."""
+    described = asdict(recipe)
+    described.pop("decision")
+    return RecipeRecord(**described)
+
+
+def dataset_record(index: PairIndex) -> DatasetRecord:
+    """The data as the record of a run keeps them."""
     return DatasetRecord(
         name=index.name,
         location=index.location,

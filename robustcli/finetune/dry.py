@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from robustcli.adapters.start import start_weights
 from robustcli.data.masks import decode_pair
 from robustcli.evaluation.listener import Listener
+from robustcli.finetune.assembly import make_module
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.describe import decision_words, threshold
 from robustcli.finetune.keeping import FOLDER, LAST
 from robustcli.finetune.module import SegmentationModule
-from robustcli.finetune.prepare import Selection, decays_of, select
+from robustcli.finetune.prepare import Selection, select
 from robustcli.finetune.recipes import Recipe
 from robustcli.finetune.trial import step_seconds
 
@@ -96,12 +97,9 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
         config.model, weights, weights is None, True, config.seed, config.model_args
     )
     parts = {name: getattr(selection.splits, name) for name in ("train", "val", "test")}
-    steps = _steps(selection)
+    steps = selection.recipe.epochs * selection.steps_per_epoch
     parameters = sum(p.numel() for p in network.parameters())
-    module = SegmentationModule(
-        network.train(), selection.recipe, channels=selection.channels,
-        decays=decays_of(selection.entry), val_groups=(),
-    )  # fmt: skip
+    module = make_module(selection, network)
     return TrainForecast(
         out=str(selection.run),
         protocol=config.protocol,
@@ -120,12 +118,6 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     )
 
 
-def _steps(selection: Selection) -> int:
-    recipe = selection.recipe
-    batches = math.ceil(selection.per_epoch / recipe.batch_size)
-    return recipe.epochs * math.ceil(batches / recipe.accumulate)
-
-
 def _pixels(selection: Selection) -> int:
     pairs = (*selection.splits.train.pairs, *selection.splits.val.pairs)
     image, mask = decode_pair(pairs[0])
@@ -137,5 +129,5 @@ def _seconds(selection: Selection, module: SegmentationModule) -> float:
     size = max(1, recipe.batch_size // selection.on.world)
     step = step_seconds(module, size, selection.on.device)
     batches = math.ceil(selection.per_epoch / recipe.batch_size)
-    validation = _FORWARD_SHARE * len(selection.splits.val.pairs) / recipe.batch_size
+    validation = _FORWARD_SHARE * selection.val_batches
     return recipe.epochs * step * (batches + validation)

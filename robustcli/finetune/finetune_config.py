@@ -10,9 +10,7 @@ from typing import Literal
 
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.finetune_record import Mode
-from robustcli.finetune.selection import FreezeRule
-
-DOCUMENTED = 1e-6
+from robustcli.finetune.selection import FreezeRule, make_rule
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class FinetuneConfig:
             None for the bundled ones, or those that the network's recipe starts from.
         mode: What is trained; `all` is scratch, full and freeze.
         rule: What is frozen.
-        profile_iterations: Profiled steps; None for an epoch's, at least 20.
+        profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all.
         profile: Take this profile instead of measuring one.
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
@@ -35,7 +33,7 @@ class FinetuneConfig:
     training: TrainConfig
     pretrained: Path | None = None
     mode: Literal["all"] | Mode = "all"
-    rule: FreezeRule = field(default_factory=lambda: FreezeRule(threshold=DOCUMENTED))
+    rule: FreezeRule = field(default_factory=make_rule)
     profile_iterations: int | None = None
     profile: Path | None = None
     profile_only: bool = False

@@ -4,7 +4,8 @@ OUT/run.json           what follows here
 OUT/gradients.parquet  the profile: a row per iteration and tensor (`gradients`)
 OUT/frozen.csv         a line per tensor: the columns of FROZEN
 OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES that was trained,
-                       with `iterations.csv` (the columns of STEPS) and `costs.json` (ModeCosts)
+                       with `iterations.csv` (the columns of STEPS), `costs.json` (ModeCosts) and,
+                       of a U-Mamba, `checkpoint_final.pth`, which nnU-Net's U-Mamba loads
 """
 
 from __future__ import annotations
@@ -24,10 +25,18 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 PROFILE, DECISIONS, ITERATIONS, COSTS = (
     "gradients.parquet", "frozen.csv", "iterations.csv", "costs.json"
 )  # fmt: skip
+NNUNET = "checkpoint_final.pth"
 FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
 """Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
 statistic (empty where it never had a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
+SWEEP_FILE = "sweep.csv"
+SWEEP = (
+    *("scope", "threshold", "quantile", "pattern", "frozen_share"),
+    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", "dice", "dice_low", "dice_high"),
+)
+"""Per rule: what is frozen, the share of the elements that is, the time of a step over that of full
+fine-tuning, and the dice on the held-out images."""
 
 
 class RuleRecord(Record):
@@ -85,7 +94,7 @@ class FinetuneRecord(Record):
     dataset: DatasetRecord
     modes: list[Mode]
     rule: RuleRecord
-    profile: str  # `measured`, or the file that it was read from
+    profile: str  # `measured`, the file that it was read from, or `none`: frozen by name at once
     profile_sha256: str | None = None
     profile_iterations: int
     epochs: int

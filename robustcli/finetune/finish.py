@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.adapters.weights import hash_state
 from robustcli.adapters.weights_header import WeightsHeader, write_weights
 from robustcli.data.pairs import PairIndex
@@ -19,15 +20,21 @@ from robustcli.finetune.cache import decoded_once
 from robustcli.finetune.checkpoint_io import DurableCheckpoints
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.describe import threshold
-from robustcli.finetune.keeping import BEST, FOLDER, LAST, KeepLastAndBest
+from robustcli.finetune.keeping import BEST, FOLDER, LAST, MONITOR, KeepLastAndBest
 from robustcli.finetune.module import SegmentationModule
 from robustcli.finetune.paper import write_paper_rows
 from robustcli.finetune.prepare import Selection
+from robustcli.finetune.record import AVERAGED
 from robustcli.finetune.samples import WholeSamples
 
 WEIGHTS = "weights.safetensors"
 BASELINE = "otsu"
 _PREFIX = "network."
+_WHY = {
+    MONITOR: "the best dice on the validation images",
+    AVERAGED: "the best moving average of the dice on validation patches",
+}
+_OVERLAP = 0.5  # of nnU-Net's windows
 
 
 @dataclass(frozen=True)
@@ -57,14 +64,15 @@ def chosen_weights(run: Path, *, best: bool) -> Chosen:
     epoch = int(checkpoint["epoch"]) + 1
     if not best:
         return Chosen(epoch, "the last epoch, as protocol `paper` has it", state)
-    dice = checkpoint["callbacks"][KeepLastAndBest.__qualname__]["best_dice"]
-    return Chosen(epoch, f"the best dice on the validation images, {dice:.4f}", state)
+    kept = checkpoint["callbacks"][KeepLastAndBest.__qualname__]
+    return Chosen(epoch, f"{_WHY[kept.get('monitor', MONITOR)]}, {kept['best_dice']:.4f}", state)
 
 
 def save_weights(
     config: TrainConfig, selection: Selection, module: SegmentationModule, chosen: Chosen
 ) -> str:
     """Writes `RUN/weights.safetensors`; returns the hash of the weights."""
+    patches = selection.recipe.patches
     header = WeightsHeader(
         model=selection.entry.name,
         arguments=dict(config.model_args),
@@ -74,6 +82,8 @@ def save_weights(
         protocol=config.protocol,
         trained_on=selection.index.digest,
         images_sha256=hash_ids(selection.splits.train),
+        overlap=None if patches is None else _OVERLAP,
+        nnunet=None if patches is None else NnUNetInference(patches.channels),
     )
     write_weights(selection.run / WEIGHTS, chosen.state, header)
     return hash_state(chosen.state)

@@ -15,14 +15,15 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from robustcli.finetune.checkpoint_io import DurableCheckpoints
 from robustcli.finetune.keeping import FOLDER, LAST
-from robustcli.finetune.loaders import SegmentationData
 from robustcli.finetune.module import SegmentationModule
 from robustcli.finetune.quiet import without_chatter
 
 DEFAULT_WORKERS = 8
 
 
-def fit(trainer: pl.Trainer, module: SegmentationModule, data: SegmentationData, run: Path) -> None:
+def fit(
+    trainer: pl.Trainer, module: SegmentationModule, data: pl.LightningDataModule, run: Path
+) -> None:
     """Trains `module` from the last finished epoch of `run` on, if there is one.
 
     Raises:

@@ -91,10 +91,17 @@ class GradientProfile:
         return len(self.measured)
 
     def add(self) -> None:
-        """Takes the gradients that the parameters hold now as one iteration."""
+        """Takes the gradients that the parameters hold now as one iteration.
+
+        Where one is not finite, nothing is taken: float16's loss scaler skips such a step, and
+        otherwise it ends the training.
+        """
         found = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-        if found:
-            self.measured.append((tuple(found), _measure(list(found.values()))))
+        if not found:
+            return
+        numbers = _measure(list(found.values()))
+        if torch.isfinite(numbers).all():
+            self.measured.append((tuple(found), numbers))
 
     def rows(self) -> pd.DataFrame:
         """A row per iteration and tensor; the numbers are NaN where it had no gradient."""
@@ -160,14 +167,37 @@ def _check_same(
 ) -> None:
     own = {name: tuple(p.shape) for name, p in network.named_parameters()}
     theirs = {name: statistic.shape for name, statistic in statistics(rows).items()}
-    other = [name for name, shape in theirs.items() if own.get(name) != shape]
+    names = dict.fromkeys([*theirs, *own])
+    other = [name for name in names if own.get(name) != theirs.get(name)]
     if other:
         raise UsageError(
             f"`--profile {path}` is of another model.",
-            f"It was made of `{origin}`; `{model}` has no `{other[0]}` of shape "
-            f"{theirs[other[0]]} ({len(other)} of {len(theirs)} tensors differ).",
+            f"It was made of `{origin}`; {_difference(other[0], own, theirs, model)} "
+            f"({len(other)} of {len(names)} tensors differ).",
             "Profile this model with `--profile-only`.",
         )
+
+
+def _difference(
+    name: str, own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], model: str
+) -> str:
+    if name in theirs:
+        return f"`{model}` has no `{name}` of shape {theirs[name]}"
+    return f"it lacks `{name}` of shape {own[name]}, which `{model}` has"
+
+
+def unmeasured(network: nn.Module) -> dict[str, Statistic]:
+    """What is known of each parameter of `network` without a profile: all but its gradients."""
+    inside = mamba_parameters(network)
+    return {
+        name: Statistic(
+            tuple(p.shape),
+            name in inside,
+            float(p.detach().square().mean().sqrt()),
+            dict.fromkeys(KINDS, math.nan),
+        )
+        for name, p in network.named_parameters()
+    }
 
 
 def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,30 @@ class KeepLastAndBest(Checkpoint):
 
     Args:
         run: The run's folder.
-        best: Whether the epoch with the highest validation dice is kept too; the earlier one of
-            equals.
+        best: Whether the epoch with the highest value is kept too; the earlier one of equals.
+        monitor: What the value is, as it is logged.
     """
 
-    def __init__(self, run: Path, *, best: bool) -> None:
-        self.folder, self.best = run / FOLDER, best
+    def __init__(self, run: Path, *, best: bool, monitor: str = MONITOR) -> None:
+        self.folder, self.best, self.monitor = run / FOLDER, best, monitor
         self.best_dice: float | None = None
         self.best_epoch: int | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The best one first: were this process killed in between, the epoch is done again."""
-        dice = float(trainer.callback_metrics[MONITOR])
-        if self.best and (self.best_dice is None or dice > self.best_dice):
+        dice = float(trainer.callback_metrics[self.monitor])
+        if self.best and (
+            self.best_dice is None or math.isnan(self.best_dice) or dice > self.best_dice
+        ):
             self.best_dice, self.best_epoch = dice, trainer.current_epoch + 1
             trainer.save_checkpoint(self.folder / BEST)
         trainer.save_checkpoint(self.folder / LAST)
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
-        return {"best_dice": self.best_dice, "best_epoch": self.best_epoch}
+        return {
+            "best_dice": self.best_dice, "best_epoch": self.best_epoch, "monitor": self.monitor
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `state_dict`."""

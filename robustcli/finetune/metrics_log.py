@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 
 from robustcli.core.atomic import write_text
 from robustcli.evaluation.listener import Listener
-from robustcli.finetune.record import METRICS
+from robustcli.finetune.record import AVERAGED, METRICS
 from robustcli.finetune.waiting import WaitingTime
 
 FILE = "metrics.csv"
@@ -58,6 +58,8 @@ class MetricsLog(pl.Callback):
             **logged,
         }
         self.rows.append({name: row[name] for name in METRICS})
+        if AVERAGED in said:
+            self.rows[-1][AVERAGED] = float(said[AVERAGED])
         self._started = time.perf_counter()
         if trainer.is_global_zero:
             write_text(self.file, as_csv(self.rows))
@@ -73,9 +75,9 @@ class MetricsLog(pl.Callback):
 
 
 def as_csv(rows: list[Row]) -> str:
-    """`rows` under the columns of METRICS."""
+    """`rows`, at least one, under their columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +21,10 @@ from robustcli.finetune.samples import Batch
 from robustcli.finetune.schedules import SCHEDULES
 from robustcli.models.weight_decay import Decays, parameter_groups
 
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+}
 
 
 class SegmentationModule(pl.LightningModule):
@@ -45,10 +48,14 @@ class SegmentationModule(pl.LightningModule):
         self.network, self.recipe, self.channels = network, recipe, channels
         self.decays, self.val_groups = decays, val_groups
         self.probabilities = is_probability(network)
-        self.loss = DeepSupervision(make_loss(recipe.loss, probabilities=self.probabilities))
+        self.loss = self.make_loss()
         self.recent_ids: list[str] = []
         self._counts = torch.zeros(0)
         self._skipped = 0
+
+    def make_loss(self) -> nn.Module:
+        """Of what `outputs` gives and the masks, a scalar."""
+        return DeepSupervision(make_loss(self.recipe.loss, probabilities=self.probabilities))
 
     def pixels(self, batch: Batch) -> Tensor:
         """The images as the network takes them: float32 in [0, 1], its order of colours."""
@@ -102,7 +109,10 @@ class SegmentationModule(pl.LightningModule):
         """Logs dice and IoU, pooled within each group and averaged over groups."""
         # The largest: of samples that several processes have seen, each has counted the same.
         counts = self.trainer.strategy.reduce(self._counts, reduce_op="max")
-        dice, iou = pooled_scores(counts.cpu().numpy(), self.val_groups)
+        self.log_scores(*pooled_scores(counts.cpu().numpy(), self.val_groups))
+
+    def log_scores(self, dice: float, iou: float) -> None:
+        """Logs what a validation found."""
         self._log("val_dice", torch.tensor(dice, device=self.device))
         self._log("val_iou", torch.tensor(iou, device=self.device))
 
@@ -112,12 +122,15 @@ class SegmentationModule(pl.LightningModule):
             return output >= 0.5
         return output >= 0.0  # the logit of probability 0.5
 
+    def make_optimizer(self) -> Optimizer:
+        """The recipe's optimizer over the trainable parameters."""
+        groups = parameter_groups(self.network, self.recipe.weight_decay, self.decays)
+        return OPTIMIZERS[self.recipe.optimizer](groups, lr=self.recipe.lr)
+
     def configure_optimizers(self) -> Any:
-        """The recipe's optimizer over the trainable parameters, and its schedule by the step."""
-        recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
-        groups = parameter_groups(self.network, recipe.weight_decay, self.decays)
-        optimizer = OPTIMIZERS[recipe.optimizer](groups, lr=recipe.lr)
-        factor = SCHEDULES[recipe.schedule]
+        """The optimizer, and the recipe's schedule by the step."""
+        total, optimizer = int(self.trainer.estimated_stepping_batches), self.make_optimizer()
+        factor = SCHEDULES[self.recipe.schedule]
         schedule = LambdaLR(optimizer, lambda step: factor(step, total))
         return {
             "optimizer": optimizer,

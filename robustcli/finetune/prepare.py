@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.load import resolve
+from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.seg_builders import SEG_BUILDERS
 from robustcli.core.errors import UsageError
 from robustcli.data.open_pairs import open_pairs
@@ -18,6 +19,7 @@ from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.finetune.config import TrainConfig
+from robustcli.finetune.nnunet.planned import planned
 from robustcli.finetune.recipes import Recipe, describe
 from robustcli.finetune.settings import recipe_of
 from robustcli.finetune.trainer import Machine, machine
@@ -38,9 +40,24 @@ class Selection:
 
     @property
     def per_epoch(self) -> int:
-        """Training images of an epoch."""
+        """Training images of an epoch, or patches of them."""
+        if self.recipe.patches is not None:
+            return self.recipe.patches.iterations * self.recipe.batch_size
         most = self.recipe.images_per_epoch or len(self.splits.train.pairs)
         return min(most, len(self.splits.train.pairs))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        batches = math.ceil(self.per_epoch / self.recipe.batch_size)
+        return math.ceil(batches / self.recipe.accumulate)
+
+    @property
+    def val_batches(self) -> float:
+        """Batches of a validation pass, about: an image may be several windows."""
+        if self.recipe.patches is not None:
+            return self.recipe.patches.validation_iterations
+        return len(self.splits.val.pairs) / self.recipe.batch_size
 
     @property
     def whole(self) -> bool:
@@ -69,8 +86,11 @@ def select(config: TrainConfig, listener: Listener) -> Selection:
         splits = paper_splits(index)
     else:
         splits = patient_splits(index, seed=config.seed)
+    if recipe.patches is not None:
+        _check_alone(recipe, on)
+        recipe = planned(recipe, config, entry, splits.train)
     run = config.directory(recipe, index.digest)
-    _check_folder(run)
+    check_folder(run)
     _announce(config, index, splits, recipe, listener)
     return Selection(entry, index, splits, recipe, on, run)
 
@@ -89,7 +109,7 @@ def _check_trainable(entry: ModelEntry, config: TrainConfig) -> None:
             "`robust train seg` trains segmenters, which say where something is.",
             "`robust list models` shows which models are segmenters.",
         )
-    if Path(config.model).is_dir():
+    if names_run(config.model):
         raise UsageError(
             f"`--model {config.model}` is a folder.",
             "The network is named, and where it starts from is said apart.",
@@ -112,7 +132,16 @@ def _check_precision(config: TrainConfig, on: Machine) -> None:
         )
 
 
-def _check_folder(run: Path) -> None:
+def _check_alone(recipe: Recipe, on: Machine) -> None:
+    if on.world > 1:
+        raise UsageError(
+            f"`--recipe {recipe.name}` trains on one device.",
+            f"Its dice is that of a whole batch, which {on.world} processes would share.",
+            "Leave out `--devices` and torchrun, or use another recipe.",
+        )
+
+
+def check_folder(run: Path) -> None:
     """Raises UsageError where files would be written among somebody's own."""
     if run.is_file():
         raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")

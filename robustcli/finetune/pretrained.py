@@ -20,6 +20,7 @@ from robustcli.adapters.families import FAMILIES, family_of
 from robustcli.adapters.loading import shapes_of
 from robustcli.adapters.nnunet import read_nnunet
 from robustcli.adapters.nnunet_folder import is_results_folder
+from robustcli.adapters.nnunet_plan import NnUNetPlan
 from robustcli.adapters.nnunet_transfer import transfer
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
@@ -39,13 +40,18 @@ class Pretrained:
         origin: Where they come from, in words.
         arguments: For the network's builder.
         state: The weights.
-        patch: Of the plan that they were trained with, where there is one.
+        plan: What they were trained with, where nnU-Net did it.
     """
 
     origin: str
     arguments: Mapping[str, Any]
     state: Mapping[str, Tensor]
-    patch: Pair | None = None
+    plan: NnUNetPlan | None = None
+
+    @property
+    def patch(self) -> Pair | None:
+        """Of the plan."""
+        return None if self.plan is None else self.plan.patch
 
 
 def read_pretrained(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
@@ -92,7 +98,7 @@ def _nnunets(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pre
         )
     options = {**found.options, **_OURS, **arguments}
     origin = f"nnU-Net: {found.path} ({found.trainer}, {found.epochs} epochs)"
-    return Pretrained(origin, options, found.weights, found.plan.patch)
+    return Pretrained(origin, options, found.weights, found.plan)
 
 
 def heads_of(entry: ModelEntry) -> tuple[str, ...]:

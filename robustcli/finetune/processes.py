@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed
 
 _WAIT_SECONDS = 0.1
+_LIGHTNINGS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def is_first() -> bool:
@@ -48,6 +51,23 @@ def leave_group() -> None:
     """Ends the group that Lightning opened; what follows is the first process's alone."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Takes back what Lightning writes into the environment when it starts processes.
+
+    A next training of this process would take it for being started by somebody else, and wait.
+    """
+    before = {name: os.environ.get(name) for name in _LIGHTNINGS}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _sign(run: Path) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from robustcli.finetune.nnunet.patchwise import Patchwise
 from robustcli.finetune.record import Protocol
 
 BUNDLED = "nuclei-mini"
@@ -25,11 +26,11 @@ class Recipe:
 
     Args:
         name: What the recipe is called where it is announced.
-        loss: A name of `losses.LOSSES`.
+        loss: A name of `losses.LOSSES`, or nnU-Net's own.
         optimizer: Its name in torch.optim.
         lr: Its highest learning rate.
         weight_decay: Per step, decoupled for AdamW.
-        schedule: A name of `schedules.SCHEDULES`.
+        schedule: A name of `schedules.SCHEDULES`, or nnU-Net's own.
         batch_size: Images a step over all processes.
         epochs: How many.
         window: Side of the squares that the network sees, in pixels.
@@ -37,17 +38,18 @@ class Recipe:
         accumulate: Steps whose gradients are added up.
         images_per_epoch: Images of an epoch; None for all.
         clip: Largest norm of the gradient; None for any.
-        augmentation: A name of `augmentations.AUGMENTATIONS`.
+        augmentation: A name of `augmentations.AUGMENTATIONS`, or nnU-Net's own.
         patience: Epochs without better validation dice before stopping; None for never.
         precision: Of the forward pass.
         decision: Of what the 0.5 is that makes a pixel foreground.
         expected_dice: The published dice that it should come to, a fraction.
         paper_batch: Images pooled for one dice value, protocol `paper` only.
+        patches: Where an epoch is so many random patches, nnU-Net's way; None for passes.
     """
 
     name: str
     loss: str
-    optimizer: Literal["Adam", "AdamW"]
+    optimizer: Literal["Adam", "AdamW", "SGD"]
     lr: float
     weight_decay: float
     schedule: str
@@ -64,6 +66,7 @@ class Recipe:
     decision: Literal["probability", "logit"] = "probability"
     expected_dice: float | None = None
     paper_batch: int | None = None
+    patches: Patchwise | None = None
 
 
 _DICE = Recipe(
@@ -170,6 +173,8 @@ def listed() -> Iterator[tuple[str, Protocol, Recipe]]:
 def describe(recipe: Recipe) -> str:
     """The recipe in a line, for announcing it."""
     per_epoch = "" if recipe.images_per_epoch is None else f" of {recipe.images_per_epoch} images"
+    if recipe.patches is not None:
+        per_epoch = f" of {recipe.patches.iterations} iterations"
     return (
         f"Recipe `{recipe.name}` ({recipe.source}): {recipe.epochs} epochs{per_epoch}, batch "
         f"{recipe.batch_size}, window {recipe.window}, {recipe.loss} loss, {recipe.optimizer} at "

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record
+from robustcli.finetune.nnunet.patchwise import Patchwise
 
 Protocol = Literal["patient", "paper"]
 METRICS = (
@@ -31,6 +32,9 @@ METRICS = (
 learning rate of its last step, means over its batches and steps (gradient norms before clipping),
 dice and IoU pooled within each group and averaged over groups, and the share of the training time
 that was spent waiting for data."""
+AVERAGED = "val_dice_ema"
+"""One more column of recipes with `patches`: the moving average of `val_dice`, which is then (like
+`val_iou`) of the epoch's validation patches, their pixels pooled: nnU-Net's pseudo dice."""
 PAPER = ("image_id", "intersection", "predicted", "target", "overlap", "union")
 """Per image, in the order of evaluation: sums of p*t, p and t (t may be soft), and the pixels where
 both or either of p and t are above 0."""
@@ -40,7 +44,8 @@ class RecipeRecord(Record):
     """How the network was trained, after all overrides; `expected_dice` and `source` as published.
 
     `images_per_epoch` is None where an epoch is a pass over all training images; `paper_batch` is
-    how many images the paper pooled for one dice value.
+    how many images the paper pooled for one dice value. `patches` is there where an epoch is
+    so many random patches, nnU-Net's way.
     """
 
     name: str = ""
@@ -60,6 +65,7 @@ class RecipeRecord(Record):
     precision: Literal["fp32", "bf16", "fp16"]
     expected_dice: float | None
     paper_batch: int | None = None
+    patches: Patchwise | None = None
     source: str
 
 

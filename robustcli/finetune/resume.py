@@ -64,12 +64,20 @@ def differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
             f"Its images are others: {old.dataset.images} of `{old.dataset.name}`, now "
             f"{new.dataset.images} of `{new.dataset.name}` (`--data`, `--limit`, `--seed`)."
         )
-    yield from _fields(old, new, _OF_RUN)
-    yield from _fields(old.recipe, new.recipe, _OF_RECIPE)
+    yield from fields_that_differ(old, new, _OF_RUN)
+    yield from recipes_that_differ(old.recipe, new.recipe)
     yield from _epochs(old.recipe, new.recipe)
 
 
-def _fields(old: Any, new: Any, flags: dict[str, str]) -> Iterator[str]:
+def recipes_that_differ(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
+    """Which settings of a recipe are others, its length aside, in words."""
+    if old.patches != new.patches:
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan is another)."
+    yield from fields_that_differ(old, new, _OF_RECIPE)
+
+
+def fields_that_differ(old: Any, new: Any, flags: dict[str, str]) -> Iterator[str]:
+    """Which of two records' fields are others, in words; `flags` names what sets each."""
     for field, flag in flags.items():
         before, now = getattr(old, field), getattr(new, field)
         if before != now:

@@ -12,6 +12,8 @@ from robustcli.core.errors import UsageError
 from robustcli.finetune.gradients import Kind, Statistic
 
 Scope = Literal["mamba", "all"]
+DOCUMENTED = 1e-6
+"""Source: "Exploring SSMs for Vision Tasks" (Team 23): the threshold of its command."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,15 @@ class FreezeRule:
     def __post_init__(self) -> None:
         given = [self.threshold, self.quantile, self.pattern]
         if sum(value is not None for value in given) != 1:
-            raise UsageError(
-                "`--freeze-threshold`, `--freeze-quantile` and `--freeze` exclude each other.",
-                "Exactly one says what is frozen.",
-                "Leave the others out.",
-            )
+            raise _several()
         if self.threshold is not None and not 0 <= self.threshold < math.inf:
+            flag = "--freeze-relative" if self.relative else "--freeze-threshold"
             raise UsageError(
-                f"`--freeze-threshold {self.threshold:g}` is not a size of a gradient.",
+                f"`{flag} {self.threshold:g}` is not a size of a gradient.",
                 "Expected a number from 0.",
-                "The documented one is 1e-6.",
+                "Try 1e-3, a thousandth of the weights' size."
+                if self.relative
+                else "The documented one is 1e-6.",
             )
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise UsageError(
@@ -54,6 +55,41 @@ class FreezeRule:
                 "Expected a number between 0 and 1.",
                 "0.3 freezes the 30 % of the tensors with the smallest gradients.",
             )
+
+
+def make_rule(
+    threshold: float | None = None, relative: float | None = None, quantile: float | None = None,
+    pattern: str | None = None, scope: Scope = "mamba", kind: Kind = "mean_abs",
+) -> FreezeRule:  # fmt: skip
+    """The rule of the command line's options; without any, the documented threshold.
+
+    Args:
+        threshold: `--freeze-threshold`.
+        relative: `--freeze-relative`, a threshold of the statistic by the weight's size.
+        quantile: `--freeze-quantile`.
+        pattern: `--freeze`.
+        scope: `--freeze-scope`.
+        kind: `--statistic`.
+
+    Raises:
+        UsageError: More than one is given, or one is out of range.
+    """
+    given = [threshold, relative, quantile, pattern]
+    if not any(value is not None for value in given):
+        threshold = DOCUMENTED
+    if threshold is not None and relative is not None:
+        raise _several()
+    limit = threshold if relative is None else relative
+    return FreezeRule(limit, quantile, pattern, kind, relative is not None, scope)
+
+
+def _several() -> UsageError:
+    return UsageError(
+        "`--freeze-threshold`, `--freeze-relative`, `--freeze-quantile` and `--freeze` exclude "
+        "each other.",
+        "Exactly one says what is frozen.",
+        "Leave the others out.",
+    )
 
 
 @dataclass(frozen=True)
@@ -79,11 +115,11 @@ def select(
         heads: Beginnings of the names of layers that are new in the target task: never frozen.
 
     Raises:
-        UsageError: Nothing would be left to train, or a pattern fits nothing.
+        UsageError: Nothing but the heads would be left to train, or a pattern fits nothing.
     """
     limit = _quantile_limit(statistics, rule, heads) if rule.quantile is not None else None
     decisions = [_decide(n, s, rule, limit, tuple(heads)) for n, s in statistics.items()]
-    _check(decisions, statistics, rule)
+    _check(decisions, statistics, rule, heads)
     return decisions
 
 
@@ -152,20 +188,45 @@ def _quantile_limit(
 
 
 def _check(
-    decisions: Sequence[Decision], statistics: Mapping[str, Statistic], rule: FreezeRule
-) -> None:
-    if rule.pattern is not None and not any(d.frozen for d in decisions):
+    decisions: Sequence[Decision], statistics: Mapping[str, Statistic], rule: FreezeRule,
+    heads: Sequence[str],
+) -> None:  # fmt: skip
+    if rule.pattern is not None:
+        _check_pattern(decisions, rule.pattern)
+        return
+    body = [d for d in decisions if not d.name.startswith(tuple(heads) or "\0")]
+    if all(
+        d.frozen for d in body if d.statistic is not None
+    ):  # what has no gradient learns nothing
+        highest = _in_scope(statistics, rule, heads)[-1:] or [0.0]
         raise UsageError(
-            f"`--freeze {rule.pattern}` fits no parameter.",
+            "Nothing would be left to train" + (" but the heads." if heads else "."),
+            f"Every one of the {len(body)} tensors below them would be frozen."
+            if heads
+            else f"Every one of the {len(body)} tensors would be frozen.",
+            f"The highest useful threshold is {_rounded_down(highest[0]):g}, which leaves one "
+            f'tensor; to train the heads alone, use `--freeze "*"`.',
+        )
+
+
+def _check_pattern(decisions: Sequence[Decision], pattern: str) -> None:
+    if not any(d.frozen for d in decisions):
+        raise UsageError(
+            f"`--freeze {pattern}` fits no parameter.",
             f"There are names such as `{decisions[0].name}` and `{decisions[-1].name}`.",
             "Quote the pattern; `--dry-run` prints all names.",
         )
     if all(d.frozen for d in decisions):
-        highest = max(measure_of(s, rule) for s in statistics.values())
         raise UsageError(
             "Nothing would be left to train.",
-            f"Every one of the {len(decisions)} tensors would be frozen.",
-            f"The highest useful threshold is {highest:.3g}, which leaves one tensor."
-            if rule.threshold is not None
-            else "Choose a narrower pattern.",
+            f"Every one of the {len(decisions)} tensors fits `{pattern}`.",
+            "Choose a narrower pattern.",
         )
+
+
+def _rounded_down(value: float, digits: int = 3) -> float:
+    """`value` with so many significant digits and not above it: above, nothing would be left."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.floor(value / unit) * unit:.{digits}g}")

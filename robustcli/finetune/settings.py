@@ -9,6 +9,7 @@ from robustcli.core.errors import UsageError
 from robustcli.finetune.augmentations import augmentation_name
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.losses import loss_name
+from robustcli.finetune.named_recipes import recipe_named
 from robustcli.finetune.recipes import Recipe, recipe_for
 
 _OVERRIDES = {
@@ -23,6 +24,9 @@ _NOT_OF_THE_PAPER = {
 }
 
 
+_NOT_OF_NNUNET = ("loss", "aug", "accumulate", "patience")
+
+
 def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
     """The recipe for network `model` on the data set `data`, with the overrides of `config`.
 
@@ -35,11 +39,16 @@ def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
     if config.protocol == "paper":
         _check_paper(given)
     changes: dict[str, Any] = {_OVERRIDES[name]: value for name, value in given.items()}
+    if config.recipe is not None:
+        _check_named(config, given)
     if "loss" in changes:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
-    recipe = recipe_for(model, config.protocol, data, quick=config.quick)
+    if config.recipe is None:
+        recipe = recipe_for(model, config.protocol, data, quick=config.quick)
+    else:
+        recipe = recipe_named(config.recipe, quick=config.quick)
     recipe = replace(recipe, **changes, precision=config.precision)
     _check_shares(config, recipe)
     return recipe
@@ -59,6 +68,23 @@ def _check_paper(given: dict[str, Any]) -> None:
                 f"`--{name} {given[name]}` does not go with `--protocol paper`.",
                 f"That protocol is done as the paper did it: {why}.",
                 f"Leave out `--{name}`, or use `--protocol patient`.",
+            )
+
+
+def _check_named(config: TrainConfig, given: dict[str, Any]) -> None:
+    if config.protocol == "paper":
+        raise UsageError(
+            f"`--recipe {config.recipe}` does not go with `--protocol paper`.",
+            "That protocol has each network's own published recipe.",
+            "Leave out one of the two.",
+        )
+    for name in _NOT_OF_NNUNET:
+        if name in given:
+            raise UsageError(
+                f"`--{name} {given[name]}` does not go with `--recipe {config.recipe}`.",
+                "It trains as nnU-Net does, with its own loss and augmentation, a step per batch, "
+                "to the last epoch.",
+                f"Leave out `--{name}`, or `--recipe`.",
             )
 
 

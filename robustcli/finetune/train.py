@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.device import DeviceMonitor
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.finetune.accounts import count_costs, count_splits
+from robustcli.finetune.assembly import make_data, make_module
 from robustcli.finetune.cache import Decoded, decoded_once
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.describe import train_record
@@ -24,11 +26,11 @@ from robustcli.finetune.finish import (
     save_weights,
     score_as_the_paper,
 )
-from robustcli.finetune.fit import default_workers, fit, is_trained
-from robustcli.finetune.loaders import Part, SegmentationData
+from robustcli.finetune.fit import fit, is_trained
+from robustcli.finetune.loaders import Part
 from robustcli.finetune.module import SegmentationModule
 from robustcli.finetune.opening import alone, closing, open_training, update
-from robustcli.finetune.prepare import Selection, decays_of, select
+from robustcli.finetune.prepare import Selection, select
 from robustcli.finetune.processes import (
     await_first,
     end_of_others,
@@ -70,7 +72,7 @@ def run_training(
             with closing(run):
                 module = _train(config, selection, network, listener, callbacks)
                 leave_group()
-                _finish(config, selection, module, listener)
+                _finish(config, selection, module, listener, tuning)
         else:
             listener.say(f"`{run}` is finished: nothing is left to do.")
     return run
@@ -100,24 +102,13 @@ def _train(
         if is_first():
             count_splits(selection, train, val)
             release_others(run)
-        data = SegmentationData(
-            train, val, recipe, seed=config.seed, whole=selection.whole,
-            workers=_workers(config, selection), pin=selection.on.device.type == "cuda",
-        )  # fmt: skip
-        module = _module(selection, network, data)
+        data = make_data(config, selection, train, val)
+        module = make_module(selection, network, data)
         if not is_trained(run, recipe.epochs):
             fit(_trainer(config, selection, listener, callbacks), module, data, run)
         if is_first():
             count_costs(run, monitor)
     return module
-
-
-def _module(selection: Selection, network: nn.Module, data: SegmentationData) -> SegmentationModule:
-    groups = [pair.group for pair in selection.splits.val.pairs]
-    return SegmentationModule(
-        network.train(), selection.recipe, channels=selection.channels,
-        decays=decays_of(selection.entry), val_groups=[groups[i] for i in data.val_images()],
-    )  # fmt: skip
 
 
 def _trainer(
@@ -127,10 +118,6 @@ def _trainer(
         selection.run, selection.recipe, selection.on, seed=config.seed, best=not selection.whole,
         per_epoch=selection.per_epoch, listener=listener, extra=callbacks,
     )  # fmt: skip
-
-
-def _workers(config: TrainConfig, selection: Selection) -> int:
-    return default_workers(selection.on.device) if config.workers is None else config.workers
 
 
 def _part(index: PairIndex, decoded: Sequence[Decoded]) -> Part:
@@ -147,11 +134,13 @@ def _check_foreground(train: PairIndex, decoded: Sequence[Decoded]) -> None:
 
 
 def _finish(
-    config: TrainConfig, selection: Selection, module: SegmentationModule, listener: Listener
-) -> None:
+    config: TrainConfig, selection: Selection, module: SegmentationModule, listener: Listener,
+    tuning: Tuning | None,
+) -> None:  # fmt: skip
     """Chooses the weights and measures them on the held-out images."""
     chosen = chosen_weights(selection.run, best=not selection.whole)
-    digest = save_weights(config, selection, module, chosen)
+    plain = chosen if tuning is None else replace(chosen, state=tuning.export(chosen.state))
+    digest = save_weights(config, selection, module, plain)
     if read_train_record(selection.run).weights_sha256 not in (None, digest):
         shutil.rmtree(selection.run / "test", ignore_errors=True)  # of the weights before
     update(

@@ -20,6 +20,7 @@ from robustcli.finetune.processes import started_by_torchrun
 from robustcli.finetune.progress import Progress
 from robustcli.finetune.quiet import without_chatter
 from robustcli.finetune.recipes import Recipe
+from robustcli.finetune.record import AVERAGED
 from robustcli.finetune.steps import SeededSteps
 from robustcli.finetune.waiting import WaitingTime
 
@@ -78,7 +79,7 @@ def make_trainer(
         *extra,
         Progress(listener, per_epoch),
         MetricsLog(run, waiting, listener),
-        KeepLastAndBest(run, best=best),
+        KeepLastAndBest(run, best=best, monitor=AVERAGED if recipe.patches else MONITOR),
     ]
     if recipe.patience is not None:
         callbacks.append(

@@ -16,20 +16,14 @@ from robustcli.finetune.finetune_record import (
     MODES,
     PROFILE,
     STEPS,
+    SWEEP,
+    SWEEP_FILE,
     FinetuneRecord,
     Mode,
     ModeCosts,
     read_finetune_record,
 )
 from robustcli.reports.training import Training, read_training
-
-SWEEP_FILE = "sweep.csv"
-SWEEP = (
-    *("scope", "threshold", "quantile", "pattern", "frozen_share"),
-    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", "dice", "dice_low", "dice_high"),
-)
-"""Per rule: what is frozen, the share of the elements that is, the time of an iteration over that
-of full fine-tuning, and the dice on the held-out images."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def is_within(rule: RuleRecord, mamba: pd.Series) -> pd.Series:
 
 
 def rule_label(row: pd.Series) -> str:
-    """What a line of a sweep (`finetuning.SWEEP`) freezes, in few letters."""
+    """What a line of a sweep (`finetune_record.SWEEP`) freezes, in few letters."""
     if row["frozen_share"] == 0:
         return "nothing frozen"
     if not pd.isna(row["pattern"]):

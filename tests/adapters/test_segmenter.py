@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from robustcli.adapters.classifier import Facts, Precision
 from robustcli.adapters.entry import FOREGROUND
 from robustcli.adapters.mask_preprocessing import MaskPreprocessing
+from robustcli.adapters.nnunet_inference import NnUNetInference
+from robustcli.adapters.nnunet_mirror import Mirrored
+from robustcli.adapters.nnunet_normalise import Channel
 from robustcli.adapters.otsu import Otsu
 from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.windows import covered
 from robustcli.models.registry import architecture
 from tests.models import golden
 
@@ -87,6 +91,40 @@ def test_large_images_go_through_one_after_the_other_in_few_windows() -> None:
     segmenter(network).probabilities(images([(300, 200)] * 3))
     assert {shape[1:] for shape in network.shapes} == {(3, 64, 64)}
     assert max(shape[0] for shape in network.shapes) == 4
+
+
+class Ramp(nn.Module):
+    """Depends on where in its window a pixel lies: a flip and an overlap change what it says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.linspace(-6, 6, x.shape[3]) + torch.linspace(0, 9, x.shape[2])[:, None]
+        return x[:, :1] + place
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (0, 1)])
+def test_nnunets_way_averages_flips_and_then_windows_before_the_sigmoid(
+    axes: tuple[int, ...],
+) -> None:
+    (image,) = images([(64, 96)])
+    how = NnUNetInference((Channel(),) * 3, axes)
+    (found,) = segmenter(Ramp(), nnunet=how).probabilities([image])
+    pixels = torch.from_numpy(how.normalised(image)).permute(2, 0, 1)[None]
+    scores = covered(pixels, 64, Mirrored(Ramp(), axes), overlap=0.5, batch=4, device=CPU)
+    np.testing.assert_allclose(found, scores[0, 0].sigmoid(), atol=1e-6)
+
+
+def test_nnunets_way_pads_with_zeros_after_normalisation() -> None:
+    class Seeing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = x
+            return x[:, :1]
+
+    network, given = Seeing(), images([(64, 30)])
+    how = NnUNetInference((Channel(),) * 3, ())
+    segmenter(network, nnunet=how).probabilities(given)
+    assert torch.all(network.seen[..., :17] == 0)
+    assert torch.all(network.seen[..., 47:] == 0)
+    np.testing.assert_allclose(network.seen[0, :, :, 17:47].std((1, 2), correction=0), 1, rtol=1e-4)
 
 
 def test_window_zero_takes_images_as_they_are() -> None:

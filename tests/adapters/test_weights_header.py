@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from robustcli.adapters import weights_header
+from robustcli.adapters.nnunet_inference import NnUNetInference
+from robustcli.adapters.nnunet_normalise import Channel, Intensities
 from robustcli.adapters.weights_header import WeightsHeader, read_header, write_weights
 from robustcli.core.errors import RunError, UsageError
 from tests.adapters.files import STATE
@@ -29,6 +31,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_header(path) == HEADER
     torch.testing.assert_close(load_file(path), STATE, rtol=0, atol=0)
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_what_only_some_networks_have_is_written_for_those_alone(tmp_path: Path) -> None:
+    """Versions before it refuse keys that they do not know."""
+    how = NnUNetInference((Channel("ct", True, Intensities(1, 2, 3, 4)), Channel()), (1,))
+    header = HEADER.model_copy(update={"overlap": 0.25, "nnunet": how})
+    for name, one in (("usual", HEADER), ("nnunet", header)):
+        write_weights(tmp_path / f"{name}.safetensors", STATE, one)
+    assert read_header(tmp_path / "nnunet.safetensors") == header
+    with safe_open(tmp_path / "usual.safetensors", framework="np") as file:
+        said = file.metadata()["robust"]
+    assert "nnunet" not in said
+    assert "overlap" not in said
 
 
 def test_the_header_is_plain_safetensors_metadata(tmp_path: Path) -> None:

@@ -92,3 +92,16 @@ def test_an_error_closes_the_bar_and_passes(
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert "3/20" in capsys.readouterr().err
+
+
+def test_the_next_work_has_a_bar_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with ConsoleListener(quiet=False) as listener:
+        for total in (7, 9):
+            listener.start(total, 0)
+            listener.advance(total)
+    told = capsys.readouterr().err
+    assert "7/7" in told
+    assert "9/9" in told

@@ -12,6 +12,7 @@ import pytest
 
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.cli.conftest import Robust
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 
 REPOSITORY = Path(__file__).parents[2]
 PLAN = RunPlan(models=(model("vmamba-b"),), transforms=(IDENTITY, *paper21()[:2]), images=12)
@@ -40,6 +41,14 @@ def test_several_runs_as_one_json_document(robust: Robust, run: Path, tmp_path: 
     assert list(results) == ["run", "other"]
     assert results["run"] == json.loads((run / "results.json").read_text())
     assert results["run"][0]["transform"] == "identity"
+
+
+def test_a_fine_tuning_has_a_table_of_its_own(robust: Robust, tmp_path: Path) -> None:
+    build_finetuning(tmp_path / "tuned", FinetunePlan(modes=("full", "freeze")))
+    told = robust("report", "tuned")
+    assert told.code == 0
+    assert "Dice of freeze minus that of full: -0.004" in told.out
+    assert told.out.splitlines()[-1] == f"Report: {Path('tuned') / 'report.md'}"
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

@@ -57,7 +57,9 @@ def unbroken(photos, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_stopped_in_the_middle_and_started_again(photos, unbroken, tmp_path, signal_number):
     run = tmp_path / "run"
     process = started(photos, run, workers=1)
@@ -81,6 +83,7 @@ def test_stopped_in_the_middle_and_started_again(photos, unbroken, tmp_path, sig
     assert not list(run.rglob("*.tmp")), "left-overs of the killed process are removed"
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run(photos, unbroken, tmp_path):
     run = tmp_path / "run"
     both = [started(photos, run) for _ in range(2)]

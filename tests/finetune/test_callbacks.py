@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from robustcli.finetune.keeping import KeepLastAndBest
 from robustcli.finetune.metrics_log import MetricsLog
 from robustcli.finetune.progress import Progress
-from robustcli.finetune.record import METRICS
+from robustcli.finetune.record import AVERAGED, METRICS
 from robustcli.finetune.steps import SeededSteps
 from robustcli.finetune.waiting import WaitingTime
 from tests.finetune.runs import Heard
@@ -47,6 +48,24 @@ def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
     again = KeepLastAndBest(tmp_path, best=True)
     again.load_state_dict(kept.state_dict())
     assert (again.best_dice, again.best_epoch) == (kept.best_dice, 2)
+
+
+def test_what_is_no_number_is_best_only_where_nothing_else_is(tmp_path: Path) -> None:
+    kept = KeepLastAndBest(tmp_path, best=True, monitor=AVERAGED)
+    best = []
+    for epoch, value in enumerate([math.nan, 0.2, math.nan, 0.3]):
+        saved: list[str] = []
+        kept.on_train_epoch_end(
+            trainer(
+                epoch,
+                callback_metrics={AVERAGED: torch.tensor(value), "val_dice": torch.tensor(1.0)},
+                save_checkpoint=lambda path, saved=saved: saved.append(path.name),
+            ),
+            MODULE,
+        )
+        best.append("best.ckpt" in saved)
+    assert best == [True, True, False, True]
+    assert kept.state_dict()["monitor"] == AVERAGED
 
 
 def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:

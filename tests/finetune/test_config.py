@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from robustcli.finetune.config import TrainConfig
+from robustcli.finetune.named_recipes import recipe_named
+from robustcli.finetune.nnunet.patchwise import Patchwise
 from robustcli.finetune.recipes import recipe_for
 
 PATIENT = recipe_for("unet", "patient", "x")
@@ -46,6 +50,18 @@ def test_data_and_recipe_change_it_too() -> None:
 def test_what_changes_nothing_finds_the_same_folder(other: dict[str, object]) -> None:
     changed = replace(CONFIG, **other)  # type: ignore[arg-type]
     assert changed.directory(PATIENT, "d") == CONFIG.directory(PATIENT, "d")
+
+
+def test_what_only_some_recipes_have_leaves_other_folders_as_they_were() -> None:
+    """The name is that of before there were patches."""
+    how = asdict(PATIENT)
+    del how["patches"]
+    said = ["unet", {}, None, False, "patient", 0, 1, "d", how]
+    short = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
+    assert CONFIG.directory(PATIENT, "d").name == f"train-unet-{short}"
+    fewer = recipe_named("nnunet", quick=True)
+    full = replace(fewer, patches=Patchwise())
+    assert CONFIG.directory(fewer, "d") != CONFIG.directory(full, "d")
 
 
 def test_more_epochs_find_it_where_they_may_be_added() -> None:

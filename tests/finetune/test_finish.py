@@ -12,6 +12,7 @@ from robustcli.finetune.checkpoint_io import DurableCheckpoints
 from robustcli.finetune.finish import chosen_weights, hash_ids
 from robustcli.finetune.fit import default_workers, is_trained
 from robustcli.finetune.prepare import select
+from robustcli.finetune.record import AVERAGED
 from tests.finetune.pairs import write_pairs
 from tests.finetune.runs import Heard, small
 
@@ -38,6 +39,15 @@ def test_the_best_or_the_last(run: Path) -> None:
     assert last.why == "the last epoch, as protocol `paper` has it"
     assert best.state.keys() == {"w"}
     assert (best.state["w"].tolist(), last.state["w"].tolist()) == ([3, 3], [7, 7])
+
+
+def test_the_reason_names_what_was_watched(run: Path) -> None:
+    file = run / "checkpoints" / "best.ckpt"
+    content = DurableCheckpoints().load_checkpoint(file)
+    content["callbacks"]["KeepLastAndBest"]["monitor"] = AVERAGED
+    DurableCheckpoints().save_checkpoint(content, file)
+    why = chosen_weights(run, best=True).why
+    assert why == "the best moving average of the dice on validation patches, 0.8765"
 
 
 @pytest.mark.parametrize(("epochs", "done"), [(8, True), (9, False)])

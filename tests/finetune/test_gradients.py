@@ -16,6 +16,7 @@ from robustcli.finetune.gradients import (
     mamba_parameters,
     read_profile,
     statistics,
+    unmeasured,
     write_profile,
 )
 from robustcli.models.registry import architecture
@@ -103,3 +104,24 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, content: bytes | None) ->
         path.write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read"):
         read_profile(path, two_layers(), "toy")
+
+
+def test_a_profile_that_lacks_tensors_is_of_another_model(tmp_path: Path) -> None:
+    rows = profiled(two_layers(), [[1.0, 1.0]])
+    write_profile(tmp_path / "p.parquet", rows[rows["name"] != "1.weight"], "small")
+    with pytest.raises(UsageError, match="is of another model") as caught:
+        read_profile(tmp_path / "p.parquet", two_layers(), "large")
+    assert "it lacks `1.weight` of shape (1, 1), which `large` has" in caught.value.why
+
+
+def test_what_is_no_number_is_no_iteration() -> None:
+    found = statistics(profiled(two_layers(), [[math.nan, 1.0], [2.0, 2.0]]))
+    assert found["0.weight"].by_kind["mean_abs"] == 2.0
+
+
+def test_without_a_profile_all_but_the_gradients_is_known() -> None:
+    found = unmeasured(two_layers())
+    assert list(found) == ["0.weight", "1.weight"]
+    assert found["0.weight"].shape == (1, 2)
+    assert found["0.weight"].weight_rms == pytest.approx(5 / math.sqrt(2))
+    assert all(math.isnan(value) for value in found["0.weight"].by_kind.values())

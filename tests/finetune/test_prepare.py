@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from robustcli.adapters.weights_header import WeightsHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.finetune.prepare import decays_of, select
 from robustcli.models.weight_decay import everything_decays
@@ -65,9 +67,24 @@ def test_somebody_elses_folder_is_left_alone(data: Path, tmp_path: Path) -> None
 
 def test_a_run_is_no_network(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    header = WeightsHeader(
+        model="ulvm", arguments={}, window=16, channels="rgb", threshold=0.5, protocol="patient",
+        trained_on="elsewhere", images_sha256="0" * 64,
+    )  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    write_weights(tmp_path / "mine" / "weights.safetensors", {"w": torch.zeros(1)}, header)
+    with pytest.raises(UsageError, match=r"`--model mine` is a folder"):
+        select(small(data, tmp_path / "run", model="mine", model_args={}), Heard())
+
+
+def test_a_network_goes_before_a_folder_of_its_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "ulvm").mkdir()
-    with pytest.raises(UsageError, match=r"`--model ulvm` is a folder"):
-        select(small(data, tmp_path / "run", model="ulvm", model_args={}), Heard())
+    (tmp_path / "ulvm" / "run.json").write_text("{}")
+    found = select(small(data, tmp_path / "run", model="ulvm", model_args={}), Heard())
+    assert found.entry.name == "ulvm"
 
 
 def test_one_patient_cannot_be_split(tmp_path: Path) -> None:

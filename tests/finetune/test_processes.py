@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from robustcli.finetune.processes import await_first, end_of_others, is_first, release_others
+from robustcli.finetune.processes import (
+    await_first,
+    end_of_others,
+    environment_kept,
+    is_first,
+    release_others,
+)
 from robustcli.finetune.trainer import machine
 
 CPU = torch.device("cpu")
@@ -55,3 +62,14 @@ def test_the_machine_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WORLD_SIZE", "8")
     on = machine(CPU, 1)
     assert (on.devices, on.nodes, on.world) == (4, 2, 8)
+
+
+def test_what_lightning_writes_into_the_environment_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with environment_kept():
+        os.environ.update(MASTER_PORT="2", LOCAL_RANK="0")
+    assert os.environ["MASTER_PORT"] == "1"
+    assert "LOCAL_RANK" not in os.environ

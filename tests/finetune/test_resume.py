@@ -10,6 +10,7 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import DatasetRecord
+from robustcli.finetune.nnunet.patchwise import Patchwise
 from robustcli.finetune.record import RecipeRecord, TrainRecord
 from robustcli.finetune.resume import differences, is_done, joined
 
@@ -51,6 +52,7 @@ def said(old: TrainRecord, new: TrainRecord) -> list[str]:
         ({"recipe": {"precision": "bf16"}}, "`--precision` was fp32"),
         ({"recipe": {"images_per_epoch": 7}}, "--quick"),
         ({"recipe": {"epochs": 4}}, "epochs cannot be taken back"),
+        ({"recipe": {"patches": Patchwise(), "name": "nnunet"}}, "`--recipe` was , now it is nnun"),
     ],
 )
 def test_what_decides_the_weights_is_named(change: dict[str, Any], flag: str) -> None:
@@ -92,3 +94,10 @@ def test_done_is_complete_and_no_more_epochs() -> None:
     assert is_done(complete, record())
     assert not is_done(complete, record({"epochs": 6}))
     assert not is_done(record(status="failed"), record())
+
+
+def test_patches_are_the_same_when_read_back() -> None:
+    own = record({"patches": Patchwise(7)})
+    again = TrainRecord.model_validate_json(own.model_dump_json())
+    assert said(again, own) == []
+    assert "or its plan is another" in said(record({"patches": Patchwise(8)}), own)[0]

@@ -8,7 +8,7 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.finetune.gradients import KINDS, Statistic
-from robustcli.finetune.selection import FreezeRule, select
+from robustcli.finetune.selection import FreezeRule, make_rule, select
 
 
 def statistic(value: float, *, mamba: bool = True, rms: float = 1.0) -> Statistic:
@@ -105,3 +105,39 @@ def test_quantile_must_be_a_share(value: float) -> None:
 def test_one_rule_at_a_time(given: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
         FreezeRule(**given)  # type: ignore[arg-type]
+
+
+def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> None:
+    heads = ("seg_layers.",)
+    with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
+        select(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
+    assert "highest useful threshold is 0.01, which leaves one tensor" in caught.value.todo
+    unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has nothing to learn from
+    with pytest.raises(UsageError, match="Nothing would be left to train but the heads"):
+        select(unused, FreezeRule(threshold=1.0, scope="all"), heads)
+    probe = select(NETWORK, FreezeRule(pattern="*"), heads)
+    assert [d.name for d in probe if not d.frozen] == ["seg_layers.0"]
+    with pytest.raises(UsageError, match="Every one of the 5 tensors fits"):
+        select(NETWORK, FreezeRule(pattern="*"))
+
+
+def test_the_highest_useful_threshold_is_rounded_down() -> None:
+    network = {"a": statistic(1.23456e-4), "b": statistic(1e-9)}
+    with pytest.raises(UsageError) as caught:
+        select(network, FreezeRule(threshold=1.0))
+    assert "threshold is 0.000123, which" in caught.value.todo
+    useful = select(network, FreezeRule(threshold=1.23e-4))
+    assert [d.frozen for d in useful] == [False, True]
+
+
+def test_a_rule_from_options() -> None:
+    assert make_rule() == FreezeRule(threshold=1e-6)
+    assert make_rule(relative=0.1) == FreezeRule(threshold=0.1, relative=True)
+    assert make_rule(quantile=0.3, scope="all", kind="rms") == FreezeRule(
+        quantile=0.3, kind="rms", scope="all"
+    )
+    assert make_rule(pattern="x") == FreezeRule(pattern="x")
+    with pytest.raises(UsageError, match="exclude each other"):
+        make_rule(threshold=1.0, relative=1.0)
+    with pytest.raises(UsageError, match="`--freeze-relative -1` is not a size"):
+        make_rule(relative=-1.0)

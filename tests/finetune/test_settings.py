@@ -39,6 +39,12 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
         ({"batch_size": 5, "devices": 2}, "batch of 5 does not divide among `--devices 2`"),
         ({"protocol": "paper", "aug": "light"}, "`--aug light` does not go with `--protocol pap"),
         ({"protocol": "paper", "patience": 3}, "`--patience 3` does not go with `--protocol pap"),
+        ({"protocol": "paper", "recipe": "nnunet"}, "`--recipe nnunet` does not go with `--proto"),
+        ({"recipe": "nnunett"}, "No recipe is called `nnunett`"),
+        ({"recipe": "nnunet", "loss": "dice"}, "`--loss dice` does not go with `--recipe nnunet"),
+        ({"recipe": "nnunet", "aug": "light"}, "`--aug light` does not go with `--recipe nnunet"),
+        ({"recipe": "nnunet", "accumulate": 2}, "`--accumulate 2` does not go with `--recipe nn"),
+        ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
     ],
 )
 def test_what_is_refused(said: dict[str, Any], message: str) -> None:
@@ -48,3 +54,9 @@ def test_what_is_refused(said: dict[str, Any], message: str) -> None:
 
 def test_the_paper_may_be_told_to_augment_nothing() -> None:
     assert recipe(protocol="paper", aug="none").augmentation == "none"
+
+
+def test_a_recipe_by_name_can_be_shortened_and_slowed() -> None:
+    found = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
+    assert (found.name, found.epochs, found.lr, found.clip) == ("nnunet", 24, 0.02, 1.0)
+    assert (found.precision, found.optimizer) == ("bf16", "SGD")

@@ -37,7 +37,11 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=SMALL)
+# A sibling of each is tried in every run.
+SLOW = ("vmamba-t-v0", "vim-t-plus", "ulvm_v3", "ulvm_v4")
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SMALL])
 def case(request) -> tuple[torch.nn.Module, Tensor]:
     options, size = SMALL[request.param]
     network = architecture(request.param).build(**options)

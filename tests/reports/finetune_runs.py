@@ -20,7 +20,7 @@ from robustcli.finetune.finetune_record import (
     SavingRecord,
     write_finetune_record,
 )
-from robustcli.reports.finetuning import SWEEP, SWEEP_FILE
+from robustcli.finetune.finetune_record import SWEEP, SWEEP_FILE
 from tests.builders import WHEN
 from tests.reports.train_runs import TrainPlan, build_training, training_record
 

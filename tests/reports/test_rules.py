@@ -3,7 +3,7 @@ import pytest
 
 from robustcli.finetune.finetune_record import RuleRecord
 from robustcli.reports.document import Document, Paragraph
-from robustcli.reports.finetuning import SWEEP
+from robustcli.finetune.finetune_record import SWEEP
 from robustcli.reports.markdown_page import to_markdown
 from robustcli.reports.rules import is_within, rule_label, rule_scope, rule_words, statistic_name
 

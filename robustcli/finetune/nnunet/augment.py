@@ -35,7 +35,7 @@ from monai.transforms.spatial.dictionary import RandFlipd
 from monai.transforms.transform import RandomizableTransform
 from torch import Tensor
 
-from robustcli.finetune.nnunet.channelwise import PerChannel, plain
+from robustcli.finetune.nnunet.channelwise import PerChannel, plain, without_metadata
 from robustcli.finetune.nnunet.spatial import TurnAndScale
 from robustcli.models.umamba_config import Pair
 
@@ -63,6 +63,10 @@ class Augmentation:
             labels: (H, W), int64, 0 for background.
             seed: In [0, 2**32); the only source of randomness.
         """
+        with without_metadata():
+            return self._augmented(image, labels, seed)
+
+    def _augmented(self, image: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         self._seed(seed)
         classes = [int(c) for c in labels.unique() if c > 0]
         shown = torch.stack([labels == c for c in classes or [1]]).float()  # (K, H, W)

@@ -45,7 +45,9 @@ def test_any_image(batch, channels, height, width, states, seed):
     )
 
 
-@pytest.mark.parametrize(("channels", "length"), [(64, 300), (65, 2050), (192, 129)])
+@pytest.mark.parametrize(
+    ("channels", "length"), [(64, 300), pytest.param(65, 2050, marks=pytest.mark.slow), (192, 129)]
+)
 def test_lengths_beyond_one_chunk(channels, length):
     assert_like_reference(cpu, "selective_scan", sequence(1, channels, length, 8), 1e-5,
                           delta_softplus=True)  # fmt: skip

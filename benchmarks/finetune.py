@@ -1,0 +1,264 @@
+"""What freezing saves of a training step, what the profile costs, and what memory a step takes.
+
+    python benchmarks/finetune.py            # umamba, 256 x 256, batch 2: minutes
+    python benchmarks/finetune.py --quick    # umamba-pico, 64 x 64: about a minute
+
+1. Full fine-tuning and several rules of freezing, each with a network and an optimizer of its own,
+   in one process: nnU-Net's loss and SGD on patches of the bundled cells, drawn beforehand. They
+   take turns in an order that changes every round. A ratio is that of a round's two times; the
+   table has the median of the rounds and a 95 % interval of it (bootstrap over rounds).
+   The rules decide on a profile of the first steps of full fine-tuning, measured here.
+2. The profile: seconds of `GradientProfile.add` over seconds of the step that it follows.
+3. In a process of its own: the peak of resident memory over steps of `umamba` with gradient.
+
+Weights are as initialised, or the bundled ones: time does not depend on them, what a rule freezes
+does. The third column of the table is by count: convolutions and matrix products only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from robustcli.adapters.load import resolve
+from robustcli.adapters.places import local_path
+from robustcli.adapters.start import start_weights
+from robustcli.data.masks import decode_pair
+from robustcli.data.open_pairs import open_pairs
+from robustcli.finetune.cache import Decoded
+from robustcli.finetune.freezing import freeze, hold_statistics, saving
+from robustcli.finetune.gradients import GradientProfile
+from robustcli.finetune.gradients import statistics as gradient_statistics
+from robustcli.finetune.loaders import Part
+from robustcli.finetune.named_recipes import NAMED_RECIPES
+from robustcli.finetune.nnunet.data import PatchData
+from robustcli.finetune.nnunet.module import NnUNetModule
+from robustcli.finetune.outputs import outputs
+from robustcli.finetune.pretrained import heads_of
+from robustcli.finetune.recipes import Recipe
+from robustcli.finetune.resident import peak_resident, start_anew
+from robustcli.finetune.samples import Batch
+from robustcli.finetune.selection import DOCUMENTED, FreezeRule, select
+
+RULES = {
+    "mamba below 1e-6": FreezeRule(threshold=DOCUMENTED),
+    "lowest 0.3 of all": FreezeRule(quantile=0.3, scope="all"),
+    "lowest 0.6 of all": FreezeRule(quantile=0.6, scope="all"),
+    "encoder.*": FreezeRule(pattern="encoder.*"),
+}
+DATA, IMAGES, BATCHES = "nuclei-mini:stained", 12, 8
+PROFILE_GOAL, MEMORY_GOAL = 0.03, 3e9
+FULL = "full"
+Seconds = NDArray[np.float64]
+"""Of a step's three parts: forward, backward, update."""
+
+
+@dataclass
+class Trainee:
+    """A network in training under one rule, and the seconds of its steps.
+
+    Args:
+        module: With the network, frozen as the rule says.
+        frozen: Names of what is frozen.
+    """
+
+    module: NnUNetModule
+    frozen: tuple[str, ...] = ()
+    rounds: list[Seconds] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        freeze(self.module.network, self.frozen)
+        hold_statistics(self.module.network)
+        self.optimizer = self.module.make_optimizer()
+
+    def backward(self, batch: Batch) -> tuple[float, float]:
+        """Forward and backward; seconds of both."""
+        began = time.perf_counter()
+        loss = self.module.loss(outputs(self.module.network, batch.images), batch.masks)
+        between = time.perf_counter()
+        loss.backward()
+        return between - began, time.perf_counter() - between
+
+    def update(self) -> float:
+        """Clipping, the optimizer's step, and no gradients again; its seconds."""
+        began = time.perf_counter()
+        norm = self.module.recipe.clip
+        assert norm is not None
+        nn.utils.clip_grad_norm_(self.module.network.parameters(), norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    def step(self, batch: Batch) -> Seconds:
+        """A whole step; seconds of its three parts."""
+        return np.array([*self.backward(batch), self.update()])
+
+
+def recipe_of(size: int, batch: int) -> Recipe:
+    """nnU-Net's, at this size."""
+    return replace(NAMED_RECIPES["nnunet"], window=size, batch_size=batch)
+
+
+def start(name: str) -> nn.Module:
+    """The network with its bundled weights, or as initialised."""
+    entry = resolve(name)
+    weights = None if entry.asset is None else local_path(entry)
+    network, _ = start_weights(name, weights, weights is None, True)
+    return network.train()
+
+
+def batches(recipe: Recipe) -> list[Batch]:
+    """Augmented, normalised patches of the bundled stained cells."""
+    pairs = open_pairs(DATA).pairs[:IMAGES]
+    decoded = [Decoded(image, mask.view(np.uint8)) for image, mask in map(decode_pair, pairs)]
+    part = Part([pair.image_id for pair in pairs], decoded)
+    loader = PatchData(part, part, recipe, seed=0, workers=0).train_dataloader()
+    return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
+
+
+def cycle(given: Sequence[Batch]) -> Iterator[Batch]:
+    """The batches again and again."""
+    while True:
+        yield from given
+
+
+def profiled(trainee: Trainee, stream: Iterator[Batch], iterations: int) -> GradientProfile:
+    """The profile of the next steps of `trainee`, and prints what it costs."""
+    profile = GradientProfile(trainee.module.network)
+    shares = []
+    for turn in range(iterations + 1):
+        before = sum(trainee.backward(batch := next(stream))) if turn else 0.0
+        if not turn:  # the first step of a process allocates
+            trainee.step(next(stream))
+            continue
+        assert batch is not None
+        began = time.perf_counter()
+        profile.add()
+        adding = time.perf_counter() - began
+        shares.append(adding / (before + trainee.update()))
+    share = statistics.median(shares)
+    print(
+        f"Profile: {share:.2%} of a step (median of {len(shares)}; goal: at most "
+        f"{PROFILE_GOAL:.0%}, {'met' if share <= PROFILE_GOAL else 'missed'})."
+    )
+    return profile
+
+
+def trainees(first: Trainee, profile: GradientProfile, model: str) -> dict[str, Trainee]:
+    """One per rule, all from the weights of `first`, which trains everything."""
+    found = {FULL: first}
+    measured = gradient_statistics(profile.rows())
+    for name, rule in RULES.items():
+        decisions = select(measured, rule, heads_of(resolve(model)))
+        frozen = tuple(d.name for d in decisions if d.frozen)
+        module = NnUNetModule(copy.deepcopy(first.module.network), first.module.recipe)
+        found[name] = Trainee(module, frozen)
+    return found
+
+
+def alternate(known: dict[str, Trainee], stream: Iterator[Batch], rounds: int) -> None:
+    """Lets each train a step per round, the first of them another one in every round."""
+    names = list(known)
+    for turn in range(rounds + 1):
+        batch = next(stream)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            parts = known[name].step(batch)
+            if turn:  # the first round warms up
+                known[name].rounds.append(parts)
+
+
+def ratio(one: Trainee, full: Trainee) -> tuple[float, float, float]:
+    """The median over rounds of the time of `one` by that of `full`, and its 95 % interval."""
+    ratios = np.array([a.sum() / b.sum() for a, b in zip(one.rounds, full.rounds, strict=True)])
+    drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def table(known: dict[str, Trainee], sample: Tensor) -> str:
+    """A line per rule."""
+    lines = []
+    for name, one in known.items():
+        network, full = one.module.network, known[FULL].module.network
+        work = saving(full, one.frozen, sample, _all_outputs, moments=1)
+        forward, backward, update = np.median(one.rounds, axis=0)
+        seconds = forward + backward + update
+        middle, low, high = ratio(one, known[FULL])
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        lines.append(
+            (name, f"{1 - trained / work.parameters:.1%}", f"{work.flops_saved / work.flops:.1%}",
+             f"{seconds:.3f}", *(f"{part / seconds:.0%}" for part in (forward, backward, update)),
+             f"{middle:.3f}", f"{low:.3f}-{high:.3f}")
+        )  # fmt: skip
+    heads = ("rule", "frozen", "work saved", "s a step", "forward", "backward", "optimizer",
+             "time / full", "95 % interval")  # fmt: skip
+    return tabulate(lines, heads, disable_numparse=True)
+
+
+def _all_outputs(said: Tensor | list[Tensor]) -> Tensor:
+    levels = [said] if isinstance(said, Tensor) else said
+    return torch.stack([level.square().mean() for level in levels]).sum()
+
+
+def print_memory(model: str, size: int, batch: int) -> None:
+    """Two steps on made-up patches; the peak of this whole process, and above its beginning."""
+    cpu, recipe = torch.device("cpu"), recipe_of(size, batch)
+    trainee = Trainee(NnUNetModule(start(model), recipe))
+    images = torch.rand(batch, 3, size, size)
+    made = Batch(images, images[:, :1].round(), [], torch.arange(batch), images[:, :1] > 0)
+    start_anew(cpu)
+    before = peak_resident(cpu)
+    for _ in range(2):
+        trainee.step(made)
+    peak = peak_resident(cpu)
+    print(
+        f"Memory: `{model}` at {size} x {size}, batch {batch}, with gradient and SGD: peak "
+        f"{peak / 1e9:.2f} GB resident, {(peak - before) / 1e9:.2f} GB above the process with the "
+        f"network alone (goal: below {MEMORY_GOAL / 1e9:.0f} GB, "
+        f"{'met' if peak < MEMORY_GOAL else 'missed'})."
+    )
+
+
+def main() -> None:
+    """Prints the three."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--profile", type=int, help="profiled steps")
+    parser.add_argument("--memory-only", action="store_true")
+    asked = parser.parse_args()
+    size = asked.size or (64 if asked.quick else 256)
+    if asked.memory_only:
+        print_memory(asked.model or "umamba", size, asked.batch)
+        return
+    model = asked.model or ("umamba-pico" if asked.quick else "umamba")
+    recipe = recipe_of(size, asked.batch)
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads; {model}, {size} px, batch {asked.batch}")
+    given = batches(recipe)
+    first, stream = Trainee(NnUNetModule(start(model), recipe)), cycle(given)
+    profile = profiled(first, stream, asked.profile or (10 if asked.quick else 20))
+    known = trainees(first, profile, model)
+    alternate(known, stream, asked.rounds or (8 if asked.quick else 12))
+    print(table(known, given[0].images))
+    memory = [sys.executable, __file__, "--memory-only", "--size", "256", "--batch", "2"]
+    print(subprocess.run(memory, check=True, capture_output=True, text=True).stdout, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""`robust finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustcli.cli import train_options
+from robustcli.cli.options import FILE, as_json, offline, quiet, together
+from robustcli.cli.results import show
+
+if TYPE_CHECKING:
+    from robustcli.finetune.finetune_config import FinetuneConfig
+
+_what = together(
+    click.argument("model", metavar="NAME"),
+    click.option("--pretrained", type=FILE, help="Weights, a training run, or a results folder of "
+                 "nnU-Net [default: the bundled ones]."),
+    click.option("--data", help="A folder, manifest or data set name "
+                 "[default: nuclei-mini:stained]."),
+    click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
+                 default="all", show_default=True, help="What is trained; all: the first three."),
+    click.option("--iterations", type=click.IntRange(1), help="Steps of each mode."),
+    train_options.protocol,
+    train_options.limit,
+    train_options.model_arguments,
+)  # fmt: skip
+_rule = together(
+    click.option("--freeze-threshold", "threshold", type=float,
+                 help="Freeze what has a smaller gradient [default: 1e-6]."),
+    click.option("--freeze-relative", "relative", type=float,
+                 help="The same, of gradient by size of the weight."),
+    click.option("--freeze-quantile", "quantile", type=float,
+                 help="Freeze this share of the tensors, the lowest."),
+    click.option("--freeze", "pattern", metavar="PATTERN", help="Freeze by name: `encoder.*`."),
+    click.option("--freeze-scope", "scope", type=click.Choice(["mamba", "all"]), default="mamba",
+                 show_default=True, help="State-space blocks, or every tensor."),
+    click.option("--statistic", "kind", default="mean_abs", show_default=True,
+                 type=click.Choice(["mean_abs", "rms", "max_abs", "abs_mean"]),
+                 help="Of a tensor's gradient."),
+    click.option("--profile-iterations", type=click.IntRange(1),
+                 help="Steps that are profiled [default: an epoch's, at least 20]."),
+    click.option("--profile", type=FILE, help="Take this profile instead of measuring one."),
+    click.option("--profile-only", is_flag=True, help="Stop when the profile is there."),
+)  # fmt: skip
+_RULE = ("threshold", "relative", "quantile", "pattern", "scope", "kind")
+_OWN = ("pretrained", "mode", "iterations", "profile_iterations", "profile", "profile_only")
+
+
+@click.command("finetune")
+@_what
+@_rule
+@train_options.recipe
+@train_options.run
+@offline
+@as_json
+@quiet
+def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+    """Fine-tune a segmenter, and show what freezing costs and saves.
+
+    \b
+    robust finetune umamba --freeze-threshold 1e-6
+    robust finetune umamba --pretrained FOLDER --data DIR --iterations 6000
+    """  # noqa: D301  click reads the backspace: keep these lines apart
+    from robustcli.cli.progress import ConsoleListener
+
+    config = _config(options)
+    with ConsoleListener(quiet=quiet, unit="images") as listener:
+        if dry_run:
+            from robustcli.finetune.finetune_dry import forecast_finetuning
+
+            plan = forecast_finetuning(config, listener)
+            click.echo(plan.as_json() if as_json else plan.as_text())
+            return
+        run = _finetuned(config, listener)
+    show(run, as_json=as_json, quiet=quiet)
+
+
+def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
+    from robustcli.finetune.finetune import run_finetuning
+
+    try:
+        return run_finetuning(config, listener)
+    except MemoryError as error:
+        raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
+
+
+def _config(options: dict[str, Any]) -> FinetuneConfig:
+    from robustcli.finetune.config import TrainConfig
+    from robustcli.finetune.finetune_config import FinetuneConfig
+    from robustcli.finetune.selection import make_rule
+
+    rule = make_rule(**{name: options.pop(name) for name in _RULE})
+    own = {name: options.pop(name) for name in _OWN}
+    return FinetuneConfig(TrainConfig(**train_options.settings(options)), rule=rule, **own)

@@ -1,0 +1,166 @@
+"""`robust finetune` as typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import robustcli
+from robustcli.core.errors import RunError
+from robustcli.finetune import finetune
+from robustcli.finetune.config import TrainConfig
+from robustcli.finetune.finetune_config import FinetuneConfig
+from robustcli.finetune.selection import FreezeRule
+from tests.cli.conftest import Robust
+from tests.finetune.pairs import write_pairs
+
+TINY = ["--data", "pairs", "--epochs", "2", "--window", "32", "--batch-size", "4", "--device",
+        "cpu", "--workers", "0", "--profile-iterations", "2"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pairs/` and, once a test made it, `run/`: training costs seconds."""
+    folder = tmp_path_factory.mktemp("tuned")
+    write_pairs(folder / "pairs", 20)
+    return folder
+
+
+@pytest.fixture
+def here(_tuned: Path, robust: Robust, tmp_path: Path) -> Path:
+    """The working folder with data and a finished fine-tuning."""
+    shutil.copytree(_tuned / "pairs", tmp_path / "pairs")
+    if not (_tuned / "run").exists():
+        told = robust("finetune", "umamba-pico", *TINY, "--out", "run", "--freeze-quantile", "0.5",
+                      "--quiet")  # fmt: skip
+        assert told.code == 0, told.err
+        shutil.copytree(tmp_path / "run", _tuned / "run")
+    else:
+        shutil.copytree(_tuned / "run", tmp_path / "run")
+    return tmp_path
+
+
+RUN = ["umamba-pico", *TINY, "--out", "run", "--freeze-quantile", "0.5"]
+
+
+def test_it_prints_a_row_for_each_mode(robust: Robust, here: Path) -> None:
+    told = robust("finetune", *RUN)
+    assert told.code == 0, told.err
+    assert "full: `run/full` is finished: nothing is left to do." in told.err
+    rows = [line.split()[0] for line in told.out.splitlines() if line]
+    modes = [name for name in rows if name in ("scratch", "full", "freeze")]
+    assert modes[:3] == ["scratch", "full", "freeze"]
+    assert told.out.splitlines()[-1] == "Report: run/report.md"
+    again = robust("report", "run")
+    assert again.code == 0, again.err
+
+
+def test_json_is_one_document(robust: Robust, here: Path) -> None:
+    told = robust("finetune", *RUN, "--json", "--quiet")
+    assert told.err == ""
+    rows = json.loads(told.out)
+    assert [row["mode"] for row in rows] == ["scratch", "full", "freeze"]
+    assert all(0 <= row["dice"] <= 1 for row in rows)
+
+
+def test_a_mode_is_a_model_of_the_other_commands(robust: Robust, here: Path) -> None:
+    told = robust("eval", "--model", "run/freeze", "--data", "pairs", "--transform", "fliplr",
+                  "--out", "ev", "--workers", "0", "--device", "cpu")  # fmt: skip
+    assert told.code == 0, told.err
+    assert "were held out for testing" in told.err
+
+
+def test_in_python(here: Path) -> None:
+    run = robustcli.api.Finetuning(Path("run"))
+    table = run.table()
+    assert table["mode"].tolist() == ["scratch", "full", "freeze"]
+    assert table["dice"].between(0, 1).all()
+    assert sorted(run.profile()["iteration"].unique()) == [0, 1]
+    assert run.decisions()["frozen"].sum() > 0
+    assert run.training("freeze").weights.is_file()
+    assert run.record.model == "umamba-pico"
+
+
+def test_a_dry_run_trains_nothing_and_says_what_would_freeze(robust: Robust, here: Path) -> None:
+    told = robust("finetune", "umamba-pico", *TINY, "--out", "other", "--dry-run",
+                  "--profile", "run/gradients.parquet", "--freeze-quantile", "0.5")  # fmt: skip
+    assert told.code == 0, told.err
+    assert not (here / "other").exists()
+    frozen = pd.read_csv("run/frozen.csv")["frozen"].sum()
+    assert sum("frozen: among the lowest 0.5" in line for line in told.out.splitlines()) == frozen
+    assert "parameters" in told.out
+    assert f"Frozen: {frozen} of 143 tensors" in told.err
+
+
+def test_every_option_reaches_the_configuration(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[FinetuneConfig] = []
+
+    def note(config: FinetuneConfig, listener: object = None) -> Path:
+        asked.append(config)
+        raise RunError("It failed.", "A test wants it so.", "Nothing.")
+
+    monkeypatch.setattr(finetune, "run_finetuning", note)
+    told = robust(
+        "finetune", "umamba", "--pretrained", "w", "--data", "d", "--mode", "freeze",
+        "--iterations", "9", "--protocol", "paper", "--limit", "8", "--model-arg", "a=1",
+        "--freeze-relative", "0.1", "--freeze-scope", "all", "--statistic", "rms",
+        "--profile-iterations", "5", "--profile", "p", "--profile-only", "--recipe", "nnunet",
+        "--quick", "--lr", "0.2", "--out", "o", "--seed", "7", "--fresh", "--offline",
+    )  # fmt: skip
+    assert told.code == 1
+    (config,) = asked
+    training = TrainConfig(
+        "umamba", "d", Path("o"), "paper", 8, model_args={"a": 1}, quick=True, lr=0.2, seed=7,
+        fresh=True, offline=True, command=config.training.command, recipe="nnunet",
+    )  # fmt: skip
+    rule = FreezeRule(0.1, kind="rms", relative=True, scope="all")
+    assert config == FinetuneConfig(
+        training, Path("w"), "freeze", rule, 5, Path("p"), True, 9
+    )  # fmt: skip
+    assert config.training.command.startswith("robust ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["umamba_v9"], "No model is called `umamba_v9`"),
+        (["vmamba-b"], "`vmamba-b` is a classifier"),
+        (["unet"], "`unet` has no weights here to fine-tune"),
+        (["umamba", "--freeze-threshold", "-1"], "`--freeze-threshold -1` is not a size"),
+        (["umamba", "--freeze-relative", "-1"], "`--freeze-relative -1` is not a size"),
+        (["umamba", "--freeze-quantile", "2"], "`--freeze-quantile 2` is not a share"),
+        (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` fits no param"),
+        (["umamba", "--freeze", "a", "--freeze-threshold", "1"], "exclude each other"),
+        (["umamba", "--freeze-relative", "1", "--freeze-threshold", "1"], "exclude each other"),
+        (["umamba", "--profile", "nowhere"], "`--profile nowhere` cannot be read"),
+        (["umamba", "--pretrained", "nowhere"], "`--pretrained nowhere` does not exist"),
+        (["umamba", "--recipe", "nothing"], "nothing"),
+    ],
+)
+def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> None:
+    told = robust("finetune", *arguments, "--offline", "--device", "cpu")
+    assert (told.code, told.out) == (2, "")
+    assert message in told.err
+    assert not Path("runs").exists()
+
+
+def test_the_package_is_also_the_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[FinetuneConfig] = []
+
+    def note(config: FinetuneConfig) -> Path:
+        asked.append(config)
+        return tmp_path
+
+    monkeypatch.setattr(finetune, "run_finetuning", note)
+    made = robustcli.finetune("umamba", "d", out=tmp_path, mode="full", iterations=3, lr=0.5)
+    assert made == robustcli.Finetuning(tmp_path)
+    (config,) = asked
+    assert (config.mode, config.iterations, config.training.lr) == ("full", 3, 0.5)
+    assert config.rule == FreezeRule(threshold=1e-6)
+    assert config.training.command == "robustcli.finetune(...)"
