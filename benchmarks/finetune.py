@@ -254,7 +254,7 @@ def main() -> None:
     first, stream = Trainee(NnUNetModule(start(model), recipe)), cycle(given)
     profile = profiled(first, stream, asked.profile or (10 if asked.quick else 20))
     known = trainees(first, profile, model)
-    alternate(known, stream, asked.rounds or (8 if asked.quick else 12))
+    alternate(known, stream, asked.rounds or (30 if asked.quick else 12))
     print(table(known, given[0].images))
     memory = [sys.executable, __file__, "--memory-only", "--size", "256", "--batch", "2"]
     print(subprocess.run(memory, check=True, capture_output=True, text=True).stdout, end="")

@@ -200,6 +200,7 @@ def finetune(
     profile: str | Path | None = None,
     profile_only: bool = False,
     iterations: int | None = None,
+    sweep: bool = False,
     **options: Any,
 ) -> Finetuning:
     """The fine-tuning that `robust finetune` would do, as far as it is not done yet.
@@ -217,6 +218,7 @@ def finetune(
         profile: A profile to take instead of measuring one.
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode.
+        sweep: Also train by other rules, and time what each saves.
         options: Further fields of `robustcli.finetune.config.TrainConfig` (`lr`, `seed`, ...).
 
     Raises:
@@ -236,5 +238,6 @@ def finetune(
     config = FinetuneConfig(
         training, None if pretrained is None else Path(pretrained), mode, rule or make_rule(),
         profile_iterations, None if profile is None else Path(profile), profile_only, iterations,
+        sweep,
     )  # fmt: skip
     return Finetuning(run_finetuning(config))

@@ -60,7 +60,7 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
         raise UsageError(
             f"`{file}` does not hold the weights of `{entry.network}`.",
             f"Its header says that it is of `{header.model}`.",
-            f"Use `--model {header.model} --weights {file}`, or the folder of its run as `--model`.",
+            f"Use `--model {header.model} --weights {file}`, or `--model` with its run.",
         )
     return Trained(file, read_weights(file), header)
 

@@ -44,9 +44,19 @@ _rule = together(
                  help="Steps that are profiled [default: an epoch's, at least 20]."),
     click.option("--profile", type=FILE, help="Take this profile instead of measuring one."),
     click.option("--profile-only", is_flag=True, help="Stop when the profile is there."),
+    click.option("--sweep", is_flag=True,
+                 help="Also train by other rules: a curve of time saved against dice."),
 )  # fmt: skip
 _RULE = ("threshold", "relative", "quantile", "pattern", "scope", "kind")
-_OWN = ("pretrained", "mode", "iterations", "profile_iterations", "profile", "profile_only")
+_OWN = (
+    "pretrained",
+    "mode",
+    "iterations",
+    "profile_iterations",
+    "profile",
+    "profile_only",
+    "sweep",
+)
 
 
 @click.command("finetune")

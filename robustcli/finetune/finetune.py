@@ -44,6 +44,7 @@ from robustcli.finetune.processes import (
 )
 from robustcli.finetune.record import read_train_record
 from robustcli.finetune.selection import Decision
+from robustcli.finetune.sweep import run_sweep
 from robustcli.finetune.train import run_training
 
 _ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
@@ -84,6 +85,8 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
                 heard.begin(mode)
                 _train(setup, modes, mode, heard)
             _count_saving(setup, network)
+            if config.sweep:
+                run_sweep(setup, network, heard)
     return setup.run
 
 

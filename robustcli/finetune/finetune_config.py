@@ -28,6 +28,7 @@ class FinetuneConfig:
         profile: Take this profile instead of measuring one.
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
+        sweep: Also train by the rules of `sweep.RULES`, and time what each saves.
     """
 
     training: TrainConfig
@@ -38,6 +39,7 @@ class FinetuneConfig:
     profile: Path | None = None
     profile_only: bool = False
     iterations: int | None = None
+    sweep: bool = False
 
     @property
     def modes(self) -> tuple[Mode, ...]:

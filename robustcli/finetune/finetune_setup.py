@@ -144,7 +144,19 @@ def _check_flags(config: FinetuneConfig) -> None:
             "One takes a profile that is there, the other makes one.",
             "`--profile FILE --dry-run` shows what a profile would freeze.",
         )
-    if started_by_torchrun() and len(config.modes) != 1:
+    if config.sweep and not ("full" in config.modes and "freeze" in config.modes):
+        raise UsageError(
+            "`--sweep` compares with full fine-tuning, by the profile of `freeze`.",
+            f"Asked for was {' and '.join(config.modes) or 'a profile alone'}.",
+            "Use `--mode all`; modes that are there already are not trained again.",
+        )
+    if config.sweep and config.rule.pattern is not None:
+        raise UsageError(
+            f"`--sweep` needs a profile; `--freeze {config.rule.pattern}` measures none.",
+            "Names decide without looking at gradients.",
+            "Leave `--freeze` out: the sweep tries prefixes of the network by itself.",
+        )
+    if started_by_torchrun() and (config.sweep or len(config.modes) != 1):
         raise UsageError(
             "torchrun trains one mode at a time.",
             f"Asked for were {len(config.modes)}: its processes end with the first.",

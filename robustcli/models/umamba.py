@@ -45,7 +45,10 @@ class MambaLayer(nn.Module):
             if not self.channelwise:
                 tokens = tokens.transpose(1, 2)
             mixed: Tensor = self.mamba(self.norm(tokens))
-        return (mixed if self.channelwise else mixed.transpose(1, 2)).reshape(x.shape)
+        mixed = (mixed if self.channelwise else mixed.transpose(1, 2)).reshape(x.shape)
+        # Channels-last maps of few channels crash the CPU backward of the strided 1x1 convolution
+        # that follows (torch 2.15.0 writes beyond a buffer).
+        return mixed.contiguous()
 
 
 class Encoder(nn.Module):

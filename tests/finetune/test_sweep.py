@@ -99,6 +99,13 @@ def test_what_a_sweep_leaves(
     assert (out / SWEEP_FILE).read_bytes() == before
 
 
+def test_a_sweep_needs_gradients(given: tuple[Path, Path], tmp_path: Path) -> None:
+    rule = FreezeRule(pattern="encoder.*")
+    config = tuning(given[0], tmp_path / "run", given[1], epochs=1, sweep=True, rule=rule)
+    with pytest.raises(UsageError, match=r"`--sweep` needs a profile; `--freeze encoder\.\*`"):
+        run_finetuning(config, Heard())
+
+
 @pytest.mark.parametrize("said", [{"mode": "freeze"}, {"mode": "full"}, {"profile_only": True}])
 def test_a_sweep_needs_full_and_a_profile(
     given: tuple[Path, Path], tmp_path: Path, said: dict[str, object]

@@ -92,6 +92,11 @@ def test_a_mamba_layer_replaces_the_map_pixel_by_pixel_in_row_order():
     assert torch.allclose(layer(x).permute(0, 2, 3, 1).reshape(2, 15, 6), expected, atol=1e-6)
 
 
+def test_the_map_that_comes_out_is_contiguous():
+    """A channels-last one crashes torch 2.15.0 in the strided 1x1 convolution that follows."""
+    assert MambaLayer(4)(torch.randn(2, 4, 6, 6)).is_contiguous()
+
+
 def test_channels_are_the_tokens_where_the_map_is_small():
     torch.manual_seed(0)
     layer, x = MambaLayer(15, channelwise=True), torch.randn(2, 6, 3, 5)

@@ -13,6 +13,8 @@ from robustcli.finetune.finetune_record import (
     ITERATIONS,
     PROFILE,
     STEPS,
+    SWEEP,
+    SWEEP_FILE,
     FinetuneRecord,
     Mode,
     ModeCosts,
@@ -20,7 +22,6 @@ from robustcli.finetune.finetune_record import (
     SavingRecord,
     write_finetune_record,
 )
-from robustcli.finetune.finetune_record import SWEEP, SWEEP_FILE
 from tests.builders import WHEN
 from tests.reports.train_runs import TrainPlan, build_training, training_record
 
