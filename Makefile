@@ -24,6 +24,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/transforms.py
+	$(BIN)/python benchmarks/segmenters.py
+	$(BIN)/python benchmarks/finetune.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
