@@ -26,6 +26,8 @@ from robustcli.finetune.finetune_record import (
     MODES,
     NNUNET,
     PROFILE,
+    SWEEP_FILE,
+    SWEPT,
     FinetuneRecord,
     RuleRecord,
     read_finetune_record,
@@ -113,13 +115,14 @@ def open_finetuning(setup: Setup, new: FinetuneRecord) -> FinetuneRecord:
 def discard(run: Path) -> None:
     """Removes what a fine-tuning consists of, and nothing that somebody else put there."""
     empty(run)
-    for name in (PROFILE, DECISIONS):
+    for name in (PROFILE, DECISIONS, SWEEP_FILE):
         (run / name).unlink(missing_ok=True)
     for mode in MODES:
         empty(run / mode)
         for name in (ITERATIONS, COSTS, NNUNET):
             (run / mode / name).unlink(missing_ok=True)
-    shutil.rmtree(run / PROFILING, ignore_errors=True)
+    for folder in (PROFILING, SWEPT):
+        shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def _joined(setup: Setup, old: FinetuneRecord, new: FinetuneRecord) -> FinetuneRecord:

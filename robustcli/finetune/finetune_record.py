@@ -30,7 +30,7 @@ FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
 """Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
 statistic (empty where it never had a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
-SWEEP_FILE = "sweep.csv"
+SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
 SWEEP = (
     *("scope", "threshold", "quantile", "pattern", "frozen_share"),
     *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", "dice", "dice_low", "dice_high"),

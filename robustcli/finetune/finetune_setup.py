@@ -101,7 +101,7 @@ def set_up(config: FinetuneConfig, listener: Listener) -> Setup:
         replace(config, training=training), given, selection, run,
         _profiled(config, selection.steps_per_epoch, selection.recipe.epochs),
     )  # fmt: skip
-    if given is not None:
+    if given is not None and config.modes != ("scratch",):
         listener.say(f"Starting from {given.origin}.")
         setup.network("full")  # weights that do not fit stop here, before anything is written
     return setup
@@ -169,12 +169,12 @@ def _pretrained(config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
     arguments = config.training.model_args
     if config.pretrained is not None:
         return read_pretrained(config.pretrained, entry, arguments)
-    if config.modes == ("scratch",) or SEG_BUILDERS[entry.builder].load is None:
+    if SEG_BUILDERS[entry.builder].load is None:
         return None
-    if entry.asset is not None:
+    if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
         found = read_pretrained(local_path(entry), entry, arguments)
         return replace(found, origin=f"the bundled `{entry.name}`, trained on {entry.pretraining}")
-    if wants_imagenet(entry):
+    if config.modes == ("scratch",) or wants_imagenet(entry):
         return None
     raise no_weights(entry)
 

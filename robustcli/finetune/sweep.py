@@ -21,7 +21,7 @@ from robustcli.core.errors import UsageError
 from robustcli.evaluation.metrics import table
 from robustcli.finetune.alternation import Ratio, seconds_ratios
 from robustcli.finetune.assembly import make_module
-from robustcli.finetune.finetune_record import PROFILE, SWEEP, SWEEP_FILE
+from robustcli.finetune.finetune_record import PROFILE, SWEEP, SWEEP_FILE, SWEPT
 from robustcli.finetune.finetune_setup import Setup
 from robustcli.finetune.gradients import Statistic, read_profile, statistics
 from robustcli.finetune.mode_listener import ModeListener
@@ -29,7 +29,6 @@ from robustcli.finetune.mode_tuning import Modes
 from robustcli.finetune.selection import DOCUMENTED, Decision, FreezeRule, select
 from robustcli.finetune.train import run_training
 
-FOLDER = "sweep"
 RULES = (
     FreezeRule(threshold=DOCUMENTED),
     FreezeRule(quantile=0.5),
@@ -106,7 +105,7 @@ def _trained(setup: Setup, candidate: Candidate, heard: ModeListener) -> Path:
     if not candidate.frozen:
         return setup.run / "full"
     name = name_of(candidate.rule)
-    out = setup.run / FOLDER / name
+    out = setup.run / SWEPT / name
     heard.begin(name)
     modes = Modes(setup, candidate.decisions, lambda _: None, lambda _: None)
     return run_training(setup.training("freeze", out), heard, modes.tuning("freeze", out))

@@ -93,7 +93,9 @@ def test_fresh_discards_what_is_the_runs(given: tuple[Path, Path], tmp_path: Pat
     out = tmp_path / "run"
     opened(given, out)
     (out / "freeze" / "checkpoints").mkdir(parents=True)
-    for name in ("freeze/costs.json", "gradients.parquet", "frozen.csv", "mine.txt"):
+    (out / "sweep" / "encoder").mkdir(parents=True)
+    ours = ("freeze/costs.json", "gradients.parquet", "frozen.csv", "sweep.csv")
+    for name in (*ours, "sweep/encoder/run.json", "mine.txt"):
         (out / name).write_text("x")
     opened(given, out, fresh=True, epochs=4)
     assert {p.name for p in out.rglob("*") if p.is_file()} == {"run.json", "mine.txt"}

@@ -46,6 +46,18 @@ def test_modes_differ_in_the_body_and_agree_in_the_heads(
     assert not (tmp_path / "run").exists()
 
 
+def test_scratch_alone_knows_the_bundled_weights_of_the_modes_that_may_join(
+    data: Path, tmp_path: Path
+) -> None:
+    heard, config = Heard(), TrainConfig("umamba-pico", str(data), tmp_path / "run", epochs=1)
+    alone = set_up(FinetuneConfig(config, mode="scratch"), heard)
+    joined = set_up(FinetuneConfig(config, mode="full"), Heard())
+    assert alone.given is not None
+    assert joined.given is not None
+    assert alone.given.origin == joined.given.origin
+    assert not any("Starting from" in line for line in heard.lines)
+
+
 @pytest.mark.parametrize(
     ("said", "epochs", "profiled"),
     [
