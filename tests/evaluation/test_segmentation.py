@@ -67,7 +67,9 @@ def test_a_finished_run_says_what_it_was(cells, tmp_path):
         "label_space": "foreground", "classes": 2, "images": 9
     }  # fmt: skip
     seen = record.models[1].preprocessing.model_dump()
-    assert seen == {"window": 64, "channels": "rgb", "threshold": 0.5, "overlap": 0.5}
+    assert seen == {
+        "window": 64, "channels": "rgb", "threshold": 0.5, "overlap": 0.5, "nnunet": None
+    }  # fmt: skip
     assert [model.untrained for model in record.models] == [False, True]
     assert read_sessions(run)[0].models["otsu"].images == 18
     assert (run / "samples" / "fliplr-s0.png").is_file()
