@@ -75,7 +75,7 @@ def test_a_mode_is_a_model_of_the_other_commands(robust: Robust, here: Path) -> 
 
 
 def test_in_python(here: Path) -> None:
-    run = robustcli.api.Finetuning(Path("run"))
+    run = robustcli.Finetuning(Path("run"))
     table = run.table()
     assert table["mode"].tolist() == ["scratch", "full", "freeze"]
     assert table["dice"].between(0, 1).all()
