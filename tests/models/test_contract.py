@@ -38,7 +38,7 @@ SMALL = {
 
 
 # A sibling of each is tried in every run.
-SLOW = ("vmamba-t-v0", "vim-t-plus", "ulvm_v3", "ulvm_v4")
+SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 
 
 @pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SMALL])
