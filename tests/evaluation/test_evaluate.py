@@ -102,7 +102,6 @@ def test_adding_a_model_computes_only_that_and_keeps_the_first(photos, tmp_path)
     assert read_record(run).status == "complete"
 
 
-@pytest.mark.slow  # test_processes.py has the same with a real process
 def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(photos, tmp_path, monkeypatch):
     small_blocks(monkeypatch)
     unbroken = run_evaluation(config(photos, tmp_path / "unbroken", "paper21"))
