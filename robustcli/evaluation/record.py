@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,6 +21,9 @@ class Record(BaseModel):
     """A part of `run.json`; unknown keys are an error, so that a newer file is not misread."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+Kind = TypeVar("Kind", bound=Record)
 
 
 class PreprocessingRecord(Record):
@@ -145,4 +148,32 @@ def read_record(run: Path) -> RunRecord:
             f"It does not fit schema version {SCHEMA_VERSION}: {error.errors()[0]['msg']} "
             f"at {'.'.join(str(part) for part in error.errors()[0]['loc'])}.",
             "Use the `robust` version that wrote it, or start a new run with another `--out`.",
+        ) from error
+
+
+def read_record_of(run: Path, kind: type[Kind], what: str, command: str) -> Kind:
+    """The record in directory `run` of another kind of run than an evaluation.
+
+    Args:
+        run: The directory.
+        kind: Its model.
+        what: What it is the record of, in words.
+        command: What makes such runs.
+
+    Raises:
+        UsageError: There is none, or its file is damaged or of another kind.
+    """
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder of `--out`."
+        )
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"`{path}` is not the record of {what}.",
+            f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
+            f"Name a folder that `{command}` made with this version.",
         ) from error

@@ -14,9 +14,8 @@ from torch import nn
 from robustcli.adapters.foreground import is_probability
 from robustcli.adapters.weights import hash_state
 from robustcli.data.pairs import PairIndex
-from robustcli.evaluation.describe import versions
+from robustcli.evaluation.describe import pairs_record, versions
 from robustcli.evaluation.device import describe as describe_device
-from robustcli.evaluation.record import DatasetRecord
 from robustcli.finetune.cache import Decoded
 from robustcli.finetune.config import TrainConfig
 from robustcli.finetune.paper import faults
@@ -28,7 +27,6 @@ from robustcli.models.scan.choice import choose_backend
 from robustcli.models.ss2d import SS2D
 
 _PACKAGES = ("lightning", "monai")
-LABEL_SPACE = "foreground"
 LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
 
 
@@ -58,7 +56,7 @@ def train_record(
         parameters=sum(p.numel() for p in network.parameters()),
         initial_weights=origin,
         initial_weights_sha256=hash_state(network.state_dict()),
-        dataset=dataset_record(selection.index),
+        dataset=pairs_record(selection.index),
         grouping=selection.index.grouping,
         splits={},
         recipe=recipe_record(recipe),
@@ -100,21 +98,6 @@ def recipe_record(recipe: Recipe) -> RecipeRecord:
     described = asdict(recipe)
     described.pop("decision")
     return RecipeRecord(**described)
-
-
-def dataset_record(index: PairIndex) -> DatasetRecord:
-    """The data as the record of a run keeps them."""
-    return DatasetRecord(
-        name=index.name,
-        location=index.location,
-        label_space=LABEL_SPACE,
-        classes=2,
-        images=len(index.pairs),
-        images_available=index.available,
-        subset=index.subset,
-        demonstration=index.demonstration,
-        digest=index.digest,
-    )
 
 
 def _scan_backend(network: nn.Module, device: torch.device) -> str | None:

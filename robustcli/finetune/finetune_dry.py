@@ -16,6 +16,7 @@ from robustcli.finetune.finetune_config import FinetuneConfig
 from robustcli.finetune.finetune_setup import Setup, set_up, started
 from robustcli.finetune.freezing import Saving
 from robustcli.finetune.selection import Decision
+from robustcli.finetune.sweep import RULES
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class FinetuneForecast:
         profile_iterations: Steps that would be profiled; 0 where nothing needs them.
         decisions: Of every tensor; None where a profile would decide later.
         saving: By what is frozen; None likewise.
+        sweep: Further rules at most, each trained as long as a mode; 0 without `--sweep`.
     """
 
     training: TrainForecast
@@ -35,6 +37,7 @@ class FinetuneForecast:
     profile_iterations: int
     decisions: Sequence[Decision] | None
     saving: Saving | None
+    sweep: int = 0
 
     def as_json(self) -> str:
         """One JSON object."""
@@ -47,9 +50,13 @@ class FinetuneForecast:
             self.training.as_text(),
             f"Modes:      {', '.join(self.modes) or 'none: the profile only'}"
             + (f"; the time is for each of {times}" if times > 1 else ""),
+            *self._swept(),
             *(self._frozen() if self.decisions is not None else [self._later()]),
         ]
         return "\n".join(lines)
+
+    def _swept(self) -> list[str]:
+        return [f"Sweep:      up to {self.sweep} further rules, each as long"] * bool(self.sweep)
 
     def _later(self) -> str:
         if not self.profile_iterations:
@@ -108,6 +115,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         profile_iterations=_profiled(setup, decisions),
         decisions=decisions,
         saving=_saving(setup, network, decisions),
+        sweep=len(RULES) if config.sweep else 0,
     )
 
 

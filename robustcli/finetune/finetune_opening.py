@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from robustcli.adapters.weights import hash_state
-from robustcli.core.errors import UsageError
+from robustcli.evaluation.describe import pairs_record
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.finetune.describe import dataset_record, recipe_record
+from robustcli.finetune.describe import recipe_record
 from robustcli.finetune.finetune_record import (
     COSTS,
     DECISIONS,
@@ -36,7 +36,12 @@ from robustcli.finetune.finetune_record import (
 from robustcli.finetune.finetune_setup import Setup
 from robustcli.finetune.opening import empty
 from robustcli.finetune.record import read_train_record
-from robustcli.finetune.resume import fields_that_differ, recipes_that_differ
+from robustcli.finetune.resume import (
+    all_commands,
+    check_same,
+    fields_that_differ,
+    recipes_that_differ,
+)
 
 PROFILING = ".profiling"
 """Folder of the training that `--profile-only` begins; it does not stay."""
@@ -77,7 +82,7 @@ def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
         pretrained=given.origin if given else _without(config.modes),
         pretrained_sha256=hash_state(dict(given.state)) if given else None,
         heads=list(setup.heads),
-        dataset=dataset_record(setup.selection.index),
+        dataset=pairs_record(setup.selection.index),
         modes=list(config.modes),
         rule=RuleRecord(**asdict(config.rule)),
         profile="none" if by_name else str(profile or "measured"),
@@ -126,17 +131,10 @@ def discard(run: Path) -> None:
 
 
 def _joined(setup: Setup, old: FinetuneRecord, new: FinetuneRecord) -> FinetuneRecord:
-    difference = next(_differences(setup, old, new), None)
-    if difference is not None:
-        raise UsageError(
-            f"`{setup.run}` holds a fine-tuning with other settings.",
-            difference,
-            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
-        )
-    commands = dict.fromkeys([*old.command.splitlines(), new.command])
+    check_same(setup.run, "fine-tuning", _differences(setup, old, new))
     return new.model_copy(
         update={
-            "command": "\n".join(commands),
+            "command": all_commands(old.command, new.command),
             "created": old.created,
             "modes": [mode for mode in MODES if mode in (*old.modes, *new.modes)],
             "saving": old.saving,

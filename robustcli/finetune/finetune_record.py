@@ -14,11 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from robustcli.core.atomic import write_text
-from robustcli.core.errors import UsageError
-from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record
+from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_record_of
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -114,17 +113,4 @@ def read_finetune_record(run: Path) -> FinetuneRecord:
     Raises:
         UsageError: There is none, or its file is damaged or of another kind of run.
     """
-    path = run / FILE_NAME
-    if not path.is_file():
-        raise UsageError(
-            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder of `--out`."
-        )
-    try:
-        return FinetuneRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"`{path}` is not the record of a fine-tuning.",
-            f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
-            "Name a folder that `robust finetune` made with this version.",
-        ) from error
+    return read_record_of(run, FinetuneRecord, "a fine-tuning", "robust finetune")

@@ -8,7 +8,8 @@ Shapes: output and target (B, 1, H, W); a target lies in 0 to 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ _HALF_MARGIN = 1e-6
 entropy times that of the sigmoid is infinity times zero."""
 
 
-class SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module, ABC):
     """A loss of what a network says; a scalar.
 
     Args:
@@ -41,9 +42,9 @@ class SegmentationLoss(nn.Module):
                 output = output.float().clamp(_HALF_MARGIN, 1 - _HALF_MARGIN)
             return self.of(output.float(), target.float())
 
+    @abstractmethod
     def of(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of float32 `output`."""
-        raise NotImplementedError
 
     def probability(self, output: Tensor) -> Tensor:
         """The probabilities that `output` stands for."""
@@ -86,37 +87,6 @@ class BceDiceLoss(SegmentationLoss):
         both = 2 * (p * t).sum(1) + IMAGE_SMOOTH
         dice = both / (p.sum(1) + t.sum(1) + IMAGE_SMOOTH)
         return self.cross_entropy(output, target) + 1 - dice.mean()
-
-
-class DeepSupervision(nn.Module):
-    """A loss for a list of outputs, highest resolution first, each weighing half the one before.
-
-    The lowest resolution counts nothing and the weights add up to 1. Targets are taken at the
-    nearest pixel.
-
-    Source: nnU-Net, `nnUNetTrainer._build_loss`.
-    """
-
-    def __init__(self, loss: SegmentationLoss) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The weighted sum over the outputs."""
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        for output, weight in zip(outputs, level_weights(len(outputs)), strict=True):
-            if weight:
-                near = F.interpolate(target.float(), output.shape[-2:], mode="nearest-exact")
-                total = total + weight * self.loss(output, near)
-        return total
-
-
-def level_weights(levels: int) -> list[float]:
-    """The weight of each of `levels` outputs, highest resolution first; they add up to 1."""
-    weights = [0.5**i for i in range(levels)]
-    if levels > 1:
-        weights[-1] = 0.0
-    return [weight / sum(weights) for weight in weights]
 
 
 LOSSES: dict[str, Callable[..., SegmentationLoss]] = {

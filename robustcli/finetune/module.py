@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from robustcli.adapters.foreground import is_probability
+from robustcli.finetune.deep_supervision import DeepSupervision
 from robustcli.finetune.finite import SCALER_TRIES, check_gradient, check_loss, gradient_norm
-from robustcli.finetune.losses import DeepSupervision, make_loss
+from robustcli.finetune.losses import make_loss
 from robustcli.finetune.outputs import outputs
 from robustcli.finetune.pooled import pooled_scores
 from robustcli.finetune.recipes import Recipe

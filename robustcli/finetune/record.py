@@ -16,11 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from robustcli.core.atomic import write_text
-from robustcli.core.errors import UsageError
-from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record
+from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_record_of
 from robustcli.finetune.nnunet.patchwise import Patchwise
 
 Protocol = Literal["patient", "paper"]
@@ -123,17 +122,4 @@ def read_train_record(run: Path) -> TrainRecord:
     Raises:
         UsageError: There is no training run there, or its file is damaged.
     """
-    path = run / FILE_NAME
-    if not path.is_file():
-        raise UsageError(
-            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder of `--out`."
-        )
-    try:
-        return TrainRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"`{path}` is not the record of a training run.",
-            f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
-            "Name a folder that `robust train` made with this version.",
-        ) from error
+    return read_record_of(run, TrainRecord, "a training run", "robust train")

@@ -33,23 +33,41 @@ def joined(run: Path, old: TrainRecord, new: TrainRecord) -> TrainRecord:
     Raises:
         UsageError: A setting that decides the weights differs; the message names it.
     """
-    difference = next(differences(old, new), None)
-    if difference is not None:
-        raise UsageError(
-            f"`{run}` holds a training with other settings.",
-            difference,
-            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
-        )
-    commands = dict.fromkeys([*old.command.splitlines(), new.command])
+    check_same(run, "training", differences(old, new))
     return new.model_copy(
         update={
-            "command": "\n".join(commands),
+            "command": all_commands(old.command, new.command),
             "created": old.created,
             "weights_sha256": old.weights_sha256,
             "peak_memory_bytes": old.peak_memory_bytes,
             "energy_joules": old.energy_joules,
         }
     )
+
+
+def check_same(run: Path, kind: str, found: Iterator[str]) -> None:
+    """Nothing where `found` is empty.
+
+    Args:
+        run: The folder.
+        kind: What it holds, in a word.
+        found: What differs, in words.
+
+    Raises:
+        UsageError: Something differs; the message has the first.
+    """
+    difference = next(found, None)
+    if difference is not None:
+        raise UsageError(
+            f"`{run}` holds a {kind} with other settings.",
+            difference,
+            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
+        )
+
+
+def all_commands(old: str, new: str) -> str:
+    """The lines of `old`, and `new` where it is not among them."""
+    return "\n".join(dict.fromkeys([*old.splitlines(), new]))
 
 
 def is_done(old: TrainRecord, new: TrainRecord) -> bool:

@@ -12,6 +12,7 @@ from robustcli.finetune.finetune import run_finetuning
 from robustcli.finetune.finetune_dry import forecast_finetuning
 from robustcli.finetune.finetune_record import read_finetune_record
 from robustcli.finetune.selection import FreezeRule
+from robustcli.finetune.sweep import RULES
 from tests.finetune.pairs import write_pairs
 from tests.finetune.runs import Heard
 from tests.finetune.tunings import tuning, write_pretrained
@@ -32,7 +33,13 @@ def test_without_a_profile_it_says_that_one_decides(
     text = told.as_text()
     assert "Modes:      scratch, full, freeze; the time is for each of 3" in text
     assert "decided by a profile of the first 2 steps" in text
+    assert "Sweep:" not in text
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_says_how_much_more_it_is(given: tuple[Path, Path], tmp_path: Path) -> None:
+    told = forecast_finetuning(tuning(given[0], tmp_path / "run", given[1], sweep=True), Heard())
+    assert f"Sweep:      up to {len(RULES)} further rules, each as long" in told.as_text()
 
 
 def test_names_say_exactly_what_the_run_then_freezes(

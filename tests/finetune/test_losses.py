@@ -13,8 +13,6 @@ from torch import Tensor
 from robustcli.core.errors import UsageError
 from robustcli.finetune.losses import (
     LOSSES,
-    DeepSupervision,
-    level_weights,
     loss_name,
     make_loss,
 )
@@ -105,28 +103,6 @@ def test_the_loss_leaves_autocast() -> None:
         inside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
     outside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
     assert inside.item() == pytest.approx(outside.item(), abs=1e-6)
-
-
-def test_the_weights_of_deep_supervision() -> None:
-    assert level_weights(1) == [1]
-    assert level_weights(4) == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
-
-
-def test_deep_supervision_adds_up_the_levels() -> None:
-    logits, target = fixed()
-    coarse = logits[..., ::2, ::2]
-    coarsest = logits[..., ::4, ::4]
-    loss = make_loss("bce", probabilities=False)
-    found = DeepSupervision(loss)([logits, coarse, coarsest], target)
-    near = target[..., 1::2, 1::2]  # the nearest pixel of each 2 x 2, as nearest-exact takes it
-    expected = 2 / 3 * loss(logits, target) + 1 / 3 * loss(coarse, near)
-    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
-
-
-def test_one_output_is_no_deep_supervision() -> None:
-    logits, target = fixed()
-    loss = make_loss("dice", probabilities=False)
-    assert DeepSupervision(loss)([logits], target) == loss(logits, target)
 
 
 def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:

@@ -1,16 +1,14 @@
-"""nnU-Net's loss: cross-entropy minus the soft dice of the foreground, over several resolutions.
+"""nnU-Net's loss of one output: cross-entropy minus the soft dice of the foreground.
 
 It is `CE - dice`, not `CE + 1 - dice`: a good network has a negative loss, down to -1.
 
-Source: nnU-Net v2.1.1, `DC_and_CE_loss`, `MemoryEfficientSoftDiceLoss` and
-`DeepSupervisionWrapper`; written anew from the published formulas. Region-based labels (sigmoid,
-overlapping classes) are left out.
+Source: nnU-Net v2.1.1, `DC_and_CE_loss` and `MemoryEfficientSoftDiceLoss`; written anew from the
+published formulas. Region-based labels (sigmoid, overlapping classes) are left out.
 Shapes: N batch, C classes with the background as class 0, H and W.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,51 +86,3 @@ def soft_dice(
     axes = (0, 2, 3) if batch_dice else (2, 3)
     both, true, guessed = (x.sum(axes) for x in (guess * truth, truth, guess))
     return ((2 * both + SMOOTH) / (true + guessed + SMOOTH).clamp_min(1e-8)).mean()
-
-
-def supervision_weights(outputs: int) -> tuple[float, ...]:
-    """The share of each output in the loss, highest resolution first; they sum to 1.
-
-    Source: 1 / 2^i, the lowest resolution left out where there are several.
-    """
-    halves = [2.0**-i for i in range(outputs)]
-    if outputs > 1:
-        halves[-1] = 0.0
-    return tuple(half / sum(halves) for half in halves)
-
-
-class DeepSupervision(nn.Module):
-    """`loss` over all outputs of a network; with one output it is `loss` itself."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """The weighted sum, a scalar.
-
-        Args:
-            outputs: (N, C, H, W), or several of them, highest resolution first.
-            target: (N, H, W) or (N, 1, H, W), at the first output's size.
-        """
-        several = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        terms = [
-            weight * self.loss(output, shrunk(target, output))
-            for weight, output in zip(supervision_weights(len(several)), several, strict=True)
-            if weight
-        ]
-        return torch.stack(terms).sum()
-
-
-def shrunk(target: Tensor, output: Tensor) -> Tensor:
-    """`target` at the height and width of `output`, (N, H, W), by nearest neighbour.
-
-    Source: nnU-Net resizes with scikit-image's order 0, which takes the pixel at or after the
-    middle of each cell: what torch calls `nearest-exact`, not `nearest`.
-    """
-    labels = target[:, 0] if target.ndim == output.ndim else target
-    if labels.shape[1:] == output.shape[2:]:
-        return labels
-    # Labels are small whole numbers: float32 holds them exactly, and interpolation needs a float.
-    small = F.interpolate(labels[:, None].float(), output.shape[2:], mode="nearest-exact")
-    return small[:, 0].to(labels.dtype)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustcli.finetune.nnunet.loss import DeepSupervision, DiceCrossEntropy
+from robustcli.finetune.deep_supervision import DeepSupervision
+from robustcli.finetune.nnunet.loss import DiceCrossEntropy
 
 _SMALLEST = 1e-7  # under a probability of 0 or 1, whose logarithm is infinite
 

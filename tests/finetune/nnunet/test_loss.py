@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from skimage.transform import resize
 from torch import Tensor
 
+from robustcli.finetune.deep_supervision import DeepSupervision, supervision_weights
 from robustcli.finetune.nnunet.loss import (
-    DeepSupervision,
     DiceCrossEntropy,
-    shrunk,
-    supervision_weights,
 )
 from tests.models import golden
 
@@ -62,30 +59,6 @@ def test_deep_supervision_agrees_with_nnunets_total_and_gradients() -> None:
 
 def test_the_weights_are_nnunets() -> None:
     assert supervision_weights(4) == pytest.approx(stored("ds_weights").tolist())
-    assert supervision_weights(4) == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0))
-    assert supervision_weights(2) == (1.0, 0.0)
-    assert supervision_weights(1) == (1.0,)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (8, 4), (4, 32), (1, 1)])
-def test_targets_shrink_as_scikit_image_shrinks_labels(size: tuple[int, int]) -> None:
-    """Upstream shrinks them with `skimage.transform.resize`, order 0."""
-    labels = np.random.default_rng(0).integers(-1, 200, (32, 32)).astype(np.int16)
-    expected = resize(  # type: ignore[no-untyped-call]
-        labels.astype(float), size, order=0, mode="edge", clip=True, anti_aliasing=False
-    )
-    target = torch.from_numpy(labels)[None, None]
-    found = shrunk(target, torch.empty(1, 2, *size))
-    assert found.dtype == torch.int16
-    assert np.array_equal(found[0].numpy(), expected)
-
-
-def test_one_output_is_the_loss_itself() -> None:
-    torch.manual_seed(0)
-    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
-    loss = DiceCrossEntropy()
-    assert torch.equal(DeepSupervision(loss)(logits, target), loss(logits, target))
-    assert torch.equal(DeepSupervision(loss)([logits], target[:, None]), loss(logits, target))
 
 
 def test_a_worked_example() -> None:

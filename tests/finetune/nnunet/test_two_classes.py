@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from robustcli.adapters.foreground import foreground_logits
-from robustcli.finetune.nnunet.loss import DeepSupervision, DiceCrossEntropy
+from robustcli.finetune.deep_supervision import DeepSupervision
+from robustcli.finetune.nnunet.loss import DiceCrossEntropy
 from robustcli.finetune.nnunet.two_classes import TwoClasses, class_scores
 
 
