@@ -37,20 +37,20 @@ from robustcli.adapters.places import local_path
 from robustcli.adapters.start import start_weights
 from robustcli.data.masks import decode_pair
 from robustcli.data.open_pairs import open_pairs
-from robustcli.finetune.cache import Decoded
-from robustcli.finetune.freezing import freeze, hold_statistics, saving
-from robustcli.finetune.gradients import GradientProfile
-from robustcli.finetune.gradients import statistics as gradient_statistics
-from robustcli.finetune.loaders import Part
-from robustcli.finetune.named_recipes import NAMED_RECIPES
-from robustcli.finetune.nnunet.data import PatchData
-from robustcli.finetune.nnunet.module import NnUNetModule
-from robustcli.finetune.outputs import outputs
-from robustcli.finetune.pretrained import heads_of
-from robustcli.finetune.recipes import Recipe
-from robustcli.finetune.resident import peak_resident, start_anew
-from robustcli.finetune.samples import Batch
-from robustcli.finetune.selection import DOCUMENTED, FreezeRule, select
+from robustcli.finetuning.freezing import freeze, hold_statistics, saving
+from robustcli.finetuning.gradients import GradientProfile
+from robustcli.finetuning.gradients import statistics as gradient_statistics
+from robustcli.finetuning.pretrained import heads_of
+from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, select
+from robustcli.training.batches.cache import Decoded
+from robustcli.training.batches.loaders import Part
+from robustcli.training.batches.resident import peak_resident, start_anew
+from robustcli.training.batches.samples import Batch
+from robustcli.training.named_recipes import NAMED_RECIPES
+from robustcli.training.nnunet.data import PatchData
+from robustcli.training.nnunet.module import NnUNetModule
+from robustcli.training.outputs import outputs
+from robustcli.training.recipes import Recipe
 
 RULES = {
     "mamba below 1e-6": FreezeRule(threshold=DOCUMENTED),

@@ -14,9 +14,9 @@ import shutil
 from pathlib import Path
 
 from robustcli.evaluation.metrics import table
-from robustcli.finetune.config import TrainConfig
-from robustcli.finetune.record import read_train_record
-from robustcli.finetune.train import run_training
+from robustcli.training.config import TrainConfig
+from robustcli.training.record import read_train_record
+from robustcli.training.train import run_training
 
 SETTINGS = TrainConfig(
     model="umamba-pico", data="nuclei-mini:fluorescence", epochs=40, batch_size=8, window=128,

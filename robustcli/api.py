@@ -13,20 +13,20 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import RunRecord, read_record
-from robustcli.finetune.finetune_record import (
+from robustcli.finetuning.record import (
     DECISIONS,
     PROFILE,
     FinetuneRecord,
     Mode,
     read_finetune_record,
 )
-from robustcli.finetune.record import TrainRecord, read_train_record
 from robustcli.reports.render import render
+from robustcli.training.record import TrainRecord, read_train_record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustcli.finetune.selection import FreezeRule
+    from robustcli.finetuning.selection import FreezeRule
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def train(
         model: A segmenter of `robust list models`, or `smp:ARCHITECTURE/ENCODER`.
         data: A folder, manifest or data set name; None for the default.
         out: Folder of the run.
-        options: Further fields of `robustcli.finetune.config.TrainConfig` (`protocol`, `epochs`,
+        options: Further fields of `robustcli.training.config.TrainConfig` (`protocol`, `epochs`,
             `lr`, `batch_size`, `seed`, `device`, ...).
 
     Raises:
@@ -181,8 +181,8 @@ def train(
         RunError: Training failed; the last finished epoch is kept.
     """
     # Lightning takes seconds to import, which evaluating need not wait for.
-    from robustcli.finetune.config import TrainConfig
-    from robustcli.finetune.train import run_training
+    from robustcli.training.config import TrainConfig
+    from robustcli.training.train import run_training
 
     place = None if data is None else str(data)
     return Training(run_training(TrainConfig(model, place, Path(out), **options)))
@@ -212,24 +212,24 @@ def finetune(
         pretrained: A file of weights, a training run, or a results folder of nnU-Net; None for the
             bundled weights.
         mode: What is trained; `all` is scratch, full and freeze.
-        rule: What is frozen (`robustcli.finetune.selection.FreezeRule`); None for the documented
+        rule: What is frozen (`robustcli.finetuning.selection.FreezeRule`); None for the documented
             threshold.
         profile_iterations: Profiled steps.
         profile: A profile to take instead of measuring one.
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode.
         sweep: Also train by other rules, and time what each saves.
-        options: Further fields of `robustcli.finetune.config.TrainConfig` (`lr`, `seed`, ...).
+        options: Further fields of `robustcli.training.config.TrainConfig` (`lr`, `seed`, ...).
 
     Raises:
         UsageError: Something named does not exist or does not fit together, or nothing would be
             left to train.
         RunError: Training failed; the last finished epoch is kept.
     """
-    from robustcli.finetune.config import TrainConfig
-    from robustcli.finetune.finetune import run_finetuning
-    from robustcli.finetune.finetune_config import FinetuneConfig
-    from robustcli.finetune.selection import make_rule
+    from robustcli.finetuning.config import FinetuneConfig
+    from robustcli.finetuning.finetune import run_finetuning
+    from robustcli.finetuning.selection import make_rule
+    from robustcli.training.config import TrainConfig
 
     training = TrainConfig(
         model, None if data is None else str(data), Path(out),

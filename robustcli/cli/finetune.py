@@ -12,7 +12,7 @@ from robustcli.cli.options import FILE, as_json, offline, quiet, together
 from robustcli.cli.results import show
 
 if TYPE_CHECKING:
-    from robustcli.finetune.finetune_config import FinetuneConfig
+    from robustcli.finetuning.config import FinetuneConfig
 
 _what = together(
     click.argument("model", metavar="NAME"),
@@ -79,7 +79,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     config = _config(options)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.finetune.finetune_dry import forecast_finetuning
+            from robustcli.finetuning.dry import forecast_finetuning
 
             plan = forecast_finetuning(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())
@@ -89,7 +89,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
 
 
 def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
-    from robustcli.finetune.finetune import run_finetuning
+    from robustcli.finetuning.finetune import run_finetuning
 
     try:
         return run_finetuning(config, listener)
@@ -98,9 +98,9 @@ def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
 
 
 def _config(options: dict[str, Any]) -> FinetuneConfig:
-    from robustcli.finetune.config import TrainConfig
-    from robustcli.finetune.finetune_config import FinetuneConfig
-    from robustcli.finetune.selection import make_rule
+    from robustcli.finetuning.config import FinetuneConfig
+    from robustcli.finetuning.selection import make_rule
+    from robustcli.training.config import TrainConfig
 
     rule = make_rule(**{name: options.pop(name) for name in _RULE})
     own = {name: options.pop(name) for name in _OWN}

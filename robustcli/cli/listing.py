@@ -85,8 +85,8 @@ def _datasets() -> list[Row]:
 
 
 def _recipes() -> list[Row]:
-    from robustcli.finetune.named_recipes import listed_by_name
-    from robustcli.finetune.recipes import listed
+    from robustcli.training.named_recipes import listed_by_name
+    from robustcli.training.recipes import listed
 
     return [
         {

@@ -41,17 +41,17 @@ def seg(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     robust train seg --model unet --data lgg-mri-segmentation/kaggle_3m --protocol paper
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
-    from robustcli.finetune.config import TrainConfig
+    from robustcli.training.config import TrainConfig
 
     config = TrainConfig(**train_options.settings(options))
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.finetune.dry import forecast_training
+            from robustcli.training.dry import forecast_training
 
             plan = forecast_training(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())
             return
-        from robustcli.finetune.train import run_training
+        from robustcli.training.train import run_training
 
         try:
             run = run_training(config, listener)

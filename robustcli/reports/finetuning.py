@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.finetune.finetune_record import (
+from robustcli.finetuning.record import (
     COSTS,
     DECISIONS,
     FROZEN,

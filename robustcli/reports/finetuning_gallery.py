@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from robustcli.finetune.finetune_record import MODES
+from robustcli.finetuning.record import MODES
 from robustcli.reports.cases import case_figures
 from robustcli.reports.document import Figure
 from robustcli.reports.figures.gradients import draw_gradients

@@ -8,7 +8,7 @@ import pandas as pd
 
 from robustcli.evaluation.bootstrap import Bootstrap
 from robustcli.evaluation.paired_masks import MaskDifference, mask_difference
-from robustcli.finetune.finetune_record import Mode
+from robustcli.finetuning.record import Mode
 from robustcli.reports.finetuning import Finetuning, ModeRun
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.finetune.record import TrainRecord
+from robustcli.training.record import TrainRecord
 
 IMAGES = 3929
 EPOCHS = 100

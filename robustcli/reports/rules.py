@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robustcli.finetune.finetune_record import RuleRecord
+from robustcli.finetuning.record import RuleRecord
 from robustcli.reports.document import Mono, Text, text
 from robustcli.reports.numbers import decimal, is_missing
 

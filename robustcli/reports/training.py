@@ -9,8 +9,8 @@ import pandas as pd
 
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.evaluation.store import Cell, Store
-from robustcli.finetune.record import METRICS, PAPER, TrainRecord, read_train_record
 from robustcli.reports.findings import Findings, read_findings
+from robustcli.training.record import METRICS, PAPER, TrainRecord, read_train_record
 
 _IDENTITY = Cell("identity", 0)
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from robustcli.evaluation.bootstrap import Bootstrap
 from robustcli.evaluation.mask_scores import MaskComparison, compare_masks
-from robustcli.finetune.paper_scores import PaperScores, paper_scores
 from robustcli.reports.training import Training
+from robustcli.training.paper_scores import PaperScores, paper_scores
 
 
 @dataclass(frozen=True)

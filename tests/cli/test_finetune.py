@@ -11,12 +11,12 @@ import pytest
 
 import robustcli
 from robustcli.core.errors import RunError
-from robustcli.finetune import finetune
-from robustcli.finetune.config import TrainConfig
-from robustcli.finetune.finetune_config import FinetuneConfig
-from robustcli.finetune.selection import FreezeRule
+from robustcli.finetuning import finetune
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.training.config import TrainConfig
 from tests.cli.conftest import Robust
-from tests.finetune.pairs import write_pairs
+from tests.training.pairs import write_pairs
 
 TINY = ["--data", "pairs", "--epochs", "2", "--window", "32", "--batch-size", "4", "--device",
         "cpu", "--workers", "0", "--profile-iterations", "2"]  # fmt: skip

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import RunError
-from robustcli.finetune import train
-from robustcli.finetune.config import TrainConfig
-from robustcli.finetune.record import read_train_record
+from robustcli.training import train
+from robustcli.training.config import TrainConfig
+from robustcli.training.record import read_train_record
 from tests.cli.conftest import Robust
-from tests.finetune.pairs import write_pairs
+from tests.training.pairs import write_pairs
 
 TINY = ["--model", "ulvm", "--epochs", "1", "--window", "32", "--batch-size", "4", "--device",
         "cpu", "--workers", "0"]  # fmt: skip

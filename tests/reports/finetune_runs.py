@@ -1,4 +1,4 @@
-"""Synthetic fine-tunings in the files of `robustcli.finetune.finetune_record`."""
+"""Synthetic fine-tunings in the files of `robustcli.finetuning.record`."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robustcli.finetune.finetune_record import (
+from robustcli.finetuning.record import (
     COSTS,
     DECISIONS,
     FROZEN,

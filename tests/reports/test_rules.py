@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from robustcli.finetune.finetune_record import SWEEP, RuleRecord
+from robustcli.finetuning.record import SWEEP, RuleRecord
 from robustcli.reports.document import Document, Paragraph
 from robustcli.reports.markdown_page import to_markdown
 from robustcli.reports.rules import is_within, rule_label, rule_scope, rule_words, statistic_name

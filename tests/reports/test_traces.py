@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from robustcli.finetune.finetune_record import RuleRecord
+from robustcli.finetuning.record import RuleRecord
 from robustcli.reports.figures.gradients import Limit
 from robustcli.reports.finetuning import Finetuning, read_finetuning
 from robustcli.reports.traces import kind_of_tensor, limit, short_names, traces

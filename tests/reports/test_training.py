@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetune.record import METRICS
 from robustcli.reports.training import read_training
+from robustcli.training.record import METRICS
 from tests.reports.train_runs import TrainPlan, build_training
 
 

@@ -1,4 +1,4 @@
-"""Synthetic trainings in the files of `robustcli.finetune.record`, with reproducible numbers."""
+"""Synthetic trainings in the files of `robustcli.training.record`, with reproducible numbers."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from robustcli.evaluation.record import DatasetRecord
-from robustcli.finetune.record import (
+from robustcli.training.record import (
     METRICS,
     PAPER,
     Protocol,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustcli.finetune.finetune_record import Mode
+from robustcli.finetuning.record import Mode
 from robustcli.reports.document import (
     Block,
     Heading,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustcli.finetune.record import TrainRecord
 from robustcli.reports.document import (
     Block,
     Figure,
@@ -19,6 +18,7 @@ from robustcli.reports.document import (
 from robustcli.reports.numbers import counted, decimal, duration
 from robustcli.reports.sections.mask_opening import how_empty_counts
 from robustcli.reports.training import Training
+from robustcli.training.record import TrainRecord
 
 _PARTS = {"train": "training", "val": "validation", "test": "held out"}
 

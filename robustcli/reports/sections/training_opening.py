@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from robustcli.evaluation.mask_scores import MaskComparison
-from robustcli.finetune.record import Protocol
 from robustcli.reports.document import Block, Heading, Mono, Paragraph, Strong, Text, marked, text
 from robustcli.reports.numbers import counted, fraction, fraction_range, signed, with_range
 from robustcli.reports.sections.notices import demonstration, subset
 from robustcli.reports.training import Training
 from robustcli.reports.training_scores import Score, gain, group_score, headline, pooled
+from robustcli.training.record import Protocol
 
 PROTOCOLS: dict[Protocol, str] = {
     "patient": "split by {group}, best epoch by validation dice, scored per {group}",

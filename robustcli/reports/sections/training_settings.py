@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-from robustcli.finetune.nnunet.patchwise import Patchwise
-from robustcli.finetune.record import RecipeRecord
 from robustcli.reports.document import (
     Block,
     Heading,
@@ -20,6 +18,8 @@ from robustcli.reports.document import (
 from robustcli.reports.numbers import MISSING, as_printed, counted
 from robustcli.reports.sections.settings import repeating
 from robustcli.reports.training import Training
+from robustcli.training.nnunet.patchwise import Patchwise
+from robustcli.training.record import RecipeRecord
 
 
 def training_settings(training: Training) -> list[Block]:

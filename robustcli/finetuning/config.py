@@ -1,0 +1,65 @@
+"""What a user asked `robust finetune` for, before anything is looked up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from robustcli.finetuning.record import Mode
+from robustcli.finetuning.selection import FreezeRule, make_rule
+from robustcli.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """All settings of one fine-tuning; see `robust finetune --help` for their meaning.
+
+    Args:
+        training: Model, data, seed and every override of the recipe, the same for all modes;
+            its `weights` and `untrained` are not used.
+        pretrained: Weights to start from: a file, a training run, or a results folder of nnU-Net.
+            None for the bundled ones, or those that the network's recipe starts from.
+        mode: What is trained; `all` is scratch, full and freeze.
+        rule: What is frozen.
+        profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all.
+        profile: Take this profile instead of measuring one.
+        profile_only: Stop when the profile is there.
+        iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
+        sweep: Also train by the rules of `sweep.RULES`, and time what each saves.
+    """
+
+    training: TrainConfig
+    pretrained: Path | None = None
+    mode: Literal["all"] | Mode = "all"
+    rule: FreezeRule = field(default_factory=make_rule)
+    profile_iterations: int | None = None
+    profile: Path | None = None
+    profile_only: bool = False
+    iterations: int | None = None
+    sweep: bool = False
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What is trained, in this order."""
+        if self.profile_only:
+            return ()
+        return ("scratch", "full", "freeze") if self.mode == "all" else (self.mode,)
+
+    def directory(self, training: Path) -> Path:
+        """Where the run goes: `out`, else a folder named by the model and a hash of settings.
+
+        Args:
+            training: The folder that the same settings give a training, which has their hash.
+        """
+        if self.training.out is not None:
+            return self.training.out
+        settings = [
+            training.name, self.pretrained, asdict(self.rule), self.profile_iterations,
+            self.profile, self.iterations,
+        ]  # fmt: skip
+        short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
+        name = self.training.model.replace("/", "-").replace(":", "-")
+        return Path("runs") / f"finetune-{name}-{short}"

@@ -1,0 +1,108 @@
+"""What is frozen, where that is known before any step; and how decisions are told and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.atomic import write_bytes
+from robustcli.finetuning.decisions_file import write_decisions
+from robustcli.finetuning.freezing import Saving, saving
+from robustcli.finetuning.gradients import (
+    mamba_parameters,
+    read_profile,
+    statistics,
+    unmeasured,
+)
+from robustcli.finetuning.record import DECISIONS, PROFILE
+from robustcli.finetuning.selection import Decision, select
+from robustcli.finetuning.setup import Setup
+
+_MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 1}
+_TRIED = 2
+"""Images of the step whose operations are counted: normalisation by batch needs two."""
+
+
+def known_decisions(setup: Setup, network: nn.Module) -> list[Decision] | None:
+    """The decisions by a profile that is there, or by names; None where a profile comes later.
+
+    Raises:
+        UsageError: The profile is of another model, or nothing would be left to train.
+    """
+    config = setup.config
+    if config.profile is not None:
+        rows = read_profile(config.profile, network, setup.entry.name)
+        return select(statistics(rows), config.rule, setup.heads)
+    if config.rule.pattern is not None and not config.profile_only:
+        return select(unmeasured(network), config.rule, setup.heads)
+    return None
+
+
+def keep_known(setup: Setup, decisions: Sequence[Decision], network: nn.Module) -> None:
+    """Writes decisions that were known before any step, and the profile that they are from."""
+    if setup.config.profile is not None:
+        write_bytes(setup.run / PROFILE, setup.config.profile.read_bytes())
+    write_decisions(setup.run / DECISIONS, decisions, network)
+
+
+def tell(
+    decisions: Sequence[Decision], setup: Setup, network: nn.Module, say: Callable[[str], None]
+) -> None:
+    """Says how much is frozen; where it is nothing, why."""
+    frozen = [d for d in decisions if d.frozen]
+    total = sum(d.count for d in decisions)
+    share = sum(d.count for d in frozen) / total
+    say(
+        f"Frozen: {len(frozen)} of {len(decisions)} tensors, {sum(d.count for d in frozen):,} of "
+        f"{total:,} parameters ({share:.1%})."
+    )
+    rule = setup.config.rule
+    if frozen or rule.pattern is not None:
+        return
+    if rule.scope == "mamba" and not mamba_parameters(network):
+        say(
+            f"`{setup.entry.name}` has no state-space block, so `--freeze-scope mamba` freezes "
+            "nothing; `--freeze-scope all` looks at every tensor."
+        )
+        return
+    lowest = _lowest(decisions, rule.scope, setup.heads)
+    if lowest is not None:
+        say(f"The smallest statistic in scope is {lowest.statistic:.3g}, of `{lowest.name}`.")
+
+
+def _lowest(decisions: Sequence[Decision], scope: str, heads: tuple[str, ...]) -> Decision | None:
+    scoped = [
+        d
+        for d in decisions
+        if d.statistic is not None and (d.mamba or scope == "all") and not d.name.startswith(heads)
+    ]
+    return min(scoped, key=lambda d: d.statistic or 0.0, default=None)
+
+
+def saving_of(setup: Setup, frozen: Sequence[str], network: nn.Module) -> Saving:
+    """What freezing the parameters called `frozen` saves in a training step of the run."""
+    recipe = setup.selection.recipe
+    images = torch.rand(_TRIED, 3, recipe.window, recipe.window)
+    moments = _MOMENTS[recipe.optimizer]
+    found = saving(network.train(), frozen, images, _any_loss, moments=moments)
+    times = recipe.batch_size * recipe.accumulate / _TRIED
+    return replace(
+        found, flops=round(times * found.flops), flops_saved=round(times * found.flops_saved)
+    )
+
+
+def _any_loss(output: Tensor | Sequence[Tensor]) -> Tensor:
+    """Of every output, so that each parameter that could learn does; a real loss adds little."""
+    levels = [output] if isinstance(output, Tensor) else output
+    return torch.stack([level.square().mean() for level in levels]).sum()
+
+
+def frozen_names(run: Path) -> list[str]:
+    """The frozen tensors by the `frozen.csv` of `run`."""
+    rows = pd.read_csv(run / DECISIONS, dtype={"shape": str})
+    return [str(name) for name in rows["name"][rows["frozen"] == 1]]

@@ -1,0 +1,101 @@
+"""A trained U-Mamba as a checkpoint of nnU-Net: `OUT/MODE/checkpoint_final.pth`.
+
+The plan in its `init_args` is that of the pretrained weights, or one like nnU-Net's, with this
+network's topology, two classes, and the normalisation that the network was trained with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robustcli.adapters import own
+from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.adapters.nnunet_planner import make_plan
+from robustcli.adapters.nnunet_progress import Progress
+from robustcli.adapters.nnunet_schemes import CLASSES
+from robustcli.adapters.nnunet_write import write_checkpoint
+from robustcli.adapters.training_run import WEIGHTS
+from robustcli.finetuning.record import NNUNET
+from robustcli.finetuning.setup import Setup
+from robustcli.models.umamba import UMamba
+from robustcli.models.umamba_config import UMambaConfig
+from robustcli.training.recipes import Recipe
+from robustcli.training.record import read_train_record
+
+_COLOURS = ("R", "G", "B")
+_SMALLEST = (32, 32)
+_CLASS_OF = {scheme: name for name, scheme in CLASSES.items()}
+_IN_UNIT = "RGBTo01Normalization"
+"""What dividing bytes by 255 is in nnU-Net."""
+
+
+def export_nnunet(setup: Setup, run: Path) -> bool:
+    """Writes the trained network of the mode in `run`; False where no plan can describe it.
+
+    That is where it is no U-Mamba, or its stages do not double their features up to a limit.
+    """
+    if setup.entry.family != "umamba":
+        return False
+    network = own.load(
+        setup.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
+        options=setup.config.training.model_args,
+    )  # fmt: skip
+    assert isinstance(network, UMamba)
+    plan = plan_of(setup, network.config)
+    if plan.options["features"] != tuple(network.config.features):
+        return False
+    epochs = read_train_record(run).chosen_epoch or 0
+    write_checkpoint(run / NNUNET, network, plan=plan, fold="all", progress=Progress(epochs))
+    return True
+
+
+def plan_of(setup: Setup, network: UMambaConfig) -> NnUNetPlan:
+    """The plan that `network` and its training follow."""
+    train, recipe = setup.selection.splits.train.pairs, setup.selection.recipe
+    base = setup.config.training.plan
+    if base is None:
+        patch = (max(network.patch[0], _SMALLEST[0]), max(network.patch[1], _SMALLEST[1]))
+        base = make_plan(patch, _COLOURS, images=len(train), name=setup.selection.index.name)
+    settings = {**base.settings, **_topology(network), **_normalisation(recipe)}
+    settings["batch_size"] = recipe.batch_size
+    plans = {**base.plans, "configurations": {base.configuration: settings}}
+    dataset = {
+        "channel_names": {str(number): name for number, name in enumerate(_COLOURS)},
+        "labels": {"background": 0, "foreground": 1},
+        "numTraining": len(train),
+        "file_ending": ".png",
+    }
+    return NnUNetPlan(plans, dataset, base.configuration)
+
+
+def _topology(network: UMambaConfig) -> dict[str, Any]:
+    stages = len(network.features)
+    return {
+        "patch_size": list(network.patch),
+        "conv_kernel_sizes": [list(kernel) for kernel in network.stage_kernels],
+        "pool_op_kernel_sizes": [list(stride) for stride in network.stage_strides],
+        "n_conv_per_stage_encoder": _each(network.n_conv, stages),
+        "n_conv_per_stage_decoder": _each(network.n_conv_decoder, stages - 1),
+        "UNet_base_num_features": network.features[0],
+        "unet_max_num_features": max(network.features),
+    }
+
+
+def _each(value: int | tuple[int, ...], count: int) -> list[int]:
+    return [value] * count if isinstance(value, int) else list(value)
+
+
+def _normalisation(recipe: Recipe) -> dict[str, Any]:
+    """As the network was trained, whatever the plan of its pretraining says."""
+    channels = recipe.patches.channels if recipe.patches is not None else None
+    if not channels:
+        return {
+            "normalization_schemes": [_IN_UNIT] * len(_COLOURS),
+            "use_mask_for_norm": [False] * len(_COLOURS),
+        }
+    return {
+        "normalization_schemes": [_CLASS_OF[channel.scheme] for channel in channels],
+        "use_mask_for_norm": [channel.inside_only for channel in channels],
+    }

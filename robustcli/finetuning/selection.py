@@ -1,0 +1,232 @@
+"""Which parameters to freeze: a pure function of statistics and a rule."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from robustcli.core.errors import UsageError
+from robustcli.finetuning.gradients import Kind, Statistic
+
+Scope = Literal["mamba", "all"]
+DOCUMENTED = 1e-6
+"""Source: "Exploring SSMs for Vision Tasks" (Team 23): the threshold of its command."""
+
+
+@dataclass(frozen=True)
+class FreezeRule:
+    """What to freeze; exactly one of `threshold`, `quantile` and `pattern` is given.
+
+    Args:
+        threshold: Freeze tensors whose statistic is below it, at least 0.
+        quantile: Freeze this share of the tensors in scope, the lowest ones, in (0, 1).
+        pattern: Freeze the tensors whose name fits this glob or begins with it; scope `all`.
+        kind: The statistic.
+        relative: Divide the statistic by the weight's root mean square.
+        scope: Parameters of state-space blocks, or all.
+    """
+
+    threshold: float | None = None
+    quantile: float | None = None
+    pattern: str | None = None
+    kind: Kind = "mean_abs"
+    relative: bool = False
+    scope: Scope = "mamba"
+
+    def __post_init__(self) -> None:
+        given = [self.threshold, self.quantile, self.pattern]
+        if sum(value is not None for value in given) != 1:
+            raise _several()
+        if self.threshold is not None and not 0 <= self.threshold < math.inf:
+            flag = "--freeze-relative" if self.relative else "--freeze-threshold"
+            raise UsageError(
+                f"`{flag} {self.threshold:g}` is not a size of a gradient.",
+                "Expected a number from 0.",
+                "Try 1e-3, a thousandth of the weights' size."
+                if self.relative
+                else "The documented one is 1e-6.",
+            )
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise UsageError(
+                f"`--freeze-quantile {self.quantile:g}` is not a share.",
+                "Expected a number between 0 and 1.",
+                "0.3 freezes the 30 % of the tensors with the smallest gradients.",
+            )
+
+
+def make_rule(
+    threshold: float | None = None, relative: float | None = None, quantile: float | None = None,
+    pattern: str | None = None, scope: Scope = "mamba", kind: Kind = "mean_abs",
+) -> FreezeRule:  # fmt: skip
+    """The rule of the command line's options; without any, the documented threshold.
+
+    Args:
+        threshold: `--freeze-threshold`.
+        relative: `--freeze-relative`, a threshold of the statistic by the weight's size.
+        quantile: `--freeze-quantile`.
+        pattern: `--freeze`.
+        scope: `--freeze-scope`.
+        kind: `--statistic`.
+
+    Raises:
+        UsageError: More than one is given, or one is out of range.
+    """
+    given = [threshold, relative, quantile, pattern]
+    if not any(value is not None for value in given):
+        threshold = DOCUMENTED
+    if threshold is not None and relative is not None:
+        raise _several()
+    limit = threshold if relative is None else relative
+    return FreezeRule(limit, quantile, pattern, kind, relative is not None, scope)
+
+
+def _several() -> UsageError:
+    return UsageError(
+        "`--freeze-threshold`, `--freeze-relative`, `--freeze-quantile` and `--freeze` exclude "
+        "each other.",
+        "Exactly one says what is frozen.",
+        "Leave the others out.",
+    )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one tensor, with its statistic (None where it is not needed) and why."""
+
+    name: str
+    count: int
+    mamba: bool
+    statistic: float | None
+    frozen: bool
+    why: str
+
+
+def select(
+    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str] = ()
+) -> list[Decision]:
+    """A decision for every tensor of `statistics`, in their order.
+
+    Args:
+        statistics: Of all parameters of a network.
+        rule: What to freeze.
+        heads: Beginnings of the names of layers that are new in the target task: never frozen.
+
+    Raises:
+        UsageError: Nothing but the heads would be left to train, or a pattern fits nothing.
+    """
+    limit = _quantile_limit(statistics, rule, heads) if rule.quantile is not None else None
+    decisions = [_decide(n, s, rule, limit, tuple(heads)) for n, s in statistics.items()]
+    _check(decisions, statistics, rule, heads)
+    return decisions
+
+
+def measure_of(statistic: Statistic, rule: FreezeRule) -> float:
+    """The number that `rule` compares; NaN where the tensor never had a gradient."""
+    value = statistic.by_kind[rule.kind]
+    return value / max(statistic.weight_rms, 1e-30) if rule.relative else value
+
+
+def _decide(
+    name: str, statistic: Statistic, rule: FreezeRule, limit: float | None, heads: tuple[str, ...]
+) -> Decision:
+    value = measure_of(statistic, rule)
+    frozen, why = _verdict(name, statistic, rule, limit, heads, value)
+    shown = None if math.isnan(value) else value
+    return Decision(name, statistic.count, statistic.mamba, shown, frozen, why)
+
+
+def _verdict(
+    name: str, statistic: Statistic, rule: FreezeRule, limit: float | None,
+    heads: tuple[str, ...], value: float,
+) -> tuple[bool, str]:  # fmt: skip
+    if heads and name.startswith(heads):
+        return False, "a head of the new task"
+    if rule.pattern is not None:
+        fits = fits_pattern(name, rule.pattern)
+        return fits, f"{'fits' if fits else 'does not fit'} `{rule.pattern}`"
+    if rule.scope == "mamba" and not statistic.mamba:
+        return False, "not in a state-space block"
+    if math.isnan(value):
+        return False, "never had a gradient"
+    if limit is not None:
+        return (
+            value <= limit,
+            f"{'among' if value <= limit else 'above'} the lowest {rule.quantile:g}",
+        )
+    assert rule.threshold is not None
+    below = value < rule.threshold
+    return below, f"{'below' if below else 'not below'} {rule.threshold:g}"
+
+
+def fits_pattern(name: str, pattern: str) -> bool:
+    """Whether `name` fits the glob `pattern` as a whole, or lies below the module it names."""
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def _in_scope(
+    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str]
+) -> list[float]:
+    values = [
+        measure_of(statistic, rule)
+        for name, statistic in statistics.items()
+        if (statistic.mamba or rule.scope == "all") and not name.startswith(tuple(heads) or "\0")
+    ]
+    return sorted(value for value in values if not math.isnan(value))
+
+
+def _quantile_limit(
+    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str]
+) -> float:
+    """The statistic of the last tensor that the quantile takes; -inf if it takes none."""
+    assert rule.quantile is not None
+    values = _in_scope(statistics, rule, heads)
+    taken = int(rule.quantile * len(values))
+    return values[taken - 1] if taken else -math.inf
+
+
+def _check(
+    decisions: Sequence[Decision], statistics: Mapping[str, Statistic], rule: FreezeRule,
+    heads: Sequence[str],
+) -> None:  # fmt: skip
+    if rule.pattern is not None:
+        _check_pattern(decisions, rule.pattern)
+        return
+    body = [d for d in decisions if not d.name.startswith(tuple(heads) or "\0")]
+    if all(
+        d.frozen for d in body if d.statistic is not None
+    ):  # what has no gradient learns nothing
+        highest = _in_scope(statistics, rule, heads)[-1:] or [0.0]
+        raise UsageError(
+            "Nothing would be left to train" + (" but the heads." if heads else "."),
+            f"Every one of the {len(body)} tensors below them would be frozen."
+            if heads
+            else f"Every one of the {len(body)} tensors would be frozen.",
+            f"The highest useful threshold is {_rounded_down(highest[0]):g}, which leaves one "
+            f'tensor; to train the heads alone, use `--freeze "*"`.',
+        )
+
+
+def _check_pattern(decisions: Sequence[Decision], pattern: str) -> None:
+    if not any(d.frozen for d in decisions):
+        raise UsageError(
+            f"`--freeze {pattern}` fits no parameter.",
+            f"There are names such as `{decisions[0].name}` and `{decisions[-1].name}`.",
+            "Quote the pattern; `--dry-run` prints all names.",
+        )
+    if all(d.frozen for d in decisions):
+        raise UsageError(
+            "Nothing would be left to train.",
+            f"Every one of the {len(decisions)} tensors fits `{pattern}`.",
+            "Choose a narrower pattern.",
+        )
+
+
+def _rounded_down(value: float, digits: int = 3) -> float:
+    """`value` with so many significant digits and not above it: above, nothing would be left."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.floor(value / unit) * unit:.{digits}g}")

@@ -1,0 +1,136 @@
+"""Other rules than the chosen one: what each would have saved, and at what dice.
+
+Each rule freezes from the first step on, by the profile of the run, and is trained like every mode:
+the same start, data order and budget.
+
+OUT/sweep/RULE/  a training run per rule that freezes something
+OUT/sweep.csv    a line per rule: the columns of SWEEP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from robustcli.core.atomic import write_text
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.metrics import table
+from robustcli.finetuning.alternation import Ratio, seconds_ratios
+from robustcli.finetuning.gradients import Statistic, read_profile, statistics
+from robustcli.finetuning.mode_listener import ModeListener
+from robustcli.finetuning.mode_tuning import Modes
+from robustcli.finetuning.record import PROFILE, SWEEP, SWEEP_FILE, SWEPT
+from robustcli.finetuning.selection import DOCUMENTED, Decision, FreezeRule, select
+from robustcli.finetuning.setup import Setup
+from robustcli.training.assembly import make_module
+from robustcli.training.train import run_training
+
+RULES = (
+    FreezeRule(threshold=DOCUMENTED),
+    FreezeRule(quantile=0.5),
+    FreezeRule(pattern="mamba_layer.*"),
+    FreezeRule(quantile=0.3, scope="all"),
+    FreezeRule(quantile=0.6, scope="all"),
+    FreezeRule(quantile=0.9, scope="all"),
+    FreezeRule(pattern="encoder.stages.0.*"),
+    FreezeRule(pattern="encoder.*"),
+)
+"""The documented one, shares of the state-space blocks and of all tensors, and prefixes of U-Mamba,
+which save the most: nothing before the first trained layer has a way back. A rule that fits no
+tensor of a network, or leaves only its heads, is left out."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A rule and what it decides."""
+
+    rule: FreezeRule
+    decisions: Sequence[Decision]
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the tensors that stand still."""
+        return [d.name for d in self.decisions if d.frozen]
+
+    @property
+    def share(self) -> float:
+        """Of the elements, those that stand still."""
+        total = sum(d.count for d in self.decisions)
+        return sum(d.count for d in self.decisions if d.frozen) / total
+
+
+def candidates(
+    measured: Mapping[str, Statistic], own: FreezeRule, heads: Sequence[str]
+) -> Iterator[Candidate]:
+    """The rules that make sense for a network: `own` and those of RULES, each set once."""
+    seen: set[frozenset[str]] = set()
+    for rule in dict.fromkeys((own, *RULES)):
+        try:
+            candidate = Candidate(rule, select(measured, rule, heads))
+        except UsageError:  # it fits nothing, or would leave nothing
+            continue
+        if frozenset(candidate.frozen) not in seen:
+            seen.add(frozenset(candidate.frozen))
+            yield candidate
+
+
+def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
+    """Trains by each rule, as far as it is not there yet, and writes `OUT/sweep.csv`.
+
+    Args:
+        setup: Of a fine-tuning whose profile and mode `full` are there.
+        network: As it begins.
+        heard: Hears of the progress.
+    """
+    rows = read_profile(setup.run / PROFILE, network, setup.entry.name)
+    found = list(candidates(statistics(rows), setup.config.rule, setup.heads))
+    runs = [_trained(setup, candidate, heard) for candidate in found]
+    heard.begin("sweep")
+    heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
+    module = make_module(setup.selection, network)
+    size, device = setup.selection.recipe.batch_size, setup.selection.on.device
+    ratios = seconds_ratios(module, [candidate.frozen for candidate in found], size, device)
+    lines = [_line(*one) for one in zip(found, ratios, runs, strict=True)]
+    text = pd.DataFrame(lines, columns=list(SWEEP)).to_csv(index=False, lineterminator="\n")
+    write_text(setup.run / SWEEP_FILE, text)
+    heard.begin("")
+
+
+def _trained(setup: Setup, candidate: Candidate, heard: ModeListener) -> Path:
+    """The run that trained by the rule; that of `full` where it freezes nothing."""
+    if not candidate.frozen:
+        return setup.run / "full"
+    name = name_of(candidate.rule)
+    out = setup.run / SWEPT / name
+    heard.begin(name)
+    modes = Modes(setup, candidate.decisions, lambda _: None, lambda _: None)
+    return run_training(setup.training("freeze", out), heard, modes.tuning("freeze", out))
+
+
+def name_of(rule: FreezeRule) -> str:
+    """A name for `rule` that can be one of a folder."""
+    if rule.pattern is not None:
+        kept = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
+        return "name-" + "".join(kept)
+    value = f"q{rule.quantile:g}" if rule.quantile is not None else f"{rule.threshold:g}"
+    relative = "-relative" if rule.relative else ""
+    return f"{rule.scope}-{rule.kind}{relative}-{value}"
+
+
+def _line(candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
+    rule, dice = candidate.rule, table(run / "test").iloc[0]
+    return {
+        "scope": rule.scope if rule.pattern is None else "all",
+        "threshold": rule.threshold,
+        "quantile": rule.quantile,
+        "pattern": rule.pattern,
+        "frozen_share": candidate.share,
+        "seconds_ratio": ratio.median,
+        "seconds_ratio_low": ratio.low,
+        "seconds_ratio_high": ratio.high,
+        **{name: dice[name] for name in ("dice", "dice_low", "dice_high")},
+    }

@@ -1,0 +1,1 @@
+"""Training on Lightning: recipes as data, losses, checkpoints, resume."""

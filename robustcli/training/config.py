@@ -1,0 +1,72 @@
+"""What a user asked `robust train` for, before anything is looked up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.training.recipes import Recipe
+from robustcli.training.record import Protocol
+from robustcli.training.schedules import EXTENDABLE
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of one training; see `robust train seg --help` for their meaning.
+
+    What is None is the recipe's. `plan` is that of pretrained weights, for recipes that follow one.
+    """
+
+    model: str
+    data: str | None = None
+    out: Path | None = None
+    protocol: Protocol = "patient"
+    limit: int | None = None
+    weights: Path | None = None
+    untrained: bool = False
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    quick: bool = False
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    loss: str | None = None
+    aug: str | None = None
+    window: int | None = None
+    clip: float | None = None
+    patience: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    workers: int | None = None
+    fresh: bool = False
+    offline: bool = False
+    command: str = "robustcli.train(...)"
+    recipe: str | None = None
+    plan: NnUNetPlan | None = None
+
+    def directory(self, recipe: Recipe, digest: str) -> Path:
+        """Where the run goes: `out`, else a folder named by the model and a hash of settings.
+
+        Args:
+            recipe: With all overrides.
+            digest: The hash of the list of pairs.
+        """
+        if self.out is not None:
+            return self.out
+        how = asdict(recipe)
+        if recipe.schedule in EXTENDABLE:
+            del how["epochs"]  # more of them go on with the same run
+        if recipe.patches is None:
+            del how["patches"]
+        said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
+        settings = [*said, self.seed, self.devices, digest, how]
+        short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
+        name = self.model.replace("/", "-").replace(":", "-")
+        return Path("runs") / f"train-{name}-{short}"

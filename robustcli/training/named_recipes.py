@@ -1,0 +1,56 @@
+"""The recipes that serve where the user names one: nnU-Net's own training, and a small one of it.
+
+Source: nnU-Net v2.1.1, `nnUNetTrainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from robustcli.core.names import find
+from robustcli.training.nnunet.patchwise import Patchwise
+from robustcli.training.recipes import Recipe
+from robustcli.training.record import Protocol
+
+_NNUNET = Recipe(
+    "nnunet", "ce-minus-dice", "SGD", 1e-2, 3e-5, "poly", 12, 1000, 256,
+    "nnU-Net v2.1.1, nnUNetTrainer; batch and window are the plan's",
+    clip=12.0, augmentation="nnunet", patches=Patchwise(),
+)  # fmt: skip
+NAMED_RECIPES: dict[str, Recipe] = {
+    "nnunet": _NNUNET,
+    "nnunet-light": replace(
+        _NNUNET, name="nnunet-light", batch_size=4, epochs=20, window=128,
+        source="ours, for two CPU cores: nnU-Net v2.1.1 with fewer and smaller iterations, not "
+        "what its published scores were trained with",
+        patches=Patchwise(25, 10, most_patch=128, most_batch=4),
+    ),
+}  # fmt: skip
+"""By name; batch and window are at most what a plan says, see `nnunet.planned`."""
+_QUICK_EPOCHS, _QUICK_ITERATIONS, _QUICK_VALIDATION = 2, 25, 2
+
+
+def recipe_named(name: str, *, quick: bool = False) -> Recipe:
+    """The recipe called `name`.
+
+    Args:
+        name: One of NAMED_RECIPES.
+        quick: The shortest of its kind that shows something.
+
+    Raises:
+        UsageError: No recipe is called so; the message offers the nearest names.
+    """
+    recipe = NAMED_RECIPES[find(name, NAMED_RECIPES, kind="recipe", listing="robust list recipes")]
+    if not quick or recipe.patches is None:
+        return recipe
+    fewer = replace(
+        recipe.patches, iterations=_QUICK_ITERATIONS, validation_iterations=_QUICK_VALIDATION
+    )
+    return replace(recipe, name=f"{recipe.name} quick", epochs=_QUICK_EPOCHS, patches=fewer)
+
+
+def listed_by_name() -> Iterator[tuple[str, Protocol, Recipe]]:
+    """Every row, as `recipes.listed` gives its own: here with what the user types."""
+    for name, recipe in NAMED_RECIPES.items():
+        yield f"--recipe {name}", "patient", recipe

@@ -1,0 +1,125 @@
+"""`run.json` of a training run, and the other files that it leaves; these models are the format.
+
+RUN/run.json             what follows here
+RUN/splits.csv           image_id, group, split
+RUN/metrics.csv          a line per finished epoch: the columns of METRICS
+RUN/checkpoints/         last.ckpt, best.ckpt (to go on with; replaced, never half written)
+RUN/weights.safetensors  the chosen weights, with what is needed to use them in their header
+RUN/paper.parquet        protocol `paper` only: rows of the test set, the columns of PAPER
+RUN/test/                an evaluation of the chosen weights on the held-out images (`robust eval`)
+RUN/baseline/            the same of Otsu's threshold
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from robustcli.core.atomic import write_text
+from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_record_of
+from robustcli.training.nnunet.patchwise import Patchwise
+
+Protocol = Literal["patient", "paper"]
+METRICS = (
+    *("epoch", "step", "seconds", "lr", "train_loss", "grad_norm"),
+    *("val_loss", "val_dice", "val_iou", "waiting_share"),
+)
+"""Per epoch, the first being 1: optimizer steps so far, seconds of this epoch with its validation,
+learning rate of its last step, means over its batches and steps (gradient norms before clipping),
+dice and IoU pooled within each group and averaged over groups, and the share of the training time
+that was spent waiting for data."""
+AVERAGED = "val_dice_ema"
+"""One more column of recipes with `patches`: the moving average of `val_dice`, which is then (like
+`val_iou`) of the epoch's validation patches, their pixels pooled: nnU-Net's pseudo dice."""
+PAPER = ("image_id", "intersection", "predicted", "target", "overlap", "union")
+"""Per image, in the order of evaluation: sums of p*t, p and t (t may be soft), and the pixels where
+both or either of p and t are above 0."""
+
+
+class RecipeRecord(Record):
+    """How the network was trained, after all overrides; `expected_dice` and `source` as published.
+
+    `images_per_epoch` is None where an epoch is a pass over all training images; `paper_batch` is
+    how many images the paper pooled for one dice value. `patches` is there where an epoch is
+    so many random patches, nnU-Net's way.
+    """
+
+    name: str = ""
+    loss: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    batch_size: int
+    accumulate: int
+    epochs: int
+    images_per_epoch: int | None = None
+    clip: float | None
+    window: int
+    augmentation: str
+    patience: int | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    expected_dice: float | None
+    paper_batch: int | None = None
+    patches: Patchwise | None = None
+    source: str
+
+
+class SplitRecord(Record):
+    """One part of the data: images, groups, and images without any foreground."""
+
+    images: int
+    groups: int
+    empty: int
+
+
+class TrainRecord(Record):
+    """All of a training run's `run.json`; `command` holds every command that worked on it."""
+
+    schema_version: int = 1
+    kind: Literal["train"] = "train"
+    command: str
+    status: Literal["running", "complete", "failed"]
+    created: datetime
+    updated: datetime
+    seed: int
+    protocol: Protocol
+    faults: list[str] = Field(default_factory=list)  # of the protocol, as documented
+    model: str
+    family: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    parameters: int
+    initial_weights: str
+    initial_weights_sha256: str
+    dataset: DatasetRecord
+    grouping: str
+    splits: dict[Literal["train", "val", "test"], SplitRecord]
+    recipe: RecipeRecord
+    decision: str  # in words, such as "probability >= 0.5"
+    chosen_epoch: int | None = None
+    chosen_why: str | None = None
+    weights_sha256: str | None = None
+    versions: dict[str, str]
+    device: str
+    devices: int = 1
+    scan_backend: str | None = None
+    threads: int
+    peak_memory_bytes: int | None = None
+    energy_joules: float | None = None
+
+
+def write_train_record(run: Path, record: TrainRecord) -> None:
+    """Writes `RUN/run.json` durably."""
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+
+
+def read_train_record(run: Path) -> TrainRecord:
+    """The record of the training run in directory `run`.
+
+    Raises:
+        UsageError: There is no training run there, or its file is damaged.
+    """
+    return read_record_of(run, TrainRecord, "a training run", "robust train")

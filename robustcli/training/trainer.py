@@ -1,0 +1,114 @@
+"""Lightning's Trainer as a run needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from robustcli.evaluation.listener import Listener
+from robustcli.training.batches.waiting import WaitingTime
+from robustcli.training.checkpoint_io import DurableCheckpoints
+from robustcli.training.keeping import MONITOR, KeepLastAndBest
+from robustcli.training.metrics_log import MetricsLog
+from robustcli.training.processes import started_by_torchrun
+from robustcli.training.progress import Progress
+from robustcli.training.quiet import without_chatter
+from robustcli.training.recipes import Recipe
+from robustcli.training.record import AVERAGED
+from robustcli.training.steps import SeededSteps
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_DDP = "ddp_find_unused_parameters_true"  # UMambaBot has 451 parameters that no output depends on
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on.
+
+    Args:
+        device: The device of this process, or of the first one.
+        devices: Processes on this machine.
+        nodes: Machines.
+    """
+
+    device: torch.device
+    devices: int
+    nodes: int
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.devices * self.nodes
+
+
+def machine(device: torch.device, devices: int) -> Machine:
+    """The machine as `--devices` says, or as torchrun says to the processes that it starts."""
+    local, world = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if started_by_torchrun() and local and world:
+        return Machine(device, int(local), int(world) // int(local))
+    return Machine(device, devices, 1)
+
+
+@without_chatter()
+def make_trainer(
+    run: Path, recipe: Recipe, on: Machine, *, seed: int, best: bool, per_epoch: int,
+    listener: Listener, extra: Sequence[pl.Callback] = (),
+) -> pl.Trainer:  # fmt: skip
+    """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's.
+
+    Args:
+        run: The run's folder.
+        recipe: How long, how precise, how clipped.
+        on: Devices and processes.
+        seed: Of the run.
+        best: Whether the best epoch is kept beside the last.
+        per_epoch: Images of an epoch, for the listener.
+        listener: Who hears of the progress.
+        extra: More callbacks, called before those that log and save.
+    """
+    waiting = WaitingTime()
+    callbacks: list[pl.Callback] = [
+        SeededSteps(seed),
+        *extra,
+        Progress(listener, per_epoch),
+        MetricsLog(run, waiting, listener),
+        KeepLastAndBest(run, best=best, monitor=AVERAGED if recipe.patches else MONITOR),
+    ]
+    if recipe.patience is not None:
+        callbacks.append(
+            EarlyStopping(MONITOR, mode="max", patience=recipe.patience, verbose=False,
+                          check_on_train_epoch_end=True)
+        )  # fmt: skip
+    return pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(on.device.type, on.device.type),
+        devices=_devices(on),
+        num_nodes=on.nodes,
+        strategy=_DDP if on.world > 1 else "auto",
+        precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.clip,
+        callbacks=callbacks,
+        plugins=[DurableCheckpoints()],
+        logger=TensorBoardLogger(run, name=None, version="tensorboard"),
+        profiler=waiting,
+        default_root_dir=run,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _devices(on: Machine) -> int | list[int]:
+    if on.device.type == "cuda" and on.world == 1:
+        return [on.device.index or 0]
+    return on.devices

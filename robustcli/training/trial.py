@@ -1,0 +1,43 @@
+"""How long a training step takes, by trying."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from robustcli.training.module import SegmentationModule
+from robustcli.training.outputs import outputs
+
+
+def make_step(module: SegmentationModule, size: int, device: torch.device) -> Callable[[], float]:
+    """A function that takes a training step of `module` and returns its seconds.
+
+    Args:
+        module: Its weights are changed; frozen ones stay out of the optimizer.
+        size: Images of the step; they are made up.
+        device: Where it is taken.
+    """
+    window = module.recipe.window
+    network = module.network.to(device)
+    optimizer = module.make_optimizer()
+    images = torch.rand(size, 3, window, window, device=device)
+
+    def step() -> float:
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        loss = module.loss(outputs(network, images), images[:, :1].round())
+        loss.backward()
+        optimizer.step()
+        images[0, 0, 0, 0].item()  # waits until the device is done
+        return time.perf_counter() - started
+
+    return step
+
+
+def step_seconds(module: SegmentationModule, size: int, device: torch.device) -> float:
+    """Seconds of a training step, the second of two, of `size` images; the weights are changed."""
+    step = make_step(module, size, device)
+    step()
+    return step()

@@ -1,0 +1,77 @@
+"""What is frozen before any step, and how it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustcli.finetuning.decide import (
+    frozen_names,
+    keep_known,
+    known_decisions,
+    saving_of,
+    tell,
+)
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.setup import Setup, set_up
+from tests.finetuning.tunings import network, tuning, write_pretrained
+from tests.training.pairs import write_pairs
+from tests.training.runs import Heard
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("given")
+    return write_pairs(folder / "data", 14), write_pretrained(folder / "weights.safetensors")
+
+
+def made(given: tuple[Path, Path], out: Path, **said: object) -> Setup:
+    return set_up(tuning(given[0], out, given[1], **said), Heard())
+
+
+def test_names_decide_at_once_and_thresholds_later(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rule = FreezeRule(pattern="encoder")
+    by_name = made(given, tmp_path / "run", rule=rule)
+    decisions = known_decisions(by_name, network())
+    assert decisions is not None
+    assert {d.name.split(".")[0] for d in decisions if d.frozen} == {"encoder"}
+    assert known_decisions(made(given, tmp_path / "run"), network()) is None
+    alone = made(given, tmp_path / "run", rule=rule, profile_only=True)
+    assert known_decisions(alone, network()) is None
+
+
+def test_the_file_gives_the_names_back(given: tuple[Path, Path], tmp_path: Path) -> None:
+    setup = made(given, tmp_path / "run", rule=FreezeRule(pattern="encoder"))
+    decisions = known_decisions(setup, network())
+    assert decisions is not None
+    keep_known(setup, decisions, network())
+    assert frozen_names(setup.run) == [d.name for d in decisions if d.frozen]
+    assert pd.read_csv(setup.run / "frozen.csv")["statistic"].isna().all()
+
+
+def test_a_frozen_prefix_saves_its_backward_pass(given: tuple[Path, Path], tmp_path: Path) -> None:
+    setup, net = made(given, tmp_path / "run"), network()
+    names = [name for name, _ in net.named_parameters()]
+    prefix = [name for name in names if name.startswith("encoder.")]
+    saved = saving_of(setup, prefix, net)
+    assert saved.parameters == sum(p.numel() for p in net.parameters())
+    assert saved.frozen == sum(p.numel() for n, p in net.named_parameters() if n in prefix)
+    assert saved.optimizer_bytes == 8 * saved.parameters
+    assert 0.2 < saved.flops_saved / saved.flops < 0.6
+    assert saving_of(setup, [], net).flops_saved == 0
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_what_is_told(given: tuple[Path, Path], tmp_path: Path) -> None:
+    setup = made(given, tmp_path / "run", rule=FreezeRule(pattern="encoder"))
+    said: list[str] = []
+    decisions = known_decisions(setup, network())
+    assert decisions is not None
+    tell(decisions, setup, network(), said.append)
+    count = sum(d.frozen for d in decisions)
+    (line,) = said
+    assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")

@@ -1,0 +1,127 @@
+"""The statistics of gradients against numbers worked by hand, and profiles on disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from robustcli.core.errors import UsageError
+from robustcli.finetuning.gradients import (
+    GradientProfile,
+    mamba_parameters,
+    read_profile,
+    statistics,
+    unmeasured,
+    write_profile,
+)
+from robustcli.models.registry import architecture
+
+
+def two_layers() -> nn.Sequential:
+    network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+    network[0].weight.data = torch.tensor([[3.0, 4.0]])
+    return network
+
+
+def profiled(network: nn.Sequential, gradients: list[list[float]]) -> pd.DataFrame:
+    profile = GradientProfile(network)
+    for values in gradients:
+        network[0].weight.grad = torch.tensor([values])
+        profile.add()
+    return profile.rows()
+
+
+def test_numbers_of_one_iteration() -> None:
+    found = statistics(profiled(two_layers(), [[-3.0, 1.0]]))["0.weight"]
+    assert found.by_kind == pytest.approx(
+        {"mean_abs": 2.0, "rms": math.sqrt(5), "max_abs": 3.0, "abs_mean": 1.0}
+    )
+    assert found.weight_rms == pytest.approx(5 / math.sqrt(2))
+    assert (found.shape, found.count, found.mamba) == ((1, 2), 2, False)
+
+
+def test_mean_over_iterations() -> None:
+    found = statistics(profiled(two_layers(), [[2.0, 2.0], [-4.0, 4.0]]))["0.weight"]
+    assert found.by_kind["mean_abs"] == pytest.approx(3.0)
+    assert found.by_kind["abs_mean"] == pytest.approx(1.0)
+
+
+def test_a_tensor_without_gradient_is_listed_with_nothing() -> None:
+    found = statistics(profiled(two_layers(), [[1.0, 1.0]]))
+    assert list(found) == ["0.weight", "1.weight"]
+    assert math.isnan(found["1.weight"].by_kind["mean_abs"])
+
+
+def test_gradients_are_neither_changed_nor_kept() -> None:
+    network = two_layers()
+    profile = GradientProfile(network)
+    gradient = torch.tensor([[1.0, 2.0]])
+    network[0].weight.grad = gradient
+    profile.add()
+    gradient.zero_()
+    assert profile.rows()["max_abs"].iloc[0] == 2.0
+    assert network[0].weight.grad is gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("ulvm", "mamba"), ("umamba", "mamba_layer.mamba"), ("vmamba-pico", "op.")]
+)
+def test_scan_parameters_are_found_by_type(name: str, part: str) -> None:
+    network = architecture(name).build()
+    found = mamba_parameters(network)
+    assert found
+    assert all(part in one for one in found)
+    a_logs = {n for n, _ in network.named_parameters() if n.endswith(("A_log", "A_logs"))}
+    assert a_logs <= found
+    assert found < {n for n, _ in network.named_parameters()}
+
+
+def test_profile_survives_the_disk(tmp_path: Path) -> None:
+    network = two_layers()
+    rows = profiled(network, [[1.0, -2.0], [0.5, 0.25]])
+    path = tmp_path / "gradients.parquet"
+    write_profile(path, rows, "toy")
+    again = statistics(read_profile(path, network, "toy"))
+    assert again["0.weight"] == statistics(rows)["0.weight"]
+
+
+def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gradients.parquet"
+    write_profile(path, profiled(two_layers(), [[1.0, 1.0]]), "toy")
+    with pytest.raises(UsageError, match=r"made of `toy`; `other` has no `0\.weight`"):
+        read_profile(path, nn.Sequential(nn.Linear(5, 5)), "other")
+
+
+@pytest.mark.parametrize("content", [None, b"no parquet"])
+def test_what_is_no_profile_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "gradients.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_profile(path, two_layers(), "toy")
+
+
+def test_a_profile_that_lacks_tensors_is_of_another_model(tmp_path: Path) -> None:
+    rows = profiled(two_layers(), [[1.0, 1.0]])
+    write_profile(tmp_path / "p.parquet", rows[rows["name"] != "1.weight"], "small")
+    with pytest.raises(UsageError, match="is of another model") as caught:
+        read_profile(tmp_path / "p.parquet", two_layers(), "large")
+    assert "it lacks `1.weight` of shape (1, 1), which `large` has" in caught.value.why
+
+
+def test_what_is_no_number_is_no_iteration() -> None:
+    found = statistics(profiled(two_layers(), [[math.nan, 1.0], [2.0, 2.0]]))
+    assert found["0.weight"].by_kind["mean_abs"] == 2.0
+
+
+def test_without_a_profile_all_but_the_gradients_is_known() -> None:
+    found = unmeasured(two_layers())
+    assert list(found) == ["0.weight", "1.weight"]
+    assert found["0.weight"].shape == (1, 2)
+    assert found["0.weight"].weight_rms == pytest.approx(5 / math.sqrt(2))
+    assert all(math.isnan(value) for value in found["0.weight"].by_kind.values())

@@ -1,0 +1,66 @@
+"""Fine-tuning with nnU-Net's recipe: what the plan of the pretrained weights decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustcli.adapters.nnunet_normalise import Channel
+from robustcli.adapters.nnunet_planner import make_plan
+from robustcli.adapters.weights_header import read_header
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.finetune import run_finetuning
+from robustcli.finetuning.selection import make_rule
+from robustcli.finetuning.setup import set_up
+from robustcli.training import named_recipes
+from robustcli.training.config import TrainConfig
+from robustcli.training.record import AVERAGED
+from tests.adapters import nnunet_files
+from tests.training.nnunet.trainings import FEW, RECIPE
+from tests.training.pairs import write_pairs
+from tests.training.runs import Heard
+
+CHANNELS = ("R", "G", "rgb_to_0_1")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> FinetuneConfig:
+    plan = make_plan((32, 32), CHANNELS, images=50, labels=("road",), features=(4, 64))
+    made = nnunet_files.network(plan=plan)
+    folder = nnunet_files.results(tmp_path, nnunet_files.checkpoint(made, plan), plan=plan)
+    data = write_pairs(tmp_path / "data", 14)
+    training = TrainConfig(
+        "umamba", data=str(data), out=tmp_path / "run", recipe="nnunet", device="cpu"
+    )
+    return FinetuneConfig(training, pretrained=folder, mode="freeze", rule=make_rule(quantile=0.3))
+
+
+def test_a_results_folder_brings_patch_batch_and_normalisation(config: FinetuneConfig) -> None:
+    setup = set_up(replace(config, iterations=6000), Heard())
+    recipe = setup.selection.recipe
+    assert config.pretrained is not None
+    assert (recipe.window, recipe.epochs, setup.steps) == (32, 24, 6000)
+    assert recipe.batch_size == setup.config.training.plan.batch_size  # type: ignore[union-attr]
+    assert recipe.patches is not None
+    assert recipe.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
+
+
+def test_a_frozen_mode_runs_to_its_end(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        named_recipes.NAMED_RECIPES, "nnunet", replace(RECIPE, epochs=2, patches=FEW)
+    )
+    run = run_finetuning(replace(config, profile_iterations=5), Heard())
+    metrics = pd.read_csv(run / "freeze" / "metrics.csv")
+    assert metrics["step"].tolist() == [4, 8]
+    assert AVERAGED in metrics.columns
+    steps = pd.read_csv(run / "freeze" / "iterations.csv")
+    assert steps["trainable"].nunique() == 2  # all, then what was not frozen
+    header = read_header(run / "freeze" / "weights.safetensors")
+    assert header is not None
+    assert header.nnunet is not None
+    assert [channel.scheme for channel in header.nnunet.channels][2] == "rgb_to_0_1"

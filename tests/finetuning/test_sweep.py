@@ -1,0 +1,115 @@
+"""Rules beside the chosen one: which make sense, and what a sweep leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.metrics import table
+from robustcli.finetuning import sweep
+from robustcli.finetuning.alternation import Ratio
+from robustcli.finetuning.finetune import run_finetuning
+from robustcli.finetuning.gradients import Statistic
+from robustcli.finetuning.record import SWEEP, SWEEP_FILE
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.sweep import RULES, candidates, name_of
+from tests.finetuning.tunings import tuning, write_pretrained
+from tests.training.pairs import write_pairs
+from tests.training.runs import Heard
+
+NAMES = ("encoder.stages.0.w", "encoder.stages.1.w", "mamba_layer.A_log", "mamba_layer.D", "head.w")
+SIZES = (1e-3, 1e-2, 1e-4, 1e-1, 1.0)
+MEASURED = {
+    name: Statistic((10,), name.startswith("mamba"), 1.0, {"mean_abs": size, "rms": 2 * size})
+    for name, size in zip(NAMES, SIZES, strict=True)
+}
+
+
+def frozen_by(own: FreezeRule) -> dict[str, list[str]]:
+    return {name_of(c.rule): c.frozen for c in candidates(MEASURED, own, ["head"])}
+
+
+def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
+    own = FreezeRule(threshold=5e-3, scope="all")
+    found = frozen_by(own)
+    assert next(iter(found)) == "all-mean_abs-0.005"
+    assert found["all-mean_abs-0.005"] == ["encoder.stages.0.w", "mamba_layer.A_log"]
+    assert found["mamba-mean_abs-1e-06"] == []
+    assert found["mamba-mean_abs-q0.5"] == ["mamba_layer.A_log"]
+    assert found["name-encoder._"] == ["encoder.stages.0.w", "encoder.stages.1.w"]
+    sets = [frozenset(names) for names in found.values()]
+    assert len(set(sets)) == len(sets)
+
+
+def test_the_share_is_of_elements() -> None:
+    shares = [c.share for c in candidates(MEASURED, FreezeRule(pattern="encoder.*"), ["head"])]
+    assert shares[0] == pytest.approx(0.4)
+
+
+def test_rules_that_fit_no_name_are_left_out() -> None:
+    other = {name.replace("encoder", "down"): s for name, s in MEASURED.items()}
+    found = [c.rule.pattern for c in candidates(other, FreezeRule(quantile=0.5), ["head"])]
+    assert "encoder.*" not in found
+    assert "mamba_layer.*" in found
+
+
+def test_every_rule_has_a_folder_of_its_own() -> None:
+    rules = [*RULES, FreezeRule(threshold=1e-3, relative=True), FreezeRule(0.001, kind="rms")]
+    names = [name_of(rule) for rule in rules]
+    assert len(set(names)) == len(rules)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in names)
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> tuple[Path, Path]:
+    return write_pairs(tmp_path / "data", 14), write_pretrained(tmp_path / "w.safetensors")
+
+
+def test_what_a_sweep_leaves(
+    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))
+    monkeypatch.setattr(sweep, "RULES", rules)
+    ratios = [Ratio(0.7, 0.6, 0.8), Ratio(1.0, 0.9, 1.1), Ratio(0.5, 0.4, 0.6)]
+    asked = []
+    monkeypatch.setattr(
+        sweep, "seconds_ratios", lambda module, frozen, size, device: asked.append(frozen) or ratios
+    )
+    out, own = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
+    config = tuning(given[0], out, given[1], rule=own, epochs=1, profile_iterations=1, sweep=True)
+    run_finetuning(config, Heard())
+    rows = pd.read_csv(out / SWEEP_FILE)
+    assert list(rows) == list(SWEEP)
+    assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
+    assert rows["pattern"].tolist()[2] == "encoder.*"
+    assert rows["frozen_share"].tolist()[1] == 0
+    assert rows["dice"][1] == table(out / "full" / "test")["dice"][0]
+    swept = out / "sweep" / "name-encoder._"
+    assert rows["dice"][2] == table(swept / "test")["dice"][0]
+    weights, start = load_file(swept / "weights.safetensors"), load_file(given[1])
+    for name in asked[0][2]:
+        assert torch.equal(weights[name], start[name])
+    before = (out / SWEEP_FILE).read_bytes()
+    run_finetuning(config, Heard())
+    assert (out / SWEEP_FILE).read_bytes() == before
+
+
+def test_a_sweep_needs_gradients(given: tuple[Path, Path], tmp_path: Path) -> None:
+    rule = FreezeRule(pattern="encoder.*")
+    config = tuning(given[0], tmp_path / "run", given[1], epochs=1, sweep=True, rule=rule)
+    with pytest.raises(UsageError, match=r"`--sweep` needs a profile; `--freeze encoder\.\*`"):
+        run_finetuning(config, Heard())
+
+
+@pytest.mark.parametrize("said", [{"mode": "freeze"}, {"mode": "full"}, {"profile_only": True}])
+def test_a_sweep_needs_full_and_a_profile(
+    given: tuple[Path, Path], tmp_path: Path, said: dict[str, object]
+) -> None:
+    config = tuning(given[0], tmp_path / "run", given[1], epochs=1, sweep=True, **said)
+    with pytest.raises(UsageError, match=r"`--sweep` compares with(.|\n)*Use `--mode all`"):
+        run_finetuning(config, Heard())

@@ -1,0 +1,45 @@
+"""Fine-tunings of seconds: a very small U-Mamba with weights of its own, on a dozen discs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustcli.adapters import own
+from robustcli.adapters.weights_header import WeightsHeader, write_weights
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.models.umamba import UMamba
+from robustcli.training.config import TrainConfig
+
+TINY: dict[str, Any] = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
+_TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precision", "protocol",
+             "devices", "model", "model_args", "data", "patience", "quick", "recipe"}  # fmt: skip
+
+
+def network(seed: int = 7, **changes: Any) -> UMamba:
+    torch.manual_seed(seed)
+    made = own.create("umamba", {**TINY, **changes})
+    assert isinstance(made, UMamba)
+    return made
+
+
+def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
+    """The weights of `network` with the header of a training run."""
+    header = WeightsHeader(
+        model="umamba", arguments={**TINY, **changes}, window=16, channels="rgb", threshold=0.5,
+        protocol="patient", trained_on="elsewhere", images_sha256="0" * 64,
+    )  # fmt: skip
+    write_weights(path, network(seed, **changes).state_dict(), header)
+    return path
+
+
+def tuning(data: Path, out: Path, pretrained: Path | None, **said: Any) -> FinetuneConfig:
+    """Three epochs of three steps in each mode, two of them profiled."""
+    usual: dict[str, Any] = {"epochs": None if "iterations" in said else 3, "lr": 0.01}
+    given = {**usual, **said}
+    training = {name: given.pop(name) for name in list(given) if name in _TRAINING}
+    training = {"model": "umamba", "window": 16, "data": str(data), **training}
+    config = TrainConfig(out=out, batch_size=4, device="cpu", **training)
+    return FinetuneConfig(config, pretrained, **{"profile_iterations": 2, **given})

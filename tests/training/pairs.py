@@ -1,0 +1,37 @@
+"""Made-up pairs: bright discs on a dark ground, as files and as an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from robustcli.training.batches.cache import Decoded, Pixels
+
+
+def disc(number: int, height: int, width: int) -> tuple[Pixels, Pixels]:
+    """An image (H, W, 3) and its mask (H, W) of 0 and 1."""
+    rng = np.random.default_rng(number)
+    rows, columns = np.mgrid[:height, :width]
+    radius = min(height, width) / 4
+    centre = rng.uniform(radius, [height - radius, width - radius])
+    mask = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+    image = np.where(mask[:, :, None], [200, 120, 60], [40, 40, 40])
+    image = image + rng.integers(0, 4, (height, width, 3))
+    return image.astype(np.uint8), mask.astype(np.uint8)
+
+
+def decoded(count: int, height: int = 40, width: int = 48) -> list[Decoded]:
+    return [Decoded(*disc(number, height, width)) for number in range(count)]
+
+
+def write_pairs(folder: Path, count: int, *, size: int = 32, empty: bool = False) -> Path:
+    """`count` pairs in the layout images/, masks/."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        image, mask = disc(number, size, size)
+        Image.fromarray(image).save(folder / "images" / f"{number:03d}.png")
+        Image.fromarray(mask * (0 if empty else 255)).save(folder / "masks" / f"{number:03d}.png")
+    return folder

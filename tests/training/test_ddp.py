@@ -1,0 +1,63 @@
+"""Two processes on one training, started as the command line and as torchrun start them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from robustcli.training.record import read_train_record
+from robustcli.training.train import run_training
+from tests.training.pairs import write_pairs
+from tests.training.runs import small
+
+# Without batch normalisation, whose statistics would be those of half a batch.
+_SAID: dict[str, Any] = {
+    "model": "ulvm", "model_args": {}, "window": 32, "loss": "bce", "aug": "none", "epochs": 2
+}  # fmt: skip
+_SCRIPT = """
+import sys
+from pathlib import Path
+from robustcli.training.train import run_training
+from tests.training.runs import small
+from tests.training.test_ddp import _SAID
+
+data, out, devices = sys.argv[1:]
+run_training(small(Path(data), Path(out), **_SAID, devices=int(devices)))
+print("finished")
+"""
+
+
+def environment() -> dict[str, str]:
+    """The tests of this repository are importable, and each process takes one core."""
+    root = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_processes_come_to_the_weights_of_one(tmp_path: Path, torchrun: bool) -> None:
+    """Of a mean over equally many pixels, the mean gradient of two halves is that of the whole."""
+    data = write_pairs(tmp_path / "data", 14)
+    script, run = tmp_path / "train.py", tmp_path / "run"
+    script.write_text(_SCRIPT)
+    starter = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if torchrun else []
+    devices = "1" if torchrun else "2"
+    child = subprocess.run(
+        [sys.executable, *starter, str(script), str(data), str(run), devices],
+        env=environment(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("finished") == 1
+    record = read_train_record(run)
+    assert (record.status, record.devices) == ("complete", 2)
+    single = run_training(small(data, tmp_path / "single", **_SAID))
+    metrics, expected = (pd.read_csv(r / "metrics.csv") for r in (run, single))
+    assert metrics["step"].tolist() == expected["step"].tolist() == [3, 6]
+    for column in ("train_loss", "grad_norm", "val_loss", "val_dice"):
+        assert metrics[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)

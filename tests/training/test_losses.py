@@ -1,0 +1,112 @@
+"""The losses against the paper's own numbers, and where half precision would break them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from robustcli.core.errors import UsageError
+from robustcli.training.losses import (
+    LOSSES,
+    loss_name,
+    make_loss,
+)
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "seeds_losses.json"
+
+
+def fixed() -> tuple[Tensor, Tensor]:
+    """The logits and the target that the golden numbers are of."""
+    logits = 2 * np.random.default_rng(10).standard_normal((4, 1, 16, 16)).astype(np.float32)
+    target = (np.random.default_rng(11).random((4, 1, 16, 16)) < 0.2).astype(np.float32)
+    target[2] = 0
+    return torch.from_numpy(logits), torch.from_numpy(target)
+
+
+@pytest.mark.skipif(not GOLDEN.is_file(), reason="needs ../shared")
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [
+        ("dice", "DiceLoss(logits,target)"),
+        ("bce-dice", "BceDiceLoss(probs,target)"),
+        ("bce", "BCEWithLogits(logits,target)"),
+    ],
+)
+def test_the_papers_numbers(name: str, golden: str, probabilities: bool) -> None:
+    logits, target = fixed()
+    output = logits.sigmoid() if probabilities else logits
+    found = make_loss(name, probabilities=probabilities)(output, target)
+    assert found.item() == pytest.approx(json.loads(GOLDEN.read_text())[golden], abs=1e-6)
+
+
+def test_dice_by_hand() -> None:
+    probabilities = torch.full((1, 1, 10, 10), 0.5)
+    target = torch.zeros(1, 1, 10, 10)
+    target[..., :5] = 1
+    found = make_loss("dice", probabilities=True)(probabilities, target)
+    assert found.item() == pytest.approx(1 - (2 * 25 + 100) / (50 + 50 + 100))
+
+
+def test_bce_dice_of_an_empty_mask_by_hand() -> None:
+    found = make_loss("bce-dice", probabilities=True)(
+        torch.full((1, 1, 2, 2), 0.25), torch.zeros(1, 1, 2, 2)
+    )
+    assert found.item() == pytest.approx(-np.log(0.75) + 1 - 1 / 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_network_that_is_sure_and_wrong_gets_a_finite_gradient(
+    name: str, probabilities: bool
+) -> None:
+    """In float16 a sigmoid is exactly 0 or 1 long before its logit overflows."""
+    logits = torch.tensor([60.0, -60.0], dtype=torch.float16).reshape(1, 1, 1, 2)
+    logits.requires_grad_()
+    output = logits.sigmoid() if probabilities else logits
+    target = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
+    loss = make_loss(name, probabilities=probabilities)(output, target)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> None:
+    """What the rounded sigmoid would lose: its logarithm is cut at -100, and has no gradient."""
+    logit = torch.tensor([150.0]).reshape(1, 1, 1, 1).requires_grad_()
+    loss = make_loss("bce", probabilities=False)(logit, torch.zeros(1, 1, 1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(150)
+    assert logit.grad is not None
+    assert logit.grad.item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_nan_is_handed_on(name: str, probabilities: bool) -> None:
+    output = torch.full((2, 1, 4, 4), 0.25)
+    output[1, 0, 2, 3] = torch.nan
+    loss = make_loss(name, probabilities=probabilities)
+    assert loss(output, torch.ones_like(output)).isnan()
+
+
+def test_the_loss_leaves_autocast() -> None:
+    output, target = fixed()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
+    outside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
+    assert inside.item() == pytest.approx(outside.item(), abs=1e-6)
+
+
+def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:
+    assert loss_name("BCE_Dice") == "bce-dice"
+    with pytest.raises(UsageError, match="No loss is called `dise`") as caught:
+        make_loss("dise", probabilities=False)
+    assert "Did you mean `dice`" in str(caught.value)
