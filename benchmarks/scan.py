@@ -5,12 +5,16 @@
 Each row alternates the contenders in one process and prints ratios of medians, beside the goal.
 The rows `image` are VMamba's scan over 56 x 56 pixels: ours starts from the image and ends with the
 merged image, the others get four sequences that are already cross-scanned and need not merge them.
+
+Below it the backward pass alone, by what is asked for: every gradient, those left when the scan's
+own parameters are frozen, and those of the input and the step sizes only.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -159,6 +163,48 @@ def medians(work: Work, rounds: int) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
+ASKED: dict[str, tuple[str, ...]] = {
+    "all": ("x", "u", "delta", "A", "B", "C", "D", "delta_bias"),
+    "A, D, bias frozen": ("x", "u", "delta", "B", "C"),
+    "x and delta": ("x", "u", "delta"),
+}
+
+
+def backward_medians(work: Work, rounds: int) -> dict[str, float]:
+    """Median processor seconds of our backward pass alone for each entry of `ASKED`.
+
+    In turns of random order, and of one thread, because the differences are smaller than what other
+    programs do to the clock.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a = arguments(work)
+    own = by_pixel(a) if work.image else a
+    times: dict[str, list[float]] = {name: [] for name in ASKED}
+    draw = random.Random(0)
+    for turn in range(rounds + 1):
+        for name, asked in draw.sample(list(ASKED.items()), len(ASKED)):
+            given = {key: t.detach().requires_grad_(key in asked) for key, t in own.items()}
+            y = ours(given)
+            slope = torch.ones_like(y)
+            started = time.process_time()
+            y.backward(slope)
+            if turn:  # the first compiles
+                times[name].append(time.process_time() - started)
+    torch.set_num_threads(threads)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def partial_table(rounds: int) -> str:
+    """Our backward pass by what is asked for, in milliseconds and relative to all of it."""
+    rows = []
+    for work in (w for w in WORK if w.backward):
+        found = backward_medians(work, rounds)
+        cells = [f"{1e3 * s:.1f} ({s / found['all']:.2f})" for s in found.values()]
+        rows.append((work.name, *cells))
+    return tabulate(rows, headers=("backward alone, one thread, ms", *ASKED), disable_numparse=True)
+
+
 def linearity(rounds: int) -> list[tuple[int, float]]:
     """(L, forward and backward seconds per step) of ours, batch 1, 32 channels, N 16.
 
@@ -202,9 +248,16 @@ def main() -> None:
     """Prints the table of ratios, then the cost per step against the length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--only-partial", action="store_true", help="Only the backward pass by what is asked for."
+    )
     parser.add_argument("--plot", type=Path, help="Write the cost against the length as a picture.")
     arguments_given = parser.parse_args()
     rounds = arguments_given.rounds
+    if arguments_given.only_partial:
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        print(partial_table(rounds))
+        return
     rows = []
     for work in WORK:
         found = medians(work, rounds)
@@ -218,6 +271,7 @@ def main() -> None:
     header = ("work", "ours ms", "loop / ours", "goal", "mambapy / ours", "goal")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers=header, disable_numparse=True))
+    print(f"\n{partial_table(rounds)}")
     print("\nforward + backward, 1 x 32 channels, N 16, one thread: microseconds a step")
     costs = linearity(rounds)
     print(tabulate([(length, f"{1e6 * s:.2f}") for length, s in costs], ("L", "us")))

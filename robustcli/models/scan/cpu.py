@@ -9,6 +9,7 @@ from robustcli.models.scan import cpu_ops, layout
 from robustcli.models.scan.cpu_team import describe
 from robustcli.models.scan.orders import CROSS, pixel_orders
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
+from robustcli.models.scan.wanted import needs_states
 
 __all__ = ["LOSS", "available", "describe", "refuses", "selective_scan", "ss2d_scan"]
 
@@ -77,5 +78,5 @@ def _ready(laid: layout.Laid) -> list[Tensor]:
 
 
 def _keeps(laid: layout.Laid) -> bool:
-    """Whether the backward pass will want what only the forward pass sees."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in laid)
+    """Whether the backward pass will want the states, of which the forward pass keeps some."""
+    return torch.is_grad_enabled() and needs_states([t.requires_grad for t in laid])

@@ -1,9 +1,9 @@
 """The compiled entries of the CPU scan: C functions that any thread may run, on one piece of work.
 
 A piece of work is a row of 64-bit integers: the next task, the number of tasks, K, S, L, D, N, W,
-softplus, block, chunk, keep, then the addresses of the arrays, in the order of the function that
-does a task. Every thread takes tasks until none is left; no two tasks write the same memory, so
-that results do not depend on who took which.
+softplus, block, chunk, keep (backward: the gradients wanted, in bits), then the addresses of the
+arrays, in the order of the function that does a task. Every thread takes tasks until none is left;
+no two tasks write the same memory, so that results do not depend on who took which.
 """
 
 # mypy: allow-untyped-decorators
@@ -18,9 +18,10 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from robustcli.models.scan.cpu_backward import backward
+from robustcli.models.scan.cpu_backward import COMPILED, OF_BIAS, OF_DELTA, OF_STEP, backward
 from robustcli.models.scan.cpu_forward import forward
 from robustcli.models.scan.cpu_sequence import forward_sequence
+from robustcli.models.scan.wanted import Wanted
 
 HEAD = 12  # integers before the addresses
 _SIGNATURE = types.void(types.CPointer(types.int64))
@@ -66,7 +67,7 @@ def _dims(work: Any) -> Any:
     return work[2], work[3], work[4], work[5], work[6], work[7]
 
 
-def _forward(digest: int) -> Any:
+def _forward(digest: int, _: int) -> Any:
     def scan_forward(work: Any) -> None:
         task = _take(work)
         while digest and task < work[1]:
@@ -81,7 +82,7 @@ def _forward(digest: int) -> Any:
     return scan_forward
 
 
-def _sequence(digest: int) -> Any:
+def _sequence(digest: int, _: int) -> Any:
     def scan_sequence(work: Any) -> None:
         task = _take(work)
         while digest and task < work[1]:
@@ -96,12 +97,12 @@ def _sequence(digest: int) -> Any:
     return scan_sequence
 
 
-def _backward(digest: int) -> Any:
+def _backward(digest: int, compiled: int) -> Any:
     def scan_backward(work: Any) -> None:
         task = _take(work)
         while digest and task < work[1]:
             backward(
-                task, _dims(work), work[8] != 0, work[9], work[10],
+                task, _dims(work), work[8] != 0, work[9], work[10], compiled | work[11] & ~COMPILED,
                 _array(work, 0), _array(work, 1), _array(work, 2), _array(work, 3),
                 _array(work, 4), _array(work, 5), _array(work, 6), _indices(work, 7),
                 _indices(work, 8), _array(work, 9), _array(work, 10), _array(work, 11),
@@ -117,13 +118,18 @@ _ENTRIES = {"forward": _forward, "sequence": _sequence, "backward": _backward}
 
 
 @lru_cache
-def entry(name: str) -> int:
+def entry(name: str, constant: int = 0) -> int:
     """The address of the compiled entry `forward`, `sequence` or `backward`.
 
     Compiled at its first use in an installation, then loaded from numba's cache. The cache looks at
     this file only; the digest, which the entry closes over, makes it look at the others.
+
+    Args:
+        name: Of the entry.
+        constant: Of `backward`: the bits of `COMPILED` that it computes.
     """
-    compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(_ENTRIES[name](_digest()))
+    made = _ENTRIES[name](_digest(), constant)
+    compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(made)
     _kept.append(compiled)
     return int(compiled.address)
 
@@ -138,8 +144,19 @@ def _digest() -> int:
     return int.from_bytes(found.digest()[:4], "big") | 1
 
 
+def bits(wanted: Wanted) -> int:
+    """The gradients wanted as the backward entry reads them."""
+    asked = sum(1 << n for n, yes in enumerate(wanted) if yes)
+    return asked | (OF_STEP if asked & (OF_DELTA | OF_BIAS) else 0)
+
+
+def backward_entry(wanted: Wanted) -> int:
+    """The address of the entry that computes the gradients wanted."""
+    return entry("backward", bits(wanted) & COMPILED)
+
+
 def pack(
-    tasks: int, dims: tuple[int, ...], softplus: bool, block: int, chunk: int, keep: bool,
+    tasks: int, dims: tuple[int, ...], softplus: bool, block: int, chunk: int, keep: int,
     addresses: list[int],
 ) -> np.ndarray[Any, np.dtype[np.int64]]:  # fmt: skip
     """The piece of work that an entry takes; `dims` is (K, S, L, D, N, W)."""

@@ -225,3 +225,18 @@ def power_of_two(_context: Any, value: Any) -> Any:
         return builder.bitcast(bits, VECTOR)
 
     return LANES(value), codegen
+
+
+@intrinsic
+def multiply_add(_context: Any, left: Any, right: Any, added: Any) -> Any:
+    """The lanes of left * right + added, fused on every processor that can.
+
+    Operators are fused where LLVM finds it worthwhile, which depends on who else reads a product.
+    """
+
+    def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+        fused = builder.module.declare_intrinsic(f"llvm.fmuladd.v{WIDTH}f32", (), kind)
+        return builder.call(fused, [_spread(builder, value) for value in values])
+
+    return LANES(left, right, added), codegen

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustcli.models.scan.cpu_team import run
+from robustcli.models.scan.wanted import Wanted, slopes_or_zeros, spread
 
 _MOST_CHANNELS = 64  # of a task: four lines of memory side by side, and a state of few kilobytes
 _TASKS = 8  # of a scan, at least, where there are channels enough: work for so many threads
@@ -73,40 +75,54 @@ def _empty_outputs(dims: tuple[int, ...], x: Tensor, keep: bool) -> tuple[Tensor
 @torch.library.custom_op("robustcli::scan_cpu_backward", mutates_args=(), device_types="cpu")
 def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                       bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
-                      dy: Tensor, dstate: Tensor) -> list[Tensor]:  # fmt: skip
-    """The gradients of x, delta, A, B, C, D and bias, in their layouts."""
+                      dy: Tensor, dstate: Tensor,
+                      wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    """The gradients wanted of x, delta, A, B, C, D and bias, in this order and their layouts."""
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])
     blocks = _blocks(dims)
-    dx, ddelta = x.new_empty(x.shape), x.new_empty(delta.shape)
-    dA, dBC = x.new_zeros(S, *A.shape), x.new_empty(2, blocks, *B.shape)
-    dD, dbias = x.new_zeros(2, S, *D.shape)
+    # x and delta are written by one task each; the others are summed over tasks: of A, D and the
+    # bias over sequences, of B and C over blocks of channels.
+    parts = [x.shape, delta.shape, (S, *A.shape), (blocks, *B.shape), (blocks, *C.shape),
+             (S, *D.shape), (S, *bias.shape)]  # fmt: skip
+    added = (False, False, True, False, False, True, True)  # to what is there: must come zeroed
+    made = [
+        None if not asked else x.new_zeros(shape) if zeroed else x.new_empty(shape)
+        for asked, shape, zeroed in zip(wanted, parts, added, strict=True)
+    ]
     inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
-    outputs = (dx, ddelta, dA, dBC[0], dBC[1], dD, dbias)
-    _work("backward", S * blocks, dims, softplus, True, inputs, outputs)
-    dB, dC = dBC.sum(1)
-    return [dx, ddelta, dA.sum(0), dB.clone(), dC.clone(), dD.sum(0), dbias.sum(0)]
+    _work("backward", S * blocks, dims, softplus, wanted, inputs, made)
+    whole = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(made)]
+    return [t for t in whole if t is not None]
 
 
 @scan_cpu_backward.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
       order: Tensor, offset: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
-      dstate: Tensor) -> list[Tensor]:  # fmt: skip
-    return [torch.empty_like(t) for t in (x, delta, A, B, C, D, bias)]
+      dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    tensors = (x, delta, A, B, C, D, bias)
+    return [torch.empty_like(t) for t, asked in zip(tensors, wanted, strict=True) if asked]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.softplus, _ = inputs
     ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dy: Tensor, dstate: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.robustcli.scan_cpu_backward(*ctx.saved_tensors, ctx.softplus, dy, dstate)
-    return (*gradients, None, None, None, None)
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:7]
+    x, _, A, *_ = kept = ctx.saved_tensors
+    found = torch.ops.robustcli.scan_cpu_backward(
+        *kept, ctx.softplus, *slopes_or_zeros(x, A, dy, dstate), wanted
+    )
+    return (*spread(found, wanted), None, None, None, None)
 
 
 def _differentiate_sequence(
-    ctx: Any, dy: Tensor, dstate: Tensor, _: Tensor
+    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `scan_cpu_sequence`'s arguments.
 
@@ -117,14 +133,19 @@ def _differentiate_sequence(
     (K, _, channels), L = A.shape, x.shape[2]
     order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
     offset = torch.arange(K, dtype=torch.int32) * channels
-    dx, ddelta, dA, dB, dC, dD, dbias = torch.ops.robustcli.scan_cpu_backward(
+    wanted = ctx.needs_input_grad[:7]
+    dy, dstate = slopes_or_zeros(x, A, dy, dstate)
+    found = torch.ops.robustcli.scan_cpu_backward(
         x.mT.contiguous(), delta.unflatten(1, (K, -1)).permute(1, 0, 3, 2).contiguous(), A,
         B.permute(1, 0, 3, 2).contiguous(), C.permute(1, 0, 3, 2).contiguous(), D, bias, order,
-        offset, borders, ctx.softplus, dy.mT, dstate,
+        offset, borders, ctx.softplus, dy.mT, dstate, wanted,
     )  # fmt: skip
-    ddelta = ddelta.permute(1, 0, 3, 2).flatten(1, 2)
-    dB, dC = (t.permute(1, 0, 3, 2) for t in (dB, dC))
-    return dx.mT, ddelta, dA, dB, dC, dD, dbias, None, None
+    dx, ddelta, dA, dB, dC, dD, dbias = spread(found, wanted)
+    ddelta, dB, dC = (None if t is None else t.permute(1, 0, 3, 2) for t in (ddelta, dB, dC))
+    return (
+        None if dx is None else dx.mT, None if ddelta is None else ddelta.flatten(1, 2),
+        dA, dB, dC, dD, dbias, None, None,
+    )  # fmt: skip
 
 
 scan_cpu.register_autograd(_differentiate, setup_context=_keep)
@@ -132,17 +153,24 @@ scan_cpu_sequence.register_autograd(_differentiate_sequence, setup_context=_keep
 
 
 def _work(
-    entry: str, tasks: int, dims: tuple[int, ...], softplus: bool, keep: bool,
-    inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...],
+    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, asked: bool | Wanted,
+    inputs: tuple[Tensor, ...], outputs: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
-    """Runs a compiled entry over all its tasks."""
-    from robustcli.models.scan import cpu_kernels
+    """Runs a compiled entry over all its tasks.
+
+    `asked` of a forward entry: whether to keep states; of the backward entry: the gradients wanted.
+    """
+    from robustcli.models.scan import cpu_kernels as kernels
 
     read = [t.contiguous() for t in inputs]  # must outlive the run: the kernels hold addresses
-    addresses = [t.data_ptr() for t in (*read, *outputs)]
+    addresses = [0 if t is None else t.data_ptr() for t in (*read, *outputs)]
     block, chunk = _block(dims), _chunk(dims[4], dims[2])
-    work = cpu_kernels.pack(tasks, dims, softplus, block, chunk, keep, addresses)
-    run(cpu_kernels.entry(entry), work.ctypes.data, alone=math.prod(dims[:5]) <= _SMALL)
+    if isinstance(asked, bool):
+        entry, flags = kernels.entry(name), int(asked)
+    else:
+        entry, flags = kernels.backward_entry(asked), kernels.bits(asked)
+    work = kernels.pack(tasks, dims, softplus, block, chunk, flags, addresses)
+    run(entry, work.ctypes.data, alone=math.prod(dims[:5]) <= _SMALL)
 
 
 def _chunk(states: int, length: int) -> int:

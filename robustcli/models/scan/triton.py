@@ -15,6 +15,7 @@ from robustcli.core.errors import UsageError
 from robustcli.models.scan import layout, triton_ops
 from robustcli.models.scan.orders import CROSS, packed
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
+from robustcli.models.scan.wanted import needs_states
 
 _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
 LOSS = "The scan runs as a loop over time in torch instead, which is many times slower."
@@ -94,6 +95,6 @@ def _scan(laid: layout.Laid, settings: tuple[int, int, int, int, bool]) -> tuple
         (t if name in halves and t.dtype in KERNEL_DTYPES else t.float()).contiguous()
         for name, t in laid._asdict().items()
     ]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    keep = torch.is_grad_enabled() and needs_states([t.requires_grad for t in tensors])
     y, state, _ = triton_ops.scan_triton(*tensors, *settings, keep)
     return y, state

@@ -68,17 +68,22 @@ def slope_ends(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def backward(
+def backward(  # noqa: C901  branches on constants are the compiler's, not the GPU's
     x, delta, A, B, C, skip, bias, borders, dy,
     slopes, dx, ddelta, dA, dB, dC, dskip, dbias,
     K, S, L, D, W, group, slot, height, width,
     paths, chunks, sections, per_section, each,
     N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+    OF_X: tl.constexpr, OF_DELTA: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr,
+    OF_C: tl.constexpr, OF_D: tl.constexpr, OF_BIAS: tl.constexpr,
+    STATES: tl.constexpr, SLOPES: tl.constexpr,
 ):  # fmt: skip
-    """Every gradient. `slopes` (K, S, sections, N, D) is what comes from after each section.
+    """The gradients wanted, each with an `OF_` of its own.
 
-    Parts: dA (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC
-    (blocks, K, S, L, N).
+    `slopes` (K, S, sections, N, D) is what comes from after each section. Parts: dA
+    (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC (blocks, K, S, L, N).
+    STATES and SLOPES say whether any of them reads the states, or the slopes by them. What
+    is not wanted is neither computed nor touched: its pointer may be any.
     """
     blocks = tl.cdiv(D, DB)
     s, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
@@ -126,39 +131,53 @@ def backward(
             xs = tl.load(x + at_x, mask=live, other=0.0).to(tl.float32)
             dys = tl.load(dy + at_x, mask=live, other=0.0)
             ddt, dxs = tl.zeros([T, DB], tl.float32), skip_d[None, :] * dys
-            dskip_sum += tl.sum(dys * xs, 0)
+            if OF_D:
+                dskip_sum += tl.sum(dys * xs, 0)
             for n in range(N):
                 a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)[None, :]
-                h0 = tl.load(
-                    borders + ((ks * chunks + chunk) * N + n) * D + d, mask=in_d, other=0.0
-                )
                 to = p * N + n
                 b = tl.load(B_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
                 c = tl.load(C_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
                 decay, gain = tl.exp(dt * a), dt * xs * b
-                factor, h = tl.associative_scan((decay, gain), 0, compose)
-                h += factor * h0[None, :]
-                factor, g = tl.associative_scan(
-                    (tl.exp(dt_after * a), dys * c), 0, compose, reverse=True
-                )
-                g += factor * row(g_in, n_all, n)[None, :]
-                kept = h - gain  # a h_{t-1}; the difference costs a few units in the last place
-                ddt += g * (a * kept + b * xs)
-                dxs += g * dt * b
-                tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
-                tl.store(dC_k + to, tl.sum(h * dys, 1), mask=in_t)
-                here = n_all[:, None] == n
-                dA_sum += tl.where(here, tl.sum(g * kept * dt, 0)[None, :], 0.0)
-                g_in = tl.where(here, row(g * decay, j, 0)[None, :], g_in)
-            if SOFTPLUS:
+                if STATES:
+                    h0 = tl.load(
+                        borders + ((ks * chunks + chunk) * N + n) * D + d, mask=in_d, other=0.0
+                    )
+                    factor, h = tl.associative_scan((decay, gain), 0, compose)
+                    h += factor * h0[None, :]
+                    kept = h - gain  # a h_{t-1}; the difference costs a few units in the last place
+                if OF_C:
+                    tl.store(dC_k + to, tl.sum(h * dys, 1), mask=in_t)
+                if SLOPES:
+                    here = n_all[:, None] == n
+                    factor_g, g = tl.associative_scan(
+                        (tl.exp(dt_after * a), dys * c), 0, compose, reverse=True
+                    )
+                    g += factor_g * row(g_in, n_all, n)[None, :]
+                    g_in = tl.where(here, row(g * decay, j, 0)[None, :], g_in)
+                    if OF_X:
+                        dxs += g * dt * b
+                    if OF_DELTA or OF_BIAS:
+                        ddt += g * (a * kept + b * xs)
+                    if OF_A:
+                        dA_sum += tl.where(here, tl.sum(g * kept * dt, 0)[None, :], 0.0)
+                    if OF_B:
+                        tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
+            if SOFTPLUS and (OF_DELTA or OF_BIAS):
                 ddt *= sigmoid(raw)
-            dbias_sum += tl.sum(tl.where(live, ddt, 0.0), 0)
-            tl.store(ddelta_k + at, ddt.to(ddelta.dtype.element_ty), mask=live)
-            if i_k > 0:
-                dxs += tl.load(dx + at_x, mask=live, other=0.0)
-            tl.store(dx + at_x, dxs, mask=live)
+            if OF_BIAS:
+                dbias_sum += tl.sum(tl.where(live, ddt, 0.0), 0)
+            if OF_DELTA:
+                tl.store(ddelta_k + at, ddt.to(ddelta.dtype.element_ty), mask=live)
+            if OF_X:
+                if i_k > 0:
+                    dxs += tl.load(dx + at_x, mask=live, other=0.0)
+                tl.store(dx + at_x, dxs, mask=live)
         part = (s * sections + section) * K + k
-        tl.store(dA + part * N * D + at_state, dA_sum, mask=in_state)
-        tl.store(dskip + part * D + d, dskip_sum, mask=in_d)
-        tl.store(dbias + part * D + d, dbias_sum, mask=in_d)
+        if OF_A:
+            tl.store(dA + part * N * D + at_state, dA_sum, mask=in_state)
+        if OF_D:
+            tl.store(dskip + part * D + d, dskip_sum, mask=in_d)
+        if OF_BIAS:
+            tl.store(dbias + part * D + d, dbias_sum, mask=in_d)
         tl.debug_barrier()  # the next direction reads what other threads have just written

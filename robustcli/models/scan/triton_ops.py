@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustcli.models.scan.wanted import needs_slopes, needs_states, slopes_or_zeros, spread
+
 TILE = 1024  # steps times channels of a tile: 8 values of each kind in a thread of 4 warps
 _CHANNELS = 32  # of a tile at most: a row is one cache line of float32
 _PER_PROCESSOR = 4  # programs wanted per multiprocessor: as many as the registers allow
+_NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
 _FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
 
 
@@ -150,23 +154,29 @@ def _carry(
 def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                          bias: Tensor, borders: Tensor, height: int, width: int, paths: int,
                          group: int, softplus: bool, dy: Tensor,
-                         dstate: Tensor) -> list[Tensor]:  # fmt: skip
-    """The gradients of x, delta, A, B, C, D and bias, in their layouts and dtypes."""
+                         dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    """The gradients wanted of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
     from robustcli.models.scan import triton_backward as kernels
 
-    (K, S, L, width_d), N, W = delta.shape, A.shape[1], x.shape[2]
-    cut = plan((K, S, L, width_d), group == 0, wanted_programs(x.device))
+    dims = (K, S, L, width_d) = tuple(delta.shape)
+    N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))
     dy, slopes = dy.contiguous(), dstate.contiguous()
-    dx, slot = _parts(torch.empty_like(dy), K, group, cut)
-    ddelta, dBC = torch.empty_like(delta), A.new_empty(2, cut.blocks, *B.shape)
-    dA = A.new_empty(S, cut.sections, *A.shape)
-    dD, dbias = A.new_empty(2, S, cut.sections, *D.shape)
+    whole = (x, delta, A, B, C, D, bias)
+    counts = _part_counts(dims, group, cut)
+    dtypes = [delta.dtype if n == 1 else torch.float32 for n in range(7)]
+    made = [
+        t.new_empty((count, *t.shape), dtype=dtype) if asked else None
+        for t, count, dtype, asked in zip(whole, counts, dtypes, wanted, strict=True)
+    ]
+    targets = [dy if t is None else t for t in made]  # of what is not wanted: never looked at
+    slot = x.numel() if counts[0] > 1 else 0
+    asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, wanted, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
     shape: dict[str, Any] = {
         "N": N, "NB": _power(N), "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus, **_FUSED,
     }  # fmt: skip
     with torch.cuda.device_of(x):
-        if cut.sections > 1:
+        if cut.sections > 1 and needs_slopes(wanted):
             slopes = A.new_empty(K, S, cut.sections, N, width_d)
             spans = A.new_empty(K, S, cut.sections, width_d)
             kernels.slope_ends[(S * cut.blocks, K, cut.sections)](
@@ -174,33 +184,48 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
             )
             _carry(slopes, spans, A, dstate.contiguous(), cut, reverse=True)
         kernels.backward[(S * cut.blocks, K // cut.each, cut.sections)](
-            x, delta, A, B, C, D, bias, borders, dy, slopes,
-            dx, ddelta, dA, dBC[0], dBC[1], dD, dbias,
-            K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape,
+            x, delta, A, B, C, D, bias, borders, dy, slopes, *targets,
+            K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
+            STATES=needs_states(wanted), SLOPES=needs_slopes(wanted),
         )  # fmt: skip
-    dx = dx.sum(0) if slot else dx
-    dB, dC = dBC[0].sum(0).to(B.dtype), dBC[1].sum(0).to(C.dtype)
-    return [dx.to(x.dtype), ddelta, dA.sum((0, 1)), dB, dC, dD.sum((0, 1)), dbias.sum((0, 1))]
+    return [
+        (t[0] if len(t) == 1 else t.sum(0)).to(like.dtype)
+        for t, like in zip(made, whole, strict=True) if t is not None
+    ]  # fmt: skip
+
+
+def _part_counts(dims: tuple[int, ...], group: int, cut: Plan) -> tuple[int, ...]:
+    """Parts, to be summed, in which programs write the gradients of x, delta, A, B, C, D, bias."""
+    K, S = dims[:2]
+    of_x = 1 if group or cut.each == K else K
+    of_steps, of_parameters = cut.blocks, S * cut.sections
+    return of_x, 1, of_parameters, of_steps, of_steps, of_parameters, of_parameters
 
 
 @scan_triton_backward.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
       borders: Tensor, height: int, width: int, paths: int, group: int, softplus: bool, dy: Tensor,
-      dstate: Tensor) -> list[Tensor]:  # fmt: skip
-    return [torch.empty_like(t) for t in (x, delta, A, B, C, D, bias)]
+      dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    whole = (x, delta, A, B, C, D, bias)
+    return [torch.empty_like(t) for t, asked in zip(whole, wanted, strict=True) if asked]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, height, width, paths, group, softplus, _ = inputs
     ctx.settings = (height, width, paths, group, softplus)
     ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dy: Tensor, dstate: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.robustcli.scan_triton_backward(
-        *ctx.saved_tensors, *ctx.settings, dy, dstate
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:7]
+    x, _, A, *_ = kept = ctx.saved_tensors
+    found = torch.ops.robustcli.scan_triton_backward(
+        *kept, *ctx.settings, *slopes_or_zeros(x, A, dy, dstate), wanted
     )
-    return (*gradients, None, None, None, None, None, None)
+    return (*spread(found, wanted), None, None, None, None, None, None)
 
 
 scan_triton.register_autograd(_differentiate, setup_context=_keep)

@@ -87,3 +87,41 @@ def assert_close(name: str, found: Tensor, expected: Tensor, tolerance: float) -
     scale = max(expected.abs().max().item(), 1e-6)
     error = (found.double() - expected).abs().max().item() / scale
     assert error < tolerance, f"{name}: {error:.1e} of the largest value {scale:.2e}"
+
+
+SUBSETS = [
+    ("x", "delta", "B", "C"), ("x", "delta", "B", "C", "A"), ("x", "delta", "B", "C", "D"),
+    ("x",), ("delta",), ("A",), ("B",), ("C",), ("D",), ("delta_bias",),
+]  # fmt: skip
+"""Gradients that somebody may ask for; the first are those of frozen parameters of the scan."""
+
+
+def assert_gradients_asked_for(
+    backend: ModuleType, function: str, arguments: Arguments, names: tuple[str, ...],
+    tolerance: float = 0, **flags: bool,
+) -> None:  # fmt: skip
+    """The gradients of `names` alone are those computed among all, to the bit, the others None."""
+    names = tuple("u" if name == "x" and "u" in arguments else name for name in names)
+    among_all, alone = (
+        _gradients(backend, function, arguments, asked, **flags)
+        for asked in (tuple(arguments), names)
+    )
+    for name, gradient in alone.items():
+        assert (gradient is not None) == (name in names), name
+        if gradient is not None and tolerance:
+            assert_close(name, gradient, among_all[name].double(), tolerance)
+        elif gradient is not None:
+            assert torch.equal(gradient, among_all[name]), name
+
+
+def _gradients(
+    backend: ModuleType, function: str, arguments: Arguments, asked: tuple[str, ...], **flags: bool
+) -> Arguments:
+    found = leaves(arguments)
+    for name, t in found.items():
+        if t is not None:
+            t.requires_grad_(name in asked)
+    y = getattr(backend, function)(**found, **flags)
+    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
+    y.backward(slope)
+    return {name: None if t is None else t.grad for name, t in found.items()}

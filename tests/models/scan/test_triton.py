@@ -4,6 +4,7 @@ The interpreter must be asked for before triton is imported, so where there is n
 itself in a process of its own, on tiny inputs cut into tiny tiles.
 """
 
+import importlib
 import math
 import os
 import subprocess
@@ -16,7 +17,9 @@ import torch
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import choice, reference, selfcheck, triton, triton_ops
 from tests.models.scan.cases import (
+    SUBSETS,
     assert_close,
+    assert_gradients_asked_for,
     assert_like_reference,
     image,
     leaves,
@@ -34,6 +37,7 @@ def kernels(test):
     return test if INTERPRETED else pytest.mark.gpu(test)
 
 
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 every_cut = pytest.mark.usefixtures("cut")
 
 
@@ -171,6 +175,53 @@ def test_the_same_call_gives_the_same_bits():
 
 
 @kernels
+@pytest.mark.parametrize("names", SUBSETS)
+@pytest.mark.parametrize("wanted", [1, 64], ids=["merged", "in sections"])
+def test_gradients_nobody_asks_for_change_no_bit_of_the_others(monkeypatch, wanted, names):
+    monkeypatch.setattr(triton_ops, "wanted_programs", lambda _: wanted)
+    arguments = on_device(image(1, 5, 1, 5, 2))  # two chunks
+    # The GPU's compiler may fuse other multiplications where the code around them is another.
+    assert_gradients_asked_for(triton, "ss2d_scan", arguments, names, 0 if INTERPRETED else 2e-6)
+
+
+@kernels
+@pytest.mark.parametrize("names", SUBSETS[:2])
+def test_gradients_asked_for_of_a_sequence(names):
+    arguments = on_device(sequence(2, 4, 9, 2, groups=2))
+    assert_gradients_asked_for(
+        triton, "selective_scan", arguments, names, 0 if INTERPRETED else 2e-6,
+        delta_softplus=True,
+    )  # fmt: skip
+
+
+@kernels
+def test_kernels_are_told_what_is_wanted_and_no_array_is_made_for_the_rest(monkeypatch):
+    kernels = importlib.import_module("robustcli.models.scan.triton_backward")
+    told, kernel = [], kernels.backward
+
+    class Spy:
+        def __getitem__(self, grid):
+            def launch(*arguments, **settings):
+                told.append((arguments, settings))
+                return kernel[grid](*arguments, **settings)
+
+            return launch
+
+    monkeypatch.setattr(kernels, "backward", Spy())
+    arguments = on_device(image(1, 2, 2, 2, 2))
+    for name in ("x", "C"):
+        arguments[name].requires_grad_()
+    triton.ss2d_scan(**arguments).sum().backward()
+    (given, settings), places = told[0], kernel.arg_names
+    flags = {name.removeprefix("OF_") for name, yes in settings.items() if "OF_" in name and yes}
+    assert flags == {"X", "C"}
+    slope = given[places.index("dy")]
+    targets = ("dx", "ddelta", "dA", "dB", "dC", "dskip", "dbias")
+    made = {name for name in targets if given[places.index(name)] is not slope}
+    assert made == {"dx", "dC"}
+
+
+@kernels
 def test_the_door_tries_the_kernels_first(monkeypatch):
     errors = []
 
@@ -242,5 +293,13 @@ def test_operators_pass_torchs_own_checks():
     tensors = [t.contiguous().requires_grad_() for t in by_step]
     torch.library.opcheck(
         torch.ops.robustcli.scan_triton, (*tensors, 1, 5, 0, 3, True, True),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        test_utils=CHECKS,
     )  # fmt: skip
+    tensors = [t.detach() for t in tensors]
+    y, state, borders = triton_ops.scan_triton(*tensors, 1, 5, 0, 3, True, True)
+    ones = torch.ones_like(y), torch.ones_like(state)
+    for asked in ([True] * 7, [True, True, False, True, True, False, False], [False] * 6 + [True]):
+        torch.library.opcheck(
+            torch.ops.robustcli.scan_triton_backward,
+            (*tensors, borders, 1, 5, 0, 3, True, *ones, asked), test_utils=CHECKS,
+        )  # fmt: skip

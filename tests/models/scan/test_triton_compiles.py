@@ -14,12 +14,21 @@ HALF = ("x", "delta", "B", "C", "ddelta")
 FLOAT = ("A", "skip", "bias", "out", "state", "borders", "starts", "spans", "dy", "ends", "before",
          "slopes", "dx", "dA", "dB", "dC", "dskip", "dbias")  # fmt: skip
 TILE = {"N": 3, "NB": 4, "T": 32, "DB": 32}
+EVERYTHING = dict.fromkeys(
+    ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "SLOPES"), True
+)
+BACK = TILE | {"SOFTPLUS": True}
+FROZEN = {"OF_A": False, "OF_D": False, "OF_BIAS": False}
+ONLY_X = dict.fromkeys(EVERYTHING, False) | {"OF_X": True, "SLOPES": True}
 KERNELS = [
     (triton_kernels.forward, TILE | {"SOFTPLUS": True, "KEEP": True, "LOCAL": False}),
     (triton_kernels.forward, TILE | {"SOFTPLUS": False, "KEEP": False, "LOCAL": True}),
     (triton_kernels.carry, {"N": 3, "NB": 4, "DB": 32, "REVERSED": True}),
     (triton_backward.slope_ends, TILE | {"SOFTPLUS": True}),
-    (triton_backward.backward, TILE | {"SOFTPLUS": True}),
+    (triton_backward.backward, BACK | EVERYTHING),
+    (triton_backward.backward, BACK | EVERYTHING | FROZEN),
+    (triton_backward.backward, BACK | ONLY_X),
+    (triton_backward.backward, BACK | dict.fromkeys(EVERYTHING, False) | {"OF_D": True}),
 ]
 
 
