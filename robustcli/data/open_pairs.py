@@ -62,6 +62,7 @@ def _opened(data: str) -> PairIndex:
         grouping=layout.grouping,
         available=len(layout.pairs),
         demonstration=dataset is not None,
+        tolerance=layout.tolerance,
     )
 
 

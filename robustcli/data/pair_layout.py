@@ -21,10 +21,12 @@ class Layout:
     Args:
         pairs: In no particular order.
         grouping: What a group is, in the singular: `patient`, `photo`, `image`.
+        tolerance: See `PairIndex`.
     """
 
     pairs: tuple[PairRef, ...]
     grouping: str
+    tolerance: int | None = None
 
 
 def pair(image: Entry, mask: Entry, group: str | None = None, split: str | None = None) -> PairRef:

@@ -16,6 +16,8 @@ _MASK = "_mask"
 _SPLITS = ("train", "val", "test")
 # 17278960_15_r1c2: tile in row 1 and column 2 of the aerial photo 17278960_15.
 _TILE = re.compile(r"_r\d+c\d+$")
+# Pixels: the true roads are centre lines of a map, drawn with one width, so their borders are off.
+_ROAD_TOLERANCE = 3
 
 
 def find_layout(location: Path, entries: Sequence[Entry]) -> Layout:
@@ -64,7 +66,8 @@ def by_split(location: Path, entries: Sequence[Entry]) -> Layout | None:
     """`tiff/<split>/<name>.tiff` and `tiff/<split>_labels/<name>.tif`: Massachusetts Roads.
 
     The splits are those of the folders; a group is the aerial photo that tiles were cut from.
-    Source: kaggle.com/datasets/balraj98/massachusetts-roads-dataset; Mnih 2013.
+    Source: kaggle.com/datasets/balraj98/massachusetts-roads-dataset; V. Mnih, Machine Learning for
+    Aerial Image Labeling, PhD thesis, University of Toronto, 2013, also for the tolerance.
     """
     inside = below(entries, "tiff") or entries
     if not any(below(inside, split) and below(inside, f"{split}_labels") for split in _SPLITS):
@@ -76,7 +79,7 @@ def by_split(location: Path, entries: Sequence[Entry]) -> Layout | None:
             location / split, below(inside, split), below(inside, f"{split}_labels")
         )
     ]
-    return Layout(tuple(pairs), "photo")
+    return Layout(tuple(pairs), "photo", _ROAD_TOLERANCE)
 
 
 def _matched(

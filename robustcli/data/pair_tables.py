@@ -89,7 +89,7 @@ def with_groups(layout: Layout, path: Path) -> Layout:
         for one in layout.pairs
         if (row := row_of[one.image_id]) is not None
     )
-    return Layout(tuple(pairs), grouping)
+    return replace(layout, pairs=tuple(pairs), grouping=grouping)
 
 
 def _groups(columns: Mapping[str, list[str]]) -> tuple[str, list[str]] | None:

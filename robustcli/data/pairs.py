@@ -43,6 +43,8 @@ class PairIndex:
         available: How many there were before a part was taken.
         subset: In words, which part was taken; None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
+        tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
+            where the field counts this data set so; else None.
     """
 
     name: str
@@ -52,6 +54,7 @@ class PairIndex:
     available: int = 0
     subset: str | None = None
     demonstration: bool = False
+    tolerance: int | None = None
 
     @property
     def digest(self) -> str:

@@ -18,7 +18,7 @@ from robustcli.evaluation.class_rows import ClassRows
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.describe import dataset_record, model_record
 from robustcli.evaluation.listener import Listener
-from robustcli.evaluation.record import ModelRecord
+from robustcli.evaluation.record import DatasetRecord, ModelRecord
 from robustcli.evaluation.samples import Sample, first_readable
 from robustcli.evaluation.store import PREDICTION_SCHEMA, Cell
 from robustcli.evaluation.task import Data, Task
@@ -30,7 +30,6 @@ class Classification(Task[Classifier]):
     """Which class an image shows."""
 
     name: ClassVar[Literal["cls", "seg"]] = "cls"
-    schema: ClassVar[pa.Schema] = PREDICTION_SCHEMA
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 128, "mps": 64, "cpu": 32}
 
     def check(self, config: EvalConfig) -> None:
@@ -86,7 +85,11 @@ class Classification(Task[Classifier]):
             config.apply_at == "crop",
         )
 
-    def answering(self, model: Classifier) -> ClassRows:
+    def schema(self, dataset: DatasetRecord) -> pa.Schema:
+        """See `Task.schema`."""
+        return PREDICTION_SCHEMA
+
+    def answering(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
         """See `Task.answering`."""
         return ClassRows(model)
 

@@ -60,6 +60,7 @@ def pairs_record(index: PairIndex) -> DatasetRecord:
         subset=index.subset,
         demonstration=index.demonstration,
         digest=index.digest,
+        tolerance=index.tolerance,
     )
 
 

@@ -104,11 +104,14 @@ def _is_downloaded(entry: ModelEntry) -> bool:
 def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
     """Seconds for `share` of the run: images are made by workers, models run on the device."""
     task, images = selection.task, len(selection.data.items)
+    dataset = selection.data.record
     loaded = [task.trial_model(request) for request in config.models]
     models = {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
     trial = _trial(config, selection, models)
     cells = len(selection.cells)
-    answering = cells * sum(_seconds_an_image(task.answering(m), trial) for m in models.values())
+    answering = cells * sum(
+        _seconds_an_image(task.answering(m, dataset), trial) for m in models.values()
+    )
     cores = os.cpu_count() or 1
     on_cpu = selection.device.type == "cpu"
     both = trial.seconds + answering if on_cpu else max(trial.seconds, answering)

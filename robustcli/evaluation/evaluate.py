@@ -20,7 +20,7 @@ from robustcli.evaluation.listener import Listener, Silent
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Plan, starting_block
 from robustcli.evaluation.prepare import Selection, load_models, make_plan, open_run, select
-from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.record import DatasetRecord, read_record, write_record
 from robustcli.evaluation.runner import Runner
 from robustcli.evaluation.samples import write_samples
 from robustcli.evaluation.sessions import Session, write_session
@@ -45,7 +45,7 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     try:
         with taken_slot(selection.run) as slot:
             _write_samples(config, selection, models)
-            _compute(config, selection, models, plan, slot, listener)
+            _compute(config, selection, models, record.dataset, plan, slot, listener)
         with _lock(selection.run):
             selection.task.finish(selection.run, selection.data, models)
         status = "complete" if _is_complete(selection.run, plan) else "partial"
@@ -65,8 +65,8 @@ def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, A
 
 
 def _compute(
-    config: EvalConfig, selection: Selection, models: dict[str, Any], plan: Plan, slot: int,
-    listener: Listener,
+    config: EvalConfig, selection: Selection, models: dict[str, Any], dataset: DatasetRecord,
+    plan: Plan, slot: int, listener: Listener,
 ) -> None:  # fmt: skip
     missing = list(plan.missing(starting_block(slot, plan.block_count)))
     listener.start(plan.forwards, plan.forwards - sum(block.forwards for block in missing))
@@ -76,9 +76,9 @@ def _compute(
     batch_size = min(config.batch_size or task.batch_sizes[device.type], plan.block_size)
     preparation = task.preparation(models, selection.cells, config)
     source = Source(plan, preparation, tuple(block.block for block in missing), batch_size)
-    answering = {name: task.answering(model) for name, model in models.items()}
+    answering = {name: task.answering(model, dataset) for name, model in models.items()}
     most = int(config.allow_unreadable * len(plan.images))
-    runner = Runner(plan.store, source, answering, task.schema, listener, most)
+    runner = Runner(plan.store, source, answering, task.schema(dataset), listener, most)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:

@@ -9,15 +9,22 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.evaluation.forward import Forward
 from robustcli.evaluation.loader import Batch
 from robustcli.evaluation.moved_pairs import Mask, MaskedImages
+from robustcli.evaluation.relaxed import near_counts
 from robustcli.evaluation.sessions import ModelCost
 from robustcli.evaluation.surfaces import surface_distance
 from robustcli.evaluation.task import Row
 
 
 class MaskRows:
-    """One segmenter answering batches of masked images."""
+    """One segmenter answering batches of masked images.
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    Args:
+        segmenter: On its device.
+        tolerance: Of the data, in pixels; None for data without.
+    """
+
+    def __init__(self, segmenter: Segmenter, tolerance: int | None = None) -> None:
+        self.tolerance = tolerance
         self.threshold = segmenter.preprocessing.threshold
         self.forward = Forward(segmenter.facts.name, segmenter.device, segmenter.probabilities)
 
@@ -27,20 +34,26 @@ class MaskRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
-        """One row an image (columns: `store.MASK_SCHEMA`)."""
+        """One row an image (columns: `store.mask_schema`)."""
         pieces = self.forward(batch.inputs.images)
         found = [probability >= self.threshold for piece in pieces for probability in piece]
         both = zip(batch.image_ids, batch.inputs.groups, found, batch.inputs.masks, strict=True)
         return [
-            {"image_id": name, "group": group, **mask_row(prediction, truth)}
+            {"image_id": name, "group": group, **mask_row(prediction, truth, self.tolerance)}
             for name, group, prediction, truth in both
         ]
 
 
-def mask_row(prediction: Mask, truth: Mask) -> Row:
-    """What a row says of a predicted and a true mask, both (H, W)."""
+def mask_row(prediction: Mask, truth: Mask, tolerance: int | None = None) -> Row:
+    """What a row says of a predicted and a true mask, both (H, W).
+
+    Args:
+        prediction: Where foreground was found.
+        truth: Where it is.
+        tolerance: In pixels, for the counts of `relaxed`; None leaves them out.
+    """
     outlines = surface_distance(prediction, truth)
-    return {
+    row: Row = {
         "tp": _pixels(prediction & truth),
         "fp": _pixels(prediction & ~truth),
         "fn": _pixels(~prediction & truth),
@@ -48,6 +61,7 @@ def mask_row(prediction: Mask, truth: Mask) -> Row:
         "hd95": None if outlines is None else outlines.hd95,
         "boundary_dice": None if outlines is None else outlines.boundary_dice,
     }
+    return row if tolerance is None else row | near_counts(prediction, truth, tolerance)
 
 
 def _pixels(mask: NDArray[np.bool_]) -> int:

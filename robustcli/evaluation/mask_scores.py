@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from robustcli.evaluation.bootstrap import Bootstrap
 from robustcli.evaluation.intervals import Interval
+from robustcli.evaluation.relaxed import relaxed_scores
 
 _COUNTS = ["tp", "fp", "fn"]
 Values = NDArray[np.float64]
@@ -45,6 +46,12 @@ class MaskScores:
         hd95: Median over images of the 95 % Hausdorff distance, in pixels, where both masks are
             there; so is `boundary_dice`.
         boundary_dice: Mean over images of the surface dice at 2 pixels.
+        relaxed_precision: See `relaxed`; None for data without a tolerance. So are the other five.
+        relaxed_precision_low: See `dice_low`.
+        relaxed_precision_high: See `dice_high`.
+        relaxed_recall: See `relaxed`.
+        relaxed_recall_low: See `dice_low`.
+        relaxed_recall_high: See `dice_high`.
     """
 
     n: int
@@ -63,6 +70,12 @@ class MaskScores:
     recall: float | None = None
     hd95: float | None = None
     boundary_dice: float | None = None
+    relaxed_precision: float | None = None
+    relaxed_precision_low: float | None = None
+    relaxed_precision_high: float | None = None
+    relaxed_recall: float | None = None
+    relaxed_recall_low: float | None = None
+    relaxed_recall_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,7 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
         _ratio(rows["tp"], true),
         _median(rows["hd95"]),
         _mean(rows["boundary_dice"].dropna().to_numpy(dtype=float)),
+        *relaxed_scores(rows, bootstrap),
     )
 
 

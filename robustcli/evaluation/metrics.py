@@ -26,6 +26,8 @@ SEG_COLUMNS = (
     *("model", "transform", "severity", "n", "groups", "dice", "dice_low", "dice_high"),
     *("iou", "iou_low", "iou_high", "dice_image", "dice_image_low", "dice_image_high"),
     *("dice_foreground", "precision", "recall", "hd95", "boundary_dice"),
+    *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
+    *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
     *("clean_dice", "drop", "drop_low", "drop_high", "retention"),
     *("unchanged_share", "psnr_db", "paired_groups"),
 )

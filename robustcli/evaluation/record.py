@@ -6,7 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.core.atomic import write_text
@@ -81,7 +87,10 @@ class TransformRecord(Record):
 
 
 class DatasetRecord(Record):
-    """The images: how many, which, and the hash of their ids and labels in order."""
+    """The images: how many, which, and the hash of their ids and labels in order.
+
+    `tolerance` (pixels) is written only of data whose masks are compared with one.
+    """
 
     name: str
     location: str
@@ -92,6 +101,14 @@ class DatasetRecord(Record):
     subset: str | None
     demonstration: bool
     digest: str
+    tolerance: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _known_to_older_versions(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = rest(self)
+        if told.get("tolerance", 0) is None:
+            del told["tolerance"]
+        return told
 
 
 class RunRecord(Record):

@@ -33,6 +33,8 @@ def joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
             difference,
             "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
         )
+    # A run that was begun before rows knew the tolerance goes on without: no cell is half of each.
+    dataset = new.dataset.model_copy(update={"tolerance": old.dataset.tolerance})
     names = {model.name for model in old.models}
     cells = {(t.name, t.severity) for t in old.transforms}
     return new.model_copy(
@@ -40,6 +42,7 @@ def joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
             "command": "\n".join(dict.fromkeys([*old.command.splitlines(), new.command])),
             "created": old.created,
             "block_size": old.block_size,
+            "dataset": dataset,
             "models": [*old.models, *(m for m in new.models if m.name not in names)],
             "transforms": [
                 *old.transforms,

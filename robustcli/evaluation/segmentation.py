@@ -22,10 +22,10 @@ from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.mask_rows import MaskRows
 from robustcli.evaluation.moved_pairs import PairPreparation
 from robustcli.evaluation.panels import draw_panels
-from robustcli.evaluation.record import ModelRecord
+from robustcli.evaluation.record import DatasetRecord, ModelRecord
 from robustcli.evaluation.samples import Sample, first_pair
 from robustcli.evaluation.split_choice import choose_part
-from robustcli.evaluation.store import MASK_SCHEMA, Cell
+from robustcli.evaluation.store import Cell, mask_schema
 from robustcli.evaluation.task import Data, Task
 from robustcli.evaluation.training_data import TrainingData, parts_of, training_data
 from robustcli.transforms.registry import TransformCell
@@ -35,7 +35,6 @@ class Segmentation(Task[Segmenter]):
     """Where something is in an image."""
 
     name: ClassVar[Literal["cls", "seg"]] = "seg"
-    schema: ClassVar[pa.Schema] = MASK_SCHEMA
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 16, "cpu": 8}
 
     def check(self, config: EvalConfig) -> None:
@@ -76,9 +75,13 @@ class Segmentation(Task[Segmenter]):
         """See `Task.preparation`: all segmenters get the same pixels."""
         return PairPreparation(cells, config.seed)
 
-    def answering(self, model: Segmenter) -> MaskRows:
+    def schema(self, dataset: DatasetRecord) -> pa.Schema:
+        """See `Task.schema`."""
+        return mask_schema(dataset.tolerance)
+
+    def answering(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
         """See `Task.answering`."""
-        return MaskRows(model)
+        return MaskRows(model, dataset.tolerance)
 
     def sample(
         self, data: Data, models: Mapping[str, Segmenter], config: EvalConfig

@@ -3,7 +3,8 @@
 A block file exists whole or not at all, so the files are the record of what is done:
 `RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said
 (PREDICTION_SCHEMA of a classifier, MASK_SCHEMA of a segmenter: pixel counts at the image's own
-size; distances in pixels, null where the mask or the prediction is empty),
+size; distances in pixels, null where the mask or the prediction is empty; `predicted_near` and
+`true_near` only of data that have a tolerance),
 `RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did.
 """
 
@@ -29,7 +30,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("target_probability", pa.float32()),
     ]
 )
-MASK_SCHEMA = pa.schema(
+_EXACT_MASK_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("group", pa.string()),
@@ -37,6 +38,9 @@ MASK_SCHEMA = pa.schema(
         ("hd95", pa.float64()),
         ("boundary_dice", pa.float64()),
     ]
+)
+MASK_SCHEMA = pa.schema(
+    [*_EXACT_MASK_SCHEMA, ("predicted_near", pa.int64()), ("true_near", pa.int64())]
 )
 INPUT_SCHEMA = pa.schema(
     [
@@ -82,7 +86,10 @@ class Store:
         return _read(self.prediction_path(model, cell, 0).parent, PREDICTION_SCHEMA)
 
     def masks(self, model: str, cell: Cell) -> pd.DataFrame:
-        """The finished rows of one segmenter and cell, in image order (columns: MASK_SCHEMA)."""
+        """The finished rows of one segmenter and cell, in image order (columns: MASK_SCHEMA).
+
+        Columns that a file does not have are null.
+        """
         return _read(self.prediction_path(model, cell, 0).parent, MASK_SCHEMA)
 
     def inputs(self, view: str, cell: Cell) -> pd.DataFrame:
@@ -95,6 +102,15 @@ class Store:
 
     def _cell_path(self, table: str, cell: Cell) -> Path:
         return self.run / table / f"transform={cell.transform}" / f"severity={cell.severity}"
+
+
+def mask_schema(tolerance: int | None) -> pa.Schema:
+    """The columns that rows of segmenters are written with.
+
+    Args:
+        tolerance: Of the data, in pixels; None for data without, whose rows need fewer columns.
+    """
+    return _EXACT_MASK_SCHEMA if tolerance is None else MASK_SCHEMA
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:

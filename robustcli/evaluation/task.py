@@ -72,12 +72,10 @@ class Answering(Protocol):
 class Task(ABC, Generic[ModelT]):
     """One kind of model, from settings to rows.
 
-    `schema` are the columns of its rows, `batch_sizes` the images that it sends through a model at
-    once, by type of device.
+    `batch_sizes` are the images that it sends through a model at once, by type of device.
     """
 
     name: ClassVar[Literal["cls", "seg"]]
-    schema: ClassVar[pa.Schema]
     batch_sizes: ClassVar[Mapping[str, int]]
 
     @abstractmethod
@@ -111,8 +109,12 @@ class Task(ABC, Generic[ModelT]):
         """How a batch for `models` is made of decoded images."""
 
     @abstractmethod
-    def answering(self, model: ModelT) -> Answering:
-        """`model`, answering batches of `preparation`."""
+    def schema(self, dataset: DatasetRecord) -> pa.Schema:
+        """The columns of the rows of `dataset`."""
+
+    @abstractmethod
+    def answering(self, model: ModelT, dataset: DatasetRecord) -> Answering:
+        """`model`, answering batches of `preparation`, with rows that `dataset` asks for."""
 
     @abstractmethod
     def sample(self, data: Data, models: Mapping[str, ModelT], config: EvalConfig) -> Sample | None:

@@ -10,7 +10,7 @@ from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.numbers import EN_DASH, as_printed, fraction, fraction_range
 from robustcli.reports.published import published
 from robustcli.reports.terminal import Kind, comparison_table, grid
-from robustcli.reports.training import read_training
+from robustcli.reports.training import Held, read_training
 from robustcli.reports.training_scores import Score, group_score, pooled
 
 
@@ -47,15 +47,12 @@ def training_table(run: Path) -> str:
     """
     training = read_training(run)
     record, printed = training.record, published(training.record.model)
+    relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
+    held = ((record.model, training.test), ("otsu", training.baseline))
     rows = [
-        _scored(
-            name,
-            group_score(held.numbers),
-            fraction(held.numbers["dice_foreground"]),
-            f"{record.grouping}s",
-        )
-        for name, held in ((record.model, training.test), ("otsu", training.baseline))
-        if held is not None
+        (*_own(name, one, f"{record.grouping}s"), *(fraction(one.numbers[c]) for c in relaxed))
+        for name, one in held
+        if one is not None
     ]
     paper = pooled(training)
     if paper is not None:
@@ -71,8 +68,14 @@ def training_table(run: Path) -> str:
         "IoU",
         "95 % interval",
         "mean over",
+        *(column.replace("_", " ") for column in relaxed),
     )
-    return _plain(grid(header, rows))
+    return _plain(grid(header, [(*row, *("",) * (len(header) - len(row))) for row in rows]))
+
+
+def _own(name: str, held: Held, over: str) -> tuple[str, ...]:
+    foreground = fraction(held.numbers["dice_foreground"])
+    return _scored(name, group_score(held.numbers), foreground, over)
 
 
 def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, ...]:

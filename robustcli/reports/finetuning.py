@@ -91,6 +91,12 @@ class Finetuning:
         return next((one for one in self.modes if one.mode == mode), None)
 
     @property
+    def tolerance(self) -> int | None:
+        """See `Training.tolerance`; a number that only some modes have is missing of the others."""
+        known = [one.training.tolerance for one in self.modes]
+        return next((pixels for pixels in known if pixels is not None), None)
+
+    @property
     def training(self) -> Training | None:
         """Any of the trainings: all have the same data and recipe."""
         measured = [one.training for one in self.modes if one.training.test is not None]

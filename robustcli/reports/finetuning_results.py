@@ -10,6 +10,8 @@ from robustcli.reports.finetuning_scores import against_full, frozen_elements, s
 _MASKS = (
     *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
     *("dice_image", "dice_foreground", "precision", "recall"),
+    *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
+    *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
 )
 _COUNTS = (
     *("n", "groups", "epochs", "chosen_epoch", "iterations", "iterations_measured"),

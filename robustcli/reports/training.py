@@ -68,6 +68,11 @@ class Training:
         return len(self.metrics)
 
     @property
+    def tolerance(self) -> int | None:
+        """What masks were compared with, in pixels; None for data without, or not measured yet."""
+        return None if self.test is None else self.test.findings.record.dataset.tolerance
+
+    @property
     def groups(self) -> str:
         """What the groups of images are, in the plural."""
         return f"{self.record.grouping}s"

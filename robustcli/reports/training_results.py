@@ -14,6 +14,8 @@ _MASKS = (
     *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
     *("dice_image", "dice_image_low", "dice_image_high", "dice_foreground", "precision", "recall"),
     *("hd95", "boundary_dice"),
+    *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
+    *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
 )
 _PAPER = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
 _COUNTS = ("n", "groups", "params", "epochs", "chosen_epoch", "peak_memory_bytes", "weights_bytes")

@@ -40,6 +40,7 @@ def test_a_parent_gives_the_same_ids_and_digest(shared: Path) -> None:
 def test_roads(shared: Path) -> None:
     index = open_pairs(str(shared / "massachusetts_roads"))
     assert (len(index.pairs), len(index.groups), index.grouping) == (89, 38, "photo")
+    assert index.tolerance == 3
     assert Counter(pair.split for pair in index.pairs) == {"train": 70, "val": 10, "test": 9}
     splits_of = {
         group: {p.split for p in index.pairs if p.group == group} for group in index.groups

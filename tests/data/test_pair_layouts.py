@@ -59,7 +59,7 @@ def test_patients(prefix: str) -> None:
         f"{prefix}P{p}/P{p}_{n}{m}.tif" for p in (1, 2) for n in (1, 10) for m in ("", "_mask")
     ]
     found = _found(names)
-    assert found.grouping == "patient"
+    assert (found.grouping, found.tolerance) == ("patient", None)
     assert _pairs(found) == {
         f"P{p}/P{p}_{n}.tif": (f"{prefix}P{p}/P{p}_{n}_mask.tif", f"P{p}", None)
         for p in (1, 2)
@@ -80,7 +80,7 @@ def test_roads(prefix: str) -> None:
     names = [f"{prefix}{split}/{tile}.tiff" for split, tile in tiles.items()]
     names += [f"{prefix}{split}_labels/{tile}.tif" for split, tile in tiles.items()]
     found = _found(names)
-    assert found.grouping == "photo"
+    assert (found.grouping, found.tolerance) == ("photo", 3)
     assert _pairs(found) == {
         "train/10_15_r0c1.tiff": (f"{prefix}train_labels/10_15_r0c1.tif", "10_15", "train"),
         "val/11_15_r2c2.tiff": (f"{prefix}val_labels/11_15_r2c2.tif", "11_15", "val"),

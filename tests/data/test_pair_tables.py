@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -84,6 +85,12 @@ def test_groups_are_given_by_id_with_or_without_suffix(tmp_path: Path) -> None:
         ("b.1.png", "s2", "test"),
         ("x/a.jpg", "s1", "train"),
     ]
+
+
+def test_groups_leave_the_tolerance_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("image,photo\na,1\n")
+    layout = replace(_layout("a.png"), tolerance=3)
+    assert with_groups(layout, tmp_path / "groups.csv").tolerance == 3
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,17 @@ def pairs_in(folder: Path) -> PairIndex:
     return open_pairs(str(make_pairs(folder)))
 
 
+def make_roads(folder: Path) -> Path:
+    """The images of `make_pairs` in the folders of Massachusetts Roads, all to be tested on."""
+    for pair in pairs_in(folder.with_name("cells")).pairs:
+        for kind, ref in (("test", pair.image), ("test_labels", pair.mask)):
+            place = folder / "tiff" / kind / f"{Path(pair.image_id).stem.replace('-', '_r0c')}.tif"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(ref.path) as picture:
+                picture.save(place)
+    return folder
+
+
 def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalConfig:
     """A quick evaluation of Otsu's threshold in this process."""
     settings: dict[str, object] = {"workers": 0, "device": "cpu", "batch_size": 4} | changes

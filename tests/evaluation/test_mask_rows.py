@@ -8,7 +8,7 @@ from robustcli.adapters.mask_preprocessing import MaskPreprocessing
 from robustcli.evaluation.loader import Batch
 from robustcli.evaluation.mask_rows import MaskRows, mask_row
 from robustcli.evaluation.moved_pairs import MaskedImages
-from robustcli.evaluation.store import MASK_SCHEMA, Cell
+from robustcli.evaluation.store import MASK_SCHEMA, Cell, mask_schema
 
 
 class Reader:
@@ -41,10 +41,19 @@ def test_counts_are_of_pixels_at_or_above_the_threshold():
     image = picture([[255, 204, 203], [0, 230, 0]])
     truth = np.array([[1, 0, 1], [1, 1, 0]], bool)
     rows = MaskRows(Reader(0.8)).rows(batch(image, masks=[truth]))
-    assert list(rows[0]) == MASK_SCHEMA.names
+    assert list(rows[0]) == mask_schema(None).names
     counted = {name: rows[0][name] for name in ("tp", "fp", "fn", "tn")}
     assert counted == {"tp": 2, "fp": 1, "fn": 2, "tn": 1}, "204 of 255 is the threshold itself"
     assert (rows[0]["image_id"], rows[0]["group"]) == ("0.png", "g0.png")
+
+
+def test_a_tolerance_adds_what_is_near():
+    image = picture([[255, 0, 0, 0, 0, 255]])
+    truth = np.array([[0, 0, 1, 0, 0, 0]], bool)
+    row = MaskRows(Reader(0.5), 2).rows(batch(image, masks=[truth]))[0]
+    assert list(row) == MASK_SCHEMA.names
+    assert (row["predicted_near"], row["true_near"]) == (1, 1), "two pixels are near, three not"
+    assert (row["tp"], row["fp"], row["fn"]) == (0, 2, 1)
 
 
 def test_images_of_other_sizes_keep_their_order_when_memory_is_short():

@@ -33,6 +33,8 @@ def rows(*counts: tuple[str, int, int, int], pixels: int = 100) -> pd.DataFrame:
             "tn": [pixels - sum(one[1:]) for one in counts],
             "hd95": [float(number) for number in range(len(counts))],
             "boundary_dice": [0.5] * len(counts),
+            "predicted_near": np.nan,
+            "true_near": np.nan,
         }
     )[MASK_SCHEMA.names]
 
@@ -63,7 +65,7 @@ def test_any_two_masks_give_what_the_libraries_give(masks):
 @given(MASKS)
 def test_precision_and_recall_are_those_of_scikit_learn_where_they_exist(masks):
     prediction, truth = masks
-    row = pd.DataFrame([{"image_id": "a", "group": "a", **mask_row(prediction, truth)}])
+    row = pd.DataFrame([{"image_id": "a", "group": "a", **mask_row(prediction, truth, 0)}])
     scores = mask_scores(row, BOOTSTRAP)
     flat = [mask.ravel() for mask in (truth, prediction)]
     wanted = (
@@ -71,6 +73,8 @@ def test_precision_and_recall_are_those_of_scikit_learn_where_they_exist(masks):
         float(recall_score(*flat)) if truth.any() else None,
     )
     assert (scores.precision, scores.recall) == pytest.approx(wanted)
+    relaxed = (scores.relaxed_precision, scores.relaxed_recall)
+    assert relaxed == pytest.approx(wanted), "a tolerance of 0 relaxes nothing"
 
 
 def test_pixels_are_pooled_within_groups_and_groups_count_alike():
@@ -103,6 +107,7 @@ def test_what_cannot_be_given_is_none():
     scores = mask_scores(rows(("a", 0, 0, 0)).assign(hd95=np.nan, boundary_dice=np.nan), BOOTSTRAP)
     assert (scores.precision, scores.recall, scores.dice_foreground) == (None, None, None)
     assert (scores.hd95, scores.boundary_dice) == (None, None)
+    assert (scores.relaxed_precision, scores.relaxed_recall_high) == (None, None)
     assert (scores.dice, scores.dice_low, scores.dice_high) == (1.0, None, None), "one group"
     assert mask_scores(rows(), BOOTSTRAP).dice is None
 

@@ -50,3 +50,13 @@ def test_a_key_of_a_newer_program_is_named(tmp_path):
 
 def test_the_schema_version_stays():
     assert RunRecord.model_fields["schema_version"].default == 1
+
+
+@pytest.mark.parametrize("tolerance", [None, 3])
+def test_a_tolerance_is_written_only_where_the_data_have_one(tmp_path, tolerance):
+    record = read_record(build_run(tmp_path, RunPlan()))
+    dataset = record.dataset.model_copy(update={"tolerance": tolerance})
+    write_record(tmp_path, record.model_copy(update={"dataset": dataset}))
+    written = json.loads((tmp_path / FILE_NAME).read_text())["dataset"]
+    assert ("tolerance" in written) == (tolerance is not None)
+    assert read_record(tmp_path).dataset.tolerance == tolerance

@@ -1,5 +1,6 @@
 """Segmenters through the same store, resume and plan as classifiers."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +15,11 @@ from robustcli.evaluation.dry import forecast
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.listener import Silent
 from robustcli.evaluation.metrics import SEG_COLUMNS, table
-from robustcli.evaluation.record import read_record
+from robustcli.evaluation.record import read_record, write_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import MASK_SCHEMA, Cell, Store
 from robustcli.transforms.registry import image_seed, resolve
-from tests.evaluation.cells import OTSU, config, make_pairs, pairs_in
+from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.evaluation.trained import make_training
 
@@ -56,6 +57,36 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
             assert (row["fn"], row["tn"]) == ((~found & truth).sum(), (~found & ~truth).sum())
             assert row["group"] == pair.group
             assert np.isnan(row["hd95"]) == (not truth.any() or not found.any())
+
+
+def test_roads_have_relaxed_numbers_and_other_data_have_not(cells, tmp_path):
+    run = run_evaluation(config(make_roads(tmp_path / "roads"), tmp_path / "run", "fliplr"))
+    assert read_record(run).dataset.tolerance == 3
+    rows, numbers = Store(run).masks("otsu", Cell("identity", 0)), table(run).iloc[0]
+    predicted, true = (rows["tp"] + rows[other] for other in ("fp", "fn"))
+    assert ((rows["predicted_near"] >= rows["tp"]) & (rows["predicted_near"] <= predicted)).all()
+    assert numbers["relaxed_precision"] == rows["predicted_near"].sum() / predicted.sum()
+    assert numbers["relaxed_recall"] == rows["true_near"].sum() / true.sum()
+    assert numbers["relaxed_precision"] > numbers["precision"]
+    flipped = table(run).iloc[1]
+    assert flipped["relaxed_precision"] == numbers["relaxed_precision"], "a flip moves both masks"
+    other = run_evaluation(config(cells, tmp_path / "other"))
+    assert read_record(other).dataset.tolerance is None
+    assert table(other).filter(like="relaxed").isna().all(axis=None)
+
+
+def test_a_run_that_was_begun_without_a_tolerance_goes_on_without(tmp_path):
+    settings = config(make_roads(tmp_path / "roads"), tmp_path / "run", "fliplr")
+    run = run_evaluation(settings)
+    record = read_record(run)
+    old = record.dataset.model_copy(update={"tolerance": None})
+    write_record(run, record.model_copy(update={"dataset": old}))
+    shutil.rmtree(run / "predictions")
+    run_evaluation(replace(settings, transforms=("fliplr", "invert")))
+    assert read_record(run).dataset.tolerance is None
+    assert table(run).filter(like="relaxed").isna().all(axis=None)
+    again = run_evaluation(replace(settings, fresh=True))
+    assert table(again).filter(like="relaxed").notna().all(axis=None)
 
 
 def test_a_finished_run_says_what_it_was(cells, tmp_path):

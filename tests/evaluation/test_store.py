@@ -1,8 +1,16 @@
 """Rows go in and come out; the same rows give the same bytes."""
 
 import pandas as pd
+import pyarrow.parquet as pq
 
-from robustcli.evaluation.store import PREDICTION_SCHEMA, Cell, Store, write_rows
+from robustcli.evaluation.store import (
+    MASK_SCHEMA,
+    PREDICTION_SCHEMA,
+    Cell,
+    Store,
+    mask_schema,
+    write_rows,
+)
 
 CELL = Cell("affine", 2)
 
@@ -53,3 +61,22 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_rows(tmp_path / name, [row(0), row(1)], PREDICTION_SCHEMA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_rows_of_data_without_a_tolerance_are_written_and_read_as_ever(tmp_path):
+    counts = {"tp": 1, "fp": 2, "fn": 3, "tn": 4, "hd95": None, "boundary_dice": None}
+    path = Store(tmp_path).prediction_path("m", CELL, 0)
+    write_rows(path, [{"image_id": "a", "group": "g", **counts}], mask_schema(None))
+    assert pq.read_schema(path).names == ["image_id", "group", *counts]
+    rows = Store(tmp_path).masks("m", CELL)
+    assert list(rows.columns) == MASK_SCHEMA.names
+    assert rows[["predicted_near", "true_near"]].isna().all(axis=None)
+    assert rows[["tp", "fp", "fn", "tn"]].iloc[0].tolist() == [1, 2, 3, 4]
+
+
+def test_rows_of_data_with_a_tolerance_keep_their_counts(tmp_path):
+    row = dict.fromkeys(MASK_SCHEMA.names, 0) | {"image_id": "a", "group": "g"}
+    row |= {"predicted_near": 7, "true_near": 8}
+    write_rows(Store(tmp_path).prediction_path("m", CELL, 0), [row], mask_schema(3))
+    rows = Store(tmp_path).masks("m", CELL)
+    assert rows[["predicted_near", "true_near"]].iloc[0].tolist() == [7, 8]

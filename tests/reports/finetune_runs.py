@@ -63,6 +63,9 @@ class FinetunePlan:
     training: TrainPlan = IMAGES
 
 
+ROADS = FinetunePlan(training=replace(IMAGES, grouping="photo", dataset={"tolerance": 3}))
+
+
 def build_finetuning(run: Path, plan: FinetunePlan = FinetunePlan()) -> Path:
     """Writes the fine-tuning that `plan` describes and returns its directory."""
     run.mkdir(parents=True, exist_ok=True)

@@ -104,3 +104,13 @@ def test_a_training_stands_beside_otsu_and_the_paper(tmp_path: Path) -> None:
 def test_a_training_that_is_not_measured_shows_what_was_published(tmp_path: Path) -> None:
     run = build_training(tmp_path, TrainPlan(measured=False))
     assert len(training_table(run).splitlines()) == 3
+
+
+def test_a_training_on_roads_shows_the_relaxed_numbers(tmp_path: Path) -> None:
+    plan = TrainPlan(protocol="paper", dataset={"tolerance": 3})
+    lines = training_table(build_training(tmp_path, plan)).splitlines()
+    row = table(tmp_path / "test").iloc[0]
+    assert lines[0].endswith("relaxed precision    relaxed recall")
+    wanted = [f"{row['relaxed_precision']:.3f}", f"{row['relaxed_recall']:.3f}"]
+    assert lines[2].split()[-2:] == wanted
+    assert "batches of 16" in lines[4]

@@ -8,7 +8,7 @@ from robustcli.reports.finetuning import read_finetuning
 from robustcli.reports.finetuning_results import COLUMNS, finetuning_results
 from robustcli.reports.finetuning_scores import against_full
 from robustcli.reports.results import to_json
-from tests.reports.finetune_runs import HELD, TOTAL, FinetunePlan, build_finetuning
+from tests.reports.finetune_runs import HELD, ROADS, TOTAL, FinetunePlan, build_finetuning
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 
@@ -51,3 +51,10 @@ def test_every_column_is_documented() -> None:
     section = FORMATS.read_text(encoding="utf-8").split("## Fine-tuning")[1]
     named = set(re.findall(r"`([a-z_0-9]+)`", section))
     assert set(COLUMNS) <= named
+
+
+def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
+    found = read_finetuning(build_finetuning(tmp_path, ROADS))
+    assert found.tolerance == 3
+    row = finetuning_results(found).iloc[1]
+    assert row["relaxed_precision_low"] < row["relaxed_precision"] < row["relaxed_precision_high"]

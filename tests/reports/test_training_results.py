@@ -44,3 +44,11 @@ def test_what_is_missing_is_empty_and_null_and_counts_stay_whole(tmp_path: Path)
     assert "nan" not in lines[2].lower()
     assert ".0," not in lines[1].split("complete")[1][:5]
     assert pd.read_csv(tmp_path / "results.csv")["params"].tolist() == [703_885, 703_885]
+
+
+def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
+    roads = build_training(tmp_path / "a", TrainPlan(dataset={"tolerance": 3}))
+    runs = [read_training(run) for run in (roads, build_training(tmp_path / "b"))]
+    first, second = json.loads(to_json(training_results(runs)))
+    assert first["relaxed_recall_low"] < first["relaxed_recall"] < first["relaxed_recall_high"]
+    assert (second["relaxed_precision"], second["relaxed_recall_high"]) == (None, None)

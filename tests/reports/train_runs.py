@@ -57,6 +57,7 @@ def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
             groups=plan.groups,
             grouping=plan.grouping,
             base=plan.base,
+            dataset={"tolerance": plan.dataset.get("tolerance")},
         )
         build_masks(run / "test", held)
         otsu = (segmenter("otsu", parameters=0),)

@@ -27,13 +27,13 @@ from robustcli.reports.numbers import (
     with_range,
 )
 from robustcli.reports.sections.finetune_verdict import (
-    dice_of,
     mebibytes,
     megabytes,
     p_value,
     seconds,
 )
 from robustcli.reports.sections.masks import DETAILS, DETAILS_NOTE, details
+from robustcli.reports.sections.relaxed import RELAXED, relaxed_cells, relaxed_note
 from robustcli.reports.training import Held
 from robustcli.reports.training_scores import group_score
 
@@ -41,7 +41,8 @@ COSTS = (
     *("mode", "iterations/s", "s per iteration (middle half)", "trained parameters", "frozen"),
     *("optimizer", "peak memory", "training time", "epochs"),
 )
-SCORES = ("mode", "dice", "IoU", "dice minus full", "p")
+SCORES = ("mode", "dice", "IoU")
+COMPARED = ("dice minus full", "p")
 _COSTS_NOTE = (
     "Iterations: medians of training steps (forward, backward, update; without waiting for "
     "images), for freeze of those after the freeze. Training time is of all epochs with their "
@@ -73,27 +74,35 @@ def modes(found: Finetuning, gallery: FinetuningGallery) -> list[Block]:
 
 
 def _scores(found: Finetuning) -> list[Block]:
-    rows = [_score(found, run) for run in found.modes]
+    relaxed = () if found.tolerance is None else RELAXED
+    header = (*SCORES, *relaxed, *COMPARED)
+    none = cells(*(MISSING,) * (len(header) - 1))
+    rows: list[tuple[Text, ...]] = []
+    for run in found.modes:
+        test, compared = run.training.test, _compared(found, run)
+        own = none if test is None else (*_own(test, relaxed=bool(relaxed)), *compared)
+        rows.append((text(Mono(run.mode)), *own))
     otsu = _baseline(found)
     if otsu is not None:
-        score = group_score(otsu.numbers)
-        dice = with_range(score.dice, score.dice_low, score.dice_high)
-        iou = with_range(score.iou, score.iou_low, score.iou_high)
-        rows.append((text(Mono("otsu")), *cells(dice, iou, MISSING, MISSING)))
-    return [Table(cells(*SCORES), tuple(rows)), Paragraph(text(_SCORES_NOTE))]
+        own = _own(otsu, relaxed=bool(relaxed))
+        rows.append((text(Mono("otsu")), *own, *cells(MISSING, MISSING)))
+    notes = [Paragraph(text(_SCORES_NOTE)), *relaxed_note(found.tolerance)]
+    return [Table(cells(*header), tuple(rows)), *notes]
 
 
-def _score(found: Finetuning, run: ModeRun) -> tuple[Text, ...]:
-    name, test = text(Mono(run.mode)), run.training.test
-    if test is None:
-        return (name, *cells(*(MISSING,) * (len(SCORES) - 1)))
-    score, one = group_score(test.numbers), against_full(found, run.mode)
+def _own(held: Held, *, relaxed: bool) -> tuple[Text, ...]:
+    score = group_score(held.numbers)
+    dice = with_range(score.dice, score.dice_low, score.dice_high)
     iou = with_range(score.iou, score.iou_low, score.iou_high)
+    return (*cells(dice, iou), *(relaxed_cells(held.numbers) if relaxed else ()))
+
+
+def _compared(found: Finetuning, run: ModeRun) -> tuple[Text, ...]:
+    one = against_full(found, run.mode)
     if one is None:
-        return (name, *cells(dice_of(run), iou, MISSING, MISSING))
+        return cells(MISSING, MISSING)
     ends = "" if one.low is None else f" ({signed(one.low)} to {signed(one.high)})"
-    p = MISSING if one.p is None else p_value(one.p)
-    return (name, *cells(dice_of(run), iou, f"{signed(one.dice)}{ends}", p))
+    return cells(f"{signed(one.dice)}{ends}", MISSING if one.p is None else p_value(one.p))
 
 
 def _baseline(found: Finetuning) -> Held | None:

@@ -19,6 +19,7 @@ from robustcli.reports.document import (
 from robustcli.reports.finetuning import Finetuning
 from robustcli.reports.numbers import counted
 from robustcli.reports.rules import rule_words
+from robustcli.reports.sections.relaxed import relaxed_source
 from robustcli.reports.sections.settings import repeating
 from robustcli.reports.sections.training_course import data
 from robustcli.reports.sections.training_settings import recipe_table
@@ -51,6 +52,7 @@ def _choices(found: Finetuning) -> tuple[Text, ...]:
         _profile(found),
         text("Digest of the image list: ", Mono(record.dataset.digest), "."),
         text(f"Seed: {record.seed}."),
+        *relaxed_source(found.tolerance),
     )
 
 

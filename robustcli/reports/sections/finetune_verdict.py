@@ -13,6 +13,7 @@ from robustcli.reports.finetuning_scores import (
     pace_before,
 )
 from robustcli.reports.numbers import counted, decimal, duration, signed, with_range
+from robustcli.reports.sections.relaxed import relaxed_words
 from robustcli.reports.training_scores import group_score
 
 EQUAL = 0.01  # of dice: closer than that is called equal
@@ -20,8 +21,15 @@ CLEAR = 0.05
 
 
 def verdict(found: Finetuning) -> list[Text]:
-    """Dice, the difference to full fine-tuning, time, and memory; what is not measured is left."""
-    told = (*_dice(found), *_differences(found), *_time(found), *_memory(found), *_count(found))
+    """Scores, their difference to full fine-tuning, time, memory; what is not measured is left."""
+    told = (
+        *_dice(found),
+        *_relaxed(found),
+        *_differences(found),
+        *_time(found),
+        *_memory(found),
+        *_count(found),
+    )
     return [text(words) for words in told]
 
 
@@ -48,6 +56,19 @@ def _dice(found: Finetuning) -> list[str]:
         otsu = with_range(score.dice, score.dice_low, score.dice_high)
         told += f" Otsu's threshold on the same images: {otsu}."
     return [told]
+
+
+def _relaxed(found: Finetuning) -> list[str]:
+    """Beside dice, where the data have a tolerance."""
+    if found.tolerance is None:
+        return []
+    measured = [
+        f"{run.mode} {relaxed_words(run.training.test.numbers)}"
+        for run in found.modes
+        if run.training.test is not None
+    ]
+    how = f"{counted(found.tolerance, 'pixel')}, pixels of all images pooled"
+    return [f"Relaxed precision and recall ({how}): {', '.join(measured)}."]
 
 
 def _differences(found: Finetuning) -> list[str]:

@@ -17,6 +17,7 @@ from robustcli.reports.document import (
 )
 from robustcli.reports.findings import Findings
 from robustcli.reports.sections.mask_opening import grouping
+from robustcli.reports.sections.relaxed import relaxed_source
 from robustcli.reports.sections.settings import model_table, parameters, repeating
 
 _PARTS = {
@@ -53,6 +54,7 @@ def _choices(findings: Findings) -> tuple[Text, ...]:
         text("Digest of the image list: ", Mono(dataset.digest), "."),
         text("Transforms act on the decoded image, at its own size."),
         text(f"Seed: {record.seed}. Precision: {record.precision}."),
+        *relaxed_source(dataset.tolerance),
     )
 
 

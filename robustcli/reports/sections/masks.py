@@ -17,6 +17,7 @@ from robustcli.reports.sections.comparison import (
     drops,
     value_table,
 )
+from robustcli.reports.sections.relaxed import MEASURES, relaxed_note
 
 IOU = replace(DICE, column="iou", name="IoU")
 DETAILS = (
@@ -38,10 +39,23 @@ def masks(findings: Findings, gallery: Gallery) -> list[Block]:
         *([] if only_clean else drops(findings, DICE)),
         Heading(3, text("IoU, with its 95 % interval")),
         value_table(findings, IOU),
+        *_relaxed(findings),
         Heading(3, text("Single images, precision and recall, borders")),
         Paragraph(text(DETAILS_NOTE)),
         _detail_table(findings),
     ]
+
+
+def _relaxed(findings: Findings) -> list[Block]:
+    """Both relaxed numbers of every transform; nothing for data without a tolerance."""
+    tolerance = findings.record.dataset.tolerance
+    if tolerance is None:
+        return []
+    title = "Relaxed precision and recall, with their 95 % intervals"
+    blocks: list[Block] = [Heading(3, text(title)), *relaxed_note(tolerance)]
+    for measure in MEASURES:
+        blocks += [Paragraph(text(f"{measure.title}:")), value_table(findings, measure)]
+    return blocks
 
 
 DETAILS_NOTE = (

@@ -21,6 +21,7 @@ from robustcli.reports.document import (
 )
 from robustcli.reports.numbers import with_range
 from robustcli.reports.sections.masks import DETAILS, DETAILS_NOTE, details
+from robustcli.reports.sections.relaxed import RELAXED, relaxed_cells, relaxed_note
 from robustcli.reports.training import Training
 from robustcli.reports.training_scores import Score, group_score, pooled
 
@@ -33,11 +34,17 @@ def held_out(training: Training, strips: Sequence[Figure]) -> list[Block]:
     if not lines:
         return [heading, Paragraph(text("Not measured yet."))]
     group = training.record.grouping
-    header = ("model", f"dice per {group}", f"IoU per {group}")
-    scores = tuple(_scores(name, group_score(numbers)) for name, numbers in lines)
+    tolerance = training.tolerance
+    relaxed = () if tolerance is None else RELAXED
+    header = ("model", f"dice per {group}", f"IoU per {group}", *relaxed)
+    scores = tuple(
+        (*_scores(name, group_score(numbers)), *(relaxed_cells(numbers) if relaxed else ()))
+        for name, numbers in lines
+    )
     return [
         heading,
         Table(cells(*header), scores),
+        *relaxed_note(tolerance),
         *strips,
         Heading(3, text("Single images, precision and recall, borders")),
         Paragraph(text(DETAILS_NOTE)),

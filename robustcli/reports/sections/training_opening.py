@@ -6,6 +6,7 @@ from robustcli.evaluation.mask_scores import MaskComparison
 from robustcli.reports.document import Block, Heading, Mono, Paragraph, Strong, Text, marked, text
 from robustcli.reports.numbers import counted, fraction, fraction_range, signed, with_range
 from robustcli.reports.sections.notices import demonstration, subset
+from robustcli.reports.sections.relaxed import relaxed_words
 from robustcli.reports.training import Training
 from robustcli.reports.training_scores import Score, gain, group_score, headline, pooled
 from robustcli.training.record import Protocol
@@ -118,6 +119,9 @@ def _result(training: Training) -> list[Text]:
     held += "" if group == "image" else f" of {counted(int(numbers['groups']), group)}"
     told = f"On {held}: dice {_score(score)}, IoU {iou}, per {group}; 95 % intervals in brackets."
     told += f" Over images with foreground alone, dice per image is {foreground}."
+    if training.tolerance is not None:
+        told += f" Relaxed precision and recall ({counted(training.tolerance, 'pixel')}): "
+        told += f"{relaxed_words(numbers)}."
     return [text(told), *_against_otsu(training), *_paper(training)]
 
 

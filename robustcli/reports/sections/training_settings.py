@@ -16,6 +16,7 @@ from robustcli.reports.document import (
     text,
 )
 from robustcli.reports.numbers import MISSING, as_printed, counted
+from robustcli.reports.sections.relaxed import relaxed_source
 from robustcli.reports.sections.settings import repeating
 from robustcli.reports.training import Training
 from robustcli.training.nnunet.patchwise import Patchwise
@@ -103,7 +104,7 @@ def _choices(training: Training) -> tuple[Text, ...]:
     if record.weights_sha256:
         choices.append(text("Chosen weights: ", Mono("weights.safetensors"),
                             *_digest(record.weights_sha256)))  # fmt: skip
-    return tuple(choices)
+    return (*choices, *relaxed_source(training.tolerance))
 
 
 def _arguments(arguments: str) -> Text:

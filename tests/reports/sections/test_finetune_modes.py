@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,9 @@ import pytest
 from robustcli.reports.document import Figure
 from robustcli.reports.finetuning import read_finetuning
 from robustcli.reports.finetuning_gallery import FinetuningGallery
-from robustcli.reports.sections.finetune_modes import COSTS, SCORES, modes
-from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from robustcli.reports.sections.finetune_modes import COMPARED, COSTS, SCORES, modes
+from robustcli.reports.sections.relaxed import RELAXED, relaxed_cells
+from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 from tests.reports.sections.told import line_of, told
 
 GALLERY = FinetuningGallery(modes=(Figure("figures/modes.png", "Curves."),))
@@ -23,7 +25,8 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_modes_stand_beside_otsu(complete: str) -> None:
-    assert line_of(complete, "mode ") == list(SCORES)
+    assert line_of(complete, "mode ") == [*SCORES, *COMPARED]
+    assert "elaxed" not in complete
     full, freeze, otsu = (line_of(complete, f"`{name}`") for name in ("full", "freeze", "otsu"))
     assert full[3:] == ["\N{EN DASH}", "\N{EN DASH}"]
     assert freeze[3].startswith("-0.004 (-0.0")
@@ -68,3 +71,18 @@ def test_memory_that_nobody_measured_is_a_dash(tmp_path: Path) -> None:
     costs.write_text('{"trainable": 5, "optimizer_bytes": 20, "peak_memory_bytes": null}')
     page = told(modes(read_finetuning(run), GALLERY))
     assert line_of(page.split("What each mode cost")[1], "`full`")[6] == "\N{EN DASH}"
+
+
+def test_of_roads_the_relaxed_numbers_stand_beside_dice_and_iou(tmp_path: Path) -> None:
+    found = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
+    page = told(modes(found, GALLERY))
+    assert line_of(page, "mode ") == [*SCORES, *RELAXED, *COMPARED]
+    freeze = found.of("freeze")
+    assert freeze is not None
+    assert freeze.training.test is not None
+    shown = [str(cell[0]) for cell in relaxed_cells(freeze.training.test.numbers)]
+    assert line_of(page, "`freeze`")[3:5] == shown
+    assert line_of(page, "`freeze`")[5].startswith("-0.004 (")
+    assert line_of(page, "`scratch`")[1:] == ["\N{EN DASH}"] * 6
+    assert len(line_of(page, "`otsu`")) == 7
+    assert "within 3 pixels of a true one" in page

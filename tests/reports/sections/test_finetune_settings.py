@@ -4,7 +4,7 @@ import pytest
 
 from robustcli.reports.finetuning import read_finetuning
 from robustcli.reports.sections.finetune_settings import finetune_settings
-from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 from tests.reports.sections.told import line_of, told
 
 
@@ -58,3 +58,11 @@ def test_a_run_that_only_profiles_has_no_recipe_but_a_command(tmp_path: Path) ->
 )
 def test_what_is_not_there_is_said(tmp_path: Path, record: dict[str, object], words: str) -> None:
     assert words in settings(tmp_path, FinetunePlan(modes=(), record=record))
+
+
+def test_the_source_of_the_relaxed_numbers_is_told_of_roads_only(
+    tmp_path: Path, complete: str
+) -> None:
+    found = read_finetuning(build_finetuning(tmp_path, ROADS))
+    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in told(finetune_settings(found))
+    assert "Relaxed" not in complete

@@ -13,7 +13,7 @@ from robustcli.reports.sections.finetune_verdict import (
     seconds,
     verdict,
 )
-from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +148,19 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: Finetuning
     assert "After the freeze" not in page
     assert "By count" not in page
     assert "optimizer" not in page
+
+
+def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
+    tmp_path: Path, found: Finetuning
+) -> None:
+    roads = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
+    full = roads.of("full")
+    assert full is not None
+    assert full.training.test is not None
+    line = full.training.test.numbers
+    start = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
+    words = next(one for one in said(roads).splitlines() if one.startswith(start))
+    assert words.startswith(f"{start}{line['relaxed_precision']:.3f} (")
+    assert f" and {line['relaxed_recall']:.3f} (" in words
+    assert ", freeze 0." in words
+    assert "Relaxed" not in said(found)

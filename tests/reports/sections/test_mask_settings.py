@@ -39,3 +39,9 @@ def test_how_each_model_sees_an_image_is_stated(tmp_path: Path) -> None:
     assert line_of(inputs, "`b`")[1:] == [
         *("none: the whole image", "bgr", "probability 0.6225", "25 %")
     ]
+
+
+def test_the_source_of_the_relaxed_numbers_is_told_of_roads_only(tmp_path: Path) -> None:
+    roads = MaskPlan(dataset={"tolerance": 3})
+    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page(tmp_path / "a", roads)
+    assert "Relaxed" not in page(tmp_path / "b", MaskPlan())

@@ -28,6 +28,17 @@ def test_dice_and_iou_stand_with_their_intervals(tmp_path: Path) -> None:
     )
 
 
+def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path) -> None:
+    found = findings(tmp_path, MaskPlan(models=TWO, dataset={"tolerance": 3}))
+    page = told(masks(found, NO_PICTURES)).split("### Relaxed")[1].split("###")[0]
+    assert "within 3 pixels of a true one" in page
+    row = found.of_model("b").iloc[2]
+    for part, name in (("precision:", "relaxed_precision"), ("recall:", "relaxed_recall")):
+        assert line_of(page.split(f"Relaxed {part}")[1], "`affine`")[2] == (
+            f"{row[name]:.3f} ({row[f'{name}_low']:.3f}{DASH}{row[f'{name}_high']:.3f})"
+        )
+
+
 def test_a_drop_stands_with_its_paired_interval_and_retention(tmp_path: Path) -> None:
     found = findings(tmp_path)
     drops = told(masks(found, NO_PICTURES)).split("### Drop in dice")[1]
@@ -70,6 +81,7 @@ def test_the_details_of_a_transform_stand_together(tmp_path: Path) -> None:
 def test_one_model_needs_no_column_of_models(tmp_path: Path) -> None:
     page = told(masks(findings(tmp_path, MaskPlan()), NO_PICTURES))
     assert "**" not in page
+    assert "elaxed" not in page, "these data have no tolerance"
     assert line_of(page.split("### Single images")[1], "transform")[1] == "dice per image"
 
 

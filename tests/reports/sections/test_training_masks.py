@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from robustcli.reports.document import Figure
+from robustcli.reports.sections.relaxed import RELAXED, relaxed_cells
 from robustcli.reports.sections.training_masks import held_out, paper_protocol
 from robustcli.reports.training import read_training
 from robustcli.reports.training_scores import pooled
@@ -53,3 +54,15 @@ def test_faults_are_listed_before_anything_is_measured(tmp_path: Path) -> None:
     page = told(paper_protocol(read_training(build_training(tmp_path, plan))))
     assert "| counted" not in page
     assert FAULTS[0] in page
+
+
+def test_of_roads_the_relaxed_numbers_stand_beside_dice(tmp_path: Path) -> None:
+    plan = TrainPlan(grouping="photo", dataset={"tolerance": 3})
+    training = read_training(build_training(tmp_path, plan))
+    page = told(held_out(training, []))
+    assert line_of(page, "model") == ["model", "dice per photo", "IoU per photo", *RELAXED]
+    for name, held in (("ulvm_v5", training.test), ("otsu", training.baseline)):
+        assert held is not None
+        shown = [str(cell[0]) for cell in relaxed_cells(held.numbers)]
+        assert line_of(page, f"`{name}`")[3:] == shown
+    assert "within 3 pixels" in page

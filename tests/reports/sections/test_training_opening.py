@@ -112,3 +112,13 @@ def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:
 
 def test_nothing_is_limited_without_reason(tmp_path: Path) -> None:
     assert "**" not in page(tmp_path, TrainPlan())
+
+
+def test_of_roads_the_relaxed_numbers_are_told(tmp_path: Path) -> None:
+    training = read(tmp_path, TrainPlan(dataset={"tolerance": 3}))
+    assert training.test is not None
+    line = training.test.numbers
+    words = f"Relaxed precision and recall (3 pixels): {line['relaxed_precision']:.3f} ("
+    page = told(training_opening(training))
+    assert words in page
+    assert f" and {line['relaxed_recall']:.3f} (" in page

@@ -74,3 +74,9 @@ def test_everything_that_was_set_is_told(tmp_path: Path, fact: str) -> None:
 
 def test_weights_that_are_not_chosen_yet_are_not_named(tmp_path: Path) -> None:
     assert "Chosen weights" not in page(tmp_path, TrainPlan(measured=False))
+
+
+def test_the_source_of_the_relaxed_numbers_is_told_of_roads_only(tmp_path: Path) -> None:
+    roads = TrainPlan(dataset={"tolerance": 3})
+    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page(tmp_path / "a", roads)
+    assert "Relaxed" not in page(tmp_path / "b", TrainPlan())

@@ -1,0 +1,36 @@
+"""Roads as they were released: the relaxed numbers, against SciPy's distances."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt
+
+import robustcli
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.data.masks import decode_pair
+from robustcli.data.open_pairs import open_pairs
+
+ROADS = Path(__file__).parents[2].parent / "shared" / "data" / "massachusetts_roads"
+
+
+@pytest.mark.skipif(not ROADS.is_dir(), reason="needs ../shared")
+def test_relaxed_numbers_of_the_test_tiles(tmp_path):
+    run = robustcli.evaluate("otsu", ROADS, "identity", out=tmp_path, split="test", workers=0)
+    row, otsu = run.table().iloc[0], load_segmenter(ModelRequest("otsu"))
+    near, whole = np.zeros(2), np.zeros(2)
+    for pair in open_pairs(str(ROADS)).pairs:
+        if pair.split == "test":
+            image, truth = decode_pair(pair)
+            found = otsu.masks([image])[0]
+            both = ((found, truth), (truth, found))
+            near += [(distance_transform_edt(~there)[here] <= 3).sum() for here, there in both]
+            whole += [here.sum() for here, _ in both]
+    assert (row["n"], row["groups"]) == (9, 5)
+    assert row["relaxed_precision"] == pytest.approx(near[0] / whole[0])
+    assert row["relaxed_recall"] == pytest.approx(near[1] / whole[1])
+    assert row["relaxed_recall_low"] < row["relaxed_recall"] < row["relaxed_recall_high"]
+    page = run.report().read_text(encoding="utf-8")
+    assert f"| {row['relaxed_precision']:.3f} (" in page
+    assert "V. Mnih, Machine Learning for Aerial Image Labeling" in page
