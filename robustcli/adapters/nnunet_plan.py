@@ -120,7 +120,7 @@ class NnUNetPlan:
     def _intensities(self, channel: int) -> Intensities | None:
         known = self.plans.get("foreground_intensity_properties_per_channel") or {}
         found = known.get(str(channel))
-        if found is None:
+        if not found:
             return None
         keys = ("mean", "std", "percentile_00_5", "percentile_99_5")
         return Intensities(*(float(found[key]) for key in keys))

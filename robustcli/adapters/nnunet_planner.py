@@ -68,7 +68,8 @@ def make_plan(
     batch = batch_size(found, shape, images, classes=len(labels) + 1, features=features)
     batch = max(SMALLEST_BATCH, min(batch, most_batch or batch))
     settings = _settings(found, batch, shape, channels, features)
-    return NnUNetPlan(_plans(name, settings, shape), _dataset(channels, labels, images))
+    plans = _plans(name, settings, shape, len(channels))
+    return NnUNetPlan(plans, _dataset(channels, labels, images))
 
 
 def _settings(
@@ -110,7 +111,7 @@ _RESAMPLING = {
 }  # fmt: skip
 
 
-def _plans(name: str, settings: dict[str, Any], shape: Pair) -> dict[str, Any]:
+def _plans(name: str, settings: dict[str, Any], shape: Pair, channels: int) -> dict[str, Any]:
     return {
         "dataset_name": name,
         "plans_name": "nnUNetPlans",
@@ -122,7 +123,8 @@ def _plans(name: str, settings: dict[str, Any], shape: Pair) -> dict[str, Any]:
         "configurations": {"2d": settings},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        # Not measured: only CT's scheme reads them, but nnU-Net looks every channel up.
+        "foreground_intensity_properties_per_channel": {str(c): {} for c in range(channels)},
     }
 
 

@@ -14,6 +14,7 @@ from robustcli.adapters.classifier import AUTOCAST, Facts, Precision
 from robustcli.adapters.foreground import is_probability, raw_output
 from robustcli.adapters.mask_preprocessing import MaskPreprocessing
 from robustcli.adapters.nnunet_mirror import Mirrored
+from robustcli.adapters.nnunet_windows import covered_evenly
 from robustcli.adapters.weights_header import WeightsHeader
 from robustcli.adapters.windows import Padded, covered, padded
 
@@ -87,8 +88,9 @@ class Segmenter:
         if window == 0 or tuple(images.shape[2:]) == (window, window):
             return list(self._probabilities(images.to(self.device))[:, 0].cpu().numpy())
         overlap, at_once = self.preprocessing.overlap, max(WINDOWS, len(images))
+        cover = covered if self._nnunet is None else covered_evenly
         answers = (
-            covered(
+            cover(
                 image[None].float(), window, self._averaged, overlap=overlap, batch=at_once,
                 device=self.device,
             )

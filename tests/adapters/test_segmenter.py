@@ -17,9 +17,9 @@ from robustcli.adapters.mask_preprocessing import MaskPreprocessing
 from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.adapters.nnunet_mirror import Mirrored
 from robustcli.adapters.nnunet_normalise import Channel
+from robustcli.adapters.nnunet_windows import covered_evenly
 from robustcli.adapters.otsu import Otsu
 from robustcli.adapters.segmenter import Segmenter
-from robustcli.adapters.windows import covered
 from robustcli.models.registry import architecture
 from tests.models import golden
 
@@ -109,7 +109,7 @@ def test_nnunets_way_averages_flips_and_then_windows_before_the_sigmoid(
     how = NnUNetInference((Channel(),) * 3, axes)
     (found,) = segmenter(Ramp(), nnunet=how).probabilities([image])
     pixels = torch.from_numpy(how.normalised(image)).permute(2, 0, 1)[None]
-    scores = covered(pixels, 64, Mirrored(Ramp(), axes), overlap=0.5, batch=4, device=CPU)
+    scores = covered_evenly(pixels, 64, Mirrored(Ramp(), axes), overlap=0.5, batch=4, device=CPU)
     np.testing.assert_allclose(found, scores[0, 0].sigmoid(), atol=1e-6)
 
 
