@@ -12,15 +12,18 @@ from robustcli.data.datasets import SEGMENTATION
 from robustcli.data.defaults import default_data
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import BUNDLED
+from robustcli.training.recipes import BUNDLED, OWN
 
 TARGET = f"{BUNDLED}:stained"
 BUNDLED_MODELS = {"umamba": "umamba-pico"}
 """Network to the small one of its kind whose weights come with this program."""
+NNUNET = "nnunet"
 _WINDOW, _BATCH = 128, 4
 _STEPS = {False: 360, True: 60}
 """Of each mode by whether it shall be quick: 2 cores take them three times in under 10 minutes, or
 2; see `docs/finetune.md`."""
+_REPORTED_STEPS = 6000
+"""Of each mode by nnU-Net's recipe: "Exploring SSMs for Vision Tasks", 24 epochs of 250."""
 
 
 def with_defaults(config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
@@ -73,11 +76,40 @@ def light(training: TrainConfig, data: str) -> TrainConfig:
     )
 
 
-def light_steps(training: TrainConfig, data: str) -> int | None:
-    """Steps of each mode on bundled data; None where the recipe's epochs hold."""
-    if light(training, data) is training or training.epochs is not None:
+def as_nnunet(
+    training: TrainConfig, entry: ModelEntry, data: str, say: Callable[[str], None]
+) -> TrainConfig:
+    """`training` by nnU-Net's recipe, where it is a U-Mamba's and the user said nothing.
+
+    Args:
+        training: As typed.
+        entry: The network.
+        data: Name of the data set; on bundled data a smaller recipe serves.
+        say: Hears of it.
+    """
+    bundled = light(training, data) is not training
+    if entry.family != "umamba" or bundled or training.recipe or training.protocol != "patient":
+        return training
+    say(
+        "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
+        f"{NNUNET}-light` is the same for a CPU, `--recipe {OWN}` is ours."
+    )
+    return replace(training, recipe=NNUNET)
+
+
+def usual_steps(typed: TrainConfig, training: TrainConfig, data: str) -> int | None:
+    """Steps of each mode where the user says none; None where the recipe's epochs hold.
+
+    Args:
+        typed: The settings as typed.
+        training: With the recipe that `as_nnunet` names.
+        data: Name of the data set.
+    """
+    if typed.epochs is not None:
         return None
-    return _STEPS[training.quick]
+    if light(typed, data) is not typed:
+        return _STEPS[typed.quick]
+    return None if typed.quick or training.recipe == typed.recipe else _REPORTED_STEPS
 
 
 def no_weights(entry: ModelEntry) -> UsageError:

@@ -1,7 +1,8 @@
-"""A trained U-Mamba as a checkpoint of nnU-Net: `OUT/MODE/checkpoint_final.pth`.
+"""A trained U-Mamba as a results folder of nnU-Net: `OUT/MODE/nnunet/TRAINER__PLANS__2d/`.
 
-The plan in its `init_args` is that of the pretrained weights, or one like nnU-Net's, with this
-network's topology, two classes, and the normalisation that the network was trained with.
+The plan there and in the checkpoint's `init_args` is that of the pretrained weights, or one like
+nnU-Net's, with this network's topology, two classes, and the normalisation that the network was
+trained with.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 
 from robustcli.adapters import own
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.adapters.nnunet_plan import DATASET, NnUNetPlan
 from robustcli.adapters.nnunet_planner import make_plan
 from robustcli.adapters.nnunet_progress import Progress
 from robustcli.adapters.nnunet_schemes import CLASSES
-from robustcli.adapters.nnunet_write import write_checkpoint
+from robustcli.adapters.nnunet_write import write_results
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
 from robustcli.finetuning.setup import Setup
@@ -32,12 +33,15 @@ _IN_UNIT = "RGBTo01Normalization"
 
 
 def export_nnunet(setup: Setup, run: Path) -> bool:
-    """Writes the trained network of the mode in `run`; False where no plan can describe it.
+    """Writes the trained network of the mode in `run`, if that is not done; False if it cannot be.
 
-    That is where it is no U-Mamba, or its stages do not double their features up to a limit.
+    That is where it is no U-Mamba, or its stages do not double their features up to a limit, which
+    no plan describes.
     """
     if setup.entry.family != "umamba":
         return False
+    if any((run / NNUNET).glob(f"*/{DATASET}")):  # what is written last
+        return True
     network = own.load(
         setup.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
         options=setup.config.training.model_args,
@@ -47,7 +51,7 @@ def export_nnunet(setup: Setup, run: Path) -> bool:
     if plan.options["features"] != tuple(network.config.features):
         return False
     epochs = read_train_record(run).chosen_epoch or 0
-    write_checkpoint(run / NNUNET, network, plan=plan, fold="all", progress=Progress(epochs))
+    write_results(run / NNUNET, network, plan=plan, fold="all", progress=Progress(epochs))
     return True
 
 

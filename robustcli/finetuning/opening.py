@@ -124,9 +124,9 @@ def discard(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
     for mode in MODES:
         empty(run / mode)
-        for name in (ITERATIONS, COSTS, NNUNET):
+        for name in (ITERATIONS, COSTS):
             (run / mode / name).unlink(missing_ok=True)
-    for folder in (PROFILING, SWEPT):
+    for folder in (PROFILING, SWEPT, *(f"{mode}/{NNUNET}" for mode in MODES)):
         shutil.rmtree(run / folder, ignore_errors=True)
 
 

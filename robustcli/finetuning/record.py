@@ -5,7 +5,7 @@ OUT/gradients.parquet  the profile: a row per iteration and tensor (`gradients`)
 OUT/frozen.csv         a line per tensor: the columns of FROZEN
 OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES that was trained,
                        with `iterations.csv` (the columns of STEPS), `costs.json` (ModeCosts) and,
-                       of a U-Mamba, `checkpoint_final.pth`, which nnU-Net's U-Mamba loads
+                       of a U-Mamba, `nnunet/`, a results folder as nnU-Net's U-Mamba has it
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 PROFILE, DECISIONS, ITERATIONS, COSTS = (
     "gradients.parquet", "frozen.csv", "iterations.csv", "costs.json"
 )  # fmt: skip
-NNUNET = "checkpoint_final.pth"
+NNUNET = "nnunet"
 FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
 """Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
 statistic (empty where it never had a gradient), and the decision with its reason."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from robustcli.adapters.start import start_weights, wants_imagenet
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.defaults import light, light_steps, no_weights, with_defaults
+from robustcli.finetuning.defaults import as_nnunet, light, no_weights, usual_steps, with_defaults
 from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pretrained
 from robustcli.finetuning.record import Mode
 from robustcli.models.umamba import UMamba
@@ -92,8 +93,7 @@ def set_up(config: FinetuneConfig, listener: Listener) -> Setup:
     given = _pretrained(config, entry)
     training = config.training if given is None else _following(config.training, given)
     training = _sized(training, entry)
-    first = select(replace(training, out=None), Silent())
-    training = _of_length(config, training, first)
+    training = _with_recipe(config, training, entry, listener.say)
     selection = select(replace(training, out=None), listener)
     run = config.directory(selection.run)
     check_folder(run)
@@ -205,11 +205,14 @@ def _sized(training: TrainConfig, entry: ModelEntry) -> TrainConfig:
     return replace(training, window=height)
 
 
-def _of_length(config: FinetuneConfig, training: TrainConfig, first: Selection) -> TrainConfig:
-    """With the recipe for bundled data, and the epochs that the iterations come to."""
-    data = first.index.name
-    steps = config.iterations or light_steps(training, data)
-    training = light(training, data)
+def _with_recipe(
+    config: FinetuneConfig, training: TrainConfig, entry: ModelEntry, say: Callable[[str], None]
+) -> TrainConfig:
+    """With the recipe that serves when none is named, and the epochs that the steps come to."""
+    data = select(replace(training, out=None), Silent()).index.name
+    named = as_nnunet(training, entry, data, say)
+    steps = config.iterations or usual_steps(training, named, data)
+    training = light(named, data)
     if steps is None:
         return training
     per_epoch = select(replace(training, out=None), Silent()).steps_per_epoch

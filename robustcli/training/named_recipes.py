@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from robustcli.core.names import find
 from robustcli.training.nnunet.patchwise import Patchwise
-from robustcli.training.recipes import Recipe
+from robustcli.training.recipes import OWN, Recipe, own_recipe
 from robustcli.training.record import Protocol
 
 _NNUNET = Recipe(
@@ -31,19 +31,26 @@ NAMED_RECIPES: dict[str, Recipe] = {
 _QUICK_EPOCHS, _QUICK_ITERATIONS, _QUICK_VALIDATION = 2, 25, 2
 
 
-def recipe_named(name: str, *, quick: bool = False) -> Recipe:
+def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
     """The recipe called `name`.
 
     Args:
-        name: One of NAMED_RECIPES.
+        name: One of NAMED_RECIPES, or `recipes.OWN`.
+        model: Registered name of the network.
         quick: The shortest of its kind that shows something.
 
     Raises:
         UsageError: No recipe is called so; the message offers the nearest names.
     """
-    recipe = NAMED_RECIPES[find(name, NAMED_RECIPES, kind="recipe", listing="robust list recipes")]
-    if not quick or recipe.patches is None:
-        return recipe
+    names = (*NAMED_RECIPES, OWN)
+    found = find(name, names, kind="recipe", listing="robust list recipes")
+    if found == OWN:
+        return own_recipe(model, quick=quick)
+    return _shortened(NAMED_RECIPES[found]) if quick else NAMED_RECIPES[found]
+
+
+def _shortened(recipe: Recipe) -> Recipe:
+    assert recipe.patches is not None
     fewer = replace(
         recipe.patches, iterations=_QUICK_ITERATIONS, validation_iterations=_QUICK_VALIDATION
     )

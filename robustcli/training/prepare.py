@@ -22,7 +22,7 @@ from robustcli.models.registry import architecture
 from robustcli.models.weight_decay import Decays, everything_decays
 from robustcli.training.config import TrainConfig
 from robustcli.training.nnunet.planned import planned
-from robustcli.training.recipes import Recipe, describe
+from robustcli.training.recipes import OWN, Recipe, describe
 from robustcli.training.settings import recipe_of
 from robustcli.training.trainer import Machine, machine
 
@@ -137,7 +137,7 @@ def _check_alone(recipe: Recipe, on: Machine) -> None:
         raise UsageError(
             f"`--recipe {recipe.name}` trains on one device.",
             f"Its dice is that of a whole batch, which {on.world} processes would share.",
-            "Leave out `--devices` and torchrun, or use another recipe.",
+            f"Leave out `--devices` and torchrun, or use `--recipe {OWN}`.",
         )
 
 

@@ -16,6 +16,8 @@ from robustcli.training.nnunet.patchwise import Patchwise
 from robustcli.training.record import Protocol
 
 BUNDLED = "nuclei-mini"
+OWN = "patient"
+"""What one types for our own recipe where another serves when none is named."""
 _PAPER = "Crews and Whalen 2024, training notebooks"
 _OURS = "ours"
 
@@ -97,7 +99,7 @@ PAPER_RECIPES: dict[str, Recipe] = {
 is taken to be as UMambaBot's."""
 _NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, in the paper's manner")
 _PATIENT = Recipe(
-    "patient", "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
+    OWN, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
     clip=1.0, augmentation="light",
 )  # fmt: skip
 PATIENT_RECIPES: dict[str, Recipe] = {
@@ -124,12 +126,17 @@ def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False
         data: Name of the data set.
         quick: The shortest one that shows something.
     """
-    if protocol == "paper":
-        recipe = PAPER_RECIPES.get(model, _NOT_IN_THE_PAPER)
-    else:
-        recipe = PATIENT_RECIPES.get(model, _PATIENT)
-        if data == BUNDLED:
-            return _for_the_bundled(recipe, model, quick)
+    if protocol == "patient" and data == BUNDLED:
+        return _for_the_bundled(own_recipe(model), model, quick)
+    if protocol == "patient":
+        return own_recipe(model, quick=quick)
+    recipe = PAPER_RECIPES.get(model, _NOT_IN_THE_PAPER)
+    return _shortened(recipe) if quick else recipe
+
+
+def own_recipe(model: str, *, quick: bool = False) -> Recipe:
+    """Our own for `model` under protocol `patient`, on data of any size."""
+    recipe = PATIENT_RECIPES.get(model, _PATIENT)
     return _shortened(recipe) if quick else recipe
 
 

@@ -10,7 +10,7 @@ from robustcli.training.batches.augmentations import augmentation_name
 from robustcli.training.config import TrainConfig
 from robustcli.training.losses import loss_name
 from robustcli.training.named_recipes import recipe_named
-from robustcli.training.recipes import Recipe, recipe_for
+from robustcli.training.recipes import OWN, Recipe, recipe_for
 
 _OVERRIDES = {
     "epochs": "epochs", "lr": "lr", "batch_size": "batch_size", "accumulate": "accumulate",
@@ -39,16 +39,15 @@ def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
     if config.protocol == "paper":
         _check_paper(given)
     changes: dict[str, Any] = {_OVERRIDES[name]: value for name, value in given.items()}
-    if config.recipe is not None:
-        _check_named(config, given)
+    if config.recipe is None:
+        recipe = recipe_for(model, config.protocol, data, quick=config.quick)
+    else:
+        recipe = recipe_named(config.recipe, model, quick=config.quick)
+        _check_named(config, recipe, given)
     if "loss" in changes:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
-    if config.recipe is None:
-        recipe = recipe_for(model, config.protocol, data, quick=config.quick)
-    else:
-        recipe = recipe_named(config.recipe, quick=config.quick)
     recipe = replace(recipe, **changes, precision=config.precision)
     _check_shares(config, recipe)
     return recipe
@@ -71,7 +70,7 @@ def _check_paper(given: dict[str, Any]) -> None:
             )
 
 
-def _check_named(config: TrainConfig, given: dict[str, Any]) -> None:
+def _check_named(config: TrainConfig, recipe: Recipe, given: dict[str, Any]) -> None:
     if config.protocol == "paper":
         raise UsageError(
             f"`--recipe {config.recipe}` does not go with `--protocol paper`.",
@@ -79,12 +78,12 @@ def _check_named(config: TrainConfig, given: dict[str, Any]) -> None:
             "Leave out one of the two.",
         )
     for name in _NOT_OF_NNUNET:
-        if name in given:
+        if name in given and recipe.patches is not None:
             raise UsageError(
                 f"`--{name} {given[name]}` does not go with `--recipe {config.recipe}`.",
                 "It trains as nnU-Net does, with its own loss and augmentation, a step per batch, "
                 "to the last epoch.",
-                f"Leave out `--{name}`, or `--recipe`.",
+                f"Leave out `--{name}`, or use `--recipe {OWN}`.",
             )
 
 

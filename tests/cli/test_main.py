@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,14 +159,20 @@ def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+def processor_time_of_children() -> float:
+    """Seconds, of all child processes that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 @pytest.mark.parametrize("arguments", AT_ONCE, ids=" ".join)
 def test_it_answers_at_once(arguments: list[str]) -> None:
-    """The best of several: what the program needs, not what else the machine does."""
+    """Processor time, and the best of several: what it needs, not what else the machine does."""
     best = float("inf")
     for _ in range(10):
-        started = time.perf_counter()
+        started = processor_time_of_children()
         told = run(*arguments)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, processor_time_of_children() - started)
         assert told.returncode == 0, told.stderr
         if best <= BUDGET_S:
             break

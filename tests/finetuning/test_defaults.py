@@ -9,7 +9,7 @@ import pytest
 
 from robustcli.adapters.load import resolve
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.defaults import light, light_steps, no_weights, with_defaults
+from robustcli.finetuning.defaults import as_nnunet, light, no_weights, usual_steps, with_defaults
 from robustcli.training.config import TrainConfig
 
 AS_TYPED = FinetuneConfig(TrainConfig("umamba"))
@@ -51,7 +51,7 @@ def test_data_of_the_user_go_before_the_bundled(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("quick", "steps"), [(False, 360), (True, 60)])
 def test_bundled_data_have_a_recipe_for_two_cores(quick: bool, steps: int) -> None:
     config = TrainConfig("umamba-pico", quick=quick)
-    assert light_steps(config, "nuclei-mini:stained") == steps
+    assert usual_steps(config, config, "nuclei-mini:stained") == steps
     made = light(config, "nuclei-mini:stained")
     assert (made.window, made.batch_size, made.quick) == (128, 4, False)
 
@@ -59,7 +59,7 @@ def test_bundled_data_have_a_recipe_for_two_cores(quick: bool, steps: int) -> No
 def test_what_the_user_says_holds() -> None:
     config = TrainConfig("umamba-pico", window=64, batch_size=2, epochs=3)
     assert light(config, "nuclei-mini") == config
-    assert light_steps(config, "nuclei-mini") is None
+    assert usual_steps(config, config, "nuclei-mini") is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,36 @@ def test_what_the_user_says_holds() -> None:
 )
 def test_other_data_protocols_and_recipes_are_left_alone(config: TrainConfig, data: str) -> None:
     assert light(config, data) is config
-    assert light_steps(config, data) is None
+    assert usual_steps(config, config, data) is None
+
+
+def test_a_u_mamba_on_data_of_the_user_is_trained_as_nnunet_does_and_it_is_said() -> None:
+    said: list[str] = []
+    typed = TrainConfig("umamba")
+    made = as_nnunet(typed, resolve("umamba"), "roads", said.append)
+    assert (made.recipe, usual_steps(typed, made, "roads")) == ("nnunet", 6000)
+    assert said == [
+        "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
+        "nnunet-light` is the same for a CPU, `--recipe patient` is ours."
+    ]
+    assert usual_steps(made, made, "roads") is None  # named by the user: its 1000 epochs
+    assert usual_steps(replace(typed, epochs=3), made, "roads") is None
+    assert usual_steps(replace(typed, quick=True), made, "roads") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "data"),
+    [
+        (TrainConfig("unet"), "roads"),
+        (TrainConfig("umamba", recipe="patient"), "roads"),
+        (TrainConfig("umamba", protocol="paper"), "roads"),
+        (TrainConfig("umamba-pico"), "nuclei-mini:stained"),
+    ],
+)
+def test_nothing_else_is(config: TrainConfig, data: str) -> None:
+    said: list[str] = []
+    assert as_nnunet(config, resolve(config.model), data, said.append) is config
+    assert said == []
 
 
 def test_without_weights_the_ways_to_them_are_named() -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from robustcli.adapters.nnunet import read_nnunet
+from robustcli.adapters.nnunet_kind import TRAINERS
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.setup import set_up
@@ -30,14 +31,17 @@ def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: 
     top = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(made))
     config = tuning(data, tmp_path / "run", top, model=model, mode="full", window=32, epochs=1)
     mode = run_finetuning(config) / "full"
-    found = read_nnunet(mode / "checkpoint_final.pth")
+    (results,) = (mode / "nnunet").iterdir()
+    assert results.name == f"{TRAINERS[model]}__nnUNetPlans__2d"
+    assert {p.name for p in results.iterdir()} == {"plans.json", "dataset.json", "fold_all"}
+    found = read_nnunet(results)
     assert (found.model, found.num_classes, found.epochs) == (model, 2, 1)
     ours = load_file(mode / "weights.safetensors")
     assert found.weights.keys() == ours.keys()
     assert all(torch.equal(found.weights[name], ours[name]) for name in ours)
     assert found.plan.labels == ("background", "foreground")
     assert {channel.scheme for channel in found.plan.channels} == {"rgb_to_0_1"}  # as trained
-    content = torch.load(mode / "checkpoint_final.pth", weights_only=True)
+    content = torch.load(results / "fold_all" / "checkpoint_final.pth", weights_only=True)
     theirs = nnunet_files.checkpoint(made)
     assert content.keys() == theirs.keys()
     assert content["network_weights"].keys() == theirs["network_weights"].keys()
@@ -46,7 +50,8 @@ def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: 
 def test_without_a_plan_one_is_made_of_the_network(data: Path, tmp_path: Path) -> None:
     weights = write_pretrained(tmp_path / "weights.safetensors")
     run = run_finetuning(tuning(data, tmp_path / "run", weights, mode="freeze", epochs=1))
-    found = read_nnunet(run / "freeze" / "checkpoint_final.pth")
+    (results,) = (run / "freeze" / "nnunet").iterdir()
+    found = read_nnunet(results)
     assert found.plan.options["features"] == (4, 8)
     assert found.plan.patch == (16, 16)
     assert json.dumps(dict(found.plan.plans))  # as upstream's JSON
@@ -56,5 +61,5 @@ def test_features_of_no_plan_leave_none(data: Path, tmp_path: Path) -> None:
     weights = write_pretrained(tmp_path / "weights.safetensors", features=[4, 12])
     config = tuning(data, tmp_path / "run", weights, mode="full", epochs=1)
     run = run_finetuning(config)
-    assert not (run / "full" / "checkpoint_final.pth").exists()
+    assert not (run / "full" / "nnunet").exists()
     assert not export_nnunet(set_up(config, Heard()), run / "full")

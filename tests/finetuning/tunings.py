@@ -40,6 +40,7 @@ def tuning(data: Path, out: Path, pretrained: Path | None, **said: Any) -> Finet
     usual: dict[str, Any] = {"epochs": None if "iterations" in said else 3, "lr": 0.01}
     given = {**usual, **said}
     training = {name: given.pop(name) for name in list(given) if name in _TRAINING}
+    training.setdefault("recipe", None if training.get("protocol") == "paper" else "patient")
     training = {"model": "umamba", "window": 16, "data": str(data), **training}
     config = TrainConfig(out=out, batch_size=4, device="cpu", **training)
     return FinetuneConfig(config, pretrained, **{"profile_iterations": 2, **given})

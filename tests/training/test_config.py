@@ -59,7 +59,7 @@ def test_what_only_some_recipes_have_leaves_other_folders_as_they_were() -> None
     said = ["unet", {}, None, False, "patient", 0, 1, "d", how]
     short = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
     assert CONFIG.directory(PATIENT, "d").name == f"train-unet-{short}"
-    fewer = recipe_named("nnunet", quick=True)
+    fewer = recipe_named("nnunet", "unet", quick=True)
     full = replace(fewer, patches=Patchwise())
     assert CONFIG.directory(fewer, "d") != CONFIG.directory(full, "d")
 

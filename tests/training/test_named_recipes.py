@@ -6,20 +6,28 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.training.named_recipes import NAMED_RECIPES, listed_by_name, recipe_named
-from robustcli.training.recipes import describe
+from robustcli.training.recipes import describe, recipe_for
 
 
 def test_a_recipe_by_its_name() -> None:
-    assert recipe_named("NNUNET_light") is NAMED_RECIPES["nnunet-light"]
+    assert recipe_named("NNUNET_light", "unet") is NAMED_RECIPES["nnunet-light"]
     with pytest.raises(UsageError, match="No recipe is called `nunet`"):
-        recipe_named("nunet")
+        recipe_named("nunet", "unet")
 
 
 def test_quick_is_shorter_and_else_the_same() -> None:
-    quick = recipe_named("nnunet", quick=True)
+    quick = recipe_named("nnunet", "unet", quick=True)
     assert (quick.name, quick.epochs) == ("nnunet quick", 2)
     assert quick.patches is not None
     assert (quick.patches.iterations, quick.patches.momentum) == (25, 0.99)
+
+
+def test_our_own_has_a_name_too() -> None:
+    assert recipe_named("patient", "vmunet") == recipe_for("vmunet", "patient", "x")
+    assert recipe_named("patient", "unet", quick=True) == recipe_for(
+        "unet", "patient", "x", quick=True
+    )
+    assert recipe_named("patient", "ulvm").epochs == 60  # on whatever data
 
 
 def test_they_are_listed_as_they_are_typed() -> None:

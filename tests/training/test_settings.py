@@ -56,6 +56,10 @@ def test_the_paper_may_be_told_to_augment_nothing() -> None:
     assert recipe(protocol="paper", aug="none").augmentation == "none"
 
 
+def test_our_recipe_by_name_takes_what_nnunets_does_not() -> None:
+    assert recipe(recipe="patient", loss="dice", accumulate=2, patience=3).loss == "dice"
+
+
 def test_a_recipe_by_name_can_be_shortened_and_slowed() -> None:
     found = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
     assert (found.name, found.epochs, found.lr, found.clip) == ("nnunet", 24, 0.02, 1.0)
