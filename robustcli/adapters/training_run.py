@@ -60,7 +60,7 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
         raise UsageError(
             f"`{file}` does not hold the weights of `{entry.network}`.",
             f"Its header says that it is of `{header.model}`.",
-            f"Use `--model {header.model} --weights {file}`, or `--model` with its run.",
+            f"Name the model `{header.model}` with these weights.",
         )
     return Trained(file, read_weights(file), header)
 

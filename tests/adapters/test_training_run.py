@@ -59,7 +59,7 @@ def test_a_run_that_did_not_finish(tmp_path: Path) -> None:
 def test_weights_of_another_model(run: Path) -> None:
     message = (
         r"`.*weights\.safetensors` does not hold the weights of `ulvm_v5`\.\n"
-        r"Its header says that it is of `unet`\.\nUse `--model unet --weights .*`, or"
+        r"Its header says that it is of `unet`\.\nName the model `unet` with these weights\."
     )
     with pytest.raises(UsageError, match=message):
         read_trained(run, CATALOGUE["ulvm_v5"])
