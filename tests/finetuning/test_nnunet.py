@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from robustcli.adapters.nnunet_normalise import Channel
 from robustcli.adapters.nnunet_planner import make_plan
@@ -19,6 +25,7 @@ from robustcli.training import named_recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import AVERAGED
 from tests.adapters import nnunet_files
+from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.nnunet.trainings import FEW, RECIPE
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -64,3 +71,61 @@ def test_a_frozen_mode_runs_to_its_end(
     assert header is not None
     assert header.nnunet is not None
     assert [channel.scheme for channel in header.nnunet.channels][2] == "rgb_to_0_1"
+
+
+def short(data: Path, run: Path, weights: Path) -> FinetuneConfig:
+    """Three epochs of nnU-Net's training in the mode that freezes."""
+    named_recipes.NAMED_RECIPES["short"] = replace(RECIPE, epochs=3, patches=FEW)
+    said = {"mode": "freeze", "recipe": "short", "profile_iterations": 3, "lr": None}
+    return tuning(data, run, weights, rule=make_rule(quantile=0.5, scope="all"), **said)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process, killed in the second epoch, after its freeze."""
+    monkeypatch.setattr(named_recipes, "NAMED_RECIPES", dict(named_recipes.NAMED_RECIPES))
+    data = write_pairs(tmp_path / "data", 14)
+    weights = write_pretrained(tmp_path / "weights.safetensors")
+    whole = run_finetuning(short(data, tmp_path / "whole", weights), Heard())
+    run = tmp_path / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(data), str(run), str(weights)],
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "second epoch\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    heard = Heard()
+    run_finetuning(short(data, run, weights), heard)
+    assert not any("freeze: Epoch 1 of" in line for line in heard.lines)
+    one, other = (load_file(r / "freeze" / "weights.safetensors") for r in (run, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert (run / "frozen.csv").read_bytes() == (whole / "frozen.csv").read_bytes()
+    metrics = [pd.read_csv(r / "freeze" / "metrics.csv") for r in (run, whole)]
+    assert metrics[0][AVERAGED].tolist() == metrics[1][AVERAGED].tolist()
+
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from robustcli.finetuning.finetune import run_finetuning
+from tests.finetuning.test_nnunet import FEW, short
+from tests.training.runs import Heard
+
+class Stops(Heard):
+    def say(self, line):
+        super().say(line)
+        self.first = self.done if "Epoch 1 of" in line else getattr(self, "first", None)
+
+    def advance(self, count):
+        super().advance(count)
+        if getattr(self, "first", None) is not None and self.done > self.first:
+            print("second epoch", flush=True)
+            time.sleep(600)
+
+run_finetuning(short(*map(Path, sys.argv[1:])), Stops())
+"""
