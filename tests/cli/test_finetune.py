@@ -18,8 +18,8 @@ from robustcli.training.config import TrainConfig
 from tests.cli.conftest import Robust
 from tests.training.pairs import write_pairs
 
-TINY = ["--data", "pairs", "--epochs", "2", "--window", "32", "--batch-size", "4", "--device",
-        "cpu", "--workers", "0", "--profile-iterations", "2"]  # fmt: skip
+TINY = ["--data", "pairs", "--recipe", "patient", "--epochs", "2", "--window", "32", "--batch-size",
+        "4", "--device", "cpu", "--workers", "0", "--profile-iterations", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
