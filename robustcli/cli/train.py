@@ -43,7 +43,7 @@ def seg(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     from robustcli.cli.progress import ConsoleListener
     from robustcli.training.config import TrainConfig
 
-    config = TrainConfig(**train_options.settings(options))
+    config = TrainConfig(task="seg", **train_options.settings(options))
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
             from robustcli.training.dry import forecast_training

@@ -25,7 +25,6 @@ from robustcli.finetuning.decisions_file import write_decisions
 from robustcli.finetuning.gradients import write_profile
 from robustcli.finetuning.mode_listener import ModeListener
 from robustcli.finetuning.mode_tuning import Enough, Modes
-from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.opening import (
     PROFILING,
     amend,
@@ -33,7 +32,7 @@ from robustcli.finetuning.opening import (
     finetune_record,
     open_finetuning,
 )
-from robustcli.finetuning.record import DECISIONS, NNUNET, PROFILE, Mode, SavingRecord
+from robustcli.finetuning.record import DECISIONS, PROFILE, Mode, SavingRecord
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up, started
 from robustcli.finetuning.sweep import run_sweep
@@ -111,8 +110,7 @@ def _train(setup: Setup, modes: Modes, mode: Mode, heard: Listener) -> None:
     out = setup.run / mode
     with environment_kept():
         run_training(setup.training(mode, out), heard, modes.tuning(mode, out))
-    if setup.entry.family == "umamba" and not (out / NNUNET).is_file():
-        export_nnunet(setup, out)
+    setup.kind.export(setup, out)
 
 
 def _profile(setup: Setup, modes: Modes, heard: ModeListener) -> None:

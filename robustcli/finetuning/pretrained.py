@@ -108,7 +108,7 @@ def heads_of(entry: ModelEntry) -> tuple[str, ...]:
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
-def fill(network: nn.Module, given: Pretrained, entry: ModelEntry) -> None:
+def fill(network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]) -> None:
     """Copies the weights into `network` but for its heads.
 
     Raises:
@@ -119,7 +119,7 @@ def fill(network: nn.Module, given: Pretrained, entry: ModelEntry) -> None:
         return
     family = family_of(given.state)
     state = FAMILIES[family].convert(given.state) if family == entry.family else given.state
-    own, heads = network.state_dict(), heads_of(entry)
+    own = network.state_dict()
     names = [name for name in own if not name.startswith(heads)]
     shapes, theirs = shapes_of(own), shapes_of(state)
     wrong = [name for name in names if theirs.get(name) != shapes[name]]

@@ -26,7 +26,6 @@ from robustcli.finetuning.mode_tuning import Modes
 from robustcli.finetuning.record import PROFILE, SWEEP, SWEEP_FILE, SWEPT
 from robustcli.finetuning.selection import DOCUMENTED, Decision, FreezeRule, select
 from robustcli.finetuning.setup import Setup
-from robustcli.training.assembly import make_module
 from robustcli.training.train import run_training
 
 RULES = (
@@ -91,9 +90,9 @@ def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
     runs = [_trained(setup, candidate, heard) for candidate in found]
     heard.begin("sweep")
     heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
-    module = make_module(setup.selection, network)
+    learner = setup.selection.task.learner(setup.selection, network)
     size, device = setup.selection.recipe.batch_size, setup.selection.on.device
-    ratios = seconds_ratios(module, [candidate.frozen for candidate in found], size, device)
+    ratios = seconds_ratios(learner, [candidate.frozen for candidate in found], size, device)
     lines = [_line(*one) for one in zip(found, ratios, runs, strict=True)]
     text = pd.DataFrame(lines, columns=list(SWEEP)).to_csv(index=False, lineterminator="\n")
     write_text(setup.run / SWEEP_FILE, text)
