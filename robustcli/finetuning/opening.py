@@ -70,6 +70,7 @@ def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
     profile = config.profile
     by_name = profile is None and config.rule.pattern is not None and not config.profile_only
     return FinetuneRecord(
+        task=setup.entry.task,
         command=config.training.command,
         status="running",
         created=now,

@@ -23,34 +23,25 @@ from robustcli.reports.numbers import (
     MISSING,
     decimal,
     duration,
-    signed,
-    with_range,
 )
 from robustcli.reports.sections.finetune_verdict import (
-    dice_of,
     mebibytes,
     megabytes,
     p_value,
+    score_of,
     seconds,
 )
 from robustcli.reports.sections.masks import DETAILS, DETAILS_NOTE, details
 from robustcli.reports.training import Held
-from robustcli.reports.training_scores import group_score
 
 COSTS = (
     *("mode", "iterations/s", "s per iteration (middle half)", "trained parameters", "frozen"),
     *("optimizer", "peak memory", "training time", "epochs"),
 )
-SCORES = ("mode", "dice", "IoU", "dice minus full", "p")
 _COSTS_NOTE = (
     "Iterations: medians of training steps (forward, backward, update; without waiting for "
     "images), for freeze of those after the freeze. Training time is of all epochs with their "
     "validation. Optimizer: the tensors that it keeps between steps, at the end."
-)
-_SCORES_NOTE = (
-    "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
-    "sign-flip test of the mean difference of the images' own dice, all images of a group flipped "
-    "together."
 )
 
 
@@ -73,27 +64,29 @@ def modes(found: Finetuning, gallery: FinetuningGallery) -> list[Block]:
 
 
 def _scores(found: Finetuning) -> list[Block]:
+    scoring = found.scoring
     rows = [_score(found, run) for run in found.modes]
-    otsu = _baseline(found)
-    if otsu is not None:
-        score = group_score(otsu.numbers)
-        dice = with_range(score.dice, score.dice_low, score.dice_high)
-        iou = with_range(score.iou, score.iou_low, score.iou_high)
-        rows.append((text(Mono("otsu")), *cells(dice, iou, MISSING, MISSING)))
-    return [Table(cells(*SCORES), tuple(rows)), Paragraph(text(_SCORES_NOTE))]
+    floors = (run.training.floor for run in found.modes)
+    floor = next((one for one in floors if one is not None), None)
+    if floor is not None:
+        shown = scoring.shown(floor), scoring.second_shown(floor)
+        rows.append((text(Mono(scoring.baseline)), *cells(*shown, MISSING, MISSING)))
+    name = scoring.measure.name
+    header = ("mode", name, scoring.second, f"{name} minus full", "p")
+    return [Table(cells(*header), tuple(rows)), Paragraph(text(scoring.score_note))]
 
 
 def _score(found: Finetuning, run: ModeRun) -> tuple[Text, ...]:
     name, test = text(Mono(run.mode)), run.training.test
     if test is None:
-        return (name, *cells(*(MISSING,) * (len(SCORES) - 1)))
-    score, one = group_score(test.numbers), against_full(found, run.mode)
-    iou = with_range(score.iou, score.iou_low, score.iou_high)
+        return (name, *cells(*(MISSING,) * 4))
+    scoring, one = found.scoring, against_full(found, run.mode)
+    second, apart = scoring.second_shown(test.numbers), scoring.apart
     if one is None:
-        return (name, *cells(dice_of(run), iou, MISSING, MISSING))
-    ends = "" if one.low is None else f" ({signed(one.low)} to {signed(one.high)})"
+        return (name, *cells(score_of(run), second, MISSING, MISSING))
+    ends = "" if one.low is None else f" ({apart(one.low)} to {apart(one.high)})"
     p = MISSING if one.p is None else p_value(one.p)
-    return (name, *cells(dice_of(run), iou, f"{signed(one.dice)}{ends}", p))
+    return (name, *cells(score_of(run), second, f"{apart(one.value)}{ends}", p))
 
 
 def _baseline(found: Finetuning) -> Held | None:
@@ -118,11 +111,11 @@ def _cost(run: ModeRun) -> tuple[Text, ...]:
 
 
 def _held_out(found: Finetuning, strips: Sequence[Figure]) -> list[Block]:
-    """The held-out images in detail; nothing until they are measured."""
+    """A segmenter's held-out images in detail; nothing until they are measured."""
     named: list[tuple[str, Held]] = [
         (run.mode, run.training.test) for run in found.modes if run.training.test is not None
     ]
-    if not named:
+    if not named or found.record.task != "seg":
         return []
     otsu = _baseline(found)
     rows = [*named, *([("otsu", otsu)] if otsu is not None else [])]

@@ -5,7 +5,7 @@ import pytest
 from robustcli.reports.document import Figure
 from robustcli.reports.finetuning import read_finetuning
 from robustcli.reports.finetuning_gallery import FinetuningGallery
-from robustcli.reports.sections.finetune_modes import COSTS, SCORES, modes
+from robustcli.reports.sections.finetune_modes import COSTS, modes
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.sections.told import line_of, told
 
@@ -23,7 +23,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_modes_stand_beside_otsu(complete: str) -> None:
-    assert line_of(complete, "mode ") == list(SCORES)
+    assert line_of(complete, "mode ") == ["mode", "dice", "IoU", "dice minus full", "p"]
     full, freeze, otsu = (line_of(complete, f"`{name}`") for name in ("full", "freeze", "otsu"))
     assert full[3:] == ["\N{EN DASH}", "\N{EN DASH}"]
     assert freeze[3].startswith("-0.004 (-0.0")
