@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from robustcli.evaluation.listener import Listener
 from robustcli.training.config import TrainConfig
@@ -16,6 +17,8 @@ from robustcli.training.record import Protocol
 from robustcli.training.task import Selection
 from robustcli.training.trial import step_seconds
 
+OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")
+"""Fields of a recipe."""
 _BYTES = 4
 _TENSORS_KEPT = 7  # two checkpoints of weights and two moments, and the weights alone
 _FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes two products for the forward's one
@@ -59,7 +62,15 @@ class TrainForecast:
 
     def as_json(self) -> str:
         """One JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self.told(), indent=2)
+
+    def told(self) -> dict[str, Any]:
+        """What is known, by name; of a classifier without what only segmenters have."""
+        told = asdict(self)
+        if self.protocol is None:
+            for name in OF_SEGMENTERS:
+                told["recipe"].pop(name)
+        return told
 
     def as_text(self) -> str:
         """The same in lines."""

@@ -47,7 +47,14 @@ def _check_task(entry: ModelEntry, config: TrainConfig) -> None:
         raise UsageError(
             f"`{entry.name}` is a classifier.",
             "`robust train seg` trains segmenters, which say where something is.",
-            "`robust list models` shows which models are segmenters.",
+            f"Use `robust train cls --model {entry.name}`; `robust list models` shows which models "
+            "are segmenters.",
+        )
+    if config.task == "cls" and entry.task == "seg":
+        raise UsageError(
+            f"`{entry.name}` is a segmenter.",
+            "`robust train cls` trains classifiers, which say what is in an image.",
+            f"Use `robust train seg --model {entry.name}`.",
         )
 
 

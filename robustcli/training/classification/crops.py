@@ -43,7 +43,7 @@ def crops_name(name: str) -> str:
     Raises:
         UsageError: No augmentation is called so; the message offers the nearest names.
     """
-    return find(name, CROPS, kind="augmentation", listing="docs/finetune.md")
+    return find(name, CROPS, kind="augmentation", listing="docs/train-cls.md")
 
 
 def changed(

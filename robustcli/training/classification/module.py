@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.models.weight_decay import Decays
-from robustcli.training.classification.recipes import SMOOTHINGS
+from robustcli.training.classification.rows import SMOOTHINGS
 from robustcli.training.classification.samples import Batch
 from robustcli.training.learning import Learner
 from robustcli.training.recipes import Recipe

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.training.classification.recipes import check_protocol, class_recipe, listed_classes
+from robustcli.training.classification.recipes import check_protocol, class_recipe
+from robustcli.training.classification.rows import listed_classes
 from robustcli.training.config import TrainConfig
 
 
@@ -51,4 +52,7 @@ def test_a_protocol_of_masks_is_refused() -> None:
 
 
 def test_every_row_is_listed() -> None:
-    assert [name for name, _ in listed_classes()] == ["--recipe classes", "--recipe classes-light"]
+    assert [name for name, _, _ in listed_classes()] == [
+        "--recipe classes",
+        "--recipe classes-light",
+    ]
