@@ -167,11 +167,11 @@ def evaluate(
 def train(
     model: str, data: str | Path | None = None, *, out: str | Path, **options: Any
 ) -> Training:
-    """The training that `robust train seg` would do, as far as it is not done yet.
+    """The training that `robust train` would do, as far as it is not done yet.
 
     Args:
-        model: A segmenter of `robust list models`, or `smp:ARCHITECTURE/ENCODER`.
-        data: A folder, manifest or data set name; None for the default.
+        model: A model of `robust list models`, `smp:ARCHITECTURE/ENCODER` or any timm name.
+        data: A folder, manifest or data set name; None for the default of segmenters.
         out: Folder of the run.
         options: Further fields of `robustcli.training.config.TrainConfig` (`protocol`, `epochs`,
             `lr`, `batch_size`, `seed`, `device`, ...).
@@ -206,8 +206,8 @@ def finetune(
     """The fine-tuning that `robust finetune` would do, as far as it is not done yet.
 
     Args:
-        model: A segmenter of `robust list models`.
-        data: A folder, manifest or data set name; None for the default.
+        model: A model of `robust list models`, or any timm name.
+        data: A folder, manifest or data set name; None for the default of segmenters.
         out: Folder of the run.
         pretrained: A file of weights, a training run, or a results folder of nnU-Net; None for the
             bundled weights.

@@ -16,12 +16,20 @@ from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.classifier import Classifier, Facts
 from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.training_run import entry_of_run, header_of, is_run
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.training_run import (
+    entry_of_run,
+    header_of,
+    is_run,
+    read_trained,
+    weights_in,
+)
 from robustcli.adapters.weights import hash_state, official_weights
+from robustcli.adapters.weights_header import ClassifierHeader, read_header
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
-from robustcli.data.labels import label_space
+from robustcli.data.labels import BUNDLED, LabelSpace, label_space
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,22 @@ class ModelRequest:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     label_space: str | None = None
     untrained: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A weights file of a training here, and what it says of itself."""
+
+    file: Path
+    header: ClassifierHeader
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes that it was trained for."""
+        header = self.header
+        if header.label_space in BUNDLED and label_space(header.label_space).ids == header.classes:
+            return label_space(header.label_space)
+        return LabelSpace(header.label_space, header.classes, header.class_names)
 
 
 def resolve(name: str) -> ModelEntry:
@@ -96,9 +120,12 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
             "It says where something is, not what is in an image.",
             "`robust list models` shows which models are classifiers.",
         )
-    network, origin = _network(entry, request, seed, offline)
-    space = _label_space(entry, request, network)
-    own = BUILDERS[entry.builder].preprocessing(entry.variant, network)
+    trained = trained_classifier(request)
+    if trained is not None:
+        request = _as_trained(request, trained.header)
+    network, origin = _network(entry, request, trained, seed, offline)
+    space = _label_space(entry, request, network, trained)
+    own = _preprocessing(entry, network, trained)
     return Classifier(network, replace(own, **request.preprocessing), Facts(
         name=entry.name,
         family=entry.family,
@@ -107,16 +134,42 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
         parameters=sum(p.numel() for p in network.parameters()),
         weights=origin,
         weights_sha256=hash_state(network.state_dict()),
-        pretraining=_pretraining(entry, request),
+        pretraining=_pretraining(entry, request, trained),
         untrained=request.untrained,
         label_space=space,
         scans=BUILDERS[entry.builder].scans,
     ))  # fmt: skip
 
 
+def trained_classifier(request: ModelRequest) -> TrainedClassifier | None:
+    """What a training here says of the classifier that `request` names; None where it is of none.
+
+    Raises:
+        UsageError: The weights are damaged.
+    """
+    named = Path(request.name) if names_run(request.name) else None
+    place = request.weights or named
+    if place is None or request.untrained:
+        return None
+    file = weights_in(place)
+    header = read_header(file)
+    return TrainedClassifier(file, header) if isinstance(header, ClassifierHeader) else None
+
+
+def _as_trained(request: ModelRequest, header: ClassifierHeader) -> ModelRequest:
+    classes = {"num_classes": len(header.classes)}
+    return replace(request, arguments={**header.arguments, **request.arguments, **classes})
+
+
 def _network(
-    entry: ModelEntry, request: ModelRequest, seed: int, offline: bool
-) -> tuple[nn.Module, str]:
+    entry: ModelEntry, request: ModelRequest, trained: TrainedClassifier | None, seed: int,
+    offline: bool,
+) -> tuple[nn.Module, str]:  # fmt: skip
+    if trained is not None:
+        state = read_trained(trained.file, entry).state
+        origin = str(trained.file)
+        made = BUILDERS[entry.builder].load(entry.variant, state, origin, request.arguments)
+        return made, origin
     builder = BUILDERS[entry.builder]
     if request.untrained:
         torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
@@ -132,7 +185,11 @@ def _network(
     return network, path.name if request.weights is None else str(path)
 
 
-def _label_space(entry: ModelEntry, request: ModelRequest, network: nn.Module) -> str:
+def _label_space(
+    entry: ModelEntry, request: ModelRequest, network: nn.Module, trained: TrainedClassifier | None
+) -> str:
+    if trained is not None:
+        return trained.label_space.name
     space = request.label_space or entry.label_space
     classes, named = network.num_classes, len(label_space(space).ids)
     if classes != named:
@@ -143,7 +200,19 @@ def _label_space(entry: ModelEntry, request: ModelRequest, network: nn.Module) -
     return space
 
 
-def _pretraining(entry: ModelEntry, request: ModelRequest) -> str:
+def _preprocessing(
+    entry: ModelEntry, network: nn.Module, trained: TrainedClassifier | None
+) -> Preprocessing:
+    if trained is not None:
+        return Preprocessing(**trained.header.preprocessing)
+    return BUILDERS[entry.builder].preprocessing(entry.variant, network)
+
+
+def _pretraining(
+    entry: ModelEntry, request: ModelRequest, trained: TrainedClassifier | None
+) -> str:
+    if trained is not None:
+        return "trained here"
     if request.untrained:
         return "none (untrained)"
     return entry.pretraining if request.weights is None else "unknown (weights from a file)"

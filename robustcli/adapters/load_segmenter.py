@@ -21,6 +21,7 @@ from robustcli.adapters.seg_builders import SEG_BUILDERS
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.adapters.training_run import Trained, read_trained
 from robustcli.adapters.weights import hash_state
+from robustcli.adapters.weights_header import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.models.mamba import Mamba
@@ -44,10 +45,10 @@ def load_segmenter(request: ModelRequest, *, seed: int = 0, offline: bool = Fals
     entry = resolve(request.name)
     _check_task(entry)
     trained = _trained(entry, request)
-    header = None if trained is None else trained.header
+    header = _header(trained)
     arguments = {**(header.arguments if header else {}), **request.arguments}
     network = _network(entry, trained, arguments, seed)
-    preprocessing = _preprocessing(network, trained).changed(request.preprocessing)
+    preprocessing = _preprocessing(network, header).changed(request.preprocessing)
     return Segmenter(network, preprocessing, Facts(
         name=entry.name,
         family=entry.family,
@@ -113,12 +114,18 @@ def _network(
         return builder.fresh(entry.variant, arguments).float()
 
 
-def _preprocessing(network: nn.Module, trained: Trained | None) -> MaskPreprocessing:
+def _header(trained: Trained | None) -> WeightsHeader | None:
+    """What the weights say; `read_trained` has checked that it is of a segmenter."""
+    header = None if trained is None else trained.header
+    assert header is None or isinstance(header, WeightsHeader)
+    return header
+
+
+def _preprocessing(network: nn.Module, header: WeightsHeader | None) -> MaskPreprocessing:
     if isinstance(network, Otsu):
         return MaskPreprocessing(window=0)
-    if trained is None or trained.header is None:
+    if header is None:
         return MaskPreprocessing(native_window(network))
-    header = trained.header
     usual = MaskPreprocessing(header.window, header.channels, header.threshold)
     overlap = usual.overlap if header.overlap is None else header.overlap
     return replace(usual, overlap=overlap, nnunet=header.nnunet)
@@ -137,6 +144,7 @@ def _origin(entry: ModelEntry, trained: Trained | None, seed: int) -> str:
 def _pretraining(entry: ModelEntry, trained: Trained | None) -> str:
     if trained is None:
         return "none (untrained)" if _learns(entry) else entry.pretraining
-    if trained.header is None:
+    header = _header(trained)
+    if header is None:
         return "unknown (weights from a file)"
-    return f"trained here (protocol {trained.header.protocol})"
+    return f"trained here (protocol {header.protocol})"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.weights_header import WeightsHeader, read_header
+from robustcli.adapters.weights_header import Header, read_header
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 
@@ -23,7 +23,7 @@ class Trained:
 
     path: Path
     state: dict[str, Tensor]
-    header: WeightsHeader | None
+    header: Header | None
 
 
 def is_run(path: Path) -> bool:
@@ -65,7 +65,7 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
     return Trained(file, read_weights(file), header)
 
 
-def header_of(run: Path) -> WeightsHeader:
+def header_of(run: Path) -> Header:
     """What the weights in the training run `run` say of themselves.
 
     Raises:

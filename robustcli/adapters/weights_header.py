@@ -20,21 +20,16 @@ KEY = "robust"
 """Of the safetensors metadata, which maps strings to strings."""
 
 
-class WeightsHeader(BaseModel):
-    """What the weights are of and what they expect.
+class Header(BaseModel):
+    """What the weights of any training say of themselves.
 
     Args:
         schema_version: Of this header.
         model: Name of the network.
         arguments: For its builder.
         window: Side in pixels of what the network saw in training.
-        channels: Order of the input's channels.
-        threshold: Probability from which a pixel is foreground.
-        protocol: How it was trained.
-        trained_on: Digest of the data set that it was trained on (`PairIndex.digest`).
+        trained_on: Digest of the data set that it was trained on (`Indexed.digest`).
         images_sha256: SHA-256 over the ids of the images in the training part.
-        overlap: Share of a window that the next one covers again; None for the usual half.
-        nnunet: How it predicts, where it was trained nnU-Net's way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,16 +38,55 @@ class WeightsHeader(BaseModel):
     model: str
     arguments: dict[str, Any] = {}
     window: int
+    trained_on: str
+    images_sha256: str
+
+
+class WeightsHeader(Header):
+    """What a segmenter's weights are of and what they expect.
+
+    Args:
+        channels: Order of the input's channels.
+        threshold: Probability from which a pixel is foreground.
+        protocol: How it was trained.
+        overlap: Share of a window that the next one covers again; None for the usual half.
+        nnunet: How it predicts, where it was trained nnU-Net's way.
+    """
+
     channels: Literal["rgb", "bgr"]
     threshold: float
     protocol: Literal["patient", "paper"]
-    trained_on: str
-    images_sha256: str
     overlap: float | None = None
     nnunet: NnUNetInference | None = None
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], header: WeightsHeader) -> None:
+class ClassifierHeader(Header):
+    """What a classifier's weights are of and what they expect.
+
+    Args:
+        label_space: What the classes are called together: a bundled label space, or the data set.
+        classes: Their ids, in the order of the network's outputs.
+        class_names: A readable name of each.
+        preprocessing: Fields of `Preprocessing`.
+        seen: Of some images of the training part, id and SHA-256 of the file: another data set may
+            name its files alike.
+    """
+
+    label_space: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    seen: dict[str, str] = {}
+
+
+_ORDER = (
+    *("schema_version", "model", "arguments", "window", "channels", "threshold", "protocol"),
+    *("trained_on", "images_sha256", "overlap", "nnunet"),
+)
+"""Of the keys of a segmenter's header."""
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> None:
     """Writes `state` with `header` to `path`, durably.
 
     Raises:
@@ -66,13 +100,16 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: WeightsHeader
             raise OSError(str(error)) from error  # how safetensors tells of a full disk
 
 
-def _said(header: WeightsHeader) -> str:
+def _said(header: Header) -> str:
     """As JSON, without what only some networks have: older versions refuse unknown keys."""
-    lacking = {name for name in ("overlap", "nnunet") if getattr(header, name) is None}
-    return header.model_dump_json(exclude=lacking)
+    said = header.model_dump(mode="json")
+    lacking = {name for name in ("overlap", "nnunet") if said.get(name) is None}
+    order = [*(name for name in _ORDER if name in said), *said]
+    kept = {name: said[name] for name in dict.fromkeys(order) if name not in lacking}
+    return json.dumps(kept, separators=(",", ":"), ensure_ascii=False)
 
 
-def read_header(path: Path) -> WeightsHeader | None:
+def read_header(path: Path) -> Header | None:
     """The header of the weights file `path`; None where the file has none.
 
     Raises:
@@ -88,7 +125,9 @@ def read_header(path: Path) -> WeightsHeader | None:
     if said is None:
         return None
     try:
-        return WeightsHeader.model_validate(json.loads(said))
+        found = json.loads(said)
+        kind = ClassifierHeader if "classes" in found else WeightsHeader
+        return kind.model_validate(found)
     except (ValidationError, ValueError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         told = f"{first['msg']} at {'.'.join(map(str, first['loc']))}" if first else str(error)

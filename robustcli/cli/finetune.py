@@ -45,7 +45,7 @@ _rule = together(
     click.option("--profile", type=FILE, help="Take this profile instead of measuring one."),
     click.option("--profile-only", is_flag=True, help="Stop when the profile is there."),
     click.option("--sweep", is_flag=True,
-                 help="Also train by other rules: a curve of time saved against dice."),
+                 help="Also train by other rules: a curve of time saved against score."),
 )  # fmt: skip
 _RULE = ("threshold", "relative", "quantile", "pattern", "scope", "kind")
 _OWN = (
@@ -68,11 +68,12 @@ _OWN = (
 @as_json
 @quiet
 def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
-    """Fine-tune a segmenter, and show what freezing costs and saves.
+    """Fine-tune a segmenter or a classifier, and show what freezing costs and saves.
 
     \b
     robust finetune umamba --freeze-threshold 1e-6
     robust finetune umamba --pretrained FOLDER --data DIR --iterations 6000
+    robust finetune vmamba-pico --data DIR
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
 

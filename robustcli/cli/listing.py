@@ -85,6 +85,7 @@ def _datasets() -> list[Row]:
 
 
 def _recipes() -> list[Row]:
+    from robustcli.training.classification.rows import listed_classes
     from robustcli.training.named_recipes import listed_by_name
     from robustcli.training.recipes import listed
 
@@ -94,7 +95,7 @@ def _recipes() -> list[Row]:
             "protocol": protocol,
             "epochs": recipe.epochs,
             "batch": recipe.batch_size,
-            "window": recipe.window,
+            "window": recipe.window or None,
             "loss": recipe.loss,
             "optimizer": recipe.optimizer,
             "lr": recipe.lr,
@@ -102,7 +103,7 @@ def _recipes() -> list[Row]:
             "expected dice": recipe.expected_dice,
             "source": recipe.source,
         }
-        for model, protocol, recipe in (*listed(), *listed_by_name())
+        for model, protocol, recipe in (*listed(), *listed_by_name(), *listed_classes())
     ]
 
 

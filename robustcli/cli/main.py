@@ -15,8 +15,8 @@ from robustcli.core.names import nearest
 # Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
 COMMANDS = {
     "eval": ("robustcli.cli.evaluate", "Measure models on transformed images."),
-    "train": ("robustcli.cli.train", "Train a segmenter of the zoo."),
-    "finetune": ("robustcli.cli.finetune", "Fine-tune a segmenter; freeze what learns nothing."),
+    "train": ("robustcli.cli.train", "Train a segmenter or a classifier."),
+    "finetune": ("robustcli.cli.finetune", "Fine-tune a model; freeze what learns nothing."),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
     "report": ("robustcli.cli.report", "Render the report of runs again."),
     "list": ("robustcli.cli.listing", "Show models, transforms or data sets."),

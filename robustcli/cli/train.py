@@ -10,14 +10,23 @@ from robustcli.cli import train_options
 from robustcli.cli.options import FILE, as_json, offline, quiet, together
 from robustcli.cli.results import show
 
-_what = together(
+_start = together(
+    click.option("--weights", type=FILE, help="Start from these weights."),
+    click.option("--untrained", is_flag=True, help="Start without the recipe's pretraining."),
+    train_options.model_arguments,
+)
+_masks = together(
     click.option("--model", required=True, help="A segmenter of `robust list models`."),
     click.option("--data", help="A folder, manifest or data set name [default: nuclei-mini]."),
     train_options.protocol,
     train_options.limit,
-    click.option("--weights", type=FILE, help="Start from these weights."),
-    click.option("--untrained", is_flag=True, help="Start without the recipe's pretraining."),
-    train_options.model_arguments,
+    _start,
+)
+_classes = together(
+    click.option("--model", required=True, help="A classifier of `robust list models`."),
+    click.option("--data", help="A folder with one per class, a manifest, tar or data set name."),
+    train_options.limit,
+    _start,
 )
 
 
@@ -27,7 +36,7 @@ def command() -> None:
 
 
 @command.command("seg")
-@_what
+@_masks
 @train_options.recipe
 @train_options.run
 @offline
@@ -40,10 +49,31 @@ def seg(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     robust train seg --model ulvm_v5
     robust train seg --model unet --data lgg-mri-segmentation/kaggle_3m --protocol paper
     """  # noqa: D301  click reads the backspace: keep these lines apart
+    _train({"task": "seg", **train_options.settings(options)}, as_json, quiet, dry_run)
+
+
+@command.command("cls")
+@_classes
+@train_options.recipe
+@train_options.run
+@offline
+@as_json
+@quiet
+def cls(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+    """Train a classifier for the classes of the data; again, it goes on where it stopped.
+
+    \b
+    robust train cls --model vmamba-pico --data DIR
+    robust train cls --model resnet18 --data cifar10-mini --window 32 --epochs 10
+    """  # noqa: D301  click reads the backspace: keep these lines apart
+    _train({"task": "cls", **train_options.settings(options)}, as_json, quiet, dry_run)
+
+
+def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) -> None:
     from robustcli.cli.progress import ConsoleListener
     from robustcli.training.config import TrainConfig
 
-    config = TrainConfig(**train_options.settings(options))
+    config = TrainConfig(**settings)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
             from robustcli.training.dry import forecast_training

@@ -27,12 +27,12 @@ recipe = together(
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Highest learning rate."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a step."),
     click.option("--accumulate", type=click.IntRange(1), help="Steps whose gradients are added."),
-    click.option("--loss", help="A loss of docs/train-seg.md."),
-    click.option("--aug", help="An augmentation of docs/train-seg.md."),
+    click.option("--loss", help="A loss of docs/train-seg.md or train-cls.md."),
+    click.option("--aug", help="An augmentation of the same."),
     click.option("--window", type=click.IntRange(1), help="Side of what the network sees, pixels."),
     click.option("--clip", type=click.FloatRange(0, min_open=True), help="Gradient norm at most."),
     click.option("--patience", type=click.IntRange(1),
-                 help="Stop after so many epochs without a better validation dice."),
+                 help="Stop after so many epochs without a better validation score."),
 )  # fmt: skip
 run = together(
     click.option("--out", type=FILE, help="Folder of the run [default: runs/COMMAND-MODEL-HASH]."),

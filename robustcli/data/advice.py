@@ -43,6 +43,28 @@ def no_classes(location: Path, entries: Sequence[Entry], wanted: Wanted) -> Usag
     return unknown_labels(location, folders, wanted, "folder")
 
 
+def no_own_classes(location: Path, entries: Sequence[Entry], wanted: Wanted) -> UsageError:
+    """Images were found at `location`, but not in folders of at least two classes."""
+    folders = {entry.folder for entry in entries if entry.folder is not None}
+    if len(folders) == 1:
+        return one_class(location, folders.pop())
+    return UsageError(
+        f"`{location}` does not say what its images show.",
+        "Training needs the class of every image, of two classes at least.",
+        f"Sort the images into a folder per class (`{location}/CLASS/IMAGE`, perhaps below `train`,"
+        " `val` and `test`), or name a CSV with the columns `path` and `label`.",
+    )
+
+
+def one_class(location: Path, name: str) -> UsageError:
+    """All images at `location` show the same."""
+    return UsageError(
+        f"`{location}` has one class only, `{name}`.",
+        "There is nothing to tell apart.",
+        "Name the folder above the class folders, or data with more classes.",
+    )
+
+
 def is_class_folder(location: Path, entries: Sequence[Entry], wanted: Wanted) -> bool:
     """Whether `location` is the folder of one class: named like it, with images directly inside."""
     named_like_a_class = wanted.fits({location.resolve().name}) is not None

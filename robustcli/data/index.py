@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robustcli.data.labels import LabelSpace
@@ -20,6 +20,7 @@ class ImageRef:
         member: Its name inside the tar at `path`; None for a file of its own.
         offset: First byte of the member in the tar.
         size: Length of the member in bytes.
+        split: `train`, `val` or `test` where the data says so itself; else None.
     """
 
     image_id: str
@@ -28,6 +29,12 @@ class ImageRef:
     member: str | None = None
     offset: int = 0
     size: int = 0
+    split: str | None = None
+
+    @property
+    def group(self) -> str:
+        """What is never in two parts: the image itself, for nothing else is known."""
+        return self.image_id
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,29 @@ class ImageIndex:
     demonstration: bool = False
 
     @property
+    def grouping(self) -> str:
+        """What a group is, in the singular."""
+        return "image"
+
+    @property
+    def members(self) -> tuple[ImageRef, ...]:
+        """The images."""
+        return self.images
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups, each once, sorted."""
+        return tuple(sorted(image.group for image in self.images))
+
+    @property
     def digest(self) -> str:
         r"""SHA-256 (hex) over `image_id NUL target LF` of every image, in order, as UTF-8."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(f"{image.image_id}\0{image.target}\n".encode())
         return digest.hexdigest()
+
+    def part(self, ids: frozenset[str], subset: str) -> ImageIndex:
+        """The images whose id is in `ids`, under the words `subset`."""
+        kept = tuple(image for image in self.images if image.image_id in ids)
+        return replace(self, images=kept, subset=subset)

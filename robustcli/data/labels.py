@@ -101,6 +101,20 @@ def recognise(labels: Collection[str], prefer: str | None = None) -> LabelSpace 
     return None
 
 
+def own_space(labels: Collection[str], name: str) -> LabelSpace:
+    """The label space that consists of `labels`: a bundled one where they are all of its classes.
+
+    Args:
+        labels: The different ones of a data set.
+        name: What it is called where it is none of the bundled ones.
+    """
+    space = recognise(labels)
+    if space is not None and len({space.index_of(label) for label in labels}) == len(space.ids):
+        return space
+    ids = tuple(sorted(set(labels)))
+    return LabelSpace(name, ids, ids)
+
+
 def _spelling(label: str) -> str:
     plain = unicodedata.normalize("NFKC", label).casefold()
     return re.sub(r"[\W_]+", "-", plain).strip("-") or plain

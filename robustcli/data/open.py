@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
@@ -11,9 +11,10 @@ from robustcli.data import advice
 from robustcli.data.datasets import DATASETS, LISTING, SEGMENTATION, Dataset, named, require
 from robustcli.data.defaults import default_data
 from robustcli.data.index import ImageIndex, ImageRef
+from robustcli.data.labels import LabelSpace, own_space
 from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.labels_file import read_labels
-from robustcli.data.layout import Wanted, by_layout, unwrapped
+from robustcli.data.layout import Wanted, Whatever, by_layout, by_part, unwrapped
 from robustcli.data.listing import Entry, list_folder
 from robustcli.data.manifest import Labelled, read_manifest
 from robustcli.data.tables import TABLE_SUFFIXES
@@ -27,8 +28,9 @@ def open_index(
     data: str | None,
     *,
     model_label_space: str,
-    label_space: str | None = None,
+    label_space: str | LabelSpace | None = None,
     labels: Path | None = None,
+    parts: bool = False,
 ) -> ImageIndex:
     """All images of a data set with their classes, sorted by id.
 
@@ -36,8 +38,9 @@ def open_index(
         data: A folder, a tar, a manifest or the name of a data set; None for the default of the
             model's label space.
         model_label_space: Name of the label space that the model answers in.
-        label_space: Name or classes file of the label space of the data; None to recognise it.
+        label_space: The label space of the data, its name, or a classes file; None to recognise it.
         labels: File with the label of each image, for folders and tars that do not tell.
+        parts: Whether the class folders may lie in folders `train`, `val` and `test`.
 
     Raises:
         UsageError: There is no such data, its classes are not known, or are not the model's.
@@ -51,9 +54,40 @@ def open_index(
             f"`{LISTING}` shows which data are for `{model_label_space}`.",
         )
     given = label_space or (dataset.label_space if dataset else None)
-    wanted = Wanted(find_label_space(given) if given else None, model_label_space)
+    space = find_label_space(given) if isinstance(given, str) else given
+    wanted = Wanted(space, model_label_space)
     path = require(dataset) if dataset else _existing(data)
-    return _index(path, dataset, wanted, _labelled(path, labels, wanted))
+    return _index(path, dataset, wanted, _labelled(path, labels, wanted, parts=parts))
+
+
+def open_classes(data: str) -> ImageIndex:
+    """All images of a data set with whatever classes it has, sorted by id.
+
+    Classes are in the order of their names; where they are all those of a bundled label space,
+    they are that. Folders `train`, `val` and `test` around class folders say the part of an image,
+    as does a manifest's column `split`.
+
+    Args:
+        data: A folder, a tar, a manifest or the name of a data set.
+
+    Raises:
+        UsageError: There is no such data, it has no classes, or only one.
+    """
+    dataset = named(data)
+    if dataset and dataset.label_space == SEGMENTATION:
+        raise UsageError(
+            f"`--data {dataset.name}` has masks, no classes.",
+            "It is for segmenters, and the model is a classifier.",
+            f"`{LISTING}` shows which data have classes.",
+        )
+    path = require(dataset) if dataset else _existing(data)
+    wanted = Whatever(None, "")
+    labelled = _labelled(path, None, wanted, parts=True, refused=advice.no_own_classes)
+    labels = {one.label for one in labelled}
+    if len(labels) < 2:
+        raise advice.one_class(path, *labels)
+    space = own_space(labels, _display_name(path))
+    return _index(path, dataset, Wanted(space, space.name), labelled)
 
 
 def _index(
@@ -66,7 +100,7 @@ def _index(
     if canonical(space.name) != canonical(wanted.model):
         raise advice.other_label_space(path, space, wanted.model)
     targets = {name: space.index_of(name) for name in names}
-    images = [_ref(one.entry, targets[one.label]) for one in labelled]
+    images = [_ref(one.entry, targets[one.label], one.split) for one in labelled]
     return ImageIndex(
         name=dataset.name if dataset else _display_name(path),
         location=str(path.resolve()),
@@ -77,12 +111,21 @@ def _index(
     )
 
 
-def _ref(entry: Entry, target: int | None) -> ImageRef:
+def _ref(entry: Entry, target: int | None, split: str | None) -> ImageRef:
     assert target is not None, "`Wanted.fits` has vouched for every label"
-    return ImageRef(entry.relative, target, entry.path, entry.member, entry.offset, entry.size)
+    return ImageRef(
+        entry.relative, target, entry.path, entry.member, entry.offset, entry.size, split
+    )
 
 
-def _labelled(path: Path, labels: Path | None, wanted: Wanted) -> list[Labelled]:
+Refused = Callable[[Path, Sequence[Entry], Wanted], UsageError]
+"""Of a place, the images in it and what was wanted: why they have no such classes."""
+
+
+def _labelled(
+    path: Path, labels: Path | None, wanted: Wanted, *, parts: bool,
+    refused: Refused = advice.no_classes,
+) -> list[Labelled]:  # fmt: skip
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         if labels is not None:
             raise UsageError(
@@ -96,11 +139,16 @@ def _labelled(path: Path, labels: Path | None, wanted: Wanted) -> list[Labelled]
         raise advice.no_images(path)
     if labels is not None:
         return read_labels(labels, entries if path.is_dir() else _innermost(entries))
-    return _by_layout(path, entries, wanted)
+    found = _by_layout(path, entries, wanted, parts=parts)
+    if not found:
+        raise refused(path, entries, wanted)
+    return found
 
 
-def _by_layout(path: Path, entries: Sequence[Entry], wanted: Wanted) -> list[Labelled]:
-    """The labels of the outermost folders that fit; in a tar, common outer folders do not count.
+def _by_layout(
+    path: Path, entries: Sequence[Entry], wanted: Wanted, *, parts: bool
+) -> list[Labelled]:
+    """The labels of the outermost folders that fit, if any; in a tar, outer ones do not count.
 
     A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
     """
@@ -108,11 +156,11 @@ def _by_layout(path: Path, entries: Sequence[Entry], wanted: Wanted) -> list[Lab
         raise advice.no_classes(path, entries, wanted)
     level = entries
     while level:
-        found = by_layout(level, wanted)
+        found = (by_part(level, wanted) if parts else []) or by_layout(level, wanted)
         if found:
             return found
         level = [] if path.is_dir() else unwrapped(level)
-    raise advice.no_classes(path, entries, wanted)
+    return []
 
 
 def _innermost(entries: Sequence[Entry]) -> Sequence[Entry]:

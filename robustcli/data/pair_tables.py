@@ -13,6 +13,7 @@ from robustcli.data.advice import listed
 from robustcli.data.listing import Entry, stable
 from robustcli.data.manifest import PATH
 from robustcli.data.pair_layout import Layout, pair
+from robustcli.data.part_names import parts_in
 from robustcli.data.tables import Column, read_columns
 
 # The heading says what a group is, and the reports repeat it.
@@ -21,11 +22,6 @@ _IMAGE = Column("image", (PATH.name, *PATH.aliases))
 _MASK = Column("mask", ("mask-path", "label", "label-path"))
 _SPLIT = Column("split", required=False)
 _GROUPS = tuple(Column(name, required=False) for name in GROUPINGS)
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 def read_pairs(path: Path) -> Layout:
@@ -49,7 +45,7 @@ def read_pairs(path: Path) -> Layout:
     _check_repeated(path, images)
     _check_missing(path, [*images, *masks])
     grouping, groups = _groups(columns) or ("image", [image.relative for image in images])
-    splits = _splits(path, columns) or [None] * len(images)
+    splits = parts_in(path, columns) or [None] * len(images)
     rows = zip(images, masks, groups, splits, strict=True)
     return Layout(tuple(pair(*row) for row in rows), grouping)
 
@@ -83,7 +79,7 @@ def with_groups(layout: Layout, path: Path) -> Layout:
             "Add a line for each, with its path below `images/`.",
         )
     grouping, groups = found
-    splits = _splits(path, columns) or [None] * len(groups)
+    splits = parts_in(path, columns) or [None] * len(groups)
     pairs = (
         replace(one, group=groups[row], split=splits[row])
         for one in layout.pairs
@@ -94,19 +90,6 @@ def with_groups(layout: Layout, path: Path) -> Layout:
 
 def _groups(columns: Mapping[str, list[str]]) -> tuple[str, list[str]] | None:
     return next(((name, columns[name]) for name in GROUPINGS if name in columns), None)
-
-
-def _splits(path: Path, columns: Mapping[str, list[str]]) -> list[str | None] | None:
-    if "split" not in columns:
-        return None
-    unknown = sorted({value for value in columns["split"] if value.lower() not in _SPLITS})
-    if unknown:
-        raise UsageError(
-            f"`{path}` names {len(unknown)} unknown splits.",
-            f"Column `split` holds {listed(unknown)}; expected `train`, `val` or `test`.",
-            "Correct them, or remove the column: the split is then drawn.",
-        )
-    return [_SPLITS[value.lower()] for value in columns["split"]]
 
 
 def _entry(base: Path, name: str) -> Entry:

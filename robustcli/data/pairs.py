@@ -65,6 +65,11 @@ class PairIndex:
         return digest.hexdigest()
 
     @property
+    def members(self) -> tuple[PairRef, ...]:
+        """The pairs."""
+        return self.pairs
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The groups, each once, sorted."""
         return tuple(sorted({pair.group for pair in self.pairs}))

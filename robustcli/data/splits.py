@@ -8,11 +8,12 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Generic, Literal, cast, get_args
 
 from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
 from robustcli.data.advice import listed
+from robustcli.data.indexed import IndexT
 from robustcli.data.pair_drawing import parts_by_group, shuffled_in_two
 from robustcli.data.pairs import PairIndex
 from robustcli.data.tables import Column, read_columns
@@ -24,15 +25,15 @@ _HEADER = ("image_id", "group", "split")
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Generic[IndexT]):
     """The three parts of a data set."""
 
-    train: PairIndex
-    val: PairIndex
-    test: PairIndex
+    train: IndexT
+    val: IndexT
+    test: IndexT
 
 
-def patient_splits(index: PairIndex, *, seed: int) -> Splits:
+def patient_splits(index: PairIndex, *, seed: int) -> Splits[PairIndex]:
     """80/10/10 % of the groups, none of them in two parts.
 
     Groups stand in an order drawn from (seed, group) alone: the first tenth is for test, the last
@@ -59,7 +60,7 @@ def patient_splits(index: PairIndex, *, seed: int) -> Splits:
     return _splits(index, ids, _how(index, seed))
 
 
-def paper_splits(index: PairIndex) -> Splits:
+def paper_splits(index: PairIndex) -> Splits[PairIndex]:
     """80/10/10 % of the images, whatever their group, in the tumour paper's way.
 
     `train_test_split(ids, train_size=0.8, random_state=37)` over the sorted ids, then the rest
@@ -84,10 +85,10 @@ def paper_splits(index: PairIndex) -> Splits:
     return _splits(index, parts, f"by image, seed {_PAPER_SEED}")
 
 
-def write_splits(path: Path, splits: Splits) -> None:
+def write_splits(path: Path, splits: Splits[Any]) -> None:
     """Writes `image_id,group,split` of every image to `path`, sorted by id, durably."""
     rows = [
-        (pair.image_id, pair.group, name) for name in SPLITS for pair in getattr(splits, name).pairs
+        (one.image_id, one.group, name) for name in SPLITS for one in getattr(splits, name).members
     ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *sorted(rows)])
@@ -120,7 +121,7 @@ def _how(index: PairIndex, seed: int) -> str:
     return "as the data gives it" + (f", {drawn[0]} {words}" if drawn else "")
 
 
-def _splits(index: PairIndex, ids: Mapping[str, Collection[str]], how: str) -> Splits:
+def _splits(index: PairIndex, ids: Mapping[str, Collection[str]], how: str) -> Splits[PairIndex]:
     whole = f"{index.subset}; " if index.subset else ""
     return Splits(
         *(index.part(frozenset(ids[name]), f"{whole}{name} part, split {how}") for name in SPLITS)

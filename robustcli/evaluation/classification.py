@@ -9,9 +9,17 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.load import ModelRequest, load_classifier, resolve
+from robustcli.adapters.load import (
+    ModelRequest,
+    TrainedClassifier,
+    load_classifier,
+    resolve,
+    trained_classifier,
+)
 from robustcli.core.errors import UsageError
 from robustcli.data.decode import decode
+from robustcli.data.index import ImageIndex
+from robustcli.data.labels import label_space
 from robustcli.data.open import open_index
 from robustcli.data.subset import take
 from robustcli.evaluation.class_rows import ClassRows
@@ -20,8 +28,10 @@ from robustcli.evaluation.describe import dataset_record, model_record
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.record import DatasetRecord, ModelRecord
 from robustcli.evaluation.samples import Sample, first_readable
+from robustcli.evaluation.split_choice import choose_part
 from robustcli.evaluation.store import PREDICTION_SCHEMA, Cell
 from robustcli.evaluation.task import Data, Task
+from robustcli.evaluation.training_data import TrainingData, parts_of, training_data
 from robustcli.evaluation.views import ViewPreparation
 from robustcli.transforms.registry import TransformCell
 
@@ -34,7 +44,7 @@ class Classification(Task[Classifier]):
 
     def check(self, config: EvalConfig) -> None:
         """See `Task.check`."""
-        if config.split != "auto":
+        if config.split != "auto" and not any(_trained(config)):
             raise UsageError(
                 f"`--split {config.split}` does not go with classifiers.",
                 "Their data has no parts: all images of `--data` are used.",
@@ -42,14 +52,13 @@ class Classification(Task[Classifier]):
             )
 
     def open(self, config: EvalConfig, listener: Listener) -> Data:
-        """See `Task.open`; the models must tell the same classes apart."""
-        whole = open_index(
-            config.data,
-            model_label_space=_label_space(config),
-            label_space=config.label_space,
-            labels=config.labels,
-        )
-        index = take(whole, per_class=config.per_class, limit=config.limit, seed=config.seed)
+        """See `Task.open`; the models must tell the same classes apart.
+
+        Images that a model was trained on here are left out.
+        """
+        whole = _opened(config)
+        part = choose_part(whole, config.split, _trainings(config), listener).index
+        index = take(part, per_class=config.per_class, limit=config.limit, seed=config.seed)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
             listener.say(
@@ -101,6 +110,46 @@ class Classification(Task[Classifier]):
         if found is None or config.apply_at == "original":
             return found
         return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
+
+
+def _opened(config: EvalConfig) -> ImageIndex:
+    """The data, in the classes of the models that were trained here, where there are any."""
+    trained = [one.label_space for one in _trained(config) if one is not None]
+    if not trained:
+        return open_index(
+            config.data,
+            model_label_space=_label_space(config),
+            label_space=config.label_space,
+            labels=config.labels,
+        )
+    space = trained[0]
+    others = [resolve(r.name).label_space for r, t in _with_trained(config) if t is None]
+    if any(one.ids != space.ids for one in [*trained, *map(label_space, others)]):
+        raise UsageError(
+            "The models do not tell the same classes apart.",
+            f"`{config.models[0].name}` was trained for classes of its own.",
+            "Evaluate them in separate runs.",
+        )
+    return open_index(
+        config.data, model_label_space=space.name, label_space=config.label_space or space,
+        labels=config.labels, parts=True,
+    )  # fmt: skip
+
+
+def _with_trained(config: EvalConfig) -> list[tuple[ModelRequest, TrainedClassifier | None]]:
+    return [(request, trained_classifier(request)) for request in config.models]
+
+
+def _trained(config: EvalConfig) -> list[TrainedClassifier | None]:
+    return [trained for _, trained in _with_trained(config)]
+
+
+def _trainings(config: EvalConfig) -> list[TrainingData]:
+    """What the models were trained on here; of weights from elsewhere nothing is known."""
+    found = [training_data(request) for request, t in _with_trained(config) if t is not None]
+    if config.splits_of is not None:
+        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
+    return [training for training in found if training is not None]
 
 
 def _label_space(config: EvalConfig) -> str:

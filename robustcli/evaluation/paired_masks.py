@@ -38,6 +38,11 @@ class MaskDifference:
     p: float | None
     smallest_p: float
 
+    @property
+    def value(self) -> float:
+        """The difference, whatever it is of."""
+        return self.dice
+
 
 def mask_difference(
     reference: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap

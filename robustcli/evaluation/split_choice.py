@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, cast
 
 from robustcli.core.errors import UsageError
-from robustcli.data.pairs import PairIndex
+from robustcli.data.indexed import IndexT
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.record import Split
 from robustcli.evaluation.training_data import TrainingData
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some pairs of the data, and which part of it they are."""
+class Part(Generic[IndexT]):
+    """Some images of the data, and which part of it they are."""
 
-    index: PairIndex
+    index: IndexT
     split: Split
 
 
 def choose_part(
-    index: PairIndex,
+    index: IndexT,
     wanted: Literal["auto"] | Split,
     trainings: Sequence[TrainingData],
     listener: Listener,
-) -> Part:
+) -> Part[IndexT]:
     """The part of `index` to evaluate.
 
     `auto` takes the held-out test images where a model was trained on images of `index`, else all.
@@ -53,37 +53,37 @@ def choose_part(
     part = _of_trainings(index, split, known) if known else _own(index, split)
     if wanted == "auto":
         listener.say(
-            f"`{known[0].model}` was trained on this data: only the {len(part.pairs)} of "
-            f"{len(index.pairs)} images that were held out for testing are used "
+            f"`{known[0].model}` was trained on this data: only the {len(part.members)} of "
+            f"{len(index.members)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
     return Part(part, split)
 
 
-def _of_trainings(index: PairIndex, split: Split, known: Sequence[TrainingData]) -> PairIndex:
+def _of_trainings(index: IndexT, split: Split, known: Sequence[TrainingData]) -> IndexT:
     for training in known:
         if not training.parts:
             raise _unknown_parts(training)
     ids = frozenset(
         pair.image_id
-        for pair in index.pairs
+        for pair in index.members
         if all(training.parts.get(pair.image_id) == split for training in known)
     )
     names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in known))
     if not ids:
         raise UsageError(
             f"No image of `{index.name}` is in the {split} part of {names}.",
-            f"All {len(index.pairs)} images here are others, or were used otherwise in training.",
+            f"All {len(index.members)} images here are others, or were used otherwise in training.",
             "Name other data, evaluate models of different splits in separate runs, or take "
             "everything with `--split all`.",
         )
     return _part(index, ids, f"{split} part of {names}")
 
 
-def _own(index: PairIndex, split: Split) -> PairIndex:
-    ids = frozenset(pair.image_id for pair in index.pairs if pair.split == split)
+def _own(index: IndexT, split: Split) -> IndexT:
+    ids = frozenset(pair.image_id for pair in index.members if pair.split == split)
     if not ids:
-        given = sorted({pair.split for pair in index.pairs if pair.split is not None})
+        given = sorted({pair.split for pair in index.members if pair.split is not None})
         raise UsageError(
             f"`--split {split}` finds no images in `{index.name}`.",
             f"The data has {', '.join(given)}."
@@ -94,8 +94,8 @@ def _own(index: PairIndex, split: Split) -> PairIndex:
     return _part(index, ids, f"{split} part of the data's own split")
 
 
-def _part(index: PairIndex, ids: frozenset[str], words: str) -> PairIndex:
-    return index.part(ids, f"{index.subset}, {words}" if index.subset else words)
+def _part(index: IndexT, ids: frozenset[str], words: str) -> IndexT:
+    return cast("IndexT", index.part(ids, f"{index.subset}, {words}" if index.subset else words))
 
 
 def _unknown_parts(training: TrainingData) -> UsageError:

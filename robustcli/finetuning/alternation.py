@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustcli.finetuning.freezing import freeze, hold_statistics
-from robustcli.training.module import SegmentationModule
+from robustcli.training.learning import Learner
 from robustcli.training.trial import make_step
 
 _WARM = 2
@@ -39,19 +39,19 @@ class Ratio:
 
 
 def seconds_ratios(
-    module: SegmentationModule, frozen: Sequence[Collection[str]], size: int,
+    learner: Learner, frozen: Sequence[Collection[str]], size: int,
     device: torch.device, rounds: int = 15,
 ) -> list[Ratio]:  # fmt: skip
     """A ratio for each set of frozen parameters.
 
     Args:
-        module: The network with its recipe; it is copied and stays as it is.
+        learner: The network with its recipe; it is copied and stays as it is.
         frozen: Sets of names of the network's parameters.
         size: Images of a step.
         device: Where the steps are taken.
         rounds: How often each step is taken.
     """
-    steps = [make_step(_frozen(module, names), size, device) for names in ((), *frozen)]
+    steps = [make_step(_frozen(learner, names), size, device) for names in ((), *frozen)]
     seconds = np.zeros((_WARM + rounds, len(steps)))
     for number, row in enumerate(seconds):
         for turn in range(len(steps)):
@@ -61,8 +61,8 @@ def seconds_ratios(
     return [_ratio(counted[:, place] / counted[:, 0]) for place in range(1, len(steps))]
 
 
-def _frozen(module: SegmentationModule, names: Collection[str]) -> SegmentationModule:
-    own = copy.deepcopy(module)
+def _frozen(learner: Learner, names: Collection[str]) -> Learner:
+    own = copy.deepcopy(learner)
     own.network.train()
     freeze(own.network, names)
     hold_statistics(own.network)

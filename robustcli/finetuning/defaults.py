@@ -76,20 +76,23 @@ def light(training: TrainConfig, data: str) -> TrainConfig:
     )
 
 
-def as_nnunet(
+def usual_recipe(
     training: TrainConfig, entry: ModelEntry, data: str, say: Callable[[str], None]
 ) -> TrainConfig:
-    """`training` by nnU-Net's recipe, where it is a U-Mamba's and the user said nothing.
+    """`training` with the recipe that serves where the user names none.
+
+    That is a small one on bundled data, nnU-Net's for a U-Mamba, else the network's own.
 
     Args:
         training: As typed.
         entry: The network.
-        data: Name of the data set; on bundled data a smaller recipe serves.
-        say: Hears of it.
+        data: Name of the data set.
+        say: Hears of nnU-Net's.
     """
-    bundled = light(training, data) is not training
-    if entry.family != "umamba" or bundled or training.recipe or training.protocol != "patient":
-        return training
+    small = light(training, data)
+    typed = small is not training or training.recipe or training.protocol != "patient"
+    if entry.family != "umamba" or typed:
+        return small
     say(
         "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
         f"{NNUNET}-light` is the same for a CPU, `--recipe {OWN}` is ours."
@@ -102,7 +105,7 @@ def usual_steps(typed: TrainConfig, training: TrainConfig, data: str) -> int | N
 
     Args:
         typed: The settings as typed.
-        training: With the recipe that `as_nnunet` names.
+        training: With the recipe of `usual_recipe`.
         data: Name of the data set.
     """
     if typed.epochs is not None:

@@ -41,7 +41,7 @@ class FinetuneForecast:
 
     def as_json(self) -> str:
         """One JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps({**asdict(self), "training": self.training.told()}, indent=2)
 
     def as_text(self) -> str:
         """The same in lines, the tensors last."""

@@ -25,7 +25,6 @@ from robustcli.finetuning.decisions_file import write_decisions
 from robustcli.finetuning.gradients import write_profile
 from robustcli.finetuning.mode_listener import ModeListener
 from robustcli.finetuning.mode_tuning import Enough, Modes
-from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.opening import (
     PROFILING,
     amend,
@@ -111,7 +110,7 @@ def _train(setup: Setup, modes: Modes, mode: Mode, heard: Listener) -> None:
     out = setup.run / mode
     with environment_kept():
         run_training(setup.training(mode, out), heard, modes.tuning(mode, out))
-    export_nnunet(setup, out)
+    setup.kind.export(setup, out)
 
 
 def _profile(setup: Setup, modes: Modes, heard: ModeListener) -> None:

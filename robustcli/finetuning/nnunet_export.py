@@ -8,7 +8,7 @@ trained with.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustcli.adapters import own
 from robustcli.adapters.checkpoint import read_weights
@@ -19,11 +19,13 @@ from robustcli.adapters.nnunet_schemes import CLASSES
 from robustcli.adapters.nnunet_write import write_results
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
-from robustcli.finetuning.setup import Setup
 from robustcli.models.umamba import UMamba
 from robustcli.models.umamba_config import UMambaConfig
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import read_train_record
+
+if TYPE_CHECKING:
+    from robustcli.finetuning.setup import Setup
 
 _COLOURS = ("R", "G", "B")
 _SMALLEST = (32, 32)

@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from robustcli.adapters.weights import hash_state
-from robustcli.evaluation.describe import pairs_record
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.finetuning.record import (
@@ -71,6 +70,7 @@ def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
     profile = config.profile
     by_name = profile is None and config.rule.pattern is not None and not config.profile_only
     return FinetuneRecord(
+        task=setup.entry.task,
         command=config.training.command,
         status="running",
         created=now,
@@ -82,7 +82,7 @@ def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
         pretrained=given.origin if given else _without(config.modes),
         pretrained_sha256=hash_state(dict(given.state)) if given else None,
         heads=list(setup.heads),
-        dataset=pairs_record(setup.selection.index),
+        dataset=setup.selection.task.facts(config.training, setup.selection, network).dataset,
         modes=list(config.modes),
         rule=RuleRecord(**asdict(config.rule)),
         profile="none" if by_name else str(profile or "measured"),

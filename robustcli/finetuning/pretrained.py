@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from robustcli.adapters.body import fill_body
 from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.families import FAMILIES, family_of
-from robustcli.adapters.loading import shapes_of
+from robustcli.adapters.families import FAMILIES
 from robustcli.adapters.nnunet import read_nnunet
 from robustcli.adapters.nnunet_folder import is_results_folder
 from robustcli.adapters.nnunet_plan import NnUNetPlan
@@ -108,7 +107,7 @@ def heads_of(entry: ModelEntry) -> tuple[str, ...]:
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
-def fill(network: nn.Module, given: Pretrained, entry: ModelEntry) -> None:
+def fill(network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]) -> None:
     """Copies the weights into `network` but for its heads.
 
     Raises:
@@ -116,32 +115,5 @@ def fill(network: nn.Module, given: Pretrained, entry: ModelEntry) -> None:
     """
     if isinstance(network, UMamba):
         transfer(network, given.state, patch=given.patch)
-        return
-    family = family_of(given.state)
-    state = FAMILIES[family].convert(given.state) if family == entry.family else given.state
-    own, heads = network.state_dict(), heads_of(entry)
-    names = [name for name in own if not name.startswith(heads)]
-    shapes, theirs = shapes_of(own), shapes_of(state)
-    wrong = [name for name in names if theirs.get(name) != shapes[name]]
-    if wrong:
-        raise _does_not_fit(wrong, shapes, theirs, len(names), entry, given.origin)
-    with torch.no_grad():
-        for name in names:
-            own[name].copy_(state[name])
-
-
-def _does_not_fit(
-    wrong: list[str], expected: Mapping[str, tuple[int, ...]],
-    theirs: Mapping[str, tuple[int, ...]], count: int, entry: ModelEntry, origin: str,
-) -> UsageError:  # fmt: skip
-    said = "; ".join(
-        f"`{name}` is {theirs[name]}, not {expected[name]}"
-        if name in theirs
-        else f"`{name}` is missing"
-        for name in wrong
-    )
-    return UsageError(
-        f"The weights of `{origin}` do not fit `{entry.name}`.",
-        f"Of {count} tensors, {len(wrong)} differ: {said}.",
-        "Name the network that they are of, with the `--model-arg` that it was trained with.",
-    )
+    else:
+        fill_body(network, given.state, entry, heads, given.origin)

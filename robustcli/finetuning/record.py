@@ -30,12 +30,17 @@ FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
 statistic (empty where it never had a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
 SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
-SWEEP = (
+_SWEPT = (
     *("scope", "threshold", "quantile", "pattern", "frozen_share"),
-    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", "dice", "dice_low", "dice_high"),
+    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high"),
 )
+SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
+    "cls": (*_SWEPT, "top1", "top1_low", "top1_high"),
+    "seg": (*_SWEPT, "dice", "dice_low", "dice_high"),
+}
+SWEEP = SWEEPS["seg"]
 """Per rule: what is frozen, the share of the elements that is, the time of a step over that of full
-fine-tuning, and the dice on the held-out images."""
+fine-tuning, and the dice (of a classifier the top-1) on the held-out images."""
 
 
 class RuleRecord(Record):
@@ -79,6 +84,7 @@ class FinetuneRecord(Record):
 
     schema_version: int = 1
     kind: Literal["finetune"] = "finetune"
+    task: Literal["cls", "seg"] = "seg"
     command: str
     status: Literal["running", "complete", "failed"]
     created: datetime
@@ -104,7 +110,9 @@ class FinetuneRecord(Record):
 
 def write_finetune_record(run: Path, record: FinetuneRecord) -> None:
     """Writes `OUT/run.json` durably."""
-    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+    # Older versions refuse keys that they do not know; of segmenters they can read all.
+    absent = {"task"} if record.task == "seg" else None
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2, exclude=absent) + "\n")
 
 
 def read_finetune_record(run: Path) -> FinetuneRecord:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
 from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.load import names_run, resolve
-from robustcli.adapters.places import local_path
-from robustcli.adapters.seg_builders import SEG_BUILDERS
-from robustcli.adapters.start import start_weights, wants_imagenet
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.defaults import as_nnunet, light, no_weights, usual_steps, with_defaults
-from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pretrained
+from robustcli.finetuning.flags import check_flags
+from robustcli.finetuning.kind import Kind
+from robustcli.finetuning.kinds import kind_of
+from robustcli.finetuning.pretrained import Pretrained
 from robustcli.finetuning.record import Mode
-from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
-from robustcli.training.prepare import Selection, check_folder, select
-from robustcli.training.processes import started_by_torchrun
+from robustcli.training.prepare import check_folder, select
+from robustcli.training.task import Selection
 
 _LEAST_PROFILE = 20
 
@@ -57,9 +56,14 @@ class Setup:
         return self.selection.recipe.epochs * self.selection.steps_per_epoch
 
     @property
+    def kind(self) -> Kind:
+        """What is particular to the kind of model."""
+        return kind_of(self.entry)
+
+    @cached_property
     def heads(self) -> tuple[str, ...]:
         """Beginnings of the names of the layers that are new in this task."""
-        return heads_of(self.entry)
+        return self.kind.heads(self.entry, lambda: self.network("scratch")[0])
 
     def training(self, mode: Mode, out: Path) -> TrainConfig:
         """The settings of the training of `mode` into the folder `out`."""
@@ -72,12 +76,11 @@ class Setup:
         """
         training = self.config.training
         random = mode == "scratch" or self.given is not None
-        network, origin = start_weights(
-            training.model, None, random, training.offline, training.seed, training.model_args
-        )
+        start = replace(training, weights=None, untrained=random)
+        network, origin = self.selection.task.network(start, self.selection.index)
         if mode == "scratch" or self.given is None:
             return network, origin
-        fill(network, self.given, self.entry)
+        self.kind.fill(network, self.given, self.entry, self.heads)
         return network, self.given.origin
 
 
@@ -87,13 +90,14 @@ def set_up(config: FinetuneConfig, listener: Listener) -> Setup:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    config = with_defaults(config, listener.say)
-    entry = _network_named(config)
-    _check_flags(config)
-    given = _pretrained(config, entry)
+    kind = kind_of(_network_named(config))
+    config = kind.with_defaults(config, listener.say)
+    entry = resolve(config.training.model)
+    check_flags(config)
+    given = kind.pretrained(config, entry)
     training = config.training if given is None else _following(config.training, given)
-    training = _sized(training, entry)
-    training = _with_recipe(config, training, entry, listener.say)
+    training = kind.sized(training, entry)
+    training = _with_recipe(config, kind, training, entry, listener.say)
     selection = select(replace(training, out=None), listener)
     run = config.directory(selection.run)
     check_folder(run)
@@ -121,98 +125,21 @@ def _network_named(config: FinetuneConfig) -> ModelEntry:
             "The network is named, and where it starts from is said apart.",
             f"Use `robust finetune {entry.network} --pretrained {name}`.",
         )
-    if entry.task != "seg":
-        raise UsageError(
-            f"`{entry.name}` is a classifier.",
-            "`robust finetune` takes segmenters, which say where something is.",
-            "`robust list models` shows which models are segmenters.",
-        )
     return entry
-
-
-def _check_flags(config: FinetuneConfig) -> None:
-    training = config.training
-    if config.iterations is not None and training.epochs is not None:
-        raise UsageError(
-            "`--iterations` and `--epochs` exclude each other.",
-            "Both say how long each mode is trained.",
-            "Leave one out.",
-        )
-    if config.profile is not None and config.profile_only:
-        raise UsageError(
-            "`--profile` and `--profile-only` exclude each other.",
-            "One takes a profile that is there, the other makes one.",
-            "`--profile FILE --dry-run` shows what a profile would freeze.",
-        )
-    if config.sweep and not ("full" in config.modes and "freeze" in config.modes):
-        raise UsageError(
-            "`--sweep` compares with full fine-tuning, by the profile of `freeze`.",
-            f"Asked for was {' and '.join(config.modes) or 'a profile alone'}.",
-            "Use `--mode all`; modes that are there already are not trained again.",
-        )
-    if config.sweep and config.rule.pattern is not None:
-        raise UsageError(
-            f"`--sweep` needs a profile; `--freeze {config.rule.pattern}` measures none.",
-            "Names decide without looking at gradients.",
-            "Leave `--freeze` out: the sweep tries prefixes of the network by itself.",
-        )
-    if started_by_torchrun() and (config.sweep or len(config.modes) != 1):
-        raise UsageError(
-            "torchrun trains one mode at a time.",
-            f"Asked for were {len(config.modes)}: its processes end with the first.",
-            "Name one with `--mode`, or use `--devices N` without torchrun.",
-        )
-
-
-def _pretrained(config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-    """The weights to start from; None where the network's recipe gives them or none are needed."""
-    arguments = config.training.model_args
-    if config.pretrained is not None:
-        return read_pretrained(config.pretrained, entry, arguments)
-    if SEG_BUILDERS[entry.builder].load is None:
-        return None
-    if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
-        found = read_pretrained(local_path(entry), entry, arguments)
-        return replace(found, origin=f"the bundled `{entry.name}`, trained on {entry.pretraining}")
-    if config.modes == ("scratch",) or wants_imagenet(entry):
-        return None
-    raise no_weights(entry)
 
 
 def _following(training: TrainConfig, given: Pretrained) -> TrainConfig:
     return replace(training, model_args=dict(given.arguments), plan=given.plan)
 
 
-def _sized(training: TrainConfig, entry: ModelEntry) -> TrainConfig:
-    """With the window that the network's weights demand: a U-Mamba-Enc's have its patch's size."""
-    if entry.family != "umamba":
-        return training
-    network, _ = start_weights(entry.name, None, True, True, 0, training.model_args)
-    assert isinstance(network, UMamba)
-    config = network.config
-    if not any(config.tokens(stage)[1] for stage in range(len(config.features))):
-        return training
-    height, width = config.patch
-    if height != width or training.window not in (None, height):
-        raise UsageError(
-            f"`{entry.name}` here takes patches of {height} x {width} pixels only.",
-            "Some of its Mamba layers read whole channels as tokens, so its weights have the size "
-            "of its plan's patch; training cuts squares of `--window`.",
-            f"Leave out `--window`, or use `--window {height}`."
-            if height == width
-            else "Use weights that were trained with a square patch.",
-        )
-    return replace(training, window=height)
-
-
 def _with_recipe(
-    config: FinetuneConfig, training: TrainConfig, entry: ModelEntry, say: Callable[[str], None]
-) -> TrainConfig:
+    config: FinetuneConfig, kind: Kind, typed: TrainConfig, entry: ModelEntry,
+    say: Callable[[str], None],
+) -> TrainConfig:  # fmt: skip
     """With the recipe that serves when none is named, and the epochs that the steps come to."""
-    data = select(replace(training, out=None), Silent()).index.name
-    named = as_nnunet(training, entry, data, say)
-    steps = config.iterations or usual_steps(training, named, data)
-    training = light(named, data)
+    data = select(replace(typed, out=None), Silent()).index.name
+    training = kind.usual_recipe(typed, entry, data, say)
+    steps = config.iterations or kind.usual_steps(typed, training, data)
     if steps is None:
         return training
     per_epoch = select(replace(training, out=None), Silent()).steps_per_epoch

@@ -1,10 +1,10 @@
-"""Other rules than the chosen one: what each would have saved, and at what dice.
+"""Other rules than the chosen one: what each would have saved, and at what score.
 
 Each rule freezes from the first step on, by the profile of the run, and is trained like every mode:
 the same start, data order and budget.
 
 OUT/sweep/RULE/  a training run per rule that freezes something
-OUT/sweep.csv    a line per rule: the columns of SWEEP
+OUT/sweep.csv    a line per rule: the columns of SWEEPS
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from robustcli.finetuning.alternation import Ratio, seconds_ratios
 from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.mode_listener import ModeListener
 from robustcli.finetuning.mode_tuning import Modes
-from robustcli.finetuning.record import PROFILE, SWEEP, SWEEP_FILE, SWEPT
+from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
 from robustcli.finetuning.selection import DOCUMENTED, Decision, FreezeRule, select
 from robustcli.finetuning.setup import Setup
-from robustcli.training.assembly import make_module
 from robustcli.training.train import run_training
 
 RULES = (
@@ -91,11 +90,13 @@ def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
     runs = [_trained(setup, candidate, heard) for candidate in found]
     heard.begin("sweep")
     heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
-    module = make_module(setup.selection, network)
+    learner = setup.selection.task.learner(setup.selection, network)
     size, device = setup.selection.recipe.batch_size, setup.selection.on.device
-    ratios = seconds_ratios(module, [candidate.frozen for candidate in found], size, device)
-    lines = [_line(*one) for one in zip(found, ratios, runs, strict=True)]
-    text = pd.DataFrame(lines, columns=list(SWEEP)).to_csv(index=False, lineterminator="\n")
+    ratios = seconds_ratios(learner, [candidate.frozen for candidate in found], size, device)
+    lines = [_line(setup, *one) for one in zip(found, ratios, runs, strict=True)]
+    text = pd.DataFrame(lines, columns=list(SWEEPS[setup.entry.task])).to_csv(
+        index=False, lineterminator="\n"
+    )
     write_text(setup.run / SWEEP_FILE, text)
     heard.begin("")
 
@@ -121,8 +122,9 @@ def name_of(rule: FreezeRule) -> str:
     return f"{rule.scope}-{rule.kind}{relative}-{value}"
 
 
-def _line(candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
-    rule, dice = candidate.rule, table(run / "test").iloc[0]
+def _line(setup: Setup, candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
+    rule, scores = candidate.rule, table(run / "test").iloc[0]
+    names = SWEEPS[setup.entry.task][-3:]
     return {
         "scope": rule.scope if rule.pattern is None else "all",
         "threshold": rule.threshold,
@@ -132,5 +134,5 @@ def _line(candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
         "seconds_ratio": ratio.median,
         "seconds_ratio_low": ratio.low,
         "seconds_ratio_high": ratio.high,
-        **{name: dice[name] for name in ("dice", "dice_low", "dice_high")},
+        **{name: scores[name] for name in names},
     }

@@ -10,7 +10,7 @@ from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.numbers import EN_DASH, as_printed, fraction, fraction_range
 from robustcli.reports.published import published
 from robustcli.reports.terminal import Kind, comparison_table, grid
-from robustcli.reports.training import Held, read_training
+from robustcli.reports.training import Held, Training, read_training
 from robustcli.reports.training_scores import Score, group_score, pooled
 
 
@@ -46,6 +46,8 @@ def training_table(run: Path) -> str:
         UsageError: There is no readable training.
     """
     training = read_training(run)
+    if training.record.task == "cls":
+        return _plain(_class_table(training))
     record, printed = training.record, published(training.record.model)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
     held = ((record.model, training.test), ("otsu", training.baseline))
@@ -76,6 +78,17 @@ def training_table(run: Path) -> str:
 def _own(name: str, held: Held, over: str) -> tuple[str, ...]:
     foreground = fraction(held.numbers["dice_foreground"])
     return _scored(name, group_score(held.numbers), foreground, over)
+
+
+def _class_table(training: Training) -> str:
+    scoring, test, floor = training.scoring, training.test, training.floor
+    if test is None or floor is None:
+        return "Nothing is measured yet."
+    lines = [(training.record.model, test.numbers), (scoring.baseline, floor)]
+    rows: list[tuple[str, ...]] = [
+        (name, scoring.shown(one), scoring.second_shown(one)) for name, one in lines
+    ]
+    return grid(("model", "top-1 (95 % interval)", "top-5"), rows)
 
 
 def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, ...]:

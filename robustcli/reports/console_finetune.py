@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from robustcli.evaluation.paired_masks import MaskDifference
+import pandas as pd
+
 from robustcli.reports.finetuning import Finetuning, ModeRun, read_finetuning
 from robustcli.reports.finetuning_scores import Pace, against_full, pace
 from robustcli.reports.numbers import (
     EN_DASH,
+    MISSING,
     counted,
     decimal,
     duration,
-    fraction,
-    fraction_range,
-    signed,
 )
+from robustcli.reports.scoring.scoring import Difference, Scoring
 from robustcli.reports.sections.finetune_gradients import chosen_from, statistic
 from robustcli.reports.sections.finetune_verdict import (
     mebibytes,
@@ -25,11 +27,8 @@ from robustcli.reports.sections.finetune_verdict import (
     verdict,
 )
 from robustcli.reports.terminal import grid
-from robustcli.reports.training import Held
-from robustcli.reports.training_scores import group_score
 
 SHOWN = 12  # tensors; the report has all of them
-_SCORES = ("mode", "dice", "95 % interval", "minus full", "95 % interval", "p")
 _COSTS = ("mode", "s/iteration", "iterations/s", "trained", "optimizer", "peak memory", "time")
 
 
@@ -67,22 +66,29 @@ def _tensors(found: Finetuning) -> str:
 
 
 def _scores(found: Finetuning) -> str:
+    scoring = found.scoring
     rows: list[tuple[str, ...]] = [
-        (run.mode, *_dice(run.training.test), *_compared(against_full(found, run.mode)))
+        (
+            *(run.mode, *_score(scoring, run.training.test.numbers)),
+            *_compared(scoring, against_full(found, run.mode)),
+        )
         for run in found.modes
         if run.training.test is not None
     ]
-    otsu = next((r.training.baseline for r in found.modes if r.training.baseline), None)
-    if otsu is not None:
-        rows.append(("otsu", *_dice(otsu), *_compared(None)))
-    return grid(_SCORES, rows) if rows else ""
+    floors = (run.training.floor for run in found.modes)
+    floor = next((one for one in floors if one is not None), None)
+    if floor is not None:
+        rows.append((scoring.baseline, *_score(scoring, floor), *_compared(scoring, None)))
+    name = scoring.measure.name
+    header = ("mode", name, "95 % interval", "minus full", "95 % interval", "p")
+    return grid(header, rows) if rows else ""
 
 
-def _compared(one: MaskDifference | None) -> tuple[str, str, str]:
+def _compared(scoring: Scoring, one: Difference | None) -> tuple[str, str, str]:
     if one is None:
         return ("", "", "")
-    ends = "" if one.low is None else f"{signed(one.low)} to {signed(one.high)}"
-    return (signed(one.dice), ends, "" if one.p is None else p_value(one.p))
+    ends = "" if one.low is None else f"{scoring.apart(one.low)} to {scoring.apart(one.high)}"
+    return (scoring.apart(one.value), ends, "" if one.p is None else p_value(one.p))
 
 
 def _costs(found: Finetuning) -> str:
@@ -100,9 +106,10 @@ def _cost(run: ModeRun, speed: Pace) -> tuple[str, ...]:
     return (run.mode, *times, *spent, duration(run.training.seconds))
 
 
-def _dice(held: Held) -> tuple[str, str]:
-    score = group_score(held.numbers)
-    return fraction(score.dice), fraction_range(score.dice_low, score.dice_high, "-")
+def _score(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[str, str]:
+    """The score and its interval, in cells of their own."""
+    value, _, ends = scoring.shown(numbers).partition(" (")
+    return value, ends.rstrip(")") or ("" if not scoring.per_group else MISSING)
 
 
 def _words(found: Finetuning) -> list[str]:

@@ -16,13 +16,15 @@ from robustcli.finetuning.record import (
     MODES,
     PROFILE,
     STEPS,
-    SWEEP,
     SWEEP_FILE,
+    SWEEPS,
     FinetuneRecord,
     Mode,
     ModeCosts,
     read_finetune_record,
 )
+from robustcli.reports.scoring.scoring import Scoring
+from robustcli.reports.scoring.scorings import SCORINGS
 from robustcli.reports.training import Training, read_training
 
 
@@ -71,7 +73,7 @@ class Finetuning:
         modes: Those that have begun, in the order of the record.
         decisions: What became of each tensor (columns: FROZEN); None until that is decided.
         profile: The gradients (a row per iteration and tensor); None where there is no file.
-        sweep: What other rules would give (columns: SWEEP); None where nobody measured it.
+        sweep: What other rules would give (columns: SWEEPS); None where nobody measured it.
     """
 
     run: Path
@@ -82,9 +84,22 @@ class Finetuning:
     sweep: pd.DataFrame | None
 
     @property
+    def scoring(self) -> Scoring:
+        """What its modes are scored by."""
+        return SCORINGS[self.record.task]
+
+    @property
     def is_partial(self) -> bool:
         """Whether something is still to be done."""
         return self.record.status != "complete"
+
+    @property
+    def held(self) -> int:
+        """Held-out images; 0 until they are measured."""
+        training = self.training
+        if training is None or training.test is None:
+            return 0
+        return int(training.test.numbers["n"])
 
     def of(self, mode: Mode) -> ModeRun | None:
         """A mode; None where it has not begun."""
@@ -119,7 +134,7 @@ def read_finetuning(run: Path) -> Finetuning:
         tuple(_mode(run, mode) for mode in begun),
         _decisions(decisions) if decisions.is_file() else None,
         pd.read_parquet(profile) if profile.is_file() else None,
-        pd.read_csv(sweep)[list(SWEEP)] if sweep.is_file() else None,
+        pd.read_csv(sweep)[list(SWEEPS[record.task])] if sweep.is_file() else None,
     )
 
 

@@ -61,9 +61,12 @@ def _modes(found: Finetuning) -> tuple[Figure, ...]:
     if not courses:
         return ()
     path = "figures/modes.png"
-    draw_modes(courses, found.run / path)
+    scoring = found.scoring
+    panel = scoring.validation.score, f"validation {scoring.axis}"
+    draw_modes(courses, found.run / path, panel)
+    of = validated(found.modes[0].training)
     caption = (
-        f"Loss (above) and dice (below) of {validated(found.modes[0].training)}, by epoch and by "
+        f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by "
         "the time that training with its validations took. The large mark is the epoch whose "
         "weights were taken."
     )
@@ -78,6 +81,8 @@ def _course(run: ModeRun) -> ModeCourse:
 
 
 def _strips(found: Finetuning) -> tuple[Figure, ...]:
+    if not found.scoring.per_group:
+        return ()
     measured = [(run.mode, run.training.test) for run in found.modes]
     baselines = [run.training.baseline for run in found.modes if run.training.baseline is not None]
     named = [*measured, *(("otsu", baseline) for baseline in baselines[:1])]
@@ -91,7 +96,7 @@ def _strips(found: Finetuning) -> tuple[Figure, ...]:
 
 def _cases(found: Finetuning, run: ModeRun) -> tuple[Figure, ...]:
     test = run.training.test
-    if test is None:
+    if test is None or not found.scoring.per_group:
         return ()
     return case_figures(test.findings, test.findings.models[0], found.run, run.mode)
 
@@ -99,22 +104,24 @@ def _cases(found: Finetuning, run: ModeRun) -> tuple[Figure, ...]:
 def _tradeoff(found: Finetuning) -> tuple[Figure, ...]:
     if found.sweep is None:
         return ()
-    known = found.sweep[found.sweep["seconds_ratio"].notna() & found.sweep["dice"].notna()]
+    measure = found.scoring.measure
+    known = found.sweep.dropna(subset=["seconds_ratio", measure.column])
     if known.empty:
         return ()
     path = "figures/sweep.png"
-    draw_tradeoff([_rule(row) for _, row in known.iterrows()], found.run / path)
+    rules = [_rule(row, measure.column) for _, row in known.iterrows()]
+    draw_tradeoff(rules, found.run / path, found.scoring.axis)
     caption = (
-        "Time of an iteration that rules of freezing save against full fine-tuning, and the dice "
-        "that is left, both with 95 % intervals."
+        "Time of an iteration that rules of freezing save against full fine-tuning, and the "
+        f"{measure.name} that is left, both with 95 % intervals."
     )
     return (Figure(path, caption),)
 
 
-def _rule(row: pd.Series) -> Rule:
+def _rule(row: pd.Series, score: str) -> Rule:
     ratio = _with_ends(row, "seconds_ratio")
     saved = (100 * (1 - ratio[2]), 100 * (1 - ratio[1]), 100 * (1 - ratio[0]))
-    return Rule(rule_label(row), rule_scope(row), saved, _with_ends(row, "dice"))
+    return Rule(rule_label(row), rule_scope(row), saved, _with_ends(row, score))
 
 
 def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:

@@ -6,36 +6,41 @@ import pandas as pd
 
 from robustcli.reports.finetuning import Finetuning, ModeRun
 from robustcli.reports.finetuning_scores import against_full, frozen_elements, seconds_ratio
+from robustcli.reports.scoring.scoring import Scoring
+from robustcli.reports.scoring.scorings import SCORINGS
 
-_MASKS = (
-    *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
-    *("dice_image", "dice_foreground", "precision", "recall"),
-    *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
-    *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
-)
 _COUNTS = (
-    *("n", "groups", "epochs", "chosen_epoch", "iterations", "iterations_measured"),
+    *("epochs", "chosen_epoch", "iterations", "iterations_measured"),
     *("trainable", "frozen", "optimizer_bytes", "peak_memory_bytes"),
 )
-COLUMNS = (
-    *("mode", "model", "dataset", "status"),
-    *_MASKS,
-    *("epochs", "chosen_epoch", "iterations", "iterations_measured"),
-    *("seconds_per_iteration", "iterations_per_second", "seconds_ratio"),
-    *("trainable", "frozen", "optimizer_bytes", "peak_memory_bytes", "training_seconds"),
-    *("dice_minus_full", "dice_minus_full_low", "dice_minus_full_high", "dice_minus_full_p"),
-    *("baseline_dice", "baseline_iou"),
-)
-_WORDS = COLUMNS[:4]
+_WORDS = ("mode", "model", "dataset", "status")
+
+
+def columns(scoring: Scoring) -> tuple[str, ...]:
+    """The columns of the results of what is scored so."""
+    against = f"{scoring.measure.column}_minus_full"
+    return (
+        *_WORDS,
+        *scoring.columns,
+        *("epochs", "chosen_epoch", "iterations", "iterations_measured"),
+        *("seconds_per_iteration", "iterations_per_second", "seconds_ratio"),
+        *("trainable", "frozen", "optimizer_bytes", "peak_memory_bytes", "training_seconds"),
+        *(against, f"{against}_low", f"{against}_high", f"{against}_p"),
+        *(f"baseline_{name}" for name in scoring.baseline_columns),
+    )
+
+
+COLUMNS = columns(SCORINGS["seg"])
 
 
 def finetuning_results(found: Finetuning) -> pd.DataFrame:
-    """One row per mode with COLUMNS; a number that is not known is missing.
+    """One row per mode with `columns`; a number that is not known is missing.
 
     Shares are fractions in [0, 1]; times are of the iterations after the freeze.
     """
-    table = pd.DataFrame([_row(found, run) for run in found.modes], columns=list(COLUMNS))
-    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+    names, counts = columns(found.scoring), (*_COUNTS, *found.scoring.counts)
+    table = pd.DataFrame([_row(found, run) for run in found.modes], columns=list(names))
+    kinds = {name: "Int64" if name in counts else "Float64" for name in names}
     return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
 
@@ -71,16 +76,14 @@ def _times(found: Finetuning, run: ModeRun) -> dict[str, object]:
 
 def _scores(found: Finetuning, run: ModeRun) -> dict[str, object]:
     row: dict[str, object] = {}
-    test, baseline, compared = (
-        run.training.test,
-        run.training.baseline,
-        against_full(found, run.mode),
-    )
+    scoring, test, floor = found.scoring, run.training.test, run.training.floor
+    compared = against_full(found, run.mode)
     if test is not None:
-        row |= {name: test.numbers[name] for name in _MASKS}
-    if baseline is not None:
-        row |= {f"baseline_{name}": baseline.numbers[name] for name in ("dice", "iou")}
+        row |= {name: test.numbers[name] for name in scoring.columns}
+    if floor is not None:
+        row |= {f"baseline_{name}": floor[name] for name in scoring.baseline_columns}
     if compared is not None:
-        row |= {"dice_minus_full": compared.dice, "dice_minus_full_p": compared.p}
-        row |= {"dice_minus_full_low": compared.low, "dice_minus_full_high": compared.high}
+        against = f"{scoring.measure.column}_minus_full"
+        row |= {against: compared.value, f"{against}_p": compared.p}
+        row |= {f"{against}_low": compared.low, f"{against}_high": compared.high}
     return row

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from robustcli.evaluation.bootstrap import Bootstrap
-from robustcli.evaluation.paired_masks import MaskDifference, mask_difference
 from robustcli.finetuning.record import Mode
 from robustcli.reports.finetuning import Finetuning, ModeRun
+from robustcli.reports.scoring.scoring import Difference
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,15 @@ def seconds_ratio(found: Finetuning, mode: Mode) -> float | None:
     return None if mine is None or not theirs else mine / theirs
 
 
-def against_full(found: Finetuning, mode: Mode) -> MaskDifference | None:
-    """What a mode's dice has over that of full fine-tuning; None until both are measured."""
+def against_full(found: Finetuning, mode: Mode) -> Difference | None:
+    """What a mode's score has over that of full fine-tuning; None until both are measured."""
     own, full = found.of(mode), found.of("full")
     if mode == "full" or own is None or full is None:
         return None
     if own.training.test is None or full.training.test is None:
         return None
-    bootstrap = Bootstrap(found.record.seed)
-    return mask_difference(full.training.test.rows, own.training.test.rows, bootstrap)
+    rows = full.training.test.rows, own.training.test.rows
+    return found.scoring.difference(*rows, found.record.seed)
 
 
 def frozen_elements(run: ModeRun) -> int | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.evaluation.store import Cell, Store
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.training.record import METRICS, PAPER, TrainRecord, read_train_record
+from robustcli.reports.scoring.scoring import Scoring
+from robustcli.reports.scoring.scorings import SCORINGS
+from robustcli.reports.scoring.top1 import most_frequent
+from robustcli.training.record import PAPER, TrainRecord, read_train_record
 
 _IDENTITY = Cell("identity", 0)
 
@@ -21,13 +26,18 @@ class Held:
 
     Args:
         findings: The evaluation.
-        numbers: The line of its table (columns: `metrics.SEG_COLUMNS`).
-        rows: Of every image (columns: `store.MASK_SCHEMA`).
+        numbers: The line of its table (columns: `metrics.SEG_COLUMNS`, of classifiers COLUMNS).
+        rows: Of every image (columns: `store.MASK_SCHEMA` or `PREDICTION_SCHEMA`).
     """
 
     findings: Findings
     numbers: pd.Series
     rows: pd.DataFrame
+
+    @property
+    def groups(self) -> int:
+        """Independent units among the images; those of a classifier are all on their own."""
+        return int(self.numbers.get("groups", self.numbers["n"]))
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Training:
     Args:
         run: Its directory.
         record: Its `run.json`.
-        metrics: A line per finished epoch (columns: METRICS).
+        metrics: A line per finished epoch (columns: `record.Validation.metrics`).
         test: The chosen weights on the held-out images; None until they are measured.
         baseline: Otsu's threshold on the same images, likewise.
         paper: What the paper's way of scoring needs (columns: PAPER); protocol `paper` only.
@@ -51,6 +61,21 @@ class Training:
     baseline: Held | None
     paper: pd.DataFrame | None
     weights_bytes: int | None
+
+    @property
+    def scoring(self) -> Scoring:
+        """What it is scored by."""
+        return SCORINGS[self.record.task]
+
+    @property
+    def floor(self) -> Mapping[str, Any] | pd.Series | None:
+        """The numbers that need no training: of Otsu's threshold, or of the most frequent class.
+
+        None until the held-out images are measured.
+        """
+        if self.record.task == "seg":
+            return None if self.baseline is None else self.baseline.numbers
+        return None if self.test is None else most_frequent(self.test.rows)
 
     @property
     def is_partial(self) -> bool:
@@ -89,7 +114,7 @@ def read_training(run: Path) -> Training:
     return Training(
         run,
         record,
-        _metrics(run / "metrics.csv"),
+        _metrics(run / "metrics.csv", SCORINGS[record.task].validation.metrics),
         _held(run / "test"),
         _held(run / "baseline"),
         _paper(run / "paper.parquet"),
@@ -97,10 +122,10 @@ def read_training(run: Path) -> Training:
     )
 
 
-def _metrics(path: Path) -> pd.DataFrame:
+def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.is_file():
-        return pd.DataFrame(columns=list(METRICS), dtype=float)
-    return pd.read_csv(path)[list(METRICS)]
+        return pd.DataFrame(columns=list(columns), dtype=float)
+    return pd.read_csv(path)[list(columns)]
 
 
 def _paper(path: Path) -> pd.DataFrame | None:
@@ -113,5 +138,7 @@ def _held(run: Path) -> Held | None:
         return None
     findings = read_findings(run)
     numbers = findings.table[findings.table["transform"] == "identity"].iloc[0]
-    rows = Store(run).masks(str(numbers["model"]), _IDENTITY)
+    store, name = Store(run), str(numbers["model"])
+    masks = findings.record.task == "seg"
+    rows = store.masks(name, _IDENTITY) if masks else store.predictions(name, _IDENTITY)
     return Held(findings, numbers, rows) if len(rows) else None

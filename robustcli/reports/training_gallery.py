@@ -31,6 +31,8 @@ class TrainingGallery:
 
 def draw_training_gallery(training: Training) -> TrainingGallery:
     """Draws every picture that one training has data for."""
+    if training.record.task == "cls":
+        return TrainingGallery(curves=_curves(training))
     return TrainingGallery(
         _scatter(training.run, [training]), _curves(training), _strips(training), _cases(training)
     )
@@ -76,14 +78,18 @@ def _level(baseline: Baseline) -> Level:
 def _curves(training: Training) -> tuple[Figure, ...]:
     if training.metrics.empty:
         return ()
-    path = "figures/curves.png"
-    draw_curves(_course(training, training.record.model), training.run / path)
-    caption = f"Losses (left), and dice and IoU (right) of {validated(training)}, epoch by epoch."
+    path, masks = "figures/curves.png", training.record.task == "seg"
+    course = _course(training, training.record.model)
+    draw_curves(course, training.run / path, "dice" if masks else "top1")
+    score = "and dice and IoU" if masks else "and top-1"
+    caption = f"Losses (left), {score} (right) of {validated(training)}, epoch by epoch."
     return (Figure(path, caption),)
 
 
 def validated(training: Training) -> str:
-    """What the validation's dice is of, and how it is pooled."""
+    """What the validation's score is of, and how it is pooled."""
+    if not training.scoring.per_group:
+        return "the validation images"
     if training.record.recipe.patches is not None:
         return "random validation patches (the pixels of all of an epoch's pooled: pseudo dice)"
     return f"the validation images (pooled within each {training.record.grouping}, then averaged)"

@@ -27,6 +27,11 @@ COLUMNS = (
     *("weights_bytes", "published_dice", "published_iou", "baseline_dice", "baseline_iou"),
 )
 _WORDS = COLUMNS[:5]
+CLASS_COLUMNS = (
+    *("run", "model", "dataset", "status", "n", "correct", "top1", "top1_low", "top1_high"),
+    *("top5", "params", "epochs", "chosen_epoch", "seconds", "peak_memory_bytes"),
+    *("energy_joules", "weights_bytes", "baseline_top1"),
+)
 
 
 def training_results(trainings: Sequence[Training]) -> pd.DataFrame:
@@ -71,3 +76,27 @@ def _measured(training: Training) -> dict[str, object]:
     if paper is not None:
         found |= {f"paper_{name}": getattr(paper.score, name) for name in _PAPER}
     return found
+
+
+def class_results(training: Training) -> pd.DataFrame:
+    """One row of a classifier's training with CLASS_COLUMNS; what is not known is missing."""
+    record, test, floor = training.record, training.test, training.floor
+    row = {
+        "run": training.run.resolve().name,
+        "model": record.model,
+        "dataset": record.dataset.name,
+        "status": record.status,
+        **({} if test is None else {n: test.numbers[n] for n in training.scoring.columns}),
+        "params": record.parameters,
+        "epochs": training.epochs,
+        "chosen_epoch": record.chosen_epoch,
+        "seconds": training.seconds,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "energy_joules": record.energy_joules,
+        "weights_bytes": training.weights_bytes,
+        "baseline_top1": None if floor is None else floor["top1"],
+    }
+    table = pd.DataFrame([row], columns=list(CLASS_COLUMNS))
+    counts = (*_COUNTS, "correct")
+    kinds = {name: "Int64" if name in counts else "Float64" for name in CLASS_COLUMNS}
+    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from robustcli.data.masks import decode_mask
 from robustcli.data.splits import write_splits
 from robustcli.evaluation.device import DeviceMonitor
-from robustcli.training.batches.loaders import Part
-from robustcli.training.describe import split_record
 from robustcli.training.memory import peak_bytes
 from robustcli.training.opening import update
-from robustcli.training.prepare import Selection
-from robustcli.training.record import SplitRecord, read_train_record
+from robustcli.training.record import read_train_record
+from robustcli.training.task import Selection
 
 
-def count_splits(selection: Selection, train: Part, val: Part) -> None:
-    """Writes which image is in which part, and counts them in the record."""
+def count_splits(selection: Selection, train: Sequence[Any], val: Sequence[Any]) -> None:
+    """Writes which image is in which part, and counts them in the record.
+
+    Args:
+        selection: With the parts.
+        train: The decoded images of the training part.
+        val: Those of the validation part.
+    """
+    counts = selection.task.counts(selection, train, val)
     write_splits(selection.run / "splits.csv", selection.splits)
-    test = selection.splits.test
-    empty = sum(not decode_mask(pair.mask).any() for pair in test.pairs)
-    update(
-        selection.run,
-        splits={
-            "train": split_record(selection.splits.train, train.decoded),
-            "val": split_record(selection.splits.val, val.decoded),
-            "test": SplitRecord(images=len(test.pairs), groups=len(test.groups), empty=empty),
-        },
-    )
+    update(selection.run, splits=counts)
 
 
 def count_costs(run: Path, monitor: DeviceMonitor) -> None:

@@ -1,16 +1,21 @@
-"""The module and the batches of a training, of the kind that its recipe asks for."""
+"""Module and batches of a segmenter's training, of the kind that its recipe asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from robustcli.adapters.decays import decays_of
+from robustcli.data.pairs import PairIndex
+from robustcli.training.batches.cache import Decoded
 from robustcli.training.batches.loaders import Part, SegmentationData
 from robustcli.training.config import TrainConfig
 from robustcli.training.fit import default_workers
 from robustcli.training.module import SegmentationModule
 from robustcli.training.nnunet.data import PatchData
 from robustcli.training.nnunet.module import NnUNetModule
-from robustcli.training.prepare import Selection, decays_of
+from robustcli.training.task import Selection
 
 
 def make_data(
@@ -49,3 +54,8 @@ def make_module(
         network.train(), selection.recipe, channels=selection.channels,
         decays=decays_of(selection.entry), val_groups=[groups[place] for place in places],
     )  # fmt: skip
+
+
+def part_of(index: PairIndex, decoded: Sequence[Decoded]) -> Part:
+    """The pairs of `index` with their pixels."""
+    return Part([pair.image_id for pair in index.pairs], decoded)

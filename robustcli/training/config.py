@@ -19,7 +19,8 @@ from robustcli.training.schedules import EXTENDABLE
 class TrainConfig:
     """All settings of one training; see `robust train seg --help` for their meaning.
 
-    What is None is the recipe's. `plan` is that of pretrained weights, for recipes that follow one.
+    What is None is the recipe's. `task` is what the user takes the model to be, None for either;
+    `plan` is that of pretrained weights, for recipes that follow one.
     """
 
     model: str
@@ -50,6 +51,7 @@ class TrainConfig:
     command: str = "robustcli.train(...)"
     recipe: str | None = None
     plan: NnUNetPlan | None = None
+    task: Literal["cls", "seg"] | None = None
 
     def directory(self, recipe: Recipe, digest: str) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.

@@ -11,20 +11,18 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
-from robustcli.adapters.foreground import is_probability
 from robustcli.adapters.weights import hash_state
 from robustcli.data.pairs import PairIndex
-from robustcli.evaluation.describe import pairs_record, versions
+from robustcli.evaluation.describe import versions
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.models.mamba import Mamba
 from robustcli.models.scan.choice import choose_backend
 from robustcli.models.ss2d import SS2D
 from robustcli.training.batches.cache import Decoded
 from robustcli.training.config import TrainConfig
-from robustcli.training.paper import faults
-from robustcli.training.prepare import Selection
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import RecipeRecord, SplitRecord, TrainRecord
+from robustcli.training.task import Selection
 
 _PACKAGES = ("lightning", "monai")
 LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
@@ -42,25 +40,27 @@ def train_record(
         origin: Where these come from.
     """
     recipe, now = selection.recipe, datetime.now(UTC)
+    facts = selection.task.facts(config, selection, network)
     return TrainRecord(
+        task=selection.task.name,
         command=config.command,
         status="running",
         created=now,
         updated=now,
         seed=config.seed,
-        protocol=config.protocol,
-        faults=faults(selection.entry.name, recipe) if selection.whole else [],
+        protocol=facts.protocol,
+        faults=list(facts.faults),
         model=selection.entry.name,
         family=selection.entry.family,
         arguments=json.loads(json.dumps(dict(config.model_args))),  # as they will be read back
         parameters=sum(p.numel() for p in network.parameters()),
         initial_weights=origin,
         initial_weights_sha256=hash_state(network.state_dict()),
-        dataset=pairs_record(selection.index),
+        dataset=facts.dataset,
         grouping=selection.index.grouping,
         splits={},
         recipe=recipe_record(recipe),
-        decision=decision_words(threshold(selection, probabilities=is_probability(network))),
+        decision=facts.decision,
         versions=versions() | {package: version(package) for package in _PACKAGES},
         device=describe_device(selection.on.device),
         devices=selection.on.world,

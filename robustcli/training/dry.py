@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from robustcli.adapters.start import start_weights
-from robustcli.data.masks import decode_pair
 from robustcli.evaluation.listener import Listener
-from robustcli.training.assembly import make_module
 from robustcli.training.config import TrainConfig
-from robustcli.training.describe import decision_words, threshold
 from robustcli.training.keeping import FOLDER, LAST
-from robustcli.training.module import SegmentationModule
-from robustcli.training.prepare import Selection, select
+from robustcli.training.learning import Learner
+from robustcli.training.prepare import select
 from robustcli.training.recipes import Recipe
+from robustcli.training.record import Protocol
+from robustcli.training.task import Selection
 from robustcli.training.trial import step_seconds
 
+OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")
+"""Fields of a recipe."""
 _BYTES = 4
 _TENSORS_KEPT = 7  # two checkpoints of weights and two moments, and the weights alone
 _FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes two products for the forward's one
@@ -29,13 +30,13 @@ class TrainForecast:
 
     Args:
         out: The run's folder.
-        protocol: How it is split and scored.
+        protocol: How a segmenter is split and scored.
         images: Of each part.
         groups: Of each part.
         grouping: What a group is.
         model: The network.
         parameters: How many it has.
-        decision: What makes a pixel foreground.
+        decision: What the network's answer is.
         recipe: With all overrides.
         steps: Of the optimizer, in all.
         seconds: For all epochs with their validation; the held-out images come on top.
@@ -45,7 +46,7 @@ class TrainForecast:
     """
 
     out: str
-    protocol: str
+    protocol: Protocol | None
     images: dict[str, int]
     groups: dict[str, int]
     grouping: str
@@ -61,7 +62,15 @@ class TrainForecast:
 
     def as_json(self) -> str:
         """One JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self.told(), indent=2)
+
+    def told(self) -> dict[str, Any]:
+        """What is known, by name; of a classifier without what only segmenters have."""
+        told = asdict(self)
+        if self.protocol is None:
+            for name in OF_SEGMENTERS:
+                told["recipe"].pop(name)
+        return told
 
     def as_text(self) -> str:
         """The same in lines."""
@@ -74,7 +83,9 @@ class TrainForecast:
         return "\n".join(
             [
                 f"Run:        {self.out}{goes_on}",
-                f"Protocol:   {self.protocol}, {self.decision}",
+                f"Protocol:   {self.protocol}, {self.decision}"
+                if self.protocol
+                else f"Answer:     {self.decision}",
                 f"Data:       {parts}",
                 f"Model:      {self.model}, {self.parameters:,} parameters",
                 f"Recipe:     {recipe}",
@@ -93,25 +104,24 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     """
     selection = select(config, listener)
     weights = None if config.untrained else config.weights
-    network, _ = start_weights(
-        config.model, weights, weights is None, True, config.seed, config.model_args
-    )
+    start = replace(config, weights=weights, untrained=weights is None, offline=True)
+    network, _ = selection.task.network(start, selection.index)
     parts = {name: getattr(selection.splits, name) for name in ("train", "val", "test")}
     steps = selection.recipe.epochs * selection.steps_per_epoch
     parameters = sum(p.numel() for p in network.parameters())
-    module = make_module(selection, network)
+    facts = selection.task.facts(config, selection, network)
     return TrainForecast(
         out=str(selection.run),
-        protocol=config.protocol,
-        images={name: len(part.pairs) for name, part in parts.items()},
+        protocol=facts.protocol,
+        images={name: len(part.members) for name, part in parts.items()},
         groups={name: len(part.groups) for name, part in parts.items()},
         grouping=selection.index.grouping,
         model=selection.entry.name,
         parameters=parameters,
-        decision=decision_words(threshold(selection, probabilities=module.probabilities)),
+        decision=facts.decision,
         recipe=selection.recipe,
         steps=steps,
-        seconds=_seconds(selection, module),
+        seconds=_seconds(selection, selection.task.learner(selection, network)),
         pixels_bytes=_pixels(selection),
         disk_bytes=_TENSORS_KEPT * _BYTES * parameters,
         started=(selection.run / FOLDER / LAST).is_file() and not config.fresh,
@@ -119,15 +129,14 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
 
 
 def _pixels(selection: Selection) -> int:
-    pairs = (*selection.splits.train.pairs, *selection.splits.val.pairs)
-    image, mask = decode_pair(pairs[0])
-    return (image.nbytes + mask.nbytes) * len(pairs)
+    held = (*selection.splits.train.members, *selection.splits.val.members)
+    return sum(array.nbytes for array in selection.task.decode(held[0]).arrays) * len(held)
 
 
-def _seconds(selection: Selection, module: SegmentationModule) -> float:
+def _seconds(selection: Selection, learner: Learner) -> float:
     recipe = selection.recipe
     size = max(1, recipe.batch_size // selection.on.world)
-    step = step_seconds(module, size, selection.on.device)
+    step = step_seconds(learner, size, selection.on.device)
     batches = math.ceil(selection.per_epoch / recipe.batch_size)
     validation = _FORWARD_SHARE * selection.val_batches
     return recipe.epochs * step * (batches + validation)

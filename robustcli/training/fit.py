@@ -15,16 +15,14 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from robustcli.training.checkpoint_io import DurableCheckpoints
 from robustcli.training.keeping import FOLDER, LAST
-from robustcli.training.module import SegmentationModule
+from robustcli.training.learning import Learner
 from robustcli.training.quiet import without_chatter
 
 DEFAULT_WORKERS = 8
 
 
-def fit(
-    trainer: pl.Trainer, module: SegmentationModule, data: pl.LightningDataModule, run: Path
-) -> None:
-    """Trains `module` from the last finished epoch of `run` on, if there is one.
+def fit(trainer: pl.Trainer, learner: Learner, data: pl.LightningDataModule, run: Path) -> None:
+    """Trains `learner` from the last finished epoch of `run` on, if there is one.
 
     Raises:
         RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
@@ -32,7 +30,7 @@ def fit(
     """
     last = run / FOLDER / LAST
     with without_chatter(), _interruptible(trainer):
-        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+        trainer.fit(learner, data, ckpt_path=str(last) if last.is_file() else None)
 
 
 def is_trained(run: Path, epochs: int) -> bool:

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 FOLDER = "checkpoints"
 LAST, BEST = "last.ckpt", "best.ckpt"
-MONITOR = "val_dice"
 
 
 class KeepLastAndBest(Checkpoint):
@@ -25,27 +24,27 @@ class KeepLastAndBest(Checkpoint):
         monitor: What the value is, as it is logged.
     """
 
-    def __init__(self, run: Path, *, best: bool, monitor: str = MONITOR) -> None:
+    def __init__(self, run: Path, *, best: bool, monitor: str) -> None:
         self.folder, self.best, self.monitor = run / FOLDER, best, monitor
-        self.best_dice: float | None = None
+        self.best_value: float | None = None
         self.best_epoch: int | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The best one first: were this process killed in between, the epoch is done again."""
-        dice = float(trainer.callback_metrics[self.monitor])
+        value = float(trainer.callback_metrics[self.monitor])
         if self.best and (
-            self.best_dice is None or math.isnan(self.best_dice) or dice > self.best_dice
+            self.best_value is None or math.isnan(self.best_value) or value > self.best_value
         ):
-            self.best_dice, self.best_epoch = dice, trainer.current_epoch + 1
+            self.best_value, self.best_epoch = value, trainer.current_epoch + 1
             trainer.save_checkpoint(self.folder / BEST)
         trainer.save_checkpoint(self.folder / LAST)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
+        """The best so far; the first key has the name that it got when only dice was kept."""
         return {
-            "best_dice": self.best_dice, "best_epoch": self.best_epoch, "monitor": self.monitor
+            "best_dice": self.best_value, "best_epoch": self.best_epoch, "monitor": self.monitor
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `state_dict`."""
-        self.best_dice, self.best_epoch = state_dict["best_dice"], state_dict["best_epoch"]
+        self.best_value, self.best_epoch = state_dict["best_dice"], state_dict["best_epoch"]

@@ -14,10 +14,10 @@ import lightning.pytorch as pl
 from robustcli.core.atomic import write_text
 from robustcli.evaluation.listener import Listener
 from robustcli.training.batches.waiting import WaitingTime
-from robustcli.training.record import AVERAGED, METRICS
+from robustcli.training.record import AVERAGED, Validation
 
 FILE = "metrics.csv"
-_LOGGED = ("train_loss", "grad_norm", "val_loss", "val_dice", "val_iou")
+_LOGGED = ("train_loss", "grad_norm", "val_loss")
 Row = dict[str, float]
 
 
@@ -28,10 +28,14 @@ class MetricsLog(pl.Callback):
         run: The run's folder.
         waiting: The clock of the loader.
         listener: Hears of each epoch.
+        validation: What is logged of the validation images.
     """
 
-    def __init__(self, run: Path, waiting: WaitingTime, listener: Listener) -> None:
+    def __init__(
+        self, run: Path, waiting: WaitingTime, listener: Listener, validation: Validation
+    ) -> None:
         self.file, self.waiting, self.listener = run / FILE, waiting, listener
+        self.validation = validation
         self.rows: list[Row] = []
         self._started = self._trained = time.perf_counter()
 
@@ -48,7 +52,8 @@ class MetricsLog(pl.Callback):
         now = time.perf_counter()
         training = self._trained - self._started
         said = trainer.callback_metrics
-        logged = {name: float(said.get(name, math.nan)) for name in _LOGGED}
+        names = (*_LOGGED, *self.validation.columns)
+        logged = {name: float(said.get(name, math.nan)) for name in names}
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -57,13 +62,13 @@ class MetricsLog(pl.Callback):
             "waiting_share": min(1.0, self.waiting.take() / max(training, 1e-9)),
             **logged,
         }
-        self.rows.append({name: row[name] for name in METRICS})
+        self.rows.append({name: row[name] for name in self.validation.metrics})
         if AVERAGED in said:
             self.rows[-1][AVERAGED] = float(said[AVERAGED])
         self._started = time.perf_counter()
         if trainer.is_global_zero:
             write_text(self.file, as_csv(self.rows))
-            self.listener.say(_line(self.rows, trainer.max_epochs))
+            self.listener.say(self._line(trainer.max_epochs))
 
     def state_dict(self) -> dict[str, Any]:
         """All lines so far."""
@@ -73,6 +78,14 @@ class MetricsLog(pl.Callback):
         """See `state_dict`."""
         self.rows = list(state_dict["rows"])
 
+    def _line(self, epochs: int | None) -> str:
+        row, said = self.rows[-1], self.validation
+        return (
+            f"Epoch {row['epoch']} of {epochs}: training loss {row['train_loss']:.4f}, validation "
+            f"loss {row['val_loss']:.4f}, {said.word} {row[said.score]:.4f}, "
+            f"{row['seconds']:.1f} s."
+        )
+
 
 def as_csv(rows: list[Row]) -> str:
     """`rows`, at least one, under their columns."""
@@ -81,11 +94,3 @@ def as_csv(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _line(rows: list[Row], epochs: int | None) -> str:
-    row = rows[-1]
-    return (
-        f"Epoch {row['epoch']} of {epochs}: training loss {row['train_loss']:.4f}, validation loss "
-        f"{row['val_loss']:.4f}, dice {row['val_dice']:.4f}, {row['seconds']:.1f} s."
-    )

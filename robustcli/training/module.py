@@ -1,37 +1,25 @@
-"""A segmenter as Lightning trains it: one step, one validation, one optimizer."""
+"""A segmenter as Lightning trains it: its loss, and dice and IoU of its validation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from robustcli.adapters.foreground import is_probability
-from robustcli.models.weight_decay import Decays, parameter_groups
+from robustcli.models.weight_decay import Decays
 from robustcli.training.batches.samples import Batch
 from robustcli.training.deep_supervision import DeepSupervision
-from robustcli.training.finite import SCALER_TRIES, check_gradient, check_loss, gradient_norm
+from robustcli.training.learning import Learner
 from robustcli.training.losses import make_loss
 from robustcli.training.outputs import outputs
 from robustcli.training.pooled import pooled_scores
 from robustcli.training.recipes import Recipe
-from robustcli.training.schedules import SCHEDULES
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-}
 
 
-class SegmentationModule(pl.LightningModule):
-    """A network in training.
-
-    Parameters whose `requires_grad` is off when the optimizer is made stay out of it.
+class SegmentationModule(Learner):
+    """A segmenter in training.
 
     Args:
         network: The network.
@@ -45,14 +33,11 @@ class SegmentationModule(pl.LightningModule):
         self, network: nn.Module, recipe: Recipe, *, channels: str, decays: Decays,
         val_groups: Sequence[str],
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.network, self.recipe, self.channels = network, recipe, channels
-        self.decays, self.val_groups = decays, val_groups
+        super().__init__(network, recipe, decays)
+        self.channels, self.val_groups = channels, val_groups
         self.probabilities = is_probability(network)
         self.loss = self.make_loss()
-        self.recent_ids: list[str] = []
         self._counts = torch.zeros(0)
-        self._skipped = 0
 
     def make_loss(self) -> nn.Module:
         """Of what `outputs` gives and the masks, a scalar."""
@@ -65,32 +50,15 @@ class SegmentationModule(pl.LightningModule):
             images = images.float() / 255
         return images.flip(1) if self.channels == "bgr" else images
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch.
-
-        Raises:
-            RunError: It is not finite; the message names the images.
-        """
-        first = batch_idx % self.recipe.accumulate == 0
-        self.recent_ids = batch.ids if first else self.recent_ids + batch.ids
+    def loss_of(self, batch: Batch) -> Tensor:
+        """See `Learner.loss_of`."""
         loss: Tensor = self.loss(outputs(self.network, self.pixels(batch)), batch.masks)
-        check_loss(loss, batch.ids, self.current_epoch, self.global_step)
-        self._log("train_loss", loss.detach())
         return loss
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Logs the norm of the gradient before clipping.
-
-        Raises:
-            RunError: It is not finite, and not because of float16's loss scale.
-        """
-        norm = gradient_norm(self.parameters())
-        self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
-        if self.recipe.precision != "fp16" or self._skipped > SCALER_TRIES:
-            named = self.network.named_parameters()
-            check_gradient(norm, named, self.recent_ids, self.current_epoch, self.global_step)
-        if not self._skipped:
-            self._log("grad_norm", norm)
+    def trial_loss(self, images: Tensor) -> Tensor:
+        """See `Learner.trial_loss`."""
+        loss: Tensor = self.loss(outputs(self.network, images), images[:, :1].round())
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """No pixel is counted yet."""
@@ -122,22 +90,3 @@ class SegmentationModule(pl.LightningModule):
         if self.probabilities or self.recipe.decision == "logit":
             return output >= 0.5
         return output >= 0.0  # the logit of probability 0.5
-
-    def make_optimizer(self) -> Optimizer:
-        """The recipe's optimizer over the trainable parameters."""
-        groups = parameter_groups(self.network, self.recipe.weight_decay, self.decays)
-        return OPTIMIZERS[self.recipe.optimizer](groups, lr=self.recipe.lr)
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and the recipe's schedule by the step."""
-        total, optimizer = int(self.trainer.estimated_stepping_batches), self.make_optimizer()
-        factor = SCHEDULES[self.recipe.schedule]
-        schedule = LambdaLR(optimizer, lambda step: factor(step, total))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _log(self, name: str, value: Tensor) -> None:
-        """To loggers and callbacks, as the plain mean over an epoch's batches and processes."""
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

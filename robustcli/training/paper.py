@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustcli.core.atomic import replacing
+from robustcli.data.pairs import PairRef
+from robustcli.training.batches.cache import Decoded, decoded_once
 from robustcli.training.batches.samples import Batch, WholeSamples, collate
 from robustcli.training.module import SegmentationModule
 from robustcli.training.outputs import outputs
 from robustcli.training.recipes import PAPER_RECIPES, Recipe
 from robustcli.training.record import PAPER
+from robustcli.training.task import Selection
 
 FILE = "paper.parquet"
 Row = dict[str, object]
@@ -52,6 +55,17 @@ def faults(model: str, recipe: Recipe) -> list[str]:
     if model not in PAPER_RECIPES:
         found.append("The paper has no such network; it is trained and scored as its others were.")
     return found
+
+
+def score_as_the_paper(
+    selection: Selection, module: SegmentationModule, decode: Callable[[PairRef], Decoded]
+) -> None:
+    """Writes `RUN/paper.parquet` from the test images, in the order of their ids."""
+    pairs, recipe = selection.splits.test.pairs, selection.recipe
+    module.to(selection.on.device)
+    with decoded_once(pairs, selection.run / "cache", decode) as decoded:
+        samples = WholeSamples([pair.image_id for pair in pairs], decoded, recipe.window)
+        write_paper_rows(selection.run, module, samples, batch_size=min(16, recipe.batch_size))
 
 
 @torch.inference_mode()

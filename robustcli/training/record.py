@@ -12,6 +12,7 @@ RUN/baseline/            the same of Otsu's threshold
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +24,39 @@ from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_r
 from robustcli.training.nnunet.patchwise import Patchwise
 
 Protocol = Literal["patient", "paper"]
-METRICS = (
-    *("epoch", "step", "seconds", "lr", "train_loss", "grad_norm"),
-    *("val_loss", "val_dice", "val_iou", "waiting_share"),
-)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is logged of the validation images beside the loss.
+
+    Args:
+        columns: Of `metrics.csv`.
+        score: The one of them that the best epoch has the highest value of.
+        word: What that is, in a sentence.
+    """
+
+    columns: tuple[str, ...]
+    score: str
+    word: str
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns of `metrics.csv`."""
+        return (*_BEFORE, *self.columns, "waiting_share")
+
+
+_BEFORE = ("epoch", "step", "seconds", "lr", "train_loss", "grad_norm", "val_loss")
+VALIDATIONS: dict[Literal["cls", "seg"], Validation] = {
+    "cls": Validation(("val_top1",), "val_top1", "top-1"),
+    "seg": Validation(("val_dice", "val_iou"), "val_dice", "dice"),
+}
+METRICS = VALIDATIONS["seg"].metrics
 """Per epoch, the first being 1: optimizer steps so far, seconds of this epoch with its validation,
 learning rate of its last step, means over its batches and steps (gradient norms before clipping),
 dice and IoU pooled within each group and averaged over groups, and the share of the training time
-that was spent waiting for data."""
+that was spent waiting for data. Of classifiers, the share of the validation images that are right
+stands in place of dice and IoU."""
 AVERAGED = "val_dice_ema"
 """One more column of recipes with `patches`: the moving average of `val_dice`, which is then (like
 `val_iou`) of the epoch's validation patches, their pixels pooled: nnU-Net's pseudo dice."""
@@ -62,18 +88,18 @@ class RecipeRecord(Record):
     augmentation: str
     patience: int | None
     precision: Literal["fp32", "bf16", "fp16"]
-    expected_dice: float | None
+    expected_dice: float | None = None
     paper_batch: int | None = None
     patches: Patchwise | None = None
     source: str
 
 
 class SplitRecord(Record):
-    """One part of the data: images, groups, and images without any foreground."""
+    """One part of the data: images, groups, and a segmenter's images without any foreground."""
 
     images: int
     groups: int
-    empty: int
+    empty: int | None = None
 
 
 class TrainRecord(Record):
@@ -81,12 +107,13 @@ class TrainRecord(Record):
 
     schema_version: int = 1
     kind: Literal["train"] = "train"
+    task: Literal["cls", "seg"] = "seg"
     command: str
     status: Literal["running", "complete", "failed"]
     created: datetime
     updated: datetime
     seed: int
-    protocol: Protocol
+    protocol: Protocol | None = None  # of segmenters
     faults: list[str] = Field(default_factory=list)  # of the protocol, as documented
     model: str
     family: str
@@ -111,9 +138,20 @@ class TrainRecord(Record):
     energy_joules: float | None = None
 
 
+_OF_SEGMENTERS: dict[str, Any] = {
+    "protocol": True,
+    "faults": True,
+    "recipe": {"expected_dice", "paper_batch", "patches"},
+    "splits": {"__all__": {"empty"}},
+}
+"""Keys that mean nothing to a classifier. Of segmenters, `task` is left out, as it was before there
+were trainings of classifiers: older versions refuse keys that they do not know."""
+
+
 def write_train_record(run: Path, record: TrainRecord) -> None:
     """Writes `RUN/run.json` durably."""
-    write_text(run / FILE_NAME, record.model_dump_json(indent=2) + "\n")
+    lacking = _OF_SEGMENTERS if record.task == "cls" else {"task": True}
+    write_text(run / FILE_NAME, record.model_dump_json(indent=2, exclude=lacking) + "\n")
 
 
 def read_train_record(run: Path) -> TrainRecord:

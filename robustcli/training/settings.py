@@ -33,24 +33,38 @@ def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
     Raises:
         UsageError: An override is unknown, out of range, or against the protocol.
     """
-    given = {name: getattr(config, name) for name in _OVERRIDES}
-    given = {name: value for name, value in given.items() if value is not None}
-    _check_numbers(given)
+    said = _said(config)
     if config.protocol == "paper":
-        _check_paper(given)
-    changes: dict[str, Any] = {_OVERRIDES[name]: value for name, value in given.items()}
+        _check_paper(said)
+    changes = given(config)
     if config.recipe is None:
         recipe = recipe_for(model, config.protocol, data, quick=config.quick)
     else:
         recipe = recipe_named(config.recipe, model, quick=config.quick)
-        _check_named(config, recipe, given)
+        _check_named(config, recipe, said)
     if "loss" in changes:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
     recipe = replace(recipe, **changes, precision=config.precision)
-    _check_shares(config, recipe)
+    check_shares(config, recipe)
     return recipe
+
+
+def given(config: TrainConfig) -> dict[str, Any]:
+    """The fields of the recipe that `config` overrides.
+
+    Raises:
+        UsageError: A number is not above 0.
+    """
+    return {_OVERRIDES[name]: value for name, value in _said(config).items()}
+
+
+def _said(config: TrainConfig) -> dict[str, Any]:
+    every = {name: getattr(config, name) for name in _OVERRIDES}
+    said = {name: value for name, value in every.items() if value is not None}
+    _check_numbers(said)
+    return said
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
@@ -87,7 +101,8 @@ def _check_named(config: TrainConfig, recipe: Recipe, given: dict[str, Any]) -> 
             )
 
 
-def _check_shares(config: TrainConfig, recipe: Recipe) -> None:
+def check_shares(config: TrainConfig, recipe: Recipe) -> None:
+    """Raises UsageError where a batch does not divide among the devices."""
     if recipe.batch_size % config.devices:
         raise UsageError(
             f"A batch of {recipe.batch_size} does not divide among `--devices {config.devices}`.",

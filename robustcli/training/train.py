@@ -10,27 +10,17 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import nn
 
-from robustcli.adapters.start import start_weights
-from robustcli.core.errors import UsageError
-from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.device import DeviceMonitor
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.training.accounts import count_costs, count_splits
-from robustcli.training.assembly import make_data, make_module
-from robustcli.training.batches.cache import Decoded, decoded_once
-from robustcli.training.batches.loaders import Part
+from robustcli.training.batches.cache import decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.describe import train_record
-from robustcli.training.finish import (
-    chosen_weights,
-    evaluate_held_out,
-    save_weights,
-    score_as_the_paper,
-)
+from robustcli.training.finish import chosen_weights, save_weights
 from robustcli.training.fit import fit, is_trained
-from robustcli.training.module import SegmentationModule
+from robustcli.training.learning import Learner
 from robustcli.training.opening import alone, closing, open_training, update
-from robustcli.training.prepare import Selection, select
+from robustcli.training.prepare import select
 from robustcli.training.processes import (
     await_first,
     end_of_others,
@@ -39,6 +29,7 @@ from robustcli.training.processes import (
     release_others,
 )
 from robustcli.training.record import read_train_record
+from robustcli.training.task import Selection
 from robustcli.training.trainer import make_trainer
 from robustcli.training.tuning import Tuning
 
@@ -59,7 +50,7 @@ def run_training(
     """
     listener = (listener if is_first() else None) or Silent()
     selection = select(config, listener)
-    network, origin = _start(config) if tuning is None else tuning.start()
+    network, origin = _start(config, selection) if tuning is None else tuning.start()
     callbacks = () if tuning is None else tuning.callbacks(network)
     run = selection.run
     if not is_first():
@@ -70,45 +61,41 @@ def run_training(
     with alone(run):
         if open_training(run, new, fresh=config.fresh):
             with closing(run):
-                module = _train(config, selection, network, listener, callbacks)
+                learner = _train(config, selection, network, listener, callbacks)
                 leave_group()
-                _finish(config, selection, module, listener, tuning)
+                _finish(config, selection, learner, listener, tuning)
         else:
             listener.say(f"`{run}` is finished: nothing is left to do.")
     return run
 
 
-def _start(config: TrainConfig) -> tuple[nn.Module, str]:
-    return start_weights(
-        config.model, config.weights, config.untrained, config.offline, config.seed,
-        config.model_args,
-    )  # fmt: skip
+def _start(config: TrainConfig, selection: Selection) -> tuple[nn.Module, str]:
+    return selection.task.network(config, selection.index)
 
 
 def _train(
     config: TrainConfig, selection: Selection, network: nn.Module, listener: Listener,
     callbacks: Sequence[pl.Callback],
-) -> SegmentationModule:  # fmt: skip
+) -> Learner:  # fmt: skip
     """The trained network; every process of the run does this."""
-    splits, recipe, run = selection.splits, selection.recipe, selection.run
-    held = (*splits.train.pairs, *splits.val.pairs)
-    count = len(splits.train.pairs)
+    task, splits, run = selection.task, selection.splits, selection.run
+    held = (*splits.train.members, *splits.val.members)
+    count = len(splits.train.members)
     with (
-        decoded_once(held, run / "cache", processes=selection.on.devices) as decoded,
+        decoded_once(held, run / "cache", task.decode, processes=selection.on.devices) as decoded,
         DeviceMonitor(selection.on.device) as monitor,
     ):
-        train, val = _part(splits.train, decoded[:count]), _part(splits.val, decoded[count:])
-        _check_foreground(splits.train, train.decoded)
+        train, val = decoded[:count], decoded[count:]
         if is_first():
             count_splits(selection, train, val)
             release_others(run)
-        data = make_data(config, selection, train, val)
-        module = make_module(selection, network, data)
-        if not is_trained(run, recipe.epochs):
-            fit(_trainer(config, selection, listener, callbacks), module, data, run)
+        data = task.batches(config, selection, train, val)
+        learner = task.learner(selection, network, data)
+        if not is_trained(run, selection.recipe.epochs):
+            fit(_trainer(config, selection, listener, callbacks), learner, data, run)
         if is_first():
             count_costs(run, monitor)
-    return module
+    return learner
 
 
 def _trainer(
@@ -116,31 +103,19 @@ def _trainer(
 ) -> pl.Trainer:
     return make_trainer(
         selection.run, selection.recipe, selection.on, seed=config.seed, best=not selection.whole,
-        per_epoch=selection.per_epoch, listener=listener, extra=callbacks,
+        per_epoch=selection.per_epoch, listener=listener, validation=selection.task.validation,
+        monitor=selection.monitor, extra=callbacks,
     )  # fmt: skip
 
 
-def _part(index: PairIndex, decoded: Sequence[Decoded]) -> Part:
-    return Part([pair.image_id for pair in index.pairs], decoded)
-
-
-def _check_foreground(train: PairIndex, decoded: Sequence[Decoded]) -> None:
-    if not any(one.mask.any() for one in decoded):
-        raise UsageError(
-            f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
-            "From empty masks a network learns to find nothing.",
-            "Name other data, a larger `--limit`, or another `--seed`.",
-        )
-
-
 def _finish(
-    config: TrainConfig, selection: Selection, module: SegmentationModule, listener: Listener,
+    config: TrainConfig, selection: Selection, learner: Learner, listener: Listener,
     tuning: Tuning | None,
 ) -> None:  # fmt: skip
     """Chooses the weights and measures them on the held-out images."""
     chosen = chosen_weights(selection.run, best=not selection.whole)
     plain = chosen if tuning is None else replace(chosen, state=tuning.export(chosen.state))
-    digest = save_weights(config, selection, module, plain)
+    digest = save_weights(config, selection, learner, plain)
     if read_train_record(selection.run).weights_sha256 not in (None, digest):
         shutil.rmtree(selection.run / "test", ignore_errors=True)  # of the weights before
     update(
@@ -149,7 +124,4 @@ def _finish(
         chosen_why=chosen.why,
         weights_sha256=digest,
     )
-    if selection.whole:
-        module.network.load_state_dict(chosen.state)
-        score_as_the_paper(selection, module)
-    evaluate_held_out(config, selection, listener)
+    selection.task.measure(config, selection, learner, chosen.state, listener)

@@ -15,13 +15,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from robustcli.evaluation.listener import Listener
 from robustcli.training.batches.waiting import WaitingTime
 from robustcli.training.checkpoint_io import DurableCheckpoints
-from robustcli.training.keeping import MONITOR, KeepLastAndBest
+from robustcli.training.keeping import KeepLastAndBest
 from robustcli.training.metrics_log import MetricsLog
 from robustcli.training.processes import started_by_torchrun
 from robustcli.training.progress import Progress
 from robustcli.training.quiet import without_chatter
 from robustcli.training.recipes import Recipe
-from robustcli.training.record import AVERAGED
+from robustcli.training.record import Validation
 from robustcli.training.steps import SeededSteps
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -59,7 +59,7 @@ def machine(device: torch.device, devices: int) -> Machine:
 @without_chatter()
 def make_trainer(
     run: Path, recipe: Recipe, on: Machine, *, seed: int, best: bool, per_epoch: int,
-    listener: Listener, extra: Sequence[pl.Callback] = (),
+    listener: Listener, validation: Validation, monitor: str, extra: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:  # fmt: skip
     """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's.
 
@@ -71,6 +71,8 @@ def make_trainer(
         best: Whether the best epoch is kept beside the last.
         per_epoch: Images of an epoch, for the listener.
         listener: Who hears of the progress.
+        validation: What is logged of the validation images.
+        monitor: What the best epoch has the highest value of.
         extra: More callbacks, called before those that log and save.
     """
     waiting = WaitingTime()
@@ -78,12 +80,12 @@ def make_trainer(
         SeededSteps(seed),
         *extra,
         Progress(listener, per_epoch),
-        MetricsLog(run, waiting, listener),
-        KeepLastAndBest(run, best=best, monitor=AVERAGED if recipe.patches else MONITOR),
+        MetricsLog(run, waiting, listener, validation),
+        KeepLastAndBest(run, best=best, monitor=monitor),
     ]
     if recipe.patience is not None:
         callbacks.append(
-            EarlyStopping(MONITOR, mode="max", patience=recipe.patience, verbose=False,
+            EarlyStopping(validation.score, mode="max", patience=recipe.patience, verbose=False,
                           check_on_train_epoch_end=True)
         )  # fmt: skip
     return pl.Trainer(

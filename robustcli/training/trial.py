@@ -7,28 +7,26 @@ from collections.abc import Callable
 
 import torch
 
-from robustcli.training.module import SegmentationModule
-from robustcli.training.outputs import outputs
+from robustcli.training.learning import Learner
 
 
-def make_step(module: SegmentationModule, size: int, device: torch.device) -> Callable[[], float]:
-    """A function that takes a training step of `module` and returns its seconds.
+def make_step(learner: Learner, size: int, device: torch.device) -> Callable[[], float]:
+    """A function that takes a training step of `learner` and returns its seconds.
 
     Args:
-        module: Its weights are changed; frozen ones stay out of the optimizer.
+        learner: Its weights are changed; frozen ones stay out of the optimizer.
         size: Images of the step; they are made up.
         device: Where it is taken.
     """
-    window = module.recipe.window
-    network = module.network.to(device)
-    optimizer = module.make_optimizer()
+    window = learner.recipe.window
+    learner.network.to(device)
+    optimizer = learner.make_optimizer()
     images = torch.rand(size, 3, window, window, device=device)
 
     def step() -> float:
         started = time.perf_counter()
         optimizer.zero_grad()
-        loss = module.loss(outputs(network, images), images[:, :1].round())
-        loss.backward()
+        learner.trial_loss(images).backward()
         optimizer.step()
         images[0, 0, 0, 0].item()  # waits until the device is done
         return time.perf_counter() - started
@@ -36,8 +34,8 @@ def make_step(module: SegmentationModule, size: int, device: torch.device) -> Ca
     return step
 
 
-def step_seconds(module: SegmentationModule, size: int, device: torch.device) -> float:
+def step_seconds(learner: Learner, size: int, device: torch.device) -> float:
     """Seconds of a training step, the second of two, of `size` images; the weights are changed."""
-    step = make_step(module, size, device)
+    step = make_step(learner, size, device)
     step()
     return step()

@@ -134,7 +134,7 @@ def test_every_option_reaches_the_configuration(
     (config,) = asked
     assert config == TrainConfig(
         "unet", "d", Path("o"), "paper", 9, Path("w"), True, {"a": 1}, True, 3, 0.1, 5, 2, "dice",
-        "none", 64, 2.0, 4, "bf16", 7, "cuda", 2, 1, True, True, config.command,
+        "none", 64, 2.0, 4, "bf16", 7, "cuda", 2, 1, True, True, config.command, task="seg",
     )  # fmt: skip
     assert config.command.startswith("robust ")
 

@@ -9,7 +9,13 @@ import pytest
 
 from robustcli.adapters.load import resolve
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.defaults import as_nnunet, light, no_weights, usual_steps, with_defaults
+from robustcli.finetuning.defaults import (
+    light,
+    no_weights,
+    usual_recipe,
+    usual_steps,
+    with_defaults,
+)
 from robustcli.training.config import TrainConfig
 
 AS_TYPED = FinetuneConfig(TrainConfig("umamba"))
@@ -75,10 +81,10 @@ def test_other_data_protocols_and_recipes_are_left_alone(config: TrainConfig, da
     assert usual_steps(config, config, data) is None
 
 
-def test_a_u_mamba_on_data_of_the_user_is_trained_as_nnunet_does_and_it_is_said() -> None:
+def test_a_u_mamba_on_data_of_the_user_is_trained_usual_recipe_does_and_it_is_said() -> None:
     said: list[str] = []
     typed = TrainConfig("umamba")
-    made = as_nnunet(typed, resolve("umamba"), "roads", said.append)
+    made = usual_recipe(typed, resolve("umamba"), "roads", said.append)
     assert (made.recipe, usual_steps(typed, made, "roads")) == ("nnunet", 6000)
     assert said == [
         "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
@@ -95,12 +101,15 @@ def test_a_u_mamba_on_data_of_the_user_is_trained_as_nnunet_does_and_it_is_said(
         (TrainConfig("unet"), "roads"),
         (TrainConfig("umamba", recipe="patient"), "roads"),
         (TrainConfig("umamba", protocol="paper"), "roads"),
-        (TrainConfig("umamba-pico"), "nuclei-mini:stained"),
     ],
 )
 def test_nothing_else_is(config: TrainConfig, data: str) -> None:
     said: list[str] = []
-    assert as_nnunet(config, resolve(config.model), data, said.append) is config
+    assert usual_recipe(config, resolve(config.model), data, said.append) is config
+    bundled = usual_recipe(
+        TrainConfig("umamba-pico"), resolve("umamba-pico"), "nuclei-mini", said.append
+    )
+    assert (bundled.recipe, bundled.window) == (None, 128)
     assert said == []
 
 

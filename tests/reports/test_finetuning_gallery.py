@@ -62,7 +62,8 @@ def test_what_is_drawn_is_what_the_files_say(
     assert all(isinstance(line, Trace) for line in lines)
     assert [line.frozen for line in lines] == [True, True, False, False]
     assert limit == Limit("threshold 1e-06", 1e-6)
-    (courses, _) = calls["modes"]
+    (courses, _, panel) = calls["modes"]
+    assert panel == ("val_dice", "validation dice (0 to 1)")
     assert isinstance(courses, list)
     assert all(isinstance(course, ModeCourse) for course in courses)
     assert [(c.name, c.look, c.chosen, c.frozen_at) for c in courses] == [
@@ -85,5 +86,5 @@ def test_time_saved_is_what_is_missing_from_one(
         *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder"),
     ]
     np.testing.assert_allclose(rules[2].saved, (10, 15, 20))
-    assert rules[2].dice == (0.8, 0.84, 0.87)
-    assert rules[3].dice == (0.83, 0.83, 0.83), "no interval was given"
+    assert rules[2].score == (0.8, 0.84, 0.87)
+    assert rules[3].score == (0.83, 0.83, 0.83), "no interval was given"

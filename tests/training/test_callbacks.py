@@ -15,7 +15,7 @@ from robustcli.training.batches.waiting import WaitingTime
 from robustcli.training.keeping import KeepLastAndBest
 from robustcli.training.metrics_log import MetricsLog
 from robustcli.training.progress import Progress
-from robustcli.training.record import AVERAGED, METRICS
+from robustcli.training.record import AVERAGED, METRICS, VALIDATIONS
 from robustcli.training.steps import SeededSteps
 from tests.training.runs import Heard
 
@@ -32,7 +32,7 @@ def trainer(epoch: int = 0, **said: Any) -> Any:
 
 
 def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
-    kept = KeepLastAndBest(tmp_path, best=True)
+    kept = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
     for epoch, dice in enumerate([0.5, 0.7, 0.7, 0.6]):
         saved: list[str] = []
         kept.on_train_epoch_end(
@@ -45,9 +45,9 @@ def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
         )
         assert saved == [*(["best.ckpt"] if epoch < 2 else []), "last.ckpt"]
     assert kept.best_epoch == 2
-    again = KeepLastAndBest(tmp_path, best=True)
+    again = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
     again.load_state_dict(kept.state_dict())
-    assert (again.best_dice, again.best_epoch) == (kept.best_dice, 2)
+    assert (again.best_value, again.best_epoch) == (kept.best_value, 2)
 
 
 def test_what_is_no_number_is_best_only_where_nothing_else_is(tmp_path: Path) -> None:
@@ -76,12 +76,12 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
         "val_dice": 0.8,
         "val_iou": 0.7,
     }
-    log = MetricsLog(tmp_path, WaitingTime(), Heard())
+    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
     log.on_train_start(trainer(), MODULE)
     log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)
     state = log.state_dict()
     log.on_train_epoch_end(trainer(1, callback_metrics=logged), MODULE)
-    again = MetricsLog(tmp_path, WaitingTime(), Heard())
+    again = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
     again.load_state_dict(state)
     again.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_dice": 0.9}), MODULE)
     written = pd.read_csv(tmp_path / "metrics.csv")
@@ -92,7 +92,7 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
 
 
 def test_a_step_that_the_loss_scaler_skipped_has_no_norm(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, WaitingTime(), Heard())
+    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
     log.on_train_epoch_end(trainer(callback_metrics={"train_loss": 1.0}), MODULE)
     assert pd.read_csv(tmp_path / "metrics.csv")["grad_norm"].isna().all()
 

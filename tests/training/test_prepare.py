@@ -9,8 +9,7 @@ import torch
 
 from robustcli.adapters.weights_header import WeightsHeader, write_weights
 from robustcli.core.errors import UsageError
-from robustcli.models.weight_decay import everything_decays
-from robustcli.training.prepare import decays_of, select
+from robustcli.training.prepare import select
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard, small
 
@@ -91,10 +90,3 @@ def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 2)
     with pytest.raises(UsageError, match="cannot be split by image"):
         select(small(data, tmp_path / "run"), Heard())
-
-
-def test_everything_decays_in_every_segmenter() -> None:
-    from robustcli.adapters.load import resolve
-
-    assert decays_of(resolve("ulvm_v5")) is everything_decays
-    assert decays_of(resolve("smp:Unet/resnet18")) is everything_decays

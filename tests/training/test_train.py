@@ -310,7 +310,7 @@ def test_sizes_that_do_not_divide_are_padded(data: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"model": "vmamba-t"}, "`vmamba-t` is a classifier"),
+        ({"model": "vmamba-t", "task": "seg"}, "`vmamba-t` is a classifier"),
         ({"model": "otsu", "model_args": {}}, "`otsu` has nothing to train"),
         ({"precision": "fp16"}, "`--precision fp16` needs a CUDA device"),
     ],

@@ -18,7 +18,7 @@ from robustcli.reports.figures.canvas import COLOURS, GREY, legend, save, styled
 
 COLUMNS = 4
 MARKED_UP_TO = 25  # epochs: more markers than that run together
-Quantity = Literal["loss", "dice"]
+Quantity = Literal["loss", "dice", "top1"]
 # Column of `metrics.csv`, name, colour, dashes, marker: each of the last three tells lines apart.
 _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
     "loss": (
@@ -29,6 +29,7 @@ _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
         ("val_dice", "validation dice", COLOURS[0], "-", "o"),
         ("val_iou", "validation IoU", COLOURS[2], "--", "^"),
     ),
+    "top1": (("val_top1", "validation top-1", COLOURS[0], "-", "o"),),
 }
 
 
@@ -41,23 +42,29 @@ class Course:
     chosen: int | None
 
 
-def draw_curves(course: Course, path: Path) -> None:
-    """Draws the losses on the left, dice and IoU on the right.
+def draw_curves(course: Course, path: Path, score: Quantity = "dice") -> None:
+    """Draws the losses on the left, the score on the right.
 
     Args:
         course: What is drawn.
         path: The PNG to write.
+        score: What is drawn on the right.
     """
+    quantities: tuple[Quantity, Quantity] = ("loss", score)
     with styled():
         figure = Figure(figsize=(8.6, 3.7), layout=ConstrainedLayoutEngine(wspace=0.06))
-        for axes, quantity in zip(figure.subplots(1, 2), _LINES, strict=True):
+        for axes, quantity in zip(figure.subplots(1, 2), quantities, strict=True):
             _panel(axes, course, quantity)
             axes.set(xlabel="epoch", ylabel=_AXIS[quantity])
             axes.legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
-_AXIS: dict[Quantity, str] = {"loss": "loss", "dice": "dice, IoU (0 to 1)"}
+_AXIS: dict[Quantity, str] = {
+    "loss": "loss",
+    "dice": "dice, IoU (0 to 1)",
+    "top1": "top-1 (0 to 1)",
+}
 
 
 def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) -> None:
@@ -73,7 +80,7 @@ def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) 
     with styled():
         figure = Figure(figsize=(max(5.6, 2.2 * columns), 1.0 + 1.8 * lines), layout="constrained")
         # Losses of different kinds share no scale.
-        grid = figure.subplots(lines, columns, sharey=quantity == "dice", squeeze=False)
+        grid = figure.subplots(lines, columns, sharey=quantity != "loss", squeeze=False)
         for axes, course in zip(grid.flat, courses, strict=False):
             _panel(axes, course, quantity)
             axes.set_title(wrapped(course.name, 26), fontsize=8.5)
@@ -106,7 +113,7 @@ def _panel(axes: Axes, course: Course, quantity: Quantity) -> None:
 def _dress(axes: Axes, metrics: pd.DataFrame, quantity: Quantity) -> None:
     axes.set_xlim(metrics["epoch"].min() - 0.5, metrics["epoch"].max() + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    if quantity == "dice":
+    if quantity != "loss":
         axes.set_ylim(0, 1)
     else:
         values = metrics[[line[0] for line in _LINES[quantity]]].to_numpy(dtype=float)

@@ -1,4 +1,4 @@
-"""How the modes of a fine-tuning went: validation loss and dice, by epoch and by time."""
+"""How the modes of a fine-tuning went: validation loss and score, by epoch and by time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ MARKED_UP_TO = 25  # epochs: more markers than that run together
 MINUTES_FROM = 180  # seconds
 HOURS_FROM = 3 * 3600
 _DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
-_ROWS = (("val_loss", "validation loss"), ("val_dice", "validation dice (0 to 1)"))
+_LOSS = ("val_loss", "validation loss")
+DICE = ("val_dice", "validation dice (0 to 1)")
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,26 @@ class ModeCourse:
         return float(np.interp(step, [0, *steps], [0, *ends]))
 
 
-def draw_modes(courses: Sequence[ModeCourse], path: Path) -> None:
-    """Draws four panels: loss above dice, by epoch on the left and by time on the right.
+def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str] = DICE) -> None:
+    """Draws four panels: loss above the score, by epoch on the left and by time on the right.
 
     Args:
         courses: At least one.
         path: The PNG to write.
+        score: Column of `metrics.csv` and its label; it lies in 0 to 1.
     """
     unit, name = _unit(max(float(course.clock[-1]) for course in courses))
     with styled():
         layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
         figure = Figure(figsize=(8.6, 6.2), layout=layout)
         grid = figure.subplots(2, 2, sharex="col", sharey="row", squeeze=False)
-        for row, (column, label) in zip(grid, _ROWS, strict=True):
+        for row, (column, label) in zip(grid, (_LOSS, score), strict=True):
             for course in courses:
                 epochs = course.metrics["epoch"].to_numpy(dtype=float)
                 _line(row[0], course, column, epochs)
                 _line(row[1], course, column, course.clock / unit)
             row[0].set_ylabel(label)
-            _dress(row, column)
+            _dress(row, bounded=column == score[0])
         most = max(float(course.metrics["epoch"].max()) for course in courses)
         grid[1, 0].set(xlabel="epoch", xlim=(0, most + 0.5))
         grid[1, 0].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
@@ -110,10 +112,10 @@ def _line(axes: Axes, course: ModeCourse, column: str, ends: NDArray[np.float64]
         axes.axvline(place, color=colour, linestyle=":", linewidth=1.2, label="moment of freezing")
 
 
-def _dress(row: NDArray[np.object_], column: str) -> None:
+def _dress(row: NDArray[np.object_], *, bounded: bool) -> None:
     for axes in row:
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    if column == "val_dice":
+    if bounded:
         row[0].set_ylim(0, 1)

@@ -32,7 +32,7 @@ def finetune(run: Path) -> Page:
             *modes(found, gallery),
             *gradients(found, gallery.gradients),
             *sweep(found, gallery.tradeoff),
-            *(cases(gallery.cases) if found.record.modes else ()),
+            *(cases(gallery.cases) if found.record.modes and found.scoring.per_group else ()),
             *every_tensor(found),
             *finetune_settings(found),
         ],

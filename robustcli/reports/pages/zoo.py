@@ -29,6 +29,13 @@ def zoo(runs: Sequence[Path], out: Path) -> Page:
             "Name another folder.",
         )
     trainings = [read_training(run) for run in different.values()]
+    other = next((one for one in trainings if one.record.task != "seg"), None)
+    if other is not None:
+        raise UsageError(
+            f"`{other.run}` is the training of a classifier.",
+            "Several trainings are compared by dice, which it has none of.",
+            "Render it alone: `robust report RUN`.",
+        )
     gallery = draw_zoo_gallery(trainings, out)
     return page_of(
         training_results(trainings),

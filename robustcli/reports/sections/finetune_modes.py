@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from robustcli.reports.document import (
     Block,
     Figure,
@@ -23,35 +25,26 @@ from robustcli.reports.numbers import (
     MISSING,
     decimal,
     duration,
-    signed,
-    with_range,
 )
 from robustcli.reports.sections.finetune_verdict import (
     mebibytes,
     megabytes,
     p_value,
+    score_of,
     seconds,
 )
 from robustcli.reports.sections.masks import DETAILS, DETAILS_NOTE, details
 from robustcli.reports.sections.relaxed import RELAXED, relaxed_cells, relaxed_note
 from robustcli.reports.training import Held
-from robustcli.reports.training_scores import group_score
 
 COSTS = (
     *("mode", "iterations/s", "s per iteration (middle half)", "trained parameters", "frozen"),
     *("optimizer", "peak memory", "training time", "epochs"),
 )
-SCORES = ("mode", "dice", "IoU")
-COMPARED = ("dice minus full", "p")
 _COSTS_NOTE = (
     "Iterations: medians of training steps (forward, backward, update; without waiting for "
     "images), for freeze of those after the freeze. Training time is of all epochs with their "
     "validation. Optimizer: the tensors that it keeps between steps, at the end."
-)
-_SCORES_NOTE = (
-    "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
-    "sign-flip test of the mean difference of the images' own dice, all images of a group flipped "
-    "together."
 )
 
 
@@ -74,35 +67,35 @@ def modes(found: Finetuning, gallery: FinetuningGallery) -> list[Block]:
 
 
 def _scores(found: Finetuning) -> list[Block]:
+    scoring = found.scoring
     relaxed = () if found.tolerance is None else RELAXED
-    header = (*SCORES, *relaxed, *COMPARED)
-    none = cells(*(MISSING,) * (len(header) - 1))
-    rows: list[tuple[Text, ...]] = []
-    for run in found.modes:
-        test, compared = run.training.test, _compared(found, run)
-        own = none if test is None else (*_own(test, relaxed=bool(relaxed)), *compared)
-        rows.append((text(Mono(run.mode)), *own))
-    otsu = _baseline(found)
-    if otsu is not None:
-        own = _own(otsu, relaxed=bool(relaxed))
-        rows.append((text(Mono("otsu")), *own, *cells(MISSING, MISSING)))
-    notes = [Paragraph(text(_SCORES_NOTE)), *relaxed_note(found.tolerance)]
+    rows = [_score(found, run, len(relaxed)) for run in found.modes]
+    floors = (run.training.floor for run in found.modes)
+    floor = next((one for one in floors if one is not None), None)
+    if floor is not None:
+        own = cells(scoring.shown(floor), scoring.second_shown(floor))
+        own = (*own, *(relaxed_cells(pd.Series(floor)) if relaxed else ()))
+        rows.append((text(Mono(scoring.baseline)), *own, *cells(MISSING, MISSING)))
+    name = scoring.measure.name
+    header = ("mode", name, scoring.second, *relaxed, f"{name} minus full", "p")
+    notes = [Paragraph(text(scoring.score_note)), *relaxed_note(found.tolerance)]
     return [Table(cells(*header), tuple(rows)), *notes]
 
 
-def _own(held: Held, *, relaxed: bool) -> tuple[Text, ...]:
-    score = group_score(held.numbers)
-    dice = with_range(score.dice, score.dice_low, score.dice_high)
-    iou = with_range(score.iou, score.iou_low, score.iou_high)
-    return (*cells(dice, iou), *(relaxed_cells(held.numbers) if relaxed else ()))
-
-
-def _compared(found: Finetuning, run: ModeRun) -> tuple[Text, ...]:
-    one = against_full(found, run.mode)
+def _score(found: Finetuning, run: ModeRun, relaxed: int) -> tuple[Text, ...]:
+    """A line of the table, with so many cells for relaxed numbers."""
+    name, test = text(Mono(run.mode)), run.training.test
+    if test is None:
+        return (name, *cells(*(MISSING,) * (4 + relaxed)))
+    scoring, one = found.scoring, against_full(found, run.mode)
+    own = cells(score_of(run), scoring.second_shown(test.numbers))
+    own = (*own, *(relaxed_cells(test.numbers) if relaxed else ()))
     if one is None:
-        return cells(MISSING, MISSING)
-    ends = "" if one.low is None else f" ({signed(one.low)} to {signed(one.high)})"
-    return cells(f"{signed(one.dice)}{ends}", MISSING if one.p is None else p_value(one.p))
+        return (name, *own, *cells(MISSING, MISSING))
+    apart = scoring.apart
+    ends = "" if one.low is None else f" ({apart(one.low)} to {apart(one.high)})"
+    p = MISSING if one.p is None else p_value(one.p)
+    return (name, *own, *cells(f"{apart(one.value)}{ends}", p))
 
 
 def _baseline(found: Finetuning) -> Held | None:
@@ -127,11 +120,11 @@ def _cost(run: ModeRun) -> tuple[Text, ...]:
 
 
 def _held_out(found: Finetuning, strips: Sequence[Figure]) -> list[Block]:
-    """The held-out images in detail; nothing until they are measured."""
+    """A segmenter's held-out images in detail; nothing until they are measured."""
     named: list[tuple[str, Held]] = [
         (run.mode, run.training.test) for run in found.modes if run.training.test is not None
     ]
-    if not named:
+    if not named or found.record.task != "seg":
         return []
     otsu = _baseline(found)
     rows = [*named, *([("otsu", otsu)] if otsu is not None else [])]

@@ -14,10 +14,10 @@ from robustcli.reports.document import (
     text,
 )
 from robustcli.reports.finetuning import Finetuning
-from robustcli.reports.numbers import counted, decimal, fraction, is_missing
+from robustcli.reports.numbers import counted, decimal, is_missing
 from robustcli.reports.rules import rule_words
 from robustcli.reports.sections.finetune_gradients import chosen_from, statistic
-from robustcli.reports.sections.finetune_verdict import dice_of, verdict
+from robustcli.reports.sections.finetune_verdict import score_of, verdict
 from robustcli.reports.sections.notices import demonstration, subset
 
 FEW = 30  # groups: with fewer, intervals are wide and their ends are uncertain themselves
@@ -30,10 +30,11 @@ MODE_WORDS: dict[Mode, str] = {
 
 
 def finetune_title(found: Finetuning) -> Text:
-    """One line: network, data, and the dice of each mode."""
-    measured = [f"{run.mode} {dice_of(run)}" for run in found.modes if dice_of(run)]
+    """One line: network, data, and the score of each mode."""
+    measured = [f"{run.mode} {score_of(run)}" for run in found.modes if score_of(run)]
     if found.record.modes:
-        told = f": dice {', '.join(measured)}" if measured else ": not measured yet"
+        scores = f": {found.scoring.measure.name} {', '.join(measured)}"
+        told = scores if measured else ": not measured yet"
     else:
         told = ": profile of the gradients"
     record = found.record
@@ -67,25 +68,23 @@ def _about_few(found: Finetuning) -> list[Text]:
     training = found.training
     if training is None or training.test is None:
         return []
-    group, groups = training.record.grouping, int(training.test.numbers["groups"])
+    group, groups = training.record.grouping, training.test.groups
     if groups >= FEW:
         return []
     held, width = counted(groups, f"held-out {group}"), _widest(found)
     if width is None:
         told = f" From {held} nothing can be said about others, so no interval is given."
     else:
-        told = (
-            f" With {held}, the 95 % interval of a dice is up to {fraction(width)} wide, and with "
-            "so few a bootstrap interval tends to be too narrow: these numbers are a rough answer, "
-            "and small differences between modes cannot be seen."
-        )
+        scoring = found.scoring
+        told = f" With {held}, {scoring.few_words.format(width=scoring.width(width))}"
     return [text(Strong("Few held-out images."), told)]
 
 
 def _widest(found: Finetuning) -> float | None:
-    """The width of the widest interval of a mode's dice; None where no mode has one."""
+    """The width of the widest interval of a mode's score; None where no mode has one."""
     tests = [run.training.test for run in found.modes]
-    widths = [t.numbers["dice_high"] - t.numbers["dice_low"] for t in tests if t is not None]
+    low, high = (f"{found.scoring.measure.column}_{end}" for end in ("low", "high"))
+    widths = [t.numbers[high] - t.numbers[low] for t in tests if t is not None]
     return max((float(width) for width in widths if not is_missing(width)), default=None)
 
 

@@ -28,7 +28,11 @@ from robustcli.reports.sections.training_settings import recipe_table
 def finetune_settings(found: Finetuning) -> list[Block]:
     """The data, the recipe, everything else that was set, and how to repeat the run."""
     training = found.training
-    recipe = [] if training is None else [recipe_table(training.record.recipe)]
+    recipe = (
+        []
+        if training is None
+        else [recipe_table(training.record.recipe, masks=training.record.task == "seg")]
+    )
     return [
         *([] if training is None else data(training)),
         Heading(2, text("Recipe and settings")),

@@ -1,4 +1,4 @@
-"""What other rules of freezing would save, and at what dice."""
+"""What other rules of freezing would save, and at what score."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from robustcli.reports.document import (
     text,
 )
 from robustcli.reports.finetuning import Finetuning
-from robustcli.reports.numbers import EN_DASH, MISSING, decimal, is_missing, with_range
+from robustcli.reports.numbers import EN_DASH, MISSING, decimal, is_missing
 from robustcli.reports.rules import rule_label, rule_scope
-
-HEADER = ("rule", "chosen from", "frozen %", "time saved %", "dice")
 
 
 def sweep(found: Finetuning, figures: Sequence[Figure]) -> list[Block]:
@@ -32,16 +30,18 @@ def sweep(found: Finetuning, figures: Sequence[Figure]) -> list[Block]:
         "Time saved is that of an iteration after the freeze against full fine-tuning, in percent; "
         "below 0 it took longer. Ranges are 95 % intervals."
     )
-    rows = tuple(_row(row) for _, row in found.sweep.iterrows())
-    table = Table(cells(*HEADER), rows, left=2)
-    heading = Heading(2, text("Time saved against dice, rule by rule"))
+    rows = tuple(_row(found, row) for _, row in found.sweep.iterrows())
+    name = found.scoring.measure.name
+    header = ("rule", "chosen from", "frozen %", "time saved %", name)
+    table = Table(cells(*header), rows, left=2)
+    heading = Heading(2, text(f"Time saved against {name}, rule by rule"))
     return [heading, *figures, table, Paragraph(text(words))]
 
 
-def _row(row: pd.Series) -> tuple[Text, ...]:
-    dice = with_range(row["dice"], row["dice_low"], row["dice_high"])
+def _row(found: Finetuning, row: pd.Series) -> tuple[Text, ...]:
+    score = found.scoring.shown_in(row, found.held)
     share = decimal(100 * row["frozen_share"], 1)
-    middle = cells(rule_scope(row), share, saved(row), dice)
+    middle = cells(rule_scope(row), share, saved(row), score)
     return (text(Mono(rule_label(row))), *middle)
 
 

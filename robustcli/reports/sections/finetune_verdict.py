@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from robustcli.evaluation.paired_masks import MaskDifference
 from robustcli.reports.document import Text, text
 from robustcli.reports.finetuning import Finetuning, ModeRun
 from robustcli.reports.finetuning_scores import (
@@ -12,18 +11,17 @@ from robustcli.reports.finetuning_scores import (
     pace,
     pace_before,
 )
-from robustcli.reports.numbers import counted, decimal, duration, signed, with_range
+from robustcli.reports.numbers import counted, decimal, duration
+from robustcli.reports.scoring.scoring import Difference, Scoring
 from robustcli.reports.sections.relaxed import relaxed_words
-from robustcli.reports.training_scores import group_score
 
-EQUAL = 0.01  # of dice: closer than that is called equal
 CLEAR = 0.05
 
 
 def verdict(found: Finetuning) -> list[Text]:
     """Scores, their difference to full fine-tuning, time, memory; what is not measured is left."""
     told = (
-        *_dice(found),
+        *_scores(found),
         *_relaxed(found),
         *_differences(found),
         *_time(found),
@@ -33,28 +31,25 @@ def verdict(found: Finetuning) -> list[Text]:
     return [text(words) for words in told]
 
 
-def dice_of(run: ModeRun) -> str:
-    """The dice of a mode with its interval; empty until it is measured."""
-    if run.training.test is None:
-        return ""
-    score = group_score(run.training.test.numbers)
-    return with_range(score.dice, score.dice_low, score.dice_high)
+def score_of(run: ModeRun) -> str:
+    """The score of a mode with its interval; empty until it is measured."""
+    test = run.training.test
+    return "" if test is None else run.training.scoring.shown(test.numbers)
 
 
-def _dice(found: Finetuning) -> list[str]:
+def _scores(found: Finetuning) -> list[str]:
     measured = [run for run in found.modes if run.training.test is not None]
     training = found.training
     if not measured or training is None or training.test is None:
         return []
-    numbers, group = training.test.numbers, training.record.grouping
-    held = counted(int(numbers["n"]), "held-out image")
-    held += "" if group == "image" else f" of {counted(int(numbers['groups']), group)}"
-    told = f"Dice on {held}, per {group}, with 95 % intervals: "
-    told += ", ".join(f"{run.mode} {dice_of(run)}" for run in measured) + "."
-    if training.baseline is not None:
-        score = group_score(training.baseline.numbers)
-        otsu = with_range(score.dice, score.dice_low, score.dice_high)
-        told += f" Otsu's threshold on the same images: {otsu}."
+    scoring, group = found.scoring, training.record.grouping
+    held = counted(int(training.test.numbers["n"]), "held-out image")
+    held += "" if group == "image" else f" of {counted(training.test.groups, group)}"
+    held += f", per {group}" if scoring.per_group else ""
+    told = f"{scoring.measure.title} on {held}, with 95 % intervals: "
+    told += ", ".join(f"{run.mode} {score_of(run)}" for run in measured) + "."
+    if training.floor is not None:
+        told += f" {scoring.floor_words} on the same images: {scoring.shown(training.floor)}."
     return [told]
 
 
@@ -77,7 +72,8 @@ def _differences(found: Finetuning) -> list[str]:
     compared = [(run, against_full(found, run.mode)) for run in order]
     group = found.training.record.grouping if found.training else "image"
     told = [
-        f"Dice of {run.mode} minus that of full: {_difference(one, group)}"
+        f"{found.scoring.measure.title} of {run.mode} minus that of full: "
+        f"{_difference(one, group, found.scoring)}"
         for run, one in compared
         if one is not None
     ]
@@ -85,36 +81,36 @@ def _differences(found: Finetuning) -> list[str]:
     return [*told, once] if told else []
 
 
-def _difference(one: MaskDifference, group: str) -> str:
+def _difference(one: Difference, group: str, scoring: Scoring) -> str:
+    value = f"{scoring.apart(one.value)}{scoring.unit}"
     if one.low is None or one.high is None or one.p is None:
-        return f"{signed(one.dice)}; from one {group} nothing can be said about others."
-    interval = f"paired 95 % bootstrap interval over {group}s {signed(one.low)} to "
-    interval += signed(one.high)
-    together = "" if group == "image" else f", all images of a {group} together"
-    test = f"sign-flip test over images{together}: p = {p_value(one.p)}"
+        return f"{value}; from one {group} nothing can be said about others."
+    paired, by = scoring.tested(group)
+    interval = f"{paired} {scoring.apart(one.low)} to {scoring.apart(one.high)}"
+    test = f"{by}: p = {p_value(one.p)}"
     hint = ""
     if one.smallest_p > CLEAR:
         hint = f" ({counted(one.groups, group)} cannot give a p below {p_value(one.smallest_p)})"
-    return f"{signed(one.dice)} ({interval}; {test}{hint}). {_meaning(one)}"
+    return f"{value} ({interval}; {test}{hint}). {_meaning(one, scoring)}"
 
 
-def _meaning(one: MaskDifference) -> str:
+def _meaning(one: Difference, scoring: Scoring) -> str:
     assert one.low is not None
     assert one.high is not None
     assert one.p is not None
-    small = one.low >= -EQUAL and one.high <= EQUAL
+    small = one.low >= -scoring.equal and one.high <= scoring.equal
     if one.low > 0 or one.high < 0:
         if one.p > CLEAR:
             return "The interval and the test disagree: these are too few images to tell."
         word = "better" if one.low > 0 else "worse"
-        size = f" but less than {EQUAL}" if small else ""
+        size = f" but less than {scoring.equal_size}" if small else ""
         return f"So it is {word}, by more than the choice of images explains{size}."
     if small:
-        return f"So both are equal to within {EQUAL} of dice."
-    loss, gain = signed(one.low).lstrip("-"), signed(one.high).lstrip("+")
+        return f"So both are equal to within {scoring.equal_words}."
+    loss, gain = scoring.apart(one.low).lstrip("-"), scoring.apart(one.high).lstrip("+")
     return (
         "So a difference cannot be told from chance, which does not mean that there is none: "
-        f"a loss of up to {loss} or a gain of up to {gain} is possible."
+        f"a loss of up to {loss} or a gain of up to {gain}{scoring.unit} is possible."
     )
 
 

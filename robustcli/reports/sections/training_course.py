@@ -20,6 +20,7 @@ from robustcli.reports.sections.mask_opening import how_empty_counts
 from robustcli.reports.training import Training
 from robustcli.training.record import TrainRecord
 
+_CLASSES = "{:,} classes; each is in every part that was drawn."
 _PARTS = {"train": "training", "val": "validation", "test": "held out"}
 
 
@@ -59,23 +60,24 @@ def _machine(record: TrainRecord) -> str:
 def data(training: Training) -> list[Block]:
     """The parts of the data, and how empty masks count."""
     record = training.record
+    masks = record.task == "seg"
     grouped = record.grouping != "image"
     header = (
         "part",
         "images",
         *((training.groups,) if grouped else ()),
-        "images without foreground",
+        *(("images without foreground",) if masks else ()),
     )
     rows = [
         cells(
             _PARTS[name],
             f"{part.images:,}",
             *((f"{part.groups:,}",) if grouped else ()),
-            f"{part.empty:,}",
+            *((f"{part.empty:,}",) if masks else ()),
         )
         for name in ("train", "val", "test")
         if (part := record.splits.get(name)) is not None
     ]
     table: list[Block] = [Table(cells(*header), tuple(rows))] if rows else []
-    note = Paragraph(text(how_empty_counts(record.grouping)))
-    return [Heading(2, text("Data")), *table, note]
+    told = how_empty_counts(record.grouping) if masks else _CLASSES.format(record.dataset.classes)
+    return [Heading(2, text("Data")), *table, Paragraph(text(told))]

@@ -88,6 +88,7 @@ def _what(training: Training) -> Text:
     record = training.record
     train = record.splits.get("train")
     images = f"{counted(train.images, 'image')} of " if train else ""
+    assert record.protocol is not None, "a segmenter's"
     protocol = PROTOCOLS[record.protocol].format(group=record.grouping)
     verb = "is being" if record.status == "running" else "was"
     return text(

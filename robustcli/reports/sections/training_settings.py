@@ -22,26 +22,28 @@ from robustcli.reports.training import Training
 from robustcli.training.nnunet.patchwise import Patchwise
 from robustcli.training.record import RecipeRecord
 
+_ANSWER = {"cls": "Answer", "seg": "Foreground"}
+
 
 def training_settings(training: Training) -> list[Block]:
     """The recipe, everything else that was set, and how to repeat the run."""
     record = training.record
     return [
         Heading(2, text("Recipe and settings")),
-        recipe_table(record.recipe),
+        recipe_table(record.recipe, masks=record.task == "seg"),
         Listing(_choices(training)),
         *repeating(record.command, record.versions, record.device),
     ]
 
 
-def recipe_table(recipe: RecipeRecord) -> Table:
+def recipe_table(recipe: RecipeRecord, *, masks: bool = True) -> Table:
     """How the network was trained, a line per setting."""
-    rows = [cells(name, value) for name, value in recipe_lines(recipe)]
+    rows = [cells(name, value) for name, value in recipe_lines(recipe, masks=masks)]
     return Table(cells("setting", "value"), tuple(rows), left=2)
 
 
-def recipe_lines(recipe: RecipeRecord) -> list[tuple[str, str]]:
-    """Each setting in words with its value."""
+def recipe_lines(recipe: RecipeRecord, *, masks: bool = True) -> list[tuple[str, str]]:
+    """Each setting in words with its value; `masks` where it is of a segmenter."""
     most, patience = recipe.images_per_epoch, recipe.patience
     batch = str(recipe.batch_size)
     if recipe.accumulate > 1:
@@ -59,7 +61,7 @@ def recipe_lines(recipe: RecipeRecord) -> list[tuple[str, str]]:
         ("window", f"{recipe.window} px"),
         ("augmentation", recipe.augmentation),
         ("precision", recipe.precision),
-        ("dice it should reach", as_printed(recipe.expected_dice)),
+        *([("dice it should reach", as_printed(recipe.expected_dice))] if masks else []),
         ("source", recipe.source),
     ]
     if recipe.patches is not None:
@@ -91,7 +93,7 @@ def _choices(training: Training) -> tuple[Text, ...]:
         text("Images: ", Mono(dataset.name), " at ", Mono(dataset.location), counts),
         marked(f"Subset: {dataset.subset or 'none'}. A group is one {record.grouping}."),
         text("Digest of the image list: ", Mono(dataset.digest), "."),
-        text(f"Foreground: {record.decision}. Seed: {record.seed}."),
+        text(f"{_ANSWER[record.task]}: {record.decision}. Seed: {record.seed}."),
         text(
             "Network: ", Mono(record.model), f" of family {record.family}; ", *_arguments(arguments)
         ),

@@ -27,7 +27,7 @@ from robustcli.reports.zoo_rows import label
 def zoo_title(trainings: Sequence[Training]) -> Text:
     """One line: how many trainings, on what, under which protocols."""
     names = list(dict.fromkeys(training.record.dataset.name for training in trainings))
-    protocols = list(dict.fromkeys(training.record.protocol for training in trainings))
+    protocols = list(dict.fromkeys(str(training.record.protocol) for training in trainings))
     count = counted(len(trainings), "training")
     told = f", protocol {' and '.join(protocols)}"
     return text(f"{count} of the segmentation zoo: ", *joined([Mono(n) for n in names]), told)
@@ -97,7 +97,13 @@ def _recipe(training: Training, trainings: Sequence[Training]) -> tuple[Text, ..
     record, recipe = training.record, training.record.recipe
     batch = f"{recipe.batch_size}" + (f" x {recipe.accumulate}" if recipe.accumulate > 1 else "")
     values = (
-        *(record.dataset.name, record.protocol, str(record.seed), recipe.loss, recipe.optimizer),
+        *(
+            record.dataset.name,
+            str(record.protocol),
+            str(record.seed),
+            recipe.loss,
+            recipe.optimizer,
+        ),
         *(f"{recipe.lr:g}, {recipe.schedule}", batch, f"{recipe.window} px", recipe.augmentation),
         *(record.decision, record.device),
     )

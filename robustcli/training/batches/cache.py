@@ -1,14 +1,16 @@
-"""Images and masks, each decoded once: in memory where they fit, else in a mapped file."""
+"""Images, each decoded once: in memory where they fit, else in a mapped file."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +24,21 @@ from robustcli.training.memory import available_bytes
 
 MEMORY_SHARE = 0.5
 """Of the available memory, what decoded images may take; the rest is for the network."""
-_AT_ONCE = 64  # pairs decoded ahead of where they are stored
+_AT_ONCE = 64  # images decoded ahead of where they are stored
 
 Pixels = NDArray[np.uint8]
+
+
+class Stored(Protocol):
+    """What is decoded of an image: arrays of bytes."""
+
+    @property
+    def arrays(self) -> tuple[Pixels, ...]:
+        """What is kept of it."""
+
+    @classmethod
+    def of(cls, *arrays: Pixels) -> Self:
+        """The same, of `arrays`."""
 
 
 @dataclass(frozen=True)
@@ -40,49 +54,26 @@ class Decoded:
     mask: Pixels
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of both."""
-        return self.image.nbytes + self.mask.nbytes
+    def arrays(self) -> tuple[Pixels, Pixels]:
+        """Image and mask."""
+        return self.image, self.mask
+
+    @classmethod
+    def of(cls, *arrays: Pixels) -> Self:
+        """The pair of `arrays`."""
+        return cls(*arrays)
 
 
-@contextmanager
-def decoded_once(
-    pairs: Sequence[PairRef], folder: Path, *, budget: int | None = None, processes: int = 1
-) -> Iterator[list[Decoded]]:
-    """The pixels of every pair, in order, until the context is left.
+StoredT = TypeVar("StoredT", bound=Stored)
+RefT = TypeVar("RefT")
 
-    Args:
-        pairs: What to decode.
-        folder: Where the mapped file lies, if one is needed; removed on leaving.
-        budget: Bytes that may lie in memory; None for half of what is available.
-        processes: How many on this machine do the same and share what is available.
+
+def decode_masked(pair: PairRef) -> Decoded:
+    """The pixels of `pair`.
 
     Raises:
-        RunError: A file cannot be decoded, or the disk is full.
+        RunError: A file cannot be decoded.
     """
-    if budget is None:
-        budget = int(MEMORY_SHARE * available_bytes() / processes)
-    with ExitStack() as stack:
-        held: list[Decoded] = []
-        taken = 0
-        stream = _decoded(pairs)
-        for one in stream:
-            held.append(one)
-            taken += one.nbytes
-            if taken > budget:
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                held = _mapped(held, stream, folder / f"pixels-{os.getpid()}")
-        yield held
-
-
-def _decoded(pairs: Sequence[PairRef]) -> Iterator[Decoded]:
-    """Pillow decodes without holding Python's lock, so threads share the work."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(pairs), _AT_ONCE):
-            yield from pool.map(_decode, pairs[first : first + _AT_ONCE])
-
-
-def _decode(pair: PairRef) -> Decoded:
     try:
         image, mask = decode_pair(pair)
     except UnreadableImage as error:
@@ -94,7 +85,46 @@ def _decode(pair: PairRef) -> Decoded:
     return Decoded(image, mask.view(np.uint8))
 
 
-def _mapped(held: list[Decoded], rest: Iterator[Decoded], file: Path) -> list[Decoded]:
+@contextmanager
+def decoded_once(
+    refs: Sequence[RefT], folder: Path, decode: Callable[[RefT], StoredT], *,
+    budget: int | None = None, processes: int = 1,
+) -> Iterator[list[StoredT]]:  # fmt: skip
+    """What `decode` gives of every image, in order, until the context is left.
+
+    Args:
+        refs: What to decode.
+        folder: Where the mapped file lies, if one is needed; removed on leaving.
+        decode: Decodes one.
+        budget: Bytes that may lie in memory; None for half of what is available.
+        processes: How many on this machine do the same and share what is available.
+
+    Raises:
+        RunError: A file cannot be decoded, or the disk is full.
+    """
+    if budget is None:
+        budget = int(MEMORY_SHARE * available_bytes() / processes)
+    with ExitStack() as stack:
+        held: list[StoredT] = []
+        taken = 0
+        stream = _decoded(refs, decode)
+        for one in stream:
+            held.append(one)
+            taken += sum(array.nbytes for array in one.arrays)
+            if taken > budget:
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                held = _mapped(held, stream, folder / f"pixels-{os.getpid()}")
+        yield held
+
+
+def _decoded(refs: Sequence[RefT], decode: Callable[[RefT], StoredT]) -> Iterator[StoredT]:
+    """Pillow decodes without holding Python's lock, so threads share the work."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for first in range(0, len(refs), _AT_ONCE):
+            yield from pool.map(decode, refs[first : first + _AT_ONCE])
+
+
+def _mapped(held: list[StoredT], rest: Iterator[StoredT], file: Path) -> list[StoredT]:
     """All of `held` and `rest` as views into a file: the system keeps of it in memory what fits."""
     shapes = []
     try:
@@ -102,19 +132,22 @@ def _mapped(held: list[Decoded], rest: Iterator[Decoded], file: Path) -> list[De
         with file.open("wb") as out:
             for source in (held, rest):
                 for one in source:
-                    shapes.append(one.mask.shape)
-                    out.write(one.image.tobytes())
-                    out.write(one.mask.tobytes())
+                    shapes.append([array.shape for array in one.arrays])
+                    for array in one.arrays:
+                        out.write(array.tobytes())
     except OSError as error:
         raise refused(file, error) from error
-    return list(_views(np.memmap(file, np.uint8, mode="r"), shapes))
+    return list(_views(np.memmap(file, np.uint8, mode="r"), shapes, type(held[0])))
 
 
-def _views(pixels: Pixels, shapes: Sequence[tuple[int, ...]]) -> Iterator[Decoded]:
+def _views(
+    pixels: Pixels, shapes: Sequence[Sequence[tuple[int, ...]]], kind: type[StoredT]
+) -> Iterator[StoredT]:
     place = 0
-    for height, width in shapes:
-        size = height * width
-        image = pixels[place : place + 3 * size].reshape(height, width, 3)
-        mask = pixels[place + 3 * size : place + 4 * size].reshape(height, width)
-        place += 4 * size
-        yield Decoded(image, mask)
+    for of_one in shapes:
+        arrays = []
+        for shape in of_one:
+            size = math.prod(shape)
+            arrays.append(pixels[place : place + size].reshape(shape))
+            place += size
+        yield kind.of(*arrays)

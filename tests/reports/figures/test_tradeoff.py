@@ -31,7 +31,7 @@ def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> 
     figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
     (axes,) = figure.axes
     points, ends = error_bar(axes, 0)
-    np.testing.assert_allclose(points, [(r.saved[1], r.dice[1]) for r in RULES[:5]])
+    np.testing.assert_allclose(points, [(r.saved[1], r.score[1]) for r in RULES[:5]])
     np.testing.assert_allclose(ends[:, :, 0], [(r.saved[0], r.saved[2]) for r in RULES[:5]])
     assert {text.get_text() for text in axes.texts} == {rule.name for rule in RULES}
     assert [t.get_text() for t in figure.legends[0].texts] == [

@@ -6,7 +6,7 @@ import pytest
 from robustcli.reports.document import Figure
 from robustcli.reports.finetuning import read_finetuning
 from robustcli.reports.finetuning_gallery import FinetuningGallery
-from robustcli.reports.sections.finetune_modes import COMPARED, COSTS, SCORES, modes
+from robustcli.reports.sections.finetune_modes import COSTS, modes
 from robustcli.reports.sections.relaxed import RELAXED, relaxed_cells
 from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 from tests.reports.sections.told import line_of, told
@@ -25,7 +25,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_modes_stand_beside_otsu(complete: str) -> None:
-    assert line_of(complete, "mode ") == [*SCORES, *COMPARED]
+    assert line_of(complete, "mode ") == ["mode", "dice", "IoU", "dice minus full", "p"]
     assert "elaxed" not in complete
     full, freeze, otsu = (line_of(complete, f"`{name}`") for name in ("full", "freeze", "otsu"))
     assert full[3:] == ["\N{EN DASH}", "\N{EN DASH}"]
@@ -76,7 +76,7 @@ def test_memory_that_nobody_measured_is_a_dash(tmp_path: Path) -> None:
 def test_of_roads_the_relaxed_numbers_stand_beside_dice_and_iou(tmp_path: Path) -> None:
     found = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
     page = told(modes(found, GALLERY))
-    assert line_of(page, "mode ") == [*SCORES, *RELAXED, *COMPARED]
+    assert line_of(page, "mode ") == [*("mode", "dice", "IoU", *RELAXED, "dice minus full", "p")]
     freeze = found.of("freeze")
     assert freeze is not None
     assert freeze.training.test is not None

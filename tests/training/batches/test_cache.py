@@ -11,7 +11,7 @@ from PIL import Image
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.open_pairs import open_pairs
 from robustcli.training.batches import cache
-from robustcli.training.batches.cache import decoded_once
+from robustcli.training.batches.cache import decode_masked, decoded_once
 from tests.training.pairs import disc, write_pairs
 
 
@@ -27,7 +27,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("budget", [None, 0, 32 * 32 * 4])
 def test_the_pixels_are_those_of_the_files(data: Path, tmp_path: Path, budget: int | None) -> None:
     pairs = open_pairs(str(data)).pairs
-    with decoded_once(pairs, tmp_path / "cache", budget=budget) as found:
+    with decoded_once(pairs, tmp_path / "cache", decode_masked, budget=budget) as found:
         mapped = [isinstance(one.image.base, np.memmap) for one in found]
         assert set(mapped) == {budget is not None}
         for pair, one in zip(pairs, found, strict=True):
@@ -40,7 +40,7 @@ def test_the_pixels_are_those_of_the_files(data: Path, tmp_path: Path, budget: i
 
 def test_the_mapped_file_goes_away_after_an_error_too(data: Path, tmp_path: Path) -> None:
     pairs = open_pairs(str(data)).pairs
-    context = decoded_once(pairs, tmp_path / "cache", budget=0)
+    context = decoded_once(pairs, tmp_path / "cache", decode_masked, budget=0)
     context.__enter__()
     assert list((tmp_path / "cache").iterdir())
     error = KeyError()
@@ -53,7 +53,7 @@ def test_a_damaged_file_is_named(data: Path, tmp_path: Path) -> None:
     (data / "images" / "001.png").write_bytes(b"\x89PNG no more")
     with (
         pytest.raises(RunError, match=r"The pair `.*001.*` cannot be read"),
-        decoded_once(pairs, tmp_path / "cache"),
+        decoded_once(pairs, tmp_path / "cache", decode_masked),
     ):
         pass
 
@@ -62,7 +62,7 @@ def test_a_mask_of_another_size_is_refused(data: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(data / "masks" / "001.png")
     with (
         pytest.raises(UsageError, match="differ in size"),
-        decoded_once(open_pairs(str(data)).pairs, tmp_path / "cache"),
+        decoded_once(open_pairs(str(data)).pairs, tmp_path / "cache", decode_masked),
     ):
         pass
 
@@ -72,7 +72,7 @@ def test_a_full_disk_is_told(data: Path, tmp_path: Path) -> None:
     folder.write_text("a file where the folder should be")
     with (
         pytest.raises(RunError, match="Cannot write"),
-        decoded_once(open_pairs(str(data)).pairs, folder, budget=0),
+        decoded_once(open_pairs(str(data)).pairs, folder, decode_masked, budget=0),
     ):
         pass
 
@@ -84,5 +84,5 @@ def test_processes_share_the_memory(
     needed = 3 * 32 * 32 * 4 + 20 * 50 * 4
     monkeypatch.setattr(cache, "available_bytes", lambda: 2 * needed)
     for processes, mapped in ((1, False), (2, True)):
-        with decoded_once(pairs, tmp_path / "cache", processes=processes) as found:
+        with decoded_once(pairs, tmp_path / "cache", decode_masked, processes=processes) as found:
             assert isinstance(found[0].image.base, np.memmap) == mapped

@@ -145,7 +145,7 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
             with torch.inference_mode():
                 seen.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
 
-    from robustcli.training.batches.cache import decoded_once
+    from robustcli.training.batches.cache import decode_masked, decoded_once
     from robustcli.training.batches.loaders import Part
     from robustcli.training.nnunet.data import PatchData
     from robustcli.training.prepare import select
@@ -158,7 +158,7 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
     network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
     module = Watching(network, selection.recipe)
     pairs = selection.splits.val.pairs
-    with decoded_once(pairs, run / "cache") as decoded:
+    with decoded_once(pairs, run / "cache", decode_masked) as decoded:
         part = Part([pair.image_id for pair in pairs], decoded)
         loader = PatchData(part, part, selection.recipe, seed=0, workers=0).val_dataloader()
         loader.sampler.set_epoch(2)  # type: ignore[attr-defined]

@@ -1,0 +1,89 @@
+"""The classifier that training begins with: a network for the classes of the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcli.adapters.body import fill_body, heads_in
+from robustcli.adapters.builders import BUILDERS
+from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.training_run import read_trained
+from robustcli.core.errors import UsageError
+from robustcli.core.seeds import identity_seed
+
+CLASSES = "num_classes"
+
+
+def start_classifier(
+    entry: ModelEntry, classes: int, arguments: Mapping[str, Any], *, seed: int,
+    weights: Path | None = None,
+) -> tuple[nn.Module, str]:  # fmt: skip
+    """The network for so many classes, and where its weights come from, in words.
+
+    Args:
+        entry: What it is.
+        classes: How many it tells apart; its last layer is always new.
+        arguments: For the builder.
+        seed: Initialises what no file gives.
+        weights: A file or the folder of a training run to take all but the last layer from.
+
+    Raises:
+        UsageError: It cannot be built so, or the weights are of another network.
+    """
+    trained = None if weights is None else read_trained(weights, entry)
+    said = {} if trained is None or trained.header is None else trained.header.arguments
+    network = fresh(entry, {**said, **arguments, CLASSES: classes}, seed)
+    if trained is None:
+        return network, f"none: initialised with seed {seed}"
+    fill_body(network, trained.state, entry, heads_in(network), str(trained.path))
+    return network, str(trained.path)
+
+
+def fresh(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+    """The network as initialised with `seed`, float32, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
+        return BUILDERS[entry.builder].fresh(entry.variant, arguments).float()
+
+
+def sized_preprocessing(
+    entry: ModelEntry, arguments: Mapping[str, Any], window: int | None
+) -> Preprocessing:
+    """The network's own preprocessing, or that for squares of `window` pixels.
+
+    Raises:
+        UsageError: The network takes no images of that size.
+    """
+    own = _native(entry, json.dumps(dict(arguments), sort_keys=True))
+    if window is None or window == own.crop:
+        return own
+    _check_size(entry, arguments, window, own.crop)
+    resize = None if own.resize is None else own.resize * window // own.crop
+    return replace(own, resize=resize, crop=window)
+
+
+@lru_cache(maxsize=8)
+def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
+    network = fresh(entry, json.loads(arguments), 0)
+    return BUILDERS[entry.builder].preprocessing(entry.variant, network)
+
+
+def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], window: int, own: int) -> None:
+    try:
+        with torch.inference_mode():
+            fresh(entry, arguments, 0).eval()(torch.zeros(1, 3, window, window))
+    except (UsageError, RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"`--window {window}` does not go with `{entry.name}`.",
+            f"Its weights are for images of {own} x {own} pixels.",
+            f"Leave out `--window`, or build it for that size (`--model-arg img_size={window}`).",
+        ) from error

@@ -1,0 +1,103 @@
+"""A network as Lightning trains it, whatever it is for: steps, checks, optimizer and schedule."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from robustcli.models.weight_decay import Decays, parameter_groups
+from robustcli.training.finite import SCALER_TRIES, check_gradient, check_loss, gradient_norm
+from robustcli.training.recipes import Recipe
+from robustcli.training.schedules import SCHEDULES
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+}
+
+
+class Identified(Protocol):
+    """A batch whose images are known by name."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The image of each sample."""
+
+
+class Learner(pl.LightningModule):
+    """A network in training.
+
+    Parameters whose `requires_grad` is off when the optimizer is made stay out of it.
+
+    Args:
+        network: The network.
+        recipe: How it is trained.
+        decays: Which parameters weight decay touches.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, decays: Decays) -> None:
+        super().__init__()
+        self.network, self.recipe, self.decays = network, recipe, decays
+        self.recent_ids: list[str] = []
+        self._skipped = 0
+
+    @abstractmethod
+    def loss_of(self, batch: Any) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    @abstractmethod
+    def trial_loss(self, images: Tensor) -> Tensor:
+        """The loss of made-up images (B, 3, S, S) in [0, 1]: it costs what a real one costs."""
+
+    def training_step(self, batch: Identified, batch_idx: int) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            RunError: It is not finite; the message names the images.
+        """
+        first = batch_idx % self.recipe.accumulate == 0
+        self.recent_ids = batch.ids if first else self.recent_ids + batch.ids
+        loss = self.loss_of(batch)
+        check_loss(loss, batch.ids, self.current_epoch, self.global_step)
+        self._log("train_loss", loss.detach())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs the norm of the gradient before clipping.
+
+        Raises:
+            RunError: It is not finite, and not because of float16's loss scale.
+        """
+        norm = gradient_norm(self.parameters())
+        self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
+        if self.recipe.precision != "fp16" or self._skipped > SCALER_TRIES:
+            named = self.network.named_parameters()
+            check_gradient(norm, named, self.recent_ids, self.current_epoch, self.global_step)
+        if not self._skipped:
+            self._log("grad_norm", norm)
+
+    def make_optimizer(self) -> Optimizer:
+        """The recipe's optimizer over the trainable parameters."""
+        groups = parameter_groups(self.network, self.recipe.weight_decay, self.decays)
+        return OPTIMIZERS[self.recipe.optimizer](groups, lr=self.recipe.lr)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the recipe's schedule by the step."""
+        total, optimizer = int(self.trainer.estimated_stepping_batches), self.make_optimizer()
+        factor = SCHEDULES[self.recipe.schedule]
+        schedule = LambdaLR(optimizer, lambda step: factor(step, total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _log(self, name: str, value: Tensor) -> None:
+        """To loggers and callbacks, as the plain mean over an epoch's batches and processes."""
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

@@ -1,0 +1,173 @@
+"""The training of segmenters: images with masks, split by group, measured by dice and IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
+
+from torch import nn
+
+from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.foreground import is_probability
+from robustcli.adapters.nnunet_inference import NnUNetInference
+from robustcli.adapters.seg_builders import SEG_BUILDERS
+from robustcli.adapters.start import start_weights
+from robustcli.adapters.weights_header import WeightsHeader
+from robustcli.core.errors import UsageError
+from robustcli.data.indexed import Indexed
+from robustcli.data.masks import decode_mask
+from robustcli.data.open_pairs import open_pairs
+from robustcli.data.pair_subset import take_pairs
+from robustcli.data.pairs import PairIndex, PairRef
+from robustcli.data.splits import Split, Splits, paper_splits, patient_splits
+from robustcli.evaluation.describe import pairs_record
+from robustcli.evaluation.listener import Listener
+from robustcli.training.assembly import make_data, make_module, part_of
+from robustcli.training.batches.cache import Decoded, decode_masked
+from robustcli.training.batches.loaders import SegmentationData
+from robustcli.training.config import TrainConfig
+from robustcli.training.describe import decision_words, split_record, threshold
+from robustcli.training.finish import evaluate, hash_ids
+from robustcli.training.learning import Learner
+from robustcli.training.module import SegmentationModule
+from robustcli.training.nnunet.data import PatchData
+from robustcli.training.nnunet.planned import planned
+from robustcli.training.paper import faults, score_as_the_paper
+from robustcli.training.recipes import Recipe
+from robustcli.training.record import SplitRecord
+from robustcli.training.settings import recipe_of
+from robustcli.training.task import Facts, Selection, TrainingTask
+
+BASELINE = "otsu"
+_OVERLAP = 0.5  # of nnU-Net's windows
+
+
+class Segmentation(TrainingTask):
+    """Foreground and background of every pixel."""
+
+    name: ClassVar[Literal["cls", "seg"]] = "seg"
+
+    def check(self, entry: ModelEntry, config: TrainConfig) -> None:
+        """See `TrainingTask.check`."""
+        if SEG_BUILDERS[entry.builder].load is None:
+            raise UsageError(
+                f"`{entry.name}` has nothing to train.",
+                "It is a baseline without parameters.",
+                f"Measure it with `robust eval --model {entry.name} --transform identity`.",
+            )
+
+    def open(self, config: TrainConfig) -> PairIndex:
+        """See `TrainingTask.open`."""
+        return take_pairs(open_pairs(config.data), limit=config.limit, seed=config.seed)
+
+    def split(self, index: Indexed, config: TrainConfig) -> Splits[PairIndex]:
+        """See `TrainingTask.split`."""
+        pairs = cast("PairIndex", index)
+        if config.protocol == "paper":
+            return paper_splits(pairs)
+        return patient_splits(pairs, seed=config.seed)
+
+    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits[Any]) -> Recipe:
+        """See `TrainingTask.recipe`."""
+        recipe = recipe_of(config, entry.name, splits.train.name)
+        return recipe if recipe.patches is None else planned(recipe, config, entry, splits.train)
+
+    def way(self, config: TrainConfig) -> str:
+        """See `TrainingTask.way`."""
+        return f"Protocol `{config.protocol}`"
+
+    def counted(self, part: Indexed) -> str:
+        """See `TrainingTask.counted`."""
+        images, kind = f"{len(part.members)} images", part.grouping
+        return images if kind == "image" else f"{images} of {len(part.groups)} {kind}s"
+
+    def network(self, config: TrainConfig, index: Indexed) -> tuple[nn.Module, str]:
+        """See `TrainingTask.network`."""
+        return start_weights(
+            config.model, config.weights, config.untrained, config.offline, config.seed,
+            config.model_args,
+        )  # fmt: skip
+
+    def decode(self, member: PairRef) -> Decoded:
+        """See `TrainingTask.decode`."""
+        return decode_masked(member)
+
+    def counts(
+        self, selection: Selection, train: Sequence[Decoded], val: Sequence[Decoded]
+    ) -> dict[Split, SplitRecord]:
+        """See `TrainingTask.counts`: with the images that hold no foreground."""
+        splits = selection.splits
+        _check_foreground(splits.train, train)
+        empty = sum(not decode_mask(pair.mask).any() for pair in splits.test.pairs)
+        test = SplitRecord(
+            images=len(splits.test.pairs), groups=len(splits.test.groups), empty=empty
+        )
+        return {
+            "train": split_record(splits.train, train),
+            "val": split_record(splits.val, val),
+            "test": test,
+        }
+
+    def batches(
+        self, config: TrainConfig, selection: Selection, train: Sequence[Decoded],
+        val: Sequence[Decoded],
+    ) -> SegmentationData | PatchData:  # fmt: skip
+        """See `TrainingTask.batches`."""
+        splits = selection.splits
+        return make_data(config, selection, part_of(splits.train, train), part_of(splits.val, val))
+
+    def learner(
+        self, selection: Selection, network: nn.Module, data: Any = None
+    ) -> SegmentationModule:
+        """See `TrainingTask.learner`."""
+        return make_module(selection, network, data)
+
+    def facts(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Facts:
+        """See `TrainingTask.facts`."""
+        probability = threshold(selection, probabilities=is_probability(network))
+        return Facts(
+            pairs_record(cast("PairIndex", selection.index)),
+            config.protocol,
+            decision_words(probability),
+            faults(selection.entry.name, selection.recipe) if selection.whole else [],
+        )
+
+    def header(
+        self, config: TrainConfig, selection: Selection, network: nn.Module
+    ) -> WeightsHeader:
+        """See `TrainingTask.header`."""
+        patches = selection.recipe.patches
+        return WeightsHeader(
+            model=selection.entry.name,
+            arguments=dict(config.model_args),
+            window=selection.recipe.window,
+            channels=selection.channels,
+            threshold=threshold(selection, probabilities=is_probability(network)),
+            protocol=config.protocol,
+            trained_on=selection.index.digest,
+            images_sha256=hash_ids(selection.splits.train),
+            overlap=None if patches is None else _OVERLAP,
+            nnunet=None if patches is None else NnUNetInference(patches.channels),
+        )
+
+    def measure(
+        self, config: TrainConfig, selection: Selection, learner: Learner,
+        chosen: Mapping[str, Any], listener: Listener,
+    ) -> None:  # fmt: skip
+        """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`."""
+        run = selection.run
+        if selection.whole:
+            learner.network.load_state_dict(chosen)
+            score_as_the_paper(selection, cast("SegmentationModule", learner), self.decode)
+        listener.say(f"Measuring on the {len(selection.splits.test.pairs)} held-out images.")
+        evaluate(config, run, str(run), run / "test")
+        evaluate(config, run, BASELINE, run / "baseline")
+
+
+def _check_foreground(train: PairIndex, decoded: Sequence[Decoded]) -> None:
+    if not any(one.mask.any() for one in decoded):
+        raise UsageError(
+            f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
+            "From empty masks a network learns to find nothing.",
+            "Name other data, a larger `--limit`, or another `--seed`.",
+        )
