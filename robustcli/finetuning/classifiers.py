@@ -69,7 +69,9 @@ def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
     except UsageError as error:
         raise UsageError(
             f"`{entry.name}` has no weights here to fine-tune.",
-            f"{error.what} {error.why}",
+            f"{error.what} {error.why} (A dry run downloads nothing either.)"
+            if training.offline
+            else f"{error.what} {error.why}",
             "Name a file or a training run with `--pretrained`, or train from random weights with "
             "`--mode scratch`.",
         ) from error

@@ -98,7 +98,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         UsageError: Something named does not exist or does not fit together, or nothing would be
             left to train.
     """
-    setup = set_up(config, listener)
+    setup = set_up(replace(config, training=replace(config.training, offline=True)), listener)
     network, _ = setup.network(started(setup))
     decisions = known_decisions(setup, network)
     training = replace(setup.config.training, out=setup.run, weights=None, untrained=True)
