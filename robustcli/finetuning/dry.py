@@ -15,7 +15,6 @@ from robustcli.finetuning.decide import known_decisions, saving_of, tell
 from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up, started
-from robustcli.finetuning.sweep import RULES
 from robustcli.training.dry import TrainForecast, forecast_training
 
 
@@ -115,7 +114,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         profile_iterations=_profiled(setup, decisions),
         decisions=decisions,
         saving=_saving(setup, network, decisions),
-        sweep=len(RULES) if config.sweep else 0,
+        sweep=len(setup.kind.rules) if config.sweep else 0,
     )
 
 
