@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,11 +19,14 @@ from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.kind import Kind
 from robustcli.finetuning.pretrained import Pretrained
+from robustcli.finetuning.selection import SHARES, FreezeRule
 from robustcli.training.classification.task import no_data
 
 
 class Classifiers(Kind):
-    """Which class an image shows."""
+    """Which class an image shows; a sweep also trains the last layer alone."""
+
+    rules: ClassVar[Sequence[FreezeRule]] = (*SHARES, FreezeRule(pattern="*"))
 
     def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
         """See `Kind.with_defaults`: there is no target to take."""
@@ -69,7 +72,9 @@ def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
     except UsageError as error:
         raise UsageError(
             f"`{entry.name}` has no weights here to fine-tune.",
-            f"{error.what} {error.why}",
+            f"{error.what} {error.why} (A dry run downloads nothing either.)"
+            if training.offline
+            else f"{error.what} {error.why}",
             "Name a file or a training run with `--pretrained`, or train from random weights with "
             "`--mode scratch`.",
         ) from error

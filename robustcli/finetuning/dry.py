@@ -15,7 +15,6 @@ from robustcli.finetuning.decide import known_decisions, saving_of, tell
 from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up, started
-from robustcli.finetuning.sweep import RULES
 from robustcli.training.dry import TrainForecast, forecast_training
 
 
@@ -98,7 +97,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         UsageError: Something named does not exist or does not fit together, or nothing would be
             left to train.
     """
-    setup = set_up(config, listener)
+    setup = set_up(replace(config, training=replace(config.training, offline=True)), listener)
     network, _ = setup.network(started(setup))
     decisions = known_decisions(setup, network)
     training = replace(setup.config.training, out=setup.run, weights=None, untrained=True)
@@ -115,7 +114,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         profile_iterations=_profiled(setup, decisions),
         decisions=decisions,
         saving=_saving(setup, network, decisions),
-        sweep=len(RULES) if config.sweep else 0,
+        sweep=len(setup.kind.rules) if config.sweep else 0,
     )
 
 

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from robustcli.adapters.entry import ModelEntry
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.pretrained import Pretrained
+from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 class Kind(ABC):
     """One kind of model."""
+
+    rules: ClassVar[Sequence[FreezeRule]]
+    """What a sweep tries."""
 
     @abstractmethod
     def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from robustcli.finetuning.defaults import (
 from robustcli.finetuning.kind import Kind
 from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pretrained
+from robustcli.finetuning.selection import SHARES, FreezeRule
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
 
@@ -32,7 +33,18 @@ if TYPE_CHECKING:
 
 
 class Segmenters(Kind):
-    """Foreground and background of every pixel."""
+    """Foreground and background of every pixel; prefixes of U-Mamba save the most in a sweep.
+
+    Nothing before the first trained layer has a way back.
+    """
+
+    rules: ClassVar[Sequence[FreezeRule]] = (
+        *SHARES[:2],
+        FreezeRule(pattern="mamba_layer.*"),
+        *SHARES[2:],
+        FreezeRule(pattern="encoder.stages.0.*"),
+        FreezeRule(pattern="encoder.*"),
+    )
 
     def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
         """See `Kind.with_defaults`."""

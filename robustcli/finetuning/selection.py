@@ -92,6 +92,17 @@ def _several() -> UsageError:
     )
 
 
+SHARES = (
+    FreezeRule(threshold=DOCUMENTED),
+    FreezeRule(quantile=0.5),
+    FreezeRule(quantile=0.3, scope="all"),
+    FreezeRule(quantile=0.6, scope="all"),
+    FreezeRule(quantile=0.9, scope="all"),
+)
+"""Rules that make sense for any network: the documented one, and shares of the state-space blocks
+and of all tensors."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What becomes of one tensor, with its statistic (None where it is not needed) and why."""

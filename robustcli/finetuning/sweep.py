@@ -24,23 +24,9 @@ from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.mode_listener import ModeListener
 from robustcli.finetuning.mode_tuning import Modes
 from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
-from robustcli.finetuning.selection import DOCUMENTED, Decision, FreezeRule, select
+from robustcli.finetuning.selection import Decision, FreezeRule, select
 from robustcli.finetuning.setup import Setup
 from robustcli.training.train import run_training
-
-RULES = (
-    FreezeRule(threshold=DOCUMENTED),
-    FreezeRule(quantile=0.5),
-    FreezeRule(pattern="mamba_layer.*"),
-    FreezeRule(quantile=0.3, scope="all"),
-    FreezeRule(quantile=0.6, scope="all"),
-    FreezeRule(quantile=0.9, scope="all"),
-    FreezeRule(pattern="encoder.stages.0.*"),
-    FreezeRule(pattern="encoder.*"),
-)
-"""The documented one, shares of the state-space blocks and of all tensors, and prefixes of U-Mamba,
-which save the most: nothing before the first trained layer has a way back. A rule that fits no
-tensor of a network, or leaves only its heads, is left out."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +49,15 @@ class Candidate:
 
 
 def candidates(
-    measured: Mapping[str, Statistic], own: FreezeRule, heads: Sequence[str]
-) -> Iterator[Candidate]:
-    """The rules that make sense for a network: `own` and those of RULES, each set once."""
+    measured: Mapping[str, Statistic], own: FreezeRule, heads: Sequence[str],
+    rules: Sequence[FreezeRule],
+) -> Iterator[Candidate]:  # fmt: skip
+    """The rules that make sense for a network: `own` and those of `rules`, each set once.
+
+    One that fits no tensor of the network, or leaves only its heads, is left out.
+    """
     seen: set[frozenset[str]] = set()
-    for rule in dict.fromkeys((own, *RULES)):
+    for rule in dict.fromkeys((own, *rules)):
         try:
             candidate = Candidate(rule, select(measured, rule, heads))
         except UsageError:  # it fits nothing, or would leave nothing
@@ -86,7 +76,7 @@ def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
         heard: Hears of the progress.
     """
     rows = read_profile(setup.run / PROFILE, network, setup.entry.name)
-    found = list(candidates(statistics(rows), setup.config.rule, setup.heads))
+    found = list(candidates(statistics(rows), setup.config.rule, setup.heads, setup.kind.rules))
     runs = [_trained(setup, candidate, heard) for candidate in found]
     heard.begin("sweep")
     heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")

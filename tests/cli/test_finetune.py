@@ -130,7 +130,7 @@ def test_every_option_reaches_the_configuration(
     ("arguments", "message"),
     [
         (["umamba_v9"], "No model is called `umamba_v9`"),
-        (["vmamba-b"], "`vmamba-b` is a classifier"),
+        (["vmamba-b"], "No `--data`: there is nothing to train `vmamba-b` on"),
         (["unet"], "`unet` has no weights here to fine-tune"),
         (["umamba", "--freeze-threshold", "-1"], "`--freeze-threshold -1` is not a size"),
         (["umamba", "--freeze-relative", "-1"], "`--freeze-relative -1` is not a size"),

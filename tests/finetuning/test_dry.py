@@ -11,8 +11,8 @@ from robustcli.core.errors import UsageError
 from robustcli.finetuning.dry import forecast_finetuning
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
+from robustcli.finetuning.segmenters import Segmenters
 from robustcli.finetuning.selection import FreezeRule
-from robustcli.finetuning.sweep import RULES
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -39,7 +39,9 @@ def test_without_a_profile_it_says_that_one_decides(
 
 def test_a_sweep_says_how_much_more_it_is(given: tuple[Path, Path], tmp_path: Path) -> None:
     told = forecast_finetuning(tuning(given[0], tmp_path / "run", given[1], sweep=True), Heard())
-    assert f"Sweep:      up to {len(RULES)} further rules, each as long" in told.as_text()
+    assert (
+        f"Sweep:      up to {len(Segmenters.rules)} further rules, each as long" in told.as_text()
+    )
 
 
 def test_names_say_exactly_what_the_run_then_freezes(

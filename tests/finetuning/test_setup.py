@@ -130,7 +130,6 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"model": "vmamba-b"}, "`vmamba-b` is a classifier"),
         ({"model": "otsu"}, "`otsu` has nothing to train"),
         ({"model": "umamba-enc"}, "`umamba-enc` has no weights here to fine-tune"),
         ({"model": "unet"}, "`unet` has no weights here to fine-tune"),

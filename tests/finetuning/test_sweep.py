@@ -16,11 +16,14 @@ from robustcli.finetuning.alternation import Ratio
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.gradients import Statistic
 from robustcli.finetuning.record import SWEEP, SWEEP_FILE
+from robustcli.finetuning.segmenters import Segmenters
 from robustcli.finetuning.selection import FreezeRule
-from robustcli.finetuning.sweep import RULES, candidates, name_of
+from robustcli.finetuning.sweep import candidates, name_of
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
+
+RULES = Segmenters.rules
 
 NAMES = ("encoder.stages.0.w", "encoder.stages.1.w", "mamba_layer.A_log", "mamba_layer.D", "head.w")
 SIZES = (1e-3, 1e-2, 1e-4, 1e-1, 1.0)
@@ -31,7 +34,7 @@ MEASURED = {
 
 
 def frozen_by(own: FreezeRule) -> dict[str, list[str]]:
-    return {name_of(c.rule): c.frozen for c in candidates(MEASURED, own, ["head"])}
+    return {name_of(c.rule): c.frozen for c in candidates(MEASURED, own, ["head"], RULES)}
 
 
 def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
@@ -47,13 +50,15 @@ def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
 
 
 def test_the_share_is_of_elements() -> None:
-    shares = [c.share for c in candidates(MEASURED, FreezeRule(pattern="encoder.*"), ["head"])]
+    shares = [
+        c.share for c in candidates(MEASURED, FreezeRule(pattern="encoder.*"), ["head"], RULES)
+    ]
     assert shares[0] == pytest.approx(0.4)
 
 
 def test_rules_that_fit_no_name_are_left_out() -> None:
     other = {name.replace("encoder", "down"): s for name, s in MEASURED.items()}
-    found = [c.rule.pattern for c in candidates(other, FreezeRule(quantile=0.5), ["head"])]
+    found = [c.rule.pattern for c in candidates(other, FreezeRule(quantile=0.5), ["head"], RULES)]
     assert "encoder.*" not in found
     assert "mamba_layer.*" in found
 
@@ -74,7 +79,7 @@ def test_what_a_sweep_leaves(
     given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))
-    monkeypatch.setattr(sweep, "RULES", rules)
+    monkeypatch.setattr(Segmenters, "rules", rules)
     ratios = [Ratio(0.7, 0.6, 0.8), Ratio(1.0, 0.9, 1.1), Ratio(0.5, 0.4, 0.6)]
     asked = []
     monkeypatch.setattr(

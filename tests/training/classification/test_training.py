@@ -20,7 +20,7 @@ from robustcli.evaluation.metrics import table
 from robustcli.evaluation.store import Cell, Store
 from robustcli.reports.console import training_table
 from robustcli.reports.render import render
-from robustcli.training import train
+from robustcli.training.prepare import select
 from robustcli.training.record import VALIDATIONS, read_train_record
 from robustcli.training.train import run_training
 from tests.training.classification.runs import TINY, tiny
@@ -61,7 +61,7 @@ def test_the_record_and_the_curves_are_a_classifiers(whole: tuple[Path, Heard]) 
     assert record.splits["test"].images == 3
     metrics = pd.read_csv(run / "metrics.csv")
     assert list(metrics) == list(VALIDATIONS["cls"].metrics)
-    best = int(metrics["val_top1"].idxmax()) + 1
+    best = metrics["val_top1"].to_numpy().argmax() + 1
     assert record.chosen_epoch == best
     assert record.chosen_why is not None
     assert record.chosen_why.startswith("the best top-1 on the validation images")
@@ -199,7 +199,7 @@ def test_going_on_from_a_file_keeps_all_but_the_head(
     for photo in (two / "red").iterdir():
         photo.unlink()
     config = tiny(two, tmp_path / "run", weights=whole[0], model_args={})
-    selection = train.select(config, Heard())
+    selection = select(config, Heard())
     network, origin = selection.task.network(config, selection.index)
     state, given = network.state_dict(), weights_of(whole[0])
     assert origin == str(whole[0] / "weights.safetensors")
