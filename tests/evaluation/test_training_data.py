@@ -1,13 +1,17 @@
 """What the files of a training run tell of its data."""
 
+import hashlib
+
 import pytest
 from safetensors.torch import save_file
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.training_data import parts_of, training_data
+from robustcli.data.open import open_classes
+from robustcli.evaluation.training_data import TrainingData, parts_of, training_data
 from tests.evaluation.cells import OTSU, pairs_in
 from tests.evaluation.trained import make_training
+from tests.training.photos import write_photos
 
 
 @pytest.fixture
@@ -67,3 +71,20 @@ def test_damaged_splits_are_an_error(index, tmp_path):
     (run / "splits.csv").write_text("image_id,group,split\na.png,a,dev\n")
     with pytest.raises(UsageError, match="names splits that do not exist"):
         parts_of(run)
+
+
+def test_files_of_the_same_name_are_told_apart_by_what_is_in_them(tmp_path):
+    first, second = (
+        open_classes(str(write_photos(tmp_path / name / "paints", 2, seed=seed)))
+        for name, seed in (("first", 0), ("second", 1))
+    )
+    assert first.digest == second.digest, "the names alone are the same"
+    photo = first.images[0]
+    seen = {photo.image_id: hashlib.sha256(photo.path.read_bytes()).hexdigest()}
+    told = TrainingData("run", first.digest, {photo.image_id: "train"}, seen)
+    assert told.overlaps(first)
+    assert not told.overlaps(second)
+    lacking = second.part(frozenset({second.images[1].image_id}), "one image")
+    assert not told.overlaps(lacking)
+    unknown = TrainingData("run", None, {second.images[1].image_id: "test"}, {"gone.png": "0"})
+    assert unknown.overlaps(lacking), "no file can be compared: the names decide"
