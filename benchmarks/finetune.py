@@ -41,7 +41,8 @@ from robustcli.finetuning.freezing import freeze, hold_statistics, saving
 from robustcli.finetuning.gradients import GradientProfile
 from robustcli.finetuning.gradients import statistics as gradient_statistics
 from robustcli.finetuning.pretrained import heads_of
-from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, select
+from robustcli.finetuning.rules import DOCUMENTED, FreezeRule
+from robustcli.finetuning.selection import select
 from robustcli.training.batches.cache import Decoded
 from robustcli.training.batches.loaders import Part
 from robustcli.training.batches.resident import peak_resident, start_anew

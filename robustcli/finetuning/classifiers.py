@@ -19,7 +19,7 @@ from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.kind import Kind
 from robustcli.finetuning.pretrained import Pretrained
-from robustcli.finetuning.selection import SHARES, FreezeRule
+from robustcli.finetuning.rules import SHARES, FreezeRule
 from robustcli.training.classification.task import no_data
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustcli.finetuning.record import Mode
-from robustcli.finetuning.selection import FreezeRule, make_rule
+from robustcli.finetuning.rules import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
 
 

@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from robustcli.core.atomic import write_bytes
 from robustcli.finetuning.decisions_file import write_decisions
 from robustcli.finetuning.freezing import Saving, saving
-from robustcli.finetuning.gradients import (
-    mamba_parameters,
-    read_profile,
-    statistics,
-    unmeasured,
-)
+from robustcli.finetuning.gradients import mamba_parameters, statistics, unmeasured
+from robustcli.finetuning.profile_file import read_profile
 from robustcli.finetuning.record import DECISIONS, PROFILE
 from robustcli.finetuning.selection import Decision, select
 from robustcli.finetuning.setup import Setup

@@ -22,7 +22,6 @@ from robustcli.finetuning.decide import (
     tell,
 )
 from robustcli.finetuning.decisions_file import write_decisions
-from robustcli.finetuning.gradients import write_profile
 from robustcli.finetuning.mode_listener import ModeListener
 from robustcli.finetuning.mode_tuning import Enough, Modes
 from robustcli.finetuning.opening import (
@@ -32,6 +31,7 @@ from robustcli.finetuning.opening import (
     finetune_record,
     open_finetuning,
 )
+from robustcli.finetuning.profile_file import write_profile
 from robustcli.finetuning.record import DECISIONS, PROFILE, Mode, SavingRecord
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up, started

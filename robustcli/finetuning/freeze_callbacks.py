@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import statistics
 from robustcli.finetuning.profiling import ProfileGradients
-from robustcli.finetuning.selection import Decision, FreezeRule, select
+from robustcli.finetuning.rules import FreezeRule
+from robustcli.finetuning.selection import Decision, select
 
 Tell = Callable[[list[Decision]], None]
 

@@ -12,17 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.atomic import replacing
-from robustcli.core.errors import UsageError
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
@@ -30,7 +26,7 @@ Kind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SCANS = (Mamba, BidirectionalMamba, SS2D)
 _NOTHING = (math.nan,) * len(KINDS)
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("shape", pa.list_(pa.int64())),
@@ -117,7 +113,7 @@ class GradientProfile:
             for iteration, found in enumerate(map(_by_name, self.measured))
             for name, parameter in self._parameters.items()
         ]
-        return pd.DataFrame(rows, columns=_SCHEMA.names)
+        return pd.DataFrame(rows, columns=SCHEMA.names)
 
 
 def _by_name(measured: tuple[tuple[str, ...], Tensor]) -> dict[str, list[float]]:
@@ -132,58 +128,6 @@ def _measure(gradients: list[Tensor]) -> Tensor:
     norms = [torch.stack(torch._foreach_norm(gradients, order)) for order in (1, 2, torch.inf)]
     absolute, square, most, total = (v.double().cpu() for v in (*norms, sums))
     return torch.stack([absolute / counts, square / counts.sqrt(), most, (total / counts).abs()])
-
-
-def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
-    """Writes a profile of `model` as Parquet, durably."""
-    schema = _SCHEMA.with_metadata({"model": model})
-    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    with replacing(path) as beside:
-        pq.write_table(table, beside, compression="zstd")
-
-
-def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
-    """The rows of the profile at `path`, which must be of `network`.
-
-    Raises:
-        UsageError: There is no profile, or it is of another network.
-    """
-    try:
-        table = pq.read_table(path, schema=_SCHEMA)
-        origin = (pq.read_schema(path).metadata or {}).get(b"model", b"").decode()
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(
-            f"`--profile {path}` cannot be read.",
-            f"Expected a file `gradients.parquet` of `robust finetune`: {error}",
-            "Make one with `--profile-only`.",
-        ) from error
-    rows: pd.DataFrame = table.to_pandas()
-    _check_same(path, rows, network, origin, model)
-    return rows
-
-
-def _check_same(
-    path: Path, rows: pd.DataFrame, network: nn.Module, origin: str, model: str
-) -> None:
-    own = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    theirs = {name: statistic.shape for name, statistic in statistics(rows).items()}
-    names = dict.fromkeys([*theirs, *own])
-    other = [name for name in names if own.get(name) != theirs.get(name)]
-    if other:
-        raise UsageError(
-            f"`--profile {path}` is of another model.",
-            f"It was made of `{origin}`; {_difference(other[0], own, theirs, model)} "
-            f"({len(other)} of {len(names)} tensors differ).",
-            "Profile this model with `--profile-only`.",
-        )
-
-
-def _difference(
-    name: str, own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], model: str
-) -> str:
-    if name in theirs:
-        return f"`{model}` has no `{name}` of shape {theirs[name]}"
-    return f"it lacks `{name}` of shape {own[name]}, which `{model}` has"
 
 
 def unmeasured(network: nn.Module) -> dict[str, Statistic]:

@@ -15,7 +15,7 @@ from torch import nn
 from robustcli.adapters.entry import ModelEntry
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.pretrained import Pretrained
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.training.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from robustcli.finetuning.defaults import (
 from robustcli.finetuning.kind import Kind
 from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pretrained
-from robustcli.finetuning.selection import SHARES, FreezeRule
+from robustcli.finetuning.rules import SHARES, FreezeRule
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
 

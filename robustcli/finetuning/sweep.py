@@ -20,11 +20,13 @@ from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.metrics import table
 from robustcli.finetuning.alternation import Ratio, seconds_ratios
-from robustcli.finetuning.gradients import Statistic, read_profile, statistics
+from robustcli.finetuning.gradients import Statistic, statistics
 from robustcli.finetuning.mode_listener import ModeListener
 from robustcli.finetuning.mode_tuning import Modes
+from robustcli.finetuning.profile_file import read_profile
 from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
-from robustcli.finetuning.selection import Decision, FreezeRule, select
+from robustcli.finetuning.rules import FreezeRule
+from robustcli.finetuning.selection import Decision, select
 from robustcli.finetuning.setup import Setup
 from robustcli.training.train import run_training
 

@@ -13,7 +13,7 @@ import robustcli
 from robustcli.core.errors import RunError
 from robustcli.finetuning import finetune
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.training.config import TrainConfig
 from tests.cli.conftest import Robust
 from tests.training.pairs import write_pairs

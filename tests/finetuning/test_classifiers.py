@@ -18,7 +18,7 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry import forecast_finetuning
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.record import SWEEPS, read_finetune_record
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.setup import set_up
 from robustcli.reports.console_finetune import finetune_table
 from robustcli.reports.render import render

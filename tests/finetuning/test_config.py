@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.training.config import TrainConfig
 
 CONFIG = FinetuneConfig(TrainConfig("smp:Unet/resnet18"))

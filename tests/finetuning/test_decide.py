@@ -14,7 +14,7 @@ from robustcli.finetuning.decide import (
     saving_of,
     tell,
 )
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.setup import Setup, set_up
 from tests.finetuning.tunings import network, tuning, write_pretrained
 from tests.training.pairs import write_pairs

@@ -11,8 +11,8 @@ from robustcli.core.errors import UsageError
 from robustcli.finetuning.dry import forecast_finetuning
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.segmenters import Segmenters
-from robustcli.finetuning.selection import FreezeRule
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard

@@ -18,7 +18,7 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.metrics import table
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.record import FROZEN, STEPS, ModeCosts, read_finetune_record
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.training.module import SegmentationModule
 from robustcli.training.record import read_train_record
 from tests.finetuning.tunings import network, tuning, write_pretrained

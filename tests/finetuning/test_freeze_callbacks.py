@@ -10,7 +10,8 @@ from torch import nn
 
 from robustcli.finetuning.freeze_callbacks import FreezeAfterProfile, KeepFrozen, forget_frozen
 from robustcli.finetuning.profiling import ProfileGradients
-from robustcli.finetuning.selection import Decision, FreezeRule
+from robustcli.finetuning.rules import FreezeRule
+from robustcli.finetuning.selection import Decision
 
 MODULE: Any = None
 

@@ -19,7 +19,7 @@ from robustcli.adapters.nnunet_planner import make_plan
 from robustcli.adapters.weights_header import read_header
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune import run_finetuning
-from robustcli.finetuning.selection import make_rule
+from robustcli.finetuning.rules import make_rule
 from robustcli.finetuning.setup import set_up
 from robustcli.training import named_recipes
 from robustcli.training.config import TrainConfig

@@ -17,7 +17,7 @@ from robustcli.finetuning.opening import (
     open_finetuning,
 )
 from robustcli.finetuning.record import read_finetune_record
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.setup import Setup, set_up
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs

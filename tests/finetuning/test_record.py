@@ -9,7 +9,7 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.opening import finetune_record
 from robustcli.finetuning.record import read_finetune_record, write_finetune_record
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.setup import set_up
 from tests.finetuning.tunings import network, tuning, write_pretrained
 from tests.training.pairs import write_pairs

@@ -16,8 +16,8 @@ from robustcli.finetuning.alternation import Ratio
 from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.gradients import Statistic
 from robustcli.finetuning.record import SWEEP, SWEEP_FILE
+from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.segmenters import Segmenters
-from robustcli.finetuning.selection import FreezeRule
 from robustcli.finetuning.sweep import candidates, name_of
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
