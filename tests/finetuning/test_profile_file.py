@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from robustcli.core.errors import UsageError
+from robustcli.finetuning.gradients import statistics
 from robustcli.finetuning.profile_file import read_profile, write_profile
 from tests.finetuning.test_gradients import profiled, two_layers
 
