@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ def _official(variant: str, network: nn.Module) -> Preprocessing:
     if variant == "vmamba-pico":
         return PICO
     side = min(getattr(network.config, "image", (OFFICIAL.crop,)))
+    if variant == "vim":  # for CIFAR, whose photos are not cut
+        return replace(PICO, resize=side, crop=side)
     return Preprocessing(resize=side * 256 // 224, crop=side)
 
 

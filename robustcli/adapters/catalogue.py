@@ -84,6 +84,10 @@ def _entries() -> Iterable[ModelEntry]:
         "vmamba-pico", "vmamba", "vmamba", "vmamba-pico", 556_938, None, "CIFAR-10", "Apache-2.0",
         "recipes/train_vmamba_pico.py", label_space="cifar10", asset="vmamba-pico.safetensors",
     )  # fmt: skip
+    yield ModelEntry(
+        "vim", "vim", "vim", "vim", 1_791_226, None, "none", "Apache-2.0",
+        "https://github.com/hustvl/Vim", label_space="cifar10",
+    )  # fmt: skip
     yield from segmenters()
 
 

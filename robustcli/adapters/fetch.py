@@ -45,7 +45,7 @@ def fetch(name: str, *, offline: bool) -> Fetched:
         raise UsageError(
             f"`{known}` has no published weights.",
             "",
-            f"Train it: `robust train seg --model {known}`.",
+            f"Train it: `robust train {entry.task} --model {known}`.",
         )
     path = local_path(entry)
     if entry.weights_url is not None:

@@ -20,6 +20,13 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
     Raises:
         UsageError: It is not here and cannot be had; the message gives address, file and flag.
     """
+    if entry.weights_url is None and entry.asset is None:
+        raise UsageError(
+            f"`{entry.name}` has no published weights.",
+            "An untrained network knows nothing.",
+            f"Train it (`robust train cls --model {entry.name} --data DIR`) and name the run's "
+            "folder, or name weights with `--weights FILE`; `--untrained` takes it as initialised.",
+        )
     path = local_path(entry)
     if path.is_file() or entry.weights_url is None:
         return path

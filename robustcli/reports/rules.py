@@ -50,7 +50,7 @@ def rule_label(row: pd.Series) -> str:
     if row["frozen_share"] == 0:
         return "nothing frozen"
     if not pd.isna(row["pattern"]):
-        return str(row["pattern"])
+        return "all but the heads" if row["pattern"] == "*" else str(row["pattern"])
     if not is_missing(row["quantile"]):
         return f"smallest {row['quantile']:g}"
     return f"below {row['threshold']:g}"

@@ -105,3 +105,9 @@ def test_memory_layout_does_not_count() -> None:
     matrix = torch.arange(6.0).view(2, 3)
     assert hash_state({"a": matrix.t().contiguous().t()}) == hash_state({"a": matrix})
     assert hash_state({"a": matrix.requires_grad_()}) == hash_state({"a": matrix.detach()})
+
+
+def test_a_network_without_published_weights_says_how_to_get_some() -> None:
+    with pytest.raises(UsageError, match="`vim` has no published weights") as told:
+        official_weights(CATALOGUE["vim"], offline=False)
+    assert "robust train cls --model vim" in str(told.value)

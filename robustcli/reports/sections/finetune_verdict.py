@@ -87,7 +87,8 @@ def _difference(one: Difference, group: str, scoring: Scoring) -> str:
         return f"{value}; from one {group} nothing can be said about others."
     paired, by = scoring.tested(group)
     interval = f"{paired} {scoring.apart(one.low)} to {scoring.apart(one.high)}"
-    test = f"{by}: p = {p_value(one.p)}"
+    p = p_value(one.p)
+    test = f"{by}: p {p}" if p.startswith("<") else f"{by}: p = {p}"
     hint = ""
     if one.smallest_p > CLEAR:
         hint = f" ({counted(one.groups, group)} cannot give a p below {p_value(one.smallest_p)})"
