@@ -105,7 +105,7 @@ def _line(axes: Axes, course: ModeCourse, column: str, ends: NDArray[np.float64]
     if chosen.any():
         axes.plot(
             ends[chosen], values[chosen], color=colour, marker=marker, markersize=9,
-            markerfacecolor="none", markeredgewidth=1.4, linestyle="",
+            markerfacecolor="none", markeredgewidth=1.4, linestyle="", clip_on=False,
         )  # fmt: skip
     if course.frozen_at is not None:
         place = course.place(course.frozen_at, ends)
