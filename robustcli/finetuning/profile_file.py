@@ -29,6 +29,10 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
     Raises:
         UsageError: There is no profile, or it is of another network.
     """
+    if not path.is_file():
+        raise UsageError(
+            f"`--profile {path}` does not exist.", "", "Make one with `--profile-only`."
+        )
     try:
         table = pq.read_table(path, schema=SCHEMA)
         origin = (pq.read_schema(path).metadata or {}).get(b"model", b"").decode()

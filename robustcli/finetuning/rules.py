@@ -21,7 +21,8 @@ class FreezeRule:
     Args:
         threshold: Freeze tensors whose statistic is below it, at least 0.
         quantile: Freeze this share of the tensors in scope, the lowest ones, in (0, 1).
-        pattern: Freeze the tensors whose name fits this glob or begins with it; scope `all`.
+        pattern: Freeze the tensors whose name fits this glob or begins with it, or one of several,
+            separated by commas; scope `all`.
         kind: The statistic.
         relative: Divide the statistic by the weight's root mean square.
         scope: Parameters of state-space blocks, or all.

@@ -42,7 +42,8 @@ class Segmenters(Kind):
         *SHARES[:2],
         FreezeRule(pattern="mamba_layer.*"),
         *SHARES[2:],
-        FreezeRule(pattern="encoder.stages.0.*"),
+        FreezeRule(pattern="encoder.stem.*,encoder.stages.0.*"),
+        FreezeRule(pattern="encoder.stem.*,encoder.stages.[01].*"),
         FreezeRule(pattern="encoder.*"),
     )
 

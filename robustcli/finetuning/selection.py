@@ -82,8 +82,14 @@ def _verdict(
 
 
 def fits_pattern(name: str, pattern: str) -> bool:
-    """Whether `name` fits the glob `pattern` as a whole, or lies below the module it names."""
-    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+    """Whether `name` fits a glob of `pattern` as a whole, or lies below the module it names.
+
+    Args:
+        name: Of a tensor.
+        pattern: Globs, separated by commas, which no name has.
+    """
+    globs = [glob.strip() for glob in pattern.split(",")]
+    return any(fnmatch.fnmatchcase(name, glob) or name.startswith(f"{glob}.") for glob in globs)
 
 
 def _in_scope(

@@ -9,7 +9,7 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.gradients import KINDS, Statistic
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import select
+from robustcli.finetuning.selection import fits_pattern, select
 
 
 def statistic(value: float, *, mamba: bool = True, rms: float = 1.0) -> Statistic:
@@ -59,6 +59,15 @@ def test_pattern_takes_names() -> None:
     assert frozen(FreezeRule(pattern="*"), ("seg_layers.",)) == [
         "encoder.conv", "mamba.A_log", "mamba.D", "mamba.out",
     ]  # fmt: skip
+
+
+def test_several_patterns_are_separated_by_commas() -> None:
+    assert [fits_pattern(name, "a.*, b.c") for name in ("a.x", "b.c.weight", "b.cc", "c")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_tensor_that_never_had_a_gradient_is_left_alone() -> None:
