@@ -42,7 +42,8 @@ _rule = together(
                  type=click.Choice(["mean_abs", "rms", "max_abs", "abs_mean"]),
                  help="Of a tensor's gradient."),
     click.option("--profile-iterations", type=click.IntRange(1),
-                 help="Steps that are profiled [default: an epoch's, at least 20]."),
+                 help="Steps before the freeze, profiled [default: an epoch's, at least 20; "
+                 "none with --freeze]."),
     click.option("--profile", type=FILE, help="Take this profile instead of measuring one."),
     click.option("--profile-only", is_flag=True, help="Stop when the profile is there."),
     click.option("--sweep", is_flag=True,

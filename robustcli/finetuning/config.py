@@ -24,7 +24,8 @@ class FinetuneConfig:
             None for the bundled ones, or those that the network's recipe starts from.
         mode: What is trained; `all` is scratch, full and freeze.
         rule: What is frozen.
-        profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all.
+        profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all,
+            or for none where names decide.
         profile: Take this profile instead of measuring one.
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
@@ -47,6 +48,15 @@ class FinetuneConfig:
         if self.profile_only:
             return ()
         return ("scratch", "full", "freeze") if self.mode == "all" else (self.mode,)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether names decide what is frozen before the first step, so that nothing is profiled.
+
+        A number of steps beside them says after how many.
+        """
+        named = self.rule.pattern is not None and self.profile is None
+        return named and self.profile_iterations is None and not self.profile_only
 
     def directory(self, training: Path) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.

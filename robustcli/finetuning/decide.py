@@ -34,9 +34,18 @@ def known_decisions(setup: Setup, network: nn.Module) -> list[Decision] | None:
     if config.profile is not None:
         rows = read_profile(config.profile, network, setup.entry.name)
         return select(statistics(rows), config.rule, setup.heads)
-    if config.rule.pattern is not None and not config.profile_only:
-        return select(unmeasured(network), config.rule, setup.heads)
-    return None
+    return named_decisions(setup, network) if config.at_once else None
+
+
+def named_decisions(setup: Setup, network: nn.Module) -> list[Decision] | None:
+    """The decisions by names; None where the rule needs gradients.
+
+    Raises:
+        UsageError: The pattern fits nothing, or nothing would be left to train.
+    """
+    if setup.config.rule.pattern is None:
+        return None
+    return select(unmeasured(network), setup.config.rule, setup.heads)
 
 
 def keep_known(setup: Setup, decisions: Sequence[Decision], network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.decide import known_decisions, saving_of, tell
+from robustcli.finetuning.decide import known_decisions, named_decisions, saving_of, tell
 from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up, started
@@ -99,7 +99,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
     """
     setup = set_up(replace(config, training=replace(config.training, offline=True)), listener)
     network, _ = setup.network(started(setup))
-    decisions = known_decisions(setup, network)
+    decisions = known_decisions(setup, network) or named_decisions(setup, network)
     training = replace(setup.config.training, out=setup.run, weights=None, untrained=True)
     if decisions is not None:
         tell(decisions, setup, network, listener.say)

@@ -67,8 +67,7 @@ def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
         network: The network, for its size.
     """
     config, given, now = setup.config, setup.given, datetime.now(UTC)
-    profile = config.profile
-    by_name = profile is None and config.rule.pattern is not None and not config.profile_only
+    profile, by_name = config.profile, config.at_once
     return FinetuneRecord(
         task=setup.entry.task,
         command=config.training.command,

@@ -138,7 +138,7 @@ def test_every_option_reaches_the_configuration(
         (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` fits no param"),
         (["umamba", "--freeze", "a", "--freeze-threshold", "1"], "exclude each other"),
         (["umamba", "--freeze-relative", "1", "--freeze-threshold", "1"], "exclude each other"),
-        (["umamba", "--profile", "nowhere"], "`--profile nowhere` cannot be read"),
+        (["umamba", "--profile", "nowhere"], "`--profile nowhere` does not exist"),
         (["umamba", "--pretrained", "nowhere"], "`--pretrained nowhere` does not exist"),
         (["umamba", "--recipe", "nothing"], "nothing"),
     ],

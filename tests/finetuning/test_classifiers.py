@@ -46,7 +46,9 @@ def tuning(
     **said: Any,
 ) -> FinetuneConfig:  # fmt: skip
     config = tiny(data, out, **(training or {}))
-    return FinetuneConfig(config, pretrained, **{"profile_iterations": 2, **said})
+    rule = said.get("rule")
+    profiled = None if rule is not None and rule.pattern is not None else 2
+    return FinetuneConfig(config, pretrained, **{"profile_iterations": profiled, **said})
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,25 @@ def test_frozen_tensors_stand_still_and_leave_the_optimizer(
     assert not (run / "gradients.parquet").exists()
 
 
+def test_names_wait_where_a_number_of_steps_is_given(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rule = FreezeRule(pattern="encoder.*")
+    run = run_finetuning(
+        tuning(given[0], tmp_path / "run", given[1], mode="freeze", rule=rule, profile_iterations=4)
+    )
+    record, rows = read_finetune_record(run), decisions(run)
+    assert (record.profile, record.profile_iterations) == ("measured", 4)
+    assert frozen(run) == {name for name in rows["name"] if name.startswith("encoder.")}
+    left = record.parameters - int(rows["count"][rows["frozen"] == 1].sum())
+    steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
+    assert steps == [record.parameters] * 4 + [left] * 5
+    before, after = weights(given[1].parent), last(run / "freeze")
+    assert not torch.equal(
+        before["encoder.stem.0.conv1.weight"], after["encoder.stem.0.conv1.weight"]
+    )
+
+
 def test_the_profile_decides_after_its_steps(whole: tuple[Path, Heard]) -> None:
     run, heard = whole
     profile, rows = pd.read_parquet(run / "gradients.parquet"), decisions(run)

@@ -43,4 +43,6 @@ def tuning(data: Path, out: Path, pretrained: Path | None, **said: Any) -> Finet
     training.setdefault("recipe", None if training.get("protocol") == "paper" else "patient")
     training = {"model": "umamba", "window": 16, "data": str(data), **training}
     config = TrainConfig(out=out, batch_size=4, device="cpu", **training)
-    return FinetuneConfig(config, pretrained, **{"profile_iterations": 2, **given})
+    rule = given.get("rule")
+    profiled = None if rule is not None and rule.pattern is not None else 2
+    return FinetuneConfig(config, pretrained, **{"profile_iterations": profiled, **given})

@@ -134,9 +134,9 @@ def _nothing(found: Finetuning, verb: str) -> tuple[str, ...]:
 
 def _profiled(found: Finetuning) -> tuple[str | Mono, ...]:
     record = found.record
-    if record.rule.pattern is not None:
-        return ()
     steps = counted(record.profile_iterations, "iteration")
+    if record.rule.pattern is not None:
+        return (f" It did so after {steps}.",) if record.profile_iterations else ()
     if record.profile == "measured":
         return (f" The gradients are those of {steps}.",)
     return (f" The gradients are those of {steps} in ", Mono(record.profile), ".")
