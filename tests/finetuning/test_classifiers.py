@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def test_the_record_and_the_report_are_a_classifiers(whole: Path) -> None:
     texts = [p for p in whole.rglob("*") if p.suffix in (".md", ".csv", ".json", ".html")]
     assert len(texts) > 10
     for path in texts:
-        assert "dice" not in path.read_text(encoding="utf-8").lower(), path
+        words = re.sub(r"base64,[^\"]*", "", path.read_text(encoding="utf-8"))
+        assert "dice" not in words.lower(), path
     told = (whole / "report.md").read_text(encoding="utf-8")
     for words in ("McNemar's exact test", "most frequent class", "time saved %", "3 classes"):
         assert words in told

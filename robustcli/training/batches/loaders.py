@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
 from robustcli.training.batches.cache import Decoded
@@ -17,6 +16,7 @@ from robustcli.training.batches.samples import (
     WholeSamples,
     collate,
 )
+from robustcli.training.batches.serving import Serving
 from robustcli.training.recipes import Recipe
 
 
@@ -33,7 +33,7 @@ class Part:
     decoded: Sequence[Decoded]
 
 
-class SegmentationData(pl.LightningDataModule):
+class SegmentationData(Serving):
     """Training and validation batches.
 
     Args:
@@ -50,9 +50,9 @@ class SegmentationData(pl.LightningDataModule):
         self, train: Part, val: Part, recipe: Recipe, *, seed: int, whole: bool, workers: int,
         pin: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(collate, workers=workers, pin=pin)
         self.train, self.val, self.recipe = train, val, recipe
-        self.seed, self.whole, self.workers, self.pin = seed, whole, workers, pin
+        self.seed, self.whole = seed, whole
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch; of each step, this process's share."""
@@ -64,11 +64,11 @@ class SegmentationData(pl.LightningDataModule):
                 part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
             )
         )
-        rank, world = self._place()
+        rank, world = self.place()
         order = EpochOrder(
             part.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
-        return self._loader(samples, order, recipe.batch_size // world)
+        return self.loader(samples, order, recipe.batch_size // world)
 
     def val_images(self) -> list[int]:
         """Of each validation sample, by its number, the place of its image."""
@@ -80,28 +80,10 @@ class SegmentationData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         """The windows of the validation images; of them, this process's share."""
         samples = self._val_samples()
-        rank, world = self._place()
+        rank, world = self.place()
         share = Share(len(samples), rank=rank, world=world)
-        return self._loader(samples, share, self.recipe.batch_size)
+        return self.loader(samples, share, self.recipe.batch_size)
 
     def _val_samples(self) -> WholeSamples | ValidationSamples:
         kind = WholeSamples if self.whole else ValidationSamples
         return kind(self.val.ids, self.val.decoded, self.recipe.window)
-
-    def _loader(
-        self, samples: Dataset[Sample], order: EpochOrder | Share, batch_size: int
-    ) -> DataLoader[Sample]:
-        return DataLoader(
-            samples,
-            batch_size,
-            sampler=order,
-            collate_fn=collate,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.pin,
-        )
-
-    def _place(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.training.batches.order import EpochOrder, Share
+from robustcli.training.batches.serving import Serving
 from robustcli.training.classification.samples import (
     Part,
     Sample,
@@ -17,7 +17,7 @@ from robustcli.training.classification.samples import (
 from robustcli.training.recipes import Recipe
 
 
-class ClassificationData(pl.LightningDataModule):
+class ClassificationData(Serving):
     """Training and validation batches.
 
     Args:
@@ -34,41 +34,23 @@ class ClassificationData(pl.LightningDataModule):
         self, train: Part, val: Part, recipe: Recipe, preprocessing: Preprocessing, *, seed: int,
         workers: int, pin: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(collate, workers=workers, pin=pin)
         self.train, self.val, self.recipe, self.preprocessing = train, val, recipe, preprocessing
-        self.seed, self.workers, self.pin = seed, workers, pin
+        self.seed = seed
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch; of each step, this process's share."""
         recipe = self.recipe
         samples = TrainingSamples(self.train, self.preprocessing, recipe.augmentation, self.seed)
-        rank, world = self._place()
+        rank, world = self.place()
         order = EpochOrder(
             self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
-        return self._loader(samples, order, recipe.batch_size // world)
+        return self.loader(samples, order, recipe.batch_size // world)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation images; of them, this process's share."""
         samples = ValidationSamples(self.val, self.preprocessing)
-        rank, world = self._place()
+        rank, world = self.place()
         share = Share(len(samples), rank=rank, world=world)
-        return self._loader(samples, share, self.recipe.batch_size)
-
-    def _loader(
-        self, samples: Dataset[Sample], order: EpochOrder | Share, batch_size: int
-    ) -> DataLoader[Sample]:
-        return DataLoader(
-            samples,
-            batch_size,
-            sampler=order,
-            collate_fn=collate,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.pin,
-        )
-
-    def _place(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return self.loader(samples, share, self.recipe.batch_size)

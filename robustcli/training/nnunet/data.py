@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.training.batches.loaders import Part
 from robustcli.training.batches.samples import Sample, collate
+from robustcli.training.batches.serving import Serving
 from robustcli.training.nnunet.patches import Patches, Phase, Sampling
 from robustcli.training.recipes import Recipe
 
@@ -63,7 +63,7 @@ class PatchSamples(Dataset[Sample]):
         return Sample(patch.image, mask, self.part.ids[patch.index], number, counted)
 
 
-class PatchData(pl.LightningDataModule):
+class PatchData(Serving):
     """Training and validation batches of a recipe with `patches`.
 
     Args:
@@ -78,9 +78,9 @@ class PatchData(pl.LightningDataModule):
     def __init__(
         self, train: Part, val: Part, recipe: Recipe, *, seed: int, workers: int, pin: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(collate, workers=workers, pin=pin)
         assert recipe.patches is not None
-        self.recipe, self.patches, self.workers, self.pin = recipe, recipe.patches, workers, pin
+        self.recipe, self.patches = recipe, recipe.patches
         sampling = Sampling(
             (recipe.window, recipe.window), recipe.batch_size, recipe.patches.oversampling,
             recipe.patches.channels, seed,
@@ -91,20 +91,12 @@ class PatchData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch."""
-        return self._loader(self.train, self.patches.iterations)
+        return self._batches(self.train, self.patches.iterations)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch's validation, other patches in every epoch, as upstream."""
-        return self._loader(self.val, self.patches.validation_iterations)
+        return self._batches(self.val, self.patches.validation_iterations)
 
-    def _loader(self, samples: PatchSamples, batches: int) -> DataLoader[Sample]:
+    def _batches(self, samples: PatchSamples, batches: int) -> DataLoader[Sample]:
         size = self.recipe.batch_size
-        return DataLoader(
-            samples,
-            size,
-            sampler=PatchOrder(batches * size),
-            collate_fn=collate,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.pin,
-        )
+        return self.loader(samples, PatchOrder(batches * size), size)
