@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ def small(data: Path, out: Path, **said: Any) -> TrainConfig:
         "device": "cpu", "lr": 0.01,
     }  # fmt: skip
     return TrainConfig(data=str(data), out=out, **{**usual, **said})
+
+
+def words_of(file: Path) -> str:
+    """The text of a report's file in lower case, without pictures written as letters."""
+    return re.sub(r'base64,[^"]*', "", file.read_text(encoding="utf-8")).lower()
 
 
 @dataclass

@@ -25,7 +25,7 @@ from robustcli.training.record import VALIDATIONS, read_train_record
 from robustcli.training.train import run_training
 from tests.training.classification.runs import TINY, tiny
 from tests.training.photos import write_photos
-from tests.training.runs import Heard
+from tests.training.runs import Heard, words_of
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_nothing_in_the_folder_speaks_of_dice(whole: tuple[Path, Heard]) -> None
     run = whole[0]
     render(run)
     for file in ["run.json", "metrics.csv", "report.md", "report.html", "results.csv"]:
-        assert "dice" not in (run / file).read_text(encoding="utf-8").lower(), file
+        assert "dice" not in words_of(run / file), file
     assert "dice" not in training_table(run)
     assert "most frequent class" in training_table(run)
 
