@@ -110,7 +110,7 @@ def _train(setup: Setup, modes: Modes, mode: Mode, heard: Listener) -> None:
     out = setup.run / mode
     with environment_kept():
         run_training(setup.training(mode, out), heard, modes.tuning(mode, out))
-    setup.kind.export(setup, out)
+    setup.kind.export(setup.config.training, setup.selection, out)
 
 
 def _profile(setup: Setup, modes: Modes, heard: ModeListener) -> None:

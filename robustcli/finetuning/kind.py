@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -17,9 +17,7 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.pretrained import Pretrained
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from robustcli.finetuning.setup import Setup
+from robustcli.training.task import Selection
 
 
 class Kind(ABC):
@@ -83,6 +81,6 @@ class Kind(ABC):
         """
         return None
 
-    def export(self, setup: Setup, out: Path) -> None:
+    def export(self, training: TrainConfig, selection: Selection, out: Path) -> None:
         """Writes what the finished mode in `out` leaves beside its training run: nothing."""
         return

@@ -8,7 +8,7 @@ trained with.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustcli.adapters import own
 from robustcli.adapters.checkpoint import read_weights
@@ -21,11 +21,10 @@ from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
 from robustcli.models.umamba import UMamba
 from robustcli.models.umamba_config import UMambaConfig
+from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import read_train_record
-
-if TYPE_CHECKING:
-    from robustcli.finetuning.setup import Setup
+from robustcli.training.task import Selection
 
 _COLOURS = ("R", "G", "B")
 _SMALLEST = (32, 32)
@@ -34,22 +33,27 @@ _IN_UNIT = "RGBTo01Normalization"
 """What dividing bytes by 255 is in nnU-Net."""
 
 
-def export_nnunet(setup: Setup, run: Path) -> bool:
+def export_nnunet(training: TrainConfig, selection: Selection, run: Path) -> bool:
     """Writes the trained network of the mode in `run`, if that is not done; False if it cannot be.
 
     That is where it is no U-Mamba, or its stages do not double their features up to a limit, which
     no plan describes.
+
+    Args:
+        training: The settings of the mode's training.
+        selection: What they name.
+        run: The mode's folder.
     """
-    if setup.entry.family != "umamba":
+    if selection.entry.family != "umamba":
         return False
     if any((run / NNUNET).glob(f"*/{DATASET}")):  # what is written last
         return True
     network = own.load(
-        setup.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
-        options=setup.config.training.model_args,
+        selection.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
+        options=training.model_args,
     )  # fmt: skip
     assert isinstance(network, UMamba)
-    plan = plan_of(setup, network.config)
+    plan = plan_of(training, selection, network.config)
     if plan.options["features"] != tuple(network.config.features):
         return False
     epochs = read_train_record(run).chosen_epoch or 0
@@ -57,13 +61,13 @@ def export_nnunet(setup: Setup, run: Path) -> bool:
     return True
 
 
-def plan_of(setup: Setup, network: UMambaConfig) -> NnUNetPlan:
+def plan_of(training: TrainConfig, selection: Selection, network: UMambaConfig) -> NnUNetPlan:
     """The plan that `network` and its training follow."""
-    train, recipe = setup.selection.splits.train.pairs, setup.selection.recipe
-    base = setup.config.training.plan
+    train, recipe = selection.splits.train.pairs, selection.recipe
+    base = training.plan
     if base is None:
         patch = (max(network.patch[0], _SMALLEST[0]), max(network.patch[1], _SMALLEST[1]))
-        base = make_plan(patch, _COLOURS, images=len(train), name=setup.selection.index.name)
+        base = make_plan(patch, _COLOURS, images=len(train), name=selection.index.name)
     settings = {**base.settings, **_topology(network), **_normalisation(recipe)}
     settings["batch_size"] = recipe.batch_size
     plans = {**base.plans, "configurations": {base.configuration: settings}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -27,9 +27,7 @@ from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pre
 from robustcli.finetuning.rules import SHARES, FreezeRule
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from robustcli.finetuning.setup import Setup
+from robustcli.training.task import Selection
 
 
 class Segmenters(Kind):
@@ -107,6 +105,6 @@ class Segmenters(Kind):
             )
         return replace(training, window=height)
 
-    def export(self, setup: Setup, out: Path) -> None:
+    def export(self, training: TrainConfig, selection: Selection, out: Path) -> None:
         """See `Kind.export`: a U-Mamba as nnU-Net has it."""
-        export_nnunet(setup, out)
+        export_nnunet(training, selection, out)

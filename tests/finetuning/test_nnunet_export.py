@@ -62,4 +62,5 @@ def test_features_of_no_plan_leave_none(data: Path, tmp_path: Path) -> None:
     config = tuning(data, tmp_path / "run", weights, mode="full", epochs=1)
     run = run_finetuning(config)
     assert not (run / "full" / "nnunet").exists()
-    assert not export_nnunet(set_up(config, Heard()), run / "full")
+    setup = set_up(config, Heard())
+    assert not export_nnunet(setup.config.training, setup.selection, run / "full")
