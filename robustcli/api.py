@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import weights_in
+from robustcli.evaluation import evaluate as evaluation
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.finetuning.record import (
@@ -140,11 +140,12 @@ def evaluate(
         preprocessing: `resize`, `crop`, `interpolation`, `mean`, `std` to override.
         untrained: Evaluate the network as initialised.
         options: Further fields of `robustcli.evaluation.config.EvalConfig` (`severities`, `seed`,
-            `per_class`, `limit`, `device`, `precision`, `batch_size`, `workers`, ...).
+            `per_class`, `limit`, `device`, `devices`, `precision`, `batch_size`, `workers`, ...).
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
-        RunError: Computing failed; finished blocks are kept.
+        RunError: Computing failed, rows are missing at the end, or another process works in `out`;
+            finished blocks are kept.
     """
     names = [model] if isinstance(model, str) else list(model)
     wanted = [transforms] if isinstance(transforms, str) else list(transforms)
@@ -161,7 +162,7 @@ def evaluate(
     )
     place = None if data is None else str(data)
     config = EvalConfig(requests, tuple(wanted), place, Path(out), **options)
-    return Run(run_evaluation(config))
+    return Run(evaluation.evaluate(config))
 
 
 def train(

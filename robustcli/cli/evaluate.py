@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli.options import FILE, Assignment, Numbers, as_json, offline, quiet, together
+from robustcli.cli.options import (
+    DEVICES,
+    FILE,
+    Assignment,
+    Numbers,
+    as_json,
+    offline,
+    quiet,
+    together,
+)
 from robustcli.cli.results import show
 
 if TYPE_CHECKING:
@@ -57,6 +66,8 @@ _run = together(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
                  show_default=True, help="Of the forward pass."),
+    click.option("--devices", type=DEVICES,
+                 help="Processes that share the run, one per device: a number, or all."),
     click.option("--scan-backend", envvar="ROBUST_SCAN_BACKEND",
                  help="Force one of the scan's backends (`robust doctor` lists them)."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a forward pass."),
@@ -82,22 +93,29 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     robust eval --model vmamba-b --model swin-b --transform 'affine*' --data DIR --per-class 15
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
+    from robustcli.core.ranks import ranks
 
-    config = _config(options)
-    with ConsoleListener(quiet=quiet) as listener:
+    config, first = _config(options), ranks().first
+    with ConsoleListener(quiet=quiet or not first) as listener:
+        if dry_run and not first:
+            return
         if dry_run:
             from robustcli.evaluation.dry import forecast
 
             plan = forecast(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())
             return
-        from robustcli.evaluation.evaluate import run_evaluation
+        from robustcli.evaluation.evaluate import IncompleteRun, evaluate
 
         try:
-            run = run_evaluation(config, listener)
+            run = evaluate(config, listener)
+        except IncompleteRun as error:
+            show(error.run, as_json=as_json, quiet=quiet)
+            raise
         except MemoryError as error:
             raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
-    show(run, as_json=as_json, quiet=quiet)
+    if first:
+        show(run, as_json=as_json, quiet=quiet)
 
 
 def _config(options: dict[str, Any]) -> EvalConfig:

@@ -71,6 +71,29 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return key, text
 
 
+class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of devices from 1, or `all`."""
+
+    name = "n|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number, or `all`."""
+        if value == "all":
+            return "all"
+        try:
+            count = int(value)
+        except ValueError:
+            count = 0
+        if count < 1:
+            self.fail(f"`{value}` is neither a number from 1 nor `all`.", param, ctx)
+        return count
+
+
+DEVICES = Devices()
+
+
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """One decorator for several options, shown in the help in this order."""
 

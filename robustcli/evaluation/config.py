@@ -39,6 +39,7 @@ class EvalConfig:
     apply_at: Literal["original", "crop"] = "original"
     precision: Precision = "fp32"
     device: str = "auto"
+    devices: int | str | None = None
     batch_size: int | None = None
     workers: int | None = None
     allow_unreadable: float = 0.01

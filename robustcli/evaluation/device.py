@@ -9,17 +9,24 @@ from types import TracebackType
 import torch
 
 from robustcli.core.errors import UsageError
+from robustcli.core.ranks import Ranks
 from robustcli.evaluation.sessions import DeviceUse
 
 SAMPLE_SECONDS = 0.5
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, place: Ranks | None = None) -> torch.device:
     """The device called `name`; `auto` is CUDA, then MPS, then the CPU.
+
+    Args:
+        name: As `--device` takes it.
+        place: Of this process among those that share the work: each gets the CUDA device of its
+            number on its machine.
 
     Raises:
         UsageError: `name` is no device, or this machine lacks it.
     """
+    asked = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     try:
@@ -28,16 +35,40 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(
             f"`--device {name}` is no device.", "", "Use auto, cpu, cuda, cuda:1 or mps."
         ) from error
+    if place is not None and place.local_world > 1:
+        device = _own_device(device, place)
     missing = {"cuda": not _has_cuda(device.index), "mps": not _has_mps()}.get(device.type, False)
     if missing:
+        sharing = place is not None and place.local_world > 1
         raise UsageError(
-            f"`--device {name}` is not on this machine.",
-            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
-            "Use `--device auto`, which takes what is there; `robust doctor` shows it.",
-        )
+            f"`--device {asked}` is not on this machine"
+            + (f" for process {place.local_rank} of {place.local_world}." if place and sharing
+               else "."),
+            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+            + (", and each process needs one of its own." if sharing else "."),
+            "Use `--device auto`, which takes what is there; `robust doctor` shows it."
+            if not sharing else "Start fewer processes, or use `--device cpu`.",
+        )  # fmt: skip
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"`--device {name}` is not supported.", "Use auto, cpu, cuda or mps.")
     return device
+
+
+def _own_device(device: torch.device, place: Ranks) -> torch.device:
+    """The device of one of several processes on a machine.
+
+    Raises:
+        UsageError: They would all share one.
+    """
+    if device.type == "cpu":
+        return device
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", place.local_rank)
+    raise UsageError(
+        f"`--device {device}` is one device for {place.local_world} processes.",
+        "Each process computes on a device of its own.",
+        "Use `--device cuda` or `--device cpu`, or start one process.",
+    )
 
 
 def _has_cuda(index: int | None) -> bool:

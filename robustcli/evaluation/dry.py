@@ -15,7 +15,7 @@ from robustcli.core.machine import usable_cores
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.loader import ORIGINAL, Batch, Source
-from robustcli.evaluation.plan import Plan
+from robustcli.evaluation.plan import Plan, parts_of
 from robustcli.evaluation.prepare import Selection, select
 from robustcli.evaluation.record import FILE_NAME, read_record
 from robustcli.evaluation.store import Store
@@ -67,7 +67,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     plan = _plan(config, selection)
     missing = plan.forwards
     if (selection.run / FILE_NAME).is_file() and not config.fresh:
-        missing = sum(block.forwards for block in plan.missing())
+        missing = sum(piece.forwards for piece in plan.missing())
     return Forecast(
         out=str(selection.run),
         images=len(plan.images),
@@ -135,7 +135,7 @@ def _trial(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> 
     plan = Plan(nowhere, few, tuple(selection.cells), tuple(models), (), len(few))
     preparation = selection.task.preparation(models, selection.cells, config)
     started, kept = time.perf_counter(), None
-    for batch in Source(plan, preparation, (0,), len(few)):
+    for batch in Source(parts_of(plan.missing(), len(few)), preparation):
         if isinstance(batch, RobustError):
             raise batch
         kept = kept or (batch if batch.image_ids else None)

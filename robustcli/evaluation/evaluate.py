@@ -1,60 +1,178 @@
-"""The evaluation itself: prepare, compute what is missing, close the books."""
+"""The evaluation itself: prepare, compute what is missing, hold the plan against the folder."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 
-from robustcli.core.atomic import refused
+from robustcli.core.errors import RunError
+from robustcli.core.machine import usable_cores
+from robustcli.core.ownership import owned
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, describe
+from robustcli.evaluation.distributed import Group, check_same, group_of, in_words
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.plan import Plan, starting_block
-from robustcli.evaluation.prepare import Selection, load_models, make_plan, open_run, select
-from robustcli.evaluation.record import DatasetRecord, read_record, write_record
-from robustcli.evaluation.runner import Runner
+from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
+from robustcli.evaluation.prepare import (
+    Selection,
+    load_models,
+    make_plan,
+    new_record,
+    open_run,
+    remove_leftovers,
+    select,
+)
+from robustcli.evaluation.record import RunRecord, read_record, write_record
+from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.samples import write_samples
 from robustcli.evaluation.sessions import Session, write_session
-from robustcli.evaluation.slots import taken_slot
-from robustcli.evaluation.store import Cell
+from robustcli.evaluation.store import Cell, Store
 
 
-def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path:
+class IncompleteRun(RunError):  # noqa: N818  it says what the run is
+    """A run that lacks rows that this command asked for.
+
+    Args:
+        run: Its folder.
+    """
+
+    def __init__(self, run: Path, what: str, why: str, todo: str) -> None:
+        super().__init__(what, why, todo)
+        self.run = run
+
+
+def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
+    """`run_evaluation` in as many processes as `config` or a launcher such as torchrun says."""
+    with group_of(config) as group:
+        return run_evaluation(config, listener, group)
+
+
+def run_evaluation(
+    config: EvalConfig, listener: Listener | None = None, group: Group | None = None
+) -> Path:
     """Computes what `config` asks for and is not there yet; returns the run's folder.
 
+    Args:
+        config: The settings.
+        listener: Who hears of the progress.
+        group: The processes that share the work, each of which calls this; None for this one alone.
+
     Raises:
-        UsageError: Something named does not exist or does not fit together.
-        RunError: Computing failed; finished blocks are kept.
+        UsageError: Something named does not exist or does not fit together, or a process of the
+            group would compute with something else.
+        IncompleteRun: Rows that were asked for are missing at the end.
+        RunError: Computing failed, or another process works in the folder; finished blocks are
+            kept.
     """
-    listener = listener or Silent()
-    selection = select(config, listener)
-    models = load_models(config, selection)
-    with _lock(selection.run):
-        record = open_run(config, selection, models)
-    plan = make_plan(record, selection, models)
+    group = group or Group()
+    with group.alive(listener or Silent()) as heard:
+        selection = select(config, heard, group.place)
+        models = load_models(config, selection)
+        record = new_record(config, selection, models)
+        facts = group.gather("facts", _facts(config, record))
+        if not group.first:
+            _help(config, selection, models, heard, group)
+            return selection.run
+        check_same(facts)
+        with owned(selection.run, heard.say) as ownership:
+            remove_leftovers(selection.run)
+            record = open_run(config, selection.run, record)
+            _lead(config, selection, models, record, heard, group, ownership.check)
+    return selection.run
+
+
+def _lead(
+    config: EvalConfig, selection: Selection, models: dict[str, Any], record: RunRecord,
+    listener: Listener, group: Group, check: Callable[[], None],
+) -> None:  # fmt: skip
+    """Rank 0: deals the work, computes its share, waits for the others, closes the books."""
+    run, plan = selection.run, make_plan(record, selection, models)
     status: Literal["complete", "partial", "failed"] = "partial"
+    gone: list[int] = []
+    lacking: tuple[Piece, ...] = ()
     try:
-        with taken_slot(selection.run) as slot:
-            _write_samples(config, selection, models)
-            _compute(config, selection, models, record.dataset, plan, slot, listener)
-        with _lock(selection.run):
-            selection.task.finish(selection.run, selection.data, models)
-        status = "complete" if _is_complete(selection.run, plan) else "partial"
+        missing = plan.missing()
+        pieces = shared(missing, group.place.world)
+        group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
+        done = plan.forwards - sum(piece.forwards for piece in missing)
+        listener.start(plan.forwards, done)
+        _write_samples(config, selection, models)
+        _compute(config, selection, models, record, pieces, listener, group, check)
+        gone = group.finish()
+        lacking = plan.missing()
+        if not lacking:
+            selection.task.finish(run, selection.data, models)
+        _check_readable(config, plan)
+        whole = _whole(plan, read_record(run))
+        status = "partial" if lacking or whole.missing() else "complete"
     except Exception:
         status = "failed"
         raise
     finally:
-        _close(selection.run, status)
-    return selection.run
+        _close(run, status)
+    if lacking:
+        raise _incomplete(run, plan, lacking, gone, group.place.world)
+
+
+def _help(
+    config: EvalConfig, selection: Selection, models: dict[str, Any], listener: Listener,
+    group: Group,
+) -> None:  # fmt: skip
+    """Another rank: computes its share of the work that rank 0 deals."""
+    work = group.hear("work")
+    record = RunRecord.model_validate_json(work["record"])
+    plan = make_plan(record, selection, models)
+    pieces = [_piece(plan, plain) for plain in work["pieces"]]
+    _compute(config, selection, models, record, pieces, listener, group, lambda: None)
+    group.finish()
+
+
+def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
+    """What all ranks must have in common, and the host, for messages."""
+    told = record.model_dump(mode="json")
+    models = {
+        model["name"]: {k: v for k, v in model.items() if k != "scan_backend"}
+        for model in told["models"]
+    }
+    return {
+        "host": socket.gethostname(),
+        "package versions": told["versions"],
+        "images": {k: told["dataset"][k] for k in ("digest", "images", "label_space")},
+        "models or weights": models,
+        "transforms": {f"{t['name']}:{t['severity']}": t["parameters"] for t in told["transforms"]},
+        "plugins": [hashlib.sha256(path.read_bytes()).hexdigest() for path in config.plugins],
+        "settings": {
+            **{name: told[name] for name in ("task", "seed", "apply_at", "precision")},
+            "batch_size": config.batch_size,
+            "allow_unreadable": config.allow_unreadable,
+        },
+    }
+
+
+def _plain(piece: Piece) -> list[Any]:
+    """A piece as JSON: block, and per cell the transform, severity, models and views."""
+    return [
+        piece.block,
+        [[c.transform, c.severity, piece.models[c], piece.inputs[c]] for c in piece.cells],
+    ]
+
+
+def _piece(plan: Plan, plain: Sequence[Any]) -> Piece:
+    block, cells = plain
+    models = {Cell(name, severity): tuple(those) for name, severity, those, _ in cells}
+    inputs = {Cell(name, severity): tuple(those) for name, severity, _, those in cells}
+    return Piece(block, plan.images_of(block), models, inputs)
 
 
 def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> None:
@@ -65,24 +183,24 @@ def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, A
 
 
 def _compute(
-    config: EvalConfig, selection: Selection, models: dict[str, Any], dataset: DatasetRecord,
-    plan: Plan, slot: int, listener: Listener,
+    config: EvalConfig, selection: Selection, models: dict[str, Any], record: RunRecord,
+    pieces: Sequence[Piece], listener: Listener, group: Group, check: Callable[[], None],
 ) -> None:  # fmt: skip
-    missing = list(plan.missing(starting_block(slot, plan.block_count)))
-    listener.start(plan.forwards, plan.forwards - sum(block.forwards for block in missing))
-    if not missing:
+    """Computes this rank's share of `pieces`."""
+    place = group.place
+    share = share_of(pieces, place.rank, place.world)
+    if not share:
         return
     task, device = selection.task, selection.device
-    batch_size = min(config.batch_size or task.batch_sizes[device.type], plan.block_size)
-    preparation = task.preparation(models, selection.cells, config)
-    source = Source(plan, preparation, tuple(block.block for block in missing), batch_size)
-    answering = {name: task.answering(model, dataset) for name, model in models.items()}
-    most = int(config.allow_unreadable * len(plan.images))
-    runner = Runner(plan.store, source, answering, task.schema(dataset), listener, most)
+    batch_size = min(config.batch_size or task.batch_sizes[device.type], record.block_size)
+    source = Source(parts_of(share, batch_size), task.preparation(models, selection.cells, config))
+    answering = {name: task.answering(model, record.dataset) for name, model in models.items()}
+    store, schema = Store(selection.run), task.schema(record.dataset)
+    runner = Runner(store, source, answering, schema, listener, _tolerated(config, record), check)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
-            runner.run(_workers(config, device), pin=device.type == "cuda")
+            runner.run(_workers(config, device, place.local_world), pin=device.type == "cuda")
         finally:
             session = Session(
                 started=started,
@@ -98,38 +216,60 @@ def _compute(
             write_session(selection.run, name, session)
 
 
-def _workers(config: EvalConfig, device: torch.device) -> int:
-    """Loader processes: on the CPU the model needs the cores itself."""
+def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
+    """Loader workers of one of `processes`: on the CPU the models need the cores themselves."""
     if config.workers is not None:
         return config.workers
-    cores = os.cpu_count() or 1
+    cores = usable_cores() // processes
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(8, cores - 1))
 
 
-def _is_complete(run: Path, plan: Plan) -> bool:
-    """Whether every model and transform of the run's record, not only this command's, is there."""
-    record = read_record(run)
-    whole = replace(
+def _tolerated(config: EvalConfig, record: RunRecord) -> int:
+    """How many images may be unreadable."""
+    return int(config.allow_unreadable * record.dataset.images)
+
+
+def _check_readable(config: EvalConfig, plan: Plan) -> None:
+    """Raises RunError where the ranks together met too many unreadable images."""
+    unreadable = set(plan.store.skipped()["image_id"])
+    most = int(config.allow_unreadable * len(plan.images))
+    if len(unreadable) > most:
+        raise too_many_unreadable(unreadable, most)
+
+
+def _whole(plan: Plan, record: RunRecord) -> Plan:
+    """The plan of every model and transform of the run's record, not only of this command's."""
+    return replace(
         plan,
         models=tuple(model.name for model in record.models),
         cells=tuple(Cell(t.name, t.severity) for t in record.transforms),
         views=tuple(sorted({model.view for model in record.models})),
     )
-    return next(whole.missing(), None) is None
+
+
+def _incomplete(
+    run: Path, plan: Plan, lacking: Sequence[Piece], gone: Sequence[int], world: int
+) -> IncompleteRun:
+    """Says how many rows of what are missing, and why where that is known."""
+    count = Counter[str]()
+    for piece in lacking:
+        for cell, models in piece.models.items():
+            for model in models:
+                count[f"`{model}` under {cell.transform}"] += len(piece.images)
+    first = ", ".join(f"{n:,} of {what}" for what, n in count.most_common(3))
+    more = f" and {len(count) - 3} more" if len(count) > 3 else ""
+    lost = sum(piece.forwards for piece in lacking)
+    why = f"Missing: {first}{more}." if lost else "Measures of transformed images are missing."
+    if gone:
+        why = f"{in_words(gone, world)} ended without a word. {why}"
+    return IncompleteRun(
+        run,
+        f"The run in `{run}` is partial: {lost:,} of {plan.forwards:,} predictions are missing.",
+        why,
+        "The same command computes what is missing and nothing else.",
+    )
 
 
 def _close(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
-    with _lock(run):
-        record = read_record(run)
-        write_record(
-            run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)})
-        )
-
-
-def _lock(run: Path) -> FileLock:
-    """Held while `run.json` is read, changed and written."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused(run, error) from error
-    return FileLock(run / ".lock")
+    record = read_record(run)
+    write_record(run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)}))

@@ -1,7 +1,9 @@
 """The stream of batches, made in worker processes: each image is decoded once.
 
 A worker takes a batch of images, decodes them, and then sends one transform after the other: memory
-is that of one batch, however many transforms there are.
+is that of one batch, however many transforms there are. Worker number w of W makes the batches w,
+w + W, w + 2 W, ... of a list that was made before the workers began, so that no batch is made twice
+and none is left out, however fast or slow a worker is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from robustcli.core.errors import RobustError
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.measures import Measures
-from robustcli.evaluation.plan import BlockPlan, Item, Plan, batches
+from robustcli.evaluation.plan import Item, Part, Piece
 from robustcli.evaluation.store import Cell
 
 ORIGINAL = "original"
@@ -49,14 +51,14 @@ class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
 
     @abstractmethod
     def prepare(
-        self, items: Sequence[ItemT], decoded: Sequence[DecodedT], block: BlockPlan
+        self, items: Sequence[ItemT], decoded: Sequence[DecodedT], piece: Piece
     ) -> Iterator[Prepared[InputsT]]:
-        """What is missing in `block` of these images (perhaps none), cell by cell.
+        """What is missing in `piece` of these images (perhaps none), cell by cell.
 
         Args:
-            items: Some images of the block.
+            items: Some images of the piece.
             decoded: What `decode` gave for each.
-            block: Which models and views lack which cells.
+            piece: Which models and views lack which cells.
         """
 
 
@@ -66,11 +68,11 @@ class Batch(Generic[InputsT]):
 
     `models` lack these rows; `inputs` is what they get, for the images `image_ids`; `measures` has,
     per view that lacks them, one entry an image. `unreadable` is (image id, reason) of the images
-    that are left out. This is part `first` of the block's `of` parts.
+    that are left out. This is part `part` (from 0) of the `of` parts of `block`'s rows in `cell`.
     """
 
     block: int
-    first: int
+    part: int
     of: int
     cell: Cell
     models: tuple[str, ...]
@@ -82,47 +84,31 @@ class Batch(Generic[InputsT]):
 
 @dataclass(frozen=True)
 class Source(IterableDataset["Batch[Any] | RobustError"]):
-    """The stream of batches of the blocks in `order`; finished blocks are passed over.
+    """The stream of the batches of `parts`, in their order within each worker.
 
     An error for the user comes as an item: torch would bury an exception in a worker's traceback.
     """
 
-    plan: Plan
+    parts: tuple[Part, ...]
     preparation: Preparation[Any, Any, Any]
-    order: tuple[int, ...]
-    batch_size: int
 
     def __iter__(self) -> Iterator[Batch[Any] | RobustError]:
-        """This worker's share of the batches, each with all its cells in the run's order."""
+        """This worker's batches, each with all its cells in the run's order."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
-            yield from self._share()
+            for part in self.parts[first::step]:
+                yield from self._batches(part)
         except RobustError as error:
             yield error
 
-    def _share(self) -> Iterator[Batch[Any]]:
-        worker = get_worker_info()
-        share, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        turn = 0
-        for number in self.order:
-            block = self.plan.block(number)
-            if not block.cells:
-                continue
-            parts = batches(block.images, self.batch_size)
-            for first, images in enumerate(parts):
-                turn += 1
-                if turn % workers == share:
-                    yield from self._batch(first, len(parts), images, block)
-
-    def _batch(
-        self, first: int, of: int, images: Sequence[Item], block: BlockPlan
-    ) -> Iterator[Batch[Any]]:
-        items, decoded, unreadable = self._decode_all(images)
+    def _batches(self, part: Part) -> Iterator[Batch[Any]]:
+        items, decoded, unreadable = self._decode_all(part.images)
         ids = [item.image_id for item in items]
-        for made in self.preparation.prepare(items, decoded, block):
-            models = block.models[made.cell]
+        for made in self.preparation.prepare(items, decoded, part.piece):
             yield Batch(
-                block.block, first, of, made.cell, models, ids, made.inputs, made.measures,
-                unreadable,
+                part.piece.block, part.number, part.of, made.cell, part.piece.models[made.cell],
+                ids, made.inputs, made.measures, unreadable,
             )  # fmt: skip
 
     def _decode_all(
@@ -139,18 +125,25 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
 
 
 def batch_stream(
-    source: Source, workers: int, *, pin: bool
+    source: Source, workers: int, *, pin: bool, start_method: str | None = None
 ) -> DataLoader[Batch[Any] | RobustError]:
-    """The batches of `source`, made by `workers` processes (0: in this one)."""
-    fork = "fork" in multiprocessing.get_all_start_methods()
+    """The batches of `source`.
+
+    Args:
+        source: What is to be made.
+        workers: Processes that make it; 0 makes it in this one.
+        pin: Whether tensors are put into page-locked memory, for a fast copy to a GPU.
+        start_method: How workers start (`fork`, `spawn`, `forkserver`); None takes `fork`, which
+            starts in milliseconds, where the system has it.
+    """
+    fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     return DataLoader(
         source,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
-        # A transform from a user's file cannot be imported by name in a fresh interpreter.
-        multiprocessing_context="fork" if workers and fork else None,
+        multiprocessing_context=(start_method or fork) if workers else None,
         worker_init_fn=_one_thread,
     )
 

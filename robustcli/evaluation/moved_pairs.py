@@ -18,7 +18,7 @@ from robustcli.data.masks import decode_pair
 from robustcli.data.pairs import PairRef
 from robustcli.evaluation.loader import Preparation, Prepared
 from robustcli.evaluation.measures import measure
-from robustcli.evaluation.plan import BlockPlan
+from robustcli.evaluation.plan import Piece
 from robustcli.evaluation.store import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
@@ -57,14 +57,14 @@ class PairPreparation(Preparation[PairRef, tuple[Pixels, Mask], MaskedImages]):
         return decode_pair(item)
 
     def prepare(
-        self, items: Sequence[PairRef], decoded: Sequence[tuple[Pixels, Mask]], block: BlockPlan
+        self, items: Sequence[PairRef], decoded: Sequence[tuple[Pixels, Mask]], piece: Piece
     ) -> Iterator[Prepared[MaskedImages]]:
         """The transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
-        for cell in block.cells:
+        for cell in piece.cells:
             made = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
             images, masks = [image for image, _ in made], [mask for _, mask in made]
-            measures = {v: list(map(measure, clean, images)) for v in block.inputs[cell]}
+            measures = {v: list(map(measure, clean, images)) for v in piece.inputs[cell]}
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
     def _move(self, cell: Cell, item: PairRef, decoded: tuple[Pixels, Mask]) -> tuple[Pixels, Mask]:

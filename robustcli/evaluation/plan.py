@@ -1,12 +1,19 @@
-"""What is still to compute: models x transforms x blocks of images, less the files there are."""
+"""What is still to compute: models x transforms x blocks of images, less the rows there are.
+
+The main process looks at the folder once, before anything is computed. What it finds missing are
+immutable pieces of work; which rank computes a piece, and which loader worker makes a batch of it,
+are pure functions of their numbers. Nobody looks at the folder again to find out what to do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Cell, Store, rows_in
+
+PIECES_PER_RANK = 4  # fewer, and ranks wait at the end for the one with the largest share
 
 
 class Item(Protocol):
@@ -21,28 +28,62 @@ ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
-class BlockPlan:
-    """The work on one block: which models lack rows of a cell, which views lack its measures."""
+class Piece:
+    """The work on some cells of one block of images.
+
+    Args:
+        block: The number of the block.
+        images: All images of the block.
+        models: By cell, the models that lack its rows; a cell in which nothing is missing is left
+            out.
+        inputs: By cell, the views that lack the measures of its images.
+    """
 
     block: int
     images: tuple[Item, ...]
-    models: dict[Cell, tuple[str, ...]]
-    inputs: dict[Cell, tuple[str, ...]]
+    models: Mapping[Cell, tuple[str, ...]]
+    inputs: Mapping[Cell, tuple[str, ...]]
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         """The cells in which something is missing, in the run's order."""
-        return tuple(c for c in self.models if self.models[c] or self.inputs[c])
+        return tuple(self.models)
 
     @property
     def forwards(self) -> int:
         """Model inputs to compute."""
         return len(self.images) * sum(len(models) for models in self.models.values())
 
+    def only(self, cells: Sequence[Cell]) -> Piece:
+        """The part of this piece that belongs to `cells`."""
+        return Piece(
+            self.block,
+            self.images,
+            {cell: self.models[cell] for cell in cells},
+            {cell: self.inputs[cell] for cell in cells},
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of images of a piece, under all its cells: what a loader worker takes at once.
+
+    Args:
+        piece: What the images belong to.
+        images: The images.
+        number: Which part of the piece this is, from 0.
+        of: How many parts the piece has.
+    """
+
+    piece: Piece
+    images: tuple[Item, ...]
+    number: int
+    of: int
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run is made of; what is missing is read from the store at each call."""
+    """What a run is made of."""
 
     store: Store
     images: tuple[Item, ...]
@@ -61,42 +102,72 @@ class Plan:
         """Model inputs of the whole run, finished ones included."""
         return len(self.images) * len(self.cells) * len(self.models)
 
-    def block(self, number: int) -> BlockPlan:
-        """What is missing in block `number` now."""
-        first = number * self.block_size
-        return BlockPlan(
-            number,
-            self.images[first : first + self.block_size],
-            {c: self._missing_models(c, number) for c in self.cells},
-            {c: self._missing_inputs(c, number) for c in self.cells},
+    def images_of(self, block: int) -> tuple[Item, ...]:
+        """The images of block number `block`."""
+        return self.images[block * self.block_size : (block + 1) * self.block_size]
+
+    def missing(self) -> tuple[Piece, ...]:
+        """What the folder lacks now, a piece for each unfinished block.
+
+        A file counts when it has a row for every image of its block that could be read.
+        """
+        pieces = (self._piece(block) for block in range(self.block_count))
+        return tuple(piece for piece in pieces if piece.cells)
+
+    def _piece(self, block: int) -> Piece:
+        images = self.images_of(block)
+        rows = len(images) - (rows_in(self.store.skipped_path(block)) or 0)
+        models = {
+            cell: tuple(
+                model
+                for model in self.models
+                if rows_in(self.store.prediction_path(model, cell, block)) != rows
+            )
+            for cell in self.cells
+        }
+        inputs = {
+            cell: tuple(
+                view
+                for view in self.views
+                if rows_in(self.store.input_path(view, cell, block)) != rows
+            )
+            for cell in self.cells
+        }
+        return Piece(block, images, models, inputs).only(
+            [cell for cell in self.cells if models[cell] or inputs[cell]]
         )
 
-    def missing(self, start: int = 0) -> Iterator[BlockPlan]:
-        """The unfinished blocks, from block `start` on and around to it."""
-        for step in range(self.block_count):
-            block = self.block((start + step) % self.block_count)
-            if block.cells:
-                yield block
 
-    def _missing_models(self, cell: Cell, number: int) -> tuple[str, ...]:
-        paths = ((m, self.store.prediction_path(m, cell, number)) for m in self.models)
-        return tuple(model for model, path in paths if not path.exists())
+def shared(pieces: Sequence[Piece], ranks: int) -> tuple[Piece, ...]:
+    """The same work in enough pieces for `ranks` processes, each taking every `ranks`-th one.
 
-    def _missing_inputs(self, cell: Cell, number: int) -> tuple[str, ...]:
-        paths = ((v, self.store.input_path(v, cell, number)) for v in self.views)
-        return tuple(view for view, path in paths if not path.exists())
-
-
-def starting_block(slot: int, blocks: int) -> int:
-    """Where the process in `slot` (0, 1, 2, ...) starts, so that processes meet late.
-
-    Source: the van der Corput sequence 0, 1/2, 1/4, 3/4, ... of fractions of the run.
+    Where there are few blocks, the cells of a block are dealt to several pieces; its images are
+    then decoded once for each.
     """
-    fraction, weight = 0.0, 0.5
-    while slot:
-        fraction += weight * (slot & 1)
-        slot, weight = slot >> 1, weight / 2
-    return int(fraction * blocks)
+    if ranks == 1 or not pieces:
+        return tuple(pieces)
+    ways = -(-ranks * PIECES_PER_RANK // len(pieces))
+    return tuple(part for piece in pieces for part in _split(piece, ways))
+
+
+def _split(piece: Piece, ways: int) -> Iterator[Piece]:
+    cells = piece.cells
+    for way in range(min(ways, len(cells))):
+        yield piece.only(cells[way :: min(ways, len(cells))])
+
+
+def share_of(pieces: Sequence[Piece], rank: int, ranks: int) -> tuple[Piece, ...]:
+    """The pieces of rank number `rank` of `ranks`: every piece belongs to exactly one rank."""
+    return tuple(pieces[rank::ranks])
+
+
+def parts_of(pieces: Sequence[Piece], batch_size: int) -> tuple[Part, ...]:
+    """The batches of `pieces` in their order, the last one of each piece possibly short."""
+    return tuple(
+        Part(piece, tuple(images), number, -(-len(piece.images) // batch_size))
+        for piece in pieces
+        for number, images in enumerate(batches(piece.images, batch_size))
+    )
 
 
 def batches(images: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:

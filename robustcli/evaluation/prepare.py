@@ -12,6 +12,7 @@ import torch
 
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
+from robustcli.core.ranks import Ranks
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.describe import transform_record, versions
 from robustcli.evaluation.device import choose_device, describe
@@ -41,8 +42,13 @@ class Selection:
     run: Path
 
 
-def select(config: EvalConfig, listener: Listener) -> Selection:
-    """The images, transforms, models and folder that `config` names.
+def select(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Selection:
+    """The images, transforms, models, device and folder that `config` names.
+
+    Args:
+        config: The settings.
+        listener: Who hears of defaults.
+        place: Of this process among those that share the work, which decides its device.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
@@ -53,7 +59,7 @@ def select(config: EvalConfig, listener: Listener) -> Selection:
     _check_distinct(names)
     task = task_of(entries)
     task.check(config)
-    device = choose_device(config.device)
+    device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(data.record.digest)
     _check_folder(run)
@@ -70,17 +76,10 @@ def load_models(config: EvalConfig, selection: Selection) -> dict[str, Any]:
     return {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
 
 
-def open_run(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> RunRecord:
-    """The record of the run, new or going on, written to its folder with status `running`.
-
-    Raises:
-        UsageError: The folder holds a run with other settings, or something else.
-    """
-    run, now = selection.run, datetime.now(UTC)
-    if config.fresh and (run / FILE_NAME).is_file():
-        _empty(run)
-    task, data = selection.task, selection.data
-    new = RunRecord(
+def new_record(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> RunRecord:
+    """The record of a run that begins now, with status `running`."""
+    task, data, now = selection.task, selection.data, datetime.now(UTC)
+    return RunRecord(
         task=task.name,
         command=config.command,
         status="running",
@@ -98,10 +97,26 @@ def open_run(config: EvalConfig, selection: Selection, models: dict[str, Any]) -
         grouping=data.grouping,
         split=data.split,
     )
+
+
+def open_run(config: EvalConfig, run: Path, new: RunRecord) -> RunRecord:
+    """Writes and returns the record of the run in `run`: `new`, or the old one going on.
+
+    Raises:
+        UsageError: The folder holds a run with other settings.
+    """
+    if config.fresh and (run / FILE_NAME).is_file():
+        _empty(run)
     if (run / FILE_NAME).is_file():
         new = joined(run, read_record(run), new)
     write_record(run, new)
     return new
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes half-written files of a process that was killed."""
+    for path in run.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _check_folder(run: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Runner:
         schema: The columns of their rows.
         listener: Who hears of the progress.
         most_unreadable: How many unreadable images are tolerated.
+        check: Called before rows are written; raises where this process may not write any more.
     """
 
     store: Store
@@ -45,13 +46,14 @@ class Runner:
     schema: pa.Schema
     listener: Listener
     most_unreadable: int
+    check: Callable[[], None] = lambda: None
     waiting_seconds: float = 0.0
     _parts: dict[tuple[int, Cell], dict[int, _Part]] = field(
         default_factory=lambda: defaultdict(dict)
     )
 
     def run(self, workers: int, *, pin: bool) -> None:
-        """Computes until nothing is missing.
+        """Computes every batch of the source.
 
         Raises:
             RunError: Too many images are unreadable, a disk is full, or memory does not suffice for
@@ -70,17 +72,18 @@ class Runner:
             unreadable |= {image_id for image_id, _ in batch.unreadable}
             self._take(batch)
             if len(unreadable) > self.most_unreadable:
-                raise _too_many(unreadable, self.most_unreadable)
+                raise too_many_unreadable(unreadable, self.most_unreadable)
 
     def _take(self, batch: Batch[Any]) -> None:
         parts = self._parts[batch.block, batch.cell]
-        parts[batch.first] = _Part(
+        parts[batch.part] = _Part(
             {model: self._answer(model, batch) for model in batch.models},
             {view: _input_rows(batch, view) for view in batch.measures},
             [{"image_id": name, "reason": reason} for name, reason in batch.unreadable],
         )
         self.listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
         if len(parts) == batch.of:
+            self.check()
             self._write(batch, [parts[place] for place in range(batch.of)])
             del self._parts[batch.block, batch.cell]
 
@@ -90,8 +93,11 @@ class Runner:
     def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
         """Unreadable images first: rows must never be there without the reason why some lack."""
         unreadable = [row for part in parts for row in part.unreadable]
+        skipped = self.store.skipped_path(batch.block)
         if unreadable:
-            write_rows(self.store.skipped_path(batch.block), unreadable, SKIPPED_SCHEMA)
+            write_rows(skipped, unreadable, SKIPPED_SCHEMA)
+        else:
+            skipped.unlink(missing_ok=True)  # the images were mended since an earlier command
         for view in batch.measures:
             rows = [row for part in parts for row in part.inputs[view]]
             write_rows(self.store.input_path(view, batch.cell, batch.block), rows, INPUT_SCHEMA)
@@ -108,7 +114,8 @@ def _input_rows(batch: Batch[Any], view: str) -> list[Row]:
     ]
 
 
-def _too_many(unreadable: set[str], most: int) -> RunError:
+def too_many_unreadable(unreadable: set[str], most: int) -> RunError:
+    """The error where more images than `most` cannot be read."""
     return RunError(
         f"Images that cannot be read: {len(unreadable)}; tolerated: {most}.",
         f"The first ones: {', '.join(sorted(unreadable)[:3])}.",

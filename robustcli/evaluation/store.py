@@ -120,6 +120,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema)
         pq.write_table(table, beside, compression="zstd")
 
 
+def rows_in(path: Path) -> int | None:
+    """How many rows the file `path` has; None where it is not there or cannot be read."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException):
+        return None
+
+
 def _file_name(block: int) -> str:
     return f"block-{block:06d}.parquet"
 

@@ -16,7 +16,7 @@ from robustcli.data.decode import decode
 from robustcli.data.index import ImageRef
 from robustcli.evaluation.loader import ORIGINAL, Preparation, Prepared
 from robustcli.evaluation.measures import measure
-from robustcli.evaluation.plan import BlockPlan
+from robustcli.evaluation.plan import Piece
 from robustcli.evaluation.store import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
@@ -54,19 +54,19 @@ class ViewPreparation(Preparation[ImageRef, Pixels, Views]):
         return decode(item)
 
     def prepare(
-        self, items: Sequence[ImageRef], decoded: Sequence[Pixels], block: BlockPlan
+        self, items: Sequence[ImageRef], decoded: Sequence[Pixels], piece: Piece
     ) -> Iterator[Prepared[Views]]:
         """The views of the models that lack rows, and the measures of the views that lack them."""
         ids, targets = [item.image_id for item in items], [item.target for item in items]
         clean = {ORIGINAL: list(decoded)}
         if self.at_crop:
             clean = {v: self._fit_all(v, clean[ORIGINAL]) for v in self.preprocessing}
-        for cell in block.cells:
-            views = {self.model_views[model] for model in block.models[cell]}
-            bases = views | set(block.inputs[cell]) if self.at_crop else {ORIGINAL}
+        for cell in piece.cells:
+            views = {self.model_views[model] for model in piece.models[cell]}
+            bases = views | set(piece.inputs[cell]) if self.at_crop else {ORIGINAL}
             made = {v: self._apply_all(cell, ids, clean[v]) for v in bases}
             seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in views}
-            measures = {v: list(map(measure, clean[v], made[v])) for v in block.inputs[cell]}
+            measures = {v: list(map(measure, clean[v], made[v])) for v in piece.inputs[cell]}
             stacked = {v: _stack(seen[v], self.preprocessing[v].crop) for v in views}
             yield Prepared(cell, Views(targets, stacked), measures)
 

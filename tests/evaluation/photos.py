@@ -12,7 +12,7 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.data.index import ImageIndex
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.loader import ORIGINAL, Source
-from robustcli.evaluation.plan import Plan
+from robustcli.evaluation.plan import Plan, parts_of
 from robustcli.evaluation.store import Cell, Store
 from robustcli.evaluation.views import ViewPreparation
 from robustcli.transforms.registry import resolve
@@ -55,6 +55,8 @@ def source(
     measured = tuple(sizes) if at_crop else (ORIGINAL,)
     plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)
     model_views = {"small": SMALL.view, "large": LARGE.view}
+    pieces = {piece.block: piece for piece in plan.missing()}
     return Source(
-        plan, ViewPreparation(cells, sizes, model_views, seed, at_crop), order, batch_size
+        parts_of([pieces[block] for block in order], batch_size),
+        ViewPreparation(cells, sizes, model_views, seed, at_crop),
     )

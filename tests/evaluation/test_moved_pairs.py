@@ -11,7 +11,7 @@ from robustcli.data.open_pairs import open_pairs
 from robustcli.evaluation import moved_pairs
 from robustcli.evaluation.loader import ORIGINAL, Source, batch_stream
 from robustcli.evaluation.moved_pairs import PairPreparation
-from robustcli.evaluation.plan import Plan
+from robustcli.evaluation.plan import Plan, parts_of
 from robustcli.evaluation.store import Cell, Store
 from robustcli.transforms.registry import resolve
 from tests.evaluation.cells import make_pairs, pairs_in
@@ -25,7 +25,7 @@ def index(tmp_path_factory):
 def source(index, run, *names, batch_size=4, seed=0, plugins=()):
     cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None, plugins)}
     plan = Plan(Store(run), index.pairs, tuple(cells), ("model",), (ORIGINAL,), 7)
-    return Source(plan, PairPreparation(cells, seed), (0, 1), batch_size)
+    return Source(parts_of(plan.missing(), batch_size), PairPreparation(cells, seed))
 
 
 def by_cell(stream) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
