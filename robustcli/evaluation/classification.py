@@ -57,6 +57,8 @@ class Classification(Task[Classifier]):
         Images that a model was trained on here are left out.
         """
         whole = _opened(config)
+        for note in whole.notes:
+            listener.say(note)
         part = choose_part(whole, config.split, _trainings(config), listener).index
         index = take(part, per_class=config.per_class, limit=config.limit, seed=config.seed)
         if config.data is None:

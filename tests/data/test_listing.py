@@ -26,7 +26,7 @@ def test_others(name: str) -> None:
 def test_ids_are_relative_and_hidden_things_are_left_out(photos: Callable[..., Path]) -> None:
     root = photos("cat/a.jpg", "cat/deep/b.jpg", ".git/c.jpg", "cat/._a.jpg", "d.jpg")
     (root / "cat" / "notes.txt").write_text("no image")
-    found = {entry.relative: entry for entry in list_folder(root)}
+    found = {entry.relative: entry for entry in list_folder(root).entries}
     assert set(found) == {"cat/a.jpg", "cat/deep/b.jpg", "d.jpg"}
     assert found["cat/deep/b.jpg"].path == root / "cat" / "deep" / "b.jpg"
     assert found["cat/deep/b.jpg"].folder == "cat"
@@ -41,7 +41,7 @@ def test_linked_folders_are_followed_but_not_in_circles(
     photos("b.jpg", root="elsewhere")
     (root / "dog").symlink_to(tmp_path / "elsewhere")
     (root / "cat" / "loop").symlink_to(root)
-    assert {entry.relative for entry in list_folder(root)} == {"cat/a.jpg", "dog/b.jpg"}
+    assert {entry.relative for entry in list_folder(root).entries} == {"cat/a.jpg", "dog/b.jpg"}
 
 
 def test_ids_have_one_spelling_on_every_file_system() -> None:
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_read_is_named(
 
     monkeypatch.setattr("robustcli.data.listing.os.scandir", refuse)
     with pytest.raises(UsageError, match=r"Cannot read the folder `.*data`\.\n.*Permission denied"):
-        list_folder(root)
+        list_folder(root).entries
 
 
 def test_50_000_files_are_listed_in_seconds(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_50_000_files_are_listed_in_seconds(tmp_path: Path) -> None:
         for file in range(500):
             (tmp_path / str(folder) / f"{file}.jpg").touch()
     start = time.process_time()
-    entries = list_folder(tmp_path)
+    entries = list_folder(tmp_path).entries
     assert time.process_time() - start < 5
     assert len(entries) == 50_000
     assert isinstance(entries[0], Entry)

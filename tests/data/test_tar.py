@@ -28,7 +28,7 @@ NAMES = ["./cat/a.jpg", "cat/b.jpg", "dog/c.JPEG", "dog/._c.JPEG", "notes.txt"]
 @pytest.mark.parametrize("file", ["photos.tar", "photos.tar.gz", "photos.tgz"])
 def test_members_lie_where_the_listing_says(make_tar: MakeTar, file: str) -> None:
     path = make_tar(NAMES, file)
-    entries = list_tar(path)
+    entries = list_tar(path).entries
     assert [entry.relative for entry in entries] == ["cat/a.jpg", "cat/b.jpg", "dog/c.JPEG"]
     with tarfile.open(path) as archive:
         for entry in entries:
@@ -41,19 +41,19 @@ def test_members_lie_where_the_listing_says(make_tar: MakeTar, file: str) -> Non
 
 def test_a_plain_tar_is_read_in_place(make_tar: MakeTar) -> None:
     path = make_tar(NAMES)
-    assert {entry.path for entry in list_tar(path)} == {path}
+    assert {entry.path for entry in list_tar(path).entries} == {path}
     assert not data_home().joinpath("unpacked").exists()
 
 
 def test_a_compressed_tar_is_unpacked_once_and_anew_when_it_changed(make_tar: MakeTar) -> None:
     path = make_tar(NAMES, "photos.tar.gz")
-    first = list_tar(path)[0].path
+    first = list_tar(path).entries[0].path
     assert first.parent == data_home() / "unpacked"
     written = first.stat().st_mtime_ns
-    assert list_tar(path)[0].path == first
+    assert list_tar(path).entries[0].path == first
     assert first.stat().st_mtime_ns == written
     os.utime(path, (1, 1))
-    assert list_tar(path)[0].path != first
+    assert list_tar(path).entries[0].path != first
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
@@ -63,14 +63,14 @@ def test_a_broken_download_is_an_error(make_tar: MakeTar, file: str, share: floa
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share) - 7])
     with pytest.raises(UsageError, match=r"cannot be read as a tar archive\.\nReading it says: "):
-        list_tar(path)
+        list_tar(path).entries
     assert not list(data_home().glob("unpacked/*.tar"))
 
 
 def test_something_else_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"not packed at all")
     with pytest.raises(UsageError, match=r"`.*x\.tar\.gz` cannot be read as a tar archive"):
-        list_tar(tmp_path / "x.tar.gz")
+        list_tar(tmp_path / "x.tar.gz").entries
 
 
 def test_names_of_tars() -> None:
@@ -81,7 +81,7 @@ def test_names_of_tars() -> None:
 
 def test_ten_thousand_members_are_listed_in_seconds(shared: Path) -> None:
     start = time.process_time()
-    entries = list_tar(shared / "cifar10_jpeg" / "test.tar.gz")
+    entries = list_tar(shared / "cifar10_jpeg" / "test.tar.gz").entries
     assert time.process_time() - start < 5
     assert len(entries) == 10_000
     assert isinstance(entries[0], Entry)
