@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli.options import FILE, Assignment, Numbers, as_json, offline, quiet, together
+from robustcli.cli.options import (
+    FILE,
+    Assignment,
+    Numbers,
+    as_json,
+    foreground,
+    ignore,
+    offline,
+    quiet,
+    together,
+)
 from robustcli.cli.results import show
 
 if TYPE_CHECKING:
@@ -37,6 +47,8 @@ _data = together(
                  help="Segmentation: which part; auto leaves out what the model was trained on."),
     click.option("--allow-unreadable", type=click.FloatRange(0, 1), default=0.01, show_default=True,
                  help="Fraction of images that may be unreadable."),
+    foreground,
+    ignore,
 )  # fmt: skip
 _model = together(
     click.option("--weights", type=FILE,

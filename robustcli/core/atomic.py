@@ -11,7 +11,6 @@ from pathlib import Path
 
 from robustcli.core.errors import RunError
 
-
 LONGEST_NAME = 255
 """Bytes of a file's name, at most: of ext4, XFS, APFS and NTFS."""
 

@@ -95,7 +95,6 @@ def _install(name: str) -> None:
             module = importlib.import_module(name)
         except ImportError:
             return
-    if isinstance(getattr(module, "warnings", None), ModuleType):
-        with _INSTALLING:
-            if isinstance(module.warnings, ModuleType):
-                module.warnings = _Warnings(name)  # type: ignore[assignment]
+    with _INSTALLING:
+        if isinstance(vars(module).get("warnings"), ModuleType):
+            vars(module)["warnings"] = _Warnings(name)

@@ -25,9 +25,7 @@ _LABEL = Column("label", (*LABEL.aliases, "predictionstring"), remaining=True)
 _WNID_AND_BOX = re.compile(r"(n\d{8})\s+\d")
 
 
-def read_labels(
-    path: Path, entries: Sequence[Entry], say: Say = unheard
-) -> list[Labelled]:
+def read_labels(path: Path, entries: Sequence[Entry], say: Say = unheard) -> list[Labelled]:
     """Each image of `entries` with the label that the file at `path` gives it.
 
     Args:

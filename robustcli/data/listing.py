@@ -206,7 +206,7 @@ class _OnDisk:
         for one in entries:
             link, real = one.is_symlink(), None
             if one.is_dir():
-                real = os.path.realpath(one.path) if link else os.path.join(self.real, one.name)
+                real = os.path.realpath(one.path) if link else f"{self.real}{os.sep}{one.name}"
             yield _OnDisk(one.path, one.name, link, real)
 
     def entry(self, relative: str) -> Entry:

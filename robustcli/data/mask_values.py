@@ -145,6 +145,21 @@ def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
     return [named, parse_values(ignore, "--ignore")]
 
 
+def check_no_masks(foreground: ValueOption, ignore: ValueOption) -> None:
+    """Nothing, if the user said nothing of masks: for data that have classes.
+
+    Raises:
+        UsageError: Something was said.
+    """
+    for flag, option in (("--foreground", foreground), ("--ignore", ignore)):
+        if option is not None:
+            raise UsageError(
+                f"`{flag} {option}` does not go with classifiers.",
+                "It names values of masks, and their images have classes.",
+                "Leave it out.",
+            )
+
+
 def _is_nonzero(foreground: ValueOption) -> bool:
     return isinstance(foreground, str) and foreground.strip().lower() == NONZERO
 
@@ -232,9 +247,7 @@ def decide(
     return reading, _announcements(reading, counts, census, between)
 
 
-def _channel(
-    census: Census, location: str
-) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
+def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
     """Whether colours or transparency tell, and the pixels of each of their values."""
     colours: Counter[Value] = Counter()
     alphas: Counter[Value] = Counter()

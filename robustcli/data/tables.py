@@ -142,9 +142,7 @@ def _without_mark(raw: bytes) -> tuple[str, str]:
     return "utf-8", ""
 
 
-def _read(
-    path: Path, text: str, columns: Sequence[Column], headless: Headless | None
-) -> _Reading:
+def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless | None) -> _Reading:
     usual = DELIMITERS.get(path.suffix.lower(), ",")
     separators, words = [usual, *(s for s in _SEPARATORS if s != usual)], []
     first, _, rest = text.partition("\n")

@@ -20,6 +20,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.decode import decode
 from robustcli.data.index import ImageIndex
 from robustcli.data.labels import label_space
+from robustcli.data.mask_values import check_no_masks
 from robustcli.data.open import open_index
 from robustcli.data.subset import take
 from robustcli.evaluation.class_rows import ClassRows
@@ -44,6 +45,7 @@ class Classification(Task[Classifier]):
 
     def check(self, config: EvalConfig) -> None:
         """See `Task.check`."""
+        check_no_masks(config.foreground, config.ignore)
         if config.split != "auto" and not any(_trained(config)):
             raise UsageError(
                 f"`--split {config.split}` does not go with classifiers.",

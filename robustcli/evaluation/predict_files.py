@@ -44,7 +44,9 @@ def list_jobs(
         UsageError: There is nothing there, or two outputs would be one file, or an output would be
             an image.
     """
-    named = sorted(_named(images, out.resolve(), say), key=lambda one: (one[1].as_posix(), str(one[0])))
+    named = sorted(
+        _named(images, out.resolve(), say), key=lambda one: (one[1].as_posix(), str(one[0]))
+    )
     if not named:
         raise UsageError(
             f"There are no images in {' and '.join(f'`{path}`' for path in images)}.",
@@ -56,9 +58,7 @@ def list_jobs(
     return jobs
 
 
-def _named(
-    images: Sequence[Path], out: Path, say: Say
-) -> Iterator[tuple[Path, PurePosixPath]]:
+def _named(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, PurePosixPath]]:
     for path in images:
         if path.is_dir():
             listing = list_folder(path)

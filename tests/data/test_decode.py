@@ -142,7 +142,7 @@ def test_threads_leave_the_process_as_it_was(
     assert found == [bool(number % 2) for number in range(600)]
     assert list(warnings.filters) == filters
     assert warnings.showwarning is hook
-    assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS) == (allowed, most)
+    assert (allowed, most) == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
 
 
 def test_a_library_that_allows_truncated_files_in_between_is_put_back(
