@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -49,20 +49,21 @@ class MaskReading:
         background: Its values; None for everything else.
         ignored: Values of pixels that count nowhere.
         channel: Whether the colours tell, or the transparency.
-        by_user: Whether the user named the foreground.
+        kind: What the files hold where it is not grey values of 8 bits, in words.
     """
 
     foreground: tuple[Value, ...] | None
     background: tuple[Value, ...] | None = (0,)
     ignored: tuple[Value, ...] = ()
     channel: Literal["colour", "alpha"] = "colour"
-    by_user: bool = False
+    kind: str = ""
 
     @property
     def is_standard(self) -> bool:
-        """Whether these are masks as nearly all are: 0 and 1, or 0 and the largest value."""
+        """Whether these are masks as nearly all are: bytes of 0 and 1, or of 0 and 255."""
         return (
             self.channel == "colour"
+            and not self.kind
             and not self.ignored
             and self.background == (0,)
             and self.foreground is not None
@@ -78,11 +79,12 @@ class MaskReading:
 
     def words(self) -> str:
         """The decision in words."""
-        said = "nonzero" if self.foreground is None else shown_values(self.foreground)
+        said = "all but 0" if self.foreground is None else shown_values(self.foreground)
         rest = "everything else" if self.background is None else shown_values(self.background)
         where = " of the alpha channel" if self.channel == "alpha" else ""
-        ignored = f", {shown_values(self.ignored)} is ignored" if self.ignored else ""
-        return f"{said}{where} is foreground, {rest} is background{ignored}"
+        ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
+        kind = f" ({self.kind})" if self.kind else ""
+        return f"foreground {said}{where}, background {rest}{ignored}{kind}"
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Census:
         exact: By (colour, alpha), pixels of files that keep values exactly.
         lossy: By value, pixels of files whose compression blurs them.
         blurred_colours: Whether a lossy file has colours.
+        kinds: What files hold that are not grey values of 8 bits, in words.
     """
 
     of: int
@@ -102,11 +105,7 @@ class Census:
     exact: Counter[tuple[Value, int]] = field(default_factory=Counter)
     lossy: Counter[Value] = field(default_factory=Counter)
     blurred_colours: bool = False
-
-    @property
-    def two_values(self) -> bool:
-        """Whether more than one value was seen."""
-        return len(self.exact) + len(self.lossy) > 1
+    kinds: set[str] = field(default_factory=set)
 
 
 def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
@@ -233,10 +232,11 @@ def decide(
         )
     channel, counts = _channel(census, location)
     if named or nonzero:
-        reading = MaskReading(None if nonzero else named, None, ignored, channel, by_user=True)
+        reading = MaskReading(None if nonzero else named, None, ignored, channel)
         _check_named(reading, counts, census, location)
     else:
         reading = _by_values(counts, census, location, ignored, channel)
+    reading = replace(reading, kind=" and ".join(sorted(census.kinds)))
     between = _check_lossy(reading, census, location)
     if census.blurred_colours:
         raise UsageError(
@@ -472,7 +472,7 @@ def unknown_values(unknown: Sequence[Value], reading: MaskReading, place: str) -
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     return UsageError(
         f"The mask `{place}` holds {shown_values(unknown[:_SHOWN])}{more}.",
-        f"In this data set {reading.words()}, by the values of its masks; what others mean is not "
+        f"The masks of this data set are read as {reading.words()}; what other values mean is not "
         "known.",
         "Correct the mask, or say what counts: `--foreground VALUES` (everything else is then "
         "background), `--ignore VALUES` (left out of training and scores).",

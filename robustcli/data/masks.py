@@ -42,6 +42,7 @@ large, no more than 100 million pixels (but 16 masks at least)."""
 _MOST_VALUES = 4096  # different ones, from which it is clear that they are not two
 _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
 _AT_ONCE = 32
+_NUMPY = "arrays of numpy"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class MaskPixels:
             colours (`COLOUR + 0xRRGGBB`).
         alpha: (H, W), 0 to 255; None where the file has no transparency.
         lossy: Whether its compression changes values.
+        kind: What it holds where that is not grey values of 8 bits, in words.
     """
 
     values: NDArray[Any]
     alpha: NDArray[np.uint8] | None = None
     lossy: bool = False
+    kind: str = ""
 
 
 def decode_mask(ref: ImageRef, reading: MaskReading | None = None) -> NDArray[Any]:
@@ -155,6 +158,7 @@ class _Counted:
 
     counts: Counter[tuple[float, int]]
     lossy: bool
+    kind: str
 
 
 def _counted(ref: ImageRef) -> _Counted | None:
@@ -168,7 +172,7 @@ def _counted(ref: ImageRef) -> _Counted | None:
         found, numbers = _unique(values)
         for value, number in zip(found[: _MOST_VALUES + 1], numbers, strict=False):
             counts[plain(value), alpha] += int(number)
-    return _Counted(counts, pixels.lossy)
+    return _Counted(counts, pixels.lossy, pixels.kind)
 
 
 def _by_alpha(pixels: MaskPixels) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -192,6 +196,7 @@ def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 def _add(census: Census, found: _Counted) -> None:
     census.masks += 1
+    census.kinds |= {found.kind} - {""}
     if not found.lossy:
         census.exact.update(found.counts)
         return
@@ -327,10 +332,10 @@ def _of_array(content: bytes) -> MaskPixels:
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
         alpha = array[..., 3] if array.shape[2] == 4 else None
-        return MaskPixels(_colours(array[..., :3]), alpha)
+        return MaskPixels(_colours(array[..., :3]), alpha, kind=_NUMPY)
     if array.ndim != 2:
         raise UnreadableImage(f"an array of shape {array.shape}, expected (height, width)")
-    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array)
+    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=_NUMPY)
 
 
 def _of_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
@@ -340,7 +345,7 @@ def _of_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
         or image.info.get("compression") == "jpeg"
     )
     if image.mode.startswith("I") or image.mode == "F":
-        return MaskPixels(np.array(image), lossy=lossy)
+        return MaskPixels(np.array(image), lossy=lossy, kind=_wide(image.mode))
     alpha = None
     if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
@@ -348,8 +353,16 @@ def _of_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
         return MaskPixels(np.array(image), lossy=lossy)
     colours = _colours(np.asarray(image.convert("RGB")))
     if image.mode == "P" and colours.dtype != np.uint8:
-        colours = _indices(np.array(image), colours)
-    return MaskPixels(colours, alpha, lossy)
+        indices = _indices(np.array(image), colours)
+        kind = "indices of a palette" if indices is not colours else "colours"
+        return MaskPixels(indices, alpha, lossy, kind)
+    return MaskPixels(colours, alpha, lossy, "" if colours.dtype == np.uint8 else "colours")
+
+
+def _wide(mode: str) -> str:
+    if mode == "F":
+        return "floating-point numbers"
+    return "whole numbers of 16 bits" if mode.startswith("I;16") else "whole numbers of 32 bits"
 
 
 def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:

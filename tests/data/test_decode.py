@@ -133,8 +133,7 @@ def test_threads_leave_the_process_as_it_was(
         try:
             decode_bytes(half if number % 2 else whole)
         except UnreadableImage as error:
-            assert "truncated" in error.reason
-            return True
+            return "truncated" in error.reason
         return False
 
     with ThreadPoolExecutor(16) as pool:
