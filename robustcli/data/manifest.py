@@ -71,7 +71,7 @@ def entries_named(
     """The files that a table names, whether they are there or not.
 
     Paths count from the folder of the table. A name without ending or folder (`image_id`) stands
-    for the one image below that folder which is called so; where there are several, for none.
+    for the one file below that folder which is called so; where there are several, for none.
 
     Args:
         table: The table.
@@ -100,8 +100,8 @@ def entries_named(
     if len(resolved) == len(missing):
         first = resolved[0]
         say(
-            f"`{table}` has {len(resolved)} names without ending or folder: each is the one image "
-            f"of that name below `{table.parent}`, such as `{names[first]}` = "
+            f"`{table}` has {len(resolved)} names that are no paths: each is the one file of that "
+            f"name below `{table.parent}`, such as `{names[first]}` = "
             f"`{entries[first].relative}`."
         )
     return entries
