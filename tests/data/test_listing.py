@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import unicodedata
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.listing import Entry, is_image, list_folder, stable
+from robustcli.data.listing import MASK_SUFFIXES, Entry, is_image, list_folder, stable
 
 
 @pytest.mark.parametrize("name", ["a.JPEG", "a.jpg", "b/c.PNG", "x.webp", "y.tiff"])
@@ -76,3 +77,38 @@ def test_50_000_files_are_listed_in_seconds(tmp_path: Path) -> None:
     assert time.process_time() - start < 5
     assert len(entries) == 50_000
     assert isinstance(entries[0], Entry)
+
+
+def test_a_link_to_a_folder_above_it_is_not_followed_from_a_relative_root(
+    photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = photos("cat/deep/a.jpg")
+    (root / "cat" / "deep" / "loop").symlink_to(root / "cat")
+    monkeypatch.chdir(root.parent)
+    assert [entry.relative for entry in list_folder(Path("data")).entries] == ["cat/deep/a.jpg"]
+
+
+def test_leftovers_are_counted_without_searching_what_may_be_a_copy_of_all(
+    photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = photos(
+        "a.jpg", ".git/b.jpg", ".snapshot/hourly/a.jpg", ".cache/c.jpg", "lost+found/d.jpg"
+    )
+    (root / ".cache" / "everything").symlink_to(root)
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if folder.endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("robustcli.data.listing.os.scandir", refuse)
+    listing = list_folder(root)
+    assert [entry.relative for entry in listing.entries] == ["a.jpg"]
+    assert listing.leftovers == [".cache/c.jpg"]
+
+
+def test_arrays_of_numpy_count_as_masks_only(photos: Callable[..., Path]) -> None:
+    root = photos("masks/a.npy", "images/a.gif")
+    assert [e.relative for e in list_folder(root).entries] == ["images/a.gif"]
+    assert len(list_folder(root, MASK_SUFFIXES).entries) == 2
