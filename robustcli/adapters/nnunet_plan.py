@@ -100,9 +100,11 @@ class NnUNetPlan:
         """The classes in order, `background` first, without the ignore label.
 
         Raises:
-            UsageError: The labels are regions, which may overlap.
+            UsageError: The labels are regions, which may overlap, or no names with numbers.
         """
         values = dict(_mapping(self.dataset, "labels", DATASET))
+        if any(not isinstance(value, int | list | tuple) for value in values.values()):
+            raise _no_numbers(values)
         if any(not isinstance(value, int) for value in values.values()):
             raise UsageError(
                 f"The labels in `{DATASET}` are regions.",
@@ -124,6 +126,27 @@ class NnUNetPlan:
             return None
         keys = ("mean", "std", "percentile_00_5", "percentile_99_5")
         return Intensities(*(float(found[key]) for key in keys))
+
+
+def _no_numbers(values: Mapping[str, Any]) -> UsageError:
+    """The error where labels are not names with their numbers, with what to write instead."""
+    swapped = all(name.strip().isdecimal() for name in values)
+    numbers = {str(value): int(name) for name, value in values.items()} if swapped else {}
+    texts = all(str(value).strip().isdecimal() for value in values.values())
+    if not swapped and texts:
+        numbers = {name: int(value) for name, value in values.items()}
+    if swapped:
+        why = "It gives a name to each number, as nnU-Net 1 did."
+    else:
+        wrong = next(name for name, value in values.items() if not isinstance(value, int | list))
+        why = f"The label `{wrong}` is {values[wrong]!r}, which is no number."
+    todo = f'Write `"labels": {json.dumps(numbers)}`.' if numbers else "Correct it."
+    what = "the wrong way round" if swapped else "no names with numbers"
+    return UsageError(
+        f"The labels in `{DATASET}` are {what}.",
+        f"{why} Expected the number of each name, as nnU-Net 2 writes it.",
+        todo,
+    )
 
 
 def read_plan(folder: Path, configuration: str) -> NnUNetPlan:

@@ -14,6 +14,8 @@ from robustcli.cli.options import (
     Assignment,
     Numbers,
     as_json,
+    foreground,
+    ignore,
     offline,
     quiet,
     together,
@@ -46,6 +48,8 @@ _data = together(
                  help="Segmentation: which part; auto leaves out what the model was trained on."),
     click.option("--allow-unreadable", type=click.FloatRange(0, 1), default=0.01, show_default=True,
                  help="Fraction of images that may be unreadable."),
+    foreground,
+    ignore,
 )  # fmt: skip
 _model = together(
     click.option("--weights", type=FILE,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli import train_options
-from robustcli.cli.options import FILE, as_json, offline, quiet, together
+from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
 from robustcli.cli.results import show
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ _what = together(
     click.option("--iterations", type=click.IntRange(1), help="Steps of each mode."),
     train_options.protocol,
     train_options.limit,
+    foreground,
+    ignore,
     train_options.model_arguments,
 )  # fmt: skip
 _rule = together(

@@ -94,6 +94,17 @@ class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 DEVICES = Devices()
 
 
+foreground = click.option(
+    "--foreground", metavar="VALUES",
+    help="Masks: the values to be found (128; 1,2; '#ff0000'; nonzero), all else is background "
+    "[default: by the masks, where they have two values].",
+)  # fmt: skip
+ignore = click.option(
+    "--ignore", metavar="VALUES",
+    help="Masks: values of pixels that count neither in training nor in scores (255).",
+)  # fmt: skip
+
+
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """One decorator for several options, shown in the help in this order."""
 

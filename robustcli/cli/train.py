@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from robustcli.cli import train_options
-from robustcli.cli.options import FILE, as_json, offline, quiet, together
+from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
 from robustcli.cli.results import show
 
 _start = together(
@@ -20,6 +20,8 @@ _masks = together(
     click.option("--data", help="A folder, manifest or data set name [default: nuclei-mini]."),
     train_options.protocol,
     train_options.limit,
+    foreground,
+    ignore,
     _start,
 )
 _classes = together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from robustcli.core.errors import RunError
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, at most: of ext4, XFS, APFS and NTFS."""
+
+
+def shortened(name: str, most: int) -> str:
+    """`name` in at most `most` bytes of UTF-8: as it is, or its beginning with a hash of all of it.
+
+    Args:
+        name: Of a file.
+        most: At least 17.
+    """
+    raw = os.fsencode(name)
+    if len(raw) <= most:
+        return name
+    digest = hashlib.sha256(raw).hexdigest()[:16]
+    return raw[: most - len(digest) - 1].decode("utf-8", "ignore") + "-" + digest
 
 
 @contextmanager
@@ -19,7 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
         RunError: The file system refused (disk full, no permission); `path` is as it was.
     """
     # Not from tempfile: its files are readable by their owner alone, results are to be shared.
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    ending = f".{os.getpid()}-{threading.get_ident()}.tmp"
+    beside = path.with_name(f".{shortened(path.name, LONGEST_NAME - len(ending) - 1)}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

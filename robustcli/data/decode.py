@@ -4,27 +4,43 @@ Both do `Image.open(file).convert("RGB")`: the EXIF orientation is not applied, 
 dropped, CMYK goes through Pillow's own formula, greyscale is repeated three times.
 Source: torchvision.datasets.folder.pil_loader, timm.data.dataset.ImageDataset.
 
-Deviation: 16-bit greyscale keeps its high byte, as Pillow itself does for 16-bit colour; Pillow's
-`convert` clips it, which turns the photo white.
+Deviations: 16-bit greyscale keeps its high byte, as Pillow itself does for 16-bit colour; Pillow's
+`convert` clips it, which turns the photo white. An image of one colour whose alpha channel holds
+all that it shows is refused: without the alpha channel nothing would be left of it.
+
+Pillow's settings belong to the whole process, and images are decoded in many threads: see
+`_StrictLoading` and `robustcli.core.silence`.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from robustcli.core.silence import silenced
 from robustcli.data.index import ImageRef
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
 # says it is PostScript would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _WIDE_GREY_FORMATS = ("PNG", "PPM")
+_MOST_PIXELS = 2 * 89_478_485
+"""Pillow's own limit, which a library may have switched off for the process."""
+# Their warnings (odd EXIF, transparency dropped, large but not too large) change no pixel.
+_WARNING_MODULES = (
+    *("PIL.Image", "PIL.JpegImagePlugin", "PIL.MpoImagePlugin", "PIL.PngImagePlugin"),
+    *("PIL.PpmImagePlugin", "PIL.BmpImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
+    *("PIL.GifImagePlugin", "PIL.ImageFile"),
+)
+ReadT = TypeVar("ReadT")
 
 
 class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not about the program
@@ -70,9 +86,27 @@ def decode_bytes(content: bytes) -> NDArray[np.uint8]:
     """
     if not content:
         raise UnreadableImage("the file is empty")
+    return read_image(io.BytesIO(content), _rgb)
+
+
+def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) -> ReadT:
+    """What `read` gives of the image in `source`, which it may load whole or not.
+
+    Raises:
+        UnreadableImage: The image cannot be opened or loaded, or `read` refuses it.
+    """
     try:
-        with _strictly(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _rgb(image)
+        with silenced(*_WARNING_MODULES):
+            while True:
+                with _STRICT, Image.open(source, formats=FORMATS) as image:
+                    if image.width * image.height > _MOST_PIXELS:
+                        raise Image.DecompressionBombError
+                    result = read(image)
+                    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+                        return result
+                # Another thread has just allowed truncated files: this one may be half a picture.
+                if isinstance(source, io.BytesIO):
+                    source.seek(0)
     except (UnreadableImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -94,19 +128,48 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage("32-bit greyscale, for which no value means white")
-    return np.array(image.convert("RGB"))
+    pixels = np.array(image.convert("RGB"))
+    if image.has_transparency_data and bool((pixels == pixels[0, 0]).all()):
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if bool((alpha != alpha[0, 0]).any()):
+            red, green, blue = pixels[0, 0]
+            raise UnreadableImage(
+                "all that it shows is in its alpha channel, which is dropped: every pixel has the "
+                f"colour #{red:02x}{green:02x}{blue:02x} (draw it on a background and save that)"
+            )
+    return pixels
 
 
-@contextmanager
-def _strictly() -> Iterator[None]:
-    """Pillow without warnings, and refusing truncated files even where a library allowed them.
+class _StrictLoading:
+    """While a thread is inside, Pillow refuses truncated files, even where a library allows them.
 
-    Its warnings (odd EXIF, transparency dropped, large but not too large) change no pixel.
+    `ImageFile.LOAD_TRUNCATED_IMAGES` belongs to the process. It is touched only where it is set,
+    by the first thread that enters, and put back by the last one that leaves; a thread that put
+    back what it found would leave another thread's value behind.
     """
-    allowed, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = allowed
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts anew in a forked process, where the threads that were inside do not exist."""
+        if getattr(self, "_allowed", False):
+            ImageFile.LOAD_TRUNCATED_IMAGES = True
+        self._lock, self._inside, self._allowed = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                self._allowed, ImageFile.LOAD_TRUNCATED_IMAGES = True, False
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._allowed and not self._inside:
+                self._allowed, ImageFile.LOAD_TRUNCATED_IMAGES = False, True
+
+
+_STRICT = _StrictLoading()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_STRICT.forget)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image
-
-from robustcli.data.decode import FORMATS, UnreadableImage, read_bytes
+from robustcli.data.decode import UnreadableImage, read_bytes, read_image
 from robustcli.data.index import ImageRef
 
 
@@ -18,7 +16,9 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
     """
     try:
         source = ref.path if ref.member is None else io.BytesIO(read_bytes(ref))
-        with Image.open(source, formats=FORMATS) as image:
-            return image.height, image.width
-    except Exception as error:  # Pillow's readers answer a corrupt file with almost any exception
-        raise UnreadableImage(f"its size cannot be read: {error}") from error
+        return read_image(source, lambda image: (image.height, image.width))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableImage(f"its size cannot be read: {reason}") from error
+    except UnreadableImage as error:
+        raise UnreadableImage(f"its size cannot be read: {error.reason}") from error

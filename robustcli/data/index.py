@@ -49,6 +49,7 @@ class ImageIndex:
         available: How many there were before a subset was taken.
         subset: In words, which part was taken (`15 per class, seed 0`); None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
+        notes: What the user should know of how the data were read, a line each.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ImageIndex:
     available: int = 0
     subset: str | None = None
     demonstration: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def grouping(self) -> str:

@@ -50,6 +50,10 @@ class Indexed(Protocol):
         """SHA-256 (hex) of what is known of every image."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of how the data were read, a line each."""
+
+    @property
     def members(self) -> Sequence[Member]:
         """The images."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.data.classes_file import read_classes
+from robustcli.data.tables import Say, unheard
 
 BUNDLED = ("imagenet-1k", "cifar10")
 
@@ -59,7 +60,7 @@ class LabelSpace:
         return any(label.isdecimal() for label in (*self.ids, *self.names))
 
 
-def label_space(name_or_file: str) -> LabelSpace:
+def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
     """The label space of that name, or the one that a classes file lists.
 
     A file with the very ids of a bundled label space is that label space, whatever its own name.
@@ -78,7 +79,7 @@ def label_space(name_or_file: str) -> LabelSpace:
             f"Use `--label-space {BUNDLED[0]}`, `--label-space {BUNDLED[1]}` or "
             "`--label-space FILE` with one class a line, in index order.",
         )
-    space = _read(path)
+    space = _read(path, say)
     return next((known for known in map(_bundled, BUNDLED) if known.ids == space.ids), space)
 
 
@@ -127,8 +128,8 @@ def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     return {label: next(iter(found)) for label, found in indices.items() if len(found) == 1}
 
 
-def _read(path: Path) -> LabelSpace:
-    classes = read_classes(path)
+def _read(path: Path, say: Say = unheard) -> LabelSpace:
+    classes = read_classes(path, say)
     return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
 
 

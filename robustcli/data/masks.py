@@ -1,9 +1,14 @@
-"""Mask files to foreground and background, exactly: what is not two classes is refused."""
+"""Mask files to foreground, background and ignored pixels, by one decision for a data set."""
 
 from __future__ import annotations
 
 import io
-import warnings
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,50 +16,264 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.data.decode import FORMATS, UnreadableImage, decode, decode_bytes, read_bytes
+from robustcli.core.seeds import identity_seed
+from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_image
 from robustcli.data.index import ImageRef
+from robustcli.data.mask_values import (
+    COLOUR,
+    OPAQUE,
+    Census,
+    MaskReading,
+    ValueOption,
+    blurred_share,
+    decide,
+    labels_of,
+    parse_values,
+    plain,
+    shown_value,
+    unknown_values,
+)
 from robustcli.data.pairs import PairRef
 
-_SHOWN = 6
+_ARRAY = ".npy"
+_MOST_MASKS, _LEAST_MASKS, _MOST_PIXELS = 256, 16, 100_000_000
+"""Of a large set, so many masks decide how all are read: no more than 256, and where they are
+large, no more than 100 million pixels (but 16 masks at least)."""
+_MOST_VALUES = 4096  # different ones, from which it is clear that they are not two
+_MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
+_AT_ONCE = 32
+_NUMPY = "arrays of numpy"
 
 
-def decode_mask(ref: ImageRef) -> NDArray[np.bool_]:
-    """Where the foreground is: bool, shape (height, width).
+@dataclass(frozen=True)
+class MaskPixels:
+    """What a mask file holds, no channel lost.
 
-    Background is 0. Foreground is 1 or the largest value that the file's type holds (255, or 65535
-    for 16 bits), the two ways in which binary masks are written; a mask of zeros is empty. Any
-    other number may be a class or an instance, and is not merged with the foreground by guess.
-    A palette counts by its greys, or by its indices where it has colours; alpha does not count.
+    Args:
+        values: (H, W): grey values or numbers as they are in the file, indices of a palette, or
+            colours (`COLOUR + 0xRRGGBB`).
+        alpha: (H, W), 0 to 255; None where the file has no transparency.
+        lossy: Whether its compression changes values.
+        kind: What it holds where that is not grey values of 8 bits, in words.
+    """
+
+    values: NDArray[Any]
+    alpha: NDArray[np.uint8] | None = None
+    lossy: bool = False
+    kind: str = ""
+
+
+def decode_mask(ref: ImageRef, reading: MaskReading | None = None) -> NDArray[Any]:
+    """The mask, shape (height, width): bool, or, where the reading ignores values, uint8.
+
+    Args:
+        ref: The file.
+        reading: How the masks of its data set are read; None to decide by this file alone.
+
+    Returns:
+        Where the foreground is; as uint8 0 is background, 1 foreground, `IGNORED` neither.
 
     Raises:
         UnreadableImage: The file is missing or damaged (see `decode`).
-        UsageError: It has other values, or colours.
+        UsageError: It has values whose meaning is not known.
     """
+    pixels = read_mask(ref)
+    if reading is None:
+        reading = survey((ref,), _place(ref))[0]
+    values = _told_by(pixels, reading, ref)
+    if pixels.lossy:
+        _check_blurred(values, reading, ref)
+    labels, unknown = labels_of(values, reading, lossy=pixels.lossy)
+    if unknown:
+        raise unknown_values(unknown, reading, _place(ref))
+    return labels
+
+
+def survey(
+    masks: Sequence[ImageRef], location: str, *, foreground: ValueOption = None,
+    ignore: ValueOption = None,
+) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
+    """How the masks of a data set are read, and what is to be announced of it.
+
+    All masks decide, or of a large set a sample that depends on ids alone. While all of them are
+    of one value, more are read.
+
+    Args:
+        masks: All masks of the data set.
+        location: Where it is, for messages.
+        foreground: See `decide`.
+        ignore: See `decide`.
+
+    Raises:
+        UsageError: The values do not tell; see `decide`.
+    """
+    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.image_id), ref.image_id))
+    ignored = parse_values(ignore, "--ignore")
+    census = _census(tuple((ref, _state(ref)) for ref in ordered), ignored)
+    if not census.masks:
+        return MaskReading((1, 255, 65535)), ()  # none can be read: each is named where it is used
+    reading, notes = decide(census, location, foreground=foreground, ignore=ignore)
+    return reading, tuple(notes)
+
+
+def _state(ref: ImageRef) -> tuple[int, int]:
+    """What changes with the file."""
     try:
-        content = read_bytes(ref)
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
-    levels = _levels(ref, content)
-    top = int(levels.max())
-    foreground = levels > 0
-    two_classes = top in (0, 1, np.iinfo(levels.dtype).max) and bool(
-        (levels[foreground] == top).all()
-    )
-    if not two_classes:
-        raise _not_two_classes(ref, levels)
-    return foreground
+        state = ref.path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
-def decode_pair(pair: PairRef) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The image, uint8 (height, width, 3) RGB, and its mask, bool (height, width).
+@lru_cache(maxsize=8)
+def _census(
+    masks: tuple[tuple[ImageRef, tuple[int, int]], ...], ignored: tuple[float, ...]
+) -> Census:
+    """The values of the first masks; commands that open a data set several times count once."""
+    census = Census(of=len(masks))
+    pixels = 0
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(masks), _AT_ONCE):
+            some = [ref for ref, _ in masks[first : first + _AT_ONCE]]
+            for found in pool.map(_counted, some):
+                if found is None:
+                    continue
+                _add(census, found)
+                pixels += sum(found.counts.values())
+                values = len(census.exact) + len(census.lossy)
+                seen = {v for v, _ in census.exact} | set(census.lossy)
+                enough = census.masks >= _MOST_MASKS or (
+                    pixels >= _MOST_PIXELS and census.masks >= _LEAST_MASKS
+                )
+                if values > _MOST_VALUES or (enough and len(seen - set(ignored)) > 1):
+                    return census
+                if enough and len({a for _, a in census.exact}) > 1:
+                    return census
+    return census
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """By (value, alpha), the pixels of one mask."""
+
+    counts: Counter[tuple[float, int]]
+    lossy: bool
+    kind: str
+
+
+def _counted(ref: ImageRef) -> _Counted | None:
+    """The values of one mask; None where it cannot be read, which is said where it is used."""
+    try:
+        pixels = read_mask(ref)
+    except UnreadableImage:
+        return None
+    counts: Counter[tuple[float, int]] = Counter()
+    for alpha, values in _by_alpha(pixels):
+        found, numbers = _unique(values)
+        for value, number in zip(found[: _MOST_VALUES + 1], numbers, strict=False):
+            counts[plain(value), alpha] += int(number)
+    return _Counted(counts, pixels.lossy, pixels.kind)
+
+
+def _by_alpha(pixels: MaskPixels) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The values of each degree of transparency."""
+    if pixels.alpha is None:
+        yield OPAQUE, pixels.values
+        return
+    for alpha in np.unique(pixels.alpha):
+        yield int(alpha), pixels.values[pixels.alpha == alpha]
+
+
+def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The different values and how often each is there; of bytes in a tenth of the time."""
+    if values.dtype == np.uint8:
+        numbers = np.bincount(values.ravel(), minlength=256)
+        found = np.flatnonzero(numbers)
+        return found, numbers[found]
+    found, numbers = np.unique(values, return_counts=True)
+    return found, numbers
+
+
+def _add(census: Census, found: _Counted) -> None:
+    census.masks += 1
+    census.kinds |= {found.kind} - {""}
+    if not found.lossy:
+        census.exact.update(found.counts)
+        return
+    for (value, _), number in found.counts.items():
+        if value >= COLOUR:
+            census.blurred_colours = True
+        else:
+            census.lossy[value] += number
+
+
+def _told_by(pixels: MaskPixels, reading: MaskReading, ref: ImageRef) -> NDArray[Any]:
+    """The values of the channel that tells, when the other one says nothing against it.
+
+    Raises:
+        UsageError: It does.
+    """
+    alpha = pixels.alpha
+    varies = alpha is not None and bool((alpha != alpha.flat[0]).any())
+    one_colour = bool((pixels.values == pixels.values.flat[0]).all())
+    if reading.channel == "alpha":
+        if alpha is None or not one_colour:
+            what = "has no alpha channel" if alpha is None else "has colours as well"
+            raise UsageError(
+                f"The mask `{_place(ref)}` {what}.",
+                "In the other masks of this data set the alpha channel is the mask.",
+                "Write all masks in one way, as PNG with 0 and 255.",
+            )
+        return alpha
+    if varies and alpha is not None:
+        clear = pixels.values[alpha == 0]
+        if one_colour or bool((clear != 0).any()):
+            raise UsageError(
+                f"The mask `{_place(ref)}` has an alpha channel that says something else than its "
+                "colours.",
+                "In this data set the colours are the mask, and here something transparent is not "
+                "black.",
+                "Write it anew without an alpha channel, as PNG with 0 and 255.",
+            )
+    return pixels.values
+
+
+def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: ImageRef) -> None:
+    """Nothing, if a lossy mask has no class of its own between the known values.
+
+    Raises:
+        UsageError: It has colours, or such a class.
+    """
+    found, numbers = _unique(values)
+    counts = {plain(v): int(n) for v, n in zip(found, numbers, strict=True)}
+    known = [value for value in reading.known if value < COLOUR]
+    known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
+    if max(counts) >= COLOUR:
+        raise UsageError(
+            f"The mask `{_place(ref)}` is a JPEG file with colours.",
+            "JPEG blurs colours over their edges, so that it is not known where they end.",
+            "Write it anew as PNG with 0 and 255.",
+        )
+    if blurred_share(counts, known, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
+        most = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in known) > 32))
+        raise UsageError(
+            f"The mask `{_place(ref)}` is a JPEG file that does not have two values and blur.",
+            f"{counts[most] / values.size:.1%} of its pixels are {shown_value(most)}, between the "
+            "known ones.",
+            "Write it anew as PNG with 0 and 255.",
+        )
+
+
+def decode_pair(pair: PairRef) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
 
     Raises:
         UnreadableImage: One of the files is missing or damaged.
-        UsageError: The mask is not one of two classes, or of another size than the image.
+        UsageError: What the mask's values mean is not known, or it has another size.
     """
     image = decode(pair.image)
     try:
-        mask = decode_mask(pair.mask)
+        mask = decode_mask(pair.mask, pair.reading)
     except UnreadableImage as error:
         raise UnreadableImage(f"its mask `{pair.mask.image_id}`: {error.reason}") from error
     check_pair(pair, image, mask)
@@ -79,39 +298,92 @@ def check_pair(pair: PairRef, image: NDArray[Any], mask: NDArray[Any]) -> None:
     )
 
 
-def _levels(ref: ImageRef, content: bytes) -> NDArray[Any]:
-    """The values as the file means them, an unsigned integer type, shape (height, width)."""
-    colours = decode_bytes(content)
-    grey = bool((colours == colours[..., :1]).all())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `decode_bytes` has vouched for the file
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.mode.startswith("I"):  # of which `decode_bytes` keeps the high byte only
-                return np.asarray(image).astype(np.uint16)
-            if image.mode == "P" and not grey:
-                return np.array(image)
-    if not grey:
-        raise _coloured(ref)
-    return colours[..., 0]
+def read_mask(ref: ImageRef) -> MaskPixels:
+    """What the file holds.
+
+    Raises:
+        UnreadableImage: It is missing or damaged.
+    """
+    try:
+        content = read_bytes(ref)
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+    if not content:
+        raise UnreadableImage("the file is empty")
+    if (ref.member or ref.path.name).lower().endswith(_ARRAY):
+        return _of_array(content)
+    lossless_webp = b"VP8L" in content[:64]
+    return read_image(io.BytesIO(content), lambda image: _of_image(image, lossless_webp))
 
 
-def _not_two_classes(ref: ImageRef, levels: NDArray[Any]) -> UsageError:
-    values = [str(value) for value in np.unique(levels)]
-    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-    return UsageError(
-        f"The mask `{_place(ref)}` does not have two classes.",
-        f"Its values are {', '.join(values[:_SHOWN])}{more}. Expected 0 for background and one of "
-        f"1 and {np.iinfo(levels.dtype).max} for foreground; others may be classes or instances.",
-        "Write the masks of what is to be found as PNG with 0 and 255 (JPEG blurs them).",
+def _of_array(content: bytes) -> MaskPixels:
+    """An array of numpy: (H, W), perhaps with an axis of 1, or RGB(A) bytes; nothing is unpickled.
+
+    Raises:
+        UnreadableImage: It is something else.
+    """
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy answers a corrupt file with several kinds of exception
+        raise UnreadableImage(f"damaged: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif" or not array.size:
+        raise UnreadableImage("no array of numbers")
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
+        alpha = array[..., 3] if array.shape[2] == 4 else None
+        return MaskPixels(_colours(array[..., :3]), alpha, kind=_NUMPY)
+    if array.ndim != 2:
+        raise UnreadableImage(f"an array of shape {array.shape}, expected (height, width)")
+    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=_NUMPY)
+
+
+def _of_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
+    lossy = (
+        image.format in ("JPEG", "MPO")
+        or (image.format == "WEBP" and not lossless_webp)
+        or image.info.get("compression") == "jpeg"
     )
+    if image.mode.startswith("I") or image.mode == "F":
+        return MaskPixels(np.array(image), lossy=lossy, kind=_wide(image.mode))
+    alpha = None
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    if image.mode == "L" and alpha is None:
+        return MaskPixels(np.array(image), lossy=lossy)
+    colours = _colours(np.asarray(image.convert("RGB")))
+    if image.mode == "P" and colours.dtype != np.uint8:
+        indices = _indices(np.array(image), colours)
+        kind = "indices of a palette" if indices is not colours else "colours"
+        return MaskPixels(indices, alpha, lossy, kind)
+    return MaskPixels(colours, alpha, lossy, "" if colours.dtype == np.uint8 else "colours")
 
 
-def _coloured(ref: ImageRef) -> UsageError:
-    return UsageError(
-        f"The mask `{_place(ref)}` has colours.",
-        "Expected grey values, 0 for background; which colour is the foreground is not known.",
-        "Write the masks of what is to be found as PNG with 0 and 255.",
-    )
+def _wide(mode: str) -> str:
+    if mode == "F":
+        return "floating-point numbers"
+    return "whole numbers of 16 bits" if mode.startswith("I;16") else "whole numbers of 32 bits"
+
+
+def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:
+    """Grey values where all pixels are grey, else numbers of which those of colours are large."""
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    grey = (red == green) & (green == blue)
+    if grey.all():
+        return red.copy()
+    wide = rgb.astype(np.int64)
+    codes = COLOUR + (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
+    return np.where(grey, wide[..., 0], codes)
+
+
+def _indices(indices: NDArray[np.uint8], colours: NDArray[Any]) -> NDArray[Any]:
+    """The indices of a palette, unless black is another one than 0.
+
+    Programs that reduce the colours of a picture order a palette by frequency: index 0 of one file
+    is then what index 1 is in another. The colours are the same in all.
+    """
+    black = set(np.unique(indices[colours == 0]).tolist())
+    return colours if black - {0} else indices
 
 
 def _place(ref: ImageRef) -> str:

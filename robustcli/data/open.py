@@ -17,7 +17,7 @@ from robustcli.data.labels_file import read_labels
 from robustcli.data.layout import Wanted, Whatever, by_layout, by_part, unwrapped
 from robustcli.data.listing import Entry, list_folder
 from robustcli.data.manifest import Labelled, read_manifest
-from robustcli.data.tables import TABLE_SUFFIXES
+from robustcli.data.tables import TABLE_SUFFIXES, Say
 from robustcli.data.tar import TAR_SUFFIXES, is_tar, list_tar
 
 # Folders whose own names say little; the folder above is then part of the data set's name.
@@ -54,10 +54,12 @@ def open_index(
             f"`{LISTING}` shows which data are for `{model_label_space}`.",
         )
     given = label_space or (dataset.label_space if dataset else None)
-    space = find_label_space(given) if isinstance(given, str) else given
+    notes: list[str] = []
+    space = find_label_space(given, notes.append) if isinstance(given, str) else given
     wanted = Wanted(space, model_label_space)
     path = require(dataset) if dataset else _existing(data)
-    return _index(path, dataset, wanted, _labelled(path, labels, wanted, parts=parts))
+    labelled = _labelled(path, labels, wanted, notes.append, parts=parts)
+    return _index(path, dataset, wanted, labelled, notes)
 
 
 def open_classes(data: str) -> ImageIndex:
@@ -82,17 +84,21 @@ def open_classes(data: str) -> ImageIndex:
         )
     path = require(dataset) if dataset else _existing(data)
     wanted = Whatever(None, "")
-    labelled = _labelled(path, None, wanted, parts=True, refused=advice.no_own_classes)
+    notes: list[str] = []
+    labelled = _labelled(
+        path, None, wanted, notes.append, parts=True, refused=advice.no_own_classes
+    )
     labels = {one.label for one in labelled}
     if len(labels) < 2:
         raise advice.one_class(path, *labels)
     space = own_space(labels, _display_name(path))
-    return _index(path, dataset, Wanted(space, space.name), labelled)
+    return _index(path, dataset, Wanted(space, space.name), labelled, notes)
 
 
 def _index(
-    path: Path, dataset: Dataset | None, wanted: Wanted, labelled: Sequence[Labelled]
-) -> ImageIndex:
+    path: Path, dataset: Dataset | None, wanted: Wanted, labelled: Sequence[Labelled],
+    notes: Sequence[str],
+) -> ImageIndex:  # fmt: skip
     names = {one.label for one in labelled}
     space = wanted.fits(names)
     if space is None:
@@ -108,6 +114,7 @@ def _index(
         images=tuple(sorted(images, key=lambda image: image.image_id)),
         available=len(images),
         demonstration=dataset is not None,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -123,7 +130,7 @@ Refused = Callable[[Path, Sequence[Entry], Wanted], UsageError]
 
 
 def _labelled(
-    path: Path, labels: Path | None, wanted: Wanted, *, parts: bool,
+    path: Path, labels: Path | None, wanted: Wanted, say: Say, *, parts: bool,
     refused: Refused = advice.no_classes,
 ) -> list[Labelled]:  # fmt: skip
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
@@ -133,12 +140,15 @@ def _labelled(
                 "A manifest names the label of each image itself.",
                 "Leave out `--labels`.",
             )
-        return read_manifest(path)
-    entries = list_folder(path) if path.is_dir() else list_tar(path)
+        return read_manifest(path, say)
+    listing = list_folder(path) if path.is_dir() else list_tar(path)
+    entries = listing.entries
+    for note in listing.notes(path):
+        say(note)
     if not entries:
         raise advice.no_images(path)
     if labels is not None:
-        return read_labels(labels, entries if path.is_dir() else _innermost(entries))
+        return read_labels(labels, entries if path.is_dir() else _innermost(entries), say)
     found = _by_layout(path, entries, wanted, parts=parts)
     if not found:
         raise refused(path, entries, wanted)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustcli.data.layout import unwrapped
-from robustcli.data.listing import Entry
+from robustcli.data.listing import Entry, is_image
 from robustcli.data.pair_advice import no_layout
 from robustcli.data.pair_layout import Layout, by_key, match, pair, stem
 
@@ -85,7 +85,11 @@ def by_split(location: Path, entries: Sequence[Entry]) -> Layout | None:
 def _matched(
     location: Path, images: Sequence[Entry], masks: Sequence[Entry]
 ) -> list[tuple[Entry, Entry]]:
-    """The pairs of one stem; a mask's may end in `_mask` where no image is called so."""
+    """The pairs of one stem; a mask's may end in `_mask` where no image is called so.
+
+    Arrays of numpy can be masks, not images: those beside images do not count.
+    """
+    images = [image for image in images if is_image(image.relative)]
     by_stem = by_key(location, ((stem(image), image) for image in images))
     keys = (stem(m) if stem(m) in by_stem else stem(m).removesuffix(_MASK) for m in masks)
     return match(location, by_stem, by_key(location, zip(keys, masks, strict=True)))

@@ -4,64 +4,86 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
 from robustcli.data.advice import listed
-from robustcli.data.listing import Entry, stable
-from robustcli.data.manifest import PATH
+from robustcli.data.listing import MASK_SUFFIXES, Entry
+from robustcli.data.manifest import PATH, check_missing, entries_named, is_named
 from robustcli.data.pair_layout import Layout, pair
 from robustcli.data.part_names import parts_in
-from robustcli.data.tables import Column, read_columns
+from robustcli.data.tables import Column, Say, read_columns, unheard
 
 # The heading says what a group is, and the reports repeat it.
 GROUPINGS = ("group", "patient", "subject", "case", "slide", "photo")
 _IMAGE = Column("image", (PATH.name, *PATH.aliases))
-_MASK = Column("mask", ("mask-path", "label", "label-path"))
+_MASK = Column("mask", ("mask-path", "label", "label-path", "mask-id", "annotation"))
+_MASK_WORDS = ("mask", "label", "annotation", "truth", "gt")
 _SPLIT = Column("split", required=False)
+_TRIED = 100  # rows by which the columns of a table without a header are told
 _GROUPS = tuple(Column(name, required=False) for name in GROUPINGS)
 
 
-def read_pairs(path: Path) -> Layout:
+def read_pairs(path: Path, say: Say = unheard) -> Layout:
     """The pairs that the table at `path` lists.
 
     Args:
         path: A CSV, TSV or Parquet file with the columns `image` and `mask`, perhaps one of
             `GROUPINGS`, perhaps `split`; paths count from the folder of the table.
+        say: Hears what was read otherwise than as documented.
 
     Raises:
         UsageError: The table cannot be read, is empty, names an image twice, a file that is not
             there, or a split of another name.
     """
-    columns = read_columns(path, (_IMAGE, _MASK, *_GROUPS, _SPLIT))
-    images = [_entry(path.parent, name) for name in columns["image"]]
-    masks = [_entry(path.parent, name) for name in columns["mask"]]
+    columns = read_columns(
+        path, (_IMAGE, _MASK, *_GROUPS, _SPLIT),
+        headless=lambda rows: _by_content(path.parent, rows), say=say,
+    )  # fmt: skip
+    images = entries_named(path, columns["image"], say=say)
+    masks = entries_named(path, columns["mask"], say=say, suffixes=MASK_SUFFIXES)
     if not images:
         raise UsageError(
             f"`{path}` lists no pair.", "It has a header only.", "Add one line for each image."
         )
     _check_repeated(path, images)
-    _check_missing(path, [*images, *masks])
+    check_missing(path, [*images, *masks])
     grouping, groups = _groups(columns) or ("image", [image.relative for image in images])
     splits = parts_in(path, columns) or [None] * len(images)
     rows = zip(images, masks, groups, splits, strict=True)
     return Layout(tuple(pair(*row) for row in rows), grouping)
 
 
-def with_groups(layout: Layout, path: Path) -> Layout:
+def _by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
+    """The two columns of a table without a header: files, one of which are called masks."""
+    if len(rows[0]) != 2:
+        return None
+    columns = [[row[place].strip() for row in rows] for place in (0, 1)]
+    if not all(is_named(base, name) for column in columns for name in column[:_TRIED]):
+        return None
+    masks = [
+        place
+        for place, column in enumerate(columns)
+        if all(any(word in name.lower() for word in _MASK_WORDS) for name in column)
+    ]
+    return {_MASK.name: masks[0], _IMAGE.name: 1 - masks[0]} if len(masks) == 1 else None
+
+
+def with_groups(layout: Layout, path: Path, say: Say = unheard) -> Layout:
     """`layout` with the groups (and splits) that the table at `path` gives to its images.
 
     Args:
         layout: Pairs of a folder or tar.
         path: A table with the columns `image` (the pair's id, with or without suffix), one of
             `GROUPINGS` and perhaps `split`; lines about other images do not matter.
+        say: Hears what was read otherwise than as documented.
 
     Raises:
         UsageError: The table cannot be read, has no group, or lacks an image.
     """
-    columns = read_columns(path, (_IMAGE, *_GROUPS, _SPLIT))
+    columns = read_columns(path, (_IMAGE, *_GROUPS, _SPLIT), say=say)
     found = _groups(columns)
     if found is None:
         raise UsageError(
@@ -92,11 +114,6 @@ def _groups(columns: Mapping[str, list[str]]) -> tuple[str, list[str]] | None:
     return next(((name, columns[name]) for name in GROUPINGS if name in columns), None)
 
 
-def _entry(base: Path, name: str) -> Entry:
-    inside = _normal(name)
-    return Entry(stable(inside), base / inside)
-
-
 def _normal(name: str) -> str:
     return Path(os.path.normpath(name.replace("\\", "/") if os.sep == "/" else name)).as_posix()
 
@@ -113,14 +130,4 @@ def _check_repeated(path: Path, images: list[Entry]) -> None:
             f"`{path}` lists {len(twice)} images more than once.",
             f"Repeated: {listed(twice)}.",
             "Every image has one mask: remove the repeated lines.",
-        )
-
-
-def _check_missing(path: Path, entries: list[Entry]) -> None:
-    missing = [entry for entry in entries if not entry.path.is_file()]
-    if missing:
-        raise UsageError(
-            f"`{path}` lists {len(missing)} of {len(entries)} files that are not there.",
-            f"The first is `{missing[0].path}`.",
-            f"Paths count from the folder of the table, `{path.parent}`: correct them or move it.",
         )

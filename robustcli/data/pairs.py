@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from robustcli.data.index import ImageRef
+
+if TYPE_CHECKING:
+    from robustcli.data.mask_values import MaskReading
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,15 @@ class PairRef:
         group: What is never split between training and test: a patient, a photo, or the image
             itself where nothing else is known.
         split: `train`, `val` or `test` where the data set says so itself; else None.
+        reading: How the masks of its data set are read; None where none was decided, so that each
+            mask is read by its own values.
     """
 
     image: ImageRef
     mask: ImageRef
     group: str
     split: str | None = None
+    reading: MaskReading | None = None
 
     @property
     def image_id(self) -> str:
@@ -45,6 +52,8 @@ class PairIndex:
         demonstration: Whether it is a small set for trying, not for published numbers.
         tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
             where the field counts this data set so; else None.
+        notes: What the user should know of how the data were read, a line each.
+        reading: How their masks are read.
     """
 
     name: str
@@ -55,6 +64,8 @@ class PairIndex:
     subset: str | None = None
     demonstration: bool = False
     tolerance: int | None = None
+    notes: tuple[str, ...] = ()
+    reading: MaskReading | None = None
 
     @property
     def digest(self) -> str:

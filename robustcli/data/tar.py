@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
 import tarfile
 import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from robustcli.core.atomic import replacing
-from robustcli.core.errors import UsageError
+from robustcli.core.atomic import LONGEST_NAME, replacing, shortened
+from robustcli.core.errors import RunError, UsageError
 from robustcli.data.home import data_home
-from robustcli.data.listing import Entry, is_image, stable
+from robustcli.data.listing import (
+    IMAGE_SUFFIXES,
+    Entry,
+    Listing,
+    list_tree,
+    named_like_image,
+    stable,
+)
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz")
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
+_MOST_HOPS = 40
+"""Links that lead to links: as many as Linux follows."""
 
 
 def is_tar(path: Path) -> bool:
@@ -25,20 +35,22 @@ def is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
-def list_tar(path: Path) -> list[Entry]:
+def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
     """Every image in the tar at `path`, with its place in the (uncompressed) archive.
 
     A compressed tar cannot be read at random: it is first decompressed, once, into the data home.
-    Links inside the archive and hidden files are left out.
+    What counts is what would count in the folder that the tar unpacks to (`listing.list_tree`): of
+    two members of one name the last; hard and symbolic links inside the archive are what they lead
+    to. Nothing outside of the archive is ever read.
 
     Raises:
         UsageError: The file is no tar, or is damaged.
-        RunError: There is no room to decompress it.
+        RunError: There is no room to decompress it, or the data home cannot be written.
     """
     try:
         plain = _decompressed(path) if path.name.lower().endswith(COMPRESSED_SUFFIXES) else path
         with tarfile.open(plain, mode="r:") as archive:
-            members = [m for m in archive if m.isreg() and not m.issparse() and is_image(m.name)]
+            root, outside = _tree(plain, archive)
             _check_complete(plain, archive.offset)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UsageError(
@@ -46,10 +58,126 @@ def list_tar(path: Path) -> list[Entry]:
             f"Reading it says: {error}.",
             "Check that it was downloaded completely (`tar tf FILE` lists it), then repeat.",
         ) from error
-    return [
-        Entry(stable(m.name.removeprefix("./")), plain, m.name, m.offset_data, m.size)
-        for m in members
-    ]
+    listing = list_tree(_InTar(root, "", False, root), suffixes)
+    outside = [stable(name) for name in outside if named_like_image(name, suffixes)]
+    return replace(listing, unreached=sorted([*listing.unreached, *outside]))
+
+
+@dataclass(eq=False)
+class _Member:
+    """A place in the archive: a folder with `inside`, a file with `info`, or a link to `target`.
+
+    Args:
+        archive: The uncompressed tar.
+        parts: The names that lead to it.
+        inside: Of a folder, what is in it.
+        info: Of a plain file, where it lies.
+        target: Of a link, the names that lead to what it stands for, counted from the root; None
+            where that is outside.
+    """
+
+    archive: Path
+    parts: tuple[str, ...]
+    inside: dict[str, _Member] | None = None
+    info: tarfile.TarInfo | None = None
+    target: tuple[str, ...] | None = None
+
+
+def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
+    """The folder that the archive unpacks to, and the names of members that would lie outside."""
+    root, outside = _Member(plain, (), inside={}), []
+    for info in archive:
+        parts = _parts(info.name)
+        if parts is None:
+            outside.append(info.name)
+            continue
+        member = _Member(plain, parts)
+        if info.isdir():
+            member.inside = {}
+        elif info.isreg() and not info.issparse():
+            member.info = info
+        elif info.islnk():
+            member.target = _parts(info.linkname)
+        elif info.issym() and not info.linkname.startswith("/"):
+            member.target = _parts("/".join((*parts[:-1], info.linkname)))
+        if parts:
+            _put(root, member)
+    return root, outside
+
+
+def _parts(name: str) -> tuple[str, ...] | None:
+    """The names that lead to a member, as `tar` unpacks it; None where that is outside.
+
+    Like `tar`, a slash at the beginning does not count.
+    """
+    found: list[str] = []
+    for part in name.split("/"):
+        if part == ".." and not found:
+            return None
+        if part == "..":
+            found.pop()
+        elif part not in ("", "."):
+            found.append(part)
+    return tuple(found)
+
+
+def _put(root: _Member, member: _Member) -> None:
+    """Puts `member` into its folder, which is made where the archive does not name it."""
+    folder = root
+    for depth, name in enumerate(member.parts[:-1], 1):
+        assert folder.inside is not None
+        inner = folder.inside.get(name)
+        if inner is None or inner.inside is None:
+            inner = _Member(root.archive, member.parts[:depth], inside={})
+            folder.inside[name] = inner
+        folder = inner
+    assert folder.inside is not None
+    before = folder.inside.get(member.parts[-1])
+    if member.inside is not None and before is not None and before.inside is not None:
+        return  # a folder that is named after what is in it
+    folder.inside[member.parts[-1]] = member
+
+
+def _found(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | None:
+    """What is at `parts` when every link on the way is followed; None where nothing is."""
+    place = root
+    for name in parts:
+        inner = place.inside.get(name) if place.inside is not None else None
+        while inner is not None and inner.inside is None and inner.info is None:
+            if inner.target is None or hops == _MOST_HOPS:
+                return None
+            hops += 1
+            inner = _found(root, inner.target, hops)
+        if inner is None:
+            return None
+        place = inner
+    return place
+
+
+@dataclass(frozen=True)
+class _InTar:
+    """A member as `listing.list_tree` walks to it."""
+
+    member: _Member
+    name: str
+    is_link: bool
+    root: _Member
+
+    def identity(self) -> str | None:
+        if self.member.inside is None and self.member.info is None:
+            raise LookupError(self.name)
+        return None if self.member.inside is None else "/".join(self.member.parts)
+
+    def children(self) -> Iterator[_InTar]:
+        for name, one in (self.member.inside or {}).items():
+            is_link = one.inside is None and one.info is None
+            there = _found(self.root, one.parts) if is_link else one
+            yield _InTar(there or one, name, is_link, self.root)
+
+    def entry(self, relative: str) -> Entry:
+        info = self.member.info
+        assert info is not None
+        return Entry(stable(relative), self.member.archive, info.name, info.offset_data, info.size)
 
 
 def decompress(source: Path, target: Path) -> None:
@@ -60,11 +188,16 @@ def decompress(source: Path, target: Path) -> None:
         tarfile.ReadError: `source` is damaged.
     """
     with gzip.open(source, "rb") as packed, replacing(target) as beside, beside.open("wb") as out:
-        try:
-            shutil.copyfileobj(packed, out, length=1 << 20)
-        # `replacing` would take an OSError for a refusal to write.
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise tarfile.ReadError(str(error)) from error
+        while chunk := _unpacked(packed):
+            out.write(chunk)
+
+
+def _unpacked(packed: gzip.GzipFile) -> bytes:
+    """The next bytes; what is wrong with the source is never taken for a refusal to write."""
+    try:
+        return packed.read(1 << 20)
+    except (EOFError, zlib.error, OSError) as error:
+        raise tarfile.ReadError(str(error)) from error
 
 
 def _decompressed(path: Path) -> Path:
@@ -72,12 +205,32 @@ def _decompressed(path: Path) -> Path:
     state = path.stat()
     identity = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    target = data_home() / "unpacked" / f"{path.name.split('.')[0]}-{key}.tar"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    stem = shortened(path.name.split(".")[0], LONGEST_NAME - 2 * len(key))
+    target = data_home() / "unpacked" / f"{stem}-{key}.tar"
+    lock = FileLock(f"{target}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise _no_room(path, target, str(error)) from error
+    try:
         if not target.is_file():
             decompress(path, target)
+    except RunError as error:
+        raise _no_room(path, target, error.why) from error
+    finally:
+        lock.release()
     return target
+
+
+def _no_room(path: Path, target: Path, reason: str) -> RunError:
+    return RunError(
+        f"`{path}` cannot be decompressed into the data home: cannot write `{target}`.",
+        reason if reason.startswith("The file system says") else f"The file system says: {reason}.",
+        "Name another data home with the environment variable ROBUST_HOME (a folder with room for "
+        f"the whole archive), or decompress it yourself: `gunzip -k {path.name}`, then name the "
+        "`.tar`.",
+    )
 
 
 def _check_complete(plain: Path, end: int) -> None:

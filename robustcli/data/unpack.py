@@ -21,7 +21,7 @@ def unpack(dataset: Dataset, packed: Path, target: Path) -> None:
     with replacing(target) as beside:
         try:
             decompress(packed, beside)
-            images = len(list_tar(beside))
+            images = len(list_tar(beside).entries)
         except (UsageError, tarfile.TarError) as error:
             raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
         if images != dataset.images:

@@ -20,6 +20,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.decode import decode
 from robustcli.data.index import ImageIndex
 from robustcli.data.labels import label_space
+from robustcli.data.mask_values import check_no_masks
 from robustcli.data.open import open_index
 from robustcli.data.subset import take
 from robustcli.evaluation.class_rows import ClassRows
@@ -44,6 +45,7 @@ class Classification(Task[Classifier]):
 
     def check(self, config: EvalConfig) -> None:
         """See `Task.check`."""
+        check_no_masks(config.foreground, config.ignore)
         if config.split != "auto" and not any(_trained(config)):
             raise UsageError(
                 f"`--split {config.split}` does not go with classifiers.",
@@ -57,6 +59,8 @@ class Classification(Task[Classifier]):
         Images that a model was trained on here are left out.
         """
         whole = _opened(config)
+        for note in whole.notes:
+            listener.say(note)
         part = choose_part(whole, config.split, _trainings(config), listener).index
         index = take(part, per_class=config.per_class, limit=config.limit, seed=config.seed)
         if config.data is None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.evaluation.record import Split
 
 BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
@@ -43,6 +44,8 @@ class EvalConfig:
     batch_size: int | None = None
     workers: int | None = None
     allow_unreadable: float = 0.01
+    foreground: ValueOption = None
+    ignore: ValueOption = None
     fresh: bool = False
     offline: bool = False
     command: str = "robustcli.evaluate(...)"
@@ -57,7 +60,8 @@ class EvalConfig:
         if self.out is not None:
             return self.out
         changes = [change for change in map(_changes, self.models) if change is not None]
-        settings = [digest, self.seed, self.apply_at, self.precision, *changes]
+        masks = mask_settings(self.foreground, self.ignore)
+        settings = [digest, self.seed, self.apply_at, self.precision, *changes, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         first = self.models[0].name.replace("/", "-").replace(":", "-")
         return Path("runs") / f"eval-{first}-{short}"

@@ -14,11 +14,13 @@ from robustcli.adapters.classifier import Classifier, Facts
 from robustcli.adapters.entry import FOREGROUND
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.data.index import ImageIndex
+from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.loader import ORIGINAL
 from robustcli.evaluation.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
+    MasksRecord,
     ModelRecord,
     PreprocessingRecord,
     TransformRecord,
@@ -61,6 +63,24 @@ def pairs_record(index: PairIndex) -> DatasetRecord:
         demonstration=index.demonstration,
         digest=index.digest,
         tolerance=index.tolerance,
+        masks=_masks_record(index.reading),
+    )
+
+
+def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
+    """The record of how masks are read; None for masks as nearly all are."""
+    if reading is None or reading.is_standard:
+        return None
+    foreground, background = (
+        None if values is None else [shown_value(value) for value in values]
+        for values in (reading.foreground, reading.background)
+    )
+    return MasksRecord(
+        foreground=foreground,
+        background=background,
+        ignored=[shown_value(value) for value in reading.ignored],
+        channel=reading.channel,
+        words=reading.words(),
     )
 
 

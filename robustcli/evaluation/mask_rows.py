@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcli.adapters.segmenter import Segmenter
+from robustcli.data.mask_values import IGNORED
 from robustcli.evaluation.forward import Forward
 from robustcli.evaluation.loader import Batch
 from robustcli.evaluation.moved_pairs import Mask, MaskedImages
@@ -49,15 +50,18 @@ def mask_row(prediction: Mask, truth: Mask, tolerance: int | None = None) -> Row
 
     Args:
         prediction: Where foreground was found.
-        truth: Where it is.
+        truth: Where it is: bool, or uint8 with 0, 1 and IGNORED. Ignored pixels are in no count,
+            and outlines are those of what is left.
         tolerance: In pixels, for the counts of `relaxed`; None leaves them out.
     """
+    counted = np.ones(truth.shape, bool) if truth.dtype == bool else truth != IGNORED
+    prediction, truth = prediction & counted, truth == 1
     outlines = surface_distance(prediction, truth)
     row: Row = {
         "tp": _pixels(prediction & truth),
         "fp": _pixels(prediction & ~truth),
         "fn": _pixels(~prediction & truth),
-        "tn": _pixels(~prediction & ~truth),
+        "tn": _pixels(~prediction & ~truth & counted),
         "hd95": None if outlines is None else outlines.hd95,
         "boundary_dice": None if outlines is None else outlines.boundary_dice,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from robustcli.evaluation.store import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
-Mask = NDArray[np.bool_]  # (H, W)
+Mask = NDArray[Any]  # (H, W): bool, or uint8 with pixels to ignore, see `masks.decode_mask`
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _draw(folder: Path, pair: PairRef, segmenter: Segmenter) -> None:
     probability = segmenter.probabilities([image])[0]
     grey = np.rint(255 * probability).astype(np.uint8)
     write_bytes(folder / "image.png", _png(image, Image.Resampling.LANCZOS))
-    truth_grey = np.where(truth, 255, 0).astype(np.uint8)
+    truth_grey = np.where(truth == 1, 255, 0).astype(np.uint8)
     write_bytes(folder / "truth.png", _png(truth_grey, Image.Resampling.NEAREST))
     write_bytes(folder / "prediction.png", _png(grey, Image.Resampling.BILINEAR))
 

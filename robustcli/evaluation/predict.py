@@ -66,7 +66,8 @@ def predict_masks(
         RunError: Some images cannot be read (all others have their masks then).
     """
     listener = listener or Silent()
-    jobs, tag = list_jobs(images, out, overlays=overlays), _tag(segmenter)
+    jobs = list_jobs(images, out, overlays=overlays, say=listener.say)
+    tag = _tag(segmenter)
     there = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
     listener.start(len(jobs), len(there))
     forward = Forward(segmenter.facts.name, segmenter.device, segmenter.masks)

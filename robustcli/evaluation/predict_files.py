@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from robustcli.core.errors import UsageError
 from robustcli.data.listing import Entry, list_folder
+from robustcli.data.tables import Say, unheard
 
 OVERLAY = "_overlay"
 _MASK = "_mask"  # how the LGG set names the true mask beside its image
@@ -29,18 +30,23 @@ class Job:
         return (self.mask,) if self.overlay is None else (self.mask, self.overlay)
 
 
-def list_jobs(images: Sequence[Path], out: Path, *, overlays: bool) -> tuple[Job, ...]:
+def list_jobs(
+    images: Sequence[Path], out: Path, *, overlays: bool, say: Say = unheard
+) -> tuple[Job, ...]:
     """The images in order, each with its outputs below `out`.
 
     An image of a folder keeps its path inside that folder, a single file its name; the mask has the
     image's stem. Folders are searched to any depth. Left out are what lies below `out`, true masks
-    beside their images (`X_mask.tif` with `X.tif`) and the folder `masks` beside `images`.
+    beside their images (`X_mask.tif` with `X.tif`) and the folder `masks` beside `images`; and, as
+    everywhere, leftovers of other programs (`say` hears how many).
 
     Raises:
         UsageError: There is nothing there, or two outputs would be one file, or an output would be
             an image.
     """
-    named = sorted(_named(images, out.resolve()), key=lambda one: (one[1].as_posix(), str(one[0])))
+    named = sorted(
+        _named(images, out.resolve(), say), key=lambda one: (one[1].as_posix(), str(one[0]))
+    )
     if not named:
         raise UsageError(
             f"There are no images in {' and '.join(f'`{path}`' for path in images)}.",
@@ -52,10 +58,13 @@ def list_jobs(images: Sequence[Path], out: Path, *, overlays: bool) -> tuple[Job
     return jobs
 
 
-def _named(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, PurePosixPath]]:
+def _named(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, PurePosixPath]]:
     for path in images:
         if path.is_dir():
-            found = [entry for entry in list_folder(path) if not _is_below(entry.path, out)]
+            listing = list_folder(path)
+            for note in listing.notes(path):
+                say(note)
+            found = [entry for entry in listing.entries if not _is_below(entry.path, out)]
             names = {entry.relative for entry in found}
             kept = [entry for entry in found if not _is_true_mask(entry, names)]
             yield from ((entry.path, PurePosixPath(entry.relative)) for entry in kept)

@@ -86,10 +86,25 @@ class TransformRecord(Record):
     assumed: bool
 
 
+class MasksRecord(Record):
+    """How the masks of a data set are read, where it is not as usual (0 and 1, or 0 and 255).
+
+    Values are as a user writes them (`128`, `#ff0000`); `foreground` is None for all that are not 0
+    or ignored, `background` for all others. `words` says the same in a sentence.
+    """
+
+    foreground: list[str] | None
+    background: list[str] | None
+    ignored: list[str]
+    channel: Literal["colour", "alpha"]
+    words: str
+
+
 class DatasetRecord(Record):
     """The images: how many, which, and the hash of their ids and labels in order.
 
-    `tolerance` (pixels) is written only of data whose masks are compared with one.
+    `tolerance` (pixels) is written only of data whose masks are compared with one, `masks` only
+    where they are read in an unusual way.
     """
 
     name: str
@@ -102,12 +117,14 @@ class DatasetRecord(Record):
     demonstration: bool
     digest: str
     tolerance: int | None = None
+    masks: MasksRecord | None = None
 
     @model_serializer(mode="wrap")
     def _known_to_older_versions(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
         told: dict[str, Any] = rest(self)
-        if told.get("tolerance", 0) is None:
-            del told["tolerance"]
+        for name in ("tolerance", "masks"):
+            if told.get(name, 0) is None:
+                del told[name]
         return told
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.record import ModelRecord, RunRecord
+from robustcli.evaluation.record import DatasetRecord, ModelRecord, RunRecord
 
 # What decides a row. Device, versions, workers and batch size change no more than rounding.
 _OF_RUN = {"seed": "--seed", "apply_at": "--apply-at", "precision": "--precision"}
@@ -59,6 +59,7 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
             f"{_subset(old)}, now {new.dataset.images} of `{new.dataset.name}`{_subset(new)} "
             "(`--data`, `--per-class`, `--limit`, `--split`, `--seed`)."
         )
+    yield from masks_that_differ(old.dataset, new.dataset)
     for field, flag in _OF_RUN.items():
         if getattr(old, field) != getattr(new, field):
             yield f"`{flag}` was {getattr(old, field)}, now it is {getattr(new, field)}."
@@ -70,6 +71,16 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
     for cell in new.transforms:
         if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
             yield f"The parameters of transform `{cell.name}` are other ones."
+
+
+def masks_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
+    """In words, that the masks of the same images are read in another way."""
+    if old.masks != new.masks:
+        before, now = (
+            "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
+            for one in (old, new)
+        )
+        yield f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`)."
 
 
 def _model_differences(old: ModelRecord, new: ModelRecord) -> Iterator[str]:

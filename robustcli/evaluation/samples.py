@@ -92,7 +92,8 @@ def first_pair(pairs: Sequence[PairRef]) -> Sample | None:
     first = None
     for pair in pairs[:_MOST]:
         try:
-            sample = Sample(pair.image_id, *decode_pair(pair))
+            image, mask = decode_pair(pair)
+            sample = Sample(pair.image_id, image, mask == 1)
         except UnreadableImage:
             continue
         if sample.mask is not None and sample.mask.any():

@@ -13,7 +13,7 @@ from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.load_segmenter import load_segmenter
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
-from robustcli.data.open_pairs import open_pairs
+from robustcli.data.open_pairs import open_masked
 from robustcli.data.pair_subset import take_pairs
 from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.config import EvalConfig
@@ -44,7 +44,9 @@ class Segmentation(Task[Segmenter]):
 
     def open(self, config: EvalConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = open_pairs(config.data)
+        whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
+        for note in whole.notes:
+            listener.say(note)
         if config.data is None:
             kind = " (a demonstration set)" if whole.demonstration else ""
             listener.say(

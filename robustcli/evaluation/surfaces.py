@@ -6,13 +6,14 @@ a mask with a neighbour (of four) outside it or outside the image.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from robustcli.core.silence import silenced
 
 PERCENTILE = 95
 TOLERANCE = 2.0  # pixels
@@ -54,9 +55,8 @@ def _distances(one: Mask, other: Mask) -> tuple[Tensor, ...]:
     from monai.metrics.utils import get_edge_surface_distance
 
     first, second = torch.from_numpy(one.copy()), torch.from_numpy(other.copy())
-    with warnings.catch_warnings():
-        # MONAI 1.5 and 1.6 warn of an argument that they pass themselves.
-        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+    # MONAI 1.5 and 1.6 warn of an argument (`always_return_as_numpy`) that they pass themselves.
+    with silenced("monai.utils.deprecate_utils"):
         _, distances, _ = get_edge_surface_distance(first, second, symmetric=True)
     return distances
 

@@ -30,7 +30,10 @@ def make_data(
     workers = default_workers(device) if config.workers is None else config.workers
     pin = device.type == "cuda"
     if recipe.patches is not None:
-        return PatchData(train, val, recipe, seed=config.seed, workers=workers, pin=pin)
+        return PatchData(
+            train, val, recipe, seed=config.seed, workers=workers, pin=pin,
+            ignores=ignores(selection),
+        )  # fmt: skip
     return SegmentationData(
         train, val, recipe, seed=config.seed, whole=selection.whole, workers=workers, pin=pin
     )
@@ -47,13 +50,21 @@ def make_module(
         data: What it is validated on; None where it is not.
     """
     if selection.recipe.patches is not None:
-        return NnUNetModule(network.train(), selection.recipe)
+        return NnUNetModule(network.train(), selection.recipe, ignores=ignores(selection))
     groups = [pair.group for pair in selection.splits.val.pairs]
     places = data.val_images() if isinstance(data, SegmentationData) else []
     return SegmentationModule(
         network.train(), selection.recipe, channels=selection.channels,
         decays=decays_of(selection.entry), val_groups=[groups[place] for place in places],
+        ignores=ignores(selection),
     )  # fmt: skip
+
+
+def ignores(selection: Selection) -> bool:
+    """Whether the masks of the data hold pixels that count nowhere."""
+    index = selection.index
+    reading = index.reading if isinstance(index, PairIndex) else None
+    return reading is not None and bool(reading.ignored)
 
 
 def part_of(index: PairIndex, decoded: Sequence[Decoded]) -> Part:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import Protocol
 from robustcli.training.schedules import EXTENDABLE
@@ -52,6 +53,8 @@ class TrainConfig:
     recipe: str | None = None
     plan: NnUNetPlan | None = None
     task: Literal["cls", "seg"] | None = None
+    foreground: ValueOption = None
+    ignore: ValueOption = None
 
     def directory(self, recipe: Recipe, digest: str) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
@@ -68,7 +71,8 @@ class TrainConfig:
         if recipe.patches is None:
             del how["patches"]
         said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
-        settings = [*said, self.seed, self.devices, digest, how]
+        masks = mask_settings(self.foreground, self.ignore)
+        settings = [*said, self.seed, self.devices, digest, how, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = self.model.replace("/", "-").replace(":", "-")
         return Path("runs") / f"train-{name}-{short}"

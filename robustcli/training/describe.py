@@ -89,7 +89,7 @@ def decision_words(probability: float) -> str:
 
 def split_record(part: PairIndex, decoded: Sequence[Decoded]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
-    empty = sum(not one.mask.any() for one in decoded)
+    empty = sum(not (one.mask == 1).any() for one in decoded)
     return SplitRecord(images=len(part.pairs), groups=len(part.groups), empty=empty)
 
 

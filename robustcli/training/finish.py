@@ -89,6 +89,8 @@ def evaluate(config: TrainConfig, run: Path, model: str, out: Path) -> None:
             device=config.device,
             workers=config.workers,
             offline=config.offline,
+            foreground=config.foreground,
+            ignore=config.ignore,
             command=config.command,
         )
     )

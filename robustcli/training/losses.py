@@ -3,7 +3,8 @@
 Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024) for the constants; the losses of
 networks that answer with logits are taken from the logits, which a rounded sigmoid cannot harm.
 
-Shapes: output and target (B, 1, H, W); a target lies in 0 to 1.
+Shapes: output and target (B, 1, H, W); a target lies in 0 to 1, or is `mask_values.IGNORED` where
+pixels are to be ignored: these change neither loss nor gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.names import find
+from robustcli.data.mask_values import IGNORED
 
 POOLED_SMOOTH = 100.0
 IMAGE_SMOOTH = 1.0
@@ -29,43 +31,64 @@ class SegmentationLoss(nn.Module, ABC):
 
     Args:
         probabilities: Whether the network says probabilities; else logits.
+        ignores: Whether targets hold pixels to ignore.
     """
 
-    def __init__(self, *, probabilities: bool) -> None:
+    def __init__(self, *, probabilities: bool, ignores: bool = False) -> None:
         super().__init__()
-        self.probabilities = probabilities
+        self.probabilities, self.ignores = probabilities, ignores
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, float32."""
         with torch.autocast(output.device.type, enabled=False):
             if self.probabilities and output.dtype != torch.float32:
                 output = output.float().clamp(_HALF_MARGIN, 1 - _HALF_MARGIN)
-            return self.of(output.float(), target.float())
+            target = target.float()
+            if not self.ignores:
+                return self.of(output.float(), target, None)
+            counted = target != IGNORED
+            return self.of(output.float(), target.masked_fill(~counted, 0.0), counted)
 
     @abstractmethod
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of float32 `output`."""
+    def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+        """The loss of float32 `output`.
 
-    def probability(self, output: Tensor) -> Tensor:
-        """The probabilities that `output` stands for."""
-        return output if self.probabilities else output.sigmoid()
+        Args:
+            output: What the network says.
+            target: 0 to 1; 0 where a pixel does not count.
+            counted: Which pixels count; None for all.
+        """
 
-    def cross_entropy(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean binary cross entropy over all pixels."""
+    def probability(self, output: Tensor, counted: Tensor | None) -> Tensor:
+        """The probabilities that `output` stands for; 0 where a pixel does not count."""
+        probability = output if self.probabilities else output.sigmoid()
+        return probability if counted is None else probability * counted
+
+    def cross_entropy(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+        """The mean binary cross entropy over all pixels that count."""
         if self.probabilities:
             known = output.nan_to_num(nan=0.5)
-            loss = F.binary_cross_entropy(known, target)
+            loss = self._mean(F.binary_cross_entropy, known, target, counted)
             # torch stops at a NaN with an error that names no image: hand it on as a NaN instead.
             return loss + 0 * output.mean()
-        return F.binary_cross_entropy_with_logits(output, target)
+        return self._mean(F.binary_cross_entropy_with_logits, output, target, counted)
+
+    @staticmethod
+    def _mean(
+        entropy: Callable[..., Tensor], output: Tensor, target: Tensor, counted: Tensor | None
+    ) -> Tensor:
+        if counted is None:
+            return entropy(output, target)
+        pixels = entropy(output, target, reduction="none") * counted
+        return pixels.sum() / counted.sum().clamp_min(1)
 
 
 class DiceLoss(SegmentationLoss):
     """One minus the dice of the whole batch pooled, smoothed by 100."""
 
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
+    def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
-        p = self.probability(output)
+        p = self.probability(output, counted)
         both = 2 * (p * target).sum() + POOLED_SMOOTH
         return 1 - both / (p.sum() + target.sum() + POOLED_SMOOTH)
 
@@ -73,20 +96,20 @@ class DiceLoss(SegmentationLoss):
 class CrossEntropyLoss(SegmentationLoss):
     """The mean binary cross entropy over all pixels."""
 
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
+    def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
-        return self.cross_entropy(output, target)
+        return self.cross_entropy(output, target, counted)
 
 
 class BceDiceLoss(SegmentationLoss):
     """Cross entropy plus one minus the mean dice of the images, each smoothed by 1."""
 
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
+    def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
-        p, t = self.probability(output).flatten(1), target.flatten(1)  # (B, H*W)
+        p, t = self.probability(output, counted).flatten(1), target.flatten(1)  # (B, H*W)
         both = 2 * (p * t).sum(1) + IMAGE_SMOOTH
         dice = both / (p.sum(1) + t.sum(1) + IMAGE_SMOOTH)
-        return self.cross_entropy(output, target) + 1 - dice.mean()
+        return self.cross_entropy(output, target, counted) + 1 - dice.mean()
 
 
 LOSSES: dict[str, Callable[..., SegmentationLoss]] = {
@@ -96,17 +119,18 @@ LOSSES: dict[str, Callable[..., SegmentationLoss]] = {
 }
 
 
-def make_loss(name: str, *, probabilities: bool) -> SegmentationLoss:
+def make_loss(name: str, *, probabilities: bool, ignores: bool = False) -> SegmentationLoss:
     """The loss called `name`.
 
     Args:
         name: One of LOSSES.
         probabilities: Whether the network says probabilities; else logits.
+        ignores: Whether targets hold pixels to ignore.
 
     Raises:
         UsageError: No loss is called so.
     """
-    return LOSSES[loss_name(name)](probabilities=probabilities)
+    return LOSSES[loss_name(name)](probabilities=probabilities, ignores=ignores)
 
 
 def loss_name(name: str) -> str:

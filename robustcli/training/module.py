@@ -27,21 +27,23 @@ class SegmentationModule(Learner):
         channels: Order in which it takes the colours.
         decays: Which parameters weight decay touches.
         val_groups: The group of each validation sample, by its number.
+        ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
     """
 
     def __init__(
         self, network: nn.Module, recipe: Recipe, *, channels: str, decays: Decays,
-        val_groups: Sequence[str],
+        val_groups: Sequence[str], ignores: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(network, recipe, decays)
         self.channels, self.val_groups = channels, val_groups
-        self.probabilities = is_probability(network)
+        self.probabilities, self.ignores = is_probability(network), ignores
         self.loss = self.make_loss()
         self._counts = torch.zeros(0)
 
     def make_loss(self) -> nn.Module:
         """Of what `outputs` gives and the masks, a scalar."""
-        return DeepSupervision(make_loss(self.recipe.loss, probabilities=self.probabilities))
+        loss = make_loss(self.recipe.loss, probabilities=self.probabilities, ignores=self.ignores)
+        return DeepSupervision(loss)
 
     def pixels(self, batch: Batch) -> Tensor:
         """The images as the network takes them: float32 in [0, 1], its order of colours."""

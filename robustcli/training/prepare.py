@@ -103,6 +103,8 @@ def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> 
         listener.say(
             f"No --data: using {index.name}{kind}, {len(index.members)} images, {index.location}."
         )
+    for note in index.notes:
+        listener.say(note)
     counts = ", ".join(
         f"{name} {task.counted(part)}"
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.core.errors import UsageError
+from robustcli.evaluation.resume import masks_that_differ
 from robustcli.training.record import RecipeRecord, TrainRecord
 from robustcli.training.schedules import EXTENDABLE
 
@@ -82,6 +83,7 @@ def differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
             f"Its images are others: {old.dataset.images} of `{old.dataset.name}`, now "
             f"{new.dataset.images} of `{new.dataset.name}` (`--data`, `--limit`, `--seed`)."
         )
+    yield from masks_that_differ(old.dataset, new.dataset)
     yield from fields_that_differ(old, new, _OF_RUN)
     yield from recipes_that_differ(old.recipe, new.recipe)
     yield from _epochs(old.recipe, new.recipe)

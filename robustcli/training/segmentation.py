@@ -16,7 +16,7 @@ from robustcli.adapters.weights_header import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.data.indexed import Indexed
 from robustcli.data.masks import decode_mask
-from robustcli.data.open_pairs import open_pairs
+from robustcli.data.open_pairs import open_masked
 from robustcli.data.pair_subset import take_pairs
 from robustcli.data.pairs import PairIndex, PairRef
 from robustcli.data.splits import Split, Splits, paper_splits, patient_splits
@@ -55,10 +55,18 @@ class Segmentation(TrainingTask):
                 "It is a baseline without parameters.",
                 f"Measure it with `robust eval --model {entry.name} --transform identity`.",
             )
+        if config.ignore is not None and config.protocol == "paper":
+            raise UsageError(
+                f"`--ignore {config.ignore}` does not go with `--protocol paper`.",
+                "The paper resizes whole masks, which mixes ignored pixels with their neighbours, "
+                "and scores every pixel.",
+                "Leave out one of the two.",
+            )
 
     def open(self, config: TrainConfig) -> PairIndex:
         """See `TrainingTask.open`."""
-        return take_pairs(open_pairs(config.data), limit=config.limit, seed=config.seed)
+        whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
+        return take_pairs(whole, limit=config.limit, seed=config.seed)
 
     def split(self, index: Indexed, config: TrainConfig) -> Splits[PairIndex]:
         """See `TrainingTask.split`."""
@@ -98,7 +106,8 @@ class Segmentation(TrainingTask):
         """See `TrainingTask.counts`: with the images that hold no foreground."""
         splits = selection.splits
         _check_foreground(splits.train, train)
-        empty = sum(not decode_mask(pair.mask).any() for pair in splits.test.pairs)
+        masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.pairs)
+        empty = sum(not (mask == 1).any() for mask in masks)
         test = SplitRecord(
             images=len(splits.test.pairs), groups=len(splits.test.groups), empty=empty
         )
@@ -165,7 +174,7 @@ class Segmentation(TrainingTask):
 
 
 def _check_foreground(train: PairIndex, decoded: Sequence[Decoded]) -> None:
-    if not any(one.mask.any() for one in decoded):
+    if not any((one.mask == 1).any() for one in decoded):
         raise UsageError(
             f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
             "From empty masks a network learns to find nothing.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-# The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then puts back;
-# PiecewiseAffine needs a warning filter, which belongs to the process until Python 3.14. Either is
+# The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then puts back:
 # sound only while no second thread does the same.
 ONE_AT_A_TIME = threading.Lock()

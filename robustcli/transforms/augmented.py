@@ -7,7 +7,6 @@ costs 15 to 190 microseconds, and threads share no augmenter.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from robustcli.core.errors import RunError
-from robustcli.transforms.alone import ONE_AT_A_TIME
+from robustcli.core.silence import silenced
 from robustcli.transforms.base import Image, Mask, Transform
 from robustcli.transforms.strength import settings_at
 
@@ -91,9 +90,8 @@ def _no_warning(augmenter: str) -> Iterator[None]:
     if augmenter != "PiecewiseAffine":
         yield
         return
-    with ONE_AT_A_TIME, warnings.catch_warnings():
-        # imgaug calls a method of scikit-image here that is deprecated from 0.26 until 2.2.
-        warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)
+    # imgaug calls a method of scikit-image here that is deprecated from 0.26 until 2.2.
+    with silenced("skimage._shared.utils"):
         yield
 
 

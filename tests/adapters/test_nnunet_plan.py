@@ -72,6 +72,18 @@ def test_labels_in_the_order_of_their_values_without_the_ignored() -> None:
     ("configuration", "dataset", "message"),
     [
         (settings(), {"labels": {"background": 0, "whole": [1, 2]}}, "The labels .* are regions"),
+        (
+            settings(),
+            {"labels": {"0": "background", "1": "tumour"}},
+            r"(?s)are the wrong way round\..*nnU-Net 1 did.*`\"labels\": \{\"background\": 0, "
+            r"\"tumour\": 1\}`",
+        ),
+        (
+            settings(),
+            {"labels": {"background": "0", "tumour": "1"}},
+            r"(?s)are no names with numbers\..*`background` is '0'.*\"tumour\": 1\}`",
+        ),
+        (settings(), {"labels": {"background": 0, "a": None}}, r"`a` is None, which is no number"),
         (settings(), {"labels": {}}, r"`dataset\.json` has no `labels`"),
         (settings(), {"channel_names": {"0": "R"}}, r"(?s)do not belong together.*3 cha.*has 1"),
         (settings(patch_size=[8, 8, 8]), {}, r"(?s)patch has 3 dimensions.*`2d`"),

@@ -134,6 +134,25 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
         write_bytes(tmp_path / ("x" * 300), b"x")
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127 + "x", "x" * 221, "x.parquet"])
+def test_a_name_of_any_length_that_the_disk_takes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert only(path)
+
+
+def test_two_long_names_do_not_meet_in_one_temporary_file(tmp_path: Path) -> None:
+    first, second = (tmp_path / ("x" * 254 + end) for end in "ab")
+    with replacing(first) as one, replacing(second) as other:
+        assert one != other
+        assert one.name.startswith(".x")
+        assert one.name.endswith(".tmp"), "leftovers of killed processes are found by this ending"
+        one.write_bytes(b"a")
+        other.write_bytes(b"b")
+    assert (first.read_bytes(), second.read_bytes()) == (b"a", b"b")
+
+
 def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "rows.bin" / "inner").mkdir(parents=True)
     with pytest.raises(RunError, match="Cannot write"):

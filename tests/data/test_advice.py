@@ -21,7 +21,7 @@ def _refused(data: Path, message: str, label_space: str | None = None) -> UsageE
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    error = _refused(tmp_path, r"holds no images\.\nFiles that end in \.bmp, \.jpeg")
+    error = _refused(tmp_path, r"holds no images\.\nFiles that end in \.bmp, \.gif, \.jpeg")
     assert error.todo == "Name the folder whose subfolders are the classes."
 
 

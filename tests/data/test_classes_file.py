@@ -65,3 +65,30 @@ def test_ids_alone_do(tmp_path: Path) -> None:
 def test_wrong_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         _read(tmp_path, content, name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "index;name\n0;cat\n1;dog\n",
+        "sep=;\nname;index\ndog;1\ncat;0\n",
+        "0;cat\n1;dog\n",
+        "dog\t1\ncat\t0\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_classes_as_spreadsheets_write_them(tmp_path: Path, content: str, encoding: str) -> None:
+    heard: list[str] = []
+    (tmp_path / "c.csv").write_text(content, encoding=encoding)
+    assert [line.name for line in read_classes(tmp_path / "c.csv", heard.append)] == ["cat", "dog"]
+    assert len(heard) == 1
+
+
+def test_wnids_and_names_without_a_header(tmp_path: Path) -> None:
+    rows = "n01440764;tench\nn01443537;goldfish\n"
+    assert _read(tmp_path, rows, "c.csv")[1] == ("n01443537", "goldfish")
+
+
+def test_lines_in_utf16(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("cat\ndog\n", encoding="utf-16")
+    assert [line.name for line in read_classes(tmp_path / "c.txt")] == ["cat", "dog"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from robustcli.data.decode import UnreadableImage, decode, decode_bytes
+from robustcli.data.decode import UnreadableImage, decode, decode_bytes, read_image
 from robustcli.data.index import ImageRef
 
 PHOTO = Image.effect_noise((64, 48), 80).convert("RGB")
@@ -113,6 +116,100 @@ def test_truncated_stays_unreadable_where_a_library_allows_it(
     with pytest.raises(UnreadableImage, match="truncated"):
         decode_bytes(content[: len(content) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_threads_leave_the_process_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """Filters of warnings and Pillow's flag end as they were; every half file is refused."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+    whole = _encoded(_palette(), "PNG", transparency=bytes(range(256)))  # one that warns
+    jpeg = _encoded(PHOTO, "JPEG")
+    half = jpeg[: len(jpeg) // 2]
+    filters, hook, most = list(warnings.filters), warnings.showwarning, Image.MAX_IMAGE_PIXELS
+
+    def refused(number: int) -> bool:
+        try:
+            decode_bytes(half if number % 2 else whole)
+        except UnreadableImage as error:
+            return "truncated" in error.reason
+        return False
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(refused, range(600)))
+    assert found == [bool(number % 2) for number in range(600)]
+    assert list(warnings.filters) == filters
+    assert warnings.showwarning is hook
+    assert (allowed, most) == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+
+
+def test_a_library_that_allows_truncated_files_in_between_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    calls = []
+
+    def read(image: Image.Image) -> int:
+        if not calls:
+            ImageFile.LOAD_TRUNCATED_IMAGES = True  # as another thread might, while this one reads
+        calls.append(1)
+        image.load()
+        return image.width
+
+    jpeg = _encoded(PHOTO, "JPEG")
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_image(io.BytesIO(jpeg[: len(jpeg) // 2]), read)
+    assert len(calls) == 2, "what was read with the flag set is read again without"
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    inside, leave = threading.Event(), threading.Event()
+
+    def read(image: Image.Image) -> None:
+        inside.set()
+        leave.wait(30)
+
+    thread = threading.Thread(target=read_image, args=(io.BytesIO(_encoded(PHOTO, "PNG")), read))
+    thread.start()
+    inside.wait(30)
+    child = os.fork()
+    if not child:
+        decode_bytes(_encoded(PHOTO, "PNG"))
+        os._exit(0 if ImageFile.LOAD_TRUNCATED_IMAGES else 1)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_the_limit_of_pixels_holds_where_a_library_has_switched_it_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr("robustcli.data.decode._MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(UnreadableImage, match="more pixels than a photo has"):
+        decode_bytes(_encoded(PHOTO, "PNG"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_picture_that_is_in_the_alpha_channel_alone(mode: str) -> None:
+    shape = np.zeros((8, 8), np.uint8)
+    shape[2:5] = 255
+    picture = Image.new("RGBA", (8, 8), (255, 255, 255, 255))
+    picture.putalpha(Image.fromarray(shape))
+    if mode == "P":
+        picture = Image.fromarray((shape > 0).astype(np.uint8)).convert("P")
+        picture.putpalette([255, 255, 255] * 2)
+        content = _encoded(picture, "PNG", transparency=0)
+    else:
+        content = _encoded(picture.convert(mode), "PNG")
+    with pytest.raises(UnreadableImage, match=r"alpha channel, which is dropped.*#ffffff"):
+        decode_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,24 @@ def test_a_wrong_number_of_lines(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Cannot read `.*none\.txt`"):
         read_labels(tmp_path / "none.txt", ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "val_1.JPEG;n01440764\nval_10.JPEG;fire truck\nval_2.JPEG;cat\n"),
+        ("l.csv", "label;image_id\nn01440764;val_1\nfire truck;val_10\ncat;val_2\n"),
+        ("l.csv", "image_id,breed\nval_1,n01440764\nval_10,fire truck\nval_2,cat\n"),
+        ("l.txt", "val_1.JPEG,n01440764\nval_10.JPEG,fire truck\nval_2.JPEG,cat\n"),
+        ("l.txt", "sep=;\nfile;label\nval_1;n01440764\nval_10;fire truck\nval_2;cat\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_labels_as_spreadsheets_write_them(
+    tmp_path: Path, name: str, content: str, encoding: str
+) -> None:
+    heard: list[str] = []
+    (tmp_path / name).write_text(content, encoding=encoding)
+    found = read_labels(tmp_path / name, ENTRIES, heard.append)
+    assert {one.entry.relative: one.label for one in found} == EXPECTED
+    assert any(("UTF-16" if encoding == "utf-16" else "byte order") in line for line in heard)

@@ -42,3 +42,39 @@ def test_wrong_manifests(photos: Photos, rows: str, message: str) -> None:
     (root / "m.csv").write_text("path,label\n" + rows)
     with pytest.raises(UsageError, match=message):
         read_manifest(root / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("cat/a.jpg,cat\ndog/b.jpg,dog\n", "without a header"),
+        ("cat,cat/a.jpg\ndog,dog/b.jpg\n", "without a header"),
+        ("cat/a.jpg;train;cat\ndog/b.jpg;test;dog\n", "without a header"),
+        ("image_id,label\ncat/a,cat\ndog/b,dog\n", "`cat/a` = `cat/a.jpg`"),
+        ("image_id,breed\na,cat\nb,dog\n", "`a` = `cat/a.jpg`"),
+        ("image_id;label\na.jpg;cat\nb.jpg;dog\n", "`a.jpg` = `cat/a.jpg`"),
+    ],
+)
+def test_tables_of_competitions(photos: Callable[..., Path], rows: str, said: str) -> None:
+    root, heard = photos("cat/a.jpg", "dog/b.jpg"), list[str]()
+    (root / "t.csv").write_text(rows)
+    found = read_manifest(root / "t.csv", heard.append)
+    assert [(one.entry.relative, one.label) for one in found] == [
+        ("cat/a.jpg", "cat"),
+        ("dog/b.jpg", "dog"),
+    ]
+    assert said in " ".join(heard)
+
+
+def test_a_name_that_several_files_have_is_not_guessed(photos: Callable[..., Path]) -> None:
+    root = photos("cat/a.jpg", "dog/a.png")
+    (root / "t.csv").write_text("image_id,label\na,cat\n")
+    with pytest.raises(UsageError, match=r"lists 1 of 1 files that are not there"):
+        read_manifest(root / "t.csv")
+
+
+def test_a_table_that_does_not_tell_is_shown(photos: Callable[..., Path]) -> None:
+    root = photos("cat/a.jpg")
+    (root / "t.csv").write_text("cat/a.jpg,cat,7\n")
+    with pytest.raises(UsageError, match=r"For example `path,label`.*\n  cat/a\.jpg,cat,7"):
+        read_manifest(root / "t.csv")

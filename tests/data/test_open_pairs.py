@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.data.open_pairs import groups_file, open_pairs
+from robustcli.data.open_pairs import groups_file, open_masked, open_pairs
 
 Photos = Callable[..., Path]
 MakeTar = Callable[..., Path]
@@ -163,3 +165,43 @@ def test_what_cannot_be_read(photos: Photos, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"empty` holds no images\.\n.*\nPut the files into one"):
         open_pairs(str(tmp_path / "empty"))
+
+
+def _squares(root: Path, *folders: str, value: int) -> Path:
+    for folder in folders:
+        for place in ("images", "masks"):
+            (root / place / folder).mkdir(parents=True)
+        for number in range(3):
+            mask = np.zeros((8, 8), np.uint8)
+            mask[number : number + 3, 2:5] = value
+            Image.fromarray(mask).save(root / "masks" / folder / f"{number}.png")
+            Image.new("RGB", (8, 8)).save(root / "images" / folder / f"{number}.png")
+    return root
+
+
+def test_one_decision_about_masks_holds_for_every_part(tmp_path: Path) -> None:
+    root = _squares(tmp_path / "data", "one", "two", value=3)
+    whole, part = open_masked(str(root)), open_masked(f"{root}:one")
+    assert whole.reading is not None
+    assert whole.reading.foreground == (3,)
+    assert part.reading == whole.reading
+    assert {pair.reading for pair in part.pairs} == {whole.reading}
+    assert part.notes == whole.notes
+    assert len(part.pairs) == 3
+    assert "foreground 3, background 0" in part.notes[0]
+    assert open_masked(str(root), ignore=3, foreground="nonzero").reading != whole.reading
+
+
+def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
+    root = _squares(tmp_path / "data", "one", value=255)
+    (root / "masks" / "one" / ".ipynb_checkpoints").mkdir()
+    (root / "masks" / "one" / ".ipynb_checkpoints" / "0-checkpoint.png").touch()
+    (root / "images" / "one" / "._0.png").touch()
+    found = open_masked(str(root))
+    assert len(found.pairs) == 3
+    assert "2 files named like images" in found.notes[0]
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(root, "data")
+    packed = open_masked(str(tmp_path / "x.tar"))
+    assert [pair.image_id for pair in packed.pairs] == [pair.image_id for pair in found.pairs]
+    assert "2 files named like images" in packed.notes[0]

@@ -105,3 +105,27 @@ def test_wrong_groups(rows: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text(rows)
     with pytest.raises(UsageError, match=message):
         with_groups(_layout("a.jpg", "b.jpg"), tmp_path / "groups.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("image;mask\nimages/a.jpg;masks/a.png\n", "semicolons"),
+        ("images/a.jpg,masks/a.png\n", "without a header"),
+        ("masks/a.png,images/a.jpg\n", "without a header"),
+        ("image_id,mask\nimages/a,masks/a\n", "`images/a` = `images/a.jpg`"),
+    ],
+)
+def test_pairs_as_spreadsheets_write_them(photos: Photos, rows: str, said: str) -> None:
+    root, heard = photos("images/a.jpg", "masks/a.png"), list[str]()
+    (root / "t.csv").write_text(rows)
+    (found,) = read_pairs(root / "t.csv", heard.append).pairs
+    assert (found.image_id, found.mask.image_id) == ("images/a.jpg", "masks/a.png")
+    assert said in " ".join(heard)
+
+
+def test_two_files_a_line_of_which_none_is_called_a_mask(photos: Photos) -> None:
+    root = photos("a.jpg", "b.jpg")
+    (root / "t.csv").write_text("a.jpg,b.jpg\n")
+    with pytest.raises(UsageError, match=r"For example `image,mask`\. The file begins:\n  a\.jpg,"):
+        read_pairs(root / "t.csv")

@@ -72,3 +72,78 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 def test_missing_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Cannot read `.*t\.txt`"):
         read_text(tmp_path / "t.txt")
+
+
+ROW = "path{0}label\na.jpg{0}cat\nb.jpg{0}7\n"
+PLAIN = {"path": ["a.jpg", "b.jpg"], "label": ["cat", "7"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (ROW.format(";"), "a table separated by semicolons"),
+        (ROW.format("\t"), "a table separated by tabs"),
+        (ROW.format("|"), "a table separated by bars"),
+        ("sep=;\n" + ROW.format(";"), "a table with a first line `sep=;`"),
+        ('"sep=,"\r\n' + ROW.format(","), 'a table with a first line `"sep=,"`'),
+        ("sep=\t\r\n" + ROW.format("\t"), "a table with a first line `sep="),
+        ("path,breed\na.jpg,cat\nb.jpg,7\n", "a table whose column `breed` is the label"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_as_spreadsheets_write_them(
+    tmp_path: Path, content: str, said: str, encoding: str
+) -> None:
+    file, heard = tmp_path / "t.csv", list[str]()
+    file.write_bytes(content.encode(encoding))
+    wanted = (PATH, Column("label", remaining=True))
+    assert read_columns(file, wanted, say=heard.append) == PLAIN
+    assert len(heard) == 1
+    assert said in heard[0]
+    assert ("UTF-16" in heard[0]) == encoding.startswith("utf-16")
+    assert ("byte order mark" in heard[0]) == (encoding == "utf-8-sig")
+
+
+def test_a_table_as_documented_needs_no_words(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(ROW.format(","))
+    heard: list[str] = []
+    assert read_columns(tmp_path / "t.csv", (PATH, LABEL), say=heard.append) == PLAIN
+    assert not heard
+
+
+def test_cells_may_hold_other_separators_and_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('path,label\n"a;\nb.jpg", "x, y"\n,\n')
+    assert read_columns(tmp_path / "t.csv", (PATH, LABEL)) == {
+        "path": ["a;\nb.jpg"],
+        "label": ["x, y"],
+    }
+
+
+def test_what_is_lacking_is_said_with_the_first_lines_and_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("foto;art\na.jpg;cat\nb.jpg;dog\nc.jpg;cow\n")
+    message = (
+        r"no column `path`\.\nIts columns are `foto`, `art`\.\nThe first line must name a column "
+        r"`path` \(or `file`\)\. For example `path;label`\. The file begins:\n  foto;art\n  a\.jpg;"
+        r"cat\n  b\.jpg;dog$"
+    )
+    with pytest.raises(UsageError, match=message):
+        read_columns(tmp_path / "t.csv", (PATH, LABEL))
+
+
+def test_columns_without_a_header_are_told_by_the_caller(tmp_path: Path) -> None:
+    file, heard = tmp_path / "t.csv", list[str]()
+    file.write_text("cat;a.jpg\n7;b.jpg\n")
+    columns = read_columns(
+        file, (PATH, LABEL), say=heard.append,
+        headless=lambda rows: {"path": 1, "label": 0} if len(rows[0]) == 2 else None,
+    )  # fmt: skip
+    assert columns == PLAIN
+    assert "separated by semicolons, a table without a header" in heard[0]
+
+
+def test_a_header_is_never_taken_for_a_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,species,x\na.jpg,cat,1\n")
+    with pytest.raises(UsageError, match="no column `label`"):
+        read_columns(
+            tmp_path / "t.csv", (PATH, LABEL), headless=lambda rows: {"path": 0, "label": 1}
+        )

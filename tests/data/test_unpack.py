@@ -23,7 +23,7 @@ def test_the_tar_takes_the_place_of_the_download(
     packed = make_tar(NAMES, "archive.tar.gz")
     unpack(SAMPLE, packed, tmp_path / "set.tar")
     assert not packed.exists()
-    assert len(list_tar(tmp_path / "set.tar")) == 2
+    assert len(list_tar(tmp_path / "set.tar").entries) == 2
 
 
 @pytest.mark.parametrize(

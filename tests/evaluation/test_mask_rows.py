@@ -78,3 +78,19 @@ def test_without_one_of_the_masks_there_are_counts_and_no_distances(empty):
     row = mask_row(none, full) if empty == "prediction" else mask_row(full, none)
     assert row["fn" if empty == "prediction" else "fp"] == 6
     assert (row["hd95"], row["boundary_dice"]) == (None, None)
+
+
+def test_ignored_pixels_are_in_no_count_and_no_outline():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((24, 40)) < 0.4).astype(np.uint8)
+    prediction = rng.random((24, 40)) < 0.5
+    marked = truth.copy()
+    marked[:, 20:] = 255
+    other = prediction.copy()
+    other[:, 20:] = ~other[:, 20:]
+    row = mask_row(prediction, marked, tolerance=2)
+    assert mask_row(other, marked, tolerance=2) == row, "what is said there has no part in it"
+    left = mask_row(prediction[:, :20], truth[:, :20] == 1)
+    assert [row[name] for name in ("tp", "fp", "fn", "tn")] == [
+        left[name] for name in ("tp", "fp", "fn", "tn")
+    ]

@@ -58,3 +58,11 @@ def test_nothing_there_is_an_error(tmp_path):
         list_jobs([tmp_path / "absent"], tmp_path / "out", overlays=False)
     with pytest.raises(UsageError, match="There are no images in"):
         list_jobs([files(tmp_path, "a.txt")], tmp_path / "out", overlays=False)
+
+
+def test_leftovers_are_no_images_and_are_counted(tmp_path):
+    folder = files(tmp_path / "in", "a.jpg", "._a.jpg", "__MACOSX/a.jpg", "@eaDir/a.jpg/b.jpg")
+    heard: list[str] = []
+    jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=heard.append)
+    assert [job.image.name for job in jobs] == ["a.jpg"]
+    assert "3 files named like images" in heard[0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
+from robustcli.data.mask_values import IGNORED
 from robustcli.training.losses import (
     LOSSES,
     loss_name,
@@ -110,3 +111,41 @@ def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:
     with pytest.raises(UsageError, match="No loss is called `dise`") as caught:
         make_loss("dise", probabilities=False)
     assert "Did you mean `dice`" in str(caught.value)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_change_neither_loss_nor_gradient(name: str, probabilities: bool) -> None:
+    """The loss is that of the columns that are left."""
+    logits, target = fixed()
+    counted = 10
+    marked = target.clone()
+    marked[..., counted:] = IGNORED
+    loss = make_loss(name, probabilities=probabilities, ignores=True)
+    plain = make_loss(name, probabilities=probabilities)
+    output = (logits.sigmoid() if probabilities else logits).requires_grad_()
+    found = loss(output, marked.to(torch.uint8))
+    expected = plain(output[..., :counted], target[..., :counted])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, output)
+    (wanted,) = torch.autograd.grad(expected, output)
+    assert not gradient[..., counted:].any()
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_where_nothing_is_ignored_the_loss_is_the_same(name: str) -> None:
+    logits, target = fixed()
+    ignoring = make_loss(name, probabilities=False, ignores=True)
+    plain = make_loss(name, probabilities=False)
+    assert ignoring(logits, target).item() == pytest.approx(plain(logits, target).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_that_is_ignored_whole_has_a_finite_loss(name: str) -> None:
+    logits, target = fixed()
+    logits.requires_grad_()
+    loss = make_loss(name, probabilities=False, ignores=True)(logits, target * 0 + IGNORED)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(loss)
+    assert not gradient.any()

@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from robustcli.adapters.weights_header import read_header
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.metrics import table
+from robustcli.evaluation.record import read_record
+from robustcli.evaluation.store import Cell, Store
 from robustcli.training.module import SegmentationModule
 from robustcli.training.paper_scores import paper_scores
 from robustcli.training.record import METRICS, read_train_record
@@ -321,3 +324,41 @@ def test_what_cannot_be_trained(
     with pytest.raises(UsageError, match=message):
         run_training(small(data, tmp_path / "run", **said))
     assert not (tmp_path / "run").exists()
+
+
+def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
+    """What is ignored is in no loss, no validation and no score, and the record says so."""
+    folder = write_pairs(tmp_path / "data", 14)
+    for file in (folder / "masks").iterdir():
+        mask = (np.asarray(Image.open(file)) > 0).astype(np.uint8)
+        mask[:, 24:] = 255
+        Image.fromarray(mask).save(file)
+    with pytest.raises(UsageError, match=r"(?s)is not known.*--ignore 255` leaves that value out"):
+        run_training(small(folder, tmp_path / "run"))
+    heard = Heard()
+    run = run_training(small(folder, tmp_path / "run", ignore=255), heard)
+    assert any("foreground 1, background 0, ignored 255" in line for line in heard.lines)
+    for record in (read_train_record(run), read_record(run / "test")):
+        assert record.dataset.masks is not None
+        assert record.dataset.masks.ignored == ["255"]
+    rows = Store(run / "test").masks(read_record(run / "test").models[0].name, Cell("identity", 0))
+    assert set(rows[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {32 * 24}
+    with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read otherwise"):
+        run_training(small(folder, run, foreground=1))
+    with pytest.raises(UsageError, match=r"`--ignore 255` does not go with `--protocol paper`"):
+        run_training(small(folder, tmp_path / "paper", ignore=255, protocol="paper"))
+
+
+def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path: Path) -> None:
+    """Masks of 128 and those of 255 give the same weights and scores."""
+    folders = [write_pairs(tmp_path / name, 14) for name in ("usual", "other")]
+    for file in (folders[1] / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
+    runs = [run_training(small(folder, folder / "run")) for folder in folders]
+    assert same(*runs)
+    tables = [table(run / "test")["dice"].tolist() for run in runs]
+    assert tables[0] == tables[1]
+    masks = [read_train_record(run).dataset.masks for run in runs]
+    assert masks[0] is None
+    assert masks[1] is not None
+    assert masks[1].foreground == ["128"]

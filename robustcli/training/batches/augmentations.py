@@ -77,7 +77,7 @@ def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tenso
 
     Args:
         image: uint8 (3, S, S).
-        mask: uint8 (1, S, S), 0 or 1.
+        mask: uint8 (1, S, S), 0, 1 or `mask_values.IGNORED`: it is moved by nearest neighbour.
         name: One of AUGMENTATIONS.
         seed: Of this image in this epoch, in `[0, 2**63)`.
     """

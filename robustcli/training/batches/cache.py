@@ -47,7 +47,7 @@ class Decoded:
 
     Args:
         image: (H, W, 3), RGB.
-        mask: (H, W), 0 or 1.
+        mask: (H, W), 0, 1 or `mask_values.IGNORED`.
     """
 
     image: Pixels

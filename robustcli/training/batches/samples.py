@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustcli.core.seeds import identity_seed
+from robustcli.data.mask_values import IGNORED
 from robustcli.training.batches.augmentations import augment
 from robustcli.training.batches.cache import Decoded, Pixels
 from robustcli.training.batches.windows import Tile, random_place, tiles, window
@@ -23,10 +24,10 @@ class Batch(NamedTuple):
 
     Args:
         images: RGB (B, 3, S, S), uint8, or float32 in [0, 1] where they were resized.
-        masks: (B, 1, S, S), 0 or 1; uint8, or float32 and soft where they were resized.
+        masks: (B, 1, S, S), 0, 1 or `IGNORED`; uint8, or float32 and soft where they were resized.
         ids: The image of each.
         numbers: Of each sample, int64 (B): which image, or in validation which window.
-        counted: Which pixels count in validation, bool (B, 1, S, S).
+        counted: Which pixels count in validation, bool (B, 1, S, S); those to ignore never do.
     """
 
     images: Tensor
@@ -87,8 +88,9 @@ class TrainingSamples(Dataset[Sample]):
             name=self.augmentation,
             seed=seed,
         )
-        counted = torch.ones_like(mask, dtype=torch.bool)
-        return Sample(image.contiguous(), mask.contiguous(), self.ids[place], place, counted)
+        return Sample(
+            image.contiguous(), mask.contiguous(), self.ids[place], place, mask != IGNORED
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -111,12 +113,13 @@ class ValidationSamples(Dataset[Sample]):
         counted = torch.zeros(1, self.side, self.side, dtype=torch.bool)
         rows = slice(tile.first_row, tile.first_row + tile.rows)
         counted[:, rows, tile.first_column : tile.first_column + tile.columns] = True
+        mask = _channels_first(window(one.mask, tile.top, tile.left, self.side))
         return Sample(
             _channels_first(window(one.image, tile.top, tile.left, self.side)),
-            _channels_first(window(one.mask, tile.top, tile.left, self.side)),
+            mask,
             self.ids[place],
             number,
-            counted,
+            counted & (mask != IGNORED),
         )
 
     def __len__(self) -> int:

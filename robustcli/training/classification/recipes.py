@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import find
+from robustcli.data.mask_values import check_no_masks
 from robustcli.training.classification.crops import crops_name
 from robustcli.training.classification.rows import CLASS_RECIPES, SMOOTHINGS, quick
 from robustcli.training.config import TrainConfig
@@ -41,10 +42,11 @@ def class_recipe(config: TrainConfig, window: int) -> Recipe:
 
 
 def check_protocol(config: TrainConfig) -> None:
-    """Raises UsageError where a way of splitting and scoring masks is asked for."""
+    """Raises UsageError where a way of splitting, reading and scoring masks is asked for."""
     if config.protocol != "patient":
         raise UsageError(
             f"`--protocol {config.protocol}` does not go with classifiers.",
             "It is a way of splitting and scoring images with masks.",
             "Leave it out: classifiers are split by image, class by class.",
         )
+    check_no_masks(config.foreground, config.ignore)

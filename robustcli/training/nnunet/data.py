@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from robustcli.data.mask_values import IGNORED
 from robustcli.training.batches.loaders import Part
 from robustcli.training.batches.samples import Sample, collate
 from robustcli.training.batches.serving import Serving
@@ -47,7 +48,7 @@ class PatchSamples(Dataset[Sample]):
 
     def __init__(self, part: Part, sampling: Sampling, phase: Phase) -> None:
         self.part, self.batch_size = part, sampling.batch_size
-        shown = [place for place, one in enumerate(part.decoded) if one.mask.any()]
+        shown = [place for place, one in enumerate(part.decoded) if (one.mask == 1).any()]
         self.patches = Patches(self.load, len(part.decoded), shown, sampling, phase)
 
     def load(self, place: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -59,8 +60,7 @@ class PatchSamples(Dataset[Sample]):
         iteration, place = divmod(number, self.batch_size)
         patch = self.patches.patch(epoch, iteration, place)
         mask = patch.labels[None].to(torch.uint8)
-        counted = torch.ones_like(mask, dtype=torch.bool)
-        return Sample(patch.image, mask, self.part.ids[patch.index], number, counted)
+        return Sample(patch.image, mask, self.part.ids[patch.index], number, mask != IGNORED)
 
 
 class PatchData(Serving):
@@ -73,17 +73,19 @@ class PatchData(Serving):
         seed: Of the run.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
+        ignores: Whether masks hold pixels to ignore.
     """
 
     def __init__(
-        self, train: Part, val: Part, recipe: Recipe, *, seed: int, workers: int, pin: bool = False
-    ) -> None:
+        self, train: Part, val: Part, recipe: Recipe, *, seed: int, workers: int,
+        pin: bool = False, ignores: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(collate, workers=workers, pin=pin)
         assert recipe.patches is not None
         self.recipe, self.patches = recipe, recipe.patches
         sampling = Sampling(
             (recipe.window, recipe.window), recipe.batch_size, recipe.patches.oversampling,
-            recipe.patches.channels, seed,
+            recipe.patches.channels, seed, IGNORED if ignores else None,
         )  # fmt: skip
         self.train, self.val = (
             PatchSamples(train, sampling, "train"), PatchSamples(val, sampling, "val"),

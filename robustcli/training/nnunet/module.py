@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robustcli.data.mask_values import IGNORED
 from robustcli.models.umamba import UMamba
 from robustcli.models.weight_decay import everything_decays, parameter_groups
 from robustcli.training.module import SegmentationModule
@@ -30,22 +31,28 @@ class NnUNetModule(SegmentationModule):
     Args:
         network: The network.
         recipe: How it is trained; one with `patches`.
+        ignores: Whether masks hold pixels to ignore.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, *, ignores: bool = False) -> None:
         assert recipe.patches is not None
         self.patches = recipe.patches
         samples = recipe.patches.validation_iterations * recipe.batch_size
         super().__init__(
-            network, recipe, channels="rgb", decays=everything_decays, val_groups=("all",) * samples
-        )
+            network, recipe, channels="rgb", decays=everything_decays,
+            val_groups=("all",) * samples, ignores=ignores,
+        )  # fmt: skip
         if isinstance(network, UMamba):
             network.decoder.deep_supervision = True
         self.average: float | None = None
 
     def make_loss(self) -> nn.Module:
         """Cross-entropy minus soft dice."""
-        return TwoClasses(probabilities=self.probabilities, batch_dice=self.patches.batch_dice)
+        return TwoClasses(
+            probabilities=self.probabilities,
+            batch_dice=self.patches.batch_dice,
+            ignore_label=IGNORED if self.ignores else None,
+        )
 
     def make_optimizer(self) -> Optimizer:
         """SGD with Nesterov's momentum; weight decay on everything that trains."""

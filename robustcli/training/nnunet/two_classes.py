@@ -24,19 +24,24 @@ class TwoClasses(nn.Module):
     Args:
         probabilities: Whether the network says probabilities; else logits.
         batch_dice: Whether the dice pools its sums over the batch.
+        ignore_label: Target pixels of this value count nowhere.
     """
 
-    def __init__(self, *, probabilities: bool, batch_dice: bool = True) -> None:
+    def __init__(
+        self, *, probabilities: bool, batch_dice: bool = True, ignore_label: int | None = None
+    ) -> None:
         super().__init__()
         self.probabilities = probabilities
-        self.loss = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))
+        self.loss = DeepSupervision(
+            DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore_label)
+        )
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """The loss, a scalar, from -1 (perfect) upwards.
 
         Args:
             outputs: Of the foreground, (B, 1, H, W), highest resolution first.
-            target: (B, 1, H, W), 0 or 1.
+            target: (B, 1, H, W), 0, 1 or the ignore label.
         """
         with torch.autocast(target.device.type, enabled=False):
             scores = [class_scores(o.float(), probabilities=self.probabilities) for o in outputs]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from torchvision.transforms.v2.functional import resize
 
+from robustcli.data.mask_values import IGNORED
 from robustcli.training.batches.cache import Decoded
 from robustcli.training.batches.samples import (
     TrainingSamples,
@@ -90,3 +92,17 @@ def test_a_batch_keeps_what_its_samples_are() -> None:
     assert batch.numbers.tolist() == [3, 1]
     assert torch.equal(batch.images[1], samples[1].image)
     assert batch.masks.shape == batch.counted.shape == (2, 1, 24, 24)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light", "strong"])
+def test_ignored_pixels_do_not_count(augmentation: str) -> None:
+    mask = PIXELS[0].mask.copy()
+    mask[:, 30:] = IGNORED
+    marked = [Decoded(PIXELS[0].image, mask)]
+    trained = [training(("a",), marked, augmentation)[epoch, 0] for epoch in range(20)]
+    assert any((~sample.counted).any() for sample in trained)
+    for sample in trained:
+        assert set(sample.mask.unique().tolist()) <= {0, 1, IGNORED}
+        assert torch.equal(sample.counted, sample.mask != IGNORED)
+    windows = [ValidationSamples(("a",), marked, 24)[i] for i in range(4)]
+    assert sum(int(sample.counted.sum()) for sample in windows) == (mask != IGNORED).sum()

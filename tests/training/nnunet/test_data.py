@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from robustcli.core.errors import UsageError
+from robustcli.data.mask_values import IGNORED
 from robustcli.training.batches.cache import Decoded
 from robustcli.training.batches.loaders import Part
 from robustcli.training.batches.samples import Batch
@@ -78,3 +80,18 @@ def test_the_order_is_numbers_with_the_epoch() -> None:
     order.set_epoch(5)
     assert list(order) == [(5, 0), (5, 1), (5, 2)]
     assert len(order) == 3
+
+
+def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
+    """An image with pixels to ignore alone is never the one that must show foreground."""
+    some = decoded(2, 64, 64)
+    nothing = Decoded(some[0].image, np.zeros_like(some[0].mask))
+    nothing.mask[:32] = IGNORED
+    part = Part(["shown", "void"], [some[1], nothing])
+    made = PatchData(part, part, RECIPE, seed=1, workers=0, ignores=True)
+    assert made.train.patches._with_foreground == (0,)
+    batches = epoch(made, 0) + epoch(made, 0, "val")
+    assert any((batch.masks == IGNORED).any() for batch in batches)
+    for batch in batches:
+        assert set(batch.masks.unique().tolist()) <= {0, 1, IGNORED}
+        assert torch.equal(batch.counted, batch.masks != IGNORED)

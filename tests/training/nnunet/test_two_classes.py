@@ -62,3 +62,18 @@ def test_perfect_is_minus_one_also_in_half_precision() -> None:
 def test_the_background_of_a_single_logit_scores_0() -> None:
     scores = class_scores(torch.tensor(2.0).view(1, 1, 1, 1), probabilities=False)
     assert scores.flatten().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_ignored_pixels_change_neither_loss_nor_gradient(batch_dice: bool) -> None:
+    outputs, target = levels(1)
+    target[..., 8:] = 255
+    loss = TwoClasses(probabilities=False, batch_dice=batch_dice, ignore_label=255)
+    found = loss(outputs, target)
+    for gradient in torch.autograd.grad(found, outputs[:2], retain_graph=True):
+        half = gradient.shape[-1] // 2
+        assert gradient[..., :half].any()
+        assert not gradient[..., half:].any()
+    cut = [output[..., : output.shape[-1] // 2] for output in outputs]
+    expected = TwoClasses(probabilities=False, batch_dice=batch_dice)(cut, target[..., :8])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
