@@ -7,8 +7,9 @@ import timm
 import torch
 
 from robustcli.adapters import own
-from robustcli.adapters.body import fill_body, heads_in
+from robustcli.adapters.body import fill_body
 from robustcli.adapters.load import resolve
+from robustcli.adapters.loading import heads_in
 from robustcli.core.errors import UsageError
 
 TINY = {"depths": [1, 1], "dim": 8}
