@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def read_torch(path: Path) -> object:
         said = error.__context__ or error
         if any(word in str(said) for word in ("GLOBAL", "<class", "reduce")):
             raise _refused(path, said) from error
-        if "Unsupported operand" in str(said):
+        if _protocol(path) > torch.serialization.DEFAULT_PROTOCOL:
             raise _other_protocol(path) from error
         raise _damaged(path, said) from error
     except Exception as error:
@@ -256,11 +257,24 @@ def _refused(path: Path, said: BaseException) -> UsageError:
     )
 
 
+def _protocol(path: Path) -> int:
+    """The pickle protocol of `path`; 0 where it names none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            start = archive.open(name).read(2)
+    else:
+        with path.open("rb") as file:
+            start = file.read(2)
+    known = start[:1] == pickle.PROTO and start[1] <= pickle.HIGHEST_PROTOCOL
+    return start[1] if known else 0
+
+
 def _other_protocol(path: Path) -> UsageError:
     return UsageError(
         f"`{path}` cannot be read as weights.",
-        "It was pickled with another protocol than torch's own, 2, or was changed since: torch "
-        "reads such a file only by running what is in it.",
+        f"It was written with pickle protocol {_protocol(path)}; without running what is in a "
+        f"file, torch reads protocol {torch.serialization.DEFAULT_PROTOCOL}, its own.",
         "Where you trust it, save it again with `torch.save(state_dict, FILE)` and no "
         "`pickle_protocol`, or as safetensors.",
     )

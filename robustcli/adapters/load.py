@@ -19,13 +19,14 @@ from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.training_run import (
     entry_of_run,
+    header_beside,
     header_of,
     is_run,
     read_trained,
     weights_in,
 )
 from robustcli.adapters.weights import hash_state, official_weights
-from robustcli.adapters.weights_header import ClassifierHeader, read_header
+from robustcli.adapters.weights_header import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
@@ -162,7 +163,7 @@ def trained_classifier(request: ModelRequest) -> TrainedClassifier | None:
     if place is None or request.untrained:
         return None
     file = weights_in(place)
-    header = read_header(file)
+    header = header_beside(file)
     return TrainedClassifier(file, header) if isinstance(header, ClassifierHeader) else None
 
 

@@ -94,7 +94,7 @@ def choose(
 ) -> Choice:
     """Which weights of a file are a network's: which set, and below which prefix of their names.
 
-    All must fit; where none do, the one is given that differs least, for the message.
+    All must fit; where none do, the one is given with most of the network's names, for the message.
 
     Args:
         state: The weights as read; the other sets in their file are tried too.
@@ -109,10 +109,10 @@ def choose(
         for one in sets
         for prefix in _prefixes(one, len(expected), whole=whole)
     ]
-    fitting = [trial for trial in tried if trial.wrong == 0]
-    best = (fitting or sorted(tried, key=lambda trial: trial.wrong))[0]
+    fitting = [trial for trial in tried if trial.fits]
+    best = fitting[0] if fitting else max(tried, key=lambda trial: trial.known)
     return Choice(
-        best.state, best.named, _place(best.weights), best.prefix, not best.wrong,
+        best.state, best.named, _place(best.weights), best.prefix, best.fits,
         _passed_over(best, fitting, sets), _left_out(best),
         best.weights.remarks if isinstance(best.weights, Weights) else (),
     )  # fmt: skip
@@ -124,7 +124,8 @@ class _Trial:
     prefix: str
     named: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
-    wrong: float
+    fits: bool
+    known: int
 
 
 def _tried(
@@ -137,12 +138,15 @@ def _tried(
         if key.startswith(prefix)
     }
     state = convert(named)
-    given = shapes_of(state)
-    body = [key for key in expected if not key.startswith(heads)] if heads else list(expected)
-    absent = sum(key not in given and not counts(key) for key in body)
-    reshaped = sum(key in given and given[key] != expected[key] for key in body)
-    unknown = sum(key not in expected and not (heads and key.startswith(heads)) for key in given)
-    return _Trial(weights, prefix, named, state, absent + unknown + 0.5 * reshaped)
+    theirs, ours = _body(shapes_of(state), heads), _body(expected, heads)
+    needed = {key: shape for key, shape in ours.items() if key in theirs or not counts(key)}
+    return _Trial(weights, prefix, named, state, needed == theirs, len(needed.keys() & theirs))
+
+
+def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
+    if not heads:
+        return shapes
+    return {key: shape for key, shape in shapes.items() if not key.startswith(heads)}
 
 
 def _prefixes(names: Collection[str], expected: int, *, whole: bool) -> list[str]:

@@ -14,7 +14,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 
 WEIGHTS = "weights.safetensors"
-_RECORD = "run.json"
+_RECORD, _CHECKPOINTS = "run.json", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,21 @@ def weights_in(path: Path) -> Path:
     return path / WEIGHTS
 
 
+def header_beside(file: Path) -> Header | None:
+    """What the weights `file` say of themselves; None where nothing says it.
+
+    A checkpoint of a training here (`RUN/checkpoints/FILE`) has no header of its own: those of the
+    finished run's weights say it.
+
+    Raises:
+        UsageError: The header is not one that this version writes.
+    """
+    run = file.parent.parent
+    if file.parent.name == _CHECKPOINTS and (run / WEIGHTS).is_file() and is_run(run):
+        return read_header(run / WEIGHTS)
+    return read_header(file)
+
+
 def read_trained(path: Path, entry: ModelEntry) -> Trained:
     """The weights in `path`, a file or the folder of a training run, for the model `entry`.
 
@@ -55,7 +70,7 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
         UsageError: The file is missing or damaged, or says that it is of another model.
     """
     file = weights_in(path)
-    header = read_header(file)
+    header = header_beside(file)
     if header is not None and canonical(header.model) != canonical(entry.network):
         raise UsageError(
             f"`{file}` does not hold the weights of `{entry.network}`.",

@@ -133,18 +133,17 @@ def _opened(config: EvalConfig) -> ImageIndex:
             labels=config.labels, parts=trained,
         )  # fmt: skip
     except UsageError:
-        if config.label_space is not None and not trained:
-            _check_heads(config)
+        _check_heads(config)
         raise
 
 
 def _check_heads(config: EvalConfig) -> None:
-    """Raises UsageError where a label file has not the classes of the weights from a file.
+    """Raises UsageError where weights from a file are for another number of classes than named.
 
-    That explains more than what does not fit between the label file and the data.
+    That explains more than what does not fit between the classes and the data.
     """
-    for request in config.models:
-        if request.weights is not None:
+    for request, trained in _with_trained(config):
+        if request.weights is not None and trained is None:
             load_classifier(request, offline=True)
 
 
