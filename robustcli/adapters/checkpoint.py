@@ -258,14 +258,17 @@ def _refused(path: Path, said: BaseException) -> UsageError:
 
 
 def _protocol(path: Path) -> int:
-    """The pickle protocol of `path`; 0 where it names none."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            start = archive.open(name).read(2)
-    else:
-        with path.open("rb") as file:
-            start = file.read(2)
+    """The pickle protocol of `path`; 0 where it names none, or is damaged."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                start = archive.open(name).read(2)
+        else:
+            with path.open("rb") as file:
+                start = file.read(2)
+    except Exception:  # damaged archives fail anywhere
+        return 0
     known = start[:1] == pickle.PROTO and start[1] <= pickle.HIGHEST_PROTOCOL
     return start[1] if known else 0
 

@@ -249,7 +249,9 @@ def not_weights(path: Path) -> UsageError | None:
     named = f" Inside is `{inside[0]}`." if inside and kind.todo == _UNPACK else ""
     shown = f" It begins: {_beginning(file)}" if kind.what in ("a text", "JSON") else ""
     return UsageError(
-        f"`{path}` cannot be used as weights: it is {kind.what}.", f"{kind.why}{named}{shown}", kind.todo
+        f"`{path}` cannot be used as weights: it is {kind.what}.",
+        f"{kind.why}{named}{shown}",
+        kind.todo,
     )
 
 

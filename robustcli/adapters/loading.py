@@ -167,7 +167,12 @@ def _place(weights: Mapping[str, Tensor]) -> str:
 def _passed_over(
     best: _Trial, fitting: Sequence[_Trial], sets: Sequence[Mapping[str, Tensor]]
 ) -> tuple[str, ...]:
-    alike = [one for one in sets if one is not best.weights and 2 * len(one) >= len(best.weights)]
+    """Sets that come before the taken one, or are about as large, and prefixes that fit too."""
+    before = next(n for n, one in enumerate(sets) if one is best.weights)
+    alike = [
+        one for n, one in enumerate(sets)
+        if n != before and (n < before or 2 * len(one) >= len(best.weights))
+    ]  # fmt: skip
     prefixes = [
         f"{trial.prefix}*"
         for trial in fitting

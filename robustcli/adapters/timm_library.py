@@ -133,7 +133,7 @@ def load(
         network = create(name, pretrained=False, arguments=arguments)
         choice, translated = chosen(name, network, state)
         translated = (*translated, told)
-    advice = None if choice.fits else _advice(name, network, choice)
+    advice = _advice(name, network, choice)
     load_strictly(network, choice.state, model=name, origin=origin, advice=advice)
     choice.announce(origin, *translated)
     return network.eval()

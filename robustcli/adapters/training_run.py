@@ -15,6 +15,7 @@ from robustcli.core.names import canonical
 
 WEIGHTS = "weights.safetensors"
 _RECORD, _CHECKPOINTS = "run.json", "checkpoints"
+_SUFFIXES, _SHOWN = (".safetensors", ".pth", ".pt", ".ckpt", ".bin"), 5
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ def weights_in(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    inside = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if inside and not is_run(path):
+        raise UsageError(
+            f"`{path}` is a folder, and no training run of this program.",
+            f"It holds {', '.join(f'`{name}`' for name in inside[:_SHOWN])}.",
+            f"Name the file: `{path / inside[0]}`.",
+        )
     if not (path / WEIGHTS).is_file():
         raise UsageError(
             f"`{path}` is no finished training run.",
