@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 import robustcli
 from robustcli.adapters import own
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.weights_header import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.store import Cell, Store
 
@@ -104,3 +107,19 @@ def test_a_dry_run_knows_the_classes_too(folder: Path) -> None:
     config = EvalConfig((request,), ("identity",), str(folder / "four"), folder / "dry",
                         label_space=space, workers=0)  # fmt: skip
     assert forecast(config, Silent()).predictions == 8
+
+
+def test_a_label_file_in_another_order_than_that_of_a_training_is_refused(folder: Path) -> None:
+    """Both are called `four`: only the order tells that every number would be wrong."""
+    run = folder / "trained"
+    header = ClassifierHeader(
+        model=TIMM, arguments={}, window=160, trained_on="ab", images_sha256="cd",
+        label_space="four", classes=NAMES, class_names=NAMES,
+        preprocessing=asdict(Preprocessing(168, 160)),
+    )  # fmt: skip
+    state = timm.create_model(TIMM, num_classes=4).state_dict()
+    write_weights(run / "weights.safetensors", state, header)
+    with pytest.raises(UsageError, match=r"contradicts(.|\n)*\(cat, dog.*\(ship, frog"):
+        evaluate(folder, str(run), weights=None)
+    (folder / "four.txt").write_text("\n".join(NAMES))
+    assert set(evaluate(folder, str(run), weights=None).table()["n"]) == {8}
