@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from robustcli.adapters import timm_library
 from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.families import FAMILIES, family_of
-from robustcli.adapters.loading import shapes_of
+from robustcli.adapters.loading import choose, counts, shapes_of
 from robustcli.core.errors import UsageError
 
 
@@ -27,28 +29,32 @@ def fill_body(
         origin: Where the weights come from, for messages.
 
     Raises:
-        UsageError: A tensor is missing or of another shape; nothing was copied. Each is named.
+        UsageError: A tensor is missing, unknown or of another shape; nothing was copied. Each is
+            named.
     """
-    family = family_of(state)
-    given = FAMILIES[family].convert(state) if family and family == entry.family else state
     own = network.state_dict()
+    remarks: tuple[str, ...] = ()
+    if entry.builder == "timm":
+        choice, remarks = timm_library.chosen(entry.variant, network, state)
+    else:
+        choice = choose(state, shapes_of(own), convert=partial(_converted, entry), heads=heads)
     names = [name for name in own if not name.startswith(heads)]
-    shapes, theirs = shapes_of(own), shapes_of(given)
-    wrong = [name for name in names if theirs.get(name) != shapes[name]]
-    if wrong:
+    if not choice.fits:
+        shapes, theirs = shapes_of(own), shapes_of(choice.state)
+        needed = [name for name in names if name in theirs or not counts(name)]
+        wrong = [name for name in needed if theirs.get(name) != shapes[name]]
+        wrong += [name for name in theirs if name not in own and not name.startswith(heads)]
         raise _does_not_fit(wrong, shapes, theirs, len(names), entry, origin)
     with torch.no_grad():
         for name in names:
-            own[name].copy_(given[name])
+            if name in choice.state:
+                own[name].copy_(choice.state[name])
+    choice.announce(origin, *remarks)
 
 
-def heads_in(network: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of a classifier's last layers, which timm's contract tells."""
-    told = network.get_classifier()  # type: ignore[operator]
-    layers = told if isinstance(told, tuple | list) else (told,)
-    return tuple(
-        f"{name}." for name, module in network.named_modules() if any(module is x for x in layers)
-    )
+def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    family = family_of(state)
+    return FAMILIES[family].convert(state) if family and family == entry.family else state
 
 
 def _does_not_fit(
@@ -56,9 +62,11 @@ def _does_not_fit(
     theirs: Mapping[str, tuple[int, ...]], count: int, entry: ModelEntry, origin: str,
 ) -> UsageError:  # fmt: skip
     said = "; ".join(
-        f"`{name}` is {theirs[name]}, not {expected[name]}"
-        if name in theirs
-        else f"`{name}` is missing"
+        f"`{name}` is missing"
+        if name not in theirs
+        else f"`{name}` is {theirs[name]}, not {expected[name]}"
+        if name in expected
+        else f"`{name}` is unknown"
         for name in wrong
     )
     return UsageError(

@@ -41,7 +41,7 @@ class Builder:
 def _load(
     variant: str, state: Mapping[str, Tensor], origin: str, arguments: Arguments
 ) -> nn.Module:
-    return own.load(variant, state, origin=origin, options=arguments)
+    return own.load_classifier(variant, state, origin=origin, options=arguments)
 
 
 def _official(variant: str, network: nn.Module) -> Preprocessing:

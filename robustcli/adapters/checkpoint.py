@@ -1,11 +1,19 @@
-"""Weights from a file, without ever running what a file may hold."""
+"""Weights from a file, without ever running what a file may hold.
+
+`PLACES` is the one table of where programs keep weights in their files; `load_strictly` in
+`robustcli.adapters.loading` and the doors that use it (`--weights`, `--pretrained`,
+`create_model`) all read files through `read_weights`.
+"""
 
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +22,82 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from robustcli.adapters.file_kinds import is_safetensors, not_weights
 from robustcli.core.errors import UsageError, first_line
 
-WRAPPERS = ("model_ema", "model", "state_dict", "network_weights", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+
+@dataclass(frozen=True)
+class Place:
+    """A key under which programs keep weights, alone or before the names of the tensors.
+
+    Args:
+        key: The key.
+        writers: Who writes it.
+        averaged: Whether the weights there are averages over the steps of a training.
+    """
+
+    key: str
+    writers: str
+    averaged: bool = False
+
+
+PLACES: tuple[Place, ...] = (
+    Place("state_dict_ema", "timm", averaged=True),
+    Place("model_ema", "VMamba, DeiT, ConvNeXt", averaged=True),
+    Place("ema_state_dict", "training scripts", averaged=True),
+    Place("model_ema_state_dict", "training scripts", averaged=True),
+    Place("ema_model", "Lightning modules, ema-pytorch", averaged=True),
+    Place("ema_model_state_dict", "training scripts", averaged=True),
+    Place("params_ema", "BasicSR", averaged=True),
+    Place("ema", "training scripts", averaged=True),
+    Place("averaged_model", "training scripts", averaged=True),
+    Place("swa_model", "training scripts", averaged=True),
+    Place("swa_state_dict", "training scripts", averaged=True),
+    Place("state_dict", "timm, Lightning, OpenMMLab"),
+    Place("model_state_dict", "PyTorch's tutorials"),
+    Place("model", "Swin, DeiT, ConvNeXt, VMamba, Vim; Lightning modules"),
+    Place("network_weights", "nnU-Net"),
+    Place("model_state", "pycls, ClassyVision"),
+    Place("net", "pytorch-cifar"),
+    Place("network", "training scripts, Lightning modules"),
+    Place("net_state_dict", "training scripts"),
+    Place("weights", "training scripts"),
+    Place("params", "BasicSR"),
+    Place("module", "DeepSpeed, DataParallel, AveragedModel"),
+    Place("backbone", "OpenMMLab, self-supervised training"),
+    Place("encoder", "self-supervised training"),
+    Place("student", "DINO, distillation"),
+    Place("teacher", "DINO, distillation"),
+)
+"""In the order in which they are taken, where a file has several: averaged ones first, as timm."""
+_RANKS = {place.key: rank for rank, place in enumerate(PLACES)}
+_BARE, _UNKNOWN = len(PLACES), len(PLACES) + 1
+# What lies beside the weights, and holds tensors by name too.
+_BESIDE = re.compile(
+    r"optim|sched|lr_sched|(grad_)?scaler|amp$|callbacks$|loops$|hyper_parameters$|args$|config$|rng"
+)
+# Wrappers that leave their name inside the names of tensors, wherever they were put.
+_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARALLEL, _AVERAGES = "module.", "n_averaged"
+_DEEPEST = 4
+
+
+class Weights(dict[str, Tensor]):
+    """Tensors by name, and where in its file they lay.
+
+    Args:
+        tensors: The tensors.
+        place: The keys on the way to them, joined by dots; empty for the file itself.
+        remarks: What was done to the names, in words.
+        others: The other sets of weights in the file, in the order in which they are taken.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], place: str = "", remarks: Sequence[str] = (),
+        others: Sequence[Weights] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(tensors)
+        self.place, self.remarks, self.others = place, tuple(remarks), tuple(others)
 
 
 class _Inert:
@@ -39,63 +119,131 @@ class _InertValue:
         """Forgets what the object should have held."""
 
 
-# What the official files of the field hold beside the weights. None of it is imported or called:
-# settings of VMamba and Vim, and the NumPy numbers in nnU-Net's log (NumPy 1 and 2 name them so).
-_SETTINGS = ("yacs.config.CfgNode", "argparse.Namespace")
-_NUMBERS = ("numpy.dtype", "numpy.ndarray", *(
-    f"numpy.{core}.multiarray.{maker}"
-    for core in ("core", "_core") for maker in ("scalar", "_reconstruct")
-))  # fmt: skip
-_KNOWN: list[Any] = [(_Inert, name) for name in _SETTINGS]
-_KNOWN += [(_InertValue, name) for name in _NUMBERS]
+# What files of the field hold beside the weights. None of it is imported or called: in its place
+# stands an inert object, under the very name that the file has.
+_DICTIONARIES = (
+    "yacs.config.CfgNode",  # VMamba, Swin
+    "argparse.Namespace",  # timm, DeiT, Vim, MAE
+    "types.SimpleNamespace",
+    "collections.defaultdict",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    *(f"{package}.config.config.ConfigDict" for package in ("mmengine", "mmcv.utils")),
+    *(  # hyper-parameters of Lightning modules
+        f"{module}.AttributeDict" for module in (
+            "lightning.fabric.utilities.data", "lightning_fabric.utilities.data",
+            "lightning.pytorch.utilities.parsing", "pytorch_lightning.utilities.parsing",
+        )
+    ),
+)  # fmt: skip
+_VALUES = (
+    # NumPy's numbers (NumPy 1 and 2 name them differently): nnU-Net's log, best scores
+    "numpy.dtype", "numpy.ndarray", *(
+        f"numpy.{core}.multiarray.{maker}"
+        for core in ("core", "_core") for maker in ("scalar", "_reconstruct")
+    ),
+    # what a defaultdict makes
+    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")),
+    # settings of Hydra
+    "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
+    "typing.Any",
+    # logs of OpenMMLab
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    # paths and times of callbacks and scripts
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
+    *(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
+    *(f"datetime.{name}" for name in ("datetime", "timedelta", "date")),
+    "torch.torch_version.TorchVersion",
+)  # fmt: skip
+_KNOWN: list[Any] = [(_Inert, name) for name in _DICTIONARIES]
+_KNOWN += [(_InertValue, name) for name in _VALUES]
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in `path`: safetensors, or a torch file, bare or wrapped by its trainer.
+def read_weights(path: Path) -> Weights:
+    """The weights in `path`: a safetensors or torch file, whatever its ending, bare or wrapped.
 
-    A wrapped file gives its averaged weights (`model_ema`) where it has them, else `model`,
-    `state_dict`, `network_weights` or `model_state_dict`. Prefixes left by DataParallel and
-    torch.compile are removed.
+    Of several sets in it, those of the first row of `PLACES`; the others are in `others`. Names
+    that DataParallel, AveragedModel and torch.compile put before those of the network are removed.
 
     Raises:
-        UsageError: The file is missing, damaged, holds code, or holds no weights.
+        UsageError: The file is missing, damaged, of another kind, holds code, or holds no weights.
     """
     if not path.is_file():
         raise UsageError(f"There is no weights file `{path}`.", "", "Check the path.")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
-    state = _unwrap(content)
-    if not state:
+    remarks, content = _content(path)
+    sets = sorted(_sets(content, ()), key=lambda found: found[0])
+    # Counters and scores are tensors by name too.
+    whole = [found for found in sets if any(tensor.ndim for tensor in found[2].values())] or sets
+    if not whole:
         raise UsageError(
             f"`{path}` holds no weights.",
-            f"Expected tensors by name, or one of the keys {', '.join(WRAPPERS)}; "
+            f"Expected tensors by name, or one of the keys {', '.join(p.key for p in PLACES)}; "
             f"got {_described(content)}.",
         )
-    return {_plain(key): tensor for key, tensor in state.items()}
+    first, *others = [_cleaned(place, tensors, remarks) for _, place, tensors in whole]
+    return Weights(first, first.place, first.remarks, others)
 
 
-def _safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+def rank_of(path: Sequence[str]) -> tuple[int, ...]:
+    """Where the weights at the keys `path` stand in the order of `PLACES`; the lowest is first."""
+    averaged = any(key in _RANKS and PLACES[_RANKS[key]].averaged for key in path)
+    return (not averaged, *(_RANKS.get(key, _UNKNOWN) for key in path), _BARE)
 
 
-def _torch_file(path: Path) -> object:
+def is_averaged(place: str) -> bool:
+    """Whether the weights at `place`, keys joined by dots, are averages over steps."""
+    return rank_of(place.strip(".").split("."))[0] == 0
+
+
+def read_torch(path: Path) -> object:
+    """What the torch file `path` holds, with inert objects for what is not weights.
+
+    Raises:
+        UsageError: The file is damaged or holds code.
+    """
     try:
         with (
             warnings.catch_warnings(),
             torch.serialization.safe_globals(_KNOWN),
         ):
             warnings.simplefilter("ignore")  # of foreign formats, which the messages below tell
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by name, torch would go by the ending
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Torch wraps what its unpickler says in the advice to load the file unsafely after all.
         said = error.__context__ or error
         if any(word in str(said) for word in ("GLOBAL", "<class", "reduce")):
             raise _refused(path, said) from error
+        if _protocol(path) > torch.serialization.DEFAULT_PROTOCOL:
+            raise _other_protocol(path) from error
         raise _damaged(path, said) from error
     except Exception as error:
         # On damaged bytes the unpickler fails anywhere: IndexError, TypeError, AssertionError, ...
+        raise _damaged(path, error) from error
+
+
+def _content(path: Path) -> tuple[list[str], object]:
+    """What `path` holds, and what is to be said of its ending."""
+    try:
+        safe = is_safetensors(path)
+        foreign = None if safe else not_weights(path)
+    except OSError as error:
+        raise _damaged(path, error) from error
+    if foreign is not None:
+        raise foreign
+    named_safe = path.suffix == ".safetensors"
+    remarks = []
+    if safe != named_safe:
+        kind = "a safetensors" if safe else "a torch"
+        remarks.append(f"it is {kind} file, whatever its ending says")
+    return remarks, _safetensors(path) if safe else read_torch(path)
+
+
+def _safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 
 
@@ -109,6 +257,32 @@ def _refused(path: Path, said: BaseException) -> UsageError:
     )
 
 
+def _protocol(path: Path) -> int:
+    """The pickle protocol of `path`; 0 where it names none, or is damaged."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                start = archive.open(name).read(2)
+        else:
+            with path.open("rb") as file:
+                start = file.read(2)
+    except Exception:  # damaged archives fail anywhere
+        return 0
+    known = start[:1] == pickle.PROTO and start[1] <= pickle.HIGHEST_PROTOCOL
+    return start[1] if known else 0
+
+
+def _other_protocol(path: Path) -> UsageError:
+    return UsageError(
+        f"`{path}` cannot be read as weights.",
+        f"It was written with pickle protocol {_protocol(path)}; without running what is in a "
+        f"file, torch reads protocol {torch.serialization.DEFAULT_PROTOCOL}, its own.",
+        "Where you trust it, save it again with `torch.save(state_dict, FILE)` and no "
+        "`pickle_protocol`, or as safetensors.",
+    )
+
+
 def _damaged(path: Path, error: BaseException) -> UsageError:
     return UsageError(
         f"`{path}` cannot be read as weights.",
@@ -117,19 +291,36 @@ def _damaged(path: Path, error: BaseException) -> UsageError:
     )
 
 
-def _unwrap(content: object) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return _unwrap(content[key])
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+Found = tuple[tuple[int, ...], str, dict[str, Tensor]]
+"""Rank, place and tensors of a set of weights."""
 
 
-def _plain(key: str) -> str:
-    while key.startswith(_PREFIXES):
-        key = key.partition(".")[2]
-    return key
+def _sets(content: object, path: tuple[str, ...]) -> Iterator[Found]:
+    """Every set of tensors by name in `content`, but for those of optimisers and the like."""
+    if not isinstance(content, Mapping) or len(path) > _DEEPEST:
+        return
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield rank_of(path), ".".join(path), tensors
+    for key, value in named.items():
+        if not _BESIDE.match(key):
+            yield from _sets(value, (*path, key))
+
+
+def _cleaned(place: str, tensors: Mapping[str, Tensor], remarks: Sequence[str]) -> Weights:
+    """`tensors` under the names that they have without wrappers, and what was removed."""
+    named = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
+    removed = [f"`{wrapper}`" for key in tensors for wrapper in _WRAPPERS.findall(key)]
+    inner = {key: tensor for key, tensor in named.items() if key != _AVERAGES}
+    while inner and all(key.startswith(_PARALLEL) for key in inner):
+        inner = {key.removeprefix(_PARALLEL): tensor for key, tensor in inner.items()}
+        named = inner  # with the prefix goes AveragedModel's counter of averages
+        removed.append(f"the prefix `{_PARALLEL}`")
+    if removed:
+        told = " and ".join(dict.fromkeys(removed))
+        remarks = [*remarks, f"{told} removed from the names of its tensors"]
+    return Weights(named, place, remarks)
 
 
 def _described(content: object) -> str:

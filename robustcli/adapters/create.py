@@ -26,10 +26,12 @@ def create_model(
     """The network called `name`: float32, on the CPU, in eval mode.
 
     Args:
-        name: One of ours, in any spelling, a timm name with its tag, or `smp:ARCHITECTURE/ENCODER`.
+        name: One of ours, in any spelling, a timm name (with its tag where no weights are given),
+            or `smp:ARCHITECTURE/ENCODER`.
         weights: A file in any format of the model's own project, or ours; loaded strictly. None
             leaves the network as its authors initialise it; nothing is downloaded.
-        num_classes: Classes of the head; None for the network's own.
+        num_classes: Classes of the head; None for as many as a classifier's weights have in their
+            head, without weights for the network's own.
         options: Changes to the network's configuration (`features`, `img_size`, ...).
 
     Raises:
@@ -43,10 +45,12 @@ def create_model(
         if weights is None:
             return own.create(known, options).float()
         state = read_weights(Path(weights))
-        return own.load(known, state, origin=str(weights), options=options).float()
+        classifies = ARCHITECTURES[known].task == "cls"
+        load = own.load_classifier if classifies else own.load
+        return load(known, state, origin=str(weights), options=options).float()
     if name.startswith(smp_library.PREFIX):
         return _smps(smp_library.entry(name).variant, weights, options)
-    variant = _timms(name)
+    variant = _timms(name, tagged=weights is None)
     if weights is None:
         return timm_library.create(variant, pretrained=False, arguments=options)
     state = read_weights(Path(weights))
@@ -59,14 +63,20 @@ def _smps(variant: str, weights: str | Path | None, options: dict[str, Any]) -> 
     return smp_library.load(variant, read_weights(Path(weights)), str(weights), options)
 
 
-def _timms(name: str) -> str:
-    """Timm's name for `name`: one of the catalogue's short ones, or timm's own with a tag."""
+def _timms(name: str, *, tagged: bool) -> str:
+    """Timm's name for `name`: one of the catalogue's short ones, or timm's own.
+
+    Args:
+        name: As typed.
+        tagged: Whether a tag must say which pretraining is meant.
+    """
     short = {canonical(e.name): e.variant for e in CATALOGUE.values() if e.builder == "timm"}
     if canonical(name) in short:
         return short[canonical(name)]
     if timm_library.known(name):
-        if "." in name:
-            return name
+        plain = timm_library.plain_name(name)
+        if "." in plain or not tagged:
+            return plain
         raise UsageError(
             f"`{name}` is timm's, and says nothing of its pretraining.",
             "A name without a tag means another one in different versions of timm.",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from robustcli.adapters.loading import load_strictly
+from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.models.resnet_seg import ResNetSeg
 
 # The children of torchvision's ResNet by their place in the encoder; relu and maxpool hold nothing.
@@ -14,12 +14,15 @@ _RESNET = {
     "conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"
 }  # fmt: skip
 _HEADS = ("fc.", "classifier.", "head.", "last_linear.")
-_COUNTER = ".num_batches_tracked"
 
 
 def is_encoder_file(state: Mapping[str, Tensor]) -> bool:
-    """Whether `state` is a classifier's rather than a segmenter's, whose encoder has a prefix."""
-    return not any(key.startswith("encoder.") for key in state)
+    """Whether `state` is a classifier's rather than a segmenter's, which has more than an encoder.
+
+    All tensors of an encoder may have a common prefix, `encoder.` too.
+    """
+    within = [key.startswith("encoder.") for key in state]
+    return all(within) or not any(within)
 
 
 def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
@@ -34,13 +37,16 @@ def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str
         UsageError: They are of another encoder.
     """
     encoder = network.get_submodule("encoder")
-    body = {key: tensor for key, tensor in state.items() if not key.startswith(_HEADS)}
-    if isinstance(network, ResNetSeg):
-        body = {_name(key): tensor for key, tensor in body.items()}
-    # Files older than torch 0.4.1 do not count batches; nothing here reads the counters.
-    counters = {k: t for k, t in encoder.state_dict().items() if k.endswith(_COUNTER)}
+
+    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        body = {key: tensor for key, tensor in named.items() if not key.startswith(_HEADS)}
+        ours = isinstance(network, ResNetSeg)
+        return {_name(key): tensor for key, tensor in body.items()} if ours else body
+
+    choice = choose(state, shapes_of(encoder.state_dict()), convert=convert, whole=True)
     advice = "Name weights of the encoder's own architecture, as timm or torchvision has them."
-    load_strictly(encoder, counters | body, model="the encoder", origin=origin, advice=advice)
+    load_strictly(encoder, choice.state, model="the encoder", origin=origin, advice=advice)
+    choice.announce(origin)
 
 
 def _name(key: str) -> str:

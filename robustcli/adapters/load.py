@@ -19,17 +19,20 @@ from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.training_run import (
     entry_of_run,
+    header_beside,
     header_of,
     is_run,
     read_trained,
     weights_in,
 )
 from robustcli.adapters.weights import hash_state, official_weights
-from robustcli.adapters.weights_header import ClassifierHeader, read_header
+from robustcli.adapters.weights_header import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import BUNDLED, LabelSpace, label_space
+
+_SHOWN = 5  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,18 @@ def resolve(name: str) -> ModelEntry:
     if names_run(name):
         return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
     if timm_library.known(name):
+        plain = timm_library.plain_name(name)
         return ModelEntry(
-            name, "timm", "timm", name, 0, None, timm_library.pretraining(name), "see source",
-            f"https://huggingface.co/timm/{name}",
+            plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
+            f"https://huggingface.co/timm/{plain}",
         )  # fmt: skip
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        raise UsageError(
+            f"`{name}` is no model of timm's own on the hub.",
+            "Of the hub, only the models `hf-hub:timm/NAME` are known by name.",
+            "Download its file, and name its architecture: `--model NAME --weights FILE` (and "
+            "`--label-space FILE` where its classes are not ImageNet's).",
+        )
     close = [*nearest(name, CATALOGUE), *timm_library.suggestions(name)]
     raise UsageError(
         f"No model is called `{name}`.",
@@ -130,7 +141,7 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
         name=entry.name,
         family=entry.family,
         builder=f"{entry.builder}:{entry.variant}",
-        arguments=dict(request.arguments),
+        arguments=_arguments(entry, request, network, trained),
         parameters=sum(p.numel() for p in network.parameters()),
         weights=origin,
         weights_sha256=hash_state(network.state_dict()),
@@ -152,7 +163,7 @@ def trained_classifier(request: ModelRequest) -> TrainedClassifier | None:
     if place is None or request.untrained:
         return None
     file = weights_in(place)
-    header = read_header(file)
+    header = header_beside(file)
     return TrainedClassifier(file, header) if isinstance(header, ClassifierHeader) else None
 
 
@@ -185,19 +196,56 @@ def _network(
     return network, path.name if request.weights is None else str(path)
 
 
+def answers_in(request: ModelRequest) -> LabelSpace:
+    """The classes that the outputs of the classifier of `request` mean, in their order.
+
+    Raises:
+        UsageError: The named label space is none, or contradicts the weights.
+    """
+    trained = trained_classifier(request)
+    named = None if request.label_space is None else label_space(request.label_space)
+    if trained is None:
+        return named or label_space(resolve(request.name).label_space)
+    if named is not None and named.ids != trained.label_space.ids:
+        raise UsageError(
+            f"`--label-space {request.label_space}` contradicts the weights of `{request.name}`.",
+            f"They were trained for {_in_order(trained.label_space)}; it names {_in_order(named)}.",
+            "Leave out `--label-space`: the weights say what their classes are.",
+        )
+    return trained.label_space
+
+
+def _in_order(space: LabelSpace) -> str:
+    more = ", ..." if len(space.ids) > _SHOWN else ""
+    return f"{len(space.ids)} classes ({', '.join(space.ids[:_SHOWN])}{more}, in this order)"
+
+
 def _label_space(
     entry: ModelEntry, request: ModelRequest, network: nn.Module, trained: TrainedClassifier | None
 ) -> str:
-    if trained is not None:
-        return trained.label_space.name
-    space = request.label_space or entry.label_space
-    classes, named = network.num_classes, len(label_space(space).ids)
-    if classes != named:
+    space = answers_in(request)
+    classes, named = network.num_classes, len(space.ids)
+    if trained is None and classes != named:
+        of = f" with the weights in `{request.weights}`" if request.weights is not None else ""
         raise UsageError(
-            f"`{entry.name}` tells {classes} classes apart; `{space}` has {named}.",
-            "", "Name the model's own classes with `--label-space FILE`, one class a line.",
-        )  # fmt: skip
-    return space
+            f"`{entry.name}`{of} tells {classes} classes apart; "
+            f"`{request.label_space or space.name}` has {named}.",
+            "",
+            f"Name the model's own {classes} classes with `--label-space FILE`, one class a line, "
+            "in the order of its outputs.",
+        )
+    return space.name
+
+
+def _arguments(
+    entry: ModelEntry, request: ModelRequest, network: nn.Module, trained: TrainedClassifier | None
+) -> dict[str, object]:
+    """What the network was built with, as if the user had said what the head in a file says."""
+    arguments = dict(request.arguments)
+    recognised = trained is None and request.weights is not None and "num_classes" not in arguments
+    if recognised and network.num_classes != len(label_space(entry.label_space).ids):
+        arguments["num_classes"] = network.num_classes
+    return arguments
 
 
 def _preprocessing(

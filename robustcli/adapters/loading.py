@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robustcli.adapters.checkpoint import Weights, is_averaged, rank_of
 from robustcli.core.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
+Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+_LOG = logging.getLogger(__name__)
+_COUNTER = ".num_batches_tracked"
+_DEEPEST = 5  # keys of a prefix
+_SHOWN = 3
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -16,10 +26,197 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The weights of a file that a network takes.
+
+    Args:
+        state: Under the network's names.
+        named: Under the file's names, without the prefix.
+        place: Where in the file they lie, see `Weights`.
+        prefix: What was before every name; empty for nothing.
+        fits: Whether names and shapes are the network's.
+        passed_over: Other sets of weights in the file, as users know them.
+        left_out: Tensors without the prefix, which are no part of the network.
+        remarks: What was done to the names while reading.
+    """
+
+    state: Mapping[str, Tensor]
+    named: Mapping[str, Tensor]
+    place: str
+    prefix: str
+    fits: bool
+    passed_over: tuple[str, ...]
+    left_out: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def announce(self, origin: str, *further: str) -> None:
+        """Logs what a user must know of the choice; nothing where there was none.
+
+        Args:
+            origin: The file.
+            further: More to be said.
+        """
+        remarks = [*self.remarks, *self._choice(), *further]
+        if remarks:
+            announce(f"`{origin}`: {'; '.join(remarks)}.")
+
+    def _choice(self) -> list[str]:
+        remarks = []
+        if self.passed_over:
+            taken = self.place or (f"{self.prefix}*" if self.prefix else "the tensors of the file")
+            averaged = is_averaged(taken.removesuffix("*"))
+            kind = "the averaged weights" if averaged else "the weights"
+            others = ", ".join(f"`{name}`" for name in self.passed_over)
+            remarks.append(f"{kind} `{taken}` are taken, not {others}")
+        if self.prefix:
+            remarks.append(f"the prefix `{self.prefix}` removed from the names of its tensors")
+        if self.left_out:
+            count = len(self.left_out)
+            remarks.append(
+                f"{count} tensor{'s' * (count > 1)} without it left out ({_listed(self.left_out)})"
+            )
+        return remarks
+
+
+def announce(text: str) -> None:
+    """Tells the user a choice that was made for them: on the command line, as a line of it."""
+    _LOG.warning(text)
+
+
+def choose(
+    state: Mapping[str, Tensor],
+    expected: Shapes,
+    *,
+    convert: Convert = dict,
+    heads: Sequence[str] = (),
+    whole: bool = False,
+) -> Choice:
+    """Which weights of a file are a network's: which set, and below which prefix of their names.
+
+    All must fit; where none do, the one is given with most of the network's names, for the message.
+
+    Args:
+        state: The weights as read; the other sets in their file are tried too.
+        expected: Names and shapes of the network.
+        convert: The file's names to the network's.
+        heads: Beginnings of names that may be of any shape, or not there.
+        whole: Whether every tensor of a set must have the prefix.
+    """
+    sets = [state, *(state.others if isinstance(state, Weights) else ())]
+    tried = [
+        _tried(one, prefix, expected, convert, tuple(heads))
+        for one in sets
+        for prefix in _prefixes(one, len(expected), whole=whole)
+    ]
+    fitting = [trial for trial in tried if trial.fits]
+    best = fitting[0] if fitting else max(tried, key=lambda trial: trial.known)
+    return Choice(
+        best.state, best.named, _place(best.weights), best.prefix, best.fits,
+        _passed_over(best, fitting, sets), _left_out(best),
+        best.weights.remarks if isinstance(best.weights, Weights) else (),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Trial:
+    weights: Mapping[str, Tensor]
+    prefix: str
+    named: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+    fits: bool
+    known: int
+
+
+def _tried(
+    weights: Mapping[str, Tensor], prefix: str, expected: Shapes, convert: Convert,
+    heads: tuple[str, ...],
+) -> _Trial:  # fmt: skip
+    named = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in weights.items()
+        if key.startswith(prefix)
+    }
+    state = convert(named)
+    theirs, ours = _body(shapes_of(state), heads), _body(expected, heads)
+    needed = {key: shape for key, shape in ours.items() if key in theirs or not counts(key)}
+    return _Trial(weights, prefix, named, state, needed == theirs, len(needed.keys() & theirs))
+
+
+def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
+    if not heads:
+        return shapes
+    return {key: shape for key, shape in shapes.items() if not key.startswith(heads)}
+
+
+def _prefixes(names: Collection[str], expected: int, *, whole: bool) -> list[str]:
+    """What stands before so many of `names` that the rest may be the names of a network."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        keys = name.split(".")
+        counts.update(".".join(keys[:n]) + "." for n in range(1, min(len(keys), _DEEPEST + 1)))
+    least = len(names) if whole else max(2, expected // 2)
+    common = [prefix for prefix, count in counts.items() if count >= least]
+    return ["", *sorted(common, key=lambda prefix: rank_of(prefix[:-1].split(".")))]
+
+
+def _place(weights: Mapping[str, Tensor]) -> str:
+    return weights.place if isinstance(weights, Weights) else ""
+
+
+def _passed_over(
+    best: _Trial, fitting: Sequence[_Trial], sets: Sequence[Mapping[str, Tensor]]
+) -> tuple[str, ...]:
+    """Sets that come before the taken one, or are about as large, and prefixes that fit too."""
+    before = next(n for n, one in enumerate(sets) if one is best.weights)
+    alike = [
+        one for n, one in enumerate(sets)
+        if n != before and (n < before or 2 * len(one) >= len(best.weights))
+    ]  # fmt: skip
+    prefixes = [
+        f"{trial.prefix}*"
+        for trial in fitting
+        if trial.weights is best.weights and trial.prefix != best.prefix
+    ]
+    return (*(_place(one) or "the tensors beside it" for one in alike), *prefixes)
+
+
+def _left_out(best: _Trial) -> tuple[str, ...]:
+    return tuple(key for key in best.weights if not key.startswith(best.prefix))
+
+
+def heads_in(network: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of a classifier's last layers, which timm's contract tells."""
+    classifier = getattr(network, "get_classifier", None)
+    told = None if classifier is None else classifier()
+    layers = told if isinstance(told, tuple | list) else (told,)
+    return tuple(
+        f"{name}." for name, module in network.named_modules() if any(module is x for x in layers)
+    )
+
+
+def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """How many classes the head in `state` tells apart; None where it has none.
+
+    Args:
+        network: A classifier of the same architecture, with any number of classes.
+        state: Weights under its names.
+    """
+    heads, classes = heads_in(network), getattr(network, "num_classes", None)
+    rows = [
+        key for key, tensor in network.state_dict().items()
+        if key.startswith(heads) and tensor.ndim > 1 and len(tensor) == classes
+    ]  # fmt: skip
+    return len(state[rows[-1]]) if heads and rows and rows[-1] in state else None
+
+
 def load_strictly(
     network: nn.Module, state: Mapping[str, Tensor], *, model: str, origin: str, advice: str | None
 ) -> None:
-    """Copies `state` into `network`; every name and shape must be the network's.
+    """Copies `state` into `network`; every name and shape must be the network's, as in torch.
+
+    Files from before torch counted the batches of a normalisation have no such counters; torch
+    loads them, and so does this.
 
     Args:
         network: Where the weights go.
@@ -32,16 +229,22 @@ def load_strictly(
         UsageError: A name is missing, unknown, or of another shape.
     """
     expected, given = shapes_of(network.state_dict()), shapes_of(state)
-    if expected != given:
+    needed = {key: shape for key, shape in expected.items() if key in given or not counts(key)}
+    if needed != given:
         raise UsageError(
             f"`{origin}` does not hold the weights of `{model}`.",
-            differences(expected, given),
+            differences(needed, given),
             advice or "Name the model that the file was made for.",
         )
     network.load_state_dict(dict(state))
 
 
-def differences(expected: Shapes, given: Shapes, most: int = 3) -> str:
+def counts(key: str) -> bool:
+    """Whether a tensor is a normalisation's count of batches, which old files do not have."""
+    return key.endswith(_COUNTER)
+
+
+def differences(expected: Shapes, given: Shapes, most: int = _SHOWN) -> str:
     """The first few names and shapes in which `given` is not `expected`, in words."""
     missing = [key for key in expected if key not in given]
     unknown = [key for key in given if key not in expected]
@@ -51,7 +254,11 @@ def differences(expected: Shapes, given: Shapes, most: int = 3) -> str:
         shown = "; ".join(f"`{k}` is {given[k]}, not {expected[k]}" for k in other[:most])
         parts.append(f"{len(other)} of another shape ({shown})")
     if missing:
-        parts.append(f"{len(missing)} missing ({', '.join(f'`{k}`' for k in missing[:most])})")
+        parts.append(f"{len(missing)} missing ({_listed(missing, most)})")
     if unknown:
-        parts.append(f"{len(unknown)} unknown ({', '.join(f'`{k}`' for k in unknown[:most])})")
+        parts.append(f"{len(unknown)} unknown ({_listed(unknown, most)})")
     return f"Of {len(expected)} expected tensors: {', '.join(parts)}."
+
+
+def _listed(names: Sequence[str], most: int = _SHOWN) -> str:
+    return ", ".join(f"`{name}`" for name in names[:most])

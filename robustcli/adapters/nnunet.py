@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robustcli.adapters import own
-from robustcli.adapters.checkpoint import _torch_file, read_weights
+from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.loading import differences, shapes_of
 from robustcli.adapters.nnunet_folder import find_checkpoint
 from robustcli.adapters.nnunet_kind import recognised
@@ -99,7 +99,7 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
 
 
 def _content(file: Path) -> Mapping[str, Any]:
-    content = _torch_file(file)
+    content = read_torch(file)
     if not isinstance(content, Mapping) or "network_weights" not in content:
         raise UsageError(
             f"`{file}` is no checkpoint of nnU-Net.",

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from robustcli.adapters.loading import Shapes, shapes_of
+from robustcli.adapters.loading import Shapes, choose, shapes_of
 from robustcli.core.errors import UsageError
 from robustcli.models.aliases import without_aliases
 from robustcli.models.umamba import UMamba
@@ -28,14 +28,16 @@ _PATCH = (
 
 @torch.no_grad()
 def transfer(
-    network: UMamba, state: Mapping[str, Tensor], *, patch: Pair | None = None
-) -> list[str]:
+    network: UMamba, state: Mapping[str, Tensor], *, patch: Pair | None = None,
+    origin: str = "the weights",
+) -> list[str]:  # fmt: skip
     """Copies `state` into `network` but for the heads; the names of what was copied, in order.
 
     Args:
         network: A U-Mamba of ours.
         state: Weights under our names, or under all of nnU-Net's.
         patch: The patch of the plan that they were trained with, where it is known.
+        origin: Where the weights come from, for messages.
 
     Raises:
         UsageError: A tensor is missing or of another shape; nothing was copied. Each is named. Or
@@ -43,9 +45,11 @@ def transfer(
     """
     if patch is not None:
         _check_tokens(network.config, patch)
-    own, given = network.state_dict(), without_aliases(state)
+    own = network.state_dict()
     names = [name for name in own if HEADS not in name]
-    shapes, theirs = shapes_of(own), shapes_of(given)
+    shapes = shapes_of(own)
+    choice = choose(state, shapes, convert=without_aliases, heads=(f"decoder{HEADS}",))
+    given, theirs = choice.state, shapes_of(choice.state)
     wrong = [name for name in names if theirs.get(name) != shapes[name]]
     if wrong:
         raise UsageError(
@@ -55,6 +59,7 @@ def transfer(
         )
     for name in names:
         own[name].copy_(given[name])
+    choice.announce(origin)
     return names
 
 

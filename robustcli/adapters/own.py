@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters import timm_vim, timm_vmamba
 from robustcli.adapters.families import FAMILIES, body, classes_in, family_of, members, recognise
-from robustcli.adapters.loading import Shapes, load_strictly, shapes_of
+from robustcli.adapters.loading import Shapes, announce, choose, load_strictly, shapes_of
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import nearest
 from robustcli.models.positions import fit_positions
@@ -76,13 +76,43 @@ def load(
     """
     found = architecture(name)
     network = create(name, options)
-    own = family_of(state) in (None, found.family)
-    given = FAMILIES[found.family].convert(state) if own else dict(state)
-    if "img_size" in options and recognise(state) in (None, found.variant):
-        given = _resized(network, given)
-    fits = shapes_of(given) == shapes_of(network.state_dict())
-    advice = None if fits else _advice(found, network, state, options)
-    load_strictly(network, given, model=found.name, origin=origin, advice=advice)
+
+    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        own = family_of(named) in (None, found.family)
+        given = FAMILIES[found.family].convert(named) if own else dict(named)
+        if "img_size" in options and recognise(named) in (None, found.variant):
+            given = _resized(network, given)
+        return given
+
+    heads = tuple(f"{head}." for head in FAMILIES[found.family].heads)
+    choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
+    fits = shapes_of(choice.state) == shapes_of(network.state_dict())
+    advice = None if fits else _advice(found, network, choice.named, options)
+    load_strictly(network, choice.state, model=found.name, origin=origin, advice=advice)
+    choice.announce(origin)
+    return network
+
+
+def load_classifier(
+    name: str, state: Mapping[str, Tensor], *, origin: str, options: Mapping[str, Any]
+) -> nn.Module:
+    """As `load`, with as many classes as the head in the file tells apart, unless `options` say.
+
+    Raises:
+        UsageError: The weights are of another network, or of another number of classes.
+    """
+    if "num_classes" in options:
+        return load(name, state, origin=origin, options=options)
+    found = architecture(name)
+    shapes = shapes_of(create(name, options).state_dict())
+    family = FAMILIES[found.family]
+    heads = tuple(f"{head}." for head in family.heads)
+    choice = choose(state, shapes, convert=family.convert, heads=heads)
+    classes = classes_in(shapes_of(choice.state), found.family) if choice.fits else None
+    if classes in (None, classes_in(shapes, found.family)):
+        return load(name, state, origin=origin, options=options)
+    network = load(name, state, origin=origin, options={**options, "num_classes": classes})
+    announce(f"`{origin}`: its head tells {classes} classes apart, and so does `{name}` here.")
     return network
 
 

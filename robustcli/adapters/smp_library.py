@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library
 from robustcli.adapters.entry import FOREGROUND, ModelEntry
 from robustcli.adapters.hub import hub, why_none
-from robustcli.adapters.loading import load_strictly
+from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.names import find, nearest
 from robustcli.models.sizes import check_multiple
@@ -127,7 +127,9 @@ def load(
         UsageError: The weights are of another network.
     """
     network = create(variant, arguments)
-    load_strictly(network, state, model=f"smp:{variant}", origin=origin, advice=None)
+    choice = choose(state, shapes_of(network.state_dict()))
+    load_strictly(network, choice.state, model=f"smp:{variant}", origin=origin, advice=None)
+    choice.announce(origin)
     return network
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.adapters.body import fill_body, heads_in
+from robustcli.adapters.body import fill_body
 from robustcli.adapters.builders import BUILDERS
 from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.loading import heads_in
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError

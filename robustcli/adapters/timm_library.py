@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, get_pretrained_cfg_value, is_model
+from timm.models import (
+    get_pretrained_cfg,
+    get_pretrained_cfg_value,
+    is_model,
+    model_entrypoint,
+)
 from torch import Tensor, nn
 
 from robustcli.adapters.entry import IN1K
 from robustcli.adapters.hub import hub, why_none
-from robustcli.adapters.loading import load_strictly
+from robustcli.adapters.loading import (
+    Choice,
+    choose,
+    classes_of,
+    heads_in,
+    load_strictly,
+    shapes_of,
+)
 from robustcli.adapters.places import hub_file
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError, first_line
@@ -34,7 +47,7 @@ _ONLY_IN1K = re.compile(r"(^|_)in1k(_\d+)?$")  # the number is a resolution
 
 def known(name: str) -> bool:
     """Whether timm has an architecture of this name (a tag may follow a dot)."""
-    return bool(is_model(name))
+    return bool(is_model(plain_name(name)))
 
 
 def suggestions(name: str) -> list[str]:
@@ -93,17 +106,120 @@ def _no_weights(name: str, why: str) -> UsageError:
     )
 
 
+def plain_name(name: str) -> str:
+    """`name` without what timm's own ways of naming a model on its hub put before it."""
+    return re.sub(r"^(hf[-_]hub:)?timm/", "", name.strip())
+
+
 def load(
     name: str, state: Mapping[str, Tensor], *, origin: str, arguments: Mapping[str, Any]
 ) -> nn.Module:
     """The timm network `name` with the weights `state`, in eval mode.
 
+    Files under the names of the network's authors are translated by timm's own filter. Without
+    `num_classes` among the arguments the network has as many classes as the head in the file.
+
     Raises:
         UsageError: The weights are of another network.
     """
     network = create(name, pretrained=False, arguments=arguments)
-    load_strictly(network, state, model=name, origin=origin, advice=None)
+    choice, translated = chosen(name, network, state)
+    classes = classes_of(network, choice.state)
+    if choice.fits and classes not in (None, network.num_classes):
+        if "num_classes" in arguments:
+            raise _contradicted(name, origin, arguments, classes)
+        told = f"its head tells {classes} classes apart, and so does `{name}` here"
+        arguments = {**arguments, "num_classes": classes}
+        network = create(name, pretrained=False, arguments=arguments)
+        choice, translated = chosen(name, network, state)
+        translated = (*translated, told)
+    advice = _advice(name, network, choice)
+    load_strictly(network, choice.state, model=name, origin=origin, advice=advice)
+    choice.announce(origin, *translated)
     return network.eval()
+
+
+def chosen(
+    name: str, network: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[Choice, tuple[str, ...]]:
+    """The weights for `network` in `state`, whatever its head, and what was done to their names.
+
+    Args:
+        name: Timm's name of the network.
+        network: As it was built.
+        state: The weights as read.
+    """
+    expected, heads = shapes_of(network.state_dict()), heads_in(network)
+    choice = choose(state, expected, heads=heads)
+    if choice.fits and classes_of(network, choice.state) is not None:
+        return choice, ()
+    translate = checkpoint_filter(name)
+    if translate is None:
+        return choice, ()
+
+    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        try:
+            found: Mapping[str, Tensor] = translate(dict(named), network)
+        except Exception:  # a filter may fail anywhere on names that it was not written for
+            return named
+        return found
+
+    other = choose(state, expected, convert=convert, heads=heads)
+    if not other.fits:
+        return choice, ()
+    home = model_entrypoint(name.split(".")[0]).__module__
+    remark = f"its tensors are renamed by timm's own filter of `{home}`"
+    return other, (remark, *_resized(other))
+
+
+def checkpoint_filter(name: str) -> Callable[..., Any] | None:
+    """What timm passes files under the authors' names of the network `name` through, if anything.
+
+    Every family hands its filter to one function of timm, which reads the published weights and
+    calls the filter with them; here it is replaced while timm builds the network once more.
+    """
+    found: list[Callable[..., Any] | None] = []
+
+    def record(*_: object, filter_fn: Callable[..., Any] | None = None, **__: object) -> None:
+        found.append(filter_fn)
+
+    with patch("timm.models._builder.load_pretrained", record):
+        create(name, pretrained=True, arguments={})
+    return found[0] if found else None
+
+
+def _resized(choice: Choice) -> tuple[str, ...]:
+    """What the filter made of another shape: positions of images of another size."""
+    before, after = shapes_of(choice.named), shapes_of(choice.state)
+    changed = [key for key in after if "pos" in key and before.get(key, after[key]) != after[key]]
+    if not changed:
+        return ()
+    first = changed[0]
+    return (f"`{first}` is resized from {before[first]} to {after[first]}",)
+
+
+def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
+    """What to do where only the head is missing."""
+    lacking = set(network.state_dict()) - set(choice.state)
+    if lacking and all(key.startswith(heads_in(network)) for key in lacking):
+        return (
+            "The file holds no head, only what is before it: train one with `robust finetune "
+            f"{name} --pretrained FILE --data DIR`."
+        )
+    return None
+
+
+def _contradicted(
+    name: str, origin: str, arguments: Mapping[str, Any], classes: int | None
+) -> UsageError:
+    """The error where the user and the weights say another number of classes."""
+    asked = arguments["num_classes"]
+    return UsageError(
+        f"`num_classes={asked}` contradicts the weights in `{origin}`.",
+        f"Their head tells {classes} classes apart, and `{name}` was to tell {asked}.",
+        f"Leave it out, or say `--model-arg num_classes={classes}`; for other classes, fine-tune: "
+        f"`robust finetune {name} --pretrained {origin} --data DIR`.",
+    )
 
 
 def preprocessing(network: nn.Module) -> Preprocessing:

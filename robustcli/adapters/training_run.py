@@ -14,7 +14,8 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 
 WEIGHTS = "weights.safetensors"
-_RECORD = "run.json"
+_RECORD, _CHECKPOINTS = "run.json", "checkpoints"
+_SUFFIXES, _SHOWN = (".safetensors", ".pth", ".pt", ".ckpt", ".bin"), 5
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ def weights_in(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    inside = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if inside and not is_run(path):
+        raise UsageError(
+            f"`{path}` is a folder, and no training run of this program.",
+            f"It holds {', '.join(f'`{name}`' for name in inside[:_SHOWN])}.",
+            f"Name the file: `{path / inside[0]}`.",
+        )
     if not (path / WEIGHTS).is_file():
         raise UsageError(
             f"`{path}` is no finished training run.",
@@ -48,6 +56,21 @@ def weights_in(path: Path) -> Path:
     return path / WEIGHTS
 
 
+def header_beside(file: Path) -> Header | None:
+    """What the weights `file` say of themselves; None where nothing says it.
+
+    A checkpoint of a training here (`RUN/checkpoints/FILE`) has no header of its own: those of the
+    finished run's weights say it.
+
+    Raises:
+        UsageError: The header is not one that this version writes.
+    """
+    run = file.parent.parent
+    if file.parent.name == _CHECKPOINTS and (run / WEIGHTS).is_file() and is_run(run):
+        return read_header(run / WEIGHTS)
+    return read_header(file)
+
+
 def read_trained(path: Path, entry: ModelEntry) -> Trained:
     """The weights in `path`, a file or the folder of a training run, for the model `entry`.
 
@@ -55,7 +78,7 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
         UsageError: The file is missing or damaged, or says that it is of another model.
     """
     file = weights_in(path)
-    header = read_header(file)
+    header = header_beside(file)
     if header is not None and canonical(header.model) != canonical(entry.network):
         raise UsageError(
             f"`{file}` does not hold the weights of `{entry.network}`.",

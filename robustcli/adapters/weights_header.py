@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.adapters.nnunet_inference import NnUNetInference
 from robustcli.core.atomic import replacing
 from robustcli.core.errors import UsageError
@@ -115,9 +116,9 @@ def read_header(path: Path) -> Header | None:
     Raises:
         UsageError: The header is not one that this version writes.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
     try:
+        if not is_safetensors(path):
+            return None
         with safe_open(path, framework="pt") as file:
             said = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError):

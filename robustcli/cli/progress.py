@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 from types import TracebackType
@@ -14,6 +16,9 @@ SECONDS_BETWEEN_LINES = 10.0
 class ConsoleListener:
     """Tells the user what a computation does; used as a context so that the bar is closed.
 
+    Meanwhile it also says what the program logs: how files of weights were read. Each line is said
+    once, by the first of several processes.
+
     Args:
         quiet: Say nothing.
         unit: What is counted, in the plural.
@@ -24,8 +29,11 @@ class ConsoleListener:
         self._bar: object | None = None
         self._total = self._done = self._before = 0
         self._started = self._last = 0.0
+        self._log, self._handler = logging.getLogger("robustcli"), _Said(self)
 
     def __enter__(self) -> ConsoleListener:
+        self._log.addHandler(self._handler)
+        self._log.propagate = False
         return self
 
     def __exit__(
@@ -34,6 +42,8 @@ class ConsoleListener:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._log.removeHandler(self._handler)
+        self._log.propagate = True
         self._stop()
 
     def _stop(self) -> None:
@@ -81,6 +91,25 @@ class ConsoleListener:
         if self._done == self._total:
             return f"done in {spent:.0f} s ({rate:,.0f} a second)."
         return f"about {(self._total - self._done) / rate:.0f} s left."
+
+
+class _Said(logging.Handler):
+    """Passes log messages on to a listener."""
+
+    def __init__(self, listener: ConsoleListener) -> None:
+        super().__init__()
+        self.listener, self.before = listener, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Says the message, if it is new and this is the first process."""
+        text = record.getMessage()
+        if text not in self.before and _is_first():
+            self.before.add(text)
+            self.listener.say(text)
+
+
+def _is_first() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _bar(unit: str, total: int, done: int) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -80,6 +80,8 @@ def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
             "`--label-space FILE` with one class a line, in index order.",
         )
     space = _read(path, say)
+    if canonical(space.name) in BUNDLED:  # other classes must not pass for these
+        space = replace(space, name=path.name)
     return next((known for known in map(_bundled, BUNDLED) if known.ids == space.ids), space)
 
 

@@ -12,14 +12,15 @@ from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.load import (
     ModelRequest,
     TrainedClassifier,
+    answers_in,
     load_classifier,
-    resolve,
+    names_run,
     trained_classifier,
 )
 from robustcli.core.errors import UsageError
 from robustcli.data.decode import decode
 from robustcli.data.index import ImageIndex
-from robustcli.data.labels import label_space
+from robustcli.data.labels import LabelSpace
 from robustcli.data.mask_values import check_no_masks
 from robustcli.data.open import open_index
 from robustcli.data.subset import take
@@ -76,8 +77,13 @@ class Classification(Task[Classifier]):
         return load_classifier(request, seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Classifier:
-        """A freshly initialised network: it costs what the trained one costs."""
-        return load_classifier(replace(request, weights=None, untrained=True))
+        """A freshly initialised network: it costs what the trained one costs.
+
+        Weights that the user names are here, and say how many classes there are: they are read.
+        """
+        if request.weights is not None or names_run(request.name):
+            return load_classifier(request, offline=True)
+        return load_classifier(replace(request, untrained=True))
 
     def model_record(self, model: Classifier, config: EvalConfig) -> ModelRecord:
         """See `Task.model_record`."""
@@ -117,27 +123,50 @@ class Classification(Task[Classifier]):
 
 
 def _opened(config: EvalConfig) -> ImageIndex:
-    """The data, in the classes of the models that were trained here, where there are any."""
-    trained = [one.label_space for one in _trained(config) if one is not None]
-    if not trained:
+    """The data, in the classes of the models.
+
+    Raises:
+        UsageError: The models answer in different classes, or the data has others.
+    """
+    space = _classes(config)
+    trained = any(_trained(config))
+    given = trained or config.label_space is not None
+    try:
         return open_index(
-            config.data,
-            model_label_space=_label_space(config),
-            label_space=config.label_space,
-            labels=config.labels,
-        )
-    space = trained[0]
-    others = [resolve(r.name).label_space for r, t in _with_trained(config) if t is None]
-    if any(one.ids != space.ids for one in [*trained, *map(label_space, others)]):
-        raise UsageError(
-            "The models do not tell the same classes apart.",
-            f"`{config.models[0].name}` was trained for classes of its own.",
-            "Evaluate them in separate runs.",
-        )
-    return open_index(
-        config.data, model_label_space=space.name, label_space=config.label_space or space,
-        labels=config.labels, parts=True,
-    )  # fmt: skip
+            config.data, model_label_space=space.name, label_space=space if given else None,
+            labels=config.labels, parts=trained,
+        )  # fmt: skip
+    except UsageError:
+        _check_heads(config)
+        raise
+
+
+def _check_heads(config: EvalConfig) -> None:
+    """Raises UsageError where weights from a file are for another number of classes than named.
+
+    That explains more than what does not fit between the classes and the data.
+    """
+    for request, trained in _with_trained(config):
+        if request.weights is not None and trained is None:
+            load_classifier(request, offline=True)
+
+
+def _classes(config: EvalConfig) -> LabelSpace:
+    """The classes that all models tell apart.
+
+    Raises:
+        UsageError: They do not tell the same classes apart, in the same order.
+    """
+    spaces = [answers_in(request) for request in config.models]
+    for request, space in zip(config.models, spaces, strict=True):
+        if space.ids != spaces[0].ids:
+            raise UsageError(
+                "The models do not tell the same classes apart.",
+                f"`{config.models[0].name}` is made for {spaces[0].name} ({len(spaces[0].ids)} "
+                f"classes), `{request.name}` for {space.name} ({len(space.ids)} classes).",
+                "Evaluate them in separate runs.",
+            )
+    return spaces[0]
 
 
 def _with_trained(config: EvalConfig) -> list[tuple[ModelRequest, TrainedClassifier | None]]:
@@ -154,14 +183,3 @@ def _trainings(config: EvalConfig) -> list[TrainingData]:
     if config.splits_of is not None:
         found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
     return [training for training in found if training is not None]
-
-
-def _label_space(config: EvalConfig) -> str:
-    spaces = {resolve(request.name).label_space for request in config.models}
-    if config.label_space is None and len(spaces) > 1:
-        raise UsageError(
-            "The models do not tell the same classes apart.",
-            f"They are made for {' and '.join(sorted(spaces))}.",
-            "Evaluate them in separate runs.",
-        )
-    return config.label_space or spaces.pop()

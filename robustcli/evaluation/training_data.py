@@ -10,8 +10,8 @@ from pathlib import Path
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.places import local_path
-from robustcli.adapters.training_run import is_run, weights_in
-from robustcli.adapters.weights_header import ClassifierHeader, read_header
+from robustcli.adapters.training_run import header_beside, is_run, weights_in
+from robustcli.adapters.weights_header import ClassifierHeader
 from robustcli.core.names import canonical
 from robustcli.data.decode import read_bytes
 from robustcli.data.index import ImageRef
@@ -68,7 +68,7 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     place = _place(request)
     if place is None or request.untrained:
         return None
-    header = read_header(weights_in(place))
+    header = header_beside(weights_in(place))
     folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
     files = [place.with_suffix(f".{SPLITS}"), *(folder / SPLITS for folder in folders)]
     found = next((file for file in files if file.is_file()), None)

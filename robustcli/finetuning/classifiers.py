@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
-from robustcli.adapters.body import fill_body, heads_in
+from robustcli.adapters.body import fill_body
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.load import resolve
+from robustcli.adapters.loading import heads_in
 from robustcli.adapters.training_run import read_trained
 from robustcli.adapters.weights import official_weights
 from robustcli.core.errors import UsageError

@@ -114,6 +114,6 @@ def fill(network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[
         UsageError: A tensor is missing or of another shape; nothing was copied. Each is named.
     """
     if isinstance(network, UMamba):
-        transfer(network, given.state, patch=given.patch)
+        transfer(network, given.state, patch=given.patch, origin=given.origin)
     else:
         fill_body(network, given.state, entry, heads, given.origin)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
 
 from robustcli.adapters import own
-from robustcli.adapters.body import fill_body, heads_in
+from robustcli.adapters.body import fill_body
 from robustcli.adapters.load import resolve
+from robustcli.adapters.loading import heads_in
 from robustcli.core.errors import UsageError
 
 TINY = {"depths": [1, 1], "dim": 8}
@@ -54,3 +57,38 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     assert "`patch_embed.0.bias` is missing" in str(told.value)
     assert "classifier.head" not in str(told.value)
     assert torch.equal(network.state_dict()["layers.1.blocks.0.op.Ds"], before)
+
+
+def test_a_deeper_network_of_the_same_names_is_refused() -> None:
+    """ResNet-18's names and shapes are all in ResNet-34's file: loading would look right."""
+    state = timm.create_model("resnet34").state_dict()
+    network = timm.create_model("resnet18", num_classes=3)
+    with pytest.raises(UsageError, match=r"`layer1\.2\.conv1\.weight` is unknown"):
+        fill_body(network, state, resolve("resnet18"), ("fc.",), "here")
+
+
+def test_old_files_without_counters_of_batches() -> None:
+    state = {k: t for k, t in timm.create_model("resnet10t").state_dict().items()
+             if not k.endswith("num_batches_tracked")}  # fmt: skip
+    network = timm.create_model("resnet10t", num_classes=3)
+    fill_body(network, state, resolve("resnet10t"), ("fc.",), "here")
+    assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
+
+
+def test_a_file_with_prefix_and_authors_names(caplog: pytest.LogCaptureFixture) -> None:
+    name, shallow = "swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}
+    theirs = timm.create_model(name, **shallow).state_dict()
+    state = {f"encoder.{key.replace('head.fc.', 'head.')}": t for key, t in theirs.items()}
+    state = {
+        re.sub(r"layers\.(\d)\.down", lambda m: f"layers.{int(m[1]) - 1}.down", key): tensor
+        for key, tensor in state.items()
+    }
+    network = timm.create_model(name, num_classes=3, **shallow)
+    caplog.clear()
+    fill_body(network, state, resolve(name), ("head.fc.",), "w.pth")
+    assert network.num_classes == 3
+    for key, tensor in network.state_dict().items():
+        if not key.startswith("head.fc."):
+            assert torch.equal(tensor, theirs[key]), key
+    assert "prefix `encoder.` removed" in caplog.text
+    assert "timm's own filter" in caplog.text

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
 import sys
 import types
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.checkpoint import PLACES, read_weights
+from robustcli.core.errors import UsageError
 from tests.adapters.files import STATE, saved
 
 OTHER = {key: tensor + 100 for key, tensor in STATE.items()}
@@ -40,8 +44,7 @@ def test_a_bare_state_dict(tmp_path: Path, zipped: bool) -> None:
     assert_state(read_weights(path))
 
 
-@pytest.mark.parametrize("key", ["model_ema", "model", "state_dict", "network_weights",
-                                 "model_state_dict"])  # fmt: skip
+@pytest.mark.parametrize("key", [place.key for place in PLACES])
 def test_a_state_dict_wrapped_by_its_trainer(tmp_path: Path, key: str) -> None:
     path = saved({"epoch": 3, key: STATE, "optimizer": {"lr": torch.ones(2)}}, tmp_path / "w.pth")
     assert_state(read_weights(path))
@@ -50,6 +53,89 @@ def test_a_state_dict_wrapped_by_its_trainer(tmp_path: Path, key: str) -> None:
 def test_averaged_weights_come_first(tmp_path: Path) -> None:
     path = saved({"model": OTHER, "model_ema": STATE, "state_dict": OTHER}, tmp_path / "w.pth")
     assert_state(read_weights(path))
+
+
+@pytest.mark.parametrize("first", range(len(PLACES) - 1))
+def test_of_two_places_the_earlier_row_of_the_table_is_taken(tmp_path: Path, first: int) -> None:
+    content = {PLACES[first + 1].key: OTHER, PLACES[first].key: STATE}
+    found = read_weights(saved(content, tmp_path / "w.pth"))
+    assert_state(found)
+    assert found.place == PLACES[first].key
+    assert [other.place for other in found.others] == [PLACES[first + 1].key]
+    assert_state(found.others[0], OTHER)
+
+
+def test_every_averaged_place_stands_before_every_other() -> None:
+    averaged = [place.averaged for place in PLACES]
+    assert averaged == sorted(averaged, reverse=True)
+
+
+def test_a_key_that_no_row_knows(tmp_path: Path) -> None:
+    content = {"my_classifier": STATE, "epoch": torch.tensor(3), "optimizer": {"momentum": OTHER}}
+    found = read_weights(saved(content, tmp_path / "w.pth"))
+    assert_state(found)
+    assert (found.place, found.others) == ("my_classifier", ())
+
+
+@pytest.mark.parametrize("factory", [int, float, list, dict, str, OrderedDict])
+def test_a_defaultdict(tmp_path: Path, factory: type) -> None:
+    path = saved(defaultdict(factory, {"state_dict": STATE}), tmp_path / "w.pth")
+    assert_state(read_weights(path))
+    assert_state(read_weights(saved(defaultdict(factory, STATE), path)))
+
+
+BESIDE = {
+    "namespace": argparse.Namespace(lr=0.1),
+    "simple namespace": types.SimpleNamespace(lr=0.1),
+    "path": Path("runs"),
+    "time": datetime.datetime(2024, 1, 2, 3, 4),
+    "seconds": datetime.timedelta(seconds=3),
+    "counter": Counter("ab"),
+    "version": torch.__version__,
+    "hyper-parameters": AttributeDict(lr=0.1, layers=[1, 2]),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_training_scripts_keep_beside_the_weights(tmp_path: Path, what: str) -> None:
+    path = saved({"state_dict": STATE, "x": BESIDE[what]}, tmp_path / "w.pth")
+    assert_state(read_weights(path))
+
+
+@pytest.mark.parametrize("ending", [".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_bytes_decide_and_not_the_ending(tmp_path: Path, ending: str, safe: bool) -> None:
+    path = tmp_path / f"w{ending}"
+    if safe:
+        save_file(STATE, path)
+    else:
+        saved(STATE, path)
+    found = read_weights(path)
+    assert dict(found).keys() == STATE.keys()
+    said = f"it is a {'safetensors' if safe else 'torch'} file, whatever its ending says"
+    assert found.remarks == (() if safe == (ending == ".safetensors") else (said,))
+
+
+def test_an_averaged_model_and_its_counter(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2))
+    found = read_weights(saved(averaged.state_dict(), tmp_path / "w.pth"))
+    assert list(found) == ["weight", "bias"]
+    assert found.remarks == ("the prefix `module.` removed from the names of its tensors",)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module."])
+def test_wrappers_inside_of_names(tmp_path: Path, wrapper: str) -> None:
+    inside = {key.replace(".", f".{wrapper}", 1): tensor for key, tensor in STATE.items()}
+    assert_state(read_weights(saved(inside, tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_another_pickle_protocol_is_no_damage(tmp_path: Path, protocol: int, zipped: bool) -> None:
+    path = saved(STATE, tmp_path / "w.pth", pickle_protocol=protocol,
+                 _use_new_zipfile_serialization=zipped)  # fmt: skip
+    with pytest.raises(UsageError, match=rf"with pickle protocol {protocol};(.|\n)*save it"):
+        read_weights(path)
 
 
 def test_an_average_that_was_never_made_is_passed_over(tmp_path: Path) -> None:

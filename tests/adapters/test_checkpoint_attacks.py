@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_the_refusal_says_what_it_found_and_what_to_do(tmp_path: Path) -> None:
     assert "safetensors" in caught.value.todo
 
 
-BESIDE = {"path": Path("x"), "slice": slice(1, 2)}
+BESIDE = {"fraction": Fraction(1, 2), "slice": slice(1, 2)}
 
 
 @pytest.mark.parametrize("name", BESIDE)

@@ -14,13 +14,9 @@ from robustcli.core.errors import UsageError
 from tests.adapters.files import STATE, saved
 
 DAMAGED = {
-    "empty.pth": b"",
-    "page.pth": b"<!DOCTYPE html><html class='x'><title>404</title></html>",
-    "pointer.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
     "zip.pth": b"PK\x03\x04 and nothing more",
-    "empty.safetensors": b"",
-    "page.safetensors": b"<!DOCTYPE html>",
     "short.safetensors": (1000).to_bytes(8, "little") + b"{}",
+    "noise.pth": bytes(range(255, 127, -1)),
 }
 
 

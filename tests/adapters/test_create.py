@@ -19,6 +19,8 @@ from robustcli.models.aliases import canonical_key
 from robustcli.models.registry import ARCHITECTURES
 from tests.models import golden
 
+TIMM = "test_resnet.r160_in1k"
+
 
 def official(name: str, rule: golden.Rule = golden.strong) -> dict[str, Tensor]:
     """The state dict of the original class `name`, copies included, filled by `rule`."""
@@ -139,6 +141,19 @@ def test_timms_models_too(tmp_path: Path) -> None:
 def test_a_timm_name_without_tag_is_ambiguous() -> None:
     with pytest.raises(UsageError, match=r"(?s)`resnet34` is timm's, .*Add the tag"):
         create_model("resnet34")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "timm/test_resnet.r160_in1k", "vmamba-pico"])
+def test_the_head_in_a_file_says_how_many_classes_there_are(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = name == "vmamba-pico"
+    saved = create_model(name, num_classes=4) if ours else timm.create_model(TIMM, num_classes=4)
+    torch.save({"state_dict": saved.state_dict()}, tmp_path / "w.pth")
+    caplog.clear()
+    network = create_model(name, weights=tmp_path / "w.pth")
+    torch.testing.assert_close(network.state_dict(), saved.state_dict(), rtol=0, atol=0)
+    assert "its head tells 4 classes apart" in caplog.text
 
 
 def test_an_unknown_name() -> None:

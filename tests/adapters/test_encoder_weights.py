@@ -77,3 +77,15 @@ def test_which_files_are_of_an_encoder_alone() -> None:
     assert is_encoder_file(torchvision.models.resnet18().state_dict())
     assert not is_encoder_file(meta_state("resnet18_seg"))
     assert not is_encoder_file(meta_state("segformer"))
+
+
+def test_an_encoder_below_a_prefix_but_not_that_of_a_segmenter() -> None:
+    state = torchvision.models.resnet18().state_dict()
+    network: Any = architecture("resnet18_seg").build()
+    for prefix in ("backbone.", "encoder.", "model.encoder."):
+        below = {f"{prefix}{key}": tensor for key, tensor in state.items() if key[:3] != "fc."}
+        assert is_encoder_file(below)
+        load_encoder(network, below, origin="w")
+        torch.testing.assert_close(network.encoder[0].weight, state["conv1.weight"])
+    with pytest.raises(UsageError, match="unknown"):
+        load_encoder(network, {**below, "decoder.weight": torch.ones(1)}, origin="w")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,13 +180,13 @@ def test_an_unknown_argument_of_each_builder() -> None:
 def test_classes_that_are_not_the_label_space(tmp_path: Path) -> None:
     request = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True)
     message = (
-        r"`vmamba-pico` tells 7 classes apart; `cifar10` has 10\.\nName the model's own.*FILE`"
+        r"`vmamba-pico` tells 7 classes apart; `cifar10` has 10\.\nName the model's own 7 .*FILE`"
     )
     with pytest.raises(UsageError, match=message):
         load_classifier(request)
     named = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True,
                          label_space=classes_file(tmp_path, 7))  # fmt: skip
-    assert load_classifier(named).facts.label_space == named.label_space
+    assert load_classifier(named).facts.label_space == "classes7"
 
 
 @pytest.mark.parametrize("count", [3, 12])
@@ -231,3 +232,47 @@ def test_the_names_of_segmenters_and_of_training_runs(
     (tmp_path / "photos" / "run.json").touch()
     with pytest.raises(UsageError, match=r"`photos` is no finished training run"):
         resolve("photos")
+
+
+OWN: list[tuple[str, dict[str, object]]] = [
+    (TIMM, {}), ("vmamba-pico", {}), ("vim", {"depth": 1, "dim": 16}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments"), OWN)
+@pytest.mark.parametrize("said", [True, False])
+def test_the_users_own_classes(
+    tmp_path: Path, name: str, arguments: dict[str, object], said: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    seven = {**arguments, "num_classes": 7}
+    space = classes_file(tmp_path, 7)
+    fresh = ModelRequest(name, arguments=seven, untrained=True, label_space=space)
+    source = load_classifier(fresh, seed=4)
+    save_file(source.network.state_dict(), tmp_path / "w.safetensors")
+    request = ModelRequest(name, tmp_path / "w.safetensors", seven if said else arguments,
+                           label_space=space)  # fmt: skip
+    caplog.clear()
+    model = load_classifier(request)
+    assert torch.equal(logits(model), logits(source))
+    assert (model.facts.label_space, model.facts.arguments) == ("classes7", seven)
+    told = f"its head tells 7 classes apart, and so does `{name}` here"
+    assert (told in caplog.text) is not said
+    for count in (3, 12):
+        other = classes_file(tmp_path, count)
+        with pytest.raises(UsageError, match=rf"tells 7 classes apart; `.*{count}.txt` has"):
+            load_classifier(replace(request, label_space=other))
+    with pytest.raises(UsageError, match=r"(?s)7.*5|5.*7"):
+        load_classifier(replace(request, arguments={**arguments, "num_classes": 5}))
+
+
+@pytest.mark.parametrize("before", ["hf-hub:timm/", "timm/"])
+def test_timms_own_spellings_are_the_same_model(before: str) -> None:
+    assert resolve(f"{before}resnet50.a1_in1k") == resolve("resnet50.a1_in1k")
+    untrained = load_classifier(ModelRequest(f"{before}{TIMM}", untrained=True))
+    assert untrained.facts.name == TIMM
+
+
+def test_another_model_of_the_hub_is_no_name() -> None:
+    with pytest.raises(UsageError, match=r"no model of timm's own(.|\n)*--weights FILE"):
+        resolve("hf-hub:somebody/resnet18")

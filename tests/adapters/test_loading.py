@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustcli.adapters.loading import differences, load_strictly, shapes_of
+from robustcli.adapters.checkpoint import PLACES, Weights
+from robustcli.adapters.loading import (
+    choose,
+    classes_of,
+    differences,
+    heads_in,
+    load_strictly,
+    shapes_of,
+)
 from robustcli.core.errors import UsageError
 
 
@@ -64,3 +73,112 @@ def test_weights_of_another_network_change_nothing() -> None:
 def test_advice_takes_the_last_line() -> None:
     with pytest.raises(UsageError, match=r"missing \(`weight`, `bias`\)\.\nUse `--model x`\.$"):
         load_strictly(nn.Linear(1, 1), {}, model="m", origin="o", advice="Use `--model x`.")
+
+
+NETWORK = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+SHAPES = shapes_of(NETWORK.state_dict())
+
+
+def values(number: float = 1.0, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
+    return {key: torch.full(shape, number) for key, shape in shapes.items()}
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [*(f"{place.key}." for place in PLACES), "model.module.", "net.encoder.", "my.own.very.deep."],
+)
+def test_a_common_prefix_is_found_and_named(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    choice = choose(under(prefix, values()), SHAPES)
+    assert (choice.fits, choice.prefix, choice.left_out) == (True, prefix, ())
+    load_strictly(NETWORK, choice.state, model="m", origin="o", advice=None)
+    choice.announce("w.ckpt")
+    assert caplog.messages == [
+        f"`w.ckpt`: the prefix `{prefix}` removed from the names of its tensors."
+    ]
+
+
+def test_what_is_not_below_the_prefix_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    state = {**under("model.", values()), "criterion.weight": torch.ones(2)}
+    choice = choose(state, SHAPES)
+    choice.announce("w.ckpt")
+    assert choice.fits
+    assert caplog.messages[0].endswith("; 1 tensor without it left out (`criterion.weight`).")
+
+
+def test_nothing_is_said_where_nothing_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    choose(values(), SHAPES).announce("w.pth")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "taken", "value"),
+    [
+        (("model.", "ema_model."), "ema_model.", 2.0),
+        (("teacher.", "student."), "student.", 2.0),
+        (("ema.module.", "net."), "ema.module.", 1.0),
+    ],
+)
+def test_of_several_prefixes_the_averaged_one_is_taken_and_both_are_named(
+    prefixes: tuple[str, str], taken: str, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {**under(prefixes[0], values(1)), **under(prefixes[1], values(2))}
+    choice = choose(state, SHAPES)
+    choice.announce("w.ckpt")
+    assert choice.prefix == taken
+    assert {float(tensor.max()) for tensor in choice.state.values()} == {value}
+    assert all(f"`{prefix}*`" in caplog.text for prefix in prefixes)
+
+
+def test_the_set_that_fits_is_taken_and_the_others_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    generator = values(1, {"deconv.weight": (3, 3), "a": (1,), "b": (1,), "c": (1,)})
+    state = Weights(generator, "model", others=[Weights(values(2), "net")])
+    choice = choose(state, SHAPES)
+    choice.announce("w.pth")
+    assert (choice.fits, choice.place) == (True, "net")
+    assert caplog.messages == ["`w.pth`: the weights `net` are taken, not `model`."]
+
+
+def test_the_larger_network_of_the_same_names_is_not_taken() -> None:
+    wide = {key: tuple(2 * size for size in shape) for key, shape in SHAPES.items()}
+    choice = choose({**under("teacher.", values(1)), **under("student.", values(2, wide))}, SHAPES)
+    assert (choice.fits, choice.prefix) == (True, "teacher.")
+
+
+def test_a_prefix_never_hides_what_is_missing() -> None:
+    state = under("model.", values())
+    del state["model.3.bias"]
+    choice = choose(state, SHAPES)
+    assert not choice.fits
+    with pytest.raises(UsageError, match=r"1 missing \(`3\.bias`\)"):
+        load_strictly(NETWORK, choice.state, model="m", origin="o", advice=None)
+
+
+def test_files_from_before_batches_were_counted_as_in_torch() -> None:
+    """Torch's own strict loading is the judge, with and without the counters."""
+    old = {key: tensor for key, tensor in values().items() if "num_batches" not in key}
+    for state in (old, values()):
+        NETWORK.load_state_dict(state, strict=True)
+        load_strictly(NETWORK, state, model="m", origin="o", advice=None)
+        assert choose(state, SHAPES).fits
+    for lacking in ("1.running_mean", "1.weight"):
+        state = {key: tensor for key, tensor in old.items() if key != lacking}
+        with pytest.raises(RuntimeError, match="Missing key"):
+            NETWORK.load_state_dict(state, strict=True)
+        with pytest.raises(UsageError, match=rf"1 missing \(`{lacking}`\)\."):
+            load_strictly(NETWORK, state, model="m", origin="o", advice=None)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "levit_128s"])
+def test_the_classes_of_a_head(name: str) -> None:
+    with torch.device("meta"):
+        network, other = timm.create_model(name), timm.create_model(name, num_classes=4)
+    state = other.state_dict()
+    assert classes_of(network, state) == 4
+    headless = {key: t for key, t in state.items() if not key.startswith(heads_in(network))}
+    assert classes_of(network, headless) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
+from timm.models import model_entrypoint
+from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
+from robustcli.adapters.loading import heads_in
 from robustcli.core.errors import UsageError
 
 NAME = "test_resnet.r160_in1k"  # timm's own smallest
@@ -112,6 +116,148 @@ def test_load_is_strict() -> None:
     message = rf"`w\.pth` does not hold the weights of `{NAME}`\.\n.*1 missing \(`fc\.bias`\)"
     with pytest.raises(UsageError, match=message):
         timm_library.load(NAME, state, origin="w.pth", arguments={})
+
+
+def swins(network: nn.Module) -> dict[str, Tensor]:
+    """As Swin's authors have it: downsampling ends a stage, masks are saved, the head is plain."""
+    state = {}
+    for key, tensor in network.state_dict().items():
+        stage = re.match(r"layers\.(\d)\.downsample", key)
+        name = f"layers.{int(stage[1]) - 1}{key[8:]}" if stage else key
+        state[name.replace("head.fc.", "head.")] = tensor
+    return state | {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}
+
+
+def convnexts(network: nn.Module) -> dict[str, Tensor]:
+    """As ConvNeXt's authors have it."""
+    names = (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+        (r"conv_dw", "dwconv"),
+        (r"mlp\.fc(\d)", r"pwconv\1"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    )
+    state = network.state_dict()
+    for pattern, new in names:
+        state = {re.sub(pattern, new, key): tensor for key, tensor in state.items()}
+    return state
+
+
+AUTHORS: list[tuple[str, Callable[[nn.Module], dict[str, Tensor]]]] = [
+    ("swin_tiny_patch4_window7_224", swins),
+    ("convnext_atto", convnexts),
+]
+SHALLOW = {"depths": (2, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(("name", "authors"), AUTHORS)
+@pytest.mark.parametrize("classes", [1000, 4])
+def test_files_under_their_authors_own_names(
+    name: str, authors: Callable[[nn.Module], dict[str, Tensor]], classes: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    torch.manual_seed(3)
+    theirs = timm.create_model(name, num_classes=classes, **SHALLOW).eval()
+    state = authors(theirs)
+    assert state.keys() != theirs.state_dict().keys()
+    caplog.clear()
+    loaded = timm_library.load(name, state, origin="w.pth", arguments=SHALLOW)
+    with torch.no_grad():
+        images = torch.rand(1, 3, 224, 224)
+        torch.testing.assert_close(loaded(images), theirs(images), rtol=0, atol=0)
+    told = f"; its head tells 4 classes apart, and so does `{name}` here" if classes == 4 else ""
+    home = model_entrypoint(name).__module__
+    said = f"`w.pth`: its tensors are renamed by timm's own filter of `{home}`{told}."
+    assert caplog.messages == [said]
+
+
+def test_a_file_under_its_authors_names_stays_strict() -> None:
+    name, authors = AUTHORS[0]
+    state = authors(timm.create_model(name, **SHALLOW))
+    for change in ({"layers.0.blocks.0.attn.qkv.bias": None}, {"stray.weight": torch.ones(1)}):
+        changed = {key: t for key, t in (state | change).items() if t is not None}
+        with pytest.raises(UsageError, match=r"does not hold the weights of `swin"):
+            timm_library.load(name, changed, origin="w.pth", arguments=SHALLOW)
+
+
+def test_positions_for_images_of_another_size_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    name, small = "vit_tiny_patch16_224", {"depth": 1}
+    state = timm.create_model(name, **small).state_dict()
+    caplog.clear()
+    loaded = timm_library.load(name, state, origin="w", arguments={**small, "img_size": 96})
+    assert loaded.state_dict()["pos_embed"].shape == (1, 37, 192)
+    assert "`pos_embed` is resized from (1, 197, 192) to (1, 37, 192)" in caplog.text
+
+
+FAMILIES = ("swin_transformer", "convnext", "deit", "beit", "vgg", "regnet", "densenet", "crossvit")
+
+
+def filters() -> dict[str, list[str]]:
+    """Timm's modules that filter files, and the names of the networks in them."""
+    folder = Path(timm.models.__file__).parent
+    found: dict[str, list[str]] = {
+        file.stem: [] for file in folder.glob("[a-z]*.py")
+        if "pretrained_filter_fn=" in file.read_text(encoding="utf-8")
+    }  # fmt: skip
+    for name in timm.list_models():
+        home = model_entrypoint(name).__module__.rpartition(".")[2]
+        if home in found:
+            found[home].append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "families", [FAMILIES, pytest.param((), marks=pytest.mark.slow, id="all of timm's")]
+)
+@pytest.mark.filterwarnings("ignore")  # timm's own, of names that it gave up
+def test_the_filter_of_every_family_is_found(families: tuple[str, ...]) -> None:
+    found = filters()
+    assert len(found) > 50
+    for family in families or found:
+        names = sorted(found[family], key=len)[:4]  # of some models nothing is published
+        with torch.device("meta"):
+            assert any(timm_library.checkpoint_filter(name) for name in names), family
+
+
+def test_a_network_without_filter() -> None:
+    assert timm_library.checkpoint_filter(NAME) is None
+
+
+def test_the_classes_of_the_head_decide_and_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    state = timm.create_model(NAME, num_classes=4).state_dict()
+    caplog.clear()
+    loaded = timm_library.load(NAME, state, origin="w.pth", arguments={})
+    assert loaded.num_classes == 4
+    torch.testing.assert_close(loaded.state_dict()["fc.weight"], state["fc.weight"])
+    assert caplog.messages == [
+        f"`w.pth`: its head tells 4 classes apart, and so does `{NAME}` here."
+    ]
+    caplog.clear()
+    timm_library.load(NAME, state, origin="w.pth", arguments={"num_classes": 4})
+    assert caplog.messages == []
+
+
+def test_classes_that_contradict_the_head() -> None:
+    state = timm.create_model(NAME, num_classes=4).state_dict()
+    message = r"`num_classes=5` contradicts the weights in `w\.pth`\.\nTheir head tells 4 classes"
+    with pytest.raises(UsageError, match=message):
+        timm_library.load(NAME, state, origin="w.pth", arguments={"num_classes": 5})
+
+
+def test_a_backbone_says_what_it_is_good_for() -> None:
+    network = timm.create_model(NAME)
+    state = {k: t for k, t in network.state_dict().items() if not k.startswith(heads_in(network))}
+    with pytest.raises(UsageError, match=r"2 missing(.|\n)*holds no head(.|\n)*robust finetune"):
+        timm_library.load(NAME, state, origin="w.pth", arguments={})
+
+
+@pytest.mark.parametrize("before", ["hf-hub:timm/", "hf_hub:timm/", "timm/", ""])
+def test_timms_own_spellings_of_a_name(before: str) -> None:
+    assert timm_library.known(f"{before}{NAME}")
+    assert timm_library.plain_name(f"{before}{NAME}") == NAME
+    assert not timm_library.known(f"{before}nothing")
 
 
 PREPROCESSED = [

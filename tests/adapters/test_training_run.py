@@ -85,3 +85,28 @@ def test_the_entry_has_the_runs_name_and_the_networks_facts(
         entry = entry_of_run(path, CATALOGUE["unet"])
         assert (entry.name, entry.network) == ("train-unet-1a2b", "unet")
         assert (entry.published, entry.task) == (0.8929, "seg")
+
+
+def test_a_checkpoint_of_a_training_is_of_its_network(run: Path, tmp_path: Path) -> None:
+    """Lightning's files have no header; the finished run's weights say what is in them."""
+    (run / "checkpoints").mkdir()
+    last = run / "checkpoints" / "last.ckpt"
+    torch.save({"state_dict": {f"network.{k}": t for k, t in STATE.items()}}, last)
+    assert read_trained(last, CATALOGUE["unet"]).header == header("unet")
+    with pytest.raises(UsageError, match="does not hold the weights of `segformer`"):
+        read_trained(last, CATALOGUE["segformer"])
+    elsewhere = tmp_path / "checkpoints" / "last.ckpt"
+    elsewhere.parent.mkdir()
+    last.rename(elsewhere)
+    assert read_trained(elsewhere, CATALOGUE["unet"]).header is None
+
+
+def test_a_header_whatever_the_ending(run: Path) -> None:
+    (run / "weights.safetensors").rename(run / "best.pth")
+    assert read_trained(run / "best.pth", CATALOGUE["unet"]).header == header("unet")
+
+
+def test_a_folder_of_another_program_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UsageError, match=r"is a folder, and(.|\n)*Name the file: `.*model\.safet"):
+        weights_in(tmp_path)

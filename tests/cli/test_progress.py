@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import SimpleNamespace
 
@@ -105,3 +106,23 @@ def test_the_next_work_has_a_bar_of_its_own(
     told = capsys.readouterr().err
     assert "7/7" in told
     assert "9/9" in told
+
+
+def test_what_the_program_logs_is_said_once(capsys: Captured) -> None:
+    log = logging.getLogger("robustcli.adapters.loading")
+    with ConsoleListener(quiet=False):
+        log.warning("`w.pth`: a choice.")
+        log.warning("`w.pth`: a choice.")
+    assert capsys.readouterr().err == "`w.pth`: a choice.\n"
+    with ConsoleListener(quiet=True):
+        log.warning("`w.pth`: a choice.")
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_first_of_several_processes_says_it(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with ConsoleListener(quiet=False):
+        logging.getLogger("robustcli.adapters").warning("a choice")
+    assert capsys.readouterr().err == ""
