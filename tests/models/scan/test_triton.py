@@ -232,7 +232,7 @@ def test_the_door_tries_the_kernels_first(monkeypatch):
     worst_error = selfcheck.worst_error
     monkeypatch.setattr(selfcheck, "worst_error", check)
     small = list(image(1, 3, 2, 2, 1).values())
-    monkeypatch.setattr(selfcheck, "_arguments", lambda _: small)
+    monkeypatch.setattr(selfcheck, "_arguments", lambda *_: small)
     monkeypatch.setenv(choice.VARIABLE, "triton")
     choice._trial.cache_clear()
     with torch.inference_mode():
