@@ -10,7 +10,8 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 DEMO := demo
 # A process per core and one thread in each; the tests of a file stay together, as they share what they train.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Compiled files are kept: each of the processes would compile the sources and tests anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 QUICK := -m "not slow and not gpu"
 PIP := -m pip install --quiet
 # constraints.txt was made for Python 3.11 to 3.14; later ones may find no builds of its versions.
