@@ -1,13 +1,25 @@
-# make demo: install and run the main job on the bundled model and data.
-# make test: lint, types and tests, without the slow and the GPU ones.
+# make demo: install the tested versions and run the main job on the bundled model and data.
+# make test: lint, types and tests with the tested versions, without the slow and the GPU ones.
+# make test-newest: the same with the newest version of every dependency, in .venv-newest.
+# make test-oldest: the tests with the oldest versions that pyproject.toml allows, in .venv-oldest.
+# make constraints: test the newest versions and write them to constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+NEWEST := .venv-newest
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 DEMO := demo
 # A process per core and one thread in each; the tests of a file stay together, as they share what they train.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Compiled files are kept: each of the processes would compile the sources and tests anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+QUICK := -m "not slow and not gpu"
+PIP := -m pip install --quiet
+# constraints.txt was made for Python 3.11 to 3.14; later ones may find no builds of its versions.
+NEWER_PYTHON := import sys; sys.exit(sys.version_info < (3, 15))
+CONSTRAINED = $$($(BIN)/python -c '$(NEWER_PYTHON)' || echo --constraint constraints.txt)
 
-.PHONY: demo test test-all bench clean
+.PHONY: demo test test-all test-newest test-oldest constraints bench clean
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/robust eval --model vmamba-pico --transform paper21 --out $(DEMO)
@@ -16,10 +28,30 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(QUICK)
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST)
+
+# Installs each time, because what is newest changes.
+test-newest: $(NEWEST)/bin/python
+	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable '.[dev]'
+	touch $(NEWEST)/.installed $(NEWEST)/.installed-dev
+	$(MAKE) test VENV=$(NEWEST)
+
+# Old releases cannot know what the libraries below them deprecate today.
+test-oldest: $(OLDEST)/.installed-oldest
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -W default::DeprecationWarning -W default::FutureWarning $(QUICK)
+
+# What the tests passed with is kept; uv adds what other systems and Pythons need. torch itself
+# names the versions of its CUDA libraries.
+constraints: test-newest
+	$(NEWEST)/bin/python $(PIP) uv
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable > $(NEWEST)/freeze.txt
+	$(NEWEST)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+	  --extra dev --output-file $(NEWEST)/freeze.txt pyproject.toml
+	{ echo "# Tested on $$(date +%F) with $$($(NEWEST)/bin/python --version); written by \`make constraints\`."; \
+	  grep -vE '^(nvidia-(cu|nccl|nv)|cuda-|triton)' $(NEWEST)/freeze.txt; } > constraints.txt
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scan.py
@@ -29,18 +61,27 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/segmenters.py
 	$(BIN)/python benchmarks/finetune.py
 
-$(VENV)/bin/python:
+$(sort $(VENV)/bin/python $(NEWEST)/bin/python $(OLDEST)/bin/python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "robust needs Python >= 3.11; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@if $(BIN)/python -c '$(NEWER_PYTHON)'; \
+	then echo "constraints.txt is for Python < 3.15: the newest versions are installed"; fi
+	$(BIN)/python $(PIP) $(CONSTRAINED) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python $(PIP) $(CONSTRAINED) --editable '.[dev]'
+	touch $@
+
+$(OLDEST)/.installed-oldest: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
+	@$(OLDEST)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || { rm -r $(OLDEST); \
+	  echo "the oldest versions have builds for Python 3.11 and 3.12 only; name one: make PYTHON=python3.11 test-oldest"; exit 2; }
+	$(OLDEST)/bin/python .ci/lowest.py > $(OLDEST)/lowest.txt
+	$(OLDEST)/bin/python $(PIP) --constraint $(OLDEST)/lowest.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) runs
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) $(DEMO) runs

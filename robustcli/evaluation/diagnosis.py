@@ -18,7 +18,7 @@ from robustcli.evaluation.describe import versions
 from robustcli.models.scan import cpu
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
 from robustcli.models.scan.reasons import Broken
-from robustcli.models.scan.selfcheck import worst_error
+from robustcli.models.scan.selfcheck import SCANS, worst_error
 
 TOLERANCE = 1e-5  # relative to the largest value; float32 against float64
 
@@ -63,7 +63,7 @@ def _backends() -> Iterator[Check]:
         yield Check("scan", "broken", f"{error.what} {error.why}")
         return
     for name, backend in BACKENDS.items():
-        reason = reason_off(name)
+        reason = next(filter(None, (reason_off(name, scan) for scan in SCANS)), None)
         if reason is not None:
             yield Check(f"scan: {name}", "broken" if isinstance(reason, Broken) else "off", reason)
             continue

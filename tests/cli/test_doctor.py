@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
+import numba
 import pytest
 import torch
 
 from robustcli.evaluation import diagnosis
 from robustcli.evaluation.diagnosis import Check
-from robustcli.models.scan import cpu
+from robustcli.models.scan import choice, cpu
 from tests.cli.conftest import Robust
 
 
@@ -57,6 +59,27 @@ def test_a_backend_that_computes_wrongly_ends_with_3(
         (line,) = (line for line in told.out.splitlines() if line.startswith("!"))
         assert line.startswith("! scan: cpu")
         assert "differs from the float64 reference by 5.0e-01" in line
+
+
+@pytest.mark.parametrize("scan", ["ss2d_scan", "selective_scan"])
+def test_a_backend_whose_kernels_do_not_compile_ends_with_3_and_the_versions(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch, scan: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AttributeError("'IRBuilder' object has no attribute 'gep'")
+
+    monkeypatch.setattr(cpu, scan, fail)
+    choice._trial.cache_clear()
+    choice._warn_once.cache_clear()
+    with pytest.warns(choice.ScanWarning) if scan == "ss2d_scan" else nullcontext():
+        told = robust("doctor")
+    choice._trial.cache_clear()
+    assert told.code == 3
+    (line,) = (line for line in told.out.splitlines() if line.startswith("!"))
+    assert "its kernels fail: AttributeError: 'IRBuilder' object has no attribute 'gep'." in line
+    assert f"Installed are numba {numba.__version__} and llvmlite" in line
+    (line,) = (line for line in told.out.splitlines() if "scan: reference" in line)
+    assert ("serves cpu" in line) is (scan == "ss2d_scan")
 
 
 @pytest.mark.usefixtures("quick")

@@ -27,7 +27,9 @@ class ScanWarning(RuntimeWarning):
     """A kernel that ought to work here does not, and something slower serves."""
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, states: int = 1) -> str:
+def choose_backend(
+    device: torch.device, dtype: torch.dtype, states: int = 1, scan: str = "ss2d_scan"
+) -> str:
     """The name of the backend that serves tensors on `device` of `dtype`.
 
     `ROBUST_SCAN_BACKEND` forces one; else the fastest that works on the device serves. A compiled
@@ -37,6 +39,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, states: int = 1) ->
         device: Where the tensors are.
         dtype: Type of the input.
         states: State size N.
+        scan: The function that will be called, `ss2d_scan` or `selective_scan`.
 
     Raises:
         UsageError: The forced name is unknown.
@@ -44,11 +47,11 @@ def choose_backend(device: torch.device, dtype: torch.dtype, states: int = 1) ->
     """
     forced = os.environ.get(VARIABLE)
     if forced:
-        return _forced(forced, device, dtype, states)
+        return _forced(forced, device, dtype, states, scan)
     for name in ORDER.get(device.type, ()):
         if BACKENDS[name].refuses(device, dtype, states) is not None:
             continue
-        reason = reason_off(name)
+        reason = reason_off(name, scan)
         if reason is None:
             return name
         if isinstance(reason, Broken):
@@ -61,35 +64,41 @@ def choose_backend(device: torch.device, dtype: torch.dtype, states: int = 1) ->
 choose_backend.__dict__["_dynamo_marked_constant"] = True
 
 
-def reason_off(name: str) -> str | None:
-    """None, or why backend `name` cannot be used on this machine; its kernels are tried once."""
+def reason_off(name: str, scan: str = "ss2d_scan") -> str | None:
+    """None, or why backend `name` cannot be used on this machine; its kernels are tried once.
+
+    Args:
+        name: Of the backend.
+        scan: The function that is tried, `ss2d_scan` or `selective_scan`.
+    """
     reason: str | None = BACKENDS[name].available()
     if reason is not None or name == "reference":
         return reason
     if type(torch.empty(0)) is not torch.Tensor:  # being traced: nothing would really run
         return None
-    return _trial(name, torch.is_grad_enabled())
+    return _trial(name, torch.is_grad_enabled(), scan)
 
 
 @lru_cache
-def _trial(name: str, gradients: bool) -> str | None:
+def _trial(name: str, gradients: bool, scan: str) -> str | None:
     """None, or what went wrong in a small scan, compared with the reference.
 
-    It compiles no kernel that will not be used: the backward pass is tried only where gradients
-    are wanted.
+    It compiles no kernel that will not be used: only those of the function `scan`, and the backward
+    pass only where gradients are wanted.
     """
     try:
-        error = selfcheck.worst_error(BACKENDS[name], gradients=gradients)
+        error = selfcheck.worst_error(BACKENDS[name], gradients=gradients, scans=(scan,))
     except Exception as failure:  # whatever a compiler or a driver raises
-        return Broken(f"its kernels fail: {type(failure).__name__}: {first_line(failure)}")
+        remedy = f" {cpu.remedy()}" if name == "cpu" else ""
+        return Broken(f"its kernels fail: {type(failure).__name__}: {first_line(failure)}.{remedy}")
     if not error < _TOLERANCE:
         return Broken(f"its kernels compute wrongly: {error:.0e} of the largest value off.")
     return None
 
 
-def _forced(wanted: str, device: torch.device, dtype: torch.dtype, states: int) -> str:
+def _forced(wanted: str, device: torch.device, dtype: torch.dtype, states: int, scan: str) -> str:
     name = find(wanted, BACKENDS, kind="scan backend", listing="robust doctor")
-    reason = reason_off(name) or BACKENDS[name].refuses(device, dtype, states)
+    reason = reason_off(name, scan) or BACKENDS[name].refuses(device, dtype, states)
     if reason is not None:
         raise MachineError(
             f"`{VARIABLE}={wanted}` cannot be used.", reason, f"Unset {VARIABLE} to choose freely."

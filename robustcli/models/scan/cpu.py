@@ -1,6 +1,12 @@
-"""The scan on the CPU through numba, forward and backward."""
+"""The scan on the CPU through numba, forward and backward.
+
+The kernels add a type to numba and write LLVM code for it through llvmlite. Both are no stable
+interface: a release may change them, and then this backend is off, with the reason.
+"""
 
 from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -11,14 +17,32 @@ from robustcli.models.scan.orders import CROSS, pixel_orders
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
 from robustcli.models.scan.wanted import needs_states
 
-__all__ = ["LOSS", "available", "describe", "refuses", "selective_scan", "ss2d_scan"]
+__all__ = ["LOSS", "available", "describe", "refuses", "remedy", "selective_scan", "ss2d_scan"]
 
+TESTED = ("0.60", "0.68.1")  # the lowest and the highest numba that the tests ran with
 LOSS = "The scan runs as a loop over time in torch instead, 20 to 100 times slower."
 
 
 def available() -> str | None:
     """None, or why this backend cannot run."""
-    return missing("numba", "robustcli.models.scan.cpu_kernels")
+    return missing("numba", "robustcli.models.scan.cpu_kernels", remedy())
+
+
+def remedy() -> str:
+    """What to do where the kernels fail: which versions are installed, and which are tested."""
+    lowest, highest = TESTED
+    return (
+        f"Installed are numba {_installed('numba')} and llvmlite {_installed('llvmlite')}; the "
+        f"kernels are tested with numba {lowest} to {highest}: "
+        f"`pip install 'numba>={lowest},<={highest}'`."
+    )
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(version unknown)"
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
@@ -33,7 +34,7 @@ def _take(_context: Any, work: Any) -> Any:
     """The next task, which no other thread gets."""
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        return builder.atomic_rmw("add", values[0], values[0].type.pointee(1), "monotonic")
+        return builder.atomic_rmw("add", values[0], ir.IntType(64)(1), "monotonic")
 
     return types.int64(work), codegen
 
@@ -121,15 +122,19 @@ _ENTRIES = {"forward": _forward, "sequence": _sequence, "backward": _backward}
 def entry(name: str, constant: int = 0) -> int:
     """The address of the compiled entry `forward`, `sequence` or `backward`.
 
-    Compiled at its first use in an installation, then loaded from numba's cache. The cache looks at
-    this file only; the digest, which the entry closes over, makes it look at the others.
+    Compiled at its first use in an installation, then loaded from numba's cache; where that cannot
+    be written, compiled in every process. The cache looks at this file only; the digest, which the
+    entry closes over, makes it look at the others.
 
     Args:
         name: Of the entry.
         constant: Of `backward`: the bits of `COMPILED` that it computes.
     """
     made = _ENTRIES[name](_digest(), constant)
-    compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(made)
+    try:
+        compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(made)
+    except (OSError, RuntimeError):  # numba finds no folder to write its cache to, or a full disk
+        compiled = cfunc(_SIGNATURE, error_model="numpy")(made)
     _kept.append(compiled)
     return int(compiled.address)
 

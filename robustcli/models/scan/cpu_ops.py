@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, List  # noqa: UP035  torch 2.6 reads no `list[Tensor]` in a schema
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def _empty_outputs(dims: tuple[int, ...], x: Tensor, keep: bool) -> tuple[Tensor
 def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                       bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
                       dy: Tensor, dstate: Tensor,
-                      wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+                      wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
     """The gradients wanted of x, delta, A, B, C, D and bias, in this order and their layouts."""
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])

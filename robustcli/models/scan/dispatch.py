@@ -47,7 +47,7 @@ def selective_scan(
         MachineError: The forced backend cannot serve these tensors.
     """
     checks.check_selective_scan(u, delta, A, B, C, D, z, delta_bias)
-    backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1])]
+    backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1], "selective_scan")]
     result: Tensor | tuple[Tensor, Tensor] = backend.selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
     )

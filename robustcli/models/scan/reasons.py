@@ -19,10 +19,15 @@ class Broken(str):
 
 
 @lru_cache
-def missing(package: str, kernels: str) -> str | None:
+def missing(package: str, kernels: str, remedy: str | None = None) -> str | None:
     """None, or why the module `kernels`, which needs `package`, cannot be imported.
 
     Tried once per process: a library that fails half-way through its import may not say so twice.
+
+    Args:
+        package: The library, by the name that it is imported and installed by.
+        kernels: The module that needs it.
+        remedy: What to do if the import fails; by default, to install `package` anew.
     """
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed (`pip install {package}`)."
@@ -31,6 +36,6 @@ def missing(package: str, kernels: str) -> str | None:
     except Exception as error:  # whatever a broken build raises
         return Broken(
             f"{package} is installed but cannot be used: {type(error).__name__}: "
-            f"{first_line(error)} (`pip install --force-reinstall {package}`)."
+            f"{first_line(error)}. {remedy or f'Try `pip install --force-reinstall {package}`.'}"
         )
     return None

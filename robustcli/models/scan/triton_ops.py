@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, List  # noqa: UP035  torch 2.6 reads no `list[Tensor]` in a schema
 
 import torch
 from torch import Tensor
@@ -154,7 +154,7 @@ def _carry(
 def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                          bias: Tensor, borders: Tensor, height: int, width: int, paths: int,
                          group: int, softplus: bool, dy: Tensor,
-                         dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+                         dstate: Tensor, wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
     """The gradients wanted of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
     from robustcli.models.scan import triton_backward as kernels
 

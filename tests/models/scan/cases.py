@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -97,21 +98,19 @@ SUBSETS = [
 
 
 def assert_gradients_asked_for(
-    backend: ModuleType, function: str, arguments: Arguments, names: tuple[str, ...],
+    backend: ModuleType, function: str, arguments: Arguments, subsets: Sequence[tuple[str, ...]],
     tolerance: float = 0, **flags: bool,
 ) -> None:  # fmt: skip
-    """The gradients of `names` alone are those computed among all, to the bit, the others None."""
-    names = tuple("u" if name == "x" and "u" in arguments else name for name in names)
-    among_all, alone = (
-        _gradients(backend, function, arguments, asked, **flags)
-        for asked in (tuple(arguments), names)
-    )
-    for name, gradient in alone.items():
-        assert (gradient is not None) == (name in names), name
-        if gradient is not None and tolerance:
-            assert_close(name, gradient, among_all[name].double(), tolerance)
-        elif gradient is not None:
-            assert torch.equal(gradient, among_all[name]), name
+    """The gradients of each subset are those computed among all, to the bit, the others None."""
+    among_all = _gradients(backend, function, arguments, tuple(arguments), **flags)
+    for subset in subsets:
+        names = tuple("u" if name == "x" and "u" in arguments else name for name in subset)
+        for name, gradient in _gradients(backend, function, arguments, names, **flags).items():
+            assert (gradient is not None) == (name in names), (names, name)
+            if gradient is not None and tolerance:
+                assert_close(f"{name} of {names}", gradient, among_all[name].double(), tolerance)
+            elif gradient is not None:
+                assert torch.equal(gradient, among_all[name]), (names, name)
 
 
 def _gradients(

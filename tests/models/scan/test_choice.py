@@ -1,16 +1,21 @@
 """The order of choice, the trial, the one warning of a broken backend, and what a graph keeps."""
 
+import re
 import subprocess
 import sys
 import warnings
 
+import numba.core.caching
+import numba.core.imputils
 import pytest
 import torch
+from llvmlite import ir
 
 from robustcli.core.errors import MachineError
 from robustcli.models.scan import (
     choice,
     cpu,
+    cpu_kernels,
     mamba_ssm,
     reasons,
     selective_scan,
@@ -18,6 +23,7 @@ from robustcli.models.scan import (
     ss2d_scan,
     triton,
 )
+from robustcli.models.scan.cpu_team import run
 from robustcli.models.scan.reasons import Broken
 from tests.models.scan.cases import image, sequence
 
@@ -42,7 +48,7 @@ def works(monkeypatch):
     """Every backend is there and passes its trial."""
     for backend in (cpu, triton, mamba_ssm):
         monkeypatch.setattr(backend, "available", lambda: None)
-    monkeypatch.setattr(choice, "_trial", lambda name, gradients: None)
+    monkeypatch.setattr(choice, "_trial", lambda name, gradients, scan: None)
 
 
 @pytest.mark.usefixtures("works")
@@ -66,7 +72,7 @@ def test_a_kernel_that_fails_is_left_with_one_warning(monkeypatch):
     monkeypatch.setattr(cpu, "ss2d_scan", fail)
     expected = (
         "`cpu` is installed but does not work: its kernels fail: RuntimeError: Failed to find C "
-        "compiler The scan runs as a loop .* slower"
+        r"compiler\. Installed are .* The scan runs as a loop .* slower"
     )
     with pytest.warns(choice.ScanWarning, match=expected):
         assert choice.choose_backend(CPU, torch.float32) == "reference"
@@ -74,6 +80,66 @@ def test_a_kernel_that_fails_is_left_with_one_warning(monkeypatch):
         warnings.simplefilter("error")
         assert choice.choose_backend(CPU, torch.float32) == "reference"
     assert torch.isfinite(ss2d_scan(**image(1, 2, 2, 2, 1))).all()
+
+
+INSTALLED = r"Installed are numba [\d.]+ and llvmlite [\d.]+; the kernels are tested with numba "
+
+
+def test_a_numba_without_what_the_kernels_import_is_left_with_the_reason(monkeypatch):
+    kernels = [m for m in sys.modules if re.match(r"robustcli\.models\.scan\.cpu_(?!ops|team)", m)]
+    for module in kernels:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(numba.core.imputils, "lower_builtin")
+    expected = f"numba is installed but cannot be used: ImportError: .*lower_builtin.* {INSTALLED}"
+    with pytest.warns(choice.ScanWarning, match=expected):
+        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    assert torch.isfinite(ss2d_scan(**image(1, 2, 2, 2, 1))).all()
+    monkeypatch.setenv(choice.VARIABLE, "cpu")
+    with pytest.raises(MachineError, match=INSTALLED):
+        choice.choose_backend(CPU, torch.float32)
+
+
+@pytest.fixture
+def uncached(monkeypatch):
+    """Entries are compiled anew, and numba finds no folder for its cache."""
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    cpu_kernels.entry.cache_clear()
+    yield
+    cpu_kernels.entry.cache_clear()
+
+
+@pytest.mark.usefixtures("uncached")
+@pytest.mark.parametrize("scan", ["ss2d_scan", "selective_scan"])
+def test_an_llvmlite_that_builds_no_such_code_is_left_with_the_reason(monkeypatch, scan):
+    monkeypatch.delattr(ir.IRBuilder, "atomic_rmw")
+    expected = f"its kernels fail: AttributeError: .*atomic_rmw.* {INSTALLED}"
+    with pytest.warns(choice.ScanWarning, match=expected):
+        assert choice.choose_backend(CPU, torch.float32, scan=scan) == "reference"
+
+
+@pytest.mark.usefixtures("uncached")
+def test_kernels_are_compiled_where_no_cache_can_be_written(monkeypatch):
+    def entry(digest, _):
+        def count(work):
+            work[0] += digest != 0
+
+        return count
+
+    monkeypatch.setitem(cpu_kernels._ENTRIES, "count", entry)
+    work = torch.tensor([41])
+    run(cpu_kernels.entry("count"), work.data_ptr(), alone=True)
+    assert work.tolist() == [42]
+
+
+def test_each_of_the_two_scans_is_tried_by_itself(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(cpu, "selective_scan", fail)
+    assert choice.choose_backend(CPU, torch.float32) == "cpu"
+    with pytest.warns(choice.ScanWarning, match="its kernels fail: RuntimeError: no such instr"):
+        y = selective_scan(**sequence(1, 2, 3, 1))
+    assert torch.isfinite(y).all()
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])

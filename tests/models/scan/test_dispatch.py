@@ -89,7 +89,11 @@ def test_complex_numbers_and_other_devices_are_refused():
 
 def test_the_self_check_finds_a_broken_backend(monkeypatch):
     assert worst_error(cpu) < 1e-6
-    monkeypatch.setattr(
-        cpu, "ss2d_scan", lambda x, *rest: x * rest[2].sum() + sum(r.sum() for r in rest)
-    )
-    assert worst_error(cpu) > 0.1
+
+    def broken(x, *rest, delta_bias, delta_softplus):
+        return x * rest[2].sum() + sum(r.sum() for r in rest) + delta_bias.sum()
+
+    for scan in ("ss2d_scan", "selective_scan"):
+        monkeypatch.setattr(cpu, scan, broken)
+        assert worst_error(cpu) > 0.1
+        monkeypatch.undo()

@@ -175,21 +175,19 @@ def test_the_same_call_gives_the_same_bits():
 
 
 @kernels
-@pytest.mark.parametrize("names", SUBSETS)
 @pytest.mark.parametrize("wanted", [1, 64], ids=["merged", "in sections"])
-def test_gradients_nobody_asks_for_change_no_bit_of_the_others(monkeypatch, wanted, names):
+def test_gradients_nobody_asks_for_change_no_bit_of_the_others(monkeypatch, wanted):
     monkeypatch.setattr(triton_ops, "wanted_programs", lambda _: wanted)
     arguments = on_device(image(1, 5, 1, 5, 2))  # two chunks
     # The GPU's compiler may fuse other multiplications where the code around them is another.
-    assert_gradients_asked_for(triton, "ss2d_scan", arguments, names, 0 if INTERPRETED else 2e-6)
+    assert_gradients_asked_for(triton, "ss2d_scan", arguments, SUBSETS, 0 if INTERPRETED else 2e-6)
 
 
 @kernels
-@pytest.mark.parametrize("names", SUBSETS[:2])
-def test_gradients_asked_for_of_a_sequence(names):
+def test_gradients_asked_for_of_a_sequence():
     arguments = on_device(sequence(2, 4, 9, 2, groups=2))
     assert_gradients_asked_for(
-        triton, "selective_scan", arguments, names, 0 if INTERPRETED else 2e-6,
+        triton, "selective_scan", arguments, SUBSETS[:2], 0 if INTERPRETED else 2e-6,
         delta_softplus=True,
     )  # fmt: skip
 
@@ -232,7 +230,7 @@ def test_the_door_tries_the_kernels_first(monkeypatch):
     worst_error = selfcheck.worst_error
     monkeypatch.setattr(selfcheck, "worst_error", check)
     small = list(image(1, 3, 2, 2, 1).values())
-    monkeypatch.setattr(selfcheck, "_arguments", lambda _: small)
+    monkeypatch.setattr(selfcheck, "_arguments", lambda *_: small)
     monkeypatch.setenv(choice.VARIABLE, "triton")
     choice._trial.cache_clear()
     with torch.inference_mode():

@@ -1,0 +1,125 @@
+"""What is imported is declared, and what `make` installs is what pyproject.toml allows."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from robustcli.models.scan import cpu
+
+REPOSITORY = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+GUARDED = {
+    "triton": "comes with torch's CUDA builds; without it its scan backend is off",
+    "segmentation_models_pytorch": "the extra `smp`; without it its networks say how to install it",
+    "nnunetv2": "compared with where it is installed",
+    "_typeshed": "exists for the type checker alone",
+}
+
+
+def requirements(*texts: str) -> dict[str, Requirement]:
+    """By canonical name."""
+    parsed = [Requirement(text) for text in texts]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+RUN = requirements(*PROJECT["dependencies"])
+DEV = requirements(*EXTRAS["dev"])
+
+
+def imported(folder: str) -> set[str]:
+    """The first names of all modules that files under `folder` import, at any depth."""
+    names: set[str] = set()
+    for file in sorted((REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(str(node.module).split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"robustcli", "tests"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "declared"),
+    [
+        ("robustcli", RUN),
+        ("tests", RUN | DEV),
+        ("benchmarks", RUN | DEV),
+        ("recipes", RUN | DEV),
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, declared: dict[str, Requirement]) -> None:
+    providers = packages_distributions()
+    found = {
+        name: {canonicalize_name(package) for package in providers.get(name, ())}
+        for name in imported(folder) - GUARDED.keys()
+    }
+    assert found
+    assert {name: by for name, by in found.items() if not by & declared.keys()} == {}
+
+
+def lowest_pins() -> dict[str, Requirement]:
+    script = [sys.executable, str(REPOSITORY / ".ci" / "lowest.py")]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True)
+    return requirements(*printed.stdout.splitlines())
+
+
+def test_the_oldest_environment_takes_every_lowest_bound() -> None:
+    pins = lowest_pins()
+    bounded = {n: r for n, r in (RUN | DEV).items() if r.specifier}
+    assert pins.keys() == bounded.keys() >= RUN.keys()
+    for name, requirement in bounded.items():
+        assert str(requirement.specifier) == str(pins[name].specifier).replace("==", ">=")
+
+
+def constraints(python: str) -> dict[str, str]:
+    """The version that constraints.txt names for each package on Linux with `python`."""
+    lines = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
+    machine = {
+        "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
+        "platform_machine": "x86_64",
+    }  # fmt: skip
+    found: dict[str, str] = {}
+    for line in lines:
+        requirement = Requirement(line.split("#")[0].strip() or "nothing")
+        if requirement.specifier and not (
+            requirement.marker and not requirement.marker.evaluate(machine)
+        ):
+            (pin,) = requirement.specifier
+            assert pin.operator == "=="
+            assert canonicalize_name(requirement.name) not in found
+            found[canonicalize_name(requirement.name)] = pin.version
+    return found
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_tested_versions_are_complete_and_allowed(python: str) -> None:
+    pins = constraints(python)
+    for name, requirement in (RUN | DEV).items():
+        assert requirement.specifier.contains(pins[name]), name
+    assert pins["opencv-python"] == pins["opencv-python-headless"]  # they share their files
+
+
+def test_torch_and_torchvision_are_named_as_a_pair_and_left_open_above() -> None:
+    """Torchvision 0.N works beside torch 2.(N-15) only; pip finds it by torchvision's own pin."""
+    for pins in map(constraints, PYTHONS):
+        torch, torchvision = (pins[name].split(".") for name in ("torch", "torchvision"))
+        assert (torch[0], torchvision[0]) == ("2", "0")
+        assert int(torchvision[1]) == int(torch[1]) + 15
+    for name in ("torch", "torchvision"):
+        assert [clause.operator for clause in RUN[name].specifier] == [">="]
+
+
+def test_the_cpu_kernels_name_the_numba_releases_that_they_are_tested_with() -> None:
+    (lowest,) = RUN["numba"].specifier
+    assert (lowest.version, constraints("3.11")["numba"]) == cpu.TESTED
