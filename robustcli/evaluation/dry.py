@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.places import is_here
 from robustcli.core.errors import RobustError
+from robustcli.core.machine import usable_cores
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.loader import ORIGINAL, Batch, Source
@@ -112,7 +112,7 @@ def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
     answering = cells * sum(
         _seconds_an_image(task.answering(m, dataset), trial) for m in models.values()
     )
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     on_cpu = selection.device.type == "cpu"
     both = trial.seconds + answering if on_cpu else max(trial.seconds, answering)
     per_image = both if cores == 1 else max(both / 2, trial.seconds, answering)

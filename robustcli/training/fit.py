@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from robustcli.core.machine import usable_cores
 from robustcli.training.checkpoint_io import DurableCheckpoints
 from robustcli.training.keeping import FOLDER, LAST
 from robustcli.training.learning import Learner
@@ -63,4 +63,4 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
 def default_workers(device: torch.device) -> int:
     """Loader processes: with images in memory, only a GPU is faster than one process."""
-    return min(DEFAULT_WORKERS, (os.cpu_count() or 2) - 1) if device.type == "cuda" else 0
+    return min(DEFAULT_WORKERS, max(1, usable_cores() - 1)) if device.type == "cuda" else 0

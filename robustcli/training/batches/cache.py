@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from robustcli.core.atomic import refused
 from robustcli.core.errors import RunError
+from robustcli.core.machine import available_bytes, usable_cores
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
 from robustcli.data.pairs import PairRef
-from robustcli.training.memory import available_bytes
 
 MEMORY_SHARE = 0.5
 """Of the available memory, what decoded images may take; the rest is for the network."""
@@ -119,7 +119,7 @@ def decoded_once(
 
 def _decoded(refs: Sequence[RefT], decode: Callable[[RefT], StoredT]) -> Iterator[StoredT]:
     """Pillow decodes without holding Python's lock, so threads share the work."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, len(refs), _AT_ONCE):
             yield from pool.map(decode, refs[first : first + _AT_ONCE])
 

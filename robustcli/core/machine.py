@@ -1,0 +1,173 @@
+"""The share of the machine that this process may use: processor cores and memory.
+
+A container or a batch system gives a process part of a machine through Linux control groups
+(cgroups). The limits of a process are those of its own group and of every group above it; the
+smallest holds. Group paths are read from `/proc/self/cgroup`, where each hierarchy is mounted from
+`/proc/self/mountinfo`.
+
+Source: Linux, Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst; man 7 cgroups;
+man 5 proc_pid_mountinfo.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+_PROC = Path("/proc/self")
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may keep busy, at least 1.
+
+    The machine's cores, less those outside the process's affinity mask, and no more than the
+    time quota of its control groups allows (a part of a core counts as one).
+    """
+    cores = _affinity()
+    for group in _groups("cpu"):
+        quota = _quota(group)
+        if quota is not None:
+            cores = min(cores, math.ceil(quota))
+    return max(1, cores)
+
+
+def available_bytes() -> int:
+    """Bytes of memory that this process may still take before it swaps or is killed.
+
+    What the machine has left, and no more than each control group of the process still allows.
+    Cached file content does not count as taken: the kernel drops it when memory is asked for.
+    """
+    import psutil  # only commands that compute need it
+
+    free = int(psutil.virtual_memory().available)
+    for group in _groups("memory"):
+        left = _left(group)
+        if left is not None:
+            free = min(free, left)
+    return max(0, free)
+
+
+def _affinity() -> int:
+    counted = getattr(os, "process_cpu_count", None)  # Python 3.13 and later
+    if counted is not None:
+        return int(counted() or 1)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    import psutil
+
+    with suppress(AttributeError, OSError, psutil.Error):  # Windows has an affinity, macOS has none
+        return len(psutil.Process().cpu_affinity() or ()) or os.cpu_count() or 1
+    return os.cpu_count() or 1
+
+
+class _Group(NamedTuple):
+    """One control group: its folder, and the version (1 or 2) of its hierarchy."""
+
+    folder: Path
+    version: int
+
+
+def _groups(controller: str) -> Iterator[_Group]:
+    """The groups of this process that `controller` (`cpu`, `memory`) rules, innermost first."""
+    with suppress(OSError):
+        mounts = list(_mounts(controller))
+        for line in (_PROC / "cgroup").read_text(encoding="utf-8").splitlines():
+            number, controllers, path = line.split(":", 2)
+            version = 2 if number == "0" and not controllers else 1
+            if version == 1 and controller not in controllers.split(","):
+                continue
+            for mount in mounts:
+                if mount.version == version:
+                    for folder in _upwards(mount, path):
+                        yield _Group(folder, version)
+
+
+class _Mount(NamedTuple):
+    """A mounted hierarchy: the folder it is seen in, and which of its groups lies there."""
+
+    point: Path
+    root: str
+    version: int
+
+
+def _mounts(controller: str) -> Iterator[_Mount]:
+    for line in (_PROC / "mountinfo").read_text(encoding="utf-8").splitlines():
+        mount, _, source = line.partition(" - ")
+        fields, kind = mount.split(" "), source.split(" ")
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2":
+            yield _Mount(Path(_plain(fields[4])), _plain(fields[3]), 2)
+        elif kind[0] == "cgroup" and controller in kind[2].split(","):
+            yield _Mount(Path(_plain(fields[4])), _plain(fields[3]), 1)
+
+
+def _plain(field: str) -> str:
+    r"""`field` of mountinfo, where a space is written as `\040`."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def _upwards(mount: _Mount, path: str) -> Iterator[Path]:
+    """The folders of the group `path` and of the groups above it, as far as they are mounted.
+
+    A container may see a group of the host at the mount point, or paths that it cannot reach
+    (`/../other`); then the mount point is the innermost group that it sees.
+    """
+    root = mount.root.rstrip("/")
+    inside = path[len(root) :] if path == root or path.startswith(f"{root}/") else "/"
+    parts = [part for part in inside.split("/") if part]
+    if ".." in parts:
+        parts = []
+    for length in range(len(parts), -1, -1):
+        yield mount.point.joinpath(*parts[:length])
+
+
+def _quota(group: _Group) -> float | None:
+    """Cores whose whole time the group may use; None without a limit."""
+    with suppress(OSError, ValueError):  # the root group has no such file; no limit is `max`
+        if group.version == 2:
+            quota, period = map(int, _read(group, "cpu.max").split())
+        else:
+            quota, period = (int(_read(group, f"cpu.cfs_{x}_us")) for x in ("quota", "period"))
+        return quota / period if quota > 0 and period > 0 else None
+    return None
+
+
+_LIMITS = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
+_USAGE = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_FILE_CACHE = {
+    1: ("total_inactive_file", "total_active_file"), 2: ("inactive_file", "active_file"),
+}  # fmt: skip
+
+
+def _left(group: _Group) -> int | None:
+    """Bytes that the group may still take; None without a limit."""
+    limits = []
+    for name in _LIMITS[group.version]:
+        with suppress(OSError, ValueError):  # the root group has no such file; no limit is `max`
+            limits.append(int(_read(group, name)))
+    limit = min(limits, default=sys.maxsize)
+    if limit >= sys.maxsize // 2:  # version 1 writes no limit as the largest number of pages
+        return None
+    with suppress(OSError, ValueError):
+        return max(0, limit - max(0, int(_read(group, _USAGE[group.version])) - _cached(group)))
+    return limit
+
+
+def _cached(group: _Group) -> int:
+    """Bytes of file content in memory, which counts as usage; 0 where the kernel does not tell."""
+    with suppress(OSError, ValueError):
+        pairs = (line.split() for line in _read(group, "memory.stat").splitlines())
+        names = _FILE_CACHE[group.version]
+        return sum(int(value) for name, value in pairs if name in names)
+    return 0
+
+
+def _read(group: _Group, name: str) -> str:
+    return (group.folder / name).read_text(encoding="ascii").strip()
