@@ -112,7 +112,7 @@ def test_the_trial_works_where_gradients_do_not():
     ("name", "device", "dtype", "why"),
     [
         ("cpu", CPU, torch.float64, r"It computes in float32; the tensors are torch.float64"),
-        ("cpu", CUDA, torch.float32, r"It serves the CPU; the tensors are on cuda"),
+        ("cpu", CUDA, torch.float32, r"It serves the CPU and MPS; the tensors are on cuda"),
         ("triton", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
         ("mamba_ssm", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
     ],

@@ -12,7 +12,7 @@ from tests.models.scan.cases import image, sequence
 def test_the_cpu_kernels_serve_float32_and_the_reference_float64():
     assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "cpu"
     assert dispatch.choose_backend(torch.device("cpu"), torch.float64) == "reference"
-    assert dispatch.choose_backend(torch.device("mps"), torch.float32) == "reference"
+    assert dispatch.choose_backend(torch.device("xpu"), torch.float32) == "reference"
 
 
 def test_a_backend_can_be_forced(monkeypatch):
