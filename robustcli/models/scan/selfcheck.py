@@ -1,13 +1,23 @@
-"""A short check of a scan backend against the float64 reference, forward and backward."""
+"""A short check of a scan backend against float64, forward and backward.
+
+A small image is compared with the reference, and one long sequence with the recurrence written so
+that its backward pass is fast: a kernel whose steps overlap can be right on short sequences and
+wrong on long ones.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustcli.models.scan import reference
+
+LONG = 2_100  # steps: above 2,048, and no multiple of a kernel's tile
 
 
 def home(backend: ModuleType) -> torch.device:
@@ -22,10 +32,11 @@ def worst_error(
     device: torch.device | str | None = None,
     gradients: bool = True,
 ) -> float:
-    """The largest difference of `backend.ss2d_scan` from the reference, relative to its range.
+    """The largest difference of the scans of `backend` from float64, relative to its range.
 
-    Over the output and the gradients, on random input with an odd number of channels and pixels;
-    NaN if the backend computes one.
+    Over the outputs and the gradients, on random input with odd numbers of channels, pixels and
+    steps; NaN if the backend computes one. The long sequence is left out where it would take
+    seconds: of the reference, which has no kernel, and of kernels that are interpreted.
 
     Args:
         backend: The backend's module.
@@ -33,13 +44,22 @@ def worst_error(
         device: Where the backend computes; by default its home.
         gradients: Whether the backward pass is checked, too.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, place = torch.Generator().manual_seed(seed), device or home(backend)
+    errors = []
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        inputs = _arguments(generator)
-        exact = _outputs(reference, [t.double() for t in inputs])
-        found = _outputs(backend, [t.to(device or home(backend)) for t in inputs])
-    errors = [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, exact, strict=True)]
+        image = _arguments(generator)
+        exact = _outputs(reference.ss2d_scan, [t.double() for t in image])
+        errors += _errors(_outputs(backend.ss2d_scan, [t.to(place) for t in image]), exact)
+        if backend is not reference and not getattr(backend, "interpreted", lambda: False)():
+            sequence = _long_arguments(generator)
+            exact = _outputs(_float64_scan, [t.double() for t in sequence])
+            scan = partial(_sequence_scan, backend)
+            errors += _errors(_outputs(scan, [t.to(place) for t in sequence]), exact)
     return float(torch.stack(errors).max())
+
+
+def _errors(found: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
+    return [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, exact, strict=True)]
 
 
 def _arguments(generator: torch.Generator) -> list[Tensor]:
@@ -59,9 +79,49 @@ def _arguments(generator: torch.Generator) -> list[Tensor]:
     ]
 
 
-def _outputs(backend: ModuleType, inputs: list[Tensor]) -> list[Tensor]:
+def _long_arguments(generator: torch.Generator) -> list[Tensor]:
+    channels, states = 19, 16
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+    return [
+        normal(1, channels, LONG),
+        normal(1, channels, LONG) - 1,
+        -normal(channels, states).abs() - 0.1,
+        normal(1, states, LONG),
+        normal(1, states, LONG),
+        normal(channels),
+        normal(channels),
+    ]
+
+
+def _sequence_scan(backend: ModuleType, *arguments: Tensor) -> Tensor:
+    u, delta, A, B, C, D, bias = arguments
+    y: Tensor = backend.selective_scan(u, delta, A, B, C, D, None, bias, True)
+    return y
+
+
+def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                  bias: Tensor) -> Tensor:  # fmt: skip
+    """The recurrence of `reference`, of which only the state is computed step by step.
+
+    A tensor that is indexed step by step gets a gradient of its own size at every step, so the
+    reference takes time with the square of the length.
+    """
+    step = F.softplus(delta + bias[:, None])  # (B, D, L)
+    decays = torch.exp(step[..., None] * A[:, None])  # (B, D, L, N)
+    inputs = (step * u)[..., None] * B.mT[:, None]
+    state, states = torch.zeros_like(inputs[:, :, 0]), []
+    for decay, added in zip(decays.unbind(2), inputs.unbind(2), strict=True):
+        state = torch.addcmul(added, decay, state)
+        states.append(state)
+    return (torch.stack(states, 2) * C.mT[:, None]).sum(-1) + D[:, None] * u
+
+
+def _outputs(scan: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    y = backend.ss2d_scan(*leaves)
+    y = scan(*leaves)
     if not torch.is_grad_enabled():
         return [y]
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)

@@ -88,7 +88,7 @@ def test_complex_numbers_and_other_devices_are_refused():
 
 
 def test_the_self_check_finds_a_broken_backend(monkeypatch):
-    assert worst_error(cpu) < 1e-6
+    assert worst_error(cpu) < 1e-5  # what `robust doctor` allows: sums of 2,100 terms in float32
     monkeypatch.setattr(
         cpu, "ss2d_scan", lambda x, *rest: x * rest[2].sum() + sum(r.sum() for r in rest)
     )
