@@ -206,6 +206,6 @@ def test_the_long_check_agrees_with_the_reference():
 def test_what_would_take_seconds_is_not_tried_on_a_long_sequence(monkeypatch):
     """The reference, and kernels under an interpreter."""
     monkeypatch.setattr(selfcheck, "_long_arguments", None)
-    assert selfcheck.worst_error(reference) == 0
+    assert selfcheck.worst_error(reference) < 1e-5  # float32 beside float64
     monkeypatch.setattr(cpu, "interpreted", lambda: True, raising=False)
     assert selfcheck.worst_error(cpu) < 1e-5
