@@ -10,6 +10,7 @@ from typing import Literal
 
 from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.core.names import file_name
 from robustcli.evaluation.record import Split
 
 BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
@@ -58,7 +59,7 @@ class EvalConfig:
         changes = [change for change in map(_changes, self.models) if change is not None]
         settings = [digest, self.seed, self.apply_at, self.precision, *changes]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        first = self.models[0].name.replace("/", "-").replace(":", "-")
+        first = file_name(self.models[0].name)
         return Path("runs") / f"eval-{first}-{short}"
 
 

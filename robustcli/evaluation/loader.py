@@ -6,7 +6,6 @@ is that of one batch, however many transforms there are.
 
 from __future__ import annotations
 
-import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from robustcli.core.errors import RobustError
+from robustcli.core.machine import start_method
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.measures import Measures
 from robustcli.evaluation.plan import BlockPlan, Item, Plan, batches
@@ -142,15 +142,13 @@ def batch_stream(
     source: Source, workers: int, *, pin: bool
 ) -> DataLoader[Batch[Any] | RobustError]:
     """The batches of `source`, made by `workers` processes (0: in this one)."""
-    fork = "fork" in multiprocessing.get_all_start_methods()
     return DataLoader(
         source,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
-        # A transform from a user's file cannot be imported by name in a fresh interpreter.
-        multiprocessing_context="fork" if workers and fork else None,
+        multiprocessing_context=start_method() if workers else None,
         worker_init_fn=_one_thread,
     )
 

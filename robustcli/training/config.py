@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.core.names import file_name
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import Protocol
 from robustcli.training.schedules import EXTENDABLE
@@ -70,5 +71,5 @@ class TrainConfig:
         said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         settings = [*said, self.seed, self.devices, digest, how]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = self.model.replace("/", "-").replace(":", "-")
+        name = file_name(self.model)
         return Path("runs") / f"train-{name}-{short}"
