@@ -145,3 +145,26 @@ def test_every_module_says_what_it_is(module: str) -> None:
     said = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
     assert said
     assert said.splitlines()[0].endswith((".", ":", "?"))
+
+
+UNIX_ONLY = {"resource", "fcntl", "pwd", "grp", "termios", "posix"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_windows_lacks_is_imported_where_it_is_used(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    names = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+        )
+    }
+    assert not names & UNIX_ONLY

@@ -42,8 +42,9 @@ def threshold(levels: Tensor) -> int:
     Args:
         levels: Whole numbers from 0 to 255, of any shape.
     """
-    counts = torch.bincount(levels.flatten(), minlength=_LEVELS).double()
-    below, sums = counts.cumsum(0), (counts * torch.arange(_LEVELS, device=counts.device)).cumsum(0)
+    # On the CPU: not every device has float64.
+    counts = torch.bincount(levels.flatten(), minlength=_LEVELS).cpu().double()
+    below, sums = counts.cumsum(0), (counts * torch.arange(_LEVELS)).cumsum(0)
     above = below[-1] - below
     split = (below > 0) & (above > 0)
     means = sums / below.clamp(min=1), (sums[-1] - sums) / above.clamp(min=1)

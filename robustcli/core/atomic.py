@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,11 @@ def shortened(name: str, most: int) -> str:
     return raw[: most - len(digest) - 1].decode("utf-8", "ignore") + "-" + digest
 
 
+_WINDOWS = os.name == "nt"
+_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds between tries to rename: readers, indexers and virus scanners are soon done."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on leaving it is fsynced and renamed to `path`.
@@ -43,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         _fsync(beside)
-        beside.replace(path)
+        _rename(beside, path)
         _fsync(path.parent)
     except OSError as error:
         raise refused(path, error) from error
@@ -64,11 +70,25 @@ def write_text(path: Path, content: str) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if _WINDOWS and path.is_dir():
+        return  # Windows opens no folders; NTFS journals names by itself
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename(beside: Path, path: Path) -> None:
+    """Renames, waiting a moment where Windows refuses since another process has `path` open."""
+    for wait in _WAITS if _WINDOWS else ():
+        try:
+            beside.replace(path)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    beside.replace(path)
 
 
 def refused(path: Path, error: OSError) -> RunError:

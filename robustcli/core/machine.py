@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 _PROC = Path("/proc/self")
 
@@ -51,6 +51,15 @@ def available_bytes() -> int:
         if left is not None:
             free = min(free, left)
     return max(0, free)
+
+
+def start_method() -> Literal["fork", "spawn"]:
+    """How loader processes are started: copied from this one on Linux, anew elsewhere.
+
+    Windows cannot copy a process, and on macOS a copy of one that has used system libraries may
+    crash. Python's own default differs between its versions.
+    """
+    return "fork" if sys.platform == "linux" else "spawn"
 
 
 def _affinity() -> int:

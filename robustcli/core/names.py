@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable
 
 from robustcli.core.errors import UsageError
@@ -12,6 +13,17 @@ from robustcli.core.errors import UsageError
 def canonical(name: str) -> str:
     """`name` in the one spelling that look-ups use: lower case, `_` as `-`."""
     return name.strip().lower().replace("_", "-")
+
+
+def file_name(name: str) -> str:
+    """`name` as part of a file name on every system: what Windows or Unix reserve becomes `-`.
+
+    Models can be called by a path or by a name of a hub, such as `hf-hub:timm/resnet18`.
+    """
+    return _RESERVED.sub("-", name).rstrip(". ") or "-"
+
+
+_RESERVED = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 
 
 def is_glob(name: str) -> bool:

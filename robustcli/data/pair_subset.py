@@ -8,6 +8,7 @@ from dataclasses import replace
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.data.pairs import PairIndex, PairRef
+from robustcli.data.subset import within
 
 
 def take_pairs(index: PairIndex, *, limit: int | None, seed: int) -> PairIndex:
@@ -37,7 +38,7 @@ def take_pairs(index: PairIndex, *, limit: int | None, seed: int) -> PairIndex:
     return replace(
         index,
         pairs=tuple(sorted(kept, key=lambda pair: pair.image_id)),
-        subset=f"{limit} images spread over the {index.grouping}s, seed {seed}",
+        subset=within(index, f"{limit} images spread over the {index.grouping}s, seed {seed}"),
     )
 
 

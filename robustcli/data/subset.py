@@ -9,6 +9,7 @@ from dataclasses import replace
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.data.index import ImageIndex, ImageRef
+from robustcli.data.indexed import Indexed
 
 
 def take(index: ImageIndex, *, per_class: int | None, limit: int | None, seed: int) -> ImageIndex:
@@ -43,8 +44,13 @@ def take(index: ImageIndex, *, per_class: int | None, limit: int | None, seed: i
         ranked = ranked[:limit]
         words.append(f"{limit} images spread over the classes")
     images = tuple(sorted((image for _, image in ranked), key=lambda image: image.image_id))
-    subset = f"{', '.join(words)}, seed {seed}" if words else index.subset
+    subset = within(index, f"{', '.join(words)}, seed {seed}") if words else index.subset
     return replace(index, images=images, subset=subset)
+
+
+def within(index: Indexed, taken: str) -> str:
+    """The words for a part `taken` of `index`, which may be a part of a data set itself."""
+    return f"{index.subset}: {taken}" if index.subset else taken
 
 
 def _ranked(images: Iterable[ImageRef], seed: int) -> list[tuple[int, ImageRef]]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.core.names import file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.evaluation.record import Split
 
@@ -63,7 +64,7 @@ class EvalConfig:
         masks = mask_settings(self.foreground, self.ignore)
         settings = [digest, self.seed, self.apply_at, self.precision, *changes, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        first = self.models[0].name.replace("/", "-").replace(":", "-")
+        first = file_name(self.models[0].name)
         return Path("runs") / f"eval-{first}-{short}"
 
 

@@ -52,7 +52,9 @@ def _devices() -> Iterator[Check]:
         yield Check(f"cuda:{index}", "ok", torch.cuda.get_device_name(index))
     if not torch.cuda.is_available():
         yield Check("cuda", "off", f"torch {torch.__version__} sees no CUDA device")
-    if not torch.backends.mps.is_available():
+    if torch.backends.mps.is_available():
+        yield Check("mps", "ok", "an Apple GPU; scans are computed on the CPU and copied")
+    else:
         yield Check("mps", "off", "no Apple GPU")
 
 
@@ -78,7 +80,8 @@ def _backends() -> Iterator[Check]:
 
 
 def _computing() -> list[torch.device]:
-    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [torch.device("cpu"), *(torch.device(name) for name, there in gpus.items() if there)]
 
 
 def _places() -> Iterator[Check]:

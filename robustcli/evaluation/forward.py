@@ -57,6 +57,8 @@ class Forward(Generic[AnswerT]):
         self.most = (self.most or size) // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
         if self.most == 0:
             raise RunError(
                 f"`{self.name}` does not fit into the memory of {self.device}.",

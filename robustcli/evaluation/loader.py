@@ -8,7 +8,6 @@ and none is left out, however fast or slow a worker is.
 
 from __future__ import annotations
 
-import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from robustcli.core import machine
 from robustcli.core.errors import RobustError
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.measures import Measures
@@ -133,17 +133,16 @@ def batch_stream(
         source: What is to be made.
         workers: Processes that make it; 0 makes it in this one.
         pin: Whether tensors are put into page-locked memory, for a fast copy to a GPU.
-        start_method: How workers start (`fork`, `spawn`, `forkserver`); None takes `fork`, which
-            starts in milliseconds, where the system has it.
+        start_method: How workers start (`fork`, `spawn`, `forkserver`); None takes that of the
+            system.
     """
-    fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     return DataLoader(
         source,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
-        multiprocessing_context=(start_method or fork) if workers else None,
+        multiprocessing_context=(start_method or machine.start_method()) if workers else None,
         worker_init_fn=_one_thread,
     )
 

@@ -142,16 +142,26 @@ def compare_masks(clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap)
         rows: Rows of the same model on transformed images.
         bootstrap: The run's resamples; each takes the same groups of both.
     """
-    both = set(clean["image_id"]) & set(rows["image_id"])
-    if not both:
+    before, after = paired_dice(clean, rows)
+    if not len(before):
         return MaskComparison(None, None, None, None, None, 0)
-    before, after = (dice(_pooled(part[part["image_id"].isin(both)])) for part in (clean, rows))
     clean_dice, changed = float(before.mean()), float(after.mean())
     interval = bootstrap.mean(before - after)
     retention = changed / clean_dice if clean_dice else None
     return MaskComparison(
         clean_dice, clean_dice - changed, *_ends(interval), retention, len(before)
     )
+
+
+def paired_dice(one: pd.DataFrame, other: pd.DataFrame) -> tuple[Values, Values]:
+    """The dice of each group in `one` and in `other`, pixels pooled, groups in the same order.
+
+    Of the images (`image_id`) that both have; every value, interval and p-value of a difference is
+    made of these.
+    """
+    both = set(one["image_id"]) & set(other["image_id"])
+    first, second = (dice(_pooled(rows[rows["image_id"].isin(both)])) for rows in (one, other))
+    return first, second
 
 
 def _pooled(rows: pd.DataFrame) -> pd.DataFrame:

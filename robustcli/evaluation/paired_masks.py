@@ -1,17 +1,18 @@
 """Two segmenters on the same images: how much their dice differs, and whether by more than chance.
 
-What is drawn and what is flipped is a group, such as a patient: its images resemble each other.
+The value, its interval and its p-value are all of one statistic: each group's dice (the pixels of
+its images pooled) in one segmenter minus that in the other, averaged over the groups. What is drawn
+and what is flipped is a group, such as a patient, since its images resemble each other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from robustcli.evaluation.bootstrap import Bootstrap
-from robustcli.evaluation.mask_scores import compare_masks, dice
+from robustcli.evaluation.mask_scores import paired_dice
 from robustcli.evaluation.sign_flip import sign_flip_p, smallest_p
 
 
@@ -25,8 +26,7 @@ class MaskDifference:
         dice: Difference of the dice pooled within groups and averaged over them.
         low: Lower end of its paired 95 % bootstrap interval over groups; None with one group.
         high: Its upper end.
-        p: Of the images' own dice, two-sided: the signs of all images of a group are flipped
-            together, so that groups are the independent units. None with one group.
+        p: Of the sign-flip test of the groups' differences, two-sided. None with one group.
         smallest_p: The smallest p that so many groups can give.
     """
 
@@ -54,19 +54,17 @@ def mask_difference(
         rows: Rows of the other one.
         bootstrap: The run's resamples; its seed also draws the signs.
     """
-    compared = compare_masks(reference, rows, bootstrap)
-    if compared.drop is None:
+    before, after = paired_dice(reference, rows)
+    gained, groups = after - before, len(before)
+    if not groups:
         return None
-    both = reference.merge(rows, on="image_id", suffixes=("", "_other"), validate="1:1")
-    other = both[["tp_other", "fp_other", "fn_other"]].set_axis(["tp", "fp", "fn"], axis=1)
-    sums = pd.Series(dice(other) - dice(both)).groupby(both["group"].to_numpy()).sum()
-    groups = len(sums)
+    interval = bootstrap.mean(gained)
     return MaskDifference(
-        len(both),
+        len(set(reference["image_id"]) & set(rows["image_id"])),
         groups,
-        -compared.drop,
-        None if compared.drop_high is None else -compared.drop_high,
-        None if compared.drop_low is None else -compared.drop_low,
-        sign_flip_p(np.array(sums.tolist()), bootstrap.seed) if groups > 1 else None,
+        float(gained.mean()),
+        interval.low if interval else None,
+        interval.high if interval else None,
+        sign_flip_p(gained, bootstrap.seed) if groups > 1 else None,
         smallest_p(groups),
     )

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from robustcli.core.atomic import write_bytes
 from robustcli.evaluation.record import Record
+from robustcli.evaluation.store import model_folder
 
 FOLDER = "panels"
 FILE_NAME = "panels.json"
@@ -40,7 +41,7 @@ class Panel(Record):
         `prediction.png` is the foreground probability times 255. All three have the image's own
         size, or are reduced alike.
         """
-        return run / FOLDER / self.model.replace("/", "-") / f"{self.rank}-{self.number}"
+        return model_folder(run / FOLDER, "", self.model) / f"{self.rank}-{self.number}"
 
 
 _PANELS = TypeAdapter(list[Panel])

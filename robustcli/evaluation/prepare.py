@@ -12,6 +12,7 @@ import torch
 
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
+from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.describe import transform_record, versions
@@ -159,3 +160,13 @@ def _check_distinct(names: tuple[str, ...]) -> None:
             "",
             "Use two runs to compare two weights of one model.",
         )
+    folders: dict[str, str] = {}
+    for name in names:
+        other = folders.setdefault(file_name(name).lower(), name)
+        if other != name:
+            raise UsageError(
+                f"`--model {other}` and `--model {name}` would share a folder of the run.",
+                "Characters that file names cannot have become `-`, and not every file system "
+                "tells capital letters apart.",
+                "Evaluate them in two runs.",
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +14,6 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.data.open_pairs import open_masked
 from robustcli.data.pair_subset import take_pairs
-from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.describe import pairs_record, segmenter_record
 from robustcli.evaluation.listener import Listener
@@ -53,7 +51,7 @@ class Segmentation(Task[Segmenter]):
                 f"No --data: using {whole.name}{kind}, {len(whole.pairs)} images, {whole.location}."
             )
         part = choose_part(whole, config.split, _trainings(config), listener)
-        index = _limited(part.index, config)
+        index = take_pairs(part.index, limit=config.limit, seed=config.seed)
         return Data(index.pairs, pairs_record(index), index.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
@@ -123,10 +121,3 @@ def _trainings(config: EvalConfig) -> list[TrainingData]:
     if config.splits_of is not None:
         found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
     return [training for training in found if training is not None]
-
-
-def _limited(part: PairIndex, config: EvalConfig) -> PairIndex:
-    limited = take_pairs(part, limit=config.limit, seed=config.seed)
-    if limited is part or part.subset is None:
-        return limited
-    return replace(limited, subset=f"{part.subset}: {limited.subset}")

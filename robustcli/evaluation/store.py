@@ -11,6 +11,7 @@ size; distances in pixels, null where the mask or the prediction is empty; `pred
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustcli.core.atomic import replacing
+from robustcli.core.names import file_name
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -69,13 +71,12 @@ class Store:
 
     def prediction_path(self, model: str, cell: Cell, block: int) -> Path:
         """Where the predictions of `model` for `cell` and `block` are or will be."""
-        return self._cell_path(f"predictions/model={model.replace('/', '-')}", cell) / _file_name(
-            block
-        )
+        folder = model_folder(self.run / "predictions", "model=", model)
+        return _cell_path(folder, cell) / _file_name(block)
 
     def input_path(self, view: str, cell: Cell, block: int) -> Path:
         """Where the measures of the transformed images of `cell` and `block` are or will be."""
-        return self._cell_path(f"inputs/view={view}", cell) / _file_name(block)
+        return _cell_path(self.run / "inputs" / f"view={view}", cell) / _file_name(block)
 
     def skipped_path(self, block: int) -> Path:
         """Where the unreadable images of `block` are listed; absent when there are none."""
@@ -100,8 +101,21 @@ class Store:
         """The images that could not be read, with the reason (columns: SKIPPED_SCHEMA)."""
         return _read(self.run / "skipped", SKIPPED_SCHEMA)
 
-    def _cell_path(self, table: str, cell: Cell) -> Path:
-        return self.run / table / f"transform={cell.transform}" / f"severity={cell.severity}"
+
+def model_folder(above: Path, prefix: str, model: str) -> Path:
+    """The folder of `model` in `above`; what earlier versions called otherwise stays as it is.
+
+    They replaced slashes alone, so that a name from a hub kept its colon.
+    """
+    folder, earlier = above / f"{prefix}{file_name(model)}", f"{prefix}{model.replace('/', '-')}"
+    with suppress(OSError):  # a name that this system does not allow
+        if earlier != folder.name and (above / earlier).is_dir():
+            return above / earlier
+    return folder
+
+
+def _cell_path(folder: Path, cell: Cell) -> Path:
+    return folder / f"transform={cell.transform}" / f"severity={cell.severity}"
 
 
 def mask_schema(tolerance: int | None) -> pa.Schema:

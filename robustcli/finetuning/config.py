@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from robustcli.core.names import file_name
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.rules import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
@@ -71,5 +72,5 @@ class FinetuneConfig:
             self.profile, self.iterations,
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = self.training.model.replace("/", "-").replace(":", "-")
+        name = file_name(self.training.model)
         return Path("runs") / f"finetune-{name}-{short}"

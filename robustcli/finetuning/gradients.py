@@ -126,7 +126,7 @@ def _measure(gradients: list[Tensor]) -> Tensor:
     counts = torch.tensor([g.numel() for g in gradients], dtype=torch.float64)
     sums = torch.stack([g.sum() for g in gradients])
     norms = [torch.stack(torch._foreach_norm(gradients, order)) for order in (1, 2, torch.inf)]
-    absolute, square, most, total = (v.double().cpu() for v in (*norms, sums))
+    absolute, square, most, total = (v.cpu().double() for v in (*norms, sums))
     return torch.stack([absolute / counts, square / counts.sqrt(), most, (total / counts).abs()])
 
 

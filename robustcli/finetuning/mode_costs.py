@@ -55,6 +55,8 @@ class MeasureCosts(pl.Callback):
         """The clock stops; before a freeze that this very step brings about counts."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
+        elif pl_module.device.type == "mps":
+            torch.mps.synchronize()
         seconds = time.perf_counter() - self._started
         self.lines.append((trainer.global_step, seconds, trainable(self.network)))
 

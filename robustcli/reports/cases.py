@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from robustcli.core.names import file_name
 from robustcli.evaluation.panel_record import Panel, read_panels
 from robustcli.evaluation.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.reports.document import Figure
@@ -31,7 +32,7 @@ def case_figures(
     cases = [case for p in panels if (case := _case(findings.run, p, _threshold(model)))]
     if not cases:
         return ()
-    path = f"figures/cases-{called.replace('/', '-')}.png"
+    path = f"figures/cases-{file_name(called)}.png"
     draw_panels(cases, into / path)
     return (Figure(path, _caption(model, called)),)
 

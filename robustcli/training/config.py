@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.adapters.nnunet_plan import NnUNetPlan
+from robustcli.core.names import file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import Protocol
@@ -74,5 +75,5 @@ class TrainConfig:
         masks = mask_settings(self.foreground, self.ignore)
         settings = [*said, self.seed, self.devices, digest, how, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = self.model.replace("/", "-").replace(":", "-")
+        name = file_name(self.model)
         return Path("runs") / f"train-{name}-{short}"

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from robustcli.core.machine import usable_cores
+from robustcli.core.machine import start_method, usable_cores
 from robustcli.training.checkpoint_io import DurableCheckpoints
 from robustcli.training.keeping import FOLDER, LAST
 from robustcli.training.learning import Learner
@@ -62,5 +62,10 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def default_workers(device: torch.device) -> int:
-    """Loader processes: with images in memory, only a GPU is faster than one process."""
-    return min(DEFAULT_WORKERS, max(1, usable_cores() - 1)) if device.type == "cuda" else 0
+    """Loader processes: with images in memory, only a GPU is faster than one process.
+
+    None where each would get a copy of these images, as one that is started anew does.
+    """
+    if device.type != "cuda" or start_method() != "fork":
+        return 0
+    return min(DEFAULT_WORKERS, max(1, usable_cores() - 1))

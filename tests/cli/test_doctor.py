@@ -45,6 +45,18 @@ def test_a_backend_that_is_off_says_why(robust: Robust, monkeypatch: pytest.Monk
     assert "serves cpu" in line
 
 
+@pytest.mark.usefixtures("quick")
+def test_on_an_apple_gpu_the_cpu_kernel_serves(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    lines = robust("doctor").out.splitlines()
+    (line,) = (line for line in lines if "scan: cpu" in line)
+    assert "serves cpu, serves mps, differs" in line
+    (line,) = (line for line in lines if " mps " in line and "scan" not in line.split()[1])
+    assert line.endswith("an Apple GPU; scans are computed on the CPU and copied")
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_backend_that_computes_wrongly_ends_with_3(
     robust: Robust, monkeypatch: pytest.MonkeyPatch, flags: list[str]

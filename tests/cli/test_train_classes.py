@@ -31,6 +31,16 @@ def test_train_then_eval_then_report(robust: Robust, here: Path) -> None:
     told = robust("eval", "--model", "run", "--data", "paints", "--transform", "fliplr", "--json")
     assert told.code == 0, told.err
     assert [row["n"] for row in json.loads(told.out)] == [3, 3]
+    for option, number, taken in (
+        ("--limit", "2", "2 images spread over the classes"),
+        ("--per-class", "1", "1 per class"),
+    ):
+        out = f"part{option}"
+        part = ("--data", "paints", option, number, "--out", out, "--quiet")
+        assert robust("eval", "--model", "run", *part, "--transform", "fliplr").code == 0
+        record = json.loads(Path(out, "run.json").read_text(encoding="utf-8"))
+        assert record["dataset"]["subset"] == f"test part of `run`: {taken}, seed 0"
+        assert "test part of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
     assert robust("report", "run").code == 0
     told = robust("report", "run", "run", "--out", "zoo")
     assert told.code == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from robustcli.core import atomic
 from robustcli.core.atomic import replacing, write_bytes, write_text
 from robustcli.core.errors import RunError
 
@@ -98,6 +99,74 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
     monkeypatch.setattr(Path, "replace", note_rename)
     write_bytes(file, b"new")
     assert steps == ["file", "rename", "folder"]
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `os` does on Windows, as far as durable writes see it: a stand-in, no Windows."""
+    opened = os.open
+
+    def refuse_folders(path: Path, flags: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        assert flags & os.O_RDWR, "what is open for reading alone cannot be flushed"
+        return opened(path, flags)
+
+    monkeypatch.setattr(atomic, "_WINDOWS", True)
+    monkeypatch.setattr(atomic.os, "open", refuse_folders)
+
+
+@pytest.mark.usefixtures("windows")
+def test_windows_opens_no_folders_and_flushes_what_is_open_for_writing(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "rows.bin"
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert only(path)
+
+
+def open_elsewhere(monkeypatch: pytest.MonkeyPatch, times: int) -> list[float]:
+    """Lets a rename fail so many times, as on Windows while another process reads the file."""
+    replace, waited = Path.replace, []
+
+    def refuse(self: Path, target: Path) -> Path:
+        if len(waited) < times:
+            raise PermissionError(13, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(atomic.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_file_that_is_open_elsewhere_is_replaced_a_moment_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = open_elsewhere(monkeypatch, 3)
+    write_bytes(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert 0 < sum(waited) < 1
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_file_that_stays_open_elsewhere_keeps_the_old_content_and_says_so(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = open_elsewhere(monkeypatch, 1000)
+    with pytest.raises(RunError, match=r"Cannot write `.*rows\.bin`\.\n.*Access is denied"):
+        write_bytes(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert only(file)
+    assert 1 < sum(waited) < 5
+
+
+def test_elsewhere_a_refused_rename_is_refused_at_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = open_elsewhere(monkeypatch, 1)
+    with pytest.raises(RunError, match="Cannot write"):
+        write_bytes(file, b"new")
+    assert waited == []
 
 
 def write_through(path: Path, device: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical, find, is_glob, matching, nearest
+from robustcli.core.names import canonical, file_name, find, is_glob, matching, nearest
 
 KNOWN = ("perspective", "Gaussian_Blur", "gaussian_noise", "vmamba-t-s1l8", "fog")
 
@@ -95,3 +95,20 @@ def test_a_plain_name_that_matches_nothing_gets_the_nearest() -> None:
 def test_names_may_come_from_a_generator() -> None:
     assert matching("f*", (name for name in KNOWN), kind="x", listing="y") == ["fog"]
     assert find("fog", (name for name in KNOWN), kind="x", listing="y") == "fog"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("vmamba-t-s1l8", "vmamba-t-s1l8"),
+        ("resnet50.tv_in1k", "resnet50.tv_in1k"),
+        ("hf-hub:timm/resnet18", "hf-hub-timm-resnet18"),
+        ("runs/train-ulvm", "runs-train-ulvm"),
+        ("C:\\runs\\train ulvm", "C--runs-train ulvm"),
+        ('a*b?c"d<e>f|g\th', "a-b-c-d-e-f-g-h"),
+        ("..", "-"),
+        ("runs.", "runs"),
+    ],
+)
+def test_a_name_becomes_a_file_name_of_every_system(name: str, file: str) -> None:
+    assert file_name(name) == file

@@ -103,6 +103,20 @@ def test_the_subset_is_said_in_words_and_the_whole_is_counted() -> None:
     assert both.available == 40
 
 
+@pytest.mark.parametrize(
+    ("per_class", "limit", "words"),
+    [
+        (15, None, "test part of `run`: 15 per class, seed 0"),
+        (None, 4, "test part of `run`: 4 images spread over the classes, seed 0"),
+        (None, 1000, "test part of `run`"),
+        (None, None, "test part of `run`"),
+    ],
+)
+def test_a_part_of_a_part_names_both(per_class: int | None, limit: int | None, words: str) -> None:
+    part = replace(_index(20, 20), subset="test part of `run`")
+    assert take(part, per_class=per_class, limit=limit, seed=0).subset == words
+
+
 @pytest.mark.parametrize("limit", [None, 40, 1000])
 def test_all_images_are_no_subset(limit: int | None) -> None:
     index = _index(20, 20)

@@ -3,13 +3,35 @@
 import pytest
 import torch
 
+from robustcli.adapters.classifier import Facts
 from robustcli.core.errors import UsageError
+from robustcli.evaluation.describe import _facts
 from robustcli.evaluation.device import DeviceMonitor, choose_device, describe
 
 
 def test_auto_takes_what_is_there():
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     assert choose_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name", ["auto", "mps"])
+def test_an_apple_gpu_is_taken(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(name) == torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UsageError, match="`--device mps` is not on this machine"):
+        choose_device("mps")
+
+
+@pytest.mark.parametrize(("scans", "backend"), [(True, "cpu"), (False, None)])
+def test_of_a_scanning_model_on_an_apple_gpu_the_record_names_the_cpu_kernel(scans, backend):
+    """In one run with a model that does not scan, both compute on the same device."""
+    facts = Facts(
+        "a", "vim", "own", {}, 1, "a.safetensors", "0" * 64, "none", False, "cifar10", scans
+    )
+    assert _facts(facts, torch.device("mps"))["scan_backend"] == backend
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])

@@ -14,7 +14,7 @@ from robustcli.adapters.load import load_classifier
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.open import open_index
-from robustcli.evaluation import evaluate, runner
+from robustcli.evaluation import evaluate, prepare, runner
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import read_record
@@ -219,6 +219,14 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
     rows = Store(run).predictions("vmamba-pico", Cell("identity", 0))
     assert sorted(rows["target"]) == [0, 3, 5, 8]
     assert "1 per class" in str(read_record(run).dataset.subset)
+
+
+@pytest.mark.parametrize(
+    "names", [("runs/a", "runs-a"), ("hf-hub:timm/a", "hf-hub-timm-a"), ("Mine", "mine")]
+)
+def test_two_models_do_not_share_a_folder_of_rows(names):
+    with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
+        prepare._check_distinct(names)
 
 
 def test_two_models_of_one_name_are_refused(photos, tmp_path):

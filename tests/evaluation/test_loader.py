@@ -1,5 +1,7 @@
 """The stream of batches: what it sends, and that no arrangement of the work changes a pixel."""
 
+from dataclasses import replace
+
 import pytest
 
 from robustcli.core.errors import RunError
@@ -45,6 +47,34 @@ def test_pixels_do_not_depend_on_workers_batches_or_order(
     assert len(expected) == 12 * 6
     other = source(index, tmp_path, *NAMES, batch_size=batch_size, order=order)
     assert digests(batch_stream(other, workers, pin=False)) == expected
+
+
+GRAIN = """
+from robustcli.transforms import transform
+
+@transform(severities=[20, 60])
+def grain(image, rng, value):
+    noise = rng.integers(-value, value + 1, image.shape)
+    return (image + noise).clip(0, 255).astype("uint8")
+"""
+
+
+def test_workers_that_are_started_anew_make_the_same_pixels(index, tmp_path, monkeypatch):
+    """As on Windows and macOS; with transforms of the package and of a user's file."""
+    plugin = tmp_path / "grain.py"
+    plugin.write_text(GRAIN)
+    monkeypatch.setattr(loader, "start_method", lambda: "spawn")
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(["affine"], None)}
+    plugged = resolve(["grain"], [2], plugins=[plugin])
+    cells |= {Cell(c.transform.name, c.severity): c for c in plugged}
+    made = replace_cells(source(index, tmp_path, "affine"), cells)
+    assert digests(batch_stream(made, 2, pin=False)) == digests(made)
+
+
+def replace_cells(stream, cells):
+    """`stream` with other transforms."""
+    plan = replace(stream.plan, cells=tuple(cells))
+    return replace(stream, plan=plan, preparation=replace(stream.preparation, transforms=cells))
 
 
 def test_another_seed_gives_other_pixels(index, tmp_path):

@@ -45,6 +45,83 @@ def test_single_images_are_compared_as_scipy_compares_them():
     assert found.smallest_p == 2 / 2**12
 
 
+def patients(seed, count=9):
+    """Groups of one large and several small images, of which the other model finds more or less.
+
+    It gains pixels of the large image of every group, and loses of the small ones in most: pooled
+    dice and the images' own dice say opposite things.
+    """
+    generator = np.random.default_rng(seed)
+    parts, others = [], []
+    for number in range(count):
+        small = int(generator.integers(1, 5))
+        true = np.array([5000, *generator.integers(20, 60, small)])
+        found = np.array([2500, *(true[1:] // 2)])
+        gained = np.array([generator.integers(200, 900), *generator.integers(-15, 5, small)])
+        names = [f"p{number}"] * len(true)
+        parts.append(rows(names, true, found, 4))
+        others.append(rows(names, true, np.clip(found + gained, 0, true), 4))
+    first, second = (pd.concat(some, ignore_index=True) for some in (parts, others))
+    ids = [f"{n}.png" for n in range(len(first))]
+    return first.assign(image_id=ids), second.assign(image_id=ids)
+
+
+def pooled_by_hand(table):
+    """The dice of each group, written as the definition: a loop over groups."""
+    of_groups = []
+    for name in sorted(set(table["group"])):
+        tp, fp, fn = (table.loc[table["group"] == name, c].sum() for c in ("tp", "fp", "fn"))
+        of_groups.append(2 * tp / (2 * tp + fp + fn))
+    return np.array(of_groups)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_value_interval_and_p_are_of_one_statistic(seed):
+    full, freeze = patients(seed)
+    found = mask_difference(full, freeze, Bootstrap(0))
+    before, after = pooled_by_hand(full), pooled_by_hand(freeze)
+    assert found.dice == pytest.approx(after.mean() - before.mean())
+    test = stats.permutation_test(
+        (after, before),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert found.p == pytest.approx(test.pvalue, abs=1e-12)
+    assert test.statistic == pytest.approx(found.dice)
+    generator = np.random.default_rng(99)
+    drawn = []
+    for _ in range(10_000):
+        taken = generator.integers(len(before), size=len(before))
+        drawn.append(after[taken].mean() - before[taken].mean())
+    # Another generator's 10,000 draws: a percentile of them varies by 2 % of the spread.
+    expected = np.percentile(drawn, [2.5, 97.5])
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.1 * np.std(drawn))
+
+
+def test_what_single_images_say_does_not_decide_the_p_of_pooled_dice():
+    """All groups gain pooled dice, so p is the smallest; single images mostly lose."""
+    full, freeze = patients(0)
+    of_single = pd.Series(of_images(freeze) - of_images(full)).groupby(full["group"]).sum()
+    found = mask_difference(full, freeze, Bootstrap(0))
+    assert found.dice > 0
+    assert of_single.mean() < 0
+    assert found.p == found.smallest_p == 2 / 2**9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interval_and_test_agree_away_from_the_edge(seed):
+    """Interval and test of one statistic agree wherever p is not close to 0.05."""
+    generator = np.random.default_rng(seed)
+    for gain in np.linspace(-12, 12, 9):
+        full, freeze = one_image_a_group(14, gain=int(gain))
+        order = generator.permutation(14)
+        found = mask_difference(full.iloc[order], freeze, Bootstrap(seed))
+        if not 0.01 < found.p < 0.15:
+            assert (found.low > 0 or found.high < 0) == (found.p <= 0.05)
+
+
 def test_a_gain_one_way_is_a_loss_the_other_way():
     full, freeze = one_image_a_group()
     there, back = (

@@ -186,8 +186,7 @@ def test_limit_takes_some_of_the_part_and_both_are_told(cells, tmp_path):
     settings = config(cells, tmp_path / "run", models=(ModelRequest(str(training)),), limit=2)
     dataset = read_record(run_evaluation(settings)).dataset
     assert dataset.images == 2
-    assert str(dataset.subset).startswith("test part of")
-    assert "2 images spread over the groups, seed 0" in str(dataset.subset)
+    assert dataset.subset == (f"test part of `{training}`: 2 images spread over the groups, seed 0")
 
 
 def test_the_default_data_are_announced(tmp_path, monkeypatch):

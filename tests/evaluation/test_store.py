@@ -80,3 +80,14 @@ def test_rows_of_data_with_a_tolerance_keep_their_counts(tmp_path):
     write_rows(Store(tmp_path).prediction_path("m", CELL, 0), [row], mask_schema(3))
     rows = Store(tmp_path).masks("m", CELL)
     assert rows[["predicted_near", "true_near"]].iloc[0].tolist() == [7, 8]
+
+
+def test_a_models_name_becomes_a_folder_of_every_system(tmp_path):
+    path = Store(tmp_path).prediction_path("hf-hub:timm/resnet18", CELL, 0)
+    assert path.relative_to(tmp_path).parts[1] == "model=hf-hub-timm-resnet18"
+
+
+def test_a_run_that_was_begun_with_a_colon_goes_on_so(tmp_path):
+    store, begun = Store(tmp_path), tmp_path / "predictions" / "model=hf-hub:timm-resnet18"
+    begun.mkdir(parents=True)
+    assert begun in store.prediction_path("hf-hub:timm/resnet18", CELL, 0).parents

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustcli.training import fit
 from robustcli.training.checkpoint_io import DurableCheckpoints
 from robustcli.training.finish import chosen_weights, hash_ids
 from robustcli.training.fit import default_workers, is_trained
@@ -77,3 +78,10 @@ def test_the_ids_are_hashed_a_line_each(tmp_path: Path) -> None:
 def test_the_cpu_is_not_shared_with_loader_processes() -> None:
     assert default_workers(torch.device("cpu")) == 0
     assert 1 <= default_workers(torch.device("cuda")) <= 8
+
+
+def test_where_loader_processes_would_copy_the_images_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit, "start_method", lambda: "spawn")
+    assert default_workers(torch.device("cuda")) == 0

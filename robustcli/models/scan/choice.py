@@ -18,7 +18,7 @@ VARIABLE = "ROBUST_SCAN_BACKEND"
 BACKENDS: dict[str, ModuleType] = {
     "reference": reference, "cpu": cpu, "triton": triton, "mamba_ssm": mamba_ssm,
 }  # fmt: skip
-ORDER = {"cpu": ("cpu",), "cuda": ("triton", "mamba_ssm")}
+ORDER = {"cpu": ("cpu",), "mps": ("cpu",), "cuda": ("triton", "mamba_ssm")}
 """The backends tried on a device, fastest first; the reference serves everything else."""
 _TOLERANCE = 1e-4  # of the largest value; a kernel that miscomputes is wrong in the first digit
 

@@ -48,7 +48,10 @@ def run(entry: int, work: int, *, alone: bool = False) -> None:
 def describe() -> str:
     """Which threads the scan runs in, for the reader of `robust doctor`."""
     if _openmp() is None:
-        return "in Python threads: torch's OpenMP pool was not found, so both wait for the cores"
+        return (
+            "in Python threads, because torch's OpenMP pool is out of reach (no `GOMP_parallel` in "
+            "it, as on Windows): both wait for the cores"
+        )
     return "in torch's OpenMP threads"
 
 

@@ -24,21 +24,22 @@ LOSS = "The scan runs as a loop over time in torch instead, which is many times 
 def available() -> str | None:
     """None, or why this backend cannot run."""
     reason = missing("triton", "robustcli.models.scan.triton_backward")
-    if reason is None and not (_interpreted() or torch.cuda.is_available()):
+    if reason is None and not (interpreted() or torch.cuda.is_available()):
         return f"no CUDA device: torch {torch.__version__} sees none."
     return reason
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
     """None, or why this backend cannot take tensors on `device` of `dtype`."""
-    if device.type != "cuda" and not _interpreted():
+    if device.type != "cuda" and not interpreted():
         return f"It serves CUDA devices; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
         return f"It computes in float32; the tensors are {dtype}."
     return None
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, step by step in Python."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -41,10 +41,13 @@ class DiceScoring(Scoring):
         "tends to be too narrow: these numbers are a rough answer, and small differences between "
         "modes cannot be seen."
     )
+    edge_words: ClassVar[str] = (
+        "The interval is made by resampling and the test by flipping signs, so close to the edge "
+        "they can disagree, and with few groups the interval tends to be too narrow"
+    )
     score_note: ClassVar[str] = (
         "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
-        "sign-flip test of the mean difference of the images' own dice, all images of a group "
-        "flipped together."
+        "sign-flip test of the same differences, those of the groups' dice, averaged over groups."
     )
 
     def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
@@ -71,8 +74,4 @@ class DiceScoring(Scoring):
 
     def tested(self, group: str) -> tuple[str, str]:
         """See `Scoring.tested`."""
-        together = "" if group == "image" else f", all images of a {group} together"
-        return (
-            f"paired 95 % bootstrap interval over {group}s",
-            f"sign-flip test over images{together}",
-        )
+        return f"paired 95 % bootstrap interval over {group}s", f"sign-flip test over {group}s"

@@ -51,7 +51,8 @@ class Scoring(ABC):
     of the validation images. `equal` is the difference below which two scores are called equal, in
     words in `equal_words` and `equal_size`; `columns` are those of an evaluation's table that
     results keep. `baseline` names what needs no training, `unit` follows a
-    difference in a sentence, `score_note` says how intervals and p are made.
+    difference in a sentence, `score_note` says how intervals and p are made, `edge_words` why an
+    interval and a p of one difference can disagree.
     """
 
     measure: ClassVar[Measure]
@@ -69,6 +70,7 @@ class Scoring(ABC):
     per_group: ClassVar[bool]
     unit: ClassVar[str]
     few_words: ClassVar[str]
+    edge_words: ClassVar[str]
     score_note: ClassVar[str]
 
     @abstractmethod

@@ -36,6 +36,10 @@ class Top1Scoring(Scoring):
         "the 95 % interval of a top-1 is up to {width} wide: these numbers are a rough answer, and "
         "small differences between modes cannot be seen."
     )
+    edge_words: ClassVar[str] = (
+        "The interval is an approximation and McNemar's exact test is cautious, so close to the "
+        "edge they can disagree"
+    )
     score_note: ClassVar[str] = (
         "In brackets: 95 % Wilson intervals, of the differences paired ones (Newcombe's), in "
         "percentage points. p: McNemar's exact test. The most frequent class is what a network "

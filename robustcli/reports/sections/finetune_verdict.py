@@ -100,10 +100,11 @@ def _meaning(one: Difference, scoring: Scoring) -> str:
     assert one.high is not None
     assert one.p is not None
     small = one.low >= -scoring.equal and one.high <= scoring.equal
-    if one.low > 0 or one.high < 0:
-        if one.p > CLEAR:
-            return "The interval and the test disagree: these are too few images to tell."
-        word = "better" if one.low > 0 else "worse"
+    by_interval, by_test = one.low > 0 or one.high < 0, one.p <= CLEAR
+    if by_interval != by_test:
+        return _disagreement(one, by_test, small, scoring)
+    if by_interval:
+        word = "better" if one.value > 0 else "worse"
         size = f" but less than {scoring.equal_size}" if small else ""
         return f"So it is {word}, by more than the choice of images explains{size}."
     if small:
@@ -113,6 +114,17 @@ def _meaning(one: Difference, scoring: Scoring) -> str:
         "So a difference cannot be told from chance, which does not mean that there is none: "
         f"a loss of up to {loss} or a gain of up to {gain}{scoring.unit} is possible."
     )
+
+
+def _disagreement(one: Difference, by_test: bool, small: bool, scoring: Scoring) -> str:
+    """Where only the test, or only the interval, tells the difference from chance."""
+    size = f" If there is one, it is less than {scoring.equal_size}." if small else ""
+    if not by_test and one.smallest_p > CLEAR:
+        told = "The interval leaves out 0, but the test cannot come to p = 0.05 with so few"
+    else:
+        seen = ("includes 0", "at or below") if by_test else ("leaves out 0", "above")
+        told = f"The interval {seen[0]}, while p is {seen[1]} 0.05. {scoring.edge_words}"
+    return f"{told}: whether there is a difference is not settled.{size}"
 
 
 def p_value(p: float) -> str:

@@ -150,5 +150,5 @@ def _gain_range(compared: MaskComparison) -> str:
     if compared.drop_low is None or compared.drop_high is None:
         return ""
     low, high = -compared.drop_high, -compared.drop_low
-    chance = ": no more than chance" if low <= 0 <= high else ""
+    chance = ": it includes 0, so this can be chance" if low <= 0 <= high else ""
     return f" (paired 95 % interval {fraction_range(low, high, ' to ')}{chance})"

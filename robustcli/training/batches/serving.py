@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from robustcli.core.machine import start_method
+
 
 class Serving(pl.LightningDataModule):
     """A data module's loaders.
@@ -32,6 +34,7 @@ class Serving(pl.LightningDataModule):
             sampler=order,
             collate_fn=self.collate,
             num_workers=self.workers,
+            multiprocessing_context=start_method() if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=self.pin,
         )

@@ -18,6 +18,7 @@ from robustcli.models.scan import (
     cpu_kernels,
     mamba_ssm,
     reasons,
+    reference,
     selective_scan,
     selfcheck,
     ss2d_scan,
@@ -178,7 +179,7 @@ def test_the_trial_works_where_gradients_do_not():
     ("name", "device", "dtype", "why"),
     [
         ("cpu", CPU, torch.float64, r"It computes in float32; the tensors are torch.float64"),
-        ("cpu", CUDA, torch.float32, r"It serves the CPU; the tensors are on cuda"),
+        ("cpu", CUDA, torch.float32, r"It serves the CPU and MPS; the tensors are on cuda"),
         ("triton", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
         ("mamba_ssm", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
     ],
@@ -233,3 +234,44 @@ def test_exports_with_the_operator_inside(inputs, strict):
     targets = [node.target for node in program.graph.nodes]
     assert targets.count(torch.ops.robustcli.scan_cpu.default) == 1
     assert targets.count(torch.ops.robustcli.scan_cpu_sequence.default) == 1
+
+
+def late(scan, of_gradients):
+    """`scan`, wrong from step 2,000 on: in its output, or in the gradients alone."""
+
+    def wrong(*args, **kwargs):
+        y = scan(*args, **kwargs)
+        if y.shape[2] < 2000:
+            return y
+        if of_gradients:
+            y.register_hook(lambda slope: torch.cat([slope[..., :2000], -slope[..., 2000:]], -1))
+            return y
+        return torch.cat([y[..., :2000], y[..., 2000:] * 1.01], -1)
+
+    return wrong
+
+
+@pytest.mark.parametrize("of_gradients", [True, False])
+def test_a_kernel_that_is_wrong_on_long_sequences_alone_is_left(monkeypatch, of_gradients):
+    assert selfcheck.LONG > 2048
+    monkeypatch.setattr(cpu, "selective_scan", late(cpu.selective_scan, of_gradients))
+    with pytest.warns(choice.ScanWarning, match="kernels compute wrongly: "):
+        assert choice.choose_backend(CPU, torch.float32) == "reference"
+
+
+def test_the_long_check_agrees_with_the_reference():
+    """Both in float64, over fewer steps, with the gradients."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = [t.double() for t in selfcheck._long_arguments(generator)]
+    short = [t[..., :50] if t.ndim == 3 else t for t in inputs]
+    scans = selfcheck._float64_scan, lambda *a: selfcheck._sequence_scan(reference, *a)
+    for one, other in zip(*(selfcheck._outputs(scan, short) for scan in scans), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_what_would_take_seconds_is_not_tried_on_a_long_sequence(monkeypatch):
+    """The reference, and kernels under an interpreter."""
+    monkeypatch.setattr(selfcheck, "_long_arguments", None)
+    assert selfcheck.worst_error(reference) < 1e-5  # float32 beside float64
+    monkeypatch.setattr(cpu, "interpreted", lambda: True, raising=False)
+    assert selfcheck.worst_error(cpu) < 1e-5

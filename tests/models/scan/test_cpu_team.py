@@ -79,4 +79,20 @@ def test_says_which_threads_it_runs_in(monkeypatch):
     monkeypatch.setattr(cpu_team, "_openmp", lambda: print)
     assert cpu_team.describe() == "in torch's OpenMP threads"
     monkeypatch.setattr(cpu_team, "_openmp", lambda: None)
-    assert "torch's OpenMP pool was not found" in cpu_team.describe()
+    assert (
+        "torch's OpenMP pool is out of reach (no `GOMP_parallel` in it, as on Windows)"
+        in cpu_team.describe()
+    )
+
+
+def test_a_library_without_the_function_is_no_pool(monkeypatch):
+    """As on Windows: torch's library is called otherwise, or another OpenMP is linked with it."""
+    cpu_team._openmp.cache_clear()
+    try:
+        monkeypatch.setattr(ctypes, "CDLL", lambda path: object())
+        assert cpu_team._openmp() is None
+        cpu_team._openmp.cache_clear()
+        monkeypatch.setattr(cpu_team, "_LIBRARIES", ())
+        assert cpu_team._openmp() is None
+    finally:
+        cpu_team._openmp.cache_clear()

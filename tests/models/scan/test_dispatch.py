@@ -12,7 +12,7 @@ from tests.models.scan.cases import image, sequence
 def test_the_cpu_kernels_serve_float32_and_the_reference_float64():
     assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "cpu"
     assert dispatch.choose_backend(torch.device("cpu"), torch.float64) == "reference"
-    assert dispatch.choose_backend(torch.device("mps"), torch.float32) == "reference"
+    assert dispatch.choose_backend(torch.device("xpu"), torch.float32) == "reference"
 
 
 def test_a_backend_can_be_forced(monkeypatch):
@@ -88,7 +88,7 @@ def test_complex_numbers_and_other_devices_are_refused():
 
 
 def test_the_self_check_finds_a_broken_backend(monkeypatch):
-    assert worst_error(cpu) < 1e-6
+    assert worst_error(cpu) < 1e-5  # what `robust doctor` allows: sums of 2,100 terms in float32
 
     def broken(x, *rest, delta_bias, delta_softplus):
         return x * rest[2].sum() + sum(r.sum() for r in rest) + delta_bias.sum()

@@ -1,10 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from robustcli.evaluation.paired_classes import class_difference
 from robustcli.evaluation.paired_masks import MaskDifference
 from robustcli.reports.finetuning import Finetuning, read_finetuning
+from robustcli.reports.scoring.scorings import SCORINGS
 from robustcli.reports.sections import finetune_verdict
 from robustcli.reports.sections.finetune_verdict import (
     mebibytes,
@@ -70,7 +73,18 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
         ),
         (-0.2, -0.1, 0.01, "So it is worse, by more than the choice of images explains."),
         (0.1, 0.2, 0.01, "So it is better, by more than the choice of images explains."),
-        (-0.2, -0.1, 0.2, "The interval and the test disagree"),
+        (
+            *(-0.2, -0.1, 0.2),
+            "The interval leaves out 0, while p is above 0.05. The interval is made by resampling "
+            "and the test by flipping signs, so close to the edge they can disagree, and with few "
+            "groups the interval tends to be too narrow: whether there is a difference is not "
+            "settled.",
+        ),
+        (-0.2, 0.001, 0.04, "The interval includes 0, while p is at or below 0.05. The interval"),
+        (
+            *(-0.002, 0.008, 0.03),
+            "not settled. If there is one, it is less than 0.01.",
+        ),
         (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
     ],
 )
@@ -94,7 +108,28 @@ def test_too_few_groups_for_a_small_p_are_named(
 ) -> None:
     one = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
     monkeypatch.setattr(finetune_verdict, "against_full", lambda _, __: one)
-    assert "p = 0.12 (4 images cannot give a p below 0.12)" in said(found)
+    assert (
+        "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
+        "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
+    ) in said(found)
+
+
+def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
+    """Seven single hits against one: Newcombe's interval leaves out 0, McNemar's p is 0.07."""
+    reference = pd.DataFrame(
+        {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
+    )
+    own = reference.assign(prediction=[0] + [1] * 27 + [0] * 12)
+    one = class_difference(reference, own)
+    assert one is not None
+    assert one.low > 0
+    assert one.p == pytest.approx(0.0703125)
+    words = finetune_verdict._meaning(one, SCORINGS["cls"])
+    assert words == (
+        "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
+        "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "
+        "is a difference is not settled."
+    )
 
 
 def test_a_single_group_gets_no_test(found: Finetuning, monkeypatch: pytest.MonkeyPatch) -> None:

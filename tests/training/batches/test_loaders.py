@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from robustcli.training.batches import serving
 from robustcli.training.batches.loaders import Part, SegmentationData
 from robustcli.training.recipes import Recipe, recipe_for
 from tests.training.pairs import decoded
@@ -49,7 +51,9 @@ def test_whole_images_where_the_paper_takes_them() -> None:
     assert batch.images.dtype == torch.float32
 
 
-def test_loader_processes_change_nothing() -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_loader_processes_change_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "start_method", lambda: method)
     alone, helped = (list(data(workers=n).train_dataloader()) for n in (0, 2))
     for one, other in zip(alone, helped, strict=True):
         assert one.ids == other.ids
