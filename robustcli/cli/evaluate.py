@@ -93,10 +93,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
             return
         from robustcli.evaluation.evaluate import run_evaluation
 
-        try:
-            run = run_evaluation(config, listener)
-        except MemoryError as error:
-            raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
+        run = run_evaluation(config, listener)
     show(run, as_json=as_json, quiet=quiet)
 
 

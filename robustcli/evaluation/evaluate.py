@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from robustcli.core.atomic import refused
+from robustcli.core.errors import errors_of
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, describe
 from robustcli.evaluation.listener import Listener, Silent
@@ -43,7 +44,7 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     plan = make_plan(record, selection, models)
     status: Literal["complete", "partial", "failed"] = "partial"
     try:
-        with taken_slot(selection.run) as slot:
+        with errors_of(selection.run), taken_slot(selection.run) as slot:
             _write_samples(config, selection, models)
             _compute(config, selection, models, record.dataset, plan, slot, listener)
         with _lock(selection.run):

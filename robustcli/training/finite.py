@@ -35,13 +35,18 @@ def check_gradient(
 
 def not_finite(what: str, ids: Sequence[str], epoch: int, step: int) -> RunError:
     """The error for the user: which images, and what may help."""
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return RunError(
         f"{what} in epoch {epoch + 1}, step {step + 1}.",
-        f"Images of the batch: {', '.join(ids[:_SHOWN])}{more}.",
+        images_in_words(ids),
         "The checkpoints of the last finished epoch are kept. Look at those images; else try a "
         "smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another `--out`.",
     )
+
+
+def images_in_words(ids: Sequence[str]) -> str:
+    """The first images of a batch, in a sentence."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"Images of the batch: {', '.join(ids[:_SHOWN])}{more}."
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -13,7 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from robustcli.models.weight_decay import Decays, parameter_groups
-from robustcli.training.finite import SCALER_TRIES, check_gradient, check_loss, gradient_norm
+from robustcli.training.finite import (
+    SCALER_TRIES,
+    check_gradient,
+    check_loss,
+    gradient_norm,
+    images_in_words,
+)
 from robustcli.training.recipes import Recipe
 from robustcli.training.schedules import SCHEDULES
 
@@ -64,10 +71,21 @@ class Learner(pl.LightningModule):
         """
         first = batch_idx % self.recipe.accumulate == 0
         self.recent_ids = batch.ids if first else self.recent_ids + batch.ids
-        loss = self.loss_of(batch)
+        with self._told_of(batch):
+            loss = self.loss_of(batch)
         check_loss(loss, batch.ids, self.current_epoch, self.global_step)
         self._log("train_loss", loss.detach())
         return loss
+
+    @contextmanager
+    def _told_of(self, batch: Identified) -> Iterator[None]:
+        """Adds the step and the images of `batch` to whatever is raised in the context."""
+        try:
+            yield
+        except Exception as error:
+            epoch, step = self.current_epoch + 1, self.global_step + 1
+            error.add_note(f"It was in epoch {epoch}, step {step}; {images_in_words(batch.ids)}")
+            raise
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of the gradient before clipping.

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import nn
 
+from robustcli.core.errors import errors_of
 from robustcli.evaluation.device import DeviceMonitor
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.training.accounts import count_costs, count_splits
@@ -55,7 +56,8 @@ def run_training(
     run = selection.run
     if not is_first():
         await_first(run)
-        _train(config, selection, network, listener, callbacks)
+        with errors_of(run):
+            _train(config, selection, network, listener, callbacks)
         end_of_others()
     new = train_record(config, selection, network, origin)
     with alone(run):
