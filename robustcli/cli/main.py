@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
             )
             status = INTERRUPTED
         except SystemExit:
-            if not isinstance(sys.stdout, click.utils.PacifyFlushWrapper):
+            if type(sys.stdout).__name__ != "PacifyFlushWrapper":
                 raise
             status = READER_GONE  # of `--help`, which click prints itself
         except Exception as error:

@@ -39,6 +39,8 @@ def run_evaluation(config: EvalConfig, listener: Listener | None = None) -> Path
     listener = listener or Silent()
     selection = select(config, listener)
     models = load_models(config, selection)
+    for note in (note for model in models.values() for note in model.notes):
+        listener.say(note)
     with _lock(selection.run):
         record = open_run(config, selection, models)
     plan = make_plan(record, selection, models)

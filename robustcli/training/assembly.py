@@ -32,8 +32,9 @@ def make_data(
     if recipe.patches is not None:
         return PatchData(train, val, recipe, seed=config.seed, workers=workers, pin=pin)
     return SegmentationData(
-        train, val, recipe, seed=config.seed, whole=selection.whole, workers=workers, pin=pin
-    )
+        train, val, recipe, seed=config.seed, whole=selection.whole, workers=workers, pin=pin,
+        least=selection.least,
+    )  # fmt: skip
 
 
 def make_module(

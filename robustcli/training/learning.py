@@ -55,13 +55,23 @@ class Learner(pl.LightningModule):
         self.recent_ids: list[str] = []
         self._skipped = 0
 
+    @property
+    @abstractmethod
+    def input_channels(self) -> int:
+        """How many channels the network's images have: 3, or 1 for greyscale."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as the network gets it."""
+        return self.input_channels, self.recipe.window, self.recipe.window
+
     @abstractmethod
     def loss_of(self, batch: Any) -> Tensor:
         """The loss of a batch, a scalar."""
 
     @abstractmethod
     def trial_loss(self, images: Tensor) -> Tensor:
-        """The loss of made-up images (B, 3, S, S) in [0, 1]: it costs what a real one costs."""
+        """The loss of made-up images (B, *input_shape) in [0, 1]: its cost is that of a real one."""
 
     def training_step(self, batch: Identified, batch_idx: int) -> Tensor:
         """The loss of a batch.

@@ -32,6 +32,7 @@ from robustcli.training.processes import (
 from robustcli.training.record import read_train_record
 from robustcli.training.task import Selection
 from robustcli.training.trainer import make_trainer
+from robustcli.training.trial import try_out
 from robustcli.training.tuning import Tuning
 
 
@@ -52,6 +53,7 @@ def run_training(
     listener = (listener if is_first() else None) or Silent()
     selection = select(config, listener)
     network, origin = _start(config, selection) if tuning is None else tuning.start()
+    try_out(selection, network, config.model_args)
     callbacks = () if tuning is None else tuning.callbacks(network)
     run = selection.run
     if not is_first():

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """What a step gets.
 
     Args:
-        images: RGB, uint8 (B, 3, S, S).
+        images: RGB or greyscale, uint8 (B, C, S, S).
         targets: The class of each, int64 (B).
         ids: The image of each.
         numbers: Which image of its part each is, int64 (B).
@@ -79,11 +79,12 @@ class TrainingSamples(Dataset[Sample]):
         part, own, crops = self.part, self.preprocessing, CROPS[self.augmentation]
         image_id, pixels = part.ids[place], part.photos[place].image
         if crops is None:
-            image = _channels_first(own.apply(pixels))
+            image = own.apply(pixels)
         else:
             rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, image_id))
-            image = changed(_channels_first(pixels), crops, own.crop, own.interpolation, rng)
-        return Sample(image, part.targets[place], image_id, place)
+            part_of = changed(_channels_first(pixels), crops, own.crop, own.interpolation, rng)
+            image = part_of.permute(1, 2, 0).numpy()
+        return Sample(_channels_first(own.coloured(image)), part.targets[place], image_id, place)
 
     def __len__(self) -> int:
         return len(self.part.ids)
@@ -98,13 +99,14 @@ class ValidationSamples(Dataset[Sample]):
 
     def __getitem__(self, number: int) -> Sample:
         part = self.part
-        image = _channels_first(self.preprocessing.apply(part.photos[number].image))
-        return Sample(image, part.targets[number], part.ids[number], number)
+        own = self.preprocessing
+        image = own.coloured(own.apply(part.photos[number].image))
+        return Sample(_channels_first(image), part.targets[number], part.ids[number], number)
 
     def __len__(self) -> int:
         return len(self.part.ids)
 
 
 def _channels_first(pixels: Pixels) -> Tensor:
-    """(H, W, 3) to a tensor (3, H, W) of its own, so that a mapped file can close."""
+    """(H, W, C) to a tensor (C, H, W) of its own, so that a mapped file can close."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
