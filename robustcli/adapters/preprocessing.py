@@ -25,6 +25,7 @@ IMAGENET_STD: Values = (0.229, 0.224, 0.225)
 CHANNELS = ("in_chans", "in_channels")
 """What builders call the number of channels of their input."""
 _WHITE = 255
+_DIGITS = 9  # so that 57.12 of 255 is 0.224, and the run the same as of that
 _LEAST_OF_255 = 10  # what is below, and above 1, may be meant in either unit
 
 
@@ -181,7 +182,10 @@ def overridden(
         )
     notes = []
     if _WHITE in units.values():
-        given = {name: tuple(v / _WHITE for v in values) for name, values in given.items()}
+        given = {
+            name: tuple(round(v / _WHITE, _DIGITS) for v in values)
+            for name, values in given.items()
+        }
         notes = [
             f"`--{name}` is read in units of 0 to 255: {_typed(values)} of values in [0, 1]."
             for name, values in given.items()

@@ -16,6 +16,7 @@ from robustcli.core.seeds import identity_seed
 from robustcli.training.batches.cache import Pixels
 from robustcli.training.classification.crops import CROPS, changed
 from robustcli.training.classification.photos import Photo
+from robustcli.training.constant_images import constant_ids
 
 
 class Batch(NamedTuple):
@@ -26,12 +27,14 @@ class Batch(NamedTuple):
         targets: The class of each, int64 (B).
         ids: The image of each.
         numbers: Which image of its part each is, int64 (B).
+        constant: The images, by id, that have a single value per channel.
     """
 
     images: Tensor
     targets: Tensor
     ids: list[str]
     numbers: Tensor
+    constant: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -46,7 +49,11 @@ class Sample(NamedTuple):
 def collate(samples: Sequence[Sample]) -> Batch:
     """The batch of `samples`."""
     images, targets, ids, numbers = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(targets), list(ids), torch.tensor(numbers))
+    stacked = torch.stack(images)
+    return Batch(
+        stacked, torch.tensor(targets), list(ids), torch.tensor(numbers),
+        constant_ids(stacked, ids),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
