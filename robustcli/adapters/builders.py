@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustcli.adapters import own, timm_library
-from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.first_pass import IMG_SIZE
+from robustcli.adapters.preprocessing import Preprocessing, input_channels
 
 OFFICIAL = Preprocessing(resize=256, crop=224)
 """Of VMamba's and Vim's own evaluations."""
@@ -66,6 +67,19 @@ def _timm_load(
 
 def _timm_preprocessing(variant: str, network: nn.Module) -> Preprocessing:
     return timm_library.preprocessing(network)
+
+
+def own_preprocessing(
+    builder: str, variant: str, network: nn.Module, arguments: Arguments
+) -> Preprocessing:
+    """The preprocessing of a network, in the channels and the size that it was built for.
+
+    Raises:
+        UsageError: It is built for a number of channels that images here do not have.
+    """
+    own = BUILDERS[builder].preprocessing(variant, network).of_channels(input_channels(arguments))
+    side = arguments.get(IMG_SIZE)
+    return own.of_size(side) if builder == "timm" and isinstance(side, int) else own
 
 
 _OURS = Builder(own.create, _load, _official, scans=True)

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from robustcli.adapters import smp_library, timm_library
-from robustcli.adapters.builders import BUILDERS
+from robustcli.adapters.builders import BUILDERS, own_preprocessing
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.classifier import Classifier, Facts
 from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.preprocessing import Preprocessing, input_channels, overridden
 from robustcli.adapters.training_run import (
     entry_of_run,
     header_beside,
@@ -33,6 +33,7 @@ from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import BUNDLED, LabelSpace, label_space
 
 _SHOWN = 5  # classes in a message
+GREY = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,14 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
     trained = trained_classifier(request)
     if trained is not None:
         request = _as_trained(request, trained.header)
+    channels = input_channels(request.arguments)  # checked before anything is built
     network, origin = _network(entry, request, trained, seed, offline)
     space = _label_space(entry, request, network, trained)
-    own = _preprocessing(entry, network, trained)
-    return Classifier(network, replace(own, **request.preprocessing), Facts(
+    own = _preprocessing(entry, network, trained, request.arguments)
+    preprocessing, notes = overridden(own, request.preprocessing)
+    if channels == 1:
+        notes = (GREY.format(entry.name), *notes)
+    facts = Facts(
         name=entry.name,
         family=entry.family,
         builder=f"{entry.builder}:{entry.variant}",
@@ -149,7 +154,8 @@ def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = Fal
         untrained=request.untrained,
         label_space=space,
         scans=BUILDERS[entry.builder].scans,
-    ))  # fmt: skip
+    )
+    return Classifier(network, preprocessing, facts, notes)
 
 
 def trained_classifier(request: ModelRequest) -> TrainedClassifier | None:
@@ -224,7 +230,13 @@ def _label_space(
     entry: ModelEntry, request: ModelRequest, network: nn.Module, trained: TrainedClassifier | None
 ) -> str:
     space = answers_in(request)
-    classes, named = network.num_classes, len(space.ids)
+    classes, named = getattr(network, "num_classes", None), len(space.ids)
+    if trained is None and classes is None:
+        raise UsageError(
+            f"`{entry.name}` as built does not tell classes apart.",
+            f"It was built with {dict(request.arguments)}, which leaves out its last layer.",
+            "Leave out that `--model-arg`.",
+        )
     if trained is None and classes != named:
         of = f" with the weights in `{request.weights}`" if request.weights is not None else ""
         raise UsageError(
@@ -249,11 +261,12 @@ def _arguments(
 
 
 def _preprocessing(
-    entry: ModelEntry, network: nn.Module, trained: TrainedClassifier | None
-) -> Preprocessing:
+    entry: ModelEntry, network: nn.Module, trained: TrainedClassifier | None,
+    arguments: Mapping[str, Any],
+) -> Preprocessing:  # fmt: skip
     if trained is not None:
         return Preprocessing(**trained.header.preprocessing)
-    return BUILDERS[entry.builder].preprocessing(entry.variant, network)
+    return own_preprocessing(entry.builder, entry.variant, network, arguments)
 
 
 def _pretraining(

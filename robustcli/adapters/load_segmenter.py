@@ -13,10 +13,11 @@ from torch import nn
 from robustcli.adapters.classifier import Facts
 from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.foreground import native_window
-from robustcli.adapters.load import ModelRequest, names_run, resolve
+from robustcli.adapters.load import GREY, ModelRequest, names_run, resolve
 from robustcli.adapters.mask_preprocessing import MaskPreprocessing
 from robustcli.adapters.otsu import Otsu
 from robustcli.adapters.places import local_path
+from robustcli.adapters.preprocessing import input_channels
 from robustcli.adapters.seg_builders import SEG_BUILDERS
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.adapters.training_run import Trained, read_trained
@@ -47,9 +48,12 @@ def load_segmenter(request: ModelRequest, *, seed: int = 0, offline: bool = Fals
     trained = _trained(entry, request)
     header = _header(trained)
     arguments = {**(header.arguments if header else {}), **request.arguments}
+    channels = input_channels(arguments)
     network = _network(entry, trained, arguments, seed)
     preprocessing = _preprocessing(network, header).changed(request.preprocessing)
-    return Segmenter(network, preprocessing, Facts(
+    if channels == 1:
+        preprocessing = replace(preprocessing, channels="grey")
+    segmenter = Segmenter(network, preprocessing, Facts(
         name=entry.name,
         family=entry.family,
         builder=f"{entry.builder}:{entry.variant}",
@@ -62,6 +66,8 @@ def load_segmenter(request: ModelRequest, *, seed: int = 0, offline: bool = Fals
         label_space=entry.label_space,
         scans=any(isinstance(module, (Mamba, SS2D)) for module in network.modules()),
     ), header)  # fmt: skip
+    segmenter.notes = (GREY.format(entry.name),) if channels == 1 else ()
+    return segmenter
 
 
 def _check_task(entry: ModelEntry) -> None:

@@ -17,14 +17,14 @@ class MaskPreprocessing:
     Args:
         window: Side in pixels of what the network sees at once. A smaller image is padded, a larger
             one is covered by overlapping windows. 0: every image as a whole.
-        channels: Order of the channels in the network's input.
+        channels: Order of the channels in the network's input; `grey` is their luma alone.
         threshold: Probability from which a pixel is foreground, in [0, 1].
         overlap: Share of a window's side that the next one covers again, in [0, 1).
         nnunet: Of a network trained nnU-Net's way: how it predicts.
     """
 
     window: int
-    channels: Literal["rgb", "bgr"] = "rgb"
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
     threshold: float = 0.5
     overlap: float = 0.5
     nnunet: NnUNetInference | None = None
@@ -32,8 +32,10 @@ class MaskPreprocessing:
     def __post_init__(self) -> None:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
             raise UsageError(f"`window={self.window}` is no number of pixels.")
-        if self.channels not in ("rgb", "bgr"):
-            raise UsageError(f"`channels={self.channels}` is unknown.", "It is `rgb` or `bgr`.")
+        if self.channels not in ("rgb", "bgr", "grey"):
+            raise UsageError(
+                f"`channels={self.channels}` is unknown.", "It is `rgb`, `bgr` or `grey`."
+            )
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"`threshold={self.threshold}` is no probability.")
         if not 0 <= self.overlap < 1:

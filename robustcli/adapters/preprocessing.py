@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,20 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 
-Triple = tuple[float, float, float]
+Values = tuple[float, ...]
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+IMAGENET_MEAN: Values = (0.485, 0.456, 0.406)
+IMAGENET_STD: Values = (0.229, 0.224, 0.225)
+CHANNELS = ("in_chans", "in_channels")
+"""What builders call the number of channels of their input."""
+_WHITE = 255
+_DIGITS = 9  # so that 57.12 of 255 is 0.224, and the run the same as of that
+_LEAST_OF_255 = 10  # what is below, and above 1, may be meant in either unit
 
 
 @dataclass(frozen=True)
@@ -31,16 +37,16 @@ class Preprocessing:
         resize: Length in pixels of the shorter side after resizing; None keeps the size.
         crop: Side in pixels of the square that is cut from the centre.
         interpolation: A key of INTERPOLATIONS.
-        mean: Per channel, of values in [0, 1].
-        std: Per channel, of values in [0, 1].
+        mean: Per channel, of values in [0, 1]; of one channel for a network of greyscale images.
+        std: Per channel, of values in [0, 1]; as many as `mean`.
         mode: `center` keeps the aspect ratio; `squash` resizes both sides to `resize`.
     """
 
     resize: int | None
     crop: int
     interpolation: str = "bicubic"
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: Values = IMAGENET_MEAN
+    std: Values = IMAGENET_STD
     mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
@@ -55,15 +61,46 @@ class Preprocessing:
             raise UsageError("`--mean` and `--std` are numbers.", f"Got {self.mean}, {self.std}.")
         if min(self.std) <= 0:
             raise UsageError("`--std` must be above zero in every channel.", f"Got {self.std}.")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise UsageError(
+                "`--mean` and `--std` are one number per channel.",
+                f"Got {len(self.mean)} and {len(self.std)}.",
+                "Give three of each for colour images, one for a greyscale network.",
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many the network's input has: 3 for RGB, 1 for greyscale."""
+        return len(self.mean)
 
     @property
     def view(self) -> str:
-        """A name for the geometry alone: two models with the same view see the same pixels."""
+        """A name for the pixels, not their scale: models with the same view see the same ones."""
         size = "as-is" if self.resize is None else f"{self.mode}{self.resize}-{self.interpolation}"
-        return f"{size}-crop{self.crop}"
+        return f"{size}-crop{self.crop}{'-grey' if self.channels == 1 else ''}"
+
+    def of_channels(self, channels: int) -> Preprocessing:
+        """This for a network of so many channels.
+
+        For greyscale, mean and standard deviation are the averages over the colours, as timm takes
+        them (`timm.data.loader.adapt_to_chs`), where the model does not bring values of its own.
+        """
+        if channels == self.channels:
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
+
+    def of_size(self, side: int) -> Preprocessing:
+        """This for a network of squares of `side` pixels; the resize grows with the crop."""
+        resize = None if self.resize is None else self.resize * side // self.crop
+        return replace(self, resize=resize, crop=side)
+
+    def coloured(self, view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What `apply` gave, (H, W, 3), in the channels of the network: (H, W, 3) or (H, W, 1)."""
+        return grey(view) if self.channels == 1 else view
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The model's view of `image` (H, W, 3): (crop, crop, 3)."""
+        """The model's view of `image` (H, W, 3), in colour: (crop, crop, 3)."""
         picture = Image.fromarray(image)
         if self.resize is not None:
             size = self._resized(*picture.size)
@@ -91,3 +128,114 @@ def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         height, width = image.shape[:2]
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
+def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The luma of `image` (H, W, 3), RGB: (H, W, 1).
+
+    Source: ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, as Pillow's `convert("L")` rounds it.
+    """
+    return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+
+
+def input_channels(arguments: Mapping[str, Any]) -> int:
+    """How many channels a network that is built with `arguments` reads: 3, or 1 for greyscale.
+
+    Raises:
+        UsageError: It is another number, for which there are no images here.
+    """
+    for name in CHANNELS:
+        count = arguments.get(name, 3)
+        if isinstance(count, bool) or count not in (1, 3):
+            raise UsageError(
+                f"`--model-arg {name}={count}` is not supported.",
+                "Images are read in colour (3 channels) or, for such a network, as greyscale (1).",
+                f"Use `{name}=3` or `{name}=1`, or leave it out.",
+            )
+        if count == 1:
+            return 1
+    return 3
+
+
+def overridden(
+    own: Preprocessing, changes: Mapping[str, Any]
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """`own` with the user's `changes`, and what is to be announced of them.
+
+    Args:
+        own: The model's own, in its number of channels.
+        changes: Fields of `Preprocessing`.
+
+    Raises:
+        UsageError: A value is out of range, or in units that cannot be told.
+    """
+    given = {name: tuple(map(float, changes[name])) for name in ("mean", "std") if name in changes}
+    for name, values in given.items():
+        _check_values(name, values, own.channels)
+    units = {name: _unit(name, values) for name, values in given.items()}
+    if _WHITE in units.values() and 1 in units.values():
+        said = ", ".join(f"`--{name} {_typed(values)}`" for name, values in given.items())
+        raise UsageError(
+            "`--mean` and `--std` are not in the same units.",
+            f"{said}: one is of values from 0 to 255, the other of values from 0 to 1.",
+            "Give both in units of [0, 1]: divide those of 255 by 255.",
+        )
+    notes = []
+    if _WHITE in units.values():
+        given = {
+            name: tuple(round(v / _WHITE, _DIGITS) for v in values)
+            for name, values in given.items()
+        }
+        notes = [
+            f"`--{name}` is read in units of 0 to 255: {_typed(values)} of values in [0, 1]."
+            for name, values in given.items()
+        ]
+    return replace(own, **{**changes, **given}), tuple(notes)
+
+
+def _check_values(name: str, values: Values, channels: int) -> None:
+    if len(values) != channels:
+        what = "colour images: three numbers" if channels == 3 else "greyscale images: one number"
+        raise UsageError(
+            f"`--{name} {_typed(values)}` has {len(values)} numbers.",
+            f"The network takes {what}, one per channel.",
+            f"Give {channels}.",
+        )
+    if not all(math.isfinite(value) for value in values):
+        raise UsageError(f"`--{name} {_typed(values)}` is no number.", "", "Give finite numbers.")
+    if name == "std" and min(values) <= 0:
+        raise UsageError(
+            f"`--std {_typed(values)}` must be above zero in every channel.",
+            "Images are divided by it.",
+            "Give the model's own, for example `--std 0.229,0.224,0.225`.",
+        )
+    if min(values) < 0 or max(values) > _WHITE:
+        raise UsageError(
+            f"`--{name} {_typed(values)}` is out of range.",
+            "It is of values in [0, 1], or of values from 0 to 255.",
+            "Give the model's own, for example `--mean 0.485,0.456,0.406`.",
+        )
+
+
+def _unit(name: str, values: Values) -> int | None:
+    """The largest value that `values` are meant of: 1 or 255; None where they say neither.
+
+    Raises:
+        UsageError: Some are of one unit and some of the other, or it cannot be told.
+    """
+    told = [value for value in values if value]
+    if not told:
+        return None
+    if max(told) <= 1:
+        return 1
+    if min(told) >= _LEAST_OF_255:
+        return _WHITE
+    raise UsageError(
+        f"The units of `--{name} {_typed(values)}` cannot be told.",
+        "In units of [0, 1] no value is above 1; in units of 255 none is so small.",
+        "Give it in units of [0, 1], for example `--mean 0.485,0.456,0.406`.",
+    )
+
+
+def _typed(values: Values) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcli.adapters.classifier import AUTOCAST, Facts, Precision
+from robustcli.adapters.first_pass import Tried, check_finite, first_pass, made_up
 from robustcli.adapters.foreground import is_probability, raw_output
 from robustcli.adapters.mask_preprocessing import MaskPreprocessing
 from robustcli.adapters.nnunet_mirror import Mirrored
 from robustcli.adapters.nnunet_windows import covered_evenly
+from robustcli.adapters.preprocessing import grey
 from robustcli.adapters.weights_header import WeightsHeader
 from robustcli.adapters.windows import Padded, covered, padded
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+_TRIED = 64  # pixels, of a network that takes every size
 WINDOWS = 4
 """How many windows of a large image are computed at once, at least."""
 
@@ -40,6 +43,7 @@ class Segmenter:
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
         self.header = header
+        self.notes: tuple[str, ...] = ()
         self.device, self.precision = torch.device("cpu"), "fp32"
         self._probability = is_probability(network)
         self._nnunet = preprocessing.nnunet
@@ -51,6 +55,23 @@ class Segmenter:
         self.network.to(device)
         self.device, self.precision = device, precision
         return self
+
+    def try_out(self) -> None:
+        """Puts one made-up image through the network.
+
+        Raises:
+            UsageError: It cannot take images of its window, or does not answer as a segmenter; the
+                message says what it wants.
+        """
+        facts, channels = self.facts, 1 if self.preprocessing.channels == "grey" else 3
+        side = self.preprocessing.window or _TRIED
+        shape = (channels, side, side)
+        tried = Tried(
+            facts.name, facts.builder, facts.arguments, shape, size_flag="",
+            precision=self.precision,
+        )  # fmt: skip
+        found = first_pass(lambda: self._raw(made_up(shape).to(self.device), self.network), tried)
+        check_finite(found, tried)
 
     def masks(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:
         """Of each image (H, W, 3), which pixels (H, W) are foreground."""
@@ -78,6 +99,8 @@ class Segmenter:
 
     def _prepared(self, image: Pixels) -> Padded:
         window = self.preprocessing.window
+        if self.preprocessing.channels == "grey":
+            image = grey(image)
         if self._nnunet is None:
             return padded(image, window)
         return padded(self._nnunet.normalised(image), window, by="constant")
@@ -110,18 +133,19 @@ class Segmenter:
     def _as_probability(self, scores: Tensor) -> Tensor:
         return scores if self._probability else scores.sigmoid()
 
-    def _raw(self, pixels: Tensor) -> Tensor:
+    def _raw(self, pixels: Tensor, network: nn.Module | None = None) -> Tensor:
         """The network's own scores, float32 (n, 1, H, W), on its device.
 
         Args:
-            pixels: (n, 3, H, W), values from 0 to 255, or normalised as nnU-Net does.
+            pixels: (n, C, H, W), values from 0 to 255, or normalised as nnU-Net does.
+            network: Which to ask; None for the one that predicts, perhaps of mirrored images.
         """
         images = pixels.float() if self._nnunet else pixels.float() / 255
         if self.preprocessing.channels == "bgr":
             images = images.flip(1)
         autocast = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-            return raw_output(self._scores, images).float()
+            return raw_output(network or self._scores, images).float()
 
 
 def _cut(found: Probabilities, size: tuple[int, ...], corner: tuple[int, int]) -> Probabilities:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import torch
 from torch import nn
 
 from robustcli.adapters.body import fill_body
-from robustcli.adapters.builders import BUILDERS
+from robustcli.adapters.builders import BUILDERS, own_preprocessing
 from robustcli.adapters.entry import ModelEntry
+from robustcli.adapters.first_pass import Tried, first_pass, made_up
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.training_run import read_trained
-from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 
 CLASSES = "num_classes"
@@ -67,24 +66,21 @@ def sized_preprocessing(
     own = _native(entry, json.dumps(dict(arguments), sort_keys=True))
     if window is None or window == own.crop:
         return own
-    _check_size(entry, arguments, window, own.crop)
-    resize = None if own.resize is None else own.resize * window // own.crop
-    return replace(own, resize=resize, crop=window)
+    sized = own.of_size(window)
+    _check_size(entry, arguments, sized)
+    return sized
 
 
 @lru_cache(maxsize=8)
 def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
-    network = fresh(entry, json.loads(arguments), 0)
-    return BUILDERS[entry.builder].preprocessing(entry.variant, network)
+    given = json.loads(arguments)
+    input_channels(given)  # checked before anything is built
+    return own_preprocessing(entry.builder, entry.variant, fresh(entry, given, 0), given)
 
 
-def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], window: int, own: int) -> None:
-    try:
-        with torch.inference_mode():
-            fresh(entry, arguments, 0).eval()(torch.zeros(1, 3, window, window))
-    except (UsageError, RuntimeError, AssertionError, ValueError, IndexError) as error:
-        raise UsageError(
-            f"`--window {window}` does not go with `{entry.name}`.",
-            f"Its weights are for images of {own} x {own} pixels.",
-            f"Leave out `--window`, or build it for that size (`--model-arg img_size={window}`).",
-        ) from error
+def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], sized: Preprocessing) -> None:
+    shape = (sized.channels, sized.crop, sized.crop)
+    kind = f"{entry.builder}:{entry.variant}"
+    tried = Tried(entry.name, kind, arguments, shape, size_flag="--window")
+    network = fresh(entry, arguments, 0).eval()
+    first_pass(lambda: network(made_up(shape).float() / 255), tried)

@@ -32,7 +32,7 @@ from robustcli.adapters.loading import (
     shapes_of,
 )
 from robustcli.adapters.places import hub_file
-from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import nearest
 
@@ -236,9 +236,10 @@ def preprocessing(network: nn.Module) -> Preprocessing:
         )
     scale = math.floor(side / config["crop_pct"])
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Preprocessing(
-        scale, side, config["interpolation"], mean, std, "squash" if mode == "squash" else "center"
-    )
+    own = Preprocessing(
+        scale, side, config["interpolation"], mode="squash" if mode == "squash" else "center"
+    ).of_channels(len(mean))
+    return overridden(own, {"mean": mean, "std": std})[0]  # some repositories' are of 0 to 255
 
 
 def pretraining(name: str) -> str:

@@ -54,7 +54,7 @@ class WeightsHeader(Header):
         nnunet: How it predicts, where it was trained nnU-Net's way.
     """
 
-    channels: Literal["rgb", "bgr"]
+    channels: Literal["rgb", "bgr", "grey"]
     threshold: float
     protocol: Literal["patient", "paper"]
     overlap: float | None = None

@@ -61,8 +61,8 @@ _model = together(
     click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, pixels."),
     click.option("--interpolation", help="Of the resize: nearest, bilinear, bicubic or lanczos.",
                  type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"])),
-    click.option("--mean", type=Numbers(float, 3), help="Per channel, of values in [0, 1]."),
-    click.option("--std", type=Numbers(float, 3), help="Per channel, of values in [0, 1]."),
+    click.option("--mean", type=Numbers(float), help="Per channel, of values 0 to 1, or 0 to 255."),
+    click.option("--std", type=Numbers(float), help="Per channel, of values 0 to 1, or 0 to 255."),
 )  # fmt: skip
 _run = together(
     click.option("--out", type=FILE, help="Folder of the run [default: runs/eval-MODEL-HASH]."),
@@ -116,8 +116,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
         except IncompleteRun as error:
             show(error.run, as_json=as_json, quiet=quiet)
             raise
-        except MemoryError as error:
-            raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
     if first:
         show(run, as_json=as_json, quiet=quiet)
 

@@ -96,10 +96,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
 def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
     from robustcli.finetuning.finetune import run_finetuning
 
-    try:
-        return run_finetuning(config, listener)
-    except MemoryError as error:
-        raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
+    return run_finetuning(config, listener)
 
 
 def _config(options: dict[str, Any]) -> FinetuneConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 from typing import Any
 
@@ -24,6 +26,11 @@ COMMANDS = {
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
 }
 INTERRUPTED = 130
+READER_GONE = 141  # as of a program that ends by SIGPIPE
+
+
+class LostProcessError(Exception):
+    """A process that this command started is gone."""
 
 
 class LazyGroup(click.Group):
@@ -54,8 +61,24 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; click would take any broken pipe for a reader of the output who left.
+
+        Raises:
+            LostProcessError: The pipe was one to a process of the command.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if _reader_is_gone():
+                raise click.exceptions.Exit(READER_GONE) from error
+            raise LostProcessError("the pipe to a process of this command broke") from error
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the command and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 stopped."""
+        """Runs the command and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 stopped.
+
+        Errors of libraries and of this program become messages in `failures`, whatever the command.
+        """
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
@@ -64,14 +87,50 @@ class LazyGroup(click.Group):
             error.show()
             status = error.exit_code
         except RobustError as error:
-            click.echo(f"Error: {error}", err=True)
-            status = error.exit_code
+            from robustcli.cli.failures import tell_known
+
+            status = tell_known(error)
         except (KeyboardInterrupt, click.Abort):
             click.echo(
                 "Interrupted. What was finished is kept: repeat the command to go on.", err=True
             )
             status = INTERRUPTED
-        sys.exit(status if isinstance(status, int) else 0)
+        except SystemExit:
+            if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+                raise
+            status = READER_GONE  # of `--help`, which click prints itself
+        except Exception as error:
+            from robustcli.cli.failures import tell
+
+            status = tell(error)
+        sys.exit(_flushed(status if isinstance(status, int) else 0))
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(state & select.POLLERR for _, state in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no such call, or no such output
+        return True
+
+
+def _flushed(status: int) -> int:
+    """`status`, or `READER_GONE` where nobody reads standard output any more (`robust ... | head`).
+
+    Output that could not be written is dropped, or Python would complain of it when it ends.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return READER_GONE
+    except (OSError, ValueError):  # closed, or a full disk behind it
+        return status or 1
+    return status
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -73,4 +73,6 @@ def _segmenter(options: dict[str, Any]) -> Segmenter:
 
     device = choose_device(options["device"])
     request = ModelRequest(options["model"], options["weights"], dict(options["arguments"]))
-    return load_segmenter(request, offline=options["offline"]).to(device, options["precision"])
+    loaded = load_segmenter(request, offline=options["offline"]).to(device, options["precision"])
+    loaded.try_out()
+    return loaded

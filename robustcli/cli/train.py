@@ -85,8 +85,5 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
             return
         from robustcli.training.train import run_training
 
-        try:
-            run = run_training(config, listener)
-        except MemoryError as error:
-            raise click.ClickException("Out of memory. Try a smaller --batch-size.") from error
+        run = run_training(config, listener)
     show(run, as_json=as_json, quiet=quiet)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_RUN = "robust_run"
+
 
 class RobustError(Exception):
     """An error meant for the user, never shown as a traceback.
@@ -39,3 +45,20 @@ def first_line(error: BaseException, most: int = 200) -> str:
     """What `error` of another library says, in one line of at most `most` characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:most] if lines else type(error).__name__
+
+
+@contextmanager
+def errors_of(run: Path) -> Iterator[None]:
+    """Marks an exception that leaves the context as one of the run in the folder `run`."""
+    try:
+        yield
+    except BaseException as error:
+        if run_of(error) is None:
+            setattr(error, _RUN, run)
+        raise
+
+
+def run_of(error: BaseException) -> Path | None:
+    """The folder of the run that `error` ended (see `errors_of`); None where there was none yet."""
+    run: Path | None = getattr(error, _RUN, None)
+    return run

@@ -107,6 +107,8 @@ def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
     dataset = selection.data.record
     loaded = [task.trial_model(request) for request in config.models]
     models = {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
+    for model in models.values():
+        model.try_out()
     trial = _trial(config, selection, models)
     cells = len(selection.cells)
     answering = cells * sum(

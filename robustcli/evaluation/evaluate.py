@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from robustcli.core.errors import RunError
+from robustcli.core.errors import RunError, errors_of
 from robustcli.core.machine import usable_cores
 from robustcli.core.ownership import owned
 from robustcli.evaluation.config import EvalConfig
@@ -79,13 +79,15 @@ def run_evaluation(
     with group.alive(listener or Silent()) as heard:
         selection = select(config, heard, group.place)
         models = load_models(config, selection)
+        for note in (note for model in models.values() for note in model.notes):
+            heard.say(note)
         record = new_record(config, selection, models)
         facts = group.gather("facts", _facts(config, record))
         if not group.first:
             _help(config, selection, models, heard, group)
             return selection.run
         check_same(facts)
-        with owned(selection.run, heard.say) as ownership:
+        with owned(selection.run, heard.say) as ownership, errors_of(selection.run):
             remove_leftovers(selection.run)
             record = open_run(config, selection.run, record)
             _lead(config, selection, models, record, heard, group, ownership.check)

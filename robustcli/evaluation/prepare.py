@@ -74,7 +74,10 @@ def load_models(config: EvalConfig, selection: Selection) -> dict[str, Any]:
         selection.task.load(request, seed=config.seed, offline=config.offline)
         for request in config.models
     ]
-    return {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
+    models = {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
+    for model in models.values():
+        model.try_out()  # what a network cannot take is said before anything is decoded or written
+    return models
 
 
 def new_record(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> RunRecord:

@@ -33,13 +33,16 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 class PreprocessingRecord(Record):
-    """How a photo becomes the model's input: sizes in pixels, mean and std of values in [0, 1]."""
+    """How a photo becomes the model's input: sizes in pixels, mean and std of values in [0, 1].
+
+    One mean and one std say that the model gets greyscale images.
+    """
 
     resize: int | None
     crop: int
     interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     mode: Literal["center", "squash"] = "center"
 
 
@@ -51,7 +54,7 @@ class MaskPreprocessingRecord(Record):
     """
 
     window: int
-    channels: Literal["rgb", "bgr"]
+    channels: Literal["rgb", "bgr", "grey"]
     threshold: float
     overlap: float
     nnunet: NnUNetInference | None = None

@@ -88,7 +88,14 @@ class Runner:
             del self._parts[batch.block, batch.cell]
 
     def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:
-        return self.models[model].rows(batch) if batch.image_ids else []
+        try:
+            return self.models[model].rows(batch) if batch.image_ids else []
+        except Exception as error:
+            first, last = batch.image_ids[0], batch.image_ids[-1]
+            error.add_note(
+                f"It was `{model}` under `{batch.cell.transform}`, `{first}` to `{last}`."
+            )
+            raise
 
     def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
         """Unreadable images first: rows must never be there without the reason why some lack."""

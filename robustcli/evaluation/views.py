@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Views:
-    """True classes, and per view uint8 (n, 3, crop, crop)."""
+    """True classes, and per view uint8 (n, channels, crop, crop)."""
 
     targets: list[int]
     views: dict[str, Tensor]
@@ -67,7 +67,7 @@ class ViewPreparation(Preparation[ImageRef, Pixels, Views]):
             made = {v: self._apply_all(cell, ids, clean[v]) for v in bases}
             seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in views}
             measures = {v: list(map(measure, clean[v], made[v])) for v in piece.inputs[cell]}
-            stacked = {v: _stack(seen[v], self.preprocessing[v].crop) for v in views}
+            stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in views}
             yield Prepared(cell, Views(targets, stacked), measures)
 
     def _apply_all(self, cell: Cell, ids: list[str], images: list[Pixels]) -> list[Pixels]:
@@ -90,9 +90,9 @@ class ViewPreparation(Preparation[ImageRef, Pixels, Views]):
         return [self.preprocessing[view].apply(image) for image in images]
 
 
-def _stack(images: list[Pixels], side: int) -> Tensor:
-    """(n, 3, side, side) uint8; the copy also puts the channels first."""
-    stacked = np.empty((len(images), 3, side, side), np.uint8)
+def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
+    """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
+    stacked = np.empty((len(images), own.channels, own.crop, own.crop), np.uint8)
     for place, image in enumerate(images):
-        stacked[place] = image.transpose(2, 0, 1)
+        stacked[place] = own.coloured(image).transpose(2, 0, 1)
     return torch.from_numpy(stacked)

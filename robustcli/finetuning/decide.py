@@ -92,7 +92,7 @@ def _lowest(decisions: Sequence[Decision], scope: str, heads: tuple[str, ...]) -
 def saving_of(setup: Setup, frozen: Sequence[str], network: nn.Module) -> Saving:
     """What freezing the parameters called `frozen` saves in a training step of the run."""
     recipe = setup.selection.recipe
-    images = torch.rand(_TRIED, 3, recipe.window, recipe.window)
+    images = torch.rand(_TRIED, *setup.selection.input_shape)
     moments = _MOMENTS[recipe.optimizer]
     found = saving(network.train(), frozen, images, _any_loss, moments=moments)
     times = recipe.batch_size * recipe.accumulate / _TRIED

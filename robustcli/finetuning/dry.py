@@ -16,6 +16,7 @@ from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up, started
 from robustcli.training.dry import TrainForecast, forecast_training
+from robustcli.training.trial import try_out
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
     """
     setup = set_up(replace(config, training=replace(config.training, offline=True)), listener)
     network, _ = setup.network(started(setup))
+    try_out(setup.selection, network, setup.config.training.model_args)
     decisions = known_decisions(setup, network) or named_decisions(setup, network)
     training = replace(setup.config.training, out=setup.run, weights=None, untrained=True)
     if decisions is not None:

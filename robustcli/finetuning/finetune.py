@@ -45,6 +45,7 @@ from robustcli.training.processes import (
 )
 from robustcli.training.record import read_train_record
 from robustcli.training.train import run_training
+from robustcli.training.trial import try_out
 
 _ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
 """What may be refused, once its profile is there, comes before hours of what is not."""
@@ -65,6 +66,7 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
     heard = ModeListener((listener if is_first() else None) or Silent())
     setup = set_up(config, heard)
     network, _ = setup.network(started(setup))
+    try_out(setup.selection, network, setup.config.training.model_args)
     decisions = known_decisions(setup, network)
     modes = Modes(
         setup, decisions, partial(_profiled, setup), partial(_decided, setup, network, heard)

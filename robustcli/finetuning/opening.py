@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from robustcli.adapters.weights import hash_state
+from robustcli.core.errors import errors_of
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.evaluation.resume import masks_that_differ
@@ -170,7 +171,8 @@ def amend(run: Path, **changes: Any) -> None:
 def closing(run: Path) -> Iterator[None]:
     """Sets the status of `run` on leaving: `complete`, or `failed` where an error ended it."""
     try:
-        yield
+        with errors_of(run):
+            yield
     except Exception:
         amend(run, status="failed")
         raise

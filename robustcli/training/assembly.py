@@ -35,8 +35,9 @@ def make_data(
             ignores=ignores(selection),
         )  # fmt: skip
     return SegmentationData(
-        train, val, recipe, seed=config.seed, whole=selection.whole, workers=workers, pin=pin
-    )
+        train, val, recipe, seed=config.seed, whole=selection.whole, workers=workers, pin=pin,
+        least=selection.least,
+    )  # fmt: skip
 
 
 def make_module(

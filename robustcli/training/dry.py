@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from robustcli.training.prepare import select
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import Protocol
 from robustcli.training.task import Selection
-from robustcli.training.trial import step_seconds
+from robustcli.training.trial import step_seconds, try_out
 
 OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")
 """Fields of a recipe."""
@@ -106,6 +105,7 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     weights = None if config.untrained else config.weights
     start = replace(config, weights=weights, untrained=weights is None, offline=True)
     network, _ = selection.task.network(start, selection.index)
+    try_out(selection, network, config.model_args)
     parts = {name: getattr(selection.splits, name) for name in ("train", "val", "test")}
     steps = selection.recipe.epochs * selection.steps_per_epoch
     parameters = sum(p.numel() for p in network.parameters())
@@ -137,6 +137,6 @@ def _seconds(selection: Selection, learner: Learner) -> float:
     recipe = selection.recipe
     size = max(1, recipe.batch_size // selection.on.world)
     step = step_seconds(learner, size, selection.on.device)
-    batches = math.ceil(selection.per_epoch / recipe.batch_size)
+    batches = len(selection.batches)
     validation = _FORWARD_SHARE * selection.val_batches
     return recipe.epochs * step * (batches + validation)

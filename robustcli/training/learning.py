@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -13,7 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from robustcli.models.weight_decay import Decays, parameter_groups
-from robustcli.training.finite import SCALER_TRIES, check_gradient, check_loss, gradient_norm
+from robustcli.training.constant_images import without_gradient_of_constants
+from robustcli.training.finite import (
+    SCALER_TRIES,
+    check_gradient,
+    check_loss,
+    gradient_norm,
+    images_in_words,
+)
 from robustcli.training.recipes import Recipe
 from robustcli.training.schedules import SCHEDULES
 
@@ -29,6 +37,10 @@ class Identified(Protocol):
     @property
     def ids(self) -> list[str]:
         """The image of each sample."""
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """The images that have a single value per channel."""
 
 
 class Learner(pl.LightningModule):
@@ -46,7 +58,18 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.network, self.recipe, self.decays = network, recipe, decays
         self.recent_ids: list[str] = []
+        self.recent_constant: tuple[str, ...] = ()
         self._skipped = 0
+
+    @property
+    @abstractmethod
+    def input_channels(self) -> int:
+        """How many channels the network's images have: 3, or 1 for greyscale."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as the network gets it."""
+        return self.input_channels, self.recipe.window, self.recipe.window
 
     @abstractmethod
     def loss_of(self, batch: Any) -> Tensor:
@@ -54,7 +77,7 @@ class Learner(pl.LightningModule):
 
     @abstractmethod
     def trial_loss(self, images: Tensor) -> Tensor:
-        """The loss of made-up images (B, 3, S, S) in [0, 1]: it costs what a real one costs."""
+        """The loss of made-up images (B, *input_shape) in [0, 1], as costly as a real one."""
 
     def training_step(self, batch: Identified, batch_idx: int) -> Tensor:
         """The loss of a batch.
@@ -64,10 +87,26 @@ class Learner(pl.LightningModule):
         """
         first = batch_idx % self.recipe.accumulate == 0
         self.recent_ids = batch.ids if first else self.recent_ids + batch.ids
-        loss = self.loss_of(batch)
-        check_loss(loss, batch.ids, self.current_epoch, self.global_step)
+        self.recent_constant = batch.constant if first else self.recent_constant + batch.constant
+        with self._told_of(batch), self._constants_bounded(batch):
+            loss = self.loss_of(batch)
+        check_loss(loss, batch.ids, batch.constant, self.current_epoch, self.global_step)
         self._log("train_loss", loss.detach())
         return loss
+
+    @contextmanager
+    def _told_of(self, batch: Identified) -> Iterator[None]:
+        """Adds the step and the images of `batch` to whatever is raised in the context."""
+        try:
+            yield
+        except Exception as error:
+            epoch, step = self.current_epoch + 1, self.global_step + 1
+            error.add_note(f"It was in epoch {epoch}, step {step}; {images_in_words(batch.ids)}")
+            raise
+
+    def _constants_bounded(self, batch: Identified) -> AbstractContextManager[None]:
+        """In batches with a constant image, norms pass no gradient to what does not vary."""
+        return without_gradient_of_constants(self.network) if batch.constant else nullcontext()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of the gradient before clipping.
@@ -78,8 +117,10 @@ class Learner(pl.LightningModule):
         norm = gradient_norm(self.parameters())
         self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
         if self.recipe.precision != "fp16" or self._skipped > SCALER_TRIES:
-            named = self.network.named_parameters()
-            check_gradient(norm, named, self.recent_ids, self.current_epoch, self.global_step)
+            check_gradient(
+                norm, self.network.named_parameters(), self.recent_ids, self.recent_constant,
+                self.current_epoch, self.global_step,
+            )  # fmt: skip
         if not self._skipped:
             self._log("grad_norm", norm)
 

@@ -24,7 +24,7 @@ class SegmentationModule(Learner):
     Args:
         network: The network.
         recipe: How it is trained.
-        channels: Order in which it takes the colours.
+        channels: Order in which it takes the colours; `grey` for their luma alone.
         decays: Which parameters weight decay touches.
         val_groups: The group of each validation sample, by its number.
         ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
@@ -40,6 +40,11 @@ class SegmentationModule(Learner):
         self.loss = self.make_loss()
         self._counts = torch.zeros(0)
 
+    @property
+    def input_channels(self) -> int:
+        """See `Learner.input_channels`."""
+        return 1 if self.channels == "grey" else 3
+
     def make_loss(self) -> nn.Module:
         """Of what `outputs` gives and the masks, a scalar."""
         loss = make_loss(self.recipe.loss, probabilities=self.probabilities, ignores=self.ignores)
@@ -48,6 +53,8 @@ class SegmentationModule(Learner):
     def pixels(self, batch: Batch) -> Tensor:
         """The images as the network takes them: float32 in [0, 1], its order of colours."""
         images = batch.images
+        if self.channels == "grey":
+            images = luma(images)
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return images.flip(1) if self.channels == "bgr" else images
@@ -92,3 +99,16 @@ class SegmentationModule(Learner):
         if self.probabilities or self.recipe.decision == "logit":
             return output >= 0.5
         return output >= 0.0  # the logit of probability 0.5
+
+
+def luma(images: Tensor) -> Tensor:
+    """The greyscale of images (B, 3, H, W), RGB, in their own type: (B, 1, H, W).
+
+    Of uint8 as Pillow's `convert("L")` rounds it, so that evaluation sees the same values.
+    Source: ITU-R BT.601; Pillow, `libImaging/Convert.c`, L24.
+    """
+    if images.dtype == torch.uint8:
+        red, green, blue = images.to(torch.int32).unbind(1)
+        return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None].to(torch.uint8)
+    red, green, blue = images.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from robustcli.core.atomic import refused
-from robustcli.core.errors import RunError
+from robustcli.core.errors import RunError, errors_of
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.training.record import TrainRecord, read_train_record, write_train_record
 from robustcli.training.resume import is_done, joined
@@ -95,7 +95,8 @@ def update(run: Path, **changes: Any) -> None:
 def closing(run: Path) -> Iterator[None]:
     """Sets the status of `run` on leaving: `complete`, or `failed` where an error ended it."""
     try:
-        yield
+        with errors_of(run):
+            yield
     except Exception:
         update(run, status="failed")
         raise

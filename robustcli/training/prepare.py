@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.load import names_run, resolve
+from robustcli.adapters.load import GREY, names_run, resolve
+from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.listener import Listener
@@ -15,6 +18,9 @@ from robustcli.training.recipes import OWN, Recipe, describe
 from robustcli.training.task import Selection
 from robustcli.training.tasks import training_task
 from robustcli.training.trainer import Machine, machine
+from robustcli.training.trial import try_out
+
+_LEAST = 2  # images that a batch norm of one value per channel needs
 
 
 def select(config: TrainConfig, listener: Listener) -> Selection:
@@ -37,9 +43,53 @@ def select(config: TrainConfig, listener: Listener) -> Selection:
         _check_alone(recipe, on)
     run = config.directory(recipe, index.digest)
     check_folder(run)
-    selection = Selection(task, entry, index, splits, recipe, on, run)
+    grey = input_channels(config.model_args) == 1
+    if grey and recipe.patches is not None:
+        raise UsageError(
+            f"`--recipe {recipe.name}` takes colour images.",
+            "It normalises three channels as nnU-Net does; the network reads one.",
+            f"Leave out `--model-arg` for its channels, or use `--recipe {OWN}`.",
+        )
+    selection = Selection(task, entry, index, splits, recipe, on, run, grey=grey)
+    selection = _with_least(config, selection)
     _announce(config, selection, listener)
     return selection
+
+
+def _with_least(config: TrainConfig, selection: Selection) -> Selection:
+    """With the fewest images of a batch that the network's batch norms can learn from.
+
+    They are looked at only where a batch would hold one image, as for that a network is built.
+
+    Raises:
+        UsageError: Such a network would get one image a step.
+    """
+    if 1 not in selection.batches:
+        return selection
+    start = replace(config, untrained=config.weights is None, offline=True)
+    network, _ = selection.task.network(start, selection.index)
+    norms = try_out(selection, network, config.model_args)
+    if not norms:
+        return selection
+    if max(selection.batches) == 1:
+        raise _one_a_step(selection, norms)
+    return replace(selection, least=_LEAST)
+
+
+def _one_a_step(selection: Selection, norms: Sequence[str]) -> UsageError:
+    name, recipe, world = selection.entry.name, selection.recipe, selection.on.world
+    images = selection.per_epoch
+    why = f"Its batch norm (`{norms[0]}`{', ...' if len(norms) > 1 else ''}) then sees one value "
+    why += "per channel, which has no variance."
+    shared = f" in each of {world} processes" if world > 1 else ""
+    if images < _LEAST * world:
+        what = f"`{name}` cannot train on {images} image{'s' * (images > 1)} an epoch{shared}."
+        return UsageError(what, why, "Give it more training images.")
+    return UsageError(
+        f"`{name}` cannot train on one image a step{shared} (`--batch-size {recipe.batch_size}`).",
+        why,
+        f"Use `--batch-size {_LEAST * world}` or more; `--accumulate` does not help.",
+    )
 
 
 def _check_task(entry: ModelEntry, config: TrainConfig) -> None:
@@ -111,3 +161,11 @@ def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> 
     )
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
     listener.say(describe(selection.recipe))
+    if selection.grey:
+        listener.say(GREY.format(selection.entry.name))
+    if selection.least > 1:
+        shown = " and ".join(str(size) for size in selection.batches[-2:])
+        listener.say(
+            f"The batch norm of `{selection.entry.name}` cannot learn from a last batch of one "
+            f"image: the last batches of an epoch have {shown} images instead."
+        )

@@ -23,6 +23,7 @@ from robustcli.data.splits import Split, Splits
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.record import DatasetRecord
 from robustcli.training.batches.cache import Stored
+from robustcli.training.batches.order import batch_sizes
 from robustcli.training.config import TrainConfig
 from robustcli.training.learning import Learner
 from robustcli.training.recipes import Recipe
@@ -41,6 +42,10 @@ class Selection:
     recipe: Recipe
     on: Machine
     run: Path
+    least: int = 1
+    """Fewest images of a training batch of one process."""
+    grey: bool = False
+    """Whether the network gets greyscale images."""
 
     @property
     def per_epoch(self) -> int:
@@ -51,10 +56,15 @@ class Selection:
         return min(self.recipe.images_per_epoch or there, there)
 
     @property
+    def batches(self) -> list[int]:
+        """How many images each batch of an epoch has in one of the processes; all have the same."""
+        images = math.ceil(self.per_epoch / self.on.world)
+        return batch_sizes(images, max(1, self.recipe.batch_size // self.on.world), self.least)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        batches = math.ceil(self.per_epoch / self.recipe.batch_size)
-        return math.ceil(batches / self.recipe.accumulate)
+        return math.ceil(len(self.batches) / self.recipe.accumulate)
 
     @property
     def val_batches(self) -> float:
@@ -69,9 +79,16 @@ class Selection:
         return self.recipe.paper_batch is not None
 
     @property
-    def channels(self) -> Literal["rgb", "bgr"]:
+    def channels(self) -> Literal["rgb", "bgr", "grey"]:
         """The order of colours that the network gets; the paper's is OpenCV's."""
+        if self.grey:
+            return "grey"
         return "bgr" if self.whole else "rgb"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as the network gets it."""
+        return 1 if self.grey else 3, self.recipe.window, self.recipe.window
 
     @property
     def monitor(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from torch import nn
 
+from robustcli.core.errors import errors_of
 from robustcli.evaluation.device import DeviceMonitor
 from robustcli.evaluation.listener import Listener, Silent
 from robustcli.training.accounts import count_costs, count_splits
@@ -31,6 +32,7 @@ from robustcli.training.processes import (
 from robustcli.training.record import read_train_record
 from robustcli.training.task import Selection
 from robustcli.training.trainer import make_trainer
+from robustcli.training.trial import try_out
 from robustcli.training.tuning import Tuning
 
 
@@ -51,11 +53,13 @@ def run_training(
     listener = (listener if is_first() else None) or Silent()
     selection = select(config, listener)
     network, origin = _start(config, selection) if tuning is None else tuning.start()
+    try_out(selection, network, config.model_args)
     callbacks = () if tuning is None else tuning.callbacks(network)
     run = selection.run
     if not is_first():
         await_first(run)
-        _train(config, selection, network, listener, callbacks)
+        with errors_of(run):
+            _train(config, selection, network, listener, callbacks)
         end_of_others()
     new = train_record(config, selection, network, origin)
     with alone(run):

@@ -172,7 +172,7 @@ def test_a_failed_run_ends_with_1(robust: Robust, asked: list[EvalConfig]) -> No
     ("error", "code", "words"),
     [
         (KeyboardInterrupt(), 130, "Interrupted. What was finished is kept"),
-        (MemoryError(), 1, "Error: Out of memory. Try a smaller --batch-size."),
+        (MemoryError(), 1, "Error: Out of memory.\nMemoryError\nTry a smaller `--batch-size`"),
     ],
 )
 def test_stopped(

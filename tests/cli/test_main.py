@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import click
 import pytest
 
 from robustcli import __version__
-from robustcli.cli.main import COMMANDS, main
+from robustcli.cli.main import COMMANDS, READER_GONE, main
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
 from tests.cli.conftest import Robust
 
@@ -142,12 +143,32 @@ def test_errors_of_click_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, told) == (1, "Error: Out of something.\n")
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    group = type(main)("robust", commands={})
-    command = click.Command("x", callback=failing(ZeroDivisionError("a bug")))
-    group.resolve_command = lambda ctx, args: ("x", command, [])  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError):
-        group.main(["x"])
+@pytest.mark.parametrize(
+    "arguments", [["list", "models"], ["--help"], ["list", "models", "--json"]]
+)
+def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
+    """`robust list models | head -1`."""
+    root = str(Path(__file__).parents[2])
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        told = subprocess.run(
+            [sys.executable, "-m", "robustcli", *arguments], stdout=writing, stderr=subprocess.PIPE,
+            text=True, check=False, env={**os.environ, "PYTHONPATH": root},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (told.returncode, told.stderr) == (READER_GONE, "")
+
+
+def test_a_broken_pipe_to_a_process_is_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = importlib.import_module("robustcli.cli.main")
+    monkeypatch.setattr(reader, "_reader_is_gone", lambda: False)
+    code, told = outcome(BrokenPipeError(32, "Broken pipe"), capsys)
+    assert code == 1
+    assert told.startswith("Error: A loader process ended without a word.\n")
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:

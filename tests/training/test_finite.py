@@ -16,15 +16,21 @@ from robustcli.training.finite import check_gradient, check_loss, gradient_norm
 def test_the_message_names_images_epoch_and_step(value: float) -> None:
     ids = [f"image-{i}" for i in range(10)]
     with pytest.raises(RunError, match=r"The loss is -?(nan|inf) in epoch 3, step 121") as caught:
-        check_loss(torch.tensor(value), ids, epoch=2, step=120)
+        check_loss(torch.tensor(value), ids, (), epoch=2, step=120)
     assert "image-0, image-1" in caught.value.why
     assert caught.value.why.endswith("image-7 and 2 more.")
     assert "`--lr`" in caught.value.todo
 
 
+def test_an_image_of_one_value_is_named() -> None:
+    with pytest.raises(RunError) as caught:
+        check_loss(torch.tensor(math.nan), ["a", "b", "c"], ["b"], 0, 0)
+    assert "Of one value everywhere, and so most likely the reason: b." in caught.value.why
+
+
 def test_finite_ones_pass() -> None:
-    check_loss(torch.tensor(1e30), ["a"], 0, 0)
-    check_gradient(torch.tensor(1e30), [], ["a"], 0, 0)
+    check_loss(torch.tensor(1e30), ["a"], (), 0, 0)
+    check_gradient(torch.tensor(1e30), [], ["a"], (), 0, 0)
 
 
 def test_a_gradient_names_its_parameters() -> None:
@@ -35,7 +41,7 @@ def test_a_gradient_names_its_parameters() -> None:
     last.bias.grad.fill_(math.nan)
     norm = gradient_norm(network.parameters())
     with pytest.raises(RunError, match=r"gradient of 1 parameters \(`1.bias`\) is not finite"):
-        check_gradient(norm, network.named_parameters(), ["a"], 0, 0)
+        check_gradient(norm, network.named_parameters(), ["a"], (), 0, 0)
 
 
 def test_the_norm_is_over_all_gradients_that_there_are() -> None:

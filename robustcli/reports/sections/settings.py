@@ -134,7 +134,7 @@ def _preprocessing(model: ModelRecord) -> tuple[str, ...]:
     steps = model.preprocessing
     assert isinstance(steps, PreprocessingRecord)
 
-    def triple(values: tuple[float, float, float]) -> str:
+    def triple(values: tuple[float, ...]) -> str:
         return ", ".join(f"{value:g}" for value in values)
 
     resize = "none" if steps.resize is None else f"{steps.resize} px"

@@ -44,13 +44,14 @@ class SegmentationData(Serving):
         whole: Whether images are resized whole (protocol `paper`) instead of cut.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch.
     """
 
     def __init__(
         self, train: Part, val: Part, recipe: Recipe, *, seed: int, whole: bool, workers: int,
-        pin: bool = False,
+        pin: bool = False, least: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__(collate, workers=workers, pin=pin)
+        super().__init__(collate, workers=workers, pin=pin, least=least)
         self.train, self.val, self.recipe = train, val, recipe
         self.seed, self.whole = seed, whole
 
@@ -68,7 +69,7 @@ class SegmentationData(Serving):
         order = EpochOrder(
             part.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
-        return self.loader(samples, order, recipe.batch_size // world)
+        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
 
     def val_images(self) -> list[int]:
         """Of each validation sample, by its number, the place of its image."""

@@ -1,8 +1,13 @@
-"""In which order the images of an epoch come: drawn from seed, epoch and their ids."""
+"""In which order the images of an epoch come, and how many of them make each batch.
+
+The order is drawn from seed, epoch and the images' ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any, Protocol
 
 from torch.utils.data import Sampler
 
@@ -58,3 +63,52 @@ class Share(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.mine)
+
+
+def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
+    """How many images each batch of an epoch has: `batch_size`, and the rest in the last one.
+
+    A last batch below `least` shares the images of the one before: the two become halves where
+    these are large enough, else one batch. So the number of batches depends on the three numbers
+    alone, and is the same for processes that have equally many images.
+
+    Args:
+        images: Of this process, in an epoch.
+        batch_size: The usual size.
+        least: Fewest images of a batch, at most `batch_size` and at most `images`.
+    """
+    full, rest = divmod(images, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    if len(sizes) < 2 or sizes[-1] >= least:
+        return sizes
+    both = sizes.pop() + sizes.pop()
+    smaller = both // 2
+    return [*sizes, both - smaller, smaller] if smaller >= least else [*sizes, both]
+
+
+class _SizedSampler(Sized, Protocol):
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Batches(Sampler[list[Any]]):
+    """Batches of what `sampler` gives, of the sizes of `batch_sizes`.
+
+    Args:
+        sampler: The samples of this process; Lightning finds it here to tell it the epoch.
+        batch_size: The usual number of samples.
+        least: Fewest samples of a batch.
+    """
+
+    def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
+        self.sampler, self.batch_size, self.least = sampler, batch_size, least
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        drawn = iter(self.sampler)
+        for size in self._sizes():
+            yield list(islice(drawn, size))
+
+    def __len__(self) -> int:
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        return batch_sizes(len(self.sampler), self.batch_size, self.least)

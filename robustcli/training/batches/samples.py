@@ -17,6 +17,7 @@ from robustcli.data.mask_values import IGNORED
 from robustcli.training.batches.augmentations import augment
 from robustcli.training.batches.cache import Decoded, Pixels
 from robustcli.training.batches.windows import Tile, random_place, tiles, window
+from robustcli.training.constant_images import constant_ids
 
 
 class Batch(NamedTuple):
@@ -28,6 +29,7 @@ class Batch(NamedTuple):
         ids: The image of each.
         numbers: Of each sample, int64 (B): which image, or in validation which window.
         counted: Which pixels count in validation, bool (B, 1, S, S); those to ignore never do.
+        constant: The images, by id, that have a single value per channel.
     """
 
     images: Tensor
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     ids: list[str]
     numbers: Tensor
     counted: Tensor
+    constant: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -50,12 +53,14 @@ class Sample(NamedTuple):
 def collate(samples: Sequence[Sample]) -> Batch:
     """The batch of `samples`."""
     images, masks, ids, numbers, counted = zip(*samples, strict=True)
+    stacked = torch.stack(images)
     return Batch(
-        torch.stack(images),
+        stacked,
         torch.stack(masks),
         list(ids),
         torch.tensor(numbers),
         torch.stack(counted),
+        constant_ids(stacked, ids),
     )
 
 

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.core.machine import start_method
+from robustcli.training.batches.order import Batches
 
 
 class Serving(pl.LightningDataModule):
@@ -18,20 +19,22 @@ class Serving(pl.LightningDataModule):
         collate: Makes a batch of samples.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch; see `least_batch`.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], Any], *, workers: int, pin: bool) -> None:
+    def __init__(
+        self, collate: Callable[[Sequence[Any]], Any], *, workers: int, pin: bool, least: int = 1
+    ) -> None:
         super().__init__()
-        self.collate, self.workers, self.pin = collate, workers, pin
+        self.collate, self.workers, self.pin, self.least = collate, workers, pin, least
 
     def loader(
-        self, samples: Dataset[Any], order: Sampler[Any], batch_size: int
+        self, samples: Dataset[Any], order: Sampler[Any], batch_size: int, *, least: int = 1
     ) -> DataLoader[Any]:
-        """Batches of `samples` in `order`."""
+        """Batches of `samples` in `order`, each of at least `least`."""
         return DataLoader(
             samples,
-            batch_size,
-            sampler=order,
+            batch_sampler=Batches(order, batch_size, least),  # type: ignore[arg-type]
             collate_fn=self.collate,
             num_workers=self.workers,
             multiprocessing_context=start_method() if self.workers else None,

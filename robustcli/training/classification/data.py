@@ -28,13 +28,14 @@ class ClassificationData(Serving):
         seed: Of the run.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch.
     """
 
     def __init__(
         self, train: Part, val: Part, recipe: Recipe, preprocessing: Preprocessing, *, seed: int,
-        workers: int, pin: bool = False,
+        workers: int, pin: bool = False, least: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__(collate, workers=workers, pin=pin)
+        super().__init__(collate, workers=workers, pin=pin, least=least)
         self.train, self.val, self.recipe, self.preprocessing = train, val, recipe, preprocessing
         self.seed = seed
 
@@ -46,7 +47,7 @@ class ClassificationData(Serving):
         order = EpochOrder(
             self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
-        return self.loader(samples, order, recipe.batch_size // world)
+        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation images; of them, this process's share."""

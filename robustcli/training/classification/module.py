@@ -34,10 +34,15 @@ class ClassificationModule(Learner):
         self.std: Tensor
         self.smoothing = SMOOTHINGS[recipe.loss]
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            values = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.val_images = val_images
         self._right = torch.zeros(0)
+
+    @property
+    def input_channels(self) -> int:
+        """See `Learner.input_channels`."""
+        return self.mean.shape[1]
 
     def logits(self, images: Tensor) -> Tensor:
         """What the network says of `images`: float32 in [0, 1], or uint8."""

@@ -16,22 +16,25 @@ from robustcli.core.seeds import identity_seed
 from robustcli.training.batches.cache import Pixels
 from robustcli.training.classification.crops import CROPS, changed
 from robustcli.training.classification.photos import Photo
+from robustcli.training.constant_images import constant_ids
 
 
 class Batch(NamedTuple):
     """What a step gets.
 
     Args:
-        images: RGB, uint8 (B, 3, S, S).
+        images: RGB or greyscale, uint8 (B, C, S, S).
         targets: The class of each, int64 (B).
         ids: The image of each.
         numbers: Which image of its part each is, int64 (B).
+        constant: The images, by id, that have a single value per channel.
     """
 
     images: Tensor
     targets: Tensor
     ids: list[str]
     numbers: Tensor
+    constant: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -46,7 +49,11 @@ class Sample(NamedTuple):
 def collate(samples: Sequence[Sample]) -> Batch:
     """The batch of `samples`."""
     images, targets, ids, numbers = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(targets), list(ids), torch.tensor(numbers))
+    stacked = torch.stack(images)
+    return Batch(
+        stacked, torch.tensor(targets), list(ids), torch.tensor(numbers),
+        constant_ids(stacked, ids),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,12 @@ class TrainingSamples(Dataset[Sample]):
         part, own, crops = self.part, self.preprocessing, CROPS[self.augmentation]
         image_id, pixels = part.ids[place], part.photos[place].image
         if crops is None:
-            image = _channels_first(own.apply(pixels))
+            image = own.apply(pixels)
         else:
             rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, image_id))
-            image = changed(_channels_first(pixels), crops, own.crop, own.interpolation, rng)
-        return Sample(image, part.targets[place], image_id, place)
+            part_of = changed(_channels_first(pixels), crops, own.crop, own.interpolation, rng)
+            image = part_of.permute(1, 2, 0).numpy()
+        return Sample(_channels_first(own.coloured(image)), part.targets[place], image_id, place)
 
     def __len__(self) -> int:
         return len(self.part.ids)
@@ -98,13 +106,14 @@ class ValidationSamples(Dataset[Sample]):
 
     def __getitem__(self, number: int) -> Sample:
         part = self.part
-        image = _channels_first(self.preprocessing.apply(part.photos[number].image))
-        return Sample(image, part.targets[number], part.ids[number], number)
+        own = self.preprocessing
+        image = own.coloured(own.apply(part.photos[number].image))
+        return Sample(_channels_first(image), part.targets[number], part.ids[number], number)
 
     def __len__(self) -> int:
         return len(self.part.ids)
 
 
 def _channels_first(pixels: Pixels) -> Tensor:
-    """(H, W, 3) to a tensor (3, H, W) of its own, so that a mapped file can close."""
+    """(H, W, C) to a tensor (C, H, W) of its own, so that a mapped file can close."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -111,7 +111,7 @@ class Classification(TrainingTask):
             _part(splits.train, train), _part(splits.val, val), selection.recipe,
             preprocessing_of(config, selection), seed=config.seed,
             workers=default_workers(device) if config.workers is None else config.workers,
-            pin=device.type == "cuda",
+            pin=device.type == "cuda", least=selection.least,
         )  # fmt: skip
 
     def learner(
@@ -120,7 +120,8 @@ class Classification(TrainingTask):
         """See `TrainingTask.learner`."""
         return ClassificationModule(
             network.train(), selection.recipe, decays_of(selection.entry, network),
-            preprocessing=data.preprocessing if data else Preprocessing(None, 1),
+            preprocessing=data.preprocessing if data
+            else Preprocessing(None, 1).of_channels(selection.input_shape[0]),
             val_images=len(selection.splits.val.images),
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from robustcli.training.batches.order import EpochOrder, Share
+from robustcli.training.batches.order import Batches, EpochOrder, Share, batch_sizes
 
 IDS = [f"image-{i}" for i in range(17)]
 
@@ -51,3 +51,45 @@ def test_validation_samples_are_shared_equally(world: int) -> None:
     assert {i for share in shares for i in share} == set(range(17))
     assert {len(share) for share in shares} == {-(-17 // world)}
     assert len(Share(17, rank=0, world=world)) == len(shares[0])
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_the_sizes_of_batches_for_every_number_of_images_around_them(size: int) -> None:
+    for images in range(2, 4 * size + 3):
+        plain = batch_sizes(images, size)
+        assert plain == [size] * (images // size) + [images % size] * (images % size > 0)
+        sizes = batch_sizes(images, size, least=2) if size > 1 else plain
+        assert sum(sizes) == images
+        if size == 1:
+            continue
+        assert min(sizes) >= 2
+        if plain[-1] > 1:
+            assert sizes == plain  # documented batches stay where they work
+        elif size > 2:
+            assert len(sizes) == len(plain)
+            assert max(sizes) <= size
+            assert sizes[-2] - sizes[-1] in (0, 1)
+        else:
+            assert sizes == [2] * (len(plain) - 2) + [3]
+
+
+def test_batches_hold_the_order_of_their_sampler_and_tell_it_the_epoch() -> None:
+    sampler = EpochOrder(IDS, 0, most=None)
+    batches = Batches(sampler, 8, least=2)
+    assert batches.sampler is sampler
+    sampler.set_epoch(3)
+    drawn = list(batches)
+    assert [len(batch) for batch in drawn] == [8, 5, 4]
+    assert len(batches) == 3
+    assert [one for batch in drawn for one in batch] == list(sampler)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_all_processes_take_equally_many_steps(world: int) -> None:
+    for images in range(world * 2, 30):
+        ids = [str(i) for i in range(images)]
+        counts = {
+            len(Batches(EpochOrder(ids, 0, most=None, rank=rank, world=world), 2, least=2))
+            for rank in range(world)
+        }
+        assert len(counts) == 1

@@ -177,7 +177,10 @@ def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None
     [
         ({"model_args": {**TINY, "num_classes": 3}}, "`--model-arg num_classes` does not go with"),
         ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
-        ({"model": "vim-t", "model_args": {}, "window": 40}, "`--window 40` does not go with"),
+        (
+            {"model": "vim-t", "model_args": {}, "window": 40},
+            "`--window 40` sets the size",
+        ),
         ({"data": None}, "No `--data`: there is nothing to train `vmamba-pico` on"),
         ({"limit": 6}, "has too few images"),
         ({"task": "seg"}, "`vmamba-pico` is a classifier"),

@@ -1,0 +1,517 @@
+"""What a user is told when a library, the machine or this program itself raised an error.
+
+`LazyGroup.main` calls `tell` for every exception that is not a `RobustError`: the user gets what
+happened, why, and what to do next, and the whole traceback goes to a file that the message names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from robustcli import __version__
+from robustcli.core.errors import RobustError, run_of
+from robustcli.data.home import data_home
+
+SHOW = "ROBUST_TRACEBACK"
+"""The environment variable that shows tracebacks at once."""
+_PACKAGE = Path(__file__).parents[1]
+_LINES, _WIDTH = 6, 300  # of another library's message
+_LIBRARIES = re.compile(r"[\\/](?:site|dist)-packages[\\/]([^\\/]+)")
+_STANDARD = Path(os.__file__).parent
+_WORKER = re.compile(r"Caught (\w+) in ([^\n.]*(?:worker|thread|replica|rank)[^\n.]*)\.\n")
+_FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (\S+)', re.MULTILINE)
+_LAST_LINE = re.compile(r"^((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (.*))?$")
+_TASK = "This is probably a fault of robust"
+_AGAIN = "What was finished is kept; the same command goes on from there."
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A line of a traceback."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is of this program."""
+        return Path(self.file).is_relative_to(_PACKAGE)
+
+    @property
+    def library(self) -> str | None:
+        """The installed package that it is of; None for others."""
+        found = _LIBRARIES.search(self.file)
+        return None if found is None or self.ours else found.group(1).removesuffix(".py")
+
+    @property
+    def standard(self) -> bool:
+        """Whether it is of Python's own library."""
+        own = Path(self.file).is_relative_to(_STANDARD) and self.library is None
+        return self.file.startswith("<") or (own and not self.ours)
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception, or one that a worker process sent as text.
+
+    Args:
+        kinds: Qualified names of its class and the classes above.
+        message: What it says.
+        frames: Where it was raised, the innermost last.
+        notes: What was added on its way up, such as the images of the batch.
+        where: The process it comes from, in words; empty for this one.
+        number: `errno` of an error of the system.
+        file: The file that an error of the system is about.
+    """
+
+    kinds: tuple[str, ...]
+    message: str
+    frames: tuple[Frame, ...]
+    notes: tuple[str, ...] = ()
+    where: str = ""
+    number: int | None = None
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its class, without the module."""
+        return self.kinds[0].rsplit(".", 1)[-1]
+
+    @property
+    def text(self) -> str:
+        """Class and message, in few lines."""
+        lines = [line.rstrip()[:_WIDTH] for line in self.message.strip().splitlines()]
+        cut = "\n".join(line for line in lines[:_LINES] if line)
+        return f"{self.name}: {cut}" if cut else self.name
+
+    def is_a(self, *names: str) -> bool:
+        """Whether its class is one of `names` (a qualified name, or a module with a dot after)."""
+        return any(
+            kind == name or kind.endswith(f".{name}") or (name[-1] == "." and kind.startswith(name))
+            for kind in self.kinds
+            for name in names
+        )
+
+    def says(self, pattern: str) -> bool:
+        """Whether its message matches `pattern`."""
+        return re.search(pattern, self.message, re.IGNORECASE) is not None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the user is told.
+
+    Args:
+        what: What happened.
+        todo: What to do next.
+        exit_code: Of the command.
+        why: The reason, where it is not what the library says.
+    """
+
+    what: str
+    todo: str
+    exit_code: int = 1
+    why: str = field(default="")
+
+
+def tell(error: Exception) -> int:
+    """Says on standard error what `error` means, keeps its traceback; returns the exit code."""
+    raised = next(_chain(error))
+    failure = understood(error)
+    shown = shows_tracebacks()
+    if shown:
+        click.echo(_traceback(error), err=True, nl=False)
+    lines = [f"Error: {_rank()}{failure.what}", failure.why or raised.text, *raised.notes]
+    if raised.where:
+        lines.append(f"It was raised in a {raised.where}.")
+    lines.append(failure.todo)
+    if run_of(error) is not None:
+        lines.append(_AGAIN)
+    file = keep_traceback(error)
+    if file is not None:
+        lines.append(f"The traceback is in `{file}`; `{SHOW}=1` shows it at once.")
+    elif not shown:
+        lines.append(f"No folder could take the traceback, so it is here:\n{_traceback(error)}")
+    click.echo("\n".join(lines), err=True)
+    return failure.exit_code
+
+
+def tell_known(error: RobustError) -> int:
+    """Says on standard error what `error` says of itself; returns the exit code."""
+    if shows_tracebacks():
+        click.echo(_traceback(error), err=True, nl=False)
+    raised = next(_chain(error))
+    said = raised.message if raised.where else str(error)  # a worker's traceback is no message
+    click.echo(f"Error: {_rank()}{said}", err=True)
+    return error.exit_code
+
+
+def shows_tracebacks() -> bool:
+    """Whether the user asked for tracebacks (`ROBUST_TRACEBACK=1`)."""
+    return os.environ.get(SHOW, "0") not in ("", "0")
+
+
+def understood(error: Exception) -> Failure:
+    """What `error` means, by the first of its causes that is known, else by where it comes from."""
+    for raised in _chain(error):
+        for rule in _RULES:
+            failure = rule(raised)
+            if failure is not None:
+                return failure
+    return _by_origin(next(_chain(error)))
+
+
+def keep_traceback(error: BaseException) -> Path | None:
+    """The file that now holds the traceback of `error`; None where no folder takes one.
+
+    It lies in the folder of the run that failed, else in `errors` of the program's own folder, else
+    among the system's temporary files.
+    """
+    text = _account(error)
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    for folder in _folders(error):
+        file = folder / f"error-{stamp}.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return file
+    return None
+
+
+def _folders(error: BaseException) -> Iterator[Path]:
+    run = run_of(error)
+    if run is not None and run.is_dir():
+        yield run
+    yield data_home() / "errors"
+    yield Path(tempfile.gettempdir()) / "robust-errors"
+
+
+def _account(error: BaseException) -> str:
+    packages = ("torch", "timm", "lightning", "numpy", "pillow", "pyarrow")
+    return "\n".join(
+        [
+            f"Command:  {shlex.join(['robust', *sys.argv[1:]])}",
+            f"Folder:   {Path.cwd()}",
+            f"Time:     {datetime.now().astimezone().isoformat(timespec='seconds')}",
+            f"Versions: robust {__version__}, Python {platform.python_version()}, "
+            + ", ".join(f"{name} {_version(name)}" for name in packages),
+            f"System:   {platform.platform()}",
+            "",
+            _traceback(error),
+        ]
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _rank() -> str:
+    """Which of several processes speaks; nothing for a process alone, or the first one."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return "" if rank == "0" else f"Process {rank}: "
+
+
+def _chain(error: BaseException) -> Iterator[Raised]:
+    """`error` and what it was raised from; what a worker sent stands before its own copy."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield _of_worker(current) or _of_process(current)
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
+
+
+def _of_process(error: BaseException) -> Raised:
+    named = getattr(error, "filename", None)
+    return Raised(
+        _kinds(error), str(error),
+        tuple(Frame(f.filename, f.lineno or 0, f.name)
+              for f in traceback.extract_tb(error.__traceback__)),
+        notes=tuple(getattr(error, "__notes__", ())),
+        number=error.errno if isinstance(error, OSError) else None,
+        file=None if named is None else os.fsdecode(named) if isinstance(named, bytes)
+        else str(named),
+    )  # fmt: skip
+
+
+def _of_worker(error: BaseException) -> Raised | None:
+    """The exception of a worker process, of which torch sends the traceback as text."""
+    text = str(error)
+    caught = _WORKER.match(text)
+    if caught is None:
+        return None
+    frames = tuple(Frame(f, int(n), name) for f, n, name in _FRAME.findall(text))
+    lines = text[caught.end() :].splitlines()
+    # The message is what follows the last line of the traceback that names a class.
+    starts = [i for i, line in enumerate(lines) if _names(line, caught.group(1))]
+    message, kind = text, caught.group(1)
+    if starts:
+        found = _LAST_LINE.match(lines[starts[-1]])
+        assert found is not None, "it was found by this pattern"
+        kind = found.group(1)
+        message = "\n".join([found.group(2) or "", *lines[starts[-1] + 1 :]]).strip()
+    kinds = (kind, *(k for k in _kinds(error) if not k.endswith(caught.group(1))))
+    notes = tuple(getattr(error, "__notes__", ()))
+    number = _number_in(message) if "OSError" in kinds or "Errno" in message else None
+    return Raised(kinds, message, frames, notes, caught.group(2), number)
+
+
+def _names(line: str, kind: str) -> bool:
+    found = _LAST_LINE.match(line)
+    return found is not None and found.group(1).rsplit(".", 1)[-1] == kind
+
+
+def _number_in(message: str) -> int | None:
+    found = re.search(r"\[Errno (\d+)\]", message)
+    return None if found is None else int(found.group(1))
+
+
+def _kinds(error: BaseException) -> tuple[str, ...]:
+    return tuple(
+        one.__qualname__ if one.__module__ == "builtins" else f"{one.__module__}.{one.__qualname__}"
+        for one in type(error).__mro__
+        if one not in (Exception, BaseException, object)
+    ) or (type(error).__name__,)
+
+
+# What is known of the errors of libraries and of the system, the most particular first.
+
+
+def _memory(raised: Raised) -> Failure | None:
+    ran_out = raised.is_a("MemoryError", "OutOfMemoryError", "ArrowMemoryError") or raised.says(
+        r"out of memory|can't allocate memory|not enough memory|DefaultCPUAllocator|bad_alloc|"
+        r"CUBLAS_STATUS_ALLOC_FAILED|[Uu]nable to allocate|Cannot allocate memory"
+    )
+    if not (ran_out or raised.number == errno.ENOMEM):
+        return None
+    return Failure(
+        "Out of memory.",
+        "Try a smaller `--batch-size`, fewer `--workers`, `--precision bf16`, or end other "
+        "programs that use the same memory.",
+    )
+
+
+def _one_value(raised: Raised) -> Failure | None:
+    if not raised.says("Expected more than 1 value per channel|more than 1 spatial element"):
+        return None
+    return Failure(
+        "A norm of the network got a single value per channel, of which there is no variance.",
+        "Use a larger `--batch-size`, or a larger `--window`, or a network without batch norm.",
+        exit_code=2,
+    )
+
+
+def _worker_ended(raised: Raised) -> Failure | None:
+    gone = raised.is_a("BrokenPipeError", "LostProcessError", "ConnectionResetError")
+    if gone or raised.says("DataLoader worker .*(exited unexpectedly|killed by signal)|Bus error"):
+        return Failure(
+            "A loader process ended without a word.",
+            "The system ends processes when memory runs out, and containers often have little "
+            "shared memory (/dev/shm). Use fewer `--workers`; `--workers 0` needs none.",
+        )
+    if raised.says("shared memory|shm_open|torch_shm|/dev/shm"):
+        return Failure(
+            "The loader processes have too little shared memory.",
+            "Use fewer `--workers` (`--workers 0` needs none), or give the container more "
+            "(`docker run --shm-size 8g`).",
+        )
+    return None
+
+
+def _open_files(raised: Raised) -> Failure | None:
+    if raised.number not in (errno.EMFILE, errno.ENFILE) and not raised.says(
+        "Too many open files|received 0 items of ancdata"
+    ):
+        return None
+    return Failure(
+        "The system allows no more open files.",
+        "Raise the limit (`ulimit -n 65536`) or use fewer `--workers`.",
+    )
+
+
+_SYSTEM = {
+    errno.ENOSPC: ("There is no space left on the disk", "Free some, or use another `--out`."),
+    errno.EDQUOT: ("Your share of the disk is used up", "Free some, or use another `--out`."),
+    errno.EROFS: ("The file system can only be read", "Use another `--out`."),
+    errno.EACCES: ("The system does not permit it", "Change the permissions, or name another."),
+    errno.EPERM: ("The system does not permit it", "Change the permissions, or name another."),
+    errno.ENOENT: ("A file is not there", "It may have been moved while the command ran."),
+    errno.ENOTDIR: ("A file is where a folder should be", "Name another folder."),
+    errno.EISDIR: ("A folder is where a file should be", "Name another file."),
+    errno.ENAMETOOLONG: ("A file's name is too long for the disk", "Use a shorter `--out`."),
+    errno.EIO: ("The disk or the network drive failed", "Check it, then repeat the command."),
+    errno.ESTALE: ("The network drive lost a file", "Check it, then repeat the command."),
+}
+
+
+def _system(raised: Raised) -> Failure | None:
+    if raised.number not in _SYSTEM or raised.is_a(*_NETWORK):
+        return None
+    what, todo = _SYSTEM[raised.number]
+    return Failure(f"{what}: `{raised.file}`." if raised.file else f"{what}.", todo)
+
+
+_NETWORK = (
+    "requests.", "urllib3.", "httpx.", "httpcore.", "huggingface_hub.", "urllib.error.",
+    "socket.gaierror", "ssl.SSLError", "http.client.HTTPException",
+)  # fmt: skip
+
+
+def _network(raised: Raised) -> Failure | None:
+    if not raised.is_a(*_NETWORK):
+        return None
+    return Failure(
+        "A download failed.",
+        "Repeat the command; or get the file elsewhere and name it with `--weights FILE` or "
+        "`--data DIR`.",
+    )
+
+
+def _device(raised: Raised) -> Failure | None:
+    if not raised.says(
+        r"CUDA error|CUDA driver|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|NCCL|HIP error|"
+        r"no kernel image|NVIDIA driver|compiled with CUDA|device-side assert|MPS backend"
+    ):
+        return None
+    return Failure(
+        "The device failed.",
+        "`robust doctor` tries it; `--device cpu` computes without it. After such an error the "
+        "command must be started again.",
+    )
+
+
+def _library(raised: Raised) -> Failure | None:
+    if not raised.is_a("ImportError") and not raised.says("cannot open shared object file"):
+        return None
+    return Failure(
+        "A library that this command needs cannot be loaded.",
+        "Install the program again (`pip install --force-reinstall`) in an environment of its own; "
+        "`robust doctor` shows the versions.",
+        exit_code=3,
+    )
+
+
+def _damaged(raised: Raised) -> Failure | None:
+    if raised.is_a("pyarrow."):
+        return Failure(
+            "A table file cannot be read or written.",
+            "If a Parquet file of the run is damaged, remove it: the same command computes it "
+            "again. If it is a file of yours, write it anew.",
+        )
+    if raised.is_a("PIL.", "DecompressionBombError") or _deepest_library(raised) == "PIL":
+        return Failure("An image cannot be read or written.", "Repair or remove it.")
+    if raised.is_a(
+        "JSONDecodeError", "UnicodeDecodeError", "csv.Error", "pandas.errors.", "ValidationError",
+        "yaml.", "TOMLDecodeError",
+    ):  # fmt: skip
+        return Failure(
+            "A file does not hold what it should.",
+            "Look at the files that the command names: one may be damaged, or of another program "
+            "or version.",
+        )
+    if raised.is_a(
+        "SafetensorError", "UnpicklingError", "BadZipFile", "tarfile.", "zlib.error", "lzma.",
+        "BadGzipFile",
+    ) or raised.says("PytorchStreamReader"):  # fmt: skip
+        return Failure(
+            "A file is damaged, or not of the kind that its name says.",
+            "Copy or download it again: a partial download is the usual cause.",
+        )
+    return None
+
+
+def _settings(raised: Raised) -> Failure | None:
+    if not raised.is_a("MisconfigurationException"):
+        return None
+    return Failure(
+        "Lightning does not accept these settings together.",
+        "Change the options that it names, such as `--device`, `--devices` or `--precision`.",
+        exit_code=2,
+    )
+
+
+_SHAPES = (
+    r"size|shape|dimension|channel|height|width|kernel|mat1 and mat2|broadcast|divisible|"
+    r"index .* out of|out of range|elements"
+)
+
+
+def _shapes(raised: Raised) -> Failure | None:
+    inside = _deepest_library(raised) in ("torch", "timm", "segmentation_models_pytorch")
+    network = any("/nn/modules/module.py" in f.file.replace(os.sep, "/") for f in raised.frames)
+    if not (inside and network and raised.says(_SHAPES)):
+        return None
+    return Failure(
+        "The network cannot compute with what it got.",
+        "Check the size of the images (`--crop`, `--window`), the number of channels and classes "
+        "(`--model-arg`), and that the weights are of this network. If these are right, this is a "
+        "fault of robust: report it with the traceback.",
+    )
+
+
+_RULES: Sequence[Callable[[Raised], Failure | None]] = (
+    _memory, _one_value, _network, _worker_ended, _open_files, _system, _device, _library,
+    _damaged, _settings, _shapes,
+)  # fmt: skip
+
+
+def _deepest_library(raised: Raised) -> str | None:
+    """The package whose code raised it; None where that is this program, Python, or the user's."""
+    deepest = next((frame for frame in reversed(raised.frames) if not frame.standard), None)
+    return None if deepest is None else deepest.library
+
+
+def _by_origin(raised: Raised) -> Failure:
+    """By whose code raised it: a library, a file of the user, or this program."""
+    code = [frame for frame in raised.frames if not frame.standard]
+    if not code or code[-1].ours:
+        at = f" ({_place(code[-1])})" if code else ""
+        return Failure(
+            f"{_TASK}{at}.",
+            "Please report it with the traceback, and what you typed. Nothing is wrong with what "
+            "you typed that the program knew of.",
+        )
+    caller = next((frame for frame in reversed(code) if frame.ours), None)
+    called = "" if caller is None else f", called from {_place(caller)}"
+    if code[-1].library is not None:
+        return Failure(
+            f"The library `{code[-1].library}` raised an error{called}.",
+            "If the library names an option, a file or a size of yours, change that. Otherwise "
+            f"{_TASK[0].lower()}{_TASK[1:]}: please report it with the traceback.",
+        )
+    return Failure(
+        f"`{code[-1].file}` raised an error in line {code[-1].line}.",
+        "Correct that file, then repeat the command.",
+    )
+
+
+def _place(frame: Frame) -> str:
+    name = Path(frame.file)
+    shown = name.relative_to(_PACKAGE.parent).as_posix() if frame.ours else str(name)
+    return f"{shown}, line {frame.line}, in {frame.function}"

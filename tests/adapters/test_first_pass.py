@@ -1,0 +1,106 @@
+"""One made-up image through a network before anything is decoded: what it says becomes advice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli.adapters.first_pass import (
+    Tried,
+    check_finite,
+    check_scores,
+    first_pass,
+    made_up,
+    norms_of_one_value,
+)
+from robustcli.adapters.load import ModelRequest, load_classifier
+from robustcli.core.errors import UsageError
+
+
+def request(name: str, **more: object) -> ModelRequest:
+    arguments = more.pop("arguments", {})
+    return ModelRequest(name, arguments=arguments, preprocessing=more, untrained=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "words"),
+    [
+        (
+            "swin-t",
+            256,
+            r"\(1, 3, 256, 256\).*made for 224 x 224(.|\n)*`--crop 224`.*img_size=256`",
+        ),
+        ("vit_tiny_patch16_224", 256, r"`--crop 224`, or build .* `--model-arg img_size=256`"),
+        ("convnext-t", 20, r"Kernel size.*smallest that it takes is 32 x 32.\nUse `--crop 224`"),
+        ("inception_v3", 64, r"smallest that it takes is 75 x 75.\nUse `--crop 299`"),
+        ("vim-t", 256, r"this Vim takes 224 x 224(.|\n)*`--crop 256` sets the size"),
+    ],
+)
+def test_a_size_that_the_network_cannot_take(name: str, crop: int, words: str) -> None:
+    classifier = load_classifier(request(name, crop=crop, resize=crop))
+    with pytest.raises(UsageError, match=words):
+        classifier.try_out()
+
+
+@pytest.mark.parametrize("name", ["swin-t", "vit_tiny_patch16_224"])
+def test_the_advice_to_build_it_for_the_size_works(name: str) -> None:
+    classifier = load_classifier(request(name, arguments={"img_size": 256}))
+    assert classifier.preprocessing.crop == 256
+    classifier.try_out()
+
+
+def test_a_greyscale_network_gets_greyscale_images() -> None:
+    classifier = load_classifier(request("resnet18", arguments={"in_chans": 1}))
+    own = classifier.preprocessing
+    assert own.channels == 1
+    assert own.mean == pytest.approx((0.449,))
+    assert own.std == pytest.approx((0.226,))
+    assert "greyscale" in classifier.notes[0]
+    classifier.try_out()
+    assert classifier.logits(made_up((1, 64, 64))).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("count", [2, 4, 0, True])
+def test_other_numbers_of_channels_are_refused(count: int) -> None:
+    with pytest.raises(UsageError, match=rf"in_chans={count}` is not supported(.|\n)*`in_chans=1`"):
+        load_classifier(request("resnet18", arguments={"in_chans": count}))
+
+
+def test_a_network_that_answers_otherwise_is_refused() -> None:
+    with pytest.raises(UsageError, match="does not tell classes apart"):
+        load_classifier(request("resnet18", arguments={"features_only": True}))
+    with pytest.raises(UsageError, match="does not answer as a classifier"):
+        check_scores(torch.zeros(1, 5, 7, 7), 5, Tried("x", "timm:x"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("fp16", "--precision bf16` or `--precision fp32"), ("bf16", "--precision fp32"),
+     ("fp32", "other weights")],
+)  # fmt: skip
+def test_answers_that_are_not_numbers(precision: str, words: str) -> None:
+    tried = replace(Tried("x", "timm:x"), precision=precision)
+    with pytest.raises(UsageError, match=words):
+        check_finite(torch.tensor([1.0, float("nan")]), tried)
+    check_finite(torch.tensor([1.0, float("inf")]), tried)
+
+
+def test_a_machine_that_fails_is_not_the_images_fault() -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        first_pass(fail, Tried("x", "timm:x"))
+
+
+def test_batch_norms_that_see_one_value_are_named() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)).eval()
+    with norms_of_one_value(network) as norms:
+        network(torch.rand(1, 3, 9, 9))
+        assert norms == []
+        network(torch.rand(1, 3, 3, 3))
+    assert norms == ["1", "2"]
+    assert not network[1]._forward_pre_hooks
