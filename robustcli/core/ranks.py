@@ -1,0 +1,433 @@
+"""Which process of a job this one is, and messages between the processes of a job.
+
+The one place of the project that reads what a launcher tells its processes: torchrun, SLURM's
+`srun`, MPI's `mpirun`, or anything that sets `RANK` and `WORLD_SIZE`. Lightning Fabric's cluster
+environments do the reading; neither it nor torch is imported where no launcher has left a sign.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from robustcli.core.errors import MachineError, RunError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from torch.distributed import Store  # type: ignore[attr-defined,unused-ignore]
+
+Launcher = Literal["torchrun", "the environment", "mpirun", "SLURM"]
+TIMEOUT = 600.0
+"""Seconds that a process waits for the others of its job to start."""
+_MPIRUN = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # set by `mpirun` alone
+_PMI = "PMI_SIZE"  # set by MPICH's `mpirun`, and by `srun --mpi=pmi2`
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of a process in its job.
+
+    Args:
+        rank: Its number in the job, from 0.
+        world: Processes in the job.
+        local_rank: Its number on this machine, from 0.
+        local_world: Processes of the job on this machine.
+        job: What the launcher calls the job, for messages; two jobs may be called the same.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    job: str = ""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def nodes(self) -> int:
+        """Machines of the job."""
+        return self.world // self.local_world
+
+
+_as_single = False
+
+
+@contextmanager
+def as_single_process() -> Iterator[None]:
+    """Inside, `ranks()` is process 0 of 1: the first process does alone what is done once."""
+    global _as_single
+    before, _as_single = _as_single, True
+    try:
+        yield
+    finally:
+        _as_single = before
+
+
+def ranks() -> Ranks:
+    """The place of this process in its job; process 0 of 1 where no launcher started it.
+
+    Raises:
+        UsageError: The launcher's variables are incomplete or contradict each other.
+        MachineError: `mpirun` started several processes, and the package `mpi4py` is missing.
+    """
+    if _as_single:
+        return Ranks()
+    launcher = _launcher()
+    return Ranks() if launcher is None else _PLACES[launcher]()
+
+
+def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
+    """A store of keys and values that all processes of the job share, empty at first.
+
+    Every process of the job must call this equally often. It returns when all have called, and
+    nobody ever reads what an earlier call, an earlier job at the same address, or an attempt that
+    torchrun has restarted left there.
+
+    Args:
+        ranks: The place of this process.
+        timeout: Seconds to wait for the others, and for a key that is read.
+
+    Raises:
+        RunError: Not all processes came in time; the message names those that did not.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined,unused-ignore]
+
+    base = _shared(ranks, timeout)
+    deadline = time.monotonic() + timeout
+    token = _gather(ranks, base, deadline) if ranks.first else _join(ranks, base, deadline)
+    return PrefixStore(f"robust/of/{token}", base)
+
+
+def environment(ranks: Ranks) -> ClusterEnvironment:
+    """The same place as Lightning's Trainer is told it, so that both always agree."""
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+    class Environment(ClusterEnvironment):
+        creates_processes_externally = True
+        main_address = property(lambda self: _address()[0])
+        main_port = property(lambda self: _address()[1])
+
+        @staticmethod
+        def detect() -> bool:
+            return True
+
+        def world_size(self) -> int:
+            return ranks.world
+
+        def global_rank(self) -> int:
+            return ranks.rank
+
+        def local_rank(self) -> int:
+            return ranks.local_rank
+
+        def node_rank(self) -> int:
+            return ranks.rank // ranks.local_world
+
+        def set_world_size(self, size: int) -> None:
+            """It is known."""
+
+        def set_global_rank(self, rank: int) -> None:
+            """It is known."""
+
+        def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+            """Both were made from `ranks`."""
+
+    return Environment()
+
+
+def _launcher() -> Launcher | None:
+    """What started this process as one of several; None where nothing did.
+
+    Raises:
+        UsageError: The launcher's variables are incomplete.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return "torchrun"
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return "the environment"
+    if any(_number(env, name, "mpirun") > 1 for name in _MPIRUN if name in env):
+        return "mpirun"
+    if _is_slurm_task():
+        return "SLURM"
+    if _PMI in env and _number(env, _PMI, "mpirun") > 1:
+        return "mpirun"
+    _check_none_alone()
+    return None
+
+
+def _of_torchrun() -> Ranks:
+    env = os.environ
+    job = f"{env['TORCHELASTIC_RUN_ID']}, attempt {env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return _of_variables("torchrun", job)
+
+
+def _of_environment() -> Ranks:
+    return _of_variables("the environment", job="")
+
+
+def _of_variables(launcher: Launcher, job: str) -> Ranks:
+    env = os.environ
+    rank, world = (_number(env, name, launcher) for name in ("RANK", "WORLD_SIZE"))
+    if world == 1 and rank == 0:
+        return Ranks(job=job)
+    local, local_world, _ = (
+        _number(env, name, launcher) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    )
+    _text(env, "MASTER_ADDR", launcher)
+    return _checked(Ranks(rank, world, local, local_world, job), launcher)
+
+
+def _is_slurm_task() -> bool:
+    """Whether SLURM's `srun` started this process as one of several tasks.
+
+    Raises:
+        UsageError: A batch script reserved several tasks and started this process without `srun`.
+    """
+    env = os.environ
+    if "SLURM_NTASKS" not in env or _number(env, "SLURM_NTASKS", "SLURM") == 1:
+        return False
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that `srun` exists and is not used, in its shells
+        if not SLURMEnvironment.detect():
+            return False
+    if env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env:
+        raise UsageError(
+            f"SLURM reserved {env['SLURM_NTASKS']} tasks, but one process was started.",
+            "A batch script starts its commands once; only `srun` starts one process per task.",
+            "Put `srun` before the command, or reserve one task with `--ntasks=1`.",
+        )
+    return True
+
+
+def _of_slurm() -> Ranks:
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    env = os.environ
+    for name in ("SLURM_PROCID", "SLURM_LOCALID"):
+        _number(env, name, "SLURM")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cluster = SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise UsageError(
+            "SLURM does not tell how many tasks are on each machine.",
+            f"`SLURM_NTASKS` is {env['SLURM_NTASKS']} and `SLURM_NTASKS_PER_NODE` is not set.",
+            "Reserve the tasks with `--ntasks-per-node=N` instead of `--ntasks=N`.",
+        ) from error
+    job = f"{env.get('SLURM_JOB_ID', '')}.{env.get('SLURM_STEP_ID', '0')}"
+    local_world = _number(env, "SLURM_NTASKS_PER_NODE", "SLURM")
+    return _checked(
+        Ranks(cluster.global_rank(), cluster.world_size(), cluster.local_rank(), local_world, job),
+        "SLURM",
+    )
+
+
+@cache
+def _mpi() -> Any:
+    """MPI's environment, once: it agrees on an address by talking to the other processes.
+
+    Raises:
+        MachineError: The package that it needs is missing.
+    """
+    from lightning.fabric.plugins.environments.mpi import MPIEnvironment
+
+    try:
+        return MPIEnvironment()
+    except (ModuleNotFoundError, ImportError) as error:
+        raise MachineError(
+            "`mpirun` started several processes, which cannot find each other.",
+            f"The package `mpi4py` cannot be used: {first_line(error)}",
+            "Install it (`pip install mpi4py`), or start the command with `torchrun`.",
+        ) from error
+
+
+def _of_mpi() -> Ranks:
+    cluster = _mpi()
+    local = int(cluster.local_rank())
+    local_world = int(cluster._comm_local.Get_size())
+    job = os.environ.get("PMIX_NAMESPACE", "")
+    place = Ranks(int(cluster.global_rank()), int(cluster.world_size()), local, local_world, job)
+    return _checked(place, "mpirun")
+
+
+_PLACES: dict[Launcher, Callable[[], Ranks]] = {
+    "torchrun": _of_torchrun,
+    "the environment": _of_environment,
+    "mpirun": _of_mpi,
+    "SLURM": _of_slurm,
+}
+
+
+def _check_none_alone() -> None:
+    """Raises UsageError where one of `RANK` and `WORLD_SIZE` says that there are several."""
+    env = os.environ
+    for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+        if name in env and _number(env, name, "the environment") > (name == "WORLD_SIZE"):
+            raise UsageError(
+                f"`{name}` is {env[name]}, but `{other}` is not set.",
+                "A launcher of several processes sets both.",
+                f"Start the command with `torchrun`, or unset `{name}`.",
+            )
+
+
+def _checked(place: Ranks, launcher: Launcher) -> Ranks:
+    """`place`, if it is possible.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+    fits = 0 <= place.rank < place.world and 0 <= place.local_rank < place.local_world
+    if not fits or place.local_world > place.world:
+        raise UsageError(
+            f"What {launcher} says of its processes contradicts itself.",
+            f"This would be process {place.rank} of {place.world}, on its machine "
+            f"{place.local_rank} of {place.local_world}.",
+            "Start the command again with `torchrun` or `srun`, without setting such variables.",
+        )
+    return place
+
+
+def _text(env: Mapping[str, str], name: str, launcher: Launcher) -> str:
+    if not env.get(name):
+        raise UsageError(
+            f"The environment variable `{name}` is not set.",
+            f"By it {launcher} tells each process its place among the others.",
+            "Start the command with `torchrun` or `srun`, or unset `RANK` and `WORLD_SIZE`.",
+        )
+    return env[name]
+
+
+def _number(env: Mapping[str, str], name: str, launcher: Launcher) -> int:
+    text = _text(env, name, launcher)
+    if not text.isdecimal():
+        raise UsageError(
+            f"The environment variable `{name}` is `{text}`.",
+            f"By it {launcher} tells each process its place: a whole number from 0.",
+            "Start the command with `torchrun` or `srun`, without setting such variables.",
+        )
+    return int(text)
+
+
+def _address() -> tuple[str, int]:
+    """Where the first process or its launcher hosts the store."""
+    launcher = _launcher()
+    if launcher == "mpirun":
+        cluster = _mpi()
+    elif launcher == "SLURM":
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        cluster = SLURMEnvironment(auto_requeue=False)
+    else:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return cluster.main_address, int(cluster.main_port)
+
+
+_stores: dict[tuple[str, int], Store] = {}  # kept: the server ends with its last reference
+
+
+def _shared(ranks: Ranks, timeout: float) -> Store:
+    """The store at the job's address, with whatever was written there before.
+
+    Raises:
+        RunError: Nobody answers there.
+    """
+    from datetime import timedelta
+
+    from torch.distributed.rendezvous import rendezvous
+
+    address, port = _address()
+    if (address, port) not in _stores:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+        try:
+            # By `env://` torch uses the store of torchrun where there is one.
+            waiting = timedelta(seconds=timeout)
+            found, _, _ = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=waiting)))
+        except (RuntimeError, ValueError, TimeoutError) as error:
+            raise RunError(
+                f"Process {ranks.rank} of {ranks.world} does not reach the others.",
+                f"{address}:{port}: {first_line(error)}",
+                "Check that all processes were started and that the machines reach each other.",
+            ) from error
+        _stores[address, port] = found
+    return _stores[address, port]
+
+
+def _gather(ranks: Ranks, base: Store, deadline: float) -> str:
+    """Waits for every other process; returns what this meeting is called.
+
+    A process is known by a name that it has just made up, so one that is long gone cannot answer.
+
+    Raises:
+        RunError: Somebody did not come.
+    """
+    token = uuid.uuid4().hex
+    welcomed: dict[int, bytes] = {}
+    missing = set(range(1, ranks.world))
+    while missing:
+        for rank in sorted(missing):
+            if base.check([f"robust/hello/{rank}"]):
+                name = base.get(f"robust/hello/{rank}")
+                if welcomed.get(rank) != name:
+                    base.set(f"robust/welcome/{name.decode()}", token)
+                    welcomed[rank] = name
+            if base.check([f"robust/came/{token}/{rank}"]):
+                missing.discard(rank)
+        if missing and time.monotonic() > deadline:
+            raise _not_all(ranks, missing)
+        if missing:
+            time.sleep(_POLL_SECONDS)
+    base.set(f"robust/all/{token}", "1")
+    return token
+
+
+def _join(ranks: Ranks, base: Store, deadline: float) -> str:
+    """Tells the first process that this one is there; returns what the meeting is called.
+
+    Raises:
+        RunError: The first process, or another, did not come.
+    """
+    name = uuid.uuid4().hex
+    try:
+        base.set(f"robust/hello/{ranks.rank}", name)
+        _await(base, f"robust/welcome/{name}", deadline)
+        token = base.get(f"robust/welcome/{name}").decode()
+        base.set(f"robust/came/{token}/{ranks.rank}", "1")
+        _await(base, f"robust/all/{token}", deadline)
+    except (RuntimeError, TimeoutError) as error:
+        raise RunError(
+            f"Process {ranks.rank} of {ranks.world} waited for the others in vain.",
+            first_line(error),
+            "See what the other processes say, then repeat the command.",
+        ) from error
+    return token
+
+
+def _await(base: Store, key: str, deadline: float) -> None:
+    while not base.check([key]):
+        if time.monotonic() > deadline:
+            raise TimeoutError("They did not come in time.")
+        time.sleep(_POLL_SECONDS)
+
+
+def _not_all(ranks: Ranks, missing: set[int]) -> RunError:
+    named = ", ".join(map(str, sorted(missing)))
+    return RunError(
+        f"Not all of the {ranks.world} processes came: missing {named}.",
+        "Each must run the same command; these ended, or were never started.",
+        "See what they say, then repeat the command.",
+    )
