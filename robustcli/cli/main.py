@@ -61,7 +61,8 @@ class LazyGroup(click.Group):
         except click.exceptions.Exit as error:
             status = error.exit_code
         except click.ClickException as error:
-            error.show()
+            if _is_first():  # all processes of a job have the same command line
+                error.show()
             status = error.exit_code
         except RobustError as error:
             click.echo(f"Error: {error}", err=True)
@@ -72,6 +73,16 @@ class LazyGroup(click.Group):
             )
             status = INTERRUPTED
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _is_first() -> bool:
+    """Whether this process talks to the user; so does one that is not told its place."""
+    from robustcli.core.ranks import ranks
+
+    try:
+        return ranks().first
+    except RobustError:
+        return True
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -87,7 +87,11 @@ def ranks() -> Ranks:
     return Ranks() if launcher is None else _PLACES[launcher]()
 
 
-def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
+def _unwatched() -> None:
+    """Nobody knows whether the other processes live."""
+
+
+def store(ranks: Ranks, timeout: float = TIMEOUT, alive: Callable[[], None] = _unwatched) -> Store:
     """A store of keys and values that all processes of the job share, empty at first.
 
     Every process of the job must call this equally often. It returns when all have called, and
@@ -97,6 +101,7 @@ def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
     Args:
         ranks: The place of this process.
         timeout: Seconds to wait for the others, and for a key that is read.
+        alive: Called now and then while the first process waits; it raises where waiting is vain.
 
     Raises:
         RunError: Not all processes came in time; the message names those that did not.
@@ -105,7 +110,7 @@ def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
 
     base = _shared(ranks, timeout)
     deadline = time.monotonic() + timeout
-    token = _gather(ranks, base, deadline) if ranks.first else _join(ranks, base, deadline)
+    token = _gather(ranks, base, deadline, alive) if ranks.first else _join(ranks, base, deadline)
     return PrefixStore(f"robust/of/{token}", base)
 
 
@@ -367,7 +372,7 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
     return _stores[address, port]
 
 
-def _gather(ranks: Ranks, base: Store, deadline: float) -> str:
+def _gather(ranks: Ranks, base: Store, deadline: float, alive: Callable[[], None]) -> str:
     """Waits for every other process; returns what this meeting is called.
 
     A process is known by a name that it has just made up, so one that is long gone cannot answer.
@@ -390,6 +395,7 @@ def _gather(ranks: Ranks, base: Store, deadline: float) -> str:
         if missing and time.monotonic() > deadline:
             raise _not_all(ranks, missing)
         if missing:
+            alive()
             time.sleep(_POLL_SECONDS)
     base.set(f"robust/all/{token}", "1")
     return token

@@ -44,7 +44,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
     device: str = "auto"
-    devices: int = 1
+    devices: int | Literal["all"] = 1
     workers: int | None = None
     fresh: bool = False
     offline: bool = False
@@ -53,12 +53,13 @@ class TrainConfig:
     plan: NnUNetPlan | None = None
     task: Literal["cls", "seg"] | None = None
 
-    def directory(self, recipe: Recipe, digest: str) -> Path:
+    def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
 
         Args:
             recipe: With all overrides.
             digest: The hash of the list of pairs.
+            world: Processes that train, whoever starts them.
         """
         if self.out is not None:
             return self.out
@@ -68,7 +69,7 @@ class TrainConfig:
         if recipe.patches is None:
             del how["patches"]
         said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
-        settings = [*said, self.seed, self.devices, digest, how]
+        settings = [*said, self.seed, world, digest, how]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = self.model.replace("/", "-").replace(":", "-")
         return Path("runs") / f"train-{name}-{short}"

@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from robustcli.training.batches.order import ShareOfBatches
+
 
 class Serving(pl.LightningDataModule):
     """A data module's loaders.
@@ -30,6 +32,18 @@ class Serving(pl.LightningDataModule):
             samples,
             batch_size,
             sampler=order,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.pin,
+        )
+
+    def shared(self, samples: Dataset[Any], count: int, batch_size: int) -> DataLoader[Any]:
+        """Of the batches of all `count` samples in their order, this process's share."""
+        rank, world = self.place()
+        return DataLoader(
+            samples,
+            batch_sampler=ShareOfBatches(count, batch_size, rank=rank, world=world),
             collate_fn=self.collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
