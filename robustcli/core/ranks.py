@@ -353,15 +353,18 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
     """
     from datetime import timedelta
 
-    from torch.distributed.rendezvous import rendezvous
+    from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
     address, port = _address()
     if (address, port) not in _stores:
+        # Fabric reads the address from these in what follows, whoever has told it here.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
         try:
-            # By `env://` torch uses the store of torchrun where there is one.
-            waiting = timedelta(seconds=timeout)
-            found, _, _ = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=waiting)))
+            found: Store = TCPStore(
+                address, port, is_master=ranks.first and not served, multi_tenant=True,
+                wait_for_workers=False, timeout=timedelta(seconds=timeout),
+            )  # fmt: skip
         except (RuntimeError, ValueError, TimeoutError) as error:
             raise RunError(
                 f"Process {ranks.rank} of {ranks.world} does not reach the others.",
