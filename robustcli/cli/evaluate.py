@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli.options import (
-    DEVICES,
     FILE,
     Assignment,
+    Devices,
     Numbers,
     as_json,
     foreground,
@@ -70,7 +70,7 @@ _run = together(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
                  show_default=True, help="Of the forward pass."),
-    click.option("--devices", type=DEVICES,
+    click.option("--devices", type=Devices(),
                  help="Processes that share the run, one per device: a number, or all."),
     click.option("--scan-backend", envvar="ROBUST_SCAN_BACKEND",
                  help="Force one of the scan's backends (`robust doctor` lists them)."),

@@ -51,6 +51,22 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
         return numbers
 
 
+class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """How many processes, from 1 on, or `all`."""
+
+    name = "number or all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number, or `all`."""
+        if value == "all":
+            return "all"
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"`{value}` is neither a number from 1 on nor `all`.", param, ctx)
+        return int(value)
+
+
 class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """`KEY=VALUE` as a pair; the value is a Python literal where it reads as one, else text."""
 
@@ -69,29 +85,6 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return key, ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError):
             return key, text
-
-
-class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number of devices from 1, or `all`."""
-
-    name = "n|all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """The number, or `all`."""
-        if value == "all":
-            return "all"
-        try:
-            count = int(value)
-        except ValueError:
-            count = 0
-        if count < 1:
-            self.fail(f"`{value}` is neither a number from 1 nor `all`.", param, ctx)
-        return count
-
-
-DEVICES = Devices()
 
 
 foreground = click.option(

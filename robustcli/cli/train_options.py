@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from robustcli.cli.options import FILE, Assignment, together
+from robustcli.cli.options import FILE, Assignment, Devices, together
 
 model_arguments = click.option(
     "--model-arg", "model_args", multiple=True, type=Assignment(),
@@ -38,8 +38,8 @@ run = together(
     click.option("--out", type=FILE, help="Folder of the run [default: runs/COMMAND-MODEL-HASH]."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
-    click.option("--devices", type=click.IntRange(1), default=1, show_default=True,
-                 help="Processes that share a step (DDP)."),
+    click.option("--devices", type=Devices(), default=1, show_default=True,
+                 help="Processes that share a step (DDP); all: one per GPU."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
                  show_default=True, help="Of the forward pass."),
     click.option("--scan-backend", envvar="ROBUST_SCAN_BACKEND",

@@ -87,7 +87,11 @@ def ranks() -> Ranks:
     return Ranks() if launcher is None else _PLACES[launcher]()
 
 
-def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
+def _unwatched() -> None:
+    """Nobody knows whether the other processes live."""
+
+
+def store(ranks: Ranks, timeout: float = TIMEOUT, alive: Callable[[], None] = _unwatched) -> Store:
     """A store of keys and values that all processes of the job share, empty at first.
 
     Every process of the job must call this equally often. It returns when all have called, and
@@ -97,6 +101,7 @@ def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
     Args:
         ranks: The place of this process.
         timeout: Seconds to wait for the others, and for a key that is read.
+        alive: Called now and then while the first process waits; it raises where waiting is vain.
 
     Raises:
         RunError: Not all processes came in time; the message names those that did not.
@@ -105,7 +110,7 @@ def store(ranks: Ranks, timeout: float = TIMEOUT) -> Store:
 
     base = _shared(ranks, timeout)
     deadline = time.monotonic() + timeout
-    token = _gather(ranks, base, deadline) if ranks.first else _join(ranks, base, deadline)
+    token = _gather(ranks, base, deadline, alive) if ranks.first else _join(ranks, base, deadline)
     return PrefixStore(f"robust/of/{token}", base)
 
 
@@ -348,15 +353,18 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
     """
     from datetime import timedelta
 
-    from torch.distributed.rendezvous import rendezvous
+    from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
     address, port = _address()
     if (address, port) not in _stores:
+        # Fabric reads the address from these in what follows, whoever has told it here.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
         try:
-            # By `env://` torch uses the store of torchrun where there is one.
-            waiting = timedelta(seconds=timeout)
-            found, _, _ = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=waiting)))
+            found: Store = TCPStore(
+                address, port, is_master=ranks.first and not served, multi_tenant=True,
+                wait_for_workers=False, timeout=timedelta(seconds=timeout),
+            )  # fmt: skip
         except (RuntimeError, ValueError, TimeoutError) as error:
             raise RunError(
                 f"Process {ranks.rank} of {ranks.world} does not reach the others.",
@@ -367,7 +375,7 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
     return _stores[address, port]
 
 
-def _gather(ranks: Ranks, base: Store, deadline: float) -> str:
+def _gather(ranks: Ranks, base: Store, deadline: float, alive: Callable[[], None]) -> str:
     """Waits for every other process; returns what this meeting is called.
 
     A process is known by a name that it has just made up, so one that is long gone cannot answer.
@@ -390,6 +398,7 @@ def _gather(ranks: Ranks, base: Store, deadline: float) -> str:
         if missing and time.monotonic() > deadline:
             raise _not_all(ranks, missing)
         if missing:
+            alive()
             time.sleep(_POLL_SECONDS)
     base.set(f"robust/all/{token}", "1")
     return token

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from robustcli.core.errors import UsageError
+from robustcli.core.ranks import ranks
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.training.processes import started_by_torchrun
+from robustcli.training.processes import helped_run
 
 
 def check_flags(config: FinetuneConfig) -> None:
@@ -38,9 +39,11 @@ def check_flags(config: FinetuneConfig) -> None:
             "Names decide without looking at gradients.",
             "Leave `--freeze` out: the sweep tries prefixes of the network by itself.",
         )
-    if started_by_torchrun() and (config.sweep or len(config.modes) != 1):
+    started = ranks().world > 1 and helped_run() is None
+    trainings = len(config.modes) + config.profile_only
+    if started and (config.sweep or trainings != 1):
         raise UsageError(
             "torchrun trains one mode at a time.",
-            f"Asked for were {len(config.modes)}: its processes end with the first.",
+            f"Asked for were {trainings}: its processes end with the first.",
             "Name one with `--mode`, or use `--devices N` without torchrun.",
         )

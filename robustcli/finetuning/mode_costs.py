@@ -69,7 +69,9 @@ class MeasureCosts(pl.Callback):
         start_anew(pl_module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes what was measured."""
+        """Writes what was measured, in the first process."""
+        if not trainer.is_global_zero:
+            return
         costs = ModeCosts(
             trainable=trainable(self.network),
             optimizer_bytes=optimizer_bytes(trainer.optimizers[0]),

@@ -17,16 +17,12 @@ from robustcli.finetuning.profiling import ProfileGradients
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup
-from robustcli.training.tuning import Tuning
+from robustcli.training.tuning import Enough, Tuning
 
 Profiled = Callable[[pd.DataFrame], None]
 """Receives the rows of a full profile."""
 Decided = Callable[[list[Decision]], None]
 """Receives what follows from it."""
-
-
-class Enough(Exception):  # noqa: N818  nothing went wrong
-    """Ends a training whose profile is all that was wanted."""
 
 
 @dataclass(frozen=True)

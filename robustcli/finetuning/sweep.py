@@ -18,6 +18,7 @@ from torch import nn
 
 from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
+from robustcli.evaluation.listener import Silent
 from robustcli.evaluation.metrics import table
 from robustcli.finetuning.alternation import Ratio, seconds_ratios
 from robustcli.finetuning.gradients import Statistic, statistics
@@ -77,8 +78,7 @@ def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
         network: As it begins.
         heard: Hears of the progress.
     """
-    rows = read_profile(setup.run / PROFILE, network, setup.entry.name)
-    found = list(candidates(statistics(rows), setup.config.rule, setup.heads, setup.kind.rules))
+    found = _found(setup, network)
     runs = [_trained(setup, candidate, heard) for candidate in found]
     heard.begin("sweep")
     heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
@@ -91,6 +91,24 @@ def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
     )
     write_text(setup.run / SWEEP_FILE, text)
     heard.begin("")
+
+
+def help_sweep(setup: Setup, network: nn.Module, helped: Path) -> None:
+    """Computes in a process that another one started for the training of a rule into `helped`.
+
+    Args:
+        setup: As of `run_sweep`.
+        network: As it begins.
+        helped: The folder of the training.
+    """
+    for candidate in _found(setup, network):
+        if helped == (setup.run / SWEPT / name_of(candidate.rule)).absolute():
+            _trained(setup, candidate, ModeListener(Silent()))
+
+
+def _found(setup: Setup, network: nn.Module) -> list[Candidate]:
+    rows = read_profile(setup.run / PROFILE, network, setup.entry.name)
+    return list(candidates(statistics(rows), setup.config.rule, setup.heads, setup.kind.rules))
 
 
 def _trained(setup: Setup, candidate: Candidate, heard: ModeListener) -> Path:

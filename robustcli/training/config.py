@@ -46,7 +46,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
     device: str = "auto"
-    devices: int = 1
+    devices: int | Literal["all"] = 1
     workers: int | None = None
     fresh: bool = False
     offline: bool = False
@@ -57,12 +57,13 @@ class TrainConfig:
     foreground: ValueOption = None
     ignore: ValueOption = None
 
-    def directory(self, recipe: Recipe, digest: str) -> Path:
+    def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
 
         Args:
             recipe: With all overrides.
             digest: The hash of the list of pairs.
+            world: Processes that train, whoever starts them.
         """
         if self.out is not None:
             return self.out
@@ -73,7 +74,7 @@ class TrainConfig:
             del how["patches"]
         said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         masks = mask_settings(self.foreground, self.ignore)
-        settings = [*said, self.seed, self.devices, digest, how, *masks]
+        settings = [*said, self.seed, world, digest, how, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = file_name(self.model)
         return Path("runs") / f"train-{name}-{short}"

@@ -60,6 +60,7 @@ class Learner(pl.LightningModule):
         self.recent_ids: list[str] = []
         self.recent_constant: tuple[str, ...] = ()
         self._skipped = 0
+        self._losses = torch.zeros(0)
 
     @property
     @abstractmethod
@@ -138,6 +139,20 @@ class Learner(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def start_losses(self, samples: int) -> None:
+        """No validation loss is known yet, of batches of `samples` in all."""
+        batches = -(-samples // self.recipe.batch_size)
+        self._losses = torch.zeros(batches, dtype=torch.float32, device=self.device)
+
+    def keep_loss(self, numbers: Tensor, loss: Tensor) -> None:
+        """Keeps the validation loss of the batch that has the samples `numbers`."""
+        self._losses[numbers[:1] // self.recipe.batch_size] = loss.detach().float()
+
+    def log_losses(self) -> None:
+        """Logs `val_loss`: the plain mean over all batches, whichever process had them."""
+        losses = self.trainer.strategy.reduce(self._losses, reduce_op="sum")
+        self._log("val_loss", losses.mean())
 
     def _log(self, name: str, value: Tensor) -> None:
         """To loggers and callbacks, as the plain mean over an epoch's batches and processes."""

@@ -73,20 +73,27 @@ class SegmentationModule(Learner):
         """No pixel is counted yet."""
         shape = (len(self.val_groups), 3)
         self._counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.start_losses(len(self.val_groups))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Counts the pixels of a batch; means of batch losses, as the paper took them."""
+        """Counts the pixels of a batch; an empty one only keeps the processes in step."""
+        if not batch.ids:
+            return
         output = outputs(self.network, self.pixels(batch))
-        self._log("val_loss", self.loss(output, batch.masks))
+        self.keep_loss(batch.numbers, self.loss(output, batch.masks))
         said = self.foreground(output[0]) & batch.counted
         true = (batch.masks > 0.5) & batch.counted
         counts = torch.stack([said & true, said & ~true, ~said & true], dim=-1).sum((1, 2, 3))
         self._counts[batch.numbers] = counts
 
     def on_validation_epoch_end(self) -> None:
-        """Logs dice and IoU, pooled within each group and averaged over groups."""
-        # The largest: of samples that several processes have seen, each has counted the same.
-        counts = self.trainer.strategy.reduce(self._counts, reduce_op="max")
+        """Logs dice and IoU, pooled within each group and averaged over groups.
+
+        The loss is the mean of the losses of batches, as the paper took it.
+        """
+        self.log_losses()
+        # Every sample was seen by one process; the others have counted nothing of it.
+        counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
         self.log_scores(*pooled_scores(counts.cpu().numpy(), self.val_groups))
 
     def log_scores(self, dice: float, iou: float) -> None:

@@ -9,10 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from robustcli.core.atomic import refused
-from robustcli.core.errors import RunError, errors_of
+from robustcli.core.errors import errors_of
+from robustcli.core.ownership import owned
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.training.record import TrainRecord, read_train_record, write_train_record
 from robustcli.training.resume import is_done, joined
@@ -29,26 +27,11 @@ def alone(run: Path) -> Iterator[None]:
     """Makes the folder and holds it.
 
     Raises:
-        RunError: Another training runs there, or the folder cannot be made.
+        RunError: Another process works there, or the folder cannot be made.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused(run, error) from error
-    lock = FileLock(run / ".training")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(
-            f"Another process is training in `{run}`.",
-            "Two would overwrite each other's checkpoints.",
-            "Wait for it, or use another `--out`.",
-        ) from error
-    try:
+    with owned(run):
         _remove_leftovers(run)
         yield
-    finally:
-        lock.release()
 
 
 def _remove_leftovers(run: Path) -> None:

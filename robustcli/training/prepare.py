@@ -10,7 +10,6 @@ from robustcli.adapters.entry import ModelEntry
 from robustcli.adapters.load import GREY, names_run, resolve
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.training.config import TrainConfig
@@ -34,14 +33,15 @@ def select(config: TrainConfig, listener: Listener) -> Selection:
     _check_task(entry, config)
     task = training_task(entry)
     task.check(entry, config)
-    on = machine(choose_device(config.device), config.devices)
+    on = machine(config.device, config.devices)
     _check_precision(config, on)
     index = task.open(config)
     splits = task.split(index, config)
     recipe = task.recipe(config, entry, splits)
     if recipe.patches is not None:
         _check_alone(recipe, on)
-    run = config.directory(recipe, index.digest)
+    _check_shares(recipe, on)
+    run = config.directory(recipe, index.digest, on.world)
     check_folder(run)
     grey = input_channels(config.model_args) == 1
     if grey and recipe.patches is not None:
@@ -135,6 +135,15 @@ def _check_alone(recipe: Recipe, on: Machine) -> None:
         )
 
 
+def _check_shares(recipe: Recipe, on: Machine) -> None:
+    if recipe.batch_size % on.world:
+        raise UsageError(
+            f"A batch of {recipe.batch_size} does not divide among {on.world} processes.",
+            "`--batch-size` counts the images of a step over all devices.",
+            "Use a batch size that is a multiple of the number of devices.",
+        )
+
+
 def check_folder(run: Path) -> None:
     """Raises UsageError where files would be written among somebody's own."""
     if run.is_file():
@@ -148,6 +157,8 @@ def check_folder(run: Path) -> None:
 
 def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> None:
     index, splits, task = selection.index, selection.splits, selection.task
+    if config.devices == "all":
+        listener.say(_all_devices(selection.on))
     if config.data is None:
         kind = " (a demonstration set)" if index.demonstration else ""
         listener.say(
@@ -169,3 +180,13 @@ def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> 
             f"The batch norm of `{selection.entry.name}` cannot learn from a last batch of one "
             f"image: the last batches of an epoch have {shown} images instead."
         )
+
+
+def _all_devices(on: Machine) -> str:
+    if on.device.type == "cuda":
+        return f"`--devices all`: {on.devices} processes, one per GPU of this machine."
+    return (
+        f"`--devices all` counts GPUs; on {on.device.type} it is {on.devices} process"
+        f"{'' if on.devices == 1 else 'es'}. A number starts as many processes, which share the "
+        "processor's cores."
+    )

@@ -1,75 +1,509 @@
 """Several processes on one training (DDP): the first writes and tells, the others only compute.
 
-With `--devices N` Lightning starts the others from the first, when all is prepared. torchrun starts
-all at once: the others then wait until the first has opened the run.
+torchrun, `srun` and `mpirun` start all processes at once; with `--devices N` the first starts the
+others when the run's folder is open. Whoever started them, they meet in a store of keys
+(`meeting`), compare what they would train with, hear from the first whether there is anything to
+do, and watch each other: a process that fails, dies or falls silent ends all with an error.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch.distributed
+from torch.distributed import (  # type: ignore[attr-defined,unused-ignore]
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
-_WAIT_SECONDS = 0.1
-_LIGHTNINGS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
+from robustcli.core.ranks import Ranks, ranks, store
+from robustcli.training.tuning import Enough
 
-
-def is_first() -> bool:
-    """Whether this process writes and tells."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
-def started_by_torchrun() -> bool:
-    """Whether torchrun started this process and its siblings."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def release_others(run: Path) -> None:
-    """Tells the processes of torchrun that the run is open."""
-    if started_by_torchrun():
-        _sign(run).touch()
-
-
-def await_first(run: Path) -> None:
-    """Waits until `release_others` was called; torchrun ends all when the first one fails."""
-    while started_by_torchrun() and not _sign(run).exists():
-        time.sleep(_WAIT_SECONDS)
-
-
-def end_of_others() -> NoReturn:
-    """Ends a process that is not the first, when the training is done."""
-    leave_group()
-    raise SystemExit(0)
+SILENCE = 120.0
+"""Seconds without a sign of life after which a process counts as dead."""
+GRACE = 20.0
+"""Seconds that a process has to end by itself when another one has failed."""
+_BEAT = 1.0  # seconds between two signs of life
+_POLL = 0.05
+_GROUP_TIMEOUT = timedelta(minutes=30)  # torch's own
+_RUN = "ROBUST_DDP_RUN"  # in a process that another one started: the run that it helps to train
+_OF_LAUNCHED = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN
+)  # fmt: skip
+_ERRORS: dict[int, type[RobustError]] = {1: RunError, 2: UsageError, 3: MachineError}
+_LOST = ("gloo", "nccl", "connection", "by peer", "socket", "broken pipe")
+T = TypeVar("T")
 
 
-def leave_group() -> None:
-    """Ends the group that Lightning opened; what follows is the first process's alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+@dataclass(frozen=True)
+class Failure:
+    """Why the processes cannot go on.
+
+    Args:
+        rank: The process that failed.
+        code: The exit code that its error asks for.
+        what: The first part of its message.
+        why: The second.
+        todo: The third.
+    """
+
+    rank: int
+    code: int
+    what: str
+    why: str
+    todo: str
+
+
+class Peers:
+    """The processes of one training, as one of them sees them; alone it has nobody to talk to.
+
+    Args:
+        place: Which one this is.
+        keys: The store that they share; None where there is one process.
+        children: Processes that this one started, from rank 1 on.
+    """
+
+    def __init__(
+        self, place: Ranks, keys: Store | None = None, children: Sequence[Any] = ()
+    ) -> None:
+        self.place, self.keys, self.children = place, keys, tuple(children)
+        self._agreements = self._words = 0
+        self._stop = threading.Event()
+        self._seen: dict[int, tuple[bytes, float]] = {}
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one process."""
+        return self.keys is None
+
+    def together(self, prepare: Callable[[], T], facts: Callable[[T], Mapping[str, str]]) -> T:
+        """What `prepare` gives in this process, once it has succeeded in all and agrees.
+
+        Args:
+            prepare: Makes something ready, or raises a RobustError.
+            facts: What must be the same in all processes, by what a user calls it.
+
+        Raises:
+            RobustError: In the first process: it failed here or elsewhere, or something differs.
+            SystemExit: In the others, with the exit code; the first one has told why.
+        """
+        if self.keys is None:
+            return prepare()
+        number, self._agreements = self._agreements, self._agreements + 1
+        made: T | None = None
+        error: RobustError | None = None
+        try:
+            made = prepare()
+            report: dict[str, Any] = {"facts": dict(facts(made))}
+        except RobustError as raised:
+            error, report = raised, {"error": _parts(raised)}
+        self.keys.set(f"report/{number}/{self.place.rank}", json.dumps(report))
+        if self.place.first:
+            self._check_reports(number, report, error)
+        else:
+            self._hear(f"agreed/{number}", 0)
+        assert made is not None
+        return made
+
+    def tell(self, word: str) -> None:
+        """Tells the other processes `word`; they hear it by `hear`."""
+        if self.keys is not None:
+            self.keys.set(f"word/{self._words}", word)
+            self._words += 1
+
+    def hear(self) -> str:
+        """The next word of the first process.
+
+        Raises:
+            SystemExit: The first process has failed, or reports that another one has.
+            RunError: The first process is gone.
+        """
+        number, self._words = self._words, self._words + 1
+        return self._hear(f"word/{number}", 0).decode()
+
+    def open_group(self, device: torch.device) -> None:
+        """Opens the group in which Lightning trains, over this meeting's keys.
+
+        Lightning takes a group that is there. Its own would be opened over keys that an attempt
+        before a restart has left.
+        """
+        if self.keys is None:
+            return
+        backend = {"cuda": "nccl"}.get(device.type, "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group(
+            backend,
+            store=PrefixStore("group", self.keys),
+            rank=self.place.rank,
+            world_size=self.place.world,
+            timeout=_GROUP_TIMEOUT,
+            device_id=device if device.type == "cuda" else None,
+        )
+
+    @contextmanager
+    def in_group(self, device: torch.device) -> Iterator[None]:
+        """Inside, Lightning trains in the group of all processes.
+
+        Raises:
+            RunError: Another process failed or is gone; the message says which.
+            SystemExit: The same in a process that is not the first.
+        """
+        try:
+            self.open_group(device)
+            yield
+        except RuntimeError as error:
+            if self.keys is None or isinstance(error, RobustError) or not _is_lost(error):
+                raise
+            self._raise_lost(error)
+        finally:
+            if not self.alone and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+    def leave(self) -> None:
+        """Ends the watch: what follows, this process does alone."""
+        if self.keys is not None and not self._stop.is_set():
+            self._stop.set()
+            with suppress(RuntimeError):  # the first process, which hosts the store, may be gone
+                self.keys.set(f"left/{self.place.rank}", "1")
+
+    def let_others_leave(self) -> None:
+        """Waits a little: the first process may host the store that the others still read."""
+        assert self.keys is not None
+        deadline = time.monotonic() + GRACE / 2
+        names = [f"left/{rank}" for rank in range(1, self.place.world)]
+        with suppress(RuntimeError):
+            while not self.keys.check(names) and time.monotonic() < deadline:
+                if any(child.poll() is not None for child in self.children):
+                    return
+                time.sleep(_POLL)
+
+    def first_is_gone(self) -> bool:
+        """Whether nobody else can tell the user what went wrong."""
+        assert self.keys is not None
+        try:
+            failure = self._failure(self.keys)
+        except RuntimeError:
+            return True
+        return failure is not None and _is_gone(failure, 0)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others that this process has failed; the first to say so is believed."""
+        if self.keys is not None and not self._stop.is_set():
+            self._post(self.keys, Failure(self.place.rank, *_parts(error)))
+
+    def watch(self) -> None:
+        """Shows that this process lives and looks after the others, in a thread, until `leave`."""
+        assert self.keys is not None
+        keys: Store = self.keys.clone() if hasattr(self.keys, "clone") else self.keys
+        threading.Thread(target=self._watch, args=(keys,), daemon=True, name="peers").start()
+
+    def _watch(self, keys: Store) -> None:
+        since: float | None = None
+        failure: Failure | None = None
+        beats = 0
+        while not self._stop.wait(_BEAT):
+            try:
+                if failure is None:
+                    keys.set(f"beat/{self.place.rank}", str(beats))
+                    beats += 1
+                    failure = self._look(keys)
+            except RuntimeError as error:
+                failure = _gone(0, self.place, first_line(error))
+            if failure is not None:
+                since = since or time.monotonic()
+                if time.monotonic() - since > GRACE:
+                    self._abort(failure)
+
+    def _look(self, keys: Store) -> Failure | None:
+        """What has gone wrong elsewhere, if anything has."""
+        for rank in range(self.place.world):
+            if rank == self.place.rank or keys.check([f"left/{rank}"]):
+                continue
+            how = self._dead(keys, rank)
+            if how is not None:
+                self._post(keys, _gone(rank, self.place, how))
+        failure = self._failure(keys)
+        return None if failure is None or failure.rank == self.place.rank else failure
+
+    def _dead(self, keys: Store, rank: int) -> str | None:
+        """How process `rank` ended, in words; None where it lives."""
+        if rank - 1 in range(len(self.children)):
+            code = self.children[rank - 1].poll()
+            if code is not None:  # perhaps just now, and after it had left
+                return None if keys.check([f"left/{rank}"]) else _ending(code)
+        beat = keys.get(f"beat/{rank}") if keys.check([f"beat/{rank}"]) else b""
+        now = time.monotonic()
+        if self._seen.get(rank, (None, 0.0))[0] != beat:
+            self._seen[rank] = (beat, now)
+        silent = now - self._seen[rank][1]
+        return f"It gave no sign of life for {silent:.0f} seconds." if silent > SILENCE else None
+
+    def _abort(self, failure: Failure) -> NoReturn:
+        """Ends this process, which hangs in a call that waits for one that is gone."""
+        if self.place.first or failure.rank == 0:
+            print(f"Error: {_error(failure, self.place)}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(failure.code)
+
+    def _post(self, keys: Store, failure: Failure) -> None:
+        with suppress(RuntimeError):
+            keys.compare_set("failure", "", json.dumps(vars(failure)))
+
+    def _failure(self, keys: Store) -> Failure | None:
+        return Failure(**json.loads(keys.get("failure"))) if keys.check(["failure"]) else None
+
+    def _hear(self, key: str, rank: int) -> bytes:
+        """The value of `key`, which process `rank` will set."""
+        assert self.keys is not None
+        try:
+            while not self.keys.check([key]):
+                failure = self._failure(self.keys)
+                if failure is not None:
+                    self._raise(failure)
+                time.sleep(_POLL)
+            value: bytes = self.keys.get(key)
+        except RuntimeError as error:
+            if isinstance(error, RobustError):
+                raise
+            self._raise(_gone(rank, self.place, first_line(error)))
+        return value
+
+    def _check_reports(
+        self, number: int, own: Mapping[str, Any], error: RobustError | None
+    ) -> None:
+        assert self.keys is not None
+        keys = self.keys
+        reports = {
+            rank: json.loads(self._hear(f"report/{number}/{rank}", rank))
+            for rank in range(1, self.place.world)
+        }
+        if error is not None:
+            raise error
+        for rank, report in reports.items():
+            if "error" in report:
+                raise _error(Failure(rank, *report["error"]), self.place)
+        for rank, report in reports.items():
+            _check_same(rank, self.place, own["facts"], report["facts"])
+        keys.set(f"agreed/{number}", "1")
+
+    def _raise_lost(self, error: RuntimeError) -> NoReturn:
+        """Raises what ended another process, on which `error` followed here."""
+        assert self.keys is not None
+        deadline = time.monotonic() + GRACE / 2
+        failure: Failure | None = None
+        try:
+            while failure is None and time.monotonic() < deadline:
+                failure = self._failure(self.keys)
+                time.sleep(_POLL)
+        except RuntimeError:
+            failure = _gone(0, self.place, first_line(error))
+        if failure is None:
+            failure = Failure(
+                self.place.rank, 1, "The processes of this training have lost each other.",
+                first_line(error), _GO_ON,
+            )  # fmt: skip
+        self._raise(failure, error)
+
+    def _raise(self, failure: Failure, cause: BaseException | None = None) -> NoReturn:
+        """Raises `failure` in the process that tells of it, and ends the others silently."""
+        if self.place.first or _is_gone(failure, 0) or failure.rank == self.place.rank:
+            raise _error(failure, self.place) from cause
+        raise SystemExit(failure.code)
+
+
+_GO_ON = "Repeat the command: it goes on from the last finished epoch."
+_ENDED = "ended while the others were working."
 
 
 @contextmanager
-def environment_kept() -> Iterator[None]:
-    """Takes back what Lightning writes into the environment when it starts processes.
+def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
+    """The processes of this job, met; one that fails inside tells the others why.
 
-    A next training of this process would take it for being started by somebody else, and wait.
+    Args:
+        place: Which process this is.
+        children: The others, where this process started them.
+
+    Raises:
+        RunError: Not all processes came.
+        SystemExit: In a process that is not the first and has failed: the first one tells why.
     """
-    before = {name: os.environ.get(name) for name in _LIGHTNINGS}
+    if place.world == 1:
+        yield Peers(place)
+        return
+    peers = Peers(place, _met(place, children), children)
+    peers.watch()
     try:
-        yield
+        yield peers
+    except (Enough, SystemExit):  # nothing went wrong here
+        raise
+    except RobustError as error:
+        peers.fail(error)
+        if place.first or peers.first_is_gone():
+            raise
+        raise SystemExit(error.exit_code) from error
+    except BaseException as error:
+        peers.fail(error)
+        raise
+    finally:
+        peers.leave()
+        if place.first:
+            peers.let_others_leave()
+
+
+def _met(place: Ranks, children: Sequence[Any]) -> Store:
+    """The shared store; while the first process waits for its own children, it watches them."""
+    if not children:
+        return store(place)
+    return store(place, alive=lambda: _check_children(place, children))
+
+
+def _check_children(place: Ranks, children: Sequence[Any]) -> None:
+    for number, child in enumerate(children):
+        code = child.poll()
+        if code is not None:
+            raise _error(_gone(number + 1, place, _ending(code)), place)
+
+
+@contextmanager
+def launched(count: int, run: Path) -> Iterator[Peers]:
+    """Starts this command again in `count` - 1 processes, which help to train `run`.
+
+    Raises:
+        UsageError: This program has no file that could be started again.
+        RunError: One of them ended before it came.
+    """
+    command = _own_command()
+    server = TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True,
+        timeout=timedelta(seconds=600),
+    )  # fmt: skip
+    before = {name: os.environ.get(name) for name in _OF_LAUNCHED}
+    said = {
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(server.port), _RUN: str(run.absolute()), "RANK": "0", "LOCAL_RANK": "0",
+    }  # fmt: skip
+    children: list[subprocess.Popen[bytes]] = []
+    os.environ.update(said)
+    try:
+        for rank in map(str, range(1, count)):
+            place = {"RANK": rank, "LOCAL_RANK": rank}
+            children.append(subprocess.Popen(command, env=os.environ | place))
+        with meeting(ranks(), children) as peers:
+            yield peers
+        _await_end(children, GRACE)
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        _await_end(children, GRACE if sys.exc_info()[0] is None else GRACE / 4)
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
 
 
-def _sign(run: Path) -> Path:
-    job = os.environ["TORCHELASTIC_RUN_ID"]
-    return run / f".open-{job}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def helped_run() -> Path | None:
+    """The run that this process helps to train, where `launched` has started it."""
+    return Path(os.environ[_RUN]) if _RUN in os.environ else None
+
+
+def end_of_others() -> NoReturn:
+    """Ends a process that is not the first, when the training is done."""
+    raise SystemExit(0)
+
+
+def _own_command() -> list[str]:
+    """How this program was started.
+
+    Raises:
+        UsageError: Its text came from a prompt, a notebook or standard input.
+    """
+    import __main__
+
+    spec = getattr(__main__, "__spec__", None)
+    if spec is not None:
+        return [sys.executable, "-m", spec.name, *sys.argv[1:]]
+    if not Path(sys.argv[0]).is_file():
+        raise UsageError(
+            "`--devices` above 1 needs a program in a file.",
+            "It starts the same program once per device, and this one has no file.",
+            "Write the call into a script and run that, or use one device.",
+        )
+    return [sys.executable, str(Path(sys.argv[0]).absolute()), *sys.argv[1:]]
+
+
+def _await_end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _parts(error: BaseException) -> tuple[int, str, str, str]:
+    if isinstance(error, RobustError):
+        return error.exit_code, error.what, error.why, error.todo
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "The training was interrupted.", "", _GO_ON
+    return 1, f"{type(error).__name__}: {first_line(error)}", "", _GO_ON
+
+
+def _gone(rank: int, place: Ranks, how: str) -> Failure:
+    return Failure(rank, 1, f"Process {rank} of {place.world} {_ENDED}", how, _GO_ON)
+
+
+def _is_gone(failure: Failure, rank: int) -> bool:
+    return failure.rank == rank and failure.what.endswith(_ENDED)
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        with suppress(ValueError):
+            return f"It was ended by {signal.Signals(-code).name}."
+    return f"Its exit code was {code}."
+
+
+def _error(failure: Failure, place: Ranks) -> RobustError:
+    """The error by which the process at `place` tells of `failure`."""
+    kind = _ERRORS.get(failure.code, RunError)
+    if failure.rank == place.rank or _is_gone(failure, failure.rank):
+        return kind(failure.what, failure.why, failure.todo)
+    who = f"Process {failure.rank} of {place.world}"
+    return kind(f"{who} cannot go on: {failure.what}", failure.why, failure.todo)
+
+
+def _check_same(rank: int, place: Ranks, own: Mapping[str, str], other: Mapping[str, str]) -> None:
+    """Nothing, if process `rank` trains with what the first one trains with.
+
+    Raises:
+        UsageError: Something differs; the message names it.
+    """
+    for name in dict.fromkeys((*own, *other)):
+        mine, theirs = own.get(name, "missing"), other.get(name, "missing")
+        if mine != theirs:
+            raise UsageError(
+                f"Process {rank} of {place.world} does not train with the same {name}.",
+                f"The first process has {mine}, that one has {theirs}.",
+                "Make them the same on every machine, then repeat the command.",
+            )
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether `error` may be what a process meets when another one is gone."""
+    text = str(error).lower()
+    return any(word in text for word in _LOST)

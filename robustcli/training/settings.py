@@ -46,9 +46,7 @@ def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
-    recipe = replace(recipe, **changes, precision=config.precision)
-    check_shares(config, recipe)
-    return recipe
+    return replace(recipe, **changes, precision=config.precision)
 
 
 def given(config: TrainConfig) -> dict[str, Any]:
@@ -99,13 +97,3 @@ def _check_named(config: TrainConfig, recipe: Recipe, given: dict[str, Any]) -> 
                 "to the last epoch.",
                 f"Leave out `--{name}`, or use `--recipe {OWN}`.",
             )
-
-
-def check_shares(config: TrainConfig, recipe: Recipe) -> None:
-    """Raises UsageError where a batch does not divide among the devices."""
-    if recipe.batch_size % config.devices:
-        raise UsageError(
-            f"A batch of {recipe.batch_size} does not divide among `--devices {config.devices}`.",
-            "`--batch-size` counts the images of a step over all devices.",
-            "Use a batch size that is a multiple of the number of devices.",
-        )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from robustcli.core.errors import UsageError
+from robustcli.core.ranks import Ranks, environment, ranks
+from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.listener import Listener
 from robustcli.training.batches.waiting import WaitingTime
 from robustcli.training.checkpoint_io import DurableCheckpoints
 from robustcli.training.keeping import KeepLastAndBest
 from robustcli.training.metrics_log import MetricsLog
-from robustcli.training.processes import started_by_torchrun
 from robustcli.training.progress import Progress
 from robustcli.training.quiet import without_chatter
 from robustcli.training.recipes import Recipe
@@ -48,17 +50,60 @@ class Machine:
         return self.devices * self.nodes
 
 
-def machine(device: torch.device, devices: int) -> Machine:
-    """The machine as `--devices` says, or as torchrun says to the processes that it starts."""
-    local, world = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    if started_by_torchrun() and local and world:
-        return Machine(device, int(local), int(world) // int(local))
-    return Machine(device, devices, 1)
+def machine(name: str, devices: int | Literal["all"]) -> Machine:
+    """The machine as `--device` and `--devices` say, or as a launcher says to its processes.
+
+    Args:
+        name: A device, or `auto`.
+        devices: Processes to start; `all` for one per GPU of this machine.
+
+    Raises:
+        UsageError: There are fewer devices than processes, or two numbers contradict each other.
+    """
+    device, place = choose_device(name), ranks()
+    count = _count(device, devices)
+    if place.world > 1:
+        if devices not in (1, "all") and count not in (place.local_world, place.world):
+            raise UsageError(
+                f"`--devices {devices}` contradicts the launcher of this command.",
+                f"It started {place.local_world} processes on this machine.",
+                "Leave out `--devices`: each process takes one device.",
+            )
+        count = place.local_world
+    if place.world == count == 1:
+        return Machine(device, 1, 1)
+    _check_devices(device, name, count)
+    if device.type == "cuda":
+        device = torch.device("cuda", place.local_rank)
+    return Machine(device, count, place.nodes)
+
+
+def _count(device: torch.device, devices: int | Literal["all"]) -> int:
+    if devices != "all":
+        return devices
+    return torch.cuda.device_count() if device == torch.device("cuda") else 1
+
+
+def _check_devices(device: torch.device, name: str, count: int) -> None:
+    if device.type == "mps" or device.index is not None:
+        raise UsageError(
+            f"`--device {name}` is one device, and {count} processes need {count}.",
+            "Each process computes on a device of its own.",
+            "Use `--device cuda` or `--device cpu`, or one process.",
+        )
+    there = torch.cuda.device_count()
+    if device.type == "cuda" and there < count:
+        raise UsageError(
+            f"{count} processes need {count} GPUs; this machine shows {there}.",
+            "Each process computes on a GPU of its own, that of its number on the machine.",
+            f"Use `--devices {there}` or `--devices all`. Under SLURM let every task see all GPUs "
+            "of its machine (`--gpus-per-node`, not `--gpus-per-task`).",
+        )
 
 
 @without_chatter()
 def make_trainer(
-    run: Path, recipe: Recipe, on: Machine, *, seed: int, best: bool, per_epoch: int,
+    run: Path, recipe: Recipe, on: Machine, place: Ranks, *, seed: int, best: bool, per_epoch: int,
     listener: Listener, validation: Validation, monitor: str, extra: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:  # fmt: skip
     """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's.
@@ -67,6 +112,7 @@ def make_trainer(
         run: The run's folder.
         recipe: How long, how precise, how clipped.
         on: Devices and processes.
+        place: Which of the processes this one is.
         seed: Of the run.
         best: Whether the best epoch is kept beside the last.
         per_epoch: Images of an epoch, for the listener.
@@ -98,7 +144,7 @@ def make_trainer(
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip,
         callbacks=callbacks,
-        plugins=[DurableCheckpoints()],
+        plugins=[DurableCheckpoints(), environment(place)],
         logger=TensorBoardLogger(run, name=None, version="tensorboard"),
         profiler=waiting,
         default_root_dir=run,

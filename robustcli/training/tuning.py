@@ -9,6 +9,10 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 
+class Enough(Exception):  # noqa: N818  nothing went wrong
+    """Ends a training that has given all that was wanted of it, in all its processes at once."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """The places where `run_training` asks; a plain training has none.

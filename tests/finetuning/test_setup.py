@@ -154,7 +154,9 @@ def test_what_stops_it(
 def test_torchrun_takes_one_mode(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (said | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="torchrun trains one mode at a time"):
         set_up(tuning(data, tmp_path / "run", weights), Heard())
 

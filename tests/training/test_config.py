@@ -33,7 +33,7 @@ def test_the_folder_is_named_by_model_and_settings() -> None:
     "other",
     [
         {"seed": 1}, {"protocol": "paper"}, {"untrained": True}, {"weights": Path("w")},
-        {"devices": 2}, {"model_args": {"widths": 3}},
+        {"model_args": {"widths": 3}},
     ],
 )  # fmt: skip
 def test_what_changes_the_weights_changes_the_folder(other: dict[str, object]) -> None:
@@ -42,6 +42,10 @@ def test_what_changes_the_weights_changes_the_folder(other: dict[str, object]) -
 
 
 def test_data_and_recipe_change_it_too() -> None:
+    assert CONFIG.directory(PATIENT, "d", 2) != CONFIG.directory(PATIENT, "d")
+    assert replace(CONFIG, devices=2).directory(PATIENT, "d", 2) == CONFIG.directory(
+        PATIENT, "d", 2
+    )
     assert CONFIG.directory(PATIENT, "d") != CONFIG.directory(PATIENT, "e")
     assert CONFIG.directory(PATIENT, "d") != CONFIG.directory(replace(PATIENT, lr=1), "d")
 

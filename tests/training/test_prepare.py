@@ -90,3 +90,22 @@ def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 2)
     with pytest.raises(UsageError, match="cannot be split by image"):
         select(small(data, tmp_path / "run"), Heard())
+
+
+@pytest.mark.parametrize("by", ["--devices", "torchrun"])
+def test_a_batch_divides_among_the_processes_whoever_starts_them(
+    by: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by == "torchrun":
+        said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in (said | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+            monkeypatch.setenv(name, value)
+    config = small(data, tmp_path / "run", batch_size=5, devices=2 if by == "--devices" else 1)
+    with pytest.raises(UsageError, match="batch of 5 does not divide among 2 processes"):
+        select(config, Heard())
+
+
+def test_all_devices_of_a_machine_without_gpu_are_explained(data: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    assert select(small(data, tmp_path / "run", devices="all"), heard).on.world == 1
+    assert "`--devices all` counts GPUs; on cpu it is 1 process." in heard.lines[0]

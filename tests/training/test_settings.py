@@ -36,7 +36,6 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
         ({"batch_size": -1}, "`--batch-size -1` is out of range"),
         ({"loss": "dise"}, "No loss is called `dise`"),
         ({"aug": "ligt"}, "No augmentation is called `ligt`"),
-        ({"batch_size": 5, "devices": 2}, "batch of 5 does not divide among `--devices 2`"),
         ({"protocol": "paper", "aug": "light"}, "`--aug light` does not go with `--protocol pap"),
         ({"protocol": "paper", "patience": 3}, "`--patience 3` does not go with `--protocol pap"),
         ({"protocol": "paper", "recipe": "nnunet"}, "`--recipe nnunet` does not go with `--proto"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -94,7 +93,7 @@ def decoded_once(
 
     Args:
         refs: What to decode.
-        folder: Where the mapped file lies, if one is needed; removed on leaving.
+        folder: Where the mapped file lies, if one is needed; the file is removed on leaving.
         decode: Decodes one.
         budget: Bytes that may lie in memory; None for half of what is available.
         processes: How many on this machine do the same and share what is available.
@@ -112,9 +111,17 @@ def decoded_once(
             held.append(one)
             taken += sum(array.nbytes for array in one.arrays)
             if taken > budget:
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                held = _mapped(held, stream, folder / f"pixels-{os.getpid()}")
+                file = folder / f"pixels-{uuid.uuid4().hex}"  # processes may share the folder
+                stack.callback(_remove, file)
+                held = _mapped(held, stream, file)
         yield held
+
+
+def _remove(file: Path) -> None:
+    """Removes `file`, and its folder where nobody else has one there."""
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
 
 
 def _decoded(refs: Sequence[RefT], decode: Callable[[RefT], StoredT]) -> Iterator[StoredT]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset
 
 from robustcli.training.batches.cache import Decoded
-from robustcli.training.batches.order import EpochOrder, Share
+from robustcli.training.batches.order import EpochOrder
 from robustcli.training.batches.samples import (
     Sample,
     TrainingSamples,
@@ -81,9 +81,7 @@ class SegmentationData(Serving):
     def val_dataloader(self) -> DataLoader[Sample]:
         """The windows of the validation images; of them, this process's share."""
         samples = self._val_samples()
-        rank, world = self.place()
-        share = Share(len(samples), rank=rank, world=world)
-        return self.loader(samples, share, self.recipe.batch_size)
+        return self.shared(samples, len(samples), self.recipe.batch_size)
 
     def _val_samples(self) -> WholeSamples | ValidationSamples:
         kind = WholeSamples if self.whole else ValidationSamples

@@ -42,23 +42,29 @@ class EpochOrder(Sampler[tuple[int, int]]):
             range(len(self.ids)),
             key=lambda place: identity_seed("order", self.seed, self.epoch, self.ids[place]),
         )[: self.count]
-        order += order[: -len(order) % self.world]
-        yield from ((self.epoch, place) for place in order[self.rank :: self.world])
+        mine = range(self.rank, len(self) * self.world, self.world)
+        yield from ((self.epoch, order[number % self.count]) for number in mine)
 
     def __len__(self) -> int:
         return -(-self.count // self.world)
 
 
-class Share(Sampler[int]):
-    """Every `world`-th of `count` samples, from `rank` on; equally many in each process.
+class ShareOfBatches(Sampler[list[int]]):
+    """Every `world`-th batch of `count` samples, from `rank` on; equally many in each process.
 
-    Where they do not divide, the first samples come again.
+    Batches are those of one process alone, so that a mean over batches is the same however many
+    processes share them, and every sample is in exactly one. Where they do not divide, the last
+    batch of some processes is empty: all must take equally many steps, as they exchange the
+    buffers of the network in each.
     """
 
-    def __init__(self, count: int, *, rank: int = 0, world: int = 1) -> None:
-        self.mine = [number % count for number in range(rank, -(-count // world) * world, world)]
+    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+        self.mine = [list(batch) for batch in batches[rank::world]]
+        steps = -(-len(batches) // world)
+        self.mine += [[] for _ in range(steps - len(self.mine))]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[list[int]]:
         yield from self.mine
 
     def __len__(self) -> int:

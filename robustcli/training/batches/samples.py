@@ -51,7 +51,10 @@ class Sample(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of `samples`."""
+    """The batch of `samples`; without any, an empty one of no height and width."""
+    if not samples:
+        nothing = torch.empty(0, 1, 0, 0)
+        return Batch(nothing, nothing, [], torch.empty(0, dtype=torch.long), nothing.bool())
     images, masks, ids, numbers, counted = zip(*samples, strict=True)
     stacked = torch.stack(images)
     return Batch(

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.core.machine import start_method
-from robustcli.training.batches.order import Batches
+from robustcli.training.batches.order import Batches, ShareOfBatches
 
 
 class Serving(pl.LightningDataModule):
@@ -35,6 +35,19 @@ class Serving(pl.LightningDataModule):
         return DataLoader(
             samples,
             batch_sampler=Batches(order, batch_size, least),  # type: ignore[arg-type]
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            multiprocessing_context=start_method() if self.workers else None,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.pin,
+        )
+
+    def shared(self, samples: Dataset[Any], count: int, batch_size: int) -> DataLoader[Any]:
+        """Of the batches of all `count` samples in their order, this process's share."""
+        rank, world = self.place()
+        return DataLoader(
+            samples,
+            batch_sampler=ShareOfBatches(count, batch_size, rank=rank, world=world),
             collate_fn=self.collate,
             num_workers=self.workers,
             multiprocessing_context=start_method() if self.workers else None,

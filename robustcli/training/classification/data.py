@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.utils.data import DataLoader
 
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.training.batches.order import EpochOrder, Share
+from robustcli.training.batches.order import EpochOrder
 from robustcli.training.batches.serving import Serving
 from robustcli.training.classification.samples import (
     Part,
@@ -52,6 +52,4 @@ class ClassificationData(Serving):
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation images; of them, this process's share."""
         samples = ValidationSamples(self.val, self.preprocessing)
-        rank, world = self.place()
-        share = Share(len(samples), rank=rank, world=world)
-        return self.loader(samples, share, self.recipe.batch_size)
+        return self.shared(samples, len(samples), self.recipe.batch_size)

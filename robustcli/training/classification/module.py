@@ -66,15 +66,19 @@ class ClassificationModule(Learner):
     def on_validation_epoch_start(self) -> None:
         """No image is counted yet."""
         self._right = torch.zeros(self.val_images, dtype=torch.int64, device=self.device)
+        self.start_losses(self.val_images)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Which images of a batch are right."""
+        """Which images of a batch are right; an empty one only keeps the processes in step."""
+        if not batch.ids:
+            return
         logits = self.logits(batch.images)
         self._right[batch.numbers] = (logits.argmax(1) == batch.targets).long()
-        self._log("val_loss", self.loss(logits, batch.targets))
+        self.keep_loss(batch.numbers, self.loss(logits, batch.targets))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the share of the validation images that are right."""
-        # The largest: of images that several processes have seen, each has said the same.
-        right = self.trainer.strategy.reduce(self._right, reduce_op="max")
+        self.log_losses()
+        # Every image was seen by one process; the others have counted nothing of it.
+        right = self.trainer.strategy.reduce(self._right, reduce_op="sum")
         self._log("val_top1", right.float().mean())

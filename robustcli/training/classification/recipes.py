@@ -11,7 +11,7 @@ from robustcli.training.classification.crops import crops_name
 from robustcli.training.classification.rows import CLASS_RECIPES, SMOOTHINGS, quick
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import Recipe
-from robustcli.training.settings import check_shares, given
+from robustcli.training.settings import given
 
 
 def class_recipe(config: TrainConfig, window: int) -> Recipe:
@@ -36,9 +36,7 @@ def class_recipe(config: TrainConfig, window: int) -> Recipe:
         wanted, CLASS_RECIPES, kind="recipe of classifiers", listing="robust list recipes"
     )  # fmt: skip
     recipe = quick(CLASS_RECIPES[name]) if config.quick else CLASS_RECIPES[name]
-    recipe = replace(recipe, **changes, precision=config.precision)
-    check_shares(config, recipe)
-    return recipe
+    return replace(recipe, **changes, precision=config.precision)
 
 
 def check_protocol(config: TrainConfig) -> None:

@@ -47,7 +47,10 @@ class Sample(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of `samples`."""
+    """The batch of `samples`; without any, an empty one of no height and width."""
+    if not samples:
+        none = torch.empty(0, dtype=torch.long)
+        return Batch(torch.empty(0, 3, 0, 0), none, [], none)
     images, targets, ids, numbers = zip(*samples, strict=True)
     stacked = torch.stack(images)
     return Batch(

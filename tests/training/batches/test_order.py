@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from robustcli.training.batches.order import Batches, EpochOrder, Share, batch_sizes
+from robustcli.training.batches.order import Batches, EpochOrder, ShareOfBatches, batch_sizes
 
 IDS = [f"image-{i}" for i in range(17)]
 
@@ -43,14 +45,6 @@ def test_processes_share_an_epoch_equally() -> None:
     assert {len(share) for share in shares} == {6}
     assert {image for share in shares for image in share} == set(IDS)
     assert [image for step in zip(*shares, strict=True) for image in step][:17] == order(4)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 20])
-def test_validation_samples_are_shared_equally(world: int) -> None:
-    shares = [list(Share(17, rank=rank, world=world)) for rank in range(world)]
-    assert {i for share in shares for i in share} == set(range(17))
-    assert {len(share) for share in shares} == {-(-17 // world)}
-    assert len(Share(17, rank=0, world=world)) == len(shares[0])
 
 
 @pytest.mark.parametrize("size", range(1, 10))
@@ -93,3 +87,31 @@ def test_all_processes_take_equally_many_steps(world: int) -> None:
             for rank in range(world)
         }
         assert len(counts) == 1
+
+
+SIZES = st.integers(1, 40)
+
+
+@given(count=SIZES, batch_size=SIZES, world=st.integers(1, 7), most=st.none() | SIZES)
+def test_processes_take_equally_many_steps(
+    count: int, batch_size: int, world: int, most: int | None
+) -> None:
+    """Of a training epoch also the number of batches is the same, whatever divides what."""
+    ids = [f"image-{i}" for i in range(count)]
+    orders = [EpochOrder(ids, 0, most=most, rank=rank, world=world) for rank in range(world)]
+    drawn = [list(one) for one in orders]
+    assert {len(share) for share in drawn} == {len(orders[0])}
+    assert {-(-len(share) // batch_size) for share in drawn} == {-(-len(orders[0]) // batch_size)}
+    assert len({place for share in drawn for _, place in share}) == min(most or count, count)
+    shares = [list(ShareOfBatches(count, batch_size, rank=r, world=world)) for r in range(world)]
+    assert {len(share) for share in shares} == {len(ShareOfBatches(count, batch_size, world=world))}
+
+
+@given(count=SIZES, batch_size=SIZES, world=st.integers(1, 7))
+def test_validation_samples_come_once_in_the_batches_of_one_process(
+    count: int, batch_size: int, world: int
+) -> None:
+    shares = [list(ShareOfBatches(count, batch_size, rank=r, world=world)) for r in range(world)]
+    batches = [batch for share in shares for batch in share if batch]
+    assert sorted(batches) == list(ShareOfBatches(count, batch_size))
+    assert sorted(number for batch in batches for number in batch) == list(range(count))

@@ -36,7 +36,6 @@ def test_overrides_and_the_quick_one() -> None:
         ({"loss": "dice"}, "`dice`"),
         ({"aug": "heavy"}, "`heavy`"),
         ({"recipe": "nnunet"}, "`nnunet`"),
-        ({"batch_size": 5, "devices": 2}, "does not divide"),
         ({"lr": 0}, "out of range"),
     ],
 )
