@@ -48,9 +48,10 @@ def source(
     at_crop: bool = False,
     seed: int = 0,
     order: tuple[int, ...] = (0, 1),
+    plugins: tuple[Path, ...] = (),
 ) -> Source:
     """Batches of two views, in blocks of seven."""
-    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None)}
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None, plugins)}
     sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
     measured = tuple(sizes) if at_crop else (ORIGINAL,)
     plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)

@@ -9,8 +9,7 @@ from robustcli.data.decode import decode
 from robustcli.data.open import open_index
 from robustcli.evaluation import loader, views
 from robustcli.evaluation.loader import batch_stream
-from robustcli.evaluation.store import Cell
-from robustcli.transforms.registry import resolve
+from robustcli.evaluation.store import INPUT_SCHEMA, Cell, Store, write_rows
 from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
 
@@ -91,12 +90,35 @@ def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
     assert sorted(decoded) == [ref.image_id for ref in index.images]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
+    index, tmp_path, workers
+):
+    """The worst fault so far: workers skipped blocks by what they saw on the disk."""
+    stream = source(index, tmp_path, *NAMES, batch_size=2)
+    got = []
+    for batch in batch_stream(stream, workers, pin=False):
+        got.append((batch.block, batch.part, batch.cell.transform))
+        for model in batch.models:
+            path = Store(tmp_path).prediction_path(model, batch.cell, batch.block)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert len(got) == len(set(got)) == 6 * (4 + 3)  # 12 images in blocks of seven, by two
+
+
+def test_workers_that_start_anew_make_the_same(index, tmp_path):
+    expected = digests(source(index, tmp_path, "affine"))
+    stream = batch_stream(source(index, tmp_path, "affine"), 2, pin=False, start_method="spawn")
+    assert digests(stream) == expected
+
+
 def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
+    first = source(index, tmp_path, "fliplr", order=(0,))
+    row = {"image_id": "a", "digest": "", "psnr_db": 1.0, "changed": True}
+    for cell in first.parts[0].piece.cells:
+        path = Store(tmp_path).prediction_path("large", cell, 0)
+        write_rows(path, [row] * 7, INPUT_SCHEMA)
     stream = source(index, tmp_path, "fliplr", order=(0,))
-    for cell in stream.plan.cells:
-        path = stream.plan.store.prediction_path("large", cell, 0)
-        path.parent.mkdir(parents=True)
-        path.touch()
     assert all(set(batch.inputs.views) == {SMALL.view} for batch in stream)
 
 
@@ -121,10 +143,7 @@ def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
         "    return image[: len(image) // 2].copy()\n"
     )
     index = open_index(str(folder), model_label_space="cifar10")
-    stream = source(index, tmp_path / "run", "identity", at_crop=True)
-    cells = {Cell(c.transform.name, c.severity): c for c in resolve(["half"], None, [plugin])}
-    stream.preparation.transforms.update(cells)
-    object.__setattr__(stream.plan, "cells", tuple(cells))
+    stream = source(index, tmp_path / "run", "half", at_crop=True, plugins=(plugin,))
     items = list(batch_stream(stream, 1, pin=False))
     assert isinstance(items[-1], RunError)
     assert "`half` changed the size of a crop" in str(items[-1])

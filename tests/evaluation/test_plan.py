@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from robustcli.data.index import ImageRef
-from robustcli.evaluation.plan import Plan, batches, starting_block
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.plan import Plan, batches, parts_of, share_of, shared
+from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
 
 CELLS = (Cell("identity", 0), Cell("affine", 3))
 
@@ -16,14 +16,14 @@ def make_plan(run: Path, images: int = 10) -> Plan:
     return Plan(Store(run), refs, CELLS, ("a", "b"), ("original",), 4)
 
 
-def touch(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+def finish(path: Path, rows: int = 4) -> None:
+    row = {"image_id": "a", "digest": "", "psnr_db": 1.0, "changed": True}
+    write_rows(path, [row] * rows, INPUT_SCHEMA)
 
 
 def test_at_first_everything_is_missing(tmp_path):
     plan = make_plan(tmp_path)
-    blocks = list(plan.missing())
+    blocks = plan.missing()
     assert [b.block for b in blocks] == [0, 1, 2]
     assert [len(b.images) for b in blocks] == [4, 4, 2]
     assert sum(b.forwards for b in blocks) == plan.forwards == 10 * 2 * 2
@@ -32,33 +32,66 @@ def test_at_first_everything_is_missing(tmp_path):
 def test_files_that_are_there_are_not_missing(tmp_path):
     plan = make_plan(tmp_path)
     for model in plan.models:
-        touch(plan.store.prediction_path(model, CELLS[1], 1))
-    touch(plan.store.prediction_path("a", CELLS[0], 1))
-    touch(plan.store.input_path("original", CELLS[1], 1))
-    block = plan.block(1)
-    assert block.models == {CELLS[0]: ("b",), CELLS[1]: ()}
-    assert block.cells == (CELLS[0],)
-    assert block.forwards == 4
+        finish(plan.store.prediction_path(model, CELLS[1], 1))
+    finish(plan.store.prediction_path("a", CELLS[0], 1))
+    finish(plan.store.input_path("original", CELLS[1], 1))
+    piece = plan.missing()[1]
+    assert piece.models == {CELLS[0]: ("b",)}
+    assert piece.cells == (CELLS[0],)
+    assert piece.forwards == 4
 
 
 def test_a_finished_block_is_passed_over(tmp_path):
     plan = make_plan(tmp_path)
     for cell in CELLS:
-        touch(plan.store.input_path("original", cell, 0))
+        finish(plan.store.input_path("original", cell, 0))
         for model in plan.models:
-            touch(plan.store.prediction_path(model, cell, 0))
+            finish(plan.store.prediction_path(model, cell, 0))
     assert [b.block for b in plan.missing()] == [1, 2]
 
 
-def test_starting_elsewhere_still_covers_every_block(tmp_path):
-    assert [b.block for b in make_plan(tmp_path).missing(2)] == [2, 0, 1]
+def test_a_file_that_lacks_rows_or_is_damaged_is_missing(tmp_path):
+    plan = make_plan(tmp_path)
+    for cell in CELLS:
+        finish(plan.store.input_path("original", cell, 0))
+        for model in plan.models:
+            finish(plan.store.prediction_path(model, cell, 0))
+    short, torn = (plan.store.prediction_path("a", cell, 0) for cell in CELLS)
+    finish(short, rows=3)
+    torn.write_bytes(torn.read_bytes()[:-9])
+    assert plan.missing()[0].models == dict.fromkeys(CELLS, ("a",))
+    row = {"image_id": "3.png", "reason": "no picture"}
+    write_rows(plan.store.skipped_path(0), [row], SKIPPED_SCHEMA)
+    assert CELLS[0] in plan.missing()[0].models, "three rows are whole where one is unreadable"
+    assert plan.missing()[0].models[CELLS[0]] == ("b",)
 
 
-@pytest.mark.parametrize(
-    ("slot", "fraction"), [(0, 0), (1, 1 / 2), (2, 1 / 4), (3, 3 / 4), (5, 5 / 8)]
-)
-def test_processes_start_far_apart(slot, fraction):
-    assert starting_block(slot, 1000) == 1000 * fraction
+def everything(pieces):
+    """Every (block, cell, model, image) of `pieces`, as often as it is there."""
+    return sorted(
+        (piece.block, cell.transform, model, part.images[place].image_id)
+        for part in parts_of(pieces, 3)
+        for piece in [part.piece]
+        for cell in piece.cells
+        for model in piece.models[cell]
+        for place in range(len(part.images))
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("images", [1, 4, 10, 50])
+def test_every_row_belongs_to_exactly_one_rank(tmp_path, ranks, images):
+    whole = make_plan(tmp_path, images).missing()
+    dealt = shared(whole, ranks)
+    shares = [share_of(dealt, rank, ranks) for rank in range(ranks)]
+    assert sorted(row for share in shares for row in everything(share)) == everything(whole)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_few_blocks_are_dealt_by_their_cells(tmp_path):
+    (only,) = make_plan(tmp_path, 3).missing()
+    assert shared([only], 1) == (only,)
+    assert [piece.cells for piece in shared([only], 2)] == [(CELLS[0],), (CELLS[1],)]
 
 
 def test_batches_keep_order_and_end_short():
