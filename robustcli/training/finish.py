@@ -11,9 +11,11 @@ from torch import Tensor
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.weights import hash_state
 from robustcli.adapters.weights_header import write_weights
+from robustcli.core.errors import RunError
 from robustcli.data.indexed import Indexed
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.record import read_record
 from robustcli.training.checkpoint_io import DurableCheckpoints
 from robustcli.training.config import TrainConfig
 from robustcli.training.keeping import BEST, FOLDER, LAST, KeepLastAndBest
@@ -75,7 +77,11 @@ def hash_ids(part: Indexed) -> str:
 
 
 def evaluate(config: TrainConfig, run: Path, model: str, out: Path) -> None:
-    """Evaluates `model` on the held-out images of the training in `run`, into the folder `out`."""
+    """Evaluates `model` on the held-out images of the training in `run`, into the folder `out`.
+
+    Raises:
+        RunError: Some images were not evaluated.
+    """
     run_evaluation(
         EvalConfig(
             models=(ModelRequest(model),),
@@ -94,3 +100,9 @@ def evaluate(config: TrainConfig, run: Path, model: str, out: Path) -> None:
             command=config.command,
         )
     )
+    if read_record(out).status != "complete":
+        raise RunError(
+            f"Not all held-out images of `{run}` were evaluated.",
+            f"The evaluation in `{out}` is {read_record(out).status}.",
+            "Repeat the command: it computes the rest without training again.",
+        )

@@ -49,9 +49,10 @@ def source(
     seed: int = 0,
     order: tuple[int, ...] = (0, 1),
     plugins: tuple[Path, ...] = (),
+    severities: tuple[int, ...] | None = None,
 ) -> Source:
     """Batches of two views, in blocks of seven."""
-    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None, plugins)}
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, severities, plugins)}
     sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
     measured = tuple(sizes) if at_crop else (ORIGINAL,)
     plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)

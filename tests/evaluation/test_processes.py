@@ -82,11 +82,15 @@ def test_stopped_in_the_middle_and_started_again(photos, unbroken, tmp_path, sig
     assert not list(run.rglob("*.tmp")), "left-overs of the killed process are removed"
 
 
-@pytest.mark.slow
-def test_two_processes_share_one_run(photos, unbroken, tmp_path):
+@pytest.mark.slow  # four starts; every run has the ranks of test_distributed.py
+def test_a_second_process_started_by_hand_is_refused(photos, tmp_path):
     run = tmp_path / "run"
-    both = [started(photos, run) for _ in range(2)]
-    for process in both:
-        finished(process)
-    assert contents(run) == contents(unbroken)
+    first = started(photos, run)
+    while not (run / "run.json").exists() and first.poll() is None:
+        time.sleep(0.02)
+    second = started(photos, run)
+    _, message = second.communicate(timeout=500)
+    assert second.returncode == 1
+    assert f"Process {first.pid} on this machine" in message
+    finished(first)
     assert read_record(run).status == "complete"

@@ -20,7 +20,9 @@ MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
 
 def trained(run: Path, measured: MeasureCosts, steps: range, optimizer: Any) -> None:
     for step in steps:
-        trainer: Any = SimpleNamespace(global_step=step, optimizers=[optimizer])
+        trainer: Any = SimpleNamespace(
+            is_global_zero=True, global_step=step, optimizers=[optimizer]
+        )
         measured.on_train_batch_start(trainer, MODULE, None, step)
         measured.on_train_batch_end(trainer, MODULE, None, None, step)
     measured.on_validation_start(trainer, MODULE)

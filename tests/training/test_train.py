@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 
 from robustcli.adapters.weights_header import read_header
 from robustcli.core.errors import RunError, UsageError
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.metrics import table
-from robustcli.evaluation.record import read_record
+from robustcli.evaluation.record import read_record, write_record
 from robustcli.evaluation.store import Cell, Store
 from robustcli.training.module import SegmentationModule
 from robustcli.training.paper_scores import paper_scores
@@ -139,6 +141,26 @@ def test_other_settings_are_refused_by_name(
         run_training(small(data, whole[0], **said))
     assert re.search(named, caught.value.why)
     assert "`--fresh`" in caught.value.todo
+
+
+def test_a_training_whose_test_is_partial_is_not_complete(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(data, tmp_path / "run", epochs=1)
+
+    def partial(evaluation: EvalConfig) -> None:
+        run = run_evaluation(evaluation)
+        write_record(run, read_record(run).model_copy(update={"status": "partial"}))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robustcli.training.finish.run_evaluation", partial)
+        with pytest.raises(RunError, match="Not all held-out images"):
+            run_training(config)
+    assert read_train_record(tmp_path / "run").status == "failed"
+    monkeypatch.setattr("robustcli.training.train.fit", None)  # a second training would fail
+    run_training(config)
+    assert read_train_record(tmp_path / "run").status == "complete"
+    assert read_record(tmp_path / "run" / "test").status == "complete"
 
 
 def test_fresh_discards(whole: tuple[Path, Heard], data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,308 @@
+"""However the work is shared, the rows are those of one process, and each is computed once."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined,unused-ignore]
+
+from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.ranks import Ranks
+from robustcli.evaluation import distributed, evaluate
+from robustcli.evaluation.distributed import Group, count_devices
+from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
+from robustcli.evaluation.record import read_record
+from robustcli.evaluation.sessions import read_sessions
+from tests.evaluation.photos import PICO, config, make_photos
+from tests.evaluation.test_evaluate import contents, small_blocks
+
+REPOSITORY = Path(__file__).parents[2]
+MORE_WORKERS = "ignore:This DataLoader will create"  # than this machine has cores
+NAMES = ("fliplr", "additive_gaussian_noise", "affine")
+SLOW = '''
+import time
+
+from torch.utils.data import get_worker_info
+
+from robustcli.transforms import transform
+
+
+@transform()
+def slow_one(image, rng, value):
+    """Takes longer in one loader worker than in another, as real photos do."""
+    worker = get_worker_info()
+    time.sleep(0.001 if worker is None else 0.002 + 0.01 * worker.id)
+    image[:2] = rng.integers(256)
+    return image
+'''
+DEADLY = '''
+import os
+import sys
+from pathlib import Path
+
+from robustcli.transforms import transform
+
+MARK = Path(__file__).with_name("killed")
+
+
+@transform()
+def deadly(image, rng, value):
+    """Kills, once, a process that another evaluation has started."""
+    if sys.argv[0] == "-c" and not MARK.exists():
+        MARK.touch()
+        os.kill(os.getpid(), 9)
+    return image
+'''
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The number of threads decides the rounding, and so the bytes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """28 images: blocks of 8 and a last one of four."""
+    return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
+
+
+def computed(run):
+    """How many model inputs all processes of all commands computed."""
+    return sum(cost.images for s in read_sessions(run) for cost in s.models.values())
+
+
+@pytest.mark.filterwarnings(MORE_WORKERS)
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("batch_size", [1, 7, 8])
+@pytest.mark.parametrize("plugin", [None, SLOW], ids=["model-bound", "loader-bound"])
+def test_workers_and_batches_change_nothing(
+    photos, tmp_path, monkeypatch, workers, batch_size, plugin
+):
+    small_blocks(monkeypatch, 8)
+    names, changes = NAMES[:1], {"batch_size": batch_size}
+    if plugin is not None:
+        (tmp_path / "slow.py").write_text(plugin)
+        names, changes = ("slow_one",), changes | {"plugins": (tmp_path / "slow.py",)}
+    plain = run_evaluation(config(photos, tmp_path / "plain", *names, **changes))
+    run = run_evaluation(config(photos, tmp_path / "run", *names, workers=workers, **changes))
+    assert contents(run) == contents(plain)
+    assert len(contents(run)) == 2 * 2 * 4
+    assert computed(run) == 2 * 28
+    assert read_record(run).status == "complete"
+
+
+@pytest.mark.filterwarnings(MORE_WORKERS)
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_batches_larger_than_the_usual_block(photos, tmp_path, monkeypatch, workers):
+    """As on CUDA machines, where a batch is a block: the fault lost images there."""
+    small_blocks(monkeypatch, 4)
+    settings = config(photos, tmp_path / "run", *NAMES, batch_size=9, workers=workers)
+    run = run_evaluation(settings)
+    assert computed(run) == 4 * 28
+    assert read_record(run).block_size == 9
+    assert read_record(run).status == "complete"
+
+
+def in_threads(configs, out):
+    """The evaluations of `configs` as ranks of one group; what each raised, by rank."""
+    messages, world, raised = HashStore(), len(configs), {}
+
+    def work(rank):
+        group = Group(Ranks(rank, world, rank, world), messages)
+        try:
+            run_evaluation(configs[rank], group=group)
+        except (RobustError, SystemExit) as error:
+            raised[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "a rank waits for ever"
+    return raised
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_work(photos, tmp_path, monkeypatch, world):
+    small_blocks(monkeypatch, 8)
+    plain = run_evaluation(config(photos, tmp_path / "plain", *NAMES))
+    run = tmp_path / "run"
+    assert in_threads([config(photos, run, *NAMES)] * world, run) == {}
+    assert contents(run) == contents(plain)
+    assert computed(run) == computed(plain) == 4 * 28
+    assert len(read_sessions(run)) == world
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "other models or weights than the first process"),
+        ({"limit": 5}, "other images than the first process"),
+        ({"transforms": ("invert",)}, "other transforms than the first process"),
+        ({"batch_size": 2}, "other settings than the first process"),
+    ],
+)
+def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, changes, named):
+    one = config(photos, tmp_path / "run")
+    raised = in_threads([one, replace(one, **changes)], tmp_path / "run")
+    assert isinstance(raised[0], UsageError)
+    assert "Process 1 of 2" in str(raised[0])
+    assert named in str(raised[0])
+    assert isinstance(raised[1], SystemExit)
+    assert raised[1].code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
+    versions = iter([{"torch": "2.6.0"}, {"torch": "2.14.1"}])
+    monkeypatch.setattr("robustcli.evaluation.prepare.versions", lambda: next(versions))
+    raised = in_threads([config(photos, tmp_path / "run")] * 2, tmp_path / "run")
+    assert "other package versions" in str(raised[0])
+    assert "`torch`: 2." in str(raised[0])
+
+
+def test_a_rank_without_the_plugin_file_is_named(photos, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    one = config(photos, tmp_path / "run", "slow_one", plugins=(tmp_path / "slow.py",))
+    raised = in_threads([one, replace(one, plugins=(tmp_path / "none.py",))], tmp_path / "run")
+    assert isinstance(raised[1], UsageError)
+    assert type(raised[0]) is UsageError
+    assert "Process 1 of 2" in str(raised[0])
+    assert "none.py" in str(raised[0])
+
+
+def test_unreadable_images_are_counted_over_all_ranks(tmp_path, monkeypatch):
+    small_blocks(monkeypatch, 8)
+    folder = make_photos(tmp_path / "photos", per_class=7)
+    for name in ("airplane/0", "ship/0"):
+        (folder / f"{name}.png").write_bytes(b"no picture")
+    one = config(folder, tmp_path / "run", allow_unreadable=0.05)
+    raised = in_threads([one, one], tmp_path / "run")
+    assert "cannot be read: 2; tolerated: 1" in str(raised[0])
+    run = run_evaluation(replace(one, allow_unreadable=0.1))
+    assert read_record(run).status == "complete"
+
+
+def test_a_piece_that_nobody_computed_is_missed(photos, tmp_path, monkeypatch):
+    small_blocks(monkeypatch, 8)
+    real = evaluate.share_of
+    monkeypatch.setattr(evaluate, "share_of", lambda *a: real(*a)[:-1])
+    settings = config(photos, tmp_path / "run", *NAMES)
+    with pytest.raises(IncompleteRun, match=r"partial: 16 of 112 predictions are missing") as error:
+        run_evaluation(settings)
+    assert "The same command computes what is missing" in str(error.value)
+    assert "4 of `vmamba-pico` under identity" in str(error.value)
+    assert error.value.run == tmp_path / "run"
+    assert read_record(tmp_path / "run").status == "partial"
+    monkeypatch.undo()
+    small_blocks(monkeypatch, 8)
+    run = run_evaluation(settings)
+    assert computed(run) == 4 * 28
+    assert read_record(run).status == "complete"
+
+
+@pytest.fixture(scope="module")
+def plain(photos, tmp_path_factory):
+    return run_evaluation(config(photos, tmp_path_factory.mktemp("plain") / "run", *NAMES))
+
+
+def test_devices_are_processes_that_share_the_run(photos, plain, tmp_path):
+    """Real processes; blocks of 128 images, so that the cells of one block are dealt."""
+    run = evaluate.evaluate(config(photos, tmp_path / "run", *NAMES, devices=2, workers=1))
+    assert contents(run) == contents(plain)
+    assert computed(run) == 4 * 28
+    assert len(read_sessions(run)) == 2
+
+
+def test_a_killed_process_leaves_a_partial_run_that_the_same_command_completes(photos, tmp_path):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    settings = config(
+        photos, tmp_path / "run", "deadly", *NAMES, plugins=(tmp_path / "deadly.py",), devices=3
+    )
+    with pytest.raises(IncompleteRun, match="of 3 ended without a word"):
+        evaluate.evaluate(settings)
+    assert read_record(tmp_path / "run").status == "partial"
+    there = contents(tmp_path / "run")
+    run = evaluate.evaluate(settings)
+    assert there.items() < contents(run).items()
+    assert contents(run) == contents(
+        run_evaluation(replace(settings, out=tmp_path / "plain", devices=None))
+    )
+
+
+def torchrun(photos, out, world, *more, restarts=0):
+    """Real ranks, as torchrun starts them."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+         str(world), "--max-restarts", str(restarts), "-m", "robustcli", "eval", "--model",
+         "vmamba-pico", "--untrained", "--data", str(photos), "--out", str(out), "--device", "cpu",
+         "--batch-size", "4", "--workers", "0", "--json",
+         *(word for name in NAMES for word in ("--transform", name)), *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPOSITORY, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+
+
+def test_torchrun_shares_the_run_and_one_process_tells(photos, plain, tmp_path):
+    ended = torchrun(photos, tmp_path / "run", 2)
+    assert ended.returncode == 0, ended.stderr
+    assert contents(tmp_path / "run") == contents(plain)
+    assert len(json.loads(ended.stdout)) == 4
+    assert computed(tmp_path / "run") == 4 * 28
+    assert ended.stderr.count("predictions, done in") == 1
+
+
+@pytest.mark.slow  # nine interpreters
+def test_torchrun_restarts_a_killed_rank(photos, tmp_path):
+    (tmp_path / "deadly.py").write_text(
+        DEADLY.replace('sys.argv[0] == "-c"', 'os.environ["RANK"] == "1"')
+    )
+    ended = torchrun(
+        photos, tmp_path / "run", 3, "--transform", "deadly", "--plugin",
+        str(tmp_path / "deadly.py"), restarts=1,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "killed").exists()
+    assert read_record(tmp_path / "run").status == "complete"
+
+
+def test_more_devices_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="`--devices 3` is more than this machine has"):
+        count_devices(3, "auto")
+    assert count_devices("all", "auto") == 1
+    assert count_devices(3, "cpu") == 3
+    assert count_devices(None, "auto") == 1
+    with pytest.raises(UsageError, match="contradict each other"):
+        count_devices(2, "cuda:1")
+
+
+def test_each_rank_has_the_device_of_its_number(monkeypatch):
+    from robustcli.evaluation.device import choose_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", Ranks(3, 4, 1, 2)) == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match="one device for 2 processes"):
+        choose_device("cuda:0", Ranks(3, 4, 1, 2))
+    with pytest.raises(UsageError, match="for process 2 of 3"):
+        choose_device("auto", Ranks(2, 3, 2, 3))
+
+
+def test_nobody_waits_for_a_rank_that_gives_no_sign_of_life(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "SILENCE_SECONDS", 1.0)
+    group = Group(Ranks(0, 2, 0, 2), HashStore())
+    with pytest.raises(RunError, match="Process 1 of 2 ended without a word"):
+        run_evaluation(config(photos, tmp_path / "run", models=(PICO,)), group=group)
