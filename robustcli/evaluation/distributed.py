@@ -418,6 +418,8 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
             child.terminate()
         for child in children.values():
             child.wait()
+            if child.stdin is not None:
+                child.stdin.close()
 
 
 def _send(child: subprocess.Popen[bytes], job: object) -> None:
