@@ -31,7 +31,6 @@ FLOORS = (
 LEVEL = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = ("core", "data", "transforms", "reports", "cli")
 TORCHES = {"torch", "torchvision", "timm"}
-LINES = 250
 
 
 def module_name(file: Path) -> str:
@@ -145,8 +144,3 @@ def test_every_module_says_what_it_is(module: str) -> None:
     said = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
     assert said
     assert said.splitlines()[0].endswith((".", ":", "?"))
-
-
-def test_no_file_is_long() -> None:
-    lengths = {m: len(f.read_text(encoding="utf-8").splitlines()) for m, f in MODULES.items()}
-    assert {module: length for module, length in lengths.items() if length > LINES} == {}
