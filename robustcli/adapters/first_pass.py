@@ -74,9 +74,7 @@ def first_pass(forward: Callable[[], _T], tried: Tried) -> _T:
         with torch.inference_mode():
             return forward()
     except RobustError as error:
-        flag = f" {tried.size_flag} {tried.side}` sets the size.".lstrip()
-        todo = f"{error.todo} `{flag}" if tried.size_flag else error.todo
-        raise UsageError(error.what, error.why, todo.strip()) from error
+        raise UsageError(error.what, error.why, _flagged(error.todo, tried)) from error
     except MemoryError:
         raise
     except Exception as error:
@@ -145,6 +143,18 @@ def norms_of_one_value(network: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _flagged(todo: str, tried: Tried) -> str:
+    """What a network of ours advises, in the options of the command line."""
+    if not tried.size_flag:
+        return todo
+    if IMG_SIZE in todo:
+        return (
+            f"Give its own size with `{tried.size_flag}`, or build it for this one with "
+            f"`--model-arg {IMG_SIZE}={tried.side}`."
+        )
+    return f"{todo} `{tried.size_flag} {tried.side}` sets the size.".strip()
 
 
 def _refused(tried: Tried, error: Exception) -> UsageError:

@@ -135,7 +135,7 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Source: ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, as Pillow's `convert("L")` rounds it.
     """
-    return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+    return np.array(Image.fromarray(image).convert("L"))[:, :, None]  # a copy, to be written to
 
 
 def input_channels(arguments: Mapping[str, Any]) -> int:

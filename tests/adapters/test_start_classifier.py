@@ -40,6 +40,6 @@ def test_the_preprocessing_is_the_networks_own_or_that_of_a_window() -> None:
 
 
 def test_a_size_that_the_network_cannot_take_is_refused() -> None:
-    with pytest.raises(UsageError, match="`--window 40` does not go with `vim-t`") as told:
+    with pytest.raises(UsageError, match="Give its own size with `--window`") as told:
         sized_preprocessing(resolve("vim-t"), {"depth": 1}, 40)
     assert "--model-arg img_size=40" in str(told.value)

@@ -68,6 +68,7 @@ def test_greyscale_is_pillows_in_evaluation_and_training() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     expected = np.asarray(Image.fromarray(image).convert("L"))
     assert (grey(image)[:, :, 0] == expected).all()
+    assert grey(image).flags.writeable  # torch warns of tensors over anything else
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
     assert (luma(batch)[0, 0].numpy() == expected).all()
     soft = luma(batch.float() / 255)[0, 0].numpy() * 255

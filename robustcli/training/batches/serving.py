@@ -19,7 +19,7 @@ class Serving(pl.LightningDataModule):
         collate: Makes a batch of samples.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
-        least: Fewest images of a training batch; see `least_batch`.
+        least: Fewest images of a training batch; see `order.batch_sizes`.
     """
 
     def __init__(
@@ -32,9 +32,12 @@ class Serving(pl.LightningDataModule):
         self, samples: Dataset[Any], order: Sampler[Any], batch_size: int, *, least: int = 1
     ) -> DataLoader[Any]:
         """Batches of `samples` in `order`, each of at least `least`."""
+        batches: dict[str, Any] = {"batch_size": batch_size, "sampler": order}
+        if least > 1:
+            batches = {"batch_sampler": Batches(order, batch_size, least)}  # type: ignore[arg-type]
         return DataLoader(
             samples,
-            batch_sampler=Batches(order, batch_size, least),  # type: ignore[arg-type]
+            **batches,
             collate_fn=self.collate,
             num_workers=self.workers,
             multiprocessing_context=start_method() if self.workers else None,

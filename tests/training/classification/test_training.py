@@ -179,7 +179,7 @@ def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None
         ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
         (
             {"model": "vim-t", "model_args": {}, "window": 40},
-            "`--window 40` sets the size",
+            "40 x 40 pixels; this Vim takes 224",
         ),
         ({"data": None}, "No `--data`: there is nothing to train `vmamba-pico` on"),
         ({"limit": 6}, "has too few images"),
