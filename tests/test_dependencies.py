@@ -46,7 +46,7 @@ def imported(folder: str) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(str(node.module).split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"robustcli", "tests"}
+    return names - set(sys.stdlib_module_names) - {"robustcli", "tests", "__main__"}
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_official_preprocessing_and_what_a_user_changes_of_it() -> None:
     expected = Preprocessing(32, 28, "bilinear", (0.5, 0.5, 0.5), PICO.std)
     assert load_classifier(request).preprocessing == expected
     bad = ModelRequest("vmamba-pico", preprocessing={"std": (0, 1, 1)}, untrained=True)
-    with pytest.raises(UsageError, match="`--std` must be above zero"):
+    with pytest.raises(UsageError, match="must be above zero in every channel"):
         load_classifier(bad)
 
 

@@ -28,7 +28,7 @@ def test_every_segmenter_sees_the_same_pixels() -> None:
         ({"window": -1}, "`window=-1` is no number of pixels"),
         ({"window": 2.5}, r"`window=2\.5` is no number of pixels"),
         ({"window": True}, "`window=True` is no number of pixels"),
-        ({"channels": "grb"}, r"`channels=grb` is unknown\.\nIt is `rgb` or `bgr`"),
+        ({"channels": "grb"}, r"`channels=grb` is unknown\.\nIt is `rgb`, `bgr` or `grey`"),
         ({"threshold": 1.2}, r"`threshold=1\.2` is no probability"),
         ({"threshold": float("nan")}, "`threshold=nan` is no probability"),
         ({"overlap": 1}, r"`overlap=1` is out of range\.\nIt is at least 0 and below 1"),

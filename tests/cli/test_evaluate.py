@@ -45,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvalConfig]:
     """The configurations that the command made; each ends there, as a failed run."""
     configs: list[EvalConfig] = []
 
-    def note(config: EvalConfig, listener: object = None) -> Path:
+    def note(config: EvalConfig, listener: object = None, group: object = None) -> Path:
         configs.append(config)
         raise RunError("It failed.", "A test wants it so.", "Nothing.")
 

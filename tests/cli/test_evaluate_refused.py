@@ -52,7 +52,7 @@ REFUSED = {
     ),
     "no model": (["eval", "--transform", "identity"], "Missing option '--model'"),
     "no transform": (["eval", "--model", "vmamba-pico"], "Missing option '--transform'"),
-    "std of two": (pico("--std", "1,2"), "expected 3 numbers, got 2."),
+    "std of two": (pico("--std", "1,2"), "`--std 1,2` has 2 numbers."),
     "std of zero": (
         pico("--untrained", "--std", "0,1,1"), "above zero"
     ),

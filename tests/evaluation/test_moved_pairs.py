@@ -12,7 +12,7 @@ from robustcli.evaluation import moved_pairs
 from robustcli.evaluation.loader import ORIGINAL, Source, batch_stream
 from robustcli.evaluation.moved_pairs import PairPreparation
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import INPUT_SCHEMA, Cell, Store, write_rows
 from robustcli.transforms.registry import resolve
 from tests.evaluation.cells import make_pairs, pairs_in
 
@@ -133,11 +133,11 @@ def test_measures_are_sent_for_the_view_that_lacks_them(index, tmp_path):
     stream = source(index, tmp_path, "invert")
     batch = next(b for b in stream if b.cell.transform == "invert")
     assert [m.changed for m in batch.measures[ORIGINAL]] == [True] * 4
-    for cell in stream.plan.cells:
-        path = stream.plan.store.input_path(ORIGINAL, cell, 0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    assert next(iter(stream)).measures == {}
+    for cell in stream.parts[0].piece.cells:
+        row = {"image_id": "a", "digest": "", "psnr_db": 1.0, "changed": True}
+        path = Store(tmp_path).input_path(ORIGINAL, cell, 0)
+        write_rows(path, [row] * len(stream.parts[0].piece.images), INPUT_SCHEMA)
+    assert next(iter(source(index, tmp_path, "invert"))).measures == {}
 
 
 def test_an_unreadable_mask_leaves_its_image_out(tmp_path):

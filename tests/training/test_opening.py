@@ -16,7 +16,7 @@ def test_one_training_at_a_time(tmp_path: Path) -> None:
     run = tmp_path / "a" / "run"
     with (
         alone(run),
-        pytest.raises(RunError, match="Another process is training in"),
+        pytest.raises(RunError, match="Another process is working in"),
         alone(run),
     ):
         pass

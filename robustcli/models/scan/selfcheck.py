@@ -45,21 +45,23 @@ def worst_error(
         seed: Of the random input.
         device: Where the backend computes; by default its home.
         gradients: Whether the backward pass is checked, too.
-        scans: The functions that are checked on short input; the long sequence always is.
+        scans: The functions that are checked, `ss2d_scan` and `selective_scan`.
     """
-    generator, place = torch.Generator().manual_seed(seed), device or home(backend)
-    errors = []
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        for name in scans:
-            short = _arguments(name, generator)
-            exact = _outputs(partial(_scan, reference, name), [t.double() for t in short])
-            found = _outputs(partial(_scan, backend, name), [t.to(place) for t in short])
-            errors += _errors(found, exact)
-        if backend is not reference and not getattr(backend, "interpreted", lambda: False)():
-            sequence = _long_arguments(generator)
-            exact = _outputs(_float64_scan, [t.double() for t in sequence])
-            scan = partial(_scan, backend, "selective_scan")
-            errors += _errors(_outputs(scan, [t.to(place) for t in sequence]), exact)
+    place = device or home(backend)
+    interpreted = getattr(backend, "interpreted", lambda: False)()
+    errors: list[Tensor] = []
+    for name in scans:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            checks: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
+                (partial(_scan, reference, name), _arguments(name, generator))
+            ]
+            if backend is not reference and not interpreted:
+                checks.append((_FLOAT64[name], _long_arguments(name, generator)))
+            for exactly, arguments in checks:
+                exact = _outputs(exactly, [t.double() for t in arguments])
+                found = _outputs(partial(_scan, backend, name), [t.to(place) for t in arguments])
+                errors += _errors(found, exact)
     return float(torch.stack(errors).max())
 
 
@@ -94,20 +96,24 @@ def _arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
     ]
 
 
-def _long_arguments(generator: torch.Generator) -> list[Tensor]:
+def _long_arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
+    """A sequence; for `ss2d_scan` an image of one line, of which each direction is one."""
     channels, states = 19, 16
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
+    image = scan == "ss2d_scan"
+    ways, line = (1, 4) if image else (1,), (1, LONG) if image else (LONG,)
+    rows = 4 * channels if image else channels
     return [
-        normal(1, channels, LONG),
-        normal(1, channels, LONG) - 1,
-        -normal(channels, states).abs() - 0.1,
-        normal(1, states, LONG),
-        normal(1, states, LONG),
-        normal(channels),
-        normal(channels),
+        normal(1, channels, *line),
+        normal(*ways, channels, *line) - 1,
+        -normal(rows, states).abs() - 0.1,
+        normal(*ways, states, *line),
+        normal(*ways, states, *line),
+        normal(rows),
+        normal(rows),
     ]
 
 
@@ -124,14 +130,33 @@ def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     A tensor that is indexed step by step gets a gradient of its own size at every step, so the
     reference takes time with the square of the length.
     """
-    step = F.softplus(delta + bias[:, None])  # (B, D, L)
-    decays = torch.exp(step[..., None] * A[:, None])  # (B, D, L, N)
+    step = F.softplus(delta + bias[..., None])  # (B, D, L)
+    decays = torch.exp(step[..., None] * A[..., None, :])  # (B, D, L, N)
     inputs = (step * u)[..., None] * B.mT[:, None]
     state, states = torch.zeros_like(inputs[:, :, 0]), []
     for decay, added in zip(decays.unbind(2), inputs.unbind(2), strict=True):
         state = torch.addcmul(added, decay, state)
         states.append(state)
-    return (torch.stack(states, 2) * C.mT[:, None]).sum(-1) + D[:, None] * u
+    return (torch.stack(states, 2) * C.mT[:, None]).sum(-1) + D[..., None] * u
+
+
+def _float64_line(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                  bias: Tensor) -> Tensor:  # fmt: skip
+    """`ss2d_scan` of an image of one line: by rows and by columns, then both from the end."""
+
+    def turned(t: Tensor) -> Tensor:
+        return torch.cat([t[:2], t[2:].flip(-1)])
+
+    ways, channels = 4, x.shape[1]
+    y = _float64_scan(
+        turned(x[0, None, :, 0].expand(ways, -1, -1)), turned(delta[0, :, :, 0]),
+        A.view(ways, channels, -1), turned(B[0, :, :, 0]), turned(C[0, :, :, 0]),
+        D.view(ways, channels), bias.view(ways, channels),
+    )  # fmt: skip
+    return turned(y).sum(0)[None, :, None]
+
+
+_FLOAT64 = {"selective_scan": _float64_scan, "ss2d_scan": _float64_line}
 
 
 def _outputs(scan: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:

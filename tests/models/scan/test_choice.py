@@ -259,12 +259,13 @@ def test_a_kernel_that_is_wrong_on_long_sequences_alone_is_left(monkeypatch, of_
         assert choice.choose_backend(CPU, torch.float32) == "reference"
 
 
-def test_the_long_check_agrees_with_the_reference():
+@pytest.mark.parametrize("name", selfcheck.SCANS)
+def test_the_long_check_agrees_with_the_reference(name):
     """Both in float64, over fewer steps, with the gradients."""
     generator = torch.Generator().manual_seed(3)
-    inputs = [t.double() for t in selfcheck._long_arguments(generator)]
-    short = [t[..., :50] if t.ndim == 3 else t for t in inputs]
-    scans = selfcheck._float64_scan, lambda *a: selfcheck._sequence_scan(reference, *a)
+    inputs = [t.double() for t in selfcheck._long_arguments(name, generator)]
+    short = [t[..., :50] if t.ndim >= 3 else t for t in inputs]
+    scans = selfcheck._FLOAT64[name], lambda *a: selfcheck._scan(reference, name, *a)
     for one, other in zip(*(selfcheck._outputs(scan, short) for scan in scans), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 

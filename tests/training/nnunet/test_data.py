@@ -27,7 +27,7 @@ def data(*, seed: int = 1, workers: int = 0, val: Part = VAL) -> PatchData:
 
 def epoch(made: PatchData, number: int, phase: str = "train") -> list[Batch]:
     loader = getattr(made, f"{phase}_dataloader")()
-    loader.sampler.set_epoch(number)
+    loader.batch_sampler.sampler.set_epoch(number)
     return list(loader)
 
 

@@ -161,7 +161,7 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
     with decoded_once(pairs, run / "cache", decode_masked) as decoded:
         part = Part([pair.image_id for pair in pairs], decoded)
         loader = PatchData(part, part, selection.recipe, seed=0, workers=0).val_dataloader()
-        loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
+        loader.batch_sampler.sampler.set_epoch(2)  # type: ignore[attr-defined]
         for number, batch in enumerate(loader):
             module.validation_step(batch, number)
     said = torch.cat([s for s, _ in seen]).flatten()
