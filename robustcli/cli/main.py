@@ -97,7 +97,7 @@ class LazyGroup(click.Group):
             )
             status = INTERRUPTED
         except SystemExit:
-            if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+            if type(sys.stdout).__name__.lstrip("_") != "PacifyFlushWrapper":  # private since 8.5
                 raise
             status = READER_GONE  # of `--help`, which click prints itself
         except Exception as error:
