@@ -22,9 +22,9 @@ def show(run: Path, *, as_json: bool, quiet: bool) -> None:
 
 def results_table(run: Path) -> str:
     """The table of `run` for a terminal."""
-    from robustcli.evaluation.metrics import table
     from robustcli.reports.console import accuracy_table, mask_table, training_table
     from robustcli.reports.console_finetune import finetune_table
+    from robustcli.reports.findings import read_findings
     from robustcli.reports.render import kind_of
 
     kind = kind_of(run)
@@ -32,4 +32,8 @@ def results_table(run: Path) -> str:
         return training_table(run)
     if kind == "finetune":
         return finetune_table(run)
-    return mask_table(table(run)) if kind == "seg" else accuracy_table(table(run))
+    findings = read_findings(run)
+    shown = mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)
+    if not findings.is_partial:
+        return shown
+    return f"{shown}\nPartial run (status: {findings.record.status}): {findings.progress}."

@@ -52,6 +52,16 @@ class Findings:
         return self.table[self.table["n"] < self.expected]
 
     @property
+    def missing(self) -> int:
+        """How many predictions of the run's models and transforms are not there."""
+        return int((self.expected - self.unfinished["n"]).sum())
+
+    @property
+    def progress(self) -> str:
+        """How many of how many predictions are missing, in words."""
+        return f"{self.missing:,} of {self.expected * len(self.table):,} predictions are missing"
+
+    @property
     def is_partial(self) -> bool:
         """Whether something is still to be computed."""
         return self.record.status != "complete" or not self.unfinished.empty

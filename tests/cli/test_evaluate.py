@@ -168,6 +168,26 @@ def test_a_failed_run_ends_with_1(robust: Robust, asked: list[EvalConfig]) -> No
     assert told.err == "Error: It failed.\nA test wants it so.\nNothing.\n"
 
 
+def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate.shared
+    monkeypatch.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
+    typed = [*SMALL, "--transform", "fliplr", "--out", "run"]
+    told = robust(*typed)
+    assert told.code == 1
+    assert "Partial run (status: partial): 20 of 40 predictions are missing." in told.out
+    assert (
+        "partial: 20 of 40 predictions are missing.\nMissing: 20 of `vmamba-pico` under fliplr"
+        in (told.err)
+    )
+    assert "20 of 40 predictions are missing" in Path("run/report.md").read_text()
+    assert "Partial run" in robust("report", "run").out
+    monkeypatch.undo()
+    assert robust(*typed).code == 0
+    assert "Partial" not in Path("run/report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [

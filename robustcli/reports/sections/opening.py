@@ -67,7 +67,8 @@ def about_progress(findings: Findings) -> list[Text]:
     return [
         text(
             Strong("Partial run."),
-            f" {len(findings.unfinished):,} of {counted(cells, 'cell')} lack images "
+            f" {findings.progress[0].upper()}{findings.progress[1:]}: "
+            f"{len(findings.unfinished):,} of {counted(cells, 'cell')} lack images "
             f"(status: {findings.record.status}). The commands under “How to repeat it” go on.",
         )
     ]

@@ -40,7 +40,8 @@ def test_a_finished_run_on_all_images_has_no_notices(tmp_path: Path) -> None:
         ),
         (
             {"done": 0.5, "record": {"status": "partial"}},
-            "**Partial run.** 4 of 4 cells lack images (status: partial).",
+            "**Partial run.** 120 of 240 predictions are missing: 4 of 4 cells lack images "
+            "(status: partial).",
         ),
         (
             {"models": (model("a"), model("pico", untrained=True))},
