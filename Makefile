@@ -57,6 +57,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/sharing.py
 	$(BIN)/python benchmarks/transforms.py
 	$(BIN)/python benchmarks/segmenters.py
 	$(BIN)/python benchmarks/finetune.py

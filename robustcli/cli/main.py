@@ -13,6 +13,7 @@ import click
 from robustcli import __version__
 from robustcli.core.errors import RobustError
 from robustcli.core.names import nearest
+from robustcli.core.threads import wait_briefly
 
 # Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
 COMMANDS = {
@@ -79,6 +80,7 @@ class LazyGroup(click.Group):
 
         Errors of libraries and of this program become messages in `failures`, whatever the command.
         """
+        wait_briefly()
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:

@@ -1,0 +1,82 @@
+"""How much a network slows down beside other programs, by how its threads wait for each other.
+
+`python benchmarks/sharing.py` times a training step of ulvm_v5 (4 windows of 128 x 128) in processes
+of their own, beside 0, 1 and 2 processes that only count. Threads of OpenMP wait at the end of each
+parallel loop; while they wait they spin (fast when the machine is free, a waste when it is not) or
+sleep. Prints seconds a step (median), and the ratio to the setting of `robust` on a free machine.
+About three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SETTINGS = {
+    "OpenMP's own": {"ROBUST_WAIT": "own"},
+    "robust": {},
+    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+    "GOMP_SPINCOUNT=20000": {"GOMP_SPINCOUNT": "20000"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+CHILD = """
+import os, statistics, sys, time
+if os.environ.pop("ROBUST_WAIT", None) is None:
+    from robustcli.core.threads import wait_briefly
+    wait_briefly()
+import torch
+import robustcli
+torch.manual_seed(0)
+network = robustcli.create_model("ulvm_v5").train()
+x = torch.rand(4, 3, 128, 128)
+times = []
+for step in range(int(sys.argv[1]) + 2):
+    started = time.perf_counter()
+    network(x).mean().backward()
+    times.append(time.perf_counter() - started)
+print(statistics.median(times[2:]))
+"""
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """`count` processes that count as fast as they can."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def seconds(settings: dict[str, str], steps: int) -> float:
+    """The median time of a step in a process with these variables."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    told = subprocess.run(
+        [sys.executable, "-c", CHILD, str(steps)], env={**clean, **settings}, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return float(told.stdout)
+
+
+def main() -> None:
+    """Times every setting beside 0, 1 and 2 busy processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=8)
+    steps = parser.parse_args().steps
+    alone = None
+    for count in (0, 1, 2):
+        with busy(count):
+            found = {name: seconds(settings, steps) for name, settings in SETTINGS.items()}
+        alone = alone or found["robust"]
+        for name, value in found.items():
+            print(f"{count} busy  {name:<26} {value:7.3f} s  {value / alone:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
