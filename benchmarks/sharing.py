@@ -1,10 +1,10 @@
 """How much a network slows down beside other programs, by how its threads wait for each other.
 
-`python benchmarks/sharing.py` times a training step of ulvm_v5 (4 windows of 128 x 128) in processes
-of their own, beside 0, 1 and 2 processes that only count. Threads of OpenMP wait at the end of each
-parallel loop; while they wait they spin (fast when the machine is free, a waste when it is not) or
-sleep. Prints seconds a step (median), and the ratio to the setting of `robust` on a free machine.
-About three minutes.
+`python benchmarks/sharing.py` times a training step of ulvm_v5 (4 windows of 128 x 128) in
+processes of their own, beside 0, 1 and 2 processes that only count. Threads of OpenMP wait at the
+end of each parallel loop; while they wait they spin (fast on a free machine, a waste on a shared
+one) or sleep. Prints the median seconds of a step, and the ratio to what `robust` sets on a free
+machine. About three minutes.
 """
 
 from __future__ import annotations
