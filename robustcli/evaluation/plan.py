@@ -7,8 +7,9 @@ are pure functions of their numbers. Nobody looks at the folder again to find ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from robustcli.evaluation.store import Cell, Store, rows_in
@@ -117,22 +118,14 @@ class Plan:
     def _piece(self, block: int) -> Piece:
         images = self.images_of(block)
         rows = len(images) - (rows_in(self.store.skipped_path(block)) or 0)
-        models = {
-            cell: tuple(
-                model
-                for model in self.models
-                if rows_in(self.store.prediction_path(model, cell, block)) != rows
-            )
-            for cell in self.cells
-        }
-        inputs = {
-            cell: tuple(
-                view
-                for view in self.views
-                if rows_in(self.store.input_path(view, cell, block)) != rows
-            )
-            for cell in self.cells
-        }
+
+        def lacking(
+            names: Sequence[str], path: Callable[[str, Cell, int], Path], cell: Cell
+        ) -> tuple[str, ...]:
+            return tuple(name for name in names if rows_in(path(name, cell, block)) != rows)
+
+        models = {c: lacking(self.models, self.store.prediction_path, c) for c in self.cells}
+        inputs = {c: lacking(self.views, self.store.input_path, c) for c in self.cells}
         return Piece(block, images, models, inputs).only(
             [cell for cell in self.cells if models[cell] or inputs[cell]]
         )
