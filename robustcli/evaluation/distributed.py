@@ -395,6 +395,7 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
         messages = TCPStore(
             "127.0.0.1", port, count, is_master=True, wait_for_workers=False,
             timeout=timedelta(seconds=SILENCE_SECONDS), master_listen_fd=listening.detach(),
+            use_libuv=False,  # whose store takes no open socket in torch 2.6
         )  # fmt: skip
     threads = torch.get_num_threads()
     each = max(1, threads // count)

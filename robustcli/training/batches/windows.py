@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcli.core.seeds import identity_seed
+from robustcli.training.batches.cache import Pixels
 
-Pixels = NDArray[np.uint8]
+
 
 
 @dataclass(frozen=True)

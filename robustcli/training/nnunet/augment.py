@@ -100,14 +100,13 @@ def _intensity() -> list[RandomizableTransform]:
         RandAdjustContrast(1.0, (0.7, 1.5), invert_image=invert, retain_stats=True)
         for invert in (True, False)
     )
-    contrast = RandScaleIntensityFixedMean(
-        prob=0.15, factors=0.25, preserve_range=True, channel_wise=True
-    )
+    # MONAI 1.5 has no `channel_wise` for it.
+    contrast = RandScaleIntensityFixedMean(prob=1.0, factors=0.25, preserve_range=True)
     return [
         RandGaussianNoise(prob=0.1, std=0.1),
         PerChannel(blur, prob=0.2, channel_prob=0.5),
         RandScaleIntensity(0.25, prob=0.15, channel_wise=True),
-        contrast,
+        PerChannel(contrast, prob=0.15),
         PerChannel(coarse, prob=0.25, channel_prob=0.5),
         PerChannel(inverted, prob=0.1),
         PerChannel(upright, prob=0.3),

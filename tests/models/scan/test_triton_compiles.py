@@ -1,5 +1,7 @@
 """Triton's own compiler accepts the kernels for GPUs that this machine need not have."""
 
+import inspect
+
 import pytest
 
 pytest.importorskip("triton")
@@ -46,10 +48,13 @@ def test_compiles(kernel, constants, target, binary):
     kinds = dict.fromkeys(HALF, "*bf16") | dict.fromkeys(FLOAT, "*fp32")
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else kinds.get(n, "i32") for n in names}
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-    )
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        values = {"constexprs": {(names.index(n),): value for n, value in constants.items()}}
+    else:  # Triton 3.2, of torch 2.6
+        if binary == "hsaco":
+            pytest.skip("Triton 3.2 needs an installation of ROCm for this")
+        signature = {n: kind for n, kind in signature.items() if kind != "constexpr"}
+        values = {"constants": constants}
+    source = ASTSource(fn=kernel, signature=signature, **values)
     compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True})
     assert compiled.asm[binary]
