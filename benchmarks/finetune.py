@@ -32,26 +32,24 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from robustcli.adapters.cache_paths import local_path
 from robustcli.adapters.load import resolve
-from robustcli.adapters.places import local_path
 from robustcli.adapters.start import start_weights
 from robustcli.data.masks import decode_pair
-from robustcli.data.open_pairs import open_pairs
+from robustcli.data.sources import open_pairs
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving
 from robustcli.finetuning.gradients import GradientProfile
 from robustcli.finetuning.gradients import statistics as gradient_statistics
+from robustcli.finetuning.mode_costs import peak_resident, start_anew
 from robustcli.finetuning.pretrained import heads_of
 from robustcli.finetuning.rules import DOCUMENTED, FreezeRule
 from robustcli.finetuning.selection import select
-from robustcli.training.batches.cache import Decoded
-from robustcli.training.batches.loaders import Part
-from robustcli.training.batches.resident import peak_resident, start_anew
-from robustcli.training.batches.samples import Batch
-from robustcli.training.named_recipes import NAMED_RECIPES
-from robustcli.training.nnunet.data import PatchData
-from robustcli.training.nnunet.module import NnUNetModule
-from robustcli.training.outputs import outputs
-from robustcli.training.recipes import Recipe
+from robustcli.training.cache import Decoded
+from robustcli.training.datamodule import Part
+from robustcli.training.lit_segmenter import outputs
+from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
+from robustcli.training.recipes import NAMED_RECIPES, Recipe
+from robustcli.training.samples import Batch
 
 RULES = {
     "mamba below 1e-6": FreezeRule(threshold=DOCUMENTED),

@@ -26,7 +26,7 @@ SETTINGS = {
 CHILD = """
 import os, statistics, sys, time
 if os.environ.pop("ROBUST_WAIT", None) is None:
-    from robustcli.core.threads import wait_briefly
+    from robustcli.core.machine import wait_briefly
     wait_briefly()
 import torch
 import robustcli

@@ -14,10 +14,10 @@ import io
 import tarfile
 from pathlib import Path
 
-from robustcli.core.atomic import write_bytes
+from robustcli.core.io import write_bytes
 from robustcli.data.decode import read_bytes
-from robustcli.data.open import open_index
-from robustcli.data.subset import take
+from robustcli.data.sources import open_index
+from robustcli.data.subsets import take
 
 # A tar spends a header of 512 bytes on each image and fills it up to a multiple of 512: 100 per
 # class would be 1.55 MB, over the 1.5 MB that a bundled set may weigh.

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustcli.core.atomic import write_bytes, write_text
+from robustcli.core.io import write_bytes, write_text
 from robustcli.core.seeds import identity_seed
 
 QUALITIES = (75, 85, 95, 97)

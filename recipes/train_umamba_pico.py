@@ -13,10 +13,10 @@ import json
 import shutil
 from pathlib import Path
 
-from robustcli.evaluation.metrics import table
+from robustcli.evaluation.cell_table import table
 from robustcli.training.config import TrainConfig
+from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
-from robustcli.training.train import run_training
 
 SETTINGS = TrainConfig(
     model="umamba-pico", data="nuclei-mini:fluorescence", epochs=40, batch_size=8, window=128,

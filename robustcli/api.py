@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import weights_in
 from robustcli.evaluation import evaluate as evaluation
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.finetuning.record import (
     DECISIONS,
@@ -183,7 +183,7 @@ def train(
     """
     # Lightning takes seconds to import, which evaluating need not wait for.
     from robustcli.training.config import TrainConfig
-    from robustcli.training.train import run_training
+    from robustcli.training.engine import run_training
 
     place = None if data is None else str(data)
     return Training(run_training(TrainConfig(model, place, Path(out), **options)))
@@ -228,8 +228,8 @@ def finetune(
         RunError: Training failed; the last finished epoch is kept.
     """
     from robustcli.finetuning.config import FinetuneConfig
-    from robustcli.finetuning.finetune import run_finetuning
     from robustcli.finetuning.rules import make_rule
+    from robustcli.finetuning.trainings import run_finetuning
     from robustcli.training.config import TrainConfig
 
     training = TrainConfig(

@@ -10,10 +10,39 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from robustcli.adapters import vmamba
 from robustcli.adapters.loading import Shapes, shapes_of
 from robustcli.models.aliases import without_aliases
 from robustcli.models.registry import ARCHITECTURES
+
+# VMamba's official files under today's names.
+
+
+# The names of the v0 files (VMamba issue 53) and ours, applied in this order.
+_OLD_NAMES = (
+    (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
+    (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),
+    (re.compile(r"\.ln_1\."), ".norm."),
+    (re.compile(r"\.self_attention\."), ".op."),
+    (re.compile(r"^norm\."), "classifier.norm."),
+    (re.compile(r"^head\."), "classifier.head."),
+)
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under today's names; projections stored as 1x1 convolutions become matrices."""
+    return {_new_name(key): _matrix(key, tensor) for key, tensor in state.items()}
+
+
+def _new_name(key: str) -> str:
+    for pattern, new in _OLD_NAMES:
+        key = pattern.sub(new, key)
+    return key
+
+
+def _matrix(key: str, tensor: Tensor) -> Tensor:
+    pointwise = re.search(r"\.(in_proj|out_proj|fc1|fc2|reduction|head)\.weight$", key)
+    return tensor.flatten(1) if pointwise and tensor.shape[2:] == (1, 1) else tensor
+
 
 _PLAN = (
     "Give the options of its plan: `robustcli.models.umamba_config.plan_options` reads them from "
@@ -45,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         "VMamba",
         r"layers\.0\.blocks\.0\.(op|self_attention)\.",
         ("classifier.head",),
-        vmamba.convert,
+        convert,
     ),
     "vim": Family("Vim", r"layers\.0\.mixer\.A_b_log$", ("head",)),
     "vmunet": Family("VM-UNet", r"vmunet\.", ("vmunet.final_conv",)),

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from robustcli.adapters import create, smp_library
+from robustcli.adapters.cache_paths import hash_state, local_path
+from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.classifier import Facts
-from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.foreground import native_window
 from robustcli.adapters.load import GREY, ModelRequest, names_run, resolve
-from robustcli.adapters.mask_preprocessing import MaskPreprocessing
-from robustcli.adapters.otsu import Otsu
-from robustcli.adapters.places import local_path
 from robustcli.adapters.preprocessing import input_channels
-from robustcli.adapters.seg_builders import SEG_BUILDERS
-from robustcli.adapters.segmenter import Segmenter
-from robustcli.adapters.training_run import Trained, read_trained
-from robustcli.adapters.weights import hash_state
-from robustcli.adapters.weights_header import WeightsHeader
+from robustcli.adapters.segmenter import MaskPreprocessing, Otsu, Segmenter, native_window
+from robustcli.adapters.training_run import Trained, WeightsHeader, read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.models.mamba import Mamba
 from robustcli.models.ss2d import SS2D
+
+# How each kind of segmenter of the catalogue is made: one row per builder.
+
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SegBuilder:
+    """What makes a network of a variant.
+
+    Args:
+        fresh: Of variant and arguments: as initialised.
+        load: Of variant, weights, their origin and arguments: with weights; None for what has none.
+    """
+
+    fresh: Callable[[str, Arguments], nn.Module]
+    load: Callable[[str, Mapping[str, Tensor], str, Arguments], nn.Module] | None
+
+
+def _zoo_load(
+    variant: str, state: Mapping[str, Tensor], origin: str, arguments: Arguments
+) -> nn.Module:
+    return create.load(variant, state, origin=origin, options=arguments)
+
+
+def _otsu(variant: str, arguments: Arguments) -> nn.Module:
+    if arguments:
+        raise UsageError(f"`{variant}` takes no `{next(iter(arguments))}=...`.", "It takes none.")
+    return Otsu().eval()
+
+
+SEG_BUILDERS: dict[str, SegBuilder] = {
+    "zoo": SegBuilder(create.create, _zoo_load),
+    "smp": SegBuilder(smp_library.create, smp_library.load),
+    "otsu": SegBuilder(_otsu, load=None),
+}
 
 
 def load_segmenter(request: ModelRequest, *, seed: int = 0, offline: bool = False) -> Segmenter:

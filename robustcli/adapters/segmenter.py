@@ -3,22 +3,260 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcli.adapters.classifier import AUTOCAST, Facts, Precision
 from robustcli.adapters.first_pass import Tried, check_finite, first_pass, made_up
-from robustcli.adapters.foreground import is_probability, raw_output
-from robustcli.adapters.mask_preprocessing import MaskPreprocessing
-from robustcli.adapters.nnunet_mirror import Mirrored
-from robustcli.adapters.nnunet_windows import covered_evenly
 from robustcli.adapters.preprocessing import grey
-from robustcli.adapters.weights_header import WeightsHeader
-from robustcli.adapters.windows import Padded, covered, padded
+from robustcli.adapters.training_run import WeightsHeader
+from robustcli.core.errors import UsageError
+from robustcli.models.resnet_seg import ResNetSeg
+from robustcli.models.segformer import SegFormer
+from robustcli.models.ulvm import ULVMUNet
+from robustcli.models.umamba import UMamba
+from robustcli.models.vmunet import VMUNet
+from robustcli.nnunet.inference import Mirrored, covered_evenly
+from robustcli.nnunet.normalisation import NnUNetInference
+
+# The baseline that knows nothing: a threshold on each image's luminance, after Otsu.
+
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Of red, green and blue (ITU-R BT.601)."""
+_LEVELS = 256
+
+
+class Otsu(nn.Module):
+    """Images (B, 3, H, W) in [0, 1], RGB, to masks (B, 1, H, W) of zeros and ones.
+
+    The foreground is the side of the threshold with fewer pixels, the brighter one where both have
+    as many; an image of one brightness has none.
+    """
+
+    num_classes = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The masks, each from its own image alone."""
+        weights = torch.tensor(LUMINANCE, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
+        levels = ((x.float() * weights).sum(1) * (_LEVELS - 1)).round().long()
+        return torch.stack([_minority(image) for image in levels])[:, None].to(x.dtype)
+
+
+def _minority(levels: Tensor) -> Tensor:
+    bright = levels > threshold(levels)
+    if 2 * int(bright.sum()) <= bright.numel():
+        return bright
+    return ~bright & (levels.min() < levels.max())
+
+
+def threshold(levels: Tensor) -> int:
+    """The level that best separates those at most as high from the higher ones.
+
+    It is the lowest that maximises the variance between the two.
+    Source: Otsu, "A Threshold Selection Method from Gray-Level Histograms" (1979).
+
+    Args:
+        levels: Whole numbers from 0 to 255, of any shape.
+    """
+    # On the CPU: not every device has float64.
+    counts = torch.bincount(levels.flatten(), minlength=_LEVELS).cpu().double()
+    below, sums = counts.cumsum(0), (counts * torch.arange(_LEVELS)).cumsum(0)
+    above = below[-1] - below
+    split = (below > 0) & (above > 0)
+    means = sums / below.clamp(min=1), (sums[-1] - sums) / above.clamp(min=1)
+    between = torch.where(split, below * above * (means[0] - means[1]) ** 2, 0.0)
+    return int(between.argmax())
+
+
+# One foreground score per pixel of the input, whatever a segmenter's network returns.
+#
+# Networks here return logits or probabilities, of one class or several, of the input's size or not,
+# alone or as the first of a list. Training and prediction both read them through this file.
+
+
+Output = Tensor | list[Tensor] | tuple[Tensor, ...]
+
+
+def is_probability(network: nn.Module) -> bool:
+    """Whether the network's outputs are probabilities; else they are logits.
+
+    Raises:
+        UsageError: They are probabilities of several classes, which do not exclude each other.
+    """
+    if isinstance(network, ULVMUNet) and network.num_classes > 1:
+        raise UsageError(
+            f"The network has {network.num_classes} outputs.",
+            "Its outputs are independent probabilities: none of them is the foreground.",
+            "Build it with `num_classes=1`.",
+        )
+    one = isinstance(network, VMUNet) and network.num_classes == 1  # of several: logits
+    return one or isinstance(network, (ULVMUNet, Otsu))
+
+
+def raw_output(network: nn.Module, x: Tensor) -> Tensor:
+    """The network's foreground scores (n, 1, H, W) for the images `x` (n, 3, H, W).
+
+    They are probabilities or logits, see `is_probability`.
+    """
+    return at_size(first(network(x)), (x.shape[-2], x.shape[-1]))
+
+
+def first(output: Output) -> Tensor:
+    """Of a list, as deep supervision gives it, the output of highest resolution."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The foreground scores (n, 1, *size) of class scores (n, C, h, w).
+
+    Enlarged or shrunk bilinearly with align_corners off, as the tumour paper did outside of
+    SegFormer, whose logits have a quarter of the input's size.
+    """
+    scores = foreground_logits(scores)
+    if tuple(scores.shape[2:]) == size:
+        return scores
+    return F.interpolate(scores, size, mode="bilinear", align_corners=False)
+
+
+def foreground_logits(scores: Tensor) -> Tensor:
+    """(n, C, h, w) to (n, 1, h, w): of several classes, all but the first are foreground.
+
+    The sigmoid of the result is the softmax's sum over these classes.
+    """
+    if scores.shape[1] == 1:
+        return scores
+    return torch.logsumexp(scores[:, 1:], 1, keepdim=True) - scores[:, :1]
+
+
+def native_window(network: nn.Module) -> int:
+    """The side in pixels of what the network was published for, where nothing else is said."""
+    if isinstance(network, UMamba):
+        return min(network.config.patch)
+    if isinstance(network, ResNetSeg):
+        return network.config.output
+    return 224 if isinstance(network, SegFormer) else 256
+
+
+# How an image becomes a segmenter's input, and a probability a mask.
+
+
+@dataclass(frozen=True)
+class MaskPreprocessing:
+    """Values are scaled to [0, 1], with no mean to remove, where `nnunet` does not say otherwise.
+
+    Args:
+        window: Side in pixels of what the network sees at once. A smaller image is padded, a larger
+            one is covered by overlapping windows. 0: every image as a whole.
+        channels: Order of the channels in the network's input; `grey` is their luma alone.
+        threshold: Probability from which a pixel is foreground, in [0, 1].
+        overlap: Share of a window's side that the next one covers again, in [0, 1).
+        nnunet: Of a network trained nnU-Net's way: how it predicts.
+    """
+
+    window: int
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
+    threshold: float = 0.5
+    overlap: float = 0.5
+    nnunet: NnUNetInference | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
+            raise UsageError(f"`window={self.window}` is no number of pixels.")
+        if self.channels not in ("rgb", "bgr", "grey"):
+            raise UsageError(
+                f"`channels={self.channels}` is unknown.", "It is `rgb`, `bgr` or `grey`."
+            )
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"`threshold={self.threshold}` is no probability.")
+        if not 0 <= self.overlap < 1:
+            raise UsageError(
+                f"`overlap={self.overlap}` is out of range.", "It is at least 0 and below 1."
+            )
+
+    @property
+    def view(self) -> str:
+        """A name for the geometry alone: every segmenter gets the image's own pixels."""
+        return "as-is"
+
+    def changed(self, changes: Mapping[str, Any]) -> MaskPreprocessing:
+        """This, with some of its fields replaced.
+
+        Raises:
+            UsageError: A field is unknown or a value out of range.
+        """
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UsageError(
+                    f"A segmenter's preprocessing has no `{name}`.",
+                    f"It has {', '.join(f'`{field}`' for field in known)}: images keep their size.",
+                )
+        return replace(self, **changes)
+
+
+# Images of any size through a network that takes squares of one size.
+
+
+@dataclass(frozen=True)
+class Padded:
+    """An image (H, W, 3) in which the original lies at `top` and `left`."""
+
+    image: NDArray[Any]
+    top: int
+    left: int
+
+
+def padded(
+    image: NDArray[Any], window: int, *, by: Literal["reflect", "constant"] = "reflect"
+) -> Padded:
+    """`image` (H, W, 3) with both sides at least `window`.
+
+    It is continued by reflection, as often as it takes (one of a single pixel's width is repeated),
+    or `constant`: by zeros.
+    """
+    short = [max(0, window - side) for side in image.shape[:2]]
+    if not any(short):
+        return Padded(image, 0, 0)
+    top, left = (missing // 2 for missing in short)
+    pads = [(top, short[0] - top), (left, short[1] - left), (0, 0)]
+    return Padded(np.pad(image, pads, mode=by), top, left)
+
+
+def covered(
+    images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, 1, H, W).
+
+    The images and the result stay where they are; only windows go to `device`.
+
+    Args:
+        images: (n, 3, H, W), each side at least `window`.
+        window: Side of a window in pixels.
+        predict: Windows (m, 3, window, window) to scores (m, 1, window, window).
+        overlap: Share of a window's side that the next one covers again, in [0, 1).
+        batch: Windows at a time.
+        device: Where `predict` computes.
+    """
+    # Slow to import, and not needed for images of the window's size.
+    from monai.inferers.utils import sliding_window_inference
+
+    size = (window, window)
+    found = sliding_window_inference(
+        images, size, batch, predict, overlap, mode="gaussian", sw_device=device,
+        device=images.device,
+    )  # fmt: skip
+    assert isinstance(found, Tensor), "one output, so no tuple of them"
+    return found
+
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]

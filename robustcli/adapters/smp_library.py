@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
-from robustcli.adapters.entry import FOREGROUND, ModelEntry
-from robustcli.adapters.hub import hub, why_none
+from robustcli.adapters.catalogue import FOREGROUND, ModelEntry
+from robustcli.adapters.fetching import hub, why_none
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.names import find, nearest
-from robustcli.models.sizes import check_multiple
+from robustcli.models.options import check_multiple
 
 PREFIX = "smp:"
 # Images have three channels, outputs are logits of `num_classes`, weights are not options.

@@ -21,8 +21,9 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from robustcli.adapters.entry import IN1K
-from robustcli.adapters.hub import hub, why_none
+from robustcli.adapters.cache_paths import hub_file
+from robustcli.adapters.catalogue import IN1K
+from robustcli.adapters.fetching import hub, why_none
 from robustcli.adapters.loading import (
     Choice,
     choose,
@@ -31,7 +32,6 @@ from robustcli.adapters.loading import (
     load_strictly,
     shapes_of,
 )
-from robustcli.adapters.places import hub_file
 from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import nearest

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from robustcli.adapters.families import recognise
 from robustcli.adapters.timm_contract import TimmContract, chosen
 from robustcli.models.options import changed
-from robustcli.models.positions import fit_positions
-from robustcli.models.vim import VARIANTS, Layer, Vim, VimConfig
+from robustcli.models.vim import VARIANTS, Layer, Vim, VimConfig, fit_positions
 
 
 class RecomputedLayer(Layer):

@@ -2,16 +2,149 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.weights_header import Header, read_header
+from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.core.errors import UsageError
+from robustcli.core.io import replacing
 from robustcli.core.names import canonical
+from robustcli.nnunet.normalisation import NnUNetInference
+
+# `weights.safetensors` of a training run: the weights, and in its header how to use them.
+
+
+KEY = "robust"
+"""Of the safetensors metadata, which maps strings to strings."""
+
+
+class Header(BaseModel):
+    """What the weights of any training say of themselves.
+
+    Args:
+        schema_version: Of this header.
+        model: Name of the network.
+        arguments: For its builder.
+        window: Side in pixels of what the network saw in training.
+        trained_on: Digest of the data set that it was trained on (`Indexed.digest`).
+        images_sha256: SHA-256 over the ids of the images in the training part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    model: str
+    arguments: dict[str, Any] = {}
+    window: int
+    trained_on: str
+    images_sha256: str
+
+
+class WeightsHeader(Header):
+    """What a segmenter's weights are of and what they expect.
+
+    Args:
+        channels: Order of the input's channels.
+        threshold: Probability from which a pixel is foreground.
+        protocol: How it was trained.
+        overlap: Share of a window that the next one covers again; None for the usual half.
+        nnunet: How it predicts, where it was trained nnU-Net's way.
+    """
+
+    channels: Literal["rgb", "bgr", "grey"]
+    threshold: float
+    protocol: Literal["patient", "paper"]
+    overlap: float | None = None
+    nnunet: NnUNetInference | None = None
+
+
+class ClassifierHeader(Header):
+    """What a classifier's weights are of and what they expect.
+
+    Args:
+        label_space: What the classes are called together: a bundled label space, or the data set.
+        classes: Their ids, in the order of the network's outputs.
+        class_names: A readable name of each.
+        preprocessing: Fields of `Preprocessing`.
+        seen: Of some images of the training part, id and SHA-256 of the file: another data set may
+            name its files alike.
+    """
+
+    label_space: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    seen: dict[str, str] = {}
+
+
+_ORDER = (
+    *("schema_version", "model", "arguments", "window", "channels", "threshold", "protocol"),
+    *("trained_on", "images_sha256", "overlap", "nnunet"),
+)
+"""Of the keys of a segmenter's header."""
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> None:
+    """Writes `state` with `header` to `path`, durably.
+
+    Raises:
+        RunError: The file system refused.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with replacing(path) as beside:
+        try:
+            save_file(tensors, beside, metadata={KEY: _said(header)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # how safetensors tells of a full disk
+
+
+def _said(header: Header) -> str:
+    """As JSON, without what only some networks have: older versions refuse unknown keys."""
+    said = header.model_dump(mode="json")
+    lacking = {name for name in ("overlap", "nnunet") if said.get(name) is None}
+    order = [*(name for name in _ORDER if name in said), *said]
+    kept = {name: said[name] for name in dict.fromkeys(order) if name not in lacking}
+    return json.dumps(kept, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of the weights file `path`; None where the file has none.
+
+    Raises:
+        UsageError: The header is not one that this version writes.
+    """
+    try:
+        if not is_safetensors(path):
+            return None
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError):
+        return None  # damaged: reading the weights says so
+    if said is None:
+        return None
+    try:
+        found = json.loads(said)
+        kind = ClassifierHeader if "classes" in found else WeightsHeader
+        return kind.model_validate(found)
+    except (ValidationError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        told = f"{first['msg']} at {'.'.join(map(str, first['loc']))}" if first else str(error)
+        raise UsageError(
+            f"The header of `{path}` cannot be read.",
+            f"It says: {told}.",
+            "Use the version of this program that wrote it, or train again.",
+        ) from error
+
 
 WEIGHTS = "weights.safetensors"
 _RECORD, _CHECKPOINTS = "run.json", "checkpoints"

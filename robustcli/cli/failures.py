@@ -24,7 +24,7 @@ import click
 
 from robustcli import __version__
 from robustcli.core.errors import RobustError, run_of
-from robustcli.data.home import data_home
+from robustcli.data.named_datasets import data_home
 
 SHOW = "ROBUST_TRACEBACK"
 """The environment variable that shows tracebacks at once."""

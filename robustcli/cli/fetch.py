@@ -16,7 +16,7 @@ from robustcli.cli.options import as_json, offline, quiet
 @quiet
 def command(names: tuple[str, ...], offline: bool, as_json: bool, quiet: bool) -> None:
     """Download weights or data by NAME; a download that broke off is continued."""
-    from robustcli.adapters.fetch import fetch
+    from robustcli.adapters.fetching import fetch
 
     fetched = [fetch(name, offline=offline) for name in names]
     if as_json:

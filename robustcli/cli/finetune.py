@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli import train_options
+from robustcli.cli import options
 from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
 from robustcli.cli.results import show
 
@@ -23,11 +23,11 @@ _what = together(
     click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
                  default="all", show_default=True, help="What is trained; all: the first three."),
     click.option("--iterations", type=click.IntRange(1), help="Steps of each mode."),
-    train_options.protocol,
-    train_options.limit,
+    options.protocol,
+    options.limit,
     foreground,
     ignore,
-    train_options.model_arguments,
+    options.model_arguments,
 )  # fmt: skip
 _rule = together(
     click.option("--freeze-threshold", "threshold", type=float,
@@ -66,12 +66,12 @@ _OWN = (
 @click.command("finetune")
 @_what
 @_rule
-@train_options.recipe
-@train_options.run
+@options.recipe
+@options.run
 @offline
 @as_json
 @quiet
-def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune a segmenter or a classifier, and show what freezing costs and saves.
 
     \b
@@ -81,10 +81,10 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
 
-    config = _config(options)
+    config = _config(values)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.finetuning.dry import forecast_finetuning
+            from robustcli.finetuning.dry_run import forecast_finetuning
 
             plan = forecast_finetuning(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())
@@ -94,16 +94,16 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
 
 
 def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
-    from robustcli.finetuning.finetune import run_finetuning
+    from robustcli.finetuning.trainings import run_finetuning
 
     return run_finetuning(config, listener)
 
 
-def _config(options: dict[str, Any]) -> FinetuneConfig:
+def _config(values: dict[str, Any]) -> FinetuneConfig:
     from robustcli.finetuning.config import FinetuneConfig
     from robustcli.finetuning.rules import make_rule
     from robustcli.training.config import TrainConfig
 
-    rule = make_rule(**{name: options.pop(name) for name in _RULE})
-    own = {name: options.pop(name) for name in _OWN}
-    return FinetuneConfig(TrainConfig(**train_options.settings(options)), rule=rule, **own)
+    rule = make_rule(**{name: values.pop(name) for name in _RULE})
+    own = {name: values.pop(name) for name in _OWN}
+    return FinetuneConfig(TrainConfig(**options.settings(values)), rule=rule, **own)

@@ -29,8 +29,8 @@ def command(kind: str, pattern: str, as_json: bool) -> None:
 
 
 def _models() -> list[Row]:
+    from robustcli.adapters.cache_paths import is_here
     from robustcli.adapters.catalogue import CATALOGUE
-    from robustcli.adapters.places import is_here
 
     return [
         {
@@ -69,7 +69,7 @@ def _transforms() -> list[Row]:
 
 
 def _datasets() -> list[Row]:
-    from robustcli.data.datasets import DATASETS, installed
+    from robustcli.data.named_datasets import DATASETS, installed
 
     return [
         {
@@ -85,9 +85,7 @@ def _datasets() -> list[Row]:
 
 
 def _recipes() -> list[Row]:
-    from robustcli.training.classification.rows import listed_classes
-    from robustcli.training.named_recipes import listed_by_name
-    from robustcli.training.recipes import listed
+    from robustcli.training.recipes import listed, listed_by_name, listed_classes
 
     return [
         {

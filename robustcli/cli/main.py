@@ -12,12 +12,12 @@ import click
 
 from robustcli import __version__
 from robustcli.core.errors import RobustError
+from robustcli.core.machine import wait_briefly
 from robustcli.core.names import nearest
-from robustcli.core.threads import wait_briefly
 
 # Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
 COMMANDS = {
-    "eval": ("robustcli.cli.evaluate", "Measure models on transformed images."),
+    "eval": ("robustcli.cli.eval", "Measure models on transformed images."),
     "train": ("robustcli.cli.train", "Train a segmenter or a classifier."),
     "finetune": ("robustcli.cli.finetune", "Fine-tune a model; freeze what learns nothing."),
     "predict": ("robustcli.cli.predict", "Write masks for images."),

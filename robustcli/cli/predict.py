@@ -52,7 +52,7 @@ def command(as_json: bool, quiet: bool, **options: Any) -> None:
     robust predict --model ulvm_v5 --weights FILE --data DIR --out MASKS
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
-    from robustcli.evaluation.predict import predict_masks
+    from robustcli.evaluation.prediction import predict_masks
 
     data, out = options["data"], options["out"]
     with ConsoleListener(quiet=quiet, unit="masks") as listener:

@@ -22,8 +22,7 @@ def show(run: Path, *, as_json: bool, quiet: bool) -> None:
 
 def results_table(run: Path) -> str:
     """The table of `run` for a terminal."""
-    from robustcli.reports.console import accuracy_table, mask_table, training_table
-    from robustcli.reports.console_finetune import finetune_table
+    from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
     from robustcli.reports.findings import read_findings
     from robustcli.reports.render import kind_of
 

@@ -6,20 +6,20 @@ from typing import Any
 
 import click
 
-from robustcli.cli import train_options
+from robustcli.cli import options
 from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
 from robustcli.cli.results import show
 
 _start = together(
     click.option("--weights", type=FILE, help="Start from these weights."),
     click.option("--untrained", is_flag=True, help="Start without the recipe's pretraining."),
-    train_options.model_arguments,
+    options.model_arguments,
 )
 _masks = together(
     click.option("--model", required=True, help="A segmenter of `robust list models`."),
     click.option("--data", help="A folder, manifest or data set name [default: nuclei-mini]."),
-    train_options.protocol,
-    train_options.limit,
+    options.protocol,
+    options.limit,
     foreground,
     ignore,
     _start,
@@ -27,7 +27,7 @@ _masks = together(
 _classes = together(
     click.option("--model", required=True, help="A classifier of `robust list models`."),
     click.option("--data", help="A folder with one per class, a manifest, tar or data set name."),
-    train_options.limit,
+    options.limit,
     _start,
 )
 
@@ -39,36 +39,36 @@ def command() -> None:
 
 @command.command("seg")
 @_masks
-@train_options.recipe
-@train_options.run
+@options.recipe
+@options.run
 @offline
 @as_json
 @quiet
-def seg(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+def seg(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     """Train a segmenter; the same command again goes on where it stopped.
 
     \b
     robust train seg --model ulvm_v5
     robust train seg --model unet --data lgg-mri-segmentation/kaggle_3m --protocol paper
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    _train({"task": "seg", **train_options.settings(options)}, as_json, quiet, dry_run)
+    _train({"task": "seg", **options.settings(values)}, as_json, quiet, dry_run)
 
 
 @command.command("cls")
 @_classes
-@train_options.recipe
-@train_options.run
+@options.recipe
+@options.run
 @offline
 @as_json
 @quiet
-def cls(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
+def cls(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     """Train a classifier for the classes of the data; again, it goes on where it stopped.
 
     \b
     robust train cls --model vmamba-pico --data DIR
     robust train cls --model resnet18 --data cifar10-mini --window 32 --epochs 10
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    _train({"task": "cls", **train_options.settings(options)}, as_json, quiet, dry_run)
+    _train({"task": "cls", **options.settings(values)}, as_json, quiet, dry_run)
 
 
 def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) -> None:
@@ -78,12 +78,12 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
     config = TrainConfig(**settings)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.training.dry import forecast_training
+            from robustcli.training.prepare import forecast_training
 
             plan = forecast_training(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())
             return
-        from robustcli.training.train import run_training
+        from robustcli.training.engine import run_training
 
         run = run_training(config, listener)
     show(run, as_json=as_json, quiet=quiet)

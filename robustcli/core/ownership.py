@@ -30,8 +30,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from robustcli.core.atomic import refused, replacing
 from robustcli.core.errors import RunError
+from robustcli.core.io import refused, replacing
 
 FOLDER = ".owner"
 BEAT_SECONDS = 5.0

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from robustcli.core.silence import silenced
-from robustcli.data.index import ImageRef
+from robustcli.data.dataset import ImageRef
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
 # says it is PostScript would start Ghostscript.
@@ -173,3 +173,22 @@ class _StrictLoading:
 _STRICT = _StrictLoading()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_STRICT.forget)
+
+
+# How large an image is, by its file's header alone.
+
+
+def image_size(ref: ImageRef) -> tuple[int, int]:
+    """Height and width in pixels, as `decode` would give them.
+
+    Raises:
+        UnreadableImage: The file is missing, or no image.
+    """
+    try:
+        source = ref.path if ref.member is None else io.BytesIO(read_bytes(ref))
+        return read_image(source, lambda image: (image.height, image.width))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableImage(f"its size cannot be read: {reason}") from error
+    except UnreadableImage as error:
+        raise UnreadableImage(f"its size cannot be read: {error.reason}") from error

@@ -3,18 +3,150 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
-from robustcli.core.atomic import write_text
 from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import replacing, write_text
 from robustcli.core.names import find
-from robustcli.data.datasets import DATASETS, LISTING, named, place
-from robustcli.data.home import data_home
-from robustcli.data.unpack import unpack
+from robustcli.data.named_datasets import DATASETS, LISTING, Dataset, data_home, named, place
+from robustcli.data.tar import decompress, list_tar
+
+if TYPE_CHECKING:
+    from email.message import Message
+    from http.client import HTTPResponse
+
+
+# One HTTP download into a `.part` file that a later call can continue.
+
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 60
+_PARTIAL_CONTENT = 206
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class InterruptedTransferError(OSError):
+    """The connection ended before the whole file was there."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was downloaded so far, and the mark of the version it belongs to.
+
+    Args:
+        path: The file that grows.
+    """
+
+    path: Path
+
+    @property
+    def mark_path(self) -> Path:
+        """Where the server's mark (ETag or date) of the version is kept."""
+        return self.path.with_name(self.path.name + ".version")
+
+    @property
+    def mark(self) -> str:
+        """The server's mark of the version; empty when it gave none that can be relied on."""
+        return self.mark_path.read_text(encoding="utf-8") if self.mark_path.is_file() else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that a later call can build on: 0 without a mark, for two versions might mix."""
+        return self.path.stat().st_size if self.mark and self.path.is_file() else 0
+
+    def discard(self) -> None:
+        """Forgets what was downloaded."""
+        self.path.unlink(missing_ok=True)
+        self.mark_path.unlink(missing_ok=True)
+
+
+def transfer(url: str, part: Part) -> None:
+    """Downloads `url` to `part.path`, continuing what is there if the server still has the same.
+
+    Raises:
+        OSError: The server cannot be reached or refuses, the disk is full, or the connection
+            ended early (`InterruptedTransferError`); what came so far is kept.
+    """
+    # These take 30 ms to import, which listing data sets must not pay.
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    start = part.size
+    headers = {"User-Agent": "robust"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": part.mark}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+            continues = response.status == _PARTIAL_CONTENT
+            _keep_mark(part, response.headers)
+            with part.path.open("ab" if continues else "wb") as out:
+                _copy(response, out)
+    except HTTPError as error:
+        error.close()
+        if error.code != _RANGE_NOT_SATISFIABLE:
+            raise
+        part.discard()
+        transfer(url, part)
+    except HTTPException as error:
+        raise InterruptedTransferError(f"the connection broke: {error!r}") from error
+
+
+def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
+    expected = int(response.headers.get("Content-Length") or -1)
+    received = 0
+    while chunk := response.read(_CHUNK):
+        out.write(chunk)
+        received += len(chunk)
+    # `read(n)` does not complain when the connection ends early.
+    if expected >= 0 and received < expected:
+        raise InterruptedTransferError(f"the connection ended after {received} of {expected} bytes")
+
+
+def _keep_mark(part: Part, headers: Message) -> None:
+    etag = headers.get("ETag", "")
+    # RFC 9110, 13.1.5: a weak tag must not be used to continue a download.
+    mark = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    write_text(part.mark_path, mark)
+
+
+# From a downloaded archive to the tar of a data set, checked by what it holds.
+
+
+def unpack(dataset: Dataset, packed: Path, target: Path) -> None:
+    """Makes the tar `target` from the downloaded `packed`, which is then removed.
+
+    Raises:
+        RunError: The download is damaged or not `dataset`; it is removed, so that the next fetch
+            starts anew.
+    """
+    with replacing(target) as beside:
+        try:
+            decompress(packed, beside)
+            images = len(list_tar(beside).entries)
+        except (UsageError, tarfile.TarError) as error:
+            raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
+        if images != dataset.images:
+            raise _not_the_set(dataset, packed, f"it holds {images} images")
+    packed.unlink()
+
+
+def _not_the_set(dataset: Dataset, packed: Path, found: str) -> RunError:
+    packed.unlink(missing_ok=True)
+    packed.with_name(packed.name + ".sha256").unlink(missing_ok=True)
+    return RunError(
+        f"What came from {dataset.url} is not `{dataset.name}`.",
+        f"Expected an archive of {dataset.images} images, but {found}.",
+        "Nothing was kept. Repeat the command, or fetch the data from its source by hand.",
+    )
+
 
 __all__ = ["data_home", "fetch_dataset", "fetch_file", "file_sha256", "hash_path"]
 
@@ -87,9 +219,6 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
             f"It would come from {url}.",
             f"Leave out `--offline`, or put the file at `{target}`.",
         )
-    # urllib takes 30 ms to import, which listing data sets must not pay.
-    from robustcli.data.transfer import Part, transfer
-
     part = Part(target.with_name(target.name + ".part"))
     try:
         transfer(url, part)

@@ -17,8 +17,8 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
+from robustcli.data.dataset import ImageRef, PairRef
 from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_image
-from robustcli.data.index import ImageRef
 from robustcli.data.mask_values import (
     COLOUR,
     OPAQUE,
@@ -33,7 +33,6 @@ from robustcli.data.mask_values import (
     shown_value,
     unknown_values,
 )
-from robustcli.data.pairs import PairRef
 
 _ARRAY = ".npy"
 _MOST_MASKS, _LEAST_MASKS, _MOST_PIXELS = 256, 16, 100_000_000

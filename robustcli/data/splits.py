@@ -5,18 +5,75 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, cast, get_args
 
-from robustcli.core.atomic import write_text
+import numpy as np
+
 from robustcli.core.errors import UsageError
-from robustcli.data.advice import listed
-from robustcli.data.indexed import IndexT
-from robustcli.data.pair_drawing import parts_by_group, shuffled_in_two
-from robustcli.data.pairs import PairIndex
+from robustcli.core.io import write_text
+from robustcli.core.seeds import identity_seed
+from robustcli.data.class_layouts import listed
+from robustcli.data.dataset import ImageIndex, ImageRef, IndexT, PairIndex
 from robustcli.data.tables import Column, read_columns
+
+# Which groups are held out: a pure function of groups and seed, and sklearn's way of drawing.
+
+
+HELD_OUT = 0.1
+
+
+def parts_by_group(index: PairIndex, *, seed: int) -> dict[str, set[str]]:
+    """The groups of `train`, `val` and `test`; see `splits.patient_splits`.
+
+    Raises:
+        UsageError: There are too few groups for three parts.
+    """
+    parts: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
+    for pair in index.pairs:
+        parts[pair.split or "train"].add(pair.group)
+    missing = [name for name in ("test", "val") if not parts[name]]
+    free = sorted(parts["train"], key=lambda group: (identity_seed(seed, group), group))
+    if len(free) <= len(missing):
+        raise _too_few_groups(index, len(free), missing)
+    if missing:
+        tenth = max(1, round(HELD_OUT * len(index.groups)))
+        count = min(tenth, (len(free) - 1) // len(missing))
+        ends = {"test": free[:count], "val": free[-count:]}
+        for name in missing:
+            parts[name] = set(ends[name])
+            parts["train"] -= parts[name]
+    return parts
+
+
+def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
+    """`first` of `ids` and the others, both in random order, as scikit-learn draws them.
+
+    Source: sklearn.model_selection.ShuffleSplit: a permutation of the legacy generator, of which
+    the test part comes first.
+    """
+    permutation = np.random.RandomState(seed).permutation(len(ids))
+    others = len(ids) - first
+    return [ids[i] for i in permutation[others:]], [ids[i] for i in permutation[:others]]
+
+
+def _too_few_groups(index: PairIndex, free: int, missing: list[str]) -> UsageError:
+    kind = index.grouping
+    groups = index.groups
+    found = f"all images belong to the {kind} `{groups[0]}`" if len(groups) == 1 else (
+        f"there {'is' if free == 1 else 'are'} {free} to draw from"
+    )  # fmt: skip
+    return UsageError(
+        f"`{index.name}` cannot be split by {kind}.",
+        f"{', '.join(['train', *missing])} need one {kind} each at least, but {found}.",
+        "Name more data, leave `--limit` out, or give the images their splits in a CSV "
+        f"(`image,mask,split`). `--protocol paper` splits by image instead: one {kind} is then in "
+        "training and test, and the score too good.",
+    )
+
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -57,7 +114,7 @@ def patient_splits(index: PairIndex, *, seed: int) -> Splits[PairIndex]:
         name: {pair.image_id for pair in index.pairs if pair.group in groups}
         for name, groups in parts.items()
     }
-    return _splits(index, ids, _how(index, seed))
+    return _splits(index, ids, _how_groups(index, seed))
 
 
 def paper_splits(index: PairIndex) -> Splits[PairIndex]:
@@ -113,7 +170,7 @@ def read_splits(path: Path) -> dict[str, Split]:
     return dict(zip(columns["image-id"], names, strict=True))
 
 
-def _how(index: PairIndex, seed: int) -> str:
+def _how_groups(index: PairIndex, seed: int) -> str:
     drawn = [name for name in ("val", "test") if all(p.split != name for p in index.pairs)]
     words = f"by {index.grouping}, seed {seed}"
     if len(drawn) == 2:
@@ -125,4 +182,72 @@ def _splits(index: PairIndex, ids: Mapping[str, Collection[str]], how: str) -> S
     whole = f"{index.subset}; " if index.subset else ""
     return Splits(
         *(index.part(frozenset(ids[name]), f"{whole}{name} part, split {how}") for name in SPLITS)
+    )
+
+
+# Training, validation and test parts of images with classes: drawn by image, class by class.
+
+
+def class_splits(index: ImageIndex, *, seed: int) -> Splits[ImageIndex]:
+    """80/10/10 % of each class, at least one image of every class in every part.
+
+    Images of a class stand in an order drawn from (seed, id) alone, so the order of files does not
+    matter. Parts that the data gives are kept; one that it does not give is drawn from its training
+    images.
+
+    Args:
+        index: The data, perhaps with parts of its own.
+        seed: Which images.
+
+    Raises:
+        UsageError: A class has too few images.
+    """
+    missing = [name for name in ("test", "val") if all(i.split != name for i in index.images)]
+    parts: dict[str, set[str]] = {name: set() for name in SPLITS}
+    for target in range(len(index.label_space.ids)):
+        members = [image for image in index.images if image.target == target]
+        for image in members:
+            parts[image.split or "train"].add(image.image_id)
+        drawn = _drawn(index, target, members, missing, seed)
+        for name, ids in drawn.items():
+            parts[name] |= ids
+            parts["train"] -= ids
+    how = _how_classes(missing, seed)
+    whole = f"{index.subset}; " if index.subset else ""
+    return Splits(
+        *(index.part(frozenset(parts[n]), f"{whole}{n} part, split {how}") for n in SPLITS)
+    )
+
+
+def _drawn(
+    index: ImageIndex, target: int, members: list[ImageRef], missing: list[str], seed: int
+) -> Mapping[str, set[str]]:
+    """Of one class, the ids of each part that is to be drawn."""
+    free = [image.image_id for image in members if (image.split or "train") == "train"]
+    if len(free) <= len(missing):
+        raise _too_few_in_class(index, target, len(free), missing)
+    free.sort(key=lambda image_id: (identity_seed("split", seed, image_id), image_id))
+    tenth = max(1, round(HELD_OUT * len(members)))
+    count = min(tenth, (len(free) - 1) // max(1, len(missing)))
+    found: dict[str, set[str]] = defaultdict(set)
+    for place, name in enumerate(missing):
+        found[name] = set(free[place * count : (place + 1) * count])
+    return found
+
+
+def _how_classes(missing: list[str], seed: int) -> str:
+    words = f"by image in each class, seed {seed}"
+    if len(missing) == 2:
+        return words
+    return "as the data gives it" + (f", {missing[0]} {words}" if missing else "")
+
+
+def _too_few_in_class(index: ImageIndex, target: int, free: int, missing: list[str]) -> UsageError:
+    needed = len(missing) + 1
+    parts = " and ".join(["train", *missing]) if missing else "train"
+    return UsageError(
+        f"The class `{index.label_space.ids[target]}` of `{index.name}` has too few images.",
+        f"{parts} need one image of every class each, {needed} in all; there "
+        f"{'is' if free == 1 else 'are'} {free} to draw from.",
+        "Add images of that class, take its folder out, or leave `--limit` out.",
     )

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from robustcli.core.atomic import LONGEST_NAME, replacing, shortened
 from robustcli.core.errors import RunError, UsageError
-from robustcli.data.home import data_home
+from robustcli.core.io import LONGEST_NAME, replacing, shortened
 from robustcli.data.listing import (
     IMAGE_SUFFIXES,
     Entry,
@@ -23,6 +22,7 @@ from robustcli.data.listing import (
     named_like_image,
     stable,
 )
+from robustcli.data.named_datasets import data_home
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz")
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)

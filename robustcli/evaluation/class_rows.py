@@ -1,15 +1,130 @@
-"""A classifier's answers as rows."""
+"""The evaluation of classifiers: how images become inputs, and answers become rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from robustcli.adapters.classifier import Classifier, Predictions
+from robustcli.adapters.load import (
+    ModelRequest,
+    TrainedClassifier,
+    answers_in,
+    load_classifier,
+    names_run,
+    trained_classifier,
+)
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.listener import Listener
+from robustcli.data.dataset import ImageIndex, ImageRef
+from robustcli.data.decode import decode
+from robustcli.data.labels import LabelSpace
+from robustcli.data.mask_values import check_no_masks
+from robustcli.data.sources import open_index
+from robustcli.data.subsets import take
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.describe import dataset_record, model_record
 from robustcli.evaluation.forward import Forward
-from robustcli.evaluation.loader import Batch
+from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
+from robustcli.evaluation.loader import ORIGINAL, Batch, Preparation, Prepared, measure
+from robustcli.evaluation.pictures import Sample, first_readable
+from robustcli.evaluation.plan import Piece
+from robustcli.evaluation.record import DatasetRecord, ModelRecord
 from robustcli.evaluation.sessions import ModelCost
-from robustcli.evaluation.task import Row
-from robustcli.evaluation.views import Views
+from robustcli.evaluation.store import PREDICTION_SCHEMA, Cell
+from robustcli.evaluation.task import Data, Row, Task
+from robustcli.transforms.registry import TransformCell, image_seed
+
+# A classifier's inputs: images transformed, then resized and cropped as each model does it.
+
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Views:
+    """True classes, and per view uint8 (n, channels, crop, crop)."""
+
+    targets: list[int]
+    views: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ViewPreparation(Preparation[ImageRef, Pixels, Views]):
+    """Images to views.
+
+    Args:
+        transforms: By cell.
+        preprocessing: By the name of its view.
+        model_views: The view of each model.
+        seed: The run's.
+        at_crop: Whether transforms act on the views instead of the decoded image.
+    """
+
+    transforms: Mapping[Cell, TransformCell]
+    preprocessing: Mapping[str, Preprocessing]
+    model_views: Mapping[str, str]
+    seed: int
+    at_crop: bool
+
+    def decode(self, item: ImageRef) -> Pixels:
+        """The pixels of the image, (H, W, 3)."""
+        return decode(item)
+
+    def prepare(
+        self, items: Sequence[ImageRef], decoded: Sequence[Pixels], piece: Piece
+    ) -> Iterator[Prepared[Views]]:
+        """The views of the models that lack rows, and the measures of the views that lack them."""
+        ids, targets = [item.image_id for item in items], [item.target for item in items]
+        clean = {ORIGINAL: list(decoded)}
+        if self.at_crop:
+            clean = {v: self._fit_all(v, clean[ORIGINAL]) for v in self.preprocessing}
+        for cell in piece.cells:
+            views = {self.model_views[model] for model in piece.models[cell]}
+            bases = views | set(piece.inputs[cell]) if self.at_crop else {ORIGINAL}
+            made = {v: self._apply_all(cell, ids, clean[v]) for v in bases}
+            seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in views}
+            measures = {v: list(map(measure, clean[v], made[v])) for v in piece.inputs[cell]}
+            stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in views}
+            yield Prepared(cell, Views(targets, stacked), measures)
+
+    def _apply_all(self, cell: Cell, ids: list[str], images: list[Pixels]) -> list[Pixels]:
+        made = [self._apply(cell, name, image) for name, image in zip(ids, images, strict=True)]
+        for before, after in zip(images, made, strict=True):
+            if self.at_crop and before.shape != after.shape:
+                raise RunError(
+                    f"`{cell.transform}` changed the size of a crop.",
+                    f"It made {after.shape[:2]} of {before.shape[:2]} pixels.",
+                    "With `--apply-at crop` it must keep the size; use `--apply-at original`.",
+                )
+        return made
+
+    def _apply(self, cell: Cell, image_id: str, pixels: Pixels) -> Pixels:
+        seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
+        transform = self.transforms[cell].transform
+        return transform.apply(pixels, seed=seed, severity=cell.severity)
+
+    def _fit_all(self, view: str, images: list[Pixels]) -> list[Pixels]:
+        return [self.preprocessing[view].apply(image) for image in images]
+
+
+def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
+    """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
+    stacked = np.empty((len(images), own.channels, own.crop, own.crop), np.uint8)
+    for place, image in enumerate(images):
+        stacked[place] = own.coloured(image).transpose(2, 0, 1)
+    return torch.from_numpy(stacked)
+
+
+# A classifier's answers as rows.
 
 
 class ClassRows:
@@ -45,3 +160,153 @@ def _rows(piece: Predictions) -> list[Row]:
             piece.top5, piece.probability, piece.target_probability, strict=True
         )
     ]
+
+
+# Classifiers: one class an image, top-1 and top-5.
+
+
+class Classification(Task[Classifier]):
+    """Which class an image shows."""
+
+    name: ClassVar[Literal["cls", "seg"]] = "cls"
+    batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 128, "mps": 64, "cpu": 32}
+
+    def check(self, config: EvalConfig) -> None:
+        """See `Task.check`."""
+        check_no_masks(config.foreground, config.ignore)
+        if config.split != "auto" and not any(_trained(config)):
+            raise UsageError(
+                f"`--split {config.split}` does not go with classifiers.",
+                "Their data has no parts: all images of `--data` are used.",
+                "Name the folder of the part with `--data`.",
+            )
+
+    def open(self, config: EvalConfig, listener: Listener) -> Data:
+        """See `Task.open`; the models must tell the same classes apart.
+
+        Images that a model was trained on here are left out.
+        """
+        whole = _opened(config)
+        for note in whole.notes:
+            listener.say(note)
+        part = choose_part(whole, config.split, _trainings(config), listener).index
+        index = take(part, per_class=config.per_class, limit=config.limit, seed=config.seed)
+        if config.data is None:
+            kind = " (a demonstration set)" if index.demonstration else ""
+            listener.say(
+                f"No --data: using {index.name}{kind}, {len(index.images)} images, "
+                f"{index.location}."
+            )
+        return Data(index.images, dataset_record(index))
+
+    def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
+        """See `Task.load`."""
+        return load_classifier(request, seed=seed, offline=offline)
+
+    def trial_model(self, request: ModelRequest) -> Classifier:
+        """A freshly initialised network: it costs what the trained one costs.
+
+        Weights that the user names are here, and say how many classes there are: they are read.
+        """
+        if request.weights is not None or names_run(request.name):
+            return load_classifier(request, offline=True)
+        return load_classifier(replace(request, untrained=True))
+
+    def model_record(self, model: Classifier, config: EvalConfig) -> ModelRecord:
+        """See `Task.model_record`."""
+        return model_record(model, at_crop=config.apply_at == "crop")
+
+    def preparation(
+        self,
+        models: Mapping[str, Classifier],
+        cells: Mapping[Cell, TransformCell],
+        config: EvalConfig,
+    ) -> ViewPreparation:
+        """See `Task.preparation`."""
+        return ViewPreparation(
+            cells,
+            {model.preprocessing.view: model.preprocessing for model in models.values()},
+            {name: model.preprocessing.view for name, model in models.items()},
+            config.seed,
+            config.apply_at == "crop",
+        )
+
+    def schema(self, dataset: DatasetRecord) -> pa.Schema:
+        """See `Task.schema`."""
+        return PREDICTION_SCHEMA
+
+    def answering(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
+        """See `Task.answering`."""
+        return ClassRows(model)
+
+    def sample(
+        self, data: Data, models: Mapping[str, Classifier], config: EvalConfig
+    ) -> Sample | None:
+        """The first readable photo, or the first model's crop of it."""
+        found = first_readable(data.items, decode)
+        if found is None or config.apply_at == "original":
+            return found
+        return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
+
+
+def _opened(config: EvalConfig) -> ImageIndex:
+    """The data, in the classes of the models.
+
+    Raises:
+        UsageError: The models answer in different classes, or the data has others.
+    """
+    space = _classes(config)
+    trained = any(_trained(config))
+    given = trained or config.label_space is not None
+    try:
+        return open_index(
+            config.data, model_label_space=space.name, label_space=space if given else None,
+            labels=config.labels, parts=trained,
+        )  # fmt: skip
+    except UsageError:
+        _check_heads(config)
+        raise
+
+
+def _check_heads(config: EvalConfig) -> None:
+    """Raises UsageError where weights from a file are for another number of classes than named.
+
+    That explains more than what does not fit between the classes and the data.
+    """
+    for request, trained in _with_trained(config):
+        if request.weights is not None and trained is None:
+            load_classifier(request, offline=True)
+
+
+def _classes(config: EvalConfig) -> LabelSpace:
+    """The classes that all models tell apart.
+
+    Raises:
+        UsageError: They do not tell the same classes apart, in the same order.
+    """
+    spaces = [answers_in(request) for request in config.models]
+    for request, space in zip(config.models, spaces, strict=True):
+        if space.ids != spaces[0].ids:
+            raise UsageError(
+                "The models do not tell the same classes apart.",
+                f"`{config.models[0].name}` is made for {spaces[0].name} ({len(spaces[0].ids)} "
+                f"classes), `{request.name}` for {space.name} ({len(space.ids)} classes).",
+                "Evaluate them in separate runs.",
+            )
+    return spaces[0]
+
+
+def _with_trained(config: EvalConfig) -> list[tuple[ModelRequest, TrainedClassifier | None]]:
+    return [(request, trained_classifier(request)) for request in config.models]
+
+
+def _trained(config: EvalConfig) -> list[TrainedClassifier | None]:
+    return [trained for _, trained in _with_trained(config)]
+
+
+def _trainings(config: EvalConfig) -> list[TrainingData]:
+    """What the models were trained on here; of weights from elsewhere nothing is known."""
+    found = [training_data(request) for request, t in _with_trained(config) if t is not None]
+    if config.splits_of is not None:
+        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
+    return [training for training in found if training is not None]

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from robustcli import __version__
+from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.adapters.classifier import Classifier, Facts
-from robustcli.adapters.entry import FOREGROUND
 from robustcli.adapters.segmenter import Segmenter
-from robustcli.data.index import ImageIndex
+from robustcli.data.dataset import ImageIndex, PairIndex
 from robustcli.data.mask_values import MaskReading, shown_value
-from robustcli.data.pairs import PairIndex
 from robustcli.evaluation.loader import ORIGINAL
 from robustcli.evaluation.record import (
     DatasetRecord,

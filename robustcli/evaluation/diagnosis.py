@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
+from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.places import is_here
 from robustcli.core.errors import RobustError
 from robustcli.data.download import data_home
 from robustcli.evaluation.describe import versions

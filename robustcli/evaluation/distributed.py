@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
+from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import Ranks, ranks, store
-from robustcli.evaluation.listener import Listener, Silent
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined,unused-ignore]

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import torch
 
 from robustcli.core.errors import RunError, errors_of
+from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores
 from robustcli.core.ownership import owned
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, describe
 from robustcli.evaluation.distributed import Group, check_same, group_of, in_words
-from robustcli.evaluation.listener import Listener, Silent
 from robustcli.evaluation.loader import Source
+from robustcli.evaluation.pictures import write_samples
 from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
 from robustcli.evaluation.prepare import (
     Selection,
@@ -35,7 +36,6 @@ from robustcli.evaluation.prepare import (
 )
 from robustcli.evaluation.record import RunRecord, read_record, write_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
-from robustcli.evaluation.samples import write_samples
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Cell, Store
 

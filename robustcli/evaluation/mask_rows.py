@@ -1,19 +1,167 @@
-"""A segmenter's answers as rows: pixel counts and distances of outlines."""
+"""The evaluation of segmenters: how images and masks become inputs, and answers become rows."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
 from robustcli.adapters.segmenter import Segmenter
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener
+from robustcli.core.silence import silenced
+from robustcli.data.dataset import PairRef
 from robustcli.data.mask_values import IGNORED
+from robustcli.data.masks import decode_pair
+from robustcli.data.sources import open_masked
+from robustcli.data.subsets import take_pairs
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.describe import pairs_record, segmenter_record
 from robustcli.evaluation.forward import Forward
-from robustcli.evaluation.loader import Batch
-from robustcli.evaluation.moved_pairs import Mask, MaskedImages
-from robustcli.evaluation.relaxed import near_counts
+from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
+from robustcli.evaluation.loader import Batch, Preparation, Prepared, measure
+from robustcli.evaluation.pictures import Sample, draw_panels, first_pair
+from robustcli.evaluation.plan import Piece
+from robustcli.evaluation.record import DatasetRecord, ModelRecord
 from robustcli.evaluation.sessions import ModelCost
-from robustcli.evaluation.surfaces import surface_distance
-from robustcli.evaluation.task import Row
+from robustcli.evaluation.store import Cell, mask_schema
+from robustcli.evaluation.task import Data, Row, Task
+from robustcli.metrics.mask_scores import near_counts
+from robustcli.transforms.registry import TransformCell, image_seed
+
+# How far the outlines of two masks lie apart: 95 % Hausdorff distance and surface dice.
+#
+# Source: MONAI, `compute_hausdorff_distance` and `compute_surface_dice`: an outline are the pixels
+# of a mask with a neighbour (of four) outside it or outside the image.
+
+
+PERCENTILE = 95
+TOLERANCE = 2.0  # pixels
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SurfaceDistance:
+    """The two outlines against each other.
+
+    Args:
+        hd95: The larger of the two 95th percentiles of the distances from one to the other, pixels.
+        boundary_dice: Share of both outlines that lies within TOLERANCE of the other.
+    """
+
+    hd95: float
+    boundary_dice: float
+
+
+def surface_distance(prediction: Mask, truth: Mask) -> SurfaceDistance | None:
+    """The distance of two masks (H, W); None where one has no pixel, and so no outline.
+
+    MONAI would give infinity or NaN then, with a warning.
+    """
+    if not (prediction.any() and truth.any()):
+        return None
+    box = _box(prediction | truth)
+    both = _distances(prediction[box], truth[box])
+    hd95 = max(float(torch.quantile(one, PERCENTILE / 100)) for one in both)
+    near = sum(int((one <= TOLERANCE).sum()) for one in both)
+    return SurfaceDistance(hd95, near / sum(map(len, both)))
+
+
+def _distances(one: Mask, other: Mask) -> tuple[Tensor, ...]:
+    """From each pixel of one outline to the nearest of the other, and back, in pixels.
+
+    Both measures come from these: MONAI's own two functions would find them twice.
+    """
+    from monai.metrics.utils import get_edge_surface_distance
+
+    first, second = torch.from_numpy(one.copy()), torch.from_numpy(other.copy())
+    # MONAI 1.5 and 1.6 warn of an argument (`always_return_as_numpy`) that they pass themselves.
+    with silenced("monai.utils.deprecate_utils"):
+        _, distances, _ = get_edge_surface_distance(first, second, symmetric=True)
+    return distances
+
+
+def _box(mask: Mask) -> tuple[slice, slice]:
+    """The smallest box that holds the mask: outlines and distances in it are the same, and cheap.
+
+    A pixel beside the box's edge has, beyond that edge, either background or the image's end, and
+    MONAI takes both for the outside.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+# A segmenter's inputs: images transformed at their own size, their masks moved along.
+#
+# A geometric transform moves the mask with the image's own parameters (nearest neighbour). What it
+# brings into view from outside the image (the corners of a rotation) is background in the mask, so
+# those pixels count: a model that sees foreground in them is wrong. The other transforms leave the
+# mask as it is. Where a transform changes the size of the image, the mask changes with it.
+
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+MaskOrIgnore = NDArray[Any]  # (H, W): bool, or uint8 with pixels to ignore, see `masks.decode_mask`
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Images of any sizes, the true mask of each at its size, and the group it belongs to."""
+
+    groups: list[str]
+    images: list[Pixels]
+    masks: list[MaskOrIgnore]
+
+
+@dataclass(frozen=True)
+class PairPreparation(Preparation[PairRef, tuple[Pixels, MaskOrIgnore], MaskedImages]):
+    """Pairs to masked images.
+
+    Args:
+        transforms: By cell.
+        seed: The run's.
+    """
+
+    transforms: Mapping[Cell, TransformCell]
+    seed: int
+
+    def decode(self, item: PairRef) -> tuple[Pixels, MaskOrIgnore]:
+        """The pixels of the image and its mask.
+
+        Raises:
+            UnreadableImage: One of the two cannot be decoded.
+            UsageError: The two do not fit, or the mask has more than two values.
+        """
+        return decode_pair(item)
+
+    def prepare(
+        self, items: Sequence[PairRef], decoded: Sequence[tuple[Pixels, MaskOrIgnore]], piece: Piece
+    ) -> Iterator[Prepared[MaskedImages]]:
+        """The transformed pairs, cell by cell."""
+        groups, clean = [item.group for item in items], [image for image, _ in decoded]
+        for cell in piece.cells:
+            made = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
+            images, masks = [image for image, _ in made], [mask for _, mask in made]
+            measures = {v: list(map(measure, clean, images)) for v in piece.inputs[cell]}
+            yield Prepared(cell, MaskedImages(groups, images, masks), measures)
+
+    def _move(
+        self, cell: Cell, item: PairRef, decoded: tuple[Pixels, MaskOrIgnore]
+    ) -> tuple[Pixels, MaskOrIgnore]:
+        seed = image_seed(self.seed, cell.transform, cell.severity, item.image_id)
+        transform = self.transforms[cell].transform
+        return transform.apply_with_mask(*decoded, seed=seed, severity=cell.severity)
+
+
+# A segmenter's answers as rows: pixel counts and distances of outlines.
 
 
 class MaskRows:
@@ -45,7 +193,7 @@ class MaskRows:
         ]
 
 
-def mask_row(prediction: Mask, truth: Mask, tolerance: int | None = None) -> Row:
+def mask_row(prediction: MaskOrIgnore, truth: MaskOrIgnore, tolerance: int | None = None) -> Row:
     """What a row says of a predicted and a true mask, both (H, W).
 
     Args:
@@ -70,3 +218,100 @@ def mask_row(prediction: Mask, truth: Mask, tolerance: int | None = None) -> Row
 
 def _pixels(mask: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(mask))
+
+
+# Segmenters: foreground and background of every pixel, dice and IoU.
+
+
+class Segmentation(Task[Segmenter]):
+    """Where something is in an image."""
+
+    name: ClassVar[Literal["cls", "seg"]] = "seg"
+    batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 16, "cpu": 8}
+
+    def check(self, config: EvalConfig) -> None:
+        """See `Task.check`."""
+        for what, why, todo in _senseless(config):
+            raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
+
+    def open(self, config: EvalConfig, listener: Listener) -> Data:
+        """See `Task.open`; images that a model was trained on are left out."""
+        whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
+        for note in whole.notes:
+            listener.say(note)
+        if config.data is None:
+            kind = " (a demonstration set)" if whole.demonstration else ""
+            listener.say(
+                f"No --data: using {whole.name}{kind}, {len(whole.pairs)} images, {whole.location}."
+            )
+        part = choose_part(whole, config.split, _trainings(config), listener)
+        index = take_pairs(part.index, limit=config.limit, seed=config.seed)
+        return Data(index.pairs, pairs_record(index), index.grouping, part.split)
+
+    def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
+        """See `Task.load`."""
+        return load_segmenter(request, seed=seed, offline=offline)
+
+    def trial_model(self, request: ModelRequest) -> Segmenter:
+        """The model itself: nothing is downloaded for a segmenter."""
+        return load_segmenter(request, offline=True)
+
+    def model_record(self, model: Segmenter, config: EvalConfig) -> ModelRecord:
+        """See `Task.model_record`."""
+        return segmenter_record(model)
+
+    def preparation(
+        self,
+        models: Mapping[str, Segmenter],
+        cells: Mapping[Cell, TransformCell],
+        config: EvalConfig,
+    ) -> PairPreparation:
+        """See `Task.preparation`: all segmenters get the same pixels."""
+        return PairPreparation(cells, config.seed)
+
+    def schema(self, dataset: DatasetRecord) -> pa.Schema:
+        """See `Task.schema`."""
+        return mask_schema(dataset.tolerance)
+
+    def answering(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
+        """See `Task.answering`."""
+        return MaskRows(model, dataset.tolerance)
+
+    def sample(
+        self, data: Data, models: Mapping[str, Segmenter], config: EvalConfig
+    ) -> Sample | None:
+        """The first image with foreground; its outline is drawn on every picture."""
+        return first_pair(data.items)
+
+    def finish(self, run: Path, data: Data, models: Mapping[str, Segmenter]) -> None:
+        """Draws the best, median and worst cases of each model."""
+        draw_panels(run, data.items, models)
+
+
+def _senseless(config: EvalConfig) -> Iterator[tuple[str, str, str]]:
+    """The settings that mean nothing to a segmenter: what, why, what to do."""
+    if config.per_class is not None:
+        yield (
+            f"--per-class {config.per_class}",
+            "Their images have masks, not classes.",
+            "Use `--limit`, which spreads over the groups of the data.",
+        )
+    if config.apply_at == "crop":
+        yield (
+            "--apply-at crop",
+            "They see the whole image at its own size, so there is no crop to transform.",
+            "Leave it out: transforms act on the decoded image.",
+        )
+    if config.label_space is not None or config.labels is not None:
+        yield (
+            "--label-space" if config.labels is None else "--labels",
+            "They tell foreground from background, and the masks of the data say which is which.",
+            "Leave it out.",
+        )
+
+
+def _trainings(config: EvalConfig) -> list[TrainingData]:
+    found = [training_data(request) for request in config.models]
+    if config.splits_of is not None:
+        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
+    return [training for training in found if training is not None]

@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from robustcli.adapters.cache_paths import is_here
+from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.adapters.load import resolve
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import RobustError, UsageError
+from robustcli.core.listener import Listener
+from robustcli.core.machine import usable_cores
 from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
+from robustcli.evaluation.class_rows import Classification
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.describe import transform_record, versions
 from robustcli.evaluation.device import choose_device, describe
-from robustcli.evaluation.listener import Listener
-from robustcli.evaluation.plan import Plan
+from robustcli.evaluation.loader import ORIGINAL, Batch, Source
+from robustcli.evaluation.mask_rows import Segmentation
+from robustcli.evaluation.plan import Plan, parts_of
 from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
 from robustcli.evaluation.resume import joined
 from robustcli.evaluation.store import Cell, Store
-from robustcli.evaluation.task import Data, Task
-from robustcli.evaluation.tasks import task_of
+from robustcli.evaluation.task import Answering, Data, Task
 from robustcli.transforms.registry import TransformCell
 from robustcli.transforms.registry import resolve as resolve_transforms
+
+# Which task the named models are for.
+
+
+TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (Classification, Segmentation)}
+
+
+def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
+    """The one task of all `entries`.
+
+    Raises:
+        UsageError: They are for different tasks.
+    """
+    first = {entry.task: entry for entry in reversed(entries)}
+    if len(first) > 1:
+        raise UsageError(
+            "A classifier and a segmenter do not go into one run.",
+            f"`{first['cls'].name}` says what is in an image, `{first['seg'].name}` where it is: "
+            "they need other data and have other numbers.",
+            "Evaluate them in separate runs.",
+        )
+    return TASKS[entries[0].task]()
+
 
 _FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels")
 _FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
@@ -173,3 +204,139 @@ def _check_distinct(names: tuple[str, ...]) -> None:
                 "tells capital letters apart.",
                 "Evaluate them in two runs.",
             )
+
+
+# What a command would compute, download and take, without computing it.
+
+
+_TRIAL_IMAGES = 4
+_BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be done; `download_bytes` is four a parameter, `seconds` comes from a trial."""
+
+    out: str
+    images: int
+    cells: list[str]
+    models: list[str]
+    predictions: int
+    predictions_there: int
+    download_bytes: int
+    seconds: float
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+    def as_text(self) -> str:
+        """The same in lines."""
+        return "\n".join(
+            [
+                f"Run:         {self.out}",
+                f"Images:      {self.images:,}",
+                f"Transforms:  {len(self.cells)} ({', '.join(self.cells)})",
+                f"Models:      {', '.join(self.models)}",
+                f"Predictions: {self.predictions - self.predictions_there:,} to compute, "
+                f"{self.predictions_there:,} there",
+                f"Download:    about {self.download_bytes / 1e6:,.0f} MB",
+                f"Time:        about {self.seconds:,.0f} s on this machine, by a short trial",
+            ]
+        )
+
+
+def forecast(config: EvalConfig, listener: Listener) -> Forecast:
+    """The forecast for `config`. Nothing is downloaded and nothing is written.
+
+    The trial runs the real work on a few images, classifiers with freshly initialised networks.
+    """
+    selection = select(config, listener)
+    plan = _plan(config, selection)
+    missing = plan.forwards
+    if (selection.run / FILE_NAME).is_file() and not config.fresh:
+        missing = sum(piece.forwards for piece in plan.missing())
+    return Forecast(
+        out=str(selection.run),
+        images=len(plan.images),
+        cells=[
+            c.transform if c.severity == 0 else f"{c.transform}:{c.severity}" for c in plan.cells
+        ],
+        models=list(plan.models),
+        predictions=plan.forwards,
+        predictions_there=plan.forwards - missing,
+        download_bytes=_download(config),
+        seconds=_seconds(config, selection, missing / max(1, plan.forwards)) if missing else 0.0,
+    )
+
+
+def _plan(config: EvalConfig, selection: Selection) -> Plan:
+    run = selection.run
+    is_run = (run / FILE_NAME).is_file()
+    size = read_record(run).block_size if is_run else max(BLOCK_SIZE, config.batch_size or 0)
+    items, cells = selection.data.items, tuple(selection.cells)
+    return Plan(Store(run), items, cells, selection.names, (ORIGINAL,), size)
+
+
+def _download(config: EvalConfig) -> int:
+    entries = [CATALOGUE.get(request.name) for request in config.models if not request.weights]
+    absent = [e for e in entries if e is not None and _is_downloaded(e) and not is_here(e)]
+    return sum(_BYTES_PER_PARAMETER * entry.parameters for entry in absent)
+
+
+def _is_downloaded(entry: ModelEntry) -> bool:
+    """Whether the weights come from somewhere: those of a segmenter are the user's own."""
+    return entry.builder == "timm" or entry.weights_url is not None
+
+
+def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
+    """Seconds for `share` of the run: images are made by workers, models run on the device."""
+    task, images = selection.task, len(selection.data.items)
+    dataset = selection.data.record
+    loaded = [task.trial_model(request) for request in config.models]
+    models = {m.facts.name: m.to(selection.device, config.precision) for m in loaded}
+    for model in models.values():
+        model.try_out()
+    trial = _trial(config, selection, models)
+    cells = len(selection.cells)
+    answering = cells * sum(
+        _seconds_an_image(task.answering(m, dataset), trial) for m in models.values()
+    )
+    cores = usable_cores()
+    on_cpu = selection.device.type == "cpu"
+    both = trial.seconds + answering if on_cpu else max(trial.seconds, answering)
+    per_image = both if cores == 1 else max(both / 2, trial.seconds, answering)
+    return share * per_image * images
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Seconds an image to decode it and make the inputs of all cells; one of these batches."""
+
+    seconds: float
+    batch: Batch[Any] | None
+
+
+def _trial(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> _Trial:
+    """A few images, spread over the data, under every transform of a run without any rows."""
+    items = selection.data.items
+    few = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
+    nowhere = Store(selection.run / "no such run")
+    plan = Plan(nowhere, few, tuple(selection.cells), tuple(models), (), len(few))
+    preparation = selection.task.preparation(models, selection.cells, config)
+    started, kept = time.perf_counter(), None
+    for batch in Source(parts_of(plan.missing(), len(few)), preparation):
+        if isinstance(batch, RobustError):
+            raise batch
+        kept = kept or (batch if batch.image_ids else None)
+    return _Trial((time.perf_counter() - started) / len(few), kept)
+
+
+def _seconds_an_image(model: Answering, trial: _Trial) -> float:
+    """Seconds an image to answer, from the second of two times."""
+    if trial.batch is None:
+        return 0.0
+    model.rows(trial.batch)
+    started = time.perf_counter()
+    model.rows(trial.batch)
+    return (time.perf_counter() - started) / len(trial.batch.image_ids)

@@ -10,13 +10,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationError,
     model_serializer,
 )
 
-from robustcli.adapters.nnunet_inference import NnUNetInference
-from robustcli.core.atomic import write_text
 from robustcli.core.errors import UsageError
+from robustcli.core.io import write_bytes, write_text
+from robustcli.evaluation.store import model_folder
+from robustcli.nnunet.normalisation import NnUNetInference
 
 SCHEMA_VERSION = 1
 FILE_NAME = "run.json"
@@ -214,3 +216,53 @@ def read_record_of(run: Path, kind: type[Kind], what: str, command: str) -> Kind
             f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
             f"Name a folder that `{command}` made with this version.",
         ) from error
+
+
+# `RUN/panels/panels.json`: which images of a segmenter's run are shown, and why.
+
+
+FOLDER = "panels"
+PANELS_FILE = "panels.json"
+Rank = Literal["best", "median", "worst"]
+
+
+class Panel(Record):
+    """One image, untransformed, with its true and its predicted mask.
+
+    Args:
+        model: Its name in the run.
+        rank: Among the groups with foreground, by dice.
+        number: From 1, the most extreme (or the most typical) first.
+        image_id: Of the shown image.
+        group: That it stands for.
+        dice: Of the shown image.
+    """
+
+    model: str
+    rank: Rank
+    number: int
+    image_id: str
+    group: str
+    dice: float
+
+    def folder(self, run: Path) -> Path:
+        """Where `image.png`, `truth.png` (0 and 255) and `prediction.png` are.
+
+        `prediction.png` is the foreground probability times 255. All three have the image's own
+        size, or are reduced alike.
+        """
+        return model_folder(run / FOLDER, "", self.model) / f"{self.rank}-{self.number}"
+
+
+_PANELS = TypeAdapter(list[Panel])
+
+
+def read_panels(run: Path) -> list[Panel]:
+    """The panels of a run, model by model, best first; none where nothing was drawn."""
+    path = run / FOLDER / PANELS_FILE
+    return _PANELS.validate_json(path.read_bytes()) if path.is_file() else []
+
+
+def write_panels(run: Path, panels: list[Panel]) -> None:
+    """Writes `RUN/panels/panels.json` durably."""
+    write_bytes(run / FOLDER / PANELS_FILE, _PANELS.dump_json(panels, indent=2) + b"\n")

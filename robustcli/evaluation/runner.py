@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from robustcli.core.errors import RobustError, RunError
-from robustcli.evaluation.listener import Listener
+from robustcli.core.listener import Listener
 from robustcli.evaluation.loader import Batch, Source, batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
 from robustcli.evaluation.task import Answering, Row

@@ -5,10 +5,12 @@ Timings live apart from the rows: an interrupted run ends with the same rows as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from robustcli.core.atomic import write_text
+from robustcli.core.io import write_text
 from robustcli.evaluation.record import Record
 
 
@@ -50,3 +52,87 @@ def read_sessions(run: Path) -> list[Session]:
     files = (run / "sessions").glob("*.json")
     sessions = [Session.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
     return sorted(sessions, key=lambda session: session.started)
+
+
+# What a run cost, summed over the sessions that worked on it.
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The forward passes of one model: images, seconds, and images per second (None: none ran)."""
+
+    model: str
+    images: int
+    seconds: float
+    images_per_second: float | None
+
+
+@dataclass(frozen=True)
+class DeviceCost:
+    """CUDA sessions only: peak bytes, mean utilisation in percent, joules; None: unknown."""
+
+    peak_memory_bytes: int
+    utilisation_percent: float | None
+    energy_joules: float | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The whole run.
+
+    Args:
+        sessions: How many processes worked on it.
+        seconds: Their time, added up.
+        waiting_share: Share of that time in which the model waited for images; None without time.
+        devices: What they ran on, each named once with threads and batch size.
+        device: Memory, utilisation and energy; None when no session was on CUDA.
+    """
+
+    sessions: int
+    seconds: float
+    waiting_share: float | None
+    devices: tuple[str, ...]
+    device: DeviceCost | None
+
+
+def speed(sessions: Sequence[Session], model: str) -> Speed:
+    """How fast `model` was: its images over the seconds of its forward passes."""
+    costs = [session.models[model] for session in sessions if model in session.models]
+    images, seconds = sum(cost.images for cost in costs), sum(cost.seconds for cost in costs)
+    return Speed(model, images, seconds, images / seconds if images and seconds else None)
+
+
+def costs(sessions: Sequence[Session]) -> Costs:
+    """The sums over `sessions`."""
+    seconds = sum(session.seconds for session in sessions)
+    waiting = sum(session.waiting_seconds for session in sessions)
+    return Costs(
+        len(sessions),
+        seconds,
+        waiting / seconds if seconds else None,
+        tuple(dict.fromkeys(_setting(session) for session in sessions)),
+        _device_cost(sessions),
+    )
+
+
+def _setting(session: Session) -> str:
+    return f"{session.device}, {session.threads} threads, batch size {session.batch_size}"
+
+
+def _device_cost(sessions: Sequence[Session]) -> DeviceCost | None:
+    used = [(session.seconds, session.device_use) for session in sessions if session.device_use]
+    if not used:
+        return None
+    energies = [use.energy_joules for _, use in used if use.energy_joules is not None]
+    return DeviceCost(
+        max(use.peak_memory_bytes for _, use in used),
+        _mean_utilisation(used),
+        sum(energies) if energies else None,
+    )
+
+
+def _mean_utilisation(used: Sequence[tuple[float, DeviceUse]]) -> float | None:
+    """The mean over time: a long session counts for more than a short one."""
+    known = [(s, use.utilisation_percent) for s, use in used if use.utilisation_percent is not None]
+    total = sum(seconds for seconds, _ in known)
+    return sum(seconds * percent for seconds, percent in known) / total if total else None

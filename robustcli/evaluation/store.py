@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robustcli.core.atomic import replacing
+from robustcli.core.io import replacing
 from robustcli.core.names import file_name
 
 PREDICTION_SCHEMA = pa.schema(

@@ -17,11 +17,11 @@ import torch
 
 from robustcli.adapters.classifier import Facts, Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.core.listener import Listener
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.loader import Batch, Preparation
+from robustcli.evaluation.pictures import Sample
 from robustcli.evaluation.record import DatasetRecord, ModelRecord, Split
-from robustcli.evaluation.samples import Sample
 from robustcli.evaluation.sessions import ModelCost
 from robustcli.evaluation.store import Cell
 from robustcli.transforms.registry import TransformCell

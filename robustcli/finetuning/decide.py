@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +12,27 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.atomic import write_bytes
-from robustcli.finetuning.decisions_file import write_decisions
+from robustcli.core.io import write_bytes, write_text
 from robustcli.finetuning.freezing import Saving, saving
-from robustcli.finetuning.gradients import mamba_parameters, statistics, unmeasured
-from robustcli.finetuning.profile_file import read_profile
-from robustcli.finetuning.record import DECISIONS, PROFILE
+from robustcli.finetuning.gradients import mamba_parameters, read_profile, statistics, unmeasured
+from robustcli.finetuning.record import DECISIONS, FROZEN, PROFILE
 from robustcli.finetuning.selection import Decision, select
 from robustcli.finetuning.setup import Setup
+
+# `OUT/frozen.csv`: what became of every tensor, and why.
+
+
+def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Module) -> None:
+    """Writes `decisions` on the tensors of `network` to `path`, durably."""
+    shapes = {n: "x".join(map(str, p.shape)) or "1" for n, p in network.named_parameters()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FROZEN)
+    for d in decisions:
+        said = "" if d.statistic is None else repr(d.statistic)
+        writer.writerow([d.name, shapes[d.name], d.count, int(d.mamba), said, int(d.frozen), d.why])
+    write_text(path, text.getvalue())
+
 
 _MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 1}
 _TRIED = 2

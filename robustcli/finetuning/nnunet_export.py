@@ -10,17 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from robustcli.adapters import own
+from robustcli.adapters import create
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.nnunet_plan import DATASET, NnUNetPlan
-from robustcli.adapters.nnunet_planner import make_plan
-from robustcli.adapters.nnunet_progress import Progress
-from robustcli.adapters.nnunet_schemes import CLASSES
-from robustcli.adapters.nnunet_write import write_results
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
 from robustcli.models.umamba import UMamba
 from robustcli.models.umamba_config import UMambaConfig
+from robustcli.nnunet.files import Progress, write_results
+from robustcli.nnunet.plan import CLASSES, DATASET, NnUNetPlan
+from robustcli.nnunet.planner import make_plan
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import read_train_record
@@ -48,7 +46,7 @@ def export_nnunet(training: TrainConfig, selection: Selection, run: Path) -> boo
         return False
     if any((run / NNUNET).glob(f"*/{DATASET}")):  # what is written last
         return True
-    network = own.load(
+    network = create.load(
         selection.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
         options=training.model_args,
     )  # fmt: skip

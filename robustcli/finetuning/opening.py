@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from robustcli.adapters.weights import hash_state
+from robustcli.adapters.cache_paths import hash_state
 from robustcli.core.errors import errors_of
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.evaluation.record import FILE_NAME
@@ -34,15 +34,15 @@ from robustcli.finetuning.record import (
     write_finetune_record,
 )
 from robustcli.finetuning.setup import Setup
-from robustcli.training.describe import recipe_record
-from robustcli.training.opening import empty
-from robustcli.training.record import read_train_record
-from robustcli.training.resume import (
+from robustcli.training.opening import (
     all_commands,
     check_same,
+    empty,
     fields_that_differ,
     recipes_that_differ,
 )
+from robustcli.training.record import read_train_record
+from robustcli.training.run_record import recipe_record
 
 PROFILING = ".profiling"
 """Folder of the training that `--profile-only` begins; it does not stay."""

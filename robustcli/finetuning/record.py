@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from robustcli.core.atomic import write_text
+from robustcli.core.io import write_text
 from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_record_of
 
 Mode = Literal["scratch", "full", "freeze", "lora"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from torch import Tensor
+
 from robustcli.core.errors import UsageError
 from robustcli.core.names import nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+
+if TYPE_CHECKING:
     Config = TypeVar("Config", bound=DataclassInstance)
 
 
@@ -39,3 +43,18 @@ def changed(config: Config, changes: dict[str, object], *, model: str) -> Config
 
 def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+# Input sizes that a network can take.
+
+
+def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
+    """Raises UsageError unless height and width of `x` (B, C, H, W) are multiples of `step`."""
+    height, width = x.shape[-2:]
+    if height % step[0] or width % step[1]:
+        needed = f"{step[0]}" if step[0] == step[1] else f"{step[0]} and {step[1]}"
+        raise UsageError(
+            f"The input is {height} x {width} pixels; `{model}` cannot take that.",
+            f"Height and width must be multiples of {needed}: the halvings are undone exactly.",
+            "Resize or pad the images.",
+        )

@@ -16,8 +16,7 @@ from itertools import pairwise
 import torchvision
 from torch import Tensor, nn
 
-from robustcli.models.options import changed
-from robustcli.models.sizes import check_multiple
+from robustcli.models.options import changed, check_multiple
 
 
 @dataclass(frozen=True)

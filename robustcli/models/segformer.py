@@ -20,8 +20,7 @@ from operator import mul
 import torch
 from torch import Tensor, nn
 
-from robustcli.models.options import changed
-from robustcli.models.sizes import check_multiple
+from robustcli.models.options import changed, check_multiple
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
-from robustcli.models.conv_blocks import BasicBlockD, BasicResBlock
+from robustcli.models.blocks import BasicBlockD, BasicResBlock
 from robustcli.models.mamba import Mamba
-from robustcli.models.options import changed
-from robustcli.models.sizes import check_multiple
+from robustcli.models.options import changed, check_multiple
 from robustcli.models.umamba_config import Pair, UMambaConfig
 
 

@@ -14,11 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from robustcli.models.conv_blocks import BasicBlockD, ConvNorm, activated
+from robustcli.models.blocks import BasicBlockD, ConvNorm, PyramidPooling, activated
 from robustcli.models.mamba import Mamba
-from robustcli.models.options import changed
-from robustcli.models.pyramid import PyramidPooling
-from robustcli.models.sizes import check_multiple
+from robustcli.models.options import changed, check_multiple
 
 
 @dataclass(frozen=True)

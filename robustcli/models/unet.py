@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcli.models.options import changed
-from robustcli.models.sizes import check_multiple
+from robustcli.models.options import changed, check_multiple
 
 
 @dataclass(frozen=True)

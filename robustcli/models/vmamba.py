@@ -13,15 +13,144 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from robustcli.models.forward_type import mixing
+from robustcli.core.errors import UsageError
+from robustcli.models.blocks import rising_rates
 from robustcli.models.options import changed
-from robustcli.models.resample import PatchMerging, downsample_v3, stem_v1, stem_v2
+from robustcli.models.scan.layout import CROSS
 from robustcli.models.ss2d import SS2D
-from robustcli.models.stochastic_depth import rising_rates
+
+# VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name.
+#
+# Source: the code release of VMamba (arXiv 2401.10166). A name is a core, then suffixes in a fixed
+# order: one for the norm, `_nozact`, `_noz`, `_oact`, `_no32`. Cores that differ in kernels and
+# precision alone are one function here, whose sums are always float32. Not here, because what is
+# published of them does not say what they compute: the cascade `v052dc`, the norms `_ondwconv3`,
+# `_oncnorm` and `_onsoftmax`; `v2`, which fails in the release itself; Mamba-2's `m0`, which has no
+# checkpoints.
+
+
+_NORMS: dict[str, Literal["none", "sigmoid"]] = {"_onnone": "none", "_onsigmoid": "sigmoid"}
+_ROW, _BACK = "row", "row-reversed"
+_CORES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("v0", "v01", "v02", "v03", "v3", "v04", "v05"), CROSS),
+    "v051d": (_ROW,) * 4,
+    "v052d": (_ROW, _ROW, _BACK, _BACK),
+}
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What a `forward_type` says, by the names of `SS2D`'s arguments."""
+
+    directions: tuple[str, ...] = CROSS
+    gate: bool = True
+    gate_activation: bool = True  # the gate passes through silu
+    norm: Literal["layer", "none", "sigmoid"] = "layer"
+    out_activation: bool = False  # the normed output passes through gelu
+
+
+def mixing(forward_type: str) -> Mixing:
+    """What `forward_type` says.
+
+    Args:
+        forward_type: Such as `v05_noz`, which all second releases have, or `v052d_onnone_oact`.
+
+    Raises:
+        UsageError: The core is unknown, or a suffix is unknown or out of order.
+    """
+    rest = forward_type.removesuffix("_no32")  # what it turns off, we never do
+    rest, out_activation = _stripped(rest, "_oact")
+    rest, no_gate = _stripped(rest, "_noz")
+    rest, raw_gate = _stripped(rest, "_nozact")
+    suffix = next((suffix for suffix in _NORMS if rest.endswith(suffix)), "")
+    core = rest.removesuffix(suffix)
+    if core not in _CORES:
+        raise UsageError(
+            f"`forward_type` `{forward_type}` is not known.",
+            f"Expected one of {', '.join(_CORES)}, then of {', '.join(_NORMS)}, _nozact, _noz, "
+            f"_oact and _no32 those that apply, in this order.",
+        )
+    norm = _NORMS[suffix] if suffix else "layer"
+    return Mixing(_CORES[core], not no_gate, not raw_gate, norm, out_activation)
+
+
+def _stripped(name: str, suffix: str) -> tuple[str, bool]:
+    return name.removesuffix(suffix), name.endswith(suffix)
+
+
+# Where VMamba changes resolution: the stems and the downsamplings, on channels-last maps.
+#
+# Source: the code release of VMamba (arXiv 2401.10166); written anew from the published facts.
+# Positions inside each Sequential are the release's, because parameter names hold them.
+#
+# Shapes: B batch, H and W of the current stage, C channels.
+
+
+class Permute(nn.Module):
+    """Reorders dimensions inside a Sequential; holds no parameters."""
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with its dimensions in `order`."""
+        return x.permute(self.order)
+
+
+def _to_last() -> Permute:
+    return Permute(0, 2, 3, 1)
+
+
+def _to_first() -> Permute:
+    return Permute(0, 3, 1, 2)
+
+
+def stem_v1(dim: int) -> nn.Sequential:
+    """One 4x4 patch convolution; (B, 3, H, W) to (B, H/4, W/4, C)."""
+    return nn.Sequential(nn.Conv2d(3, dim, 4, 4), _to_last(), nn.LayerNorm(dim))
+
+
+def stem_v2(dim: int, strides: tuple[int, int]) -> nn.Sequential:
+    """Two overlapping 3x3 convolutions; (B, 3, H, W) to (B, H/s, W/s, C), s their product."""
+    return nn.Sequential(
+        nn.Conv2d(3, dim // 2, 3, strides[0], 1),
+        _to_last(),
+        nn.LayerNorm(dim // 2),
+        _to_first(),
+        nn.GELU(),
+        nn.Conv2d(dim // 2, dim, 3, strides[1], 1),
+        _to_last(),
+        nn.LayerNorm(dim),
+    )
+
+
+def downsample_v3(dim: int) -> nn.Sequential:
+    """A 3x3 convolution with stride 2; (B, H, W, C) to (B, H/2, W/2, 2C)."""
+    conv = nn.Conv2d(dim, 2 * dim, 3, 2, 1)
+    return nn.Sequential(_to_first(), conv, _to_last(), nn.LayerNorm(2 * dim))
+
+
+class PatchMerging(nn.Module):
+    """Downsampling of the v0 releases: 2x2 pixels side by side, then a projection."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C); odd sizes are zero-padded."""
+        H, W = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        merged: Tensor = self.reduction(self.norm(torch.cat(corners, -1)))
+        return merged
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from robustcli.models.options import changed
-from robustcli.models.resample import PatchMerging
-from robustcli.models.sizes import check_multiple
+from robustcli.models.blocks import rising_rates
+from robustcli.models.options import changed, check_multiple
 from robustcli.models.ss2d import SS2D
-from robustcli.models.stochastic_depth import rising_rates
+from robustcli.models.vmamba import PatchMerging
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
-from robustcli.reports.measure import DICE, TOP1
-from robustcli.reports.numbers import EN_DASH, as_printed, fraction, fraction_range
-from robustcli.reports.published import published
-from robustcli.reports.terminal import Kind, comparison_table, grid
-from robustcli.reports.training import Held, Training, read_training
-from robustcli.reports.training_scores import Score, group_score, pooled
+from robustcli.reports.finetuning_findings import Finetuning, ModeRun, read_finetuning
+from robustcli.reports.finetuning_results import Pace, against_full, pace
+from robustcli.reports.finetuning_words import (
+    chosen_from,
+    mebibytes,
+    megabytes,
+    p_value,
+    seconds,
+    statistic,
+    verdict,
+)
+from robustcli.reports.measure import DICE, TOP1, Measure, extremes
+from robustcli.reports.numbers import (
+    EN_DASH,
+    MISSING,
+    as_printed,
+    cell_label,
+    counted,
+    decimal,
+    duration,
+    fraction,
+    fraction_range,
+    percent,
+)
+from robustcli.reports.scoring import Difference, Scoring
+from robustcli.reports.training_findings import Held, Training, read_training
+from robustcli.reports.training_results import Score, group_score, pooled, published
+
+# How a comparison over transforms is laid out in a terminal.
+
+
+MODELS_ABREAST = 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the table of a task shows.
+
+    Args:
+        measure: Its number.
+        header: Over the number.
+        unit: After the number in a sentence.
+        extra: Over one more column.
+        show_extra: What that column says of a row.
+        show_clean: What a sentence says of the row of the untouched images.
+    """
+
+    measure: Measure
+    header: str
+    unit: str
+    extra: str
+    show_extra: Callable[[pd.Series], str]
+    show_clean: Callable[[pd.Series], str]
+
+    def value(self, row: pd.Series) -> str:
+        """The number of `row`."""
+        return self.measure.show(row[self.measure.column], int(row["n"]))
+
+    def interval(self, row: pd.Series) -> str:
+        """Its interval."""
+        low, high = (row[f"{self.measure.column}_{end}"] for end in ("low", "high"))
+        return self.measure.show_range(low, high, int(row["n"]), "-")
+
+
+def comparison_table(table: pd.DataFrame, kind: Kind) -> str:
+    """Transforms x models: the number with its interval, then one line per model.
+
+    One model gets more columns; many models get several tables of at most MODELS_ABREAST.
+    """
+    models = [str(name) for name in table["model"].unique()]
+    if len(models) == 1:
+        grids = [_detailed(table, kind)]
+    else:
+        starts = range(0, len(models), MODELS_ABREAST)
+        grids = [_abreast(table, models[start : start + MODELS_ABREAST], kind) for start in starts]
+    summary = "\n".join(_summary(table, model, kind) for model in models)
+    return "\n\n".join([*grids, summary])
+
+
+def _detailed(table: pd.DataFrame, kind: Kind) -> str:
+    header = ("transform", kind.extra, kind.header, "95 % interval", "drop", "retention %")
+    return grid(header, [_detailed_row(row, kind) for _, row in table.iterrows()])
+
+
+def _detailed_row(row: pd.Series, kind: Kind) -> tuple[str, ...]:
+    n = int(row["n"])
+    return (
+        cell_label(row["transform"], row["severity"]),
+        kind.show_extra(row),
+        kind.value(row),
+        kind.interval(row),
+        kind.measure.show(row["drop"], n),
+        percent(row["retention"], n),
+    )
+
+
+def _abreast(table: pd.DataFrame, models: list[str], kind: Kind) -> str:
+    columns = [_column(table[table["model"] == model], kind) for model in models]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    rows = [(label, *(column.get(label, "") for column in columns)) for label in labels]
+    return grid((f"{kind.header} (95 % interval)", *models), rows)
+
+
+def _column(rows: pd.DataFrame, kind: Kind) -> dict[str, str]:
+    return {
+        cell_label(row["transform"], row["severity"]): f"{kind.value(row)} ({kind.interval(row)})"
+        for _, row in rows.iterrows()
+    }
+
+
+def _summary(table: pd.DataFrame, model: str, kind: Kind) -> str:
+    rows = table[table["model"] == model]
+    clean = rows[rows["transform"] == "identity"]
+    parts = [f"{kind.show_clean(row)} (identity)" for _, row in clean.iterrows()]
+    ends = extremes(rows, by=kind.measure)
+    for word, cells in (("best", ends.best[:1]), ("worst", ends.worst[:1])):
+        parts += [f"{word} {_cell(rows, *cell, kind)}" for cell in cells]
+    return f"{model}: {', '.join(parts)}"
+
+
+def _cell(rows: pd.DataFrame, transform: str, severity: int, kind: Kind) -> str:
+    row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
+    return f"{cell_label(transform, severity)} {kind.value(row)}{kind.unit}"
+
+
+def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """`rows` under `header`, the first column to the left, the others to the right."""
+    align = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
 
 
 def accuracy_table(table: pd.DataFrame) -> str:
@@ -115,3 +242,94 @@ _DICE = Kind(
     lambda row: fraction(row["iou"]),
     lambda row: f"dice {fraction(row['dice'])} on {row['n']} images",
 )
+
+
+# The tables that `robust finetune` prints.
+
+
+SHOWN = 12  # tensors; the report has all of them
+_COSTS = ("mode", "s/iteration", "iterations/s", "trained", "optimizer", "peak memory", "time")
+
+
+def finetune_table(run: Path) -> str:
+    """What was frozen, what each mode cost and gave, and the verdict in words.
+
+    Args:
+        run: Directory of a fine-tuning, finished or not.
+
+    Raises:
+        UsageError: There is no readable fine-tuning.
+    """
+    found = read_finetuning(run)
+    parts = [_tensors(found), _scores(found), _costs(found), "\n".join(_words(found))]
+    told = "\n\n".join(part for part in parts if part) or "Nothing is measured yet."
+    return told.replace(EN_DASH, "-")
+
+
+def _tensors(found: Finetuning) -> str:
+    """The top of the table of tensors: those with the smallest statistic."""
+    if found.decisions is None:
+        return ""
+    table = chosen_from(found)
+    header = ("parameter", "shape", "count", "statistic", "frozen", "why")
+    rows: list[tuple[str, ...]] = [
+        (
+            *(str(row["name"]), str(row["shape"]), f"{row['count']:,}"),
+            *(statistic(row["statistic"]), "frozen" if row["frozen"] else "no", str(row["why"])),
+        )
+        for _, row in table.head(SHOWN).iterrows()
+    ]
+    told = grid(header, rows)
+    rest = len(found.decisions) - len(rows)
+    return f"{told}\nand {counted(rest, 'more tensor')}: see the report" if rest else told
+
+
+def _scores(found: Finetuning) -> str:
+    scoring = found.scoring
+    rows: list[tuple[str, ...]] = [
+        (
+            *(run.mode, *_score(scoring, run.training.test.numbers)),
+            *_compared(scoring, against_full(found, run.mode)),
+        )
+        for run in found.modes
+        if run.training.test is not None
+    ]
+    floors = (run.training.floor for run in found.modes)
+    floor = next((one for one in floors if one is not None), None)
+    if floor is not None:
+        rows.append((scoring.baseline, *_score(scoring, floor), *_compared(scoring, None)))
+    name = scoring.measure.name
+    header = ("mode", name, "95 % interval", "minus full", "95 % interval", "p")
+    return grid(header, rows) if rows else ""
+
+
+def _compared(scoring: Scoring, one: Difference | None) -> tuple[str, str, str]:
+    if one is None:
+        return ("", "", "")
+    ends = "" if one.low is None else f"{scoring.apart(one.low)} to {scoring.apart(one.high)}"
+    return (scoring.apart(one.value), ends, "" if one.p is None else p_value(one.p))
+
+
+def _costs(found: Finetuning) -> str:
+    rows = [_cost(run, speed) for run in found.modes if (speed := pace(run)) is not None]
+    return grid(_COSTS, rows) if rows else ""
+
+
+def _cost(run: ModeRun, speed: Pace) -> tuple[str, ...]:
+    spent = ("", "", "")
+    if run.costs is not None:
+        peak = run.costs.peak_memory_bytes
+        memory = "" if peak is None else mebibytes(peak)
+        spent = (f"{run.costs.trainable:,}", megabytes(run.costs.optimizer_bytes), memory)
+    times = (seconds(speed.median), decimal(1 / speed.median, 2))
+    return (run.mode, *times, *spent, duration(run.training.seconds))
+
+
+def _score(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[str, str]:
+    """The score and its interval, in cells of their own."""
+    value, _, ends = scoring.shown(numbers).partition(" (")
+    return value, ends.rstrip(")") or ("" if not scoring.per_group else MISSING)
+
+
+def _words(found: Finetuning) -> list[str]:
+    return ["".join(str(span) for span in words) for words in verdict(found)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustcli.evaluation.metrics import table
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import ModelRecord, RunRecord, read_record
 from robustcli.evaluation.sessions import Session, read_sessions
 from robustcli.evaluation.store import Store

@@ -6,17 +6,170 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
 
-from robustcli.reports.contact_sheet import contact_lines
+from robustcli.core.names import file_name
+from robustcli.evaluation.cell_table import IDENTITY
+from robustcli.evaluation.record import (
+    MaskPreprocessingRecord,
+    ModelRecord,
+    Panel,
+    TransformRecord,
+    read_panels,
+)
+from robustcli.evaluation.store import Cell, Store
 from robustcli.reports.document import Figure
-from robustcli.reports.figures.bars import draw_bars
-from robustcli.reports.figures.contact import Tile, draw_contact
-from robustcli.reports.figures.dots import draw_dots
-from robustcli.reports.figures.multiples import draw_multiples
+from robustcli.reports.figures.comparisons import draw_bars, draw_dots, draw_multiples
+from robustcli.reports.figures.images import Case, Tile, draw_contact, draw_panels
 from robustcli.reports.findings import Findings
-from robustcli.reports.measure import TOP1, Measure
-from robustcli.reports.ranking import Extremes, extremes
+from robustcli.reports.measure import TOP1, Extremes, Measure, extremes
+from robustcli.reports.numbers import decimal, fraction, is_missing
+
+# What belongs on the contact sheets: the samples that the run left, with their PSNR.
+
+
+ABREAST = 5
+TRIED = 100  # images among which an evaluation looks for one with foreground
+
+
+@dataclass(frozen=True)
+class ContactLines:
+    """The tiles line by line: single cells together, each scale of severities on its own line.
+
+    The clean photo comes first, once.
+    """
+
+    single: list[list[Tile]]
+    graded: list[list[Tile]]
+
+
+def contact_lines(findings: Findings) -> ContactLines:
+    """The lines of both sheets; both are empty when there are no samples of transformed photos."""
+    if not (findings.run / "samples").is_dir():
+        return ContactLines([], [])
+    single, graded = _split(findings.record.transforms)
+    clean = Tile(findings.run / "samples" / "clean.png", "clean", "as it is")
+    tiles = [_tile(findings, transform) for transform in single]
+    scales = [line for group in graded for line in _in_lines([_tile(findings, t) for t in group])]
+    if tiles:
+        return ContactLines(_in_lines([clean, *tiles]), scales)
+    return ContactLines([], [[clean], *scales] if scales else [])
+
+
+def _split(
+    transforms: list[TransformRecord],
+) -> tuple[list[TransformRecord], list[list[TransformRecord]]]:
+    groups: dict[str, list[TransformRecord]] = {}
+    for transform in transforms:
+        if transform.severity:
+            groups.setdefault(transform.name, []).append(transform)
+    scales = {name: group for name, group in groups.items() if len(group) > 1}
+    single = [
+        transform
+        for transform in transforms
+        if transform.name != "identity" and not (transform.severity and transform.name in scales)
+    ]
+    return single, list(scales.values())
+
+
+def _in_lines(tiles: list[Tile]) -> list[list[Tile]]:
+    return [tiles[start : start + ABREAST] for start in range(0, len(tiles), ABREAST)]
+
+
+def _tile(findings: Findings, transform: TransformRecord) -> Tile:
+    name = f"{transform.name}-s{transform.severity}.png"
+    note = _psnr(findings, Cell(transform.name, transform.severity))
+    return Tile(
+        findings.run / "samples" / name,
+        transform.name,
+        f"severity {transform.severity}, {note}" if transform.severity else note,
+    )
+
+
+def _psnr(findings: Findings, cell: Cell) -> str:
+    """The PSNR of the sample, as the first model's view has it."""
+    sample = _sample(findings, cell)
+    if sample.empty:
+        return "PSNR unknown"
+    if not sample["changed"].all():
+        return "unchanged"
+    value = float(sample["psnr_db"].mean())
+    return "PSNR unknown" if is_missing(value) else f"PSNR {decimal(value)} dB"
+
+
+def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
+    """The measures of the shown image; no row where it was not measured yet.
+
+    Classifiers: the first image of the run. Segmenters: the first one with foreground.
+    """
+    store, first = Store(findings.run), findings.models[0]
+    if findings.record.task == "cls":
+        block = store.input_path(first.view, cell, 0)
+        if not block.is_file():
+            return pd.DataFrame()
+        return pd.read_parquet(block, partitioning=None).head(1)
+    rows = store.masks(first.name, IDENTITY).head(TRIED)
+    shown = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])["image_id"].head(1)
+    inputs = store.inputs(first.view, cell)
+    return inputs[inputs["image_id"].isin(shown)]
+
+
+# The best, median and worst cases of a segmenter, read from what its evaluation left.
+
+
+def case_figures(
+    findings: Findings, model: ModelRecord, into: Path, called: str
+) -> tuple[Figure, ...]:
+    """The picture of the cases of `model`, drawn into `into`/figures; none where none were kept.
+
+    Args:
+        findings: An evaluation of segmenters.
+        model: One of its models.
+        into: The directory of the report.
+        called: How the report calls the model.
+    """
+    panels = [panel for panel in read_panels(findings.run) if panel.model == model.name]
+    cases = [case for p in panels if (case := _case(findings.run, p, _threshold(model)))]
+    if not cases:
+        return ()
+    path = f"figures/cases-{file_name(called)}.png"
+    draw_panels(cases, into / path)
+    return (Figure(path, _caption(model, called)),)
+
+
+def _caption(model: ModelRecord, called: str) -> str:
+    return (
+        f"Untransformed images of {called} by dice, one image per group with foreground: the "
+        f"best, the median and the worst, each with its id. Foreground is a probability of at "
+        f"least {_threshold(model):.3g}."
+    )
+
+
+def _threshold(model: ModelRecord) -> float:
+    assert isinstance(model.preprocessing, MaskPreprocessingRecord)
+    return model.preprocessing.threshold
+
+
+def _case(run: Path, panel: Panel, threshold: float) -> Case | None:
+    """The case of `panel`; None where its pictures cannot be read any more."""
+    folder = panel.folder(run)
+    try:
+        image = _pixels(folder / "image.png", "RGB")
+        truth = _pixels(folder / "truth.png", "L") > 127
+        prediction = _pixels(folder / "prediction.png", "L") / 255 >= threshold
+    except OSError:
+        return None
+    title = f"{panel.rank} {panel.number}: dice {fraction(panel.dice)}, {panel.image_id}"
+    return Case(title, image, truth, prediction)
+
+
+def _pixels(path: Path, mode: str) -> NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert(mode))
+
 
 FOLDER = "figures"
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.reports.pages.classification import classification
-from robustcli.reports.pages.finetune import finetune
-from robustcli.reports.pages.page import Page, write_page
-from robustcli.reports.pages.segmentation import segmentation
-from robustcli.reports.pages.training import training
-from robustcli.reports.pages.zoo import zoo
+from robustcli.reports.classification_page import classification
+from robustcli.reports.document import Page, write_page
+from robustcli.reports.finetuning_page import finetune
+from robustcli.reports.segmentation_page import segmentation
+from robustcli.reports.training_page import training
+from robustcli.reports.zoo_page import zoo
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": classification,

@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustcli.evaluation.mask_scores import dice
-from robustcli.reports.cases import case_figures
+from robustcli.metrics.mask_scores import dice
 from robustcli.reports.document import Figure
-from robustcli.reports.figures.curves import Course, draw_course_grid, draw_curves
-from robustcli.reports.figures.scatter import Level, Point, draw_scatter
-from robustcli.reports.figures.strips import Strip, draw_strips
+from robustcli.reports.figures.trainings import (
+    Course,
+    Level,
+    Point,
+    Strip,
+    draw_course_grid,
+    draw_curves,
+    draw_scatter,
+    draw_strips,
+)
+from robustcli.reports.gallery import case_figures
 from robustcli.reports.numbers import fraction, is_missing
-from robustcli.reports.training import Held, Training
+from robustcli.reports.training_findings import Held, Training
 from robustcli.reports.zoo_rows import Baseline, ZooRow, baselines, label, zoo_rows
 
 _COUNTS = ["tp", "fp", "fn"]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from robustcli.reports.published import Published, table_one
-from robustcli.reports.training import Held, Training
-from robustcli.reports.training_scores import Score, headline
+from robustcli.reports.training_findings import Held, Training
+from robustcli.reports.training_results import Published, Score, headline, table_one
 
 
 @dataclass(frozen=True)

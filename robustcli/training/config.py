@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robustcli.adapters.nnunet_plan import NnUNetPlan
 from robustcli.core.names import file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
-from robustcli.training.recipes import Recipe
+from robustcli.nnunet.plan import NnUNetPlan
+from robustcli.training.recipes import EXTENDABLE, Recipe
 from robustcli.training.record import Protocol
-from robustcli.training.schedules import EXTENDABLE
 
 
 @dataclass(frozen=True)

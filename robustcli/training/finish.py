@@ -8,20 +8,20 @@ from pathlib import Path
 
 from torch import Tensor
 
+from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.weights import hash_state
-from robustcli.adapters.weights_header import write_weights
+from robustcli.adapters.training_run import write_weights
 from robustcli.core.errors import RunError
-from robustcli.data.indexed import Indexed
+from robustcli.data.dataset import Indexed
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
-from robustcli.training.checkpoint_io import DurableCheckpoints
+from robustcli.training.callbacks import BEST, FOLDER, LAST, KeepLastAndBest
 from robustcli.training.config import TrainConfig
-from robustcli.training.keeping import BEST, FOLDER, LAST, KeepLastAndBest
 from robustcli.training.learning import Learner
 from robustcli.training.record import AVERAGED, VALIDATIONS
 from robustcli.training.task import Selection
+from robustcli.training.trainer import DurableCheckpoints
 
 WEIGHTS = "weights.safetensors"
 _PREFIX = "network."

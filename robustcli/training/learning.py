@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -13,17 +13,78 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from robustcli.models.weight_decay import Decays, parameter_groups
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.core.errors import RunError
+from robustcli.models.registry import architecture
+from robustcli.models.weight_decay import Decays, everything_decays, parameter_groups, vmamba_decays
 from robustcli.training.constant_images import without_gradient_of_constants
-from robustcli.training.finite import (
-    SCALER_TRIES,
-    check_gradient,
-    check_loss,
-    gradient_norm,
-    images_in_words,
-)
-from robustcli.training.recipes import Recipe
-from robustcli.training.schedules import SCHEDULES
+from robustcli.training.recipes import SCHEDULES, Recipe
+
+# What stops a training that has come to numbers that are none: nothing of it is saved.
+
+
+_SHOWN = 8
+SCALER_TRIES = 32
+"""Steps in a row that float16's loss scaler may skip: more halvings than its scale has."""
+
+
+def check_loss(
+    loss: Tensor, ids: Sequence[str], constant: Sequence[str], epoch: int, step: int
+) -> None:
+    """Raises RunError unless `loss` is finite.
+
+    Args:
+        loss: Of a batch.
+        ids: The images of the batch.
+        constant: Those of one value everywhere.
+        epoch: Counted from 0.
+        step: Of the optimizer, counted from 0.
+    """
+    if not torch.isfinite(loss):
+        raise not_finite(f"The loss is {loss.item()}", ids, constant, epoch, step)
+
+
+def check_gradient(
+    norm: Tensor, named: Iterable[tuple[str, nn.Parameter]], ids: Sequence[str],
+    constant: Sequence[str], epoch: int, step: int,
+) -> None:  # fmt: skip
+    """Raises RunError unless the gradient's `norm` is finite; the message names parameters.
+
+    For the other arguments see `check_loss`.
+    """
+    if torch.isfinite(norm):
+        return
+    bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+    shown = ", ".join(f"`{name}`" for name in bad[:3])
+    of = f" of {len(bad)} parameters ({shown}{', ...' if len(bad) > 3 else ''})" if bad else ""
+    raise not_finite(f"The gradient{of} is not finite", ids, constant, epoch, step)
+
+
+def not_finite(
+    what: str, ids: Sequence[str], constant: Sequence[str], epoch: int, step: int
+) -> RunError:
+    """The error for the user: which images, those of one value first, and what may help."""
+    odd = ", ".join(constant[:_SHOWN])
+    named = f" Of one value everywhere, and so most likely the reason: {odd}." if constant else ""
+    return RunError(
+        f"{what} in epoch {epoch + 1}, step {step + 1}.",
+        f"{images_in_words(ids)}{named}",
+        "The checkpoints of the last finished epoch are kept. Look at those images; else try a "
+        "smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another `--out`.",
+    )
+
+
+def images_in_words(ids: Sequence[str]) -> str:
+    """The first images of a batch, in a sentence."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"Images of the batch: {', '.join(ids[:_SHOWN])}{more}."
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The Euclidean norm over all gradients; 0 where there are none."""
+    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "Adam": torch.optim.Adam,
@@ -157,3 +218,24 @@ class Learner(pl.LightningModule):
     def _log(self, name: str, value: Tensor) -> None:
         """To loggers and callbacks, as the plain mean over an epoch's batches and processes."""
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+
+# Which parameters of a network weight decay touches, by where the network comes from.
+
+
+_OURS = ("zoo", "vmamba", "vim")
+
+
+def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
+    """Our networks' own rules; of timm's classifiers timm's, and of other segmenters everything.
+
+    Args:
+        entry: What the network is.
+        network: The network, which timm's classifiers are asked.
+    """
+    if entry.builder in _OURS:
+        return architecture(entry.variant).decays()
+    if entry.builder == "timm" and network is not None:
+        spared = frozenset(getattr(network, "no_weight_decay", set)())
+        return lambda name, parameter: name not in spared and vmamba_decays(name, parameter)
+    return everything_decays

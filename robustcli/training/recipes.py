@@ -8,12 +8,48 @@ recorded evaluation gives 0.7945). The other rows are ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from robustcli.training.nnunet.patchwise import Patchwise
-from robustcli.training.record import Protocol
+from robustcli.core.names import find
+from robustcli.training.record import Patchwise, Protocol
+
+# Learning rates as pure functions of the step, so that going on needs nothing but the step.
+
+
+WARMUP_SHARE = 0.05
+FINAL_FACTOR = 0.01
+
+
+def constant(step: int, total: int) -> float:
+    """1 at every step."""
+    return 1.0
+
+
+def warmup_cosine(step: int, total: int) -> float:
+    """Linear from near 0 over the first 5 % of the steps, then half a cosine down to 1 %.
+
+    Args:
+        step: Steps done before.
+        total: Steps of the whole training.
+    """
+    warm = max(1, round(WARMUP_SHARE * total))
+    if step < warm:
+        return (step + 1) / warm
+    done = min(1.0, (step - warm) / max(1, total - warm))
+    return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * done)) / 2
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": constant,
+    "warmup-cosine": warmup_cosine,
+}
+"""Each gives the factor on the learning rate, of steps done and steps in all."""
+EXTENDABLE = frozenset({"constant"})
+"""Those that do not depend on how long the training is: more epochs may be added to them."""
+
 
 BUNDLED = "nuclei-mini"
 OWN = "patient"
@@ -187,3 +223,94 @@ def describe(recipe: Recipe) -> str:
         f"{recipe.batch_size}, window {recipe.window}, {recipe.loss} loss, {recipe.optimizer} at "
         f"{recipe.lr:g}, {recipe.schedule}, augmentation {recipe.augmentation}."
     )
+
+
+# The recipes that serve where the user names one: nnU-Net's own training, and a small one of it.
+#
+# Source: nnU-Net v2.1.1, `nnUNetTrainer`.
+
+
+_NNUNET = Recipe(
+    "nnunet", "ce-minus-dice", "SGD", 1e-2, 3e-5, "poly", 12, 1000, 256,
+    "nnU-Net v2.1.1, nnUNetTrainer; batch and window are the plan's",
+    clip=12.0, augmentation="nnunet", patches=Patchwise(),
+)  # fmt: skip
+NAMED_RECIPES: dict[str, Recipe] = {
+    "nnunet": _NNUNET,
+    "nnunet-light": replace(
+        _NNUNET, name="nnunet-light", batch_size=4, epochs=20, window=128,
+        source="ours, for two CPU cores: nnU-Net v2.1.1 with fewer and smaller iterations, not "
+        "what its published scores were trained with",
+        patches=Patchwise(25, 10, most_patch=128, most_batch=4),
+    ),
+}  # fmt: skip
+"""By name; batch and window are at most what a plan says, see `nnunet.planned`."""
+_QUICK_NNUNET_EPOCHS, _QUICK_ITERATIONS, _QUICK_VALIDATION = 2, 25, 2
+
+
+def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
+    """The recipe called `name`.
+
+    Args:
+        name: One of NAMED_RECIPES, or `recipes.OWN`.
+        model: Registered name of the network.
+        quick: The shortest of its kind that shows something.
+
+    Raises:
+        UsageError: No recipe is called so; the message offers the nearest names.
+    """
+    names = (*NAMED_RECIPES, OWN)
+    found = find(name, names, kind="recipe", listing="robust list recipes")
+    if found == OWN:
+        return own_recipe(model, quick=quick)
+    return _shortened_nnunet(NAMED_RECIPES[found]) if quick else NAMED_RECIPES[found]
+
+
+def _shortened_nnunet(recipe: Recipe) -> Recipe:
+    assert recipe.patches is not None
+    fewer = replace(
+        recipe.patches, iterations=_QUICK_ITERATIONS, validation_iterations=_QUICK_VALIDATION
+    )
+    return replace(recipe, name=f"{recipe.name} quick", epochs=_QUICK_NNUNET_EPOCHS, patches=fewer)
+
+
+def listed_by_name() -> Iterator[tuple[str, Protocol, Recipe]]:
+    """Every row, as `recipes.listed` gives its own: here with what the user types."""
+    for name, recipe in NAMED_RECIPES.items():
+        yield f"--recipe {name}", "patient", recipe
+
+
+# How classifiers are trained: rows of data, which need no torch to be listed.
+
+
+SMOOTHINGS = {"cross-entropy": 0.0, "smoothed-cross-entropy": 0.1}
+"""Losses by name, and what each takes from the true class to spread over all.
+Source: Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7."""
+_CLASSES = Recipe(
+    "classes", "smoothed-cross-entropy", "AdamW", 5e-4, 0.05, "warmup-cosine", 64, 20, 0, "ours",
+    clip=1.0, augmentation="light",
+)  # fmt: skip
+CLASS_RECIPES: dict[str, Recipe] = {
+    "classes": _CLASSES,
+    "classes-light": replace(
+        _CLASSES, name="classes-light", batch_size=32, epochs=5, source="ours, for two CPU cores"
+    ),
+}
+"""By name; the window is the network's own. The first serves where none is named."""
+_QUICK_CLASSIFIER_EPOCHS, _QUICK_CLASSIFIER_IMAGES = 2, 512
+
+
+def quick(recipe: Recipe) -> Recipe:
+    """The shortest of its kind that shows something."""
+    return replace(
+        recipe,
+        name=f"{recipe.name} quick",
+        epochs=_QUICK_CLASSIFIER_EPOCHS,
+        images_per_epoch=_QUICK_CLASSIFIER_IMAGES,
+    )
+
+
+def listed_classes() -> Iterator[tuple[str, str, Recipe]]:
+    """Every row with what the user types and how its data are split."""
+    for name, recipe in CLASS_RECIPES.items():
+        yield f"--recipe {name}", "by class", recipe

@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-from torch import nn
+from torch import Tensor, nn
 
-from robustcli.adapters.entry import ModelEntry
-from robustcli.adapters.weights_header import Header
-from robustcli.data.indexed import Indexed
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.training_run import Header
+from robustcli.core.listener import Listener
+from robustcli.data.dataset import Indexed
 from robustcli.data.splits import Split, Splits
-from robustcli.evaluation.listener import Listener
 from robustcli.evaluation.record import DatasetRecord
-from robustcli.training.batches.cache import Stored
-from robustcli.training.batches.order import batch_sizes
+from robustcli.training.cache import Stored
 from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import batch_sizes
 from robustcli.training.learning import Learner
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import AVERAGED, VALIDATIONS, Protocol, SplitRecord, Validation
 from robustcli.training.trainer import Machine
+
+# What fine-tuning changes in a training: where it starts from, and what watches it.
+
+
+class Enough(Exception):  # noqa: N818  nothing went wrong
+    """Ends a training that has given all that was wanted of it, in all its processes at once."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The places where `run_training` asks; a plain training has none.
+
+    Args:
+        start: Gives the network that training begins with, and where its weights come from.
+        callbacks: Of that network: what Lightning calls besides the usual.
+        export: Of the trained network's state: that of the plain network, to be written.
+    """
+
+    start: Callable[[], tuple[nn.Module, str]]
+    callbacks: Callable[[nn.Module], Sequence[pl.Callback]]
+    export: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,172 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.trainer.states import TrainerStatus
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import RunError, UsageError, first_line
+from robustcli.core.io import replacing
+from robustcli.core.listener import Listener
+from robustcli.core.machine import start_method, usable_cores
 from robustcli.core.ranks import Ranks, environment, ranks
 from robustcli.evaluation.device import choose_device
-from robustcli.evaluation.listener import Listener
-from robustcli.training.batches.waiting import WaitingTime
-from robustcli.training.checkpoint_io import DurableCheckpoints
-from robustcli.training.keeping import KeepLastAndBest
-from robustcli.training.metrics_log import MetricsLog
-from robustcli.training.progress import Progress
-from robustcli.training.quiet import without_chatter
+from robustcli.training.callbacks import (
+    FOLDER,
+    LAST,
+    KeepLastAndBest,
+    MetricsLog,
+    Progress,
+    SeededSteps,
+    WaitingTime,
+)
+from robustcli.training.learning import Learner
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import Validation
-from robustcli.training.steps import SeededSteps
+
+# Lightning's checkpoints written durably and read without running code.
+
+
+class DurableCheckpoints(CheckpointIO):
+    """Writes beside, fsyncs and renames: a checkpoint is there whole or as it was before."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        """Writes `checkpoint` to `path`.
+
+        Raises:
+            RunError: The file system refused; the file is as it was.
+        """
+        # Into a file that Python opened: torch's own writer hides why the disk refused.
+        with replacing(Path(path)) as beside, beside.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What `path` holds; code in it is refused.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes raise anything
+            raise RunError(
+                f"The checkpoint `{path}` cannot be read.",
+                first_line(error),
+                "Start again with `--fresh`.",
+            ) from error
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes `path`, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+# Lightning without its own messages: what matters of them, the listener is told.
+
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_KNOWN = (
+    # Loader processes cost more than they bring where images are cached: `--workers` decides.
+    r".*does not have many workers which may be a bottleneck.*",
+    # Epochs of a few steps are usual here.
+    r"The number of training batches .* is smaller than the logging interval.*",
+    # Between torch and Lightning: torch renamed what Lightning 2.6 still calls.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    # Under DDP, of Mamba's convolution over channels: a copy of 64 numbers.
+    r"Grad strides do not match bucket view strides.*",
+    # The folder of checkpoints is there when a run goes on.
+    r"Checkpoint directory .* exists and is not empty.*",
+)
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Silences Lightning's notes and the warnings that are about what is done on purpose."""
+    before = {name: logging.getLogger(name).level for name in _LOGGERS}
+    try:
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for message in _KNOWN:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+# Lightning's fit with what goes wrong around it put right.
+
+
+DEFAULT_WORKERS = 8
+
+
+def fit(trainer: pl.Trainer, learner: Learner, data: pl.LightningDataModule, run: Path) -> None:
+    """Trains `learner` from the last finished epoch of `run` on, if there is one.
+
+    Raises:
+        RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
+        KeyboardInterrupt: As the user asked; Lightning would end the process instead.
+    """
+    last = run / FOLDER / LAST
+    with without_chatter(), _interruptible(trainer):
+        trainer.fit(learner, data, ckpt_path=str(last) if last.is_file() else None)
+
+
+def is_trained(run: Path, epochs: int) -> bool:
+    """Whether the last checkpoint of `run` is that of its last epoch: of all, or stopped early."""
+    last = run / FOLDER / LAST
+    if not last.is_file():
+        return False
+    checkpoint = DurableCheckpoints().load_checkpoint(last)
+    stopped = any(
+        name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]
+        for name, state in checkpoint["callbacks"].items()
+    )
+    return stopped or int(checkpoint["epoch"]) + 1 >= epochs
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Lightning answers Ctrl+C with exit code 1, and leaves the process deaf to further ones."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def default_workers(device: torch.device) -> int:
+    """Loader processes: with images in memory, only a GPU is faster than one process.
+
+    None where each would get a copy of these images, as one that is started anew does.
+    """
+    if device.type != "cuda" or start_method() != "fork":
+        return 0
+    return min(DEFAULT_WORKERS, max(1, usable_cores() - 1))
+
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _DDP = "ddp_find_unused_parameters_true"  # UMambaBot has 451 parameters that no output depends on

@@ -20,7 +20,7 @@ from robustcli.adapters.first_pass import (
     norms_of_one_value,
 )
 from robustcli.training.learning import Learner
-from robustcli.training.outputs import outputs
+from robustcli.training.lit_segmenter import outputs
 from robustcli.training.task import Selection
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from robustcli.core.errors import RunError, UsageError
-from robustcli.transforms.base import Image
+from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.transforms.base import Image, Mask, Transform
 
 Function: TypeAlias = Callable[[Image, np.random.Generator, Any], Image]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,3 +137,187 @@ def _check_declaration(name: str, severities: Sequence[Any]) -> None:
 
 def _size(array: Any) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
+
+
+# A user's own function as a transform of the registry, and where it was found.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugged(Transform):
+    """A plugin's function.
+
+    It crosses to another process by name: a loader worker loads the same file or package again.
+
+    Args:
+        plugin: The function and its values.
+        source: Where it was found, with a fingerprint, for the run's record: other code is another
+            transform.
+        found: A function that can be pickled and finds it again, with its argument.
+    """
+
+    plugin: Plugin = field(hash=False, compare=False)
+    source: tuple[tuple[str, str], ...]
+    found: tuple[Callable[[Any], tuple[Plugged, ...]], Any] = field(hash=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How to pickle it: where to find it again, for a function of a file has no import path."""
+        return _found_again, (self.found, self.name, self.source)
+
+    def _parameters(self, severity: int) -> dict[str, Any]:
+        return {"value": self._value(severity), **dict(self.source)}
+
+    def _changed(self, image: Image, *, seed: int, severity: int) -> Image:
+        changed: Image = self.plugin.call(image, seed, self._value(severity))
+        return changed
+
+    def _moved(self, image: Image, mask: Mask, *, seed: int, severity: int) -> tuple[Image, Mask]:
+        changed = self._changed(image, seed=seed, severity=severity)
+        if not self.geometric:
+            return changed, mask
+        moved = self.plugin.call(mask, seed, self._value(severity))
+        self._check_moved(mask, moved, changed)
+        return changed, moved
+
+    def _value(self, severity: int) -> Any:
+        return self.plugin.values[severity - 1] if severity else None
+
+    def _check_moved(self, mask: Mask, moved: Mask, changed: Image) -> None:
+        invented = np.setdiff1d(moved, np.append(mask, 0))
+        if moved.shape == changed.shape[:2] and not invented.size:
+            return
+        raise RunError(
+            f"Transform `{self.name}` does not move a mask as it moves its image.",
+            f"The mask has shape {moved.shape} for an image of {changed.shape[:2]}, with "
+            f"{invented.size} labels that it did not have before.",
+            "Use nearest-neighbour sampling where the array has two dimensions.",
+        )
+
+
+def plugged(
+    plugin: Plugin,
+    source: dict[str, str],
+    found: tuple[Callable[[Any], tuple[Plugged, ...]], Any],
+) -> Plugged:
+    """The transform of `plugin`; see `Plugged` for `source` and `found`."""
+    return Plugged(
+        name=plugin.name,
+        family="plugin",
+        geometric=plugin.geometric,
+        severities=tuple(range(1, len(plugin.values) + 1)),
+        ranged=not plugin.values,
+        summary=plugin.summary,
+        plugin=plugin,
+        source=tuple(source.items()),
+        found=found,
+    )
+
+
+def _found_again(
+    found: tuple[Callable[[Any], tuple[Plugged, ...]], Any],
+    name: str,
+    source: tuple[tuple[str, str], ...],
+) -> Plugged:
+    load, argument = found
+    for one in load(argument):
+        if (one.name, one.source) == (name, source):
+            return one
+    raise RunError(
+        f"Transform `{name}` is not what it was when the run began.",
+        f"Its code was changed meanwhile: expected {dict(source)}.",
+        "Leave the plugin as it is during a run; repeat the command with `--fresh`.",
+    )
+
+
+# Where users' own transforms are found: a file named by `--plugin`, or an entry point.
+
+
+GROUP = "robustcli.transforms"
+_HINT = "`docs/transforms.md` shows a whole plugin."
+
+
+def from_file(path: Path) -> tuple[Plugged, ...]:
+    """The transforms that the Python file at `path` defines, in its order.
+
+    Raises:
+        UsageError: The file is missing, cannot be run, or defines no transform.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"The plugin `{path}` cannot be read.",
+            f"The file system says: {error.strerror or error}.",
+            "Give `--plugin` the path of a Python file.",
+        ) from error
+    return _from_content(path.resolve(), content)
+
+
+@cache
+def _from_content(path: Path, content: bytes) -> tuple[Plugged, ...]:
+    digest = hashlib.sha256(content).hexdigest()
+    module = _executed(path, content, f"robust_plugin_{digest[:16]}")
+    found = marked(vars(module).values())
+    if not found:
+        raise UsageError(
+            f"The plugin `{path}` defines no transform.",
+            "Expected a function marked with `@transform(...)` from `robustcli.transforms`.",
+            _HINT,
+        )
+    source = {"file": path.name, "sha256": digest}
+    return tuple(plugged(plugin, source, (from_file, path)) for plugin in found)
+
+
+def _executed(path: Path, content: bytes, name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses and pickle look a module up by its name
+    try:
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except RobustError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _cannot_run(path, error) from error
+    return module
+
+
+def from_entry_points(group: str = GROUP) -> tuple[Plugged, ...]:
+    """The transforms of installed packages; each entry point names a module or one function.
+
+    Raises:
+        UsageError: An entry point cannot be loaded or names no transform.
+    """
+    points = sorted(entry_points(group=group), key=lambda point: (point.value, point.name))
+    return tuple(one for point in points for one in from_entry_point(point))
+
+
+def from_entry_point(point: EntryPoint) -> tuple[Plugged, ...]:
+    """The transforms of one entry point (see `from_entry_points`)."""
+    package = point.dist.name if point.dist else point.value
+    try:
+        target: Any = point.load()
+    except Exception as error:
+        raise _bad_package(package, point, f"{type(error).__name__}: {error}") from error
+    found = marked(vars(target).values() if isinstance(target, ModuleType) else [target])
+    if not found:
+        raise _bad_package(package, point, "it defines no function marked with `@transform(...)`")
+    source = {"package": package, "version": point.dist.version if point.dist else ""}
+    return tuple(plugged(plugin, source, (from_entry_point, point)) for plugin in found)
+
+
+def _cannot_run(path: Path, error: BaseException) -> UsageError:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    where = f"Line {line} raised" if line else "It raised"
+    return UsageError(
+        f"The plugin `{path}` cannot be run.",
+        f"{where} {type(error).__name__}: {error}",
+        f"Correct the file. {_HINT}",
+    )
+
+
+def _bad_package(package: str, point: EntryPoint, why: str) -> UsageError:
+    return UsageError(
+        f"The transforms of the installed package `{package}` cannot be loaded.",
+        f"Its entry point `{point.name} = {point.value}`: {why}.",
+        f"Update or uninstall `{package}`. {_HINT}",
+    )

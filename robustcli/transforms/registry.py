@@ -7,16 +7,91 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, is_glob, matching
 from robustcli.core.seeds import identity_seed
-from robustcli.transforms.base import Transform
-from robustcli.transforms.identity import IDENTITY
+from robustcli.transforms.base import Image, Transform
 from robustcli.transforms.imagenet_c import IMAGENET_C, PREFIX
-from robustcli.transforms.loading import from_entry_points, from_file
 from robustcli.transforms.paper21 import PAPER21
-from robustcli.transforms.selection import cells_of_group, cells_of_one
+from robustcli.transforms.plugins import from_entry_points, from_file
+
+# The clean image, evaluated beside every other transform.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Transform):
+    """The same pixels."""
+
+    def _parameters(self, severity: int) -> dict[str, Any]:
+        return {}
+
+    def _changed(self, image: Image, *, seed: int, severity: int) -> Image:
+        return image.copy()
+
+
+IDENTITY = Identity(name="identity", family="identity", summary="The image as it is (clean)")
+
+
+# Which severities a transform takes, of those that the user asked for.
+
+
+NameAndSeverity = tuple[str, int]
+
+
+def cells_of_one(transform: Transform, wanted: Sequence[int]) -> list[NameAndSeverity]:
+    """The cells of a transform that was named.
+
+    Args:
+        transform: The transform.
+        wanted: Severities in rising order; empty for severity 0 where it exists, else all.
+
+    Raises:
+        UsageError: It lacks a wanted severity.
+    """
+    for severity in wanted:
+        transform.check_severity(severity)
+    return [(transform.name, severity) for severity in wanted or _unasked(transform)]
+
+
+def cells_of_group(
+    group: Sequence[Transform], wanted: Sequence[int], pattern: str
+) -> list[NameAndSeverity]:
+    """The cells of the transforms that a glob or preset stands for (`wanted` as above).
+
+    Raises:
+        UsageError: A wanted severity is nowhere in the group, or a transform with severities has
+            none of the wanted ones.
+    """
+    for severity in wanted:
+        _check_somewhere(severity, group, pattern)
+    return [(one.name, severity) for one in group for severity in _taken(one, wanted)]
+
+
+def _taken(transform: Transform, wanted: Sequence[int]) -> Sequence[int]:
+    if not wanted or not transform.severities:
+        return _unasked(transform)
+    taken = [severity for severity in wanted if severity in transform.available()]
+    if not taken:
+        transform.check_severity(wanted[0])
+    return taken
+
+
+def _unasked(transform: Transform) -> Sequence[int]:
+    return (0,) if transform.ranged else transform.severities
+
+
+def _check_somewhere(severity: int, group: Sequence[Transform], pattern: str) -> None:
+    have = sorted({one for transform in group for one in transform.available()})
+    if severity in have:
+        return
+    raise UsageError(
+        f"No transform of `{pattern}` has severity {severity}.",
+        f"They have {', '.join(str(one) for one in have)}.",
+        "Choose from these with `--severity`, or leave the option out.",
+    )
+
 
 PRESETS = ("paper21", "imagenet-c", "all")
 LISTING = "robust list transforms"

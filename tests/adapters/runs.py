@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from robustcli.adapters.own import create
-from robustcli.adapters.weights_header import WeightsHeader, write_weights
+from robustcli.adapters.create import create
+from robustcli.adapters.training_run import WeightsHeader, write_weights
 from tests.adapters.files import random_state
 
 

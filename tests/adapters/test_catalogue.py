@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelEntry
-from robustcli.adapters.seg_builders import SEG_BUILDERS
+from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, ModelEntry
+from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.models import vim, vmamba
 from robustcli.models.registry import architecture
 
@@ -148,3 +151,86 @@ def test_urls_are_well_formed() -> None:
     for entry in CATALOGUE.values():
         if entry.weights_url is not None:
             assert re.fullmatch(r"https://[\w.]+/[\w./%-]+\.pth", entry.weights_url)
+
+
+def test_the_file_is_the_last_part_of_the_address() -> None:
+    entry = CATALOGUE["unet"]
+    assert entry.weights_file is None
+    assert replace(entry, weights_url="https://x.org/a%20b/w.pth").weights_file == "w.pth"
+
+
+def test_a_run_keeps_the_name_of_its_network() -> None:
+    assert replace(CATALOGUE["ulvm_v5"], name="my-run").network == "ulvm_v5"
+    smp = replace(CATALOGUE["unet"], name="my-run", builder="smp", variant="Unet/resnet34")
+    assert smp.network == "smp:Unet/resnet34"
+
+
+def test_listing_needs_neither_torch_nor_pydantic() -> None:
+    code = "import sys, robustcli.adapters.catalogue; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "timm", "pydantic", "numpy"} & set(done.stdout.split())
+
+
+# Typed from the paper: Dice as printed, parameters in millions as printed.
+TABLE_I = {
+    "umambabot_pp": (0.8867, 10.0),
+    "umambabot": (0.8799, 9.8),
+    "resnet18_seg": (0.8648, 13.9),
+    "resnet50_seg": (0.8672, 42.9),
+    "segformer": (0.8454, 17.8),
+    "unet": (0.8929, 7.8),
+    "ulvm": (0.79955, 0.049),
+    "ulvm_v1": (0.8409, 0.20),
+    "ulvm_v2": (0.8243, 0.042),
+    "ulvm_v3": (0.8109, 0.176),
+    "ulvm_v4": (0.8548, 1.1),
+    "ulvm_v5": (0.8633, 0.7),
+    "ulvm_v6": (0.8628, 0.77),
+}
+BEYOND = {"vmunet", "umamba", "umamba-enc", "umamba-pico", "otsu"}
+
+
+def test_the_names_are_those_of_the_interface_segmenter_entries() -> None:
+    assert {e.name for e in CATALOGUE.values() if e.task == "seg"} == {*TABLE_I, *BEYOND}
+
+
+@pytest.mark.parametrize("name", TABLE_I)
+def test_dice_and_size_are_those_of_the_paper(name: str) -> None:
+    dice, millions = TABLE_I[name]
+    entry = CATALOGUE[name]
+    assert entry.published == dice
+    assert entry.parameters / 1e6 == pytest.approx(millions, rel=0.09)  # v1 is printed rounded
+    assert entry.licence == "none stated"
+    assert entry.source == "https://github.com/lxaw/mamba-tumor-seg"
+
+
+@pytest.mark.parametrize("name", TABLE_I)
+def test_dice_and_iou_are_of_one_kind(name: str) -> None:
+    """Both are means over batches: the IoU is near that of one image with this Dice."""
+    entry = CATALOGUE[name]
+    assert entry.published is not None
+    expected = entry.published / (2 - entry.published)
+    assert entry.published_iou == pytest.approx(expected, abs=0.03)
+
+
+def test_what_the_paper_and_its_code_disagree_on_is_said() -> None:
+    remarked = {name: CATALOGUE[name].remark for name in TABLE_I if CATALOGUE[name].remark}
+    assert set(remarked) == {"segformer", "ulvm"}
+    for number in ("0.8454", "0.7260", "0.7945", "0.6750"):
+        assert number in remarked["segformer"]
+    assert "0.79555" in remarked["ulvm"]
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_others_have_no_published_number(name: str) -> None:
+    assert (CATALOGUE[name].published, CATALOGUE[name].published_iou) == (None, None)
+
+
+def test_segmenters_have_no_published_weights_and_no_classes() -> None:
+    for entry in CATALOGUE.values():
+        if entry.task == "seg":
+            assert (entry.weights_url, entry.label_space) == (None, FOREGROUND)
+            assert (entry.asset is not None) == (entry.name == "umamba-pico")
+        else:
+            assert entry.label_space != FOREGROUND
+            assert entry.published_iou is None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
+import pickle
 import re
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import PLACES, read_weights
 from robustcli.core.errors import UsageError
@@ -238,3 +241,140 @@ def test_numpys_makers_are_never_called(tmp_path: Path, core: str) -> None:
     renamed = re.sub(rb"cnumpy\._?core\.", f"cnumpy.{core}.".encode(), content)
     path.write_bytes(renamed)
     assert_state(read_weights(path))
+
+
+class Runs:
+    """Runs `function(*arguments)` when it is unpickled."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def attacks(target: Path) -> list[Runs]:
+    return [
+        Runs(os.system, f"touch {target}"),
+        Runs(eval, f"open({str(target)!r}, 'w').close()"),
+        Runs(open, str(target), "w"),
+        Runs(Path.touch, target),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_refused_and_never_run(tmp_path: Path, number: int, zipped: bool) -> None:
+    attack = attacks(tmp_path / "created")[number]
+    path = saved(
+        {"model": STATE, "x": attack}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(
+        UsageError, match=r"`.*w\.pth` was refused, and nothing in it was run\.\nIt "
+    ):
+        read_weights(path)
+    assert not (tmp_path / "created").exists()
+
+
+def test_the_attack_of_the_test_above_would_work(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(attacks(tmp_path / "created")[1]))
+    assert (tmp_path / "created").exists()
+
+
+def test_code_in_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(attacks(tmp_path / "created")[1]))
+    with pytest.raises(UsageError, match="cannot be read as weights"):
+        read_weights(tmp_path / "w.pkl")
+    assert not (tmp_path / "created").exists()
+
+
+def test_the_refusal_says_what_it_found_and_what_to_do(tmp_path: Path) -> None:
+    path = saved(nn.Linear(2, 2), tmp_path / "w.pth")
+    with pytest.raises(UsageError) as caught:
+        read_weights(path)
+    assert caught.value.why.endswith(" GLOBAL torch.nn.modules.linear.Linear.")
+    assert "safetensors" in caught.value.todo
+
+
+BESIDE_CHECKPOINT_ATTACKS = {"fraction": Fraction(1, 2), "slice": slice(1, 2)}
+
+
+@pytest.mark.parametrize("name", BESIDE_CHECKPOINT_ATTACKS)
+def test_no_message_advises_to_load_a_file_unsafely(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_weights(
+            saved({"model": STATE, "x": BESIDE_CHECKPOINT_ATTACKS[name]}, tmp_path / "w.pth")
+        )
+    assert "weights_only" not in str(caught.value)
+
+
+DAMAGED = {
+    "zip.pth": b"PK\x03\x04 and nothing more",
+    "short.safetensors": (1000).to_bytes(8, "little") + b"{}",
+    "noise.pth": bytes(range(255, 127, -1)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_file_that_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(
+        UsageError, match=rf"`.*{name}` cannot be read as weights\.\nExpected a safet"
+    ):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_download_that_broke_off(tmp_path: Path, kind: str, share: float) -> None:
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(STATE, path)
+    else:
+        saved(STATE, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UsageError, match="a partial download is the usual cause"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_bytes_change_there_is_a_message(tmp_path: Path, zipped: bool) -> None:
+    path = saved(STATE, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        changed = bytearray(whole)
+        for place in generator.integers(0, min(len(whole), 500), 4):
+            changed[place] = generator.integers(256)
+        path.write_bytes(changed)
+        try:
+            read_weights(path)
+        except UsageError:
+            refused += 1
+    assert refused > 75
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ({}, r"got the keys \(none\)\."),
+        ({"epoch": 3, "lr": 0.1}, r"got the keys epoch, lr\."),
+        ({"model": {}}, "got the keys model"),
+        ([1, 2], "got a list"),
+        (torch.zeros(3), "got a Tensor"),
+        ({str(n): n for n in range(9)}, r"got the keys 0, 1, 2, 3, 4\."),
+    ],
+)
+def test_a_file_without_weights(tmp_path: Path, content: object, got: str) -> None:
+    path = saved(content, tmp_path / "w.pth")
+    with pytest.raises(
+        UsageError, match=rf"`.*w\.pth` holds no weights\.\nExpected.*model_ema.*{got}"
+    ):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["none.pth", "none.safetensors", ""])
+def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"There is no weights file `.*`\.\nCheck the path"):
+        read_weights(tmp_path / name)

@@ -13,10 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustcli.adapters.create import create_model
+from robustcli.adapters.create import create, create_model, load
+from robustcli.adapters.loading import shapes_of
 from robustcli.core.errors import UsageError
-from robustcli.models.aliases import canonical_key
-from robustcli.models.registry import ARCHITECTURES
+from robustcli.models.aliases import canonical_key, with_aliases
+from robustcli.models.registry import ARCHITECTURES, architecture
+from robustcli.models.vim import resize_positions
+from robustcli.models.vmamba import build
+from tests.adapters.files import assert_holds, empty, meta_state, on_meta, random_state
 from tests.models import golden
 
 TIMM = "test_resnet.r160_in1k"
@@ -159,3 +163,194 @@ def test_the_head_in_a_file_says_how_many_classes_there_are(
 def test_an_unknown_name() -> None:
     with pytest.raises(UsageError, match=r"No model is called `umanba`\.\nDid you mean `umamba`"):
         create_model("umanba")
+
+
+SMALL: dict[str, dict[str, object]] = {
+    "vmamba-pico": {},
+    "vmamba-t-v0": {"depths": (1, 1), "dim": 16},
+    "vim": {"depth": 1},
+    "umamba": {"features": (4, 8), "strides": (1, 2)},
+    "umamba-enc": {"features": (4, 8), "strides": (1, 2), "patch_size": 16},
+    "vmunet": {"depths": (1, 1), "depths_decoder": (1, 1), "dim": 16},
+    "ulvm_v4": {},
+    "umambabot_pp": {"features": (8, 16)},
+    "unet": {"features": (4, 8)},
+    "segformer": {"depths": (1, 1, 1, 1)},
+    "resnet18_seg": {},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_tensor_of_a_file_arrives(name: str) -> None:
+    state = random_state(create(name, SMALL[name]))
+    network = load(name, state, origin="w.pth", options=SMALL[name])
+    assert_holds(network, state)
+    assert not network.training
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["umamba", "umamba-enc", "umambabot_pp"])
+def test_the_copies_in_official_files_are_understood(name: str) -> None:
+    state = random_state(create(name, SMALL[name]))
+    assert len(with_aliases(state)) > len(state)
+    assert_holds(load(name, with_aliases(state), origin="w", options=SMALL[name]), state)
+
+
+def test_copies_that_differ_are_refused() -> None:
+    state = with_aliases(random_state(create("umamba", SMALL["umamba"])))
+    key = "decoder.encoder.stem.0.conv1.weight"
+    with pytest.raises(UsageError, match=r"two versions of `encoder\.stem\.0\.conv1\.weight`"):
+        load("umamba", {**state, key: state[key] + 1}, origin="w", options=SMALL["umamba"])
+
+
+def test_a_vims_positions_are_resized_to_the_image_size_that_is_given() -> None:
+    state = random_state(create("vim", {"depth": 1}))
+    network = load("vim", state, origin="w", options={"depth": 1, "img_size": 48})
+    expected = resize_positions(state["pos_embed"], (12, 12))
+    assert_holds(network, {**state, "pos_embed": expected})
+    assert network(torch.zeros(1, 3, 48, 48)).shape == (1, 10)
+
+
+def test_options_reach_the_builder() -> None:
+    network = create("VMamba_Pico", {"num_classes": 3, "depths": [1, 1]})
+    assert (network.num_classes, len(network.layers)) == (3, 2)
+    assert not network.training
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_option_that_the_builder_does_not_take(name: str) -> None:
+    message = rf"`{name}` takes no `num_clases=\.\.\.`\.\nDid you mean `num_classes`\?\nIt takes "
+    with pytest.raises(UsageError, match=message):
+        create(name, {"num_clases": 3})
+
+
+@pytest.mark.parametrize("value", [{"depths": 3}, {"num_classes": "ten"}, {"dim": -4}])
+def test_a_value_that_the_builder_cannot_use(value: dict[str, object]) -> None:
+    (name, said), *_ = value.items()
+    message = rf"`vmamba-pico` cannot be built with `{name}={said}`\.\nIt says: .*\nCompare with"
+    with pytest.raises(UsageError, match=message):
+        create("vmamba-pico", value)
+
+
+@pytest.mark.parametrize(
+    ("named", "really"),
+    [("vmamba-t-s1l8", "vmamba-t-s2l5"), ("vmamba-t-s2l5", "vmamba-t-s1l8"),
+     ("vmamba-t-s1l8", "vmamba-t-v0"), ("vmamba-t-v0", "vmamba-b-s2l15"),
+     ("vmamba-pico", "vmamba-s-s1l20")],
+)  # fmt: skip
+def test_another_release_is_told_by_name(named: str, really: str) -> None:
+    state = empty(shapes_of(on_meta(really).state_dict()))
+    message = (
+        rf"`w\.pth` does not hold the weights of `{named}`\.\nOf \d+ expected tensors: \d+ .*\n"
+        rf"These are the weights of `{really}`: use that name\."
+    )
+    with pytest.raises(UsageError, match=message):
+        load(named, state, origin="w.pth", options={})
+
+
+def test_the_first_differing_keys_and_shapes_are_named() -> None:
+    state = empty(shapes_of(on_meta("vmamba-t-s2l5").state_dict()))
+    with pytest.raises(UsageError) as caught:
+        load("vmamba-t-s1l8", state, origin="w.pth", options={})
+    assert "`layers.0.blocks.0.op.x_proj_weight` is (4, 8, 192), not (4, 8, 96)" in caught.value.why
+    assert "missing (`layers.2.blocks.5.norm.weight`" in caught.value.why
+
+
+def test_a_file_of_no_release_gets_no_name() -> None:
+    with pytest.raises(
+        UsageError, match=r"Of \d+ expected.*\nName the model that the file was made"
+    ):
+        load("vmamba-pico", {"x": torch.ones(1)}, origin="w.pth", options={})
+
+
+def test_another_number_of_classes_is_told() -> None:
+    state = random_state(build("vmamba-pico", num_classes=37))
+    message = (
+        r"`classifier\.head\.weight` is \(37, 128\), not \(10, 128\).*\n"
+        r"They are of this model with 37 classes: set `num_classes=37` \(`--model-arg num_cla"
+    )
+    with pytest.raises(UsageError, match=message):
+        load("vmamba-pico", state, origin="w.pth", options={})
+    assert_holds(load("vmamba-pico", state, origin="w.pth", options={"num_classes": 37}), state)
+
+
+def test_a_changed_network_and_a_published_file() -> None:
+    state = random_state(build("vmamba-pico"))
+    with pytest.raises(
+        UsageError, match="weights of `vmamba-pico` as published: leave out the options"
+    ):
+        load("vmamba-pico", state, origin="w.pth", options={"d_state": 2})
+
+
+def test_a_backbone_without_head() -> None:
+    state = random_state(build("vmamba-pico"))
+    body = {key: tensor for key, tensor in state.items() if not key.startswith("classifier.head.")}
+    with pytest.raises(
+        UsageError, match=r"2 missing \(`classifier\.head\.weight`.*\nThey have no head"
+    ):
+        load("vmamba-pico", body, origin="w.pth", options={})
+
+
+FOREIGN = [
+    ("vmamba-t", "vim-t", "vim-t"), ("vim-s", "vmamba-s-v0", "vmamba-s-v0"),
+    ("vmunet", "vmamba-s-v0", "vmamba-s-v0"), ("vmamba-s-v0", "vmunet", "vmunet"),
+    ("umamba", "umamba-enc", "umamba-enc"), ("umamba-enc", "umamba", "umamba"),
+    ("umamba", "umambabot", "umambabot"), ("umambabot", "umambabot_pp", "umambabot_pp"),
+    ("ulvm_v5", "ulvm_v4", "ulvm_v4"), ("ulvm", "vim", "vim"), ("vim", "ulvm_v1", "ulvm_v1"),
+    ("vim-t-plus", "vim-t", "vim-t"), ("unet", "ulvm", "ulvm"), ("ulvm", "unet", "unet"),
+    ("resnet18_seg", "resnet50_seg", "resnet50_seg"), ("segformer", "umamba", "umamba"),
+    ("umambabot", "segformer", "segformer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "file", "told"), FOREIGN)
+def test_a_file_of_any_family_is_told_by_name(named: str, file: str, told: str) -> None:
+    state = meta_state(file)
+    with pytest.raises(UsageError, match=rf"These are the weights of `{told}`: use that name"):
+        load(named, state, origin="w.pth", options={})
+
+
+def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones() -> None:
+    """`img_size` resizes positions, but a stride-16 file is no file of the stride-8 network."""
+    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use that name"):
+        load("vim-t-plus", meta_state("vim-t"), origin="w.pth", options={"img_size": 224})
+
+
+def test_a_file_of_no_member_gets_its_familys_name_and_advice() -> None:
+    other = architecture("vim").build(depth=2).state_dict()
+    with pytest.raises(UsageError, match=r"It is a file of Vim \(vim-t, vim-t-plus"):
+        load("ulvm", other, origin="w.pth", options={})
+    with pytest.raises(UsageError, match="fits none of them as published: give the options"):
+        load("vim", other, origin="w.pth", options={})
+    shallow = architecture("umamba").build(features=(4, 8), strides=(1, 2)).state_dict()
+    with pytest.raises(UsageError, match=r"plan_options` reads them from"):
+        load("umamba", shallow, origin="w.pth", options={})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "way_out"),
+    [
+        ("vmamba-pico", {}, r"call `model\.reset_classifier\(3\)`"),
+        ("vim", {"depth": 1}, r"call `model\.reset_classifier\(3\)`"),
+        ("ulvm", {}, r"replace `final`"),
+        ("vmunet", {}, r"replace `vmunet\.final_conv`"),
+        ("umamba", {"features": (4, 8), "strides": (1, 2)}, r"replace `decoder\.seg_layers`"),
+        ("unet", {"features": (4, 8)}, r"replace `conv`"),
+        ("resnet18_seg", {}, r"replace `decoder\.6`"),
+    ],
+)
+def test_asking_for_other_classes_than_the_files_names_the_way_out(
+    name: str, options: dict[str, object], way_out: str
+) -> None:
+    with torch.device("meta"):
+        network = architecture(name).build(**options)
+    own = network.num_classes
+    message = rf"Load them with their own `num_classes={own}`, then {way_out} and train it"
+    with pytest.raises(UsageError, match=message):
+        load(name, network.state_dict(), origin="w.pth", options={**options, "num_classes": 3})
+
+
+def test_a_vim_for_another_image_size_says_how_to_ask_for_it() -> None:
+    state = architecture("vim").build(img_size=64, depth=1).state_dict()
+    with pytest.raises(UsageError, match="for images with 16 x 16 patches: give `img_size`"):
+        load("vim", state, origin="w.pth", options={"depth": 1})

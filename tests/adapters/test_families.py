@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from robustcli.adapters.families import FAMILIES, classes_in, family_of, members, recognise
+from robustcli.adapters.create import create, load
+from robustcli.adapters.families import FAMILIES, classes_in, convert, family_of, members, recognise
 from robustcli.adapters.loading import shapes_of
 from robustcli.models.aliases import with_aliases
 from robustcli.models.registry import ARCHITECTURES, architecture
-from tests.adapters.files import meta_state
+from tests.adapters.files import assert_holds, meta_state, on_meta, random_state
 from tests.models import golden
 
 OFFICIAL = {
@@ -64,3 +67,70 @@ def test_every_family_of_the_registry_is_described() -> None:
     assert {a.family for a in ARCHITECTURES.values()} == set(FAMILIES)
     assert "vmamba-t" not in members("vmamba")
     assert members("umamba") == ["umamba", "umamba-enc", "umamba-pico"]
+
+
+GOLDEN = {
+    f"vmamba-{size[0]}-{kind}": f"vmamba_{size}_{kind}"
+    for size, kinds in {
+        "tiny": ("s1l8", "s2l5", "v0"),
+        "small": ("s2l15", "s1l20", "v0"),
+        "base": ("s2l15", "s1l20", "v0"),
+    }.items()
+    for kind in kinds
+}
+# What the smallest of all builds in milliseconds.
+SMALL = {"depths": (1, 1), "dim": 16, "num_classes": 3}
+
+
+OLD = (
+    ("patch_embed.0.", "patch_embed.proj."),
+    ("patch_embed.2.", "patch_embed.norm."),
+    ("classifier.norm.", "norm."),
+    ("classifier.head.", "head."),
+)
+
+
+def old_name(key: str) -> str:
+    """The name in a v0 file of what is called `key` today (VMamba issue 53)."""
+    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.norm\.", r"\1.ln_1.", key)
+    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.op\.", r"\1.self_attention.", key)
+    for new, old in OLD:
+        key = old + key.removeprefix(new) if key.startswith(new) else key
+    return key
+
+
+def test_the_old_names_of_v0_files_are_converted() -> None:
+    state = random_state(create("vmamba-t-v0", SMALL))
+    old = {old_name(key): tensor for key, tensor in state.items()}
+    assert not [key for key in old if key.startswith("classifier.") or ".op." in key]
+    assert {"patch_embed.proj.weight", "layers.0.blocks.0.ln_1.bias", "norm.weight", "head.bias",
+            "layers.1.blocks.0.self_attention.out_norm.weight"} <= set(old)  # fmt: skip
+    assert_holds(load("vmamba-t-v0", old, origin="w.pth", options=SMALL), state)
+
+
+def test_a_real_v0_file_is_recognised_by_its_old_names() -> None:
+    old = {old_name(key): t for key, t in on_meta("vmamba-t-v0").state_dict().items()}
+    assert recognise(old) == "vmamba-t-v0"
+
+
+@pytest.mark.parametrize("variant", GOLDEN)
+def test_todays_names_pass_unchanged(variant: str) -> None:
+    state = on_meta(variant).state_dict()
+    assert list(convert(state)) == list(state)
+
+
+POINTWISE = re.compile(r"\.(in_proj|out_proj|fc1|fc2|reduction|head)\.weight$")
+
+
+@pytest.mark.parametrize("variant", ["vmamba-t-s1l8", "vmamba-t-v0"])
+def test_projections_stored_as_1x1_convolutions_become_matrices(variant: str) -> None:
+    state = random_state(create(variant, SMALL))
+    stored = {k: t[..., None, None] if POINTWISE.search(k) else t for k, t in state.items()}
+    assert sum(tensor.ndim == 4 for tensor in stored.values()) > 4
+    assert_holds(load(variant, stored, origin="w.pth", options=SMALL), state)
+
+
+def test_real_convolutions_stay() -> None:
+    state = {"layers.0.blocks.0.op.conv2d.weight": torch.ones(4, 1, 1, 1),
+             "layers.0.blocks.0.mlp.fc1.weight": torch.ones(4, 2, 3, 3)}  # fmt: skip
+    assert [tuple(t.shape) for t in convert(state).values()] == [(4, 1, 1, 1), (4, 2, 3, 3)]

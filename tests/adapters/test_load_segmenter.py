@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustcli.adapters.create import create_model
+from robustcli.adapters.cache_paths import hash_state
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.create import create, create_model
 from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
-from robustcli.adapters.mask_preprocessing import MaskPreprocessing
-from robustcli.adapters.own import create
-from robustcli.adapters.weights import hash_state
+from robustcli.adapters.load_segmenter import SEG_BUILDERS, load_segmenter
+from robustcli.adapters.segmenter import MaskPreprocessing, Otsu
 from robustcli.core.errors import UsageError
 from tests.adapters.files import assert_holds, random_state
 from tests.adapters.runs import header, trained
@@ -182,3 +182,19 @@ def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     one = load_segmenter(ModelRequest("ulvm", weights=tmp_path / "w.safetensors"))
     assert {p.dtype for p in one.network.parameters()} == {torch.float32}
+
+
+def test_every_segmenter_of_the_catalogue_has_one() -> None:
+    builders = {entry.builder for entry in CATALOGUE.values() if entry.task == "seg"}
+    assert builders | {"smp"} == set(SEG_BUILDERS)
+
+
+def test_the_baseline_has_nothing_to_load_and_nothing_to_set() -> None:
+    otsu = SEG_BUILDERS["otsu"]
+    assert otsu.load is None
+    network = otsu.fresh("otsu", {})
+    assert isinstance(network, Otsu)
+    assert not network.training
+    assert list(network.parameters()) == []
+    with pytest.raises(UsageError, match=r"`otsu` takes no `bins=\.\.\.`"):
+        otsu.fresh("otsu", {"bins": 3})

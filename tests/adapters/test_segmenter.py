@@ -4,24 +4,205 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from skimage import filters
 from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_accuracy
 
+from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.adapters.classifier import Facts, Precision
-from robustcli.adapters.entry import FOREGROUND
-from robustcli.adapters.mask_preprocessing import MaskPreprocessing
-from robustcli.adapters.nnunet_inference import NnUNetInference
-from robustcli.adapters.nnunet_mirror import Mirrored
-from robustcli.adapters.nnunet_normalise import Channel
-from robustcli.adapters.nnunet_windows import covered_evenly
-from robustcli.adapters.otsu import Otsu
-from robustcli.adapters.segmenter import Segmenter
-from robustcli.models.registry import architecture
+from robustcli.adapters.segmenter import (
+    LUMINANCE,
+    MaskPreprocessing,
+    Otsu,
+    Segmenter,
+    at_size,
+    covered,
+    first,
+    foreground_logits,
+    is_probability,
+    native_window,
+    padded,
+    raw_output,
+    threshold,
+)
+from robustcli.core.errors import UsageError
+from robustcli.models.registry import ARCHITECTURES, architecture
+from robustcli.nnunet.inference import Mirrored, covered_evenly
+from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from tests.models import golden
+
+SEGMENTERS = [name for name, one in ARCHITECTURES.items() if one.task == "seg"]
+
+
+class Says(nn.Module):
+    """Answers what it was told, whatever the input."""
+
+    def __init__(self, answer: Tensor | list[Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, _: Tensor) -> Tensor | list[Tensor]:
+        return self.answer
+
+
+def scores(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def on_meta(name: str, **options: object) -> nn.Module:
+    with torch.device("meta"):
+        return architecture(name).build(**options)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_of_several_classes_all_but_the_first_are_foreground(classes: int) -> None:
+    given = scores(2, classes, 4, 5)
+    found = foreground_logits(given).sigmoid()
+    torch.testing.assert_close(found, given.softmax(1)[:, 1:].sum(1, keepdim=True))
+
+
+def test_one_class_stays_as_it_is() -> None:
+    given = scores(2, 1, 4, 5)
+    assert foreground_logits(given) is given
+
+
+def test_huge_logits_stay_finite() -> None:
+    given = torch.tensor([3e4, -3e4]).view(1, 2, 1, 1)
+    assert foreground_logits(given).item() == -6e4
+
+
+def test_of_deep_supervision_the_first_counts() -> None:
+    given = [scores(1, 1, 8, 8), scores(1, 1, 4, 4)]
+    assert first(given) is given[0]
+    assert first(tuple(given)) is given[0]
+    assert raw_output(Says(given), torch.zeros(1, 3, 8, 8)) is given[0]
+
+
+def test_a_quarter_is_enlarged_as_the_paper_did() -> None:
+    given = scores(2, 1, 4, 6)
+    expected = F.interpolate(given, scale_factor=4, mode="bilinear", align_corners=False)
+    found = raw_output(Says(given), torch.zeros(2, 3, 16, 24))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert at_size(given, (4, 6)) is given
+
+
+def test_segformer_and_resnet_answer_at_the_inputs_size() -> None:
+    x = golden.images(1, 3, 64, 96)
+    for name in ("segformer", "resnet18_seg"):
+        network = architecture(name).build().eval()
+        with torch.no_grad():
+            assert raw_output(network, x).shape == (1, 1, 64, 96)
+
+
+def test_which_answers_are_probabilities() -> None:
+    found = {name for name in SEGMENTERS if is_probability(on_meta(name))}
+    assert found == {name for name in SEGMENTERS if name.startswith("ulvm")} | {"vmunet"}
+    assert is_probability(Otsu())
+    assert not is_probability(on_meta("vmunet", num_classes=2))  # its logits are then a softmax's
+
+
+def test_probabilities_of_several_classes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"network has 3 outputs(.|\n)*`num_classes=1`"):
+        is_probability(on_meta("ulvm", num_classes=3))
+
+
+def test_the_window_of_each() -> None:
+    expected = dict.fromkeys(SEGMENTERS, 256) | {"segformer": 224, "umamba-pico": 128}
+    assert {name: native_window(on_meta(name)) for name in SEGMENTERS} == expected
+    assert native_window(on_meta("umamba-enc", patch_size=64)) == 64
+    assert native_window(on_meta("resnet18_seg", output=128)) == 128
+
+
+def test_defaults_and_changes() -> None:
+    own = MaskPreprocessing(256)
+    assert (own.channels, own.threshold, own.overlap) == ("rgb", 0.5, 0.5)
+    changed = own.changed({"window": 64, "channels": "bgr", "threshold": 0.6})
+    assert changed == MaskPreprocessing(64, "bgr", 0.6)
+    assert own.changed({}) == own
+
+
+def test_every_segmenter_sees_the_same_pixels() -> None:
+    assert MaskPreprocessing(256).view == MaskPreprocessing(64, "bgr", 0.2, 0).view == "as-is"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"window": -1}, "`window=-1` is no number of pixels"),
+        ({"window": 2.5}, r"`window=2\.5` is no number of pixels"),
+        ({"window": True}, "`window=True` is no number of pixels"),
+        ({"channels": "grb"}, r"`channels=grb` is unknown\.\nIt is `rgb`, `bgr` or `grey`"),
+        ({"threshold": 1.2}, r"`threshold=1\.2` is no probability"),
+        ({"threshold": float("nan")}, "`threshold=nan` is no probability"),
+        ({"overlap": 1}, r"`overlap=1` is out of range\.\nIt is at least 0 and below 1"),
+        ({"overlap": -0.1}, r"`overlap=-0\.1` is out of range"),
+        ({"resize": 256}, r"has no `resize`\.\nIt has `window`, .*images keep their size"),
+        ({"mean": (0.5,) * 3}, "has no `mean`"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        MaskPreprocessing(256).changed(change)
+
+
+def grey(values: NDArray[np.float64]) -> torch.Tensor:
+    """An image (1, 3, H, W) whose channels are all `values` / 255."""
+    return torch.from_numpy(values).float().div(255).expand(1, 3, *values.shape)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_threshold_is_scikit_images(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(rng.uniform(20, 110), 15, 700), rng.normal(rng.uniform(120, 230), 20, 300)
+    levels = np.concatenate(parts).clip(0, 255).astype(np.uint8)
+    levels[:2] = 0, 255  # scikit-image counts between the extremes, here always all 256 levels
+    expected = filters.threshold_otsu(levels)  # type: ignore[no-untyped-call]
+    assert threshold(torch.from_numpy(levels).long()) == expected
+
+
+def test_the_smaller_side_is_the_foreground() -> None:
+    bright = np.full((10, 10), 40.0)
+    bright[2:5, 3:6] = 200
+    for image in (bright, 255 - bright):
+        found = Otsu()(grey(image))[0, 0]
+        assert torch.equal(found, torch.from_numpy(bright == 200).float())
+
+
+def test_of_equal_sides_the_brighter_one() -> None:
+    half = np.zeros((4, 4))
+    half[:, 2:] = 90
+    assert float(binary_accuracy(Otsu()(grey(half))[0, 0], torch.from_numpy(half == 90))) == 1
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_an_image_of_one_brightness_has_no_foreground(level: int) -> None:
+    found = Otsu()(grey(np.full((3, 5), float(level))))
+    assert found.shape == (1, 1, 3, 5)
+    assert not found.any()
+
+
+def test_colours_count_by_their_luminance() -> None:
+    image = torch.zeros(1, 3, 2, 2)
+    image[0, 1, 0, 0] = 1  # green is brighter than blue
+    image[0, 2, 1:] = 1
+    assert sum(LUMINANCE) == pytest.approx(1)
+    assert Otsu()(image)[0, 0].tolist() == [[1, 0], [0, 0]]
+
+
+def test_every_image_has_its_own_threshold() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (grey(rng.integers(0, top, (8, 9)).astype(float)) for top in (40, 255))
+    both = Otsu()(torch.cat((one, other)))
+    assert torch.equal(both, torch.cat((Otsu()(one), Otsu()(other))))
+    assert set(both.unique().tolist()) == {0, 1}
+
 
 FACTS = Facts("toy", "toy", "toy", {}, 0, "", "", "", False, FOREGROUND, False)
 SIZES = [(1, 1), (1, 90), (37, 41), (64, 64), (64, 64), (64, 65), (20, 200), (130, 70)]
@@ -230,3 +411,82 @@ def test_memory_does_not_grow_with_the_image_beyond_the_image_itself() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=golden.ROOT, check=True
     )
     assert float(done.stdout) < 40  # bytes a pixel: uint8 and float32 image, sums and weights
+
+
+CPU_WINDOWS = torch.device("cpu")
+SIZES_WINDOWS = [(1, 1), (1, 9), (2, 3), (7, 8), (8, 8), (8, 20), (31, 5)]
+
+
+def image(height: int, width: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES_WINDOWS)
+def test_a_padded_image_holds_the_original_in_its_middle(height: int, width: int) -> None:
+    original = image(height, width)
+    found = padded(original, 8)
+    assert found.image.shape == (max(8, height), max(8, width), 3)
+    cut = found.image[found.top : found.top + height, found.left : found.left + width]
+    np.testing.assert_array_equal(cut, original)
+    assert found.top == max(0, 8 - height) // 2
+    assert found.left == max(0, 8 - width) // 2
+
+
+def test_padding_is_a_reflection() -> None:
+    row = np.repeat(np.arange(5, dtype=np.uint8)[None, :, None], 3, 2)
+    assert padded(row, 9).image[4, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 3, 2]
+    assert padded(row[:, :2], 8).image[0, :, 0].tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
+    assert set(padded(row[:, 4:], 8).image.flat) == {4}
+
+
+def test_what_is_large_enough_is_left_alone() -> None:
+    original = image(8, 9)
+    assert padded(original, 8).image is original
+    assert padded(original, 0).image is original
+
+
+def by_hand(size: tuple[int, int], window: int, starts: tuple[list[int], list[int]]) -> Tensor:
+    """The window's own coordinates, averaged with weights exp(-d^2 / 2 (window / 8)^2).
+
+    As in the library, no weight is below a thousandth.
+    """
+    at = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
+    bell = torch.exp(-(at**2) / (2 * (window / 8) ** 2))
+    weight, said = (bell[:, None] * bell).clamp(min=1e-3), at[:, None] + 10 * at
+    total, norm = torch.zeros(2, *size, dtype=torch.float64)
+    for top in starts[0]:
+        for left in starts[1]:
+            total[top : top + window, left : left + window] += weight * said
+            norm[top : top + window, left : left + window] += weight
+    found: Tensor = total / norm
+    return found
+
+
+def test_overlapping_windows_are_averaged_with_gaussian_weights() -> None:
+    """Window 16, half overlap: starts at 0, 8, 16 of 32 and at 0, 8, 9 of 25 pixels."""
+
+    def coordinates(windows: Tensor) -> Tensor:
+        at = torch.arange(16.0) - 7.5
+        return (at[:, None] + 10 * at).expand(len(windows), 1, 16, 16).clone()
+
+    found = covered(
+        torch.zeros(1, 3, 32, 25), 16, coordinates, overlap=0.5, batch=4, device=CPU_WINDOWS
+    )
+    expected = by_hand((32, 25), 16, ([0, 8, 16], [0, 8, 9]))
+    torch.testing.assert_close(found[0, 0].double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_no_more_windows_at_a_time_than_said(batch: int) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def brightness(windows: Tensor) -> Tensor:
+        seen.append(tuple(windows.shape))
+        return windows.mean(1, keepdim=True)
+
+    images = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0))
+    found = covered(images, 8, brightness, overlap=0.25, batch=batch, device=CPU_WINDOWS)
+    torch.testing.assert_close(found, images.mean(1, keepdim=True))
+    assert {shape[1:] for shape in seen} == {(3, 8, 8)}
+    assert max(shape[0] for shape in seen) <= batch

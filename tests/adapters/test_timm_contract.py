@@ -11,7 +11,7 @@ import torch
 
 from robustcli.adapters.create import create_model
 from robustcli.core.errors import UsageError
-from robustcli.models.positions import resize_positions
+from robustcli.models.vim import resize_positions
 from tests.adapters.files import assert_holds, random_state
 from tests.adapters.timm_small import NAMES, small
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
-from timm.models import model_entrypoint
+from timm.layers import DropPath
+from timm.models import group_parameters, model_entrypoint
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
+from robustcli.adapters.catalogue import IN1K
 from robustcli.adapters.loading import heads_in
+from robustcli.adapters.timm_library import known, pretraining
 from robustcli.core.errors import UsageError
+from tests.adapters.timm_small import NAMES, small
 
 NAME = "test_resnet.r160_in1k"  # timm's own smallest
 
@@ -88,7 +95,7 @@ def test_an_error_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Wordless
 
     monkeypatch.setattr(timm, "create_model", fail)
-    monkeypatch.setattr("robustcli.adapters.hub.unreachable", lambda: None)
+    monkeypatch.setattr("robustcli.adapters.fetching.unreachable", lambda: None)
     with pytest.raises(UsageError, match="The reason: Wordless: Wordless"):
         timm_library.create(NAME, pretrained=True, arguments={})
 
@@ -295,3 +302,157 @@ def test_a_crop_mode_that_is_not_supported() -> None:
     network.pretrained_cfg = {**network.pretrained_cfg, "crop_mode": "border"}
     with pytest.raises(UsageError, match=r"crop mode `border` is not supported\.\nGive `--resize`"):
         timm_library.preprocessing(network)
+
+
+ONLY = [
+    "convnext_base.fb_in1k",
+    "swin_base_patch4_window7_224.ms_in1k",
+    "resnet50.tv_in1k",
+    "resnet50.a1_in1k",
+    "vit_base_patch16_224.augreg_in1k",
+    "deit_base_patch16_224.fb_in1k",
+    "tf_efficientnetv2_s.in1k",
+    "hiera_base_224.mae_in1k_ft_in1k",
+    "coatnet_0_rw_224.sw_in1k",
+    "nest_base_jx.goog_in1k",
+    "tresnet_l.miil_in1k",
+    "tresnet_l.miil_in1k_448",
+    "caformer_b36.sail_in1k_384",
+    "mobilenetv2_100",
+]
+MORE = [
+    "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+    "convnext_base.fb_in22k",
+    "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "regnety_160.sw_in12k_ft_in1k",
+    "tf_efficientnet_b0.ns_jft_in1k",
+    "resnet50.fb_swsl_ig1b_ft_in1k",
+    "resnet50.fb_ssl_yfcc100m_ft_in1k",
+    "vit_base_patch16_clip_224.laion2b_ft_in12k_in1k",
+    "vit_base_patch16_clip_224.openai",
+    "vit_base_patch14_dinov2.lvd142m",
+    "regnety_160.swag_ft_in1k",
+    "regnety_160.swag_lc_in1k",
+    "regnety_320.seer_ft_in1k",
+    "eva_giant_patch14_224.clip_ft_in1k",
+    "hgnet_base.ssld_in1k",
+    "eva02_large_patch14_448.mim_m38m_ft_in1k",
+    "mvitv2_base_cls.fb_inw21k",
+    "resnetv2_50x1_bit.goog_distilled_in1k",
+    "nextvit_base.bd_ssld_6m_in1k",
+    # Timm's own bare names: what the catalogue's short names must not mean.
+    "swin_base_patch4_window7_224",
+    "convnext_base",
+]
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_what_saw_imagenet_1k_only(name: str) -> None:
+    assert known(name)
+    assert pretraining(name) == IN1K
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_saw_more(name: str) -> None:
+    assert known(name)
+    assert pretraining(name).startswith("more than ImageNet-1K (timm tag ")
+
+
+def test_other_tags_are_given_as_they_are() -> None:
+    assert pretraining("vit_base_patch16_224.mae") == "timm tag mae"
+    assert pretraining("vit_base_patch16_224.dino") == "timm tag dino"
+
+
+def test_no_larger_data_set_hides_behind_a_tag_that_ends_in_in1k() -> None:
+    """Whoever adds a tag to timm with a new data set shows up here."""
+    tags = {n.split(".", 1)[1] for n in timm.list_pretrained() if pretraining(n) == IN1K}
+    parts = {part for tag in tags for part in tag.split("_")}
+    large = re.compile(r"\d{2,}(k|m|b)$|inst|clip|jft|laion|web")
+    assert not {part for part in parts if large.search(part)}
+
+
+def undecayed(model: Any, **options: Any) -> set[str]:
+    """Names that timm's own optimizer leaves out of weight decay."""
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, **options)
+    left = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in left}
+
+
+@pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
+def test_vmambas_decay_is_upstreams(layerwise: dict[str, float]) -> None:
+    """Every vector and bias is left out; A_logs and dt_projs_bias have two dimensions."""
+    model = small("vmamba_tiny_v0")
+    out, op = undecayed(model, **layerwise), "layers.1.blocks.0.op."
+    decayed = {name for name, _ in model.named_parameters()} - out
+    assert {op + "A_logs", op + "dt_projs_bias", op + "x_proj_weight"} <= decayed
+    assert {op + "Ds", op + "conv2d.bias", op + "out_norm.weight", "classifier.head.bias"} <= out
+
+
+@pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
+def test_vims_decay_is_upstreams(layerwise: dict[str, float]) -> None:
+    model = small("vim_tiny")
+    out, mixer = undecayed(model, **layerwise), "layers.2.mixer."
+    decayed = {name for name, _ in model.named_parameters()} - out
+    assert {mixer + p for p in ("A_log", "A_b_log", "D", "D_b", "dt_proj_b.bias")} <= out
+    assert {"pos_embed", "cls_token", "norm_f.weight", "head.bias"} <= out
+    assert {mixer + "x_proj_b.weight", "head.weight", "patch_embed.proj.weight"} <= decayed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_grouped_from_the_stem_to_the_head(name: str) -> None:
+    model = small(name)
+    groups = group_parameters(model, model.group_matcher())
+    assert all(n.startswith(("patch_embed", "pos_embed", "cls_token")) for n in groups[0])
+    assert len(groups) == 5  # stem, three blocks, head
+    assert {n.split(".")[-2] for n in groups[4]} >= {"head"}
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+    if name.startswith("vmamba"):
+        assert any("downsample" in n for n in groups[1])  # with the block before it
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = small(name, drop_path_rate=0.5).train()
+    gradients, kept = [], []
+    for enable in (False, True):
+        model.zero_grad()
+        model.set_grad_checkpointing(enable)
+        sizes: list[int] = []
+        own = {p.data_ptr() for p in model.parameters()}
+
+        def keep(t: Tensor, sizes: list[int] = sizes, own: set[int] = own) -> Tensor:
+            sizes.append(0 if t.data_ptr() in own else t.numel())
+            return t
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            model(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        kept.append(sum(sizes))
+    assert any(isinstance(m, DropPath) and m.drop_prob for m in model.modules())
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_compiled_and_exported_without_a_break(name: str) -> None:
+    model, x = small(name).eval(), torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_is_independent(name: str) -> None:
+    """As timm's averaged weights need it."""
+    model = small(name).eval()
+    x = torch.zeros(1, 3, 32, 32)
+    before = model(x)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter += 1
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.data.datasets import DATASETS
+from robustcli.data.named_datasets import DATASETS
 from robustcli.transforms.registry import transforms
 from tests.cli.conftest import Robust
 

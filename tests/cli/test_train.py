@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import RunError
-from robustcli.training import train
+from robustcli.training import engine
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import read_train_record
 from tests.cli.conftest import Robust
 from tests.training.pairs import write_pairs
+from tests.training.photos import write_photos
 
 TINY = ["--model", "ulvm", "--epochs", "1", "--window", "32", "--batch-size", "4", "--device",
         "cpu", "--workers", "0"]  # fmt: skip
@@ -121,7 +122,7 @@ def test_every_option_reaches_the_configuration(
         asked.append(config)
         raise RunError("It failed.", "A test wants it so.", "Nothing.")
 
-    monkeypatch.setattr(train, "run_training", note)
+    monkeypatch.setattr(engine, "run_training", note)
     told = robust(
         "train", "seg", "--model", "unet", "--data", "d", "--protocol", "paper", "--limit", "9",
         "--weights", "w", "--untrained", "--model-arg", "a=1", "--quick", "--epochs", "3", "--lr",
@@ -161,3 +162,75 @@ def test_predicting_with_a_classifier(robust: Robust, tmp_path: Path) -> None:
     told = robust("predict", "--model", "vmamba-pico", "--data", "a.png", "--out", "m")
     assert told.code == 2
     assert "`vmamba-pico` is a classifier" in told.err
+
+
+TINY_TRAIN_CLASSES = ["vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
+                      "--epochs", "1", "--batch-size", "10", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def here_train_classes(robust: Robust, tmp_path: Path) -> Path:
+    """The working folder with photos."""
+    write_photos(tmp_path / "paints", 12)
+    return tmp_path
+
+
+def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -> None:
+    told = robust(
+        "train", "cls", "--model", *TINY_TRAIN_CLASSES, "--data", "paints", "--out", "run"
+    )
+    assert told.code == 0, told.err
+    lines = told.out.splitlines()
+    assert lines[0].split()[0] == "model"
+    assert [line.split()[0] for line in lines[2:4]] == ["vmamba-pico", "most"]
+    assert "dice" not in told.out + told.err
+    told = robust("eval", "--model", "run", "--data", "paints", "--transform", "fliplr", "--json")
+    assert told.code == 0, told.err
+    assert [row["n"] for row in json.loads(told.out)] == [3, 3]
+    for option, number, taken in (
+        ("--limit", "2", "2 images spread over the classes"),
+        ("--per-class", "1", "1 per class"),
+    ):
+        out = f"part{option}"
+        part = ("--data", "paints", option, number, "--out", out, "--quiet")
+        assert robust("eval", "--model", "run", *part, "--transform", "fliplr").code == 0
+        record = json.loads(Path(out, "run.json").read_text(encoding="utf-8"))
+        assert record["dataset"]["subset"] == f"test part of `run`: {taken}, seed 0"
+        assert "test part of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
+    assert robust("report", "run").code == 0
+    told = robust("report", "run", "run", "--out", "zoo")
+    assert told.code == 2
+    assert "is the training of a classifier" in told.err
+
+
+def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
+    told = robust(
+        "finetune",
+        *TINY_TRAIN_CLASSES,
+        "--data",
+        "paints",
+        "--mode",
+        "scratch",
+        "--out",
+        "run",
+        "--quiet",
+    )
+    assert told.code == 0, told.err
+    assert "Top-1 on 3 held-out images" in told.out
+    assert "dice" not in told.out.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "cls", "--model", "unet"], "`unet` is a segmenter"),
+        (["train", "cls", "--model", "vmamba-pico"], "No `--data`: there is nothing to train"),
+        (["train", "seg", "--model", "vmamba-pico"], "robust train cls --model vmamba-pico"),
+        (["finetune", "vmamba-pico"], "No `--data`: there is nothing to train"),
+        (["finetune", "vmamba-pico", "--data", "nuclei-mini"], "has masks, no classes"),
+    ],
+)
+def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> None:
+    told = robust(*arguments)
+    assert told.code == 2
+    assert message in told.err

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from robustcli.core import machine
+from robustcli.core.machine import wait_briefly
 
 MIB = 1 << 20
 FREE = 64_000 * MIB
@@ -216,3 +217,20 @@ def test_systems_without_a_mask_in_the_standard_library(monkeypatch: pytest.Monk
     assert machine._affinity() == 3
     monkeypatch.setattr(psutil, "Process", SimpleNamespace)
     assert machine._affinity() == 8
+
+
+@pytest.mark.parametrize(
+    ("said", "spin"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_what_a_user_said_stays(monkeypatch, said, spin):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == spin

@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from robustcli.data.decode import UnreadableImage, decode, decode_bytes, read_image
-from robustcli.data.index import ImageRef
+from robustcli.data.dataset import ImageRef
+from robustcli.data.decode import UnreadableImage, decode, decode_bytes, image_size, read_image
+from robustcli.data.sources import open_pairs
 
 PHOTO = Image.effect_noise((64, 48), 80).convert("RGB")
 
@@ -263,3 +264,28 @@ def test_every_photo_of_the_sample(shared: Path) -> None:
         np.testing.assert_array_equal(
             decode(ImageRef(file.name, 0, file)), _as_torchvision(file.read_bytes())
         )
+
+
+def test_of_a_file_without_its_pixels(tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    Image.fromarray(np.zeros((31, 17, 3), np.uint8)).save(file)
+    ref = ImageRef("x.png", 0, file)
+    assert image_size(ref) == (31, 17)
+    file.write_bytes(file.read_bytes()[:60])  # the header is whole, the pixels are not
+    assert image_size(ref) == (31, 17)
+
+
+def test_of_an_image_in_a_tar() -> None:
+    ref = open_pairs("nuclei-mini:stained").pairs[0].image
+    assert ref.member is not None
+    assert image_size(ref) == decode(ref).shape[:2]
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    with pytest.raises(UnreadableImage):
+        image_size(ImageRef("x.png", 0, file))
+    file.write_text("not an image")
+    with pytest.raises(UnreadableImage) as caught:
+        image_size(ImageRef("x.png", 0, file))
+    assert "its size cannot be read" in caught.value.reason

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.defaults import DefaultData, default_data, variable_for
+from robustcli.data.sources import DefaultData, default_data, variable_for
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.data import datasets
-from robustcli.data.download import data_home, fetch_dataset, fetch_file, hash_path
-from robustcli.data.open import open_index
+from robustcli.data import named_datasets
+from robustcli.data.download import (
+    InterruptedTransferError,
+    Part,
+    data_home,
+    fetch_dataset,
+    fetch_file,
+    hash_path,
+    transfer,
+    unpack,
+)
+from robustcli.data.named_datasets import DATASETS
+from robustcli.data.sources import open_index
+from robustcli.data.tar import list_tar
 
 
 @pytest.fixture
@@ -118,8 +130,8 @@ def test_a_set_is_fetched_unpacked_and_opened(
 ) -> None:
     names = ["top-1234/n01440764_tench.JPEG", "top-1234/n01494475_hammerhead.JPEG"]
     served.content = make_tar(names, "archive.tar.gz").read_bytes()
-    sample = replace(datasets.DATASETS[1], url=served.url, images=2)
-    monkeypatch.setattr(datasets, "DATASETS", (datasets.DATASETS[0], sample))
+    sample = replace(named_datasets.DATASETS[1], url=served.url, images=2)
+    monkeypatch.setattr(named_datasets, "DATASETS", (named_datasets.DATASETS[0], sample))
     path = fetch_dataset("imagenet-sample")
     assert path == data_home() / "datasets" / "imagenet-sample.tar" == fetch_dataset(sample.name)
     assert len(served.requests) == 1
@@ -130,3 +142,103 @@ def test_a_set_is_fetched_unpacked_and_opened(
         ("n01494475_hammerhead.JPEG", 4),
     ]
     assert index.demonstration
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Part:
+    return Part(tmp_path / "file.part")
+
+
+def _broken_off(served: Any, part: Part, after: int) -> None:
+    served.cut = after
+    message = f"ended after {after} of {len(served.content)} bytes"
+    with pytest.raises(InterruptedTransferError, match=message):
+        transfer(served.url, part)
+
+
+def test_whole(served: Any, part: Part) -> None:
+    transfer(served.url, part)
+    assert part.path.read_bytes() == served.content
+    assert served.requests == [None]
+
+
+def test_continued_where_it_broke_off(served: Any, part: Part) -> None:
+    _broken_off(served, part, 1000)
+    assert part.path.read_bytes() == served.content[:1000]
+    transfer(served.url, part)
+    assert part.path.read_bytes() == served.content
+    assert served.requests == [None, "bytes=1000-"]
+
+
+def test_another_version_is_never_appended(served: Any, part: Part) -> None:
+    _broken_off(served, part, 1000)
+    served.content, served.etag = bytes(2000), '"v2"'
+    transfer(served.url, part)
+    assert part.path.read_bytes() == bytes(2000)
+
+
+def test_a_server_without_ranges_starts_anew(served: Any, part: Part) -> None:
+    _broken_off(served, part, 1000)
+    served.ranges = False
+    transfer(served.url, part)
+    assert part.path.read_bytes() == served.content
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_a_reliable_mark_nothing_is_continued(
+    served: Any, part: Part, etag: str | None
+) -> None:
+    served.etag = etag
+    _broken_off(served, part, 1000)
+    assert part.size == 0
+    transfer(served.url, part)
+    assert part.path.read_bytes() == served.content
+    assert served.requests == [None, None]
+
+
+def test_a_part_that_is_too_long_is_dropped(served: Any, part: Part) -> None:
+    part.path.write_bytes(bytes(len(served.content) + 1))
+    part.mark_path.write_text('"v1"')
+    transfer(served.url, part)
+    assert part.path.read_bytes() == served.content
+
+
+def test_a_refusal_keeps_what_is_there(served: Any, part: Part) -> None:
+    _broken_off(served, part, 1000)
+    with pytest.raises(HTTPError, match="404"):
+        transfer(served.url + "missing", part)
+    assert part.size == 1000
+
+
+SAMPLE = replace(DATASETS[1], images=2)
+NAMES = ["top/n01440764_tench.JPEG", "top/n01494475_hammerhead.JPEG"]
+
+
+def test_the_tar_takes_the_place_of_the_download(
+    make_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    packed = make_tar(NAMES, "archive.tar.gz")
+    unpack(SAMPLE, packed, tmp_path / "set.tar")
+    assert not packed.exists()
+    assert len(list_tar(tmp_path / "set.tar").entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "cut", "message"),
+    [
+        (NAMES[:1], None, "Expected an archive of 2 images, but it holds 1 images"),
+        (NAMES, 200, "Expected an archive of 2 images, but it is damaged"),
+    ],
+)
+def test_something_else_is_thrown_away(
+    make_tar: Callable[..., Path], tmp_path: Path, names: list[str], cut: int | None, message: str
+) -> None:
+    packed = make_tar(names, "archive.tar.gz")
+    packed.write_bytes(packed.read_bytes()[:cut])
+    remembered = tmp_path / "archive.tar.gz.sha256"
+    remembered.touch()
+    with pytest.raises(RunError, match=message):
+        unpack(SAMPLE, packed, tmp_path / "set.tar")
+    assert not packed.exists()
+    assert not remembered.exists()
+    assert not (tmp_path / "set.tar").exists()

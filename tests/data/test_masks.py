@@ -12,18 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
+from robustcli.data.dataset import ImageRef, PairRef
 from robustcli.data.decode import UnreadableImage
-from robustcli.data.index import ImageRef
 from robustcli.data.mask_values import IGNORED, ValueOption
-from robustcli.data.masks import (
-    MaskPixels,
-    check_pair,
-    decode_mask,
-    decode_pair,
-    read_mask,
-    survey,
-)
-from robustcli.data.pairs import PairRef
+from robustcli.data.masks import MaskPixels, check_pair, decode_mask, decode_pair, read_mask, survey
 
 TRUTH = np.array([[0, 1, 1], [0, 0, 1]], bool)
 BYTES = TRUTH.astype(np.uint8)

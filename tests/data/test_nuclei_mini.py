@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustcli.data.datasets import named, place
 from robustcli.data.masks import decode_pair
-from robustcli.data.open_pairs import groups_file, open_pairs
+from robustcli.data.named_datasets import named, place
+from robustcli.data.sources import groups_file, open_pairs
 from robustcli.data.splits import patient_splits
 
 ROOT = Path(__file__).parents[2]

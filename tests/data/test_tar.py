@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
+from robustcli.data.dataset import ImageIndex, ImageRef
 from robustcli.data.decode import decode, read_bytes
-from robustcli.data.home import data_home
-from robustcli.data.index import ImageIndex, ImageRef
 from robustcli.data.listing import Entry, Listing, list_folder
-from robustcli.data.open import open_index
+from robustcli.data.named_datasets import data_home
+from robustcli.data.sources import open_index
 from robustcli.data.tar import is_tar, list_tar
 
 MakeTar = Callable[..., Path]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustcli.adapters.create import create
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.load_segmenter import load_segmenter
-from robustcli.adapters.nnunet_keys import upstream_state
-from robustcli.adapters.own import create
-from robustcli.finetuning.finetune import run_finetuning
+from robustcli.finetuning.trainings import run_finetuning
 from robustcli.models.umamba import UMamba
+from robustcli.nnunet.files import upstream_state
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 

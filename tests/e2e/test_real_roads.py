@@ -10,7 +10,7 @@ import robustcli
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.load_segmenter import load_segmenter
 from robustcli.data.masks import decode_pair
-from robustcli.data.open_pairs import open_pairs
+from robustcli.data.sources import open_pairs
 
 ROADS = Path(__file__).parents[2].parent / "shared" / "data" / "massachusetts_roads"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import robustcli
-from robustcli.data.open import open_index
+from robustcli.data.sources import open_index
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")

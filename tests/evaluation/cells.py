@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from robustcli.adapters.load import ModelRequest
-from robustcli.data.open_pairs import open_pairs
-from robustcli.data.pairs import PairIndex
+from robustcli.data.dataset import PairIndex
+from robustcli.data.sources import open_pairs
 from robustcli.evaluation.config import EvalConfig
 
 OTSU = ModelRequest("otsu")

@@ -9,12 +9,12 @@ from PIL import Image
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.data.index import ImageIndex
+from robustcli.data.dataset import ImageIndex
+from robustcli.evaluation.class_rows import ViewPreparation
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.loader import ORIGINAL, Source
 from robustcli.evaluation.plan import Plan, parts_of
 from robustcli.evaluation.store import Cell, Store
-from robustcli.evaluation.views import ViewPreparation
 from robustcli.transforms.registry import resolve
 
 CLASSES = ("airplane", "cat", "dog", "ship")

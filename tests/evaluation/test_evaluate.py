@@ -13,10 +13,10 @@ from PIL import Image
 from robustcli.adapters.load import load_classifier
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
-from robustcli.data.open import open_index
+from robustcli.data.sources import open_index
 from robustcli.evaluation import evaluate, prepare, runner
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.metrics import table
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import Cell, Store

@@ -1,12 +1,16 @@
 """The stream of batches: what it sends, and that no arrangement of the work changes a pixel."""
 
+from __future__ import annotations
+
+import numpy as np
 import pytest
+from skimage.metrics import peak_signal_noise_ratio
 
 from robustcli.core.errors import RunError
 from robustcli.data.decode import decode
-from robustcli.data.open import open_index
-from robustcli.evaluation import loader, views
-from robustcli.evaluation.loader import batch_stream
+from robustcli.data.sources import open_index
+from robustcli.evaluation import class_rows, loader
+from robustcli.evaluation.loader import batch_stream, mean_squared_error, measure
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
@@ -73,7 +77,9 @@ def test_another_seed_gives_other_pixels(index, tmp_path):
 
 def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(views, "decode", lambda ref: decoded.append(ref.image_id) or decode(ref))
+    monkeypatch.setattr(
+        class_rows, "decode", lambda ref: decoded.append(ref.image_id) or decode(ref)
+    )
     list(source(index, tmp_path, *NAMES))
     assert sorted(decoded) == [ref.image_id for ref in index.images]
 
@@ -130,3 +136,44 @@ def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
     items = list(batch_stream(stream, 1, pin=False))
     assert isinstance(items[-1], RunError)
     assert "`half` changed the size of a crop" in str(items[-1])
+
+
+RNG = np.random.default_rng(0)
+CLEAN = RNG.integers(0, 256, (31, 17, 3), np.uint8)
+
+
+def test_psnr_is_that_of_scikit_image():
+    other = RNG.integers(0, 256, CLEAN.shape, np.uint8)
+    expected = peak_signal_noise_ratio(CLEAN, other, data_range=255)
+    assert measure(CLEAN, other).psnr_db == pytest.approx(expected, rel=1e-12)
+
+
+def test_extreme_differences_do_not_overflow():
+    black, white = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 255, np.uint8)
+    assert mean_squared_error(black, white) == 255**2
+    assert measure(black, white).psnr_db == 0.0
+
+
+def test_unchanged_pixels_have_infinite_psnr():
+    found = measure(CLEAN, CLEAN.copy())
+    assert found.psnr_db == np.inf
+    assert not found.changed
+
+
+def test_one_changed_value_counts_as_changed():
+    other = CLEAN.copy()
+    other[3, 4, 1] ^= 1
+    assert measure(CLEAN, other).changed
+    assert measure(CLEAN, other).digest != measure(CLEAN, CLEAN).digest
+
+
+def test_another_size_has_no_psnr():
+    found = measure(CLEAN, CLEAN[:-1])
+    assert np.isnan(found.psnr_db)
+    assert found.changed
+
+
+def test_digest_depends_on_shape_and_not_on_memory_order():
+    assert measure(CLEAN, CLEAN.reshape(17, 31, 3)).digest != measure(CLEAN, CLEAN).digest
+    fortran = np.asfortranarray(CLEAN)
+    assert measure(CLEAN, fortran).digest == measure(CLEAN, CLEAN).digest

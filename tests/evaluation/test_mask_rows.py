@@ -1,14 +1,52 @@
 """From probabilities to rows."""
 
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from PIL import Image
 
-from robustcli.adapters.mask_preprocessing import MaskPreprocessing
-from robustcli.evaluation.loader import Batch
-from robustcli.evaluation.mask_rows import MaskRows, mask_row
-from robustcli.evaluation.moved_pairs import MaskedImages
-from robustcli.evaluation.store import MASK_SCHEMA, Cell, mask_schema
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.segmenter import MaskPreprocessing
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.listener import Silent
+from robustcli.data.decode import decode
+from robustcli.data.masks import decode_pair
+from robustcli.data.sources import open_pairs
+from robustcli.evaluation import mask_rows, runner
+from robustcli.evaluation.cell_table import SEG_COLUMNS, table
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.loader import ORIGINAL, Batch, Source, batch_stream
+from robustcli.evaluation.mask_rows import (
+    MaskedImages,
+    MaskRows,
+    PairPreparation,
+    mask_row,
+    surface_distance,
+)
+from robustcli.evaluation.plan import Plan, parts_of
+from robustcli.evaluation.prepare import forecast
+from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.store import (
+    INPUT_SCHEMA,
+    MASK_SCHEMA,
+    Cell,
+    Store,
+    mask_schema,
+    write_rows,
+)
+from robustcli.transforms.registry import image_seed, resolve
+from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
+from tests.evaluation.test_evaluate import contents, small_blocks
+from tests.evaluation.trained import make_training
 
 
 class Reader:
@@ -94,3 +132,446 @@ def test_ignored_pixels_are_in_no_count_and_no_outline():
     assert [row[name] for name in ("tp", "fp", "fn", "tn")] == [
         left[name] for name in ("tp", "fp", "fn", "tn")
     ]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return pairs_in(tmp_path_factory.mktemp("cells"))
+
+
+def source(index, run, *names, batch_size=4, seed=0, plugins=()):
+    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None, plugins)}
+    plan = Plan(Store(run), index.pairs, tuple(cells), ("model",), (ORIGINAL,), 7)
+    return Source(parts_of(plan.missing(), batch_size), PairPreparation(cells, seed))
+
+
+def by_cell(stream) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Image and mask by transform and image id."""
+    return {
+        (batch.cell.transform, name): pair
+        for batch in stream
+        for name, *pair in zip(
+            batch.image_ids, batch.inputs.images, batch.inputs.masks, strict=True
+        )
+    }
+
+
+def test_identity_sends_the_pair_itself_at_its_own_size(index, tmp_path):
+    sent = by_cell(source(index, tmp_path, "identity"))
+    assert len(sent) == len(index.pairs) == 9
+    for pair in index.pairs:
+        image, mask = sent["identity", pair.image_id]
+        expected = decode_pair(pair)
+        assert np.array_equal(image, expected[0])
+        assert np.array_equal(mask, expected[1])
+        assert (image.dtype, mask.dtype) == (np.uint8, np.bool_)
+    assert len({image.shape for image, _ in sent.values()}) == 3
+
+
+def test_a_flip_moves_both_and_a_blur_only_the_image(index, tmp_path):
+    sent = by_cell(source(index, tmp_path, "fliplr", "gaussian_blur"))
+    for pair in index.pairs:
+        image, mask = decode_pair(pair)
+        flipped, moved = sent["fliplr", pair.image_id]
+        assert np.array_equal(flipped, image[:, ::-1])
+        assert np.array_equal(moved, mask[:, ::-1])
+        assert np.array_equal(sent["gaussian_blur", pair.image_id][1], mask)
+
+
+@pytest.mark.parametrize("name", ["affine", "perspective", "piecewise_affine", "crop_and_pad"])
+def test_where_the_mask_goes_the_object_goes(tmp_path, name):
+    """The image shows its own mask, so that both must agree wherever the transform takes them."""
+    manifest = make_pairs(tmp_path / "cells", per_patient=2)
+    drawn = np.zeros((200, 220), np.uint8)
+    drawn[40:100, 55:120] = 255
+    for mask in (tmp_path / "cells" / "masks").iterdir():
+        Image.fromarray(drawn).save(mask)
+        Image.fromarray(drawn).convert("RGB").save(tmp_path / "cells" / "images" / mask.name)
+    sent = by_cell(source(open_pairs(str(manifest)), tmp_path, name))
+    moved = [pair for (transform, _), pair in sent.items() if transform == name]
+    assert len(moved) == 6
+    for image, mask in moved:
+        shown = image[..., 0] >= 128
+        assert (shown & mask).sum() / (shown | mask).sum() > 0.9
+        assert not np.array_equal(mask, drawn > 0)
+
+
+def test_corners_that_come_into_view_are_background(tmp_path):
+    """Grey images that are foreground all over: what affine leaves black is outside them."""
+    manifest, size = make_pairs(tmp_path / "cells", per_patient=2), (60, 60)
+    for file in (tmp_path / "cells" / "masks").iterdir():
+        Image.new("L", size, 255).save(file)
+        Image.new("RGB", size, (200, 200, 200)).save(tmp_path / "cells" / "images" / file.name)
+    sent = by_cell(source(open_pairs(str(manifest)), tmp_path, "affine", seed=3))
+    turned = [pair for (name, _), pair in sent.items() if name == "affine"]
+    seen = {bool(mask.all()) for _, mask in turned}
+    assert False in seen, "none of them was moved"
+    for image, mask in turned:
+        inside = image[..., 0] >= 100
+        assert (inside != mask).sum() <= 2 * sum(mask.shape), "they differ along one line at most"
+
+
+def test_a_transform_that_changes_the_size_changes_that_of_the_mask(index, tmp_path):
+    plugin = tmp_path / "half.py"
+    plugin.write_text(
+        "from robustcli.transforms import transform\n"
+        "@transform(geometric=True)\n"
+        "def half(image, rng, value):\n"
+        "    return image[: len(image) // 2].copy()\n"
+    )
+    sent = by_cell(source(index, tmp_path, "half", plugins=[plugin]))
+    for pair in index.pairs:
+        image, mask = sent["half", pair.image_id]
+        assert mask.shape == image.shape[:2] == (20, decode(pair.image).shape[1])
+        assert np.array_equal(mask, decode_pair(pair)[1][:20])
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 9), (2, 3)])
+def test_pixels_do_not_depend_on_workers_or_batches(index, tmp_path, workers, batch_size):
+    names = ("affine", "cutout", "crop")
+    expected = by_cell(source(index, tmp_path, *names))
+    other = source(index, tmp_path, *names, batch_size=batch_size)
+    found = by_cell(batch_stream(other, workers, pin=False))
+    assert found.keys() == expected.keys()
+    for key, pair in expected.items():
+        assert all(np.array_equal(a, b) for a, b in zip(found[key], pair, strict=True))
+
+
+def test_every_pair_is_decoded_once(index, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        mask_rows, "decode_pair", lambda p: decoded.append(p.image_id) or decode_pair(p)
+    )
+    list(source(index, tmp_path, "affine", "invert", "crop"))
+    assert sorted(decoded) == [pair.image_id for pair in index.pairs]
+
+
+def test_measures_are_sent_for_the_view_that_lacks_them(index, tmp_path):
+    stream = source(index, tmp_path, "invert")
+    batch = next(b for b in stream if b.cell.transform == "invert")
+    assert [m.changed for m in batch.measures[ORIGINAL]] == [True] * 4
+    for cell in stream.parts[0].piece.cells:
+        row = {"image_id": "a", "digest": "", "psnr_db": 1.0, "changed": True}
+        path = Store(tmp_path).input_path(ORIGINAL, cell, 0)
+        write_rows(path, [row] * len(stream.parts[0].piece.images), INPUT_SCHEMA)
+    assert next(iter(source(index, tmp_path, "invert"))).measures == {}
+
+
+def test_an_unreadable_mask_leaves_its_image_out(tmp_path):
+    manifest = make_pairs(tmp_path / "cells")
+    (tmp_path / "cells" / "masks" / "bea-1.png").write_bytes(b"no picture")
+    batches = list(source(open_pairs(str(manifest)), tmp_path, "identity"))
+    unreadable = [one for batch in batches for one in batch.unreadable]
+    assert [name for name, _ in unreadable] == ["images/bea-1.png"]
+    assert "its mask" in unreadable[0][1]
+
+
+def test_sizes_that_differ_are_an_error_that_names_both(tmp_path):
+    manifest = make_pairs(tmp_path / "cells")
+    Image.new("L", (7, 7)).save(tmp_path / "cells" / "masks" / "bea-1.png")
+    *_, last = list(batch_stream(source(open_pairs(str(manifest)), tmp_path), 1, pin=False))
+    assert isinstance(last, UsageError)
+    assert "bea-1.png` differ in size" in str(last)
+
+
+SMALL = ModelRequest("ulvm_v2", untrained=True, preprocessing={"window": 64})
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return make_pairs(tmp_path / "cells")
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
+    run = run_evaluation(config(cells, tmp_path / "run", "affine"))
+    otsu, affine = load_segmenter(OTSU), resolve(["affine"], None)[1].transform
+    for name, cell in (("identity", Cell("identity", 0)), ("affine", Cell("affine", 0))):
+        rows = Store(run).masks("otsu", cell)
+        assert list(rows.columns) == MASK_SCHEMA.names
+        rows = rows.set_index("image_id")
+        for pair in pairs_in(tmp_path / "again").pairs:
+            image, truth = decode_pair(pair)
+            if name == "affine":
+                seed = image_seed(0, "affine", 0, pair.image_id)
+                image, truth = affine.apply_with_mask(image, truth, seed=seed, severity=0)
+            found = otsu.masks([image])[0]
+            row = rows.loc[pair.image_id]
+            assert (row["tp"], row["fp"]) == ((found & truth).sum(), (found & ~truth).sum())
+            assert (row["fn"], row["tn"]) == ((~found & truth).sum(), (~found & ~truth).sum())
+            assert row["group"] == pair.group
+            assert np.isnan(row["hd95"]) == (not truth.any() or not found.any())
+
+
+def test_roads_have_relaxed_numbers_and_other_data_have_not(cells, tmp_path):
+    run = run_evaluation(config(make_roads(tmp_path / "roads"), tmp_path / "run", "fliplr"))
+    assert read_record(run).dataset.tolerance == 3
+    rows, numbers = Store(run).masks("otsu", Cell("identity", 0)), table(run).iloc[0]
+    predicted, true = (rows["tp"] + rows[other] for other in ("fp", "fn"))
+    assert ((rows["predicted_near"] >= rows["tp"]) & (rows["predicted_near"] <= predicted)).all()
+    assert numbers["relaxed_precision"] == rows["predicted_near"].sum() / predicted.sum()
+    assert numbers["relaxed_recall"] == rows["true_near"].sum() / true.sum()
+    assert numbers["relaxed_precision"] > numbers["precision"]
+    flipped = table(run).iloc[1]
+    assert flipped["relaxed_precision"] == numbers["relaxed_precision"], "a flip moves both masks"
+    other = run_evaluation(config(cells, tmp_path / "other"))
+    assert read_record(other).dataset.tolerance is None
+    assert table(other).filter(like="relaxed").isna().all(axis=None)
+
+
+def test_a_run_that_was_begun_without_a_tolerance_goes_on_without(tmp_path):
+    settings = config(make_roads(tmp_path / "roads"), tmp_path / "run", "fliplr")
+    run = run_evaluation(settings)
+    record = read_record(run)
+    old = record.dataset.model_copy(update={"tolerance": None})
+    write_record(run, record.model_copy(update={"dataset": old}))
+    shutil.rmtree(run / "predictions")
+    run_evaluation(replace(settings, transforms=("fliplr", "invert")))
+    assert read_record(run).dataset.tolerance is None
+    assert table(run).filter(like="relaxed").isna().all(axis=None)
+    again = run_evaluation(replace(settings, fresh=True))
+    assert table(again).filter(like="relaxed").notna().all(axis=None)
+
+
+def test_a_finished_run_says_what_it_was(cells, tmp_path):
+    run = run_evaluation(config(cells, tmp_path / "run", models=(OTSU, SMALL)))
+    record = read_record(run)
+    assert (record.status, record.task) == ("complete", "seg")
+    assert (record.grouping, record.split) == ("group", "all")
+    assert record.dataset.model_dump(include={"label_space", "classes", "images"}) == {
+        "label_space": "foreground", "classes": 2, "images": 9
+    }  # fmt: skip
+    seen = record.models[1].preprocessing.model_dump()
+    assert seen == {
+        "window": 64, "channels": "rgb", "threshold": 0.5, "overlap": 0.5, "nnunet": None
+    }  # fmt: skip
+    assert [model.untrained for model in record.models] == [False, True]
+    assert read_sessions(run)[0].models["otsu"].images == 18
+    assert (run / "samples" / "fliplr-s0.png").is_file()
+    assert (run / "panels" / "ulvm_v2" / "best-1" / "prediction.png").is_file()
+
+
+def test_the_table_has_the_promised_columns_and_a_flip_costs_otsu_nothing(cells, tmp_path):
+    run = run_evaluation(config(cells, tmp_path / "run", "fliplr", "gaussian_blur"))
+    numbers = table(run)
+    assert tuple(numbers.columns) == SEG_COLUMNS
+    numbers = numbers.set_index("transform")
+    assert numbers["n"].tolist() == [9, 9, 9]
+    assert numbers["groups"].tolist() == numbers["paired_groups"].tolist() == [3, 3, 3]
+    rows = Store(run).masks("otsu", Cell("identity", 0))
+    of_patient = [
+        2 * part["tp"].sum() / (2 * part["tp"] + part["fp"] + part["fn"]).sum()
+        for _, part in rows.groupby("group")
+    ]
+    assert numbers.loc["identity", "dice"] == pytest.approx(sum(of_patient) / 3)
+    assert numbers.loc["fliplr", "dice"] == pytest.approx(numbers.loc["identity", "dice"])
+    assert numbers.loc["fliplr", "drop"] == pytest.approx(0)
+    assert numbers.loc["fliplr", "unchanged_share"] == 0
+    low, high = numbers.loc["identity", ["dice_low", "dice_high"]]
+    assert low <= numbers.loc["identity", "dice"] <= high
+    assert table(run).equals(table(run))
+
+
+def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(cells, tmp_path, monkeypatch):
+    small_blocks(monkeypatch)
+    names = ("affine", "crop", "invert")
+    unbroken = run_evaluation(config(cells, tmp_path / "unbroken", *names))
+    real, written = runner.write_rows, []
+
+    def failing(path, *rest):
+        written.append(path)
+        if len(written) == 9:
+            raise KeyboardInterrupt
+        real(path, *rest)
+
+    monkeypatch.setattr(runner, "write_rows", failing)
+    settings = config(cells, tmp_path / "broken", *names)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(settings)
+    assert read_record(tmp_path / "broken").status == "partial"
+    monkeypatch.setattr(runner, "write_rows", real)
+    broken = run_evaluation(settings)
+    assert contents(broken) == contents(unbroken)
+    assert table(broken).equals(table(unbroken))
+    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    run_evaluation(settings)
+
+
+def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
+    training = make_training(tmp_path / "mine", pairs_in(tmp_path / "cells"))
+    heard = Heard()
+    settings = config(cells, tmp_path / "run", models=(ModelRequest(str(training)), OTSU))
+    record = read_record(run_evaluation(settings, heard))
+    assert (record.split, record.dataset.images, record.dataset.images_available) == ("test", 3, 9)
+    assert "were held out for testing are used" in heard.lines[0]
+    rows = Store(tmp_path / "run").masks("otsu", Cell("identity", 0))
+    assert rows["group"].nunique() == 1
+    everything = replace(settings, out=tmp_path / "all", split="all")
+    assert read_record(run_evaluation(everything)).dataset.images == 9
+
+
+def test_a_baseline_is_tested_on_what_a_training_held_out(cells, tmp_path):
+    training = make_training(tmp_path / "mine", pairs_in(tmp_path / "cells"))
+    ids = [
+        Store(run_evaluation(config(cells, tmp_path / name, **changes))).masks(
+            model, Cell("identity", 0)
+        )["image_id"]
+        for name, model, changes in (
+            ("own", "mine", {"models": (ModelRequest(str(training)),)}),
+            ("baseline", "otsu", {"splits_of": training}),
+        )
+    ]
+    assert ids[0].tolist() == ids[1].tolist()
+    assert len(ids[0]) == 3
+
+
+def test_limit_takes_some_of_the_part_and_both_are_told(cells, tmp_path):
+    training = make_training(tmp_path / "mine", pairs_in(tmp_path / "cells"))
+    settings = config(cells, tmp_path / "run", models=(ModelRequest(str(training)),), limit=2)
+    dataset = read_record(run_evaluation(settings)).dataset
+    assert dataset.images == 2
+    assert dataset.subset == (f"test part of `{training}`: 2 images spread over the groups, seed 0")
+
+
+def test_the_default_data_are_announced(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROBUST_DATA_SEGMENTATION", raising=False)
+    monkeypatch.chdir(tmp_path)
+    heard = Heard()
+    settings = replace(config(tmp_path, tmp_path / "run", limit=2), data=None)
+    assert read_record(run_evaluation(settings, heard)).dataset.demonstration
+    assert heard.lines[0].startswith("No --data: using nuclei-mini (a demonstration set), 194 im")
+
+
+def test_a_dry_run_says_what_is_missing_and_writes_nothing(cells, tmp_path):
+    settings = config(cells, tmp_path / "run", models=(OTSU, SMALL))
+    plan = forecast(settings, Silent())
+    assert (plan.images, plan.predictions, plan.predictions_there) == (9, 36, 0)
+    assert plan.download_bytes == 0
+    assert plan.seconds > 0
+    assert not (tmp_path / "run").exists()
+    run_evaluation(replace(settings, models=(OTSU,)))
+    assert forecast(settings, Silent()).predictions_there == 18
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"per_class": 3}, "`--per-class 3` does not go with segmenters.\nTheir images have masks"),
+        ({"apply_at": "crop"}, "`--apply-at crop` does not .*\n.*there is no crop to transform"),
+        ({"label_space": "cifar10"}, "`--label-space` does not go with segmenters"),
+        ({"labels": "labels.csv"}, "`--labels` does not go with segmenters"),
+        ({"split": "test"}, "`--split test` finds no images in `pairs.csv`"),
+        ({"models": (replace(OTSU, preprocessing={"crop": 3}),)}, "preprocessing has no `crop`"),
+        ({"models": (OTSU, ModelRequest("vmamba-pico"))}, "do not go into one run"),
+        ({"models": (ModelRequest("unet"),)}, "`unet` has no published weights"),
+    ],
+)
+def test_settings_without_meaning_are_refused_before_anything_is_written(
+    cells, tmp_path, changes, named
+):
+    with pytest.raises(UsageError, match=named):
+        run_evaluation(config(cells, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_does_not_go_with_classifiers(tmp_path):
+    settings = config(tmp_path, tmp_path / "run", models=(ModelRequest("vmamba-pico"),))
+    with pytest.raises(UsageError, match="`--split test` does not go with classifiers"):
+        run_evaluation(replace(settings, split="test"))
+
+
+def test_a_classifiers_run_is_not_continued_with_segmenters(cells, tmp_path):
+    from tests.evaluation.photos import config as of_photos
+    from tests.evaluation.photos import make_photos
+
+    run_evaluation(of_photos(make_photos(tmp_path / "photos"), tmp_path / "run"))
+    with pytest.raises(UsageError, match="holds a run with other settings"):
+        run_evaluation(config(cells, tmp_path / "run"))
+
+
+def test_unreadable_masks_are_counted_as_unreadable_images(cells, tmp_path):
+    (tmp_path / "cells" / "masks" / "ann-0.png").write_bytes(b"no picture")
+    settings = config(cells, tmp_path / "run")
+    with pytest.raises(RunError, match="cannot be read: 1; tolerated: 0"):
+        run_evaluation(settings)
+    run = run_evaluation(replace(settings, allow_unreadable=0.2))
+    assert table(run)["n"].tolist() == [8, 8]
+    assert "its mask" in Store(run).skipped()["reason"][0]
+
+
+def discs(seed: int, shape: tuple[int, int] = (48, 61)) -> np.ndarray:
+    """A few discs, some of them cut by the image's end."""
+    generator, mask = np.random.default_rng(seed), np.zeros(shape, bool)
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    for _ in range(3):
+        y, x, r = generator.integers(0, shape[0]), generator.integers(0, shape[1]), 3 + seed % 5
+        mask |= (rows - y) ** 2 + (columns - x) ** 2 <= r * r
+    return mask
+
+
+def of_monai(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    one, other = (torch.from_numpy(mask.copy())[None, None] for mask in (prediction, truth))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return (
+            float(compute_hausdorff_distance(one, other, include_background=True, percentile=95)),
+            float(compute_surface_dice(one, other, [2.0], include_background=True)),
+        )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_box_changes_nothing(seed):
+    prediction, truth = discs(seed), discs(seed + 100)
+    found = surface_distance(prediction, truth)
+    assert (found.hd95, found.boundary_dice) == pytest.approx(of_monai(prediction, truth))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nor_does_it_for_noise_and_whole_images(seed):
+    prediction = np.random.default_rng(seed).random((30, 22)) < 0.3
+    for truth in (np.ones((30, 22), bool), np.eye(30, 22, dtype=bool)):
+        found = surface_distance(prediction, truth)
+        assert (found.hd95, found.boundary_dice) == pytest.approx(of_monai(prediction, truth))
+
+
+def test_two_squares_that_lie_three_pixels_apart():
+    prediction, truth = np.zeros((2, 20, 20), bool)
+    prediction[5:10, 5:10], truth[5:10, 8:13] = True, True
+    found = surface_distance(prediction, truth)
+    assert found.hd95 == 3.0
+    near = 2 * sum(
+        min(abs(x - 8), abs(x - 12)) <= 2 or (y in (5, 9) and x >= 6) for x, y in outline_of(5)
+    )
+    assert found.boundary_dice == pytest.approx(near / 32)
+
+
+def outline_of(first: int) -> list[tuple[int, int]]:
+    """Column and row of the 16 outline pixels of the square from `first` to `first` + 4."""
+    whole = [(x, y) for x in range(first, first + 5) for y in range(5, 10)]
+    return [(x, y) for x, y in whole if x in (first, first + 4) or y in (5, 9)]
+
+
+def test_a_mask_has_no_distance_to_itself():
+    found = surface_distance(discs(1), discs(1))
+    assert (found.hd95, found.boundary_dice) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("empty", [(0,), (1,), (0, 1)])
+def test_without_an_outline_there_is_no_distance(empty):
+    masks = np.array([discs(1), discs(2)])
+    masks[list(empty)] = False
+    assert surface_distance(*masks) is None
+
+
+def test_masks_that_are_views_are_left_as_they_are():
+    mask = discs(4)
+    before = mask.copy()
+    surface_distance(mask[:, ::-1], mask)
+    assert np.array_equal(mask, before)

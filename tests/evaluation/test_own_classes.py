@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import robustcli
-from robustcli.adapters import own
+from robustcli.adapters import create
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.weights_header import ClassifierHeader, write_weights
+from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.store import Cell, Store
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "four.txt").write_text("\n".join(ORDER))
     torch.manual_seed(0)
     torch.save(timm.create_model(TIMM, num_classes=4).state_dict(), tmp_path / "timm.pth")
-    torch.save(own.create("vmamba-pico", {"num_classes": 4}).state_dict(), tmp_path / "pico.pth")
+    torch.save(create.create("vmamba-pico", {"num_classes": 4}).state_dict(), tmp_path / "pico.pth")
     return tmp_path
 
 
@@ -98,9 +98,9 @@ def test_a_label_file_of_a_bundled_name_is_not_that_label_space(folder: Path) ->
 
 def test_a_dry_run_knows_the_classes_too(folder: Path) -> None:
     from robustcli.adapters.load import ModelRequest
+    from robustcli.core.listener import Silent
     from robustcli.evaluation.config import EvalConfig
-    from robustcli.evaluation.dry import forecast
-    from robustcli.evaluation.listener import Silent
+    from robustcli.evaluation.prepare import forecast
 
     space = str(folder / "four.txt")
     request = ModelRequest(TIMM, folder / "timm.pth", label_space=space)

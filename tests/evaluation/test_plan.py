@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.data.index import ImageRef
+from robustcli.data.dataset import ImageRef
 from robustcli.evaluation.plan import Plan, batches, parts_of, share_of, shared
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
 

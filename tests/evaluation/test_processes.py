@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.evaluation.metrics import table
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import read_record
 from tests.evaluation.photos import make_photos
 from tests.evaluation.test_evaluate import contents

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.load_segmenter import load_segmenter
-from robustcli.adapters.weights_header import WeightsHeader, write_weights
-from robustcli.data.pairs import PairIndex
+from robustcli.adapters.training_run import WeightsHeader, write_weights
+from robustcli.data.dataset import PairIndex
 from robustcli.data.splits import patient_splits, write_splits
 
 NETWORK = "ulvm_v2"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from robustcli.finetuning.decide import (
     frozen_names,
@@ -13,8 +15,11 @@ from robustcli.finetuning.decide import (
     known_decisions,
     saving_of,
     tell,
+    write_decisions,
 )
+from robustcli.finetuning.record import FROZEN
 from robustcli.finetuning.rules import FreezeRule
+from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.setup import Setup, set_up
 from tests.finetuning.tunings import network, tuning, write_pretrained
 from tests.training.pairs import write_pairs
@@ -75,3 +80,21 @@ def test_what_is_told(given: tuple[Path, Path], tmp_path: Path) -> None:
     count = sum(d.frozen for d in decisions)
     (line,) = said
     assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")
+
+
+def test_a_line_per_tensor(tmp_path: Path) -> None:
+    net = nn.Module()
+    net.scale = nn.Parameter(torch.tensor(1.0))
+    net.layer = nn.Conv2d(3, 8, 3, bias=False)
+    decisions = [
+        Decision("scale", 1, True, None, False, "never had a gradient"),
+        Decision("layer.weight", 216, False, 1.25e-7, True, "below 1e-06, with a comma"),
+    ]
+    write_decisions(tmp_path / "frozen.csv", decisions, net)
+    rows = pd.read_csv(tmp_path / "frozen.csv", dtype={"shape": str})
+    assert tuple(rows.columns) == FROZEN
+    assert rows["shape"].tolist() == ["1", "8x3x3x3"]
+    assert rows["statistic"].isna().tolist() == [True, False]
+    assert rows["statistic"][1] == 1.25e-7
+    assert rows[["mamba", "frozen"]].to_numpy().tolist() == [[1, 0], [0, 1]]
+    assert rows["why"][1] == "below 1e-06, with a comma"

@@ -9,13 +9,7 @@ import pytest
 
 from robustcli.adapters.load import resolve
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.defaults import (
-    light,
-    no_weights,
-    usual_recipe,
-    usual_steps,
-    with_defaults,
-)
+from robustcli.finetuning.starts import light, no_weights, usual_recipe, usual_steps, with_defaults
 from robustcli.training.config import TrainConfig
 
 AS_TYPED = FinetuneConfig(TrainConfig("umamba"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,13 @@ import torch
 from torch import nn
 
 from robustcli.finetuning import mode_costs
-from robustcli.finetuning.mode_costs import MeasureCosts, optimizer_bytes, trainable
+from robustcli.finetuning.mode_costs import (
+    MeasureCosts,
+    optimizer_bytes,
+    peak_resident,
+    start_anew,
+    trainable,
+)
 from robustcli.finetuning.record import STEPS, ModeCosts
 
 MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
@@ -77,3 +84,24 @@ def test_trainable_counts_elements() -> None:
     assert trainable(net) == 8
     net.weight.requires_grad_(False)
     assert trainable(net) == 2
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_what_was_taken_counts_until_it_is_started_anew() -> None:
+    start_anew(CPU)
+    before = peak_resident(CPU)
+    block = bytearray(1 << 27)
+    block[::4096] = b"x" * len(block[::4096])
+    with_block = peak_resident(CPU)
+    assert with_block >= before + (1 << 26)
+    del block
+    assert peak_resident(CPU) > with_block - (1 << 26)  # the kernel counts in batches
+
+
+def test_a_system_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mode_costs, "_PROCESS", tmp_path / "nowhere")
+    start_anew(CPU)
+    assert peak_resident(CPU) == 0

@@ -14,19 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustcli.adapters.nnunet_normalise import Channel
-from robustcli.adapters.nnunet_planner import make_plan
-from robustcli.adapters.weights_header import read_header
+from robustcli.adapters.training_run import read_header
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.rules import make_rule
 from robustcli.finetuning.setup import set_up
-from robustcli.training import named_recipes
+from robustcli.finetuning.trainings import run_finetuning
+from robustcli.nnunet.normalisation import Channel
+from robustcli.nnunet.planner import make_plan
+from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import AVERAGED
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.nnunet.trainings import FEW, RECIPE
+from tests.training.nnunet_trainings import FEW, RECIPE
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
 
@@ -58,9 +58,7 @@ def test_a_results_folder_brings_patch_batch_and_normalisation(config: FinetuneC
 def test_a_frozen_mode_runs_to_its_end(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        named_recipes.NAMED_RECIPES, "nnunet", replace(RECIPE, epochs=2, patches=FEW)
-    )
+    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet", replace(RECIPE, epochs=2, patches=FEW))
     run = run_finetuning(replace(config, profile_iterations=5), Heard())
     metrics = pd.read_csv(run / "freeze" / "metrics.csv")
     assert metrics["step"].tolist() == [4, 8]
@@ -75,7 +73,7 @@ def test_a_frozen_mode_runs_to_its_end(
 
 def short(data: Path, run: Path, weights: Path) -> FinetuneConfig:
     """Three epochs of nnU-Net's training in the mode that freezes."""
-    named_recipes.NAMED_RECIPES["short"] = replace(RECIPE, epochs=3, patches=FEW)
+    recipes.NAMED_RECIPES["short"] = replace(RECIPE, epochs=3, patches=FEW)
     said = {"mode": "freeze", "recipe": "short", "profile_iterations": 3, "lr": None}
     return tuning(data, run, weights, rule=make_rule(quantile=0.5, scope="all"), **said)
 
@@ -85,7 +83,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real process, killed in the second epoch, after its freeze."""
-    monkeypatch.setattr(named_recipes, "NAMED_RECIPES", dict(named_recipes.NAMED_RECIPES))
+    monkeypatch.setattr(recipes, "NAMED_RECIPES", dict(recipes.NAMED_RECIPES))
     data = write_pairs(tmp_path / "data", 14)
     weights = write_pretrained(tmp_path / "weights.safetensors")
     whole = run_finetuning(short(data, tmp_path / "whole", weights), Heard())
@@ -112,7 +110,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 _CHILD = """
 import sys, time
 from pathlib import Path
-from robustcli.finetuning.finetune import run_finetuning
+from robustcli.finetuning.trainings import run_finetuning
 from tests.finetuning.test_nnunet import FEW, short
 from tests.training.runs import Heard
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustcli.adapters.nnunet import read_nnunet
-from robustcli.adapters.nnunet_kind import TRAINERS
-from robustcli.finetuning.finetune import run_finetuning
 from robustcli.finetuning.nnunet_export import export_nnunet
+from robustcli.finetuning.pretrained import read_nnunet
 from robustcli.finetuning.setup import set_up
+from robustcli.finetuning.trainings import run_finetuning
+from robustcli.nnunet.files import TRAINERS
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs

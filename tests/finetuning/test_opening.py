@@ -9,13 +9,7 @@ from typing import Any
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.opening import (
-    amend,
-    closing,
-    discard,
-    finetune_record,
-    open_finetuning,
-)
+from robustcli.finetuning.opening import amend, closing, discard, finetune_record, open_finetuning
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.setup import Setup, set_up

@@ -2,19 +2,130 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustcli.adapters import own
+from robustcli.adapters import create
 from robustcli.adapters.load import resolve
-from robustcli.adapters.nnunet_planner import make_plan
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pretrained
+from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_nnunet, read_pretrained
+from robustcli.nnunet.normalisation import Channel
+from robustcli.nnunet.planner import make_plan
 from tests.adapters import nnunet_files
-from tests.finetuning.tunings import TINY, network, write_pretrained
+from tests.adapters.files import assert_holds, saved
+from tests.adapters.nnunet_files import PLAN, checkpoint, network, results
+from tests.finetuning.tunings import TINY, write_pretrained
+from tests.finetuning.tunings import network as network_pretrained
+
+
+@pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
+@pytest.mark.parametrize("way", ["dataset", "trainer", "fold", "file", "bare"])
+def test_reads_every_way_to_a_model(tmp_path: Path, model: str, way: str) -> None:
+    made = network(model)
+    top = results(tmp_path, checkpoint(made))
+    file = top / "fold_3" / "checkpoint_final.pth"
+    bare = saved(checkpoint(made), tmp_path / "bare.pth")
+    ways = {"dataset": top.parent, "trainer": top, "fold": file.parent, "file": file, "bare": bare}
+    found = read_nnunet(ways[way])
+    assert (found.model, found.fold, found.epochs, found.mirror_axes) == (model, "3", 24, (0, 1))
+    assert (found.in_channels, found.num_classes) == (3, 2)
+    assert found.plan.patch == (32, 32)
+    assert found.plan.channels == (Channel("zscore"),) * 3
+    again = create.load(found.model, found.weights, origin=str(found.path), options=found.options)
+    assert_holds(again, made.state_dict())
+
+
+def test_the_plan_beside_the_fold_comes_before_the_checkpoints_own(tmp_path: Path) -> None:
+    other = make_plan((32, 32), ("noNorm",) * 3, images=50, labels=("road",), features=(4, 64))
+    top = results(tmp_path, checkpoint(network()), plan=other)
+    assert read_nnunet(top).plan.channels == (Channel("none"),) * 3
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
+    class Attack:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'created'}",)
+
+    for place in ("_best_ema", "logging", "init_args"):
+        content = {**checkpoint(network()), place: Attack()}
+        path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UsageError, match=r"x\.pth` was refused, and nothing in it was run"):
+            read_nnunet(path)
+    assert not (tmp_path / "created").exists()
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_nnunet(path)
+
+
+def test_a_bare_state_dict_has_no_plan(tmp_path: Path) -> None:
+    path = saved(network().state_dict(), tmp_path / "x.pth")
+    refused(path, r"(?s)`.*x\.pth` is no checkpoint of nnU-Net\..*`network_weights`.*--weights")
+
+
+def test_a_checkpoint_without_any_plan(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    path = saved(checkpoint(network(), init_args={}), tmp_path / "a" / "b" / "x.pth")
+    refused(path, r"(?s)The plan of `.*x\.pth` is missing\..*no `plans\.json` in.*results folder")
+
+
+def test_another_network(tmp_path: Path) -> None:
+    weights = {"encoder.stages.0.weight": torch.zeros(1)}
+    content = checkpoint(network(), network_weights=weights, trainer_name="nnUNetTrainer")
+    path = saved(content, tmp_path / "x.pth")
+    refused(path, r"(?s)holds no U-Mamba\..*`nnUNetTrainer`.*nnUNetTrainerUMambaBot or nnUNet")
+
+
+def test_half_a_network(tmp_path: Path) -> None:
+    weights = {k: v for k, v in network().state_dict().items() if not k.startswith("decoder.")}
+    path = saved(checkpoint(network(), network_weights=weights), tmp_path / "x.pth")
+    refused(path, r"does not hold a whole U-Mamba\.\nIt lacks `decoder\.seg_layers\.0\.weight`")
+
+
+def test_a_trainer_that_contradicts_the_weights(tmp_path: Path) -> None:
+    content = checkpoint(network(), trainer_name="nnUNetTrainerUMambaEnc")
+    refused(saved(content, tmp_path / "x.pth"), r"(?s)contradicts itself.*of `umamba`")
+
+
+def test_a_plan_of_other_channels(tmp_path: Path) -> None:
+    grey = make_plan((32, 32), ("MR",), images=50, labels=("road",), features=(4, 64))
+    path = results(tmp_path, checkpoint(network()), plan=grey)
+    refused(path, r"(?s)does not fit its weights\.\nThe data set has 1 channels \(MR\), the weig")
+
+
+def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
+    tmp_path: Path,
+) -> None:
+    other = make_plan((48, 32), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
+    assert other.options["strides"] == PLAN.options["strides"]
+    path = results(tmp_path, checkpoint(network("umamba-enc")), plan=other)
+    refused(path, r"(?s)does not fit.*mamba_layers.*patch is 48 x 32, on which weights of `umamba")
+    assert read_nnunet(results(tmp_path / "b", checkpoint(network()), plan=other)).plan.patch == (
+        48,
+        32,
+    )
+
+
+def test_a_plan_of_other_stages(tmp_path: Path) -> None:
+    other = make_plan((64, 64), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
+    path = results(tmp_path, checkpoint(network()), plan=other)
+    refused(path, r"(?s)does not fit its weights.*missing.*\nUse the plan that it was trained with")
+
+
+def test_what_a_file_does_not_say_is_left_open(tmp_path: Path) -> None:
+    content = checkpoint(network())
+    for key in ("current_epoch", "inference_allowed_mirroring_axes", "trainer_name"):
+        del content[key]
+    found = read_nnunet(saved(content, tmp_path / "x.pth"))
+    assert (found.epochs, found.mirror_axes, found.trainer) == (None, (), "")
+
 
 UMAMBA = resolve("umamba")
 
@@ -30,10 +141,10 @@ def test_weights_of_a_training_bring_the_arguments_of_their_network(tmp_path: Pa
 
 
 def test_a_bare_checkpoint(tmp_path: Path) -> None:
-    made = network()
+    made = network_pretrained()
     torch.save({"state_dict": made.state_dict()}, tmp_path / "bare.pth")
     given = read_pretrained(tmp_path / "bare.pth", UMAMBA, TINY)
-    other = network(seed=8)
+    other = network_pretrained(seed=8)
     heads = {k: v.clone() for k, v in other.state_dict().items() if ".seg_layers." in k}
     fill(other, given, UMAMBA, heads_of(UMAMBA))
     for name, tensor in other.state_dict().items():
@@ -73,7 +184,7 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
     top = nnunet_files.results(tmp_path, nnunet_files.checkpoint(made))
     entry = resolve("umamba-enc")
     given = read_pretrained(top, entry, {"patch_size": (64, 64)})
-    other = own.create("umamba-enc", given.arguments)
+    other = create.create("umamba-enc", given.arguments)
     before = {k: v.clone() for k, v in other.state_dict().items()}
     with pytest.raises(UsageError, match="do not fit"):
         fill(other, given, entry, heads_of(entry))
@@ -83,10 +194,10 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
 def test_any_other_network_is_filled_by_the_same_rule(tmp_path: Path) -> None:
     entry = resolve("unet")
     torch.manual_seed(1)
-    theirs = own.create("unet", {"features": [4, 8]})
+    theirs = create.create("unet", {"features": [4, 8]})
     save_file(theirs.state_dict(), tmp_path / "unet.safetensors")
     given = read_pretrained(tmp_path / "unet.safetensors", entry, {"features": [4, 8]})
-    ours = own.create("unet", {"features": [4, 8]})
+    ours = create.create("unet", {"features": [4, 8]})
     fill(ours, given, entry, heads_of(entry))
     kept = {n for n, t in ours.state_dict().items() if not torch.equal(t, theirs.state_dict()[n])}
     assert kept == {"conv.weight", "conv.bias"}
@@ -95,8 +206,8 @@ def test_any_other_network_is_filled_by_the_same_rule(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     entry = resolve("unet")
-    ours = own.create("unet", {"features": [4, 8]})
-    state = dict(own.create("unet", {"features": [4, 12]}).state_dict())
+    ours = create.create("unet", {"features": [4, 8]})
+    state = dict(create.create("unet", {"features": [4, 12]}).state_dict())
     gone = next(name for name in state if not name.startswith("conv."))
     del state[gone]
     before = {k: v.clone() for k, v in ours.state_dict().items()}

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from robustcli.adapters import own
-from robustcli.adapters.weights_header import WeightsHeader, write_weights
+from robustcli.adapters import create
+from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
@@ -20,7 +20,7 @@ _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precisi
 
 def network(seed: int = 7, **changes: Any) -> UMamba:
     torch.manual_seed(seed)
-    made = own.create("umamba", {**TINY, **changes})
+    made = create.create("umamba", {**TINY, **changes})
     assert isinstance(made, UMamba)
     return made
 

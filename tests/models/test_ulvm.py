@@ -1,13 +1,25 @@
 """The UL-VM-UNet family against the papers' code."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
 import torch
 
 from robustcli.core.errors import UsageError
-from robustcli.models.ulvm import ParallelMamba, build
+from robustcli.models.ulvm import ParallelMamba, SkipBridge, build
 from tests.models import golden, training
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("scbridge5_A", (8, 16, 24, 32, 48)), ("scbridge4_B5", (16, 32, 64, 128))],
+)
+def test_agrees_with_the_papers_code(name, widths):
+    maps = [golden.images(2, c, 32 >> i, 32 >> i, seed=i) for i, c in enumerate(widths)]
+    assert golden.block_error(name, SkipBridge(widths), *maps) < 1e-5
+
 
 COUNTS = {
     "ulvm": 49_457,

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.evaluation.panel_record import Panel, Rank, write_panels
 from robustcli.evaluation.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
     ModelRecord,
+    Panel,
+    Rank,
     RunRecord,
     TransformRecord,
+    write_panels,
     write_record,
 )
 from robustcli.evaluation.sessions import ModelCost, Session, write_session

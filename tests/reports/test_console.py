@@ -1,9 +1,25 @@
+""""""
+
+from __future__ import annotations
+
 from pathlib import Path
 
-from robustcli.evaluation.intervals import wilson_interval
-from robustcli.evaluation.metrics import table
-from robustcli.reports.console import accuracy_table, mask_table, training_table
+from robustcli.evaluation.cell_table import table
+from robustcli.metrics.intervals import wilson_interval
+from robustcli.reports.console import (
+    MODELS_ABREAST,
+    SHOWN,
+    Kind,
+    accuracy_table,
+    comparison_table,
+    finetune_table,
+    grid,
+    mask_table,
+    training_table,
+)
+from robustcli.reports.measure import DICE
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.finetune_runs import MAMBA, FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.train_runs import TrainPlan, build_training
 
@@ -114,3 +130,72 @@ def test_a_training_on_roads_shows_the_relaxed_numbers(tmp_path: Path) -> None:
     wanted = [f"{row['relaxed_precision']:.3f}", f"{row['relaxed_recall']:.3f}"]
     assert lines[2].split()[-2:] == wanted
     assert "batches of 16" in lines[4]
+
+
+def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None:
+    text = finetune_table(build_finetuning(tmp_path))
+    tensors, scores, costs, words = text.split("\n\n")
+    assert tensors.splitlines()[2].split() == [
+        *("mamba_layer.mamba.A_log", "64x16", "1,024", "1.3e-08", "frozen", "below", "1e-06"),
+    ]
+    assert tensors.splitlines()[-1] == "and 3 more tensors: see the report"
+    lines = [line.split() for line in scores.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["scratch", "full", "freeze", "otsu"]
+    assert len(lines[1]) == 3, "full is not compared with itself"
+    assert lines[2][3] == "-0.004"
+    assert [line.split()[0] for line in costs.splitlines()[2:]] == ["scratch", "full", "freeze"]
+    assert "0.240 s" in costs
+    assert "After the freeze an iteration took 0.96 times as long" in words
+    assert text.isascii()
+    assert max(len(line) for line in text.split(words)[0].splitlines()) <= 100
+
+
+def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
+    tensors = tuple((f"{MAMBA}{i}.D", (4,), True, 1e-9 * (i + 1)) for i in range(30))
+    plan = FinetunePlan(modes=(), tensors=tensors)
+    tensor_table, words = finetune_table(build_finetuning(tmp_path, plan)).split("\n\n")
+    assert words.startswith("By count, freezing leaves out 2.00 % of the convolutions")
+    lines = tensor_table.splitlines()
+    assert len(lines) == 2 + SHOWN + 1
+    assert lines[-1] == "and 18 more tensors: see the report"
+
+
+def test_before_anything_is_measured_that_is_said(tmp_path: Path) -> None:
+    plan = FinetunePlan(
+        waiting=("scratch", "full", "freeze"),
+        profiled=0,
+        decided=False,
+        record={"saving": None},
+    )
+    assert finetune_table(build_finetuning(tmp_path, plan)) == "Nothing is measured yet."
+
+
+def test_a_mode_that_is_still_training_is_left_out(tmp_path: Path) -> None:
+    plan = FinetunePlan(unmeasured=("freeze",))
+    text = finetune_table(build_finetuning(tmp_path, plan))
+    assert "\nfreeze " not in text
+    assert "\nfull " in text
+
+
+KIND = Kind(DICE, "dice!", " of 1", "extra", lambda row: f"x{row['n']}", lambda row: "clean")
+
+
+def test_a_kind_decides_what_is_shown(tmp_path: Path) -> None:
+    lines = comparison_table(table(build_masks(tmp_path)), KIND).splitlines()
+    assert lines[0].split()[:3] == ["transform", "extra", "dice!"]
+    assert lines[2].split()[:2] == ["identity", "x24"]
+    assert lines[-1].startswith("ulvm_v5: clean (identity), best ")
+    assert " of 1, worst crop " in lines[-1]
+
+
+def test_so_many_models_stand_abreast(tmp_path: Path) -> None:
+    models = [segmenter(f"m{i}") for i in range(MODELS_ABREAST + 1)]
+    text = comparison_table(table(build_masks(tmp_path, MaskPlan(models=models))), KIND)
+    heads = [line.split()[4:] for line in text.splitlines() if line.startswith("dice!")]
+    assert heads == [[f"m{i}" for i in range(MODELS_ABREAST)], [f"m{MODELS_ABREAST}"]]
+
+
+def test_numbers_are_to_the_right() -> None:
+    lines = grid(("a", "b"), [("x", "1"), ("long name", "23")]).splitlines()
+    assert lines[2] == "x            1"
+    assert lines[3] == "long name   23"

@@ -1,14 +1,25 @@
+""""""
+
+from __future__ import annotations
+
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from robustcli.finetuning.record import RuleRecord
 from robustcli.reports import finetuning_gallery
-from robustcli.reports.figures.gradients import Limit, Trace
-from robustcli.reports.figures.modes import ModeCourse
-from robustcli.reports.figures.tradeoff import Rule
-from robustcli.reports.finetuning import read_finetuning
-from robustcli.reports.finetuning_gallery import FinetuningGallery, draw_finetuning_gallery
+from robustcli.reports.figures.freezing import Limit, ModeCourse, Rule, Trace
+from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
+from robustcli.reports.finetuning_gallery import (
+    FinetuningGallery,
+    draw_finetuning_gallery,
+    kind_of_tensor,
+    limit,
+    short_names,
+    traces,
+)
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 
 
@@ -88,3 +99,113 @@ def test_time_saved_is_what_is_missing_from_one(
     np.testing.assert_allclose(rules[2].saved, (10, 15, 20))
     assert rules[2].score == (0.8, 0.84, 0.87)
     assert rules[3].score == (0.83, 0.83, 0.83), "no interval was given"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+    return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run"), FinetunePlan(modes=())))
+
+
+def ruled(found: Finetuning, **changes: object) -> Finetuning:
+    rule = found.record.rule.model_copy(update=changes)
+    assert isinstance(rule, RuleRecord)
+    return replace(found, record=found.record.model_copy(update={"rule": rule}))
+
+
+def test_the_lines_are_the_rows_of_the_profile(found: Finetuning) -> None:
+    lines = traces(found)
+    assert [line.label for line in lines] == ["A_log", "D", "conv1d.weight", "in_proj.weight"]
+    assert [line.frozen for line in lines] == [True, True, False, False]
+    assert found.profile is not None
+    rows = found.profile[found.profile["name"] == "mamba_layer.mamba.D"]
+    np.testing.assert_array_equal(lines[1].values, rows["mean_abs"])
+    assert lines[1].mean == pytest.approx(rows["mean_abs"].mean())
+    assert (lines[0].values == 0).sum() == 3
+
+
+def test_a_rule_about_all_tensors_shows_all(found: Finetuning) -> None:
+    lines = traces(ruled(found, scope="all"))
+    assert len(lines) == 7
+    assert lines[0].label == "encoder.stem.conv1.bias"
+    means = [line.mean for line in lines]
+    assert means == sorted(m for m in means if m is not None)
+
+
+def test_a_relative_statistic_is_divided_by_the_weight(found: Finetuning) -> None:
+    plain, relative = traces(found), traces(ruled(found, relative=True))
+    np.testing.assert_allclose(relative[3].values, plain[3].values / 0.5)
+
+
+def test_the_statistic_is_the_rule_s(found: Finetuning) -> None:
+    plain, largest = traces(found), traces(ruled(found, kind="max_abs"))
+    np.testing.assert_allclose(largest[3].values, plain[3].values * 6)
+
+
+def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(found: Finetuning) -> None:
+    assert found.profile is not None
+    rows = found.profile.copy()
+    rows.loc[rows["name"] == "mamba_layer.mamba.D", "mean_abs"] = np.nan
+    last = traces(replace(found, profile=rows))[-1]
+    assert (last.label, last.mean) == ("D", None)
+    half = found.profile.copy()
+    half.loc[half["iteration"] > 0, "mean_abs"] = np.nan
+    first = traces(replace(found, profile=half))[-1]
+    assert first.mean == pytest.approx(np.nanmean(first.values)), "iterations without count not"
+
+
+def test_without_a_profile_there_are_no_lines(found: Finetuning) -> None:
+    assert traces(replace(found, profile=None)) == []
+    assert not any(line.frozen for line in traces(replace(found, decisions=None)))
+
+
+def test_the_limit_is_the_rule_s(found: Finetuning) -> None:
+    lines = traces(found)
+    assert limit(found, lines) == Limit("threshold 1e-06", 1e-6)
+    lowest = limit(ruled(found, threshold=None, quantile=0.5), lines)
+    assert lowest is not None
+    assert lowest.value == lines[1].mean, "the largest of the frozen ones"
+    assert lowest.name == f"the smallest 0.5: up to {lines[1].mean:.1e}"
+    assert limit(ruled(found, threshold=None, pattern="x"), lines) is None
+    assert limit(ruled(found, threshold=None, quantile=0.5), lines[2:]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "inside", "kind"),
+    [
+        ("mamba_layer.mamba.A_log", 2, True, "A_log"),
+        ("layers.3.mixer.A_b_log", 2, True, "A_log"),
+        ("layers.3.mixer.D_b", 1, True, "D"),
+        ("layers.0.blocks.1.op.A_logs", 2, True, "A_log"),
+        ("layers.0.blocks.1.op.Ds", 1, True, "D"),
+        ("layers.0.blocks.1.op.dt_projs_weight", 3, True, "dt_proj"),
+        ("layers.3.mixer.dt_proj_b.bias", 1, True, "dt_proj"),
+        ("layers.0.blocks.1.op.x_proj_weight", 3, True, "x_proj"),
+        ("layers.0.blocks.1.op.out_norm.weight", 1, True, "norm"),
+        ("m.in_proj.weight", 2, True, "in_proj"),
+        ("m.out_proj.weight", 2, True, "out_proj"),
+        ("m.conv1d_b.bias", 1, True, "conv1d"),
+        ("m.conv2d.weight", 4, True, "conv2d"),
+        ("encoder.conv.weight", 4, False, "convolutions"),
+        ("encoder.conv.bias", 1, False, "biases"),
+        ("encoder.norm.weight", 1, False, "scales"),
+        ("head.weight", 2, False, "linear layers"),
+    ],
+)
+def test_tensors_are_told_by_their_part(
+    name: str, dimensions: int, inside: bool, kind: str
+) -> None:
+    assert kind_of_tensor(name, dimensions, inside=inside) == kind
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["a.b.D", "a.b.conv.weight"], ["D", "conv.weight"]),
+        (["a.0.D", "a.1.D"], ["0.D", "1.D"]),
+        (["a.b.conv.weight"], ["conv.weight"]),
+        (["D", "a.D"], ["D", "a.D"]),
+        ([], []),
+    ],
+)
+def test_names_lose_what_all_have_in_common(names: list[str], short: list[str]) -> None:
+    assert short_names(names) == short

@@ -1,13 +1,160 @@
+""""""
+
+from __future__ import annotations
+
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
+from robustcli.evaluation.record import MaskPreprocessingRecord
+from robustcli.reports import gallery
+from robustcli.reports.figures.images import Case
 from robustcli.reports.findings import read_findings
-from robustcli.reports.gallery import Gallery, draw_gallery
+from robustcli.reports.gallery import (
+    ContactLines,
+    Gallery,
+    case_figures,
+    contact_lines,
+    draw_gallery,
+)
 from robustcli.reports.measure import DICE
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
-from tests.reports.mask_runs import MaskPlan, build_masks
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    found: list[Case] = []
+    monkeypatch.setattr(gallery, "draw_panels", lambda shown, path: found.extend(shown))
+    return found
+
+
+def test_each_panel_is_a_case_with_its_rank_dice_and_id(tmp_path: Path, drawn: list[Case]) -> None:
+    findings = read_findings(build_masks(tmp_path))
+    (figure,) = case_figures(findings, findings.models[0], tmp_path, "ulvm_v5")
+    assert figure.path == "figures/cases-ulvm_v5.png"
+    assert [case.title for case in drawn] == [
+        "best 1: dice 0.900, p00/slice-0000.tif",
+        "median 1: dice 0.600, p01/slice-0001.tif",
+        "worst 1: dice 0.300, p02/slice-0002.tif",
+    ]
+    first, second = drawn[:2]
+    assert (first.truth == first.prediction).all()
+    assert (second.truth != second.prediction).any()
+    assert first.image.shape == (48, 64, 3)
+
+
+def test_the_models_own_threshold_makes_the_mask(tmp_path: Path, drawn: list[Case]) -> None:
+    strict = MaskPreprocessingRecord(window=128, channels="rgb", threshold=0.95, overlap=0.5)
+    plan = MaskPlan(models=(segmenter("a"), segmenter("b", preprocessing=strict)))
+    findings = read_findings(build_masks(tmp_path, plan))
+    for shown in findings.models:
+        case_figures(findings, shown, tmp_path, shown.name)
+    # The pictures say 230 / 255 = 0.902.
+    assert [case.prediction.any() for case in drawn] == [True] * 3 + [False] * 3
+
+
+def test_pictures_that_are_gone_are_left_out(tmp_path: Path, drawn: list[Case]) -> None:
+    findings = read_findings(build_masks(tmp_path))
+    (tmp_path / "panels/ulvm_v5/best-1/truth.png").unlink()
+    (tmp_path / "panels/ulvm_v5/worst-1/image.png").write_bytes(b"no picture")
+    assert case_figures(findings, findings.models[0], tmp_path, "a")
+    assert [case.title[:6] for case in drawn] == ["median"]
+
+
+def test_without_panels_there_is_no_figure(tmp_path: Path) -> None:
+    findings = read_findings(build_masks(tmp_path, replace(MaskPlan(), panels=False)))
+    assert case_figures(findings, findings.models[0], tmp_path, "a") == ()
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_name_with_a_slash_is_a_file_name(tmp_path: Path) -> None:
+    models = (segmenter("smp:Unet/resnet34"),)
+    findings = read_findings(build_masks(tmp_path, MaskPlan(models=models)))
+    (figure,) = case_figures(findings, models[0], tmp_path, "smp:Unet/resnet34")
+    with Image.open(tmp_path / figure.path) as picture:
+        assert picture.width > 600
+
+
+def lines_of(run: Path, plan: RunPlan) -> ContactLines:
+    return contact_lines(read_findings(build_run(run, plan)))
+
+
+def test_single_cells_follow_the_clean_photo_and_scales_have_their_own_lines(
+    tmp_path: Path,
+) -> None:
+    cells = (IDENTITY, *paper21()[:6], *imagenet_c()[:10])
+    lines = lines_of(tmp_path, RunPlan(transforms=cells))
+    assert [len(line) for line in lines.single] == [5, 2]
+    assert lines.single[0][0].title == "clean"
+    assert [tile.title for tile in lines.graded[1]] == ["c_shot_noise"] * 5
+    assert [tile.note.split(",")[0] for tile in lines.graded[1]] == [
+        f"severity {severity}" for severity in (1, 2, 3, 4, 5)
+    ]
+    tiles = [tile for line in (*lines.single, *lines.graded) for tile in line]
+    assert all(tile.picture.is_file() for tile in tiles)
+
+
+def test_the_clean_photo_opens_the_scales_when_there_is_nothing_else(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, RunPlan(transforms=(IDENTITY, *imagenet_c()[:5])))
+    assert lines.single == []
+    assert [line[0].title for line in lines.graded] == ["clean", "c_gaussian_noise"]
+
+
+def test_one_severity_of_a_transform_is_a_single_cell(tmp_path: Path) -> None:
+    cells = (IDENTITY, *imagenet_c(severities=(3,))[:2])
+    lines = lines_of(tmp_path, RunPlan(transforms=cells))
+    assert lines.graded == []
+    assert lines.single[0][1].note.startswith("severity 3, PSNR ")
+
+
+def test_the_note_is_the_psnr_of_the_first_image(tmp_path: Path) -> None:
+    build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:4])))
+    for name, psnr, changed in [
+        ("affine", 12.34, True),
+        ("crop", float("inf"), False),
+        ("hue_and_saturation", float("nan"), True),
+    ]:
+        (file,) = tmp_path.glob(f"inputs/*/transform={name}/severity=0/block-000000.parquet")
+        frame = pd.read_parquet(file, partitioning=None)
+        frame.loc[0, "psnr_db"], frame.loc[0, "changed"] = psnr, changed
+        frame.to_parquet(file, index=False)
+    next(tmp_path.glob("inputs/*/transform=additive*/*/block-000000.parquet")).unlink()
+    (line,) = contact_lines(read_findings(tmp_path)).single
+    assert {tile.title: tile.note for tile in line} == {
+        "clean": "as it is",
+        "additive_gaussian_noise": "PSNR unknown",
+        "affine": "PSNR 12.3 dB",
+        "crop": "unchanged",
+        "hue_and_saturation": "PSNR unknown",
+    }
+
+
+def test_without_samples_or_transforms_there_are_no_sheets(tmp_path: Path) -> None:
+    nothing = ContactLines([], [])
+    plan = RunPlan(transforms=(IDENTITY, *paper21()[:2]), samples=False)
+    assert lines_of(tmp_path / "a", plan) == nothing
+    assert lines_of(tmp_path / "b", RunPlan(transforms=(IDENTITY,))) == nothing
+
+
+def test_for_segmenters_the_note_is_of_the_first_image_with_foreground(tmp_path: Path) -> None:
+    # Every image but the third is empty, and that is the one that an evaluation shows.
+    plan = MaskPlan(transforms=(IDENTITY, *paper21()[:1]), images=6, empty_every=1)
+    build_masks(tmp_path, plan)
+    (tmp_path / "samples").mkdir()
+    (rows,) = tmp_path.glob("predictions/*/transform=identity/*/block-000000.parquet")
+    frame = pd.read_parquet(rows, partitioning=None)
+    frame.loc[2, "fn"] = 10
+    frame.to_parquet(rows, index=False)
+    (file,) = tmp_path.glob("inputs/*/transform=additive*/*/block-000000.parquet")
+    measures = pd.read_parquet(file, partitioning=None)
+    measures["psnr_db"] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
+    measures.to_parquet(file, index=False)
+    (line,) = contact_lines(read_findings(tmp_path)).single
+    assert line[1].note == "PSNR 30.0 dB"
 
 
 def names(gallery: Gallery) -> list[str]:

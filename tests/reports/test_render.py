@@ -179,8 +179,7 @@ def test_only_trainings_are_compared(tmp_path: Path) -> None:
     [
         ("robustcli.reports.render", ["torch", "timm", "imgaug", "cv2", "matplotlib.pyplot"]),
         ("robustcli.reports.console", ["torch", "matplotlib"]),
-        ("robustcli.reports.console_finetune", ["torch", "matplotlib"]),
-        ("robustcli.evaluation.metrics", ["torch", "matplotlib", "scipy"]),
+        ("robustcli.evaluation.cell_table", ["torch", "matplotlib", "scipy"]),
     ],
 )
 def test_reports_import_no_torch(module: str, absent: list[str]) -> None:

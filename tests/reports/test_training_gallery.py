@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from robustcli.reports import training_gallery
-from robustcli.reports.figures.scatter import Level, Point
-from robustcli.reports.figures.strips import Strip
-from robustcli.reports.training import read_training
+from robustcli.reports.figures.trainings import Level, Point, Strip
+from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_gallery import (
     TrainingGallery,
     draw_training_gallery,

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from robustcli.reports.training import Training, read_training
+from robustcli.reports.training_findings import Training, read_training
 from robustcli.reports.zoo_rows import ZooRow, baselines, label, zoo_rows
 from tests.reports.train_runs import TrainPlan, build_training
 

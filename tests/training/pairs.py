@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.training.batches.cache import Decoded, Pixels
+from robustcli.training.cache import Decoded, Pixels
 
 
 def disc(number: int, height: int, width: int) -> tuple[Pixels, Pixels]:

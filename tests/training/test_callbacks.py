@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,27 @@ import pandas as pd
 import pytest
 import torch
 
-from robustcli.training.batches.waiting import WaitingTime
-from robustcli.training.keeping import KeepLastAndBest
-from robustcli.training.metrics_log import MetricsLog
-from robustcli.training.progress import Progress
+from robustcli.training.callbacks import (
+    KeepLastAndBest,
+    MetricsLog,
+    Progress,
+    SeededSteps,
+    WaitingTime,
+)
 from robustcli.training.record import AVERAGED, METRICS, VALIDATIONS
-from robustcli.training.steps import SeededSteps
 from tests.training.runs import Heard
+
+
+def test_only_fetching_counts_and_taking_starts_anew() -> None:
+    clock = WaitingTime()
+    with clock.profile("[_TrainingEpochLoop].train_dataloader_next"):
+        time.sleep(0.02)
+    with clock.profile("run_training_epoch"):
+        time.sleep(0.02)
+    assert clock.take() == pytest.approx(0.02, abs=0.015)
+    assert clock.take() == 0
+    assert clock.summary() == ""
+
 
 MODULE: Any = None
 

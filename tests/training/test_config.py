@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from robustcli.training.config import TrainConfig
-from robustcli.training.named_recipes import recipe_named
-from robustcli.training.nnunet.patchwise import Patchwise
-from robustcli.training.recipes import recipe_for
+from robustcli.training.recipes import recipe_for, recipe_named
+from robustcli.training.record import Patchwise
 
 PATIENT = recipe_for("unet", "patient", "x")
 PAPER = recipe_for("unet", "paper", "x")

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustcli.training import fit
-from robustcli.training.checkpoint_io import DurableCheckpoints
+from robustcli.training import trainer
 from robustcli.training.finish import chosen_weights, hash_ids
-from robustcli.training.fit import default_workers, is_trained
 from robustcli.training.prepare import select
 from robustcli.training.record import AVERAGED
+from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard, small
 
@@ -83,5 +82,5 @@ def test_the_cpu_is_not_shared_with_loader_processes() -> None:
 def test_where_loader_processes_would_copy_the_images_there_are_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fit, "start_method", lambda: "spawn")
+    monkeypatch.setattr(trainer, "start_method", lambda: "spawn")
     assert default_workers(torch.device("cuda")) == 0

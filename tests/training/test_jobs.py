@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
-from robustcli.training.train import run_training
-from tests.training.classification.runs import tiny
+from tests.training.classifier_runs import tiny
 from tests.training.pairs import write_pairs
 from tests.training.photos import write_photos
 from tests.training.runs import small
@@ -258,8 +258,8 @@ STILL = {"epochs": 1, "lr": 1e-30, "batch_size": 6}
 _VALIDATE = """
 import sys
 from pathlib import Path
-from robustcli.training.train import run_training
-from tests.training.classification.runs import tiny
+from robustcli.training.engine import run_training
+from tests.training.classifier_runs import tiny
 from tests.training.runs import small
 from tests.training.test_jobs import STILL, ULVM
 
@@ -309,6 +309,6 @@ def test_validation_is_that_of_one_process(
 
 def read_n(run: Path) -> int:
     """Images of an evaluation."""
-    from robustcli.evaluation.metrics import table
+    from robustcli.evaluation.cell_table import table
 
     return int(table(run)["n"].iloc[0])

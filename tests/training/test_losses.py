@@ -8,20 +8,75 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.transform import resize
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import IGNORED
 from robustcli.training.losses import (
     LOSSES,
+    DeepSupervision,
+    SegmentationLoss,
     loss_name,
     make_loss,
+    shrunk,
+    supervision_weights,
 )
+from robustcli.training.procedures.nnunet import DiceCrossEntropy
+
+
+def fixed() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 1, 8, 8)).float()
+
+
+def test_the_weights() -> None:
+    assert supervision_weights(4) == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0))
+    assert supervision_weights(2) == (1.0, 0.0)
+    assert supervision_weights(1) == (1.0,)
+
+
+def test_levels_are_added_up() -> None:
+    logits, target = fixed()
+    coarse, coarsest = logits[..., ::2, ::2], logits[..., ::4, ::4]
+    loss = make_loss("bce", probabilities=False)
+    found = DeepSupervision(loss)([logits, coarse, coarsest], target)
+    near = target[..., 1::2, 1::2]  # the nearest pixel of each 2 x 2, as nearest-exact takes it
+    expected = 2 / 3 * loss(logits, target) + 1 / 3 * loss(coarse, near)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_one_output_is_the_loss_itself() -> None:
+    logits, target = fixed()
+    loss: SegmentationLoss = make_loss("dice", probabilities=False)
+    assert DeepSupervision(loss)([logits], target) == loss(logits, target)
+    scores, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    classes = DiceCrossEntropy()
+    assert torch.equal(DeepSupervision(classes)(scores, labels), classes(scores, labels))
+    assert torch.equal(DeepSupervision(classes)([scores], labels[:, None]), classes(scores, labels))
+
+
+@pytest.mark.parametrize("channel", [False, True])
+@pytest.mark.parametrize("size", [(16, 16), (8, 4), (4, 32), (1, 1)])
+def test_targets_shrink_as_scikit_image_shrinks_labels(
+    size: tuple[int, int], channel: bool
+) -> None:
+    """Upstream shrinks them with `skimage.transform.resize`, order 0."""
+    labels = np.random.default_rng(0).integers(-1, 200, (32, 32)).astype(np.int16)
+    expected = resize(  # type: ignore[no-untyped-call]
+        labels.astype(float), size, order=0, mode="edge", clip=True, anti_aliasing=False
+    )
+    target = torch.from_numpy(labels)[None]
+    found = shrunk(target[:, None] if channel else target, torch.empty(1, 2, *size))
+    assert found.shape == ((1, 1, *size) if channel else (1, *size))
+    assert found.dtype == torch.int16
+    assert np.array_equal(found.reshape(size).numpy(), expected)
+
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "seeds_losses.json"
 
 
-def fixed() -> tuple[Tensor, Tensor]:
+def fixed_losses() -> tuple[Tensor, Tensor]:
     """The logits and the target that the golden numbers are of."""
     logits = 2 * np.random.default_rng(10).standard_normal((4, 1, 16, 16)).astype(np.float32)
     target = (np.random.default_rng(11).random((4, 1, 16, 16)) < 0.2).astype(np.float32)
@@ -40,7 +95,7 @@ def fixed() -> tuple[Tensor, Tensor]:
     ],
 )
 def test_the_papers_numbers(name: str, golden: str, probabilities: bool) -> None:
-    logits, target = fixed()
+    logits, target = fixed_losses()
     output = logits.sigmoid() if probabilities else logits
     found = make_loss(name, probabilities=probabilities)(output, target)
     assert found.item() == pytest.approx(json.loads(GOLDEN.read_text())[golden], abs=1e-6)
@@ -99,7 +154,7 @@ def test_a_nan_is_handed_on(name: str, probabilities: bool) -> None:
 
 
 def test_the_loss_leaves_autocast() -> None:
-    output, target = fixed()
+    output, target = fixed_losses()
     with torch.autocast("cpu", torch.bfloat16):
         inside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
     outside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
@@ -117,7 +172,7 @@ def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_ignored_pixels_change_neither_loss_nor_gradient(name: str, probabilities: bool) -> None:
     """The loss is that of the columns that are left."""
-    logits, target = fixed()
+    logits, target = fixed_losses()
     counted = 10
     marked = target.clone()
     marked[..., counted:] = IGNORED
@@ -135,7 +190,7 @@ def test_ignored_pixels_change_neither_loss_nor_gradient(name: str, probabilitie
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_where_nothing_is_ignored_the_loss_is_the_same(name: str) -> None:
-    logits, target = fixed()
+    logits, target = fixed_losses()
     ignoring = make_loss(name, probabilities=False, ignores=True)
     plain = make_loss(name, probabilities=False)
     assert ignoring(logits, target).item() == pytest.approx(plain(logits, target).item(), rel=1e-6)
@@ -143,7 +198,7 @@ def test_where_nothing_is_ignored_the_loss_is_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_batch_that_is_ignored_whole_has_a_finite_loss(name: str) -> None:
-    logits, target = fixed()
+    logits, target = fixed_losses()
     logits.requires_grad_()
     loss = make_loss(name, probabilities=False, ignores=True)(logits, target * 0 + IGNORED)
     (gradient,) = torch.autograd.grad(loss, logits)

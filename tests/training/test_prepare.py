@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from robustcli.adapters.weights_header import WeightsHeader, write_weights
+from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.core.errors import UsageError
-from robustcli.training.prepare import select
+from robustcli.training.engine import run_training
+from robustcli.training.prepare import forecast_training, select
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard, small
 
@@ -19,9 +21,48 @@ def data(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "data", 14)
 
 
-def test_protocol_parts_and_recipe_are_announced(data: Path, tmp_path: Path) -> None:
+def test_it_tells_what_the_training_then_is(data: Path, tmp_path: Path) -> None:
+    config = small(
+        data, tmp_path / "run", epochs=2, accumulate=2, model_args={"features": [16, 32, 64]}
+    )
+    told = forecast_training(config, Heard())
+    assert not (tmp_path / "run").exists()
+    assert (told.images, told.groups) == ({"train": 12, "val": 1, "test": 1},) * 2
+    assert told.steps == 2 * 2  # three batches an epoch, two a step
+    assert told.pixels_bytes == 13 * 32 * 32 * 4
+    assert 0 < told.seconds < 60
+    assert not told.started
+    run_training(config)
+    assert forecast_training(config, Heard()).started
+    files = [*(tmp_path / "run" / "checkpoints").iterdir(), tmp_path / "run/weights.safetensors"]
+    assert told.disk_bytes == pytest.approx(sum(f.stat().st_size for f in files), rel=0.1)
+
+
+def test_both_forms_say_the_same(data: Path, tmp_path: Path) -> None:
+    told = forecast_training(small(data, tmp_path / "run", protocol="paper"), Heard())
+    parsed = json.loads(told.as_json())
+    assert parsed["recipe"]["loss"] == "dice"
+    text = told.as_text()
+    assert f"{parsed['parameters']:,} parameters" in text
+    assert "paper, logit >= 0.5" in text
+    assert "train 11 images of 11 images" in text
+
+
+def test_weights_of_imagenet_are_not_needed_for_it(data: Path, tmp_path: Path) -> None:
+    config = small(
+        data, tmp_path / "run", model="resnet18_seg", model_args={}, window=64, batch_size=1
+    )
+    assert forecast_training(config, Heard()).parameters == 13_930_497
+
+
+@pytest.fixture
+def data_prepare(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "data", 14)
+
+
+def test_protocol_parts_and_recipe_are_announced(data_prepare: Path, tmp_path: Path) -> None:
     heard = Heard()
-    select(small(data, tmp_path / "run"), heard)
+    select(small(data_prepare, tmp_path / "run"), heard)
     assert heard.lines == [
         "Protocol `patient`: train 12 images, val 1 images, test 1 images (train part, split by "
         "image, seed 0).",
@@ -44,27 +85,29 @@ def test_a_default_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert chosen.run.parent == Path("runs")
 
 
-def test_the_paper_takes_whole_images_in_opencvs_order(data: Path, tmp_path: Path) -> None:
-    usual = select(small(data, tmp_path / "run"), Heard())
-    paper = select(small(data, tmp_path / "run", protocol="paper"), Heard())
+def test_the_paper_takes_whole_images_in_opencvs_order(data_prepare: Path, tmp_path: Path) -> None:
+    usual = select(small(data_prepare, tmp_path / "run"), Heard())
+    paper = select(small(data_prepare, tmp_path / "run", protocol="paper"), Heard())
     assert (usual.whole, usual.channels) == (False, "rgb")
     assert (paper.whole, paper.channels) == (True, "bgr")
     assert paper.per_epoch == len(paper.splits.train.pairs) == 11
-    quick = select(small(data, tmp_path / "run", quick=True), Heard())
+    quick = select(small(data_prepare, tmp_path / "run", quick=True), Heard())
     assert quick.per_epoch == 12  # no more than there are
 
 
-def test_somebody_elses_folder_is_left_alone(data: Path, tmp_path: Path) -> None:
+def test_somebody_elses_folder_is_left_alone(data_prepare: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
-        select(small(data, run), Heard())
+        select(small(data_prepare, run), Heard())
     with pytest.raises(UsageError, match="is a file"):
-        select(small(data, run / "thesis.tex"), Heard())
+        select(small(data_prepare, run / "thesis.tex"), Heard())
 
 
-def test_a_run_is_no_network(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_no_network(
+    data_prepare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     header = WeightsHeader(
         model="ulvm", arguments={}, window=16, channels="rgb", threshold=0.5, protocol="patient",
@@ -73,39 +116,43 @@ def test_a_run_is_no_network(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "mine").mkdir()
     write_weights(tmp_path / "mine" / "weights.safetensors", {"w": torch.zeros(1)}, header)
     with pytest.raises(UsageError, match=r"`--model mine` is a folder"):
-        select(small(data, tmp_path / "run", model="mine", model_args={}), Heard())
+        select(small(data_prepare, tmp_path / "run", model="mine", model_args={}), Heard())
 
 
 def test_a_network_goes_before_a_folder_of_its_name(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_prepare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ulvm").mkdir()
     (tmp_path / "ulvm" / "run.json").write_text("{}")
-    found = select(small(data, tmp_path / "run", model="ulvm", model_args={}), Heard())
+    found = select(small(data_prepare, tmp_path / "run", model="ulvm", model_args={}), Heard())
     assert found.entry.name == "ulvm"
 
 
 def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
-    data = write_pairs(tmp_path / "data", 2)
+    data_prepare = write_pairs(tmp_path / "data", 2)
     with pytest.raises(UsageError, match="cannot be split by image"):
-        select(small(data, tmp_path / "run"), Heard())
+        select(small(data_prepare, tmp_path / "run"), Heard())
 
 
 @pytest.mark.parametrize("by", ["--devices", "torchrun"])
 def test_a_batch_divides_among_the_processes_whoever_starts_them(
-    by: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, data_prepare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by == "torchrun":
         said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
         for name, value in (said | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
             monkeypatch.setenv(name, value)
-    config = small(data, tmp_path / "run", batch_size=5, devices=2 if by == "--devices" else 1)
+    config = small(
+        data_prepare, tmp_path / "run", batch_size=5, devices=2 if by == "--devices" else 1
+    )
     with pytest.raises(UsageError, match="batch of 5 does not divide among 2 processes"):
         select(config, Heard())
 
 
-def test_all_devices_of_a_machine_without_gpu_are_explained(data: Path, tmp_path: Path) -> None:
+def test_all_devices_of_a_machine_without_gpu_are_explained(
+    data_prepare: Path, tmp_path: Path
+) -> None:
     heard = Heard()
-    assert select(small(data, tmp_path / "run", devices="all"), heard).on.world == 1
+    assert select(small(data_prepare, tmp_path / "run", devices="all"), heard).on.world == 1
     assert "`--devices all` counts GPUs; on cpu it is 1 process." in heard.lines[0]

@@ -3,21 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from robustcli.training.batches.augmentations import AUGMENTATIONS
+from robustcli.core.errors import UsageError
 from robustcli.training.losses import LOSSES
 from robustcli.training.recipes import (
     BUNDLED,
+    EXTENDABLE,
+    NAMED_RECIPES,
     PAPER_RECIPES,
     PATIENT_RECIPES,
+    SCHEDULES,
     Recipe,
+    constant,
     describe,
     listed,
+    listed_by_name,
     recipe_for,
+    recipe_named,
+    warmup_cosine,
 )
-from robustcli.training.schedules import SCHEDULES
+from robustcli.training.samples import AUGMENTATIONS
+
+
+def test_a_recipe_by_its_name() -> None:
+    assert recipe_named("NNUNET_light", "unet") is NAMED_RECIPES["nnunet-light"]
+    with pytest.raises(UsageError, match="No recipe is called `nunet`"):
+        recipe_named("nunet", "unet")
+
+
+def test_quick_is_shorter_and_else_the_same() -> None:
+    quick = recipe_named("nnunet", "unet", quick=True)
+    assert (quick.name, quick.epochs) == ("nnunet quick", 2)
+    assert quick.patches is not None
+    assert (quick.patches.iterations, quick.patches.momentum) == (25, 0.99)
+
+
+def test_our_own_has_a_name_too() -> None:
+    assert recipe_named("patient", "vmunet") == recipe_for("vmunet", "patient", "x")
+    assert recipe_named("patient", "unet", quick=True) == recipe_for(
+        "unet", "patient", "x", quick=True
+    )
+    assert recipe_named("patient", "ulvm").epochs == 60  # on whatever data
+
+
+def test_they_are_listed_as_they_are_typed() -> None:
+    rows = list(listed_by_name())
+    assert [name for name, _, _ in rows] == ["--recipe nnunet", "--recipe nnunet-light"]
+    assert all(recipe is NAMED_RECIPES[name.split()[1]] for name, _, recipe in rows)
+
+
+def test_iterations_in_the_line() -> None:
+    line = describe(NAMED_RECIPES["nnunet"])
+    assert "1000 epochs of 250 iterations, batch 12, window 256, ce-minus-dice loss, SGD" in line
+
 
 UL = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
 TABLE = {
@@ -96,3 +137,31 @@ def test_a_recipe_in_a_line() -> None:
         "Recipe `paper` (Crews and Whalen 2024, training notebooks): 100 epochs of 128 images, "
         "batch 64, window 256, dice loss, Adam at 0.0003, constant, augmentation none."
     )
+
+
+def test_constant_is_one_however_long() -> None:
+    assert {constant(step, total) for step in (0, 7, 99) for total in (100, 1000)} == {1.0}
+
+
+def test_the_cosine_warms_up_peaks_and_ends_at_one_percent() -> None:
+    factors = [warmup_cosine(step, 200) for step in range(200)]
+    assert factors[0] == pytest.approx(1 / 10)
+    assert factors[4] == pytest.approx(5 / 10)
+    assert factors[9] == factors[10] == pytest.approx(1)
+    assert factors[105] == pytest.approx((1 + 0.01) / 2)  # half way down
+    assert warmup_cosine(200, 200) == pytest.approx(0.01)
+    assert all(a > b for a, b in pairwise(factors[10:]))
+
+
+def test_it_stays_at_the_end() -> None:
+    assert warmup_cosine(300, 200) == warmup_cosine(200, 200)
+
+
+def test_a_single_step_is_a_whole_one() -> None:
+    assert warmup_cosine(0, 1) == 1
+
+
+def test_only_what_ignores_the_length_may_be_extended() -> None:
+    for name, factor in SCHEDULES.items():
+        same = all(factor(step, 100) == factor(step, 150) for step in range(100))
+        assert same == (name in EXTENDABLE)

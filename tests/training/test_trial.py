@@ -8,7 +8,7 @@ import torch
 
 from robustcli.models.registry import architecture
 from robustcli.models.weight_decay import everything_decays
-from robustcli.training.module import SegmentationModule
+from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.recipes import recipe_for
 from robustcli.training.trial import step_seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import imgaug.augmenters as iaa
@@ -13,8 +14,7 @@ from imgaug.parameters import Choice
 from numpy.typing import NDArray
 
 from robustcli.core.errors import RunError
-from robustcli.transforms.augmented import Augmented
-from robustcli.transforms.paper21 import PAPER21
+from robustcli.transforms.paper21 import PAPER21, Augmented
 
 BY_NAME = {one.name: one for one in PAPER21}
 
@@ -178,3 +178,36 @@ def test_an_image_too_long_for_opencv_is_named() -> None:
     image = np.zeros((1, 40_000, 3), np.uint8)
     with pytest.raises(RunError, match=r"`affine` cannot be applied to an image of 40000x1 pixels"):
         BY_NAME["affine"].apply(image, seed=0, severity=0)
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "transforms.md"
+
+
+@pytest.mark.parametrize("one", PAPER21, ids=lambda one: str(one.name))
+def test_the_documentation_states_the_parameters(one: Augmented) -> None:
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
+    head = f"| `{one.name}` | `{one.augmenter}` | {_in_words(one.parameters(0))} |"
+    assert any(line.startswith(head) for line in lines), head
+    for parameter in _varying(one):
+        values = [_in_words(one.parameters(s)[parameter]) for s in one.severities]
+        row = f"| `{one.name}` | {parameter} | {' | '.join(values)} |"
+        assert row in lines, row
+
+
+def _varying(one: Augmented) -> list[str]:
+    if not one.severities:
+        return []
+    weak, strong = one.parameters(1), one.parameters(5)
+    return [parameter for parameter in weak if weak[parameter] != strong[parameter]]
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if "range" in value:
+        return " to ".join(_in_words(bound) for bound in value["range"])
+    if "one_of" in value:
+        return " or ".join(_in_words(bound) for bound in value["one_of"])
+    if value.keys() == {"x", "y"}:
+        return f"x and y: {_in_words(value['x'])}"
+    return ", ".join(f"{name} {_in_words(part)}" for name, part in value.items())

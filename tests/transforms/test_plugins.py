@@ -1,13 +1,194 @@
+""""""
+
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.transforms import transform
-from robustcli.transforms.plugins import Plugin, marked
+from robustcli.transforms.plugins import Plugged, Plugin, from_entry_points, from_file, marked
+
+GROUP = "robustcli.transforms.made_by_a_test"  # so that installed plugins do not count
+
+
+def test_a_file_gives_its_transforms_in_order(plugin_file: Path) -> None:
+    assert [one.name for one in from_file(plugin_file)] == ["darker", "grain", "roll_random"]
+    assert from_file(plugin_file) == from_file(plugin_file)
+
+
+def test_a_file_may_use_dataclasses_with_postponed_annotations(tmp_path: Path) -> None:
+    path = tmp_path / "modern.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from robustcli.transforms import transform\n"
+        "@dataclass\nclass Setting:\n    strength: int = 3\n"
+        "@transform()\ndef modern(image, rng, value):\n    return image + Setting().strength\n"
+    )
+    image = np.zeros((2, 2, 3), np.uint8)
+    assert from_file(path)[0].apply(image, seed=0, severity=0).max() == 3
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`.*gone.py` cannot be read.\n.*No such file"):
+        from_file(tmp_path / "gone.py")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("x = 1\ny = x / 0\n", r"Line 2 raised ZeroDivisionError"),
+        ("def f(:\n", r"Line 1 raised SyntaxError"),
+        ("import sys\nsys.exit(3)\n", r"Line 2 raised SystemExit: 3"),
+    ],
+)
+def test_a_file_that_raises(code: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    with pytest.raises(UsageError, match=rf"broken.py` cannot be run.\n{told}"):
+        from_file(path)
+
+
+def test_a_message_of_ours_is_not_wrapped(tmp_path: Path) -> None:
+    path = tmp_path / "named.py"
+    path.write_text("from robustcli.transforms import transform\ntransform(name='A')(print)\n")
+    with pytest.raises(UsageError, match=r"^A transform cannot be called `A`"):
+        from_file(path)
+
+
+def test_a_file_without_a_transform(tmp_path: Path) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("def f(image, rng, value):\n    return image\n")
+    with pytest.raises(UsageError, match=r"empty.py` defines no transform.\nExpected a function"):
+        from_file(path)
+
+
+def _install(folder: Path, module: str, code: str, target: str) -> None:
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 2.1\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\nmine = {target}\n")
+
+
+CODE = (
+    "from robustcli.transforms import transform\n"
+    "@transform(severities=[2])\ndef thinner(image, rng, value):\n    return image // value\n"
+)
+
+
+@pytest.mark.parametrize(("module", "attribute"), [("plug_module", ""), ("plug_one", ":thinner")])
+def test_an_installed_package_is_found(
+    module: str, attribute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, module, CODE, module + attribute)
+    monkeypatch.syspath_prepend(tmp_path)
+    (one,) = from_entry_points(GROUP)
+    assert one.parameters(1) == {"value": 2, "package": module, "version": "2.1"}
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "told"),
+    [
+        ("plug_broken", "1 / 0\n", "ZeroDivisionError"),
+        ("plug_empty", "x = 1\n", "defines no function marked"),
+    ],
+)
+def test_a_broken_package_is_named(
+    module: str, code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, module, code, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=rf"package `{module}` cannot be loaded.\n.*{told}"):
+        from_entry_points(GROUP)
+
+
+APPLY = """
+import pickle, sys
+import numpy as np
+one = pickle.load(open(sys.argv[1], "rb"))
+image = np.full((5, 7, 3), 200, np.uint8)
+sys.stdout.buffer.write(one.apply(image, seed=3, severity=0).tobytes())
+"""
+
+
+def _loaded(path: Path) -> dict[str, Plugged]:
+    return {one.name: one for one in from_file(path)}
+
+
+def test_what_the_registry_is_told(plugin_file: Path) -> None:
+    plugins = _loaded(plugin_file)
+    assert plugins["darker"].available() == (1, 2, 3)
+    assert plugins["darker"].summary == "Darker by a share."
+    assert plugins["grain"].available() == (0,)
+    assert [one.geometric for one in plugins.values()] == [False, False, True]
+    assert {one.family for one in plugins.values()} == {"plugin"}
+
+
+def test_the_severity_chooses_the_value(plugin_file: Path) -> None:
+    image = np.full((5, 7, 3), 200, np.uint8)
+    darker = _loaded(plugin_file)["darker"]
+    values = [darker.apply(image, seed=0, severity=s)[0, 0, 0] for s in (1, 2, 3)]
+    assert values == [180, 160, 120]
+
+
+def test_the_record_holds_value_and_code(plugin_file: Path) -> None:
+    before = _loaded(plugin_file)["darker"].parameters(2)
+    assert (before["value"], before["file"]) == (0.2, "mine.py")
+    plugin_file.write_text(plugin_file.read_text() + "\n# another version\n")
+    after = _loaded(plugin_file)["darker"].parameters(2)
+    assert before["sha256"] != after["sha256"]
+
+
+def test_a_mask_is_moved_with_the_same_draw(plugin_file: Path) -> None:
+    roll = _loaded(plugin_file)["roll_random"]
+    labels = np.arange(40, dtype=np.uint8).reshape(1, 40)
+    image = np.repeat(labels[..., None], 3, axis=2)
+    shifts = set()
+    for seed in range(8):
+        changed, moved = roll.apply_with_mask(image, labels, seed=seed, severity=2)
+        np.testing.assert_array_equal(changed[..., 0], moved)
+        shifts.add(int(moved[0, 0]))
+    assert len(shifts) > 2
+
+
+def test_a_mask_with_invented_labels_is_refused(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    path = tmp_path / "mixing.py"
+    path.write_text(
+        "from robustcli.transforms import transform\n"
+        "@transform(geometric=True)\n"
+        "def mixing(image, rng, value):\n    return image // 2 + image[::-1] // 2\n"
+    )
+    mask = np.zeros(picture.shape[:2], np.uint8)
+    mask[:10] = 100
+    with pytest.raises(RunError, match=r"`mixing` does not move a mask(.|\n)*1 labels"):
+        _loaded(path)["mixing"].apply_with_mask(picture, mask, seed=0, severity=0)
+
+
+def test_it_crosses_to_another_process(plugin_file: Path, tmp_path: Path) -> None:
+    grain = _loaded(plugin_file)["grain"]
+    (tmp_path / "pickled").write_bytes(pickle.dumps(grain))
+    command = [sys.executable, "-c", APPLY, str(tmp_path / "pickled")]
+    there = subprocess.run(command, capture_output=True, check=True).stdout
+    image = np.full((5, 7, 3), 200, np.uint8)
+    assert there == grain.apply(image, seed=3, severity=0).tobytes()
+
+
+def test_code_changed_during_a_run_is_noticed(plugin_file: Path) -> None:
+    pickled = pickle.dumps(_loaded(plugin_file)["grain"])
+    plugin_file.write_text(plugin_file.read_text().replace("100", "50"))
+    with pytest.raises(RunError, match="`grain` is not what it was when the run began"):
+        pickle.loads(pickled)
+
 
 IMAGE = np.full((4, 6, 3), 100, np.uint8)
 

@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import re
@@ -5,10 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
-from robustcli.transforms.registry import TransformCell, image_seed, resolve, transforms
+from robustcli.transforms.imagenet_c import IMAGENET_C
+from robustcli.transforms.paper21 import PAPER21
+from robustcli.transforms.registry import (
+    IDENTITY,
+    TransformCell,
+    cells_of_group,
+    cells_of_one,
+    image_seed,
+    resolve,
+    transforms,
+)
+
+
+def test_the_same_pixels_in_an_array_of_its_own(picture: NDArray[np.uint8]) -> None:
+    same = IDENTITY.apply(picture, seed=3, severity=0)
+    np.testing.assert_array_equal(same, picture)
+    assert not np.shares_memory(same, picture)
+
+
+def test_it_has_one_strength_and_no_parameters() -> None:
+    assert (IDENTITY.available(), IDENTITY.parameters(0)) == ((0,), {})
+
 
 LISTING = """
 import sys, time
@@ -142,3 +167,41 @@ def test_seeds_differ_by_every_part_and_by_nothing_else() -> None:
     assert image_seed(*base) == seeds[0]
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert max(seeds) > 2**60
+
+
+FLIP = next(one for one in PAPER21 if one.name == "fliplr")
+BLUR = next(one for one in PAPER21 if one.name == "gaussian_blur")
+FOG = next(one for one in IMAGENET_C if one.corruption == "fog")
+
+
+def test_without_a_wish_severity_0_or_else_all() -> None:
+    assert cells_of_one(BLUR, ()) == [("gaussian_blur", 0)]
+    assert cells_of_one(FOG, ()) == [("c_fog", severity) for severity in (1, 2, 3, 4, 5)]
+
+
+def test_a_named_transform_takes_every_wish() -> None:
+    assert cells_of_one(BLUR, (0, 3)) == [("gaussian_blur", 0), ("gaussian_blur", 3)]
+
+
+def test_a_named_transform_must_have_each() -> None:
+    with pytest.raises(UsageError, match=r"`fliplr` has no severity 3.\nIt has one strength only"):
+        cells_of_one(FLIP, (0, 3))
+
+
+def test_in_a_group_each_takes_what_it_has() -> None:
+    assert cells_of_group((FLIP, BLUR, FOG), (0, 5), "all") == [
+        ("fliplr", 0),
+        ("gaussian_blur", 0),
+        ("gaussian_blur", 5),
+        ("c_fog", 5),
+    ]
+
+
+def test_in_a_group_a_severity_must_be_somewhere() -> None:
+    with pytest.raises(UsageError, match=r"No transform of `f\*` has severity 9.\nThey have 0, 1"):
+        cells_of_group((FLIP, FOG), (9,), "f*")
+
+
+def test_in_a_group_nothing_is_left_out_silently() -> None:
+    with pytest.raises(UsageError, match="`c_fog` has no severity 0"):
+        cells_of_group((FLIP, FOG), (0,), "f*")

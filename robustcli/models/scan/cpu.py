@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from robustcli.models.scan import cpu_ops, layout
-from robustcli.models.scan.cpu_team import describe
-from robustcli.models.scan.orders import CROSS, pixel_orders
+from robustcli.models.scan.cpu_ops import describe
+from robustcli.models.scan.layout import CROSS, needs_states, pixel_orders
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
-from robustcli.models.scan.wanted import needs_states
 
 __all__ = ["LOSS", "available", "describe", "refuses", "remedy", "selective_scan", "ss2d_scan"]
 

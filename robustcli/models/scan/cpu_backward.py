@@ -17,8 +17,16 @@ import numpy as np
 from numba import njit
 
 from robustcli.models.scan.cpu_forward import AHEAD, LANES, fetch, step_size
-from robustcli.models.scan.cpu_lanes import WIDTH, fill, load, multiply_add, store, total
-from robustcli.models.scan.cpu_math import exp, sigmoid
+from robustcli.models.scan.cpu_lanes import (
+    WIDTH,
+    exp,
+    fill,
+    load,
+    multiply_add,
+    sigmoid,
+    store,
+    total,
+)
 
 _F, _U = np.float32, np.uintp
 

@@ -20,9 +20,8 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from robustcli.models.scan.cpu_backward import COMPILED, OF_BIAS, OF_DELTA, OF_STEP, backward
-from robustcli.models.scan.cpu_forward import forward
-from robustcli.models.scan.cpu_sequence import forward_sequence
-from robustcli.models.scan.wanted import Wanted
+from robustcli.models.scan.cpu_forward import forward, forward_sequence
+from robustcli.models.scan.layout import Wanted
 
 HEAD = 12  # integers before the addresses
 _SIGNATURE = types.void(types.CPointer(types.int64))

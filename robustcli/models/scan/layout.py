@@ -1,16 +1,95 @@
-"""The arguments of the scan laid out as the kernels of every device read them.
-
-Shapes: S sequences (the batch), L steps, K groups or directions, D channels of each, N state size,
-W channels of x: K*D where groups share no channel, D where all directions read the same ones.
-"""
+"""How the kernels read the scan's arguments: pixel orders, memory layout, gradients asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# The orders in which the directions of a two-dimensional scan visit the pixels.
+
+
+CROSS = ("row", "column", "row-reversed", "column-reversed")
+"""VMamba's four directions, in the order of its parameters (`x_proj_weight[k]`)."""
+
+
+CODES = {"row": 0, "column": 1, "row-reversed": 2, "column-reversed": 3}
+"""Bit 1: column by column; bit 2: from the end."""
+
+MOST = 16  # directions whose codes fit in the number that kernels are given
+
+
+def packed(directions: tuple[str, ...]) -> int:
+    """The codes of the directions in one number, two bits each, the first one lowest."""
+    return sum(CODES[direction] << 2 * k for k, direction in enumerate(directions))
+
+
+def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -> Tensor:
+    """The row-major index of the pixel that direction k visits at step t, (K, L) int32, L = H*W.
+
+    Args:
+        height: Rows, at least 1.
+        width: Columns, at least 1.
+        directions: One of `row`, `column`, `row-reversed`, `column-reversed` per direction.
+    """
+    row = torch.arange(height * width, dtype=torch.int32)
+    column = row.view(height, width).t().reshape(-1)
+    paths = {
+        "row": row,
+        "column": column,
+        "row-reversed": row.flip(0),
+        "column-reversed": column.flip(0),
+    }
+    return torch.stack([paths[direction] for direction in directions])  # (K, L)
+
+
+# Which gradients of a scan somebody asks for, and what that takes.
+#
+# Seven truth values in the order of `layout.Laid`: x, delta, A, B, C, D and bias.
+
+
+Wanted = Sequence[bool]
+
+
+def needs_states(wanted: Wanted) -> bool:
+    """Whether the backward pass recomputes the states: only x, B and D do without."""
+    _, delta, A, _, C, _, bias = wanted
+    return delta or A or C or bias
+
+
+def needs_slopes(wanted: Wanted) -> bool:
+    """Whether it walks the slopes by the states back: only C and D do without."""
+    x, delta, A, B, _, _, bias = wanted
+    return x or delta or A or B or bias
+
+
+def slopes_or_zeros(
+    x: Tensor, A: Tensor, dy: Tensor | None, dstate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The slopes of the loss by y and by the last state (K, S, N, D), zeros where none came.
+
+    Autograd would fill in one more, by the states kept for it, which is as large as they are.
+    """
+    K, N, D = A.shape
+    if dy is None:
+        dy = torch.zeros_like(x, dtype=torch.float32)
+    return dy, A.new_zeros(K, x.shape[0], N, D) if dstate is None else dstate
+
+
+def spread(found: Iterable[Tensor], wanted: Wanted) -> list[Tensor | None]:
+    """The gradients `found`, of those wanted only, each in its place among seven."""
+    rest = iter(found)
+    return [next(rest) if asked else None for asked in wanted]
+
+
+# The arguments of the scan laid out as the kernels of every device read them.
+#
+# Shapes: S sequences (the batch), L steps, K groups or directions, D channels of each, N state
+# size, W channels of x: K*D where groups share no channel, D where all directions read the same
+# ones.
 
 
 class Laid(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.orders import CROSS, pixel_orders
+from robustcli.models.scan.layout import CROSS, pixel_orders
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
 
 LOSS = "The scan runs as a loop over time in torch instead, which is many times slower."

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.orders import CROSS, pixel_orders
+from robustcli.models.scan.layout import CROSS, pixel_orders
 
 
 def available() -> str | None:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import layout, triton_ops
-from robustcli.models.scan.orders import CROSS, packed
+from robustcli.models.scan.layout import CROSS, needs_states, packed
 from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
-from robustcli.models.scan.wanted import needs_states
 
 _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
 LOSS = "The scan runs as a loop over time in torch instead, which is many times slower."
@@ -23,7 +22,7 @@ LOSS = "The scan runs as a loop over time in torch instead, which is many times 
 
 def available() -> str | None:
     """None, or why this backend cannot run."""
-    reason = missing("triton", "robustcli.models.scan.triton_backward")
+    reason = missing("triton", "robustcli.models.scan.triton_kernels")
     if reason is None and not (interpreted() or torch.cuda.is_available()):
         return f"no CUDA device: torch {torch.__version__} sees none."
     return reason

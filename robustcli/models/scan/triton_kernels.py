@@ -17,15 +17,86 @@ Layout as in `cpu_kernels`: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B
 skip, bias (K, D); borders (K, S, chunks, N, D); starts (K, S, sections, N, D); spans
 (K, S, sections, D). Direction k reads and writes the channels of x from k * group on.
 """
-# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
-# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from robustcli.models.scan.triton_math import compose, direction, pixel, row, step_size
+# What the Triton kernels share: the way through the pixels, step sizes, and the scan's operator.
+#
+# Channels are the fastest axis of every tensor, so that a row of a tile is one coalesced read
+# whichever way the pixels are walked. A tile is (T steps, DB channels); states are walked one by
+# one, because only one (T, DB) state then has to fit in registers.
+
+
+# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
+# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
+
+
+@triton.jit
+def direction(paths, k):
+    """The code of direction k: two bits of `paths`, of which there are 32 (a sequence has none)."""
+    return (paths >> (2 * tl.minimum(k, 15))) & 3
+
+
+@triton.jit
+def pixel(t, code, L, height, width):
+    """The row-major place of step t; `code` has bit 1 for column by column, bit 2 for reversed."""
+    t = tl.where((code & 2) != 0, L - 1 - t, t)
+    return tl.where((code & 1) != 0, (t % height) * width + t // height, t)
+
+
+@triton.jit
+def compose(a1, b1, a2, b2):
+    """The map h -> a2 (a1 h + b1) + b2, as (factor, term): first 1, then 2."""
+    return a1 * a2, a2 * b1 + b2
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e**x) to a few units in the last place, for small values too; NaN stays NaN.
+
+    The GPU's own logarithm is exact in absolute terms only, and step sizes are as small as 1e-4:
+    so log(1 + t) / t is a polynomial for 0 <= t <= 1, the one of `cpu_math`.
+    """
+    t = tl.exp(-tl.abs(x))
+    p = -0.0032563784727292254 * t + 0.019907160925644585
+    p = p * t - 0.05706420076122008
+    p = p * t + 0.10614264687062452
+    p = p * t - 0.15311863102217202
+    p = p * t + 0.19678117256353023
+    p = p * t - 0.2495455887108236
+    p = p * t + 0.333300040352213
+    p = p * t - 0.4999990399276394
+    p = p * t + 0.9999999953848531
+    return tl.where(x > 0, x, 0.0) + p * t
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + e**-x), without overflow."""
+    t = tl.exp(-tl.abs(x))
+    return tl.where(x > 0, 1.0, t) / (1.0 + t)
+
+
+@triton.jit
+def step_size(raw, live, SOFTPLUS: tl.constexpr):
+    """The step sizes of a tile; 0 outside of the sequence, where they leave the state alone."""
+    if SOFTPLUS:
+        raw = softplus(raw)
+    return tl.where(live, raw, 0.0)
+
+
+@triton.jit
+def row(tile, rows, n):
+    """Row n of a tile, by a masked sum: registers cannot be indexed."""
+    return tl.sum(tl.where(rows[:, None] == n, tile, 0.0), 0)
+
+
+# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
+# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
+
 
 SIZES = ["K", "S", "L", "height", "width", "paths", "chunks", "per_section", "sections", "each"]
 
@@ -132,3 +203,181 @@ def carry(
         span = tl.load(spans + section * D + d, mask=d < D, other=0.0)
         tl.store(ends + section * N * D + at, h, mask=inside)
         h = tl.exp(a * span[None, :]) * h + end
+
+
+# The scan's backward pass for the GPU; programs, tiles and layouts as in `triton_kernels`.
+#
+# The states are recomputed chunk by chunk from those kept before every chunk. With g_t the slope of
+# the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a scan from
+# the end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1}, dB = sum_d g dt
+# x, dC = sum_d h dy. Where programs share a gradient, each writes its own part and the parts are
+# summed afterwards, so that results do not depend on which program comes first.
+#
+# Traffic per channel and step of one direction, 4-byte elements: x, dy and delta 12 read (delta's
+# neighbour comes from the cache), ddelta 4 written, dx 4 or 8, kept states 4 N / T, and 16 N / DB
+# of B, C and the parts of their gradients.
+
+
+# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
+# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
+
+
+@triton.jit(do_not_specialize=SIZES)
+def slope_ends(
+    delta, A, C, bias, dy, ends, spans,
+    S, L, D, W, group, height, width, paths,
+    chunks, sections, per_section,
+    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """The slope by the state before each section, if nothing came from after it, and the spans.
+
+    Rows run backwards in time, so q_t = a_t g_t = a_t v_t + a_t q_{t+1} is a scan from the first.
+    """
+    blocks = tl.cdiv(D, DB)
+    k, s, section = tl.program_id(1), (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(2)
+    d, n_all, j = (
+        (tl.program_id(0) % blocks) * DB + tl.arange(0, DB),
+        tl.arange(0, NB),
+        tl.arange(0, T),
+    )
+    in_d, ks, code = d < D, k * S + s, direction(paths, k)
+    delta += ks * L * D
+    C += ks * L * N
+    dy += s * L * W + k * group
+    bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
+    span, q_in = tl.zeros([DB], tl.float32), tl.zeros([NB, DB], tl.float32)
+    first, last = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
+    for i in range(last - first):
+        t = (last - i) * T - 1 - j
+        p = pixel(t, code, L, height, width)
+        live = (t < L)[:, None] & in_d[None, :]
+        raw = tl.load(delta + p[:, None] * D + d[None, :], mask=live, other=0.0)
+        dt = step_size(raw.to(tl.float32) + bias_d[None, :], live, SOFTPLUS)
+        dys = tl.load(dy + p[:, None] * W + d[None, :], mask=live, other=0.0)
+        span += tl.sum(dt, 0)
+        for n in range(N):
+            a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)
+            c = tl.load(C + p * N + n, mask=t < L, other=0.0).to(tl.float32)
+            decay = tl.exp(dt * a[None, :])
+            factor, q = tl.associative_scan((decay, decay * dys * c[:, None]), 0, compose)
+            q += factor * row(q_in, n_all, n)[None, :]
+            q_in = tl.where(n_all[:, None] == n, row(q, j, T - 1)[None, :], q_in)
+    at = (ks * sections + section) * N * D + n_all[:, None] * D + d[None, :]
+    tl.store(ends + at, q_in, mask=(n_all[:, None] < N) & in_d[None, :])
+    tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def backward(  # noqa: C901  branches on constants are the compiler's, not the GPU's
+    x, delta, A, B, C, skip, bias, borders, dy,
+    slopes, dx, ddelta, dA, dB, dC, dskip, dbias,
+    K, S, L, D, W, group, slot, height, width,
+    paths, chunks, sections, per_section, each,
+    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+    OF_X: tl.constexpr, OF_DELTA: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr,
+    OF_C: tl.constexpr, OF_D: tl.constexpr, OF_BIAS: tl.constexpr,
+    STATES: tl.constexpr, SLOPES: tl.constexpr,
+):  # fmt: skip
+    """The gradients wanted, each with an `OF_` of its own.
+
+    `slopes` (K, S, sections, N, D) is what comes from after each section. Parts: dA
+    (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC (blocks, K, S, L, N).
+    STATES and SLOPES say whether any of them reads the states, or the slopes by them. What
+    is not wanted is neither computed nor touched: its pointer may be any.
+    """
+    blocks = tl.cdiv(D, DB)
+    s, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
+    section = tl.program_id(2)
+    d, n_all, j = (
+        tl.program_id(0) % blocks * DB + tl.arange(0, DB),
+        tl.arange(0, NB),
+        tl.arange(0, T),
+    )
+    in_d = d < D
+    at_state = n_all[:, None] * D + d[None, :]
+    in_state = (n_all[:, None] < N) & in_d[None, :]
+    first = tl.program_id(1) * each
+    x += s * L * W
+    dy += s * L * W
+    dx += s * L * W + tl.program_id(1).to(tl.int64) * slot
+    start, stop = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
+    for i_k in range(each):
+        k = first + i_k
+        ks, code, own = k * S + s, direction(paths, k), k * group + d
+        delta_k, ddelta_k = delta + ks * L * D, ddelta + ks * L * D
+        B_k, C_k = B + ks * L * N, C + ks * L * N
+        parts = (block * K * S + ks) * L * N
+        dB_k, dC_k = dB + parts, dC + parts
+        bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
+        skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
+        g_in = tl.load(
+            slopes + (ks * sections + section) * N * D + at_state, mask=in_state, other=0.0
+        )
+        dA_sum = tl.zeros([NB, DB], tl.float32)
+        dskip_sum, dbias_sum = tl.zeros([DB], tl.float32), tl.zeros([DB], tl.float32)
+        for i in range(stop - start):
+            chunk = stop - 1 - i
+            t = chunk * T + j
+            in_t, live = t < L, (t < L)[:, None] & in_d[None, :]
+            p = pixel(t, code, L, height, width)
+            at = p[:, None] * D + d[None, :]
+            at_x = p[:, None] * W + own[None, :]
+            raw = tl.load(delta_k + at, mask=live, other=0.0).to(tl.float32) + bias_d[None, :]
+            dt = step_size(raw, live, SOFTPLUS)
+            after = pixel(t + 1, code, L, height, width)
+            has_after = ((j < T - 1) & (t + 1 < L))[:, None] & in_d[None, :]
+            dt_after = tl.load(delta_k + after[:, None] * D + d[None, :], mask=has_after, other=0.0)
+            dt_after = step_size(dt_after.to(tl.float32) + bias_d[None, :], has_after, SOFTPLUS)
+            xs = tl.load(x + at_x, mask=live, other=0.0).to(tl.float32)
+            dys = tl.load(dy + at_x, mask=live, other=0.0)
+            ddt, dxs = tl.zeros([T, DB], tl.float32), skip_d[None, :] * dys
+            if OF_D:
+                dskip_sum += tl.sum(dys * xs, 0)
+            for n in range(N):
+                a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)[None, :]
+                to = p * N + n
+                b = tl.load(B_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
+                c = tl.load(C_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
+                decay, gain = tl.exp(dt * a), dt * xs * b
+                if STATES:
+                    h0 = tl.load(
+                        borders + ((ks * chunks + chunk) * N + n) * D + d, mask=in_d, other=0.0
+                    )
+                    factor, h = tl.associative_scan((decay, gain), 0, compose)
+                    h += factor * h0[None, :]
+                    kept = h - gain  # a h_{t-1}; the difference costs a few units in the last place
+                if OF_C:
+                    tl.store(dC_k + to, tl.sum(h * dys, 1), mask=in_t)
+                if SLOPES:
+                    here = n_all[:, None] == n
+                    factor_g, g = tl.associative_scan(
+                        (tl.exp(dt_after * a), dys * c), 0, compose, reverse=True
+                    )
+                    g += factor_g * row(g_in, n_all, n)[None, :]
+                    g_in = tl.where(here, row(g * decay, j, 0)[None, :], g_in)
+                    if OF_X:
+                        dxs += g * dt * b
+                    if OF_DELTA or OF_BIAS:
+                        ddt += g * (a * kept + b * xs)
+                    if OF_A:
+                        dA_sum += tl.where(here, tl.sum(g * kept * dt, 0)[None, :], 0.0)
+                    if OF_B:
+                        tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
+            if SOFTPLUS and (OF_DELTA or OF_BIAS):
+                ddt *= sigmoid(raw)
+            if OF_BIAS:
+                dbias_sum += tl.sum(tl.where(live, ddt, 0.0), 0)
+            if OF_DELTA:
+                tl.store(ddelta_k + at, ddt.to(ddelta.dtype.element_ty), mask=live)
+            if OF_X:
+                if i_k > 0:
+                    dxs += tl.load(dx + at_x, mask=live, other=0.0)
+                tl.store(dx + at_x, dxs, mask=live)
+        part = (s * sections + section) * K + k
+        if OF_A:
+            tl.store(dA + part * N * D + at_state, dA_sum, mask=in_state)
+        if OF_D:
+            tl.store(dskip + part * D + d, dskip_sum, mask=in_d)
+        if OF_BIAS:
+            tl.store(dbias + part * D + d, dbias_sum, mask=in_d)
+        tl.debug_barrier()  # the next direction reads what other threads have just written

@@ -11,7 +11,7 @@ from typing import Any, List  # noqa: UP035  torch 2.6 reads no `list[Tensor]` i
 import torch
 from torch import Tensor
 
-from robustcli.models.scan.wanted import needs_slopes, needs_states, slopes_or_zeros, spread
+from robustcli.models.scan.layout import needs_slopes, needs_states, slopes_or_zeros, spread
 
 TILE = 1024  # steps times channels of a tile: 8 values of each kind in a thread of 4 warps
 _CHANNELS = 32  # of a tile at most: a row is one cache line of float32
@@ -156,7 +156,7 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
                          group: int, softplus: bool, dy: Tensor,
                          dstate: Tensor, wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
     """The gradients wanted of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
-    from robustcli.models.scan import triton_backward as kernels
+    from robustcli.models.scan import triton_kernels as kernels
 
     dims = (K, S, L, width_d) = tuple(delta.shape)
     N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))

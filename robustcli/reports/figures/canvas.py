@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustcli.core.atomic import replacing
+from robustcli.core.io import replacing
 from robustcli.reports.measure import Measure
 
 DPI = 150

@@ -24,7 +24,7 @@ from robustcli.models.scan import (
     ss2d_scan,
     triton,
 )
-from robustcli.models.scan.cpu_team import run
+from robustcli.models.scan.cpu_ops import run
 from robustcli.models.scan.reasons import Broken
 from tests.models.scan.cases import image, sequence
 

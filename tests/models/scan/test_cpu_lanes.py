@@ -1,10 +1,13 @@
 """The lanes of the CPU kernels against NumPy."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from numba import njit
 
-from robustcli.models.scan.cpu_lanes import WIDTH, at_least, at_most, fill, load, store, total
+from robustcli.models.scan import cpu_lanes
+from robustcli.models.scan.cpu_lanes import WIDTH, at_least, at_most, fill, load, store, total, turn
 
 
 @njit
@@ -56,3 +59,58 @@ def test_limits_let_nan_through():
     expected = np.clip(x, -1, 2)
     clamp(x, np.float32(-1), np.float32(2))
     np.testing.assert_array_equal(x, expected)
+
+
+def of_array(function):
+    """`function`, which takes lanes, as one that takes an array."""
+
+    @njit
+    def run(source, target):
+        for at in range(0, source.size, WIDTH):
+            store(target, at, WIDTH, function(load(source, at, WIDTH)))
+
+    def call(x):
+        y = np.empty_like(x)
+        run(x, y)
+        return y
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("ours", "exact", "low", "high"),
+    [
+        (cpu_lanes.exp, np.exp, -87, 88),
+        (cpu_lanes.softplus, lambda x: np.logaddexp(0, x), -80, 30),
+        (cpu_lanes.sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80),
+    ],
+    ids=["exp", "softplus", "sigmoid"],
+)
+def test_exact_to_a_few_units_in_the_last_place(ours, exact, low, high):
+    x = np.random.default_rng(0).uniform(low, high, 20_000).astype(np.float32)
+    x[:4] = low, high, 0.0, -0.0
+    np.testing.assert_allclose(of_array(ours)(x), exact(x.astype(np.float64)), rtol=4e-7)
+
+
+@pytest.mark.parametrize("function", [cpu_lanes.exp, cpu_lanes.softplus, cpu_lanes.sigmoid])
+def test_nan_stays_nan_and_in_its_lane(function):
+    x = np.zeros(WIDTH, np.float32)
+    x[5] = np.nan
+    assert np.flatnonzero(np.isnan(of_array(function)(x))).tolist() == [5]
+
+
+@njit
+def turned(source, step, rows, columns, target, leap):
+    turn(source, np.uintp(2), step, rows, columns, target, np.uintp(3), leap)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 5), (7, 16), (1, 1), (3, 11)])
+def test_turns_rows_into_columns_and_touches_nothing_else(rows, columns):
+    source = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    target = np.zeros(500, np.float32)
+    turned(source, np.uintp(21), np.uintp(rows), np.uintp(columns), target, np.uintp(18))
+    expected = np.zeros(500, np.float32)
+    for c in range(columns):
+        for r in range(rows):
+            expected[3 + c * 18 + r] = source[2 + r * 21 + c]
+    np.testing.assert_array_equal(target, expected)

@@ -8,7 +8,7 @@ import torch
 
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import cpu, reference, ss2d_scan
-from robustcli.models.scan.orders import CODES, CROSS, packed, pixel_orders
+from robustcli.models.scan.layout import CODES, CROSS, packed, pixel_orders
 from tests.models.scan.cases import assert_like_reference, image
 
 ONE_WAY = ("row",) * 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustcli.models.scan import cpu, reference
-from robustcli.models.scan.orders import pixel_orders
+from robustcli.models.scan.layout import pixel_orders
 from tests.models.scan.cases import image, leaves, sequence
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -197,7 +197,7 @@ def test_gradients_asked_for_of_a_sequence():
 
 @kernels
 def test_kernels_are_told_what_is_wanted_and_no_array_is_made_for_the_rest(monkeypatch):
-    kernels = importlib.import_module("robustcli.models.scan.triton_backward")
+    kernels = importlib.import_module("robustcli.models.scan.triton_kernels")
     told, kernel = [], kernels.backward
 
     class Spy:

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from robustcli.models.scan import triton_backward, triton_kernels
+from robustcli.models.scan import triton_kernels
 
 HALF = ("x", "delta", "B", "C", "ddelta")
 FLOAT = ("A", "skip", "bias", "out", "state", "borders", "starts", "spans", "dy", "ends", "before",
@@ -26,11 +26,11 @@ KERNELS = [
     (triton_kernels.forward, TILE | {"SOFTPLUS": True, "KEEP": True, "LOCAL": False}),
     (triton_kernels.forward, TILE | {"SOFTPLUS": False, "KEEP": False, "LOCAL": True}),
     (triton_kernels.carry, {"N": 3, "NB": 4, "DB": 32, "REVERSED": True}),
-    (triton_backward.slope_ends, TILE | {"SOFTPLUS": True}),
-    (triton_backward.backward, BACK | EVERYTHING),
-    (triton_backward.backward, BACK | EVERYTHING | FROZEN),
-    (triton_backward.backward, BACK | ONLY_X),
-    (triton_backward.backward, BACK | dict.fromkeys(EVERYTHING, False) | {"OF_D": True}),
+    (triton_kernels.slope_ends, TILE | {"SOFTPLUS": True}),
+    (triton_kernels.backward, BACK | EVERYTHING),
+    (triton_kernels.backward, BACK | EVERYTHING | FROZEN),
+    (triton_kernels.backward, BACK | ONLY_X),
+    (triton_kernels.backward, BACK | dict.fromkeys(EVERYTHING, False) | {"OF_D": True}),
 ]
 
 

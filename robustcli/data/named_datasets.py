@@ -1,0 +1,128 @@
+"""The data sets that have names: what they are and where they come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import canonical, find
+
+# Where downloaded and unpacked data are kept.
+
+
+def data_home() -> Path:
+    """The folder for downloads: `ROBUST_HOME`, else the user's cache folder (it need not exist)."""
+    chosen = os.environ.get("ROBUST_HOME")
+    return Path(chosen).expanduser() if chosen else user_cache_path("robust", appauthor=False)
+
+
+SEGMENTATION = "segmentation"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that can be named.
+
+    Args:
+        name: What the user types.
+        label_space: Name of its label space; `SEGMENTATION` for images with masks.
+        images: How many images it has.
+        bundled: Whether it comes with the package.
+        source: Who made it and where it is described.
+        licence: The terms, in words.
+        url: Where it is downloaded from; None for bundled ones.
+        sha256: Published hash of that download; None where the source guarantees none.
+        default_for: Whether it serves its label space when no data is named.
+    """
+
+    name: str
+    label_space: str
+    images: int
+    bundled: bool
+    source: str
+    licence: str
+    url: str | None = None
+    sha256: str | None = None
+    default_for: bool = False
+
+
+DATASETS: tuple[Dataset, ...] = (
+    Dataset(
+        name="cifar10-mini",
+        label_space="cifar10",
+        images=960,
+        bundled=True,
+        source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images: "
+        "96 test images per class, as JPEG",
+        licence="no formal licence; Krizhevsky 2009",
+        default_for=True,
+    ),
+    Dataset(
+        name="imagenet-sample",
+        label_space="imagenet-1k",
+        images=1000,
+        bundled=False,
+        source="github.com/EliSchwartz/imagenet-sample-images: one photo per class",
+        licence="ImageNet terms: non-commercial research and education",
+        # GitHub may compress the same commit anew, so there is no lasting hash to pin.
+        url="https://github.com/EliSchwartz/imagenet-sample-images/archive/"
+        "22d0a5c9c5c76d13532da2d29ea7fa2e9e034387.tar.gz",
+    ),
+    Dataset(
+        name="nuclei-mini",
+        label_space=SEGMENTATION,
+        images=194,
+        bundled=True,
+        source="2018 Data Science Bowl, stage 1 (BBBC038): 160 fluorescence and 34 stained images "
+        "with the masks of their nuclei, images re-encoded",
+        licence="CC0",
+        default_for=True,
+    ),
+)
+
+
+def named(name: str) -> Dataset | None:
+    """The data set called `name` (`-`, `_` and case do not count); None when there is none."""
+    return next((d for d in DATASETS if d.name == canonical(name)), None)
+
+
+def installed(name: str) -> Path | None:
+    """The tar of the data set called `name`; None while it is not downloaded.
+
+    Raises:
+        UsageError: No data set has that name.
+    """
+    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
+    path = place(next(d for d in DATASETS if d.name == registered))
+    return path if path.is_file() else None
+
+
+def place(dataset: Dataset) -> Path:
+    """Where the tar of `dataset` is or will be."""
+    if dataset.bundled:
+        return Path(str(files("robustcli") / "assets" / f"{dataset.name}.tar"))
+    return data_home() / "datasets" / f"{dataset.name}.tar"
+
+
+def require(dataset: Dataset) -> Path:
+    """The tar of `dataset`.
+
+    Raises:
+        UsageError: It is not downloaded yet.
+    """
+    path = place(dataset)
+    if not path.is_file():
+        raise UsageError(
+            f"The data set `{dataset.name}` is not on this machine.",
+            f"It was looked for at `{path}`.",
+            f"Download it with `robust fetch {dataset.name}` ({dataset.images} images).",
+        )
+    return path
+
+
+LISTING = "robust list datasets"

@@ -1,0 +1,201 @@
+"""Which part of the data is evaluated: what no model was trained on, unless the user says else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Literal, cast
+
+from robustcli.adapters.cache_paths import local_path
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.training_run import ClassifierHeader, header_beside, is_run, weights_in
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener
+from robustcli.core.names import canonical
+from robustcli.data.dataset import ImageRef, Indexed, IndexT, Member
+from robustcli.data.decode import read_bytes
+from robustcli.data.splits import read_splits
+from robustcli.evaluation.record import Split
+
+# What a model was trained on, as far as its files tell, so that it is not tested on that.
+
+
+SPLITS = "splits.csv"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of one training.
+
+    Args:
+        model: The model, as the user named it.
+        digest: Of the list of images; None where the weights do not say it.
+        parts: Which part each image was in, by id; empty where that file is not there.
+        seen: Of some training images, by id, the SHA-256 of their files, where the weights say it.
+    """
+
+    model: str
+    digest: str | None
+    parts: Mapping[str, str]
+    seen: Mapping[str, str] = field(default_factory=dict)
+
+    def overlaps(self, index: Indexed) -> bool:
+        """Whether some images of `index` are among those of the training.
+
+        Ids are paths inside the data set, so another name or place of its folder changes nothing.
+        But `cat/001.jpg` may be another photo in other data: where files of that name can be
+        compared with those of the training, these decide.
+        """
+        there = [one for one in index.members if one.image_id in self.seen]
+        if there:
+            return any(_hash(one) == self.seen[one.image_id] for one in there)
+        same = self.digest is not None and self.digest == index.digest
+        return same or any(one.image_id in self.parts for one in index.members)
+
+
+def _hash(member: Member) -> str:
+    assert isinstance(member, ImageRef), "only classifiers' weights say what they have seen"
+    try:
+        return hashlib.sha256(read_bytes(member)).hexdigest()
+    except OSError:
+        return ""
+
+
+def training_data(request: ModelRequest) -> TrainingData | None:
+    """What the model of `request` was trained on; None where nothing tells.
+
+    The weights' own header names the data; `splits.csv` in the run's folder the parts, or a file of
+    that ending beside bundled weights.
+    """
+    place = _place(request)
+    if place is None or request.untrained:
+        return None
+    header = header_beside(weights_in(place))
+    folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
+    files = [place.with_suffix(f".{SPLITS}"), *(folder / SPLITS for folder in folders)]
+    found = next((file for file in files if file.is_file()), None)
+    parts = {} if found is None else read_splits(found)
+    if header is None and not parts:
+        return None
+    seen = header.seen if isinstance(header, ClassifierHeader) else {}
+    return TrainingData(request.name, None if header is None else header.trained_on, parts, seen)
+
+
+def _place(request: ModelRequest) -> Path | None:
+    if request.weights is not None:
+        return request.weights
+    bundled = (e for e in CATALOGUE.values() if canonical(e.name) == canonical(request.name))
+    entry = next(bundled, None)
+    if entry is not None:
+        return local_path(entry) if entry.asset is not None else None
+    return Path(request.name) if is_run(Path(request.name)) else None
+
+
+def parts_of(run: Path) -> Mapping[str, str]:
+    """The part of each image id in the training run `run`; empty where it does not say.
+
+    Raises:
+        UsageError: Its `splits.csv` is damaged.
+    """
+    return read_splits(run / SPLITS) if (run / SPLITS).is_file() else {}
+
+
+# Which part of the data is evaluated: what no model was trained on, unless the user says else.
+
+
+@dataclass(frozen=True)
+class Part(Generic[IndexT]):
+    """Some images of the data, and which part of it they are."""
+
+    index: IndexT
+    split: Split
+
+
+def choose_part(
+    index: IndexT,
+    wanted: Literal["auto"] | Split,
+    trainings: Sequence[TrainingData],
+    listener: Listener,
+) -> Part[IndexT]:
+    """The part of `index` to evaluate.
+
+    `auto` takes the held-out test images where a model was trained on images of `index`, else all.
+    With several such models these are the images that all of them held out. A named part is that
+    of the trainings, where there are any, else the data's own.
+
+    Args:
+        index: The whole data set.
+        wanted: As the user said it.
+        trainings: What the models were trained on.
+        listener: Hears what was taken, and of test images that are none.
+
+    Raises:
+        UsageError: Which images are in the part is not known, or there are none.
+    """
+    known = [training for training in trainings if training.overlaps(index)]
+    if wanted == "all" or (wanted == "auto" and not known):
+        for training in known:
+            listener.say(
+                f"`{training.model}` was trained on some of these images: the numbers flatter it."
+            )
+        return Part(index, "all")
+    split: Split = "test" if wanted == "auto" else wanted
+    part = _of_trainings(index, split, known) if known else _own(index, split)
+    if wanted == "auto":
+        listener.say(
+            f"`{known[0].model}` was trained on this data: only the {len(part.members)} of "
+            f"{len(index.members)} images that were held out for testing are used "
+            "(`--split all` takes all)."
+        )
+    return Part(part, split)
+
+
+def _of_trainings(index: IndexT, split: Split, known: Sequence[TrainingData]) -> IndexT:
+    for training in known:
+        if not training.parts:
+            raise _unknown_parts(training)
+    ids = frozenset(
+        pair.image_id
+        for pair in index.members
+        if all(training.parts.get(pair.image_id) == split for training in known)
+    )
+    names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in known))
+    if not ids:
+        raise UsageError(
+            f"No image of `{index.name}` is in the {split} part of {names}.",
+            f"All {len(index.members)} images here are others, or were used otherwise in training.",
+            "Name other data, evaluate models of different splits in separate runs, or take "
+            "everything with `--split all`.",
+        )
+    return _part(index, ids, f"{split} part of {names}")
+
+
+def _own(index: IndexT, split: Split) -> IndexT:
+    ids = frozenset(pair.image_id for pair in index.members if pair.split == split)
+    if not ids:
+        given = sorted({pair.split for pair in index.members if pair.split is not None})
+        raise UsageError(
+            f"`--split {split}` finds no images in `{index.name}`.",
+            f"The data has {', '.join(given)}."
+            if given
+            else "The data is not split, and no model was trained on it.",
+            "Leave out `--split`, or name data with the folders or the column that tell.",
+        )
+    return _part(index, ids, f"{split} part of the data's own split")
+
+
+def _part(index: IndexT, ids: frozenset[str], words: str) -> IndexT:
+    return cast("IndexT", index.part(ids, f"{index.subset}, {words}" if index.subset else words))
+
+
+def _unknown_parts(training: TrainingData) -> UsageError:
+    return UsageError(
+        f"Which images `{training.model}` has not seen is not known.",
+        "Its weights say that it was trained on this data, but the `splits.csv` of that training "
+        "is not beside them.",
+        "Name the folder of the training run (`--model RUN`), copy its `splits.csv` beside the "
+        "weights, or take all images with `--split all`.",
+    )

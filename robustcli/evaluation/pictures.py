@@ -1,0 +1,250 @@
+"""The pictures that a run keeps for its report: transformed samples, and cases of segmenters."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from robustcli.adapters.segmenter import Segmenter
+from robustcli.core.io import write_bytes
+from robustcli.data.dataset import PairRef
+from robustcli.data.decode import UnreadableImage
+from robustcli.data.masks import decode_pair
+from robustcli.evaluation.plan import Item
+from robustcli.evaluation.record import Panel, Rank, read_panels, write_panels
+from robustcli.evaluation.store import Cell, Store
+from robustcli.metrics.mask_scores import dice
+from robustcli.transforms.registry import TransformCell, image_seed
+
+# The outline of a mask, drawn on its image.
+
+
+COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
+TINT = 0.25  # share of the colour inside the outline
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+def outlined(image: Pixels, mask: Mask) -> Pixels:
+    """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in COLOUR.
+
+    The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
+    """
+    drawn = image.copy()
+    drawn[outline(mask, min(mask.shape) // 512 + 1)] = COLOUR
+    return drawn
+
+
+def overlaid(image: Pixels, mask: Mask) -> Pixels:
+    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in COLOUR."""
+    tinted = image.copy()
+    tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(COLOUR)).astype(np.uint8)
+    return outlined(tinted, mask)
+
+
+def outline(mask: Mask, width: int = 1) -> Mask:
+    """The pixels of `mask` within `width` steps of a pixel outside it, or of the image's end."""
+    inner = mask
+    for _ in range(width):
+        inner = _eroded(inner)
+    return mask & ~inner
+
+
+def _eroded(mask: Mask) -> Mask:
+    framed = np.pad(mask, 1)
+    inner: Mask = mask & framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2]
+    return inner & framed[1:-1, 2:]
+
+
+# Small pictures of what each transform does to one image, kept with the run for its report.
+
+
+LONGEST_SAMPLE = 256  # pixels of the longer side
+_MOST = 100  # images that are tried
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The image to show, (H, W, 3), and where it is drawn in, the mask that moves with it."""
+
+    image_id: str
+    pixels: Pixels
+    mask: NDArray[np.bool_] | None = None
+
+    def under(self, cell: TransformCell, seed: int) -> Sample:
+        """What the models see of it under `cell` in the run of seed `seed`."""
+        name, severity = cell.transform.name, cell.severity
+        own = image_seed(seed, name, severity, self.image_id)
+        if self.mask is None:
+            changed = cell.transform.apply(self.pixels, seed=own, severity=severity)
+            return Sample(self.image_id, changed)
+        moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=own, severity=severity)
+        return Sample(self.image_id, *moved)
+
+    def png(self) -> bytes:
+        """A small PNG, with the outline of the mask."""
+        picture = Image.fromarray(self.pixels)
+        picture.thumbnail((LONGEST_SAMPLE, LONGEST_SAMPLE), Image.Resampling.LANCZOS)
+        if self.mask is not None:
+            small = Image.fromarray(self.mask).resize(picture.size, Image.Resampling.NEAREST)
+            picture = Image.fromarray(outlined(np.asarray(picture), np.asarray(small)))
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        return content.getvalue()
+
+
+def write_samples(
+    run: Path, cells: Collection[TransformCell], seed: int, choose: Callable[[], Sample | None]
+) -> None:
+    """Writes `RUN/samples/clean.png` and one picture a cell, as far as they are missing.
+
+    Args:
+        run: The run's folder.
+        cells: What to show.
+        seed: The run's: the pictures are those that the models see.
+        choose: Gives the image to show, or None where there is none.
+    """
+    folder = run / "samples"
+    wanted = [c for c in cells if not (folder / _name(c)).exists()]
+    sample = choose() if wanted else None
+    if sample is None:
+        return
+    write_bytes(folder / "clean.png", sample.png())
+    for cell in wanted:
+        write_bytes(folder / _name(cell), sample.under(cell, seed).png())
+
+
+def first_readable(items: Sequence[ItemT], decode: Callable[[ItemT], Pixels]) -> Sample | None:
+    """The first of `items` that can be decoded; None where that is none of the first 100."""
+    for item in items[:_MOST]:
+        try:
+            return Sample(item.image_id, decode(item))
+        except UnreadableImage:
+            continue
+    return None
+
+
+def first_pair(pairs: Sequence[PairRef]) -> Sample | None:
+    """The first of the first 100 pairs that has foreground, else the first readable one."""
+    first = None
+    for pair in pairs[:_MOST]:
+        try:
+            image, mask = decode_pair(pair)
+            sample = Sample(pair.image_id, image, mask == 1)
+        except UnreadableImage:
+            continue
+        if sample.mask is not None and sample.mask.any():
+            return sample
+        first = first or sample
+    return first
+
+
+def _name(cell: TransformCell) -> str:
+    return f"{cell.transform.name}-s{cell.severity}.png"
+
+
+# Pictures of the best, the median and the worst cases of a segmenter, for its report.
+
+
+OF_EACH = 2
+LONGEST_PANEL = 512  # pixels of the longer side of a picture
+_IDENTITY = Cell("identity", 0)
+
+
+def draw_panels(
+    run: Path, pairs: Sequence[PairRef], segmenters: Mapping[str, Segmenter]
+) -> list[Panel]:
+    """The panels of the run, those of `segmenters` drawn anew where their choice has changed.
+
+    Args:
+        run: The run's folder, which holds their rows of untransformed images.
+        pairs: The images of the run.
+        segmenters: By their names in the run.
+    """
+    drawn, by_id = read_panels(run), {pair.image_id: pair for pair in pairs}
+    for name, segmenter in segmenters.items():
+        chosen = choose_panels(name, Store(run).masks(name, _IDENTITY))
+        if chosen == [panel for panel in drawn if panel.model == name]:
+            continue
+        if chosen:
+            shutil.rmtree(chosen[0].folder(run).parent, ignore_errors=True)
+        for panel in chosen:
+            _draw(panel.folder(run), by_id[panel.image_id], segmenter)
+        drawn = [*(panel for panel in drawn if panel.model != name), *chosen]
+        write_panels(run, drawn)
+    return drawn
+
+
+def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
+    """The cases to show, best first: up to OF_EACH of each rank, no image twice.
+
+    A group stands in the order by the dice of its image with the most foreground, so that each case
+    is another patient and shows something. Groups without foreground are left out.
+
+    Args:
+        model: Whose rows they are.
+        rows: Of untransformed images (columns: `store.MASK_SCHEMA`).
+    """
+    found = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
+    found = found[found["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])
+    cases = found.drop_duplicates("group").sort_values(
+        ["dice", "image_id"], ascending=[False, True]
+    )
+    return [
+        Panel(
+            model=model,
+            rank=rank,
+            number=number,
+            image_id=str(cases["image_id"].iloc[place]),
+            group=str(cases["group"].iloc[place]),
+            dice=float(cases["dice"].iloc[place]),
+        )
+        for rank, number, place in _places(len(cases))
+    ]
+
+
+def _places(count: int) -> list[tuple[Rank, int, int]]:
+    """Rank, number and place of the cases to show among `count` in falling order."""
+    near_median = sorted(range(count), key=lambda place: (abs(place - (count - 1) / 2), place))
+    orders: dict[Rank, list[int]] = {
+        "best": list(range(count)),
+        "worst": list(range(count))[::-1],
+        "median": near_median,
+    }
+    taken: set[int] = set()
+    chosen: list[tuple[Rank, int, int]] = []
+    for number in range(1, OF_EACH + 1):
+        for rank, order in orders.items():
+            place = next((place for place in order if place not in taken), None)
+            if place is not None:
+                taken.add(place)
+                chosen.append((rank, number, place))
+    return sorted(chosen, key=lambda one: one[2])
+
+
+def _draw(folder: Path, pair: PairRef, segmenter: Segmenter) -> None:
+    image, truth = decode_pair(pair)
+    probability = segmenter.probabilities([image])[0]
+    grey = np.rint(255 * probability).astype(np.uint8)
+    write_bytes(folder / "image.png", _png(image, Image.Resampling.LANCZOS))
+    truth_grey = np.where(truth == 1, 255, 0).astype(np.uint8)
+    write_bytes(folder / "truth.png", _png(truth_grey, Image.Resampling.NEAREST))
+    write_bytes(folder / "prediction.png", _png(grey, Image.Resampling.BILINEAR))
+
+
+def _png(pixels: NDArray[np.uint8], resampling: Image.Resampling) -> bytes:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LONGEST_PANEL, LONGEST_PANEL), resampling)
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()

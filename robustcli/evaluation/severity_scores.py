@@ -1,0 +1,152 @@
+"""How strong a transform must be: breaking points, and the corruption errors of ImageNet-C."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from robustcli.core.names import canonical
+from robustcli.evaluation.record import RunRecord
+
+# Breaking points: the severity from which on a model keeps less than half its accuracy.
+
+
+KEPT = 0.5
+
+
+@dataclass(frozen=True)
+class BreakingPoint:
+    """Where one model breaks under one transform.
+
+    Args:
+        model: Its name in the run.
+        transform: The transform's name.
+        severity: The lowest measured severity at which retention is below KEPT; None: at none.
+        strongest: The highest severity that was measured.
+    """
+
+    model: str
+    transform: str
+    severity: int | None
+    strongest: int
+
+
+def breaking_points(table: pd.DataFrame) -> list[BreakingPoint]:
+    """One point per model and transform with at least two severities above 0, in table order.
+
+    Severity 0 mixes all strengths of a transform, so it is no point on the scale.
+
+    Args:
+        table: `metrics.table` of a run.
+    """
+    graded = table[(table["severity"] > 0) & table["retention"].notna()]
+    return [
+        _point(str(model), str(transform), cells)
+        for (model, transform), cells in graded.groupby(["model", "transform"], sort=False)
+        if len(cells) > 1
+    ]
+
+
+def _point(model: str, transform: str, cells: pd.DataFrame) -> BreakingPoint:
+    broken = cells.loc[cells["retention"] < KEPT, "severity"]
+    lowest = None if broken.empty else int(broken.min())
+    return BreakingPoint(model, transform, lowest, int(cells["severity"].max()))
+
+
+# Corruption errors of ImageNet-C: mCE and relative mCE, relative to AlexNet.
+#
+# Source: D. Hendrycks, T. Dietterich, Benchmarking neural network robustness to common corruptions
+# and perturbations, ICLR 2019, section 4.1; AlexNet's errors from the authors' code.
+
+
+# AlexNet's top-1 error on ImageNet-C, mean over the five severities.
+ALEXNET_ERROR = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+ALEXNET_CLEAN_ERROR = 0.4348
+FAMILY = "imagenet-c"
+SEVERITIES = 5
+
+
+@dataclass(frozen=True)
+class CorruptionError:
+    """One model's errors relative to AlexNet's: 1 is AlexNet, lower is better.
+
+    Args:
+        model: Its name in the run.
+        mce: Mean corruption error.
+        relative_mce: The same for the errors that the corruptions add to the clean error.
+        by_corruption: The corruption error of each of the 15 corruptions.
+    """
+
+    model: str
+    mce: float
+    relative_mce: float
+    by_corruption: dict[str, float]
+
+
+def corruption_errors(table: pd.DataFrame, record: RunRecord) -> list[CorruptionError]:
+    """The errors of every model that has them, in the order of the run.
+
+    A model has them when its 15 corruptions x 5 severities were all measured on one and the same
+    number of images with ImageNet-1K's classes, which AlexNet's errors are about.
+
+    Args:
+        table: `metrics.table` of the run.
+        record: The run's record.
+    """
+    if record.dataset.label_space != "imagenet-1k":
+        return []
+    names = {t.name: benchmark_name(t.name) for t in record.transforms if t.family == FAMILY}
+    found = []
+    for model in record.models:
+        error = _of_model(model.name, table[table["model"] == model.name], names)
+        found += [] if error is None else [error]
+    return found
+
+
+def benchmark_name(transform: str) -> str | None:
+    """The benchmark's name of a corruption, which `transform` may carry after a prefix."""
+    spelling = canonical(transform)
+    for name in ALEXNET_ERROR:
+        if spelling == canonical(name) or spelling.endswith("-" + canonical(name)):
+            return name
+    return None
+
+
+def _of_model(
+    model: str, rows: pd.DataFrame, names: dict[str, str | None]
+) -> CorruptionError | None:
+    cells = rows.assign(corruption=rows["transform"].map(names)).dropna(subset="corruption")
+    cells = cells[cells["severity"].between(1, SEVERITIES)]
+    clean = rows[rows["transform"] == "identity"]
+    if len(cells) != len(ALEXNET_ERROR) * SEVERITIES or not _same_images(cells, clean):
+        return None
+    alexnet = pd.Series(ALEXNET_ERROR)
+    error = (1 - cells.groupby("corruption")["top1"].mean()).reindex(alexnet.index)
+    relative = (error - (1 - clean["top1"].iloc[0])) / (alexnet - ALEXNET_CLEAN_ERROR)
+    by_corruption = error / alexnet
+    named = {name: float(by_corruption[name]) for name in ALEXNET_ERROR}
+    return CorruptionError(model, float(by_corruption.mean()), float(relative.mean()), named)
+
+
+def _same_images(cells: pd.DataFrame, clean: pd.DataFrame) -> bool:
+    if clean.empty or not clean["n"].iloc[0]:
+        return False
+    n = clean["n"].iloc[0]
+    return bool((cells["n"] == n).all() and (cells["paired_n"] == n).all())

@@ -1,0 +1,133 @@
+"""What a fine-tuning would be, and what it would freeze, without doing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from torch import nn
+
+from robustcli.core.listener import Listener, Silent
+from robustcli.evaluation.record import FILE_NAME
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.decide import known_decisions, named_decisions, saving_of, tell
+from robustcli.finetuning.freezing import Saving
+from robustcli.finetuning.selection import Decision
+from robustcli.finetuning.setup import Setup, set_up, started
+from robustcli.training.prepare import TrainForecast, forecast_training
+from robustcli.training.trial import try_out
+
+
+@dataclass(frozen=True)
+class FinetuneForecast:
+    """What is to be done.
+
+    Args:
+        training: Of one mode, with the time of all its steps.
+        modes: What would be trained.
+        profile_iterations: Steps that would be profiled; 0 where nothing needs them.
+        decisions: Of every tensor; None where a profile would decide later.
+        saving: By what is frozen; None likewise.
+        sweep: Further rules at most, each trained as long as a mode; 0 without `--sweep`.
+    """
+
+    training: TrainForecast
+    modes: Sequence[str]
+    profile_iterations: int
+    decisions: Sequence[Decision] | None
+    saving: Saving | None
+    sweep: int = 0
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return json.dumps({**asdict(self), "training": self.training.told()}, indent=2)
+
+    def as_text(self) -> str:
+        """The same in lines, the tensors last."""
+        times = len(self.modes) or 1
+        lines = [
+            self.training.as_text(),
+            f"Modes:      {', '.join(self.modes) or 'none: the profile only'}"
+            + (f"; the time is for each of {times}" if times > 1 else ""),
+            *self._swept(),
+            *(self._frozen() if self.decisions is not None else [self._later()]),
+        ]
+        return "\n".join(lines)
+
+    def _swept(self) -> list[str]:
+        return [f"Sweep:      up to {self.sweep} further rules, each as long"] * bool(self.sweep)
+
+    def _later(self) -> str:
+        if not self.profile_iterations:
+            return "Freezing:   none in these modes"
+        return (
+            f"Freezing:   decided by a profile of the first {self.profile_iterations} steps; "
+            "`--profile FILE` or `--freeze PATTERN` says it now"
+        )
+
+    def _frozen(self) -> list[str]:
+        found, saved = self.decisions or (), self.saving
+        lines = []
+        if saved is not None:
+            lines = [
+                f"Frozen:     {_of(saved.frozen, saved.parameters)} parameters",
+                f"Optimizer:  {_of(saved.optimizer_bytes_saved, saved.optimizer_bytes)} bytes less",
+                f"Work:       {_of(saved.flops_saved, saved.flops)} operations of a step less "
+                "(convolutions and matrix products; the scan is not counted)",
+            ]
+        width = max((len(d.name) for d in found), default=0)
+        return lines + [
+            f"  {d.name:<{width}}  {_value(d)}  {'frozen' if d.frozen else 'trained'}: {d.why}"
+            for d in found
+        ]
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({part / max(whole, 1):.1%})"
+
+
+def _value(decision: Decision) -> str:
+    return f"{decision.statistic:9.2e}" if decision.statistic is not None else " " * 9
+
+
+def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneForecast:
+    """The forecast for `config`. Nothing is downloaded and nothing is written.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together, or nothing would be
+            left to train.
+    """
+    setup = set_up(replace(config, training=replace(config.training, offline=True)), listener)
+    network, _ = setup.network(started(setup))
+    try_out(setup.selection, network, setup.config.training.model_args)
+    decisions = known_decisions(setup, network) or named_decisions(setup, network)
+    training = replace(setup.config.training, out=setup.run, weights=None, untrained=True)
+    if decisions is not None:
+        tell(decisions, setup, network, listener.say)
+    one = forecast_training(training, Silent())
+    return FinetuneForecast(
+        training=replace(
+            one,
+            disk_bytes=one.disk_bytes * len(config.modes),
+            started=(setup.run / FILE_NAME).is_file() and not training.fresh,
+        ),
+        modes=config.modes,
+        profile_iterations=_profiled(setup, decisions),
+        decisions=decisions,
+        saving=_saving(setup, network, decisions),
+        sweep=len(setup.kind.rules) if config.sweep else 0,
+    )
+
+
+def _profiled(setup: Setup, decisions: Sequence[Decision] | None) -> int:
+    wanted = setup.config.profile_only or "freeze" in setup.config.modes
+    return setup.profile_iterations if wanted and decisions is None else 0
+
+
+def _saving(
+    setup: Setup, network: nn.Module, decisions: Sequence[Decision] | None
+) -> Saving | None:
+    if decisions is None:
+        return None
+    return saving_of(setup, [d.name for d in decisions if d.frozen], network)

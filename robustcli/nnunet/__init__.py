@@ -1,0 +1,1 @@
+"""nnU-Net's formats and rules: plans, checkpoints, normalisation, inference, patches."""

@@ -1,0 +1,318 @@
+"""nnU-Net's results folders and checkpoints: where they lie, what they hold, how to write them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.errors import UsageError
+from robustcli.core.io import replacing, write_text
+from robustcli.models.aliases import canonical_key, with_aliases
+from robustcli.models.umamba import UMamba
+from robustcli.nnunet.plan import DATASET, PLANS, NnUNetPlan
+
+# Where in a results folder of nnU-Net the checkpoint lies.
+#
+# RESULTS/DATASET/Trainer__plans__configuration/{plans.json, dataset.json}
+#                                              /fold_X/checkpoint_{final,best,latest}.pth
+
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+"""In the order in which they are taken: finished, best so far, newest."""
+
+
+def is_results_folder(path: Path) -> bool:
+    """Whether `path` is a folder that `find_checkpoint` finds its way in."""
+    return path.is_dir() and bool(_folds(path))
+
+
+def find_checkpoint(path: Path, *, fold: str | None = None) -> Path:
+    """The checkpoint that `path` stands for.
+
+    Args:
+        path: A checkpoint, a fold's folder, a trainer's folder, or a data set's folder.
+        fold: Which fold (`0`, `all`), where there are several.
+
+    Raises:
+        UsageError: There is none, or there are several to choose from.
+    """
+    if path.is_file():
+        return path
+    folds = _folds(path)
+    if fold is not None:
+        folds = [folder for folder in folds if folder.name == f"fold_{fold}"] or _no_fold(
+            path, fold, folds
+        )
+    if not folds:
+        raise UsageError(
+            f"`{path}` holds no checkpoint of nnU-Net.",
+            "Expected `Trainer__plans__configuration/fold_X/checkpoint_final.pth`, or a folder on "
+            "that way.",
+            "Name the file itself, or the folder that `nnUNetv2_train` wrote.",
+        )
+    if len(folds) > 1:
+        raise UsageError(
+            f"`{path}` holds {len(folds)} trainings.",
+            f"They are {', '.join(f'`{folder.relative_to(path)}`' for folder in folds)}.",
+            "Name the folder of one of them.",
+        )
+    return next(folds[0] / name for name in CHECKPOINTS if (folds[0] / name).is_file())
+
+
+def _folds(path: Path) -> list[Path]:
+    """The folders with a checkpoint in or below `path`, at the depths where nnU-Net has them."""
+    found = {path, *path.glob("fold_*"), *path.glob("*__*__*/fold_*")}
+    return sorted(f for f in found if any((f / name).is_file() for name in CHECKPOINTS))
+
+
+def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
+    raise UsageError(
+        f"`{path}` has no fold `{fold}`.",
+        f"It has {', '.join(f'`{folder.name}`' for folder in folds) or 'no folds at all'}.",
+        "Name one that it has.",
+    )
+
+
+# Which U-Mamba a checkpoint of nnU-Net is of.
+
+
+TRAINERS = {"umamba": "nnUNetTrainerUMambaBot", "umamba-enc": "nnUNetTrainerUMambaEnc"}
+"""Model to the trainer whose files it reads; variants as `...EncNoAMP` begin with it."""
+_MARKS = {"umamba": "mamba_layer.", "umamba-enc": "encoder.mamba_layers."}
+
+
+def recognised(file: Path, names: Collection[str], trainer: str) -> str:
+    """The model by the names of its tensors: `umamba` or `umamba-enc`.
+
+    Args:
+        file: The checkpoint, for messages.
+        names: Of its tensors, under our names.
+        trainer: The class that trained it; empty where the file does not say.
+
+    Raises:
+        UsageError: It is neither, or the trainer is the other one's.
+    """
+    by_keys = [
+        model for model, mark in _MARKS.items() if any(key.startswith(mark) for key in names)
+    ]
+    if len(by_keys) != 1:
+        raise UsageError(
+            f"`{file}` holds no U-Mamba.",
+            f"Its trainer is `{trainer or 'not named'}`, and it has no Mamba layer in the "
+            "bottleneck or in the encoder.",
+            f"Expected a checkpoint of {' or '.join(TRAINERS.values())}.",
+        )
+    named = [model for model, name in TRAINERS.items() if trainer.startswith(name)]
+    if named and named != by_keys:
+        raise UsageError(
+            f"`{file}` contradicts itself.",
+            f"Its trainer is `{trainer}`, but its weights are those of `{by_keys[0]}`.",
+            "The file was changed after training; use the original.",
+        )
+    return by_keys[0]
+
+
+# The state dict of one of our U-Mambas as upstream's network has it: every name, in order.
+#
+# Upstream registers most tensors under two or four names, and nnU-Net loads strictly.
+
+
+_WRAPPER = re.compile(r"\.conv[12]\.(conv|norm)\.\w+$")
+
+
+def upstream_state(network: nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU under every name that upstream has, in upstream's order.
+
+    Names of one tensor share its storage, also in the file.
+    """
+    state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
+    full, position = with_aliases(state), {key: i for i, key in enumerate(state)}
+    first = {_block(key): i for key, i in reversed(position.items())}
+
+    def place(key: str) -> tuple[int, int, bool, int]:
+        name = canonical_key(key)
+        section = 1 if key.startswith("decoder.encoder.") else 2 * key.startswith("decoder.")
+        return section, first[_block(name)], ".all_modules." in key, position[name]
+
+    return {key: full[key] for key in sorted(full, key=place)}
+
+
+def _block(name: str) -> str:
+    """The wrapper that registers the tensor `name` twice, else `name` itself."""
+    return name.rpartition(".")[0].rpartition(".")[0] if _WRAPPER.search(name) else name
+
+
+# How far a training has come, as far as nnU-Net's checkpoints say it.
+
+
+@dataclass(frozen=True)
+class NnUNetLog:
+    """nnU-Net's log: a value per finished epoch in each; the dice is the pseudo dice.
+
+    Args:
+        mean_fg_dice: Mean over the classes.
+        ema_fg_dice: Its moving average.
+        dice_per_class_or_region: Per class.
+        train_losses: Means over the epoch.
+        val_losses: Likewise, of the validation pass.
+        lrs: Learning rates.
+        epoch_start_timestamps: Seconds since 1970.
+        epoch_end_timestamps: Likewise.
+    """
+
+    mean_fg_dice: tuple[float, ...] = ()
+    ema_fg_dice: tuple[float, ...] = ()
+    dice_per_class_or_region: tuple[tuple[float, ...], ...] = ()
+    train_losses: tuple[float, ...] = ()
+    val_losses: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    epoch_start_timestamps: tuple[float, ...] = ()
+    epoch_end_timestamps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come.
+
+    Args:
+        epochs: Finished epochs.
+        best_ema: Best moving average of the pseudo dice; None before the first epoch.
+        log: Of the epochs.
+        optimizer: Its SGD; None stands for a fresh one. Frozen parameters have no moments in it.
+        scaler: Its loss scaler; None on a CPU.
+    """
+
+    epochs: int
+    best_ema: float | None = None
+    log: NnUNetLog = NnUNetLog()
+    optimizer: torch.optim.Optimizer | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+
+# Checkpoints and results folders that nnU-Net's U-Mamba loads strictly.
+#
+# Only plain Python values lie beside the tensors, so that `torch.load` reads the file with
+# `weights_only=True`; upstream's own files hold NumPy numbers and need the unsafe way.
+#
+# Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
+
+
+def write_results(
+    folder: Path,
+    network: UMamba,
+    *,
+    plan: NnUNetPlan,
+    fold: int | str,
+    progress: Progress,
+    name: str = "checkpoint_final.pth",
+) -> Path:
+    """Writes `Trainer__plans__configuration/` into `folder`: plan, data set and one checkpoint.
+
+    Returns:
+        The folder `Trainer__plans__configuration`, for `nnUNetv2_predict_from_modelfolder -m`.
+
+    Raises:
+        UsageError: The plan is not the network's.
+        RunError: The file system refused.
+    """
+    top = folder / f"{trainer_of(network)}__{plan.name}__{plan.configuration}"
+    write_checkpoint(top / f"fold_{fold}" / name, network, plan=plan, fold=fold, progress=progress)
+    write_text(top / PLANS, json.dumps(plan.plans, indent=4) + "\n")
+    write_text(top / DATASET, json.dumps(plan.dataset, indent=4) + "\n")
+    return top
+
+
+def write_checkpoint(
+    path: Path,
+    network: UMamba,
+    *,
+    plan: NnUNetPlan,
+    fold: int | str,
+    progress: Progress,
+    mirror_axes: tuple[int, ...] = (0, 1),
+) -> None:
+    """Writes a checkpoint of `network` to `path`, durably.
+
+    Args:
+        path: The file; nnU-Net calls it `checkpoint_final.pth` or `checkpoint_best.pth`.
+        network: The trained network.
+        plan: What it was built from.
+        fold: 0..4, or `all`.
+        progress: How far its training has come.
+        mirror_axes: Axes that inference may flip.
+
+    Raises:
+        UsageError: The plan is not the network's.
+        RunError: The file system refused.
+    """
+    _check(network, plan)
+    content = {
+        "network_weights": upstream_state(network),
+        "optimizer_state": _optimizer_state(network, progress.optimizer),
+        "grad_scaler_state": progress.scaler.state_dict() if progress.scaler else None,
+        "logging": {key: _lists(value) for key, value in asdict(progress.log).items()},
+        "_best_ema": progress.best_ema,
+        "current_epoch": progress.epochs,
+        "init_args": {
+            "plans": dict(plan.plans),
+            "configuration": plan.configuration,
+            "fold": fold,
+            "dataset_json": dict(plan.dataset),
+            "unpack_dataset": True,
+            "device": torch.device("cuda"),
+        },
+        "trainer_name": trainer_of(network),
+        "inference_allowed_mirroring_axes": mirror_axes,
+    }
+    with replacing(path) as beside:
+        torch.save(content, beside)
+
+
+def trainer_of(network: UMamba) -> str:
+    """The name of nnU-Net's trainer for `network`."""
+    return TRAINERS["umamba" if network.config.mamba == "bottleneck" else "umamba-enc"]
+
+
+def _optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """The state of an SGD over all parameters, as upstream's is, with the moments there are."""
+    kept = optimizer.param_groups[0] if optimizer else {}
+    sgd = torch.optim.SGD(
+        network.parameters(), lr=kept.get("lr", 1e-2), momentum=kept.get("momentum", 0.99),
+        weight_decay=kept.get("weight_decay", 3e-5), nesterov=True,
+    )  # fmt: skip
+    for parameter in network.parameters():
+        if optimizer and parameter in optimizer.state:
+            sgd.state[parameter] = dict(optimizer.state[parameter])
+    return sgd.state_dict()
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _check(network: UMamba, plan: NnUNetPlan) -> None:
+    config = network.config
+    planned = dict(plan.options, in_channels=len(plan.channel_names), num_classes=len(plan.labels))
+    has = {
+        "patch_size": config.patch,
+        "kernels": config.stage_kernels,
+        "strides": config.stage_strides,
+        "features": config.features,
+        "in_channels": config.in_channels,
+        "num_classes": config.num_classes,
+    }
+    wrong = [key for key, value in has.items() if planned[key] != value]
+    if wrong:
+        raise UsageError(
+            "The network is not the plan's.",
+            "; ".join(f"`{key}` is {has[key]}, the plan says {planned[key]}" for key in wrong)
+            + ".",
+            "Write it with the plan that it was built from.",
+        )

@@ -1,0 +1,137 @@
+"""nnU-Net's inference: windows over images of any size, averaged over flips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, product
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.errors import UsageError
+
+# Inference with mirroring: a network's scores averaged over flips of its input.
+#
+# Source: nnU-Net v2.1.1, `predict_from_raw_data.py`, `_internal_maybe_mirror_and_predict`.
+
+
+class Mirrored(nn.Module):
+    """`network`, whose scores are averaged over every combination of flips.
+
+    To be wrapped around the network before a sliding window: each window is flipped by itself. With
+    n axes it costs 2^n passes.
+
+    Args:
+        network: (B, C, H, W) to scores (B, K, H, W), or to several, highest resolution first, of
+            which the first counts.
+        axes: Axes of the image that may be flipped, 0 for height and 1 for width: the
+            `inference_allowed_mirroring_axes` of a checkpoint.
+
+    Raises:
+        UsageError: An axis is neither.
+    """
+
+    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
+        super().__init__()
+        wrong = [axis for axis in axes if axis not in (0, 1)]
+        if wrong:
+            raise UsageError(
+                f"Axis {wrong[0]} cannot be mirrored.",
+                "An image has the axes 0 (height) and 1 (width).",
+                "Use the axes of a two-dimensional network.",
+            )
+        self.network = network
+        self.axes = tuple(sorted(set(axes)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean scores, (B, K, H, W); before softmax, as the network gives them."""
+        total, count = self._scores(x), 1
+        for flips in self._flips():
+            total = total + self._scores(x.flip(flips)).flip(flips)
+            count += 1
+        return total / count
+
+    def _flips(self) -> Iterator[tuple[int, ...]]:
+        for number in range(1, len(self.axes) + 1):
+            for axes in combinations(self.axes, number):
+                yield tuple(axis + 2 for axis in axes)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        scores = self.network(x)
+        return scores if isinstance(scores, torch.Tensor) else scores[0]
+
+
+# Images of any size through a network that takes squares of one size, as nnU-Net does it.
+#
+# The windows lie at even distances, and the weights of their pixels are a normal curve around the
+# pixel right and below of the middle. MONAI's sliding window puts them at a fixed distance, the
+# last one nearer, and centres the weights: near the border of an object its masks differ from nnU-
+# Net's.
+#
+# Source: nnU-Net v2.1.1, `sliding_window_prediction.py`. Deviation: sums are in float32, upstream's
+# in float16.
+
+
+_SIGMA = 1 / 8  # of a window's side
+
+
+def covered_evenly(
+    images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, 1, H, W).
+
+    The images and the result stay where they are; only windows go to `device`.
+
+    Args:
+        images: (n, 3, H, W), each side at least `window`.
+        window: Side of a window in pixels.
+        predict: Windows (m, 3, window, window) to scores (m, 1, window, window).
+        overlap: Share of a window's side that the next one covers again, at least, in [0, 1).
+        batch: Windows at a time.
+        device: Where `predict` computes.
+    """
+    count, _, *size = images.shape
+    places = [
+        (number, slice(top, top + window), slice(left, left + window))
+        for number, top, left in product(
+            range(count), *(window_starts(side, window, 1 - overlap) for side in size)
+        )
+    ]
+    weights = gaussian_weights(window).to(images.device)
+    total, parts = torch.zeros(count, 1, *size), torch.zeros(count, 1, *size)
+    total, parts = total.to(images.device), parts.to(images.device)
+    for first in range(0, len(places), batch):
+        some = places[first : first + batch]
+        cut = torch.stack([images[number, :, rows, columns] for number, rows, columns in some])
+        scores = predict(cut.to(device)).to(images.device)
+        for (number, rows, columns), score in zip(some, scores, strict=True):
+            total[number, :, rows, columns] += score * weights
+            parts[number, :, rows, columns] += weights
+    return total / parts
+
+
+def window_starts(side: int, window: int, step: float) -> list[int]:
+    """Where the windows along a side of an image begin, in pixels, the last one at its end.
+
+    Args:
+        side: Of the image, in pixels, at least `window`.
+        window: Side of a window in pixels.
+        step: Share of `window` by which the next one lies further on, at most, in (0, 1].
+    """
+    count = math.ceil((side - window) / (window * step)) + 1
+    apart = (side - window) / max(1, count - 1)
+    return [int(np.round(apart * number)) for number in range(count)]
+
+
+def gaussian_weights(window: int) -> Tensor:
+    """The weights of a window's pixels, float32 (window, window), the largest 1 and none 0."""
+    from scipy.ndimage import gaussian_filter1d
+
+    impulse = np.zeros(window)
+    impulse[window // 2] = 1.0
+    curve = gaussian_filter1d(impulse, window * _SIGMA, mode="constant")
+    weights = torch.from_numpy(np.outer(curve, curve) / curve.max() ** 2).float()
+    return weights.clamp(min=float(weights[weights > 0].min()))

@@ -1,0 +1,183 @@
+"""nnU-Net's normalisation of an image, and what prediction needs to know of its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcli.core.errors import UsageError
+
+# nnU-Net's normalisation of an image: per channel, a shift and a scale of its values.
+#
+# Of inference as much as of training, so it lies here. A patch is normalised with the numbers of
+# the whole image, as upstream's preprocessing does: `fit` takes them once, `Normaliser` applies
+# them to any part.
+#
+# Source: nnU-Net v2.1.1, `default_normalization_schemes.py`, `create_nonzero_mask`.
+
+
+Place = tuple[slice, slice]
+WHOLE: Place = (slice(None), slice(None))
+_SMALLEST = 1e-8  # upstream's floor under a deviation or a range
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """What a plan knows of one channel's foreground values over the whole data set (CT)."""
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How one channel is normalised.
+
+    Args:
+        scheme: One of SCHEMES.
+        inside_only: Whether only the pixels that are not black border count and change (a plan's
+            `use_mask_for_norm`, for MR images on black).
+        intensities: Needed by `ct` only.
+    """
+
+    scheme: str = "zscore"
+    inside_only: bool = False
+    intensities: Intensities | None = None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """(clip(x, low, high) - shift) / scale."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+    low: float = -np.inf
+    high: float = np.inf
+
+
+def _zscore(values: NDArray[np.uint8], channel: Channel) -> _Line:
+    return _Line(float(values.mean()), max(float(values.std()), _SMALLEST))
+
+
+def _ct(values: NDArray[np.uint8], channel: Channel) -> _Line:
+    known = channel.intensities
+    if known is None:
+        raise UsageError(
+            "The plan's `CT` normalisation cannot be done.",
+            "It needs `foreground_intensity_properties_per_channel`, which the plan lacks.",
+            "Use the plan that nnU-Net wrote, or another scheme.",
+        )
+    return _Line(
+        known.mean, max(known.std, _SMALLEST), known.percentile_00_5, known.percentile_99_5
+    )
+
+
+def _rescale(values: NDArray[np.uint8], channel: Channel) -> _Line:
+    low, high = float(values.min()), float(values.max())
+    return _Line(low, max(high - low, _SMALLEST))
+
+
+def _rgb(values: NDArray[np.uint8], channel: Channel) -> _Line:
+    return _Line(scale=255.0)
+
+
+def _none(values: NDArray[np.uint8], channel: Channel) -> _Line:
+    return _Line()
+
+
+SCHEMES: Mapping[str, Callable[[NDArray[np.uint8], Channel], _Line]] = MappingProxyType(
+    {"zscore": _zscore, "ct": _ct, "rescale_0_1": _rescale, "rgb_to_0_1": _rgb, "none": _none}
+)
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """How the image that it was fitted to is normalised; made by `fit`."""
+
+    lines: tuple[_Line, ...]
+    inside_only: tuple[bool, ...]
+    inside: NDArray[np.bool_] | None
+
+    def __call__(self, image: NDArray[np.uint8], place: Place = WHOLE) -> NDArray[np.float32]:
+        """The part `place` of `image`, normalised: (C, h, w).
+
+        Args:
+            image: (H, W, C), the whole image that `fit` saw.
+            place: Rows and columns.
+        """
+        part = np.moveaxis(image[place], -1, 0).astype(np.float32)  # (C, h, w)
+        for values, line, masked in zip(part, self.lines, self.inside_only, strict=True):
+            np.clip(values, line.low, line.high, out=values)
+            values -= np.float32(line.shift)
+            values /= np.float32(line.scale)
+            if masked and self.inside is not None:
+                values[~self.inside[place]] = 0
+        return part
+
+
+def fit(image: NDArray[np.uint8], channels: Sequence[Channel]) -> Normaliser:
+    """The normaliser of `image`.
+
+    Args:
+        image: (H, W, C), uint8.
+        channels: One per channel.
+
+    Raises:
+        UsageError: Their number is not the image's, or a scheme lacks what it needs.
+    """
+    if image.shape[2] != len(channels):
+        raise UsageError(
+            f"The image has {image.shape[2]} channels.",
+            f"The normalisation is for {len(channels)}.",
+            "Use the plan and the `dataset.json` of images with as many channels.",
+        )
+    inside = _inside(image) if any(channel.inside_only for channel in channels) else None
+    lines = tuple(
+        SCHEMES[channel.scheme](
+            image[..., c] if inside is None or not channel.inside_only else image[inside, c],
+            channel,
+        )
+        for c, channel in enumerate(channels)
+    )
+    return Normaliser(lines, tuple(channel.inside_only for channel in channels), inside)
+
+
+def _inside(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels that any channel shows something in, holes filled; all of them in a black image."""
+    from scipy.ndimage import binary_fill_holes
+
+    shown: NDArray[np.bool_] = binary_fill_holes(image.any(axis=2))
+    return shown if shown.any() else np.ones_like(shown)
+
+
+# What prediction needs to know of a network that was trained nnU-Net's way.
+#
+# Source: nnU-Net v2.1.1, `predict_from_raw_data.py`: the whole image is normalised and padded with
+# zeros, windows are flipped, and scores are averaged before they become probabilities.
+
+
+@dataclass(frozen=True)
+class NnUNetInference:
+    """How nnU-Net's inference differs from the usual.
+
+    Args:
+        channels: How each input channel of the whole image is normalised.
+        mirror_axes: Axes along which each window is flipped, 0 for height; the scores are averaged.
+    """
+
+    channels: tuple[Channel, ...]
+    mirror_axes: tuple[int, ...] = (0, 1)
+
+    def normalised(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """`image` (H, W, C), uint8, normalised: (H, W, C).
+
+        Raises:
+            UsageError: It has another number of channels.
+        """
+        return np.moveaxis(fit(image, self.channels)(image), 0, -1)

@@ -1,0 +1,293 @@
+"""Models over transforms: bars of best and worst, all as dots, and curves over severity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from robustcli.evaluation.severity_scores import KEPT
+from robustcli.reports.figures.canvas import (
+    GREY,
+    Look,
+    error_bars,
+    legend,
+    legend_width,
+    looks,
+    measure_axis,
+    save,
+    styled,
+    wrapped,
+)
+from robustcli.reports.measure import TOP1, Extremes, Measure
+from robustcli.reports.numbers import cell_label
+
+# The transforms that models stand best and worst, as grouped bars with 95 % intervals.
+
+
+GROUP = 0.84
+LABELS_UPRIGHT_FROM = 3
+HEADROOM = 1.14
+
+
+def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure = TOP1) -> None:
+    """Draws figure 2 of the robustness report: best on the left, worst on the right.
+
+    Args:
+        table: `metrics.table` of a run.
+        ends: The transforms to show; at least one best.
+        path: The PNG to write.
+        measure: Of which column they are the ends.
+    """
+    panels = [("best", ends.best), ("worst", ends.worst)]
+    shown = [(word, cells) for word, cells in panels if cells]
+    models = [str(name) for name in table["model"].unique()]
+    with styled():
+        width = max(5.2 * len(shown), legend_width(models))
+        figure = Figure(figsize=(width, 3.9), layout="constrained")
+        row = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for letter, axes, (word, cells) in zip("ab", row, shown, strict=False):
+            _bar_panel(axes, table, cells, models, measure)
+            axes.set_title(f"({letter}) {len(cells)} {word}", loc="left")
+        measure_axis(row[0], "y", measure)
+        row[0].set_ylim(0, _top(table, [*ends.best, *ends.worst], measure))
+        legend(figure, row[0])
+    save(figure, path)
+
+
+def _bar_panel(
+    axes: Axes,
+    table: pd.DataFrame,
+    cells: Sequence[tuple[str, int]],
+    models: Sequence[str],
+    measure: Measure,
+) -> None:
+    for position, (model, style) in enumerate(looks(models)):
+        rows = table[table["model"] == model].set_index(["transform", "severity"])
+        offset = (position - (len(models) - 1) / 2) * GROUP / len(models)
+        _bars(axes, rows.loc[list(cells)], offset, GROUP / len(models), (model, style), measure)
+    labels = [wrapped(cell_label(*cell)) for cell in cells]
+    axes.set_xticks(range(len(cells)), labels)
+    axes.tick_params(axis="x", length=0)
+    measure_axis(axes, "y", measure)
+    axes.set_ylabel("")
+    axes.set_xlim(-0.5, max(len(cells), 2) - 0.5)
+
+
+def _top(table: pd.DataFrame, cells: Sequence[tuple[str, int]], measure: Measure) -> float:
+    """The upper end of the axis: the highest interval shown, and room for its number."""
+    rows = table.set_index(["transform", "severity"]).loc[list(cells)]
+    return measure.scale * float(measure.ends(rows)[1].max()) * HEADROOM
+
+
+def _bars(
+    axes: Axes,
+    rows: pd.DataFrame,
+    offset: float,
+    width: float,
+    series: tuple[str, Look],
+    measure: Measure,
+) -> None:
+    name, style = series
+    centres = [index + offset for index in range(len(rows))]
+    axes.bar(
+        centres,
+        measure.scale * rows[measure.column],
+        width * 0.94,
+        yerr=error_bars(rows, measure),
+        label=name,
+        color=style.colour,
+        hatch=style.hatch,
+        edgecolor="white",
+        error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#222222"},
+    )
+    upright = width < GROUP / (LABELS_UPRIGHT_FROM - 1) - 1e-9
+    tops = measure.scale * measure.ends(rows)[1]
+    for centre, top, (_, row) in zip(centres, tops, rows.iterrows(), strict=True):
+        axes.annotate(
+            measure.show(row[measure.column], int(row["n"])),
+            (centre, top),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            rotation=90 if upright else 0,
+        )
+
+
+# All transforms in one picture: a dot with its 95 % interval per model, best transform on top.
+
+
+SPREAD = 0.62
+MARGIN = 0.03  # of the whole scale
+
+
+def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
+    """Draws one line per cell of `table`, and each model's clean number as a dashed line.
+
+    Args:
+        table: Rows of `metrics.table` to show, `identity` among them if it was measured.
+        path: The PNG to write.
+        measure: What is drawn.
+    """
+    rows = table[table[measure.column].notna()]
+    models = [str(name) for name in table["model"].unique()]
+    order = _order(rows, measure)
+    with styled():
+        height = 1.3 + len(order) * (0.17 + 0.085 * len(models))
+        width = max(7.6, legend_width(models))
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        for position, (model, style) in enumerate(looks(models)):
+            offset = (position - (len(models) - 1) / 2) * SPREAD / len(models)
+            _model(axes, rows[rows["model"] == model], order, offset, (model, style), measure)
+        _dress_dots(axes, rows, order, measure)
+        legend(figure, axes)
+    save(figure, path)
+
+
+def _order(rows: pd.DataFrame, measure: Measure) -> list[tuple[str, int]]:
+    """The cells from the highest mean to the lowest, `identity` first."""
+    means = rows.groupby(["transform", "severity"], sort=False)[measure.column].mean()
+    order = [(str(t), int(s)) for t, s in means.sort_values(ascending=False, kind="stable").index]
+    return sorted(order, key=lambda cell: cell[0] != "identity")
+
+
+def _model(
+    axes: Axes,
+    rows: pd.DataFrame,
+    order: Sequence[tuple[str, int]],
+    offset: float,
+    series: tuple[str, Look],
+    measure: Measure,
+) -> None:
+    name, style = series
+    lines = [order.index((row.transform, row.severity)) + offset for row in rows.itertuples()]
+    axes.errorbar(
+        measure.scale * rows[measure.column],
+        lines,
+        xerr=error_bars(rows, measure),
+        fmt=style.marker,
+        color=style.colour,
+        markersize=4.5,
+        elinewidth=1.1,
+        label=name,
+    )
+    clean = rows.loc[rows["transform"] == "identity", measure.column]
+    if len(clean):
+        place = measure.scale * clean.iloc[0]
+        axes.axvline(place, color=style.colour, linestyle="--", linewidth=0.8)
+
+
+def _dress_dots(
+    axes: Axes, rows: pd.DataFrame, order: Sequence[tuple[str, int]], measure: Measure
+) -> None:
+    names = ["identity (clean)" if cell[0] == "identity" else cell_label(*cell) for cell in order]
+    axes.set_yticks(range(len(order)), names)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    measure_axis(axes, "x", measure)
+    for line in range(1, len(order)):
+        axes.axhline(line - 0.5, color="#eeeeee", linewidth=0.6, zorder=0)
+    lowest, highest = measure.ends(rows)
+    low = measure.scale * (float(lowest.min()) - MARGIN)
+    high = measure.scale * (float(highest.max()) + MARGIN)
+    axes.set_xlim(max(0.0, low), min(measure.scale, high))
+
+
+# A measure over severity, one panel per transform, with the line where half of it is lost.
+
+
+COLUMNS = 5
+
+
+def draw_multiples(
+    table: pd.DataFrame, clean: pd.DataFrame, path: Path, measure: Measure = TOP1
+) -> None:
+    """Draws one panel per transform in `table`.
+
+    Args:
+        table: Rows of `metrics.table` with severities above 0, at least two per transform.
+        clean: The `identity` rows of the same models; empty if it was not measured.
+        path: The PNG to write.
+        measure: What is drawn.
+    """
+    transforms = [str(name) for name in table["transform"].unique()]
+    columns = min(COLUMNS, len(transforms))
+    lines = -(-len(transforms) // columns)
+    with styled():
+        width = max(1.2 + 1.75 * columns, legend_width(list(table["model"].unique())))
+        figure = Figure(figsize=(width, 1.0 + 1.75 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, transform in zip(grid.flat, transforms, strict=False):
+            rows = table[table["transform"] == transform]
+            _curve_panel(axes, rows, clean, list(table["model"].unique()), measure)
+            axes.set_title(wrapped(transform, 20), fontsize=8.5)
+        for axes in grid.flat[len(transforms) :]:
+            axes.set_visible(False)
+        _dress_curves(figure, grid[0, 0], sorted(table["severity"].unique()), measure)
+        _show_ticks_above_gaps(grid, len(transforms), columns)
+    save(figure, path)
+
+
+def _curve_panel(
+    axes: Axes, rows: pd.DataFrame, clean: pd.DataFrame, models: list[str], measure: Measure
+) -> None:
+    for model, style in looks(models):
+        _line(axes, rows[rows["model"] == model], (model, style), measure)
+        untouched = clean.loc[clean["model"] == model, measure.column].dropna()
+        for part, dashes in [(whole * kept, d) for whole in untouched for kept, d in _LEVELS]:
+            level = measure.scale * part
+            axes.axhline(level, color=style.colour, linestyle=dashes, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+
+
+_LEVELS = ((1.0, "--"), (KEPT, ":"))
+
+
+def _line(axes: Axes, rows: pd.DataFrame, series: tuple[str, Look], measure: Measure) -> None:
+    name, style = series
+    rows = rows.sort_values("severity")
+    severities = rows["severity"].to_numpy()
+    low, high = measure.ends(rows)
+    axes.fill_between(
+        severities,
+        measure.scale * low.to_numpy(),
+        measure.scale * high.to_numpy(),
+        color=style.colour,
+        alpha=0.18,
+        linewidth=0,
+    )
+    axes.plot(
+        severities,
+        measure.scale * rows[measure.column].to_numpy(),
+        color=style.colour,
+        marker=style.marker,
+        markersize=3.5,
+        linewidth=1.2,
+        label=name,
+    )
+
+
+def _dress_curves(figure: Figure, first: Axes, severities: list[int], measure: Measure) -> None:
+    first.set_ylim(0, measure.scale)
+    first.set_xticks(severities)
+    first.set_xlim(min(severities) - 0.3, max(severities) + 0.3)
+    figure.supxlabel("severity", fontsize=9)
+    figure.supylabel(measure.axis, fontsize=9)
+    first.plot([], [], color=GREY, linestyle="--", linewidth=0.8, label="clean")
+    first.plot([], [], color=GREY, linestyle=":", linewidth=0.8, label="half of clean")
+    legend(figure, first)
+
+
+def _show_ticks_above_gaps(grid: NDArray[np.object_], panels: int, columns: int) -> None:
+    """Shared axes label the last line only; panels above an unused place need labels too."""
+    for axes in grid.flat[max(0, panels - columns) : panels]:
+        axes.tick_params(labelbottom=True)

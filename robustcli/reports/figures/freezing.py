@@ -1,0 +1,542 @@
+"""The pictures of a fine-tuning: gradients over iterations, modes, and what rules save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from robustcli.reports.figures.canvas import (
+    COLOURS,
+    DPI,
+    GREY,
+    MARKERS,
+    legend,
+    save,
+    styled,
+    wrapped,
+)
+from robustcli.reports.figures.labels import Label, place_labels
+
+# Labels beside the right end of lines, spread so that none covers another.
+
+
+LINE = 0.15  # inches from one label to the next
+_AWAY = 1.025  # where labels begin, in widths of the axes
+
+
+@dataclass(frozen=True)
+class EndLabel:
+    """A text for the point (x, y) in data coordinates; without `x` no line leads to it."""
+
+    text: str
+    x: float | None
+    y: float
+    colour: str
+
+
+def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
+    """Writes `labels` in a column to the right of `axes`, in the order of their heights.
+
+    The limits and scales of the axes, and the size of the figure, must be final.
+    """
+    if not labels:
+        return
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = np.array([to_axes.transform((0, label.y))[1] for label in labels])
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    tall = axes.get_position().height * figure.get_figheight()
+    for label, place in zip(labels, spread(heights, LINE / tall), strict=True):
+        axes.text(
+            _AWAY + 0.025,
+            place,
+            label.text,
+            transform=axes.transAxes,
+            va="center",
+            fontsize=7.5,
+            color=label.colour,
+        )
+        if label.x is not None:
+            start = to_axes.transform((label.x, label.y))
+            axes.plot(
+                [start[0] + 0.01, _AWAY, _AWAY + 0.02],
+                [start[1], place, place],
+                transform=axes.transAxes,
+                color=GREY,
+                linewidth=0.5,
+                clip_on=False,
+            )
+
+
+def spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """`heights` moved so little that neighbours are `gap` apart, within [0, 1] where they fit.
+
+    Neighbours that are too close become a block around the mean of the places they would have.
+    """
+    order = np.argsort(heights, kind="stable")
+    offsets = gap * np.arange(len(heights))
+    blocks: list[tuple[float, int]] = []  # mean of (height - offset), members
+    for value in heights[order] - offsets:
+        blocks.append((float(value), 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (one, n), (other, m) = blocks[-2:]
+            blocks[-2:] = [((one * n + other * m) / (n + m), n + m)]
+    level = np.concatenate([np.full(count, mean) for mean, count in blocks])
+    level = np.clip(level, 0, max(0.0, 1 - offsets[-1]))
+    places = np.empty(len(heights))
+    places[order] = level + offsets
+    return places
+
+
+# A logarithmic axis with a place for 0, which has no logarithm.
+
+
+MOST_TICKS = 8
+_NOTHING = (1e-8, 1.0)  # the axis where nothing is above 0
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """The axis from `floor` to `top`, both above 0; with `zeros`, 0 is drawn at `floor`."""
+
+    floor: float
+    top: float
+    zeros: bool
+
+    def place(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where `values` are drawn; NaN stays so."""
+        return np.where(values <= 0, self.floor, values)
+
+    def ticks(self) -> dict[float, str]:
+        """Powers of ten, few enough to be read, and 0 where something is drawn there."""
+        first = round(np.log10(self.floor)) + self.zeros
+        last = int(np.floor(np.log10(self.top)))
+        step = max(1, -(-(last - first + 1) // MOST_TICKS))
+        told = {
+            10.0**power: f"1e{power}" if power else "1" for power in range(first, last + 1, step)
+        }
+        return {self.floor: "0", **told} if self.zeros else told
+
+    def apply(self, axes: Axes) -> None:
+        """Makes the y axis of `axes` this one."""
+        told = self.ticks()
+        axes.set_yscale("log")
+        axes.set_ylim(self.floor * (0.6 if self.zeros else 0.9), self.top)
+        axes.yaxis.set_major_locator(FixedLocator(list(told)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told.get(value, "")))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def log_scale(values: NDArray[np.float64], marks: Sequence[float] = ()) -> LogScale:
+    """The axis on which `values` (from 0, or NaN) and `marks` are to be seen.
+
+    The floor is a power of ten; with zeros it is a decade below everything else.
+    """
+    ends = [*values[values > 0], *(mark for mark in marks if mark > 0)]
+    low, high = (min(ends), max(ends)) if ends else _NOTHING
+    zeros = bool((values == 0).any())
+    decade = int(np.floor(np.log10(low))) - zeros
+    return LogScale(10.0**decade, float(high) * 2, zeros)
+
+
+# How large the gradients of parameter tensors were over the iterations of a profile.
+
+
+ABREAST = 12  # lines that one panel can hold with a label each
+COLUMNS = 4
+# Frozen or not is told by colour, dashes and, in print, by the hollow marker.
+TRAINED, FROZEN = COLOURS[0], COLOURS[1]
+_SIZE = (8.6, 4.6)
+_LETTER = 0.074  # inches that a letter of a label takes
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One tensor.
+
+    Args:
+        label: What tells it from the others.
+        kind: The panel it belongs to where there are many.
+        values: Its statistic per iteration, at least one; NaN where it had no gradient.
+        mean: What a rule compares; None where it never had a gradient.
+        frozen: Whether it was frozen.
+    """
+
+    label: str
+    kind: str
+    values: NDArray[np.float64]
+    mean: float | None
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where the line between frozen and trained runs, in the unit of the statistic."""
+
+    name: str
+    value: float
+
+
+def draw_gradients(
+    traces: Sequence[Trace], limit: Limit | None, statistic: str, path: Path
+) -> None:
+    """Draws a line per trace: one panel with a label each, or a panel per kind.
+
+    Args:
+        traces: At least one, all with as many iterations.
+        limit: None where the rule has none.
+        statistic: What is drawn, in words.
+        path: The PNG to write.
+    """
+    scale = _scale(traces, limit)
+    with styled():
+        if len(traces) <= ABREAST:
+            figure = _single(traces, limit, scale, statistic)
+        else:
+            figure = _panels(traces, limit, scale, statistic)
+    save(figure, path)
+
+
+def _single(
+    traces: Sequence[Trace], limit: Limit | None, scale: LogScale, statistic: str
+) -> Figure:
+    figure = Figure(figsize=_SIZE)
+    ends = [_end(trace, scale) for trace in traces]
+    margin = (0.45 + _LETTER * max(len(end.text) for end in ends)) / _SIZE[0]
+    axes = figure.add_axes((0.1, 0.115, max(0.3, 0.9 - margin), 0.795))
+    for number, trace in enumerate(traces):
+        _gradient_line(axes, trace, scale, MARKERS[number % len(MARKERS)])
+    _dress_gradients(axes, traces, limit, scale)
+    axes.set(xlabel="iteration", ylabel=statistic)
+    label_ends(axes, ends)
+    _legend(figure, traces, limit)
+    return figure
+
+
+def _panels(
+    traces: Sequence[Trace], limit: Limit | None, scale: LogScale, statistic: str
+) -> Figure:
+    kinds = list(dict.fromkeys(trace.kind for trace in traces))
+    columns = min(COLUMNS, len(kinds))
+    lines = -(-len(kinds) // columns)
+    size = (max(5.6, 0.8 + 2.1 * columns), 1.1 + 1.8 * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, kind in zip(grid.flat, kinds, strict=False):
+        mine = [trace for trace in traces if trace.kind == kind]
+        for trace in mine:
+            _gradient_line(axes, trace, scale, "")
+        told = f"{kind}: {sum(trace.frozen for trace in mine)}/{len(mine)} frozen"
+        axes.set_title(wrapped(told, 26), fontsize=8.5)
+        _dress_gradients(axes, mine, limit, scale)
+    for axes in grid.flat[len(kinds) :]:
+        axes.set_visible(False)
+    for axes in grid.flat[max(0, len(kinds) - columns) : len(kinds)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("iteration", fontsize=9)
+    figure.supylabel(wrapped(statistic, 48), fontsize=9)
+    _legend(figure, traces, limit)
+    return figure
+
+
+def _gradient_line(axes: Axes, trace: Trace, scale: LogScale, marker: str) -> None:
+    """The course of a tensor, and its mean just after the last iteration."""
+    colour = FROZEN if trace.frozen else TRAINED
+    crowded = not marker
+    iterations = np.arange(1, len(trace.values) + 1)
+    face = "white" if trace.frozen else colour
+    axes.plot(
+        iterations,
+        scale.place(trace.values),
+        color=colour,
+        linestyle="--" if trace.frozen else "-",
+        linewidth=0.8 if crowded else 1.1,
+        alpha=0.75,
+        marker="." if len(iterations) == 1 else "",
+        label=trace.label,
+        zorder=3 if trace.frozen else 2,
+    )
+    if trace.mean is not None:
+        axes.plot(
+            [_mean_at(trace)],
+            scale.place(np.array([trace.mean])),
+            color=colour,
+            marker=marker or "_",
+            markerfacecolor=face,
+            markersize=5 if crowded else 6,
+            zorder=4,
+        )
+
+
+def _mean_at(trace: Trace) -> float:
+    return len(trace.values) * 1.03 + 0.3
+
+
+def _end(trace: Trace, scale: LogScale) -> EndLabel:
+    """Where the label of a tensor belongs; a tensor without any gradient is said to have none."""
+    colour = FROZEN if trace.frozen else TRAINED
+    if trace.mean is None:
+        return EndLabel(f"{trace.label} (none)", None, scale.floor, GREY)
+    height = float(scale.place(np.array([trace.mean]))[0])
+    return EndLabel(trace.label, _mean_at(trace), height, colour)
+
+
+def _scale(traces: Sequence[Trace], limit: Limit | None) -> LogScale:
+    marks = [] if limit is None else [limit.value]
+    return log_scale(np.concatenate([trace.values for trace in traces]), marks)  # noqa: PD011  no pandas
+
+
+def _dress_gradients(
+    axes: Axes, traces: Sequence[Trace], limit: Limit | None, scale: LogScale
+) -> None:
+    if limit is not None and limit.value > 0:
+        axes.axhline(limit.value, color="black", linestyle=":", linewidth=1.3, zorder=5)
+    last = max(len(trace.values) for trace in traces)
+    axes.set_xlim(1 - 0.02 * last, last * 1.06 + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    scale.apply(axes)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, traces: Sequence[Trace], limit: Limit | None) -> None:
+    several = len(traces) > ABREAST
+    marker = "_" if several else "o"
+    handles = []
+    if any(not trace.frozen for trace in traces):
+        handles.append(Line2D([], [], color=TRAINED, marker=marker, label="trained"))
+    if any(trace.frozen for trace in traces):
+        handles.append(
+            Line2D(
+                [], [], color=FROZEN, linestyle="--", marker=marker, markerfacecolor="white",
+                label="frozen",
+            )
+        )  # fmt: skip
+    if limit is not None and limit.value > 0:
+        handles.append(Line2D([], [], color="black", linestyle=":", label=limit.name))
+    if several:
+        figure.legend(
+            handles=handles, loc="outside upper center", ncols=len(handles), frameon=False
+        )
+    else:
+        figure.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False)
+
+
+# How the modes of a fine-tuning went: validation loss and score, by epoch and by time.
+
+
+MARKED_UP_TO = 25  # epochs: more markers than that run together
+MINUTES_FROM = 180  # seconds
+HOURS_FROM = 3 * 3600
+_DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+_LOSS = ("val_loss", "validation loss")
+DICE = ("val_dice", "validation dice (0 to 1)")
+
+
+@dataclass(frozen=True)
+class ModeCourse:
+    """A mode.
+
+    Args:
+        name: What the legend calls it.
+        look: Its colour, dashes and marker, by number: the same for a mode in every report.
+        metrics: Its lines of `metrics.csv`, at least one.
+        chosen: The epoch whose weights were taken, or None.
+        frozen_at: The step at which parameters were frozen, or None.
+    """
+
+    name: str
+    look: int
+    metrics: pd.DataFrame
+    chosen: int | None
+    frozen_at: int | None
+
+    @property
+    def clock(self) -> NDArray[np.float64]:
+        """Seconds from the start to the end of each epoch, validations included."""
+        return np.cumsum(self.metrics["seconds"].to_numpy(dtype=float))
+
+    def place(self, step: int, ends: NDArray[np.float64]) -> float:
+        """Where `step` is on an axis on which the epochs end at `ends`."""
+        steps = self.metrics["step"].to_numpy(dtype=float)
+        return float(np.interp(step, [0, *steps], [0, *ends]))
+
+
+def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str] = DICE) -> None:
+    """Draws four panels: loss above the score, by epoch on the left and by time on the right.
+
+    Args:
+        courses: At least one.
+        path: The PNG to write.
+        score: Column of `metrics.csv` and its label; it lies in 0 to 1.
+    """
+    unit, name = _unit(max(float(course.clock[-1]) for course in courses))
+    with styled():
+        layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
+        figure = Figure(figsize=(8.6, 6.2), layout=layout)
+        grid = figure.subplots(2, 2, sharex="col", sharey="row", squeeze=False)
+        for row, (column, label) in zip(grid, (_LOSS, score), strict=True):
+            for course in courses:
+                epochs = course.metrics["epoch"].to_numpy(dtype=float)
+                _mode_line(row[0], course, column, epochs)
+                _mode_line(row[1], course, column, course.clock / unit)
+            row[0].set_ylabel(label)
+            _dress_modes(row, bounded=column == score[0])
+        most = max(float(course.metrics["epoch"].max()) for course in courses)
+        grid[1, 0].set(xlabel="epoch", xlim=(0, most + 0.5))
+        grid[1, 0].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        grid[1, 1].set(xlabel=f"{name} of training and validation", xlim=(0, None))
+        legend(figure, grid[0, 0])
+    save(figure, path)
+
+
+def _unit(seconds: float) -> tuple[int, str]:
+    """The unit of time in which `seconds` are a number that is easily read."""
+    if seconds >= HOURS_FROM:
+        return 3600, "hours"
+    return (60, "minutes") if seconds >= MINUTES_FROM else (1, "seconds")
+
+
+def _mode_line(axes: Axes, course: ModeCourse, column: str, ends: NDArray[np.float64]) -> None:
+    values = course.metrics[column].to_numpy(dtype=float)
+    colour, marker = COLOURS[course.look], MARKERS[course.look]
+    axes.plot(
+        ends,
+        values,
+        color=colour,
+        linestyle=_DASHES[course.look],
+        marker=marker if len(ends) <= MARKED_UP_TO else "",
+        markersize=3.5,
+        linewidth=1.3,
+        label=course.name,
+    )
+    chosen = course.metrics["epoch"].to_numpy() == course.chosen
+    if chosen.any():
+        axes.plot(
+            ends[chosen], values[chosen], color=colour, marker=marker, markersize=9,
+            markerfacecolor="none", markeredgewidth=1.4, linestyle="", clip_on=False,
+        )  # fmt: skip
+    if course.frozen_at is not None:
+        place = course.place(course.frozen_at, ends)
+        axes.axvline(place, color=colour, linestyle=":", linewidth=1.2, label="moment of freezing")
+
+
+def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
+    for axes in row:
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if bounded:
+        row[0].set_ylim(0, 1)
+
+
+# What rules of freezing save in time against the score that is left.
+
+
+SIZE = (8.6, 5.0)
+_ROOM = 0.12  # of the range, at both ends of both axes
+_LEAST = (4.0, 0.02)  # percent and score that the axes show at least
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its label, what it is one of, and its numbers with the ends of their intervals.
+
+    `saved` is in percent of the time of an iteration, `score` in [0, 1]; without an interval, both
+    ends are the number itself.
+    """
+
+    name: str
+    scope: str
+    saved: tuple[float, float, float]
+    score: tuple[float, float, float]
+
+
+def draw_tradeoff(rules: Sequence[Rule], path: Path, score: str = "dice (0 to 1)") -> None:
+    """Draws a point with both its intervals per rule, and its name beside it.
+
+    Args:
+        rules: At least one; each number stands between its ends: low, value, high.
+        path: The PNG to write.
+        score: What the score is.
+    """
+    with styled():
+        figure = Figure(figsize=SIZE, dpi=DPI)
+        axes = figure.add_axes((0.09, 0.11, 0.88, 0.8))
+        for number, scope in enumerate(dict.fromkeys(rule.scope for rule in rules)):
+            _points(axes, [rule for rule in rules if rule.scope == scope], number)
+        axes.axvline(0, color=GREY, linestyle="--", linewidth=0.9)
+        _dress_tradeoff(axes, rules, score)
+        legend(figure, axes)
+        labels = [Label(rule.name, rule.saved[1], rule.score[1]) for rule in rules]
+        place_labels(axes, labels, [box for rule in rules for box in _bars(axes, rule)])
+    save(figure, path)
+
+
+def _points(axes: Axes, rules: Sequence[Rule], number: int) -> None:
+    axes.errorbar(
+        [rule.saved[1] for rule in rules],
+        [rule.score[1] for rule in rules],
+        xerr=_lengths([rule.saved for rule in rules]),
+        yerr=_lengths([rule.score for rule in rules]),
+        fmt=MARKERS[number % len(MARKERS)],
+        color=COLOURS[number % len(COLOURS)],
+        markersize=6,
+        elinewidth=0.9,
+        capsize=2.5,
+        label=rules[0].scope,
+        zorder=3,
+    )
+
+
+def _lengths(ends: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float]]:
+    below = [max(0.0, value - low) for low, value, _ in ends]
+    return below, [max(0.0, high - value) for _, value, high in ends]
+
+
+def _bars(axes: Axes, rule: Rule) -> list[Bbox]:
+    """The pixels of both intervals."""
+    (left, low), (right, high) = axes.transData.transform(
+        [(rule.saved[0], rule.score[0]), (rule.saved[2], rule.score[2])]
+    )
+    x, y = axes.transData.transform((rule.saved[1], rule.score[1]))
+    return [Bbox([[left, y - 2], [right, y + 2]]), Bbox([[x - 2, low], [x + 2, high]])]
+
+
+def _dress_tradeoff(axes: Axes, rules: Sequence[Rule], score: str) -> None:
+    saved = [0.0, *(end for rule in rules for end in rule.saved)]
+    scores = [end for rule in rules for end in rule.score]
+    axes.set_xlim(*_limits(saved, _LEAST[0]))
+    low, high = _limits(scores, _LEAST[1])
+    axes.set_ylim(max(-0.01, low), min(1.01, high))
+    axes.set(
+        xlabel="time of an iteration saved against full fine-tuning (%)",
+        ylabel=_on_held_out(score),
+    )
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _on_held_out(score: str) -> str:
+    name, _, scale = score.partition(" (")
+    return f"{name} on the held-out images ({scale}"
+
+
+def _limits(values: Sequence[float], least: float) -> tuple[float, float]:
+    wide = max(max(values) - min(values), least)
+    middle = (max(values) + min(values)) / 2
+    half = wide * (0.5 + _ROOM)
+    return middle - half, middle + half

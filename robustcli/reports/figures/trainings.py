@@ -1,0 +1,374 @@
+"""The course of a training, the spread of its groups, and dice against parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from robustcli.reports.figures.canvas import (
+    COLOURS,
+    DPI,
+    GREY,
+    legend,
+    legend_width,
+    look,
+    save,
+    styled,
+    wrapped,
+)
+from robustcli.reports.figures.labels import Label, place_labels
+
+# How a training went, epoch by epoch: losses, and dice and IoU on the validation images.
+
+
+COLUMNS = 4
+MARKED_UP_TO = 25  # epochs: more markers than that run together
+Quantity = Literal["loss", "dice", "top1"]
+# Column of `metrics.csv`, name, colour, dashes, marker: each of the last three tells lines apart.
+_LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
+    "loss": (
+        ("train_loss", "training loss", COLOURS[1], "-", "s"),
+        ("val_loss", "validation loss", COLOURS[0], "--", "o"),
+    ),
+    "dice": (
+        ("val_dice", "validation dice", COLOURS[0], "-", "o"),
+        ("val_iou", "validation IoU", COLOURS[2], "--", "^"),
+    ),
+    "top1": (("val_top1", "validation top-1", COLOURS[0], "-", "o"),),
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """A training: its name, its lines of `metrics.csv` (at least one) and the chosen epoch."""
+
+    name: str
+    metrics: pd.DataFrame
+    chosen: int | None
+
+
+def draw_curves(course: Course, path: Path, score: Quantity = "dice") -> None:
+    """Draws the losses on the left, the score on the right.
+
+    Args:
+        course: What is drawn.
+        path: The PNG to write.
+        score: What is drawn on the right.
+    """
+    quantities: tuple[Quantity, Quantity] = ("loss", score)
+    with styled():
+        figure = Figure(figsize=(8.6, 3.7), layout=ConstrainedLayoutEngine(wspace=0.06))
+        for axes, quantity in zip(figure.subplots(1, 2), quantities, strict=True):
+            _panel(axes, course, quantity)
+            axes.set(xlabel="epoch", ylabel=_AXIS[quantity])
+            axes.legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
+_AXIS: dict[Quantity, str] = {
+    "loss": "loss",
+    "dice": "dice, IoU (0 to 1)",
+    "top1": "top-1 (0 to 1)",
+}
+
+
+def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) -> None:
+    """Draws `quantity` of several trainings, a small panel each.
+
+    Args:
+        courses: At least one.
+        quantity: The losses, or dice and IoU.
+        path: The PNG to write.
+    """
+    columns = min(COLUMNS, len(courses))
+    lines = -(-len(courses) // columns)
+    with styled():
+        figure = Figure(figsize=(max(5.6, 2.2 * columns), 1.0 + 1.8 * lines), layout="constrained")
+        # Losses of different kinds share no scale.
+        grid = figure.subplots(lines, columns, sharey=quantity != "loss", squeeze=False)
+        for axes, course in zip(grid.flat, courses, strict=False):
+            _panel(axes, course, quantity)
+            axes.set_title(wrapped(course.name, 26), fontsize=8.5)
+        for axes in grid.flat[len(courses) :]:
+            axes.set_visible(False)
+        figure.supxlabel("epoch", fontsize=9)
+        figure.supylabel(_AXIS[quantity], fontsize=9)
+        legend(figure, grid[0, 0])
+    save(figure, path)
+
+
+def _panel(axes: Axes, course: Course, quantity: Quantity) -> None:
+    epochs = course.metrics["epoch"].to_numpy()
+    for column, name, colour, dashes, marker in _LINES[quantity]:
+        axes.plot(
+            epochs,
+            course.metrics[column].to_numpy(dtype=float),
+            color=colour,
+            linestyle=dashes,
+            marker=marker if len(epochs) <= MARKED_UP_TO else "",
+            markersize=3.5,
+            linewidth=1.3,
+            label=name,
+        )
+    if course.chosen is not None:
+        axes.axvline(course.chosen, color=GREY, linestyle=":", linewidth=1.2, label="chosen epoch")
+    _dress_epochs(axes, course.metrics, quantity)
+
+
+def _dress_epochs(axes: Axes, metrics: pd.DataFrame, quantity: Quantity) -> None:
+    axes.set_xlim(metrics["epoch"].min() - 0.5, metrics["epoch"].max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    if quantity != "loss":
+        axes.set_ylim(0, 1)
+    else:
+        values = metrics[[line[0] for line in _LINES[quantity]]].to_numpy(dtype=float)
+        axes.set_ylim(min(0.0, float(np.nanmin(values, initial=0))), None)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# How the dice of single groups, such as patients, are spread: a dot each.
+
+
+STEP = 0.0125  # of dice: dots closer than that are put on top of each other
+CROWDED = 120  # dots: more are drawn smaller
+SPREAD = 0.36  # of a line, above and below
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One model: its name, the dice of its groups, and their mean with its interval."""
+
+    name: str
+    values: NDArray[np.float64]
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def draw_strips(strips: Sequence[Strip], group: str, path: Path) -> None:
+    """Draws a line of dots per strip, and its mean with the interval below them.
+
+    Args:
+        strips: At least one.
+        group: What a dot is, in the singular.
+        path: The PNG to write.
+    """
+    with styled():
+        figure = Figure(figsize=(8.6, 1.0 + 1.25 * len(strips)), layout="constrained")
+        axes = figure.subplots()
+        for line, strip in enumerate(strips):
+            _strip(axes, strip, line)
+        axes.set_yticks(range(len(strips)), [strip.name for strip in strips])
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(strips) - 0.45, -0.55))
+        axes.set_xlabel(f"dice of a single {group} (dots); mean with 95 % interval (black)")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    save(figure, path)
+
+
+def _strip(axes: Axes, strip: Strip, line: int) -> None:
+    style, places = look(line), heights(strip.values)
+    crowded = len(places) > CROWDED
+    axes.scatter(
+        strip.values,
+        line - 0.1 + places,
+        s=9 if crowded else 20,
+        marker=style.marker,
+        color=style.colour,
+        edgecolor="white",
+        linewidth=0.1 if crowded else 0.4,
+    )
+    low = strip.mean if strip.low is None else strip.low
+    high = strip.mean if strip.high is None else strip.high
+    axes.errorbar(
+        strip.mean,
+        line + 0.38,
+        xerr=[[max(0.0, strip.mean - low)], [max(0.0, high - strip.mean)]],
+        fmt="|",
+        markersize=9,
+        color="black",
+        elinewidth=1.6,
+        capsize=3,
+    )
+
+
+def heights(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far from the middle of its line each dot is drawn, in [-SPREAD, SPREAD].
+
+    Dots of about the same value are stacked from the middle outwards, alternately up and down.
+    """
+    places = np.rint(values / STEP).astype(int)
+    ranks = np.zeros(len(values))
+    for place in np.unique(places):
+        mine = np.flatnonzero(places == place)
+        order = np.arange(len(mine))
+        ranks[mine] = np.where(order % 2, -1, 1) * ((order + 1) // 2)
+    tallest = max(4.0, float(np.abs(ranks).max(initial=0)))
+    scaled: NDArray[np.float64] = ranks * SPREAD / tallest
+    return scaled
+
+
+# Dice against the number of parameters: what was printed, and what was measured here.
+
+
+SIZE = (8.6, 5.6)
+ROOM = 0.1  # of the range of dice, above and below
+LEGEND_LINE = 0.2  # inches
+OWN = COLOURS[0]
+OWN_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network: its label, its name, its parameters (above 0) and its dice in [0, 1].
+
+    `low` and `high` are the ends of the interval of an own dice, where it has one.
+    """
+
+    name: str
+    network: str
+    parameters: int
+    dice: float
+    own: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The interval, or the dice twice."""
+        return (
+            self.dice if self.low is None else self.low,
+            self.dice if self.high is None else self.high,
+        )
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line: what has no parameters."""
+
+    name: str
+    dice: float
+
+
+def draw_scatter(points: Sequence[Point], levels: Sequence[Level], path: Path) -> None:
+    """Draws `points` with the parameters on a logarithmic axis, each with its name.
+
+    Args:
+        points: At least one.
+        levels: Baselines.
+        path: The PNG to write.
+    """
+    with styled():
+        figure = Figure(figsize=SIZE, dpi=DPI)
+        axes = figure.add_axes((0.08, 0.1, 0.9, 0.89 - _legend_share(levels)))
+        _points(axes, [point for point in points if not point.own], own=False)
+        _points(axes, [point for point in points if point.own], own=True)
+        for level in levels:
+            axes.axhline(level.dice, color=GREY, linestyle="--", linewidth=1, label=level.name)
+        _dress_scatter(axes, points, levels)
+        legend(figure, axes)
+        _join(axes, points)
+        place_labels(axes, _labels(points), _bars(axes, points, levels))
+    save(figure, path)
+
+
+def _legend_share(levels: Sequence[Level]) -> float:
+    """The part of the figure's height that the legend above the axes takes."""
+    names = [OWN_NAME, PUBLISHED_NAME, *(level.name for level in levels)]
+    columns = max(1, int(SIZE[0] / legend_width(names)))
+    return (0.15 + LEGEND_LINE * -(-len(names) // columns)) / SIZE[1]
+
+
+def _points(axes: Axes, points: Sequence[Point], *, own: bool) -> None:
+    if not points:
+        return
+    below = [max(0.0, point.dice - point.span[0]) for point in points]
+    above = [max(0.0, point.span[1] - point.dice) for point in points]
+    axes.errorbar(
+        [point.parameters for point in points],
+        [point.dice for point in points],
+        yerr=(below, above) if own else None,
+        fmt="D" if own else "o",
+        color=OWN if own else GREY,
+        markerfacecolor=OWN if own else "white",
+        markersize=6,
+        elinewidth=1.1,
+        capsize=2.5,
+        label=OWN_NAME if own else PUBLISHED_NAME,
+        zorder=3,
+    )
+
+
+def _join(axes: Axes, points: Sequence[Point]) -> None:
+    """Draws a thin line from each own point to what was published of the same network."""
+    for point in points:
+        twin = _twin(point, points)
+        if twin is not None:
+            ends = (point.parameters, twin.parameters), (point.dice, twin.dice)
+            axes.plot(*ends, color=GREY, linewidth=0.7, zorder=2)
+
+
+def _twin(point: Point, points: Sequence[Point]) -> Point | None:
+    """What was published of the network of an own `point`."""
+    same = [other for other in points if not other.own and other.network == point.network]
+    return same[0] if point.own and same else None
+
+
+def _labels(points: Sequence[Point]) -> list[Label]:
+    """A label per own point and per published one that is joined to none, from left to right."""
+    own = {point.network for point in points if point.own}
+    shown = [point for point in points if point.own or point.network not in own]
+    order = sorted(shown, key=lambda point: (not point.own, point.parameters, point.dice))
+    return [Label(p.name, p.parameters, p.dice, "bold" if p.own else "normal") for p in order]
+
+
+def _bars(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> list[Bbox]:
+    """The pixels of the points with their intervals, and of the lines of baselines."""
+    boxes = []
+    for point in points:
+        (x, low), (_, high) = axes.transData.transform([(point.parameters, y) for y in point.span])
+        boxes += [Bbox([[x - 2, low], [x + 2, high]])] if point.own else []
+        y = axes.transData.transform((point.parameters, point.dice))[1]
+        boxes.append(Bbox([[x - 7, y - 7], [x + 7, y + 7]]))
+    for level in levels:
+        y = axes.transData.transform((1, level.dice))[1]
+        boxes.append(Bbox([[axes.bbox.x0, y - 1], [axes.bbox.x1, y + 1]]))
+    return boxes
+
+
+def _dress_scatter(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> None:
+    counts = [point.parameters for point in points]
+    heights = [end for point in points for end in point.span] + [level.dice for level in levels]
+    room = ROOM * max(0.1, max(heights) - min(heights))
+    axes.set_xscale("log")
+    axes.set_xlim(min(counts) / 2.2, max(counts) * 3)
+    axes.set_ylim(max(0.0, min(heights) - room), min(1.0, max(heights) + room))
+    axes.set(xlabel="parameters (logarithmic)", ylabel="dice (0 to 1)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: short(count)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def short(count: float) -> str:
+    """A number of parameters in a few letters: `50 k`, `2 M`."""
+    if count >= 1e6:
+        return f"{count / 1e6:g} M"
+    return f"{count / 1e3:g} k" if count >= 1e3 else f"{count:g}"

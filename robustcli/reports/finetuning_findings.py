@@ -1,0 +1,155 @@
+"""Everything that the report of a fine-tuning is about, read once from its directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from robustcli.evaluation.record import FILE_NAME
+from robustcli.finetuning.record import (
+    COSTS,
+    DECISIONS,
+    FROZEN,
+    ITERATIONS,
+    MODES,
+    PROFILE,
+    STEPS,
+    SWEEP_FILE,
+    SWEEPS,
+    FinetuneRecord,
+    Mode,
+    ModeCosts,
+    read_finetune_record,
+)
+from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.training_findings import Training, read_training
+
+
+@dataclass(frozen=True)
+class ModeRun:
+    """One mode of a fine-tuning.
+
+    Args:
+        mode: Its name.
+        training: Its training run.
+        steps: A line per iteration (columns: STEPS); none until the training has ended.
+        costs: What it cost; None until the training has ended.
+    """
+
+    mode: Mode
+    training: Training
+    steps: pd.DataFrame
+    costs: ModeCosts | None
+
+    @property
+    def steady(self) -> pd.DataFrame:
+        """The iterations that trained what the last one did: those after the freeze."""
+        last = self.steps["trainable"].tail(1)
+        return self.steps[self.steps["trainable"].isin(last)]
+
+    @property
+    def seconds_per_iteration(self) -> float | None:
+        """The median over `steady`; None before the training has ended."""
+        steady = self.steady["seconds"]
+        return float(steady.median()) if len(steady) else None
+
+    @property
+    def frozen_at(self) -> int | None:
+        """The last iteration before the freeze; None where nothing changed during the training."""
+        before = len(self.steps) - len(self.steady)
+        return int(self.steps["iteration"].iloc[before - 1]) if before else None
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """One fine-tuning as a report sees it.
+
+    Args:
+        run: Its directory.
+        record: Its `run.json`.
+        modes: Those that have begun, in the order of the record.
+        decisions: What became of each tensor (columns: FROZEN); None until that is decided.
+        profile: The gradients (a row per iteration and tensor); None where there is no file.
+        sweep: What other rules would give (columns: SWEEPS); None where nobody measured it.
+    """
+
+    run: Path
+    record: FinetuneRecord
+    modes: tuple[ModeRun, ...]
+    decisions: pd.DataFrame | None
+    profile: pd.DataFrame | None
+    sweep: pd.DataFrame | None
+
+    @property
+    def scoring(self) -> Scoring:
+        """What its modes are scored by."""
+        return SCORINGS[self.record.task]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something is still to be done."""
+        return self.record.status != "complete"
+
+    @property
+    def held(self) -> int:
+        """Held-out images; 0 until they are measured."""
+        training = self.training
+        if training is None or training.test is None:
+            return 0
+        return int(training.test.numbers["n"])
+
+    def of(self, mode: Mode) -> ModeRun | None:
+        """A mode; None where it has not begun."""
+        return next((one for one in self.modes if one.mode == mode), None)
+
+    @property
+    def tolerance(self) -> int | None:
+        """See `Training.tolerance`; a number that only some modes have is missing of the others."""
+        known = [one.training.tolerance for one in self.modes]
+        return next((pixels for pixels in known if pixels is not None), None)
+
+    @property
+    def training(self) -> Training | None:
+        """Any of the trainings: all have the same data and recipe."""
+        measured = [one.training for one in self.modes if one.training.test is not None]
+        begun = [one.training for one in self.modes]
+        return next(iter([*measured, *begun]), None)
+
+
+def read_finetuning(run: Path) -> Finetuning:
+    """The fine-tuning in directory `run`, as far as it has come.
+
+    Raises:
+        UsageError: There is no readable fine-tuning.
+    """
+    record = read_finetune_record(run)
+    begun = [mode for mode in MODES if mode in record.modes and (run / mode / FILE_NAME).is_file()]
+    decisions, profile, sweep = run / DECISIONS, run / PROFILE, run / SWEEP_FILE
+    return Finetuning(
+        run,
+        record,
+        tuple(_mode(run, mode) for mode in begun),
+        _decisions(decisions) if decisions.is_file() else None,
+        pd.read_parquet(profile) if profile.is_file() else None,
+        pd.read_csv(sweep)[list(SWEEPS[record.task])] if sweep.is_file() else None,
+    )
+
+
+def _mode(run: Path, mode: Mode) -> ModeRun:
+    steps, costs = run / mode / ITERATIONS, run / mode / COSTS
+    return ModeRun(
+        mode,
+        read_training(run / mode),
+        pd.read_csv(steps)[list(STEPS)]
+        if steps.is_file()
+        else pd.DataFrame(columns=list(STEPS), dtype=float),
+        ModeCosts.model_validate_json(costs.read_bytes()) if costs.is_file() else None,
+    )
+
+
+def _decisions(path: Path) -> pd.DataFrame:
+    kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
+    table = pd.read_csv(path, dtype=kinds)[list(FROZEN)]
+    return table.astype({"mamba": bool, "frozen": bool})

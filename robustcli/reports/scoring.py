@@ -1,0 +1,268 @@
+"""What trainings of each kind of model are scored by, as reports show it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+import pandas as pd
+
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.paired import (
+    ClassDifference,
+    MaskDifference,
+    class_difference,
+    mask_difference,
+)
+from robustcli.reports.measure import DICE, TOP1, Measure
+from robustcli.reports.numbers import (
+    MISSING,
+    decimal,
+    fraction,
+    is_missing,
+    percent,
+    percent_range,
+    signed,
+    with_range,
+)
+from robustcli.training.record import VALIDATIONS, Validation
+
+# What trainings of one kind of model are scored by; sections and figures ask for no more.
+
+
+class Difference(Protocol):
+    """A mode against full fine-tuning on the same images; see `MaskDifference`."""
+
+    @property
+    def n(self) -> int:
+        """Images that both have."""
+
+    @property
+    def groups(self) -> int:
+        """Independent units among them."""
+
+    @property
+    def value(self) -> float:
+        """The difference."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of its paired 95 % interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Its upper end."""
+
+    @property
+    def p(self) -> float | None:
+        """Of the paired test, two-sided."""
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that so many units can give."""
+
+
+class Scoring(ABC):
+    """One way of scoring.
+
+    `measure` is the score, `second` the name of what stands beside it, `validation` what is logged
+    of the validation images. `equal` is the difference below which two scores are called equal, in
+    words in `equal_words` and `equal_size`; `columns` are those of an evaluation's table that
+    results keep. `baseline` names what needs no training, `unit` follows a
+    difference in a sentence, `score_note` says how intervals and p are made, `edge_words` why an
+    interval and a p of one difference can disagree.
+    """
+
+    measure: ClassVar[Measure]
+    second: ClassVar[str]
+    validation: ClassVar[Validation]
+    axis: ClassVar[str]
+    equal: ClassVar[float] = 0.01
+    equal_words: ClassVar[str]
+    equal_size: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    counts: ClassVar[tuple[str, ...]]
+    baseline_columns: ClassVar[tuple[str, ...]]
+    baseline: ClassVar[str]
+    floor_words: ClassVar[str]
+    per_group: ClassVar[bool]
+    unit: ClassVar[str]
+    few_words: ClassVar[str]
+    edge_words: ClassVar[str]
+    score_note: ClassVar[str]
+
+    @abstractmethod
+    def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
+        """The score with its interval."""
+
+    def shown_in(self, row: pd.Series, n: int) -> str:
+        """The score of a line of a sweep, of `n` held-out images."""
+        return self.shown({"n": n, **{str(name): value for name, value in row.items()}})
+
+    @abstractmethod
+    def second_shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
+        """What stands beside the score."""
+
+    @abstractmethod
+    def apart(self, value: float | None) -> str:
+        """A difference of scores, with its sign."""
+
+    @abstractmethod
+    def width(self, value: float) -> str:
+        """A width of an interval."""
+
+    @abstractmethod
+    def difference(
+        self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
+    ) -> Difference | None:
+        """What the rows of one model gain over those of another; None without common images."""
+
+    @abstractmethod
+    def tested(self, group: str) -> tuple[str, str]:
+        """What the paired interval and the test are called, where a group is `group`."""
+
+
+# Segmenters: dice, pooled within groups.
+
+
+class DiceScoring(Scoring):
+    """See the module."""
+
+    measure: ClassVar[Measure] = DICE
+    second: ClassVar[str] = "IoU"
+    validation: ClassVar[Validation] = VALIDATIONS["seg"]
+    axis: ClassVar[str] = "dice (0 to 1)"
+    equal_words: ClassVar[str] = "0.01 of dice"
+    equal_size: ClassVar[str] = "0.01"
+    columns: ClassVar[tuple[str, ...]] = (
+        *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
+        *("dice_image", "dice_foreground", "precision", "recall"),
+        *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
+        *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
+    )
+    counts: ClassVar[tuple[str, ...]] = ("n", "groups")
+    baseline_columns: ClassVar[tuple[str, ...]] = ("dice", "iou")
+    baseline: ClassVar[str] = "otsu"
+    floor_words: ClassVar[str] = "Otsu's threshold"
+    per_group: ClassVar[bool] = True
+    unit: ClassVar[str] = ""
+    few_words: ClassVar[str] = (
+        "the 95 % interval of a dice is up to {width} wide, and with so few a bootstrap interval "
+        "tends to be too narrow: these numbers are a rough answer, and small differences between "
+        "modes cannot be seen."
+    )
+    edge_words: ClassVar[str] = (
+        "The interval is made by resampling and the test by flipping signs, so close to the edge "
+        "they can disagree, and with few groups the interval tends to be too narrow"
+    )
+    score_note: ClassVar[str] = (
+        "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
+        "sign-flip test of the same differences, those of the groups' dice, averaged over groups."
+    )
+
+    def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
+        """See `Scoring.shown`."""
+        return with_range(numbers["dice"], numbers["dice_low"], numbers["dice_high"])
+
+    def second_shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
+        """See `Scoring.second_shown`."""
+        return with_range(numbers["iou"], numbers["iou_low"], numbers["iou_high"])
+
+    def apart(self, value: float | None) -> str:
+        """See `Scoring.apart`."""
+        return signed(value)
+
+    def width(self, value: float) -> str:
+        """See `Scoring.width`."""
+        return fraction(value)
+
+    def difference(
+        self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
+    ) -> MaskDifference | None:
+        """See `Scoring.difference`."""
+        return mask_difference(reference, rows, Bootstrap(seed))
+
+    def tested(self, group: str) -> tuple[str, str]:
+        """See `Scoring.tested`."""
+        return f"paired 95 % bootstrap interval over {group}s", f"sign-flip test over {group}s"
+
+
+# Classifiers: top-1, every image counting as much.
+
+
+class Top1Scoring(Scoring):
+    """See the module."""
+
+    measure: ClassVar[Measure] = TOP1
+    second: ClassVar[str] = "top-5"
+    validation: ClassVar[Validation] = VALIDATIONS["cls"]
+    axis: ClassVar[str] = "top-1 (0 to 1)"
+    equal_words: ClassVar[str] = "1 percentage point"
+    equal_size: ClassVar[str] = "1 percentage point"
+    columns: ClassVar[tuple[str, ...]] = (
+        *("n", "correct", "top1", "top1_low", "top1_high", "top5"),
+    )
+    counts: ClassVar[tuple[str, ...]] = ("n", "correct")
+    baseline_columns: ClassVar[tuple[str, ...]] = ("top1",)
+    baseline: ClassVar[str] = "most frequent class"
+    floor_words: ClassVar[str] = "Always the most frequent class"
+    per_group: ClassVar[bool] = False
+    unit: ClassVar[str] = " percentage points"
+    few_words: ClassVar[str] = (
+        "the 95 % interval of a top-1 is up to {width} wide: these numbers are a rough answer, and "
+        "small differences between modes cannot be seen."
+    )
+    edge_words: ClassVar[str] = (
+        "The interval is an approximation and McNemar's exact test is cautious, so close to the "
+        "edge they can disagree"
+    )
+    score_note: ClassVar[str] = (
+        "In brackets: 95 % Wilson intervals, of the differences paired ones (Newcombe's), in "
+        "percentage points. p: McNemar's exact test. The most frequent class is what a network "
+        "that always gives the same answer can reach on these images."
+    )
+
+    def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
+        """See `Scoring.shown`."""
+        n, value = int(numbers["n"]), f"{percent(numbers['top1'], int(numbers['n']))} %"
+        low, high = numbers.get("top1_low"), numbers.get("top1_high")
+        return value if is_missing(low) else f"{value} ({percent_range(low, high, n)})"
+
+    def second_shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
+        """See `Scoring.second_shown`."""
+        value = numbers.get("top5")
+        return MISSING if is_missing(value) else f"{percent(value, int(numbers['n']))} %"
+
+    def apart(self, value: float | None) -> str:
+        """See `Scoring.apart`: in percentage points."""
+        if value is None or is_missing(value):
+            return MISSING
+        shown = f"{100 * value:+.1f}"
+        return "0.0" if shown in ("+0.0", "-0.0") else shown
+
+    def width(self, value: float) -> str:
+        """See `Scoring.width`."""
+        return f"{decimal(100 * value)} percentage points"
+
+    def difference(
+        self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
+    ) -> ClassDifference | None:
+        """See `Scoring.difference`."""
+        return class_difference(reference, rows)
+
+    def tested(self, group: str) -> tuple[str, str]:
+        """See `Scoring.tested`."""
+        return "paired 95 % interval", "McNemar's exact test"
+
+
+def most_frequent(rows: pd.DataFrame) -> dict[str, float]:
+    """What always giving the same answer reaches on the images of `rows`, at best."""
+    counts = rows["target"].value_counts()
+    return {"n": len(rows), "top1": float(counts.iloc[0]) / len(rows)}
+
+
+# Which scoring a task has.
+
+
+SCORINGS: dict[Literal["cls", "seg"], Scoring] = {"cls": Top1Scoring(), "seg": DiceScoring()}

@@ -1,1 +1,0 @@
-"""From image files to batches: decoded once, cut, changed, in an order of their own."""

@@ -1,0 +1,230 @@
+"""The training of classifiers: photos with classes, split class by class, measured by top-1."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal, cast
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import resolve
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.start import CLASSES, sized_preprocessing, start_classifier
+from robustcli.adapters.training_run import ClassifierHeader
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener
+from robustcli.core.seeds import identity_seed
+from robustcli.data.dataset import ImageIndex, ImageRef, Indexed
+from robustcli.data.decode import read_bytes
+from robustcli.data.sources import open_classes
+from robustcli.data.splits import SPLITS, Split, Splits, class_splits
+from robustcli.data.subsets import take
+from robustcli.evaluation.describe import dataset_record
+from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import EpochOrder, Serving
+from robustcli.training.finish import evaluate, hash_ids
+from robustcli.training.learning import Learner, decays_of
+from robustcli.training.lit_classifier import ClassificationModule
+from robustcli.training.overrides import check_protocol, class_recipe
+from robustcli.training.photos import (
+    Part,
+    Photo,
+    Sample,
+    TrainingSamples,
+    ValidationSamples,
+    collate,
+    decode_photo,
+)
+from robustcli.training.recipes import Recipe
+from robustcli.training.record import SplitRecord
+from robustcli.training.task import Facts, Selection, TrainingTask
+from robustcli.training.trainer import default_workers
+
+# The batches of a classifier's training and validation, as Lightning asks for them.
+
+
+class ClassificationData(Serving):
+    """Training and validation batches.
+
+    Args:
+        train: What is trained on.
+        val: What is validated on.
+        recipe: With batch size and augmentation.
+        preprocessing: The network's own.
+        seed: Of the run.
+        workers: Loader processes; 0 for none.
+        pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch.
+    """
+
+    def __init__(
+        self, train: Part, val: Part, recipe: Recipe, preprocessing: Preprocessing, *, seed: int,
+        workers: int, pin: bool = False, least: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(collate, workers=workers, pin=pin, least=least)
+        self.train, self.val, self.recipe, self.preprocessing = train, val, recipe, preprocessing
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """The batches of an epoch; of each step, this process's share."""
+        recipe = self.recipe
+        samples = TrainingSamples(self.train, self.preprocessing, recipe.augmentation, self.seed)
+        rank, world = self.place()
+        order = EpochOrder(
+            self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
+        )
+        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation images; of them, this process's share."""
+        samples = ValidationSamples(self.val, self.preprocessing)
+        return self.shared(samples, len(samples), self.recipe.batch_size)
+
+
+_SEEN = 16  # images by which the data of a training is known again
+
+
+class Classification(TrainingTask):
+    """Which class an image shows."""
+
+    name: ClassVar[Literal["cls", "seg"]] = "cls"
+
+    def check(self, entry: ModelEntry, config: TrainConfig) -> None:
+        """See `TrainingTask.check`."""
+        check_protocol(config)
+        if CLASSES in config.model_args:
+            raise UsageError(
+                f"`--model-arg {CLASSES}` does not go with training.",
+                "The network gets a new last layer, for the classes of the data.",
+                "Leave it out.",
+            )
+        if config.data is None:
+            raise no_data(entry)
+
+    def open(self, config: TrainConfig) -> ImageIndex:
+        """See `TrainingTask.open`: whatever classes the data has."""
+        assert config.data is not None, "`check` has seen to it"
+        return take(open_classes(config.data), per_class=None, limit=config.limit, seed=config.seed)
+
+    def split(self, index: Indexed, config: TrainConfig) -> Splits[ImageIndex]:
+        """See `TrainingTask.split`."""
+        return class_splits(cast("ImageIndex", index), seed=config.seed)
+
+    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits[Any]) -> Recipe:
+        """See `TrainingTask.recipe`; the window is the network's own."""
+        return class_recipe(
+            config, sized_preprocessing(entry, config.model_args, config.window).crop
+        )
+
+    def way(self, config: TrainConfig) -> str:
+        """See `TrainingTask.way`."""
+        return "Parts"
+
+    def counted(self, part: Indexed) -> str:
+        """See `TrainingTask.counted`."""
+        return f"{len(part.members)} images"
+
+    def network(self, config: TrainConfig, index: Indexed) -> tuple[nn.Module, str]:
+        """See `TrainingTask.network`: its last layer is new, whatever it starts from."""
+        classes = len(cast("ImageIndex", index).label_space.ids)
+        weights = None if config.untrained else config.weights
+        return start_classifier(
+            resolve(config.model), classes, config.model_args, seed=config.seed, weights=weights
+        )
+
+    def decode(self, member: ImageRef) -> Photo:
+        """See `TrainingTask.decode`."""
+        return decode_photo(member)
+
+    def counts(
+        self, selection: Selection, train: Sequence[Photo], val: Sequence[Photo]
+    ) -> dict[Split, SplitRecord]:
+        """See `TrainingTask.counts`."""
+        sizes = {name: len(getattr(selection.splits, name).images) for name in SPLITS}
+        return {name: SplitRecord(images=size, groups=size) for name, size in sizes.items()}
+
+    def batches(
+        self, config: TrainConfig, selection: Selection, train: Sequence[Photo],
+        val: Sequence[Photo],
+    ) -> ClassificationData:  # fmt: skip
+        """See `TrainingTask.batches`."""
+        device, splits = selection.on.device, selection.splits
+        return ClassificationData(
+            _part(splits.train, train), _part(splits.val, val), selection.recipe,
+            preprocessing_of(config, selection), seed=config.seed,
+            workers=default_workers(device) if config.workers is None else config.workers,
+            pin=device.type == "cuda", least=selection.least,
+        )  # fmt: skip
+
+    def learner(
+        self, selection: Selection, network: nn.Module, data: Any = None
+    ) -> ClassificationModule:
+        """See `TrainingTask.learner`."""
+        return ClassificationModule(
+            network.train(), selection.recipe, decays_of(selection.entry, network),
+            preprocessing=data.preprocessing if data
+            else Preprocessing(None, 1).of_channels(selection.input_shape[0]),
+            val_images=len(selection.splits.val.images),
+        )  # fmt: skip
+
+    def facts(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Facts:
+        """See `TrainingTask.facts`."""
+        index = cast("ImageIndex", selection.index)
+        return Facts(dataset_record(index), None, "the class with the highest score")
+
+    def header(
+        self, config: TrainConfig, selection: Selection, network: nn.Module
+    ) -> ClassifierHeader:
+        """See `TrainingTask.header`."""
+        space = cast("ImageIndex", selection.index).label_space
+        return ClassifierHeader(
+            model=selection.entry.network,
+            arguments=dict(config.model_args),
+            window=selection.recipe.window,
+            trained_on=selection.index.digest,
+            images_sha256=hash_ids(selection.splits.train),
+            label_space=space.name,
+            classes=space.ids,
+            class_names=space.names,
+            preprocessing=asdict(preprocessing_of(config, selection)),
+            seen=_seen(selection.splits.train, config.seed),
+        )
+
+    def measure(
+        self, config: TrainConfig, selection: Selection, learner: Learner,
+        chosen: Mapping[str, Any], listener: Listener,
+    ) -> None:  # fmt: skip
+        """See `TrainingTask.measure`: into `RUN/test`."""
+        run = selection.run
+        listener.say(f"Measuring on the {len(selection.splits.test.images)} held-out images.")
+        evaluate(config, run, str(run), run / "test")
+
+
+def no_data(entry: ModelEntry) -> UsageError:
+    """The error where nobody says what a classifier shall tell apart."""
+    return UsageError(
+        f"No `--data`: there is nothing to train `{entry.name}` on.",
+        "No set of photos with other classes comes with this program.",
+        "Name one with `--data DIR` (a folder per class, perhaps below `train`, `val` and `test`; "
+        "or a manifest with the columns `path` and `label`), or try `--data cifar10-mini`.",
+    )
+
+
+def preprocessing_of(config: TrainConfig, selection: Selection) -> Preprocessing:
+    """How photos become the network's input, in training, validation and evaluation."""
+    return sized_preprocessing(selection.entry, config.model_args, selection.recipe.window)
+
+
+def _part(index: ImageIndex, photos: Sequence[Photo]) -> Part:
+    images = index.images
+    return Part([i.image_id for i in images], photos, [i.target for i in images])
+
+
+def _seen(train: ImageIndex, seed: int) -> dict[str, str]:
+    """Some training images, by id, with the hash of their files."""
+    drawn = sorted(train.images, key=lambda image: identity_seed("seen", seed, image.image_id))
+    return {i.image_id: hashlib.sha256(read_bytes(i)).hexdigest() for i in drawn[:_SEEN]}

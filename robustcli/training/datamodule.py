@@ -1,0 +1,260 @@
+"""The batches of training and validation, as Lightning asks for them, and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from robustcli.core.machine import start_method
+from robustcli.core.seeds import identity_seed
+from robustcli.training.cache import Decoded
+from robustcli.training.recipes import Recipe
+from robustcli.training.samples import (
+    Sample,
+    TrainingSamples,
+    ValidationSamples,
+    WholeSamples,
+    collate,
+)
+
+# In which order the images of an epoch come, and how many of them make each batch.
+#
+# The order is drawn from seed, epoch and the images' ids.
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """The images of an epoch in an order drawn from seed, epoch and their ids; each with the epoch.
+
+    Args:
+        ids: The images.
+        seed: Of the run.
+        most: Images of an epoch; None for all.
+        rank: Which of `world` processes this one is; each takes every `world`-th image.
+        world: How many processes share the images. They get equally many: the first images of the
+            order come again at its end where it does not divide.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], seed: int, *, most: int | None, rank: int = 0, world: int = 1
+    ) -> None:
+        self.ids, self.seed, self.rank, self.world = ids, seed, rank, world
+        self.count = min(most or len(ids), len(ids))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes this the order of `epoch`, counted from 0; Lightning calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = sorted(
+            range(len(self.ids)),
+            key=lambda place: identity_seed("order", self.seed, self.epoch, self.ids[place]),
+        )[: self.count]
+        mine = range(self.rank, len(self) * self.world, self.world)
+        yield from ((self.epoch, order[number % self.count]) for number in mine)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.world)
+
+
+class ShareOfBatches(Sampler[list[int]]):
+    """Every `world`-th batch of `count` samples, from `rank` on; equally many in each process.
+
+    Batches are those of one process alone, so that a mean over batches is the same however many
+    processes share them, and every sample is in exactly one. Where they do not divide, the last
+    batch of some processes is empty: all must take equally many steps, as they exchange the
+    buffers of the network in each.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+        self.mine = [list(batch) for batch in batches[rank::world]]
+        steps = -(-len(batches) // world)
+        self.mine += [[] for _ in range(steps - len(self.mine))]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.mine
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+
+def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
+    """How many images each batch of an epoch has: `batch_size`, and the rest in the last one.
+
+    A last batch below `least` shares the images of the one before: the two become halves where
+    these are large enough, else one batch. So the number of batches depends on the three numbers
+    alone, and is the same for processes that have equally many images.
+
+    Args:
+        images: Of this process, in an epoch.
+        batch_size: The usual size.
+        least: Fewest images of a batch, at most `batch_size` and at most `images`.
+    """
+    full, rest = divmod(images, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    if len(sizes) < 2 or sizes[-1] >= least:
+        return sizes
+    both = sizes.pop() + sizes.pop()
+    smaller = both // 2
+    return [*sizes, both - smaller, smaller] if smaller >= least else [*sizes, both]
+
+
+class _SizedSampler(Sized, Protocol):
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Batches(Sampler[list[Any]]):
+    """Batches of what `sampler` gives, of the sizes of `batch_sizes`.
+
+    Args:
+        sampler: The samples of this process; Lightning finds it here to tell it the epoch.
+        batch_size: The usual number of samples.
+        least: Fewest samples of a batch.
+    """
+
+    def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
+        self.sampler, self.batch_size, self.least = sampler, batch_size, least
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        drawn = iter(self.sampler)
+        for size in self._sizes():
+            yield list(islice(drawn, size))
+
+    def __len__(self) -> int:
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        return batch_sizes(len(self.sampler), self.batch_size, self.least)
+
+
+# How batches come to Lightning, whatever is in them.
+
+
+class Serving(pl.LightningDataModule):
+    """A data module's loaders.
+
+    Args:
+        collate: Makes a batch of samples.
+        workers: Loader processes; 0 for none.
+        pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch; see `order.batch_sizes`.
+    """
+
+    def __init__(
+        self, collate: Callable[[Sequence[Any]], Any], *, workers: int, pin: bool, least: int = 1
+    ) -> None:
+        super().__init__()
+        self.collate, self.workers, self.pin, self.least = collate, workers, pin, least
+
+    def loader(
+        self, samples: Dataset[Any], order: Sampler[Any], batch_size: int, *, least: int = 1
+    ) -> DataLoader[Any]:
+        """Batches of `samples` in `order`, each of at least `least`."""
+        batches: dict[str, Any] = {"batch_size": batch_size, "sampler": order}
+        if least > 1:
+            batches = {"batch_sampler": Batches(order, batch_size, least)}  # type: ignore[arg-type]
+        return DataLoader(
+            samples,
+            **batches,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            multiprocessing_context=start_method() if self.workers else None,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.pin,
+        )
+
+    def shared(self, samples: Dataset[Any], count: int, batch_size: int) -> DataLoader[Any]:
+        """Of the batches of all `count` samples in their order, this process's share."""
+        rank, world = self.place()
+        return DataLoader(
+            samples,
+            batch_sampler=ShareOfBatches(count, batch_size, rank=rank, world=world),
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            multiprocessing_context=start_method() if self.workers else None,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.pin,
+        )
+
+    def place(self) -> tuple[int, int]:
+        """This process's number among those that train, and how many these are."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+# The batches of training and validation, as Lightning asks for them.
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data, decoded.
+
+    Args:
+        ids: The images.
+        decoded: Their pixels.
+    """
+
+    ids: Sequence[str]
+    decoded: Sequence[Decoded]
+
+
+class SegmentationData(Serving):
+    """Training and validation batches.
+
+    Args:
+        train: What is trained on.
+        val: What is validated on.
+        recipe: With batch size, window and augmentation.
+        seed: Of the run.
+        whole: Whether images are resized whole (protocol `paper`) instead of cut.
+        workers: Loader processes; 0 for none.
+        pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch.
+    """
+
+    def __init__(
+        self, train: Part, val: Part, recipe: Recipe, *, seed: int, whole: bool, workers: int,
+        pin: bool = False, least: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(collate, workers=workers, pin=pin, least=least)
+        self.train, self.val, self.recipe = train, val, recipe
+        self.seed, self.whole = seed, whole
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """The batches of an epoch; of each step, this process's share."""
+        part, recipe = self.train, self.recipe
+        samples: Dataset[Sample] = (
+            WholeSamples(part.ids, part.decoded, recipe.window)
+            if self.whole
+            else TrainingSamples(
+                part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
+            )
+        )
+        rank, world = self.place()
+        order = EpochOrder(
+            part.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
+        )
+        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
+
+    def val_images(self) -> list[int]:
+        """Of each validation sample, by its number, the place of its image."""
+        samples = self._val_samples()
+        if isinstance(samples, ValidationSamples):
+            return [place for place, _ in samples.tiles]
+        return list(range(len(samples)))
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The windows of the validation images; of them, this process's share."""
+        samples = self._val_samples()
+        return self.shared(samples, len(samples), self.recipe.batch_size)
+
+    def _val_samples(self) -> WholeSamples | ValidationSamples:
+        kind = WholeSamples if self.whole else ValidationSamples
+        return kind(self.val.ids, self.val.decoded, self.recipe.window)

@@ -1,0 +1,265 @@
+"""The training itself: prepare, train what is missing, choose weights, measure them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import numpy as np
+from torch import nn
+
+from robustcli import __version__
+from robustcli.core.listener import Listener, Silent
+from robustcli.core.ranks import Ranks, as_single_process, ranks
+from robustcli.data.splits import write_splits
+from robustcli.evaluation.device import DeviceMonitor
+from robustcli.training.cache import Stored, decoded_once
+from robustcli.training.config import TrainConfig
+from robustcli.training.finish import chosen_weights, save_weights
+from robustcli.training.learning import Learner
+from robustcli.training.opening import alone, closing, open_training, update
+from robustcli.training.prepare import select
+from robustcli.training.processes import Peers, end_of_others, launched, meeting
+from robustcli.training.record import TrainRecord, read_train_record
+from robustcli.training.run_record import train_record
+from robustcli.training.task import Selection, Tuning
+from robustcli.training.trainer import fit, is_trained, make_trainer
+from robustcli.training.trial import try_out
+
+# How much memory a training took.
+
+
+def peak_bytes() -> int:
+    """The most that this process has had in memory so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# What a run's record counts while it goes: images of its parts, memory and energy.
+
+
+def count_splits(selection: Selection, train: Sequence[Any], val: Sequence[Any]) -> None:
+    """Writes which image is in which part, and counts them in the record.
+
+    Args:
+        selection: With the parts.
+        train: The decoded images of the training part.
+        val: Those of the validation part.
+    """
+    counts = selection.task.counts(selection, train, val)
+    write_splits(selection.run / "splits.csv", selection.splits)
+    update(selection.run, splits=counts)
+
+
+def count_costs(run: Path, monitor: DeviceMonitor) -> None:
+    """Adds what this process used to what those before it did: peak memory and energy."""
+    before, use = read_train_record(run), monitor.use()
+    peak = peak_bytes() if use is None else use.peak_memory_bytes
+    energy = None if use is None else use.energy_joules
+    update(
+        run,
+        peak_memory_bytes=max(peak, before.peak_memory_bytes or 0),
+        energy_joules=_sum(before.energy_joules, energy),
+    )
+
+
+def _sum(before: float | None, now: float | None) -> float | None:
+    return now if before is None else before + (now or 0.0)
+
+
+_NOTHING, _TRAIN = "nothing is left to train", "train"  # what the first process tells the others
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training that may begin.
+
+    Args:
+        selection: What was asked for, looked up.
+        network: With the weights that it starts from.
+        callbacks: Of fine-tuning.
+        record: What `run.json` says of it.
+    """
+
+    selection: Selection
+    network: nn.Module
+    callbacks: Sequence[pl.Callback]
+    record: TrainRecord
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What has to be the same in all processes, by what a user calls it."""
+        record = self.record
+        recipe = record.recipe.model_dump_json() + json.dumps(record.arguments)
+        return {
+            "version of `robustcli`": __version__,
+            "version of Python": platform.python_version(),
+            **{f"version of `{name}`": text for name, text in record.versions.items()},
+            "model": record.model,
+            "settings": f"settings {hashlib.sha256(recipe.encode()).hexdigest()[:16]}",
+            "seed": str(record.seed),
+            "list of images": f"{record.dataset.images} images, {record.dataset.digest[:16]}",
+            "weights to start from": f"weights {record.initial_weights_sha256[:16]}",
+        }
+
+
+def run_training(
+    config: TrainConfig, listener: Listener | None = None, tuning: Tuning | None = None,
+    peers: Peers | None = None,
+) -> Path:  # fmt: skip
+    """Trains what `config` asks for, as far as it is not there yet; returns the run's folder.
+
+    Args:
+        config: The settings.
+        listener: Who hears of the progress.
+        tuning: What fine-tuning does otherwise; None for a plain training.
+        peers: The processes of this job, where they have met already.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        RunError: Training failed; the checkpoints of the last finished epoch are kept.
+        SystemExit: In a process that is not the first, which has nothing else to do.
+    """
+    place = ranks()
+    listener = (listener if place.first else None) or Silent()
+    with nullcontext(peers) if peers is not None else meeting(place) as met:
+        prepared = met.together(
+            lambda: _prepare(config, listener, tuning), lambda prepared: prepared.facts
+        )
+        if not place.first:
+            _help(met, config, prepared)
+        run = prepared.selection.run
+        with alone(run):
+            if not open_training(run, prepared.record, fresh=config.fresh):
+                met.tell(_NOTHING)
+                listener.say(f"`{run}` is finished: nothing is left to do.")
+                return run
+            with closing(run):
+                learner = _trained(met, config, prepared, listener)
+                met.leave()
+                with as_single_process():
+                    _finish(config, prepared.selection, learner, listener, tuning)
+    return run
+
+
+def _prepare(config: TrainConfig, listener: Listener, tuning: Tuning | None) -> _Prepared:
+    """Everything looked up, and nothing written yet."""
+    selection = select(config, listener)
+    network, origin = _start(config, selection) if tuning is None else tuning.start()
+    try_out(selection, network, config.model_args)
+    callbacks = () if tuning is None else tuning.callbacks(network)
+    return _Prepared(
+        selection, network, callbacks, train_record(config, selection, network, origin)
+    )
+
+
+def _start(config: TrainConfig, selection: Selection) -> tuple[nn.Module, str]:
+    return selection.task.network(config, selection.index)
+
+
+def _help(peers: Peers, config: TrainConfig, prepared: _Prepared) -> NoReturn:
+    """Computes what the first process tells, and ends this one."""
+    if peers.hear() == _TRAIN:
+        _train(peers, config, prepared, Silent(), fitted=False)
+    end_of_others()
+
+
+def _trained(peers: Peers, config: TrainConfig, prepared: _Prepared, listener: Listener) -> Learner:
+    """The trained network, in the first process."""
+    selection = prepared.selection
+    if is_trained(selection.run, selection.recipe.epochs):
+        peers.tell(_NOTHING)
+        return _train(Peers(Ranks()), config, prepared, listener, fitted=True)
+    if peers.alone and selection.on.world > 1:
+        with launched(selection.on.devices, selection.run) as peers:
+            peers.together(lambda: prepared, lambda prepared: prepared.facts)
+            peers.tell(_TRAIN)
+            return _train(peers, config, prepared, listener, fitted=False)
+    peers.tell(_TRAIN)
+    return _train(peers, config, prepared, listener, fitted=False)
+
+
+def _train(
+    peers: Peers, config: TrainConfig, prepared: _Prepared, listener: Listener, *, fitted: bool
+) -> Learner:
+    """The trained network; every process of the run does this, unless it is `fitted` already."""
+    selection = prepared.selection
+    task, splits, run = selection.task, selection.splits, selection.run
+    held = (*splits.train.members, *splits.val.members)
+    count = len(splits.train.members)
+    first = peers.place.first
+    with (
+        decoded_once(held, run / "cache", task.decode, processes=selection.on.devices) as decoded,
+        DeviceMonitor(selection.on.device) as monitor,
+    ):
+        train, val = decoded[:count], decoded[count:]
+
+        def look_at() -> list[Any]:
+            if first:
+                count_splits(selection, train, val)
+            return decoded
+
+        peers.together(look_at, lambda decoded: {"pixels": _digest(decoded)})
+        data = task.batches(config, selection, train, val)
+        learner = task.learner(selection, prepared.network, data)
+        if not fitted:
+            with peers.in_group(selection.on.device):
+                fit(_trainer(config, prepared, peers.place, listener), learner, data, run)
+        if first:
+            count_costs(run, monitor)
+    return learner
+
+
+def _digest(decoded: Sequence[Stored]) -> str:
+    """Hash of the decoded images, by which several machines know that theirs are the same."""
+    found = hashlib.sha256()
+    for one in decoded:
+        for array in one.arrays:
+            found.update(repr(array.shape).encode())
+            found.update(np.ascontiguousarray(array).data)
+    return f"images {found.hexdigest()[:16]}"
+
+
+def _trainer(
+    config: TrainConfig, prepared: _Prepared, place: Ranks, listener: Listener
+) -> pl.Trainer:
+    selection = prepared.selection
+    return make_trainer(
+        selection.run, selection.recipe, selection.on, place, seed=config.seed,
+        best=not selection.whole, per_epoch=selection.per_epoch, listener=listener,
+        validation=selection.task.validation, monitor=selection.monitor, extra=prepared.callbacks,
+    )  # fmt: skip
+
+
+def _finish(
+    config: TrainConfig, selection: Selection, learner: Learner, listener: Listener,
+    tuning: Tuning | None,
+) -> None:  # fmt: skip
+    """Chooses the weights and measures them on the held-out images."""
+    chosen = chosen_weights(selection.run, best=not selection.whole)
+    plain = chosen if tuning is None else replace(chosen, state=tuning.export(chosen.state))
+    digest = save_weights(config, selection, learner, plain)
+    if read_train_record(selection.run).weights_sha256 not in (None, digest):
+        shutil.rmtree(selection.run / "test", ignore_errors=True)  # of the weights before
+    update(
+        selection.run,
+        chosen_epoch=chosen.epoch,
+        chosen_why=chosen.why,
+        weights_sha256=digest,
+    )
+    selection.task.measure(config, selection, learner, chosen.state, listener)

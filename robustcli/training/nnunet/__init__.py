@@ -1,1 +1,0 @@
-"""nnU-Net's way of training: its loss, schedule, patches and augmentation, each on its own."""

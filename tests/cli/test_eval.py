@@ -1,0 +1,300 @@
+"""`robust eval` of what cannot be carried out: exit code 2, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from robustcli.core.errors import RunError
+from robustcli.evaluation import evaluate
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.record import read_record
+from tests.cli.conftest import Robust
+
+REPOSITORY = Path(__file__).parents[2]
+MODEL = ["--model", "vmamba-pico", "--untrained"]
+SMALL = ["eval", *MODEL, "--limit", "20", "--transform", "identity", "--workers", "0",
+         "--device", "cpu"]  # fmt: skip
+COLUMNS = [
+    "model",
+    "transform",
+    "severity",
+    "n",
+    "correct",
+    "top1",
+    "top1_low",
+    "top1_high",
+    "top5",
+    "clean_top1",
+    "drop",
+    "retention",
+    "unchanged_share",
+    "psnr_db",
+]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvalConfig]:
+    """The configurations that the command made; each ends there, as a failed run."""
+    configs: list[EvalConfig] = []
+
+    def note(config: EvalConfig, listener: object = None, group: object = None) -> Path:
+        configs.append(config)
+        raise RunError("It failed.", "A test wants it so.", "Nothing.")
+
+    monkeypatch.setattr(evaluate, "run_evaluation", note)
+    return configs
+
+
+def test_as_typed_in_a_shell(tmp_path: Path) -> None:
+    """The one whole run through a process of its own: standard output is one JSON document."""
+    arguments = [*SMALL, "--json", "--out", "run"]
+    told = subprocess.run(
+        [sys.executable, "-m", "robustcli", *arguments],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    (row,) = json.loads(told.stdout)
+    assert set(COLUMNS) <= set(row)
+    assert (row["model"], row["transform"], row["severity"], row["n"]) == (
+        "vmamba-pico", "identity", 0, 20
+    )  # fmt: skip
+    assert row["top1"] == row["correct"] / 20 == row["clean_top1"]
+    lines = told.stderr.splitlines()
+    assert lines[0].startswith("No --data: using cifar10-mini (a demonstration set), 20 images, ")
+    assert lines[-1].startswith("20 of 20 predictions, done in ")
+    record = read_record(tmp_path / "run")
+    assert record.command == shlex.join(["robust", *arguments])
+    assert (record.status, record.models[0].untrained) == ("complete", True)
+
+
+def test_the_table_and_the_report_and_going_on(robust: Robust, tmp_path: Path) -> None:
+    first = robust(*SMALL)
+    assert first.code == 0
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    assert folder.name.startswith("eval-vmamba-pico-")
+    report = folder.relative_to(tmp_path) / "report.md"
+    assert first.out.splitlines()[-1] == f"Report: {report}"
+    assert "identity" in first.out
+    assert " of 20" in first.out
+    assert report.is_file()
+    assert {"run.json", "results.csv", "results.json", "report.html"} <= {
+        path.name for path in folder.iterdir()
+    }
+    again = robust(*SMALL, "--transform", "fliplr", "--quiet")
+    assert again.code == 0
+    assert again.err == ""
+    assert "fliplr" in again.out
+    assert "Report:" not in again.out
+    assert [t.name for t in read_record(folder).transforms] == ["identity", "fliplr"]
+
+
+def test_a_dry_run_computes_nothing(robust: Robust, tmp_path: Path) -> None:
+    told = robust(*SMALL, "--transform", "paper21", "--dry-run", "--json", "--out", "run")
+    assert told.code == 0
+    forecast = json.loads(told.out)
+    assert (forecast["images"], len(forecast["cells"]), forecast["predictions"]) == (20, 22, 440)
+    assert not (tmp_path / "run").exists()
+    text = robust(*SMALL, "--dry-run", "--out", "run")
+    assert "Predictions: 20 to compute, 0 there" in text.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_reaches_the_configuration(robust: Robust, asked: list[EvalConfig]) -> None:
+    robust(
+        "eval", "--model", "resnet18", "--weights", "w.pth", "--model-arg", "pad_type=same",
+        "--model-arg", "num_classes=10", "--resize", "256", "--crop", "224", "--interpolation",
+        "bilinear", "--mean", "0.5,0.5,0.5", "--std", "0.1,0.2,0.3", "--data", "photos",
+        "--label-space", "cifar10", "--labels", "l.csv", "--per-class", "15", "--limit", "7",
+        "--allow-unreadable", "0.5", "--transform", "fog*", "--transform", "paper21", "--severity",
+        "1,3", "--plugin", "p.py", "--apply-at", "crop", "--out", "o", "--seed", "4", "--device",
+        "cuda", "--precision", "bf16", "--batch-size", "9", "--workers", "2", "--fresh",
+        "--offline",
+    )  # fmt: skip
+    (config,) = asked
+    (model,) = config.models
+    assert (model.name, model.weights, model.untrained) == ("resnet18", Path("w.pth"), False)
+    assert model.arguments == {"pad_type": "same", "num_classes": 10}
+    assert model.preprocessing == {
+        "resize": 256, "crop": 224, "interpolation": "bilinear", "mean": (0.5, 0.5, 0.5),
+        "std": (0.1, 0.2, 0.3),
+    }  # fmt: skip
+    assert model.label_space == config.label_space == "cifar10"
+    assert (config.transforms, config.severities) == (("fog*", "paper21"), (1, 3))
+    assert (config.data, config.labels, config.out) == ("photos", Path("l.csv"), Path("o"))
+    assert (config.per_class, config.limit, config.allow_unreadable) == (15, 7, 0.5)
+    assert (config.plugins, config.apply_at, config.seed) == ((Path("p.py"),), "crop", 4)
+    assert (config.device, config.precision) == ("cuda", "bf16")
+    assert (config.batch_size, config.workers, config.fresh, config.offline) == (9, 2, True, True)
+
+
+def test_defaults(robust: Robust, asked: list[EvalConfig]) -> None:
+    robust("eval", "--model", "a", "--model", "b", "--transform", "all")
+    (config,) = asked
+    assert [model.name for model in config.models] == ["a", "b"]
+    assert all(not model.preprocessing and not model.arguments for model in config.models)
+    assert (config.data, config.out, config.severities, config.seed) == (None, None, None, 0)
+    assert (config.apply_at, config.precision, config.device) == ("original", "fp32", "auto")
+    assert (config.fresh, config.offline) == (False, False)
+
+
+def test_the_environment_can_forbid_the_network(
+    robust: Robust, asked: list[EvalConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUST_OFFLINE", "1")
+    robust(*SMALL)
+    assert asked[0].offline
+
+
+def test_a_scan_backend_can_be_forced(
+    robust: Robust, asked: list[EvalConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUST_SCAN_BACKEND", "cpu")
+    robust(*SMALL, "--scan-backend", "reference")
+    assert os.environ["ROBUST_SCAN_BACKEND"] == "reference"
+
+
+def test_a_failed_run_ends_with_1(robust: Robust, asked: list[EvalConfig]) -> None:
+    told = robust(*SMALL)
+    assert (told.code, told.out) == (1, "")
+    assert told.err == "Error: It failed.\nA test wants it so.\nNothing.\n"
+
+
+def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluate.shared
+    typed = [*SMALL, "--transform", "fliplr", "--out", "run"]
+    with monkeypatch.context() as losing:
+        losing.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
+        told = robust(*typed)
+    assert told.code == 1
+    assert "Partial run (status: partial): 20 of 40 predictions are missing." in told.out
+    missing = "20 of 40 predictions are missing.\nMissing: 20 of `vmamba-pico` under fliplr"
+    assert missing in told.err
+    assert "20 of 40 predictions are missing" in Path("run/report.md").read_text()
+    assert "Partial run" in robust("report", "run").out
+    assert robust(*typed).code == 0
+    assert "Partial" not in Path("run/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted. What was finished is kept"),
+        (MemoryError(), 1, "Error: Out of memory.\nMemoryError\nTry a smaller `--batch-size`"),
+    ],
+)
+def test_stopped(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    def stop(*_: Any) -> Path:
+        raise error
+
+    monkeypatch.setattr(evaluate, "run_evaluation", stop)
+    told = robust(*SMALL)
+    assert (told.code, told.out) == (code, "")
+    assert words in told.err
+
+
+def eval_of(model: str, transform: str = "identity", *more: str) -> list[str]:
+    """The arguments of an evaluation."""
+    return ["eval", "--model", model, "--transform", transform, *more]
+
+
+def pico(*more: str) -> list[str]:
+    """Those of one that would run, but for `more`."""
+    return eval_of("vmamba-pico", "identity", *more)
+
+
+REFUSED = {
+    "unknown model": (eval_of("vmamba-pcio"), "No model is called `vmamba-pcio`.\nDid you mean "),
+    "timm's typo": (eval_of("resnet5O"), " or `resnet50` or "),
+    "unknown transform": (eval_of("vmamba-pico", "perspektive"), "Did you mean `perspective`"),
+    "no glob matches": (eval_of("vmamba-pico", "zz*"), "No transform matches `zz*`."),
+    "no data": (eval_of("vmamba-t"), "No data is named for the label space `imagenet-1k`"),
+    "no such data": (pico("--data", "nowhere"), "There is no data at"),
+    "other label space": (
+        eval_of("vmamba-t", "identity", "--data", "cifar10-mini"), "imagenet-1k"
+    ),
+    "no weights file": (
+        pico("--weights", "none.pth"), "no weights file `none.pth`"
+    ),
+    "unknown device": (pico("--device", "tpuu"), "`--device tpuu`"),
+    "unknown argument": (
+        pico("--untrained", "--model-arg", "width=3"), "width=..."
+    ),
+    "one file for two": (
+        pico("--model", "vmamba-t", "--weights", "w.pth"),
+        "`--weights` and `--model-arg` go with one `--model`.\nGot 2 models.\nRun the command once",
+    ),
+    "two label spaces": (
+        pico("--model", "vmamba-t"), "tell the same classes apart"
+    ),
+    "twice": (pico("--model", "VMAMBA_pico"), "was given twice"),
+    "not empty": (pico("--untrained", "--out", "full"), "is not empty"),
+    "too many a class": (
+        pico("--untrained", "--per-class", "97"),
+        "`--per-class 97` is more than there is",
+    ),
+    "no model": (["eval", "--transform", "identity"], "Missing option '--model'"),
+    "no transform": (["eval", "--model", "vmamba-pico"], "Missing option '--transform'"),
+    "std of two": (pico("--std", "1,2"), "`--std 1,2` has 2 numbers."),
+    "std of zero": (
+        pico("--untrained", "--std", "0,1,1"), "above zero"
+    ),
+    "no pixels": (pico("--crop", "0"), "--crop"),
+    "no number": (pico("--limit", "few"), "--limit"),
+    "no pair": (pico("--model-arg", "x"), "`x` is not KEY=VALUE"),
+    "wrong precision": (pico("--precision", "fp8"), "--precision"),
+    "other backend": (
+        pico("--untrained", "--scan-backend", "cpuu"), "`cpu`"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_carried_out_ends_with_2_and_says_why(
+    robust: Robust, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setenv("ROBUST_SCAN_BACKEND", "")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    arguments, words = REFUSED[case]
+    told = (
+        robust(*arguments, "--device", "cpu") if "--device" not in arguments else robust(*arguments)
+    )
+    assert told.code == 2, told.err
+    assert words in told.err
+    assert "Traceback" not in told.err
+    assert told.out == ""
+    assert (tmp_path / "full" / "thesis.txt").exists()
+
+
+def test_missing_weights_give_address_file_and_flag(robust: Robust, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "n01440764").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos" / "n01440764" / "tench.jpg")
+    told = robust(*eval_of("vmamba-t", "identity", "--data", "photos", "--offline"))
+    file = "vssm1_tiny_0230s_ckpt_epoch_264.pth"
+    assert told.code == 2
+    assert told.err.startswith("Error: The weights of `vmamba-t` are not here.\n")
+    assert f"https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/{file} to " in told.err
+    assert (
+        f"`{tmp_path / 'home' / 'weights' / file}`, or name a copy with `--weights FILE`"
+        in told.err
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_with_json_a_refusal_prints_nothing_on_standard_output(robust: Robust) -> None:
+    told = robust(*eval_of("vmamba-pcio"), "--json")
+    assert (told.code, told.out) == (2, "")

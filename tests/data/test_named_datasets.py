@@ -1,0 +1,108 @@
+"""Where downloads are kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from robustcli.core.errors import UsageError
+from robustcli.data.named_datasets import DATASETS, data_home, installed, named, place, require
+from robustcli.data.sources import open_index
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_names_are_spelling_tolerant() -> None:
+    found = named("CIFAR10_mini")
+    assert found is not None
+    assert found.name == "cifar10-mini"
+    assert named("nothing") is None
+
+
+def test_bundled_is_installed_and_the_other_is_not() -> None:
+    assert installed("cifar10-mini") is not None
+    assert installed("imagenet-sample") is None
+    with pytest.raises(UsageError, match="Did you mean `imagenet-sample`"):
+        installed("imagenet-samples")
+
+
+def test_one_default_a_label_space() -> None:
+    spaces = Counter(d.label_space for d in DATASETS if d.default_for)
+    assert set(spaces.values()) == {1}
+
+
+def test_what_is_missing_says_how_to_fetch_it() -> None:
+    dataset = named("imagenet-sample")
+    assert dataset is not None
+    with pytest.raises(UsageError, match=r"not on this machine\.\n.*\n.*`robust fetch imagenet-sa"):
+        require(dataset)
+
+
+def test_cifar10_mini_is_small_and_stratified() -> None:
+    index = open_index("cifar10-mini", model_label_space="cifar10")
+    assert index.demonstration
+    assert len(index.images) == DATASETS[0].images == index.available
+    assert set(Counter(image.target for image in index.images).values()) == {96}
+    assert place(DATASETS[0]).stat().st_size < 1_500_000
+
+
+def test_cifar10_mini_holds_test_images_with_their_bytes_unchanged(shared: Path) -> None:
+    originals = {}
+    with tarfile.open(shared / "cifar10_jpeg" / "test.tar.gz") as archive:
+        for member in archive:
+            if file := archive.extractfile(member):
+                originals[member.name.removeprefix("test/")] = file.read()
+    with tarfile.open(place(DATASETS[0])) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            assert file is not None
+            content = file.read()
+            assert content == originals[member.name]
+            assert Image.open(io.BytesIO(content)).size == (32, 32)
+            assert (member.mtime, member.uid, member.uname) == (0, 0, "")
+
+
+def test_the_recipe_makes_the_asset_again_byte_by_byte(shared: Path) -> None:
+    path = ROOT / "recipes" / "make_cifar10_mini.py"
+    spec = importlib.util.spec_from_file_location("make_cifar10_mini", path)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    made = recipe.build(shared / "cifar10_jpeg" / "test.tar.gz")
+    assert made == place(DATASETS[0]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("named_datasets", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
+        ("download", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
+        ("sources", ("torch", "numpy", "pandas", "pyarrow", "PIL", "urllib.request")),
+        ("decode", ("torch", "pandas", "pyarrow", "urllib.request")),
+    ],
+)
+def test_importing_takes_nothing_heavy_along(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, robustcli.data.{module}; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ROBUST_HOME", str(tmp_path))
+    assert data_home() == tmp_path
+
+
+def test_else_it_is_a_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ROBUST_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data_home().name == "robust"
+    assert not data_home().exists()

@@ -1,0 +1,184 @@
+"""What the files of a training run tell of its data."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.core.errors import UsageError
+from robustcli.data.dataset import ImageRef, PairIndex, PairRef
+from robustcli.data.sources import open_classes
+from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
+from tests.evaluation.cells import OTSU, pairs_in
+from tests.evaluation.trained import make_training
+from tests.training.photos import write_photos
+
+IDS = [f"{number}.png" for number in range(10)]
+PARTS = {name: "train" if n < 6 else "val" if n < 8 else "test" for n, name in enumerate(IDS)}
+
+
+def pair(name: str, split: str | None = None) -> PairRef:
+    ref = ImageRef(name, 0, Path(name))
+    return PairRef(ref, ref, name, split)
+
+
+INDEX = PairIndex("cells", "/cells", tuple(map(pair, IDS)), "image", 10)
+RUN = TrainingData("run", INDEX.digest, PARTS)
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def chosen(index=INDEX, wanted="auto", trainings=(RUN,)):
+    """The ids, the split and what was said."""
+    heard = Heard()
+    part = choose_part(index, wanted, trainings, heard)
+    return [pair.image_id for pair in part.index.pairs], part.split, heard.lines
+
+
+def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
+    ids, split, said = chosen()
+    assert (ids, split) == (["8.png", "9.png"], "test")
+    assert said == [
+        "`run` was trained on this data: only the 2 of 10 images that were held out for testing "
+        "are used (`--split all` takes all)."
+    ]
+    assert choose_part(INDEX, "auto", [RUN], Heard()).index.subset == "test part of `run`"
+
+
+def test_the_ids_decide_where_the_list_is_another_one():
+    part = replace(INDEX, pairs=INDEX.pairs[:9], subset="nine")
+    assert chosen(part)[0] == ["8.png"]
+    assert choose_part(part, "auto", [RUN], Heard()).index.subset == "nine, test part of `run`"
+
+
+def test_models_of_other_data_and_of_none_take_everything_silently():
+    foreign = TrainingData("foreign", "0" * 64, {"x.png": "train"})
+    assert chosen(trainings=(foreign,)) == (IDS, "all", [])
+    assert chosen(trainings=()) == (IDS, "all", [])
+
+
+def test_several_models_are_tested_on_what_none_has_seen():
+    other = TrainingData("other", None, PARTS | {"8.png": "train", "0.png": "test"})
+    assert chosen(trainings=(RUN, other))[0] == ["9.png"]
+    disjoint = TrainingData("other", None, dict.fromkeys(IDS, "train"))
+    with pytest.raises(UsageError, match="No image of `cells` is in the test part of `run` and"):
+        chosen(trainings=(RUN, disjoint))
+
+
+def test_all_takes_all_and_says_that_it_flatters():
+    ids, split, said = chosen(wanted="all")
+    assert (ids, split) == (IDS, "all")
+    assert said == ["`run` was trained on some of these images: the numbers flatter it."]
+
+
+def test_a_part_can_be_named():
+    assert chosen(wanted="val") == (["6.png", "7.png"], "val", [])
+    given = replace(INDEX, pairs=tuple(pair(name, PARTS[name]) for name in IDS))
+    assert chosen(given, "val", ())[0] == ["6.png", "7.png"], "the data's own"
+    assert chosen(given, "auto", ())[1] == "all"
+    swapped = replace(RUN, parts=dict.fromkeys(IDS, "val"))
+    assert chosen(given, "val", (swapped,))[0] == IDS, "the training's goes before"
+
+
+def test_a_part_that_nothing_tells_is_an_error():
+    with pytest.raises(UsageError, match="The data is not split, and no model was trained on it"):
+        chosen(wanted="test", trainings=())
+    given = replace(INDEX, pairs=tuple(pair(name, "train") for name in IDS))
+    with pytest.raises(
+        UsageError, match=r"`--split test` finds no images in `cells`\.\nThe data has train\."
+    ):
+        chosen(given, "test", ())
+
+
+def test_weights_that_do_not_tell_what_they_saw_are_not_trusted():
+    bare = TrainingData("mine.safetensors", INDEX.digest, {})
+    with pytest.raises(UsageError, match=r"Which images `mine\.safetensors` has not seen"):
+        chosen(trainings=(bare,))
+    assert chosen(wanted="all", trainings=(bare,))[0] == IDS
+
+
+@pytest.fixture
+def index(tmp_path):
+    return pairs_in(tmp_path / "cells")
+
+
+def test_a_run_tells_its_data_and_its_parts(index, tmp_path):
+    run = make_training(tmp_path / "run", index)
+    for request in (
+        ModelRequest(str(run)),
+        ModelRequest("ulvm_v2", weights=run),
+        ModelRequest("ulvm_v2", weights=run / "weights.safetensors"),
+    ):
+        told = training_data(request)
+        assert told.digest == index.digest
+        assert set(told.parts.values()) == {"train", "val", "test"}
+        assert told.overlaps(index)
+
+
+def test_weights_that_left_their_run_still_name_the_data(index, tmp_path):
+    run = make_training(tmp_path / "run", index)
+    file = (run / "weights.safetensors").rename(tmp_path / "mine.safetensors")
+    told = training_data(ModelRequest("ulvm_v2", weights=file))
+    assert (told.digest, dict(told.parts)) == (index.digest, {})
+    assert told.overlaps(index)
+
+
+def test_another_name_of_the_folder_changes_nothing(index, tmp_path):
+    told = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
+    renamed = pairs_in(tmp_path / "elsewhere" / "other name")
+    assert renamed.location != index.location
+    assert told.overlaps(renamed)
+
+
+def test_a_part_of_the_data_overlaps_and_other_data_does_not(index, tmp_path):
+    told = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
+    some = index.part(frozenset(pair.image_id for pair in index.pairs[:2]), "two")
+    assert some.digest != index.digest
+    assert told.overlaps(some)
+    assert not told.overlaps(index.part(frozenset(), "none"))
+
+
+def test_nothing_is_told_by_other_files(index, tmp_path):
+    from torch import zeros
+
+    save_file({"a": zeros(1)}, tmp_path / "foreign.safetensors")
+    foreign = ModelRequest("unet", weights=tmp_path / "foreign.safetensors")
+    assert training_data(foreign) is None
+    assert training_data(OTSU) is None
+    run = make_training(tmp_path / "run", index)
+    assert training_data(ModelRequest("ulvm_v2", weights=run, untrained=True)) is None
+
+
+def test_damaged_splits_are_an_error(index, tmp_path):
+    run = make_training(tmp_path / "run", index)
+    (run / "splits.csv").write_text("image_id,group,split\na.png,a,dev\n")
+    with pytest.raises(UsageError, match="names splits that do not exist"):
+        parts_of(run)
+
+
+def test_files_of_the_same_name_are_told_apart_by_what_is_in_them(tmp_path):
+    first, second = (
+        open_classes(str(write_photos(tmp_path / name / "paints", 2, seed=seed)))
+        for name, seed in (("first", 0), ("second", 1))
+    )
+    assert first.digest == second.digest, "the names alone are the same"
+    photo = first.images[0]
+    seen = {photo.image_id: hashlib.sha256(photo.path.read_bytes()).hexdigest()}
+    told = TrainingData("run", first.digest, {photo.image_id: "train"}, seen)
+    assert told.overlaps(first)
+    assert not told.overlaps(second)
+    lacking = second.part(frozenset({second.images[1].image_id}), "one image")
+    assert not told.overlaps(lacking)
+    unknown = TrainingData("run", None, {second.images[1].image_id: "test"}, {"gone.png": "0"})
+    assert unknown.overlaps(lacking), "no file can be compared: the names decide"

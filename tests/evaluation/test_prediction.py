@@ -1,0 +1,184 @@
+"""Which images get a mask, and under which name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.segmenter import Segmenter
+from robustcli.core.errors import RunError, UsageError
+from robustcli.data.masks import decode_pair
+from robustcli.evaluation import prediction
+from robustcli.evaluation.prediction import list_jobs, predict_masks
+from tests.evaluation.cells import OTSU, pairs_in
+
+
+@pytest.fixture
+def index(tmp_path):
+    return pairs_in(tmp_path / "cells")
+
+
+@pytest.fixture
+def images(index, tmp_path):
+    return tmp_path / "cells" / "images"
+
+
+@pytest.fixture
+def otsu():
+    return load_segmenter(OTSU)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_masks_have_the_size_and_name_of_their_images(index, images, otsu, tmp_path):
+    made = predict_masks(otsu, [images], tmp_path / "out")
+    assert (len(made.masks), made.kept) == (9, 0)
+    for pair in index.pairs:
+        mask = read(tmp_path / "out" / pair.image.path.name)
+        image, _ = decode_pair(pair)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert np.array_equal(mask == 255, otsu.masks([image])[0])
+    assert len(list((tmp_path / "out").iterdir())) == 9
+
+
+def test_overlays_lie_beside_and_show_the_mask(images, otsu, tmp_path):
+    predict_masks(otsu, [images], tmp_path / "out", overlays=True)
+    mask, overlay = (read(tmp_path / "out" / f"ann-0{end}.png") for end in ("", "_overlay"))
+    image = read(images / "ann-0.png")
+    assert np.array_equal((overlay != image).any(-1), mask == 255)
+
+
+def test_the_same_call_again_does_what_is_missing(images, otsu, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict_masks(otsu, [images], out)
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    (out / "bea-1.png").unlink()
+    written = []
+    real = prediction.write_bytes
+    monkeypatch.setattr(
+        prediction, "write_bytes", lambda p, c: written.append(p.name) or real(p, c)
+    )
+    assert predict_masks(otsu, [images], out).kept == 8
+    assert written == ["bea-1.png"]
+    after = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert {n for n in before if before[n] != after[n]} == {"bea-1.png"}
+    assert predict_masks(otsu, [images], out, fresh=True).kept == 0
+    assert len(written) == 10
+
+
+def test_overlays_that_are_asked_for_later_are_added(images, otsu, tmp_path):
+    predict_masks(otsu, [images / "ann-0.png"], tmp_path / "out")
+    assert predict_masks(otsu, [images / "ann-0.png"], tmp_path / "out", overlays=True).kept == 0
+    assert (tmp_path / "out" / "ann-0_overlay.png").exists()
+
+
+@pytest.mark.parametrize("other", ["threshold", "model"])
+def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, other):
+    out = tmp_path / "out"
+    predict_masks(otsu, [images], out)
+    if other == "model":
+        changed = load_segmenter(ModelRequest("ulvm_v2", untrained=True))
+    else:
+        settings = replace(otsu.preprocessing, threshold=0.7)
+        changed = Segmenter(otsu.network, settings, otsu.facts)
+    with pytest.raises(UsageError, match="was made by another model or with other settings"):
+        predict_masks(changed, [images / "ann-0.png"], out)
+    assert predict_masks(changed, [images / "ann-0.png"], out, fresh=True).kept == 0
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_files_of_others_are_never_overwritten(images, otsu, tmp_path, fresh):
+    out = tmp_path / "out"
+    out.mkdir()
+    Image.new("L", (3, 3)).save(out / "cy-2.png")
+    mine = (out / "cy-2.png").read_bytes()
+    with pytest.raises(UsageError, match=r"cy-2\.png` is in the way"):
+        predict_masks(otsu, [images], out, fresh=fresh)
+    assert [file.name for file in out.iterdir()] == ["cy-2.png"]
+    assert (out / "cy-2.png").read_bytes() == mine
+
+
+def test_unreadable_images_are_listed_at_the_end(images, otsu, tmp_path):
+    (images / "ann-1.png").write_bytes(b"no picture")
+    with pytest.raises(RunError, match=r"1 of 9 images cannot be read.*\n.*ann-1\.png: not an im"):
+        predict_masks(otsu, [images], tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 8
+
+
+def test_images_are_held_a_few_at_a_time(images, otsu, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction, "_MOST_PIXELS", 2 * 40 * 52)
+    sizes = []
+    real = otsu.masks
+    monkeypatch.setattr(otsu, "masks", lambda some: sizes.append(len(some)) or real(some))
+    assert len(predict_masks(otsu, [images], tmp_path / "out").masks) == 9
+    assert sum(sizes) == 9
+    assert max(sizes) == 3
+
+
+def files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def masks(images: list[Path], out: Path, **options: bool) -> list[str]:
+    jobs = list_jobs(images, out, **{"overlays": False, **options})
+    return [path.relative_to(out).as_posix() for job in jobs for path in job.outputs]
+
+
+def test_folders_are_kept_and_single_files_keep_their_name(tmp_path):
+    folder = files(tmp_path / "in", "b.jpg", "a/c.tif", "notes.txt", ".hidden.png")
+    out = tmp_path / "out"
+    assert masks([folder], out) == ["a/c.png", "b.png"]
+    assert masks([folder / "a" / "c.tif"], out) == ["c.png"]
+    assert masks([folder], out, overlays=True) == [
+        "a/c.png", "a/c_overlay.png", "b.png", "b_overlay.png"
+    ]  # fmt: skip
+
+
+def test_true_masks_and_earlier_outputs_are_no_images(tmp_path):
+    folder = files(tmp_path, "p/x_1.tif", "p/x_1_mask.tif", "p/lone_mask.tif", "masks/y.png")
+    assert masks([folder], tmp_path / "masks") == ["p/lone_mask.png", "p/x_1.png"]
+    paired = files(tmp_path / "paired", "images/a.png", "masks/a.png")
+    assert masks([paired], tmp_path / "out") == ["images/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "overlays"),
+    [(("a.png", "a.jpg"), False), (("a.png", "a_overlay.png"), True)],
+)
+def test_two_images_with_one_mask_are_refused(tmp_path, names, overlays):
+    folder = files(tmp_path / "in", *names)
+    with pytest.raises(UsageError, match=r"1 files would be written for more than one image"):
+        list_jobs([folder], tmp_path / "out", overlays=overlays)
+
+
+def test_an_image_is_never_overwritten(tmp_path):
+    folder = files(tmp_path / "in", "a.png")
+    with pytest.raises(UsageError, match=r"a\.png` is an image that would be overwritten"):
+        list_jobs([folder / "a.png"], folder, overlays=False)
+
+
+def test_nothing_there_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="There is nothing at"):
+        list_jobs([tmp_path / "absent"], tmp_path / "out", overlays=False)
+    with pytest.raises(UsageError, match="There are no images in"):
+        list_jobs([files(tmp_path, "a.txt")], tmp_path / "out", overlays=False)
+
+
+def test_leftovers_are_no_images_and_are_counted(tmp_path):
+    folder = files(tmp_path / "in", "a.jpg", "._a.jpg", "__MACOSX/a.jpg", "@eaDir/a.jpg/b.jpg")
+    heard: list[str] = []
+    jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=heard.append)
+    assert [job.image.name for job in jobs] == ["a.jpg"]
+    assert "3 files named like images" in heard[0]

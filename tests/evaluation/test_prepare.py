@@ -1,0 +1,25 @@
+"""Which task models are for."""
+
+from __future__ import annotations
+
+import pytest
+
+from robustcli.adapters.load import resolve
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.class_rows import Classification
+from robustcli.evaluation.mask_rows import Segmentation
+from robustcli.evaluation.prepare import task_of
+
+
+def test_the_models_decide():
+    assert isinstance(task_of([resolve("vmamba-pico")]), Classification)
+    assert isinstance(task_of([resolve("unet"), resolve("otsu")]), Segmentation)
+
+
+@pytest.mark.parametrize("names", [("vmamba-pico", "unet"), ("unet", "vmamba-pico")])
+def test_both_in_one_run_are_refused(names):
+    with pytest.raises(
+        UsageError, match="A classifier and a segmenter do not go into one run"
+    ) as e:
+        task_of([resolve(name) for name in names])
+    assert "`vmamba-pico` says what is in an image, `unet` where it is" in e.value.why

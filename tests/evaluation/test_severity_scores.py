@@ -1,0 +1,140 @@
+""""""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.record import read_record
+from robustcli.evaluation.severity_scores import (
+    ALEXNET_ERROR,
+    BreakingPoint,
+    benchmark_name,
+    breaking_points,
+    corruption_errors,
+)
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
+
+
+def cells(transform: str, retention: dict[int, float | None], model: str = "a") -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "model": model,
+            "transform": transform,
+            "severity": list(retention),
+            "retention": pd.Series(list(retention.values()), dtype=float),
+        }
+    )
+
+
+def test_the_lowest_severity_below_one_half_breaks() -> None:
+    table = pd.concat(
+        [
+            cells("identity", {0: 1.0}),
+            cells("blur", {0: 0.1, 1: 0.9, 3: 0.5, 4: 0.49, 5: 0.3}),
+            cells("noise", {1: 0.9, 5: 0.6}),
+            cells("noise", {1: 0.4, 5: 0.1}, model="b"),
+        ]
+    )
+    assert breaking_points(table) == [
+        BreakingPoint("a", "blur", 4, 5),
+        BreakingPoint("a", "noise", None, 5),
+        BreakingPoint("b", "noise", 1, 5),
+    ]
+
+
+def test_one_severity_is_no_scale_and_an_unmeasured_one_does_not_count() -> None:
+    table = pd.concat([cells("blur", {0: 1.0, 3: 0.2}), cells("noise", {1: 0.4, 2: None})])
+    assert breaking_points(table) == []
+
+
+# Corruption errors of ResNet-50 in percent as printed by Hendrycks and Dietterich (2019), table 1;
+# its mCE is 76.7 and its mean top-1 on ImageNet-C 39.2.
+RESNET50 = {
+    "gaussian_noise": 80,
+    "shot_noise": 82,
+    "impulse_noise": 83,
+    "defocus_blur": 75,
+    "glass_blur": 89,
+    "motion_blur": 78,
+    "zoom_blur": 80,
+    "snow": 78,
+    "frost": 75,
+    "fog": 66,
+    "brightness": 57,
+    "contrast": 71,
+    "elastic_transform": 85,
+    "pixelate": 77,
+    "jpeg_compression": 77,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    models = (model("vmamba-b"), model("swin-b"))
+    return build_run(
+        tmp_path, RunPlan(models=models, transforms=(IDENTITY, *imagenet_c()), images=20)
+    )
+
+
+def test_the_table_of_alexnet_turns_published_corruption_errors_into_published_accuracy() -> None:
+    errors = [RESNET50[name] / 100 * alexnet for name, alexnet in ALEXNET_ERROR.items()]
+    assert 100 * (1 - sum(errors) / len(errors)) == pytest.approx(39.2, abs=0.4)
+
+
+def test_mce_of_resnet50_is_the_published_one(run: Path) -> None:
+    numbers, record = table(run), read_record(run)
+    for name, error in RESNET50.items():
+        top1 = 1 - error / 100 * ALEXNET_ERROR[name]
+        steps = numbers["transform"] == f"c_{name}"
+        numbers.loc[steps, "top1"] = top1 + 0.01 * (numbers.loc[steps, "severity"] - 3)
+    first, second = corruption_errors(numbers, record)
+    assert (first.model, second.model) == ("vmamba-b", "swin-b")
+    assert 100 * first.mce == pytest.approx(76.7, abs=0.4)
+    assert 100 * first.by_corruption["glass_blur"] == pytest.approx(89)
+
+
+def test_relative_mce_by_hand(run: Path) -> None:
+    numbers, record = table(run), read_record(run)
+    numbers["top1"] = 0.5
+    numbers.loc[numbers["transform"] == "identity", "top1"] = 0.75
+    expected = sum(0.25 / (error - 0.4348) for error in ALEXNET_ERROR.values()) / 15
+    assert corruption_errors(numbers, record)[0].relative_mce == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("column", ["n", "paired_n"])
+def test_a_model_with_an_unfinished_cell_has_none(run: Path, column: str) -> None:
+    numbers = table(run)
+    numbers.loc[5, column] -= 1
+    assert [error.model for error in corruption_errors(numbers, read_record(run))] == ["swin-b"]
+
+
+def test_fewer_than_five_severities_give_none(tmp_path: Path) -> None:
+    cells = (IDENTITY, *imagenet_c(severities=(1, 2, 3, 4)))
+    build_run(tmp_path, RunPlan(transforms=cells, images=10))
+    assert corruption_errors(table(tmp_path), read_record(tmp_path)) == []
+
+
+def test_other_classes_than_imagenets_give_none(run: Path) -> None:
+    record = read_record(run)
+    other = record.model_copy(
+        update={"dataset": record.dataset.model_copy(update={"label_space": "cifar10"})}
+    )
+    assert corruption_errors(table(run), other) == []
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        ("gaussian_noise", "gaussian_noise"),
+        ("c_gaussian_noise", "gaussian_noise"),
+        ("imagenet-c-jpeg-compression", "jpeg_compression"),
+        ("c_speckle_noise", None),
+        ("snowfall", None),
+    ],
+)
+def test_a_corruption_is_known_with_or_without_a_prefix(transform: str, name: str | None) -> None:
+    assert benchmark_name(transform) == name

@@ -1,0 +1,262 @@
+"""The paired difference of two segmenters, against SciPy and by hand."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from robustcli.metrics.intervals import Bootstrap, PairedCounts, paired_interval
+from robustcli.metrics.paired import (
+    DRAWS,
+    EXACT_UP_TO,
+    class_difference,
+    mask_difference,
+    mcnemar_p,
+    sign_flip_p,
+    smallest_p,
+)
+
+
+def rows(right: list[int]) -> pd.DataFrame:
+    ids = [f"{n:03}" for n in range(len(right))]
+    return pd.DataFrame({"image_id": ids, "target": 1, "prediction": np.array(right)})
+
+
+def test_the_difference_and_its_interval() -> None:
+    reference, own = rows([1, 1, 1, 0, 0, 0, 0, 0]), rows([1, 1, 0, 1, 1, 1, 0, 0])
+    found = class_difference(reference, own)
+    assert found is not None
+    assert (found.n, found.groups, found.value) == (8, 8, 2 / 8)
+    assert (found.low, found.high) == paired_interval(PairedCounts(2, 3, 1, 2))
+    assert found.p == mcnemar_p(3, 1)
+    assert found.smallest_p == 2.0**-7
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    reference, own = rows([1, 0, 1, 0]), rows([1, 1, 0, 1])
+    assert class_difference(reference, own) == class_difference(reference, own[::-1])
+
+
+def test_only_images_that_both_have_count() -> None:
+    found = class_difference(rows([1, 0, 1, 0]), rows([1, 1]))
+    assert found is not None
+    assert (found.n, found.value) == (2, 0.5)
+    assert class_difference(rows([1]), rows([1]).assign(image_id="other")) is None
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 0), (3, 1), (4, 4), (12, 30)])
+def test_the_exact_test_counts_coin_flips(won: int, lost: int) -> None:
+    n, k = won + lost, min(won, lost)
+    expected = min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
+    assert mcnemar_p(won, lost) == pytest.approx(expected)
+
+
+def theirs(values):
+    """Swapping the two members of a pair flips the sign of its difference."""
+    return stats.permutation_test(
+        (values, np.zeros(len(values))),
+        lambda a, b, axis: (a - b).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    ).pvalue
+
+
+@pytest.mark.parametrize("units", [2, 5, 10, 14])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_few_units_are_tested_exactly_as_scipy_does(units, shift):
+    values = np.random.default_rng(units).normal(shift, 0.5, units)
+    assert sign_flip_p(values) == pytest.approx(theirs(values), abs=1e-12)
+
+
+def test_many_units_come_close_to_the_exact_value():
+    values = np.random.default_rng(4).normal(0.12, 0.5, EXACT_UP_TO + 2)
+    assert sign_flip_p(values) == pytest.approx(theirs(values), abs=0.015)
+    assert sign_flip_p(values) == sign_flip_p(values)
+    assert sign_flip_p(values, 1) != sign_flip_p(values, 2)
+
+
+def test_units_without_a_difference_say_nothing():
+    values = np.array([0.2, -0.1, 0.4, 0.3])
+    assert sign_flip_p(np.concatenate([values, np.zeros(40)])) == sign_flip_p(values)
+    assert sign_flip_p(np.zeros(5)) == 1.0
+
+
+def test_equal_sums_in_another_order_count_as_equal():
+    assert sign_flip_p(np.array([0.1, 0.2, 0.3, -0.6])) == 1.0, "the sum is 0 but for rounding"
+
+
+@pytest.mark.parametrize("units", [3, EXACT_UP_TO, EXACT_UP_TO + 20])
+def test_the_smallest_p_is_that_of_differences_of_one_sign(units):
+    found = sign_flip_p(np.linspace(1, 2, units))
+    assert found == pytest.approx(smallest_p(units), abs=2 / DRAWS)
+    assert found >= smallest_p(units)
+
+
+def test_without_a_difference_one_in_twenty_is_below_five_percent():
+    generator = np.random.default_rng(9)
+    found = [sign_flip_p(generator.normal(size=9)) for _ in range(1500)]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.02)
+
+
+def rows_paired_masks(groups, true, found, called_in_vain=0):
+    table = pd.DataFrame({"group": groups, "tp": found})
+    table["fp"] = called_in_vain
+    table["fn"] = np.asarray(true) - table["tp"]
+    table["image_id"] = [f"{n}.png" for n in range(len(table))]
+    return table
+
+
+def one_image_a_group(images=12, gain=6):
+    generator = np.random.default_rng(2)
+    true = generator.integers(60, 100, images)
+    found = true - generator.integers(20, 40, images)
+    names = [f"g{n:02d}" for n in range(images)]
+    better = found + generator.integers(-8, 8, images) + gain
+    return rows_paired_masks(names, true, found, 3), rows_paired_masks(
+        names, true, np.clip(better, 0, true), 3
+    )
+
+
+def of_images(table):
+    return (2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])).to_numpy()
+
+
+def test_single_images_are_compared_as_scipy_compares_them():
+    full, freeze = one_image_a_group()
+    found = mask_difference(full, freeze, Bootstrap(0))
+    gained = of_images(freeze) - of_images(full)
+    assert (found.n, found.groups) == (12, 12)
+    assert found.dice == pytest.approx(gained.mean())
+    assert found.p == pytest.approx(theirs(gained))
+    expected = stats.bootstrap(
+        (gained,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=3e-3)
+    assert found.smallest_p == 2 / 2**12
+
+
+def patients(seed, count=9):
+    """Groups of one large and several small images, of which the other model finds more or less.
+
+    It gains pixels of the large image of every group, and loses of the small ones in most: pooled
+    dice and the images' own dice say opposite things.
+    """
+    generator = np.random.default_rng(seed)
+    parts, others = [], []
+    for number in range(count):
+        small = int(generator.integers(1, 5))
+        true = np.array([5000, *generator.integers(20, 60, small)])
+        found = np.array([2500, *(true[1:] // 2)])
+        gained = np.array([generator.integers(200, 900), *generator.integers(-15, 5, small)])
+        names = [f"p{number}"] * len(true)
+        parts.append(rows_paired_masks(names, true, found, 4))
+        others.append(rows_paired_masks(names, true, np.clip(found + gained, 0, true), 4))
+    first, second = (pd.concat(some, ignore_index=True) for some in (parts, others))
+    ids = [f"{n}.png" for n in range(len(first))]
+    return first.assign(image_id=ids), second.assign(image_id=ids)
+
+
+def pooled_by_hand(table):
+    """The dice of each group, written as the definition: a loop over groups."""
+    of_groups = []
+    for name in sorted(set(table["group"])):
+        tp, fp, fn = (table.loc[table["group"] == name, c].sum() for c in ("tp", "fp", "fn"))
+        of_groups.append(2 * tp / (2 * tp + fp + fn))
+    return np.array(of_groups)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_value_interval_and_p_are_of_one_statistic(seed):
+    full, freeze = patients(seed)
+    found = mask_difference(full, freeze, Bootstrap(0))
+    before, after = pooled_by_hand(full), pooled_by_hand(freeze)
+    assert found.dice == pytest.approx(after.mean() - before.mean())
+    test = stats.permutation_test(
+        (after, before),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert found.p == pytest.approx(test.pvalue, abs=1e-12)
+    assert test.statistic == pytest.approx(found.dice)
+    generator = np.random.default_rng(99)
+    drawn = []
+    for _ in range(10_000):
+        taken = generator.integers(len(before), size=len(before))
+        drawn.append(after[taken].mean() - before[taken].mean())
+    # Another generator's 10,000 draws: a percentile of them varies by 2 % of the spread.
+    expected = np.percentile(drawn, [2.5, 97.5])
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.1 * np.std(drawn))
+
+
+def test_what_single_images_say_does_not_decide_the_p_of_pooled_dice():
+    """All groups gain pooled dice, so p is the smallest; single images mostly lose."""
+    full, freeze = patients(0)
+    of_single = pd.Series(of_images(freeze) - of_images(full)).groupby(full["group"]).sum()
+    found = mask_difference(full, freeze, Bootstrap(0))
+    assert found.dice > 0
+    assert of_single.mean() < 0
+    assert found.p == found.smallest_p == 2 / 2**9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interval_and_test_agree_away_from_the_edge(seed):
+    """Interval and test of one statistic agree wherever p is not close to 0.05."""
+    generator = np.random.default_rng(seed)
+    for gain in np.linspace(-12, 12, 9):
+        full, freeze = one_image_a_group(14, gain=int(gain))
+        order = generator.permutation(14)
+        found = mask_difference(full.iloc[order], freeze, Bootstrap(seed))
+        if not 0.01 < found.p < 0.15:
+            assert (found.low > 0 or found.high < 0) == (found.p <= 0.05)
+
+
+def test_a_gain_one_way_is_a_loss_the_other_way():
+    full, freeze = one_image_a_group()
+    there, back = (
+        mask_difference(*pair, Bootstrap(0)) for pair in [(full, freeze), (freeze, full)]
+    )
+    assert there.dice == pytest.approx(-back.dice)
+    assert (there.low, there.high) == (pytest.approx(-back.high), pytest.approx(-back.low))
+    assert there.p == back.p
+
+
+def test_images_of_a_group_are_flipped_together():
+    """Four images in two groups cannot give a p below that of two units."""
+    groups = ["a", "a", "b", "b"]
+    full, freeze = (
+        rows_paired_masks(groups, [100] * 4, [50] * 4),
+        rows_paired_masks(groups, [100] * 4, [90] * 4),
+    )
+    found = mask_difference(full, freeze, Bootstrap(0))
+    assert (found.n, found.groups, found.p, found.smallest_p) == (4, 2, 0.5, 0.5)
+
+
+def test_rows_are_matched_by_image_and_not_by_place():
+    full, freeze = one_image_a_group()
+    mixed = freeze.sample(frac=1, random_state=3)
+    assert mask_difference(full, mixed, Bootstrap(0)) == mask_difference(full, freeze, Bootstrap(0))
+    part = mask_difference(full, freeze.iloc[:5], Bootstrap(0))
+    assert (part.n, part.groups) == (5, 5)
+
+
+def test_one_group_has_no_interval_and_no_p():
+    full, freeze = (
+        rows_paired_masks(["a"] * 3, [9] * 3, [5] * 3),
+        rows_paired_masks(["a"] * 3, [9] * 3, [6] * 3),
+    )
+    found = mask_difference(full, freeze, Bootstrap(0))
+    assert (found.low, found.high, found.p) == (None, None, None)
+    assert found.dice > 0
+
+
+def test_without_a_common_image_there_is_no_difference():
+    full, freeze = one_image_a_group()
+    elsewhere = freeze.assign(image_id="x" + freeze["image_id"])
+    assert mask_difference(full, elsewhere, Bootstrap(0)) is None

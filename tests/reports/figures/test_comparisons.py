@@ -1,0 +1,208 @@
+""""""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from numpy.typing import NDArray
+
+from robustcli.evaluation.cell_table import table
+from robustcli.reports.figures.comparisons import draw_bars, draw_dots, draw_multiples
+from robustcli.reports.measure import DICE, extremes
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.figures.layout import (
+    assert_no_overlap,
+    assert_nothing_clipped,
+    caught,
+    error_bar,
+)
+from tests.reports.mask_runs import MaskPlan, build_masks
+
+LONG = "swin_base_patch4_window7_224.ms_in1k"
+
+
+def numbers(run: Path, models: int, cells: int = 21) -> pd.DataFrame:
+    names = [LONG, *(f"model-{i}" for i in range(1, models))][:models]
+    plan = RunPlan(
+        models=[model(name) for name in names], transforms=(IDENTITY, *paper21()[:cells])
+    )
+    return table(build_run(run, plan))
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
+    return caught(monkeypatch, "bars", lambda: draw_bars(rows, extremes(rows), Path()))
+
+
+@pytest.mark.parametrize("models", [1, 3, 6])
+def test_bars_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: int) -> None:
+    figure = drawn(monkeypatch, numbers(tmp_path, models))
+    assert_nothing_clipped(figure)
+    for axes in figure.axes:
+        assert_no_overlap([text for text in axes.texts if isinstance(text, Annotation)])
+        assert_no_overlap(axes.get_xticklabels())
+
+
+def test_bars_are_as_high_as_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = numbers(tmp_path, 2)
+    best, worst = drawn(monkeypatch, rows).axes
+    ends = extremes(rows)
+    for axes, cells in ((best, ends.best), (worst, ends.worst)):
+        for container, name in zip(axes.containers[1::2], rows["model"].unique(), strict=True):
+            mine = rows[rows["model"] == name].set_index("transform")["top1"]
+            heights = [bar.get_height() for bar in container]
+            assert heights == pytest.approx([100 * mine[transform] for transform, _ in cells])
+    assert [label.get_text().replace("\n", "") for label in worst.get_xticklabels()] == [
+        transform for transform, _ in ends.worst
+    ]
+
+
+@pytest.mark.parametrize(("cells", "panels"), [(1, 1), (2, 2)])
+def test_few_transforms(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cells: int, panels: int
+) -> None:
+    figure = drawn(monkeypatch, numbers(tmp_path, 1, cells))
+    assert len(figure.axes) == panels
+    assert_nothing_clipped(figure)
+
+
+def test_severities_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = RunPlan(transforms=(IDENTITY, *imagenet_c()[:45]))
+    figure = drawn(monkeypatch, table(build_run(tmp_path, plan)))
+    assert_nothing_clipped(figure)
+    for axes in figure.axes:
+        assert_no_overlap(axes.get_xticklabels())
+        assert all("severity 5" in label.get_text() for label in axes.get_xticklabels())
+
+
+def test_dice_without_intervals_are_drawn_with_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = MaskPlan(transforms=(IDENTITY, *paper21()[:2]), groups=1)
+    rows = table(build_masks(tmp_path, plan))
+    ends = extremes(rows, by=DICE)
+    figure = caught(monkeypatch, "bars", lambda: draw_bars(rows, ends, Path(), DICE))
+    assert_nothing_clipped(figure)
+    dice = rows.set_index("transform")["dice"]
+    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert shown == [f"{dice[name]:.3f}" for name, _ in (*ends.best, *ends.worst)]
+    assert figure.axes[0].get_ylabel() == "dice (0 to 1)"
+    assert figure.axes[0].get_ylim()[1] < 1.2
+
+
+@pytest.mark.parametrize(
+    ("models", "cells"), [(1, 21), (6, 40), pytest.param(1, 119, marks=pytest.mark.slow)]
+)
+def test_dots_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: int, cells: int
+) -> None:
+    transforms = (IDENTITY, *(*paper21(), *imagenet_c(), *paper21(2))[:cells])
+    names = ["swin_base_patch4_window7_224.ms_in1k", *"abcde"][:models]
+    plan = RunPlan(models=[model(name) for name in names], transforms=transforms, images=12)
+    rows = table(build_run(tmp_path, plan))
+    figure = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path()))
+    assert_nothing_clipped(figure)
+    labels = figure.axes[0].get_yticklabels()
+    assert len(labels) == cells + 1
+    assert_no_overlap(labels)
+
+
+def test_dots_are_at_the_numbers_best_on_top(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = RunPlan(models=(model("a"), model("b")), transforms=(IDENTITY, *paper21()[:5]))
+    rows = table(build_run(tmp_path, plan))
+    (axes,) = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path())).axes
+    means = rows.groupby("transform")["top1"].mean().drop("identity").sort_values()
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["identity (clean)", *means.index[::-1]]
+    for number, name in enumerate("ab"):
+        mine = rows[rows["model"] == name]
+        points, whiskers = error_bar(axes, number)
+        np.testing.assert_allclose(points[:, 0], 100 * mine["top1"].to_numpy())
+        ends = 100 * mine[["top1_low", "top1_high"]].to_numpy()
+        np.testing.assert_allclose(whiskers[:, :, 0], ends)
+    assert axes.yaxis.get_inverted()
+
+
+def test_a_cell_without_rows_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = table(build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:3]))))
+    rows.loc[1, ["top1", "top1_low", "top1_high"]] = float("nan")
+    (axes,) = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path())).axes
+    assert len(axes.get_yticklabels()) == 3
+
+
+def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = table(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY, *paper21()[:3]))))
+    figure = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path(), DICE))
+    assert_nothing_clipped(figure)
+    (axes,) = figure.axes
+    np.testing.assert_allclose(error_bar(axes, 0)[0][:, 0], rows["dice"].to_numpy())
+    assert axes.get_xlim()[1] <= 1.0
+    assert axes.get_xlabel() == "dice (0 to 1)"
+
+
+def drawn_multiples(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
+    clean = rows[rows["transform"] == "identity"]
+    graded = rows[rows["severity"] > 0]
+    return caught(monkeypatch, "multiples", lambda: draw_multiples(graded, clean, Path()))
+
+
+def points(line: Line2D) -> NDArray[np.float64]:
+    return np.asarray(line.get_xydata(), float)
+
+
+@pytest.mark.parametrize("corruptions", [1, 6, pytest.param(19, marks=pytest.mark.slow)])
+def test_panels_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corruptions: int
+) -> None:
+    models = (model("vmamba-b"), model("swin_base_patch4_window7_224.ms_in1k"))
+    cells = (IDENTITY, *imagenet_c("imagenetc_")[: 5 * corruptions])
+    plan = RunPlan(models=models, transforms=cells, images=12)
+    figure = drawn_multiples(monkeypatch, table(build_run(tmp_path, plan)))
+    assert_nothing_clipped(figure)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == corruptions
+    assert_no_overlap([axes.title for axes in shown])
+    assert all(
+        axes.xaxis.get_tick_params()["labelbottom"] for axes in shown[-min(5, corruptions) :]
+    )
+
+
+def test_lines_are_the_numbers_in_the_order_of_severity(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = (IDENTITY, *imagenet_c(severities=(5, 1, 3))[:3])
+    rows = table(build_run(tmp_path, RunPlan(transforms=cells)))
+    (axes,) = drawn_multiples(monkeypatch, rows).axes
+    line = next(points(line) for line in axes.lines if line.get_label() == "vmamba-b")
+    expected = rows[rows["severity"] > 0].sort_values("severity")["top1"] * 100
+    assert list(line[:, 0]) == [1, 3, 5]
+    assert list(line[:, 1]) == pytest.approx(list(expected))
+    clean = 100 * rows["top1"].iloc[0]
+    levels = {round(float(points(line)[0, 1]), 6) for line in axes.lines if len(points(line))}
+    assert {round(clean, 6), round(clean / 2, 6)} <= levels
+
+
+def test_without_clean_accuracy_there_are_only_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = table(build_run(tmp_path, RunPlan(transforms=imagenet_c()[:5])))
+    (axes,) = drawn_multiples(monkeypatch, rows).axes
+    assert len([line for line in axes.lines if len(points(line))]) == 1
+
+
+def test_dice_have_the_axis_of_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cells = (IDENTITY, *paper21(1)[:1], *paper21(5)[:1])
+    rows = table(build_masks(tmp_path, MaskPlan(transforms=cells)))
+    graded, clean = rows[rows["severity"] > 0], rows[rows["severity"] == 0]
+    figure = caught(monkeypatch, "multiples", lambda: draw_multiples(graded, clean, Path(), DICE))
+    assert_nothing_clipped(figure)
+    assert figure.axes[0].get_ylim() == (0, 1)
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), graded["dice"])

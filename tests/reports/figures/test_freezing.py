@@ -1,0 +1,336 @@
+""""""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robustcli.reports.figures.canvas import save
+from robustcli.reports.figures.freezing import (
+    ABREAST,
+    MOST_TICKS,
+    EndLabel,
+    Limit,
+    LogScale,
+    ModeCourse,
+    Rule,
+    Trace,
+    draw_gradients,
+    draw_modes,
+    draw_tradeoff,
+    label_ends,
+    log_scale,
+    spread,
+)
+from tests.reports.figures.layout import (
+    assert_no_overlap,
+    assert_nothing_clipped,
+    caught,
+    error_bar,
+)
+
+HEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(HEIGHTS)
+def test_labels_are_apart_inside_and_in_order(heights: list[float]) -> None:
+    places = spread(np.array(heights), 0.1)
+    order = np.argsort(heights, kind="stable")
+    assert (np.diff(places[order]) >= 0.1 - 1e-9).all()
+    assert places.min() >= -1e-9
+    assert places.max() <= 1 + 1e-9
+
+
+def test_labels_that_have_room_stay_where_they_are() -> None:
+    heights = np.array([0.9, 0.1, 0.5])
+    np.testing.assert_allclose(spread(heights, 0.2), heights)
+
+
+def test_labels_that_are_too_close_share_the_way() -> None:
+    np.testing.assert_allclose(spread(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
+    np.testing.assert_allclose(spread(np.array([1.0, 1.0]), 0.1), [0.9, 1.0])
+
+
+def test_more_labels_than_there_is_room_for_begin_at_the_bottom() -> None:
+    places = spread(np.zeros(20), 0.1)
+    assert places[0] == 0
+    assert places[-1] == pytest.approx(1.9)
+
+
+def test_a_line_leads_from_each_point_to_its_label(tmp_path: Path) -> None:
+    figure = Figure()
+    axes = figure.add_axes((0.1, 0.1, 0.5, 0.8))
+    axes.set(xlim=(0, 10), ylim=(0, 1))
+    label_ends(axes, [EndLabel("a", 10, 0.5, "red"), EndLabel("b", None, 0.2, "grey")])
+    label_ends(axes, [])
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]
+    assert len(axes.lines) == 1
+    assert float(np.asarray(axes.lines[0].get_ydata())[0]) == pytest.approx(0.5)
+    save(figure, tmp_path / "x.png")
+
+
+LIMIT = Limit("threshold 1e-06", 1e-6)
+KINDS = ("A_log", "D", "dt_proj", "x_proj", "in_proj", "out_proj", "conv1d", "norm")
+
+
+def trace(number: int, label: str, kind: str = "D", iterations: int = 20) -> Trace:
+    size = 10.0 ** (-8 + 0.4 * number)
+    values = size * (1 + 0.5 * np.sin(np.arange(iterations) + number))
+    return Trace(label, kind, values, float(values.mean()), size < 1e-6)
+
+
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, traces: list[Trace], limit: Limit | None = LIMIT
+) -> Figure:
+    return caught(
+        monkeypatch, "gradients", lambda: draw_gradients(traces, limit, "mean of |g|", Path())
+    )
+
+
+def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
+    """The lines with more points than a mark or a limit has."""
+    found = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    return [line for line in found if len(line) > 3]
+
+
+@pytest.mark.parametrize("iterations", [1, 20, 300])
+def test_a_few_tensors_are_named_at_their_ends(
+    monkeypatch: pytest.MonkeyPatch, iterations: int
+) -> None:
+    traces = [trace(i, f"dt_proj.weight{i}", iterations=iterations) for i in range(ABREAST)]
+    figure = drawn(monkeypatch, traces)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [t.label for t in traces]
+    assert_nothing_clipped(figure)
+    assert_no_overlap(axes.texts)
+    assert_no_overlap([*axes.get_yticklabels(), *axes.get_xticklabels()])
+
+
+def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traces = [trace(i, str(i)) for i in (0, 9)]
+    (axes,) = drawn(monkeypatch, traces).axes
+    for line, one in zip(courses(axes), traces, strict=True):
+        np.testing.assert_allclose(line, one.values)
+    lengths = [len(np.asarray(line.get_ydata())) for line in axes.lines]
+    long = [line for line, n in zip(axes.lines, lengths, strict=True) if n > 3]
+    assert {line.get_linestyle() for line in long} == {"-", "--"}
+    assert len({str(line.get_color()) for line in long}) == 2
+    marks = [line for line, n in zip(axes.lines, lengths, strict=True) if n == 1]
+    means = [float(np.asarray(line.get_ydata())[0]) for line in marks]
+    assert means == pytest.approx([one.mean for one in traces])
+
+
+def test_the_limit_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = drawn(monkeypatch, [trace(3, "a")])
+    levels = [set(np.asarray(line.get_ydata(), float)) for line in figure.axes[0].lines]
+    assert {LIMIT.value} in levels
+    assert LIMIT.name in [text.get_text() for text in figure.legends[0].texts]
+    assert figure.axes[0].get_ylim()[0] < LIMIT.value
+    without = drawn(monkeypatch, [trace(3, "a")], None)
+    assert len(without.legends[0].texts) == 1
+    zero = drawn(monkeypatch, [trace(3, "a")], Limit("threshold 0", 0.0))
+    assert len(zero.legends[0].texts) == 1, "0 has no place on a logarithmic axis"
+
+
+def test_zeros_and_missing_gradients_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = trace(4, "part")
+    part.values[::2] = 0  # noqa: PD011  no pandas
+    never = Trace("never", "D", np.full(20, np.nan), None, False)
+    nothing = Trace("nothing", "D", np.zeros(20), 0.0, True)
+    figure = drawn(monkeypatch, [part, never, nothing])
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    shown = np.concatenate(courses(axes))
+    assert ((shown[~np.isnan(shown)] > low) & (shown[~np.isnan(shown)] < high)).all()
+    assert "never (none)" in [text.get_text() for text in axes.texts]
+    assert axes.get_yticklabels()[0].get_text() == "0"
+    assert_nothing_clipped(figure)
+    assert_no_overlap(axes.texts)
+
+
+def test_many_tensors_get_a_panel_per_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = [
+        trace(i, f"layers.{n}.{kind}", kind) for n in range(6) for i, kind in enumerate(KINDS)
+    ]
+    figure = drawn(monkeypatch, traces)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    titles = [axes.get_title() for axes in panels]
+    assert titles[0] == "A_log: 6/6 frozen"
+    assert titles[-1] == "norm: 0/6 frozen"
+    assert all(len(courses(axes)) == 6 for axes in panels)
+    assert_nothing_clipped(figure)
+    assert_no_overlap([axes.title for axes in panels])
+    assert len(figure.legends[0].texts) == 3, "no entry per tensor"
+
+
+def test_panels_of_one_kind_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = drawn(monkeypatch, [trace(5, str(n), "convolutions") for n in range(40)])
+    assert_nothing_clipped(figure)
+
+
+def test_zeros_stand_a_decade_below_everything_else() -> None:
+    scale = log_scale(np.array([3e-7, 0.0, 2e-3, np.nan]), [1e-6])
+    assert scale == LogScale(pytest.approx(1e-8), pytest.approx(4e-3), True)  # type: ignore[arg-type]
+    placed = scale.place(np.array([0.0, 3e-7, np.nan]))
+    np.testing.assert_allclose(placed, [1e-8, 3e-7, np.nan])
+
+
+def test_marks_are_inside_the_axis() -> None:
+    scale = log_scale(np.array([2e-3, 5e-3]), [1e-6, 0.0])
+    assert scale.floor <= 1e-6
+    assert not scale.zeros
+
+
+@pytest.mark.parametrize("values", [[], [0.0, 0.0], [np.nan]])
+def test_there_is_an_axis_where_nothing_is_above_zero(values: list[float]) -> None:
+    scale = log_scale(np.array(values))
+    assert 0 < scale.floor < scale.top
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 1e-5), (1e-30, 1.0), (0.2, 30.0)])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_ticks_are_few_and_zero_is_named(low: float, high: float, zeros: bool) -> None:
+    told = log_scale(np.array([low, high, *[0.0] * zeros])).ticks()
+    assert 1 <= len(told) <= MOST_TICKS + 1
+    assert ("0" in told.values()) is zeros
+    assert all(float(name) == pytest.approx(place) for place, name in told.items() if name != "0")
+
+
+def test_it_becomes_the_axis() -> None:
+    axes = Figure().subplots()
+    scale = log_scale(np.array([1e-7, 0.0, 1e-3]))
+    scale.apply(axes)
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylim()[0] < scale.floor, "what stands on the floor is seen whole"
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[:2] == ["0", "1e-7"]
+
+
+NAMES = ("scratch", "full", "freeze", "lora")
+
+
+def course(
+    look: int, epochs: int = 8, seconds: float = 10, frozen_at: int | None = None
+) -> ModeCourse:
+    epoch = np.arange(1, epochs + 1)
+    table = {
+        "epoch": epoch,
+        "step": 20 * epoch,
+        "seconds": np.full(epochs, seconds),
+        "val_loss": 1 / epoch - 0.2 * look,
+        "val_dice": 1 - 0.9 / (epoch + look),
+    }
+    return ModeCourse(NAMES[look], look, pd.DataFrame(table), epochs, frozen_at)
+
+
+def named(axes: Axes) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
+
+
+@pytest.mark.parametrize("epochs", [1, 8, 60])
+def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
+    monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    shown = [course(look, epochs) for look in range(4)]
+    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    assert_nothing_clipped(figure)
+    (loss, loss_time), (dice, dice_time) = np.array(figure.axes).reshape(2, 2)
+    for one in shown:
+        m = one.metrics
+        np.testing.assert_allclose(named(loss)[one.name], m[["epoch", "val_loss"]].to_numpy())
+        np.testing.assert_allclose(named(dice)[one.name], m[["epoch", "val_dice"]].to_numpy())
+        unit = 60 if 10 * epochs >= 180 else 1
+        clock = 10 * m["epoch"].to_numpy() / unit
+        np.testing.assert_allclose(named(dice_time)[one.name][:, 0], clock)
+        np.testing.assert_allclose(named(loss_time)[one.name][:, 1], m["val_loss"])
+    assert dice.get_ylim() == (0, 1)
+    assert_no_overlap(dice.get_xticklabels())
+    assert_no_overlap(dice_time.get_xticklabels())
+
+
+@pytest.mark.parametrize(("seconds", "unit"), [(10, "seconds"), (100, "minutes"), (5000, "hours")])
+def test_time_is_in_a_unit_that_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, unit: str
+) -> None:
+    figure = caught(monkeypatch, "modes", lambda: draw_modes([course(1, 8, seconds)], Path()))
+    assert figure.axes[3].get_xlabel() == f"{unit} of training and validation"
+
+
+def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [course(look) for look in range(4)]
+    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    assert len({lines[name].get_marker() for name in NAMES}) == 4
+    assert len({str(lines[name].get_linestyle()) for name in NAMES}) >= 3
+
+
+def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [course(1), course(2, frozen_at=30)]
+    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    marks = [set(named(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
+    assert marks == [{1.5}, {15.0}], "step 30 of 20 an epoch; epochs of 10 s"
+
+
+def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = course(1)
+    figure = caught(monkeypatch, "modes", lambda: draw_modes([one], Path()))
+    large = [line for line in figure.axes[2].lines if line.get_markersize() > 6]
+    assert [np.asarray(line.get_xydata()).tolist() for line in large] == [
+        [[8, one.metrics["val_dice"].iloc[-1]]]
+    ]
+
+
+RULES = [
+    Rule("nothing frozen", "state-space blocks", (-1, 0, 1), (0.82, 0.86, 0.89)),
+    *(
+        Rule(
+            f"below 1e-{n}",
+            "state-space blocks",
+            (n - 4, n - 3.0, n - 2),
+            (0.8, 0.86 - n / 500, 0.9),
+        )
+        for n in range(4, 8)
+    ),
+    Rule("smallest 0.3", "all tensors", (8, 11, 14), (0.8, 0.84, 0.87)),
+    Rule("encoder.stages.*", "by name", (25, 31, 34), (0.83, 0.83, 0.83)),
+]
+
+
+def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
+    (axes,) = figure.axes
+    points, ends = error_bar(axes, 0)
+    np.testing.assert_allclose(points, [(r.saved[1], r.score[1]) for r in RULES[:5]])
+    np.testing.assert_allclose(ends[:, :, 0], [(r.saved[0], r.saved[2]) for r in RULES[:5]])
+    assert {text.get_text() for text in axes.texts} == {rule.name for rule in RULES}
+    assert [t.get_text() for t in figure.legends[0].texts] == [
+        *("state-space blocks", "all tensors", "by name"),
+    ]
+
+
+def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
+    assert_nothing_clipped(figure)
+    assert_no_overlap([*figure.axes[0].texts, *figure.legends[0].texts])
+
+
+@pytest.mark.parametrize("saved", [(-3.0, -3.0, -3.0), (40.0, 40.0, 40.0)])
+def test_one_rule_and_the_time_of_full_are_inside(
+    monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
+) -> None:
+    one = [Rule("a", "by name", saved, (1.0, 1.0, 1.0))]
+    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(one, Path()))
+    low, high = figure.axes[0].get_xlim()
+    assert low < min(0, saved[0])
+    assert high > max(0, saved[2])
+    assert figure.axes[0].get_ylim()[1] <= 1.01

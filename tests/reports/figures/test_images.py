@@ -1,0 +1,147 @@
+""""""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from robustcli.reports.figures.images import (
+    ALARM,
+    DIMMED,
+    FOUND,
+    MISSED,
+    Case,
+    Tile,
+    differences,
+    draw_contact,
+    draw_panels,
+)
+from tests.reports.figures.layout import assert_no_overlap, assert_nothing_clipped, caught
+
+
+def tile(folder: Path, name: str, size: tuple[int, int] = (256, 171), level: int = 90) -> Tile:
+    path = folder / f"{name}.png"
+    Image.new("RGB", size, (level, level, 10)).save(path)
+    return Tile(path, name, "severity 3, PSNR 21.4 dB")
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, lines: list[list[Tile]]) -> Figure:
+    return caught(monkeypatch, "contact", lambda: draw_contact(lines, Path()))
+
+
+@pytest.mark.parametrize("size", [(256, 171), (171, 256), (32, 32), (256, 30)])
+def test_tiles_and_labels_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    names = ["additive_gaussian_noise", "multiply_per_channel", "imagenetc_elastic_transform"]
+    lines = [[tile(tmp_path, name, size) for name in (*names, "crop", "fliplr")]] * 3
+    figure = drawn(monkeypatch, lines)
+    assert_nothing_clipped(figure)
+    assert_no_overlap([axes.title for axes in figure.axes])
+    for above, below in zip(figure.axes, figure.axes[5:], strict=False):
+        assert below.title.get_window_extent().y1 <= above.get_window_extent().y0
+
+
+def test_each_label_is_above_its_own_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = [[tile(tmp_path, f"t{i}", level=20 * i + j) for i in range(5)] for j in range(1)]
+    for index, axes in enumerate(drawn(monkeypatch, lines).axes):
+        assert axes.get_title().startswith(f"t{index}\n")
+        pixels = np.asarray(axes.images[0].get_array())
+        assert pixels[0, 0].tolist() == [20 * index, 20 * index, 10]
+        box = axes.get_window_extent()
+        label = axes.title.get_window_extent()
+        assert label.y0 >= box.y1
+        assert (label.x0 + label.x1) / 2 == pytest.approx((box.x0 + box.x1) / 2, abs=1)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_a_missing_or_damaged_picture_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "broken.png"
+    if content:
+        path.write_bytes(content)
+    lines = [[tile(tmp_path, "fine"), Tile(path, "broken", "PSNR unknown")]]
+    fine, broken = drawn(monkeypatch, lines).axes
+    assert [text.get_text() for text in broken.texts] == ["no sample"]
+    assert not broken.images
+    assert fine.images
+
+
+def test_a_truncated_picture_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = tile(tmp_path, "cut")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)).save(
+        whole.picture
+    )
+    whole.picture.write_bytes(whole.picture.read_bytes()[:9000])
+    (axes,) = drawn(monkeypatch, [[whole]]).axes
+    assert not axes.images
+
+
+def case(height: int = 40, width: int = 60, *, empty: bool = False) -> Case:
+    rows, columns = np.mgrid[:height, :width]
+    image = np.full((height, width, 3), 120, np.uint8)
+    truth = (rows < 20) & (columns < 20)
+    prediction = (rows < 20) & (columns >= 10) & (columns < 30)
+    if empty:
+        prediction = np.zeros_like(truth)
+    title = "best 1: dice 0.912, kaggle_3m/TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_10.tif"
+    return Case(title, image, truth, prediction)
+
+
+def colour(name: str) -> NDArray[np.float64]:
+    return np.asarray(np.rint(255 * np.array(to_rgb(name))), dtype=np.float64)
+
+
+def test_pixels_are_coloured_by_what_the_prediction_made_of_them() -> None:
+    shown = differences(case())
+    np.testing.assert_array_equal(shown[5, 15], colour(FOUND))
+    np.testing.assert_array_equal(shown[5, 5], colour(MISSED))
+    np.testing.assert_array_equal(shown[5, 25], colour(ALARM))
+    np.testing.assert_array_equal(shown[30, 30], round(120 * DIMMED))
+
+
+def test_the_colours_stay_apart_in_grey_and_with_red_green_blindness() -> None:
+    # Rec. 601 luma; deuteranopia after Vienot, Brettel and Mollon (1999), applied to linear RGB.
+    colours = [np.array(to_rgb(name)) for name in (FOUND, MISSED, ALARM)]
+    colours.append(np.full(3, DIMMED))
+    grey = sorted(float(rgb @ [0.299, 0.587, 0.114]) for rgb in colours)
+    assert min(np.diff(grey)) > 0.12
+    sight = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+    seen = [sight @ rgb**2.2 for rgb in colours]
+    pairs = [np.abs(a - b).max() for n, a in enumerate(seen) for b in seen[n + 1 :]]
+    assert min(pairs) > 0.08
+
+
+def test_a_line_per_case_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [case(), case(200, 50), case(30, 90, empty=True)]
+    figure = caught(monkeypatch, "panels", lambda: draw_panels(cases, Path()))
+    assert_nothing_clipped(figure)
+    assert len(figure.axes) == 12
+    assert_no_overlap(figure.texts)
+    for axes in figure.axes:
+        for text in figure.texts:
+            box, picture = text.get_window_extent(), axes.get_tightbbox()
+            assert picture is not None
+            assert not box.overlaps(picture), text.get_text()
+
+
+def test_outlines_are_the_borders_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = caught(monkeypatch, "panels", lambda: draw_panels([case(), case(empty=True)], Path()))
+    image, truth, prediction, errors = figure.axes[:4]
+    assert len(image.collections) == len(errors.collections) == 0
+    for axes, left, right in ((truth, -0.5, 19.5), (prediction, 9.5, 29.5)):
+        (lines,) = axes.collections
+        (path,) = lines.get_paths()
+        across = np.asarray(path.vertices)[:, 0]
+        assert (across.min(), across.max()) == (left, right)
+        assert axes.get_xlim() == (-0.5, 59.5)
+    assert len(figure.axes[6].collections) == 0  # nothing predicted, no outline

@@ -1,0 +1,185 @@
+""""""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.text import Annotation
+
+from robustcli.reports.figures.trainings import (
+    SPREAD,
+    STEP,
+    Course,
+    Level,
+    Point,
+    Strip,
+    draw_course_grid,
+    draw_curves,
+    draw_scatter,
+    draw_strips,
+    heights,
+    short,
+)
+from robustcli.reports.training_results import table_one
+from tests.reports.figures.layout import (
+    assert_no_overlap,
+    assert_nothing_clipped,
+    caught,
+    error_bar,
+)
+
+
+def course(epochs: int, name: str = "ulvm_v5", chosen: int | None = 1) -> Course:
+    epoch = np.arange(1, epochs + 1)
+    table = {
+        "epoch": epoch,
+        "train_loss": 1 / epoch - 0.5,
+        "val_loss": 1.2 / epoch,
+        "val_dice": 1 - 0.9 / epoch,
+        "val_iou": 1 - 0.95 / epoch,
+    }
+    return Course(name, pd.DataFrame(table), chosen)
+
+
+def named(axes: Axes) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
+
+
+@pytest.mark.parametrize("epochs", [1, 12, 100])
+def test_curves_are_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    shown = course(epochs, chosen=epochs)
+    figure = caught(monkeypatch, "curves", lambda: draw_curves(shown, Path()))
+    assert_nothing_clipped(figure)
+    loss, dice = figure.axes
+    np.testing.assert_allclose(
+        named(loss)["training loss"], shown.metrics[["epoch", "train_loss"]].to_numpy()
+    )
+    np.testing.assert_allclose(
+        named(dice)["validation IoU"], shown.metrics[["epoch", "val_iou"]].to_numpy()
+    )
+    assert set(named(loss)["chosen epoch"][:, 0]) == {epochs}
+    assert_no_overlap(loss.get_xticklabels())
+    assert all(float(tick) == int(tick) for tick in loss.get_xticks())
+
+
+def test_a_loss_below_zero_is_inside_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = caught(monkeypatch, "curves", lambda: draw_curves(course(10), Path()))
+    assert figure.axes[0].get_ylim()[0] <= 1 / 10 - 0.5
+
+
+def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = caught(monkeypatch, "curves", lambda: draw_curves(course(10), Path()))
+    for axes in figure.axes:
+        assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines)
+
+
+def test_no_epoch_is_marked_before_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = course(10, chosen=None)
+    figure = caught(monkeypatch, "curves", lambda: draw_curves(shown, Path()))
+    assert "chosen epoch" not in named(figure.axes[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 14])
+def test_small_panels_can_be_read(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    names = [f"resnet18_seg (runs/train-resnet18_seg-{i:08d})" for i in range(count)]
+    shown = [course(5 + i, name) for i, name in enumerate(names)]
+    figure = caught(monkeypatch, "curves", lambda: draw_course_grid(shown, "dice", Path()))
+    assert_nothing_clipped(figure)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == count
+    assert_no_overlap(axes.title for axes in panels)
+    for axes, one in zip(panels, shown, strict=True):
+        found = named(axes)["validation dice"]
+        np.testing.assert_allclose(found, one.metrics[["epoch", "val_dice"]].to_numpy())
+
+
+PUBLISHED = [Point(p.model, p.model, p.parameters, p.dice) for p in table_one()]
+
+
+def measured(fall: float) -> list[Point]:
+    return [
+        Point(p.name, p.name, p.parameters, p.dice - fall, True, p.dice - fall - 0.03, p.dice)
+        for p in PUBLISHED
+    ]
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.004, 0.05, 0.3])
+@pytest.mark.parametrize("levels", [[], [Level("Otsu: 0.700", 0.7)]])
+def test_all_thirteen_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, fall: float, levels: list[Level]
+) -> None:
+    points = [*PUBLISHED, *measured(fall)]
+    figure = caught(monkeypatch, "scatter", lambda: draw_scatter(points, levels, Path()))
+    assert_nothing_clipped(figure)
+    (axes,) = figure.axes
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert sorted(text.get_text() for text in labels) == sorted(p.name for p in PUBLISHED)
+    assert_no_overlap(labels)
+    assert_no_overlap(axes.get_xticklabels())
+
+
+def test_points_are_at_the_numbers_on_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Point("a (run)", "unet", 7_000, 0.7, True, 0.65, 0.76)
+    points = [Point("unet", "unet", 7_765_985, 0.8929), Point("b", "b", 50_000, 0.8), own]
+    figure = caught(monkeypatch, "scatter", lambda: draw_scatter(points, [], Path()))
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    np.testing.assert_allclose(error_bar(axes, 0)[0], [[7_765_985, 0.8929], [50_000, 0.8]])
+    mine, whiskers = error_bar(axes, 1)
+    np.testing.assert_allclose(mine, [[7_000, 0.7]])
+    np.testing.assert_allclose(whiskers[0, :, 1], [0.65, 0.76])
+    texts = {text.get_text(): text.get_fontweight() for text in axes.texts}
+    assert texts == {"a (run)": "bold", "b": "normal"}  # the joined one is not named twice
+    joins = [line.get_xydata() for line in axes.lines if len(np.asarray(line.get_xdata())) == 2]
+    assert any(np.allclose(join, [[7_000, 0.7], [7_765_985, 0.8929]]) for join in joins)
+
+
+def test_many_baselines_leave_room_for_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = [
+        Level(f"Otsu (images of network number {i}): 0.7{i}", 0.7 + i / 100) for i in range(6)
+    ]
+    figure = caught(monkeypatch, "scatter", lambda: draw_scatter(PUBLISHED, levels, Path()))
+    assert_nothing_clipped(figure)
+    assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("count", "name"), [(500, "500"), (42_737, "42.737 k"), (50_000, "50 k"), (2e6, "2 M")]
+)
+def test_counts_are_short_on_the_axis(count: float, name: str) -> None:
+    assert short(count) == name
+
+
+def test_every_group_is_a_dot_at_its_dice(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.array([0.2, 0.9, 0.91, 1.0])
+    strips = [Strip("ulvm_v5", values, 0.75, 0.6, 0.9), Strip("otsu", values / 2, 0.4, None, None)]
+    figure = caught(monkeypatch, "strips", lambda: draw_strips(strips, "patient", Path()))
+    assert_nothing_clipped(figure)
+    (axes,) = figure.axes
+    dots = [np.asarray(p.get_offsets()) for p in axes.collections if isinstance(p, PathCollection)]
+    np.testing.assert_allclose(dots[0][:, 0], values)
+    np.testing.assert_allclose(dots[1][:, 0], values / 2)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ulvm_v5", "otsu"]
+    _, whiskers = error_bar(axes, 0)
+    np.testing.assert_allclose(whiskers[0, :, 0], [0.6, 0.9])
+    assert "single patient" in axes.get_xlabel()
+
+
+def test_dots_of_the_same_value_are_stacked_inside_their_line() -> None:
+    generator = np.random.default_rng(0)
+    values = np.concatenate([np.ones(150), np.zeros(20), generator.uniform(size=200)])
+    found = heights(values)
+    assert np.abs(found).max() <= SPREAD
+    places = np.rint(values / STEP)
+    for place in np.unique(places):
+        mine = found[places == place]
+        assert len(np.unique(mine)) == len(mine)
+
+
+def test_a_dot_alone_is_in_the_middle() -> None:
+    np.testing.assert_allclose(heights(np.array([0.1, 0.5, 0.9])), 0)

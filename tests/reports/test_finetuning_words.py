@@ -1,0 +1,272 @@
+""""""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustcli.finetuning.record import SWEEP, RuleRecord
+from robustcli.metrics.paired import MaskDifference, class_difference
+from robustcli.reports import finetuning_words
+from robustcli.reports.document import Document, Paragraph, to_markdown
+from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
+from robustcli.reports.finetuning_words import (
+    is_within,
+    mebibytes,
+    megabytes,
+    p_value,
+    rule_label,
+    rule_scope,
+    rule_words,
+    seconds,
+    statistic_name,
+    verdict,
+)
+from robustcli.reports.scoring import SCORINGS
+from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+    return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
+
+
+def said(found: Finetuning) -> str:
+    return "\n".join("".join(map(str, words)) for words in verdict(found))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Dice on 8 held-out images, per image, with 95 % intervals: scratch 0.730 (",
+        "Otsu's threshold on the same images: 0.643 (",
+        "Dice of freeze minus that of full: -0.004 (paired 95 % bootstrap interval over images",
+        "sign-flip test over images: p = 0.016).",
+        "After the freeze an iteration took 0.96 times as long (4.1 % less) as in full",
+        "Against its own 10 iterations before the freeze, which were also profiled (0.48",
+        "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
+        "The optimizer kept 0.796 MB against 0.800 MB; the peak of memory was 699 MiB after the "
+        "freeze against 700 MiB.",
+        "Each mode was trained once: what another seed would give is in none of the intervals.",
+        "By count, freezing leaves out 2.00 % of the convolutions",
+        "0.54 % of the optimizer's memory",
+    ],
+)
+def test_dice_time_and_memory_are_told(found: Finetuning, words: str) -> None:
+    assert words in said(found)
+
+
+def test_freezing_is_compared_first(found: Finetuning) -> None:
+    page = said(found)
+    assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
+
+
+def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
+    plan = FinetunePlan(unmeasured=("freeze",), record={"saving": None})
+    page = said(read_finetuning(build_finetuning(tmp_path, plan)))
+    assert "freeze" not in page
+    assert "optimizer" not in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "words"),
+    [
+        (-0.009, 0.008, 0.9, "So both are equal to within 0.01 of dice."),
+        (
+            -0.009,
+            -0.001,
+            0.01,
+            "worse, by more than the choice of images explains but less than 0.01.",
+        ),
+        (-0.2, -0.1, 0.01, "So it is worse, by more than the choice of images explains."),
+        (0.1, 0.2, 0.01, "So it is better, by more than the choice of images explains."),
+        (
+            *(-0.2, -0.1, 0.2),
+            "The interval leaves out 0, while p is above 0.05. The interval is made by resampling "
+            "and the test by flipping signs, so close to the edge they can disagree, and with few "
+            "groups the interval tends to be too narrow: whether there is a difference is not "
+            "settled.",
+        ),
+        (-0.2, 0.001, 0.04, "The interval includes 0, while p is at or below 0.05. The interval"),
+        (
+            *(-0.002, 0.008, 0.03),
+            "not settled. If there is one, it is less than 0.01.",
+        ),
+        (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
+    ],
+)
+def test_the_interval_decides_what_may_be_said(
+    found: Finetuning,
+    monkeypatch: pytest.MonkeyPatch,
+    low: float,
+    high: float,
+    p: float,
+    words: str,
+) -> None:
+    one = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
+    monkeypatch.setattr(
+        finetuning_words, "against_full", lambda _, mode: one if mode == "freeze" else None
+    )
+    assert words in said(found)
+
+
+def test_too_few_groups_for_a_small_p_are_named(
+    found: Finetuning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
+    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: one)
+    assert (
+        "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
+        "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
+    ) in said(found)
+
+
+def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
+    """Seven single hits against one: Newcombe's interval leaves out 0, McNemar's p is 0.07."""
+    reference = pd.DataFrame(
+        {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
+    )
+    own = reference.assign(prediction=[0] + [1] * 27 + [0] * 12)
+    one = class_difference(reference, own)
+    assert one is not None
+    assert one.low > 0
+    assert one.p == pytest.approx(0.0703125)
+    words = finetuning_words._meaning(one, SCORINGS["cls"])
+    assert words == (
+        "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
+        "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "
+        "is a difference is not settled."
+    )
+
+
+def test_a_single_group_gets_no_test(found: Finetuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
+    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: one)
+    assert "-0.100; from one image nothing can be said about others." in said(found)
+
+
+@pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
+def test_a_difference_within_the_spread_is_called_noise(
+    found: Finetuning, factor: float, noise: bool
+) -> None:
+    runs = [
+        replace(run, steps=run.steps.assign(seconds=run.steps["seconds"] * factor))
+        if run.mode == "freeze"
+        else run
+        for run in found.modes
+    ]
+    page = said(replace(found, modes=tuple(runs)))
+    assert ("may be the machine's noise" in page) is noise
+
+
+def test_a_slower_iteration_is_called_slower(found: Finetuning) -> None:
+    runs = [
+        replace(run, steps=run.steps.assign(seconds=0.5)) if run.mode == "freeze" else run
+        for run in found.modes
+    ]
+    assert "2.00 times as long (99.7 % more) as in full" in said(replace(found, modes=tuple(runs)))
+
+
+def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
+    assert (megabytes(795_648), megabytes(123_456_789)) == ("0.796 MB", "123.5 MB")
+    assert mebibytes(3 * 2**29) == "1,536 MiB"
+    assert (seconds(0.0123), seconds(0.2312), seconds(1.25)) == ("12.3 ms", "0.231 s", "1.2 s")
+    assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
+
+
+def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: Finetuning) -> None:
+    full = found.of("full")
+    assert full is not None
+    saving = found.record.saving
+    assert saving is not None
+    nothing = saving.model_copy(update={"frozen": 0})
+    same = tuple(
+        replace(run, steps=full.steps, costs=full.costs) if run.mode == "freeze" else run
+        for run in found.modes
+    )
+    record = found.record.model_copy(update={"saving": nothing})
+    page = said(replace(found, modes=same, record=record))
+    assert "Nothing is frozen, so what differs in time between freeze and full is the" in page
+    assert "After the freeze" not in page
+    assert "By count" not in page
+    assert "optimizer" not in page
+
+
+def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
+    tmp_path: Path, found: Finetuning
+) -> None:
+    roads = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
+    full = roads.of("full")
+    assert full is not None
+    assert full.training.test is not None
+    line = full.training.test.numbers
+    start = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
+    words = next(one for one in said(roads).splitlines() if one.startswith(start))
+    assert words.startswith(f"{start}{line['relaxed_precision']:.3f} (")
+    assert f" and {line['relaxed_recall']:.3f} (" in words
+    assert ", freeze 0." in words
+    assert "Relaxed" not in said(found)
+
+
+RULE = RuleRecord(
+    threshold=1e-6, quantile=None, pattern=None, kind="mean_abs", relative=False, scope="mamba"
+)
+
+
+def changed(**changes: object) -> RuleRecord:
+    return RULE.model_copy(update={"threshold": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (RULE, "tensors of state-space blocks whose mean of \\|g\\| over a tensor's elements is "
+               "below 1e-06"),
+        (changed(quantile=0.3, scope="all", kind="rms", relative=True),
+         "the 30 % of the tensors of the whole network with the smallest root mean square of g "
+         "over a tensor's elements, relative to the weight's rms"),
+        (changed(pattern="encoder.*"), "tensors called `encoder.*`"),
+    ],
+)  # fmt: skip
+def test_a_rule_in_words(rule: RuleRecord, words: str) -> None:
+    page = to_markdown(Document("", (Paragraph(rule_words(rule)),)))
+    assert page.strip() == words
+
+
+def test_every_statistic_has_a_name_of_its_own() -> None:
+    kinds = ("mean_abs", "rms", "max_abs", "abs_mean")
+    assert len({statistic_name(changed(kind=kind)) for kind in kinds}) == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "mamba", "expected"),
+    [
+        (RULE, [True, False], [True, False]),
+        (RULE, [False, False], [True, True]),
+        (changed(threshold=1.0, scope="all"), [True, False], [True, True]),
+        (changed(pattern="x"), [True, False], [True, True]),
+    ],
+)
+def test_what_a_rule_chooses_from(
+    rule: RuleRecord, mamba: list[bool], expected: list[bool]
+) -> None:
+    assert is_within(rule, pd.Series(mamba)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "label", "scope"),
+    [
+        (("mamba", 1e-6, None, None, 0.0), "nothing frozen", "state-space blocks"),
+        (("mamba", 1e-6, None, None, 0.1), "below 1e-06", "state-space blocks"),
+        (("all", None, 0.3, None, 0.1), "smallest 0.3", "all tensors"),
+        (("all", None, None, "encoder.*", 0.1), "encoder.*", "by name"),
+    ],
+)
+def test_a_line_of_a_sweep_has_a_short_name(
+    line: tuple[object, ...], label: str, scope: str
+) -> None:
+    row = pd.DataFrame([line], columns=list(SWEEP[:5])).iloc[0]
+    assert (rule_label(row), rule_scope(row)) == (label, scope)

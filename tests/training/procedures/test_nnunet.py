@@ -1,0 +1,446 @@
+"""nnU-Net's loss from foreground scores is that from class scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import resolve
+from robustcli.adapters.segmenter import foreground_logits
+from robustcli.core.errors import RunError, UsageError
+from robustcli.data.dataset import PairIndex
+from robustcli.data.mask_values import IGNORED
+from robustcli.data.sources import open_pairs
+from robustcli.models.registry import architecture
+from robustcli.nnunet.normalisation import Channel
+from robustcli.nnunet.plan import NnUNetPlan
+from robustcli.nnunet.planner import make_plan
+from robustcli.training.cache import Decoded
+from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import Part
+from robustcli.training.losses import DeepSupervision, supervision_weights
+from robustcli.training.procedures.nnunet import (
+    DiceCrossEntropy,
+    NnUNetModule,
+    PatchData,
+    PatchOrder,
+    TwoClasses,
+    class_scores,
+    moving_average,
+    planned,
+    poly_lr,
+)
+from robustcli.training.recipes import NAMED_RECIPES, Recipe
+from robustcli.training.record import AVERAGED
+from robustcli.training.samples import Batch
+from tests.models import golden
+from tests.training.nnunet_trainings import RECIPE, TINY
+from tests.training.pairs import decoded, write_pairs
+
+TRAIN = Part([f"t{i}" for i in range(7)], decoded(7))
+VAL = Part(["v0", "v1"], decoded(2, 50, 30))
+
+
+def data(*, seed: int = 1, workers: int = 0, val: Part = VAL) -> PatchData:
+    return PatchData(TRAIN, val, RECIPE, seed=seed, workers=workers)
+
+
+def epoch(made: PatchData, number: int, phase: str = "train") -> list[Batch]:
+    loader = getattr(made, f"{phase}_dataloader")()
+    loader.batch_sampler.sampler.set_epoch(number)
+    return list(loader)
+
+
+def test_an_epoch_is_so_many_full_batches_of_normalised_patches() -> None:
+    batches = epoch(data(), 0)
+    assert [len(batch.ids) for batch in batches] == [3] * 4
+    assert {image for batch in batches for image in batch.ids} <= set(TRAIN.ids)
+    one = batches[0]
+    assert (one.images.shape, one.masks.shape) == ((3, 3, 16, 16), (3, 1, 16, 16))
+    assert (one.images.dtype, one.masks.dtype) == (torch.float32, torch.uint8)
+    assert one.images.min() < 0 < one.images.max()
+    assert one.counted.all()
+
+
+def test_validation_has_its_own_and_numbers_them() -> None:
+    batches = epoch(data(), 0, "val")
+    assert torch.cat([batch.numbers for batch in batches]).tolist() == list(range(6))
+    assert {image for batch in batches for image in batch.ids} <= set(VAL.ids)
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+def test_epoch_and_seed_are_all_that_counts(phase: str) -> None:
+    made = data()
+    first, second = epoch(made, 0, phase), epoch(made, 1, phase)
+    again = epoch(data(workers=1), 1, phase)
+    assert not torch.equal(first[0].images, second[0].images)
+    for one, other in zip(second, again, strict=True):
+        assert one.ids == other.ids
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.masks, other.masks)
+    assert not torch.equal(epoch(data(seed=2), 1, phase)[0].images, second[0].images)
+
+
+def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
+    """In training, what is turned and flipped may lose it again."""
+    bare = [replace(one, mask=one.mask * 0) for one in decoded(3)]
+    mixed = Part(["a", "b", "c", "d"], [*bare, Decoded(decoded(4)[3].image, decoded(4)[3].mask)])
+    batches = [b for n in range(5) for b in epoch(data(val=mixed), n, "val")]
+    assert all(batch.masks[2].any() and batch.ids[2] == "d" for batch in batches)
+
+
+def test_no_foreground_at_all_is_refused() -> None:
+    bare = Part(["a"], [replace(one, mask=one.mask * 0) for one in decoded(1)])
+    with pytest.raises(UsageError, match="nothing to learn from in the val images"):
+        data(val=bare)
+
+
+def test_the_order_is_numbers_with_the_epoch() -> None:
+    order = PatchOrder(3)
+    order.set_epoch(5)
+    assert list(order) == [(5, 0), (5, 1), (5, 2)]
+    assert len(order) == 3
+
+
+def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
+    """An image with pixels to ignore alone is never the one that must show foreground."""
+    some = decoded(2, 64, 64)
+    nothing = Decoded(some[0].image, np.zeros_like(some[0].mask))
+    nothing.mask[:32] = IGNORED
+    part = Part(["shown", "void"], [some[1], nothing])
+    made = PatchData(part, part, RECIPE, seed=1, workers=0, ignores=True)
+    assert made.train.patches._with_foreground == (0,)
+    batches = epoch(made, 0) + epoch(made, 0, "val")
+    assert any((batch.masks == IGNORED).any() for batch in batches)
+    for batch in batches:
+        assert set(batch.masks.unique().tolist()) <= {0, 1, IGNORED}
+        assert torch.equal(batch.counted, batch.masks != IGNORED)
+
+
+# By hand, on two images of two pixels with p(foreground) = 3/4 everywhere.
+QUARTER = torch.tensor([0.0, np.log(3.0)], dtype=torch.float64).view(1, 2, 1, 1)
+
+
+def stored(name: str) -> Tensor:
+    return torch.from_numpy(golden.arrays("nnunet_loss.npz")[name])
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("ignore", [None, 3])
+def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int | None) -> None:
+    logits, target = stored("logits0").requires_grad_(), stored("target0")
+    loss = DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore)
+    parts = loss.parts(logits if ignore is None else logits[:, :ignore], target)
+    parts.total.backward()
+    tag = f"bd{int(batch_dice)}_ign{ignore}"
+    assert parts.cross_entropy.item() == pytest.approx(stored(f"{tag}_ce").item(), rel=1e-12)
+    assert -parts.dice.item() == pytest.approx(stored(f"{tag}_dice").item(), rel=1e-12)
+    assert parts.total.item() == pytest.approx(stored(f"{tag}_total").item(), rel=1e-12)
+    assert logits.grad is not None
+    assert golden.distance(logits.grad, stored(f"{tag}_grad").numpy()) <= 1e-15
+
+
+class FromFile(DiceCrossEntropy):
+    """The loss, with the stored targets in place of the shrunken ones: those are independent."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        level = {32: 0, 16: 1, 8: 2, 4: 3}[logits.shape[-1]]
+        return super().forward(logits, stored(f"target{level}"))
+
+
+def test_deep_supervision_agrees_with_nnunets_total_and_gradients() -> None:
+    outputs = [stored(f"logits{i}").requires_grad_() for i in range(4)]
+    total = DeepSupervision(FromFile())(outputs, stored("target0"))
+    total.backward()
+    assert total.item() == pytest.approx(stored("ds_total_bd1").item(), rel=1e-12)
+    for i, output in enumerate(outputs[:3]):
+        assert output.grad is not None
+        assert golden.distance(output.grad, stored(f"ds_grad{i}").numpy()) <= 1e-15
+    assert outputs[3].grad is None
+
+
+def test_the_weights_are_nnunets() -> None:
+    assert supervision_weights(4) == pytest.approx(stored("ds_weights").tolist())
+
+
+def test_a_worked_example() -> None:
+    logits = QUARTER.expand(2, 2, 1, 2)
+    target = torch.tensor([[[1, 1]], [[0, 1]]])
+    pooled = DiceCrossEntropy().parts(logits, target)
+    # 3 pixels of foreground at 3/4, 4 pixels guessed 3/4: 2 * 9/4 / (3 + 3)
+    assert pooled.dice.item() == pytest.approx(0.75, abs=1e-5)
+    single = DiceCrossEntropy(batch_dice=False).parts(logits, target)
+    # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
+    assert single.dice.item() == pytest.approx((6 / 7 + 3 / 5) / 2, abs=1e-5)
+    assert pooled.cross_entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
+
+
+def test_a_perfect_network_has_minus_one() -> None:
+    target = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
+    sure = torch.stack([1 - target, target], 1).float() * 200 - 100
+    assert DiceCrossEntropy()(sure, target).item() == pytest.approx(-1, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [7.0, -3.0])
+def test_ignored_pixels_count_nowhere(value: float) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 4, 4))
+    target[:, :2] = 2
+    loss = DiceCrossEntropy(ignore_label=2)
+    expected = loss(logits[:, :, 2:], target[:, 2:])
+    other = logits.clone()
+    other[:, :, :2] = value
+    assert torch.allclose(loss(other, target), expected)
+
+
+def test_a_batch_that_nobody_annotated_gives_a_finite_loss_without_gradient() -> None:
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    DiceCrossEntropy(ignore_label=2)(logits, torch.full((1, 4, 4), 2)).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_labels_of_any_whole_type(dtype: Any) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
+    assert torch.equal(
+        DiceCrossEntropy()(logits, target.to(dtype)), DiceCrossEntropy()(logits, target)
+    )
+
+
+def umamba() -> nn.Module:
+    options: dict[str, Any] = TINY
+    return architecture("umamba-pico").build(**options)
+
+
+def test_a_umamba_answers_at_every_resolution() -> None:
+    options: dict[str, Any] = {**TINY, "features": [4, 4, 8], "strides": [1, 2, 2]}
+    network = architecture("umamba-pico").build(**options)
+    NnUNetModule(network, RECIPE)
+    assert [o.shape[-1] for o in network(torch.rand(1, 3, 16, 16))] == [16, 8]
+
+
+def test_the_optimizer_is_sgd_with_nesterov_over_what_trains() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
+    network[0].requires_grad_(False)
+    made = NnUNetModule(network, RECIPE).make_optimizer()
+    assert isinstance(made, torch.optim.SGD)
+    (group,) = made.param_groups
+    assert group["params"] == list(network[1].parameters())
+    found = [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")]
+    assert found == [1e-2, 0.99, True, 3e-5]
+
+
+def test_the_learning_rate_is_the_epochs() -> None:
+    module = NnUNetModule(umamba(), replace(RECIPE, epochs=10))
+    optimizer = module.make_optimizer()
+    module._trainer = SimpleNamespace(optimizers=[optimizer], current_epoch=4)  # type: ignore[assignment]
+    module.on_train_epoch_start()
+    assert optimizer.param_groups[0]["lr"] == poly_lr(4, 10, 1e-2)
+
+
+def test_the_average_goes_into_the_checkpoint_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = NnUNetModule(umamba(), RECIPE)
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "_log", lambda name, value: logged.update({name: float(value)}))
+    module.log_scores(math.nan, math.nan)
+    assert module.average is None
+    assert math.isnan(logged[AVERAGED])
+    module.log_scores(0.5, 0.4)
+    module.log_scores(0.7, 0.6)
+    assert logged == pytest.approx({"val_dice": 0.7, "val_iou": 0.6, AVERAGED: 0.52})
+    kept: dict[str, Any] = {}
+    module.on_save_checkpoint(kept)
+    other = NnUNetModule(umamba(), RECIPE)
+    other.on_load_checkpoint(kept)
+    assert other.average == pytest.approx(0.52)
+
+
+def test_patches_pool_their_pixels() -> None:
+    """One group for all: nnU-Net's pseudo dice."""
+    assert set(NnUNetModule(umamba(), RECIPE).val_groups) == {"all"}
+    assert len(NnUNetModule(umamba(), RECIPE).val_groups) == 2 * 3
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> PairIndex:
+    folder = tmp_path_factory.mktemp("pairs") / "data"
+    return open_pairs(str(write_pairs(folder, 40, size=64)))
+
+
+def made(images: PairIndex, model: str, recipe: str = "nnunet", **said: Any) -> Recipe:
+    config = TrainConfig(model, **said)
+    entry: ModelEntry = resolve(model)
+    return planned(NAMED_RECIPES[recipe], config, entry, images)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "arguments", "window"),
+    [
+        ("umamba", "nnunet", {}, 256),
+        ("umamba", "nnunet-light", {}, 128),
+        ("umamba-pico", "nnunet", {}, 128),
+        ("umamba", "nnunet", {"patch_size": [320, 192]}, 192),
+        ("umamba", "nnunet-light", {"patch_size": [96, 96]}, 96),
+        ("umamba-enc", "nnunet-light", {}, 256),  # its weights have its patch's size
+        ("unet", "nnunet", {}, 256),
+        ("unet", "nnunet-light", {}, 128),
+    ],
+)
+def test_the_window_is_the_networks_patch(
+    images: PairIndex, model: str, recipe: str, arguments: dict[str, Any], window: int
+) -> None:
+    assert made(images, model, recipe, model_args=arguments).window == window
+
+
+def test_a_window_leaves_the_smallest_map_four_pixels(images: PairIndex) -> None:
+    deep = {"features": [8] * 7, "strides": [1, *[2] * 6], "patch_size": [512, 512]}
+    assert made(images, "umamba", "nnunet-light", model_args=deep).window == 256  # 4 * 2 ** 6
+
+
+def test_the_batch_is_that_of_nnunets_planner(images: PairIndex) -> None:
+    """40 images of 64 x 64: a twentieth of their pixels is 2 patches of 64 x 64."""
+    arguments = {"patch_size": [64, 64]}
+    assert made(images, "umamba", model_args=arguments).batch_size == 2
+    arguments = {"patch_size": [32, 32], "features": [32, 64, 128], "strides": [1, 2, 2]}
+    assert made(images, "umamba", model_args=arguments).batch_size == 8
+    assert made(images, "umamba", "nnunet-light", model_args=arguments).batch_size == 4
+
+
+def test_what_the_user_says_counts(images: PairIndex) -> None:
+    found = made(images, "umamba", window=64, batch_size=7)
+    assert (found.window, found.batch_size) == (64, 7)
+
+
+def plan(**settings: Any) -> NnUNetPlan:
+    own = make_plan((128, 128), ["R", "G", "rgb_to_0_1"], images=100)
+    changed = {**own.plans["configurations"]["2d"], **settings}
+    return replace(own, plans={**own.plans, "configurations": {"2d": changed}})
+
+
+def test_the_plan_of_pretrained_weights_counts(images: PairIndex) -> None:
+    own = plan(batch_size=5, batch_dice=False)
+    found = made(images, "umamba", model_args=own.options, plan=own)
+    assert (found.window, found.batch_size) == (128, 5)
+    assert found.patches is not None
+    assert found.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
+    assert not found.patches.batch_dice
+    light = made(images, "umamba", "nnunet-light", model_args=own.options, plan=own)
+    assert light.batch_size == 4
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = open_pairs(str(write_pairs(tmp_path / "data", 3)))
+    broken.pairs[1].image.path.write_text("nothing")
+    with pytest.raises(RunError, match=r"The image `001.png` cannot be read"):
+        made(broken, "umamba")
+
+
+EPOCHS, LR = 1000, 1e-2
+
+
+def test_the_learning_rate_is_torchs_polynomial_one() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, EPOCHS, 0.9)
+    for epoch in range(1001):
+        found = poly_lr(epoch, EPOCHS, LR)
+        assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_learning_rate_by_hand_and_after_the_end() -> None:
+    assert poly_lr(0, EPOCHS, LR) == 0.01
+    assert poly_lr(500, EPOCHS, LR) == pytest.approx(0.01 * 0.5**0.9)
+    assert poly_lr(500, EPOCHS, LR, 2) == pytest.approx(0.01 * 0.25)
+    assert poly_lr(1000, EPOCHS, LR) == poly_lr(1200, EPOCHS, LR) == 0
+
+
+def test_the_average_starts_with_the_first_value_and_moves_by_a_tenth() -> None:
+    found: list[float | None] = [None]
+    for dice in (0.5, 0.7, 0.1, 0.9):
+        found.append(moving_average(found[-1], dice))
+    assert found[1:] == pytest.approx([0.5, 0.52, 0.478, 0.5202])
+    assert moving_average(0.4, 0.8, 0.5) == pytest.approx(0.6)
+
+
+def test_an_epoch_without_foreground_changes_nothing() -> None:
+    assert moving_average(0.5, math.nan) == 0.5
+    assert moving_average(None, math.nan) is None
+
+
+def levels(channels: int) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    outputs = [
+        torch.randn(3, channels, side, side, generator=generator, dtype=torch.float32)
+        for side in (16, 8, 4)
+    ]
+    target = torch.randint(0, 2, (3, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    return [output.requires_grad_() for output in outputs], target
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> None:
+    outputs, target = levels(2)
+    own = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
+    expected = torch.autograd.grad(own, outputs[:2])
+    ours = TwoClasses(probabilities=False, batch_dice=batch_dice)(
+        [foreground_logits(output) for output in outputs], target
+    )
+    assert ours.item() == pytest.approx(own.item(), rel=1e-6)
+    for found, gradient in zip(torch.autograd.grad(ours, outputs[:2]), expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_probabilities_mean_what_their_logits_do() -> None:
+    outputs, target = levels(1)
+    logits = TwoClasses(probabilities=False)(outputs, target)
+    probabilities = TwoClasses(probabilities=True)([o.sigmoid() for o in outputs], target)
+    assert probabilities.item() == pytest.approx(logits.item(), rel=1e-5)
+
+
+def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
+    output = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).requires_grad_()
+    loss = TwoClasses(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
+
+
+def test_perfect_is_minus_one_also_in_half_precision() -> None:
+    target = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = TwoClasses(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(-1, abs=1e-6)
+
+
+def test_the_background_of_a_single_logit_scores_0() -> None:
+    scores = class_scores(torch.tensor(2.0).view(1, 1, 1, 1), probabilities=False)
+    assert scores.flatten().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_ignored_pixels_change_neither_loss_nor_gradient(batch_dice: bool) -> None:
+    outputs, target = levels(1)
+    target[..., 8:] = 255
+    loss = TwoClasses(probabilities=False, batch_dice=batch_dice, ignore_label=255)
+    found = loss(outputs, target)
+    for gradient in torch.autograd.grad(found, outputs[:2], retain_graph=True):
+        half = gradient.shape[-1] // 2
+        assert gradient[..., :half].any()
+        assert not gradient[..., half:].any()
+    cut = [output[..., : output.shape[-1] // 2] for output in outputs]
+    expected = TwoClasses(probabilities=False, batch_dice=batch_dice)(cut, target[..., :8])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)

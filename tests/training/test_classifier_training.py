@@ -1,0 +1,213 @@
+"""The training of a classifier from end to end, on photos of three colours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from robustcli.adapters.load import ModelRequest, load_classifier
+from robustcli.adapters.training_run import ClassifierHeader, read_header
+from robustcli.core.errors import UsageError
+from robustcli.data.splits import read_splits
+from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.store import Cell, Store
+from robustcli.reports.console import training_table
+from robustcli.reports.render import render
+from robustcli.training.engine import run_training
+from robustcli.training.prepare import select
+from robustcli.training.record import VALIDATIONS, read_train_record
+from tests.training.classifier_runs import TINY, tiny
+from tests.training.photos import write_photos
+from tests.training.runs import Heard, words_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos") / "paints", 12)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+    heard = Heard()
+    return run_training(tiny(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run / "weights.safetensors")
+
+
+def test_it_says_what_it_does(whole: tuple[Path, Heard]) -> None:
+    lines = "\n".join(whole[1].lines)
+    assert "Parts: train 30 images, val 3 images, test 3 images" in lines
+    assert "Recipe `classes` (ours): 3 epochs, batch 10, window 32" in lines
+    assert "top-1" in lines
+    assert "dice" not in lines
+
+
+def test_the_record_and_the_curves_are_a_classifiers(whole: tuple[Path, Heard]) -> None:
+    run = whole[0]
+    record = read_train_record(run)
+    assert (record.task, record.status, record.model) == ("cls", "complete", "vmamba-pico")
+    assert (record.dataset.label_space, record.dataset.classes) == ("paints", 3)
+    assert record.splits["test"].images == 3
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert list(metrics) == list(VALIDATIONS["cls"].metrics)
+    best = metrics["val_top1"].to_numpy().argmax() + 1
+    assert record.chosen_epoch == best
+    assert record.chosen_why is not None
+    assert record.chosen_why.startswith("the best top-1 on the validation images")
+
+
+def test_nothing_in_the_folder_speaks_of_dice(whole: tuple[Path, Heard]) -> None:
+    run = whole[0]
+    render(run)
+    for file in ["run.json", "metrics.csv", "report.md", "report.html", "results.csv"]:
+        assert "dice" not in words_of(run / file), file
+    assert "dice" not in training_table(run)
+    assert "most frequent class" in training_table(run)
+
+
+def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) -> None:
+    header = read_header(whole[0] / "weights.safetensors")
+    assert isinstance(header, ClassifierHeader)
+    assert header.classes == ("blue", "green", "red")
+    assert (header.model, header.arguments) == ("vmamba-pico", TINY)
+    assert header.preprocessing["crop"] == 32
+    assert set(header.seen) <= {
+        i for i, part in read_splits(whole[0] / "splits.csv").items() if part == "train"
+    }
+    classifier = load_classifier(ModelRequest(str(whole[0])))
+    assert classifier.facts.label_space == "paints"
+    assert classifier.facts.pretraining == "trained here"
+    again = load_classifier(ModelRequest("vmamba-pico", whole[0] / "weights.safetensors"))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(classifier.logits(images), again.logits(images))
+
+
+def test_the_held_out_images_are_those_that_were_measured(whole: tuple[Path, Heard]) -> None:
+    run = whole[0]
+    parts = read_splits(run / "splits.csv")
+    rows = Store(run / "test").predictions("run", Cell("identity", 0))
+    assert set(rows["image_id"]) == {i for i, part in parts.items() if part == "test"}
+    record = json.loads((run / "run.json").read_text())
+    assert record["splits"] == {
+        "train": {"images": 30, "groups": 30}, "val": {"images": 3, "groups": 3},
+        "test": {"images": 3, "groups": 3},
+    }  # fmt: skip
+
+
+def _evaluated(run: Path, data: Path, out: Path, **said: Any) -> tuple[pd.DataFrame, Heard]:
+    heard = Heard()
+    config = EvalConfig(
+        (ModelRequest(str(run)),), ("identity",), data=str(data), out=out, device="cpu", **said
+    )
+    run_evaluation(config, heard)
+    return table(out), heard
+
+
+def test_its_own_data_is_evaluated_without_what_it_was_trained_on(
+    whole: tuple[Path, Heard], data: Path, tmp_path: Path
+) -> None:
+    found, heard = _evaluated(whole[0], data, tmp_path / "own")
+    assert found["n"].tolist() == [3]
+    assert "held out" in "\n".join(heard.lines)
+    assert _evaluated(whole[0], data, tmp_path / "all", split="all")[0]["n"].tolist() == [36]
+
+
+def test_other_photos_with_the_same_names_are_all_evaluated(
+    whole: tuple[Path, Heard], tmp_path: Path
+) -> None:
+    other = write_photos(tmp_path / "paints", 5, seed=9)
+    assert _evaluated(whole[0], other, tmp_path / "other")[0]["n"].tolist() == [15]
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_a_killed_training_ends_with_the_same_weights(
+    whole: tuple[Path, Heard], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustcli.training.callbacks import KeepLastAndBest
+
+    usual = KeepLastAndBest.on_train_epoch_end
+
+    def killed(self: Any, trainer: Any, module: Any) -> None:
+        usual(self, trainer, module)
+        if trainer.current_epoch == 0:
+            raise _KilledError
+
+    config = tiny(data, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepLastAndBest, "on_train_epoch_end", killed)
+        with pytest.raises(_KilledError):
+            run_training(config)
+    run = run_training(config)
+    expected = weights_of(whole[0])
+    for name, tensor in weights_of(run).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_it_learns_three_colours(data: Path, tmp_path: Path) -> None:
+    run = run_training(tiny(data, tmp_path / "run", epochs=8))
+    assert pd.read_csv(run / "metrics.csv")["val_top1"].iloc[-1] == 1.0
+
+
+def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "run", model="resnet10t", model_args={}, window=48, epochs=1)
+    run = run_training(config)
+    classifier = load_classifier(ModelRequest(str(run)))
+    assert (classifier.preprocessing.crop, classifier.facts.label_space) == (48, "paints")
+    state = weights_of(run)
+    tracked = [name for name in state if name.endswith("num_batches_tracked")]
+    assert {int(state[name]) for name in tracked} == {3}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"model_args": {**TINY, "num_classes": 3}}, "`--model-arg num_classes` does not go with"),
+        ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
+        (
+            {"model": "vim-t", "model_args": {}, "window": 40},
+            "40 x 40 pixels; this Vim takes 224",
+        ),
+        ({"data": None}, "No `--data`: there is nothing to train `vmamba-pico` on"),
+        ({"limit": 6}, "has too few images"),
+        ({"task": "seg"}, "`vmamba-pico` is a classifier"),
+    ],
+)
+def test_what_cannot_be_trained(
+    data: Path, tmp_path: Path, said: dict[str, Any], message: str
+) -> None:
+    given = {"data": data, **said}
+    with pytest.raises(UsageError, match=message):
+        run_training(tiny(given.pop("data"), tmp_path / "run", **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_from_a_file_keeps_all_but_the_head(
+    whole: tuple[Path, Heard], tmp_path: Path
+) -> None:
+    two = write_photos(tmp_path / "two", 6)
+    for photo in (two / "red").iterdir():
+        photo.unlink()
+    config = tiny(two, tmp_path / "run", weights=whole[0], model_args={})
+    selection = select(config, Heard())
+    network, origin = selection.task.network(config, selection.index)
+    state, given = network.state_dict(), weights_of(whole[0])
+    assert origin == str(whole[0] / "weights.safetensors")
+    for name, tensor in state.items():
+        if name.startswith("classifier.head"):
+            assert tensor.shape[0] == 2
+        else:
+            assert torch.equal(tensor, given[name]), name

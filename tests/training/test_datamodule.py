@@ -1,0 +1,179 @@
+"""The order of images: a permutation that hangs on seed, epoch and ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustcli.training import datamodule
+from robustcli.training.datamodule import (
+    Batches,
+    EpochOrder,
+    Part,
+    SegmentationData,
+    ShareOfBatches,
+    batch_sizes,
+)
+from robustcli.training.recipes import Recipe, recipe_for
+from tests.training.pairs import decoded
+
+TRAIN = Part([f"t{i}" for i in range(7)], decoded(7))
+VAL = Part(["v0", "v1"], decoded(2, 50, 30))
+
+
+def data(*, workers: int = 0, whole: bool = False, **said: object) -> SegmentationData:
+    recipe: Recipe = recipe_for("unet", "patient", "x")
+    recipe = replace(recipe, batch_size=3, window=24, **said)  # type: ignore[arg-type]
+    return SegmentationData(TRAIN, VAL, recipe, seed=1, whole=whole, workers=workers)
+
+
+def test_an_epoch_is_every_image_once_the_last_batch_being_smaller() -> None:
+    batches = list(data().train_dataloader())
+    assert [len(batch.ids) for batch in batches] == [3, 3, 1]
+    assert sorted(image for batch in batches for image in batch.ids) == TRAIN.ids
+
+
+def test_a_shorter_epoch() -> None:
+    assert sum(len(b.ids) for b in data(images_per_epoch=4).train_dataloader()) == 4
+
+
+def test_validation_is_every_window_in_order() -> None:
+    batches = list(data().val_dataloader())
+    assert [i for batch in batches for i in batch.ids] == ["v0"] * 6 + ["v1"] * 6
+    assert sum(int(batch.counted.sum()) for batch in batches) == 2 * 50 * 30
+
+
+def test_samples_are_numbered_and_know_their_image() -> None:
+    numbers = [n for batch in data().val_dataloader() for n in batch.numbers.tolist()]
+    assert numbers == list(range(12))
+    assert data().val_images() == [0] * 6 + [1] * 6
+    assert data(whole=True).val_images() == [0, 1]
+
+
+def test_whole_images_where_the_paper_takes_them() -> None:
+    (batch,) = data(whole=True).val_dataloader()
+    assert batch.ids == ["v0", "v1"]
+    assert batch.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_loader_processes_change_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "start_method", lambda: method)
+    alone, helped = (list(data(workers=n).train_dataloader()) for n in (0, 2))
+    for one, other in zip(alone, helped, strict=True):
+        assert one.ids == other.ids
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.masks, other.masks)
+
+
+IDS = [f"image-{i}" for i in range(17)]
+
+
+def order(epoch: int, *, ids: list[str] = IDS, seed: int = 0, **more: int | None) -> list[str]:
+    sampler = EpochOrder(ids, seed, most=more.pop("most", None), **more)  # type: ignore[arg-type]
+    sampler.set_epoch(epoch)
+    drawn = list(sampler)
+    assert {e for e, _ in drawn} == {epoch}
+    assert len(drawn) == len(sampler)
+    return [ids[place] for _, place in drawn]
+
+
+def test_every_image_comes_once_an_epoch_in_another_order() -> None:
+    orders = [order(epoch) for epoch in range(5)]
+    assert all(sorted(found) == sorted(IDS) for found in orders)
+    assert len({tuple(found) for found in orders}) == 5
+    assert order(3) == orders[3]
+    assert order(3, seed=1) != orders[3]
+
+
+def test_the_order_on_disk_does_not_matter() -> None:
+    assert order(2, ids=IDS[::-1]) == order(2)
+
+
+def test_a_shorter_epoch_takes_other_images_each_time() -> None:
+    first, second = order(0, most=5), order(1, most=5)
+    assert len(first) == len(second) == 5
+    assert set(first) != set(second)
+    assert order(0)[:5] == first
+    assert len(order(0, most=99)) == 17
+
+
+def test_processes_share_an_epoch_equally() -> None:
+    shares = [order(4, rank=rank, world=3) for rank in range(3)]
+    assert {len(share) for share in shares} == {6}
+    assert {image for share in shares for image in share} == set(IDS)
+    assert [image for step in zip(*shares, strict=True) for image in step][:17] == order(4)
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_the_sizes_of_batches_for_every_number_of_images_around_them(size: int) -> None:
+    for images in range(2, 4 * size + 3):
+        plain = batch_sizes(images, size)
+        assert plain == [size] * (images // size) + [images % size] * (images % size > 0)
+        sizes = batch_sizes(images, size, least=2) if size > 1 else plain
+        assert sum(sizes) == images
+        if size == 1:
+            continue
+        assert min(sizes) >= 2
+        if plain[-1] > 1:
+            assert sizes == plain  # documented batches stay where they work
+        elif size > 2:
+            assert len(sizes) == len(plain)
+            assert max(sizes) <= size
+            assert sizes[-2] - sizes[-1] in (0, 1)
+        else:
+            assert sizes == [2] * (len(plain) - 2) + [3]
+
+
+def test_batches_hold_the_order_of_their_sampler_and_tell_it_the_epoch() -> None:
+    sampler = EpochOrder(IDS, 0, most=None)
+    batches = Batches(sampler, 8, least=2)
+    assert batches.sampler is sampler
+    sampler.set_epoch(3)
+    drawn = list(batches)
+    assert [len(batch) for batch in drawn] == [8, 5, 4]
+    assert len(batches) == 3
+    assert [one for batch in drawn for one in batch] == list(sampler)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_all_processes_take_equally_many_steps(world: int) -> None:
+    for images in range(world * 2, 30):
+        ids = [str(i) for i in range(images)]
+        counts = {
+            len(Batches(EpochOrder(ids, 0, most=None, rank=rank, world=world), 2, least=2))
+            for rank in range(world)
+        }
+        assert len(counts) == 1
+
+
+SIZES = st.integers(1, 40)
+
+
+@given(count=SIZES, batch_size=SIZES, world=st.integers(1, 7), most=st.none() | SIZES)
+def test_processes_take_equally_many_steps(
+    count: int, batch_size: int, world: int, most: int | None
+) -> None:
+    """Of a training epoch also the number of batches is the same, whatever divides what."""
+    ids = [f"image-{i}" for i in range(count)]
+    orders = [EpochOrder(ids, 0, most=most, rank=rank, world=world) for rank in range(world)]
+    drawn = [list(one) for one in orders]
+    assert {len(share) for share in drawn} == {len(orders[0])}
+    assert {-(-len(share) // batch_size) for share in drawn} == {-(-len(orders[0]) // batch_size)}
+    assert len({place for share in drawn for _, place in share}) == min(most or count, count)
+    shares = [list(ShareOfBatches(count, batch_size, rank=r, world=world)) for r in range(world)]
+    assert {len(share) for share in shares} == {len(ShareOfBatches(count, batch_size, world=world))}
+
+
+@given(count=SIZES, batch_size=SIZES, world=st.integers(1, 7))
+def test_validation_samples_come_once_in_the_batches_of_one_process(
+    count: int, batch_size: int, world: int
+) -> None:
+    shares = [list(ShareOfBatches(count, batch_size, rank=r, world=world)) for r in range(world)]
+    batches = [batch for share in shares for batch in share if batch]
+    assert sorted(batches) == list(ShareOfBatches(count, batch_size))
+    assert sorted(number for batch in batches for number in batch) == list(range(count))

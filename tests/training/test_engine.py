@@ -1,0 +1,404 @@
+"""Whole trainings: what they leave, how they go on, and what stops them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from robustcli.adapters.training_run import read_header
+from robustcli.core.errors import RunError, UsageError
+from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.store import Cell, Store
+from robustcli.reports.training_results import paper_scores
+from robustcli.training import engine
+from robustcli.training.engine import run_training
+from robustcli.training.lit_segmenter import SegmentationModule
+from robustcli.training.record import METRICS, read_train_record
+from tests.training.pairs import write_pairs
+from tests.training.runs import SMALL, Heard, small
+
+
+def test_the_peak_grows_with_what_is_taken() -> None:
+    before = engine.peak_bytes()
+    taken = np.ones(60_000_000, np.uint8)
+    assert engine.peak_bytes() >= before
+    assert engine.peak_bytes() > taken.nbytes
+
+
+def test_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    assert engine.peak_bytes() == 123
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+    """An unbroken training."""
+    heard = Heard()
+    return run_training(small(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(run / "weights.safetensors"))
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_it_leaves_what_the_record_promises(whole: tuple[Path, Heard]) -> None:
+    run, _ = whole
+    left = {path.name for path in run.iterdir() if path.name[0] != "."}
+    assert left == {
+        "run.json", "splits.csv", "metrics.csv", "checkpoints", "weights.safetensors", "test",
+        "baseline", "tensorboard",
+    }  # fmt: skip
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_the_record_says_what_was_done(whole: tuple[Path, Heard]) -> None:
+    record = read_train_record(whole[0])
+    assert (record.status, record.protocol, record.model) == ("complete", "patient", "unet")
+    assert (record.recipe.epochs, record.recipe.window, record.recipe.lr) == (3, 16, 0.01)
+    assert {k: (s.images, s.groups, s.empty) for k, s in record.splits.items()} == {
+        "train": (12, 12, 0), "val": (1, 1, 0), "test": (1, 1, 0),
+    }  # fmt: skip
+    assert record.faults == []
+    assert record.arguments == SMALL
+    assert record.decision == "probability >= 0.5"
+    assert record.peak_memory_bytes is not None
+    assert record.peak_memory_bytes > 1 << 26
+    assert (record.initial_weights, record.scan_backend) == ("none: initialised with seed 0", None)
+
+
+def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(whole: tuple[Path, Heard]) -> None:
+    run, heard = whole
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert tuple(metrics.columns) == METRICS
+    assert metrics["epoch"].tolist() == [1, 2, 3]
+    assert metrics["step"].tolist() == [3, 6, 9]
+    assert metrics["train_loss"].is_monotonic_decreasing
+    assert metrics["waiting_share"].between(0, 1).all()
+    assert not metrics.isna().any(axis=None)
+    record = read_train_record(run)
+    assert record.chosen_epoch == 1 + int(metrics["val_dice"].to_numpy().argmax())
+    assert "best dice on the validation images" in str(record.chosen_why)
+    assert (heard.total, heard.done) == (36, 36)
+    assert any(line.startswith("Epoch 3 of 3: training loss") for line in heard.lines)
+
+
+def test_the_weights_tell_how_to_use_them(whole: tuple[Path, Heard]) -> None:
+    run, _ = whole
+    header, record = read_header(run / "weights.safetensors"), read_train_record(run)
+    assert header is not None
+    assert (header.model, header.window, header.channels) == ("unet", 16, "rgb")
+    assert (header.threshold, header.protocol) == (0.5, "patient")
+    assert header.trained_on == record.dataset.digest
+
+
+def test_the_held_out_images_are_measured_and_so_is_otsu(whole: tuple[Path, Heard]) -> None:
+    run, _ = whole
+    splits = pd.read_csv(run / "splits.csv")
+    held_out = int((splits["split"] == "test").sum())
+    for folder in ("test", "baseline"):
+        found = table(run / folder)
+        assert found["n"].tolist() == [held_out]
+        assert found["dice"].between(0, 1).all()
+
+
+def test_a_finished_run_says_so(whole: tuple[Path, Heard], data: Path) -> None:
+    run, heard = whole[0], Heard()
+    before = (run / "weights.safetensors").stat().st_mtime_ns
+    assert run_training(small(data, run), heard) == run
+    assert heard.lines[-1] == f"`{run}` is finished: nothing is left to do."
+    assert (run / "weights.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
+        ({"seed": 1}, "`--seed` was 0, now it is 1|images are others"),
+        ({"aug": "none"}, "`--aug` was light, now it is none"),
+        ({"loss": "bce"}, "`--loss` was bce-dice, now it is bce"),
+        ({"limit": 12}, "images are others: 14 of `data`, now 12"),
+        ({"epochs": 2}, "epochs cannot be taken back"),
+        ({"epochs": 5}, "`warmup-cosine` is a function of the length"),
+        ({"model_args": {"features": [4, 4]}}, "`--model-arg` was"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    whole: tuple[Path, Heard], data: Path, said: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match="holds a training with other settings") as caught:
+        run_training(small(data, whole[0], **said))
+    assert re.search(named, caught.value.why)
+    assert "`--fresh`" in caught.value.todo
+
+
+def test_a_training_whose_test_is_partial_is_not_complete(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(data, tmp_path / "run", epochs=1)
+
+    def partial(evaluation: EvalConfig) -> None:
+        run = run_evaluation(evaluation)
+        write_record(run, read_record(run).model_copy(update={"status": "partial"}))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robustcli.training.finish.run_evaluation", partial)
+        with pytest.raises(RunError, match="Not all held-out images"):
+            run_training(config)
+    assert read_train_record(tmp_path / "run").status == "failed"
+    monkeypatch.setattr("robustcli.training.engine.fit", None)  # a second training would fail
+    run_training(config)
+    assert read_train_record(tmp_path / "run").status == "complete"
+    assert read_record(tmp_path / "run" / "test").status == "complete"
+
+
+def test_fresh_discards(whole: tuple[Path, Heard], data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_training(small(data, run, epochs=1, lr=0.5))
+    (run / "mine.txt").write_text("not the run's")
+    run_training(small(data, run, fresh=True))
+    assert same(run, whole[0])
+    assert (run / "mine.txt").is_file()
+
+
+def test_a_killed_run_ends_with_the_same_weights(
+    whole: tuple[Path, Heard], data: Path, tmp_path: Path
+) -> None:
+    """A real process, killed in the middle of its second epoch."""
+    run = tmp_path / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(data), str(run)],
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "second epoch\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not (run / "weights.safetensors").exists()
+    heard = Heard()
+    run_training(small(data, run), heard)
+    assert same(run, whole[0])
+    assert not any("Epoch 1 of" in line for line in heard.lines)
+    usual, resumed = (pd.read_csv(r / "metrics.csv") for r in (whole[0], run))
+    timed = ["seconds", "waiting_share"]
+    pd.testing.assert_frame_equal(usual.drop(columns=timed), resumed.drop(columns=timed))
+    assert not list(run.rglob("*.tmp"))
+
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from robustcli.training.engine import run_training
+from tests.training.runs import Heard, small
+
+class Stops(Heard):
+    def advance(self, count):
+        super().advance(count)
+        if self.done == 20:  # two steps into the second epoch of three
+            print("second epoch", flush=True)
+            time.sleep(600)
+
+run_training(small(Path(sys.argv[1]), Path(sys.argv[2])), Stops())
+"""
+
+
+def test_what_is_dropped_out_does_not_hang_on_the_interruption(data: Path, tmp_path: Path) -> None:
+    """VM-UNet drops paths at random; here the process goes on with another random state."""
+    said: dict[str, Any] = {
+        "model": "vmunet", "window": 32, "epochs": 2, "limit": 5, "batch_size": 3,
+        "model_args": {"dim": 8, "depths": [1, 1, 1, 1], "depths_decoder": [1, 1, 1, 1],
+                       "drop_path": 0.5},
+    }  # fmt: skip
+    one, other = tmp_path / "one", tmp_path / "other"
+    run_training(small(data, one, **said))
+    with pytest.raises(KeyboardInterrupt):
+        run_training(small(data, other, **said), _Interrupting(after=3))
+    torch.manual_seed(12345)
+    run_training(small(data, other, **said))
+    assert same(one, other)
+
+
+class _Interrupting(Heard):
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        if self.done > self.after:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_stays_ctrl_c(data: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(small(data, tmp_path / "run"), _Interrupting(after=13))
+    assert signal.getsignal(signal.SIGINT) == before
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_more_epochs_go_on_where_the_schedule_allows_it(data: Path, tmp_path: Path) -> None:
+    said: dict[str, Any] = {"protocol": "paper", "window": 32}
+    long, short = tmp_path / "long", tmp_path / "short"
+    run_training(small(data, long, **said))
+    run_training(small(data, short, **said, epochs=2))
+    run_training(small(data, short, **said, epochs=3))
+    assert same(long, short)
+    one, other = (table(run / "test").drop(columns="model") for run in (long, short))
+    pd.testing.assert_frame_equal(one, other)
+    assert read_train_record(short).recipe.epochs == 3
+
+
+def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
+    run = run_training(small(data, tmp_path / "run", protocol="paper", window=24))
+    record = read_train_record(run)
+    assert (record.protocol, record.chosen_epoch) == ("paper", 3)
+    assert any("Slices of one patient" in fault for fault in record.faults)
+    assert record.decision == "logit >= 0.5, that is probability >= 0.622"
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    rows = pd.read_parquet(run / "paper.parquet")
+    splits = pd.read_csv(run / "splits.csv")
+    assert rows["image_id"].tolist() == sorted(splits["image_id"][splits["split"] == "test"])
+    assert (rows["intersection"] <= rows["target"]).all()
+    assert 0 <= paper_scores(rows, 16).dice <= 1
+    header = read_header(run / "weights.safetensors")
+    assert header is not None
+    assert (header.channels, round(header.threshold, 7)) == ("bgr", 0.6224593)
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = SegmentationModule.pixels
+    steps = 0
+
+    def spoiled(self: SegmentationModule, batch: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return usual(self, batch) * (np.nan if steps == 6 else 1)  # in the second epoch
+
+    monkeypatch.setattr(SegmentationModule, "pixels", spoiled)
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match="The loss is nan in epoch 2, step 5") as caught:
+        run_training(small(data, run))
+    assert re.match(r"Images of the batch: \d+.png, ", caught.value.why)
+    assert read_train_record(run).status == "failed"
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 0
+    assert all(torch.isfinite(t).all() for t in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("model", ["unet", "ulvm"])
+def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, model: str) -> None:
+    said: dict[str, Any] = {"precision": "bf16", "accumulate": 2, "clip": 0.1, "epochs": 2}
+    arguments = SMALL if model == "unet" else {}
+    run = tmp_path / "run"
+    run_training(small(data, run, model=model, model_args=arguments, **said, window=32))
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics["step"].tolist() == [2, 4]  # three batches an epoch, two a step
+    assert (metrics["grad_norm"] > 0.1).all()  # before clipping
+    assert metrics["train_loss"].notna().all()
+    assert torch.bfloat16 not in {tensor.dtype for tensor in weights(run).values()}
+
+
+def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said: dict[str, Any] = {"patience": 1, "lr": 1e-12, "epochs": 9, "aug": "none"}
+    run_training(small(data, run, **said))
+    assert len(pd.read_csv(run / "metrics.csv")) < 9
+    assert read_train_record(run).chosen_epoch == 1
+
+
+def test_masks_without_foreground_are_refused(tmp_path: Path) -> None:
+    empty = write_pairs(tmp_path / "data", 5, empty=True)
+    with pytest.raises(UsageError, match="None of the 3 training images of `data` has any fore"):
+        run_training(small(empty, tmp_path / "run"))
+
+
+def test_sizes_that_do_not_divide_are_padded(data: Path, tmp_path: Path) -> None:
+    run = run_training(small(data, tmp_path / "run", window=50, epochs=1))
+    assert table(run / "test")["dice"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"model": "vmamba-t", "task": "seg"}, "`vmamba-t` is a classifier"),
+        ({"model": "otsu", "model_args": {}}, "`otsu` has nothing to train"),
+        ({"precision": "fp16"}, "`--precision fp16` needs a CUDA device"),
+    ],
+)
+def test_what_cannot_be_trained(
+    data: Path, tmp_path: Path, said: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_training(small(data, tmp_path / "run", **said))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
+    """What is ignored is in no loss, no validation and no score, and the record says so."""
+    folder = write_pairs(tmp_path / "data", 14)
+    for file in (folder / "masks").iterdir():
+        mask = (np.asarray(Image.open(file)) > 0).astype(np.uint8)
+        mask[:, 24:] = 255
+        Image.fromarray(mask).save(file)
+    with pytest.raises(UsageError, match=r"(?s)is not known.*--ignore 255` leaves that value out"):
+        run_training(small(folder, tmp_path / "run"))
+    heard = Heard()
+    run = run_training(small(folder, tmp_path / "run", ignore=255), heard)
+    assert any("foreground 1, background 0, ignored 255" in line for line in heard.lines)
+    for record in (read_train_record(run), read_record(run / "test")):
+        assert record.dataset.masks is not None
+        assert record.dataset.masks.ignored == ["255"]
+    rows = Store(run / "test").masks(read_record(run / "test").models[0].name, Cell("identity", 0))
+    assert set(rows[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {32 * 24}
+    with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read otherwise"):
+        run_training(small(folder, run, foreground=1))
+    with pytest.raises(UsageError, match=r"`--ignore 255` does not go with `--protocol paper`"):
+        run_training(small(folder, tmp_path / "paper", ignore=255, protocol="paper"))
+
+
+def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path: Path) -> None:
+    """Masks of 128 and those of 255 give the same weights and scores."""
+    folders = [write_pairs(tmp_path / name, 14) for name in ("usual", "other")]
+    for file in (folders[1] / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
+    runs = [run_training(small(folder, folder / "run")) for folder in folders]
+    assert same(*runs)
+    tables = [table(run / "test")["dice"].tolist() for run in runs]
+    assert tables[0] == tables[1]
+    masks = [read_train_record(run).dataset.masks for run in runs]
+    assert masks[0] is None
+    assert masks[1] is not None
+    assert masks[1].foreground == ["128"]

@@ -1,0 +1,206 @@
+"""Whole trainings nnU-Net's way: what they leave, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchmetrics.functional.classification import binary_f1_score
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.training_run import read_header
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.cell_table import table
+from robustcli.nnunet.inference import Mirrored
+from robustcli.reports.render import render
+from robustcli.training import recipes
+from robustcli.training.config import TrainConfig
+from robustcli.training.engine import run_training
+from robustcli.training.procedures.nnunet import NnUNetModule, poly_lr
+from robustcli.training.record import AVERAGED, METRICS, read_train_record
+from robustcli.training.samples import Batch
+from robustcli.training.trainer import DurableCheckpoints
+from tests.training.nnunet_trainings import RECIPE, TINY, tiny
+from tests.training.pairs import write_pairs
+from tests.training.runs import Heard
+
+TIMED = ["seconds", "waiting_share"]
+LIGHT = recipes.NAMED_RECIPES["nnunet-light"]
+
+
+@pytest.fixture(autouse=True)
+def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+    """An unbroken training."""
+    heard = Heard()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
+        return run_training(tiny(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = (load_file(run / "weights.safetensors") for run in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: tuple[Path, Heard]) -> None:
+    run, heard = whole
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert tuple(metrics.columns) == (*METRICS, AVERAGED)
+    assert metrics["step"].tolist() == [4, 8, 12]
+    assert metrics["lr"].tolist() == pytest.approx([poly_lr(e, 3, 1e-2) for e in range(3)])
+    assert metrics["val_loss"].between(-1, 3).all()
+    assert metrics["train_loss"].iloc[-1] < metrics["train_loss"].iloc[0]
+    expected = metrics["val_dice"].ewm(alpha=0.1, adjust=False).mean()
+    np.testing.assert_allclose(metrics[AVERAGED], expected, rtol=1e-5)
+    assert (heard.total, heard.done) == (36, 36)
+
+
+def test_the_record_names_recipe_and_choice(whole: tuple[Path, Heard]) -> None:
+    record = read_train_record(whole[0])
+    assert record.recipe.patches == RECIPE.patches
+    assert (record.recipe.batch_size, record.recipe.window) == (3, 16)
+    best = 1 + int(pd.read_csv(whole[0] / "metrics.csv")[AVERAGED].to_numpy().argmax())
+    assert record.chosen_epoch == best
+    assert "moving average of the dice on validation patches" in str(record.chosen_why)
+
+
+def test_the_weights_alone_say_how_to_predict(whole: tuple[Path, Heard]) -> None:
+    """As nnU-Net: the image normalised and padded with zeros, the scores of its flips averaged."""
+    header = read_header(whole[0] / "weights.safetensors")
+    assert header is not None
+    assert header.nnunet is not None
+    assert (header.overlap, header.window, header.nnunet.mirror_axes) == (0.5, 16, (0, 1))
+    segmenter = load_segmenter(ModelRequest(str(whole[0])))
+    image = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
+    values = image.astype(np.float64)
+    padded = np.zeros((1, 3, 16, 16), np.float32)
+    z = (values - values.mean((0, 1))) / values.std((0, 1))
+    padded[0, :, :, 2:14] = z.transpose(2, 0, 1)
+    with torch.inference_mode():
+        scores = Mirrored(segmenter.network, (0, 1))(torch.from_numpy(padded))
+    expected = scores.softmax(1)[0, 1, :, 2:14].numpy()
+    np.testing.assert_allclose(segmenter.probabilities([image])[0], expected, atol=1e-5)
+
+
+def test_the_held_out_images_are_measured_and_reported(whole: tuple[Path, Heard]) -> None:
+    assert table(whole[0] / "test")["dice"].between(0, 1).all()
+    render(whole[0])
+    report = (whole[0] / "report.md").read_text()
+    assert "moving average of the validation dice, 0.9 of the old" in report
+    render(whole[0] / "test")
+    of_test = (whole[0] / "test" / "report.md").read_text()
+    assert "normalised as nnU-Net does (zscore), 4 flips averaged" in of_test
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(
+    whole: tuple[Path, Heard], data: Path, tmp_path: Path
+) -> None:
+    class Interrupting(Heard):
+        def advance(self, count: int) -> None:
+            super().advance(count)
+            if self.done > 18:
+                raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tiny(data, run), Interrupting())
+    assert len(pd.read_csv(run / "metrics.csv")) == 1
+    torch.manual_seed(99)
+    run_training(tiny(data, run))
+    assert same(run, whole[0])
+    usual, resumed = (pd.read_csv(r / "metrics.csv").drop(columns=TIMED) for r in (whole[0], run))
+    pd.testing.assert_frame_equal(usual, resumed)
+
+
+def test_another_recipe_does_not_go_on_with_it(whole: tuple[Path, Heard], data: Path) -> None:
+    with pytest.raises(UsageError, match="training with other settings") as caught:
+        run_training(tiny(data, whole[0], recipe=None, model_args=TINY))
+    assert "`--recipe` was nnunet-light, now it is patient" in caught.value.why
+
+
+def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> None:
+    """The last epoch's, from the checkpoint's weights and torchmetrics."""
+    run, _ = whole
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watching(NnUNetModule):
+        def validation_step(self, batch: Batch, batch_idx: int) -> None:
+            with torch.inference_mode():
+                seen.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
+
+    from robustcli.training.cache import decode_masked, decoded_once
+    from robustcli.training.datamodule import Part
+    from robustcli.training.prepare import select
+    from robustcli.training.procedures.nnunet import PatchData
+
+    record = read_train_record(run)
+    config = tiny(Path(record.dataset.location), run)
+    selection = select(config, Heard())
+    network = load_segmenter(ModelRequest(str(run))).network
+    state = DurableCheckpoints().load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
+    module = Watching(network, selection.recipe)
+    pairs = selection.splits.val.pairs
+    with decoded_once(pairs, run / "cache", decode_masked) as decoded:
+        part = Part([pair.image_id for pair in pairs], decoded)
+        loader = PatchData(part, part, selection.recipe, seed=0, workers=0).val_dataloader()
+        loader.batch_sampler.sampler.set_epoch(2)  # type: ignore[attr-defined]
+        for number, batch in enumerate(loader):
+            module.validation_step(batch, number)
+    said = torch.cat([s for s, _ in seen]).flatten()
+    true = torch.cat([t for _, t in seen]).flatten()
+    found = pd.read_csv(run / "metrics.csv")["val_dice"].iloc[-1]
+    assert found == pytest.approx(binary_f1_score(said, true).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [("unet", {"features": [4, 8]}), ("ulvm", {}), ("umamba-enc", TINY)],
+)
+def test_other_networks_train_too(
+    data: Path, tmp_path: Path, model: str, arguments: dict[str, Any]
+) -> None:
+    """A single logit, probabilities, and state-space blocks at several resolutions."""
+    said = {"model": model, "model_args": arguments, "window": 32 if model == "ulvm" else 16}
+    run = run_training(tiny(data, tmp_path / "run", **said, epochs=1))
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert not metrics.isna().any(axis=None)
+    assert table(run / "test")["dice"].between(0, 1).all()
+
+
+def test_two_devices_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`--recipe nnunet-light` trains on one device"):
+        run_training(tiny(data, tmp_path / "run", devices=2, batch_size=4))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_light_recipe_learns_from_the_bundled_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", LIGHT)
+    run = run_training(
+        TrainConfig(
+            "umamba-pico", data="nuclei-mini:stained", out=tmp_path / "run", device="cpu",
+            recipe="nnunet-light", epochs=2, window=64, batch_size=2, limit=14,
+        )
+    )  # fmt: skip
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics["step"].tolist() == [25, 50]
+    assert metrics["train_loss"].iloc[1] < metrics["train_loss"].iloc[0] - 0.1

@@ -1,0 +1,235 @@
+"""Samples: the same image, window and change wherever and whenever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from robustcli.adapters.segmenter import padded
+from robustcli.core.errors import UsageError
+from robustcli.data.mask_values import IGNORED
+from robustcli.training.cache import Decoded
+from robustcli.training.samples import (
+    AUGMENTATIONS,
+    TrainingSamples,
+    ValidationSamples,
+    WholeSamples,
+    augment,
+    augmentation_name,
+    collate,
+    random_place,
+    tiles,
+    window,
+)
+from tests.training.pairs import decoded, disc
+
+
+def pair(number: int = 0, side: int = 48) -> tuple[Tensor, Tensor]:
+    image, mask = disc(number, side, side)
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)[None]
+
+
+def seen(image: Tensor) -> Tensor:
+    """The disc as the image shows it: reddish there, grey or black elsewhere."""
+    redness = image[:1].float() - image[1:2].float()
+    return redness > redness.max() / 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_mask_moves_with_the_image(seed: int) -> None:
+    image, mask = augment(*pair(), name="light", seed=seed)
+    assert torch.equal(seen(image), mask.bool())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_strong_one_moves_both_to_the_same_place(seed: int) -> None:
+    image, mask = augment(*pair(), name="strong", seed=seed)
+    assert set(mask.unique().tolist()) == {0, 1}
+    shown, marked = (found[0].nonzero().float().mean(0) for found in (seen(image), mask))
+    assert torch.allclose(shown, marked, atol=1.0)  # pixels; blurring moves the edge only
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_types_and_sizes_stay(name: str) -> None:
+    image, mask = augment(*pair(), name=name, seed=3)
+    assert type(image) is type(mask) is Tensor
+    assert image.dtype == mask.dtype == torch.uint8
+    assert (image.shape, mask.shape) == ((3, 48, 48), (1, 48, 48))
+
+
+def test_all_eight_positions_of_a_square_come() -> None:
+    mask = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
+    found = {
+        tuple(augment(mask.repeat(3, 1, 1), mask, name="light", seed=s)[1].flatten().tolist())
+        for s in range(100)
+    }
+    assert len(found) == 8
+
+
+def test_none_changes_nothing() -> None:
+    image, mask = pair()
+    changed = augment(image, mask, name="none", seed=5)
+    assert torch.equal(changed[0], image)
+    assert torch.equal(changed[1], mask)
+
+
+def test_the_seed_alone_decides_and_nobody_elses_randomness_moves() -> None:
+    torch.manual_seed(1)
+    first = augment(*pair(), name="strong", seed=8)
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(3))
+    augment(*pair(1), name="strong", seed=9)
+    again = augment(*pair(), name="strong", seed=8)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = augment(*pair(), name="strong", seed=10)
+    assert not torch.equal(first[0], other[0])
+
+
+def test_an_unknown_name() -> None:
+    assert augmentation_name("Light") == "light"
+    with pytest.raises(UsageError, match="No augmentation is called `heavy`"):
+        augmentation_name("heavy")
+
+
+IDS = ("a", "b", "c", "d")
+PIXELS = decoded(4)
+
+
+def training(
+    ids: Sequence[str] = IDS, pixels: Sequence[Decoded] = PIXELS, augmentation: str = "none"
+) -> TrainingSamples:
+    return TrainingSamples(ids, pixels, 24, augmentation, seed=7)
+
+
+def test_a_sample_is_a_window_of_its_image() -> None:
+    sample = training()[0, 2]
+    assert (sample.image_id, sample.number) == ("c", 2)
+    assert (sample.image.shape, sample.mask.shape) == ((3, 24, 24), (1, 24, 24))
+    image = torch.from_numpy(PIXELS[2].image).permute(2, 0, 1)
+    windows = image.unfold(1, 24, 1).unfold(2, 24, 1)
+    found = (windows == sample.image[:, None, None]).flatten(3).all(3).all(0)
+    assert found.sum() == 1
+    top, left = (int(i) for i in found.nonzero()[0])
+    mask = torch.from_numpy(PIXELS[2].mask)[top : top + 24, left : left + 24]
+    assert torch.equal(sample.mask[0], mask)
+
+
+def test_neither_order_nor_place_in_the_list_matters() -> None:
+    usual, reversed_ = (
+        training(augmentation="strong"),
+        training(IDS[::-1], PIXELS[::-1], "strong"),
+    )
+    late = [usual[1, 3], usual[0, 0], usual[1, 1]][2]
+    again = reversed_[1, 2]
+    assert late.image_id == again.image_id == "b"
+    assert torch.equal(late.image, again.image)
+    assert torch.equal(late.mask, again.mask)
+    assert not torch.equal(late.image, usual[2, 1].image)
+
+
+def test_validation_sees_every_pixel_once() -> None:
+    samples = ValidationSamples(IDS, PIXELS, 20)
+    seen = np.zeros(len(IDS), int)
+    foreground = np.zeros(len(IDS), int)
+    for number in range(len(samples)):
+        sample = samples[number]
+        place = IDS.index(sample.image_id)
+        assert sample.number == number
+        seen[place] += int(sample.counted.sum())
+        foreground[place] += int((sample.mask.bool() & sample.counted).sum())
+    assert seen.tolist() == [40 * 48] * 4
+    assert foreground.tolist() == [int(one.mask.sum()) for one in PIXELS]
+
+
+def test_whole_images_are_resized_as_torchvision_0_15_did() -> None:
+    sample = WholeSamples(IDS, PIXELS, 31)[1]
+    image = torch.from_numpy(PIXELS[1].image).permute(2, 0, 1).float() / 255
+    mask = torch.from_numpy(PIXELS[1].mask)[None].float()
+    assert torch.allclose(sample.image, resize(image, [31, 31], antialias=False), atol=1e-6)
+    assert torch.allclose(sample.mask, resize(mask, [31, 31], antialias=False), atol=1e-6)
+    assert sample.mask[(sample.mask > 0) & (sample.mask < 1)].numel() > 0
+
+
+def test_images_of_the_right_size_stay_as_they_are() -> None:
+    pixels = decoded(1, 32, 32)
+    sample = WholeSamples(("x",), pixels, 32)[0, 0]
+    assert torch.equal(sample.image * 255, torch.from_numpy(pixels[0].image).permute(2, 0, 1))
+    assert set(sample.mask.unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_batch_keeps_what_its_samples_are() -> None:
+    samples = [training()[0, place] for place in (3, 1)]
+    batch = collate(samples)
+    assert batch.ids == ["d", "b"]
+    assert batch.numbers.tolist() == [3, 1]
+    assert torch.equal(batch.images[1], samples[1].image)
+    assert batch.masks.shape == batch.counted.shape == (2, 1, 24, 24)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light", "strong"])
+def test_ignored_pixels_do_not_count(augmentation: str) -> None:
+    mask = PIXELS[0].mask.copy()
+    mask[:, 30:] = IGNORED
+    marked = [Decoded(PIXELS[0].image, mask)]
+    trained = [training(("a",), marked, augmentation)[epoch, 0] for epoch in range(20)]
+    assert any((~sample.counted).any() for sample in trained)
+    for sample in trained:
+        assert set(sample.mask.unique().tolist()) <= {0, 1, IGNORED}
+        assert torch.equal(sample.counted, sample.mask != IGNORED)
+    windows = [ValidationSamples(("a",), marked, 24)[i] for i in range(4)]
+    assert sum(int(sample.counted.sum()) for sample in windows) == (mask != IGNORED).sum()
+
+
+SIDES = st.integers(1, 90)
+
+
+@given(SIDES, SIDES, SIDES)
+def test_every_pixel_counts_once(height: int, width: int, side: int) -> None:
+    image: NDArray[Any] = np.arange(height * width).reshape(height, width)
+    counted: list[NDArray[Any]] = []
+    for tile in tiles(height, width, side):
+        seen = window(image, tile.top, tile.left, side)
+        assert seen.shape == (side, side)
+        rows = slice(tile.first_row, tile.first_row + tile.rows)
+        columns = slice(tile.first_column, tile.first_column + tile.columns)
+        counted.append(seen[rows, columns].ravel())
+    assert np.array_equal(np.sort(np.concatenate(counted)), np.arange(height * width))
+
+
+@given(SIDES, SIDES, SIDES)
+def test_there_are_no_more_windows_than_needed(height: int, width: int, side: int) -> None:
+    assert len(list(tiles(height, width, side))) == -(-height // side) * -(-width // side)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 20), (20, 20), (9, 40)])
+def test_a_small_image_is_padded_as_in_prediction(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    expected = padded(image, 20).image[:20, :20]
+    assert np.array_equal(window(image, 0, 0, 20), expected)
+
+
+def test_a_window_inside_is_the_image() -> None:
+    image = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    assert np.array_equal(window(image, 2, 5, 4), image[2:6, 5:9])
+
+
+def test_places_hang_on_identity_and_reach_every_corner() -> None:
+    places = [random_place(12, 30, 10, 0, epoch, "a") for epoch in range(400)]
+    assert places == [random_place(12, 30, 10, 0, epoch, "a") for epoch in range(400)]
+    assert {top for top, _ in places} == {0, 1, 2}
+    assert {left for _, left in places} == set(range(21))
+    assert places != [random_place(12, 30, 10, 0, epoch, "b") for epoch in range(400)]
+
+
+def test_a_small_image_has_one_place() -> None:
+    assert random_place(5, 5, 10, "x") == (0, 0)
