@@ -13,7 +13,7 @@ from robustcli.cli.options import as_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Show versions, devices, scan backends, caches, disk; exit code 3 if something is broken."""
+    """Show versions, devices, scan backends, caches and disk. Exit code 3: something is broken."""
     from robustcli.evaluation.diagnosis import diagnose
 
     checks = diagnose()

@@ -15,7 +15,7 @@ from robustcli.cli.options import as_json, offline, quiet
 @as_json
 @quiet
 def command(names: tuple[str, ...], offline: bool, as_json: bool, quiet: bool) -> None:
-    """Download weights or data by NAME; a download that broke off is continued."""
+    """Download weights or data sets by NAME. An interrupted download is continued."""
     from robustcli.adapters.fetching import fetch
 
     fetched = [fetch(name, offline=offline) for name in names]

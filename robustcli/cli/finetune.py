@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli import options
-from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
+from robustcli.cli.options import FILE, as_json, offline, quiet, together
 from robustcli.cli.results import show
 
 if TYPE_CHECKING:
@@ -16,40 +16,45 @@ if TYPE_CHECKING:
 
 _what = together(
     click.argument("model", metavar="NAME"),
-    click.option("--pretrained", type=FILE, help="Weights, a training run, or a results folder of "
-                 "nnU-Net [default: the bundled ones]."),
-    click.option("--data", help="A folder, manifest or data set name "
-                 "[default: nuclei-mini:stained]."),
+    click.option("--pretrained", type=FILE,
+                 help="A weights file, the folder of a training run, or a "
+                 "results folder of nnU-Net. [default: the model's own weights]"),
+    click.option("--data", help="A folder, a manifest or the name of a data set. "
+                 "[default: nuclei-mini:stained]"),
     click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
-                 default="all", show_default=True, help="What is trained; all: the first three."),
-    click.option("--iterations", type=click.IntRange(1), help="Steps of each mode."),
+                 default="all", show_default=True,
+                 help="What to train; all trains the first three."),
+    click.option("--iterations", type=click.IntRange(1), help="Training steps of each mode."),
     options.protocol,
     options.limit,
-    foreground,
-    ignore,
-    options.model_arguments,
+    options.foreground,
+    options.ignore,
+    options.model_arguments("model_args"),
 )  # fmt: skip
 _rule = together(
     click.option("--freeze-threshold", "threshold", type=float,
-                 help="Freeze what has a smaller gradient [default: 1e-6]."),
+                 help="Freeze tensors whose gradient is smaller than this. [default: 1e-6]"),
     click.option("--freeze-relative", "relative", type=float,
-                 help="The same, of gradient by size of the weight."),
+                 help="Freeze tensors whose gradient, divided by the rms of the "
+                 "weight, is smaller."),
     click.option("--freeze-quantile", "quantile", type=float,
-                 help="Freeze this share of the tensors, the lowest."),
+                 help="Freeze this share of the tensors, those with the smallest gradients."),
     click.option("--freeze", "pattern", metavar="PATTERN",
-                 help="Freeze by name: `encoder.*`, or several: `a.*,b`."),
+                 help="Freeze by name, such as `encoder.*` or several: `a.*,b`."),
     click.option("--freeze-scope", "scope", type=click.Choice(["mamba", "all"]), default="mamba",
-                 show_default=True, help="State-space blocks, or every tensor."),
+                 show_default=True,
+                 help="Choose among the tensors of state-space blocks, or among all."),
     click.option("--statistic", "kind", default="mean_abs", show_default=True,
                  type=click.Choice(["mean_abs", "rms", "max_abs", "abs_mean"]),
-                 help="Of a tensor's gradient."),
+                 help="Statistic of a tensor's gradient that is compared."),
     click.option("--profile-iterations", type=click.IntRange(1),
-                 help="Steps before the freeze, profiled [default: an epoch's, at least 20; "
-                 "none with --freeze]."),
-    click.option("--profile", type=FILE, help="Take this profile instead of measuring one."),
-    click.option("--profile-only", is_flag=True, help="Stop when the profile is there."),
+                 help="Steps that are profiled before freezing. [default: those of an epoch, at "
+                 "least 20; none with --freeze]"),
+    click.option("--profile", type=FILE,
+                 help="A gradient profile to use instead of measuring one."),
+    click.option("--profile-only", is_flag=True, help="Measure the gradient profile, and stop."),
     click.option("--sweep", is_flag=True,
-                 help="Also train by other rules: a curve of time saved against score."),
+                 help="Also train with other freezing rules, for a curve of time saved and score."),
 )  # fmt: skip
 _RULE = ("threshold", "relative", "quantile", "pattern", "scope", "kind")
 _OWN = (

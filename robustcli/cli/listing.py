@@ -18,7 +18,7 @@ Row = dict[str, object]
 @click.argument("pattern", default="*")
 @as_json
 def command(kind: str, pattern: str, as_json: bool) -> None:
-    """Show what can be named: models, transforms, datasets, recipes; all or those like PATTERN."""
+    """Show models, transforms, data sets or recipes whose names match PATTERN (default: all)."""
     rows = _ROWS[kind]()
     names = matching(pattern, [str(row["name"]) for row in rows], kind=kind.rstrip("s"),
                      listing=f"robust list {kind}")  # fmt: skip

@@ -19,10 +19,13 @@ from robustcli.core.names import nearest
 COMMANDS = {
     "eval": ("robustcli.cli.eval", "Measure models on transformed images."),
     "train": ("robustcli.cli.train", "Train a segmenter or a classifier."),
-    "finetune": ("robustcli.cli.finetune", "Fine-tune a model; freeze what learns nothing."),
+    "finetune": (
+        "robustcli.cli.finetune",
+        "Fine-tune a model; freeze parameters with small gradients.",
+    ),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
-    "report": ("robustcli.cli.report", "Render the report of runs again."),
-    "list": ("robustcli.cli.listing", "Show models, transforms or data sets."),
+    "report": ("robustcli.cli.report", "Write the report of runs again."),
+    "list": ("robustcli.cli.listing", "Show models, transforms, data sets or recipes."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
 }
@@ -149,7 +152,7 @@ def _is_first() -> bool:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="robust")
 def main() -> None:
-    """How well vision models stand image transformations; a zoo of small segmenters.
+    """Measure the robustness of vision models; train and fine-tune small Mamba networks.
 
     \b
     robust eval --model vmamba-pico --transform paper21

@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 import click
 
-# Options and value types that several commands share.
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
-quiet = click.option("--quiet", is_flag=True, help="Print results only.")
+quiet = click.option("--quiet", is_flag=True, help="Print the results only.")
 as_json = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document on standard output and nothing else.",
 )
 offline = click.option(
     "--offline", is_flag=True, envvar="ROBUST_OFFLINE", help="Never use the network."
@@ -93,17 +93,6 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return key, text
 
 
-foreground = click.option(
-    "--foreground", metavar="VALUES",
-    help="Masks: the values to be found (128; 1,2; '#ff0000'; nonzero), all else is background "
-    "[default: by the masks, where they have two values].",
-)  # fmt: skip
-ignore = click.option(
-    "--ignore", metavar="VALUES",
-    help="Masks: values of pixels that count neither in training nor in scores (255).",
-)  # fmt: skip
-
-
 def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """One decorator for several options, shown in the help in this order."""
 
@@ -115,45 +104,89 @@ def together(*options: Callable[[Function], Function]) -> Callable[[Function], F
     return decorate
 
 
-# Options that the commands which train share.
-
-
-model_arguments = click.option(
-    "--model-arg", "model_args", multiple=True, type=Assignment(),
-    help="KEY=VALUE for the model's builder; repeatable.",
+# One definition each: an option means the same in every command that has it.
+limit = click.option("--limit", type=click.IntRange(1), help="Use only this many images in all.")
+foreground = click.option(
+    "--foreground", metavar="VALUES",
+    help="Mask values to be found: 128, or 1,2, or '#ff0000', or nonzero; all others are "
+    "background. [default: decided by the masks if they hold two values]",
 )  # fmt: skip
-limit = click.option("--limit", type=click.IntRange(1), help="Take so many images in all.")
+ignore = click.option(
+    "--ignore", metavar="VALUES",
+    help="Mask values of pixels that count neither in training nor in scores, such as 255.",
+)  # fmt: skip
+weights = click.option(
+    "--weights", type=FILE, help="A weights file, or the folder of a training run."
+)
+seed = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
+)
+device = click.option(
+    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or mps."
+)
+precision = click.option(
+    "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
+    help="Number format of the forward pass.",
+)  # fmt: skip
+scan_backend = click.option(
+    "--scan-backend", envvar="ROBUST_SCAN_BACKEND",
+    help="Backend of the selective scan (`robust doctor` lists them). "
+    "[default: the fastest that works]",
+)  # fmt: skip
+workers = click.option(
+    "--workers", type=click.IntRange(0),
+    help="Processes that load images; 0 loads in the main process. [default: by the cores]",
+)  # fmt: skip
+fresh = click.option(
+    "--fresh", is_flag=True, help="Delete what the run's folder holds and begin anew."
+)
+dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+
+
+def model_arguments(name: str) -> Callable[[Function], Function]:
+    """The option `--model-arg`, whose values come as the parameter `name`."""
+    return click.option(
+        "--model-arg", name, multiple=True, type=Assignment(),
+        help="An option of the network's configuration, such as num_classes=4; repeatable.",
+    )  # fmt: skip
+
+
+# Options of the commands that train.
 protocol = click.option(
     "--protocol", type=click.Choice(["patient", "paper"]), default="patient", show_default=True,
-    help="Who is held out and how it is scored.",
+    help="How test images are held out and scored: by patient, or as in the paper.",
 )  # fmt: skip
 recipe = together(
-    click.option("--recipe", help="A recipe by name (`robust list recipes`)."),
-    click.option("--quick", is_flag=True, help="The shortest recipe that shows something."),
-    click.option("--epochs", type=click.IntRange(1), help="Passes over the training images."),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Highest learning rate."),
-    click.option("--batch-size", type=click.IntRange(1), help="Images a step."),
-    click.option("--accumulate", type=click.IntRange(1), help="Steps whose gradients are added."),
-    click.option("--loss", help="A loss of docs/train-seg.md or train-cls.md."),
-    click.option("--aug", help="An augmentation of the same."),
-    click.option("--window", type=click.IntRange(1), help="Side of what the network sees, pixels."),
-    click.option("--clip", type=click.FloatRange(0, min_open=True), help="Gradient norm at most."),
+    click.option("--recipe", help="Name of a recipe (`robust list recipes`)."),
+    click.option("--quick", is_flag=True, help="The shortest recipe with a meaningful result."),
+    click.option("--epochs", type=click.IntRange(1),
+                 help="Number of passes over the training images."),
+    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+    click.option("--batch-size", type=click.IntRange(1), help="Images per training step."),
+    click.option("--accumulate", type=click.IntRange(1),
+                 help="Accumulate gradients over this many steps."),
+    click.option("--loss", help="Name of a loss (docs/train-seg.md, docs/train-cls.md)."),
+    click.option("--aug", help="Name of an augmentation (docs/train-seg.md, docs/train-cls.md)."),
+    click.option("--window", type=click.IntRange(1),
+                 help="Side of the square that the network sees, in pixels."),
+    click.option("--clip", type=click.FloatRange(0, min_open=True),
+                 help="Clip the norm of the gradient at this value."),
     click.option("--patience", type=click.IntRange(1),
-                 help="Stop after so many epochs without a better validation score."),
+                 help="Stop after this many epochs without a better validation score."),
 )  # fmt: skip
 run = together(
-    click.option("--out", type=FILE, help="Folder of the run [default: runs/COMMAND-MODEL-HASH]."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
+    click.option("--out", type=FILE,
+                 help="Folder of the run. [default: runs/COMMAND-MODEL-HASH]"),
+    seed,
+    device,
     click.option("--devices", type=Devices(), default=1, show_default=True,
-                 help="Processes that share a step (DDP); all: one per GPU."),
-    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
-                 show_default=True, help="Of the forward pass."),
-    click.option("--scan-backend", envvar="ROBUST_SCAN_BACKEND",
-                 help="Force one of the scan's backends (`robust doctor` lists them)."),
-    click.option("--workers", type=click.IntRange(0), help="Loader processes; 0 uses this one."),
-    click.option("--fresh", is_flag=True, help="Discard what the run's folder holds."),
-    click.option("--dry-run", is_flag=True, help="Say what would be done, and stop."),
+                 help="Number of processes that share each training step (DDP), or all: one per "
+                 "GPU."),
+    precision,
+    scan_backend,
+    workers,
+    fresh,
+    dry_run,
 )  # fmt: skip
 
 

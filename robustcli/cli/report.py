@@ -13,11 +13,11 @@ from robustcli.cli.results import results_table
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
-@click.option("--out", type=FILE, help="One report over several trainings, in this folder.")
+@click.option("--out", type=FILE, help="Write one report over several trainings into this folder.")
 @as_json
 @quiet
 def command(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Render the report of RUNS again from their rows; needs neither torch nor the data."""
+    """Write the reports of RUNS again from their files, without torch and without the images."""
     from robustcli.reports.render import render, render_zoo
 
     if out is not None:

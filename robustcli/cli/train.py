@@ -7,26 +7,31 @@ from typing import Any
 import click
 
 from robustcli.cli import options
-from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
+from robustcli.cli.options import as_json, offline, quiet, together
 from robustcli.cli.results import show
 
 _start = together(
-    click.option("--weights", type=FILE, help="Start from these weights."),
-    click.option("--untrained", is_flag=True, help="Start without the recipe's pretraining."),
-    options.model_arguments,
-)
+    options.weights,
+    click.option("--untrained", is_flag=True,
+                 help="Start from random weights instead of the recipe's pretrained ones."),
+    options.model_arguments("model_args"),
+)  # fmt: skip
 _masks = together(
     click.option("--model", required=True, help="A segmenter of `robust list models`."),
-    click.option("--data", help="A folder, manifest or data set name [default: nuclei-mini]."),
+    click.option(
+        "--data", help="A folder, a manifest or the name of a data set. [default: nuclei-mini]"
+    ),
     options.protocol,
     options.limit,
-    foreground,
-    ignore,
+    options.foreground,
+    options.ignore,
     _start,
 )
 _classes = together(
     click.option("--model", required=True, help="A classifier of `robust list models`."),
-    click.option("--data", help="A folder with one per class, a manifest, tar or data set name."),
+    click.option(
+        "--data", help="A folder with one folder per class, a tar, a manifest or a data set."
+    ),
     options.limit,
     _start,
 )
@@ -34,7 +39,7 @@ _classes = together(
 
 @click.group("train")
 def command() -> None:
-    """Train one of the zoo."""
+    """Train a segmenter (seg) or a classifier (cls)."""
 
 
 @command.command("seg")
@@ -45,7 +50,7 @@ def command() -> None:
 @as_json
 @quiet
 def seg(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
-    """Train a segmenter; the same command again goes on where it stopped.
+    """Train a segmenter. The same command again continues an interrupted training.
 
     \b
     robust train seg --model ulvm_v5
@@ -62,7 +67,7 @@ def seg(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 @as_json
 @quiet
 def cls(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
-    """Train a classifier for the classes of the data; again, it goes on where it stopped.
+    """Train a classifier. The same command again continues an interrupted training.
 
     \b
     robust train cls --model vmamba-pico --data DIR
