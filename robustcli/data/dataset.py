@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -92,6 +93,13 @@ class ImageIndex:
             digest.update(f"{image.image_id}\0{image.target}\n".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def contents(self) -> str:
+        """What the files hold, as `decode.contents_digest` tells it."""
+        from robustcli.data.decode import contents_digest
+
+        return contents_digest(self.images)
+
     def part(self, ids: frozenset[str], subset: str) -> ImageIndex:
         """The images whose id is in `ids`, under the words `subset`."""
         kept = tuple(image for image in self.images if image.image_id in ids)
@@ -143,6 +151,10 @@ class Indexed(Protocol):
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of what is known of every image."""
+
+    @property
+    def contents(self) -> str:
+        """SHA-256 (hex) of what the files hold, as `decode.contents_digest` tells it."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -228,6 +240,13 @@ class PairIndex:
         for pair in self.pairs:
             digest.update(f"{pair.image_id}\0{pair.group}\n".encode())
         return digest.hexdigest()
+
+    @cached_property
+    def contents(self) -> str:
+        """What the files of images and masks hold, as `decode.contents_digest` tells it."""
+        from robustcli.data.decode import contents_digest
+
+        return contents_digest(file for pair in self.pairs for file in (pair.image, pair.mask))
 
     @property
     def members(self) -> tuple[PairRef, ...]:

@@ -46,6 +46,7 @@ def dataset_record(index: ImageIndex) -> DatasetRecord:
         subset=index.subset,
         demonstration=index.demonstration,
         digest=index.digest,
+        contents=index.contents,
     )
 
 
@@ -61,6 +62,7 @@ def pairs_record(index: PairIndex) -> DatasetRecord:
         subset=index.subset,
         demonstration=index.demonstration,
         digest=index.digest,
+        contents=index.contents,
         tolerance=index.tolerance,
         masks=_masks_record(index.reading),
     )

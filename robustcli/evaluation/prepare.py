@@ -93,7 +93,7 @@ def select(config: EvalConfig, listener: Listener, place: Ranks | None = None) -
     task.check(config)
     device = choose_device(config.device, place)
     data = task.open(config, listener)
-    run = config.directory(data.record.digest)
+    run = config.directory(f"{data.record.digest} {data.record.contents}")
     _check_folder(run)
     by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
     return Selection(task, data, by_cell, names, device, run)

@@ -108,6 +108,9 @@ class MasksRecord(Record):
 class DatasetRecord(Record):
     """The images: how many, which, and the hash of their ids and labels in order.
 
+    `contents` is the hash of what their files hold (`data.decode.contents_digest`); runs of older
+    versions have none.
+
     `tolerance` (pixels) is written only of data whose masks are compared with one, `masks` only
     where they are read in an unusual way.
     """
@@ -121,13 +124,14 @@ class DatasetRecord(Record):
     subset: str | None
     demonstration: bool
     digest: str
+    contents: str | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
 
     @model_serializer(mode="wrap")
     def _known_to_older_versions(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
         told: dict[str, Any] = rest(self)
-        for name in ("tolerance", "masks"):
+        for name in ("contents", "tolerance", "masks"):
             if told.get(name, 0) is None:
                 del told[name]
         return told

@@ -59,6 +59,7 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
             f"{_subset(old)}, now {new.dataset.images} of `{new.dataset.name}`{_subset(new)} "
             "(`--data`, `--per-class`, `--limit`, `--split`, `--seed`)."
         )
+    yield from contents_that_differ(old.dataset, new.dataset)
     yield from masks_that_differ(old.dataset, new.dataset)
     for field, flag in _OF_RUN.items():
         if getattr(old, field) != getattr(new, field):
@@ -71,6 +72,17 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
     for cell in new.transforms:
         if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
             yield f"The parameters of transform `{cell.name}` are other ones."
+
+
+def contents_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
+    """In words, that images of the same names are other images."""
+    if old.digest == new.digest and old.contents and old.contents != new.contents:
+        yield (
+            f"The files of `{new.location}` were changed since it was begun (`--data`)."
+            if old.location == new.location
+            else f"Its images were those of `{old.location}`; the files of the same names in "
+            f"`{new.location}` are others (`--data`)."
+        )
 
 
 def masks_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:

@@ -18,7 +18,7 @@ from robustcli.adapters.cache_paths import hash_state
 from robustcli.core.errors import errors_of
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.evaluation.resume import masks_that_differ
+from robustcli.evaluation.resume import contents_that_differ, masks_that_differ
 from robustcli.finetuning.record import (
     COSTS,
     DECISIONS,
@@ -150,6 +150,7 @@ def _differences(setup: Setup, old: FinetuneRecord, new: FinetuneRecord) -> Iter
             f"Its images are others: {old.dataset.images} of `{old.dataset.name}`, now "
             f"{new.dataset.images} of `{new.dataset.name}` (`--data`, `--limit`, `--seed`)."
         )
+    yield from contents_that_differ(old.dataset, new.dataset)
     yield from masks_that_differ(old.dataset, new.dataset)
     yield from fields_that_differ(old, new, _OF_RUN)
     if "freeze" in old.modes or not old.modes:

@@ -12,7 +12,7 @@ from typing import Any
 from robustcli.core.errors import UsageError, errors_of
 from robustcli.core.ownership import owned
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.evaluation.resume import masks_that_differ
+from robustcli.evaluation.resume import contents_that_differ, masks_that_differ
 from robustcli.training.recipes import EXTENDABLE
 from robustcli.training.record import (
     RecipeRecord,
@@ -96,6 +96,7 @@ def differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
             f"Its images are others: {old.dataset.images} of `{old.dataset.name}`, now "
             f"{new.dataset.images} of `{new.dataset.name}` (`--data`, `--limit`, `--seed`)."
         )
+    yield from contents_that_differ(old.dataset, new.dataset)
     yield from masks_that_differ(old.dataset, new.dataset)
     yield from fields_that_differ(old, new, _OF_RUN)
     yield from recipes_that_differ(old.recipe, new.recipe)

@@ -58,7 +58,7 @@ def select(config: TrainConfig, listener: Listener) -> Selection:
     if recipe.patches is not None:
         _check_alone(recipe, on)
     _check_shares(recipe, on)
-    run = config.directory(recipe, index.digest, on.world)
+    run = config.directory(recipe, f"{index.digest} {index.contents}", on.world)
     check_folder(run)
     grey = input_channels(config.model_args) == 1
     if grey and recipe.patches is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,6 +239,33 @@ def test_models_of_different_classes_are_refused(photos, tmp_path):
     other = replace(PICO, name="vmamba-t")
     with pytest.raises(UsageError, match="do not tell the same classes apart"):
         run_evaluation(config(photos, tmp_path / "run", models=(PICO, other)))
+
+
+def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkeypatch):
+    """Two data sets of `cat/0.png`, ... once shared one run, whose rows were of the first."""
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(photos, tmp_path / "other")
+    flipped = Image.open(other / "cat" / "1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    flipped.save(other / "cat" / "1.png")
+    copied = shutil.copytree(photos, tmp_path / "copied")
+    runs = [run_evaluation(replace(config(p, Path()), out=None)) for p in (photos, other, copied)]
+    assert runs[0] == runs[2] != runs[1]
+    assert contents(runs[0]) != contents(runs[1])
+    with pytest.raises(UsageError, match=r"files of the same names in `.*other` are others"):
+        run_evaluation(config(other, runs[0]))
+    flipped.save(copied / "cat" / "1.png")
+    with pytest.raises(UsageError, match=r"files of `.*copied` were changed since"):
+        run_evaluation(config(copied, runs[2]))
+
+
+def test_a_run_of_a_version_without_hashes_of_contents_goes_on(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    assert record["dataset"].pop("contents")
+    (run / "run.json").write_text(json.dumps(record))
+    before = contents(run)
+    assert contents(run_evaluation(config(photos, run))) == before
+    assert read_record(run).dataset.contents
 
 
 def test_the_default_folder_changes_with_what_changes_rows_only(photos):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,23 @@ def test_the_paper_takes_whole_images_in_opencvs_order(data_prepare: Path, tmp_p
     assert paper.per_epoch == len(paper.splits.train.pairs) == 11
     quick = select(small(data_prepare, tmp_path / "run", quick=True), Heard())
     assert quick.per_epoch == 12  # no more than there are
+
+
+def test_other_images_or_masks_of_the_same_names_are_another_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "first", 8)
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    for kind in ("images", "masks"):
+        shutil.copytree(tmp_path / "first", tmp_path / kind)
+        shutil.copy(tmp_path / kind / kind / "001.png", tmp_path / kind / kind / "002.png")
+    first, copy, images, masks = (
+        select(replace(small(tmp_path / name, Path()), out=None), Heard()).run
+        for name in ("first", "copy", "images", "masks")
+    )
+    assert first == copy
+    assert len({first, images, masks}) == 3
 
 
 def test_somebody_elses_folder_is_left_alone(data_prepare: Path, tmp_path: Path) -> None:
