@@ -3,8 +3,9 @@
 `python benchmarks/sharing.py` times a training step of ulvm_v5 (4 windows of 128 x 128) in
 processes of their own, beside 0, 1 and 2 processes that only count. Threads of OpenMP wait at the
 end of each parallel loop; while they wait they spin (fast on a free machine, a waste on a shared
-one) or sleep. Prints the median seconds of a step, and the ratio to what `robust` sets on a free
-machine. About three minutes.
+one) or sleep. Prints the median seconds of a step, the ratio to what `robust` sets on a free
+machine, and that ratio divided by the fair one: where T threads run beside N busy processes on C
+cores, a fair scheduler slows each down (T + N) / C times. The goal is 1.3. About three minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from robustcli.core.machine import usable_cores
 
 SETTINGS = {
     "OpenMP's own": {"ROBUST_WAIT": "own"},
@@ -74,8 +77,11 @@ def main() -> None:
         with busy(count):
             found = {name: seconds(settings, steps) for name, settings in SETTINGS.items()}
         alone = alone or found["robust"]
+        cores = usable_cores()
+        fair = max(1.0, (cores + count) / cores)
         for name, value in found.items():
-            print(f"{count} busy  {name:<26} {value:7.3f} s  {value / alone:6.2f}")
+            ratio = value / alone
+            print(f"{count} busy  {name:<26} {value:7.3f} s  {ratio:6.2f}  {ratio / fair:6.2f}")
 
 
 if __name__ == "__main__":
