@@ -169,3 +169,21 @@ def test_what_windows_lacks_is_imported_where_it_is_used(module: str) -> None:
         )
     }
     assert not names & UNIX_ONLY
+
+
+def rooms_table() -> str:
+    """The table of rooms, from the first line of each room's docstring, in the order of FLOORS."""
+    lines = ["| room | subject |", "|---|---|"]
+    for rooms in FLOORS:
+        for room in rooms:
+            file = REPOSITORY / room.replace(".", "/") / "__init__.py"
+            if room != "robustcli" and file.is_file():
+                doc = ast.get_docstring(ast.parse(file.read_text())) or ""
+                path = room.removeprefix("robustcli.").replace(".", "/")
+                lines.append(f"| `{path}/` | {doc.splitlines()[0]} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_rooms_in_the_documentation_is_that_of_the_code() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    assert rooms_table() in page, f"docs/architecture.md needs this table:\n{rooms_table()}"

@@ -1,1 +1,1 @@
-"""From a name or a checkpoint to a network with its weights, preprocessing and labels."""
+"""From a name or a file to a network with weights, preprocessing, labels, `predict()`."""

@@ -1,4 +1,4 @@
-"""The command line: parse, build a config, call one function, print. Nothing heavy at import."""
+"""The command line: a file per command parses options, calls one function, prints results."""
 
 from robustcli.cli.main import main
 

@@ -1,1 +1,1 @@
-"""The ground floor: errors, names, seeds and durable writes. Imports no other room."""
+"""What every room uses: errors, names, seeds, durable writes, run folders, ranks."""

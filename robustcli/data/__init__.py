@@ -1,1 +1,1 @@
-"""What is read: label spaces, image indexes with stable ids, subsets, decoding, data sets."""
+"""Data sets: images with stable ids and classes or masks; layouts, splits, subsets, decoding."""

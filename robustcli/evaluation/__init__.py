@@ -1,1 +1,1 @@
-"""Measuring: plan what is missing, compute it, keep durable rows, turn rows into numbers."""
+"""The evaluation: plan what is missing, load and compute it, store durable rows."""

@@ -1,1 +1,1 @@
-"""What fine-tuning adds to a training: a profile of gradients, what it freezes, what that saves."""
+"""Fine-tuning: gradient profiles, rules of freezing, modes, what each costs and gives."""

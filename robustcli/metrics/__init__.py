@@ -1,1 +1,1 @@
-"""Pure functions on rows: scores, intervals and paired tests. No torch, no files."""
+"""Scores, intervals and paired tests: pure functions on rows, without torch and files."""

@@ -1,1 +1,1 @@
-"""Networks, built by name. No files are read and nothing is printed here."""
+"""Networks, built by name. They read no files and print nothing."""

@@ -1,1 +1,1 @@
-"""Showing: rows become tables, pictures, `report.md` and `report.html`. Reads records only."""
+"""Reports: rows and records become tables, figures, report.md, report.html; no torch."""

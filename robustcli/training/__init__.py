@@ -1,1 +1,1 @@
-"""Training on Lightning: recipes as data, losses, checkpoints, resume."""
+"""Training on Lightning: recipes as data, losses, augmentation, checkpoints, resuming."""

@@ -1,4 +1,4 @@
-"""uint8 image in, uint8 image out, one seeded generator per image.
+"""Image transformations: uint8 image in, uint8 image out, one seeded generator per image.
 
 `transform` marks a user's own function as a transform (see `docs/transforms.md`).
 """

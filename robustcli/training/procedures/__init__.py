@@ -1,1 +1,1 @@
-"""How a recipe is trained where it is not our way: as nnU-Net does, as the paper did."""
+"""How a recipe is trained: our way, as the paper did, as nnU-Net does."""
