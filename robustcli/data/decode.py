@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from robustcli.core.silence import silenced
-from robustcli.data.dataset import ImageRef
+from robustcli.data.dataset import FileRef
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
 # says it is PostScript would start Ghostscript.
@@ -55,7 +55,7 @@ class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not abo
         super().__init__(reason)
 
 
-def decode(ref: ImageRef) -> NDArray[np.uint8]:
+def decode(ref: FileRef) -> NDArray[np.uint8]:
     """The pixels of one image, uint8, shape (height, width, 3), RGB.
 
     Raises:
@@ -69,7 +69,7 @@ def decode(ref: ImageRef) -> NDArray[np.uint8]:
     return decode_bytes(content)
 
 
-def read_bytes(ref: ImageRef) -> bytes:
+def read_bytes(ref: FileRef) -> bytes:
     """The encoded file of one image, from the disk or out of its tar."""
     if ref.member is None:
         return ref.path.read_bytes()
@@ -178,7 +178,7 @@ if hasattr(os, "register_at_fork"):
 # How large an image is, by its file's header alone.
 
 
-def image_size(ref: ImageRef) -> tuple[int, int]:
+def image_size(ref: FileRef) -> tuple[int, int]:
     """Height and width in pixels, as `decode` would give them.
 
     Raises:

@@ -15,7 +15,14 @@ from filelock import FileLock
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing, write_text
 from robustcli.core.names import find
-from robustcli.data.named_datasets import DATASETS, LISTING, Dataset, data_home, named, place
+from robustcli.data.named_datasets import (
+    DATASETS,
+    LISTING,
+    NamedDataset,
+    data_home,
+    find_named,
+    tar_path,
+)
 from robustcli.data.tar import decompress, list_tar
 
 if TYPE_CHECKING:
@@ -120,7 +127,7 @@ def _keep_mark(part: Part, headers: Message) -> None:
 # From a downloaded archive to the tar of a data set, checked by what it holds.
 
 
-def unpack(dataset: Dataset, packed: Path, target: Path) -> None:
+def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
     """Makes the tar `target` from the downloaded `packed`, which is then removed.
 
     Raises:
@@ -130,7 +137,7 @@ def unpack(dataset: Dataset, packed: Path, target: Path) -> None:
     with replacing(target) as beside:
         try:
             decompress(packed, beside)
-            images = len(list_tar(beside).entries)
+            images = len(list_tar(beside).files)
         except (UsageError, tarfile.TarError) as error:
             raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
         if images != dataset.images:
@@ -138,7 +145,7 @@ def unpack(dataset: Dataset, packed: Path, target: Path) -> None:
     packed.unlink()
 
 
-def _not_the_set(dataset: Dataset, packed: Path, found: str) -> RunError:
+def _not_the_set(dataset: NamedDataset, packed: Path, found: str) -> RunError:
     packed.unlink(missing_ok=True)
     packed.with_name(packed.name + ".sha256").unlink(missing_ok=True)
     return RunError(
@@ -187,9 +194,9 @@ def fetch_dataset(name: str, *, offline: bool = False) -> Path:
         RunError: The download failed or is not what it should be.
     """
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
-    dataset = named(registered)
+    dataset = find_named(registered)
     assert dataset is not None, "`find` returns registered names only"
-    target = place(dataset)
+    target = tar_path(dataset)
     if dataset.url is None or target.is_file():
         return target
     packed = target.with_name(target.name + ".gz")

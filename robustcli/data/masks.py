@@ -17,7 +17,7 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.data.dataset import ImageRef, PairRef
+from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_image
 from robustcli.data.mask_values import (
     COLOUR,
@@ -62,7 +62,7 @@ class MaskPixels:
     kind: str = ""
 
 
-def decode_mask(ref: ImageRef, reading: MaskReading | None = None) -> NDArray[Any]:
+def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any]:
     """The mask, shape (height, width): bool, or, where the reading ignores values, uint8.
 
     Args:
@@ -78,18 +78,18 @@ def decode_mask(ref: ImageRef, reading: MaskReading | None = None) -> NDArray[An
     """
     pixels = read_mask(ref)
     if reading is None:
-        reading = survey((ref,), _place(ref))[0]
+        reading = survey((ref,), str(ref))[0]
     values = _told_by(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
     labels, unknown = labels_of(values, reading, lossy=pixels.lossy)
     if unknown:
-        raise unknown_values(unknown, reading, _place(ref))
+        raise unknown_values(unknown, reading, str(ref))
     return labels
 
 
 def survey(
-    masks: Sequence[ImageRef], location: str, *, foreground: ValueOption = None,
+    masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
     ignore: ValueOption = None,
 ) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
     """How the masks of a data set are read, and what is to be announced of it.
@@ -106,7 +106,7 @@ def survey(
     Raises:
         UsageError: The values do not tell; see `decide`.
     """
-    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.image_id), ref.image_id))
+    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
     ignored = parse_values(ignore, "--ignore")
     census = _census(tuple((ref, _state(ref)) for ref in ordered), ignored)
     if not census.masks:
@@ -115,7 +115,7 @@ def survey(
     return reading, tuple(notes)
 
 
-def _state(ref: ImageRef) -> tuple[int, int]:
+def _state(ref: FileRef) -> tuple[int, int]:
     """What changes with the file."""
     try:
         state = ref.path.stat()
@@ -126,7 +126,7 @@ def _state(ref: ImageRef) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _census(
-    masks: tuple[tuple[ImageRef, tuple[int, int]], ...], ignored: tuple[float, ...]
+    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...]
 ) -> Census:
     """The values of the first masks; commands that open a data set several times count once."""
     census = Census(of=len(masks))
@@ -160,7 +160,7 @@ class _Counted:
     kind: str
 
 
-def _counted(ref: ImageRef) -> _Counted | None:
+def _counted(ref: FileRef) -> _Counted | None:
     """The values of one mask; None where it cannot be read, which is said where it is used."""
     try:
         pixels = read_mask(ref)
@@ -206,7 +206,7 @@ def _add(census: Census, found: _Counted) -> None:
             census.lossy[value] += number
 
 
-def _told_by(pixels: MaskPixels, reading: MaskReading, ref: ImageRef) -> NDArray[Any]:
+def _told_by(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
     """The values of the channel that tells, when the other one says nothing against it.
 
     Raises:
@@ -219,7 +219,7 @@ def _told_by(pixels: MaskPixels, reading: MaskReading, ref: ImageRef) -> NDArray
         if alpha is None or not one_colour:
             what = "has no alpha channel" if alpha is None else "has colours as well"
             raise UsageError(
-                f"The mask `{_place(ref)}` {what}.",
+                f"The mask `{ref}` {what}.",
                 "In the other masks of this data set the alpha channel is the mask.",
                 "Write all masks in one way, as PNG with 0 and 255.",
             )
@@ -228,8 +228,7 @@ def _told_by(pixels: MaskPixels, reading: MaskReading, ref: ImageRef) -> NDArray
         clear = pixels.values[alpha == 0]
         if one_colour or bool((clear != 0).any()):
             raise UsageError(
-                f"The mask `{_place(ref)}` has an alpha channel that says something else than its "
-                "colours.",
+                f"The mask `{ref}` has an alpha channel that says something else than its colours.",
                 "In this data set the colours are the mask, and here something transparent is not "
                 "black.",
                 "Write it anew without an alpha channel, as PNG with 0 and 255.",
@@ -237,7 +236,7 @@ def _told_by(pixels: MaskPixels, reading: MaskReading, ref: ImageRef) -> NDArray
     return pixels.values
 
 
-def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: ImageRef) -> None:
+def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> None:
     """Nothing, if a lossy mask has no class of its own between the known values.
 
     Raises:
@@ -249,37 +248,37 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: ImageRef) ->
     known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
     if max(counts) >= COLOUR:
         raise UsageError(
-            f"The mask `{_place(ref)}` is a JPEG file with colours.",
+            f"The mask `{ref}` is a JPEG file with colours.",
             "JPEG blurs colours over their edges, so that it is not known where they end.",
             "Write it anew as PNG with 0 and 255.",
         )
     if blurred_share(counts, known, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
         most = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in known) > 32))
         raise UsageError(
-            f"The mask `{_place(ref)}` is a JPEG file that does not have two values and blur.",
+            f"The mask `{ref}` is a JPEG file that does not have two values and blur.",
             f"{counts[most] / values.size:.1%} of its pixels are {shown_value(most)}, between the "
             "known ones.",
             "Write it anew as PNG with 0 and 255.",
         )
 
 
-def decode_pair(pair: PairRef) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
 
     Raises:
         UnreadableImage: One of the files is missing or damaged.
         UsageError: What the mask's values mean is not known, or it has another size.
     """
-    image = decode(pair.image)
+    image = decode(sample.image)
     try:
-        mask = decode_mask(pair.mask, pair.reading)
+        mask = decode_mask(sample.mask, sample.reading)
     except UnreadableImage as error:
-        raise UnreadableImage(f"its mask `{pair.mask.image_id}`: {error.reason}") from error
-    check_pair(pair, image, mask)
+        raise UnreadableImage(f"its mask `{sample.mask.relative}`: {error.reason}") from error
+    check_pair(sample, image, mask)
     return image, mask
 
 
-def check_pair(pair: PairRef, image: NDArray[Any], mask: NDArray[Any]) -> None:
+def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
     """Nothing, if image (height, width, ...) and mask (height, width) have one size.
 
     Raises:
@@ -289,7 +288,7 @@ def check_pair(pair: PairRef, image: NDArray[Any], mask: NDArray[Any]) -> None:
         return
     sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, mask)]
     raise UsageError(
-        f"`{_place(pair.image)}` and its mask `{_place(pair.mask)}` differ in size.",
+        f"`{sample.image}` and its mask `{sample.mask}` differ in size.",
         f"The image is {sizes[0]} (width x height), the mask {sizes[1]}: which pixel belongs to "
         "which is not known.",
         "Make the mask anew from the image as it is, or leave the pair out (a CSV with the columns "
@@ -297,7 +296,7 @@ def check_pair(pair: PairRef, image: NDArray[Any], mask: NDArray[Any]) -> None:
     )
 
 
-def read_mask(ref: ImageRef) -> MaskPixels:
+def read_mask(ref: FileRef) -> MaskPixels:
     """What the file holds.
 
     Raises:
@@ -383,7 +382,3 @@ def _indices(indices: NDArray[np.uint8], colours: NDArray[Any]) -> NDArray[Any]:
     """
     black = set(np.unique(indices[colours == 0]).tolist())
     return colours if black - {0} else indices
-
-
-def _place(ref: ImageRef) -> str:
-    return str(ref.path) if ref.member is None else f"{ref.path}:{ref.member}"

@@ -14,9 +14,9 @@ from filelock import FileLock
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import LONGEST_NAME, replacing, shortened
+from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
     IMAGE_SUFFIXES,
-    Entry,
     Listing,
     list_tree,
     named_like_image,
@@ -174,10 +174,12 @@ class _InTar:
             there = _found(self.root, one.parts) if is_link else one
             yield _InTar(there or one, name, is_link, self.root)
 
-    def entry(self, relative: str) -> Entry:
+    def file(self, relative: str) -> FileRef:
         info = self.member.info
         assert info is not None
-        return Entry(stable(relative), self.member.archive, info.name, info.offset_data, info.size)
+        return FileRef(
+            stable(relative), self.member.archive, info.name, info.offset_data, info.size
+        )
 
 
 def decompress(source: Path, target: Path) -> None:

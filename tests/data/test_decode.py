@@ -17,9 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from robustcli.data.dataset import ImageRef
+from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode, decode_bytes, image_size, read_image
-from robustcli.data.sources import open_pairs
+from robustcli.data.sources import Masks, open_dataset
 
 PHOTO = Image.effect_noise((64, 48), 80).convert("RGB")
 
@@ -255,28 +255,28 @@ def test_flipped_bytes_never_escape_as_another_exception() -> None:
 
 def test_a_missing_file_is_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="cannot be read: No such file"):
-        decode(ImageRef("a.jpg", 0, tmp_path / "a.jpg"))
+        decode(FileRef("a.jpg", tmp_path / "a.jpg"))
 
 
 def test_every_photo_of_the_sample(shared: Path) -> None:
     files = sorted((shared / "imagenet_sample" / "val").glob("*/*.JPEG"))[::25]
     for file in files:
         np.testing.assert_array_equal(
-            decode(ImageRef(file.name, 0, file)), _as_torchvision(file.read_bytes())
+            decode(FileRef(file.name, file)), _as_torchvision(file.read_bytes())
         )
 
 
 def test_of_a_file_without_its_pixels(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     Image.fromarray(np.zeros((31, 17, 3), np.uint8)).save(file)
-    ref = ImageRef("x.png", 0, file)
+    ref = FileRef("x.png", file)
     assert image_size(ref) == (31, 17)
     file.write_bytes(file.read_bytes()[:60])  # the header is whole, the pixels are not
     assert image_size(ref) == (31, 17)
 
 
 def test_of_an_image_in_a_tar() -> None:
-    ref = open_pairs("nuclei-mini:stained").pairs[0].image
+    ref = open_dataset("nuclei-mini:stained", Masks(surveyed=False)).samples[0].image
     assert ref.member is not None
     assert image_size(ref) == decode(ref).shape[:2]
 
@@ -284,8 +284,8 @@ def test_of_an_image_in_a_tar() -> None:
 def test_what_is_no_image(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     with pytest.raises(UnreadableImage):
-        image_size(ImageRef("x.png", 0, file))
+        image_size(FileRef("x.png", file))
     file.write_text("not an image")
     with pytest.raises(UnreadableImage) as caught:
-        image_size(ImageRef("x.png", 0, file))
+        image_size(FileRef("x.png", file))
     assert "its size cannot be read" in caught.value.reason

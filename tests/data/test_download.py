@@ -25,7 +25,7 @@ from robustcli.data.download import (
     unpack,
 )
 from robustcli.data.named_datasets import DATASETS
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.tar import list_tar
 
 
@@ -136,8 +136,8 @@ def test_a_set_is_fetched_unpacked_and_opened(
     assert path == data_home() / "datasets" / "imagenet-sample.tar" == fetch_dataset(sample.name)
     assert len(served.requests) == 1
     assert not list(path.parent.glob("*.gz"))
-    index = open_index("imagenet-sample", model_label_space="imagenet-1k")
-    assert [(i.image_id, i.target) for i in index.images] == [
+    index = open_dataset("imagenet-sample", Classes("imagenet-1k"))
+    assert [(i.image_id, i.target) for i in index.samples] == [
         ("n01440764_tench.JPEG", 0),
         ("n01494475_hammerhead.JPEG", 4),
     ]
@@ -220,7 +220,7 @@ def test_the_tar_takes_the_place_of_the_download(
     packed = make_tar(NAMES, "archive.tar.gz")
     unpack(SAMPLE, packed, tmp_path / "set.tar")
     assert not packed.exists()
-    assert len(list_tar(tmp_path / "set.tar").entries) == 2
+    assert len(list_tar(tmp_path / "set.tar").files) == 2
 
 
 @pytest.mark.parametrize(

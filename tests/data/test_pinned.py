@@ -1,4 +1,4 @@
-"""Digests, subsets and splits of the bundled sets: finished runs are continued and compared by them.
+"""Digests, subsets and splits of the bundled sets, by which runs are continued and compared.
 
 The values were computed on 27 November 2026, before images with classes and images with masks
 became one kind of data set. A value that changes here makes runs of users impossible to continue.
@@ -6,33 +6,17 @@ became one kind of data set. A value that changes here makes runs of users impos
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 import pytest
 
-from robustcli.data.sources import open_index, open_pairs
-from robustcli.data.splits import SPLITS, class_splits, paper_splits, patient_splits
-from robustcli.data.subsets import take, take_pairs
+from robustcli.data.dataset import Dataset
+from robustcli.data.sources import Classes, Masks, open_dataset
+from robustcli.data.splits import SPLITS, paper_splits, split_dataset
+from robustcli.data.subsets import take
 
 
-def _open(name: str) -> Any:
-    if name == "cifar10-mini":
-        return open_index(name, model_label_space="cifar10")
-    return open_pairs(name)
-
-
-def _take(name: str, **options: Any) -> Any:
-    if name == "cifar10-mini":
-        return take(_open(name), **options)
-    options.pop("per_class")
-    return take_pairs(_open(name), **options)
-
-
-def _split(name: str, way: str, seed: int) -> Any:
-    if way == "paper":
-        return paper_splits(_open(name))
-    return (class_splits if name == "cifar10-mini" else patient_splits)(_open(name), seed=seed)
+def _open(name: str) -> Dataset:
+    has_classes = name == "cifar10-mini"
+    return open_dataset(name, Classes("cifar10") if has_classes else Masks(surveyed=False))
 
 
 @pytest.mark.parametrize(
@@ -56,8 +40,10 @@ def test_digests(name: str, digest: str) -> None:
         ("nuclei-mini", None, 150, 3, "7386a143ad9ae952"),
     ],
 )
-def test_subsets(name: str, per_class: int | None, limit: int | None, seed: int, digest: str) -> None:
-    taken = _take(name, per_class=per_class, limit=limit, seed=seed)
+def test_subsets(
+    name: str, per_class: int | None, limit: int | None, seed: int, digest: str
+) -> None:
+    taken = take(_open(name), per_class=per_class, limit=limit, seed=seed)
     assert taken.digest.startswith(digest)
 
 
@@ -80,7 +66,9 @@ PAPER = {"train": "c5ffe7daed7938f9", "val": "bfc1de742722d0f7", "test": "7e6ee1
     ],
 )
 def test_splits(name: str, way: str, seed: int, digests: dict[str, str], words: str) -> None:
-    splits = _split(name, way, seed)
+    dataset = _open(name)
+    drawn = way == "drawn"
+    splits = split_dataset(dataset, seed=seed) if drawn else paper_splits(dataset)
     parts = {part: getattr(splits, part) for part in SPLITS}
     assert {part: of.digest[:16] for part, of in parts.items()} == digests
     assert {of.subset for of in parts.values()} == {f"{part} part, {words}" for part in SPLITS}
