@@ -1,16 +1,17 @@
-"""Downloads by name or address: resumable, checked by SHA-256, safe to start twice at once."""
+"""Downloads by name or address: continued where they broke off, checked by SHA-256.
+
+No library is used for the transfer: pooch continues nothing, and huggingface_hub continues without
+asking whether the server still has the same version of the file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-
-from filelock import FileLock
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing, write_text
@@ -19,8 +20,8 @@ from robustcli.data.named_datasets import (
     DATASETS,
     LISTING,
     NamedDataset,
-    data_home,
     find_named,
+    lock_on_this_machine,
     tar_path,
 )
 from robustcli.data.tar import decompress, list_tar
@@ -29,14 +30,123 @@ if TYPE_CHECKING:
     from email.message import Message
     from http.client import HTTPResponse
 
-
-# One HTTP download into a `.part` file that a later call can continue.
-
-
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
+
+
+def fetch_dataset(name: str, *, offline: bool = False) -> Path:
+    """The tar of the data set called `name`, downloaded if it was not there.
+
+    Raises:
+        UsageError: No data set has that name, or it is missing and `offline` is set.
+        RunError: The download failed or is not what it should be.
+    """
+    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
+    dataset = find_named(registered)
+    assert dataset is not None, "`find` returns registered names only"
+    target = tar_path(dataset)
+    if dataset.url is None or target.is_file():
+        return target
+    packed = target.with_name(target.name + ".gz")
+    with _locked(target):
+        # Another process may have finished it in the meantime.
+        if not target.is_file():
+            fetch_file(dataset.url, packed, sha256=dataset.sha256, offline=offline)
+            unpack(dataset, packed, target)
+    return target
+
+
+def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> str:
+    """The SHA-256 (hex) of the file at `target`, downloaded from `url` if it was not there.
+
+    Where no hash is published, the first download is trusted: its hash is written to
+    `hash_path(target)`, and from then on the file must have that one.
+
+    Args:
+        url: Address of the file.
+        target: Where it shall be. A broken-off download lies beside it as `.part` and is continued.
+        sha256: Published hash; None where there is none.
+        offline: Forbids the network.
+
+    Raises:
+        UsageError: The file is missing and `offline` is set.
+        RunError: The download failed, or the file has another hash than it must have.
+    """
+    with _locked(target):
+        expected = sha256 or _remembered(target)
+        if not target.is_file():
+            _download(url, target, expected, offline)
+        actual = file_sha256(target)
+        if expected is not None and actual != expected.lower():
+            todo = f"Delete `{target}` and repeat the command."
+            raise _wrong_hash(target, expected, actual, todo)
+        if expected is None:
+            write_text(hash_path(target), actual + "\n")
+        return actual
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 (hex) of the file at `path`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_path(target: Path) -> Path:
+    """Where the hash of a file is kept that was trusted on its first download."""
+    return target.with_name(target.name + ".sha256")
+
+
+def _locked(target: Path) -> ExitStack:
+    try:
+        return lock_on_this_machine(target)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write to `{target.parent}`.",
+            f"The file system says: {error.strerror or error}.",
+            "Set `ROBUST_HOME` to a folder that can be written to, then repeat the command.",
+        ) from error
+
+
+def _remembered(target: Path) -> str | None:
+    known = hash_path(target)
+    return known.read_text(encoding="utf-8").strip() if known.is_file() else None
+
+
+def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:
+    if offline:
+        raise UsageError(
+            f"`{target.name}` is not on this machine, and `--offline` forbids the network.",
+            f"It would come from {url}.",
+            f"Leave out `--offline`, or put the file at `{target}`.",
+        )
+    partial = PartialDownload(target.with_name(target.name + ".part"))
+    try:
+        transfer(url, partial)
+    except OSError as error:
+        raise RunError(
+            f"Cannot download `{target.name}` from {url}.",
+            f"{error}.",
+            f"Repeat the command: it continues where it stopped. Or put the file at `{target}`.",
+        ) from error
+    actual = file_sha256(partial.path)
+    if expected is not None and actual != expected.lower():
+        partial.discard()
+        raise _wrong_hash(target, expected, actual, "Nothing was kept; repeat the command.")
+    partial.path.replace(target)
+    partial.discard()
+
+
+def _wrong_hash(target: Path, expected: str, actual: str, todo: str) -> RunError:
+    return RunError(
+        f"`{target.name}` is not the file it should be.",
+        f"Expected SHA-256 {expected.lower()}, got {actual}.",
+        todo,
+    )
+
+
+# One HTTP download into a `.part` file that a later call can continue.
 
 
 class InterruptedTransferError(OSError):
@@ -44,8 +154,8 @@ class InterruptedTransferError(OSError):
 
 
 @dataclass(frozen=True)
-class Part:
-    """What was downloaded so far, and the mark of the version it belongs to.
+class PartialDownload:
+    """What was downloaded so far, and the version of the file that it belongs to.
 
     Args:
         path: The file that grows.
@@ -54,28 +164,29 @@ class Part:
     path: Path
 
     @property
-    def mark_path(self) -> Path:
-        """Where the server's mark (ETag or date) of the version is kept."""
+    def version_path(self) -> Path:
+        """Where the server's mark of the version (ETag or date) is kept."""
         return self.path.with_name(self.path.name + ".version")
 
     @property
-    def mark(self) -> str:
+    def version(self) -> str:
         """The server's mark of the version; empty when it gave none that can be relied on."""
-        return self.mark_path.read_text(encoding="utf-8") if self.mark_path.is_file() else ""
+        path = self.version_path
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     @property
     def size(self) -> int:
-        """Bytes that a later call can build on: 0 without a mark, for two versions might mix."""
-        return self.path.stat().st_size if self.mark and self.path.is_file() else 0
+        """Bytes that a later call can build on: 0 without a version, as two versions might mix."""
+        return self.path.stat().st_size if self.version and self.path.is_file() else 0
 
     def discard(self) -> None:
-        """Forgets what was downloaded."""
+        """Deletes what was downloaded."""
         self.path.unlink(missing_ok=True)
-        self.mark_path.unlink(missing_ok=True)
+        self.version_path.unlink(missing_ok=True)
 
 
-def transfer(url: str, part: Part) -> None:
-    """Downloads `url` to `part.path`, continuing what is there if the server still has the same.
+def transfer(url: str, partial: PartialDownload) -> None:
+    """Downloads `url` to `partial.path`, continuing it if the server still has the same version.
 
     Raises:
         OSError: The server cannot be reached or refuses, the disk is full, or the connection
@@ -86,42 +197,53 @@ def transfer(url: str, part: Part) -> None:
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
-    start = part.size
+    start = partial.size
     headers = {"User-Agent": "robust"}
     if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": part.mark}
+        headers |= {"Range": f"bytes={start}-", "If-Range": partial.version}
     try:
         with urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
-            continues = response.status == _PARTIAL_CONTENT
-            _keep_mark(part, response.headers)
-            with part.path.open("ab" if continues else "wb") as out:
+            if response.status != _PARTIAL_CONTENT:
+                start = 0
+                partial.discard()
+            _keep_version(partial, response.headers)
+            with partial.path.open("ab") as out:
                 _copy(response, out)
+            _check_size(partial.path, start, response.headers)
     except HTTPError as error:
         error.close()
         if error.code != _RANGE_NOT_SATISFIABLE:
             raise
-        part.discard()
-        transfer(url, part)
+        partial.discard()
+        transfer(url, partial)
     except HTTPException as error:
         raise InterruptedTransferError(f"the connection broke: {error!r}") from error
 
 
+def _keep_version(partial: PartialDownload, headers: Message) -> None:
+    etag = headers.get("ETag", "")
+    # RFC 9110, 13.1.5: a weak tag must not be used to continue a download.
+    version = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    write_text(partial.version_path, version)
+
+
 def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
-    expected = int(response.headers.get("Content-Length") or -1)
-    received = 0
+    received, length = 0, response.headers.get("Content-Length")
     while chunk := response.read(_CHUNK):
         out.write(chunk)
         received += len(chunk)
     # `read(n)` does not complain when the connection ends early.
-    if expected >= 0 and received < expected:
-        raise InterruptedTransferError(f"the connection ended after {received} of {expected} bytes")
+    if length is not None and received < int(length):
+        raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 
 
-def _keep_mark(part: Part, headers: Message) -> None:
-    etag = headers.get("ETag", "")
-    # RFC 9110, 13.1.5: a weak tag must not be used to continue a download.
-    mark = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
-    write_text(part.mark_path, mark)
+def _check_size(path: Path, start: int, headers: Message) -> None:
+    """On network folders locks do not exclude: two machines may have written to one file."""
+    length, size = headers.get("Content-Length"), path.stat().st_size
+    if length is not None and size != start + int(length):
+        raise InterruptedTransferError(
+            f"another process writes to {path}: {size} bytes instead of {start + int(length)}"
+        )
 
 
 # From a downloaded archive to the tar of a data set, checked by what it holds.
@@ -145,131 +267,11 @@ def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
     packed.unlink()
 
 
-def _not_the_set(dataset: NamedDataset, packed: Path, found: str) -> RunError:
+def _not_the_set(dataset: NamedDataset, packed: Path, actual: str) -> RunError:
     packed.unlink(missing_ok=True)
-    packed.with_name(packed.name + ".sha256").unlink(missing_ok=True)
+    hash_path(packed).unlink(missing_ok=True)
     return RunError(
         f"What came from {dataset.url} is not `{dataset.name}`.",
-        f"Expected an archive of {dataset.images} images, but {found}.",
+        f"Expected an archive of {dataset.images} images, but {actual}.",
         "Nothing was kept. Repeat the command, or fetch the data from its source by hand.",
-    )
-
-
-__all__ = ["data_home", "fetch_dataset", "fetch_file", "file_sha256", "hash_path"]
-
-
-def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> str:
-    """The SHA-256 (hex) of the file at `target`, downloaded from `url` if it was not there.
-
-    Where no hash is published, the first download is trusted: its hash is written to
-    `hash_path(target)`, and from then on the file must have that one.
-
-    Args:
-        url: Address of the file.
-        target: Where it shall be. A broken-off download lies beside it as `.part` and is continued.
-        sha256: Published hash; None where there is none.
-        offline: Forbids the network.
-
-    Raises:
-        UsageError: The file is missing and `offline` is set.
-        RunError: The download failed, or the file has another hash than it must have.
-    """
-    with _alone(target):
-        expected = sha256 or _remembered(target)
-        if not target.is_file():
-            _download(url, target, expected, offline)
-        found = file_sha256(target)
-        if expected is not None and found != expected.lower():
-            raise _wrong_hash(target, expected, found, f"Delete `{target}` and repeat the command.")
-        if expected is None:
-            write_text(hash_path(target), found + "\n")
-        return found
-
-
-def fetch_dataset(name: str, *, offline: bool = False) -> Path:
-    """The tar of the data set called `name`, downloaded if it was not there.
-
-    Raises:
-        UsageError: No data set has that name, or it is missing and `offline` is set.
-        RunError: The download failed or is not what it should be.
-    """
-    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
-    dataset = find_named(registered)
-    assert dataset is not None, "`find` returns registered names only"
-    target = tar_path(dataset)
-    if dataset.url is None or target.is_file():
-        return target
-    packed = target.with_name(target.name + ".gz")
-    with _alone(target):
-        # Another process may have finished it in the meantime.
-        if not target.is_file():
-            fetch_file(dataset.url, packed, sha256=dataset.sha256, offline=offline)
-            unpack(dataset, packed, target)
-    return target
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 (hex) of the file at `path`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_path(target: Path) -> Path:
-    """Where the hash of a file is kept that was trusted on its first download."""
-    return target.with_name(target.name + ".sha256")
-
-
-def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:
-    if offline:
-        raise UsageError(
-            f"`{target.name}` is not on this machine, and `--offline` forbids the network.",
-            f"It would come from {url}.",
-            f"Leave out `--offline`, or put the file at `{target}`.",
-        )
-    part = Part(target.with_name(target.name + ".part"))
-    try:
-        transfer(url, part)
-    except OSError as error:
-        raise RunError(
-            f"Cannot download `{target.name}` from {url}.",
-            f"{error}.",
-            f"Repeat the command: it continues where it stopped. Or put the file at `{target}`.",
-        ) from error
-    found = file_sha256(part.path)
-    if expected is not None and found != expected.lower():
-        part.discard()
-        raise _wrong_hash(target, expected, found, "Nothing was kept; repeat the command.")
-    part.path.replace(target)
-    part.discard()
-
-
-def _remembered(target: Path) -> str | None:
-    known = hash_path(target)
-    return known.read_text(encoding="utf-8").strip() if known.is_file() else None
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Only one process at a time works on `target`."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(target.name + ".lock"))
-        lock.acquire()
-    except OSError as error:
-        raise RunError(
-            f"Cannot write to `{target.parent}`.",
-            f"The file system says: {error.strerror or error}.",
-            "Set `ROBUST_HOME` to a folder that can be written to, then repeat the command.",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _wrong_hash(target: Path, expected: str, found: str, todo: str) -> RunError:
-    return RunError(
-        f"`{target.name}` is not the file it should be.",
-        f"Expected SHA-256 {expected.lower()}, got {found}.",
-        todo,
     )

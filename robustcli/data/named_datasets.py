@@ -1,8 +1,10 @@
-"""The data sets that have names: what they are and where they come from."""
+"""The data sets that have names: what they are, where they come from and where they are kept."""
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +15,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, find
 
 LISTING = "robust list datasets"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 SEGMENTATION = "segmentation"
 """What stands for a label space where images have masks."""
 
@@ -122,3 +125,29 @@ def data_home() -> Path:
     """The folder for downloads: `ROBUST_HOME`, else the user's cache folder (it need not exist)."""
     chosen = os.environ.get("ROBUST_HOME")
     return Path(chosen).expanduser() if chosen else user_cache_path("robust", appauthor=False)
+
+
+def lock_on_this_machine(target: Path) -> ExitStack:
+    """A context in which no other process of this machine works on the file `target`.
+
+    It saves that two processes download or decompress the same; no content depends on it, for file
+    locks do not exclude on network folders, and some file systems have none (then nobody waits).
+    So what is made inside is checked, and renamed to `target` when it is whole.
+
+    Args:
+        target: The file; its folder is made, and the lock lies beside it.
+
+    Raises:
+        OSError: The folder cannot be made, or not be written to.
+    """
+    from filelock import FileLock  # listing data sets needs no locks
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock, held = FileLock(f"{target}.lock"), ExitStack()
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+    held.callback(lock.release)
+    return held
