@@ -22,14 +22,15 @@ from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_imag
 from robustcli.data.mask_values import (
     COLOUR,
     OPAQUE,
+    STANDARD,
     Census,
     MaskReading,
     ValueOption,
+    as_number,
     blurred_share,
     decide,
     labels_of,
     parse_values,
-    plain,
     shown_value,
     unknown_values,
 )
@@ -62,6 +63,40 @@ class MaskPixels:
     kind: str = ""
 
 
+def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
+
+    Raises:
+        UnreadableImage: One of the files is missing or damaged.
+        UsageError: What the mask's values mean is not known, or it has another size.
+    """
+    image = decode(sample.image)
+    try:
+        mask = decode_mask(sample.mask, sample.reading)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"its mask `{sample.mask.relative}`: {error.reason}") from error
+    check_pair(sample, image, mask)
+    return image, mask
+
+
+def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
+    """Compares the sizes of an image (height, width, ...) and its mask (height, width).
+
+    Raises:
+        UsageError: They differ; both files are named.
+    """
+    if image.shape[:2] == mask.shape[:2]:
+        return
+    sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, mask)]
+    raise UsageError(
+        f"`{sample.image}` and its mask `{sample.mask}` differ in size.",
+        f"The image is {sizes[0]} (width x height), the mask {sizes[1]}: which pixel belongs to "
+        "which is not known.",
+        "Make the mask anew from the image as it is, or leave the pair out (a CSV with the columns "
+        "`image` and `mask` names those that count).",
+    )
+
+
 def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any]:
     """The mask, shape (height, width): bool, or, where the reading ignores values, uint8.
 
@@ -79,7 +114,7 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     pixels = read_mask(ref)
     if reading is None:
         reading = survey((ref,), str(ref))[0]
-    values = _told_by(pixels, reading, ref)
+    values = _channel_values(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
     labels, unknown = labels_of(values, reading, lossy=pixels.lossy)
@@ -88,129 +123,11 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     return labels
 
 
-def survey(
-    masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
-    ignore: ValueOption = None,
-) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
-    """How the masks of a data set are read, and what is to be announced of it.
-
-    All masks decide, or of a large set a sample that depends on ids alone. While all of them are
-    of one value, more are read.
-
-    Args:
-        masks: All masks of the data set.
-        location: Where it is, for messages.
-        foreground: See `decide`.
-        ignore: See `decide`.
+def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
+    """The values of the channel that holds the mask: the colours, or the transparency.
 
     Raises:
-        UsageError: The values do not tell; see `decide`.
-    """
-    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
-    ignored = parse_values(ignore, "--ignore")
-    census = _census(tuple((ref, _state(ref)) for ref in ordered), ignored)
-    if not census.masks:
-        return MaskReading((1, 255, 65535)), ()  # none can be read: each is named where it is used
-    reading, notes = decide(census, location, foreground=foreground, ignore=ignore)
-    return reading, tuple(notes)
-
-
-def _state(ref: FileRef) -> tuple[int, int]:
-    """What changes with the file."""
-    try:
-        state = ref.path.stat()
-    except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns
-
-
-@lru_cache(maxsize=8)
-def _census(
-    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...]
-) -> Census:
-    """The values of the first masks; commands that open a data set several times count once."""
-    census = Census(of=len(masks))
-    pixels = 0
-    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(masks), _AT_ONCE):
-            some = [ref for ref, _ in masks[first : first + _AT_ONCE]]
-            for found in pool.map(_counted, some):
-                if found is None:
-                    continue
-                _add(census, found)
-                pixels += sum(found.counts.values())
-                values = len(census.exact) + len(census.lossy)
-                seen = {v for v, _ in census.exact} | set(census.lossy)
-                enough = census.masks >= _MOST_MASKS or (
-                    pixels >= _MOST_PIXELS and census.masks >= _LEAST_MASKS
-                )
-                if values > _MOST_VALUES or (enough and len(seen - set(ignored)) > 1):
-                    return census
-                if enough and len({a for _, a in census.exact}) > 1:
-                    return census
-    return census
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """By (value, alpha), the pixels of one mask."""
-
-    counts: Counter[tuple[float, int]]
-    lossy: bool
-    kind: str
-
-
-def _counted(ref: FileRef) -> _Counted | None:
-    """The values of one mask; None where it cannot be read, which is said where it is used."""
-    try:
-        pixels = read_mask(ref)
-    except UnreadableImage:
-        return None
-    counts: Counter[tuple[float, int]] = Counter()
-    for alpha, values in _by_alpha(pixels):
-        found, numbers = _unique(values)
-        for value, number in zip(found[: _MOST_VALUES + 1], numbers, strict=False):
-            counts[plain(value), alpha] += int(number)
-    return _Counted(counts, pixels.lossy, pixels.kind)
-
-
-def _by_alpha(pixels: MaskPixels) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The values of each degree of transparency."""
-    if pixels.alpha is None:
-        yield OPAQUE, pixels.values
-        return
-    for alpha in np.unique(pixels.alpha):
-        yield int(alpha), pixels.values[pixels.alpha == alpha]
-
-
-def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The different values and how often each is there; of bytes in a tenth of the time."""
-    if values.dtype == np.uint8:
-        numbers = np.bincount(values.ravel(), minlength=256)
-        found = np.flatnonzero(numbers)
-        return found, numbers[found]
-    found, numbers = np.unique(values, return_counts=True)
-    return found, numbers
-
-
-def _add(census: Census, found: _Counted) -> None:
-    census.masks += 1
-    census.kinds |= {found.kind} - {""}
-    if not found.lossy:
-        census.exact.update(found.counts)
-        return
-    for (value, _), number in found.counts.items():
-        if value >= COLOUR:
-            census.blurred_colours = True
-        else:
-            census.lossy[value] += number
-
-
-def _told_by(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
-    """The values of the channel that tells, when the other one says nothing against it.
-
-    Raises:
-        UsageError: It does.
+        UsageError: The other channel shows something else.
     """
     alpha = pixels.alpha
     varies = alpha is not None and bool((alpha != alpha.flat[0]).any())
@@ -237,13 +154,13 @@ def _told_by(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[
 
 
 def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> None:
-    """Nothing, if a lossy mask has no class of its own between the known values.
+    """Looks for values in a lossy mask that its compression cannot have made of the known ones.
 
     Raises:
-        UsageError: It has colours, or such a class.
+        UsageError: It has colours, or so many pixels of one value between that it is a class.
     """
     found, numbers = _unique(values)
-    counts = {plain(v): int(n) for v, n in zip(found, numbers, strict=True)}
+    counts = {as_number(v): int(n) for v, n in zip(found, numbers, strict=True)}
     known = [value for value in reading.known if value < COLOUR]
     known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
     if max(counts) >= COLOUR:
@@ -262,42 +179,132 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> 
         )
 
 
-def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
+# How all masks of a data set are read.
+
+
+def survey(
+    masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
+    ignore: ValueOption = None,
+) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
+    """How the masks of a data set are read, and notes about it for the user.
+
+    All masks decide, or of a large set a sample that depends on ids alone. While all of them are
+    of one value, more are read.
+
+    Args:
+        masks: All masks of the data set.
+        location: Where it is, for messages.
+        foreground: See `decide`.
+        ignore: See `decide`.
 
     Raises:
-        UnreadableImage: One of the files is missing or damaged.
-        UsageError: What the mask's values mean is not known, or it has another size.
+        UsageError: The values do not tell; see `decide`.
     """
-    image = decode(sample.image)
+    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
+    ignored = parse_values(ignore, "--ignore")
+    census = _census(tuple((ref, _file_state(ref)) for ref in ordered), ignored)
+    if not census.masks:
+        return MaskReading(STANDARD), ()  # none can be read: decoding one gives the error
+    reading, notes = decide(census, location, foreground=foreground, ignore=ignore)
+    return reading, tuple(notes)
+
+
+def _file_state(ref: FileRef) -> tuple[int, int]:
+    """Size and time of the file, by which a change is noticed; zeros where it is not there."""
     try:
-        mask = decode_mask(sample.mask, sample.reading)
-    except UnreadableImage as error:
-        raise UnreadableImage(f"its mask `{sample.mask.relative}`: {error.reason}") from error
-    check_pair(sample, image, mask)
-    return image, mask
+        state = ref.path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
-def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
-    """Nothing, if image (height, width, ...) and mask (height, width) have one size.
+@lru_cache(maxsize=8)
+def _census(
+    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...]
+) -> Census:
+    """The values of as many masks as decide; counted once, however often a data set is opened."""
+    census = Census(of=len(masks))
+    pixels = 0
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(masks), _AT_ONCE):
+            some = [ref for ref, _ in masks[first : first + _AT_ONCE]]
+            for found in pool.map(_count, some):
+                if found is None:
+                    continue
+                _add(census, found)
+                pixels += sum(found.counts.values())
+                values = len(census.exact) + len(census.lossy)
+                seen = {v for v, _ in census.exact} | set(census.lossy)
+                enough = census.masks >= _MOST_MASKS or (
+                    pixels >= _MOST_PIXELS and census.masks >= _LEAST_MASKS
+                )
+                if values > _MOST_VALUES or (enough and len(seen - set(ignored)) > 1):
+                    return census
+                if enough and len({a for _, a in census.exact}) > 1:
+                    return census
+    return census
 
-    Raises:
-        UsageError: They have not; both files are named.
-    """
-    if image.shape[:2] == mask.shape[:2]:
+
+@dataclass(frozen=True)
+class _MaskCounts:
+    """How many pixels of one mask have each (value, alpha)."""
+
+    counts: Counter[tuple[float, int]]
+    lossy: bool
+    kind: str
+
+
+def _count(ref: FileRef) -> _MaskCounts | None:
+    """The values of one mask; None where it cannot be read: decoding it gives the error."""
+    try:
+        pixels = read_mask(ref)
+    except UnreadableImage:
+        return None
+    counts: Counter[tuple[float, int]] = Counter()
+    for alpha, values in _by_alpha(pixels):
+        found, numbers = _unique(values)
+        for value, number in zip(found[: _MOST_VALUES + 1], numbers, strict=False):
+            counts[as_number(value), alpha] += int(number)
+    return _MaskCounts(counts, pixels.lossy, pixels.kind)
+
+
+def _by_alpha(pixels: MaskPixels) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Each degree of transparency with the values of its pixels."""
+    if pixels.alpha is None:
+        yield OPAQUE, pixels.values
         return
-    sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, mask)]
-    raise UsageError(
-        f"`{sample.image}` and its mask `{sample.mask}` differ in size.",
-        f"The image is {sizes[0]} (width x height), the mask {sizes[1]}: which pixel belongs to "
-        "which is not known.",
-        "Make the mask anew from the image as it is, or leave the pair out (a CSV with the columns "
-        "`image` and `mask` names those that count).",
-    )
+    for alpha in np.unique(pixels.alpha):
+        yield int(alpha), pixels.values[pixels.alpha == alpha]
+
+
+def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The different values and how often each is there; of bytes in a tenth of the time."""
+    if values.dtype == np.uint8:
+        numbers = np.bincount(values.ravel(), minlength=256)
+        found = np.flatnonzero(numbers)
+        return found, numbers[found]
+    found, numbers = np.unique(values, return_counts=True)
+    return found, numbers
+
+
+def _add(census: Census, found: _MaskCounts) -> None:
+    census.masks += 1
+    census.kinds |= {found.kind} - {""}
+    if not found.lossy:
+        census.exact.update(found.counts)
+        return
+    for (value, _), number in found.counts.items():
+        if value >= COLOUR:
+            census.blurred_colours = True
+        else:
+            census.lossy[value] += number
+
+
+# What a mask file holds.
 
 
 def read_mask(ref: FileRef) -> MaskPixels:
-    """What the file holds.
+    """The values in the mask file, and what is known of its format.
 
     Raises:
         UnreadableImage: It is missing or damaged.
@@ -375,7 +382,7 @@ def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def _indices(indices: NDArray[np.uint8], colours: NDArray[Any]) -> NDArray[Any]:
-    """The indices of a palette, unless black is another one than 0.
+    """The indices of a palette where black has index 0, else the colours.
 
     Programs that reduce the colours of a picture order a palette by frequency: index 0 of one file
     is then what index 1 is in another. The colours are the same in all.
