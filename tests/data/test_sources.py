@@ -16,7 +16,15 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset
-from robustcli.data.sources import Classes, Masks, groups_file, open_dataset
+from robustcli.data.sources import (
+    Classes,
+    DefaultData,
+    Masks,
+    default_data,
+    groups_file,
+    open_dataset,
+    variable_for,
+)
 from tests.training.photos import write_photos
 
 MASKS = Masks(surveyed=False)
@@ -494,3 +502,72 @@ def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
     packed = open_dataset(str(tmp_path / "x.tar"), Masks())
     assert [pair.image_id for pair in packed.samples] == [pair.image_id for pair in found.samples]
     assert "2 files named like images" in packed.notes[0]
+
+
+# Data that stands in where none is named.
+
+
+@pytest.fixture
+def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+in_an_empty_folder = pytest.mark.usefixtures("_in_an_empty_folder")
+
+
+@in_an_empty_folder
+def test_the_bundled_set_serves_its_label_space() -> None:
+    assert default_data("cifar10") == DefaultData("cifar10-mini", "bundled")
+
+
+@in_an_empty_folder
+def test_the_environment_comes_before_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("robust.toml").write_text('[data]\nimagenet-1k = "from/toml"\n')
+    assert default_data("imagenet-1k") == DefaultData("from/toml", "`robust.toml`")
+    monkeypatch.setenv("ROBUST_DATA_IMAGENET_1K", "from/env")
+    assert default_data("imagenet-1k").data == "from/env"
+    assert "ROBUST_DATA_IMAGENET_1K" in default_data("imagenet-1k").origin
+
+
+@in_an_empty_folder
+def test_settings_come_before_the_bundled_set_and_may_spell_differently() -> None:
+    Path("robust.toml").write_text('[data]\nCIFAR10 = "my"\nimagenet_1k = "other"\n')
+    assert default_data("cifar10").data == "my"
+    assert default_data("imagenet-1k").data == "other"
+
+
+@in_an_empty_folder
+def test_settings_for_something_else_do_not_matter() -> None:
+    Path("robust.toml").write_text("[other]\nx = 1\n")
+    assert default_data("cifar10").data == "cifar10-mini"
+
+
+@in_an_empty_folder
+def test_without_any_the_three_ways_are_shown() -> None:
+    with pytest.raises(UsageError) as caught:
+        default_data("imagenet-1k")
+    assert caught.value.exit_code == 2
+    ways = caught.value.todo.splitlines()[1:]
+    assert ways[0].strip() == "--data DIR"
+    assert "ROBUST_DATA_IMAGENET_1K=DIR" in ways[1]
+    assert '`imagenet-1k = "DIR"` below `[data]` in `robust.toml`' in ways[1]
+    assert "--data imagenet-sample, after `robust fetch imagenet-sample`" in ways[2]
+
+
+@in_an_empty_folder
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[data\n", r"`robust\.toml` cannot be read"),
+        ("[data]\nimagenet-1k = 3\n", r"`imagenet-1k` must be a text\.\n.*got `3`"),
+        ('data = "x"\n', r"`data` must be a table\.\nGot `x`"),
+    ],
+)
+def test_wrong_settings(content: str, message: str) -> None:
+    Path("robust.toml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        default_data("imagenet-1k")
+
+
+def test_names_of_variables() -> None:
+    assert variable_for("imagenet-1k") == "ROBUST_DATA_IMAGENET_1K"
