@@ -36,7 +36,7 @@ from robustcli.adapters.cache_paths import local_path
 from robustcli.adapters.load import resolve
 from robustcli.adapters.start import start_weights
 from robustcli.data.masks import decode_pair
-from robustcli.data.sources import open_pairs
+from robustcli.data.sources import Masks, open_dataset
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving
 from robustcli.finetuning.gradients import GradientProfile
 from robustcli.finetuning.gradients import statistics as gradient_statistics
@@ -120,7 +120,7 @@ def start(name: str) -> nn.Module:
 
 def batches(recipe: Recipe) -> list[Batch]:
     """Augmented, normalised patches of the bundled stained cells."""
-    pairs = open_pairs(DATA).pairs[:IMAGES]
+    pairs = open_dataset(DATA, Masks(surveyed=False)).samples[:IMAGES]
     decoded = [Decoded(image, mask.view(np.uint8)) for image, mask in map(decode_pair, pairs)]
     part = Part([pair.image_id for pair in pairs], decoded)
     loader = PatchData(part, part, recipe, seed=0, workers=0).train_dataloader()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from robustcli.core.io import write_bytes
 from robustcli.data.decode import read_bytes
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.subsets import take
 
 # A tar spends a header of 512 bytes on each image and fills it up to a multiple of 512: 100 per
@@ -28,12 +28,12 @@ TARGET = Path(__file__).parents[1] / "robustcli" / "assets" / "cifar10-mini.tar"
 
 def build(source: Path) -> bytes:
     """The tar of the picked images, `<class>/NNNN.jpg`, sorted by name."""
-    index = open_index(str(source), model_label_space="cifar10", label_space="cifar10")
+    index = open_dataset(str(source), Classes("cifar10", label_space="cifar10"))
     buffer = io.BytesIO()
     # Without the filling up to 10,240 bytes that `tarfile` adds: two empty blocks end a tar.
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for image in take(index, per_class=PER_CLASS, limit=None, seed=SEED).images:
-            content = read_bytes(image)
+        for image in take(index, per_class=PER_CLASS, limit=None, seed=SEED).samples:
+            content = read_bytes(image.image)
             member = tarfile.TarInfo(image.image_id)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))

@@ -36,7 +36,7 @@ class Header(BaseModel):
         model: Name of the network.
         arguments: For its builder.
         window: Side in pixels of what the network saw in training.
-        trained_on: Digest of the data set that it was trained on (`Indexed.digest`).
+        trained_on: Digest of the data set that it was trained on (`Dataset.digest`).
         images_sha256: SHA-256 over the ids of the images in the training part.
     """
 

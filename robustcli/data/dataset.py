@@ -1,231 +1,183 @@
-"""The index of a data set: images with stable ids, and the class or mask of each."""
+"""A data set: its files, its samples with the class or the mask of each, and what names it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
+from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace
 
 if TYPE_CHECKING:
     from robustcli.data.mask_values import MaskReading
 
-
-# The index of a data set: which images there are and what each one shows.
+CONTENTS_READ = 64 * 2**20
+"""How many bytes of a data set are read to tell it from another one."""
 
 
 @dataclass(frozen=True)
-class ImageRef:
-    """One image and its class.
+class FileRef:
+    """An image or a mask: a file on the disk, or a member of a tar. Nothing of it is read yet.
 
     Args:
-        image_id: The same on every machine: the path inside the data set, with `/`.
-        target: Index of its class in the label space.
-        path: The image file, or the uncompressed tar that holds it.
-        member: Its name inside the tar at `path`; None for a file of its own.
+        relative: Its path inside the data set, with `/`: the same on every machine.
+        path: The file, or the uncompressed tar that holds it.
+        member: Its name in the tar at `path`; None for a file of its own.
         offset: First byte of the member in the tar.
         size: Length of the member in bytes.
-        split: `train`, `val` or `test` where the data says so itself; else None.
     """
 
-    image_id: str
-    target: int
+    relative: str
     path: Path
     member: str | None = None
     offset: int = 0
     size: int = 0
-    split: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
     @property
-    def group(self) -> str:
-        """What is never in two parts: the image itself, for nothing else is known."""
-        return self.image_id
+    def folder(self) -> str | None:
+        """The first folder of the relative path; None for a file beside the folders."""
+        first, slash, _ = self.relative.partition("/")
+        return first if slash else None
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the relative path."""
+        return self.relative.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The relative path without its suffix."""
+        folder, slash, name = self.relative.rpartition("/")
+        return folder + slash + name.rpartition(".")[0]
+
+    @property
+    def length(self) -> int:
+        """Its length in bytes; 0 where the file is not there."""
+        if self.member is not None:
+            return self.size
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def read(self) -> bytes:
+        """Its bytes, from the disk or out of its tar.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if self.member is None:
+            return self.path.read_bytes()
+        with self.path.open("rb", buffering=0) as archive:
+            archive.seek(self.offset)
+            return archive.read(self.size)
 
 
-@dataclass(frozen=True)
-class ImageIndex:
-    """The images of a data set, sorted by id.
+def contents_digest(files: Iterable[FileRef]) -> str:
+    r"""SHA-256 (hex) that tells the files of two data sets apart whose images have the same names.
 
-    Args:
-        name: What the data set is called in tables.
-        location: Where it lies on this machine.
-        label_space: The classes that targets index.
-        images: The images to evaluate.
-        available: How many there were before a subset was taken.
-        subset: In words, which part was taken (`15 per class, seed 0`); None for all.
-        demonstration: Whether it is a small set for trying, not for published numbers.
-        notes: What the user should know of how the data were read, a line each.
+    Over `relative NUL bytes LF` for the length of every file, sorted, and then over
+    `relative NUL SHA-256 LF` for as many files as it takes to read CONTENTS_READ bytes, in an order
+    drawn from their paths. A small data set is read whole. Of a large one, whose reading would take
+    as long as an evaluation, a file that was edited and kept its length can pass unnoticed. A file
+    that cannot be read counts as empty.
     """
-
-    name: str
-    location: str
-    label_space: LabelSpace
-    images: tuple[ImageRef, ...]
-    available: int = 0
-    subset: str | None = None
-    demonstration: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def grouping(self) -> str:
-        """What a group is, in the singular."""
-        return "image"
-
-    @property
-    def members(self) -> tuple[ImageRef, ...]:
-        """The images."""
-        return self.images
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The groups, each once, sorted."""
-        return tuple(sorted(image.group for image in self.images))
-
-    @property
-    def digest(self) -> str:
-        r"""SHA-256 (hex) over `image_id NUL target LF` of every image, in order, as UTF-8."""
-        digest = hashlib.sha256()
-        for image in self.images:
-            digest.update(f"{image.image_id}\0{image.target}\n".encode())
-        return digest.hexdigest()
-
-    @cached_property
-    def contents(self) -> str:
-        """What the files hold, as `decode.contents_digest` tells it."""
-        from robustcli.data.decode import contents_digest
-
-        return contents_digest(self.images)
-
-    def part(self, ids: frozenset[str], subset: str) -> ImageIndex:
-        """The images whose id is in `ids`, under the words `subset`."""
-        kept = tuple(image for image in self.images if image.image_id in ids)
-        return replace(self, images=kept, subset=subset)
-
-
-# What every index of a data set has, whatever is known of its images: masks or classes.
-
-
-class Member(Protocol):
-    """One image: what names it, what it belongs to, and the part that the data says it is in."""
-
-    @property
-    def image_id(self) -> str:
-        """The same on every machine."""
-
-    @property
-    def group(self) -> str:
-        """What is never in two parts."""
-
-    @property
-    def split(self) -> str | None:
-        """`train`, `val` or `test` where the data says so itself; else None."""
-
-
-class Indexed(Protocol):
-    """The images of a data set, sorted by id; see `ImageIndex` and `PairIndex` for the words."""
-
-    @property
-    def name(self) -> str:
-        """What the data set is called in tables."""
-
-    @property
-    def location(self) -> str:
-        """Where it lies on this machine."""
-
-    @property
-    def subset(self) -> str | None:
-        """In words, which part was taken; None for all."""
-
-    @property
-    def demonstration(self) -> bool:
-        """Whether it is a small set for trying."""
-
-    @property
-    def grouping(self) -> str:
-        """What a group is, in the singular."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of what is known of every image."""
-
-    @property
-    def contents(self) -> str:
-        """SHA-256 (hex) of what the files hold, as `decode.contents_digest` tells it."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What the user should know of how the data were read, a line each."""
-
-    @property
-    def members(self) -> Sequence[Member]:
-        """The images."""
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The groups, each once, sorted."""
-
-    def part(self, ids: frozenset[str], subset: str) -> Indexed:
-        """The images whose id is in `ids`, under the words `subset`."""
-
-
-IndexT = TypeVar("IndexT", bound=Indexed)
-
-
-# The index of a segmentation data set: images, each with the mask of what is to be found in it.
+    ordered = sorted(files, key=lambda file: file.relative)
+    digest = hashlib.sha256()
+    for file in ordered:
+        digest.update(f"{file.relative}\0{file.length}\n".encode())
+    read = 0
+    for file in sorted(ordered, key=lambda file: identity_seed("contents", file.relative)):
+        if read >= CONTENTS_READ:
+            break
+        try:
+            content = file.read()
+        except OSError:
+            content = b""
+        read += len(content)
+        digest.update(f"{file.relative}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
-class PairRef:
-    """One image with its mask.
+class Sample:
+    """One image with what is true of it: its class or its mask.
 
     Args:
-        image: The image; its `image_id` names the pair, its `target` is unused (0).
-        mask: The mask's file.
-        group: What is never split between training and test: a patient, a photo, or the image
-            itself where nothing else is known.
+        image: The image's file; its relative path names the sample.
+        truth: Index of its class in the label space, or the file of its mask.
+        group: What is never in two parts of a split: a patient, a photo, or the image itself where
+            nothing else is known.
         split: `train`, `val` or `test` where the data set says so itself; else None.
-        reading: How the masks of its data set are read; None where none was decided, so that each
-            mask is read by its own values.
+        reading: How the masks of its data set are read; None for classes, and where none was
+            decided, so that each mask is read by its own values.
     """
 
-    image: ImageRef
-    mask: ImageRef
+    image: FileRef
+    truth: int | FileRef
     group: str
     split: str | None = None
     reading: MaskReading | None = None
 
     @property
     def image_id(self) -> str:
-        """The id of the pair, the same on every machine."""
-        return self.image.image_id
+        """What names the sample, the same on every machine."""
+        return self.image.relative
+
+    @property
+    def target(self) -> int:
+        """Index of the image's class in the label space.
+
+        Raises:
+            TypeError: It has a mask.
+        """
+        if isinstance(self.truth, FileRef):
+            raise TypeError(f"`{self.image_id}` has a mask, no class")
+        return self.truth
+
+    @property
+    def mask(self) -> FileRef:
+        """The file of the image's mask.
+
+        Raises:
+            TypeError: It has a class.
+        """
+        if not isinstance(self.truth, FileRef):
+            raise TypeError(f"`{self.image_id}` has a class, no mask")
+        return self.truth
 
 
 @dataclass(frozen=True)
-class PairIndex:
-    """The pairs of a data set, sorted by id.
+class Dataset:
+    """The samples of a data set, sorted by id.
 
     Args:
         name: What the data set is called in tables.
         location: Where it lies on this machine.
-        pairs: The pairs to use.
+        samples: The images with their classes or masks.
+        label_space: The classes that targets index; None for masks.
         grouping: What a group is, in the singular: `patient`, `photo`, `image`.
-        available: How many there were before a part was taken.
-        subset: In words, which part was taken; None for all.
+        available: How many samples there were before a part was taken.
+        subset: In words, which part was taken (`15 per class, seed 0`); None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
         tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
             where the field counts this data set so; else None.
         notes: What the user should know of how the data were read, a line each.
-        reading: How their masks are read.
+        reading: How their masks are read; None for classes, and where no mask was looked at.
     """
 
     name: str
     location: str
-    pairs: tuple[PairRef, ...]
-    grouping: str
+    samples: tuple[Sample, ...]
+    label_space: LabelSpace | None = None
+    grouping: str = "image"
     available: int = 0
     subset: str | None = None
     demonstration: bool = False
@@ -234,31 +186,40 @@ class PairIndex:
     reading: MaskReading | None = None
 
     @property
+    def classes(self) -> LabelSpace:
+        """The label space.
+
+        Raises:
+            TypeError: The images have masks.
+        """
+        if self.label_space is None:
+            raise TypeError(f"`{self.name}` has masks, no classes")
+        return self.label_space
+
+    @property
     def digest(self) -> str:
-        r"""SHA-256 (hex) over `image_id NUL group LF` of every pair, in order, as UTF-8."""
+        r"""SHA-256 (hex) of `image_id NUL target LF` of every sample, in order, as UTF-8.
+
+        Of masks the group stands in place of the target.
+        """
         digest = hashlib.sha256()
-        for pair in self.pairs:
-            digest.update(f"{pair.image_id}\0{pair.group}\n".encode())
+        for sample in self.samples:
+            known = sample.group if self.label_space is None else sample.target
+            digest.update(f"{sample.image_id}\0{known}\n".encode())
         return digest.hexdigest()
 
     @cached_property
     def contents(self) -> str:
-        """What the files of images and masks hold, as `decode.contents_digest` tells it."""
-        from robustcli.data.decode import contents_digest
-
-        return contents_digest(file for pair in self.pairs for file in (pair.image, pair.mask))
-
-    @property
-    def members(self) -> tuple[PairRef, ...]:
-        """The pairs."""
-        return self.pairs
+        """What the files of images and masks hold, as `contents_digest` tells it."""
+        masks = [s.truth for s in self.samples if isinstance(s.truth, FileRef)]
+        return contents_digest([*(sample.image for sample in self.samples), *masks])
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups, each once, sorted."""
-        return tuple(sorted({pair.group for pair in self.pairs}))
+        return tuple(sorted({sample.group for sample in self.samples}))
 
-    def part(self, ids: frozenset[str], subset: str) -> PairIndex:
-        """The pairs whose id is in `ids`, under the words `subset`."""
-        kept = tuple(pair for pair in self.pairs if pair.image_id in ids)
-        return replace(self, pairs=kept, subset=subset)
+    def part(self, ids: frozenset[str], subset: str) -> Dataset:
+        """The samples whose id is in `ids`, under the words `subset`."""
+        kept = tuple(sample for sample in self.samples if sample.image_id in ids)
+        return replace(self, samples=kept, subset=subset)

@@ -14,11 +14,10 @@ Pillow's settings belong to the whole process, and images are decoded in many th
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from robustcli.core.seeds import identity_seed
 from robustcli.core.silence import silenced
-from robustcli.data.dataset import ImageRef
+from robustcli.data.dataset import FileRef
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
 # says it is PostScript would start Ghostscript.
@@ -42,8 +40,6 @@ _WARNING_MODULES = (
     *("PIL.PpmImagePlugin", "PIL.BmpImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
     *("PIL.GifImagePlugin", "PIL.ImageFile"),
 )
-CONTENTS_READ = 64 * 2**20
-"""How many bytes of a data set are read to tell it from another one."""
 ReadT = TypeVar("ReadT")
 
 
@@ -59,7 +55,7 @@ class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not abo
         super().__init__(reason)
 
 
-def decode(ref: ImageRef) -> NDArray[np.uint8]:
+def decode(ref: FileRef) -> NDArray[np.uint8]:
     """The pixels of one image, uint8, shape (height, width, 3), RGB.
 
     Raises:
@@ -73,48 +69,13 @@ def decode(ref: ImageRef) -> NDArray[np.uint8]:
     return decode_bytes(content)
 
 
-def read_bytes(ref: ImageRef) -> bytes:
+def read_bytes(ref: FileRef) -> bytes:
     """The encoded file of one image, from the disk or out of its tar."""
     if ref.member is None:
         return ref.path.read_bytes()
     with ref.path.open("rb", buffering=0) as archive:
         archive.seek(ref.offset)
         return archive.read(ref.size)
-
-
-def contents_digest(refs: Iterable[ImageRef]) -> str:
-    r"""SHA-256 (hex) that tells the files of two data sets apart whose images have the same names.
-
-    Over `image_id NUL bytes LF` for the length of every file, sorted, and then over
-    `image_id NUL SHA-256 LF` for as many files as it takes to read CONTENTS_READ bytes, in an order
-    drawn from their ids. A small data set is read whole. Of a large one, whose reading would take
-    as long as an evaluation, a file that was edited and kept its length can pass unnoticed. A file
-    that cannot be read counts as empty.
-    """
-    files = sorted(refs, key=lambda ref: (ref.image_id, str(ref.member or ref.path.name)))
-    digest = hashlib.sha256()
-    for ref in files:
-        digest.update(f"{ref.image_id}\0{_length(ref)}\n".encode())
-    read = 0
-    for ref in sorted(files, key=lambda ref: identity_seed("contents", ref.image_id)):
-        if read >= CONTENTS_READ:
-            break
-        try:
-            content = read_bytes(ref)
-        except OSError:
-            content = b""
-        read += len(content)
-        digest.update(f"{ref.image_id}\0{hashlib.sha256(content).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _length(ref: ImageRef) -> int:
-    if ref.member is not None:
-        return ref.size
-    try:
-        return ref.path.stat().st_size
-    except OSError:
-        return 0
 
 
 def decode_bytes(content: bytes) -> NDArray[np.uint8]:
@@ -217,7 +178,7 @@ if hasattr(os, "register_at_fork"):
 # How large an image is, by its file's header alone.
 
 
-def image_size(ref: ImageRef) -> tuple[int, int]:
+def image_size(ref: FileRef) -> tuple[int, int]:
     """Height and width in pixels, as `decode` would give them.
 
     Raises:

@@ -1,30 +1,34 @@
-"""Downloads by name or address: resumable, checked by SHA-256, safe to start twice at once."""
+"""Downloads by name or address: continued where they broke off, checked by SHA-256.
+
+No library is used for the transfer: pooch continues nothing, and huggingface_hub continues without
+asking whether the server still has the same version of the file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from filelock import FileLock
-
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing, write_text
 from robustcli.core.names import find
-from robustcli.data.named_datasets import DATASETS, LISTING, Dataset, data_home, named, place
+from robustcli.data.named_datasets import (
+    DATASETS,
+    LISTING,
+    NamedDataset,
+    find_named,
+    lock_on_this_machine,
+    tar_path,
+)
 from robustcli.data.tar import decompress, list_tar
 
 if TYPE_CHECKING:
     from email.message import Message
     from http.client import HTTPResponse
-
-
-# One HTTP download into a `.part` file that a later call can continue.
-
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
@@ -32,123 +36,26 @@ _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
 
 
-class InterruptedTransferError(OSError):
-    """The connection ended before the whole file was there."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What was downloaded so far, and the mark of the version it belongs to.
-
-    Args:
-        path: The file that grows.
-    """
-
-    path: Path
-
-    @property
-    def mark_path(self) -> Path:
-        """Where the server's mark (ETag or date) of the version is kept."""
-        return self.path.with_name(self.path.name + ".version")
-
-    @property
-    def mark(self) -> str:
-        """The server's mark of the version; empty when it gave none that can be relied on."""
-        return self.mark_path.read_text(encoding="utf-8") if self.mark_path.is_file() else ""
-
-    @property
-    def size(self) -> int:
-        """Bytes that a later call can build on: 0 without a mark, for two versions might mix."""
-        return self.path.stat().st_size if self.mark and self.path.is_file() else 0
-
-    def discard(self) -> None:
-        """Forgets what was downloaded."""
-        self.path.unlink(missing_ok=True)
-        self.mark_path.unlink(missing_ok=True)
-
-
-def transfer(url: str, part: Part) -> None:
-    """Downloads `url` to `part.path`, continuing what is there if the server still has the same.
+def fetch_dataset(name: str, *, offline: bool = False) -> Path:
+    """The tar of the data set called `name`, downloaded if it was not there.
 
     Raises:
-        OSError: The server cannot be reached or refuses, the disk is full, or the connection
-            ended early (`InterruptedTransferError`); what came so far is kept.
+        UsageError: No data set has that name, or it is missing and `offline` is set.
+        RunError: The download failed or is not what it should be.
     """
-    # These take 30 ms to import, which listing data sets must not pay.
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    start = part.size
-    headers = {"User-Agent": "robust"}
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": part.mark}
-    try:
-        with urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
-            continues = response.status == _PARTIAL_CONTENT
-            _keep_mark(part, response.headers)
-            with part.path.open("ab" if continues else "wb") as out:
-                _copy(response, out)
-    except HTTPError as error:
-        error.close()
-        if error.code != _RANGE_NOT_SATISFIABLE:
-            raise
-        part.discard()
-        transfer(url, part)
-    except HTTPException as error:
-        raise InterruptedTransferError(f"the connection broke: {error!r}") from error
-
-
-def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
-    expected = int(response.headers.get("Content-Length") or -1)
-    received = 0
-    while chunk := response.read(_CHUNK):
-        out.write(chunk)
-        received += len(chunk)
-    # `read(n)` does not complain when the connection ends early.
-    if expected >= 0 and received < expected:
-        raise InterruptedTransferError(f"the connection ended after {received} of {expected} bytes")
-
-
-def _keep_mark(part: Part, headers: Message) -> None:
-    etag = headers.get("ETag", "")
-    # RFC 9110, 13.1.5: a weak tag must not be used to continue a download.
-    mark = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
-    write_text(part.mark_path, mark)
-
-
-# From a downloaded archive to the tar of a data set, checked by what it holds.
-
-
-def unpack(dataset: Dataset, packed: Path, target: Path) -> None:
-    """Makes the tar `target` from the downloaded `packed`, which is then removed.
-
-    Raises:
-        RunError: The download is damaged or not `dataset`; it is removed, so that the next fetch
-            starts anew.
-    """
-    with replacing(target) as beside:
-        try:
-            decompress(packed, beside)
-            images = len(list_tar(beside).entries)
-        except (UsageError, tarfile.TarError) as error:
-            raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
-        if images != dataset.images:
-            raise _not_the_set(dataset, packed, f"it holds {images} images")
-    packed.unlink()
-
-
-def _not_the_set(dataset: Dataset, packed: Path, found: str) -> RunError:
-    packed.unlink(missing_ok=True)
-    packed.with_name(packed.name + ".sha256").unlink(missing_ok=True)
-    return RunError(
-        f"What came from {dataset.url} is not `{dataset.name}`.",
-        f"Expected an archive of {dataset.images} images, but {found}.",
-        "Nothing was kept. Repeat the command, or fetch the data from its source by hand.",
-    )
-
-
-__all__ = ["data_home", "fetch_dataset", "fetch_file", "file_sha256", "hash_path"]
+    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
+    dataset = find_named(registered)
+    assert dataset is not None, "`find` returns registered names only"
+    target = tar_path(dataset)
+    if dataset.url is None or target.is_file():
+        return target
+    packed = target.with_name(target.name + ".gz")
+    with _locked(target):
+        # Another process may have finished it in the meantime.
+        if not target.is_file():
+            fetch_file(dataset.url, packed, sha256=dataset.sha256, offline=offline)
+            unpack(dataset, packed, target)
+    return target
 
 
 def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> str:
@@ -167,38 +74,17 @@ def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> 
         UsageError: The file is missing and `offline` is set.
         RunError: The download failed, or the file has another hash than it must have.
     """
-    with _alone(target):
+    with _locked(target):
         expected = sha256 or _remembered(target)
         if not target.is_file():
             _download(url, target, expected, offline)
-        found = file_sha256(target)
-        if expected is not None and found != expected.lower():
-            raise _wrong_hash(target, expected, found, f"Delete `{target}` and repeat the command.")
+        actual = file_sha256(target)
+        if expected is not None and actual != expected.lower():
+            todo = f"Delete `{target}` and repeat the command."
+            raise _wrong_hash(target, expected, actual, todo)
         if expected is None:
-            write_text(hash_path(target), found + "\n")
-        return found
-
-
-def fetch_dataset(name: str, *, offline: bool = False) -> Path:
-    """The tar of the data set called `name`, downloaded if it was not there.
-
-    Raises:
-        UsageError: No data set has that name, or it is missing and `offline` is set.
-        RunError: The download failed or is not what it should be.
-    """
-    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
-    dataset = named(registered)
-    assert dataset is not None, "`find` returns registered names only"
-    target = place(dataset)
-    if dataset.url is None or target.is_file():
-        return target
-    packed = target.with_name(target.name + ".gz")
-    with _alone(target):
-        # Another process may have finished it in the meantime.
-        if not target.is_file():
-            fetch_file(dataset.url, packed, sha256=dataset.sha256, offline=offline)
-            unpack(dataset, packed, target)
-    return target
+            write_text(hash_path(target), actual + "\n")
+        return actual
 
 
 def file_sha256(path: Path) -> str:
@@ -212,28 +98,15 @@ def hash_path(target: Path) -> Path:
     return target.with_name(target.name + ".sha256")
 
 
-def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:
-    if offline:
-        raise UsageError(
-            f"`{target.name}` is not on this machine, and `--offline` forbids the network.",
-            f"It would come from {url}.",
-            f"Leave out `--offline`, or put the file at `{target}`.",
-        )
-    part = Part(target.with_name(target.name + ".part"))
+def _locked(target: Path) -> ExitStack:
     try:
-        transfer(url, part)
+        return lock_on_this_machine(target)
     except OSError as error:
         raise RunError(
-            f"Cannot download `{target.name}` from {url}.",
-            f"{error}.",
-            f"Repeat the command: it continues where it stopped. Or put the file at `{target}`.",
+            f"Cannot write to `{target.parent}`.",
+            f"The file system says: {error.strerror or error}.",
+            "Set `ROBUST_HOME` to a folder that can be written to, then repeat the command.",
         ) from error
-    found = file_sha256(part.path)
-    if expected is not None and found != expected.lower():
-        part.discard()
-        raise _wrong_hash(target, expected, found, "Nothing was kept; repeat the command.")
-    part.path.replace(target)
-    part.discard()
 
 
 def _remembered(target: Path) -> str | None:
@@ -241,28 +114,164 @@ def _remembered(target: Path) -> str | None:
     return known.read_text(encoding="utf-8").strip() if known.is_file() else None
 
 
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Only one process at a time works on `target`."""
+def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:
+    if offline:
+        raise UsageError(
+            f"`{target.name}` is not on this machine, and `--offline` forbids the network.",
+            f"It would come from {url}.",
+            f"Leave out `--offline`, or put the file at `{target}`.",
+        )
+    partial = PartialDownload(target.with_name(target.name + ".part"))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(target.name + ".lock"))
-        lock.acquire()
+        transfer(url, partial)
     except OSError as error:
         raise RunError(
-            f"Cannot write to `{target.parent}`.",
-            f"The file system says: {error.strerror or error}.",
-            "Set `ROBUST_HOME` to a folder that can be written to, then repeat the command.",
+            f"Cannot download `{target.name}` from {url}.",
+            f"{error}.",
+            f"Repeat the command: it continues where it stopped. Or put the file at `{target}`.",
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    actual = file_sha256(partial.path)
+    if expected is not None and actual != expected.lower():
+        partial.discard()
+        raise _wrong_hash(target, expected, actual, "Nothing was kept; repeat the command.")
+    partial.path.replace(target)
+    partial.discard()
 
 
-def _wrong_hash(target: Path, expected: str, found: str, todo: str) -> RunError:
+def _wrong_hash(target: Path, expected: str, actual: str, todo: str) -> RunError:
     return RunError(
         f"`{target.name}` is not the file it should be.",
-        f"Expected SHA-256 {expected.lower()}, got {found}.",
+        f"Expected SHA-256 {expected.lower()}, got {actual}.",
         todo,
+    )
+
+
+# One HTTP download into a `.part` file that a later call can continue.
+
+
+class InterruptedTransferError(OSError):
+    """The connection ended before the whole file was there."""
+
+
+@dataclass(frozen=True)
+class PartialDownload:
+    """What was downloaded so far, and the version of the file that it belongs to.
+
+    Args:
+        path: The file that grows.
+    """
+
+    path: Path
+
+    @property
+    def version_path(self) -> Path:
+        """Where the server's mark of the version (ETag or date) is kept."""
+        return self.path.with_name(self.path.name + ".version")
+
+    @property
+    def version(self) -> str:
+        """The server's mark of the version; empty when it gave none that can be relied on."""
+        path = self.version_path
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that a later call can build on: 0 without a version, as two versions might mix."""
+        return self.path.stat().st_size if self.version and self.path.is_file() else 0
+
+    def discard(self) -> None:
+        """Deletes what was downloaded."""
+        self.path.unlink(missing_ok=True)
+        self.version_path.unlink(missing_ok=True)
+
+
+def transfer(url: str, partial: PartialDownload) -> None:
+    """Downloads `url` to `partial.path`, continuing it if the server still has the same version.
+
+    Raises:
+        OSError: The server cannot be reached or refuses, the disk is full, or the connection
+            ended early (`InterruptedTransferError`); what came so far is kept.
+    """
+    # These take 30 ms to import, which listing data sets must not pay.
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    start = partial.size
+    headers = {"User-Agent": "robust"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": partial.version}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+            if response.status != _PARTIAL_CONTENT:
+                start = 0
+                partial.discard()
+            _keep_version(partial, response.headers)
+            with partial.path.open("ab") as out:
+                _copy(response, out)
+            _check_size(partial.path, start, response.headers)
+    except HTTPError as error:
+        error.close()
+        if error.code != _RANGE_NOT_SATISFIABLE:
+            raise
+        partial.discard()
+        transfer(url, partial)
+    except HTTPException as error:
+        raise InterruptedTransferError(f"the connection broke: {error!r}") from error
+
+
+def _keep_version(partial: PartialDownload, headers: Message) -> None:
+    etag = headers.get("ETag", "")
+    # RFC 9110, 13.1.5: a weak tag must not be used to continue a download.
+    version = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
+    write_text(partial.version_path, version)
+
+
+def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
+    received, length = 0, response.headers.get("Content-Length")
+    while chunk := response.read(_CHUNK):
+        out.write(chunk)
+        received += len(chunk)
+    # `read(n)` does not complain when the connection ends early.
+    if length is not None and received < int(length):
+        raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
+
+
+def _check_size(path: Path, start: int, headers: Message) -> None:
+    """On network folders locks do not exclude: two machines may have written to one file."""
+    length, size = headers.get("Content-Length"), path.stat().st_size
+    if length is not None and size != start + int(length):
+        raise InterruptedTransferError(
+            f"another process writes to {path}: {size} bytes instead of {start + int(length)}"
+        )
+
+
+# From a downloaded archive to the tar of a data set, checked by what it holds.
+
+
+def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
+    """Makes the tar `target` from the downloaded `packed`, which is then removed.
+
+    Raises:
+        RunError: The download is damaged or not `dataset`; it is removed, so that the next fetch
+            starts anew.
+    """
+    with replacing(target) as beside:
+        try:
+            decompress(packed, beside)
+            images = len(list_tar(beside).files)
+        except (UsageError, tarfile.TarError) as error:
+            raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
+        if images != dataset.images:
+            raise _not_the_set(dataset, packed, f"it holds {images} images")
+    packed.unlink()
+
+
+def _not_the_set(dataset: NamedDataset, packed: Path, actual: str) -> RunError:
+    packed.unlink(missing_ok=True)
+    hash_path(packed).unlink(missing_ok=True)
+    return RunError(
+        f"What came from {dataset.url} is not `{dataset.name}`.",
+        f"Expected an archive of {dataset.images} images, but {actual}.",
+        "Nothing was kept. Repeat the command, or fetch the data from its source by hand.",
     )

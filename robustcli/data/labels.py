@@ -15,9 +15,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, read_columns, read_text, unheard
 
-# A classes file: which classes there are, in the order of their indices.
-
-
+BUNDLED = ("imagenet-1k", "cifar10")
 _WNID_AND_NAME = re.compile(r"(n\d{8})(?:[\s,]+(.+))?")
 _WNID = re.compile(r"n\d{8}")
 _COLUMNS = (
@@ -25,95 +23,6 @@ _COLUMNS = (
     Column("id", ("wnid", "synset"), required=False),
     Column("index", ("target",), required=False),
 )
-
-
-@dataclass(frozen=True)
-class ClassLine:
-    """One class: its id (a wnid, or the name where there is none) and its name."""
-
-    id: str
-    name: str
-
-
-def read_classes(path: Path, say: Say = unheard) -> tuple[ClassLine, ...]:
-    """The classes in `path`; position = class index.
-
-    Args:
-        path: A text file of one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
-            table with a column `name` or `id` (also `wnid`), and perhaps `index` (0, 1, 2, ...).
-        say: Hears what was read otherwise than as documented.
-
-    Raises:
-        UsageError: The file cannot be read, is empty, or names a class twice.
-    """
-    is_table = path.suffix.lower() in TABLE_SUFFIXES
-    classes = _from_table(path, say) if is_table else _from_lines(read_text(path, say))
-    if not classes:
-        raise UsageError(
-            f"`{path}` names no class.", "It is empty.", "Write one class a line, in index order."
-        )
-    twice, times = Counter(line.id for line in classes).most_common(1)[0]
-    if times > 1:
-        raise UsageError(
-            f"`{path}` names the class `{twice}` {times} times.",
-            "Every class must be listed once: its position is its index.",
-            "Remove the repetition, or give the classes different ids (column `id`).",
-        )
-    return tuple(classes)
-
-
-def _from_lines(text: str) -> list[ClassLine]:
-    classes = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        wnid = _WNID_AND_NAME.fullmatch(line)
-        classes.append(ClassLine(wnid[1], wnid[2] or wnid[1]) if wnid else ClassLine(line, line))
-    return classes
-
-
-def _from_table(path: Path, say: Say) -> list[ClassLine]:
-    columns = read_columns(path, _COLUMNS, headless=_by_content, say=say)
-    names = columns.get("name") or columns.get("id")
-    if names is None:
-        raise UsageError(
-            f"`{path}` has no column `name`.",
-            "A table of classes has a column `name` or `id` (also `wnid`).",
-            "Add a first line such as `index,id,name`.",
-        )
-    ids = columns.get("id") or names
-    classes = [ClassLine(*pair) for pair in zip(ids, names, strict=True)]
-    return _in_index_order(path, columns["index"], classes) if "index" in columns else classes
-
-
-def _by_content(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-    """The two columns of a table without a header: indices or wnids, and the names."""
-    if len(rows[0]) != 2:
-        return None
-    numbers = sorted(map(str, range(len(rows))))
-    found = {}
-    for place in (0, 1):
-        cells = [row[place].strip() for row in rows]
-        if sorted(cells) == numbers:
-            found["index"] = place
-        elif all(_WNID.fullmatch(cell) for cell in cells):
-            found["id"] = place
-        else:
-            found["name"] = place
-    return found if len(found) == 2 else None
-
-
-def _in_index_order(path: Path, index: list[str], classes: list[ClassLine]) -> list[ClassLine]:
-    if sorted(index) != sorted(map(str, range(len(classes)))):
-        raise UsageError(
-            f"`{path}` does not number its {len(classes)} classes from 0 to {len(classes) - 1}.",
-            "Column `index` must hold each of these numbers once.",
-            "Correct the numbers, or remove the column: the order of the rows counts then.",
-        )
-    return [
-        one for _, one in sorted(zip(map(int, index), classes, strict=True), key=lambda p: p[0])
-    ]
-
-
-BUNDLED = ("imagenet-1k", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -158,6 +67,18 @@ class LabelSpace:
         return any(label.isdecimal() for label in (*self.ids, *self.names))
 
 
+def _spelling(label: str) -> str:
+    plain = unicodedata.normalize("NFKC", label).casefold()
+    return re.sub(r"[\W_]+", "-", plain).strip("-") or plain
+
+
+def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    indices: dict[str, set[int]] = {}
+    for label, index in pairs:
+        indices.setdefault(label, set()).add(index)
+    return {label: next(iter(found)) for label, found in indices.items() if len(found) == 1}
+
+
 def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
     """The label space of that name, or the one that a classes file lists.
 
@@ -177,10 +98,20 @@ def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
             f"Use `--label-space {BUNDLED[0]}`, `--label-space {BUNDLED[1]}` or "
             "`--label-space FILE` with one class a line, in index order.",
         )
-    space = _read(path, say)
+    space = _read_label_space(path, say)
     if canonical(space.name) in BUNDLED:  # other classes must not pass for these
         space = replace(space, name=path.name)
     return next((known for known in map(_bundled, BUNDLED) if known.ids == space.ids), space)
+
+
+@cache
+def _bundled(name: str) -> LabelSpace:
+    return _read_label_space(Path(str(files("robustcli") / "assets" / f"{name}.txt")))
+
+
+def _read_label_space(path: Path, say: Say = unheard) -> LabelSpace:
+    classes = read_classes(path, say)
+    return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
 
 
 def recognise(labels: Collection[str], prefer: str | None = None) -> LabelSpace | None:
@@ -216,23 +147,121 @@ def own_space(labels: Collection[str], name: str) -> LabelSpace:
     return LabelSpace(name, ids, ids)
 
 
-def _spelling(label: str) -> str:
-    plain = unicodedata.normalize("NFKC", label).casefold()
-    return re.sub(r"[\W_]+", "-", plain).strip("-") or plain
+@dataclass(frozen=True)
+class ModelClasses:
+    """Classes that a model can tell apart.
+
+    Args:
+        given: The label space that the user named; None to recognise it.
+        model: Name of the model's own, tried first.
+    """
+
+    given: LabelSpace | None
+    model: str
+
+    def fit(self, labels: Collection[str]) -> LabelSpace | None:
+        """The label space that knows all of `labels`, or None."""
+        if self.given is None:
+            return recognise(labels, prefer=self.model)
+        known = all(self.given.index_of(label) is not None for label in labels)
+        return self.given if known and labels else None
 
 
-def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    indices: dict[str, set[int]] = {}
-    for label, index in pairs:
-        indices.setdefault(label, set()).add(index)
-    return {label: next(iter(found)) for label, found in indices.items() if len(found) == 1}
+@dataclass(frozen=True)
+class AnyClasses:
+    """Whatever classes a data set has, at least two.
+
+    Args:
+        name: What their label space is called where it is none of the bundled ones.
+    """
+
+    name: str
+
+    def fit(self, labels: Collection[str]) -> LabelSpace | None:
+        """The label space of `labels`, or None."""
+        return own_space(labels, self.name) if len(set(labels)) > 1 else None
 
 
-def _read(path: Path, say: Say = unheard) -> LabelSpace:
-    classes = read_classes(path, say)
-    return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
+@dataclass(frozen=True)
+class ClassLine:
+    """One class: its id (a wnid, or the name where there is none) and its name."""
+
+    id: str
+    name: str
 
 
-@cache
-def _bundled(name: str) -> LabelSpace:
-    return _read(Path(str(files("robustcli") / "assets" / f"{name}.txt")))
+def read_classes(path: Path, say: Say = unheard) -> tuple[ClassLine, ...]:
+    """The classes in the classes file at `path`; position = class index.
+
+    Args:
+        path: A text file of one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
+            table with a column `name` or `id` (also `wnid`), and perhaps `index` (0, 1, 2, ...).
+        say: Hears what was read otherwise than as documented.
+
+    Raises:
+        UsageError: The file cannot be read, is empty, or names a class twice.
+    """
+    is_table = path.suffix.lower() in TABLE_SUFFIXES
+    classes = _from_table(path, say) if is_table else _from_lines(read_text(path, say))
+    if not classes:
+        raise UsageError(
+            f"`{path}` names no class.", "It is empty.", "Write one class a line, in index order."
+        )
+    twice, times = Counter(line.id for line in classes).most_common(1)[0]
+    if times > 1:
+        raise UsageError(
+            f"`{path}` names the class `{twice}` {times} times.",
+            "Every class must be listed once: its position is its index.",
+            "Remove the repetition, or give the classes different ids (column `id`).",
+        )
+    return tuple(classes)
+
+
+def _from_lines(text: str) -> list[ClassLine]:
+    classes = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        wnid = _WNID_AND_NAME.fullmatch(line)
+        classes.append(ClassLine(wnid[1], wnid[2] or wnid[1]) if wnid else ClassLine(line, line))
+    return classes
+
+
+def _from_table(path: Path, say: Say) -> list[ClassLine]:
+    columns = read_columns(path, _COLUMNS, headless=_columns_by_content, say=say)
+    names = columns.get("name") or columns.get("id")
+    if names is None:
+        raise UsageError(
+            f"`{path}` has no column `name`.",
+            "A table of classes has a column `name` or `id` (also `wnid`).",
+            "Add a first line such as `index,id,name`.",
+        )
+    ids = columns.get("id") or names
+    classes = [ClassLine(*pair) for pair in zip(ids, names, strict=True)]
+    return _in_index_order(path, columns["index"], classes) if "index" in columns else classes
+
+
+def _columns_by_content(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
+    """The two columns of a table without a header: indices or wnids, and the names."""
+    if len(rows[0]) != 2:
+        return None
+    numbers = sorted(map(str, range(len(rows))))
+    found = {}
+    for column in (0, 1):
+        cells = [row[column].strip() for row in rows]
+        if sorted(cells) == numbers:
+            found["index"] = column
+        elif all(_WNID.fullmatch(cell) for cell in cells):
+            found["id"] = column
+        else:
+            found["name"] = column
+    return found if len(found) == 2 else None
+
+
+def _in_index_order(path: Path, index: list[str], classes: list[ClassLine]) -> list[ClassLine]:
+    if sorted(index) != sorted(map(str, range(len(classes)))):
+        raise UsageError(
+            f"`{path}` does not number its {len(classes)} classes from 0 to {len(classes) - 1}.",
+            "Column `index` must hold each of these numbers once.",
+            "Correct the numbers, or remove the column: the order of the rows counts then.",
+        )
+    numbered = zip(map(int, index), classes, strict=True)
+    return [line for _, line in sorted(numbered, key=lambda pair: pair[0])]

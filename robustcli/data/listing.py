@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from robustcli.core.errors import UsageError
+from robustcli.data.dataset import FileRef
 
 # Source: torchvision.datasets.folder.IMG_EXTENSIONS; and GIF, of which the first frame counts.
 IMAGE_SUFFIXES = frozenset(
@@ -32,48 +33,18 @@ _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#s
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An image file that was found, not yet with a class.
-
-    Args:
-        relative: Its path inside the data set, with `/`.
-        path: The file itself, or the tar that holds it.
-        member: Its name in that tar; None for a file of its own.
-        offset: First byte of the member in the tar.
-        size: Length of the member in bytes.
-    """
-
-    relative: str
-    path: Path
-    member: str | None = None
-    offset: int = 0
-    size: int = 0
-
-    @property
-    def folder(self) -> str | None:
-        """The first folder of the relative path; None for a file beside the folders."""
-        first, slash, _ = self.relative.partition("/")
-        return first if slash else None
-
-    @property
-    def file_name(self) -> str:
-        """The last part of the relative path."""
-        return self.relative.rpartition("/")[2]
-
-
-@dataclass(frozen=True)
 class Listing:
     """What was found in a folder or a tar.
 
     Args:
-        entries: The images, in no particular order.
+        files: The images, in no particular order.
         leftovers: Relative paths of files that are named like images but were left by other
             programs, or hidden (see `is_leftover`), sorted.
         unreached: Relative paths of links that lead out of the tar or to nothing, and of members
             that are no plain files or would be unpacked outside; named like images, sorted.
     """
 
-    entries: list[Entry]
+    files: list[FileRef]
     leftovers: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
 
@@ -139,7 +110,7 @@ class Node(Protocol):
     def children(self) -> Iterable[Node]:
         """What is in it, for a folder."""
 
-    def entry(self, relative: str) -> Entry:
+    def file(self, relative: str) -> FileRef:
         """The file, found at the path `relative`."""
 
 
@@ -179,7 +150,7 @@ def _walk(
             if out:
                 listing.leftovers.append(stable(relative))
             else:
-                listing.entries.append(node.entry(relative))
+                listing.files.append(node.file(relative))
         elif not out and identity not in above:
             _walk(node, relative + "/", above | {identity}, suffixes, listing, left=False)
         elif out and not node.is_link and node.name.lower() not in _UNCOUNTED:
@@ -209,8 +180,8 @@ class _OnDisk:
                 real = os.path.realpath(one.path) if link else f"{self.real}{os.sep}{one.name}"
             yield _OnDisk(one.path, one.name, link, real)
 
-    def entry(self, relative: str) -> Entry:
-        return Entry(stable(relative), Path(self.path))
+    def file(self, relative: str) -> FileRef:
+        return FileRef(stable(relative), Path(self.path))
 
 
 def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:

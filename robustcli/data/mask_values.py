@@ -27,9 +27,9 @@ OPAQUE = 255
 Value: TypeAlias = float
 """A number as the file has it, or COLOUR + 0xRRGGBB."""
 ValueOption: TypeAlias = "int | float | str | Sequence[int | float | str] | None"
-"""As a user says values: 128, "128", "1,2", "#ff0000", or several in a sequence."""
+"""Values as a user names them: 128, "128", "1,2", "#ff0000", or several in a sequence."""
 
-_STANDARD = (1, 255, 65535)
+STANDARD = (1, 255, 65535)
 """How foreground is written in most sets; any of them is foreground where nothing else but 0 is."""
 _NEAR = 32
 """A value of a lossy file this near to a known one is taken for it in the census."""
@@ -48,7 +48,7 @@ class MaskReading:
         foreground: Its values; None for everything that is neither 0 nor ignored.
         background: Its values; None for everything else.
         ignored: Values of pixels that count nowhere.
-        channel: Whether the colours tell, or the transparency.
+        channel: What holds the mask: the colours, or the transparency.
         kind: What the files hold where it is not grey values of 8 bits, in words.
     """
 
@@ -60,31 +60,31 @@ class MaskReading:
 
     @property
     def is_standard(self) -> bool:
-        """Whether these are masks as nearly all are: bytes of 0 and 1, or of 0 and 255."""
+        """Whether the masks are bytes of 0 and 1, or of 0 and 255, as nearly all masks are."""
         return (
             self.channel == "colour"
             and not self.kind
             and not self.ignored
             and self.background == (0,)
             and self.foreground is not None
-            and set(self.foreground) <= set(_STANDARD)
+            and set(self.foreground) <= set(STANDARD)
         )
 
     @property
     def known(self) -> tuple[Value, ...]:
-        """Every value that is named, 0 among them."""
+        """Every value that the decision names, and 0."""
         return tuple(
             dict.fromkeys((0, *(self.background or ()), *(self.foreground or ()), *self.ignored))
         )
 
     def words(self) -> str:
         """The decision in words."""
-        said = "all but 0" if self.foreground is None else shown_values(self.foreground)
-        rest = "everything else" if self.background is None else shown_values(self.background)
+        foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
+        background = "everything else" if self.background is None else shown_values(self.background)
         where = " of the alpha channel" if self.channel == "alpha" else ""
         ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
         kind = f" ({self.kind})" if self.kind else ""
-        return f"foreground {said}{where}, background {rest}{ignored}{kind}"
+        return f"foreground {foreground}{where}, background {background}{ignored}{kind}"
 
 
 @dataclass
@@ -112,7 +112,7 @@ def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
     """The values that a user named.
 
     Args:
-        option: As said.
+        option: As the user named them.
         flag: The option, for the message.
 
     Raises:
@@ -133,7 +133,9 @@ def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
 
 
 def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
-    """What a user said of masks, in one spelling, for the hash of a run's settings; often nothing.
+    """The two options about masks in one spelling, for the hash of a run's settings.
+
+    Empty where the user gave neither.
 
     Raises:
         UsageError: It names no values.
@@ -145,10 +147,10 @@ def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
 
 
 def check_no_masks(foreground: ValueOption, ignore: ValueOption) -> None:
-    """Nothing, if the user said nothing of masks: for data that have classes.
+    """Refuses options about masks where the data have classes.
 
     Raises:
-        UsageError: Something was said.
+        UsageError: One of them was given.
     """
     for flag, option in (("--foreground", foreground), ("--ignore", ignore)):
         if option is not None:
@@ -206,7 +208,7 @@ def shown_values(values: Sequence[Value]) -> str:
 def decide(
     census: Census, location: str, *, foreground: ValueOption = None, ignore: ValueOption = None
 ) -> tuple[MaskReading, list[str]]:
-    """How masks with these values are read, and what is to be announced of it.
+    """How masks with these values are read, and notes about it for the user.
 
     Without `foreground`, masks of two values (beside those to ignore) are read: the larger one is
     the foreground, of a colour and black the colour. Others are refused.
@@ -248,7 +250,7 @@ def decide(
 
 
 def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
-    """Whether colours or transparency tell, and the pixels of each of their values."""
+    """Whether colours or transparency are the mask, and the pixels of each of their values."""
     colours: Counter[Value] = Counter()
     alphas: Counter[Value] = Counter()
     for (colour, alpha), pixels in census.exact.items():
@@ -259,9 +261,9 @@ def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"],
     if len(colours) == 1 and not census.lossy:
         return "alpha", alphas
     # Where each colour has one transparency, and what is transparent is black, nothing is lost.
-    told = {colour: {a for c, a in census.exact if c == colour} for colour in colours}
-    if all(len(of) == 1 for of in told.values()):
-        clear = [colour for colour, of in told.items() if of == {0}]
+    alphas_of = {colour: {a for c, a in census.exact if c == colour} for colour in colours}
+    if all(len(of) == 1 for of in alphas_of.values()):
+        clear = [colour for colour, of in alphas_of.items() if of == {0}]
         if clear in ([0], []):
             return "colour", colours
     raise UsageError(
@@ -276,7 +278,7 @@ def _by_values(
     counts: Mapping[Value, int], census: Census, location: str, ignored: tuple[Value, ...],
     channel: Literal["colour", "alpha"],
 ) -> MaskReading:  # fmt: skip
-    """The reading that the values themselves tell."""
+    """The reading where the user names no foreground: two values decide by themselves."""
     values = sorted(value for value in counts if value not in ignored)
     if not values and census.lossy:
         values = [0, 255]  # whether the lossy files fit is checked by the caller
@@ -293,9 +295,9 @@ def _by_values(
     if len(values) == 1:
         only = values[0]
         if only == 0:
-            unseen = (OPAQUE,) if census.lossy else _STANDARD
+            unseen = (OPAQUE,) if census.lossy else STANDARD
             return MaskReading(unseen, (0,), ignored, channel)
-        if only not in _STANDARD:
+        if only not in STANDARD:
             raise _not_two(counts, location, ignored, "")
         return MaskReading((only,), (0,), ignored, channel)
     low, high = values
@@ -310,7 +312,7 @@ def _by_values(
 def _check_named(
     reading: MaskReading, counts: Mapping[Value, int], census: Census, location: str
 ) -> None:
-    """Nothing, if the masks hold what the user named (in a large set, the sample may not)."""
+    """Raises UsageError where no mask has a value that the user named and all were counted."""
     whole = census.masks == census.of and not census.lossy
     lacking = [v for v in reading.foreground or () if v not in counts]
     if whole and reading.foreground and len(lacking) == len(reading.foreground):
@@ -367,12 +369,12 @@ def blurred_share(
 def _announcements(
     reading: MaskReading, counts: Mapping[Value, int], census: Census, between: float
 ) -> list[str]:
-    """What the user should know of the reading: nothing for masks as nearly all are."""
+    """Notes about the reading for the user: none for masks of 0 and 1, or of 0 and 255."""
     notes = []
-    told = "" if census.masks == census.of else f" (by {census.masks} of {census.of} masks)"
+    counted = "" if census.masks == census.of else f" (by {census.masks} of {census.of} masks)"
     if not reading.is_standard:
         shares = f"; values and their shares of the pixels: {_shares(counts)}" if counts else ""
-        notes.append(f"Masks: {reading.words()}{told}{shares}.")
+        notes.append(f"Masks: {reading.words()}{counted}{shares}.")
     elif len(counts) == 1 and 0 not in counts:
         notes.append(
             f"Masks: every pixel of all {census.masks} masks is foreground "
@@ -446,7 +448,7 @@ def labels_of(
     unknown: list[Value] = []
     if reading.background is not None and not lossy:
         rest = ~(foreground | ignored | _any_of(values, reading.background))
-        unknown = [plain(value) for value in np.unique(values[rest])]
+        unknown = [as_number(value) for value in np.unique(values[rest])]
     if not reading.ignored:
         return foreground, unknown
     labels = foreground.astype(np.uint8)
@@ -461,8 +463,8 @@ def _any_of(values: NDArray[Any], wanted: Iterable[Value]) -> NDArray[np.bool_]:
     return found
 
 
-def plain(value: Any) -> Value:
-    """A number of numpy as one of Python: a whole number where it is one."""
+def as_number(value: Any) -> Value:
+    """A number of numpy as one of Python: an int where it is whole."""
     number = float(value)
     return int(number) if np.isfinite(number) and number == int(number) else number
 

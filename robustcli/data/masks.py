@@ -17,19 +17,20 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.data.dataset import ImageRef, PairRef
+from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_image
 from robustcli.data.mask_values import (
     COLOUR,
     OPAQUE,
+    STANDARD,
     Census,
     MaskReading,
     ValueOption,
+    as_number,
     blurred_share,
     decide,
     labels_of,
     parse_values,
-    plain,
     shown_value,
     unknown_values,
 )
@@ -62,7 +63,41 @@ class MaskPixels:
     kind: str = ""
 
 
-def decode_mask(ref: ImageRef, reading: MaskReading | None = None) -> NDArray[Any]:
+def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
+
+    Raises:
+        UnreadableImage: One of the files is missing or damaged.
+        UsageError: What the mask's values mean is not known, or it has another size.
+    """
+    image = decode(sample.image)
+    try:
+        mask = decode_mask(sample.mask, sample.reading)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"its mask `{sample.mask.relative}`: {error.reason}") from error
+    check_pair(sample, image, mask)
+    return image, mask
+
+
+def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
+    """Compares the sizes of an image (height, width, ...) and its mask (height, width).
+
+    Raises:
+        UsageError: They differ; both files are named.
+    """
+    if image.shape[:2] == mask.shape[:2]:
+        return
+    sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, mask)]
+    raise UsageError(
+        f"`{sample.image}` and its mask `{sample.mask}` differ in size.",
+        f"The image is {sizes[0]} (width x height), the mask {sizes[1]}: which pixel belongs to "
+        "which is not known.",
+        "Make the mask anew from the image as it is, or leave the pair out (a CSV with the columns "
+        "`image` and `mask` names those that count).",
+    )
+
+
+def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any]:
     """The mask, shape (height, width): bool, or, where the reading ignores values, uint8.
 
     Args:
@@ -78,21 +113,80 @@ def decode_mask(ref: ImageRef, reading: MaskReading | None = None) -> NDArray[An
     """
     pixels = read_mask(ref)
     if reading is None:
-        reading = survey((ref,), _place(ref))[0]
-    values = _told_by(pixels, reading, ref)
+        reading = survey((ref,), str(ref))[0]
+    values = _channel_values(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
     labels, unknown = labels_of(values, reading, lossy=pixels.lossy)
     if unknown:
-        raise unknown_values(unknown, reading, _place(ref))
+        raise unknown_values(unknown, reading, str(ref))
     return labels
 
 
+def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
+    """The values of the channel that holds the mask: the colours, or the transparency.
+
+    Raises:
+        UsageError: The other channel shows something else.
+    """
+    alpha = pixels.alpha
+    varies = alpha is not None and bool((alpha != alpha.flat[0]).any())
+    one_colour = bool((pixels.values == pixels.values.flat[0]).all())
+    if reading.channel == "alpha":
+        if alpha is None or not one_colour:
+            what = "has no alpha channel" if alpha is None else "has colours as well"
+            raise UsageError(
+                f"The mask `{ref}` {what}.",
+                "In the other masks of this data set the alpha channel is the mask.",
+                "Write all masks in one way, as PNG with 0 and 255.",
+            )
+        return alpha
+    if varies and alpha is not None:
+        clear = pixels.values[alpha == 0]
+        if one_colour or bool((clear != 0).any()):
+            raise UsageError(
+                f"The mask `{ref}` has an alpha channel that says something else than its colours.",
+                "In this data set the colours are the mask, and here something transparent is not "
+                "black.",
+                "Write it anew without an alpha channel, as PNG with 0 and 255.",
+            )
+    return pixels.values
+
+
+def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> None:
+    """Looks for values in a lossy mask that its compression cannot have made of the known ones.
+
+    Raises:
+        UsageError: It has colours, or so many pixels of one value between that it is a class.
+    """
+    found, numbers = _unique(values)
+    counts = {as_number(v): int(n) for v, n in zip(found, numbers, strict=True)}
+    known = [value for value in reading.known if value < COLOUR]
+    known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
+    if max(counts) >= COLOUR:
+        raise UsageError(
+            f"The mask `{ref}` is a JPEG file with colours.",
+            "JPEG blurs colours over their edges, so that it is not known where they end.",
+            "Write it anew as PNG with 0 and 255.",
+        )
+    if blurred_share(counts, known, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
+        most = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in known) > 32))
+        raise UsageError(
+            f"The mask `{ref}` is a JPEG file that does not have two values and blur.",
+            f"{counts[most] / values.size:.1%} of its pixels are {shown_value(most)}, between the "
+            "known ones.",
+            "Write it anew as PNG with 0 and 255.",
+        )
+
+
+# How all masks of a data set are read.
+
+
 def survey(
-    masks: Sequence[ImageRef], location: str, *, foreground: ValueOption = None,
+    masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
     ignore: ValueOption = None,
 ) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
-    """How the masks of a data set are read, and what is to be announced of it.
+    """How the masks of a data set are read, and notes about it for the user.
 
     All masks decide, or of a large set a sample that depends on ids alone. While all of them are
     of one value, more are read.
@@ -106,17 +200,17 @@ def survey(
     Raises:
         UsageError: The values do not tell; see `decide`.
     """
-    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.image_id), ref.image_id))
+    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
     ignored = parse_values(ignore, "--ignore")
-    census = _census(tuple((ref, _state(ref)) for ref in ordered), ignored)
+    census = _census(tuple((ref, _file_state(ref)) for ref in ordered), ignored)
     if not census.masks:
-        return MaskReading((1, 255, 65535)), ()  # none can be read: each is named where it is used
+        return MaskReading(STANDARD), ()  # none can be read: decoding one gives the error
     reading, notes = decide(census, location, foreground=foreground, ignore=ignore)
     return reading, tuple(notes)
 
 
-def _state(ref: ImageRef) -> tuple[int, int]:
-    """What changes with the file."""
+def _file_state(ref: FileRef) -> tuple[int, int]:
+    """Size and time of the file, by which a change is noticed; zeros where it is not there."""
     try:
         state = ref.path.stat()
     except OSError:
@@ -126,15 +220,15 @@ def _state(ref: ImageRef) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _census(
-    masks: tuple[tuple[ImageRef, tuple[int, int]], ...], ignored: tuple[float, ...]
+    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...]
 ) -> Census:
-    """The values of the first masks; commands that open a data set several times count once."""
+    """The values of as many masks as decide; counted once, however often a data set is opened."""
     census = Census(of=len(masks))
     pixels = 0
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         for first in range(0, len(masks), _AT_ONCE):
             some = [ref for ref, _ in masks[first : first + _AT_ONCE]]
-            for found in pool.map(_counted, some):
+            for found in pool.map(_count, some):
                 if found is None:
                     continue
                 _add(census, found)
@@ -152,16 +246,16 @@ def _census(
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """By (value, alpha), the pixels of one mask."""
+class _MaskCounts:
+    """How many pixels of one mask have each (value, alpha)."""
 
     counts: Counter[tuple[float, int]]
     lossy: bool
     kind: str
 
 
-def _counted(ref: ImageRef) -> _Counted | None:
-    """The values of one mask; None where it cannot be read, which is said where it is used."""
+def _count(ref: FileRef) -> _MaskCounts | None:
+    """The values of one mask; None where it cannot be read: decoding it gives the error."""
     try:
         pixels = read_mask(ref)
     except UnreadableImage:
@@ -170,12 +264,12 @@ def _counted(ref: ImageRef) -> _Counted | None:
     for alpha, values in _by_alpha(pixels):
         found, numbers = _unique(values)
         for value, number in zip(found[: _MOST_VALUES + 1], numbers, strict=False):
-            counts[plain(value), alpha] += int(number)
-    return _Counted(counts, pixels.lossy, pixels.kind)
+            counts[as_number(value), alpha] += int(number)
+    return _MaskCounts(counts, pixels.lossy, pixels.kind)
 
 
 def _by_alpha(pixels: MaskPixels) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The values of each degree of transparency."""
+    """Each degree of transparency with the values of its pixels."""
     if pixels.alpha is None:
         yield OPAQUE, pixels.values
         return
@@ -193,7 +287,7 @@ def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return found, numbers
 
 
-def _add(census: Census, found: _Counted) -> None:
+def _add(census: Census, found: _MaskCounts) -> None:
     census.masks += 1
     census.kinds |= {found.kind} - {""}
     if not found.lossy:
@@ -206,99 +300,11 @@ def _add(census: Census, found: _Counted) -> None:
             census.lossy[value] += number
 
 
-def _told_by(pixels: MaskPixels, reading: MaskReading, ref: ImageRef) -> NDArray[Any]:
-    """The values of the channel that tells, when the other one says nothing against it.
-
-    Raises:
-        UsageError: It does.
-    """
-    alpha = pixels.alpha
-    varies = alpha is not None and bool((alpha != alpha.flat[0]).any())
-    one_colour = bool((pixels.values == pixels.values.flat[0]).all())
-    if reading.channel == "alpha":
-        if alpha is None or not one_colour:
-            what = "has no alpha channel" if alpha is None else "has colours as well"
-            raise UsageError(
-                f"The mask `{_place(ref)}` {what}.",
-                "In the other masks of this data set the alpha channel is the mask.",
-                "Write all masks in one way, as PNG with 0 and 255.",
-            )
-        return alpha
-    if varies and alpha is not None:
-        clear = pixels.values[alpha == 0]
-        if one_colour or bool((clear != 0).any()):
-            raise UsageError(
-                f"The mask `{_place(ref)}` has an alpha channel that says something else than its "
-                "colours.",
-                "In this data set the colours are the mask, and here something transparent is not "
-                "black.",
-                "Write it anew without an alpha channel, as PNG with 0 and 255.",
-            )
-    return pixels.values
+# What a mask file holds.
 
 
-def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: ImageRef) -> None:
-    """Nothing, if a lossy mask has no class of its own between the known values.
-
-    Raises:
-        UsageError: It has colours, or such a class.
-    """
-    found, numbers = _unique(values)
-    counts = {plain(v): int(n) for v, n in zip(found, numbers, strict=True)}
-    known = [value for value in reading.known if value < COLOUR]
-    known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
-    if max(counts) >= COLOUR:
-        raise UsageError(
-            f"The mask `{_place(ref)}` is a JPEG file with colours.",
-            "JPEG blurs colours over their edges, so that it is not known where they end.",
-            "Write it anew as PNG with 0 and 255.",
-        )
-    if blurred_share(counts, known, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
-        most = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in known) > 32))
-        raise UsageError(
-            f"The mask `{_place(ref)}` is a JPEG file that does not have two values and blur.",
-            f"{counts[most] / values.size:.1%} of its pixels are {shown_value(most)}, between the "
-            "known ones.",
-            "Write it anew as PNG with 0 and 255.",
-        )
-
-
-def decode_pair(pair: PairRef) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
-
-    Raises:
-        UnreadableImage: One of the files is missing or damaged.
-        UsageError: What the mask's values mean is not known, or it has another size.
-    """
-    image = decode(pair.image)
-    try:
-        mask = decode_mask(pair.mask, pair.reading)
-    except UnreadableImage as error:
-        raise UnreadableImage(f"its mask `{pair.mask.image_id}`: {error.reason}") from error
-    check_pair(pair, image, mask)
-    return image, mask
-
-
-def check_pair(pair: PairRef, image: NDArray[Any], mask: NDArray[Any]) -> None:
-    """Nothing, if image (height, width, ...) and mask (height, width) have one size.
-
-    Raises:
-        UsageError: They have not; both files are named.
-    """
-    if image.shape[:2] == mask.shape[:2]:
-        return
-    sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, mask)]
-    raise UsageError(
-        f"`{_place(pair.image)}` and its mask `{_place(pair.mask)}` differ in size.",
-        f"The image is {sizes[0]} (width x height), the mask {sizes[1]}: which pixel belongs to "
-        "which is not known.",
-        "Make the mask anew from the image as it is, or leave the pair out (a CSV with the columns "
-        "`image` and `mask` names those that count).",
-    )
-
-
-def read_mask(ref: ImageRef) -> MaskPixels:
-    """What the file holds.
+def read_mask(ref: FileRef) -> MaskPixels:
+    """The values in the mask file, and what is known of its format.
 
     Raises:
         UnreadableImage: It is missing or damaged.
@@ -376,14 +382,10 @@ def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def _indices(indices: NDArray[np.uint8], colours: NDArray[Any]) -> NDArray[Any]:
-    """The indices of a palette, unless black is another one than 0.
+    """The indices of a palette where black has index 0, else the colours.
 
     Programs that reduce the colours of a picture order a palette by frequency: index 0 of one file
     is then what index 1 is in another. The colours are the same in all.
     """
     black = set(np.unique(indices[colours == 0]).tolist())
     return colours if black - {0} else indices
-
-
-def _place(ref: ImageRef) -> str:
-    return str(ref.path) if ref.member is None else f"{ref.path}:{ref.member}"

@@ -1,8 +1,10 @@
-"""The data sets that have names: what they are and where they come from."""
+"""The data sets that have names: what they are, where they come from and where they are kept."""
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,20 +14,14 @@ from platformdirs import user_cache_path
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, find
 
-# Where downloaded and unpacked data are kept.
-
-
-def data_home() -> Path:
-    """The folder for downloads: `ROBUST_HOME`, else the user's cache folder (it need not exist)."""
-    chosen = os.environ.get("ROBUST_HOME")
-    return Path(chosen).expanduser() if chosen else user_cache_path("robust", appauthor=False)
-
-
+LISTING = "robust list datasets"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 SEGMENTATION = "segmentation"
+"""What stands for a label space where images have masks."""
 
 
 @dataclass(frozen=True)
-class Dataset:
+class NamedDataset:
     """A data set that can be named.
 
     Args:
@@ -51,8 +47,8 @@ class Dataset:
     default_for: bool = False
 
 
-DATASETS: tuple[Dataset, ...] = (
-    Dataset(
+DATASETS: tuple[NamedDataset, ...] = (
+    NamedDataset(
         name="cifar10-mini",
         label_space="cifar10",
         images=960,
@@ -62,7 +58,7 @@ DATASETS: tuple[Dataset, ...] = (
         licence="no formal licence; Krizhevsky 2009",
         default_for=True,
     ),
-    Dataset(
+    NamedDataset(
         name="imagenet-sample",
         label_space="imagenet-1k",
         images=1000,
@@ -73,7 +69,7 @@ DATASETS: tuple[Dataset, ...] = (
         url="https://github.com/EliSchwartz/imagenet-sample-images/archive/"
         "22d0a5c9c5c76d13532da2d29ea7fa2e9e034387.tar.gz",
     ),
-    Dataset(
+    NamedDataset(
         name="nuclei-mini",
         label_space=SEGMENTATION,
         images=194,
@@ -86,7 +82,7 @@ DATASETS: tuple[Dataset, ...] = (
 )
 
 
-def named(name: str) -> Dataset | None:
+def find_named(name: str) -> NamedDataset | None:
     """The data set called `name` (`-`, `_` and case do not count); None when there is none."""
     return next((d for d in DATASETS if d.name == canonical(name)), None)
 
@@ -98,24 +94,24 @@ def installed(name: str) -> Path | None:
         UsageError: No data set has that name.
     """
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
-    path = place(next(d for d in DATASETS if d.name == registered))
+    path = tar_path(next(d for d in DATASETS if d.name == registered))
     return path if path.is_file() else None
 
 
-def place(dataset: Dataset) -> Path:
+def tar_path(dataset: NamedDataset) -> Path:
     """Where the tar of `dataset` is or will be."""
     if dataset.bundled:
         return Path(str(files("robustcli") / "assets" / f"{dataset.name}.tar"))
     return data_home() / "datasets" / f"{dataset.name}.tar"
 
 
-def require(dataset: Dataset) -> Path:
+def require_tar(dataset: NamedDataset) -> Path:
     """The tar of `dataset`.
 
     Raises:
         UsageError: It is not downloaded yet.
     """
-    path = place(dataset)
+    path = tar_path(dataset)
     if not path.is_file():
         raise UsageError(
             f"The data set `{dataset.name}` is not on this machine.",
@@ -125,4 +121,33 @@ def require(dataset: Dataset) -> Path:
     return path
 
 
-LISTING = "robust list datasets"
+def data_home() -> Path:
+    """The folder for downloads: `ROBUST_HOME`, else the user's cache folder (it need not exist)."""
+    chosen = os.environ.get("ROBUST_HOME")
+    return Path(chosen).expanduser() if chosen else user_cache_path("robust", appauthor=False)
+
+
+def lock_on_this_machine(target: Path) -> ExitStack:
+    """A context in which no other process of this machine works on the file `target`.
+
+    It saves that two processes download or decompress the same; no content depends on it, for file
+    locks do not exclude on network folders, and some file systems have none (then nobody waits).
+    So what is made inside is checked, and renamed to `target` when it is whole.
+
+    Args:
+        target: The file; its folder is made, and the lock lies beside it.
+
+    Raises:
+        OSError: The folder cannot be made, or not be written to.
+    """
+    from filelock import FileLock  # listing data sets needs no locks
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock, held = FileLock(f"{target}.lock"), ExitStack()
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+    held.callback(lock.release)
+    return held

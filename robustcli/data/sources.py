@@ -1,38 +1,120 @@
-"""From what the user calls the data to a data set of images with classes or with masks."""
+"""From what the user calls the data to a data set: folders, tars, tables and registered names."""
 
 from __future__ import annotations
 
 import os
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical, nearest
-from robustcli.data import class_layouts
-from robustcli.data import mask_layouts as advice
-from robustcli.data.class_layouts import Wanted, Whatever, by_layout, by_part, listed, unwrapped
-from robustcli.data.dataset import ImageIndex, ImageRef, PairIndex
-from robustcli.data.labels import LabelSpace, own_space
+from robustcli.core.names import canonical
+from robustcli.data import advice
+from robustcli.data.dataset import Dataset, FileRef, Sample
+from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses
 from robustcli.data.labels import label_space as find_label_space
-from robustcli.data.listing import MASK_SUFFIXES, Entry, list_folder
-from robustcli.data.manifest import Labelled, read_labels, read_manifest
-from robustcli.data.mask_layouts import Layout, find_layout, read_pairs, with_groups
-from robustcli.data.named_datasets import DATASETS, LISTING, SEGMENTATION, Dataset, named, require
+from robustcli.data.layouts import (
+    MASK_RECOGNISERS,
+    Layout,
+    class_recognisers,
+    find_layout,
+    unwrapped,
+)
+from robustcli.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_folder
+from robustcli.data.manifest import (
+    read_class_manifest,
+    read_labels,
+    read_mask_manifest,
+    with_groups,
+)
+from robustcli.data.named_datasets import (
+    DATASETS,
+    SEGMENTATION,
+    NamedDataset,
+    find_named,
+    require_tar,
+)
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text
-from robustcli.data.tar import COMPRESSED_SUFFIXES, TAR_SUFFIXES, is_tar, list_tar
+from robustcli.data.tar import COMPRESSED_SUFFIXES, is_tar, list_tar
 
 if TYPE_CHECKING:
     from robustcli.data.mask_values import ValueOption
 
+SETTINGS = Path("robust.toml")
+# Folders whose own names say little; the folder above is then part of the data set's name.
+_GENERAL = ("val", "validation", "valid", "test", "train", "images", "kaggle_3m", "tiff")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What `open_dataset` finds out about each image: its class.
+
+    Args:
+        model: Name of the label space that the model answers in; None in training, where the data
+            may have any classes: they are in the order of their names, or where they are all those
+            of a bundled label space, they are that.
+        label_space: The label space of the data, its name, or a classes file; None to recognise it.
+        labels: File with the label of each image, for folders and tars that do not tell.
+        splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
+            say the split of an image. Always so in training.
+    """
+
+    model: str | None = None
+    label_space: str | LabelSpace | None = None
+    labels: Path | None = None
+    splits: bool = False
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What `open_dataset` finds out about each image: its mask.
+
+    How the masks are read is decided once, for the whole data set, also where only a folder of it
+    is taken.
+
+    Args:
+        foreground: The values of the masks that are to be found (`mask_values.decide`); None to
+            decide by the values that the masks have.
+        ignore: The values that count nowhere.
+        surveyed: Whether masks are looked at; else each is later read by its own values.
+    """
+
+    foreground: ValueOption = None
+    ignore: ValueOption = None
+    surveyed: bool = True
+
+
+def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
+    """All images of a data set with their classes or masks, sorted by id.
+
+    Args:
+        data: A folder or tar in one of the layouts, a manifest, or the name of a data set; any of
+            them followed by `:FOLDER` for the images whose id lies in that folder. None for the
+            default of the model's label space (`default_data`), of masks `segmentation`.
+        truth: What is to be known of each image.
+
+    Raises:
+        UsageError: There is no such data, its layout is not known, files lack their partners, its
+            classes are not known or not the model's, or what the values of its masks mean is not
+            known.
+    """
+    if data is None:
+        served = truth.model if isinstance(truth, Classes) else SEGMENTATION
+        assert served is not None, "training names its data"
+        data = default_data(served).data
+    whole, folder = _whole_and_folder(data, masks=isinstance(truth, Masks))
+    named = find_named(whole)
+    if isinstance(truth, Classes):
+        dataset = _with_classes(whole, named, truth)
+    else:
+        dataset = _with_masks(whole, named, truth)
+    return dataset if folder is None else _in_folder(dataset, whole, folder)
+
 
 # Which data a command takes when none is named: never silently, the caller says which.
-
-
-SETTINGS = Path("robust.toml")
 
 
 @dataclass(frozen=True)
@@ -114,295 +196,141 @@ def _none_set(label_space: str, variable: str) -> UsageError:
     )
 
 
-# From what the user calls the data to an index of images and classes.
+# From a place to a data set.
 
 
-# Folders whose own names say little; the folder above is then part of the data set's name.
-_SPLITS = ("val", "validation", "valid", "test", "train", "images")
-
-
-def open_index(
-    data: str | None,
-    *,
-    model_label_space: str,
-    label_space: str | LabelSpace | None = None,
-    labels: Path | None = None,
-    parts: bool = False,
-) -> ImageIndex:
-    """All images of a data set with their classes, sorted by id.
-
-    Args:
-        data: A folder, a tar, a manifest or the name of a data set; None for the default of the
-            model's label space.
-        model_label_space: Name of the label space that the model answers in.
-        label_space: The label space of the data, its name, or a classes file; None to recognise it.
-        labels: File with the label of each image, for folders and tars that do not tell.
-        parts: Whether the class folders may lie in folders `train`, `val` and `test`.
-
-    Raises:
-        UsageError: There is no such data, its classes are not known, or are not the model's.
-    """
-    data = default_data(model_label_space).data if data is None else data
-    dataset = named(data)
-    if dataset and dataset.label_space == SEGMENTATION:
-        raise UsageError(
-            f"`--data {dataset.name}` has masks, no classes.",
-            "It is for segmenters, and the model is a classifier.",
-            f"`{LISTING}` shows which data are for `{model_label_space}`.",
-        )
-    given = label_space or (dataset.label_space if dataset else None)
-    notes: list[str] = []
-    space = find_label_space(given, notes.append) if isinstance(given, str) else given
-    wanted = Wanted(space, model_label_space)
-    path = require(dataset) if dataset else _existing(data)
-    labelled = _labelled(path, labels, wanted, notes.append, parts=parts)
-    return _class_index(path, dataset, wanted, labelled, notes)
-
-
-def open_classes(data: str) -> ImageIndex:
-    """All images of a data set with whatever classes it has, sorted by id.
-
-    Classes are in the order of their names; where they are all those of a bundled label space,
-    they are that. Folders `train`, `val` and `test` around class folders say the part of an image,
-    as does a manifest's column `split`.
-
-    Args:
-        data: A folder, a tar, a manifest or the name of a data set.
-
-    Raises:
-        UsageError: There is no such data, it has no classes, or only one.
-    """
-    dataset = named(data)
-    if dataset and dataset.label_space == SEGMENTATION:
-        raise UsageError(
-            f"`--data {dataset.name}` has masks, no classes.",
-            "It is for segmenters, and the model is a classifier.",
-            f"`{LISTING}` shows which data have classes.",
-        )
-    path = require(dataset) if dataset else _existing(data)
-    wanted = Whatever(None, "")
-    notes: list[str] = []
-    labelled = _labelled(
-        path, None, wanted, notes.append, parts=True, refused=class_layouts.no_own_classes
-    )
-    labels = {one.label for one in labelled}
-    if len(labels) < 2:
-        raise class_layouts.one_class(path, *labels)
-    space = own_space(labels, _class_set_name(path))
-    return _class_index(path, dataset, Wanted(space, space.name), labelled, notes)
-
-
-def _class_index(
-    path: Path, dataset: Dataset | None, wanted: Wanted, labelled: Sequence[Labelled],
-    notes: Sequence[str],
-) -> ImageIndex:  # fmt: skip
-    names = {one.label for one in labelled}
-    space = wanted.fits(names)
-    if space is None:
-        raise class_layouts.unknown_labels(path, names, wanted)
-    if canonical(space.name) != canonical(wanted.model):
-        raise class_layouts.other_label_space(path, space, wanted.model)
-    targets = {name: space.index_of(name) for name in names}
-    images = [_ref(one.entry, targets[one.label], one.split) for one in labelled]
-    return ImageIndex(
-        name=dataset.name if dataset else _class_set_name(path),
-        location=str(path.resolve()),
-        label_space=space,
-        images=tuple(sorted(images, key=lambda image: image.image_id)),
-        available=len(images),
-        demonstration=dataset is not None,
-        notes=tuple(dict.fromkeys(notes)),
-    )
-
-
-def _ref(entry: Entry, target: int | None, split: str | None) -> ImageRef:
-    assert target is not None, "`Wanted.fits` has vouched for every label"
-    return ImageRef(
-        entry.relative, target, entry.path, entry.member, entry.offset, entry.size, split
-    )
-
-
-Refused = Callable[[Path, Sequence[Entry], Wanted], UsageError]
-"""Of a place, the images in it and what was wanted: why they have no such classes."""
-
-
-def _labelled(
-    path: Path, labels: Path | None, wanted: Wanted, say: Say, *, parts: bool,
-    refused: Refused = class_layouts.no_classes,
-) -> list[Labelled]:  # fmt: skip
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        if labels is not None:
-            raise UsageError(
-                f"`--labels {labels}` does not go with `--data {path}`.",
-                "A manifest names the label of each image itself.",
-                "Leave out `--labels`.",
-            )
-        return read_manifest(path, say)
-    listing = list_folder(path) if path.is_dir() else list_tar(path)
-    entries = listing.entries
-    for note in listing.notes(path):
-        say(note)
-    if not entries:
-        raise class_layouts.no_images(path)
-    if labels is not None:
-        return read_labels(labels, entries if path.is_dir() else _innermost(entries), say)
-    found = _by_layout(path, entries, wanted, parts=parts)
-    if not found:
-        raise refused(path, entries, wanted)
-    return found
-
-
-def _by_layout(
-    path: Path, entries: Sequence[Entry], wanted: Wanted, *, parts: bool
-) -> list[Labelled]:
-    """The labels of the outermost folders that fit, if any; in a tar, outer ones do not count.
-
-    A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
-    """
-    if path.is_dir() and class_layouts.is_class_folder(path, entries, wanted):
-        raise class_layouts.no_classes(path, entries, wanted)
-    level = entries
-    while level:
-        found = (by_part(level, wanted) if parts else []) or by_layout(level, wanted)
-        if found:
-            return found
-        level = [] if path.is_dir() else unwrapped(level)
-    return []
-
-
-def _innermost(entries: Sequence[Entry]) -> Sequence[Entry]:
-    inner = unwrapped(entries)
-    return _innermost(inner) if inner else entries
-
-
-def _existing(data: str) -> Path:
-    path = Path(data).expanduser()
-    readable = path.is_dir() or is_tar(path) or path.suffix.lower() in TABLE_SUFFIXES
-    if not path.exists():
-        close = nearest(data, (d.name for d in DATASETS))
-        raise UsageError(
-            f"There is no data at `{data}`.",
-            f"Did you mean the data set {' or '.join(f'`{c}`' for c in close)}?"
-            if close
-            else f"It is no folder or file here (`{Path.cwd()}`), and no data set is called so.",
-            f"Check the path; `{LISTING}` shows the data sets that have names.",
-        )
-    if not readable:
-        raise UsageError(
-            f"`{data}` cannot be read as data.",
-            f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}) or a tar "
-            f"({', '.join(TAR_SUFFIXES)}).",
-            "Unpack other archives first; for a photo, name the folder above its class folder.",
-        )
-    return path
-
-
-def _class_set_name(path: Path) -> str:
-    path = path.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name.lower() in _SPLITS else path.name
-
-
-# From what the user calls the data to an index of images with masks.
-
-
-# Folders whose own names say little; the folder above is then part of the data set's name.
-_GENERAL = ("kaggle_3m", "tiff")
-
-
-def open_pairs(data: str | None) -> PairIndex:
-    """All pairs of image and mask of a data set, sorted by id; no file is read.
-
-    Args:
-        data: A folder or tar in one of the layouts, a manifest, or the name of a data set; any of
-            them followed by `:FOLDER` for the pairs whose id lies in that folder. None for the
-            default: `ROBUST_DATA_SEGMENTATION`, `robust.toml`, else the bundled set.
-
-    Raises:
-        UsageError: There is no such data, its layout is not known, or files lack their partners.
-    """
-    return _opened(data, lambda index: index)
-
-
-def open_masked(
-    data: str | None, *, foreground: ValueOption = None, ignore: ValueOption = None
-) -> PairIndex:
-    """The pairs of `open_pairs`, with how their masks are read: one decision for the data set.
-
-    It is the decision of the whole data set also where only a folder of it is taken.
-
-    Args:
-        data: See `open_pairs`.
-        foreground: The values of the masks that are to be found (`mask_values.decide`); None to
-            decide by the values that the masks have.
-        ignore: The values that count nowhere.
-
-    Raises:
-        UsageError: See `open_pairs`; or what the values of the masks mean is not known.
-    """
-    # Imported here because a listing of data sets needs no numpy.
-    from robustcli.data.masks import survey
-
-    def with_reading(index: PairIndex) -> PairIndex:
-        masks = [pair.mask for pair in index.pairs]
-        reading, told = survey(masks, index.location, foreground=foreground, ignore=ignore)
-        pairs = tuple(replace(pair, reading=reading) for pair in index.pairs)
-        return replace(index, pairs=pairs, reading=reading, notes=(*index.notes, *told))
-
-    return _opened(data, with_reading)
-
-
-def _opened(data: str | None, with_reading: Callable[[PairIndex], PairIndex]) -> PairIndex:
-    data = default_data(SEGMENTATION).data if data is None else data
+def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
+    """The data set that `data` names, and the folder of it where one is named."""
     if _is_there(data):
-        return with_reading(_pair_index(data))
+        return data, None
     whole, colon, folder = data.rpartition(":")
     # `C:\data` is a path, not the folder `\data` of a data set `C`.
     if colon and folder and folder[0] not in "/\\" and _is_there(whole):
-        return _in_folder(with_reading(_pair_index(whole)), whole, folder.strip("/"))
-    raise advice.no_data(data)
+        return whole, folder.strip("/")
+    raise advice.no_data(data, masks=masks)
 
 
 def _is_there(data: str) -> bool:
-    return named(data) is not None or Path(data).expanduser().exists()
+    return find_named(data) is not None or Path(data).expanduser().exists()
 
 
-def _pair_index(data: str) -> PairIndex:
-    dataset = named(data)
-    if dataset is not None and dataset.label_space != SEGMENTATION:
-        raise advice.no_masks(dataset)
-    path = require(dataset) if dataset else Path(data).expanduser()
+def _in_folder(dataset: Dataset, whole: str, folder: str) -> Dataset:
+    kept = tuple(s for s in dataset.samples if s.image_id.startswith(f"{folder}/"))
+    if not kept:
+        raise advice.no_such_folder(whole, dataset, folder)
+    name = f"{dataset.name}:{folder}"
+    return replace(dataset, name=name, samples=kept, available=len(kept))
+
+
+def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Dataset:
+    if named and named.label_space == SEGMENTATION:
+        raise advice.has_masks(named, truth.model)
     notes: list[str] = []
-    layout = _layout(path, notes.append)
-    _check_splits(path, layout)
-    return PairIndex(
-        name=dataset.name if dataset else _pair_set_name(path),
-        location=str(path.resolve()),
-        pairs=tuple(sorted(layout.pairs, key=lambda pair: pair.image_id)),
-        grouping=layout.grouping,
-        available=len(layout.pairs),
-        demonstration=dataset is not None,
-        tolerance=layout.tolerance,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    wanted: ModelClasses | AnyClasses
+    if truth.model is None:
+        path = _location(data, named)
+        wanted = AnyClasses(_name(path))
+    else:
+        given = truth.label_space or (named.label_space if named else None)
+        space = find_label_space(given, notes.append) if isinstance(given, str) else given
+        path = _location(data, named)
+        wanted = ModelClasses(space, truth.model)
+    layout = _class_layout(path, truth, wanted, notes.append)
+    space = _label_space(path, {one.label for one in layout.labelled}, wanted)
+    targets = {label: _target(space, label) for label in {one.label for one in layout.labelled}}
+    samples = [
+        Sample(one.image, targets[one.label], one.image.relative, one.split)
+        for one in layout.labelled
+    ]
+    return replace(_dataset(path, named, samples, notes), label_space=space)
 
 
-def _layout(path: Path, say: Say) -> Layout:
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return read_pairs(path, say)
-    if not path.is_dir() and not is_tar(path):
-        raise advice.unreadable_kind(str(path))
-    find = list_folder if path.is_dir() else list_tar
-    listing = find(path, MASK_SUFFIXES)
-    for note in listing.notes(path):
-        say(note)
-    if not listing.entries:
-        raise advice.no_images(path)
-    layout, groups = find_layout(path, listing.entries), groups_file(path)
+def _class_layout(
+    path: Path, truth: Classes, wanted: ModelClasses | AnyClasses, say: Say
+) -> Layout[str]:
+    if _is_table(path):
+        if truth.labels is not None:
+            raise UsageError(
+                f"`--labels {truth.labels}` does not go with `--data {path}`.",
+                "A manifest names the label of each image itself.",
+                "Leave out `--labels`.",
+            )
+        return read_class_manifest(path, say)
+    files = _files_in(path, IMAGE_SUFFIXES, advice.CLASSES_IN_WORDS, say)
+    packed = not path.is_dir()
+    if truth.labels is not None:
+        return read_labels(truth.labels, _innermost(files) if packed else files, say)
+    # A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
+    recognisers = class_recognisers(wanted, splits=truth.splits or truth.model is None)
+    layout = None
+    if packed or not _is_class_folder(path, files, wanted):
+        layout = find_layout(path, files, recognisers, inside=packed)
+    if layout is None:
+        if isinstance(wanted, AnyClasses):
+            raise advice.no_own_classes(path, files)
+        raise advice.no_classes(path, files, wanted)
+    return layout
+
+
+def _is_class_folder(
+    path: Path, files: Sequence[FileRef], wanted: ModelClasses | AnyClasses
+) -> bool:
+    """Whether `path` is the folder of one class: named like it, with images directly inside."""
+    flat = all(file.folder is None for file in files)
+    return flat and wanted.fit({path.resolve().name}) is not None
+
+
+def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:
+    inner = unwrapped(files)
+    return _innermost(inner) if inner else files
+
+
+def _label_space(path: Path, labels: set[str], wanted: ModelClasses | AnyClasses) -> LabelSpace:
+    space = wanted.fit(labels)
+    if isinstance(wanted, AnyClasses):
+        if space is None:
+            raise advice.one_class(path, *labels)
+        return space
+    if space is None:
+        raise advice.unknown_labels(path, labels, wanted)
+    if canonical(space.name) != canonical(wanted.model):
+        raise advice.other_label_space(path, space, wanted.model)
+    return space
+
+
+def _target(space: LabelSpace, label: str) -> int:
+    target = space.index_of(label)
+    assert target is not None, "the label space fits all labels"
+    return target
+
+
+def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
+    if named and named.label_space != SEGMENTATION:
+        raise advice.has_classes(named)
+    path, notes = _location(data, named), list[str]()
+    layout = _mask_layout(path, notes.append)
+    samples = [
+        Sample(one.image, one.label, one.group or one.image.relative, one.split)
+        for one in layout.labelled
+    ]
+    _check_groups(path, samples, layout.grouping)
+    found = _dataset(path, named, samples, notes)
+    dataset = replace(found, grouping=layout.grouping, tolerance=layout.tolerance)
+    return _surveyed(dataset, truth) if truth.surveyed else dataset
+
+
+def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
+    if _is_table(path):
+        return read_mask_manifest(path, say)
+    files = _files_in(path, MASK_SUFFIXES, advice.LAYOUTS_IN_WORDS, say)
+    layout, groups = find_layout(path, files, MASK_RECOGNISERS, inside=True), groups_file(path)
+    if layout is None:
+        raise advice.no_masks(path, files)
     return with_groups(layout, groups, say) if groups.is_file() else layout
 
 
 def groups_file(location: Path) -> Path:
-    """Where the groups of pairs may be told: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
+    """Where groups of images may be told: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
     if location.is_dir():
         return location / "groups.csv"
     name = location.name.lower()
@@ -410,28 +338,66 @@ def groups_file(location: Path) -> Path:
     return location.with_name(location.name[: -len(suffix)] + ".groups.csv")
 
 
-def _in_folder(index: PairIndex, whole: str, folder: str) -> PairIndex:
-    kept = tuple(pair for pair in index.pairs if pair.image_id.startswith(f"{folder}/"))
-    if not kept:
-        raise advice.no_such_folder(whole, index, folder)
-    return replace(index, name=f"{index.name}:{folder}", pairs=kept, available=len(kept))
-
-
-def _check_splits(path: Path, layout: Layout) -> None:
+def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
     """A group that the data puts into two splits would leak from training to test."""
     splits: dict[str, set[str | None]] = defaultdict(set)
-    for pair in layout.pairs:
-        splits[pair.group].add(pair.split)
+    for sample in samples:
+        splits[sample.group].add(sample.split)
     torn = sorted(group for group, names in splits.items() if len(names) > 1)
     if torn:
-        raise UsageError(
-            f"`{path}` puts {len(torn)} of {len(splits)} groups into more than one split.",
-            f"A {layout.grouping} in training and test would make the test too easy: "
-            f"{listed(torn)}.",
-            "Give all images of one group the same split, or none.",
-        )
+        raise advice.groups_in_two_splits(path, torn, len(splits), grouping)
 
 
-def _pair_set_name(path: Path) -> str:
+def _surveyed(dataset: Dataset, truth: Masks) -> Dataset:
+    """`dataset` with how all of its masks are read."""
+    # Imported here because a listing of data sets needs no numpy.
+    from robustcli.data.masks import survey
+
+    masks = [sample.mask for sample in dataset.samples]
+    reading, notes = survey(
+        masks, dataset.location, foreground=truth.foreground, ignore=truth.ignore
+    )
+    samples = tuple(replace(sample, reading=reading) for sample in dataset.samples)
+    return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *notes))
+
+
+def _location(data: str, named: NamedDataset | None) -> Path:
+    """Where the data are: a folder, a tar or a table."""
+    if named:
+        return require_tar(named)
+    path = Path(data).expanduser()
+    if not (path.is_dir() or is_tar(path) or path.suffix.lower() in TABLE_SUFFIXES):
+        raise advice.unreadable_kind(data)
+    return path
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
+
+
+def _files_in(path: Path, suffixes: frozenset[str], todo: str, say: Say) -> list[FileRef]:
+    """The files in a folder or tar; `todo` is for the message where there are none."""
+    listing = (list_folder if path.is_dir() else list_tar)(path, suffixes)
+    for note in listing.notes(path):
+        say(note)
+    if not listing.files:
+        raise advice.no_images(path, todo)
+    return listing.files
+
+
+def _dataset(
+    path: Path, named: NamedDataset | None, samples: Sequence[Sample], notes: Sequence[str]
+) -> Dataset:
+    return Dataset(
+        name=named.name if named else _name(path),
+        location=str(path.resolve()),
+        samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
+        available=len(samples),
+        demonstration=named is not None,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _name(path: Path) -> str:
     path = path.resolve()
     return f"{path.parent.name}/{path.name}" if path.name.lower() in _GENERAL else path.name

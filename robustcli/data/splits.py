@@ -1,4 +1,4 @@
-"""Training, validation and test parts: drawn by group, or by image as the tumour paper did."""
+"""Training, validation and test parts: drawn by class or group, or as the tumour paper did."""
 
 from __future__ import annotations
 
@@ -9,44 +9,85 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.seeds import identity_seed
-from robustcli.data.class_layouts import listed
-from robustcli.data.dataset import ImageIndex, ImageRef, IndexT, PairIndex
+from robustcli.data.advice import listed
+from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.tables import Column, read_columns
 
-# Which groups are held out: a pure function of groups and seed, and sklearn's way of drawing.
-
-
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 HELD_OUT = 0.1
+"""The share of the test part, and of the validation part."""
+_PAPER_TRAIN, _PAPER_SEED = 0.8, 37
+_HEADER = ("image_id", "group", "split")
 
 
-def parts_by_group(index: PairIndex, *, seed: int) -> dict[str, set[str]]:
-    """The groups of `train`, `val` and `test`; see `splits.patient_splits`.
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+
+
+def split_dataset(dataset: Dataset, *, seed: int) -> Splits:
+    """80/10/10 % of the images of each class; of images with masks, of the groups.
+
+    Of classes, each has at least one image in every part. Of groups, none is in two parts; how many
+    images and how many empty masks a part gets is left to chance: over the seeds 0 to 4, 59 to 71 %
+    of the slices in LGG's parts are empty.
+
+    What is drawn depends on the seed and on the image's id or the group alone, so the order of
+    files does not matter, and few of the old groups move when others join. Splits that the data
+    gives are kept; a part that it does not give is drawn from its training images.
+
+    Args:
+        dataset: The data, perhaps with splits of its own.
+        seed: Which images or groups.
 
     Raises:
-        UsageError: There are too few groups for three parts.
+        UsageError: A class has too few images for three parts, or there are too few groups.
     """
-    parts: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
-    for pair in index.pairs:
-        parts[pair.split or "train"].add(pair.group)
-    missing = [name for name in ("test", "val") if not parts[name]]
-    free = sorted(parts["train"], key=lambda group: (identity_seed(seed, group), group))
-    if len(free) <= len(missing):
-        raise _too_few_groups(index, len(free), missing)
-    if missing:
-        tenth = max(1, round(HELD_OUT * len(index.groups)))
-        count = min(tenth, (len(free) - 1) // len(missing))
-        ends = {"test": free[:count], "val": free[-count:]}
-        for name in missing:
-            parts[name] = set(ends[name])
-            parts["train"] -= parts[name]
-    return parts
+    missing = [n for n in ("test", "val") if all(s.split != n for s in dataset.samples)]
+    if dataset.label_space is None:
+        parts, unit = _by_group(dataset, missing, seed), dataset.grouping
+    else:
+        parts, unit = _by_class(dataset, missing, seed), "image in each class"
+    drawn = f"by {unit}, seed {seed}"
+    given = "as the data gives it" + (f", {missing[0]} {drawn}" if missing else "")
+    return _splits(dataset, parts, drawn if len(missing) == 2 else given)
+
+
+def paper_splits(dataset: Dataset) -> Splits:
+    """80/10/10 % of the images, whatever their group, in the tumour paper's way.
+
+    `train_test_split(ids, train_size=0.8, random_state=37)` over the sorted ids, then the rest
+    0.5/0.5 with the same state. Its fault is kept: images of one patient lie in training and test.
+    Splits that the data gives do not count. The paper's own parts cannot be had again, because its
+    list came in the order of a file system.
+    Source: lxaw/mamba-tumor-seg @0d60b7a, the training notebooks.
+
+    Raises:
+        UsageError: There are too few images for three parts.
+    """
+    ids = sorted(sample.image_id for sample in dataset.samples)
+    train, rest = shuffled_in_two(ids, math.floor(_PAPER_TRAIN * len(ids)), _PAPER_SEED)
+    val, test = shuffled_in_two(rest, len(rest) // 2, _PAPER_SEED)
+    if not (train and val and test):
+        raise UsageError(
+            f"`{dataset.name}` has too few images to split: {len(ids)}.",
+            "Training, validation and test need one image each at least, at 80/10/10 %.",
+            "Name more data, or leave `--limit` out.",
+        )
+    parts = {"train": train, "val": val, "test": test}
+    return _splits(dataset, parts, f"by image, seed {_PAPER_SEED}")
 
 
 def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
@@ -60,14 +101,68 @@ def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str
     return [ids[i] for i in permutation[others:]], [ids[i] for i in permutation[:others]]
 
 
-def _too_few_groups(index: PairIndex, free: int, missing: list[str]) -> UsageError:
-    kind = index.grouping
-    groups = index.groups
-    found = f"all images belong to the {kind} `{groups[0]}`" if len(groups) == 1 else (
-        f"there {'is' if free == 1 else 'are'} {free} to draw from"
-    )  # fmt: skip
+def _by_group(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:
+    """The ids of each part. Groups stand in an order drawn from (seed, group) alone.
+
+    The first tenth of all groups is for test, the last for validation, the rest for training.
+    """
+    groups: dict[str, set[str]] = {name: set() for name in SPLITS}
+    for sample in dataset.samples:
+        groups[sample.split or "train"].add(sample.group)
+    free = sorted(groups["train"], key=lambda group: (identity_seed(seed, group), group))
+    if len(free) <= len(missing):
+        raise _too_few_groups(dataset, len(free), missing)
+    count = _held_out(len(dataset.groups), len(free), len(missing))
+    ends = {"test": free[:count], "val": free[-count:]}
+    for name in missing:
+        groups[name] = set(ends[name])
+        groups["train"] -= groups[name]
+    return {
+        name: {sample.image_id for sample in dataset.samples if sample.group in part}
+        for name, part in groups.items()
+    }
+
+
+def _by_class(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:
+    """The ids of each part. Images of a class stand in an order drawn from (seed, id) alone."""
+    parts: dict[str, set[str]] = {name: set() for name in SPLITS}
+    of_class: dict[int, list[Sample]] = defaultdict(list)
+    for sample in dataset.samples:
+        of_class[sample.target].append(sample)
+    for target, class_id in enumerate(dataset.classes.ids):
+        members = of_class[target]
+        for sample in members:
+            parts[sample.split or "train"].add(sample.image_id)
+        free = _in_drawn_order(members, seed)
+        if len(free) <= len(missing):
+            raise _too_few_in_class(dataset, class_id, len(free), missing)
+        count = _held_out(len(members), len(free), len(missing))
+        for number, name in enumerate(missing):
+            drawn = set(free[number * count : (number + 1) * count])
+            parts[name] |= drawn
+            parts["train"] -= drawn
+    return parts
+
+
+def _in_drawn_order(samples: Sequence[Sample], seed: int) -> list[str]:
+    """The ids of those that the data does not keep out of training."""
+    free = [sample.image_id for sample in samples if (sample.split or "train") == "train"]
+    return sorted(free, key=lambda image_id: (identity_seed("split", seed, image_id), image_id))
+
+
+def _held_out(total: int, free: int, missing: int) -> int:
+    """How many of `total` go into each missing part, so that one of `free` is left at least."""
+    return min(max(1, round(HELD_OUT * total)), (free - 1) // max(1, missing))
+
+
+def _too_few_groups(dataset: Dataset, free: int, missing: Sequence[str]) -> UsageError:
+    kind, groups = dataset.grouping, dataset.groups
+    if len(groups) == 1:
+        found = f"all images belong to the {kind} `{groups[0]}`"
+    else:
+        found = f"there {'is' if free == 1 else 'are'} {free} to draw from"
     return UsageError(
-        f"`{index.name}` cannot be split by {kind}.",
+        f"`{dataset.name}` cannot be split by {kind}.",
         f"{', '.join(['train', *missing])} need one {kind} each at least, but {found}.",
         "Name more data, leave `--limit` out, or give the images their splits in a CSV "
         f"(`image,mask,split`). `--protocol paper` splits by image instead: one {kind} is then in "
@@ -75,77 +170,30 @@ def _too_few_groups(index: PairIndex, free: int, missing: list[str]) -> UsageErr
     )
 
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-_PAPER_TRAIN, _PAPER_SEED = 0.8, 37
-_HEADER = ("image_id", "group", "split")
+def _too_few_in_class(
+    dataset: Dataset, class_id: str, free: int, missing: Sequence[str]
+) -> UsageError:
+    return UsageError(
+        f"The class `{class_id}` of `{dataset.name}` has too few images.",
+        f"{' and '.join(['train', *missing])} need one image of every class each, "
+        f"{len(missing) + 1} in all; there {'is' if free == 1 else 'are'} {free} to draw from.",
+        "Add images of that class, take its folder out, or leave `--limit` out.",
+    )
 
 
-@dataclass(frozen=True)
-class Splits(Generic[IndexT]):
-    """The three parts of a data set."""
-
-    train: IndexT
-    val: IndexT
-    test: IndexT
+def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], how: str) -> Splits:
+    whole = f"{dataset.subset}; " if dataset.subset else ""
+    return Splits(
+        *(dataset.part(frozenset(ids[n]), f"{whole}{n} part, split {how}") for n in SPLITS)
+    )
 
 
-def patient_splits(index: PairIndex, *, seed: int) -> Splits[PairIndex]:
-    """80/10/10 % of the groups, none of them in two parts.
-
-    Groups stand in an order drawn from (seed, group) alone: the first tenth is for test, the last
-    for validation, the rest for training. So the order of files does not matter, and of the old
-    groups only a few at the two borders move when others join. How many images and how many empty
-    masks a part gets is left to chance: over the seeds 0 to 4, 59 to 71 % of the slices in LGG's
-    parts are empty.
-
-    Splits that the data gives are kept; a part that it does not give is drawn from its training
-    groups (a tenth of all groups).
-
-    Args:
-        index: The data, perhaps with splits of its own.
-        seed: Which groups.
-
-    Raises:
-        UsageError: There are too few groups for three parts.
-    """
-    parts = parts_by_group(index, seed=seed)
-    ids = {
-        name: {pair.image_id for pair in index.pairs if pair.group in groups}
-        for name, groups in parts.items()
-    }
-    return _splits(index, ids, _how_groups(index, seed))
-
-
-def paper_splits(index: PairIndex) -> Splits[PairIndex]:
-    """80/10/10 % of the images, whatever their group, in the tumour paper's way.
-
-    `train_test_split(ids, train_size=0.8, random_state=37)` over the sorted ids, then the rest
-    0.5/0.5 with the same state. Its fault is kept: images of one patient lie in training and test.
-    Splits that the data gives do not count. The paper's own parts cannot be had again, because its
-    list came in the order of a file system.
-    Source: lxaw/mamba-tumor-seg @0d60b7a, the training notebooks.
-
-    Raises:
-        UsageError: There are too few images for three parts.
-    """
-    ids = sorted(pair.image_id for pair in index.pairs)
-    train, rest = shuffled_in_two(ids, math.floor(_PAPER_TRAIN * len(ids)), _PAPER_SEED)
-    val, test = shuffled_in_two(rest, len(rest) // 2, _PAPER_SEED)
-    if not (train and val and test):
-        raise UsageError(
-            f"`{index.name}` has too few images to split: {len(ids)}.",
-            "Training, validation and test need one image each at least, at 80/10/10 %.",
-            "Name more data, or leave `--limit` out.",
-        )
-    parts = {"train": train, "val": val, "test": test}
-    return _splits(index, parts, f"by image, seed {_PAPER_SEED}")
-
-
-def write_splits(path: Path, splits: Splits[Any]) -> None:
+def write_splits(path: Path, splits: Splits) -> None:
     """Writes `image_id,group,split` of every image to `path`, sorted by id, durably."""
     rows = [
-        (one.image_id, one.group, name) for name in SPLITS for one in getattr(splits, name).members
+        (sample.image_id, sample.group, name)
+        for name in SPLITS
+        for sample in getattr(splits, name).samples
     ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *sorted(rows)])
@@ -168,86 +216,3 @@ def read_splits(path: Path) -> dict[str, Split]:
         )
     names = [cast("Split", name) for name in columns["split"]]
     return dict(zip(columns["image-id"], names, strict=True))
-
-
-def _how_groups(index: PairIndex, seed: int) -> str:
-    drawn = [name for name in ("val", "test") if all(p.split != name for p in index.pairs)]
-    words = f"by {index.grouping}, seed {seed}"
-    if len(drawn) == 2:
-        return words
-    return "as the data gives it" + (f", {drawn[0]} {words}" if drawn else "")
-
-
-def _splits(index: PairIndex, ids: Mapping[str, Collection[str]], how: str) -> Splits[PairIndex]:
-    whole = f"{index.subset}; " if index.subset else ""
-    return Splits(
-        *(index.part(frozenset(ids[name]), f"{whole}{name} part, split {how}") for name in SPLITS)
-    )
-
-
-# Training, validation and test parts of images with classes: drawn by image, class by class.
-
-
-def class_splits(index: ImageIndex, *, seed: int) -> Splits[ImageIndex]:
-    """80/10/10 % of each class, at least one image of every class in every part.
-
-    Images of a class stand in an order drawn from (seed, id) alone, so the order of files does not
-    matter. Parts that the data gives are kept; one that it does not give is drawn from its training
-    images.
-
-    Args:
-        index: The data, perhaps with parts of its own.
-        seed: Which images.
-
-    Raises:
-        UsageError: A class has too few images.
-    """
-    missing = [name for name in ("test", "val") if all(i.split != name for i in index.images)]
-    parts: dict[str, set[str]] = {name: set() for name in SPLITS}
-    for target in range(len(index.label_space.ids)):
-        members = [image for image in index.images if image.target == target]
-        for image in members:
-            parts[image.split or "train"].add(image.image_id)
-        drawn = _drawn(index, target, members, missing, seed)
-        for name, ids in drawn.items():
-            parts[name] |= ids
-            parts["train"] -= ids
-    how = _how_classes(missing, seed)
-    whole = f"{index.subset}; " if index.subset else ""
-    return Splits(
-        *(index.part(frozenset(parts[n]), f"{whole}{n} part, split {how}") for n in SPLITS)
-    )
-
-
-def _drawn(
-    index: ImageIndex, target: int, members: list[ImageRef], missing: list[str], seed: int
-) -> Mapping[str, set[str]]:
-    """Of one class, the ids of each part that is to be drawn."""
-    free = [image.image_id for image in members if (image.split or "train") == "train"]
-    if len(free) <= len(missing):
-        raise _too_few_in_class(index, target, len(free), missing)
-    free.sort(key=lambda image_id: (identity_seed("split", seed, image_id), image_id))
-    tenth = max(1, round(HELD_OUT * len(members)))
-    count = min(tenth, (len(free) - 1) // max(1, len(missing)))
-    found: dict[str, set[str]] = defaultdict(set)
-    for place, name in enumerate(missing):
-        found[name] = set(free[place * count : (place + 1) * count])
-    return found
-
-
-def _how_classes(missing: list[str], seed: int) -> str:
-    words = f"by image in each class, seed {seed}"
-    if len(missing) == 2:
-        return words
-    return "as the data gives it" + (f", {missing[0]} {words}" if missing else "")
-
-
-def _too_few_in_class(index: ImageIndex, target: int, free: int, missing: list[str]) -> UsageError:
-    needed = len(missing) + 1
-    parts = " and ".join(["train", *missing]) if missing else "train"
-    return UsageError(
-        f"The class `{index.label_space.ids[target]}` of `{index.name}` has too few images.",
-        f"{parts} need one image of every class each, {needed} in all; there "
-        f"{'is' if free == 1 else 'are'} {free} to draw from.",
-        "Add images of that class, take its folder out, or leave `--limit` out.",
-    )

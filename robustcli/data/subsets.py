@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.data.dataset import ImageIndex, ImageRef, Indexed, PairIndex, PairRef
-
-# Subsets that are the same on every machine: a pure function of image ids and seed.
+from robustcli.data.dataset import Dataset, Sample
 
 
-def take(index: ImageIndex, *, per_class: int | None, limit: int | None, seed: int) -> ImageIndex:
-    """The part of `index` that was asked for, sorted by id.
+def take(
+    dataset: Dataset, *, limit: int | None, seed: int, per_class: int | None = None
+) -> Dataset:
+    """The part of `dataset` that was asked for, sorted by id.
 
-    Each image has a place in its class, drawn from its id and the seed alone. So 10 per class are
-    among the 15 per class of the same seed, and images that join a class do not reshuffle the rest.
+    Each image has a rank in its class (or, of images with masks, in its group), drawn from its id
+    and the seed alone. All first ranks come first, in an order of their own, then all second ones.
+    So 10 per class are among the 15 per class of the same seed, a smaller limit takes a part of
+    what a larger one takes, and images that join a class do not reshuffle the rest. Of images with
+    masks, the very first one of every split that the data gives goes before all others.
 
     Args:
-        index: The whole data set.
-        per_class: Images of each class; None for all.
-        limit: Images at most, spread evenly over the classes; applies after `per_class`.
+        dataset: The whole data set.
+        limit: Images at most, spread evenly over classes or groups; applies after `per_class`.
         seed: Which images; the same seed takes the same images.
+        per_class: Images of each class; None for all.
 
     Raises:
         UsageError: A number is below 1, or a class has fewer than `per_class` images.
     """
+    _check_numbers(per_class, limit)
+    if per_class is None and (limit is None or limit >= len(dataset.samples)):
+        return dataset
+    has_classes = dataset.label_space is not None
+    ranked = _ranked(dataset, seed)
+    words = []
+    if per_class is not None:
+        _check_classes(dataset, per_class)
+        ranked = [(rank, sample) for rank, sample in ranked if rank < per_class]
+        words.append(f"{per_class} per class")
+    samples = [sample for _, sample in ranked]
+    if limit is not None and limit < len(samples):
+        samples = (samples if has_classes else _splits_first(samples))[:limit]
+        spread = "classes" if has_classes else f"{dataset.grouping}s"
+        words.append(f"{limit} images spread over the {spread}")
+    taken = f"{', '.join(words)}, seed {seed}"
+    return replace(
+        dataset,
+        samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
+        # The data set may be a part of another one itself.
+        subset=f"{dataset.subset}: {taken}" if dataset.subset else taken,
+    )
+
+
+def _check_numbers(per_class: int | None, limit: int | None) -> None:
     for option, number in (("--per-class", per_class), ("--limit", limit)):
         if number is not None and number < 1:
             raise UsageError(
@@ -35,93 +63,35 @@ def take(index: ImageIndex, *, per_class: int | None, limit: int | None, seed: i
                 "Expected a whole number from 1.",
                 f"Leave out `{option}` to take all images.",
             )
-    ranked = _ranked_images(index.images, seed)
-    words = []
-    if per_class is not None:
-        _check_classes(index, per_class)
-        ranked = [(rank, image) for rank, image in ranked if rank < per_class]
-        words.append(f"{per_class} per class")
-    if limit is not None and limit < len(ranked):
-        ranked = ranked[:limit]
-        words.append(f"{limit} images spread over the classes")
-    images = tuple(sorted((image for _, image in ranked), key=lambda image: image.image_id))
-    subset = within(index, f"{', '.join(words)}, seed {seed}") if words else index.subset
-    return replace(index, images=images, subset=subset)
 
 
-def within(index: Indexed, taken: str) -> str:
-    """The words for a part `taken` of `index`, which may be a part of a data set itself."""
-    return f"{index.subset}: {taken}" if index.subset else taken
+def _ranked(dataset: Dataset, seed: int) -> list[tuple[int, Sample]]:
+    """The samples with their rank in their class or group, in the order in which they are taken."""
+    strata: dict[int | str, list[tuple[int, str, Sample]]] = defaultdict(list)
+    for sample in dataset.samples:
+        stratum = sample.group if dataset.label_space is None else sample.target
+        strata[stratum].append((identity_seed(seed, sample.image_id), sample.image_id, sample))
+    ranked = []
+    for stratum_samples in strata.values():
+        stratum_samples.sort(key=lambda keyed: keyed[:2])
+        ranked += [(rank, *keyed) for rank, keyed in enumerate(stratum_samples)]
+    ranked.sort(key=lambda keyed: keyed[:3])
+    return [(rank, sample) for rank, _, _, sample in ranked]
 
 
-def _ranked_images(images: Iterable[ImageRef], seed: int) -> list[tuple[int, ImageRef]]:
-    """The images with their place in their class: all first places first, each round shuffled."""
-    classes: dict[int, list[tuple[int, ImageRef]]] = defaultdict(list)
-    for image in images:
-        classes[image.target].append((identity_seed(seed, image.image_id), image))
-    placed = []
-    for members in classes.values():
-        members.sort(key=lambda member: (member[0], member[1].image_id))
-        placed += [(rank, key, image) for rank, (key, image) in enumerate(members)]
-    placed.sort(key=lambda one: (one[0], one[1], one[2].image_id))
-    return [(rank, image) for rank, _, image in placed]
-
-
-def _check_classes(index: ImageIndex, per_class: int) -> None:
-    counts: dict[int, int] = defaultdict(int)
-    for image in index.images:
-        counts[image.target] += 1
+def _check_classes(dataset: Dataset, per_class: int) -> None:
+    counts = Counter(sample.target for sample in dataset.samples)
     smallest = min(counts, key=lambda target: (counts[target], target))
     if counts[smallest] < per_class:
         raise UsageError(
             f"`--per-class {per_class}` is more than there is.",
-            f"The smallest class, `{index.label_space.ids[smallest]}` "
-            f"({index.label_space.names[smallest]}), has {counts[smallest]}.",
+            f"The smallest class, `{dataset.classes.ids[smallest]}` "
+            f"({dataset.classes.names[smallest]}), has {counts[smallest]}.",
             f"Use `--per-class {counts[smallest]}` or less, or `--limit`.",
         )
 
 
-# A part of the pairs that is the same on every machine: a pure function of ids and seed.
-
-
-def take_pairs(index: PairIndex, *, limit: int | None, seed: int) -> PairIndex:
-    """At most `limit` pairs of `index`, spread evenly over its groups, sorted by id.
-
-    Each pair has a place in its group, drawn from its id and the seed alone; all first places come
-    first, in an order of their own, then all second ones. So a smaller limit takes a part of what a
-    larger one takes. Of every split that the data gives, the very first pair goes before all.
-
-    Args:
-        index: The whole data set.
-        limit: Pairs at most; None for all.
-        seed: Which pairs; the same seed takes the same pairs.
-
-    Raises:
-        UsageError: `limit` is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise UsageError(
-            f"`--limit {limit}` takes no images.",
-            "Expected a whole number from 1.",
-            "Leave out `--limit` to take all images.",
-        )
-    if limit is None or limit >= len(index.pairs):
-        return index
-    kept = _ranked_pairs(index, seed)[:limit]
-    return replace(
-        index,
-        pairs=tuple(sorted(kept, key=lambda pair: pair.image_id)),
-        subset=within(index, f"{limit} images spread over the {index.grouping}s, seed {seed}"),
-    )
-
-
-def _ranked_pairs(index: PairIndex, seed: int) -> list[PairRef]:
-    keyed = {pair.image_id: identity_seed(seed, pair.image_id) for pair in index.pairs}
-    groups: dict[str, list[PairRef]] = defaultdict(list)
-    for pair in sorted(index.pairs, key=lambda pair: (keyed[pair.image_id], pair.image_id)):
-        groups[pair.group].append(pair)
-    placed = [(rank, pair) for members in groups.values() for rank, pair in enumerate(members)]
-    placed.sort(key=lambda one: (one[0], keyed[one[1].image_id], one[1].image_id))
-    ranked = [pair for _, pair in placed]
-    firsts = {pair.split: pair for pair in reversed(ranked)}
-    return sorted(ranked, key=lambda pair: firsts[pair.split] is not pair)
+def _splits_first(samples: Sequence[Sample]) -> list[Sample]:
+    """The first sample of each split, then all others in their order."""
+    firsts = {sample.split: sample for sample in reversed(samples)}
+    return sorted(samples, key=lambda sample: firsts[sample.split] is not sample)

@@ -10,19 +10,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import LONGEST_NAME, replacing, shortened
+from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
     IMAGE_SUFFIXES,
-    Entry,
     Listing,
     list_tree,
     named_like_image,
     stable,
 )
-from robustcli.data.named_datasets import data_home
+from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz")
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
@@ -174,10 +172,12 @@ class _InTar:
             there = _found(self.root, one.parts) if is_link else one
             yield _InTar(there or one, name, is_link, self.root)
 
-    def entry(self, relative: str) -> Entry:
+    def file(self, relative: str) -> FileRef:
         info = self.member.info
         assert info is not None
-        return Entry(stable(relative), self.member.archive, info.name, info.offset_data, info.size)
+        return FileRef(
+            stable(relative), self.member.archive, info.name, info.offset_data, info.size
+        )
 
 
 def decompress(source: Path, target: Path) -> None:
@@ -207,19 +207,18 @@ def _decompressed(path: Path) -> Path:
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     stem = shortened(path.name.split(".")[0], LONGEST_NAME - 2 * len(key))
     target = data_home() / "unpacked" / f"{stem}-{key}.tar"
-    lock = FileLock(f"{target}.lock")
+    if target.is_file():
+        return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
+        lock = lock_on_this_machine(target)
+    except OSError as error:
         raise _no_room(path, target, str(error)) from error
-    try:
-        if not target.is_file():
-            decompress(path, target)
-    except RunError as error:
-        raise _no_room(path, target, error.why) from error
-    finally:
-        lock.release()
+    with lock:
+        try:
+            if not target.is_file():  # another process may have made it in the meantime
+                decompress(path, target)
+        except RunError as error:
+            raise _no_room(path, target, error.why) from error
     return target
 
 

@@ -24,11 +24,11 @@ from robustcli.adapters.load import (
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
-from robustcli.data.dataset import ImageIndex, ImageRef
+from robustcli.data import dataset
 from robustcli.data.decode import decode
 from robustcli.data.labels import LabelSpace
 from robustcli.data.mask_values import check_no_masks
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.subsets import take
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.describe import dataset_record, model_record
@@ -58,7 +58,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class ViewPreparation(Preparation[ImageRef, Pixels, Views]):
+class ViewPreparation(Preparation[dataset.Sample, Pixels, Views]):
     """Images to views.
 
     Args:
@@ -75,12 +75,12 @@ class ViewPreparation(Preparation[ImageRef, Pixels, Views]):
     seed: int
     at_crop: bool
 
-    def decode(self, item: ImageRef) -> Pixels:
+    def decode(self, item: dataset.Sample) -> Pixels:
         """The pixels of the image, (H, W, 3)."""
-        return decode(item)
+        return decode(item.image)
 
     def prepare(
-        self, items: Sequence[ImageRef], decoded: Sequence[Pixels], piece: Piece
+        self, items: Sequence[dataset.Sample], decoded: Sequence[Pixels], piece: Piece
     ) -> Iterator[Prepared[Views]]:
         """The views of the models that lack rows, and the measures of the views that lack them."""
         ids, targets = [item.image_id for item in items], [item.target for item in items]
@@ -194,10 +194,10 @@ class Classification(Task[Classifier]):
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
             listener.say(
-                f"No --data: using {index.name}{kind}, {len(index.images)} images, "
+                f"No --data: using {index.name}{kind}, {len(index.samples)} images, "
                 f"{index.location}."
             )
-        return Data(index.images, dataset_record(index))
+        return Data(index.samples, dataset_record(index))
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""
@@ -243,13 +243,13 @@ class Classification(Task[Classifier]):
         self, data: Data, models: Mapping[str, Classifier], config: EvalConfig
     ) -> Sample | None:
         """The first readable photo, or the first model's crop of it."""
-        found = first_readable(data.items, decode)
+        found = first_readable(data.items, lambda item: decode(item.image))
         if found is None or config.apply_at == "original":
             return found
         return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
 
 
-def _opened(config: EvalConfig) -> ImageIndex:
+def _opened(config: EvalConfig) -> dataset.Dataset:
     """The data, in the classes of the models.
 
     Raises:
@@ -259,10 +259,10 @@ def _opened(config: EvalConfig) -> ImageIndex:
     trained = any(_trained(config))
     given = trained or config.label_space is not None
     try:
-        return open_index(
-            config.data, model_label_space=space.name, label_space=space if given else None,
-            labels=config.labels, parts=trained,
-        )  # fmt: skip
+        return open_dataset(
+            config.data,
+            Classes(space.name, space if given else None, config.labels, splits=trained),
+        )
     except UsageError:
         _check_heads(config)
         raise

@@ -13,7 +13,7 @@ from robustcli import __version__
 from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.adapters.classifier import Classifier, Facts
 from robustcli.adapters.segmenter import Segmenter
-from robustcli.data.dataset import ImageIndex, PairIndex
+from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.evaluation.loader import ORIGINAL
 from robustcli.evaluation.record import (
@@ -34,14 +34,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def dataset_record(index: ImageIndex) -> DatasetRecord:
+def dataset_record(index: Dataset) -> DatasetRecord:
     """The record of the images."""
     return DatasetRecord(
         name=index.name,
         location=index.location,
-        label_space=index.label_space.name,
-        classes=len(index.label_space.ids),
-        images=len(index.images),
+        label_space=index.classes.name,
+        classes=len(index.classes.ids),
+        images=len(index.samples),
         images_available=index.available,
         subset=index.subset,
         demonstration=index.demonstration,
@@ -50,14 +50,14 @@ def dataset_record(index: ImageIndex) -> DatasetRecord:
     )
 
 
-def pairs_record(index: PairIndex) -> DatasetRecord:
+def pairs_record(index: Dataset) -> DatasetRecord:
     """The record of images with masks, whose classes are background and foreground."""
     return DatasetRecord(
         name=index.name,
         location=index.location,
         label_space=FOREGROUND,
         classes=2,
-        images=len(index.pairs),
+        images=len(index.samples),
         images_available=index.available,
         subset=index.subset,
         demonstration=index.demonstration,

@@ -13,7 +13,7 @@ import torch
 from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.core.errors import RobustError
-from robustcli.data.download import data_home
+from robustcli.data.named_datasets import data_home
 from robustcli.evaluation.describe import versions
 from robustcli.models.scan import cpu
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, cast
+from typing import Literal
 
 from robustcli.adapters.cache_paths import local_path
 from robustcli.adapters.catalogue import CATALOGUE
@@ -15,7 +15,7 @@ from robustcli.adapters.training_run import ClassifierHeader, header_beside, is_
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import canonical
-from robustcli.data.dataset import ImageRef, Indexed, IndexT, Member
+from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.decode import read_bytes
 from robustcli.data.splits import read_splits
 from robustcli.evaluation.record import Split
@@ -42,24 +42,23 @@ class TrainingData:
     parts: Mapping[str, str]
     seen: Mapping[str, str] = field(default_factory=dict)
 
-    def overlaps(self, index: Indexed) -> bool:
+    def overlaps(self, index: Dataset) -> bool:
         """Whether some images of `index` are among those of the training.
 
         Ids are paths inside the data set, so another name or place of its folder changes nothing.
         But `cat/001.jpg` may be another photo in other data: where files of that name can be
         compared with those of the training, these decide.
         """
-        there = [one for one in index.members if one.image_id in self.seen]
+        there = [one for one in index.samples if one.image_id in self.seen]
         if there:
             return any(_hash(one) == self.seen[one.image_id] for one in there)
         same = self.digest is not None and self.digest == index.digest
-        return same or any(one.image_id in self.parts for one in index.members)
+        return same or any(one.image_id in self.parts for one in index.samples)
 
 
-def _hash(member: Member) -> str:
-    assert isinstance(member, ImageRef), "only classifiers' weights say what they have seen"
+def _hash(sample: Sample) -> str:
     try:
-        return hashlib.sha256(read_bytes(member)).hexdigest()
+        return hashlib.sha256(read_bytes(sample.image)).hexdigest()
     except OSError:
         return ""
 
@@ -107,19 +106,19 @@ def parts_of(run: Path) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
-class Part(Generic[IndexT]):
+class Part:
     """Some images of the data, and which part of it they are."""
 
-    index: IndexT
+    index: Dataset
     split: Split
 
 
 def choose_part(
-    index: IndexT,
+    index: Dataset,
     wanted: Literal["auto"] | Split,
     trainings: Sequence[TrainingData],
     listener: Listener,
-) -> Part[IndexT]:
+) -> Part:
     """The part of `index` to evaluate.
 
     `auto` takes the held-out test images where a model was trained on images of `index`, else all.
@@ -146,37 +145,37 @@ def choose_part(
     part = _of_trainings(index, split, known) if known else _own(index, split)
     if wanted == "auto":
         listener.say(
-            f"`{known[0].model}` was trained on this data: only the {len(part.members)} of "
-            f"{len(index.members)} images that were held out for testing are used "
+            f"`{known[0].model}` was trained on this data: only the {len(part.samples)} of "
+            f"{len(index.samples)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
     return Part(part, split)
 
 
-def _of_trainings(index: IndexT, split: Split, known: Sequence[TrainingData]) -> IndexT:
+def _of_trainings(index: Dataset, split: Split, known: Sequence[TrainingData]) -> Dataset:
     for training in known:
         if not training.parts:
             raise _unknown_parts(training)
     ids = frozenset(
         pair.image_id
-        for pair in index.members
+        for pair in index.samples
         if all(training.parts.get(pair.image_id) == split for training in known)
     )
     names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in known))
     if not ids:
         raise UsageError(
             f"No image of `{index.name}` is in the {split} part of {names}.",
-            f"All {len(index.members)} images here are others, or were used otherwise in training.",
+            f"All {len(index.samples)} images here are others, or were used otherwise in training.",
             "Name other data, evaluate models of different splits in separate runs, or take "
             "everything with `--split all`.",
         )
     return _part(index, ids, f"{split} part of {names}")
 
 
-def _own(index: IndexT, split: Split) -> IndexT:
-    ids = frozenset(pair.image_id for pair in index.members if pair.split == split)
+def _own(index: Dataset, split: Split) -> Dataset:
+    ids = frozenset(pair.image_id for pair in index.samples if pair.split == split)
     if not ids:
-        given = sorted({pair.split for pair in index.members if pair.split is not None})
+        given = sorted({pair.split for pair in index.samples if pair.split is not None})
         raise UsageError(
             f"`--split {split}` finds no images in `{index.name}`.",
             f"The data has {', '.join(given)}."
@@ -187,8 +186,8 @@ def _own(index: IndexT, split: Split) -> IndexT:
     return _part(index, ids, f"{split} part of the data's own split")
 
 
-def _part(index: IndexT, ids: frozenset[str], words: str) -> IndexT:
-    return cast("IndexT", index.part(ids, f"{index.subset}, {words}" if index.subset else words))
+def _part(index: Dataset, ids: frozenset[str], words: str) -> Dataset:
+    return index.part(ids, f"{index.subset}, {words}" if index.subset else words)
 
 
 def _unknown_parts(training: TrainingData) -> UsageError:

@@ -19,11 +19,11 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.silence import silenced
-from robustcli.data.dataset import PairRef
+from robustcli.data import dataset
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
-from robustcli.data.sources import open_masked
-from robustcli.data.subsets import take_pairs
+from robustcli.data.sources import Masks, open_dataset
+from robustcli.data.subsets import take
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.describe import pairs_record, segmenter_record
 from robustcli.evaluation.forward import Forward
@@ -122,7 +122,7 @@ class MaskedImages:
 
 
 @dataclass(frozen=True)
-class PairPreparation(Preparation[PairRef, tuple[Pixels, MaskOrIgnore], MaskedImages]):
+class PairPreparation(Preparation[dataset.Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
     """Pairs to masked images.
 
     Args:
@@ -133,7 +133,7 @@ class PairPreparation(Preparation[PairRef, tuple[Pixels, MaskOrIgnore], MaskedIm
     transforms: Mapping[Cell, TransformCell]
     seed: int
 
-    def decode(self, item: PairRef) -> tuple[Pixels, MaskOrIgnore]:
+    def decode(self, item: dataset.Sample) -> tuple[Pixels, MaskOrIgnore]:
         """The pixels of the image and its mask.
 
         Raises:
@@ -143,7 +143,10 @@ class PairPreparation(Preparation[PairRef, tuple[Pixels, MaskOrIgnore], MaskedIm
         return decode_pair(item)
 
     def prepare(
-        self, items: Sequence[PairRef], decoded: Sequence[tuple[Pixels, MaskOrIgnore]], piece: Piece
+        self,
+        items: Sequence[dataset.Sample],
+        decoded: Sequence[tuple[Pixels, MaskOrIgnore]],
+        piece: Piece,
     ) -> Iterator[Prepared[MaskedImages]]:
         """The transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
@@ -154,7 +157,7 @@ class PairPreparation(Preparation[PairRef, tuple[Pixels, MaskOrIgnore], MaskedIm
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
     def _move(
-        self, cell: Cell, item: PairRef, decoded: tuple[Pixels, MaskOrIgnore]
+        self, cell: Cell, item: dataset.Sample, decoded: tuple[Pixels, MaskOrIgnore]
     ) -> tuple[Pixels, MaskOrIgnore]:
         seed = image_seed(self.seed, cell.transform, cell.severity, item.image_id)
         transform = self.transforms[cell].transform
@@ -236,17 +239,18 @@ class Segmentation(Task[Segmenter]):
 
     def open(self, config: EvalConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
+        whole = open_dataset(config.data, Masks(config.foreground, config.ignore))
         for note in whole.notes:
             listener.say(note)
         if config.data is None:
             kind = " (a demonstration set)" if whole.demonstration else ""
             listener.say(
-                f"No --data: using {whole.name}{kind}, {len(whole.pairs)} images, {whole.location}."
+                f"No --data: using {whole.name}{kind}, {len(whole.samples)} images, "
+                f"{whole.location}."
             )
         part = choose_part(whole, config.split, _trainings(config), listener)
-        index = take_pairs(part.index, limit=config.limit, seed=config.seed)
-        return Data(index.pairs, pairs_record(index), index.grouping, part.split)
+        index = take(part.index, limit=config.limit, seed=config.seed)
+        return Data(index.samples, pairs_record(index), index.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
         """See `Task.load`."""

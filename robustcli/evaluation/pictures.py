@@ -16,7 +16,7 @@ from PIL import Image
 
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.io import write_bytes
-from robustcli.data.dataset import PairRef
+from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
 from robustcli.evaluation.plan import Item
@@ -134,7 +134,7 @@ def first_readable(items: Sequence[ItemT], decode: Callable[[ItemT], Pixels]) ->
     return None
 
 
-def first_pair(pairs: Sequence[PairRef]) -> Sample | None:
+def first_pair(pairs: Sequence[dataset.Sample]) -> Sample | None:
     """The first of the first 100 pairs that has foreground, else the first readable one."""
     first = None
     for pair in pairs[:_MOST]:
@@ -162,7 +162,7 @@ _IDENTITY = Cell("identity", 0)
 
 
 def draw_panels(
-    run: Path, pairs: Sequence[PairRef], segmenters: Mapping[str, Segmenter]
+    run: Path, pairs: Sequence[dataset.Sample], segmenters: Mapping[str, Segmenter]
 ) -> list[Panel]:
     """The panels of the run, those of `segmenters` drawn anew where their choice has changed.
 
@@ -232,7 +232,7 @@ def _places(count: int) -> list[tuple[Rank, int, int]]:
     return sorted(chosen, key=lambda one: one[2])
 
 
-def _draw(folder: Path, pair: PairRef, segmenter: Segmenter) -> None:
+def _draw(folder: Path, pair: dataset.Sample, segmenter: Segmenter) -> None:
     image, truth = decode_pair(pair)
     probability = segmenter.probabilities([image])[0]
     grey = np.rint(255 * probability).astype(np.uint8)

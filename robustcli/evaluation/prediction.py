@@ -19,9 +19,9 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import write_bytes
 from robustcli.core.listener import Listener, Silent
-from robustcli.data.dataset import ImageRef
+from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
-from robustcli.data.listing import Entry, list_folder
+from robustcli.data.listing import list_folder
 from robustcli.data.tables import Say, unheard
 from robustcli.evaluation.forward import Forward
 from robustcli.evaluation.pictures import overlaid
@@ -82,7 +82,7 @@ def _named(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, 
             listing = list_folder(path)
             for note in listing.notes(path):
                 say(note)
-            found = [entry for entry in listing.entries if not _is_below(entry.path, out)]
+            found = [entry for entry in listing.files if not _is_below(entry.path, out)]
             names = {entry.relative for entry in found}
             kept = [entry for entry in found if not _is_true_mask(entry, names)]
             yield from ((entry.path, PurePosixPath(entry.relative)) for entry in kept)
@@ -100,7 +100,7 @@ def _is_below(path: Path, folder: Path) -> bool:
     return folder in path.resolve().parents
 
 
-def _is_true_mask(entry: Entry, names: set[str]) -> bool:
+def _is_true_mask(entry: FileRef, names: set[str]) -> bool:
     path = PurePosixPath(entry.relative)
     image = path.with_name(path.stem.removesuffix(_MASK) + path.suffix)
     beside = path.stem.endswith(_MASK) and str(image) in names
@@ -243,7 +243,7 @@ def _batches(
     some: list[tuple[Job, Pixels]] = []
     for job in jobs:
         try:
-            some.append((job, decode(ImageRef(job.image.name, 0, job.image))))
+            some.append((job, decode(FileRef(job.image.name, job.image))))
         except UnreadableImage as error:
             unreadable.append((job.image, error.reason))
             continue

@@ -61,7 +61,7 @@ def export_nnunet(training: TrainConfig, selection: Selection, run: Path) -> boo
 
 def plan_of(training: TrainConfig, selection: Selection, network: UMambaConfig) -> NnUNetPlan:
     """The plan that `network` and its training follow."""
-    train, recipe = selection.splits.train.pairs, selection.recipe
+    train, recipe = selection.splits.train.samples, selection.recipe
     base = training.plan
     if base is None:
         patch = (max(network.patch[0], _SMALLEST[0]), max(network.patch[1], _SMALLEST[1]))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from robustcli.core.errors import RunError
 from robustcli.core.io import refused
 from robustcli.core.machine import available_bytes, usable_cores
-from robustcli.data.dataset import PairRef
+from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
 
@@ -67,7 +67,7 @@ StoredT = TypeVar("StoredT", bound=Stored)
 RefT = TypeVar("RefT")
 
 
-def decode_masked(pair: PairRef) -> Decoded:
+def decode_masked(pair: Sample) -> Decoded:
     """The pixels of `pair`.
 
     Raises:

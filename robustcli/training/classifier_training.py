@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,10 +18,10 @@ from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
-from robustcli.data.dataset import ImageIndex, ImageRef, Indexed
+from robustcli.data import dataset
 from robustcli.data.decode import read_bytes
-from robustcli.data.sources import open_classes
-from robustcli.data.splits import SPLITS, Split, Splits, class_splits
+from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.data.subsets import take
 from robustcli.evaluation.describe import dataset_record
 from robustcli.training.config import TrainConfig
@@ -105,16 +105,16 @@ class Classification(TrainingTask):
         if config.data is None:
             raise no_data(entry)
 
-    def open(self, config: TrainConfig) -> ImageIndex:
+    def open(self, config: TrainConfig) -> dataset.Dataset:
         """See `TrainingTask.open`: whatever classes the data has."""
         assert config.data is not None, "`check` has seen to it"
-        return take(open_classes(config.data), per_class=None, limit=config.limit, seed=config.seed)
+        return take(open_dataset(config.data, Classes()), limit=config.limit, seed=config.seed)
 
-    def split(self, index: Indexed, config: TrainConfig) -> Splits[ImageIndex]:
+    def split(self, index: dataset.Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
-        return class_splits(cast("ImageIndex", index), seed=config.seed)
+        return split_dataset(index, seed=config.seed)
 
-    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits[Any]) -> Recipe:
+    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""
         return class_recipe(
             config, sized_preprocessing(entry, config.model_args, config.window).crop
@@ -124,27 +124,27 @@ class Classification(TrainingTask):
         """See `TrainingTask.way`."""
         return "Parts"
 
-    def counted(self, part: Indexed) -> str:
+    def counted(self, part: dataset.Dataset) -> str:
         """See `TrainingTask.counted`."""
-        return f"{len(part.members)} images"
+        return f"{len(part.samples)} images"
 
-    def network(self, config: TrainConfig, index: Indexed) -> tuple[nn.Module, str]:
+    def network(self, config: TrainConfig, index: dataset.Dataset) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`: its last layer is new, whatever it starts from."""
-        classes = len(cast("ImageIndex", index).label_space.ids)
+        classes = len(index.classes.ids)
         weights = None if config.untrained else config.weights
         return start_classifier(
             resolve(config.model), classes, config.model_args, seed=config.seed, weights=weights
         )
 
-    def decode(self, member: ImageRef) -> Photo:
+    def decode(self, member: dataset.Sample) -> Photo:
         """See `TrainingTask.decode`."""
-        return decode_photo(member)
+        return decode_photo(member.image)
 
     def counts(
         self, selection: Selection, train: Sequence[Photo], val: Sequence[Photo]
     ) -> dict[Split, SplitRecord]:
         """See `TrainingTask.counts`."""
-        sizes = {name: len(getattr(selection.splits, name).images) for name in SPLITS}
+        sizes = {name: len(getattr(selection.splits, name).samples) for name in SPLITS}
         return {name: SplitRecord(images=size, groups=size) for name, size in sizes.items()}
 
     def batches(
@@ -168,19 +168,19 @@ class Classification(TrainingTask):
             network.train(), selection.recipe, decays_of(selection.entry, network),
             preprocessing=data.preprocessing if data
             else Preprocessing(None, 1).of_channels(selection.input_shape[0]),
-            val_images=len(selection.splits.val.images),
+            val_images=len(selection.splits.val.samples),
         )  # fmt: skip
 
     def facts(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Facts:
         """See `TrainingTask.facts`."""
-        index = cast("ImageIndex", selection.index)
+        index = selection.index
         return Facts(dataset_record(index), None, "the class with the highest score")
 
     def header(
         self, config: TrainConfig, selection: Selection, network: nn.Module
     ) -> ClassifierHeader:
         """See `TrainingTask.header`."""
-        space = cast("ImageIndex", selection.index).label_space
+        space = selection.index.classes
         return ClassifierHeader(
             model=selection.entry.network,
             arguments=dict(config.model_args),
@@ -200,7 +200,7 @@ class Classification(TrainingTask):
     ) -> None:  # fmt: skip
         """See `TrainingTask.measure`: into `RUN/test`."""
         run = selection.run
-        listener.say(f"Measuring on the {len(selection.splits.test.images)} held-out images.")
+        listener.say(f"Measuring on the {len(selection.splits.test.samples)} held-out images.")
         evaluate(config, run, str(run), run / "test")
 
 
@@ -219,12 +219,12 @@ def preprocessing_of(config: TrainConfig, selection: Selection) -> Preprocessing
     return sized_preprocessing(selection.entry, config.model_args, selection.recipe.window)
 
 
-def _part(index: ImageIndex, photos: Sequence[Photo]) -> Part:
-    images = index.images
+def _part(index: dataset.Dataset, photos: Sequence[Photo]) -> Part:
+    images = index.samples
     return Part([i.image_id for i in images], photos, [i.target for i in images])
 
 
-def _seen(train: ImageIndex, seed: int) -> dict[str, str]:
+def _seen(train: dataset.Dataset, seed: int) -> dict[str, str]:
     """Some training images, by id, with the hash of their files."""
-    drawn = sorted(train.images, key=lambda image: identity_seed("seen", seed, image.image_id))
-    return {i.image_id: hashlib.sha256(read_bytes(i)).hexdigest() for i in drawn[:_SEEN]}
+    drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
+    return {i.image_id: hashlib.sha256(read_bytes(i.image)).hexdigest() for i in drawn[:_SEEN]}

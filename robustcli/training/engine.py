@@ -200,8 +200,8 @@ def _train(
     """The trained network; every process of the run does this, unless it is `fitted` already."""
     selection = prepared.selection
     task, splits, run = selection.task, selection.splits, selection.run
-    held = (*splits.train.members, *splits.val.members)
-    count = len(splits.train.members)
+    held = (*splits.train.samples, *splits.val.samples)
+    count = len(splits.train.samples)
     first = peers.place.first
     with (
         decoded_once(held, run / "cache", task.decode, processes=selection.on.devices) as decoded,

@@ -12,7 +12,7 @@ from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import write_weights
 from robustcli.core.errors import RunError
-from robustcli.data.dataset import Indexed
+from robustcli.data.dataset import Dataset
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -71,9 +71,9 @@ def save_weights(
     return hash_state(chosen.state)
 
 
-def hash_ids(part: Indexed) -> str:
+def hash_ids(part: Dataset) -> str:
     """SHA-256 (hex) over the ids of the images, a line each, in order."""
-    return hashlib.sha256("".join(f"{p.image_id}\n" for p in part.members).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{p.image_id}\n" for p in part.samples).encode()).hexdigest()
 
 
 def evaluate(config: TrainConfig, run: Path, model: str, out: Path) -> None:

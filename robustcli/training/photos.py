@@ -18,7 +18,7 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
-from robustcli.data.dataset import ImageRef
+from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.training.cache import Pixels
 from robustcli.training.constant_images import constant_ids
@@ -113,7 +113,7 @@ class Photo:
         return cls(*arrays)
 
 
-def decode_photo(ref: ImageRef) -> Photo:
+def decode_photo(ref: FileRef) -> Photo:
     """The pixels of `ref`.
 
     Raises:
@@ -123,7 +123,7 @@ def decode_photo(ref: ImageRef) -> Photo:
         return Photo(decode(ref))
     except UnreadableImage as error:
         raise RunError(
-            f"The image `{ref.image_id}` cannot be read.",
+            f"The image `{ref.relative}` cannot be read.",
             f"{ref.path}: {error.reason}.",
             "Repair or remove the file, then repeat the command.",
         ) from error

@@ -179,7 +179,7 @@ def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> 
     if config.data is None:
         kind = " (a demonstration set)" if index.demonstration else ""
         listener.say(
-            f"No --data: using {index.name}{kind}, {len(index.members)} images, {index.location}."
+            f"No --data: using {index.name}{kind}, {len(index.samples)} images, {index.location}."
         )
     for note in index.notes:
         listener.say(note)
@@ -309,7 +309,7 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     return TrainForecast(
         out=str(selection.run),
         protocol=facts.protocol,
-        images={name: len(part.members) for name, part in parts.items()},
+        images={name: len(part.samples) for name, part in parts.items()},
         groups={name: len(part.groups) for name, part in parts.items()},
         grouping=selection.index.grouping,
         model=selection.entry.name,
@@ -325,7 +325,7 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
 
 
 def _pixels(selection: Selection) -> int:
-    held = (*selection.splits.train.members, *selection.splits.val.members)
+    held = (*selection.splits.train.samples, *selection.splits.val.samples)
     return sum(array.nbytes for array in selection.task.decode(held[0]).arrays) * len(held)
 
 

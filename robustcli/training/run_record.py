@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robustcli.adapters.cache_paths import hash_state
-from robustcli.data.dataset import PairIndex
+from robustcli.data.dataset import Dataset
 from robustcli.evaluation.describe import versions
 from robustcli.evaluation.device import describe as describe_device
 from robustcli.models.mamba import Mamba
@@ -87,10 +87,10 @@ def decision_words(probability: float) -> str:
     return f"probability >= {probability:g}"
 
 
-def split_record(part: PairIndex, decoded: Sequence[Decoded]) -> SplitRecord:
+def split_record(part: Dataset, decoded: Sequence[Decoded]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
     empty = sum(not (one.mask == 1).any() for one in decoded)
-    return SplitRecord(images=len(part.pairs), groups=len(part.groups), empty=empty)
+    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty)
 
 
 def recipe_record(recipe: Recipe) -> RecipeRecord:

@@ -14,11 +14,11 @@ from robustcli.adapters.start import start_weights
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.data.dataset import Indexed, PairIndex, PairRef
+from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.masks import decode_mask
-from robustcli.data.sources import open_masked
-from robustcli.data.splits import Split, Splits, paper_splits, patient_splits
-from robustcli.data.subsets import take_pairs
+from robustcli.data.sources import Masks, open_dataset
+from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
+from robustcli.data.subsets import take
 from robustcli.evaluation.describe import pairs_record
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.training.cache import Decoded, decode_masked
@@ -73,7 +73,7 @@ def make_module(
     """
     if selection.recipe.patches is not None:
         return NnUNetModule(network.train(), selection.recipe, ignores=ignores(selection))
-    groups = [pair.group for pair in selection.splits.val.pairs]
+    groups = [pair.group for pair in selection.splits.val.samples]
     places = data.val_images() if isinstance(data, SegmentationData) else []
     return SegmentationModule(
         network.train(), selection.recipe, channels=selection.channels,
@@ -84,14 +84,13 @@ def make_module(
 
 def ignores(selection: Selection) -> bool:
     """Whether the masks of the data hold pixels that count nowhere."""
-    index = selection.index
-    reading = index.reading if isinstance(index, PairIndex) else None
+    reading = selection.index.reading
     return reading is not None and bool(reading.ignored)
 
 
-def part_of(index: PairIndex, decoded: Sequence[Decoded]) -> Part:
+def part_of(index: Dataset, decoded: Sequence[Decoded]) -> Part:
     """The pairs of `index` with their pixels."""
-    return Part([pair.image_id for pair in index.pairs], decoded)
+    return Part([pair.image_id for pair in index.samples], decoded)
 
 
 BASELINE = "otsu"
@@ -119,19 +118,18 @@ class Segmentation(TrainingTask):
                 "Leave out one of the two.",
             )
 
-    def open(self, config: TrainConfig) -> PairIndex:
+    def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`."""
-        whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
-        return take_pairs(whole, limit=config.limit, seed=config.seed)
+        whole = open_dataset(config.data, Masks(config.foreground, config.ignore))
+        return take(whole, limit=config.limit, seed=config.seed)
 
-    def split(self, index: Indexed, config: TrainConfig) -> Splits[PairIndex]:
+    def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
-        pairs = cast("PairIndex", index)
         if config.protocol == "paper":
-            return paper_splits(pairs)
-        return patient_splits(pairs, seed=config.seed)
+            return paper_splits(index)
+        return split_dataset(index, seed=config.seed)
 
-    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits[Any]) -> Recipe:
+    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`."""
         recipe = recipe_of(config, entry.name, splits.train.name)
         return recipe if recipe.patches is None else planned(recipe, config, entry, splits.train)
@@ -140,19 +138,19 @@ class Segmentation(TrainingTask):
         """See `TrainingTask.way`."""
         return f"Protocol `{config.protocol}`"
 
-    def counted(self, part: Indexed) -> str:
+    def counted(self, part: Dataset) -> str:
         """See `TrainingTask.counted`."""
-        images, kind = f"{len(part.members)} images", part.grouping
+        images, kind = f"{len(part.samples)} images", part.grouping
         return images if kind == "image" else f"{images} of {len(part.groups)} {kind}s"
 
-    def network(self, config: TrainConfig, index: Indexed) -> tuple[nn.Module, str]:
+    def network(self, config: TrainConfig, index: Dataset) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`."""
         return start_weights(
             config.model, config.weights, config.untrained, config.offline, config.seed,
             config.model_args,
         )  # fmt: skip
 
-    def decode(self, member: PairRef) -> Decoded:
+    def decode(self, member: Sample) -> Decoded:
         """See `TrainingTask.decode`."""
         return decode_masked(member)
 
@@ -162,10 +160,10 @@ class Segmentation(TrainingTask):
         """See `TrainingTask.counts`: with the images that hold no foreground."""
         splits = selection.splits
         _check_foreground(splits.train, train)
-        masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.pairs)
+        masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.samples)
         empty = sum(not (mask == 1).any() for mask in masks)
         test = SplitRecord(
-            images=len(splits.test.pairs), groups=len(splits.test.groups), empty=empty
+            images=len(splits.test.samples), groups=len(splits.test.groups), empty=empty
         )
         return {
             "train": split_record(splits.train, train),
@@ -191,7 +189,7 @@ class Segmentation(TrainingTask):
         """See `TrainingTask.facts`."""
         probability = threshold(selection, probabilities=is_probability(network))
         return Facts(
-            pairs_record(cast("PairIndex", selection.index)),
+            pairs_record(selection.index),
             config.protocol,
             decision_words(probability),
             faults(selection.entry.name, selection.recipe) if selection.whole else [],
@@ -224,12 +222,12 @@ class Segmentation(TrainingTask):
         if selection.whole:
             learner.network.load_state_dict(chosen)
             score_as_the_paper(selection, cast("SegmentationModule", learner), self.decode)
-        listener.say(f"Measuring on the {len(selection.splits.test.pairs)} held-out images.")
+        listener.say(f"Measuring on the {len(selection.splits.test.samples)} held-out images.")
         evaluate(config, run, str(run), run / "test")
         evaluate(config, run, BASELINE, run / "baseline")
 
 
-def _check_foreground(train: PairIndex, decoded: Sequence[Decoded]) -> None:
+def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:
     if not any((one.mask == 1).any() for one in decoded):
         raise UsageError(
             f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.training_run import Header
 from robustcli.core.listener import Listener
-from robustcli.data.dataset import Indexed
+from robustcli.data.dataset import Dataset
 from robustcli.data.splits import Split, Splits
 from robustcli.evaluation.record import DatasetRecord
 from robustcli.training.cache import Stored
@@ -58,8 +58,8 @@ class Selection:
 
     task: TrainingTask
     entry: ModelEntry
-    index: Indexed
-    splits: Splits[Any]
+    index: Dataset
+    splits: Splits
     recipe: Recipe
     on: Machine
     run: Path
@@ -73,7 +73,7 @@ class Selection:
         """Training images of an epoch, or patches of them."""
         if self.recipe.patches is not None:
             return self.recipe.patches.iterations * self.recipe.batch_size
-        there = len(self.splits.train.members)
+        there = len(self.splits.train.samples)
         return min(self.recipe.images_per_epoch or there, there)
 
     @property
@@ -92,7 +92,7 @@ class Selection:
         """Batches of a validation pass, about: an image may be several windows."""
         if self.recipe.patches is not None:
             return self.recipe.patches.validation_iterations
-        return len(self.splits.val.members) / self.recipe.batch_size
+        return len(self.splits.val.samples) / self.recipe.batch_size
 
     @property
     def whole(self) -> bool:
@@ -146,7 +146,7 @@ class TrainingTask(ABC):
         """
 
     @abstractmethod
-    def open(self, config: TrainConfig) -> Indexed:
+    def open(self, config: TrainConfig) -> Dataset:
         """The images that `config` names.
 
         Raises:
@@ -154,7 +154,7 @@ class TrainingTask(ABC):
         """
 
     @abstractmethod
-    def split(self, index: Indexed, config: TrainConfig) -> Splits[Any]:
+    def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """The parts of `index`.
 
         Raises:
@@ -162,7 +162,7 @@ class TrainingTask(ABC):
         """
 
     @abstractmethod
-    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits[Any]) -> Recipe:
+    def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """How the network is trained, with every override of `config`.
 
         Raises:
@@ -174,11 +174,11 @@ class TrainingTask(ABC):
         """How the parts are made and scored, in a word or two."""
 
     @abstractmethod
-    def counted(self, part: Indexed) -> str:
+    def counted(self, part: Dataset) -> str:
         """What a part holds, in words."""
 
     @abstractmethod
-    def network(self, config: TrainConfig, index: Indexed) -> tuple[nn.Module, str]:
+    def network(self, config: TrainConfig, index: Dataset) -> tuple[nn.Module, str]:
         """The network as training begins with it, and where its weights come from, in words."""
 
     @abstractmethod

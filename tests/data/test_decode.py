@@ -17,16 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from robustcli.data.dataset import ImageRef
-from robustcli.data.decode import (
-    UnreadableImage,
-    contents_digest,
-    decode,
-    decode_bytes,
-    image_size,
-    read_image,
-)
-from robustcli.data.sources import open_pairs
+from robustcli.data.dataset import FileRef
+from robustcli.data.decode import UnreadableImage, decode, decode_bytes, image_size, read_image
+from robustcli.data.sources import Masks, open_dataset
 
 PHOTO = Image.effect_noise((64, 48), 80).convert("RGB")
 
@@ -262,28 +255,28 @@ def test_flipped_bytes_never_escape_as_another_exception() -> None:
 
 def test_a_missing_file_is_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="cannot be read: No such file"):
-        decode(ImageRef("a.jpg", 0, tmp_path / "a.jpg"))
+        decode(FileRef("a.jpg", tmp_path / "a.jpg"))
 
 
 def test_every_photo_of_the_sample(shared: Path) -> None:
     files = sorted((shared / "imagenet_sample" / "val").glob("*/*.JPEG"))[::25]
     for file in files:
         np.testing.assert_array_equal(
-            decode(ImageRef(file.name, 0, file)), _as_torchvision(file.read_bytes())
+            decode(FileRef(file.name, file)), _as_torchvision(file.read_bytes())
         )
 
 
 def test_of_a_file_without_its_pixels(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     Image.fromarray(np.zeros((31, 17, 3), np.uint8)).save(file)
-    ref = ImageRef("x.png", 0, file)
+    ref = FileRef("x.png", file)
     assert image_size(ref) == (31, 17)
     file.write_bytes(file.read_bytes()[:60])  # the header is whole, the pixels are not
     assert image_size(ref) == (31, 17)
 
 
 def test_of_an_image_in_a_tar() -> None:
-    ref = open_pairs("nuclei-mini:stained").pairs[0].image
+    ref = open_dataset("nuclei-mini:stained", Masks(surveyed=False)).samples[0].image
     assert ref.member is not None
     assert image_size(ref) == decode(ref).shape[:2]
 
@@ -291,47 +284,8 @@ def test_of_an_image_in_a_tar() -> None:
 def test_what_is_no_image(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     with pytest.raises(UnreadableImage):
-        image_size(ImageRef("x.png", 0, file))
+        image_size(FileRef("x.png", file))
     file.write_text("not an image")
     with pytest.raises(UnreadableImage) as caught:
-        image_size(ImageRef("x.png", 0, file))
+        image_size(FileRef("x.png", file))
     assert "its size cannot be read" in caught.value.reason
-
-
-def _files(folder: Path, contents: dict[str, bytes]) -> list[ImageRef]:
-    folder.mkdir()
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return [ImageRef(name, 0, folder / name) for name in contents]
-
-
-def test_data_sets_with_the_same_names_are_told_apart_by_their_contents(tmp_path: Path) -> None:
-    """Two data sets of `0.png`, `1.png` once shared one run, whose rows were of the first."""
-    first = _files(tmp_path / "first", {"0.png": b"aa", "1.png": b"bb"})
-    copy = _files(tmp_path / "copy", {"1.png": b"bb", "0.png": b"aa"})
-    assert contents_digest(first) == contents_digest(copy)
-    for number, other in enumerate(({"0.png": b"aa", "1.png": b"bc"},
-                                    {"0.png": b"bb", "1.png": b"aa"},
-                                    {"0.png": b"aa", "1.png": b"bbb"})):  # fmt: skip
-        files = _files(tmp_path / f"other{number}", other)
-        assert contents_digest(files) != contents_digest(first)
-
-
-def test_lengths_count_where_contents_are_no_longer_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("robustcli.data.decode.CONTENTS_READ", 1)
-    first = _files(tmp_path / "first", {str(n): b"aa" for n in range(9)})
-    longer = _files(tmp_path / "longer", {str(n): b"aa" + b"b" * (n == 7) for n in range(9)})
-    assert contents_digest(first) != contents_digest(longer)
-
-
-def test_a_file_in_a_tar_counts_as_the_same_file(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"xxxaayyy")
-    inside = ImageRef("0.png", 0, tmp_path / "a.tar", "in/0.png", offset=3, size=2)
-    assert contents_digest([inside]) == contents_digest(_files(tmp_path / "f", {"0.png": b"aa"}))
-
-
-def test_a_file_that_is_gone_counts_as_empty(tmp_path: Path) -> None:
-    there = _files(tmp_path / "f", {"0.png": b""})
-    assert contents_digest([ImageRef("0.png", 0, tmp_path / "gone")]) == contents_digest(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -11,21 +12,21 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from filelock import FileLock
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.data import named_datasets
+from robustcli.data import download, named_datasets
 from robustcli.data.download import (
     InterruptedTransferError,
-    Part,
-    data_home,
+    PartialDownload,
     fetch_dataset,
     fetch_file,
     hash_path,
     transfer,
     unpack,
 )
-from robustcli.data.named_datasets import DATASETS
-from robustcli.data.sources import open_index
+from robustcli.data.named_datasets import DATASETS, data_home, lock_on_this_machine
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.tar import list_tar
 
 
@@ -136,33 +137,55 @@ def test_a_set_is_fetched_unpacked_and_opened(
     assert path == data_home() / "datasets" / "imagenet-sample.tar" == fetch_dataset(sample.name)
     assert len(served.requests) == 1
     assert not list(path.parent.glob("*.gz"))
-    index = open_index("imagenet-sample", model_label_space="imagenet-1k")
-    assert [(i.image_id, i.target) for i in index.images] == [
+    index = open_dataset("imagenet-sample", Classes("imagenet-1k"))
+    assert [(i.image_id, i.target) for i in index.samples] == [
         ("n01440764_tench.JPEG", 0),
         ("n01494475_hammerhead.JPEG", 4),
     ]
     assert index.demonstration
 
 
+def test_file_systems_without_locks_let_everybody_work(
+    served: Any, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(self: FileLock) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "_acquire", no_locks)
+    assert fetch_file(served.url, target, sha256=None, offline=False) == _sha256(served.content)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match=r"Cannot write to `.*file`\.\n.*\nSet `ROBUST_HOME`"):
+        fetch_file("http://x", tmp_path / "file" / "w.bin", sha256=None, offline=True)
+
+
+def test_the_lock_is_given_back_after_an_error(target: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), lock_on_this_machine(target):
+            raise ZeroDivisionError
+
+
 @pytest.fixture
-def part(tmp_path: Path) -> Part:
-    return Part(tmp_path / "file.part")
+def part(tmp_path: Path) -> PartialDownload:
+    return PartialDownload(tmp_path / "file.part")
 
 
-def _broken_off(served: Any, part: Part, after: int) -> None:
+def _broken_off(served: Any, part: PartialDownload, after: int) -> None:
     served.cut = after
     message = f"ended after {after} of {len(served.content)} bytes"
     with pytest.raises(InterruptedTransferError, match=message):
         transfer(served.url, part)
 
 
-def test_whole(served: Any, part: Part) -> None:
+def test_whole(served: Any, part: PartialDownload) -> None:
     transfer(served.url, part)
     assert part.path.read_bytes() == served.content
     assert served.requests == [None]
 
 
-def test_continued_where_it_broke_off(served: Any, part: Part) -> None:
+def test_continued_where_it_broke_off(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     assert part.path.read_bytes() == served.content[:1000]
     transfer(served.url, part)
@@ -170,14 +193,14 @@ def test_continued_where_it_broke_off(served: Any, part: Part) -> None:
     assert served.requests == [None, "bytes=1000-"]
 
 
-def test_another_version_is_never_appended(served: Any, part: Part) -> None:
+def test_another_version_is_never_appended(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     served.content, served.etag = bytes(2000), '"v2"'
     transfer(served.url, part)
     assert part.path.read_bytes() == bytes(2000)
 
 
-def test_a_server_without_ranges_starts_anew(served: Any, part: Part) -> None:
+def test_a_server_without_ranges_starts_anew(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     served.ranges = False
     transfer(served.url, part)
@@ -186,7 +209,7 @@ def test_a_server_without_ranges_starts_anew(served: Any, part: Part) -> None:
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 def test_without_a_reliable_mark_nothing_is_continued(
-    served: Any, part: Part, etag: str | None
+    served: Any, part: PartialDownload, etag: str | None
 ) -> None:
     served.etag = etag
     _broken_off(served, part, 1000)
@@ -196,14 +219,34 @@ def test_without_a_reliable_mark_nothing_is_continued(
     assert served.requests == [None, None]
 
 
-def test_a_part_that_is_too_long_is_dropped(served: Any, part: Part) -> None:
+def test_a_part_that_is_too_long_is_dropped(served: Any, part: PartialDownload) -> None:
     part.path.write_bytes(bytes(len(served.content) + 1))
-    part.mark_path.write_text('"v1"')
+    part.version_path.write_text('"v1"')
     transfer(served.url, part)
     assert part.path.read_bytes() == served.content
 
 
-def test_a_refusal_keeps_what_is_there(served: Any, part: Part) -> None:
+def test_two_machines_that_write_to_one_file_notice(
+    served: Any, part: PartialDownload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network folder locks do not exclude."""
+    copy = download._copy
+
+    def after_another(response: Any, out: Any) -> None:
+        with part.path.open("ab") as other:
+            other.write(b"from another machine")
+        copy(response, out)
+
+    _broken_off(served, part, 1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(download, "_copy", after_another)
+        with pytest.raises(InterruptedTransferError, match="another process writes to"):
+            transfer(served.url, part)
+    transfer(served.url, part)
+    assert part.path.read_bytes() == served.content
+
+
+def test_a_refusal_keeps_what_is_there(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     with pytest.raises(HTTPError, match="404"):
         transfer(served.url + "missing", part)
@@ -220,7 +263,7 @@ def test_the_tar_takes_the_place_of_the_download(
     packed = make_tar(NAMES, "archive.tar.gz")
     unpack(SAMPLE, packed, tmp_path / "set.tar")
     assert not packed.exists()
-    assert len(list_tar(tmp_path / "set.tar").entries) == 2
+    assert len(list_tar(tmp_path / "set.tar").files) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.listing import MASK_SUFFIXES, Entry, is_image, list_folder, stable
+from robustcli.data.dataset import FileRef
+from robustcli.data.listing import MASK_SUFFIXES, is_image, list_folder, stable
 
 
 @pytest.mark.parametrize("name", ["a.JPEG", "a.jpg", "b/c.PNG", "x.webp", "y.tiff"])
@@ -27,7 +28,7 @@ def test_others(name: str) -> None:
 def test_ids_are_relative_and_hidden_things_are_left_out(photos: Callable[..., Path]) -> None:
     root = photos("cat/a.jpg", "cat/deep/b.jpg", ".git/c.jpg", "cat/._a.jpg", "d.jpg")
     (root / "cat" / "notes.txt").write_text("no image")
-    found = {entry.relative: entry for entry in list_folder(root).entries}
+    found = {entry.relative: entry for entry in list_folder(root).files}
     assert set(found) == {"cat/a.jpg", "cat/deep/b.jpg", "d.jpg"}
     assert found["cat/deep/b.jpg"].path == root / "cat" / "deep" / "b.jpg"
     assert found["cat/deep/b.jpg"].folder == "cat"
@@ -42,7 +43,7 @@ def test_linked_folders_are_followed_but_not_in_circles(
     photos("b.jpg", root="elsewhere")
     (root / "dog").symlink_to(tmp_path / "elsewhere")
     (root / "cat" / "loop").symlink_to(root)
-    assert {entry.relative for entry in list_folder(root).entries} == {"cat/a.jpg", "dog/b.jpg"}
+    assert {entry.relative for entry in list_folder(root).files} == {"cat/a.jpg", "dog/b.jpg"}
 
 
 def test_ids_have_one_spelling_on_every_file_system() -> None:
@@ -73,10 +74,10 @@ def test_50_000_files_are_listed_in_seconds(tmp_path: Path) -> None:
         for file in range(500):
             (tmp_path / str(folder) / f"{file}.jpg").touch()
     start = time.process_time()
-    entries = list_folder(tmp_path).entries
+    entries = list_folder(tmp_path).files
     assert time.process_time() - start < 5
     assert len(entries) == 50_000
-    assert isinstance(entries[0], Entry)
+    assert isinstance(entries[0], FileRef)
 
 
 def test_a_link_to_a_folder_above_it_is_not_followed_from_a_relative_root(
@@ -85,7 +86,7 @@ def test_a_link_to_a_folder_above_it_is_not_followed_from_a_relative_root(
     root = photos("cat/deep/a.jpg")
     (root / "cat" / "deep" / "loop").symlink_to(root / "cat")
     monkeypatch.chdir(root.parent)
-    assert [entry.relative for entry in list_folder(Path("data")).entries] == ["cat/deep/a.jpg"]
+    assert [entry.relative for entry in list_folder(Path("data")).files] == ["cat/deep/a.jpg"]
 
 
 def test_leftovers_are_counted_without_searching_what_may_be_a_copy_of_all(
@@ -104,11 +105,11 @@ def test_leftovers_are_counted_without_searching_what_may_be_a_copy_of_all(
 
     monkeypatch.setattr("robustcli.data.listing.os.scandir", refuse)
     listing = list_folder(root)
-    assert [entry.relative for entry in listing.entries] == ["a.jpg"]
+    assert [entry.relative for entry in listing.files] == ["a.jpg"]
     assert listing.leftovers == [".cache/c.jpg"]
 
 
 def test_arrays_of_numpy_count_as_masks_only(photos: Callable[..., Path]) -> None:
     root = photos("masks/a.npy", "images/a.gif")
-    assert [e.relative for e in list_folder(root).entries] == ["images/a.gif"]
-    assert len(list_folder(root, MASK_SUFFIXES).entries) == 2
+    assert [e.relative for e in list_folder(root).files] == ["images/a.gif"]
+    assert len(list_folder(root, MASK_SUFFIXES).files) == 2

@@ -1,23 +1,31 @@
-"""Manifests."""
+"""Manifests with classes and with masks, files of labels, tables of groups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.listing import Entry
-from robustcli.data.manifest import read_labels, read_manifest
+from robustcli.data.dataset import FileRef
+from robustcli.data.layouts import Labelled, Layout
+from robustcli.data.manifest import (
+    read_class_manifest,
+    read_labels,
+    read_mask_manifest,
+    with_groups,
+)
 
-ENTRIES = [Entry(name, Path(name)) for name in ("val_2.JPEG", "val_10.JPEG", "val_1.JPEG")]
+FILES = [FileRef(name, Path(name)) for name in ("val_2.JPEG", "val_10.JPEG", "val_1.JPEG")]
 EXPECTED = {"val_1.JPEG": "n01440764", "val_10.JPEG": "fire truck", "val_2.JPEG": "cat"}
 
 
 def _read(folder: Path, content: str, name: str = "labels.txt") -> dict[str, str]:
     (folder / name).write_text(content)
-    return {one.entry.relative: one.label for one in read_labels(folder / name, ENTRIES)}
+    return {one.image.relative: one.label for one in read_labels(folder / name, FILES).labelled}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,7 @@ def test_a_wrong_number_of_lines(tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Cannot read `.*none\.txt`"):
-        read_labels(tmp_path / "none.txt", ENTRIES)
+        read_labels(tmp_path / "none.txt", FILES)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +86,8 @@ def test_labels_as_spreadsheets_write_them(
 ) -> None:
     heard: list[str] = []
     (tmp_path / name).write_text(content, encoding=encoding)
-    found = read_labels(tmp_path / name, ENTRIES, heard.append)
-    assert {one.entry.relative: one.label for one in found} == EXPECTED
+    found = read_labels(tmp_path / name, FILES, heard.append)
+    assert {one.image.relative: one.label for one in found.labelled} == EXPECTED
     assert any(("UTF-16" if encoding == "utf-16" else "byte order") in line for line in heard)
 
 
@@ -90,23 +98,23 @@ def test_paths_count_from_the_manifest(photos: Photos) -> None:
     root = photos("list/../x/a.jpg", "list/b.jpg")
     manifest = root / "list" / "m.csv"
     manifest.write_text("path,label\n../x/a.jpg,cat\n./b.jpg,dog\n")
-    first, second = read_manifest(manifest)
-    assert (first.entry.relative, first.label) == ("../x/a.jpg", "cat")
-    assert (second.entry.relative, second.label) == ("b.jpg", "dog")
-    assert first.entry.path.read_bytes() == (root / "x" / "a.jpg").read_bytes()
+    first, second = read_class_manifest(manifest).labelled
+    assert (first.image.relative, first.label) == ("../x/a.jpg", "cat")
+    assert (second.image.relative, second.label) == ("b.jpg", "dog")
+    assert first.image.path.read_bytes() == (root / "x" / "a.jpg").read_bytes()
 
 
 def test_absolute_paths_stay(photos: Photos, tmp_path: Path) -> None:
     file = photos("a.jpg") / "a.jpg"
     (tmp_path / "m.csv").write_text(f"path,label\n{file},cat\n")
-    assert read_manifest(tmp_path / "m.csv")[0].entry.path == file
+    assert read_class_manifest(tmp_path / "m.csv").labelled[0].image.path == file
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ("", r"lists no image\.\nIt has a header only"),
-        ("a.jpg,cat\n./a.jpg,dog\n", r"lists `a\.jpg` 2 times"),
+        ("a.jpg,cat\n./a.jpg,dog\n", r"lists 1 image more than once\.\nRepeated: `a\.jpg`"),
         ("a.jpg,cat\nb.jpg,dog\nc.jpg,dog\n", r"lists 2 of 3 files that are not there\.\n.*b\.jpg"),
     ],
 )
@@ -114,7 +122,7 @@ def test_wrong_manifests(photos: Photos, rows: str, message: str) -> None:
     root = photos("a.jpg")
     (root / "m.csv").write_text("path,label\n" + rows)
     with pytest.raises(UsageError, match=message):
-        read_manifest(root / "m.csv")
+        read_class_manifest(root / "m.csv")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +139,8 @@ def test_wrong_manifests(photos: Photos, rows: str, message: str) -> None:
 def test_tables_of_competitions(photos: Callable[..., Path], rows: str, said: str) -> None:
     root, heard = photos("cat/a.jpg", "dog/b.jpg"), list[str]()
     (root / "t.csv").write_text(rows)
-    found = read_manifest(root / "t.csv", heard.append)
-    assert [(one.entry.relative, one.label) for one in found] == [
+    found = read_class_manifest(root / "t.csv", heard.append)
+    assert [(one.image.relative, one.label) for one in found.labelled] == [
         ("cat/a.jpg", "cat"),
         ("dog/b.jpg", "dog"),
     ]
@@ -143,11 +151,128 @@ def test_a_name_that_several_files_have_is_not_guessed(photos: Callable[..., Pat
     root = photos("cat/a.jpg", "dog/a.png")
     (root / "t.csv").write_text("image_id,label\na,cat\n")
     with pytest.raises(UsageError, match=r"lists 1 of 1 files that are not there"):
-        read_manifest(root / "t.csv")
+        read_class_manifest(root / "t.csv")
 
 
 def test_a_table_that_does_not_tell_is_shown(photos: Callable[..., Path]) -> None:
     root = photos("cat/a.jpg")
     (root / "t.csv").write_text("cat/a.jpg,cat,7\n")
     with pytest.raises(UsageError, match=r"For example `path,label`.*\n  cat/a\.jpg,cat,7"):
-        read_manifest(root / "t.csv")
+        read_class_manifest(root / "t.csv")
+
+
+# Masks.
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_manifests_of_masks(photos: Photos, suffix: str) -> None:
+    root = photos("x/a.jpg", "x/a_m.png", "b.jpg", "b_m.png")
+    frame = pd.DataFrame(
+        {
+            "image": ["x/a.jpg", "./b.jpg"],
+            "mask": ["x/a_m.png", "b_m.png"],
+            "patient": [7, 8],
+            "split": ["Training", "valid"],
+        }
+    )
+    manifest = root / f"m{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(manifest)
+    else:
+        frame.to_csv(manifest, index=False, sep="," if suffix == ".csv" else "\t")
+    found = read_mask_manifest(manifest)
+    assert found.grouping == "patient"
+    assert [(p.image.relative, p.group, p.split) for p in found.labelled] == [
+        ("x/a.jpg", "7", "train"),
+        ("b.jpg", "8", "val"),
+    ]
+    assert found.labelled[0].label.path == root / "x" / "a_m.png"
+
+
+def test_without_groups_every_image_is_one(photos: Photos) -> None:
+    root = photos("a.jpg", "b.jpg", "m.png")
+    (root / "m.csv").write_text("image,mask\na.jpg,m.png\nb.jpg,m.png\n")
+    found = read_mask_manifest(root / "m.csv")
+    assert (found.grouping, [p.group for p in found.labelled]) == ("image", ["a.jpg", "b.jpg"])
+    assert {p.split for p in found.labelled} == {None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("image,mask\n", r"lists no image\.\nIt has a header only"),
+        (
+            "image,mask\na.jpg,m.png\n./a.jpg,m.png\n",
+            r"lists 1 image more than once\.\nRep.*`a\.j",
+        ),
+        ("image,mask\na.jpg,m.png\nb.jpg,n.png\n", r"lists 2 of 4 files .*\nThe first is .*b\.jpg"),
+        ("image,mask,split\na.jpg,m.png,dev\n", r"1 unknown splits\.\nColumn `split` holds `dev`;"),
+        ("image\na.jpg\n", r"has no column `mask`"),
+        ("image,mask,patient\na.jpg,m.png,\n", r"empty cell\.\nColumn `patient`, row 1"),
+    ],
+)
+def test_wrong_manifests_of_masks(photos: Photos, rows: str, message: str) -> None:
+    root = photos("a.jpg", "m.png")
+    (root / "m.csv").write_text(rows)
+    with pytest.raises(UsageError, match=message):
+        read_mask_manifest(root / "m.csv")
+
+
+def _layout(*names: str) -> Layout[FileRef]:
+    files = [FileRef(name, Path(name)) for name in names]
+    return Layout(tuple(Labelled(file, file) for file in files))
+
+
+def test_groups_are_given_by_id_with_or_without_suffix(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("image,slide,split\nx/a.jpg,s1,train\nb.1,s2,test\nother.jpg,s3,val\n")
+    found = with_groups(_layout("b.1.png", "x/a.jpg"), table)
+    assert found.grouping == "slide"
+    assert [(p.image.relative, p.group, p.split) for p in found.labelled] == [
+        ("b.1.png", "s2", "test"),
+        ("x/a.jpg", "s1", "train"),
+    ]
+
+
+def test_groups_leave_the_tolerance_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("image,photo\na,1\n")
+    layout = replace(_layout("a.png"), tolerance=3)
+    assert with_groups(layout, tmp_path / "groups.csv").tolerance == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("image,class\na,1\n", r"no column for the group\.\nExpected one of `group`, `patient`"),
+        ("image,patient\na.jpg,1\n", r"lacks 1 of 2 images\.\nNot in it: `b\.jpg`\.\nAdd a line"),
+        ("image,patient,split\na,1,all\nb,2,all\n", r"holds `all`; expected `train`"),
+    ],
+)
+def test_wrong_groups(rows: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text(rows)
+    with pytest.raises(UsageError, match=message):
+        with_groups(_layout("a.jpg", "b.jpg"), tmp_path / "groups.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("image;mask\nimages/a.jpg;masks/a.png\n", "semicolons"),
+        ("images/a.jpg,masks/a.png\n", "without a header"),
+        ("masks/a.png,images/a.jpg\n", "without a header"),
+        ("image_id,mask\nimages/a,masks/a\n", "`images/a` = `images/a.jpg`"),
+    ],
+)
+def test_pairs_as_spreadsheets_write_them(photos: Photos, rows: str, said: str) -> None:
+    root, heard = photos("images/a.jpg", "masks/a.png"), list[str]()
+    (root / "t.csv").write_text(rows)
+    (found,) = read_mask_manifest(root / "t.csv", heard.append).labelled
+    assert (found.image.relative, found.label.relative) == ("images/a.jpg", "masks/a.png")
+    assert said in " ".join(heard)
+
+
+def test_two_files_a_line_of_which_none_is_called_a_mask(photos: Photos) -> None:
+    root = photos("a.jpg", "b.jpg")
+    (root / "t.csv").write_text("a.jpg,b.jpg\n")
+    with pytest.raises(UsageError, match=r"For example `image,mask`\. The file begins:\n  a\.jpg,"):
+        read_mask_manifest(root / "t.csv")

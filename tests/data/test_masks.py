@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.data.dataset import ImageRef, PairRef
+from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.mask_values import IGNORED, ValueOption
 from robustcli.data.masks import MaskPixels, check_pair, decode_mask, decode_pair, read_mask, survey
@@ -21,9 +21,9 @@ TRUTH = np.array([[0, 1, 1], [0, 0, 1]], bool)
 BYTES = TRUTH.astype(np.uint8)
 
 
-def _saved(folder: Path, image: Image.Image, name: str = "m.png") -> ImageRef:
+def _saved(folder: Path, image: Image.Image, name: str = "m.png") -> FileRef:
     image.save(folder / name)
-    return ImageRef(name, 0, folder / name)
+    return FileRef(name, folder / name)
 
 
 def _palette(*colours: int) -> Image.Image:
@@ -96,14 +96,14 @@ SHAPE = np.zeros((48, 64), np.uint8)
 SHAPE[10:30, 8:40] = 1
 
 
-def _write(folder: Path, name: str, values: Any, **options: Any) -> ImageRef:
+def _write(folder: Path, name: str, values: Any, **options: Any) -> FileRef:
     folder.mkdir(exist_ok=True)
     if name.endswith(".npy"):
         np.save(folder / name, values)
     else:
         image = values if isinstance(values, Image.Image) else Image.fromarray(values)
         image.save(folder / name, **options)
-    return ImageRef(name, 0, folder / name)
+    return FileRef(name, folder / name)
 
 
 def _red(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -255,8 +255,8 @@ def test_a_large_set_is_decided_by_a_sample_that_hangs_on_ids_alone(
     refs = [_write(tmp_path, f"{i:03}.png", small * 128) for i in range(100)]
     read: list[str] = []
 
-    def counted(ref: ImageRef) -> MaskPixels:
-        read.append(ref.image_id)
+    def counted(ref: FileRef) -> MaskPixels:
+        read.append(ref.relative)
         return read_mask(ref)
 
     monkeypatch.setattr("robustcli.data.masks.read_mask", counted)
@@ -316,20 +316,20 @@ def test_no_channel_of_a_later_mask_is_lost(tmp_path: Path) -> None:
 def test_arrays_that_are_no_masks(array: NDArray[Any], reason: str, tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", array, allow_pickle=True)
     with pytest.raises(UnreadableImage, match=reason):
-        decode_mask(ImageRef("m.npy", 0, tmp_path / "m.npy"))
+        decode_mask(FileRef("m.npy", tmp_path / "m.npy"))
 
 
 def test_unreadable_masks(tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(b"\x89PNG")
     with pytest.raises(UnreadableImage, match="not an image of a known kind"):
-        decode_mask(ImageRef("m.png", 0, tmp_path / "m.png"))
+        decode_mask(FileRef("m.png", tmp_path / "m.png"))
     with pytest.raises(UnreadableImage, match="cannot be read: No such file"):
-        decode_mask(ImageRef("n.png", 0, tmp_path / "n.png"))
+        decode_mask(FileRef("n.png", tmp_path / "n.png"))
 
 
 def test_a_pair_is_decoded_together(tmp_path: Path) -> None:
     photo = _saved(tmp_path, Image.new("RGB", (3, 2), (9, 8, 7)), "i.png")
-    pair = PairRef(photo, _saved(tmp_path, Image.fromarray(BYTES)), "i")
+    pair = Sample(photo, _saved(tmp_path, Image.fromarray(BYTES)), "i")
     image, mask = decode_pair(pair)
     np.testing.assert_array_equal(image, np.full((2, 3, 3), (9, 8, 7)))
     np.testing.assert_array_equal(mask, TRUTH)
@@ -340,16 +340,16 @@ def test_a_pair_is_decoded_together(tmp_path: Path) -> None:
 
 def test_sizes_that_differ_name_both_files(tmp_path: Path) -> None:
     photo = _saved(tmp_path, Image.new("RGB", (4, 2)), "i.png")
-    pair = PairRef(photo, _saved(tmp_path, Image.fromarray(BYTES)), "i")
+    pair = Sample(photo, _saved(tmp_path, Image.fromarray(BYTES)), "i")
     message = r"i\.png` and its mask `.*m\.png` differ in size\.\nThe image is 4x2 .* the mask 3x2:"
     with pytest.raises(UsageError, match=message):
         decode_pair(pair)
 
 
 def test_members_of_a_tar_are_named_with_their_tar() -> None:
-    image, mask = (ImageRef(n, 0, Path("s.tar"), f"{n}.png") for n in ("i", "m"))
+    image, mask = (FileRef(n, Path("s.tar"), f"{n}.png") for n in ("i", "m"))
     with pytest.raises(UsageError, match=r"`s\.tar:i\.png` and its mask `s\.tar:m\.png` differ"):
-        check_pair(PairRef(image, mask, "i"), np.zeros((2, 3, 3)), np.zeros((3, 2)))
+        check_pair(Sample(image, mask, "i"), np.zeros((2, 3, 3)), np.zeros((3, 2)))
 
 
 @pytest.mark.parametrize("folder", ["lgg_jpeg/kaggle_3m/TCGA_DU_7010_19860307"])
@@ -357,5 +357,5 @@ def test_real_masks_are_those_of_pillow(shared: Path, folder: str) -> None:
     files = sorted((shared / folder).glob("*_mask.tif"))[::7]
     for file in files:
         expected = np.asarray(Image.open(file)) == 255
-        np.testing.assert_array_equal(decode_mask(ImageRef(file.name, 0, file)), expected)
+        np.testing.assert_array_equal(decode_mask(FileRef(file.name, file)), expected)
     assert len(files) > 4

@@ -14,17 +14,24 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.data.named_datasets import DATASETS, data_home, installed, named, place, require
-from robustcli.data.sources import open_index
+from robustcli.data.named_datasets import (
+    DATASETS,
+    data_home,
+    find_named,
+    installed,
+    require_tar,
+    tar_path,
+)
+from robustcli.data.sources import Classes, open_dataset
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_names_are_spelling_tolerant() -> None:
-    found = named("CIFAR10_mini")
+    found = find_named("CIFAR10_mini")
     assert found is not None
     assert found.name == "cifar10-mini"
-    assert named("nothing") is None
+    assert find_named("nothing") is None
 
 
 def test_bundled_is_installed_and_the_other_is_not() -> None:
@@ -40,18 +47,18 @@ def test_one_default_a_label_space() -> None:
 
 
 def test_what_is_missing_says_how_to_fetch_it() -> None:
-    dataset = named("imagenet-sample")
+    dataset = find_named("imagenet-sample")
     assert dataset is not None
     with pytest.raises(UsageError, match=r"not on this machine\.\n.*\n.*`robust fetch imagenet-sa"):
-        require(dataset)
+        require_tar(dataset)
 
 
 def test_cifar10_mini_is_small_and_stratified() -> None:
-    index = open_index("cifar10-mini", model_label_space="cifar10")
+    index = open_dataset("cifar10-mini", Classes("cifar10"))
     assert index.demonstration
-    assert len(index.images) == DATASETS[0].images == index.available
-    assert set(Counter(image.target for image in index.images).values()) == {96}
-    assert place(DATASETS[0]).stat().st_size < 1_500_000
+    assert len(index.samples) == DATASETS[0].images == index.available
+    assert set(Counter(image.target for image in index.samples).values()) == {96}
+    assert tar_path(DATASETS[0]).stat().st_size < 1_500_000
 
 
 def test_cifar10_mini_holds_test_images_with_their_bytes_unchanged(shared: Path) -> None:
@@ -60,7 +67,7 @@ def test_cifar10_mini_holds_test_images_with_their_bytes_unchanged(shared: Path)
         for member in archive:
             if file := archive.extractfile(member):
                 originals[member.name.removeprefix("test/")] = file.read()
-    with tarfile.open(place(DATASETS[0])) as archive:
+    with tarfile.open(tar_path(DATASETS[0])) as archive:
         for member in archive:
             file = archive.extractfile(member)
             assert file is not None
@@ -78,7 +85,7 @@ def test_the_recipe_makes_the_asset_again_byte_by_byte(shared: Path) -> None:
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     made = recipe.build(shared / "cifar10_jpeg" / "test.tar.gz")
-    assert made == place(DATASETS[0]).read_bytes()
+    assert made == tar_path(DATASETS[0]).read_bytes()
 
 
 @pytest.mark.parametrize(

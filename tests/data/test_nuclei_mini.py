@@ -13,29 +13,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.data.masks import decode_pair
-from robustcli.data.named_datasets import named, place
-from robustcli.data.sources import groups_file, open_pairs
-from robustcli.data.splits import patient_splits
+from robustcli.data.named_datasets import find_named, tar_path
+from robustcli.data.sources import Masks, groups_file, open_dataset
+from robustcli.data.splits import split_dataset
+
+MASKS = Masks(surveyed=False)
 
 ROOT = Path(__file__).parents[2]
 
 
 def _asset() -> Path:
-    dataset = named("nuclei-mini")
+    dataset = find_named("nuclei-mini")
     assert dataset is not None
-    return place(dataset)
+    return tar_path(dataset)
 
 
 def test_it_is_small_and_whole() -> None:
-    index = open_pairs("nuclei-mini")
-    assert (len(index.pairs), len(index.groups), index.grouping) == (194, 144, "photo")
+    index = open_dataset("nuclei-mini", MASKS)
+    assert (len(index.samples), len(index.groups), index.grouping) == (194, 144, "photo")
     assert _asset().stat().st_size + groups_file(_asset()).stat().st_size < 2_500_000
-    assert {pair.image.size + pair.mask.size > 0 for pair in index.pairs} == {True}
+    assert {pair.image.size + pair.mask.size > 0 for pair in index.samples} == {True}
 
 
 def test_one_kind_can_be_taken() -> None:
-    kinds = {name: open_pairs(f"nuclei-mini:{name}") for name in ("fluorescence", "stained")}
-    assert {name: len(kind.pairs) for name, kind in kinds.items()} == {
+    kinds = {
+        name: open_dataset(f"nuclei-mini:{name}", MASKS) for name in ("fluorescence", "stained")
+    }
+    assert {name: len(kind.samples) for name, kind in kinds.items()} == {
         "fluorescence": 160,
         "stained": 34,
     }
@@ -44,11 +48,11 @@ def test_one_kind_can_be_taken() -> None:
         "stained": 26,
     }
     assert kinds["stained"].name == "nuclei-mini:stained"
-    assert patient_splits(kinds["stained"], seed=0).test.pairs
+    assert split_dataset(kinds["stained"], seed=0).test.samples
 
 
 def test_kinds_look_like_their_names() -> None:
-    for pair in open_pairs("nuclei-mini").pairs:
+    for pair in open_dataset("nuclei-mini", MASKS).samples:
         image, mask = decode_pair(pair)
         coloured = bool((image.max(axis=2) - image.min(axis=2)).mean() > 5)
         assert coloured == pair.image_id.startswith("stained/")
@@ -66,7 +70,7 @@ def _source(shared: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.
 
 def test_masks_are_the_originals_and_images_close_to_them(shared: Path) -> None:
     decibels = []
-    for pair in open_pairs("nuclei-mini").pairs:
+    for pair in open_dataset("nuclei-mini", MASKS).samples:
         image, mask = decode_pair(pair)
         original, truth = _source(shared, pair.image_id)
         np.testing.assert_array_equal(mask, truth)
@@ -109,15 +113,15 @@ def test_images_of_nothing_stay_apart(recipe: ModuleType) -> None:
 
 
 def test_the_bundled_groups_are_those_of_the_recipe(shared: Path, recipe: ModuleType) -> None:
-    index = open_pairs("nuclei-mini")
-    names = {pair.image_id.rpartition("/")[2].partition(".")[0]: pair for pair in index.pairs}
+    index = open_dataset("nuclei-mini", MASKS)
+    names = {pair.image_id.rpartition("/")[2].partition(".")[0]: pair for pair in index.samples}
     images = {name: _source(shared, pair.image_id)[0] for name, pair in names.items()}
     assert recipe.photos(images) == {name: pair.group for name, pair in names.items()}
     tiles = defaultdict(set)
-    for pair in index.pairs:
+    for pair in index.samples:
         tiles[pair.group].add(pair.image_id.partition("/")[0])
     assert all(len(kinds) == 1 for kinds in tiles.values())
-    assert Counter(Counter(pair.group for pair in index.pairs).values()) == {
+    assert Counter(Counter(pair.group for pair in index.samples).values()) == {
         1: 110,
         2: 20,
         3: 13,

@@ -1,4 +1,4 @@
-"""From `--data` to pairs, over every layout and the real sets."""
+"""From `--data` to a data set with classes or masks, over every kind of place and the real sets."""
 
 from __future__ import annotations
 
@@ -15,21 +15,163 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.data.dataset import ImageIndex
-from robustcli.data.sources import groups_file, open_classes, open_index, open_masked, open_pairs
+from robustcli.data.dataset import Dataset
+from robustcli.data.sources import (
+    Classes,
+    DefaultData,
+    Masks,
+    default_data,
+    groups_file,
+    open_dataset,
+    variable_for,
+)
 from tests.training.photos import write_photos
 
+MASKS = Masks(surveyed=False)
 Photos = Callable[..., Path]
 MakeTar = Callable[..., Path]
 WNIDS = ("n01440764/a.jpg", "n01494475/b.jpg", "n01494475/deep/er/c.jpg")
+PAIRED = ("images/x/a.jpg", "masks/x/a.png", "images/b.jpg", "masks/b.png")
+CLASSES = Classes("imagenet-1k")
 
 
-def _open(data: object, model: str = "imagenet-1k", **options: object) -> ImageIndex:
-    return open_index(str(data), model_label_space=model, **options)  # type: ignore[arg-type]
+def _open(data: object, model: str = "imagenet-1k", **options: object) -> Dataset:
+    return open_dataset(str(data), Classes(model, **options))  # type: ignore[arg-type]
 
 
-def _targets(index: ImageIndex) -> dict[str, int]:
-    return {image.image_id: image.target for image in index.images}
+def _targets(index: Dataset) -> dict[str, int]:
+    return {image.image_id: image.target for image in index.samples}
+
+
+# What holds for classes and masks alike.
+
+
+def _photos_with(kind: Classes | Masks, photos: Photos, root: str = "data") -> Path:
+    """Photos with one of two classes, or with masks."""
+    return photos(*(PAIRED if isinstance(kind, Masks) else WNIDS), root=root)
+
+
+kinds = pytest.mark.parametrize("kind", [CLASSES, Classes(), MASKS])
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder", "ids"),
+    [
+        (CLASSES, "n01494475", ["n01494475/b.jpg", "n01494475/deep/er/c.jpg"]),
+        (Classes(), "n01494475/deep", ["n01494475/deep/er/c.jpg"]),
+        (MASKS, "x", ["x/a.jpg"]),
+    ],
+)
+def test_one_folder_of_the_ids(
+    kind: Classes | Masks, folder: str, ids: list[str], photos: Photos
+) -> None:
+    root = _photos_with(kind, photos)
+    whole, part = open_dataset(str(root), kind), open_dataset(f"{root}:{folder}", kind)
+    assert [sample.image_id for sample in part.samples] == ids
+    assert part.samples == tuple(s for s in whole.samples if s.image_id in ids)
+    assert (part.name, part.available, part.subset) == (f"data:{folder}", len(ids), None)
+    assert part.label_space == whole.label_space
+
+
+@kinds
+def test_a_path_with_a_colon_is_a_path(kind: Classes | Masks, photos: Photos) -> None:
+    assert open_dataset(str(_photos_with(kind, photos, "data:x")), kind).name == "data:x"
+
+
+@kinds
+def test_a_folder_that_is_not_there(kind: Classes | Masks, photos: Photos) -> None:
+    root = _photos_with(kind, photos)
+    message = (
+        r"data` has no folder `y`\.\nIts folders: `.*` \(1\).*\.\nWrite `--data .*data:FOLDER`"
+    )
+    with pytest.raises(UsageError, match=message):
+        open_dataset(f"{root}:y", kind)
+
+
+@kinds
+@pytest.mark.parametrize("data", ["nowhere", "C:\\data", "nowhere:x"])
+def test_what_is_not_there(kind: Classes | Masks, data: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_dataset(data, kind)
+    assert caught.value.what == f"There is no data at `{data}`."
+    assert caught.value.why.startswith("It is no folder or file here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "meant"),
+    [
+        (CLASSES, "cifar10-min1", "cifar10-mini"),
+        (Classes(), "imagenet-samples", "imagenet-sample"),
+        (MASKS, "nuclei-mimi", "nuclei-mini"),
+    ],
+)
+def test_a_name_that_is_nearly_right(kind: Classes | Masks, data: str, meant: str) -> None:
+    message = rf"There is no data at `{data}`\.\nDid you mean the data set `{meant}`"
+    with pytest.raises(UsageError, match=message):
+        open_dataset(data, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (CLASSES, "nuclei-mini", r"has masks, no classes\.\n.*\n.*data are for `imagenet-1k`"),
+        (Classes(), "nuclei-mini", r"has masks, no classes\.\n.*\n.*which data have classes"),
+        (MASKS, "cifar10-mini", r"has no masks\.\n.*`cifar10`\.\n.*`--data nuclei-mini`"),
+    ],
+)
+def test_named_data_of_the_other_kind(kind: Classes | Masks, data: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_dataset(data, kind)
+
+
+@kinds
+def test_a_file_that_is_no_data(kind: Classes | Masks, photos: Photos) -> None:
+    file = photos("a.jpg") / "a.jpg"
+    with pytest.raises(UsageError, match=r"a\.jpg` cannot be read as data\.\nExpected a folder"):
+        open_dataset(str(file), kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "todo"),
+    [
+        (CLASSES, "Name the folder whose subfolders"),
+        (Classes(), "Name the folder whose subfolders"),
+        (MASKS, "Put the files into one of these layouts"),
+    ],
+)
+def test_an_empty_folder(kind: Classes | Masks, todo: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=rf"empty` holds no images\.\n.*\n{todo}"):
+        open_dataset(str(tmp_path / "empty"), kind)
+    (tmp_path / "empty" / "val.tar").touch()
+    with pytest.raises(UsageError, match=r"To read a tar there, name it: `--data .*val\.tar`"):
+        open_dataset(str(tmp_path / "empty"), kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label_space", "variable", "bundled"),
+    [
+        (Classes("cifar10"), "cifar10", "ROBUST_DATA_CIFAR10", "cifar10-mini"),
+        (MASKS, "segmentation", "ROBUST_DATA_SEGMENTATION", "nuclei-mini"),
+    ],
+)
+def test_the_default_is_of_the_environment_the_settings_or_bundled(
+    kind: Classes | Masks, label_space: str, variable: str, bundled: str, photos: Photos,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    default = open_dataset(None, kind)
+    assert (default.name, default.demonstration) == (bundled, True)
+    names = PAIRED if isinstance(kind, Masks) else ("cat/a.jpg", "dog/b.jpg")
+    Path("robust.toml").write_text(f'[data]\n{label_space} = "{photos(*names, root="told")}"\n')
+    assert (open_dataset(None, kind).name, open_dataset(None, kind).demonstration) == (
+        "told", False,
+    )  # fmt: skip
+    monkeypatch.setenv(variable, str(photos(*names, root="set")))
+    assert open_dataset(None, kind).name == "set"
+
+
+# Images with classes.
 
 
 def test_imagenet_targets_are_those_of_the_published_list(shared: Path) -> None:
@@ -37,15 +179,15 @@ def test_imagenet_targets_are_those_of_the_published_list(shared: Path) -> None:
     with (sample / "classes.csv").open() as file:
         published = {row["wnid"]: int(row["index"]) for row in csv.DictReader(file)}
     index = _open(sample / "val")
-    assert len(index.images) == 500
+    assert len(index.samples) == 500
     assert index.name == "imagenet_sample/val"
-    for image in index.images:
-        assert image.target == published[image.path.parent.name]
+    for image in index.samples:
+        assert image.target == published[image.image.path.parent.name]
     by_torchvision = {
         name: i for i, name in enumerate(sorted(p.name for p in sample.glob("val/*")))
     }
     assert by_torchvision["n01494475"] == 0
-    assert index.images[0].target == 4
+    assert index.samples[0].target == 4
 
 
 def test_folders_of_wnids(photos: Photos) -> None:
@@ -129,14 +271,6 @@ def test_a_tar_with_a_labels_file(make_tar: MakeTar, tmp_path: Path) -> None:
     assert _targets(_open(make_tar(["val/a.jpg"]), labels=tmp_path / "l.txt")) == {"a.jpg": 0}
 
 
-def test_the_bundled_set_is_the_default_for_cifar10(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    index = open_index(None, model_label_space="cifar10")
-    assert (index.name, index.demonstration) == ("cifar10-mini", True)
-
-
 def test_50_000_photos_are_indexed_in_seconds(tmp_path: Path) -> None:
     for folder in ("cat", "dog"):
         (tmp_path / folder).mkdir()
@@ -145,23 +279,7 @@ def test_50_000_photos_are_indexed_in_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     index = _open(tmp_path, "cifar10")
     assert time.process_time() - start < 8
-    assert len(index.images) == 50_000
-
-
-@pytest.mark.parametrize("data", ["nowhere", "cifar10-min1"])
-def test_what_is_not_there(data: str) -> None:
-    message = {
-        "nowhere": "It is no folder or file here",
-        "cifar10-min1": "mean the data set `cifar",
-    }
-    with pytest.raises(UsageError, match=rf"There is no data at `{data}`\.\n.*{message[data]}"):
-        _open(data)
-
-
-def test_a_file_that_is_no_data(photos: Photos) -> None:
-    file = photos("a.jpg") / "a.jpg"
-    with pytest.raises(UsageError, match=r"a\.jpg` cannot be read as data\.\nExpected a folder"):
-        _open(file)
+    assert len(index.samples) == 50_000
 
 
 def test_classes_that_the_model_does_not_have(photos: Photos) -> None:
@@ -177,29 +295,24 @@ def test_labels_beside_a_manifest(photos: Photos) -> None:
         _open(root / "m.csv", labels=root / "l.txt")
 
 
-def test_data_with_masks_are_not_for_classifiers() -> None:
-    with pytest.raises(UsageError, match="`--data nuclei-mini` has masks, no classes"):
-        open_index("nuclei-mini", model_label_space="cifar10")
-
-
 def test_class_folders_are_the_classes(tmp_path: Path) -> None:
-    index = open_classes(str(write_photos(tmp_path / "paints", 2)))
+    index = open_dataset(str(write_photos(tmp_path / "paints", 2)), Classes())
     assert (index.name, index.label_space.ids) == ("paints", ("blue", "green", "red"))
-    assert [i.image_id for i in index.images][:3] == [
+    assert [i.image_id for i in index.samples][:3] == [
         "blue/000.png",
         "blue/001.png",
         "green/000.png",
     ]
-    assert [i.target for i in index.images] == [0, 0, 1, 1, 2, 2]
-    assert {i.split for i in index.images} == {None}
+    assert [i.target for i in index.samples] == [0, 0, 1, 1, 2, 2]
+    assert {i.split for i in index.samples} == {None}
 
 
 def test_folders_of_parts_say_the_part(tmp_path: Path) -> None:
     for part in ("train", "validation", "test"):
         write_photos(tmp_path / "paints" / part, 1)
-    index = open_classes(str(tmp_path / "paints"))
+    index = open_dataset(str(tmp_path / "paints"), Classes())
     assert index.label_space.ids == ("blue", "green", "red")
-    assert {i.image_id: i.split for i in index.images if i.target == 0} == {
+    assert {i.image_id: i.split for i in index.samples if i.target == 0} == {
         "train/blue/000.png": "train", "validation/blue/000.png": "val",
         "test/blue/000.png": "test",
     }  # fmt: skip
@@ -211,17 +324,17 @@ def test_a_tar_of_the_same_has_the_same_ids(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "paints.tar", "w") as tar:
         tar.add(tmp_path / "paints", "outer/paints")
     folder, packed = (
-        open_classes(str(tmp_path / "paints")),
-        open_classes(str(tmp_path / "paints.tar")),
+        open_dataset(str(tmp_path / "paints"), Classes()),
+        open_dataset(str(tmp_path / "paints.tar"), Classes()),
     )
     assert packed.digest == folder.digest
-    assert [i.split for i in packed.images] == [i.split for i in folder.images]
+    assert [i.split for i in packed.samples] == [i.split for i in folder.samples]
 
 
 def test_all_classes_of_a_known_label_space_are_that(tmp_path: Path) -> None:
-    index = open_classes("cifar10-mini")
+    index = open_dataset("cifar10-mini", Classes())
     assert (index.label_space.name, index.demonstration) == ("cifar10", True)
-    again = open_index("cifar10-mini", model_label_space="cifar10")
+    again = open_dataset("cifar10-mini", Classes("cifar10"))
     assert again.digest == index.digest
 
 
@@ -231,19 +344,17 @@ def test_a_manifest_may_say_the_part(tmp_path: Path) -> None:
         f"{c}/{n:03}.png,{c},{'Training' if n else 'test'}" for c in ("red", "blue") for n in (0, 1)
     ]
     (tmp_path / "paints.csv").write_text("\n".join(["path,label,split", *rows]))
-    index = open_classes(str(tmp_path / "paints.csv"))
+    index = open_dataset(str(tmp_path / "paints.csv"), Classes())
     assert index.label_space.ids == ("blue", "red")
-    assert [i.split for i in index.images] == ["test", "train", "test", "train"]
+    assert [i.split for i in index.samples] == ["test", "train", "test", "train"]
 
 
 def test_the_evaluation_finds_the_parts_of_a_model_that_was_trained_so(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write_photos(tmp_path / "paints" / part, 1)
-    own = open_classes(str(tmp_path / "paints"))
-    index = open_index(
-        str(tmp_path / "paints"), model_label_space="paints", label_space=own.label_space,
-        parts=True,
-    )  # fmt: skip
+    own = open_dataset(str(tmp_path / "paints"), Classes())
+    paints = Classes("paints", label_space=own.label_space, splits=True)
+    index = open_dataset(str(tmp_path / "paints"), paints)
     assert index.digest == own.digest
 
 
@@ -262,27 +373,20 @@ def test_what_has_no_classes_is_refused(tmp_path: Path, files: list[str], messag
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"")
     with pytest.raises(UsageError, match=message):
-        open_classes(str(root))
+        open_dataset(str(root), Classes())
 
 
-def test_masks_are_no_classes() -> None:
-    with pytest.raises(UsageError, match="`--data nuclei-mini` has masks, no classes"):
-        open_classes("nuclei-mini")
-
-
-Photos_open_pairs = Callable[..., Path]
-MakeTar_open_pairs = Callable[..., Path]
-PAIRED = ("images/x/a.jpg", "masks/x/a.png", "images/b.jpg", "masks/b.png")
+# Images with masks.
 
 
 @pytest.mark.parametrize("folder", ["lgg_jpeg", "lgg_jpeg/kaggle_3m"])
 def test_lgg(shared: Path, folder: str) -> None:
-    index = open_pairs(str(shared / folder))
-    assert (len(index.pairs), index.available, index.grouping) == (3929, 3929, "patient")
+    index = open_dataset(str(shared / folder), MASKS)
+    assert (len(index.samples), index.available, index.grouping) == (3929, 3929, "patient")
     assert len(index.groups) == 110
     # A patient is TCGA_<site>_<number>, the folder adds the date: one date each.
     assert len({group.rsplit("_", 1)[0] for group in index.groups}) == 110
-    for pair in index.pairs:
+    for pair in index.samples:
         patient, name = pair.image_id.split("/")
         assert pair.group == patient == pair.image.path.parent.name
         assert pair.mask.path.name == name.replace(".tif", "_mask.tif")
@@ -290,141 +394,74 @@ def test_lgg(shared: Path, folder: str) -> None:
 
 
 def test_a_parent_gives_the_same_ids_and_digest(shared: Path) -> None:
-    whole = open_pairs(str(shared / "lgg_original"))
-    assert whole.digest == open_pairs(str(shared / "lgg_original" / "kaggle_3m")).digest
+    whole = open_dataset(str(shared / "lgg_original"), MASKS)
+    assert whole.digest == open_dataset(str(shared / "lgg_original" / "kaggle_3m"), MASKS).digest
     assert len(whole.groups) == 4
 
 
 def test_roads(shared: Path) -> None:
-    index = open_pairs(str(shared / "massachusetts_roads"))
-    assert (len(index.pairs), len(index.groups), index.grouping) == (89, 38, "photo")
+    index = open_dataset(str(shared / "massachusetts_roads"), MASKS)
+    assert (len(index.samples), len(index.groups), index.grouping) == (89, 38, "photo")
     assert index.tolerance == 3
-    assert Counter(pair.split for pair in index.pairs) == {"train": 70, "val": 10, "test": 9}
+    assert Counter(pair.split for pair in index.samples) == {"train": 70, "val": 10, "test": 9}
     splits_of = {
-        group: {p.split for p in index.pairs if p.group == group} for group in index.groups
+        group: {p.split for p in index.samples if p.group == group} for group in index.groups
     }
     assert all(len(splits) == 1 for splits in splits_of.values())
     assert splits_of["17278960_15"] == {"train"}
 
 
 def test_microscopy(shared: Path) -> None:
-    index = open_pairs(str(shared / "dsb2018_pairs"))
-    assert (len(index.pairs), len(index.groups), index.grouping) == (194, 194, "image")
+    index = open_dataset(str(shared / "dsb2018_pairs"), MASKS)
+    assert (len(index.samples), len(index.groups), index.grouping) == (194, 194, "image")
     assert not index.demonstration
 
 
-def test_order_on_the_disk_does_not_matter(
-    photos: Photos_open_pairs, make_tar: MakeTar_open_pairs
-) -> None:
-    index = open_pairs(str(photos(*PAIRED)))
-    assert [pair.image_id for pair in index.pairs] == ["b.jpg", "x/a.jpg"]
+def test_order_on_the_disk_does_not_matter(photos: Photos, make_tar: MakeTar) -> None:
+    index = open_dataset(str(photos(*PAIRED)), MASKS)
+    assert [pair.image_id for pair in index.samples] == ["b.jpg", "x/a.jpg"]
     for file in ("p.tar", "p.tar.gz"):
-        packed = open_pairs(str(make_tar([f"outer/{name}" for name in reversed(PAIRED)], file)))
+        packed = open_dataset(
+            str(make_tar([f"outer/{name}" for name in reversed(PAIRED)], file)),
+            MASKS,
+        )
         assert packed.digest == index.digest
-        assert packed.pairs[0].mask.member == "outer/masks/b.png"
+        assert packed.samples[0].mask.member == "outer/masks/b.png"
 
 
-def test_members_of_a_tar_are_found_by_offset(make_tar: MakeTar_open_pairs) -> None:
+def test_members_of_a_tar_are_found_by_offset(make_tar: MakeTar) -> None:
     path = make_tar(PAIRED)
-    pair = open_pairs(str(path)).pairs[0]
+    pair = open_dataset(str(path), MASKS).samples[0]
     with tarfile.open(path) as archive:
         member = archive.getmember("masks/b.png")
     assert (pair.mask.offset, pair.mask.size) == (member.offset_data, member.size)
 
 
-def test_groups_beside_the_pairs(
-    photos: Photos_open_pairs, make_tar: MakeTar_open_pairs, tmp_path: Path
-) -> None:
+def test_groups_beside_the_pairs(photos: Photos, make_tar: MakeTar, tmp_path: Path) -> None:
     folder, packed = photos(*PAIRED), make_tar(PAIRED, "p.tar.gz")
     assert groups_file(packed) == tmp_path / "p.groups.csv"
     for file in (folder / "groups.csv", groups_file(packed)):
         file.write_text("image,patient\nb,one\nx/a,one\n")
     for data in (folder, packed):
-        index = open_pairs(str(data))
+        index = open_dataset(str(data), MASKS)
         assert (index.groups, index.grouping) == (("one",), "patient")
 
 
-def test_one_folder_of_the_ids(photos: Photos_open_pairs) -> None:
-    root = photos(*PAIRED)
-    index = open_pairs(f"{root}:x")
-    assert ([p.image_id for p in index.pairs], index.name) == (["x/a.jpg"], "data:x")
-    assert (index.available, index.subset) == (1, None)
-
-
-def test_a_path_with_a_colon_is_a_path(photos: Photos_open_pairs) -> None:
-    assert len(open_pairs(str(photos(*PAIRED, root="data:x"))).pairs) == 2
-
-
-def test_a_folder_that_is_not_there(photos: Photos_open_pairs) -> None:
-    root = photos(*PAIRED)
-    message = r"data` has no folder `y`\.\nIts folders: `x` \(1\)\.\nWrite `--data .*data:FOLDER`"
-    with pytest.raises(UsageError, match=message):
-        open_pairs(f"{root}:y")
-
-
-def test_a_manifest_is_named_as_data(photos: Photos_open_pairs) -> None:
+def test_a_manifest_is_named_as_data(photos: Photos) -> None:
     root = photos("a.jpg", "b.jpg", "m.png")
     (root / "m.csv").write_text("image,mask,patient\nb.jpg,m.png,p\na.jpg,m.png,p\n")
-    index = open_pairs(str(root / "m.csv"))
-    assert (index.name, [p.image_id for p in index.pairs]) == ("m.csv", ["a.jpg", "b.jpg"])
+    index = open_dataset(str(root / "m.csv"), MASKS)
+    assert (index.name, [p.image_id for p in index.samples]) == ("m.csv", ["a.jpg", "b.jpg"])
 
 
-def test_a_group_in_two_splits_is_a_leak(photos: Photos_open_pairs) -> None:
+def test_a_group_in_two_splits_is_a_leak(photos: Photos) -> None:
     root = photos("a.jpg", "b.jpg", "m.png")
     (root / "m.csv").write_text(
         "image,mask,patient,split\na.jpg,m.png,p,train\nb.jpg,m.png,p,test\n"
     )
     message = r"puts 1 of 1 groups into more than one split\.\nA patient in training and test .*`p`"
     with pytest.raises(UsageError, match=message):
-        open_pairs(str(root / "m.csv"))
-
-
-def test_the_default_comes_from_the_environment(
-    photos: Photos_open_pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ROBUST_DATA_SEGMENTATION", str(photos(*PAIRED)))
-    assert len(open_pairs(None).pairs) == 2
-
-
-def test_the_default_comes_from_the_settings(
-    photos: Photos_open_pairs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("robust.toml").write_text(f'[data]\nsegmentation = "{photos(*PAIRED)}"\n')
-    assert len(open_pairs(None).pairs) == 2
-
-
-def test_else_the_bundled_set_is_the_default(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    index = open_pairs(None)
-    assert (index.name, index.demonstration) == ("nuclei-mini", True)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("nowhere", r"There is no data at `nowhere`\.\nIt is no folder or file here"),
-        (
-            "nuclei-mimi",
-            r"There is no data at `nuclei-mimi`\.\nDid you mean the data set `nuclei-mi",
-        ),
-        ("C:\\data", r"There is no data at `C:\\data`"),
-        ("cifar10-mini", r"`cifar10-mini` has no masks\.\n.*`cifar10`\.\n.*`--data nuclei-mini`"),
-    ],
-)
-def test_what_is_not_there_open_pairs(data: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        open_pairs(data)
-
-
-def test_what_cannot_be_read(photos: Photos_open_pairs, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"b\.jpg` cannot be read as data\.\nExpected a folder"):
-        open_pairs(str(photos(*PAIRED) / "images" / "b.jpg"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"empty` holds no images\.\n.*\nPut the files into one"):
-        open_pairs(str(tmp_path / "empty"))
+        open_dataset(str(root / "m.csv"), MASKS)
 
 
 def _squares(root: Path, *folders: str, value: int) -> Path:
@@ -441,15 +478,15 @@ def _squares(root: Path, *folders: str, value: int) -> Path:
 
 def test_one_decision_about_masks_holds_for_every_part(tmp_path: Path) -> None:
     root = _squares(tmp_path / "data", "one", "two", value=3)
-    whole, part = open_masked(str(root)), open_masked(f"{root}:one")
+    whole, part = open_dataset(str(root), Masks()), open_dataset(f"{root}:one", Masks())
     assert whole.reading is not None
     assert whole.reading.foreground == (3,)
     assert part.reading == whole.reading
-    assert {pair.reading for pair in part.pairs} == {whole.reading}
+    assert {pair.reading for pair in part.samples} == {whole.reading}
     assert part.notes == whole.notes
-    assert len(part.pairs) == 3
+    assert len(part.samples) == 3
     assert "foreground 3, background 0" in part.notes[0]
-    assert open_masked(str(root), ignore=3, foreground="nonzero").reading != whole.reading
+    assert open_dataset(str(root), Masks(ignore=3, foreground="nonzero")).reading != whole.reading
 
 
 def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
@@ -457,11 +494,80 @@ def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
     (root / "masks" / "one" / ".ipynb_checkpoints").mkdir()
     (root / "masks" / "one" / ".ipynb_checkpoints" / "0-checkpoint.png").touch()
     (root / "images" / "one" / "._0.png").touch()
-    found = open_masked(str(root))
-    assert len(found.pairs) == 3
+    found = open_dataset(str(root), Masks())
+    assert len(found.samples) == 3
     assert "2 files named like images" in found.notes[0]
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(root, "data")
-    packed = open_masked(str(tmp_path / "x.tar"))
-    assert [pair.image_id for pair in packed.pairs] == [pair.image_id for pair in found.pairs]
+    packed = open_dataset(str(tmp_path / "x.tar"), Masks())
+    assert [pair.image_id for pair in packed.samples] == [pair.image_id for pair in found.samples]
     assert "2 files named like images" in packed.notes[0]
+
+
+# Data that stands in where none is named.
+
+
+@pytest.fixture
+def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+in_an_empty_folder = pytest.mark.usefixtures("_in_an_empty_folder")
+
+
+@in_an_empty_folder
+def test_the_bundled_set_serves_its_label_space() -> None:
+    assert default_data("cifar10") == DefaultData("cifar10-mini", "bundled")
+
+
+@in_an_empty_folder
+def test_the_environment_comes_before_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("robust.toml").write_text('[data]\nimagenet-1k = "from/toml"\n')
+    assert default_data("imagenet-1k") == DefaultData("from/toml", "`robust.toml`")
+    monkeypatch.setenv("ROBUST_DATA_IMAGENET_1K", "from/env")
+    assert default_data("imagenet-1k").data == "from/env"
+    assert "ROBUST_DATA_IMAGENET_1K" in default_data("imagenet-1k").origin
+
+
+@in_an_empty_folder
+def test_settings_come_before_the_bundled_set_and_may_spell_differently() -> None:
+    Path("robust.toml").write_text('[data]\nCIFAR10 = "my"\nimagenet_1k = "other"\n')
+    assert default_data("cifar10").data == "my"
+    assert default_data("imagenet-1k").data == "other"
+
+
+@in_an_empty_folder
+def test_settings_for_something_else_do_not_matter() -> None:
+    Path("robust.toml").write_text("[other]\nx = 1\n")
+    assert default_data("cifar10").data == "cifar10-mini"
+
+
+@in_an_empty_folder
+def test_without_any_the_three_ways_are_shown() -> None:
+    with pytest.raises(UsageError) as caught:
+        default_data("imagenet-1k")
+    assert caught.value.exit_code == 2
+    ways = caught.value.todo.splitlines()[1:]
+    assert ways[0].strip() == "--data DIR"
+    assert "ROBUST_DATA_IMAGENET_1K=DIR" in ways[1]
+    assert '`imagenet-1k = "DIR"` below `[data]` in `robust.toml`' in ways[1]
+    assert "--data imagenet-sample, after `robust fetch imagenet-sample`" in ways[2]
+
+
+@in_an_empty_folder
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[data\n", r"`robust\.toml` cannot be read"),
+        ("[data]\nimagenet-1k = 3\n", r"`imagenet-1k` must be a text\.\n.*got `3`"),
+        ('data = "x"\n', r"`data` must be a table\.\nGot `x`"),
+    ],
+)
+def test_wrong_settings(content: str, message: str) -> None:
+    Path("robust.toml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        default_data("imagenet-1k")
+
+
+def test_names_of_variables() -> None:
+    assert variable_for("imagenet-1k") == "ROBUST_DATA_IMAGENET_1K"

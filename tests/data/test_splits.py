@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,132 +13,104 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from robustcli.core.errors import UsageError
-from robustcli.data.dataset import ImageIndex, ImageRef, PairIndex, PairRef
+from robustcli.data.dataset import Dataset
 from robustcli.data.labels import LabelSpace
-from robustcli.data.sources import open_pairs
+from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import (
     SPLITS,
-    class_splits,
+    Splits,
     paper_splits,
-    parts_by_group,
-    patient_splits,
     read_splits,
     shuffled_in_two,
+    split_dataset,
     write_splits,
 )
+from tests.data.sets import ids, seed_by_hand, with_classes, with_masks
 
-SPACE = LabelSpace("pets", ("cat", "dog"), ("cat", "dog"))
-
-
-def index(cats: int, dogs: int, splits: dict[str, str] | None = None) -> ImageIndex:
-    ids = [f"cat/{n}.png" for n in range(cats)] + [f"dog/{n}.png" for n in range(dogs)]
-    images = [
-        ImageRef(i, int(i.startswith("dog")), Path(i), split=(splits or {}).get(i)) for i in ids
-    ]
-    return ImageIndex("pets", "/pets", SPACE, tuple(sorted(images, key=lambda i: i.image_id)))
+MASKS = Masks(surveyed=False)
+PETS = LabelSpace("pets", ("cat", "dog"), ("cat", "dog"))
 
 
-def ids(part: ImageIndex) -> set[str]:
-    return {image.image_id for image in part.images}
+def parts(splits: Splits) -> dict[str, Dataset]:
+    return {name: getattr(splits, name) for name in SPLITS}
 
 
 def test_a_tenth_of_each_class_is_held_out_twice() -> None:
-    splits = class_splits(index(50, 21), seed=0)
-    counts = [Counter(image.target for image in part.images) for part in (
-        splits.train, splits.val, splits.test
-    )]  # fmt: skip
-    assert counts == [{0: 40, 1: 17}, {0: 5, 1: 2}, {0: 5, 1: 2}]
-    assert not ids(splits.train) & ids(splits.val)
-    assert not ids(splits.train) & ids(splits.test)
-    assert not ids(splits.val) & ids(splits.test)
-    assert splits.test.subset == "test part, split by image in each class, seed 0"
+    splits = parts(split_dataset(with_classes(50, 21, space=PETS), seed=0))
+    counts = {n: Counter(s.target for s in part.samples) for n, part in splits.items()}
+    assert counts == {"train": {0: 40, 1: 17}, "val": {0: 5, 1: 2}, "test": {0: 5, 1: 2}}
+    assert len({image_id for part in splits.values() for image_id in ids(part)}) == 71
 
 
-def test_the_seed_decides_and_more_images_move_few() -> None:
-    one, again, other = (class_splits(index(50, 50), seed=seed) for seed in (0, 0, 1))
+def test_the_seed_decides_and_more_images_of_a_class_move_few() -> None:
+    one, again, other = (
+        split_dataset(with_classes(50, 50, space=PETS), seed=seed) for seed in (0, 0, 1)
+    )
     assert ids(one.test) == ids(again.test) != ids(other.test)
-    joined = class_splits(index(52, 50), seed=0)
-    assert len(ids(one.test) - ids(joined.test)) <= 2
+    joined = split_dataset(with_classes(52, 50, space=PETS), seed=0)
+    assert len(set(ids(one.test)) - set(ids(joined.test))) <= 2
 
 
-def test_parts_of_the_data_are_kept_and_a_missing_one_is_drawn_from_training() -> None:
-    given = {f"cat/{n}.png": "val" for n in range(3)} | {f"dog/{n}.png": "val" for n in range(2)}
-    splits = class_splits(index(20, 20, given), seed=0)
-    assert ids(splits.val) == set(given)
-    assert Counter(image.target for image in splits.test.images) == {0: 2, 1: 2}
-    assert splits.val.subset == "val part, split as the data gives it, test by image in each " \
-        "class, seed 0"  # fmt: skip
+def test_parts_of_classes_are_kept_and_a_missing_one_is_drawn_from_training() -> None:
+    given = {f"cat/{n:03}.jpg": "val" for n in range(3)}
+    given |= {f"dog/{n:03}.jpg": "val" for n in range(2)}
+    splits = split_dataset(with_classes(20, 20, space=PETS, splits=given), seed=0)
+    assert set(ids(splits.val)) == set(given)
+    assert Counter(sample.target for sample in splits.test.samples) == {0: 2, 1: 2}
 
 
 def test_three_images_of_a_class_are_just_enough() -> None:
-    splits = class_splits(index(3, 10), seed=0)
-    for part in (splits.train, splits.val, splits.test):
-        assert {image.target for image in part.images} == {0, 1}
+    splits = split_dataset(with_classes(3, 10, space=PETS), seed=0)
+    for part in parts(splits).values():
+        assert {sample.target for sample in part.samples} == {0, 1}
 
 
 @pytest.mark.parametrize("cats", [0, 1, 2])
 def test_fewer_are_not(cats: int) -> None:
-    with pytest.raises(UsageError, match="class `cat` of `pets` has too few images") as told:
-        class_splits(index(cats, 10), seed=0)
+    with pytest.raises(UsageError, match="class `cat` of `set` has too few images") as told:
+        split_dataset(with_classes(cats, 10, space=PETS), seed=0)
     assert "3 in all" in str(told.value)
 
 
 def test_a_class_that_is_only_in_the_test_part_is_refused() -> None:
-    given = {f"cat/{n}.png": "test" for n in range(5)} | {"dog/0.png": "test", "dog/1.png": "val"}
+    given = {f"cat/{n:03}.jpg": "test" for n in range(5)}
+    given |= {"dog/000.jpg": "test", "dog/001.jpg": "val"}
     with pytest.raises(UsageError, match="class `cat`"):
-        class_splits(index(5, 10, given), seed=0)
+        split_dataset(with_classes(5, 10, space=PETS, splits=given), seed=0)
 
 
-def test_the_words_of_a_subset_stay() -> None:
-    limited = replace(index(10, 10), subset="20 images")
-    assert class_splits(limited, seed=0).val.subset == (
-        "20 images; val part, split by image in each class, seed 0"
-    )
+def _groups(groups: int, given: Mapping[int, str] | None = None) -> Dataset:
+    splits = [given.get(group, "train") for group in range(groups)] if given else ()
+    return with_masks(*[1] * groups, splits=splits)
 
 
-def _index(groups: int, given: Mapping[int, str] | None = None) -> PairIndex:
-    pairs = [
-        PairRef(ImageRef(f"{g:03}", 0, Path("i")), ImageRef("m", 0, Path("m")), f"p{g:03}", split)
-        for g in range(groups)
-        for split in [given.get(g, "train") if given else None]
-    ]
-    return PairIndex("set", "place", tuple(pairs), "patient", len(pairs))
+def groups_of(dataset: Dataset, seed: int) -> dict[str, set[str]]:
+    return {n: set(part.groups) for n, part in parts(split_dataset(dataset, seed=seed)).items()}
 
 
 @given(st.integers(3, 60), st.integers(0, 2**31))
 def test_every_group_is_in_one_part(groups: int, seed: int) -> None:
-    index = _index(groups)
-    parts = parts_by_group(index, seed=seed)
-    assert sorted(group for part in parts.values() for group in part) == list(index.groups)
-    assert len(parts["val"]) == len(parts["test"]) == max(1, round(groups / 10))
+    dataset = _groups(groups)
+    found = groups_of(dataset, seed)
+    assert sorted(group for part in found.values() for group in part) == list(dataset.groups)
+    assert len(found["val"]) == len(found["test"]) == max(1, round(groups / 10))
 
 
 def test_sizes_of_110_patients() -> None:
-    parts = parts_by_group(_index(110), seed=0)
-    assert {name: len(part) for name, part in parts.items()} == {
-        "train": 88,
-        "val": 11,
-        "test": 11,
-    }
-
-
-def _seed_by_hand(*parts: str) -> int:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part.encode())
-    return int.from_bytes(digest.digest()[:8], "little")
+    sizes = {name: len(part) for name, part in groups_of(_groups(110), 0).items()}
+    assert sizes == {"train": 88, "val": 11, "test": 11}
 
 
 def test_the_ends_of_the_order_are_held_out() -> None:
-    index = _index(30)
-    order = sorted(index.groups, key=lambda group: _seed_by_hand("7", group))
-    parts = parts_by_group(index, seed=7)
-    assert (parts["test"], parts["val"]) == (set(order[:3]), set(order[-3:]))
+    dataset = _groups(30)
+    order = sorted(dataset.groups, key=lambda group: seed_by_hand("7", group))
+    found = groups_of(dataset, 7)
+    assert (found["test"], found["val"]) == (set(order[:3]), set(order[-3:]))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_that_join_move_few_others(seed: int) -> None:
-    before, after = (parts_by_group(_index(n), seed=seed) for n in (100, 110))
+    before, after = (groups_of(_groups(n), seed) for n in (100, 110))
     moved = sum(group not in after[name] for name, part in before.items() for group in part)
     assert moved <= 3
     assert not before["test"] & after["val"]
@@ -147,23 +118,22 @@ def test_groups_that_join_move_few_others(seed: int) -> None:
 
 
 def test_the_seed_matters() -> None:
-    drawn = {frozenset(parts_by_group(_index(30), seed=seed)["test"]) for seed in range(5)}
-    assert len(drawn) == 5
+    assert len({frozenset(groups_of(_groups(30), seed)["test"]) for seed in range(5)}) == 5
 
 
 def test_given_splits_are_kept() -> None:
-    parts = parts_by_group(_index(6, {0: "test", 1: "val", 2: "val"}), seed=0)
-    assert (parts["test"], parts["val"]) == ({"p000"}, {"p001", "p002"})
-    assert parts["train"] == {"p003", "p004", "p005"}
+    found = groups_of(_groups(6, {0: "test", 1: "val", 2: "val"}), 0)
+    assert (found["test"], found["val"]) == ({"p000"}, {"p001", "p002"})
+    assert found["train"] == {"p003", "p004", "p005"}
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
 def test_a_part_that_is_not_given_comes_from_training(missing: str) -> None:
     there = {"val": "test", "test": "val"}[missing]
-    parts = parts_by_group(_index(20, {0: there, 1: there}), seed=0)
-    assert parts[there] == {"p000", "p001"}
-    assert len(parts[missing]) == 2
-    assert len(parts["train"]) == 16
+    found = groups_of(_groups(20, {0: there, 1: there}), 0)
+    assert found[there] == {"p000", "p001"}
+    assert len(found[missing]) == 2
+    assert len(found["train"]) == 16
 
 
 def test_too_few_groups() -> None:
@@ -172,119 +142,108 @@ def test_too_few_groups() -> None:
         r"there are 2 to draw from\.\nName more data, .*`--protocol paper` splits by image"
     )
     with pytest.raises(UsageError, match=message):
-        parts_by_group(_index(2), seed=0)
+        split_dataset(_groups(2), seed=0)
 
 
 def test_one_group_only_is_named() -> None:
     with pytest.raises(UsageError, match=r"but all images belong to the patient `p000`\."):
-        parts_by_group(_index(1), seed=0)
+        split_dataset(_groups(1), seed=0)
 
 
 def test_given_parts_without_training() -> None:
     with pytest.raises(UsageError, match=r"train need one patient each at least, but there are 0"):
-        parts_by_group(_index(2, {0: "val", 1: "test"}), seed=0)
+        split_dataset(_groups(2, {0: "val", 1: "test"}), seed=0)
+
+
+CATS = {f"cat/{n:03}.jpg": "test" for n in range(3)} | {"dog/000.jpg": "test"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (with_classes(10, 10, space=PETS), "by image in each class, seed 4"),
+        (
+            with_classes(20, 20, space=PETS, splits=CATS),
+            "as the data gives it, val by image in each class, seed 4",
+        ),
+        (_groups(30), "by patient, seed 4"),
+        (_groups(30, {0: "test"}), "as the data gives it, val by patient, seed 4"),
+        (_groups(30, {0: "test", 1: "val"}), "as the data gives it"),
+    ],
+)
+@pytest.mark.parametrize("subset", [None, "20 images"])
+def test_parts_say_what_they_are(dataset: Dataset, words: str, subset: str | None) -> None:
+    splits = split_dataset(replace(dataset, subset=subset), seed=4)
+    before = "20 images; " if subset else ""
+    for name, part in parts(splits).items():
+        assert part.subset == f"{before}{name} part, split {words}"
+        assert part.available == len(dataset.samples)
+
+
+def test_patients_of_lgg_are_in_one_part_each(shared: Path) -> None:
+    dataset = open_dataset(str(shared / "lgg_jpeg" / "kaggle_3m"), MASKS)
+    found = list(parts(split_dataset(dataset, seed=0)).values())
+    assert [len(part.groups) for part in found] == [88, 11, 11]
+    assert sum(len(part.samples) for part in found) == 3929
+    assert len(set().union(*(part.groups for part in found))) == 110
+    patients = [{image_id.split("/")[0] for image_id in ids(part)} for part in found]
+    assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
+
+
+def test_tiles_of_a_photo_are_in_one_part(shared: Path) -> None:
+    splits = split_dataset(open_dataset(str(shared / "massachusetts_roads"), MASKS), seed=0)
+    assert {n: len(part.samples) for n, part in parts(splits).items()} == {
+        "train": 70, "val": 10, "test": 9,
+    }  # fmt: skip
+    assert sum(len(part.groups) for part in parts(splits).values()) == 38
+    assert splits.val.subset == "val part, split as the data gives it"
+    for name, part in parts(splits).items():
+        assert all(image_id.startswith(f"{name}/") for image_id in ids(part))
 
 
 @given(st.integers(2, 200), st.integers(0, 2**32 - 1), st.data())
 def test_shuffling_is_that_of_scikit_learn(count: int, seed: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(1, count - 1))
-    ids = [str(number) for number in range(count)]
-    theirs = train_test_split(ids, train_size=first, random_state=seed)
-    assert list(shuffled_in_two(ids, first, seed)) == theirs
+    numbers = [str(number) for number in range(count)]
+    theirs = train_test_split(numbers, train_size=first, random_state=seed)
+    assert list(shuffled_in_two(numbers, first, seed)) == theirs
 
 
-def _index_splits(images: int, split: str | None = None) -> PairIndex:
-    pairs = [
-        PairRef(ImageRef(f"{i:03}", 0, Path("i")), ImageRef("m", 0, Path("m")), f"p{i // 3}", split)
-        for i in range(images)
-    ]
-    return PairIndex("set", "place", tuple(pairs), "patient", images)
-
-
-def _ids(index: PairIndex) -> set[str]:
-    return {pair.image_id for pair in index.pairs}
-
-
-def test_patients_of_lgg_are_in_one_part_each(shared: Path) -> None:
-    index = open_pairs(str(shared / "lgg_jpeg" / "kaggle_3m"))
-    splits = patient_splits(index, seed=0)
-    parts = [splits.train, splits.val, splits.test]
-    assert [len(part.groups) for part in parts] == [88, 11, 11]
-    assert sum(len(part.pairs) for part in parts) == 3929
-    assert len(set().union(*(part.groups for part in parts))) == 110
-    patients = [{pair.image_id.split("/")[0] for pair in part.pairs} for part in parts]
-    assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
-
-
-def test_tiles_of_a_photo_are_in_one_part(shared: Path) -> None:
-    splits = patient_splits(open_pairs(str(shared / "massachusetts_roads")), seed=0)
-    parts = [splits.train, splits.val, splits.test]
-    assert [len(part.pairs) for part in parts] == [70, 10, 9]
-    assert sum(len(part.groups) for part in parts) == 38
-    assert splits.val.subset == "val part, split as the data gives it"
-    for part, name in zip(parts, SPLITS, strict=True):
-        assert all(pair.image_id.startswith(f"{name}/") for pair in part.pairs)
+def _as_the_notebooks(dataset: Dataset) -> dict[str, set[str]]:
+    train, rest = train_test_split(sorted(ids(dataset)), train_size=0.8, random_state=37)
+    val, test = train_test_split(rest, test_size=0.5, random_state=37)
+    return {"train": set(train), "val": set(val), "test": set(test)}
 
 
 def test_the_paper_splits_as_its_notebooks_did(shared: Path) -> None:
-    index = open_pairs(str(shared / "lgg_jpeg" / "kaggle_3m"))
-    ids = sorted(pair.image_id for pair in index.pairs)
-    train, rest = train_test_split(ids, train_size=0.8, random_state=37)
-    val, test = train_test_split(rest, test_size=0.5, random_state=37)
-    splits = paper_splits(index)
-    assert [len(train), len(val), len(test)] == [3143, 393, 393]
-    assert (_ids(splits.train), _ids(splits.val), _ids(splits.test)) == (
-        set(train),
-        set(val),
-        set(test),
-    )
+    dataset = open_dataset(str(shared / "lgg_jpeg" / "kaggle_3m"), MASKS)
+    found = {name: set(ids(part)) for name, part in parts(paper_splits(dataset)).items()}
+    assert {n: len(part) for n, part in found.items()} == {"train": 3143, "val": 393, "test": 393}
+    assert found == _as_the_notebooks(dataset)
 
 
 @pytest.mark.parametrize("images", [6, 7, 8, 11, 194])
 def test_odd_numbers_are_split_as_by_scikit_learn(images: int) -> None:
-    index = _index_splits(images)
-    train, rest = train_test_split(
-        [p.image_id for p in index.pairs], train_size=0.8, random_state=37
-    )
-    val, test = train_test_split(rest, test_size=0.5, random_state=37)
-    splits = paper_splits(index)
-    assert (_ids(splits.train), _ids(splits.val), _ids(splits.test)) == (
-        set(train),
-        set(val),
-        set(test),
-    )
-
-
-def test_parts_say_what_they_are() -> None:
-    index = _index_splits(30)
-    assert patient_splits(index, seed=4).val.subset == "val part, split by patient, seed 4"
-    assert paper_splits(index).test.subset == "test part, split by image, seed 37"
-    assert patient_splits(index, seed=4).test.available == 30
-
-
-def test_a_part_that_the_data_does_not_give_is_said_to_be_drawn() -> None:
-    held_out = [replace(pair, split="test") for pair in _index_splits(3).pairs]
-    rest = [pair for pair in _index_splits(30, "train").pairs if pair.group != "p0"]
-    index = PairIndex("set", "place", (*held_out, *rest), "patient")
-    splits = patient_splits(index, seed=1)
-    words = "split as the data gives it, val by patient, seed 1"
-    assert splits.train.subset == f"train part, {words}"
-    assert _ids(splits.test) == {"000", "001", "002"}
+    dataset = with_masks(*[3] * (images // 3), images % 3)
+    splits = paper_splits(dataset)
+    assert {n: set(ids(part)) for n, part in parts(splits).items()} == _as_the_notebooks(dataset)
+    assert splits.test.subset == "test part, split by image, seed 37"
 
 
 def test_too_few_images_for_the_paper() -> None:
     with pytest.raises(UsageError, match=r"`set` has too few images to split: 5\."):
-        paper_splits(_index_splits(5))
+        paper_splits(with_masks(3, 2))
 
 
-def test_the_file_says_what_was_drawn(tmp_path: Path) -> None:
-    splits = patient_splits(_index_splits(30), seed=0)
+@pytest.mark.parametrize("dataset", [with_masks(*[3] * 10), with_classes(15, 15, space=PETS)])
+def test_the_file_says_what_was_drawn(dataset: Dataset, tmp_path: Path) -> None:
+    splits = split_dataset(dataset, seed=0)
     write_splits(tmp_path / "splits.csv", splits)
     lines = (tmp_path / "splits.csv").read_text().splitlines()
     assert lines[0] == "image_id,group,split"
     assert lines[1:] == sorted(lines[1:])
     read = read_splits(tmp_path / "splits.csv")
-    assert {name for name, split in read.items() if split == "test"} == _ids(splits.test)
+    assert {name for name, split in read.items() if split == "test"} == set(ids(splits.test))
     assert len(read) == 30
 
 

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.data.dataset import ImageIndex, ImageRef
+from robustcli.data.dataset import Dataset, FileRef
 from robustcli.data.decode import decode, read_bytes
-from robustcli.data.listing import Entry, Listing, list_folder
+from robustcli.data.listing import Listing, list_folder
 from robustcli.data.named_datasets import data_home
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.tar import is_tar, list_tar
 
 MakeTar = Callable[..., Path]
@@ -31,7 +31,7 @@ NAMES = ["./cat/a.jpg", "cat/b.jpg", "dog/c.JPEG", "dog/._c.JPEG", "notes.txt"]
 @pytest.mark.parametrize("file", ["photos.tar", "photos.tar.gz", "photos.tgz"])
 def test_members_lie_where_the_listing_says(make_tar: MakeTar, file: str) -> None:
     path = make_tar(NAMES, file)
-    entries = list_tar(path).entries
+    entries = list_tar(path).files
     assert [entry.relative for entry in entries] == ["cat/a.jpg", "cat/b.jpg", "dog/c.JPEG"]
     with tarfile.open(path) as archive:
         for entry in entries:
@@ -44,19 +44,19 @@ def test_members_lie_where_the_listing_says(make_tar: MakeTar, file: str) -> Non
 
 def test_a_plain_tar_is_read_in_place(make_tar: MakeTar) -> None:
     path = make_tar(NAMES)
-    assert {entry.path for entry in list_tar(path).entries} == {path}
+    assert {entry.path for entry in list_tar(path).files} == {path}
     assert not data_home().joinpath("unpacked").exists()
 
 
 def test_a_compressed_tar_is_unpacked_once_and_anew_when_it_changed(make_tar: MakeTar) -> None:
     path = make_tar(NAMES, "photos.tar.gz")
-    first = list_tar(path).entries[0].path
+    first = list_tar(path).files[0].path
     assert first.parent == data_home() / "unpacked"
     written = first.stat().st_mtime_ns
-    assert list_tar(path).entries[0].path == first
+    assert list_tar(path).files[0].path == first
     assert first.stat().st_mtime_ns == written
     os.utime(path, (1, 1))
-    assert list_tar(path).entries[0].path != first
+    assert list_tar(path).files[0].path != first
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
@@ -84,21 +84,21 @@ def test_names_of_tars() -> None:
 
 def test_ten_thousand_members_are_listed_in_seconds(shared: Path) -> None:
     start = time.process_time()
-    entries = list_tar(shared / "cifar10_jpeg" / "test.tar.gz").entries
+    entries = list_tar(shared / "cifar10_jpeg" / "test.tar.gz").files
     assert time.process_time() - start < 5
     assert len(entries) == 10_000
-    assert isinstance(entries[0], Entry)
+    assert isinstance(entries[0], FileRef)
 
 
-def _decoded(index: ImageIndex) -> list[int]:
-    return [int(decode(image).sum()) for image in index.images]
+def _decoded(index: Dataset) -> list[int]:
+    return [int(decode(sample.image).sum()) for sample in index.samples]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_an_index_of_a_tar_works_in_other_processes(make_tar: MakeTar, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this platform")
-    index = open_index(str(make_tar(NAMES)), model_label_space="cifar10")
+    index = open_dataset(str(make_tar(NAMES)), Classes("cifar10"))
     assert pickle.loads(pickle.dumps(index)) == index
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(_decoded, (index,)) == _decoded(index)
@@ -108,13 +108,13 @@ def test_members_decode_like_files(make_tar: MakeTar, photos: Callable[..., Path
     folder = photos("cat/a.jpg", "dog/b.jpg")
     tar = make_tar(["cat/a.jpg", "dog/b.jpg"])
     for inside, outside in zip(
-        open_index(str(tar), model_label_space="cifar10").images,
-        open_index(str(folder), model_label_space="cifar10").images,
+        open_dataset(str(tar), Classes("cifar10")).samples,
+        open_dataset(str(folder), Classes("cifar10")).samples,
         strict=True,
     ):
         assert (inside.image_id, inside.target) == (outside.image_id, outside.target)
-        assert read_bytes(inside) == read_bytes(outside)
-        np.testing.assert_array_equal(decode(inside), decode(outside))
+        assert read_bytes(inside.image) == read_bytes(outside.image)
+        np.testing.assert_array_equal(decode(inside.image), decode(outside.image))
 
 
 LEFTOVERS = (
@@ -131,12 +131,7 @@ def _packed(folder: Path, tar: Path) -> Path:
 
 
 def _images(listing: Listing, prefix: str = "") -> dict[str, bytes]:
-    return {
-        entry.relative.removeprefix(prefix): read_bytes(
-            ImageRef(entry.relative, 0, entry.path, entry.member, entry.offset, entry.size)
-        )
-        for entry in listing.entries
-    }
+    return {file.relative.removeprefix(prefix): read_bytes(file) for file in listing.files}
 
 
 def test_leftovers_never_count_in_a_folder_or_its_tar(
@@ -168,7 +163,7 @@ def test_links_in_a_tar_are_the_same_images_as_in_the_folder(
     (root / "chain.jpg").symlink_to("cat/soft.jpg")
     (root / "deep" / "loop").symlink_to("..")
     folder, tar = list_folder(root), list_tar(_packed(root, tmp_path / "x.tar"))
-    assert len(folder.entries) == 8
+    assert len(folder.files) == 8
     assert _images(tar, "data/") == _images(folder)
     assert not tar.unreached
 
@@ -253,4 +248,4 @@ def test_a_full_data_home_is_not_a_damaged_tar(
 
 def test_a_long_name_is_decompressed(make_tar: MakeTar) -> None:
     path = make_tar(NAMES, "p" * 240 + ".tar.gz")
-    assert len(list_tar(path).entries) == 3
+    assert len(list_tar(path).files) == 3

@@ -10,7 +10,7 @@ import robustcli
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.load_segmenter import load_segmenter
 from robustcli.data.masks import decode_pair
-from robustcli.data.sources import open_pairs
+from robustcli.data.sources import Masks, open_dataset
 
 ROADS = Path(__file__).parents[2].parent / "shared" / "data" / "massachusetts_roads"
 
@@ -20,7 +20,7 @@ def test_relaxed_numbers_of_the_test_tiles(tmp_path):
     run = robustcli.evaluate("otsu", ROADS, "identity", out=tmp_path, split="test", workers=0)
     row, otsu = run.table().iloc[0], load_segmenter(ModelRequest("otsu"))
     near, whole = np.zeros(2), np.zeros(2)
-    for pair in open_pairs(str(ROADS)).pairs:
+    for pair in open_dataset(str(ROADS), Masks(surveyed=False)).samples:
         if pair.split == "test":
             image, truth = decode_pair(pair)
             found = otsu.masks([image])[0]

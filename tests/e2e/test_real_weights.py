@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import robustcli
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
@@ -38,10 +38,10 @@ def test_mobilenet_has_452_of_500(tmp_path):
 
 @needs_shared
 def test_the_sample_has_other_indices_than_its_folders_have_places():
-    index = open_index(str(SHARED / "imagenet_sample" / "val"), model_label_space="imagenet-1k")
-    folders = sorted({ref.image_id.split("/")[0] for ref in index.images})
+    index = open_dataset(str(SHARED / "imagenet_sample" / "val"), Classes("imagenet-1k"))
+    folders = sorted({ref.image_id.split("/")[0] for ref in index.samples})
     by_place = {folder: place for place, folder in enumerate(folders)}
-    agreeing = [r for r in index.images if by_place[r.image_id.split("/")[0]] == r.target]
+    agreeing = [r for r in index.samples if by_place[r.image_id.split("/")[0]] == r.target]
     assert len(folders) == 500
     assert len(agreeing) < 10
 

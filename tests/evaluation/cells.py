@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from robustcli.adapters.load import ModelRequest
-from robustcli.data.dataset import PairIndex
-from robustcli.data.sources import open_pairs
+from robustcli.data.dataset import Dataset
+from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.config import EvalConfig
 
 OTSU = ModelRequest("otsu")
@@ -40,14 +40,14 @@ def make_pairs(folder: Path, per_patient: int = 3, side: int = 40) -> Path:
     return manifest
 
 
-def pairs_in(folder: Path) -> PairIndex:
+def pairs_in(folder: Path) -> Dataset:
     """The index of `make_pairs(folder)`."""
-    return open_pairs(str(make_pairs(folder)))
+    return open_dataset(str(make_pairs(folder)), Masks(surveyed=False))
 
 
 def make_roads(folder: Path) -> Path:
     """The images of `make_pairs` in the folders of Massachusetts Roads, all to be tested on."""
-    for pair in pairs_in(folder.with_name("cells")).pairs:
+    for pair in pairs_in(folder.with_name("cells")).samples:
         for kind, ref in (("test", pair.image), ("test_labels", pair.mask)):
             place = folder / "tiff" / kind / f"{Path(pair.image_id).stem.replace('-', '_r0c')}.tif"
             place.parent.mkdir(parents=True, exist_ok=True)

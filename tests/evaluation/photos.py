@@ -9,7 +9,7 @@ from PIL import Image
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.data.dataset import ImageIndex
+from robustcli.data.dataset import Dataset
 from robustcli.evaluation.class_rows import ViewPreparation
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.loader import ORIGINAL, Source
@@ -41,7 +41,7 @@ def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalCo
 
 
 def source(
-    index: ImageIndex,
+    index: Dataset,
     run: Path,
     *names: str,
     batch_size: int = 5,
@@ -55,7 +55,7 @@ def source(
     cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, severities, plugins)}
     sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
     measured = tuple(sizes) if at_crop else (ORIGINAL,)
-    plan = Plan(Store(run), index.images, tuple(cells), ("small", "large"), measured, 7)
+    plan = Plan(Store(run), index.samples, tuple(cells), ("small", "large"), measured, 7)
     model_views = {"small": SMALL.view, "large": LARGE.view}
     pieces = {piece.block: piece for piece in plan.missing()}
     return Source(

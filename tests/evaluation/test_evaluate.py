@@ -14,7 +14,7 @@ from PIL import Image
 from robustcli.adapters.load import load_classifier
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation import evaluate, prepare, runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
@@ -43,8 +43,8 @@ def test_rows_are_the_models_answers(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run"))
     rows = Store(run).predictions("vmamba-pico", Cell("identity", 0)).set_index("image_id")
     classifier = load_classifier(PICO)
-    for ref in open_index(str(photos), model_label_space="cifar10").images:
-        view = torch.from_numpy(classifier.preprocessing.apply(decode(ref))).permute(2, 0, 1)
+    for ref in open_dataset(str(photos), Classes("cifar10")).samples:
+        view = torch.from_numpy(classifier.preprocessing.apply(decode(ref.image))).permute(2, 0, 1)
         mean, std = (torch.tensor(v)[:, None, None] for v in (
             classifier.preprocessing.mean, classifier.preprocessing.std))  # fmt: skip
         with torch.inference_mode():

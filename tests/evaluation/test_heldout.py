@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from robustcli.adapters.load import ModelRequest
 from robustcli.core.errors import UsageError
-from robustcli.data.dataset import ImageRef, PairIndex, PairRef
-from robustcli.data.sources import open_classes
+from robustcli.data.dataset import Dataset, FileRef, Sample
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
 from tests.evaluation.cells import OTSU, pairs_in
 from tests.evaluation.trained import make_training
@@ -22,12 +22,12 @@ IDS = [f"{number}.png" for number in range(10)]
 PARTS = {name: "train" if n < 6 else "val" if n < 8 else "test" for n, name in enumerate(IDS)}
 
 
-def pair(name: str, split: str | None = None) -> PairRef:
-    ref = ImageRef(name, 0, Path(name))
-    return PairRef(ref, ref, name, split)
+def pair(name: str, split: str | None = None) -> Sample:
+    ref = FileRef(name, Path(name))
+    return Sample(ref, ref, name, split)
 
 
-INDEX = PairIndex("cells", "/cells", tuple(map(pair, IDS)), "image", 10)
+INDEX = Dataset("cells", "/cells", tuple(map(pair, IDS)), available=10)
 RUN = TrainingData("run", INDEX.digest, PARTS)
 
 
@@ -43,7 +43,7 @@ def chosen(index=INDEX, wanted="auto", trainings=(RUN,)):
     """The ids, the split and what was said."""
     heard = Heard()
     part = choose_part(index, wanted, trainings, heard)
-    return [pair.image_id for pair in part.index.pairs], part.split, heard.lines
+    return [pair.image_id for pair in part.index.samples], part.split, heard.lines
 
 
 def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
@@ -57,7 +57,7 @@ def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
 
 
 def test_the_ids_decide_where_the_list_is_another_one():
-    part = replace(INDEX, pairs=INDEX.pairs[:9], subset="nine")
+    part = replace(INDEX, samples=INDEX.samples[:9], subset="nine")
     assert chosen(part)[0] == ["8.png"]
     assert choose_part(part, "auto", [RUN], Heard()).index.subset == "nine, test part of `run`"
 
@@ -84,7 +84,7 @@ def test_all_takes_all_and_says_that_it_flatters():
 
 def test_a_part_can_be_named():
     assert chosen(wanted="val") == (["6.png", "7.png"], "val", [])
-    given = replace(INDEX, pairs=tuple(pair(name, PARTS[name]) for name in IDS))
+    given = replace(INDEX, samples=tuple(pair(name, PARTS[name]) for name in IDS))
     assert chosen(given, "val", ())[0] == ["6.png", "7.png"], "the data's own"
     assert chosen(given, "auto", ())[1] == "all"
     swapped = replace(RUN, parts=dict.fromkeys(IDS, "val"))
@@ -94,7 +94,7 @@ def test_a_part_can_be_named():
 def test_a_part_that_nothing_tells_is_an_error():
     with pytest.raises(UsageError, match="The data is not split, and no model was trained on it"):
         chosen(wanted="test", trainings=())
-    given = replace(INDEX, pairs=tuple(pair(name, "train") for name in IDS))
+    given = replace(INDEX, samples=tuple(pair(name, "train") for name in IDS))
     with pytest.raises(
         UsageError, match=r"`--split test` finds no images in `cells`\.\nThe data has train\."
     ):
@@ -143,7 +143,7 @@ def test_another_name_of_the_folder_changes_nothing(index, tmp_path):
 
 def test_a_part_of_the_data_overlaps_and_other_data_does_not(index, tmp_path):
     told = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
-    some = index.part(frozenset(pair.image_id for pair in index.pairs[:2]), "two")
+    some = index.part(frozenset(pair.image_id for pair in index.samples[:2]), "two")
     assert some.digest != index.digest
     assert told.overlaps(some)
     assert not told.overlaps(index.part(frozenset(), "none"))
@@ -169,16 +169,16 @@ def test_damaged_splits_are_an_error(index, tmp_path):
 
 def test_files_of_the_same_name_are_told_apart_by_what_is_in_them(tmp_path):
     first, second = (
-        open_classes(str(write_photos(tmp_path / name / "paints", 2, seed=seed)))
+        open_dataset(str(write_photos(tmp_path / name / "paints", 2, seed=seed)), Classes())
         for name, seed in (("first", 0), ("second", 1))
     )
     assert first.digest == second.digest, "the names alone are the same"
-    photo = first.images[0]
-    seen = {photo.image_id: hashlib.sha256(photo.path.read_bytes()).hexdigest()}
+    photo = first.samples[0]
+    seen = {photo.image_id: hashlib.sha256(photo.image.path.read_bytes()).hexdigest()}
     told = TrainingData("run", first.digest, {photo.image_id: "train"}, seen)
     assert told.overlaps(first)
     assert not told.overlaps(second)
-    lacking = second.part(frozenset({second.images[1].image_id}), "one image")
+    lacking = second.part(frozenset({second.samples[1].image_id}), "one image")
     assert not told.overlaps(lacking)
-    unknown = TrainingData("run", None, {second.images[1].image_id: "test"}, {"gone.png": "0"})
+    unknown = TrainingData("run", None, {second.samples[1].image_id: "test"}, {"gone.png": "0"})
     assert unknown.overlaps(lacking), "no file can be compared: the names decide"

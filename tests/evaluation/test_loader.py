@@ -8,7 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from robustcli.core.errors import RunError
 from robustcli.data.decode import decode
-from robustcli.data.sources import open_index
+from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation import class_rows, loader
 from robustcli.evaluation.loader import batch_stream, mean_squared_error, measure
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
@@ -18,7 +18,7 @@ from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     folder = make_photos(tmp_path_factory.mktemp("photos"))
-    return open_index(str(folder), model_label_space="cifar10")
+    return open_dataset(str(folder), Classes("cifar10"))
 
 
 def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
@@ -78,10 +78,10 @@ def test_another_seed_gives_other_pixels(index, tmp_path):
 def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        class_rows, "decode", lambda ref: decoded.append(ref.image_id) or decode(ref)
+        class_rows, "decode", lambda ref: decoded.append(ref.relative) or decode(ref)
     )
     list(source(index, tmp_path, *NAMES))
-    assert sorted(decoded) == [ref.image_id for ref in index.images]
+    assert sorted(decoded) == [ref.image_id for ref in index.samples]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
@@ -114,7 +114,7 @@ def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
 def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
     folder = make_photos(tmp_path / "photos")
     (folder / "cat" / "1.png").write_bytes(b"no picture")
-    index = open_index(str(folder), model_label_space="cifar10")
+    index = open_dataset(str(folder), Classes("cifar10"))
     batches = list(source(index, tmp_path / "run", "identity"))
     assert [b.unreadable for b in batches if b.unreadable] == [
         [("cat/1.png", "not an image of a known kind (JPEG, PNG, PPM, BMP, TIFF, WEBP, GIF)")]
@@ -131,7 +131,7 @@ def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
         "def half(image, rng, value):\n"
         "    return image[: len(image) // 2].copy()\n"
     )
-    index = open_index(str(folder), model_label_space="cifar10")
+    index = open_dataset(str(folder), Classes("cifar10"))
     stream = source(index, tmp_path / "run", "half", at_crop=True, plugins=(plugin,))
     items = list(batch_stream(stream, 1, pin=False))
     assert isinstance(items[-1], RunError)

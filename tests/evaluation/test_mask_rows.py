@@ -19,7 +19,7 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.decode import decode
 from robustcli.data.masks import decode_pair
-from robustcli.data.sources import open_pairs
+from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation import mask_rows, runner
 from robustcli.evaluation.cell_table import SEG_COLUMNS, table
 from robustcli.evaluation.evaluate import run_evaluation
@@ -47,6 +47,8 @@ from robustcli.transforms.registry import image_seed, resolve
 from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.evaluation.trained import make_training
+
+MASKS = Masks(surveyed=False)
 
 
 class Reader:
@@ -141,7 +143,7 @@ def index(tmp_path_factory):
 
 def source(index, run, *names, batch_size=4, seed=0, plugins=()):
     cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None, plugins)}
-    plan = Plan(Store(run), index.pairs, tuple(cells), ("model",), (ORIGINAL,), 7)
+    plan = Plan(Store(run), index.samples, tuple(cells), ("model",), (ORIGINAL,), 7)
     return Source(parts_of(plan.missing(), batch_size), PairPreparation(cells, seed))
 
 
@@ -158,8 +160,8 @@ def by_cell(stream) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
 
 def test_identity_sends_the_pair_itself_at_its_own_size(index, tmp_path):
     sent = by_cell(source(index, tmp_path, "identity"))
-    assert len(sent) == len(index.pairs) == 9
-    for pair in index.pairs:
+    assert len(sent) == len(index.samples) == 9
+    for pair in index.samples:
         image, mask = sent["identity", pair.image_id]
         expected = decode_pair(pair)
         assert np.array_equal(image, expected[0])
@@ -170,7 +172,7 @@ def test_identity_sends_the_pair_itself_at_its_own_size(index, tmp_path):
 
 def test_a_flip_moves_both_and_a_blur_only_the_image(index, tmp_path):
     sent = by_cell(source(index, tmp_path, "fliplr", "gaussian_blur"))
-    for pair in index.pairs:
+    for pair in index.samples:
         image, mask = decode_pair(pair)
         flipped, moved = sent["fliplr", pair.image_id]
         assert np.array_equal(flipped, image[:, ::-1])
@@ -187,7 +189,7 @@ def test_where_the_mask_goes_the_object_goes(tmp_path, name):
     for mask in (tmp_path / "cells" / "masks").iterdir():
         Image.fromarray(drawn).save(mask)
         Image.fromarray(drawn).convert("RGB").save(tmp_path / "cells" / "images" / mask.name)
-    sent = by_cell(source(open_pairs(str(manifest)), tmp_path, name))
+    sent = by_cell(source(open_dataset(str(manifest), MASKS), tmp_path, name))
     moved = [pair for (transform, _), pair in sent.items() if transform == name]
     assert len(moved) == 6
     for image, mask in moved:
@@ -202,7 +204,7 @@ def test_corners_that_come_into_view_are_background(tmp_path):
     for file in (tmp_path / "cells" / "masks").iterdir():
         Image.new("L", size, 255).save(file)
         Image.new("RGB", size, (200, 200, 200)).save(tmp_path / "cells" / "images" / file.name)
-    sent = by_cell(source(open_pairs(str(manifest)), tmp_path, "affine", seed=3))
+    sent = by_cell(source(open_dataset(str(manifest), MASKS), tmp_path, "affine", seed=3))
     turned = [pair for (name, _), pair in sent.items() if name == "affine"]
     seen = {bool(mask.all()) for _, mask in turned}
     assert False in seen, "none of them was moved"
@@ -220,7 +222,7 @@ def test_a_transform_that_changes_the_size_changes_that_of_the_mask(index, tmp_p
         "    return image[: len(image) // 2].copy()\n"
     )
     sent = by_cell(source(index, tmp_path, "half", plugins=[plugin]))
-    for pair in index.pairs:
+    for pair in index.samples:
         image, mask = sent["half", pair.image_id]
         assert mask.shape == image.shape[:2] == (20, decode(pair.image).shape[1])
         assert np.array_equal(mask, decode_pair(pair)[1][:20])
@@ -243,7 +245,7 @@ def test_every_pair_is_decoded_once(index, tmp_path, monkeypatch):
         mask_rows, "decode_pair", lambda p: decoded.append(p.image_id) or decode_pair(p)
     )
     list(source(index, tmp_path, "affine", "invert", "crop"))
-    assert sorted(decoded) == [pair.image_id for pair in index.pairs]
+    assert sorted(decoded) == [pair.image_id for pair in index.samples]
 
 
 def test_measures_are_sent_for_the_view_that_lacks_them(index, tmp_path):
@@ -260,7 +262,7 @@ def test_measures_are_sent_for_the_view_that_lacks_them(index, tmp_path):
 def test_an_unreadable_mask_leaves_its_image_out(tmp_path):
     manifest = make_pairs(tmp_path / "cells")
     (tmp_path / "cells" / "masks" / "bea-1.png").write_bytes(b"no picture")
-    batches = list(source(open_pairs(str(manifest)), tmp_path, "identity"))
+    batches = list(source(open_dataset(str(manifest), MASKS), tmp_path, "identity"))
     unreadable = [one for batch in batches for one in batch.unreadable]
     assert [name for name, _ in unreadable] == ["images/bea-1.png"]
     assert "its mask" in unreadable[0][1]
@@ -269,7 +271,9 @@ def test_an_unreadable_mask_leaves_its_image_out(tmp_path):
 def test_sizes_that_differ_are_an_error_that_names_both(tmp_path):
     manifest = make_pairs(tmp_path / "cells")
     Image.new("L", (7, 7)).save(tmp_path / "cells" / "masks" / "bea-1.png")
-    *_, last = list(batch_stream(source(open_pairs(str(manifest)), tmp_path), 1, pin=False))
+    *_, last = list(
+        batch_stream(source(open_dataset(str(manifest), MASKS), tmp_path), 1, pin=False)
+    )
     assert isinstance(last, UsageError)
     assert "bea-1.png` differ in size" in str(last)
 
@@ -297,7 +301,7 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
         rows = Store(run).masks("otsu", cell)
         assert list(rows.columns) == MASK_SCHEMA.names
         rows = rows.set_index("image_id")
-        for pair in pairs_in(tmp_path / "again").pairs:
+        for pair in pairs_in(tmp_path / "again").samples:
             image, truth = decode_pair(pair)
             if name == "affine":
                 seed = image_seed(0, "affine", 0, pair.image_id)

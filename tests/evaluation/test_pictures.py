@@ -123,7 +123,7 @@ def test_the_pictures_are_image_truth_and_probability(tmp_path):
     assert {panel.model for panel in shown} == {"otsu"}
     otsu = load_segmenter(OTSU)
     for panel in shown:
-        pair = next(pair for pair in index.pairs if pair.image_id == panel.image_id)
+        pair = next(pair for pair in index.samples if pair.image_id == panel.image_id)
         image, mask = decode_pair(pair)
         folder = panel.folder(run)
         assert folder == run / "panels" / "otsu" / f"{panel.rank}-{panel.number}"
@@ -146,8 +146,8 @@ def test_they_are_drawn_once_and_other_models_stay(tmp_path, monkeypatch):
     run = run_evaluation(config(manifest, tmp_path / "run"))
     before, index = read_panels(run), pairs_in(tmp_path / "cells")
     monkeypatch.setattr(pictures, "_draw", None)  # would be called to draw anything
-    assert draw_panels(run, index.pairs, {"otsu": load_segmenter(OTSU)}) == before
-    assert draw_panels(run, index.pairs, {"no rows yet": load_segmenter(OTSU)}) == before
+    assert draw_panels(run, index.samples, {"otsu": load_segmenter(OTSU)}) == before
+    assert draw_panels(run, index.samples, {"no rows yet": load_segmenter(OTSU)}) == before
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def read_samples(path):
 
 def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
     cells = resolve(["affine", "fliplr"], None)
-    write_samples(tmp_path, cells, 4, lambda: first_pair(index.pairs))
-    pair, affine = index.pairs[0], cells[1].transform
+    write_samples(tmp_path, cells, 4, lambda: first_pair(index.samples))
+    pair, affine = index.samples[0], cells[1].transform
     image, mask = affine.apply_with_mask(
         *decode_pair(pair), seed=image_seed(4, "affine", 0, pair.image_id), severity=0
     )
@@ -177,24 +177,24 @@ def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
 
 
 def test_an_image_with_foreground_is_shown_if_there_is_one(index):
-    last = [pair for pair in index.pairs if pair.image_id.endswith("-2.png")]
-    assert first_pair([*last, *index.pairs]).image_id == "images/ann-0.png"
+    last = [pair for pair in index.samples if pair.image_id.endswith("-2.png")]
+    assert first_pair([*last, *index.samples]).image_id == "images/ann-0.png"
     assert first_pair(last).image_id == "images/ann-2.png", "else an empty one"
 
 
 def test_pictures_that_are_there_are_left_alone(index, tmp_path):
     cells = resolve(["fliplr"], None)
-    write_samples(tmp_path, cells, 0, lambda: first_pair(index.pairs))
+    write_samples(tmp_path, cells, 0, lambda: first_pair(index.samples))
     write_samples(tmp_path, cells, 0, lambda: pytest.fail("nothing is missing"))
 
 
 def test_unreadable_images_are_passed_over(index, tmp_path):
     def decode(item):
-        if item is not index.pairs[2]:
+        if item is not index.samples[2]:
             raise UnreadableImage("of no use")
         return decode_pair(item)[0]
 
-    assert first_readable(index.pairs, decode).image_id == index.pairs[2].image_id
-    assert first_readable(index.pairs[:2], decode) is None
+    assert first_readable(index.samples, decode).image_id == index.samples[2].image_id
+    assert first_readable(index.samples[:2], decode) is None
     write_samples(tmp_path, resolve(["fliplr"], None), 0, lambda: None)
     assert not (tmp_path / "samples").exists()

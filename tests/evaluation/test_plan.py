@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.data.dataset import ImageRef
+from robustcli.data.dataset import FileRef, Sample
 from robustcli.evaluation.plan import Plan, batches, parts_of, share_of, shared
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
 
@@ -12,8 +12,10 @@ CELLS = (Cell("identity", 0), Cell("affine", 3))
 
 
 def make_plan(run: Path, images: int = 10) -> Plan:
-    refs = tuple(ImageRef(f"{i}.png", 0, Path(f"{i}.png")) for i in range(images))
-    return Plan(Store(run), refs, CELLS, ("a", "b"), ("original",), 4)
+    samples = tuple(
+        Sample(FileRef(f"{i}.png", Path(f"{i}.png")), 0, f"{i}.png") for i in range(images)
+    )
+    return Plan(Store(run), samples, CELLS, ("a", "b"), ("original",), 4)
 
 
 def finish(path: Path, rows: int = 4) -> None:

@@ -42,7 +42,7 @@ def read(path):
 def test_masks_have_the_size_and_name_of_their_images(index, images, otsu, tmp_path):
     made = predict_masks(otsu, [images], tmp_path / "out")
     assert (len(made.masks), made.kept) == (9, 0)
-    for pair in index.pairs:
+    for pair in index.samples:
         mask = read(tmp_path / "out" / pair.image.path.name)
         image, _ = decode_pair(pair)
         assert set(np.unique(mask)) <= {0, 255}

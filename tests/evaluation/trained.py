@@ -7,13 +7,13 @@ from pathlib import Path
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.load_segmenter import load_segmenter
 from robustcli.adapters.training_run import WeightsHeader, write_weights
-from robustcli.data.dataset import PairIndex
-from robustcli.data.splits import patient_splits, write_splits
+from robustcli.data.dataset import Dataset
+from robustcli.data.splits import split_dataset, write_splits
 
 NETWORK = "ulvm_v2"
 
 
-def make_training(run: Path, index: PairIndex, *, seed: int = 0) -> Path:
+def make_training(run: Path, index: Dataset, *, seed: int = 0) -> Path:
     """`run` with the weights, header and splits of a training of ulvm_v2 on `index`."""
     network = load_segmenter(ModelRequest(NETWORK, untrained=True), seed=seed).network
     header = WeightsHeader(
@@ -21,5 +21,5 @@ def make_training(run: Path, index: PairIndex, *, seed: int = 0) -> Path:
         trained_on=index.digest, images_sha256="0" * 64,
     )  # fmt: skip
     write_weights(run / "weights.safetensors", network.state_dict(), header)
-    write_splits(run / "splits.csv", patient_splits(index, seed=seed))
+    write_splits(run / "splits.csv", split_dataset(index, seed=seed))
     return run

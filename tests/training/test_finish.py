@@ -70,7 +70,7 @@ def test_nothing_is_not_done(tmp_path: Path) -> None:
 def test_the_ids_are_hashed_a_line_each(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 3)
     train = select(small(data, tmp_path / "run"), Heard()).splits.train
-    (pair,) = train.pairs
+    (pair,) = train.samples
     assert hash_ids(train) == hashlib.sha256(f"{pair.image_id}\n".encode()).hexdigest()
 
 

@@ -156,7 +156,7 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
     state = DurableCheckpoints().load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
     module = Watching(network, selection.recipe)
-    pairs = selection.splits.val.pairs
+    pairs = selection.splits.val.samples
     with decoded_once(pairs, run / "cache", decode_masked) as decoded:
         part = Part([pair.image_id for pair in pairs], decoded)
         loader = PatchData(part, part, selection.recipe, seed=0, workers=0).val_dataloader()

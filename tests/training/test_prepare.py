@@ -92,7 +92,7 @@ def test_the_paper_takes_whole_images_in_opencvs_order(data_prepare: Path, tmp_p
     paper = select(small(data_prepare, tmp_path / "run", protocol="paper"), Heard())
     assert (usual.whole, usual.channels) == (False, "rgb")
     assert (paper.whole, paper.channels) == (True, "bgr")
-    assert paper.per_epoch == len(paper.splits.train.pairs) == 11
+    assert paper.per_epoch == len(paper.splits.train.samples) == 11
     quick = select(small(data_prepare, tmp_path / "run", quick=True), Heard())
     assert quick.per_epoch == 12  # no more than there are
 

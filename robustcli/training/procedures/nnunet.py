@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.training_run import read_header, weights_in
 from robustcli.core.errors import RunError
-from robustcli.data.dataset import PairIndex
+from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED
 from robustcli.models.options import changed
@@ -371,7 +371,9 @@ _FEATURES = (32, 512)  # of nnU-Net's plans: of the first stage, and the most of
 _CLASSES = 2
 
 
-def planned(recipe: Recipe, config: TrainConfig, entry: ModelEntry, train: PairIndex) -> Recipe:
+def planned(
+    recipe: Recipe, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset
+) -> Recipe:
     """`recipe`, which has `patches`, with what the plan says and the user does not.
 
     Args:
@@ -422,20 +424,20 @@ def _window(recipe: Recipe, network: UMambaConfig | None) -> int:
     return min(patch, max(SMALLEST_EDGE * step, most // step * step))
 
 
-def _batch(window: int, network: UMambaConfig | None, train: PairIndex) -> int:
+def _batch(window: int, network: UMambaConfig | None, train: dataset.Dataset) -> int:
     """By the rule of nnU-Net's planner."""
     patch: Pair = (window, window)
     halvings, features = topology(patch), _FEATURES
     if network is not None:
         halvings = Topology(patch, network.stage_strides)
         features = (network.features[0], max(network.features))
-    sizes = [_size(train, number) for number in range(len(train.pairs))]
+    sizes = [_size(train, number) for number in range(len(train.samples))]
     shape = (round(median(h for h, _ in sizes)), round(median(w for _, w in sizes)))
     return batch_size(halvings, shape, len(sizes), classes=_CLASSES, features=features)
 
 
-def _size(train: PairIndex, number: int) -> Pair:
-    pair = train.pairs[number]
+def _size(train: dataset.Dataset, number: int) -> Pair:
+    pair = train.samples[number]
     try:
         return image_size(pair.image)
     except UnreadableImage as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustcli.core.io import replacing
-from robustcli.data.dataset import PairRef
+from robustcli.data import dataset
 from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.lit_segmenter import SegmentationModule, outputs
 from robustcli.training.recipes import PAPER_RECIPES, Recipe
@@ -57,10 +57,10 @@ def faults(model: str, recipe: Recipe) -> list[str]:
 
 
 def score_as_the_paper(
-    selection: Selection, module: SegmentationModule, decode: Callable[[PairRef], Decoded]
+    selection: Selection, module: SegmentationModule, decode: Callable[[dataset.Sample], Decoded]
 ) -> None:
     """Writes `RUN/paper.parquet` from the test images, in the order of their ids."""
-    pairs, recipe = selection.splits.test.pairs, selection.recipe
+    pairs, recipe = selection.splits.test.samples, selection.recipe
     module.to(selection.on.device)
     with decoded_once(pairs, selection.run / "cache", decode) as decoded:
         samples = WholeSamples([pair.image_id for pair in pairs], decoded, recipe.window)

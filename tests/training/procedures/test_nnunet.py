@@ -17,9 +17,9 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.adapters.segmenter import foreground_logits
 from robustcli.core.errors import RunError, UsageError
-from robustcli.data.dataset import PairIndex
+from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import IGNORED
-from robustcli.data.sources import open_pairs
+from robustcli.data.sources import Masks, open_dataset
 from robustcli.models.registry import architecture
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.plan import NnUNetPlan
@@ -45,6 +45,8 @@ from robustcli.training.samples import Batch
 from tests.models import golden
 from tests.training.nnunet_trainings import RECIPE, TINY
 from tests.training.pairs import decoded, write_pairs
+
+MASKS = Masks(surveyed=False)
 
 TRAIN = Part([f"t{i}" for i in range(7)], decoded(7))
 VAL = Part(["v0", "v1"], decoded(2, 50, 30))
@@ -273,12 +275,12 @@ def test_patches_pool_their_pixels() -> None:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> PairIndex:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("pairs") / "data"
-    return open_pairs(str(write_pairs(folder, 40, size=64)))
+    return open_dataset(str(write_pairs(folder, 40, size=64)), MASKS)
 
 
-def made(images: PairIndex, model: str, recipe: str = "nnunet", **said: Any) -> Recipe:
+def made(images: Dataset, model: str, recipe: str = "nnunet", **said: Any) -> Recipe:
     config = TrainConfig(model, **said)
     entry: ModelEntry = resolve(model)
     return planned(NAMED_RECIPES[recipe], config, entry, images)
@@ -298,17 +300,17 @@ def made(images: PairIndex, model: str, recipe: str = "nnunet", **said: Any) -> 
     ],
 )
 def test_the_window_is_the_networks_patch(
-    images: PairIndex, model: str, recipe: str, arguments: dict[str, Any], window: int
+    images: Dataset, model: str, recipe: str, arguments: dict[str, Any], window: int
 ) -> None:
     assert made(images, model, recipe, model_args=arguments).window == window
 
 
-def test_a_window_leaves_the_smallest_map_four_pixels(images: PairIndex) -> None:
+def test_a_window_leaves_the_smallest_map_four_pixels(images: Dataset) -> None:
     deep = {"features": [8] * 7, "strides": [1, *[2] * 6], "patch_size": [512, 512]}
     assert made(images, "umamba", "nnunet-light", model_args=deep).window == 256  # 4 * 2 ** 6
 
 
-def test_the_batch_is_that_of_nnunets_planner(images: PairIndex) -> None:
+def test_the_batch_is_that_of_nnunets_planner(images: Dataset) -> None:
     """40 images of 64 x 64: a twentieth of their pixels is 2 patches of 64 x 64."""
     arguments = {"patch_size": [64, 64]}
     assert made(images, "umamba", model_args=arguments).batch_size == 2
@@ -317,7 +319,7 @@ def test_the_batch_is_that_of_nnunets_planner(images: PairIndex) -> None:
     assert made(images, "umamba", "nnunet-light", model_args=arguments).batch_size == 4
 
 
-def test_what_the_user_says_counts(images: PairIndex) -> None:
+def test_what_the_user_says_counts(images: Dataset) -> None:
     found = made(images, "umamba", window=64, batch_size=7)
     assert (found.window, found.batch_size) == (64, 7)
 
@@ -328,7 +330,7 @@ def plan(**settings: Any) -> NnUNetPlan:
     return replace(own, plans={**own.plans, "configurations": {"2d": changed}})
 
 
-def test_the_plan_of_pretrained_weights_counts(images: PairIndex) -> None:
+def test_the_plan_of_pretrained_weights_counts(images: Dataset) -> None:
     own = plan(batch_size=5, batch_dice=False)
     found = made(images, "umamba", model_args=own.options, plan=own)
     assert (found.window, found.batch_size) == (128, 5)
@@ -340,8 +342,8 @@ def test_the_plan_of_pretrained_weights_counts(images: PairIndex) -> None:
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    broken = open_pairs(str(write_pairs(tmp_path / "data", 3)))
-    broken.pairs[1].image.path.write_text("nothing")
+    broken = open_dataset(str(write_pairs(tmp_path / "data", 3)), MASKS)
+    broken.samples[1].image.path.write_text("nothing")
     with pytest.raises(RunError, match=r"The image `001.png` cannot be read"):
         made(broken, "umamba")
 

@@ -1,0 +1,275 @@
+"""What is wrong with the data that a user named, and what to do about it, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import nearest
+from robustcli.data.dataset import Dataset, FileRef
+from robustcli.data.labels import BUNDLED, LabelSpace, ModelClasses, label_space
+from robustcli.data.listing import IMAGE_SUFFIXES
+from robustcli.data.named_datasets import DATASETS, LISTING, SEGMENTATION, NamedDataset
+from robustcli.data.tables import TABLE_SUFFIXES
+from robustcli.data.tar import TAR_SUFFIXES, is_tar
+
+_SHOWN = 5
+CLASSES_IN_WORDS = "Name the folder whose subfolders are the classes."
+LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
+  DIR/images/NAME.png  DIR/masks/NAME.png                paired folders, at any depth
+  DIR/PATIENT/NAME.tif  DIR/PATIENT/NAME_mask.tif        as LGG's kaggle_3m
+  DIR/tiff/SPLIT/NAME.tiff  DIR/tiff/SPLIT_labels/NAME.tif  as Massachusetts Roads
+  FILE.csv                                               columns image, mask, [patient], [split]"""
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most five of `names` in backticks, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
+
+
+# There is no data, or it is of another kind.
+
+
+def no_data(data: str, *, masks: bool) -> UsageError:
+    """There is nothing at the path `data`; a data set of almost that name is suggested."""
+    close = nearest(data, (d.name for d in DATASETS if (d.label_space == SEGMENTATION) == masks))
+    return UsageError(
+        f"There is no data at `{data}`.",
+        f"Did you mean the data set {' or '.join(f'`{c}`' for c in close)}?"
+        if close
+        else f"It is no folder or file here (`{Path.cwd()}`), and no data set is called so.",
+        f"Check the path; `{LISTING}` shows the data sets that have names.",
+    )
+
+
+def unreadable_kind(data: str) -> UsageError:
+    """`data` is a file of a kind that holds no data set."""
+    return UsageError(
+        f"`{data}` cannot be read as data.",
+        f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}) or a tar "
+        f"({', '.join(TAR_SUFFIXES)}).",
+        "Unpack other archives first; for a single image, name the folder above its folder.",
+    )
+
+
+def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
+    """A data set for segmenters was named.
+
+    Args:
+        dataset: The data set.
+        model: Name of the model's label space; None in training, which takes any.
+    """
+    fitting = "have classes" if model is None else f"are for `{model}`"
+    return UsageError(
+        f"`--data {dataset.name}` has masks, no classes.",
+        "It is for segmenters, and the model is a classifier.",
+        f"`{LISTING}` shows which data {fitting}.",
+    )
+
+
+def has_classes(dataset: NamedDataset) -> UsageError:
+    """A data set for classifiers was named."""
+    ours = ", ".join(f"`--data {d.name}`" for d in DATASETS if d.label_space == SEGMENTATION)
+    return UsageError(
+        f"`{dataset.name}` has no masks.",
+        f"It is a set for classifiers of `{dataset.label_space}`.",
+        f"Name images with masks: {ours}, or a folder of your own.",
+    )
+
+
+def no_images(location: Path, todo: str) -> UsageError:
+    """There is no image at `location`; a tar there is suggested, else what `todo` says."""
+    tars = sorted(p.name for p in location.iterdir() if is_tar(p)) if location.is_dir() else []
+    if tars:
+        todo = f"To read a tar there, name it: `--data {location / tars[0]}`."
+    return UsageError(
+        f"`{location}` holds no images.",
+        f"Files that end in {', '.join(sorted(IMAGE_SUFFIXES))} were looked for, at any depth.",
+        todo,
+    )
+
+
+def no_such_folder(data: str, dataset: Dataset, folder: str) -> UsageError:
+    """No image of `dataset`, which the user called `data`, lies in `folder`."""
+    ids = [sample.image_id for sample in dataset.samples]
+    counts = Counter(image_id.rpartition("/")[0] for image_id in ids if "/" in image_id)
+    shown = ", ".join(f"`{name}` ({count})" for name, count in counts.most_common(_SHOWN))
+    return UsageError(
+        f"`{data}` has no folder `{folder}`.",
+        f"Its folders: {shown}{' and others' if len(counts) > _SHOWN else ''}."
+        if counts
+        else "It has no folders.",
+        f"Write `--data {data}:FOLDER` with one of them, or leave `:{folder}` out.",
+    )
+
+
+# There are images, but their classes are not known or not those that were asked for.
+
+
+def no_classes(location: Path, files: Sequence[FileRef], wanted: ModelClasses) -> UsageError:
+    """Images were found at `location`, but not their classes."""
+    folders = _folders(files)
+    if not folders:
+        return _flat(location, wanted)
+    inner = [name for name in sorted(folders) if wanted.fit(_subfolders(files, name))]
+    if inner:
+        return UsageError(
+            f"`{location}` is one level too high.",
+            f"The folders below {listed(inner)} are the classes, not {listed(inner)}.",
+            f"Use `--data {location / inner[0]}`.",
+        )
+    return unknown_labels(location, folders, wanted, "folder")
+
+
+def no_own_classes(location: Path, files: Sequence[FileRef]) -> UsageError:
+    """Images were found at `location`, but not in folders of at least two classes."""
+    folders = _folders(files)
+    if len(folders) == 1:
+        return one_class(location, folders.pop())
+    return UsageError(
+        f"`{location}` does not say what its images show.",
+        "Training needs the class of every image, of two classes at least.",
+        f"Sort the images into a folder per class (`{location}/CLASS/IMAGE`, perhaps below `train`,"
+        " `val` and `test`), or name a CSV with the columns `path` and `label`.",
+    )
+
+
+def one_class(location: Path, name: str) -> UsageError:
+    """All images at `location` show the same."""
+    return UsageError(
+        f"`{location}` has one class only, `{name}`.",
+        "There is nothing to tell apart.",
+        "Name the folder above the class folders, or data with more classes.",
+    )
+
+
+def unknown_labels(
+    location: Path, labels: Collection[str], wanted: ModelClasses, kind: str = "label"
+) -> UsageError:
+    """The labels found at `location` fit no label space.
+
+    Args:
+        location: The data set, for the message.
+        labels: All different labels.
+        wanted: The classes that they should be.
+        kind: What carries the label (`folder`, `label`).
+    """
+    if all(label.isdecimal() for label in labels):
+        return _numbers(location, labels, wanted.given, kind)
+    space = wanted.given or _closest(labels)
+    unknown = sorted(label for label in labels if space.index_of(label) is None)
+    found = f"It has {len(labels)}: {listed(sorted(labels))}."
+    return UsageError(
+        f"The {kind}s of `{location}` are the classes of no known label space."
+        if wanted.given is None
+        else f"The {kind}s of `{location}` are not all classes of `{space.name}`.",
+        f"{found} {_matched(space, len(labels), unknown)}",
+        "Name the classes with `--label-space FILE` (one class a line, in the order of the model's "
+        "outputs), or correct the data.",
+    )
+
+
+def other_label_space(location: Path, data: LabelSpace, model: str) -> UsageError:
+    """The classes of the data are not those that the model tells apart."""
+    return UsageError(
+        f"`{location}` does not fit the model.",
+        f"Its classes are `{data.name}` ({len(data.ids)} classes), but the model answers in "
+        f"`{model}`.",
+        f"Choose a model for `{data.name}`, or data for `{model}` (`{LISTING}`).",
+    )
+
+
+def _flat(location: Path, wanted: ModelClasses) -> UsageError:
+    if wanted.fit({location.resolve().name}):
+        return UsageError(
+            f"`{location}` is the folder of a single class.",
+            f"It holds images directly, and `{location.resolve().name}` is a class.",
+            f"Name the folder above it: `--data {location.resolve().parent}`.",
+        )
+    return UsageError(
+        f"`{location}` does not say what its images show.",
+        "It holds images directly, without class folders or wnids in the file names.",
+        "Add `--labels FILE` (lines `FILE LABEL`), sort the images into class folders, or name a "
+        "CSV with the columns `path` and `label`.",
+    )
+
+
+def _numbers(
+    location: Path, labels: Collection[str], space: LabelSpace | None, kind: str
+) -> UsageError:
+    what = f"The {kind}s of `{location}` are numbers, {listed(sorted(labels, key=int))}."
+    if space is None:
+        return UsageError(
+            what,
+            "Numbers alone do not say of which label space they are indices.",
+            f"Say so, for example `--label-space {BUNDLED[0]}` (0-based, in its order).",
+        )
+    return UsageError(
+        what,
+        f"An index of `{space.name}` lies between 0 and {len(space.ids) - 1}. The numbers 1 to "
+        "1000 of ILSVRC2012_validation_ground_truth.txt are ILSVRC ids, not indices: their order "
+        "is another one, and they are not read.",
+        "Use wnids (`n01440764`), class names or 0-based indices.",
+    )
+
+
+def _matched(space: LabelSpace, labels: int, unknown: Sequence[str]) -> str:
+    if labels == len(unknown):
+        return f"The label space `{space.name}` knows none of them."
+    close = nearest(unknown[0], (*space.names, *space.ids), most=1)
+    guess = f" (`{unknown[0]}`: did you mean `{close[0]}`?)" if close else ""
+    known = labels - len(unknown)
+    return (
+        f"The label space `{space.name}` knows {known} of them, but not {listed(unknown)}{guess}."
+    )
+
+
+def _closest(labels: Collection[str]) -> LabelSpace:
+    spaces = [label_space(name) for name in BUNDLED]
+    return max(spaces, key=lambda s: sum(s.index_of(label) is not None for label in labels))
+
+
+def _folders(files: Sequence[FileRef]) -> set[str]:
+    return {file.folder for file in files if file.folder is not None}
+
+
+def _subfolders(files: Sequence[FileRef], folder: str) -> set[str]:
+    inside = [file.relative.split("/") for file in files if file.folder == folder]
+    return {parts[1] for parts in inside if len(parts) > 2}
+
+
+# There are images, but which of them are masks is not known.
+
+
+def no_masks(location: Path, files: Sequence[FileRef]) -> UsageError:
+    """Images were found at `location`, but in no known layout of images and masks."""
+    if location.name.lower() in ("images", "masks") or _is_one_patient(files):
+        return UsageError(
+            f"`{location}` is one level too low.",
+            "It holds only one of the folders that belong together.",
+            f"Name the folder above it: `--data {location.resolve().parent}`.",
+        )
+    return UsageError(
+        f"`{location}` has no known layout of images and masks.",
+        f"It holds {len(files)} images, such as `{min(file.relative for file in files)}`.",
+        LAYOUTS_IN_WORDS,
+    )
+
+
+def _is_one_patient(files: Sequence[FileRef]) -> bool:
+    flat = all(file.folder is None for file in files)
+    return flat and any(file.stem.endswith("_mask") for file in files)
+
+
+def groups_in_two_splits(
+    location: Path, torn: Sequence[str], groups: int, grouping: str
+) -> UsageError:
+    """The data puts `torn` of its `groups` groups into more than one split."""
+    return UsageError(
+        f"`{location}` puts {len(torn)} of {groups} groups into more than one split.",
+        f"A {grouping} in training and test would make the test too easy: {listed(torn)}.",
+        "Give all images of one group the same split, or none.",
+    )

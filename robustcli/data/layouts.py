@@ -1,0 +1,289 @@
+"""How folders and file names say what each image shows: its class, or which file is its mask."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from robustcli.core.errors import UsageError
+from robustcli.data.advice import listed
+from robustcli.data.dataset import FileRef
+from robustcli.data.labels import LabelSpace
+from robustcli.data.listing import is_image
+
+LabelT = TypeVar("LabelT", str, FileRef)
+"""What an image is labelled with: the name of its class as the data spells it, or its mask."""
+
+SPLIT_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""How folders and columns call the parts of a data set, in lower case."""
+# n01440764_tench.JPEG, n01440764_18.JPEG; or ILSVRC2012_val_00000293_n01440764.JPEG
+_WNID_IN_NAME = re.compile(r"(n\d{8})[_.-].*|.*[_.-](n\d{8})\.[^.]+")
+_MASK = "_mask"
+_ROAD_SPLITS = ("train", "val", "test")
+# 17278960_15_r1c2: tile in row 1 and column 2 of the aerial photo 17278960_15.
+_TILE = re.compile(r"_r\d+c\d+$")
+# Pixels: the true roads are centre lines of a map, drawn with one width, so their borders are off.
+_ROAD_TOLERANCE = 3
+
+
+@dataclass(frozen=True)
+class Labelled(Generic[LabelT]):
+    """An image with what a layout or a table says of it.
+
+    Args:
+        image: Its file.
+        label: The name of its class, or the file of its mask.
+        split: `train`, `val` or `test` where the data says it; else None.
+        group: What is never in two parts; None where nothing but the image itself is known.
+    """
+
+    image: FileRef
+    label: LabelT
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout(Generic[LabelT]):
+    """What was found in a folder, a tar or a table.
+
+    Args:
+        labelled: The images, in no particular order.
+        grouping: What a group is, in the singular: `patient`, `photo`, `image`.
+        tolerance: See `dataset.Dataset`.
+    """
+
+    labelled: tuple[Labelled[LabelT], ...]
+    grouping: str = "image"
+    tolerance: int | None = None
+
+
+Recogniser: TypeAlias = Callable[[Path, Sequence[FileRef]], Layout[LabelT] | None]
+"""Of a data set's location and files: what one layout makes of them; None where it does not fit."""
+
+
+def find_layout(
+    location: Path, files: Sequence[FileRef], recognisers: Sequence[Recogniser[LabelT]], *,
+    inside: bool,
+) -> Layout[LabelT] | None:  # fmt: skip
+    """What `files` are in the first layout that fits; None where none does.
+
+    Args:
+        location: The data set, for messages.
+        files: All that was found.
+        recognisers: The layouts to try.
+        inside: Whether common outer folders do not count.
+
+    Raises:
+        UsageError: A layout fits, but files lack their partners.
+    """
+    level = files
+    while level:
+        for recognise in recognisers:
+            found = recognise(location, level)
+            if found is not None:
+                return found
+        level = unwrapped(level) if inside else []
+    return None
+
+
+def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
+    """The files with one common outer folder taken off their paths; none without such a folder."""
+    folders = {file.folder for file in files}
+    if len(folders) != 1 or None in folders:
+        return []
+    return [replace(file, relative=file.relative.partition("/")[2]) for file in files]
+
+
+# Layouts of images with classes.
+
+
+class Classes(Protocol):
+    """The classes that labels may be of."""
+
+    def fit(self, labels: Collection[str]) -> LabelSpace | None:
+        """The label space that knows all of `labels`, or None."""
+
+
+def class_recognisers(wanted: Classes, *, splits: bool) -> list[Recogniser[str]]:
+    """The layouts of images with classes that are among `wanted`.
+
+    Args:
+        wanted: The classes.
+        splits: Whether the class folders may lie in folders `train`, `val` and `test`.
+    """
+    folders = [by_split_folders, by_class_folders] if splits else [by_class_folders]
+    return [_only_if_fitting(layout, wanted) for layout in (*folders, by_wnid_in_name)]
+
+
+def _only_if_fitting(
+    layout: Callable[[Sequence[FileRef]], list[Labelled[str]]], wanted: Classes
+) -> Recogniser[str]:
+    def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
+        labelled = layout(files)
+        fits = wanted.fit({one.label for one in labelled}) is not None
+        return Layout(tuple(labelled)) if labelled and fits else None
+
+    return recognise
+
+
+def by_class_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
+    """The images that lie in folders, labelled with the first folder; others are left out."""
+    return [Labelled(file, file.folder) for file in files if file.folder is not None]
+
+
+def by_wnid_in_name(files: Sequence[FileRef]) -> list[Labelled[str]]:
+    """Images without folders, labelled with the wnid in their names; none when one has no wnid."""
+    matches = [_WNID_IN_NAME.fullmatch(file.file_name) for file in files if file.folder is None]
+    labels = [match[1] or match[2] for match in matches if match]
+    if len(labels) < len(files):
+        return []
+    return [Labelled(*pair) for pair in zip(files, labels, strict=True)]
+
+
+def by_split_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
+    """The images below `train`, `val` and `test`, labelled with the folders inside; else none.
+
+    Every outermost folder must be such a part, one of them the training part.
+    """
+    folders = {file.folder for file in files if file.folder is not None}
+    splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
+    if None in splits.values() or "train" not in splits.values():
+        return []
+    return [
+        Labelled(file, parts[1], splits[parts[0]])
+        for file in files
+        if len(parts := file.relative.split("/")) > 2
+    ]
+
+
+# Layouts of images with masks.
+
+
+def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
+    """`images/<name>.<suffix>` and `masks/<name>.<suffix>` (or `<name>_mask`), at any depth.
+
+    The id is the path below `images`; every image is a group.
+    """
+    images, masks = below(files, "images"), below(files, "masks")
+    if not images or not masks:
+        return None
+    return Layout(tuple(Labelled(*pair) for pair in match_stems(location, images, masks)))
+
+
+def by_patient(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
+    """`<patient>/<name>.tif` and `<patient>/<name>_mask.tif`, as in Kaggle's LGG set.
+
+    Source: kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation. Its archive holds the folder
+    `kaggle_3m` twice; the outer one counts.
+    """
+    inside = below(files, "kaggle_3m") or files
+    masks = [file for file in inside if file.stem.endswith(_MASK)]
+    if not masks or any(file.relative.count("/") != 1 for file in masks):
+        return None
+    images = [file for file in inside if not file.stem.endswith(_MASK)]
+    pairs = match_stems(location, images, masks)
+    labelled = (Labelled(image, mask, group=image.folder) for image, mask in pairs)
+    return Layout(tuple(labelled), "patient")
+
+
+def by_road_tiles(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
+    """`tiff/<split>/<name>.tiff` and `tiff/<split>_labels/<name>.tif`: Massachusetts Roads.
+
+    The splits are those of the folders; a group is the aerial photo that tiles were cut from.
+    Source: kaggle.com/datasets/balraj98/massachusetts-roads-dataset; V. Mnih, Machine Learning for
+    Aerial Image Labeling, PhD thesis, University of Toronto, 2013, also for the tolerance.
+    """
+    inside = below(files, "tiff") or files
+    folders = {split: (below(inside, split), below(inside, f"{split}_labels"))
+               for split in _ROAD_SPLITS}  # fmt: skip
+    if not any(images and masks for images, masks in folders.values()):
+        return None
+    labelled = (
+        Labelled(
+            replace(image, relative=f"{split}/{image.relative}"), mask, split,
+            group=_TILE.sub("", image.stem),
+        )
+        for split, both in folders.items()
+        for image, mask in match_stems(location / split, *both)
+    )  # fmt: skip
+    return Layout(tuple(labelled), "photo", _ROAD_TOLERANCE)
+
+
+MASK_RECOGNISERS: tuple[Recogniser[FileRef], ...] = (by_two_folders, by_patient, by_road_tiles)
+
+
+def below(files: Sequence[FileRef], folder: str) -> list[FileRef]:
+    """The files in `folder` (case does not count), with paths that start below it."""
+    return [
+        replace(file, relative=file.relative.partition("/")[2])
+        for file in files
+        if file.folder is not None and file.folder.lower() == folder
+    ]
+
+
+def match_stems(
+    location: Path, images: Sequence[FileRef], masks: Sequence[FileRef]
+) -> list[tuple[FileRef, FileRef]]:
+    """Each image with the mask of its stem; a mask's may end in `_mask` where no image's does.
+
+    Arrays of numpy can be masks, not images: those beside images do not count.
+
+    Args:
+        location: The data set, for messages.
+        images: The images.
+        masks: The masks.
+
+    Raises:
+        UsageError: An image has no mask or a mask no image, or two files have the same stem.
+    """
+    by_stem = _by_key(location, ((i.stem, i) for i in images if is_image(i.relative)))
+    keys = (m.stem if m.stem in by_stem else m.stem.removesuffix(_MASK) for m in masks)
+    mask_of = _by_key(location, zip(keys, masks, strict=True))
+    without_mask = sorted(by_stem[key].relative for key in by_stem.keys() - mask_of.keys())
+    without_image = sorted(mask_of[key].relative for key in mask_of.keys() - by_stem.keys())
+    if without_mask or without_image:
+        raise _unmatched(location, without_mask, without_image, len(by_stem), len(mask_of))
+    return [(image, mask_of[key]) for key, image in by_stem.items()]
+
+
+def _by_key(location: Path, keyed: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
+    found: dict[str, list[FileRef]] = defaultdict(list)
+    for key, file in keyed:
+        found[key].append(file)
+    twice = {key: files for key, files in found.items() if len(files) > 1}
+    if twice:
+        names = sorted(file.relative for file in twice[min(twice)])
+        raise UsageError(
+            f"`{location}` has {len(twice)} names more than once.",
+            f"{listed(names)} differ in nothing but the suffix: which one belongs to "
+            "which file cannot be told.",
+            "Rename or remove all but one, or name the pairs in a CSV (`image,mask`).",
+        )
+    return {key: files[0] for key, files in found.items()}
+
+
+def _unmatched(
+    location: Path, without_mask: list[str], without_image: list[str], images: int, masks: int
+) -> UsageError:
+    counts, names = [], []
+    if without_mask:
+        counts.append(f"{len(without_mask)} of {images} images have no mask")
+        names.append(f"Without a mask: {listed(without_mask)}.")
+    if without_image:
+        counts.append(f"{len(without_image)} of {masks} masks have no image")
+        names.append(f"Without an image: {listed(without_image)}.")
+    return UsageError(
+        f"In `{location}` {' and '.join(counts)}.",
+        " ".join(names),
+        "Add the missing files (an all-black mask says: nothing to be found), remove the others, "
+        "or name the pairs that count in a CSV (`image,mask`).",
+    )
