@@ -19,6 +19,7 @@ from robustcli.core.errors import UsageError
 _HEAD = 1024
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".th", ".tar", ".pkl")
 _LENGTH = struct.Struct("<Q")
+_OLDER_EXPORT = "serialized_exported_program.json"  # in archives of torch.export up to torch 2.6
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ KINDS: tuple[FileKind, ...] = (
         "`torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)`.",
     ),
     FileKind(
-        "an archive of torch.export", lambda file: file.holds("/archive_format", "archive_format"),
+        "an archive of torch.export",
+        lambda file: file.holds("/archive_format", "archive_format", _OLDER_EXPORT),
         "It holds a program beside the weights, which would have to be run to read them.",
         "Where you trust it, save its weights alone: "
         "`torch.save(dict(torch.export.load(FILE).state_dict), NEW_FILE)`.",

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from robustcli.core.errors import RobustError, UsageError, first_line
 
@@ -228,7 +229,16 @@ def _works(tried: Tried, side: int, img_size: int | None = None) -> bool:
             network = timm.create_model(
                 tried.variant, pretrained=False, **{**tried.arguments, **more}
             ).eval()
+            for module in network.modules():
+                if isinstance(module, _ConvNd):
+                    module.register_forward_hook(_check_not_empty)
             network(torch.empty(1, tried.shape[0], side, side))
     except Exception:
         return False
     return True
+
+
+def _check_not_empty(module: nn.Module, inputs: object, output: Tensor) -> None:
+    """Raises ValueError for an image smaller than the kernel, which torch 2.6 allows on `meta`."""
+    if output.numel() == 0:
+        raise ValueError("the kernel is larger than the image")

@@ -69,6 +69,11 @@ KINDS = {
     "npz": (numpys(np.savez), "a NumPy file", "Name a PyTorch file"),
     "gguf": (b"GGUF\x03\0\0\0", "a GGUF file", "it was made from"),
     "tflite": (b"\x1c\0\0\0TFL3" + bytes(20), "a TensorFlow Lite file", "Name a PyTorch"),
+    "export of torch 2.6": (
+        zipped(serialized_exported_program__json=b"{}", serialized_state_dict__pt=b"x"),
+        "an archive of torch.export",
+        "`torch.save(dict(torch.export.load(FILE).state_dict)",
+    ),
     "picture": (picture(), "a picture", "Check the path"),
     "gzip": (gzip.compress(b"weights"), "a compressed file", "Unpack it"),
     "zip": (zipped(best__pth=b"x"), "a zip archive of other files", "Unpack it"),

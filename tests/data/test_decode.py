@@ -180,8 +180,12 @@ def test_a_fork_while_another_thread_decodes(monkeypatch: pytest.MonkeyPatch) ->
     inside.wait(30)
     child = os.fork()
     if not child:
-        decode_bytes(_encoded(PHOTO, "PNG"))
-        os._exit(0 if ImageFile.LOAD_TRUNCATED_IMAGES else 1)
+        code = 2  # for an exception, which must not return into pytest
+        try:
+            decode_bytes(_encoded(PHOTO, "PNG"))
+            code = 0 if ImageFile.LOAD_TRUNCATED_IMAGES else 1
+        finally:
+            os._exit(code)
     leave.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

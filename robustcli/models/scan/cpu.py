@@ -73,9 +73,8 @@ def selective_scan(
     home = u.device
     u, delta, A, B, C, D, delta_bias = _on_cpu(u, delta, A, B, C, D, delta_bias)
     laid = layout.of_sequence(u, delta, A, B, C, D, delta_bias)
-    by_time = laid._replace(
-        x=u, delta=delta, B=laid.B.permute(1, 0, 3, 2), C=laid.C.permute(1, 0, 3, 2)
-    )
+    B, C = (t.permute(1, 0, 3, 2) for t in (laid.B, laid.C))
+    by_time = layout.Laid(u, delta, laid.A, B, C, laid.D, laid.bias)
     y, state, _ = cpu_ops.scan_cpu_sequence(*_ready(by_time), delta_softplus, _keeps(by_time))
     y = layout.gated(y.to(home), z, u.dtype)
     return (y, layout.last_state(state).to(home)) if return_last_state else y

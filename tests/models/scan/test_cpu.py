@@ -161,8 +161,12 @@ def test_a_forked_process_scans_like_its_parent():
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(write, cpu.ss2d_scan(**arguments).numpy().tobytes())
-            os._exit(0)
+            code = 1  # for an exception, which must not return into pytest
+            try:
+                os.write(write, cpu.ss2d_scan(**arguments).numpy().tobytes())
+                code = 0
+            finally:
+                os._exit(code)
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
             found = pipe.read()
