@@ -64,15 +64,6 @@ class Kind:
     show_extra: Callable[[pd.Series], str]
     show_clean: Callable[[pd.Series], str]
 
-    def value(self, row: pd.Series) -> str:
-        """The number of `row`."""
-        return self.measure.show(row[self.measure.column], int(row["n"]))
-
-    def interval(self, row: pd.Series) -> str:
-        """Its interval."""
-        low, high = (row[f"{self.measure.column}_{end}"] for end in ("low", "high"))
-        return self.measure.show_range(low, high, int(row["n"]), "-")
-
 
 def comparison_table(table: pd.DataFrame, kind: Kind) -> str:
     """Transforms x models: the number with its interval, then one line per model.
@@ -99,8 +90,8 @@ def _detailed_row(row: pd.Series, kind: Kind) -> tuple[str, ...]:
     return (
         cell_label(row["transform"], row["severity"]),
         kind.show_extra(row),
-        kind.value(row),
-        kind.interval(row),
+        kind.measure.value(row),
+        kind.measure.value_range(row, "-"),
         kind.measure.show(row["drop"], n),
         percent(row["retention"], n),
     )
@@ -115,7 +106,9 @@ def _abreast(table: pd.DataFrame, models: list[str], kind: Kind) -> str:
 
 def _column(rows: pd.DataFrame, kind: Kind) -> dict[str, str]:
     return {
-        cell_label(row["transform"], row["severity"]): f"{kind.value(row)} ({kind.interval(row)})"
+        cell_label(
+            row["transform"], row["severity"]
+        ): f"{kind.measure.value(row)} ({kind.measure.value_range(row, '-')})"
         for _, row in rows.iterrows()
     }
 
@@ -132,7 +125,7 @@ def _summary(table: pd.DataFrame, model: str, kind: Kind) -> str:
 
 def _cell(rows: pd.DataFrame, transform: str, severity: int, kind: Kind) -> str:
     row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
-    return f"{cell_label(transform, severity)} {kind.value(row)}{kind.unit}"
+    return f"{cell_label(transform, severity)} {kind.measure.value(row)}{kind.unit}"
 
 
 def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,10 @@ from typing import Literal, TypeAlias
 import pandas as pd
 from tabulate import tabulate
 
-from robustcli.core.io import write_text
+from robustcli.reports.markdown import Picture
+from robustcli.reports.pages import Page
+
+Figure = Picture
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,6 @@ class Table:
     header: tuple[Text, ...]
     rows: tuple[tuple[Text, ...], ...]
     left: int = 1
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture: its path relative to the run directory, and what it shows in words."""
-
-    path: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -278,53 +272,10 @@ def _html_span(span: Span) -> str:
             return escape(span)
 
 
-# `results.csv` and `results.json`: the numbers of a run for other programs.
-
-
-def write_results(run: Path, table: pd.DataFrame) -> None:
-    """Writes both files durably; the same table gives the same bytes.
-
-    Args:
-        run: Directory of the run.
-        table: `metrics.table` of the run; a missing number is empty in CSV and null in JSON.
-    """
-    write_text(run / "results.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_text(run / "results.json", to_json(table))
-
-
-def to_json(table: pd.DataFrame) -> str:
-    """`table` as a JSON array with one record per row; shares are fractions in [0, 1].
-
-    Raises:
-        ValueError: A number is infinite, which JSON cannot say.
-    """
-    records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-    return json.dumps(records, indent=1, allow_nan=False) + "\n"
-
-
 # What every kind of report consists of, and how it becomes files.
-
-
-@dataclass(frozen=True)
-class Page:
-    """A report: its numbers for other programs, and what it says.
-
-    The figures that the document names are drawn already.
-    """
-
-    results: pd.DataFrame
-    document: Document
 
 
 def page_of(results: pd.DataFrame, title: Text, blocks: list[Block]) -> Page:
     """The page with `title` in plain text as its document's title."""
     plain = "".join(s.text if isinstance(s, Mono | Strong) else s for s in title)
-    return Page(results, Document(plain, tuple(blocks)))
-
-
-def write_page(page: Page, folder: Path) -> Path:
-    """Writes results.csv, results.json, report.html and report.md to `folder`; the last's path."""
-    write_results(folder, page.results)
-    write_text(folder / "report.html", to_html(page.document, folder))
-    write_text(folder / "report.md", to_markdown(page.document))
-    return folder / "report.md"
+    return Page(results, to_markdown(Document(plain, tuple(blocks))))

@@ -81,6 +81,16 @@ def decimal(value: float | None, digits: int = 1) -> str:
     return _without_minus_zero(f"{float(value or 0):,.{digits}f}")
 
 
+def thousands(value: int) -> str:
+    """`value` with separators of thousands: `3,929`."""
+    return f"{value:,}"
+
+
+def general(value: float) -> str:
+    """`value` with as few digits as show six significant ones: `0.001`, `1e-06`."""
+    return f"{value:g}"
+
+
 def is_missing(value: float | None) -> bool:
     """Whether there is no such number (None, NaN or infinite)."""
     return value is None or not math.isfinite(value)

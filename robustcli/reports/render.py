@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.reports.classification_page import classification
-from robustcli.reports.document import Page, write_page
+from robustcli.reports.evaluation_page import evaluation
 from robustcli.reports.finetuning_page import finetune
-from robustcli.reports.segmentation_page import segmentation
+from robustcli.reports.pages import Page, write_page
 from robustcli.reports.training_page import training
 from robustcli.reports.zoo_page import zoo
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
-    "cls": classification,
-    "seg": segmentation,
+    "cls": evaluation,
+    "seg": evaluation,
     "train": training,
     "finetune": finetune,
 }
