@@ -12,15 +12,7 @@ from tabulate import tabulate
 
 from robustcli.reports.finetuning_findings import Finetuning, ModeRun, read_finetuning
 from robustcli.reports.finetuning_results import Pace, against_full, pace
-from robustcli.reports.finetuning_words import (
-    chosen_from,
-    mebibytes,
-    megabytes,
-    p_value,
-    seconds,
-    statistic,
-    verdict,
-)
+from robustcli.reports.finetuning_words import chosen_from, verdict
 from robustcli.reports.measure import DICE, TOP1, Measure, extremes
 from robustcli.reports.numbers import (
     EN_DASH,
@@ -32,7 +24,12 @@ from robustcli.reports.numbers import (
     duration,
     fraction,
     fraction_range,
+    mebibytes,
+    megabytes,
+    p_value,
     percent,
+    seconds,
+    statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
 from robustcli.reports.training_findings import Held, Training, read_training
@@ -325,4 +322,4 @@ def _score(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[st
 
 
 def _words(found: Finetuning) -> list[str]:
-    return ["".join(str(span) for span in words) for words in verdict(found)]
+    return verdict(found)

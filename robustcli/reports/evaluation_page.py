@@ -7,7 +7,7 @@ from pathlib import Path
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
-from robustcli.reports.measure import DICE, IOU, RELAXED, TOP1
+from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page
 
 _MEASURES = {"cls": TOP1, "seg": DICE}
@@ -33,6 +33,4 @@ def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:
         findings=findings,
         gallery=gallery,
         measure=_MEASURES[task],
-        iou=IOU,
-        relaxed=RELAXED,
     )

@@ -124,6 +124,9 @@ class FinetuningGallery:
     tradeoff: tuple[Picture, ...] = ()
 
 
+NO_PICTURES = FinetuningGallery()
+
+
 def draw_finetuning_gallery(found: Finetuning) -> FinetuningGallery:
     """Draws every picture that a fine-tuning has data for."""
     return FinetuningGallery(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from robustcli.reports import numbers
-from robustcli.reports.measure import relaxed_words
+from robustcli.reports.measure import DICE, IOU, RELAXED, relaxed_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Characters of values that stand for marks until a page is laid out: in a table, a pipe needs a
@@ -64,15 +65,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (
-        *(numbers.as_printed, numbers.cell_label, numbers.counted, numbers.decimal),
-        *(numbers.duration, numbers.fraction, numbers.fraction_range, numbers.general),
-        *(numbers.percent, numbers.signed, numbers.thousands),
-        *(code, joined, marked, mono, settings),
-    )
-    environment.filters.update({function.__name__: function for function in shown})
+    # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
+    shown = [*vars(numbers).values(), code, joined, marked, mono, settings]
+    environment.filters |= {each.__name__: each for each in shown if isfunction(each)}
     environment.globals.update(
-        dash=numbers.MISSING, rule=rule, with_range=numbers.with_range, relaxed_words=relaxed_words
+        dash=numbers.MISSING,
+        dice=DICE,
+        iou=IOU,
+        relaxed=RELAXED,
+        relaxed_words=relaxed_words,
+        rule=rule,
     )
     return environment
 

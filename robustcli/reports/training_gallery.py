@@ -36,6 +36,9 @@ class TrainingGallery:
     cases: tuple[Picture, ...] = ()
 
 
+NO_PICTURES = TrainingGallery()
+
+
 def draw_training_gallery(training: Training) -> TrainingGallery:
     """Draws every picture that one training has data for."""
     if training.record.task == "cls":
