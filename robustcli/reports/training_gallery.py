@@ -91,8 +91,8 @@ def _curves(training: Training) -> tuple[Picture, ...]:
     path, masks = "figures/curves.png", training.record.task == "seg"
     course = _course(training, training.record.model)
     draw_curves(course, training.run / path, "dice" if masks else "top1")
-    score = "and dice and IoU" if masks else "and top-1"
-    caption = f"Losses (left), {score} (right) of {validated(training)}, epoch by epoch."
+    score = "dice and IoU" if masks else "top-1"
+    caption = f"Losses (left) and {score} (right) of {validated(training)}, epoch by epoch."
     return (Picture(path, caption),)
 
 
