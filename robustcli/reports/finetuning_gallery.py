@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.finetuning.record import MODES
-from robustcli.reports.figures.freezing import (
+from robustcli.reports.figures.freezing_figures import (
     Limit,
     ModeCourse,
     Rule,
@@ -20,7 +20,7 @@ from robustcli.reports.figures.freezing import (
     draw_modes,
     draw_tradeoff,
 )
-from robustcli.reports.figures.trainings import draw_strips
+from robustcli.reports.figures.training_figures import draw_strips
 from robustcli.reports.finetuning_findings import Finetuning, ModeRun
 from robustcli.reports.finetuning_words import is_within, rule_label, rule_scope, statistic_name
 from robustcli.reports.gallery import case_figures

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustcli.metrics.mask_scores import dice
-from robustcli.reports.figures.trainings import (
+from robustcli.reports.figures.training_figures import (
     Course,
     Level,
     Point,
