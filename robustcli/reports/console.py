@@ -12,15 +12,7 @@ from tabulate import tabulate
 
 from robustcli.reports.finetuning_findings import Finetuning, ModeRun, read_finetuning
 from robustcli.reports.finetuning_results import Pace, against_full, pace
-from robustcli.reports.finetuning_words import (
-    chosen_from,
-    mebibytes,
-    megabytes,
-    p_value,
-    seconds,
-    statistic,
-    verdict,
-)
+from robustcli.reports.finetuning_words import chosen_from, verdict
 from robustcli.reports.measure import DICE, TOP1, Measure, extremes
 from robustcli.reports.numbers import (
     EN_DASH,
@@ -32,7 +24,12 @@ from robustcli.reports.numbers import (
     duration,
     fraction,
     fraction_range,
+    mebibytes,
+    megabytes,
+    p_value,
     percent,
+    seconds,
+    statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
 from robustcli.reports.training_findings import Held, Training, read_training
@@ -64,15 +61,6 @@ class Kind:
     show_extra: Callable[[pd.Series], str]
     show_clean: Callable[[pd.Series], str]
 
-    def value(self, row: pd.Series) -> str:
-        """The number of `row`."""
-        return self.measure.show(row[self.measure.column], int(row["n"]))
-
-    def interval(self, row: pd.Series) -> str:
-        """Its interval."""
-        low, high = (row[f"{self.measure.column}_{end}"] for end in ("low", "high"))
-        return self.measure.show_range(low, high, int(row["n"]), "-")
-
 
 def comparison_table(table: pd.DataFrame, kind: Kind) -> str:
     """Transforms x models: the number with its interval, then one line per model.
@@ -99,8 +87,8 @@ def _detailed_row(row: pd.Series, kind: Kind) -> tuple[str, ...]:
     return (
         cell_label(row["transform"], row["severity"]),
         kind.show_extra(row),
-        kind.value(row),
-        kind.interval(row),
+        kind.measure.value(row),
+        kind.measure.value_range(row, "-"),
         kind.measure.show(row["drop"], n),
         percent(row["retention"], n),
     )
@@ -115,7 +103,9 @@ def _abreast(table: pd.DataFrame, models: list[str], kind: Kind) -> str:
 
 def _column(rows: pd.DataFrame, kind: Kind) -> dict[str, str]:
     return {
-        cell_label(row["transform"], row["severity"]): f"{kind.value(row)} ({kind.interval(row)})"
+        cell_label(
+            row["transform"], row["severity"]
+        ): f"{kind.measure.value(row)} ({kind.measure.value_range(row, '-')})"
         for _, row in rows.iterrows()
     }
 
@@ -132,7 +122,7 @@ def _summary(table: pd.DataFrame, model: str, kind: Kind) -> str:
 
 def _cell(rows: pd.DataFrame, transform: str, severity: int, kind: Kind) -> str:
     row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
-    return f"{cell_label(transform, severity)} {kind.value(row)}{kind.unit}"
+    return f"{cell_label(transform, severity)} {kind.measure.value(row)}{kind.unit}"
 
 
 def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -332,4 +322,4 @@ def _score(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[st
 
 
 def _words(found: Finetuning) -> list[str]:
-    return ["".join(str(span) for span in words) for words in verdict(found)]
+    return verdict(found)

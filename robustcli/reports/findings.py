@@ -1,16 +1,72 @@
-"""Everything a report is about, read once from the directory of a run."""
+"""Everything that the report of an evaluation is about, read once from the directory of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import ModelRecord, RunRecord, read_record
-from robustcli.evaluation.sessions import Session, read_sessions
+from robustcli.evaluation.sessions import Costs, Session, Speed, costs, read_sessions, speed
+from robustcli.evaluation.severity_scores import (
+    BreakingPoint,
+    CorruptionError,
+    breaking_points,
+    corruption_errors,
+)
 from robustcli.evaluation.store import Store
+from robustcli.reports.measure import Measure, extremes, representatives
+from robustcli.reports.numbers import cell_label, is_missing
+
+Row = dict[str, Any]
+"""A row of an evaluation's table, by column."""
+MODELS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """A transform at one severity with the rows of all models, in the order of the run."""
+
+    transform: str
+    severity: int
+    rows: list[Row]
+
+    @property
+    def label(self) -> str:
+        """How the transform with its severity is called."""
+        return cell_label(self.transform, self.severity)
+
+    def of(self, model: str) -> Row:
+        """The row of `model`."""
+        return next(row for row in self.rows if row["model"] == model)
+
+    def highest(self, measure: Measure) -> float | None:
+        """The highest number of the models; None where there is none."""
+        known = [row[measure.column] for row in self.rows if not is_missing(row[measure.column])]
+        return max(known, default=None)
+
+
+@dataclass(frozen=True)
+class ModelEnds:
+    """The rows of a model's best and worst transform (None without any), and its means.
+
+    Args:
+        best: The row with the highest number.
+        worst: The row with the lowest; None where only one transform was measured.
+        clean: The number on untouched images.
+        mean: The mean over transforms.
+        n: Images of its fullest row.
+    """
+
+    best: Row | None
+    worst: Row | None
+    clean: float | None
+    mean: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +93,16 @@ class Findings:
         return self.record.models
 
     @property
+    def named_models(self) -> list[str]:
+        """The models' names, where they are few enough for a title; else empty."""
+        return [model.name for model in self.models if len(self.models) <= MODELS_NAMED]
+
+    @property
+    def transforms(self) -> int:
+        """How many transforms there are beside `identity`."""
+        return len({transform.name for transform in self.record.transforms} - {"identity"})
+
+    @property
     def expected(self) -> int:
         """How many images a finished cell has."""
         return self.record.dataset.images - self.skipped["image_id"].nunique()
@@ -45,6 +111,16 @@ class Findings:
     def n(self) -> int:
         """How many images the fullest cell has; it decides how many digits mean something."""
         return int(self.table["n"].max()) if len(self.table) else 0
+
+    @property
+    def grouping(self) -> str:
+        """What a group of images is, in the singular."""
+        return self.record.grouping or "image"
+
+    @property
+    def groups(self) -> int:
+        """How many groups of images the fullest cell of a segmenter has."""
+        return int(self.table["groups"].max()) if len(self.table) else 0
 
     @property
     def unfinished(self) -> pd.DataFrame:
@@ -66,9 +142,73 @@ class Findings:
         """Whether something is still to be computed."""
         return self.record.status != "complete" or not self.unfinished.empty
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether models that learned anything learned it from different data."""
+        return len({model.pretraining for model in self.models if model.parameters}) > 1
+
+    @property
+    def views(self) -> dict[str, str]:
+        """Each way in which models see the images, with the first model that sees them so."""
+        views: dict[str, str] = {}
+        for model in self.models:
+            views.setdefault(model.view, model.name)
+        return views
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The table by transform and severity, in the order of the run."""
+        lines: dict[tuple[str, int], Line] = {}
+        for row in records(self.table):
+            cell = row["transform"], row["severity"]
+            lines.setdefault(cell, Line(*cell, [])).rows.append(row)
+        return list(lines.values())
+
+    @property
+    def breaking_points(self) -> dict[str, dict[str, BreakingPoint]]:
+        """Per transform with several severities and per model, the severity that breaks it."""
+        points: dict[str, dict[str, BreakingPoint]] = {}
+        for point in breaking_points(self.table):
+            points.setdefault(point.transform, {})[point.model] = point
+        return points
+
+    @property
+    def corruption_errors(self) -> list[CorruptionError]:
+        """The errors of ImageNet-C; none unless all of it was measured."""
+        return corruption_errors(self.table, self.record)
+
+    @property
+    def speeds(self) -> list[Speed]:
+        """How fast each model was."""
+        return [speed(self.sessions, model.name) for model in self.models]
+
+    @property
+    def costs(self) -> Costs:
+        """What the whole run cost."""
+        return costs(self.sessions)
+
     def of_model(self, name: str) -> pd.DataFrame:
         """The rows of one model, one per transform and severity."""
         return self.table[self.table["model"] == name].reset_index(drop=True)
+
+    def ends(self, model: str, measure: Measure) -> ModelEnds:
+        """The best and the worst transform of a model by `measure`."""
+        table = self.of_model(model)
+        rows = {(row["transform"], row["severity"]): row for row in records(table)}
+        found = extremes(table, most=1, by=measure)
+        clean = table.loc[table["transform"] == "identity", measure.column]
+        return ModelEnds(
+            next((rows[cell] for cell in found.best), None),
+            next((rows[cell] for cell in found.worst), None),
+            float(clean.iloc[0]) if len(clean) else None,
+            representatives(table)[measure.column].mean(),
+            int(table["n"].max()),
+        )
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    """The rows of `table`."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def read_findings(run: Path) -> Findings:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -91,6 +93,22 @@ class Finetuning:
     def is_partial(self) -> bool:
         """Whether something is still to be done."""
         return self.record.status != "complete"
+
+    @property
+    def measured(self) -> list[ModeRun]:
+        """The modes that were measured on the held-out images."""
+        return [run for run in self.modes if run.training.test is not None]
+
+    @property
+    def finished(self) -> list[ModeRun]:
+        """The modes whose training is complete."""
+        return [run for run in self.modes if run.training.record.status == "complete"]
+
+    @property
+    def floor(self) -> Mapping[str, Any] | pd.Series | None:
+        """See `Training.floor`."""
+        known = (run.training.floor for run in self.modes)
+        return next((floor for floor in known if floor is not None), None)
 
     @property
     def held(self) -> int:

@@ -11,8 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.finetuning.record import MODES
-from robustcli.reports.document import Figure
-from robustcli.reports.figures.freezing import (
+from robustcli.reports.figures.freezing_figures import (
     Limit,
     ModeCourse,
     Rule,
@@ -21,10 +20,11 @@ from robustcli.reports.figures.freezing import (
     draw_modes,
     draw_tradeoff,
 )
-from robustcli.reports.figures.trainings import draw_strips
+from robustcli.reports.figures.training_figures import draw_strips
 from robustcli.reports.finetuning_findings import Finetuning, ModeRun
 from robustcli.reports.finetuning_words import is_within, rule_label, rule_scope, statistic_name
 from robustcli.reports.gallery import case_figures
+from robustcli.reports.markdown import Picture
 from robustcli.reports.numbers import is_missing
 from robustcli.reports.training_gallery import strip, validated
 
@@ -117,11 +117,14 @@ def _frozen(found: Finetuning) -> frozenset[str]:
 class FinetuningGallery:
     """The figures of each kind that there are; an empty tuple where there is nothing to show."""
 
-    gradients: tuple[Figure, ...] = ()
-    modes: tuple[Figure, ...] = ()
-    strips: tuple[Figure, ...] = ()
-    cases: tuple[Figure, ...] = ()
-    tradeoff: tuple[Figure, ...] = ()
+    gradients: tuple[Picture, ...] = ()
+    modes: tuple[Picture, ...] = ()
+    strips: tuple[Picture, ...] = ()
+    cases: tuple[Picture, ...] = ()
+    tradeoff: tuple[Picture, ...] = ()
+
+
+NO_PICTURES = FinetuningGallery()
 
 
 def draw_finetuning_gallery(found: Finetuning) -> FinetuningGallery:
@@ -135,7 +138,7 @@ def draw_finetuning_gallery(found: Finetuning) -> FinetuningGallery:
     )
 
 
-def _gradients(found: Finetuning) -> tuple[Figure, ...]:
+def _gradients(found: Finetuning) -> tuple[Picture, ...]:
     lines = traces(found)
     if not lines:
         return ()
@@ -146,10 +149,10 @@ def _gradients(found: Finetuning) -> tuple[Figure, ...]:
         "right end is the mean over the iterations, which the rule compares. Dashed, hollow: "
         "frozen."
     )
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)
 
 
-def _modes(found: Finetuning) -> tuple[Figure, ...]:
+def _modes(found: Finetuning) -> tuple[Picture, ...]:
     courses = [_course(run) for run in found.modes if len(run.training.metrics)]
     if not courses:
         return ()
@@ -163,7 +166,7 @@ def _modes(found: Finetuning) -> tuple[Figure, ...]:
         "the time that training with its validations took. The large mark is the epoch whose "
         "weights were taken."
     )
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)
 
 
 def _course(run: ModeRun) -> ModeCourse:
@@ -173,7 +176,7 @@ def _course(run: ModeRun) -> ModeCourse:
     return ModeCourse(run.mode, MODES.index(run.mode), training.metrics, chosen, frozen_at)
 
 
-def _strips(found: Finetuning) -> tuple[Figure, ...]:
+def _strips(found: Finetuning) -> tuple[Picture, ...]:
     if not found.scoring.per_group:
         return ()
     measured = [(run.mode, run.training.test) for run in found.modes]
@@ -184,17 +187,17 @@ def _strips(found: Finetuning) -> tuple[Figure, ...]:
         return ()
     path, group = "figures/groups.png", found.modes[0].training.record.grouping
     draw_strips(strips, group, found.run / path)
-    return (Figure(path, f"Dice of every held-out {group}, mode by mode."),)
+    return (Picture(path, f"Dice of every held-out {group}, mode by mode."),)
 
 
-def _cases(found: Finetuning, run: ModeRun) -> tuple[Figure, ...]:
+def _cases(found: Finetuning, run: ModeRun) -> tuple[Picture, ...]:
     test = run.training.test
     if test is None or not found.scoring.per_group:
         return ()
     return case_figures(test.findings, test.findings.models[0], found.run, run.mode)
 
 
-def _tradeoff(found: Finetuning) -> tuple[Figure, ...]:
+def _tradeoff(found: Finetuning) -> tuple[Picture, ...]:
     if found.sweep is None:
         return ()
     measure = found.scoring.measure
@@ -208,7 +211,7 @@ def _tradeoff(found: Finetuning) -> tuple[Figure, ...]:
         "Time of an iteration that rules of freezing save against full fine-tuning, and the "
         f"{measure.name} that is left, both with 95 % intervals."
     )
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)
 
 
 def _rule(row: pd.Series, score: str) -> Rule:

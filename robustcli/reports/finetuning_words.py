@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
 from robustcli.finetuning.record import RuleRecord
-from robustcli.reports.document import (
-    Block,
-    Figure,
-    Heading,
-    Mono,
-    Paragraph,
-    Strong,
-    Table,
-    Text,
-    cells,
-    marked,
-    text,
-)
 from robustcli.reports.finetuning_findings import Finetuning, ModeRun
 from robustcli.reports.finetuning_results import (
     Pace,
@@ -28,8 +16,18 @@ from robustcli.reports.finetuning_results import (
     pace,
     pace_before,
 )
-from robustcli.reports.numbers import MISSING, counted, decimal, duration, is_missing
-from robustcli.reports.relaxed import relaxed_words
+from robustcli.reports.measure import relaxed_words
+from robustcli.reports.numbers import (
+    EN_DASH,
+    MISSING,
+    counted,
+    decimal,
+    is_missing,
+    mebibytes,
+    megabytes,
+    p_value,
+    seconds,
+)
 from robustcli.reports.scoring import Difference, Scoring
 
 # Rules of freezing in words.
@@ -49,18 +47,6 @@ def statistic_name(rule: RuleRecord) -> str:
     return f"{STATISTICS[rule.kind]} over a tensor's elements{over}"
 
 
-def rule_words(rule: RuleRecord) -> Text:
-    """What a rule freezes."""
-    if rule.pattern is not None:
-        return text("tensors called ", Mono(rule.pattern))
-    where = "of state-space blocks" if rule.scope == "mamba" else "of the whole network"
-    name = statistic_name(rule)
-    if rule.quantile is not None:
-        share = decimal(100 * rule.quantile, 0)
-        return text(f"the {share} % of the tensors {where} with the smallest {name}")
-    return text(f"tensors {where} whose {name} is below {rule.threshold:g}")
-
-
 def is_within(rule: RuleRecord, mamba: pd.Series) -> pd.Series:
     """Which tensors a rule chooses from; all where it is about all or there is no such block.
 
@@ -72,7 +58,7 @@ def is_within(rule: RuleRecord, mamba: pd.Series) -> pd.Series:
     return mamba if narrow else mamba | True
 
 
-def rule_label(row: pd.Series) -> str:
+def rule_label(row: Mapping[str, Any] | pd.Series) -> str:
     """What a line of a sweep (`finetune_record.SWEEP`) freezes, in few letters."""
     if row["frozen_share"] == 0:
         return "nothing frozen"
@@ -83,7 +69,7 @@ def rule_label(row: pd.Series) -> str:
     return f"below {row['threshold']:g}"
 
 
-def rule_scope(row: pd.Series) -> str:
+def rule_scope(row: Mapping[str, Any] | pd.Series) -> str:
     """What a line of a sweep chooses from."""
     if not pd.isna(row["pattern"]):
         return "by name"
@@ -94,41 +80,62 @@ def rule_scope(row: pd.Series) -> str:
 
 
 CLEAR = 0.05
+FEW = 30  # groups: with fewer, intervals are wide and their ends are uncertain themselves
 
 
-def verdict(found: Finetuning) -> list[Text]:
+def verdict(found: Finetuning) -> list[str]:
     """Scores, their difference to full fine-tuning, time, memory; what is not measured is left."""
-    told = (
+    return [
         *_scores(found),
         *_relaxed(found),
         *_differences(found),
         *_time(found),
         *_memory(found),
         *_count(found),
-    )
-    return [text(words) for words in told]
+    ]
 
 
-def score_of(run: ModeRun) -> str:
-    """The score of a mode with its interval; empty until it is measured."""
-    test = run.training.test
-    return "" if test is None else run.training.scoring.shown(test.numbers)
+def few_held_out(found: Finetuning) -> str:
+    """How little can be seen with few held-out images; empty where they are many."""
+    training = found.training
+    if training is None or training.test is None:
+        return ""
+    group, groups = training.record.grouping, training.test.groups
+    if groups >= FEW:
+        return ""
+    held, width = counted(groups, f"held-out {group}"), _widest(found)
+    if width is None:
+        return f"From {held} nothing can be said about others, so no interval is given."
+    scoring = found.scoring
+    return f"With {held}, {scoring.few_words.format(width=scoring.width(width))}"
+
+
+def _widest(found: Finetuning) -> float | None:
+    """The width of the widest interval of a mode's score; None where no mode has one."""
+    tests = [run.training.test for run in found.modes]
+    low, high = (f"{found.scoring.measure.column}_{end}" for end in ("low", "high"))
+    widths = [t.numbers[high] - t.numbers[low] for t in tests if t is not None]
+    return max((float(width) for width in widths if not is_missing(width)), default=None)
 
 
 def _scores(found: Finetuning) -> list[str]:
-    measured = [run for run in found.modes if run.training.test is not None]
     training = found.training
-    if not measured or training is None or training.test is None:
+    if not found.measured or training is None or training.test is None:
         return []
     scoring, group = found.scoring, training.record.grouping
     held = counted(int(training.test.numbers["n"]), "held-out image")
     held += "" if group == "image" else f" of {counted(training.test.groups, group)}"
     held += f", per {group}" if scoring.per_group else ""
     told = f"{scoring.measure.title} on {held}, with 95 % intervals: "
-    told += ", ".join(f"{run.mode} {score_of(run)}" for run in measured) + "."
+    told += ", ".join(f"{run.mode} {_score(run)}" for run in found.measured) + "."
     if training.floor is not None:
         told += f" {scoring.floor_words} on the same images: {scoring.shown(training.floor)}."
     return [told]
+
+
+def _score(run: ModeRun) -> str:
+    assert run.training.test is not None
+    return run.training.scoring.shown(run.training.test.numbers)
 
 
 def _relaxed(found: Finetuning) -> list[str]:
@@ -205,11 +212,6 @@ def _disagreement(one: Difference, by_test: bool, small: bool, scoring: Scoring)
     return f"{told}: whether there is a difference is not settled.{size}"
 
 
-def p_value(p: float) -> str:
-    """A p-value with the digits that mean something."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
 def _time(found: Finetuning) -> list[str]:
     """The time of an iteration after the freeze against that of full fine-tuning."""
     freeze, full = found.of("freeze"), found.of("full")
@@ -256,13 +258,6 @@ def _within(one: Pace, other: Pace) -> bool:
     return one.low <= other.median <= one.high and other.low <= one.median <= other.high
 
 
-def seconds(value: float) -> str:
-    """A short stretch of time: `0.231 s`, `12 ms`, `1.2 s`."""
-    if value < 0.1:
-        return f"{decimal(1000 * value)} ms"
-    return f"{value:.3f} s" if value < 1 else duration(value)
-
-
 def _memory(found: Finetuning) -> list[str]:
     freeze, full = found.of("freeze"), found.of("full")
     mine, theirs = (run.costs if run else None for run in (freeze, full))
@@ -291,38 +286,7 @@ def _count(found: Finetuning) -> list[str]:
     ]
 
 
-def megabytes(count: int) -> str:
-    """Bytes in 10⁶ bytes, so exactly that a few frozen tensors show."""
-    return f"{decimal(count / 1e6, 3 if count < 1e7 else 1)} MB"
-
-
-def mebibytes(count: int) -> str:
-    """Bytes in 2²⁰ bytes."""
-    return f"{decimal(count / 2**20, 0)} MiB"
-
-
-HEADER = ("parameter", "shape", "count", "statistic", "frozen", "why")
-
-
-def gradients(found: Finetuning, figures: Sequence[Figure]) -> list[Block]:
-    """The picture, and the table of the tensors that the rule chose from."""
-    heading = Heading(2, text("Gradients and what was frozen"))
-    if found.decisions is None:
-        waiting = "The profile is not complete yet: nothing is decided."
-        return [heading, *figures, Paragraph(text(waiting))]
-    near = chosen_from(found)
-    rest = len(found.decisions) - len(near)
-    words = f"Statistic: {statistic_name(found.record.rule)}. The smallest comes first."
-    if rest:
-        words += f" {counted(rest, 'more tensor')}, out of the rule's reach, under “Every tensor”."
-    return [heading, *figures, Paragraph(text(words)), _table(near)]
-
-
-def every_tensor(found: Finetuning) -> list[Block]:
-    """The table of all tensors, where the first one left some out."""
-    if found.decisions is None or len(chosen_from(found)) == len(found.decisions):
-        return []
-    return [Heading(2, text("Every tensor")), _table(ordered(found.decisions))]
+# The tensors that a rule chose from, and what a line of a sweep saves.
 
 
 def chosen_from(found: Finetuning) -> pd.DataFrame:
@@ -337,20 +301,12 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("statistic", kind="stable", na_position="last")
 
 
-def statistic(value: float | None) -> str:
-    """A statistic with two digits."""
-    if value is None or is_missing(value):
+def saved(row: Mapping[str, Any] | pd.Series) -> str:
+    """The saving of a line of the sweep in percent, with its interval."""
+    value, low, high = (row[f"seconds_ratio{end}"] for end in ("", "_low", "_high"))
+    if is_missing(value):
         return MISSING
-    return "0" if value == 0 else f"{value:.1e}"
-
-
-def _table(table: pd.DataFrame) -> Table:
-    rows = [_gradient_row(row) for _, row in table.iterrows()]
-    return Table(cells(*HEADER), tuple(rows))
-
-
-def _gradient_row(row: pd.Series) -> tuple[Text, ...]:
-    shape = str(row["shape"]).replace("x", " x ")
-    frozen = text(Strong("frozen")) if row["frozen"] else text("no")
-    middle = cells(shape, f"{row['count']:,}", statistic(row["statistic"]))
-    return (text(Mono(str(row["name"]))), *middle, frozen, marked(str(row["why"])))
+    told = decimal(100 * (1 - value))
+    if is_missing(low) or is_missing(high):
+        return told
+    return f"{told} ({decimal(100 * (1 - high))}{EN_DASH}{decimal(100 * (1 - low))})"

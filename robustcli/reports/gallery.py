@@ -21,10 +21,10 @@ from robustcli.evaluation.record import (
     read_panels,
 )
 from robustcli.evaluation.store import Cell, Store
-from robustcli.reports.document import Figure
 from robustcli.reports.figures.comparisons import draw_bars, draw_dots, draw_multiples
 from robustcli.reports.figures.images import Case, Tile, draw_contact, draw_panels
 from robustcli.reports.findings import Findings
+from robustcli.reports.markdown import Picture
 from robustcli.reports.measure import TOP1, Extremes, Measure, extremes
 from robustcli.reports.numbers import decimal, fraction, is_missing
 
@@ -122,7 +122,7 @@ def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
 
 def case_figures(
     findings: Findings, model: ModelRecord, into: Path, called: str
-) -> tuple[Figure, ...]:
+) -> tuple[Picture, ...]:
     """The picture of the cases of `model`, drawn into `into`/figures; none where none were kept.
 
     Args:
@@ -137,7 +137,7 @@ def case_figures(
         return ()
     path = f"figures/cases-{file_name(called)}.png"
     draw_panels(cases, into / path)
-    return (Figure(path, _caption(model, called)),)
+    return (Picture(path, _caption(model, called)),)
 
 
 def _caption(model: ModelRecord, called: str) -> str:
@@ -178,21 +178,28 @@ FOLDER = "figures"
 class Gallery:
     """The figures of each kind that the run has; an empty tuple where there is nothing to show."""
 
-    bars: tuple[Figure, ...]
-    overview: tuple[Figure, ...]
-    multiples: tuple[Figure, ...]
-    contact: tuple[Figure, ...]
+    bars: tuple[Picture, ...] = ()
+    overview: tuple[Picture, ...] = ()
+    multiples: tuple[Picture, ...] = ()
+    contact: tuple[Picture, ...] = ()
+    cases: tuple[Picture, ...] = ()
+
+
+NO_PICTURES = Gallery()
 
 
 def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
     """Draws every picture of `measure` that the run has data for."""
     measured = findings.table[findings.table[measure.column].notna()]
     graded = _graded(measured)
+    shown = findings.models if findings.record.task == "seg" else []
+    cases = (case_figures(findings, model, findings.run, model.name) for model in shown)
     return Gallery(
         _bars(findings.run, measured, measure),
         _overview(findings.run, measured[~graded], measure),
         _multiples(findings.run, measured, measured[graded], measure),
         _contact(findings),
+        tuple(picture for pictures in cases for picture in pictures),
     )
 
 
@@ -203,13 +210,13 @@ def _graded(table: pd.DataFrame) -> pd.Series:
     return (table["severity"] > 0) & (steps > 1)
 
 
-def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Figure, ...]:
+def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
     ends = extremes(table, by=measure)
     if not ends.best:
         return ()
     path = f"{FOLDER}/best_and_worst.png"
     draw_bars(table, ends, run / path, measure)
-    return (Figure(path, _bars_caption(ends, measure)),)
+    return (Picture(path, _bars_caption(ends, measure)),)
 
 
 def _bars_caption(ends: Extremes, measure: Measure) -> str:
@@ -223,7 +230,7 @@ def _bars_caption(ends: Extremes, measure: Measure) -> str:
     )
 
 
-def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Figure, ...]:
+def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
     if set(table["transform"]) <= {"identity"}:
         return ()
     path = f"{FOLDER}/all_transforms.png"
@@ -232,12 +239,12 @@ def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Figure,
         f"{measure.title} per transform with {measure.interval}, sorted by the mean over the "
         f"models; dashed: {measure.clean} of each model."
     )
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)
 
 
 def _multiples(
     run: Path, table: pd.DataFrame, graded: pd.DataFrame, measure: Measure
-) -> tuple[Figure, ...]:
+) -> tuple[Picture, ...]:
     if graded.empty:
         return ()
     path = f"{FOLDER}/severities.png"
@@ -246,10 +253,10 @@ def _multiples(
         f"{measure.title} over severity with {measure.interval} (shaded). Dashed: {measure.clean}; "
         "dotted: half of it, below which a model counts as broken."
     )
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)
 
 
-def _contact(findings: Findings) -> tuple[Figure, ...]:
+def _contact(findings: Findings) -> tuple[Picture, ...]:
     lines = contact_lines(findings)
     single, graded = lines.single, lines.graded
     return (
@@ -260,10 +267,10 @@ def _contact(findings: Findings) -> tuple[Figure, ...]:
 
 def _sheet(
     run: Path, name: str, lines: Sequence[Sequence[Tile]], subject: str
-) -> tuple[Figure, ...]:
+) -> tuple[Picture, ...]:
     if not lines:
         return ()
     path = f"{FOLDER}/{name}.png"
     draw_contact(lines, run / path)
     caption = f"{subject}, with the run's own seed; PSNR as the run measured it."
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
-from robustcli.reports.numbers import fraction, fraction_range, percent, percent_range
+from robustcli.reports.numbers import (
+    EN_DASH,
+    MISSING,
+    fraction,
+    fraction_range,
+    percent,
+    percent_range,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,20 @@ class Measure:
         """The name at the start of a sentence."""
         return self.name[0].upper() + self.name[1:]
 
+    def value(self, row: Mapping[str, Any] | pd.Series) -> str:
+        """The number of `row` as text."""
+        return self.show(row[self.column], int(row["n"]))
+
+    def value_range(self, row: Mapping[str, Any] | pd.Series, to: str = EN_DASH) -> str:
+        """The interval of `row` as text."""
+        low, high = row[f"{self.column}_low"], row[f"{self.column}_high"]
+        return self.show_range(low, high, int(row["n"]), to)
+
+    def with_range(self, row: Mapping[str, Any] | pd.Series) -> str:
+        """The number of `row` with its interval, where it has one."""
+        interval = self.value_range(row)
+        return self.value(row) if interval == MISSING else f"{self.value(row)} ({interval})"
+
     def ends(self, rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
         """The ends of the intervals; the number itself where there is no interval."""
         low, high = rows[f"{self.column}_low"], rows[f"{self.column}_high"]
@@ -73,6 +95,18 @@ DICE = Measure(
     lambda value, _: fraction(value),
     lambda low, high, _, to: fraction_range(low, high, to),
 )
+
+IOU = replace(DICE, column="iou", name="IoU")
+# Of data that have a tolerance, and only of these.
+RELAXED = tuple(
+    replace(DICE, column=f"relaxed_{name}", name=f"relaxed {name}")
+    for name in ("precision", "recall")
+)
+
+
+def relaxed_words(numbers: Mapping[str, Any] | pd.Series) -> str:
+    """Both relaxed numbers of a row of segmenters, as a part of a sentence."""
+    return " and ".join(measure.with_range(numbers) for measure in RELAXED)
 
 
 # Which transforms a set of models stands best and worst.

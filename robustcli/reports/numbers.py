@@ -74,11 +74,65 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
+def p_value(p: float | None) -> str:
+    """A p-value with the digits that mean something, or a dash when missing."""
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def statistic(value: float | None) -> str:
+    """A statistic with two digits."""
+    if value is None or is_missing(value):
+        return MISSING
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def seconds(value: float) -> str:
+    """A short stretch of time: `0.231 s`, `12 ms`, `1.2 s`."""
+    if value < 0.1:
+        return f"{decimal(1000 * value)} ms"
+    return f"{value:.3f} s" if value < 1 else duration(value)
+
+
+def gibibytes(count: int | None) -> str:
+    """Bytes in 2³⁰ bytes."""
+    return MISSING if count is None else f"{decimal(count / 2**30, 2)} GiB"
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes in 2²⁰ bytes."""
+    return MISSING if count is None else f"{decimal(count / 2**20, 0)} MiB"
+
+
+def megabytes(count: int | None, digits: int | None = None) -> str:
+    """Bytes in 10⁶ bytes, so exactly that a few frozen tensors show, or with `digits` decimals."""
+    if count is None:
+        return MISSING
+    exact = 3 if count < 1e7 else 1
+    return f"{decimal(count / 1e6, exact if digits is None else digits)} MB"
+
+
+def watt_hours(joules: float | None, digits: int = 1) -> str:
+    """An energy in watt-hours."""
+    return MISSING if joules is None else f"{decimal(joules / 3600, digits)} Wh"
+
+
 def decimal(value: float | None, digits: int = 1) -> str:
     """`value` with `digits` decimals and thousands separators, or a dash when missing."""
     if is_missing(value):
         return MISSING
     return _without_minus_zero(f"{float(value or 0):,.{digits}f}")
+
+
+def thousands(value: int) -> str:
+    """`value` with separators of thousands: `3,929`."""
+    return f"{value:,}"
+
+
+def general(value: float) -> str:
+    """`value` with as few digits as show six significant ones: `0.001`, `1e-06`."""
+    return f"{value:g}"
 
 
 def is_missing(value: float | None) -> bool:

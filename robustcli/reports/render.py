@@ -7,18 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.reports.classification_page import classification
-from robustcli.reports.document import Page, write_page
-from robustcli.reports.finetuning_page import finetune
-from robustcli.reports.segmentation_page import segmentation
+from robustcli.reports.evaluation_page import evaluation
+from robustcli.reports.finetuning_page import finetuning
+from robustcli.reports.pages import Page, write_page
 from robustcli.reports.training_page import training
 from robustcli.reports.zoo_page import zoo
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
-    "cls": classification,
-    "seg": segmentation,
+    "cls": evaluation,
+    "seg": evaluation,
     "train": training,
-    "finetune": finetune,
+    "finetune": finetuning,
 }
 _OWN = ("train", "finetune")  # kinds that `run.json` names; the others are tasks of evaluations
 

@@ -12,6 +12,7 @@ import pandas as pd
 from robustcli.evaluation.record import FILE_NAME
 from robustcli.evaluation.store import Cell, Store
 from robustcli.reports.findings import Findings, read_findings
+from robustcli.reports.numbers import counted
 from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
 from robustcli.training.record import PAPER, TrainRecord, read_train_record
 
@@ -84,6 +85,30 @@ class Training:
     def seconds(self) -> float | None:
         """What the epochs took with their validation; None before the first has ended."""
         return float(self.metrics["seconds"].sum()) if len(self.metrics) else None
+
+    @property
+    def median_seconds(self) -> float:
+        """What an epoch took with its validation."""
+        return float(self.metrics["seconds"].median())
+
+    @property
+    def waiting_share(self) -> float:
+        """The share of the time of all epochs in which the network waited for images."""
+        waiting = float((self.metrics["waiting_share"] * self.metrics["seconds"]).sum())
+        return waiting / max(self.seconds or 0.0, 1e-9)
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps the finished epochs took."""
+        return int(self.metrics["step"].max()) if self.epochs else 0
+
+    @property
+    def machine(self) -> str:
+        """The device with its threads and processes; a CPU's name says its threads already."""
+        record = self.record
+        threads = "" if "thread" in record.device else f", {counted(record.threads, 'thread')}"
+        shared = f", {record.devices} processes" if record.devices > 1 else ""
+        return f"{record.device}{threads}{shared}"
 
     @property
     def epochs(self) -> int:

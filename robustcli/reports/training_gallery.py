@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustcli.metrics.mask_scores import dice
-from robustcli.reports.document import Figure
-from robustcli.reports.figures.trainings import (
+from robustcli.reports.figures.training_figures import (
     Course,
     Level,
     Point,
@@ -19,6 +18,7 @@ from robustcli.reports.figures.trainings import (
     draw_strips,
 )
 from robustcli.reports.gallery import case_figures
+from robustcli.reports.markdown import Picture
 from robustcli.reports.numbers import fraction, is_missing
 from robustcli.reports.training_findings import Held, Training
 from robustcli.reports.zoo_rows import Baseline, ZooRow, baselines, label, zoo_rows
@@ -30,10 +30,13 @@ _COUNTS = ["tp", "fp", "fn"]
 class TrainingGallery:
     """The figures of each kind that there are; an empty tuple where there is nothing to show."""
 
-    scatter: tuple[Figure, ...] = ()
-    curves: tuple[Figure, ...] = ()
-    strips: tuple[Figure, ...] = ()
-    cases: tuple[Figure, ...] = ()
+    scatter: tuple[Picture, ...] = ()
+    curves: tuple[Picture, ...] = ()
+    strips: tuple[Picture, ...] = ()
+    cases: tuple[Picture, ...] = ()
+
+
+NO_PICTURES = TrainingGallery()
 
 
 def draw_training_gallery(training: Training) -> TrainingGallery:
@@ -50,7 +53,7 @@ def draw_zoo_gallery(trainings: Sequence[Training], out: Path) -> TrainingGaller
     return TrainingGallery(_scatter(out, trainings), _grids(trainings, out))
 
 
-def _scatter(out: Path, trainings: Sequence[Training]) -> tuple[Figure, ...]:
+def _scatter(out: Path, trainings: Sequence[Training]) -> tuple[Picture, ...]:
     rows = zoo_rows(trainings)
     points = [point for row in rows for point in _points(row)]
     path = "figures/dice_over_parameters.png"
@@ -61,7 +64,7 @@ def _scatter(out: Path, trainings: Sequence[Training]) -> tuple[Figure, ...]:
         "what was published of the same network. Dashed: Otsu's threshold on the images held out "
         "here; it has no parameters."
     )
-    return (Figure(path, caption),)
+    return (Picture(path, caption),)
 
 
 def _points(row: ZooRow) -> list[Point]:
@@ -82,15 +85,15 @@ def _level(baseline: Baseline) -> Level:
     return Level(f"Otsu{place}: {fraction(value)}", value)
 
 
-def _curves(training: Training) -> tuple[Figure, ...]:
+def _curves(training: Training) -> tuple[Picture, ...]:
     if training.metrics.empty:
         return ()
     path, masks = "figures/curves.png", training.record.task == "seg"
     course = _course(training, training.record.model)
     draw_curves(course, training.run / path, "dice" if masks else "top1")
-    score = "and dice and IoU" if masks else "and top-1"
-    caption = f"Losses (left), {score} (right) of {validated(training)}, epoch by epoch."
-    return (Figure(path, caption),)
+    score = "dice and IoU" if masks else "top-1"
+    caption = f"Losses (left) and {score} (right) of {validated(training)}, epoch by epoch."
+    return (Picture(path, caption),)
 
 
 def validated(training: Training) -> str:
@@ -106,7 +109,7 @@ def _course(training: Training, name: str) -> Course:
     return Course(name, training.metrics, training.record.chosen_epoch)
 
 
-def _grids(trainings: Sequence[Training], out: Path) -> tuple[Figure, ...]:
+def _grids(trainings: Sequence[Training], out: Path) -> tuple[Picture, ...]:
     begun = [training for training in trainings if len(training.metrics)]
     if not begun:
         return ()
@@ -114,20 +117,20 @@ def _grids(trainings: Sequence[Training], out: Path) -> tuple[Figure, ...]:
     draw_course_grid(courses, "dice", out / "figures/dice_curves.png")
     draw_course_grid(courses, "loss", out / "figures/loss_curves.png")
     return (
-        Figure("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch."),
-        Figure("figures/loss_curves.png", "Losses by epoch; those of different kinds (see the "
+        Picture("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch."),
+        Picture("figures/loss_curves.png", "Losses by epoch; those of different kinds (see the "
                "recipes) cannot be compared."),
     )  # fmt: skip
 
 
-def _strips(training: Training) -> tuple[Figure, ...]:
+def _strips(training: Training) -> tuple[Picture, ...]:
     named = [(training.record.model, training.test), ("otsu", training.baseline)]
     strips = [strip(name, held) for name, held in named if held is not None]
     if not strips:
         return ()
     path, grouping = "figures/groups.png", training.record.grouping
     draw_strips(strips, grouping, training.run / path)
-    return (Figure(path, f"Dice of every held-out {grouping}, the pixels of its images pooled."),)
+    return (Picture(path, f"Dice of every held-out {grouping}, the pixels of its images pooled."),)
 
 
 def strip(name: str, held: Held) -> Strip:
@@ -140,7 +143,7 @@ def strip(name: str, held: Held) -> Strip:
     return Strip(name, dice(pooled), float(held.numbers["dice"]), low, high)
 
 
-def _cases(training: Training) -> tuple[Figure, ...]:
+def _cases(training: Training) -> tuple[Picture, ...]:
     if training.test is None:
         return ()
     findings = training.test.findings

@@ -12,6 +12,7 @@ import pandas as pd
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import MaskComparison, compare_masks
+from robustcli.reports.numbers import MISSING, fraction_range
 from robustcli.reports.training_findings import Training
 from robustcli.training.record import PAPER, TrainRecord
 
@@ -72,6 +73,21 @@ class Score:
     iou: float | None
     iou_low: float | None
     iou_high: float | None
+
+    @property
+    def dice_range(self) -> str:
+        """The interval of the dice in brackets, with a blank before it; empty where unknown."""
+        return _in_brackets(self.dice_low, self.dice_high)
+
+    @property
+    def iou_range(self) -> str:
+        """The same of the IoU."""
+        return _in_brackets(self.iou_low, self.iou_high)
+
+
+def _in_brackets(low: float | None, high: float | None) -> str:
+    ends = fraction_range(low, high)
+    return "" if ends == MISSING else f" ({ends})"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The lines of a table in the form of the paper's Table I: published beside own."""
+"""Several trainings in the form of the paper's Table I: published numbers beside own ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from robustcli.reports.training_findings import Held, Training
-from robustcli.reports.training_results import Published, Score, headline, table_one
+from robustcli.reports.training_results import (
+    Published,
+    Score,
+    headline,
+    other_experiment,
+    published,
+    table_one,
+)
 
 
 @dataclass(frozen=True)
@@ -100,3 +107,65 @@ def _row(training: Training, printed: Published | None, trainings: Sequence[Trai
     record = training.record
     name, score = label(training, trainings), headline(training)
     return ZooRow(name, record.parameters, printed, training, score)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Several trainings of segmenters, or one, beside what was published.
+
+    Args:
+        trainings: At least one.
+    """
+
+    trainings: Sequence[Training]
+
+    @property
+    def rows(self) -> list[ZooRow]:
+        """The lines of the table."""
+        return zoo_rows(self.trainings)
+
+    @property
+    def baselines(self) -> list[Baseline]:
+        """Otsu's threshold on each set of held-out images."""
+        return baselines(self.trainings)
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the energy of any training was measured."""
+        return any(training.record.energy_joules is not None for training in self.trainings)
+
+    @property
+    def image_sets(self) -> int:
+        """How many different sets of training and held-out images there are."""
+        records = [training.record for training in self.trainings]
+        return len({(record.dataset.digest, record.seed) for record in records})
+
+    @property
+    def experiments(self) -> dict[str, list[str]]:
+        """In what trainings differ from the published ones (empty: in nothing), and which do so."""
+        alike: dict[str, list[str]] = {}
+        for training in self.trainings:
+            if published(training.record.model) is not None:
+                reasons = "; ".join(other_experiment(training.record))
+                alike.setdefault(reasons, []).append(self.label(training))
+        return alike
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What is to be known of the published numbers of some networks, by network."""
+        printed = [row.printed for row in self.rows if row.printed]
+        return {line.model: line.remark for line in printed if line.remark}
+
+    @property
+    def versions(self) -> dict[str, list[str]]:
+        """Each set of versions, with the trainings that it is of."""
+        sets: dict[str, list[str]] = {}
+        for training in self.trainings:
+            versions = sorted(training.record.versions.items())
+            told = ", ".join(f"{name} {version}" for name, version in versions)
+            sets.setdefault(told, []).append(self.label(training))
+        return sets
+
+    def label(self, training: Training) -> str:
+        """The network's name, with so much of the run's path as tells it from the others."""
+        return label(training, self.trainings)

@@ -10,7 +10,7 @@ import pytest
 
 from robustcli.finetuning.record import RuleRecord
 from robustcli.reports import finetuning_gallery
-from robustcli.reports.figures.freezing import Limit, ModeCourse, Rule, Trace
+from robustcli.reports.figures.freezing_figures import Limit, ModeCourse, Rule, Trace
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
 from robustcli.reports.finetuning_gallery import (
     FinetuningGallery,

@@ -1,4 +1,4 @@
-""""""
+"""The pages of fine-tunings: what was frozen, what modes gave and cost, and what is not known."""
 
 from __future__ import annotations
 
@@ -8,27 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustcli.reports.document import Document, Figure, Paragraph, to_markdown
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
-from robustcli.reports.finetuning_gallery import FinetuningGallery
-from robustcli.reports.finetuning_page import (
-    COSTS,
-    finetune,
-    finetune_opening,
-    finetune_settings,
-    finetune_title,
-    modes,
-    saved,
-    sweep,
-)
-from robustcli.reports.finetuning_words import (
-    HEADER,
-    chosen_from,
-    every_tensor,
-    gradients,
-    statistic,
-)
-from robustcli.reports.relaxed import RELAXED, relaxed_cells
+from robustcli.reports.finetuning_page import finetuning, finetuning_text
+from robustcli.reports.finetuning_words import chosen_from, saved
+from robustcli.reports.measure import RELAXED
+from robustcli.reports.numbers import statistic
 from tests.reports.finetune_runs import (
     IMAGES,
     MAMBA,
@@ -37,38 +21,43 @@ from tests.reports.finetune_runs import (
     build_finetuning,
     sweep_rows,
 )
-from tests.reports.headings import sections
-from tests.reports.told import line_of, told
+from tests.reports.page_parts import assert_golden, line_of, section
 
-LAST = ["Every tensor", "Data", "Recipe and settings", "How to repeat it"]
+COSTS = [
+    *("mode", "iterations/s", "s per iteration (middle half)", "trained parameters", "frozen"),
+    *("optimizer", "peak memory", "training time", "epochs"),
+]
+RELAXED_NAMES = ["relaxed precision", "relaxed recall"]
+
+
+def page(run: Path, plan: FinetunePlan) -> str:
+    return finetuning_text(read_finetuning(build_finetuning(run, plan)))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run in which everything is there, without its pictures."""
+    return page(tmp_path_factory.mktemp("run"), FinetunePlan())
+
+
+def opening(page: str) -> str:
+    """What stands before the first section."""
+    return page.split("\n## ")[0]
 
 
 @pytest.mark.parametrize(
-    ("plan", "expected"),
+    ("name", "plan"),
     [
-        (
-            FinetunePlan(modes=("full", "freeze"), sweep=True),
-            [
-                *(
-                    "Modes",
-                    "Gradients and what was frozen",
-                    "Time saved against dice, rule by rule",
-                ),
-                *("Best, median and worst cases", *LAST),
-            ],
-        ),
-        (FinetunePlan(modes=()), ["Gradients and what was frozen", LAST[0], *LAST[2:]]),
+        ("finetuning", FinetunePlan(sweep=True)),
+        ("finetuning-partial", FinetunePlan(unmeasured=("full",), waiting=("freeze",))),
+        ("finetuning-profile", FinetunePlan(modes=())),
     ],
 )
-def test_the_sections_stand_in_their_order(
-    tmp_path: Path, plan: FinetunePlan, expected: list[str]
-) -> None:
-    page = finetune(build_finetuning(tmp_path, plan))
-    assert sections(page) == expected
-    assert list(page.results["mode"]) == list(plan.modes)
-
-
-FIGURES = [Figure("figures/gradients.png", "Gradients.")]
+def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan) -> None:
+    page = finetuning(build_finetuning(tmp_path, plan))
+    assert_golden(page.markdown, name)
+    begun = [mode for mode in plan.modes if mode not in plan.waiting]
+    assert list(page.results["mode"]) == begun
 
 
 def found(run: Path, **plan: object) -> Finetuning:
@@ -76,8 +65,9 @@ def found(run: Path, **plan: object) -> Finetuning:
 
 
 def test_the_tensors_in_reach_are_listed_with_their_reason(tmp_path: Path) -> None:
-    page = told(gradients(found(tmp_path), FIGURES))
-    assert line_of(page, "parameter") == list(HEADER)
+    page = section(finetuning_text(found(tmp_path)), "Gradients and")
+    header = ["parameter", "shape", "count", "statistic", "frozen", "why"]
+    assert line_of(page, "parameter") == header
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert [line.split("`")[1].split(".")[-1] for line in rows] == [
         "A_log",
@@ -89,12 +79,15 @@ def test_the_tensors_in_reach_are_listed_with_their_reason(tmp_path: Path) -> No
         *("64 x 16", "1,024", "1.3e-08", "**frozen**", "below 1e-06"),
     ]
     assert "3 more tensors, out of the rule's reach, under “Every tensor”." in page
-    assert "![Gradients.](figures/gradients.png)" in page
 
 
 def test_the_whole_table_holds_every_tensor_the_smallest_first(tmp_path: Path) -> None:
     run = found(tmp_path)
-    rows = [line for line in told(every_tensor(run)).splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in section(finetuning_text(run), "Every tensor").splitlines()
+        if line.startswith("| `")
+    ]
     assert len(rows) == 7
     assert rows[0].split("`")[1] == "encoder.stem.conv1.bias"
     assert "not in a state-space block" in rows[-1]
@@ -102,8 +95,8 @@ def test_the_whole_table_holds_every_tensor_the_smallest_first(tmp_path: Path) -
 
 def test_one_table_is_enough_where_the_rule_is_about_all(tmp_path: Path) -> None:
     run = found(tmp_path, rule={"scope": "all"})
-    assert every_tensor(run) == []
-    assert "more tensor" not in told(gradients(run, FIGURES))
+    assert "Every tensor" not in finetuning_text(run)
+    assert "more tensor" not in finetuning_text(run)
     assert len(chosen_from(run)) == 7
 
 
@@ -118,10 +111,10 @@ def test_a_tensor_without_a_gradient_comes_last(tmp_path: Path) -> None:
 
 def test_before_the_profile_is_complete_nothing_is_decided(tmp_path: Path) -> None:
     run = found(tmp_path, decided=False)
-    page = told(gradients(run, FIGURES))
+    page = finetuning_text(run)
     assert "nothing is decided" in page
-    assert "|" not in page
-    assert every_tensor(run) == []
+    assert "| parameter" not in page
+    assert "Every tensor" not in page
 
 
 @pytest.mark.parametrize(
@@ -132,19 +125,6 @@ def test_a_statistic_has_two_digits(value: float | None, shown: str) -> None:
     assert statistic(value) == shown
 
 
-GALLERY = FinetuningGallery(modes=(Figure("figures/modes.png", "Curves."),))
-
-
-def section(run: Path, plan: FinetunePlan) -> str:
-    return told(modes(read_finetuning(build_finetuning(run, plan)), GALLERY))
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of a run in which everything is there."""
-    return section(tmp_path_factory.mktemp("run"), FinetunePlan())
-
-
 def test_modes_stand_beside_otsu(complete: str) -> None:
     assert line_of(complete, "mode ") == ["mode", "dice", "IoU", "dice minus full", "p"]
     assert "elaxed" not in complete
@@ -153,12 +133,11 @@ def test_modes_stand_beside_otsu(complete: str) -> None:
     assert freeze[3].startswith("-0.004 (-0.0")
     assert freeze[4] == "0.016"
     assert otsu[1].startswith("0.643 (")
-    assert "![Curves.](figures/modes.png)" in complete
 
 
 def test_what_each_mode_cost_is_in_a_table(complete: str) -> None:
-    page = complete.split("### What each mode cost")[1].split("###")[0]
-    assert line_of(page, "mode ") == list(COSTS)
+    page = section(complete, "What each mode cost")
+    assert line_of(page, "mode ") == COSTS
     assert line_of(page, "`freeze`") == [
         *("`freeze`", "4.17", "0.240 s (0.237 s\N{EN DASH}0.243 s)", "198,912", "1,088"),
         *("0.796 MB", "699 MiB", "23.0 s", "6"),
@@ -166,61 +145,43 @@ def test_what_each_mode_cost_is_in_a_table(complete: str) -> None:
 
 
 def test_what_is_not_known_yet_is_a_dash(tmp_path: Path) -> None:
-    page = section(tmp_path, FinetunePlan(modes=("full", "freeze"), unmeasured=("freeze",)))
-    assert line_of(page, "`freeze`")[1:] == ["\N{EN DASH}"] * 4
-    costs = line_of(page.split("What each mode cost")[1], "`freeze`")
+    plan = FinetunePlan(modes=("full", "freeze"), unmeasured=("freeze",))
+    modes = section(page(tmp_path, plan), "## Modes")
+    assert line_of(modes, "`freeze`")[1:] == ["\N{EN DASH}"] * 4
+    costs = line_of(section(modes, "What each mode cost"), "`freeze`")
     assert costs[1:7] == ["\N{EN DASH}"] * 6
     assert costs[-1] == "2"
 
 
-@pytest.mark.parametrize(
-    ("plan", "words"),
-    [
-        (FinetunePlan(modes=()), ""),
-        (FinetunePlan(modes=("full",), waiting=("full",)), "None has begun yet."),
-    ],
-)
-def test_without_a_mode_there_is_no_table(tmp_path: Path, plan: FinetunePlan, words: str) -> None:
-    page = section(tmp_path, plan)
-    assert words in page
-    assert "|" not in page
+def test_without_a_mode_there_is_no_table(tmp_path: Path) -> None:
+    waiting = page(tmp_path / "a", FinetunePlan(modes=("full",), waiting=("full",)))
+    assert section(waiting, "## Modes").strip() == "None has begun yet."
+    assert "## Modes" not in page(tmp_path / "b", FinetunePlan(modes=()))
 
 
 def test_memory_that_nobody_measured_is_a_dash(tmp_path: Path) -> None:
     run = build_finetuning(tmp_path, FinetunePlan(modes=("full",)))
     costs = run / "full" / "costs.json"
     costs.write_text('{"trainable": 5, "optimizer_bytes": 20, "peak_memory_bytes": null}')
-    page = told(modes(read_finetuning(run), GALLERY))
-    assert line_of(page.split("What each mode cost")[1], "`full`")[6] == "\N{EN DASH}"
+    text = finetuning_text(read_finetuning(run))
+    assert line_of(section(text, "What each mode cost"), "`full`")[6] == "\N{EN DASH}"
 
 
 def test_of_roads_the_relaxed_numbers_stand_beside_dice_and_iou(tmp_path: Path) -> None:
     found = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
-    page = told(modes(found, GALLERY))
-    assert line_of(page, "mode ") == [*("mode", "dice", "IoU", *RELAXED, "dice minus full", "p")]
+    page = finetuning_text(found)
+    assert line_of(page, "mode ") == [
+        *("mode", "dice", "IoU", *RELAXED_NAMES, "dice minus full", "p")
+    ]
     freeze = found.of("freeze")
     assert freeze is not None
     assert freeze.training.test is not None
-    shown = [str(cell[0]) for cell in relaxed_cells(freeze.training.test.numbers)]
+    shown = [measure.with_range(freeze.training.test.numbers) for measure in RELAXED]
     assert line_of(page, "`freeze`")[3:5] == shown
     assert line_of(page, "`freeze`")[5].startswith("-0.004 (")
     assert line_of(page, "`scratch`")[1:] == ["\N{EN DASH}"] * 6
     assert len(line_of(page, "`otsu`")) == 7
     assert "within 3 pixels of a true one" in page
-
-
-def opening(run: Path, plan: FinetunePlan) -> str:
-    return told(finetune_opening(read_finetuning(build_finetuning(run, plan))))
-
-
-def title(found: Finetuning) -> str:
-    return to_markdown(Document("", (Paragraph(finetune_title(found)),))).strip()
-
-
-@pytest.fixture(scope="module")
-def complete_finetune_opening(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of a run in which everything is there."""
-    return opening(tmp_path_factory.mktemp("run"), FinetunePlan())
 
 
 @pytest.mark.parametrize(
@@ -236,54 +197,52 @@ def complete_finetune_opening(tmp_path_factory: pytest.TempPathFactory) -> str:
         "Dice of freeze minus that of full:",
     ],
 )
-def test_what_was_done_and_what_limits_it_is_said(
-    complete_finetune_opening: str, words: str
-) -> None:
-    assert words in complete_finetune_opening
-    assert "Partial run" not in complete_finetune_opening
+def test_what_was_done_and_what_limits_it_is_said(complete: str, words: str) -> None:
+    assert words in opening(complete)
+    assert "Partial run" not in complete
 
 
 def test_a_run_that_only_profiles_says_what_would_be_frozen(tmp_path: Path) -> None:
-    page = opening(tmp_path, FinetunePlan(modes=()))
-    assert "# Fine-tuning of `umamba-pico` on `kaggle_3m`: profile of the gradients" in page
-    assert "was only profiled on `kaggle_3m`" in page
-    assert "would freeze 2 of 7 tensors" in page
-    assert "Modes:" not in page
+    text = opening(page(tmp_path, FinetunePlan(modes=())))
+    assert "# Fine-tuning of `umamba-pico` on `kaggle_3m`: profile of the gradients" in text
+    assert "was only profiled on `kaggle_3m`" in text
+    assert "would freeze 2 of 7 tensors" in text
+    assert "Modes:" not in text
 
 
 def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
-    page = opening(tmp_path, FinetunePlan(unmeasured=("full",), waiting=("freeze",)))
-    assert "**Partial run.** 1 of 3 modes finished. Status: running." in page
-    assert "is being fine-tuned" in page
+    text = opening(page(tmp_path, FinetunePlan(unmeasured=("full",), waiting=("freeze",))))
+    assert "**Partial run.** 1 of 3 modes finished. Status: running." in text
+    assert "is being fine-tuned" in text
 
 
 def test_nothing_measured_and_nothing_decided_is_told(tmp_path: Path) -> None:
     plan = FinetunePlan(modes=("full",), waiting=("full",), profiled=0, decided=False)
     found = read_finetuning(build_finetuning(tmp_path, plan))
-    assert title(found).endswith(": not measured yet")
-    page = told(finetune_opening(found))
+    page = opening(finetuning_text(found))
+    assert page.splitlines()[0].endswith(": not measured yet")
     assert "The rule" not in page
     assert "from the same seed" not in page, "there is one mode only"
 
 
 def test_a_rule_that_freezes_nothing_says_from_where_on_it_would(tmp_path: Path) -> None:
     large = ((f"{MAMBA}D", (64,), True, 2e-5), (f"{MAMBA}A_log", (64, 16), True, 4e-5))
-    page = opening(tmp_path, FinetunePlan(tensors=large))
-    assert "froze 0 of 2 tensors" in page
-    assert "So the mode freeze is full fine-tuning." in page
-    assert "The smallest statistic that it looked at is 2.1e-05." in page
+    text = opening(page(tmp_path, FinetunePlan(tensors=large)))
+    assert "froze 0 of 2 tensors" in text
+    assert "So the mode freeze is full fine-tuning." in text
+    assert "The smallest statistic that it looked at is 2.1e-05." in text
 
 
 def test_many_held_out_groups_need_no_warning(tmp_path: Path) -> None:
     many = replace(IMAGES, groups=30, images=30)
-    page = opening(tmp_path, FinetunePlan(modes=("full",), training=many))
-    assert "Few held-out" not in page
+    text = opening(page(tmp_path, FinetunePlan(modes=("full",), training=many)))
+    assert "Few held-out" not in text
 
 
 def test_one_group_gives_no_interval(tmp_path: Path) -> None:
     one = replace(IMAGES, grouping="patient", groups=1)
-    page = opening(tmp_path, FinetunePlan(modes=("full",), training=one))
-    assert "From 1 held-out patient nothing can be said about others" in page
+    text = opening(page(tmp_path, FinetunePlan(modes=("full",), training=one)))
+    assert "From 1 held-out patient nothing can be said about others" in text
 
 
 @pytest.mark.parametrize(
@@ -300,19 +259,9 @@ def test_one_group_gives_no_interval(tmp_path: Path) -> None:
 def test_where_the_gradients_are_from_is_said(
     tmp_path: Path, rule: dict[str, object], record: dict[str, object], words: str
 ) -> None:
-    page = opening(tmp_path, FinetunePlan(modes=("freeze",), rule=rule, record=record))
-    assert words in page
-    assert "in `none`" not in page
-
-
-def settings(run: Path, plan: FinetunePlan) -> str:
-    return told(finetune_settings(read_finetuning(build_finetuning(run, plan))))
-
-
-@pytest.fixture(scope="module")
-def complete_finetune_settings(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of a run in which everything is there."""
-    return settings(tmp_path_factory.mktemp("run"), FinetunePlan())
+    text = opening(page(tmp_path, FinetunePlan(modes=("freeze",), rule=rule, record=record)))
+    assert words in text
+    assert "in `none`" not in text
 
 
 @pytest.mark.parametrize(
@@ -327,21 +276,22 @@ def complete_finetune_settings(tmp_path_factory: pytest.TempPathFactory) -> str:
         "Versions: robust 0.1.0, torch 2.6.0.",
     ],
 )
-def test_what_it_was_made_of_is_listed(complete_finetune_settings: str, words: str) -> None:
-    assert words in complete_finetune_settings
+def test_what_it_was_made_of_is_listed(complete: str, words: str) -> None:
+    assert words in complete
 
 
-def test_data_and_recipe_are_those_of_the_modes(complete_finetune_settings: str) -> None:
-    assert line_of(complete_finetune_settings, "held out")[1] == "8"
-    assert line_of(complete_finetune_settings, "loss") == ["loss", "bce-dice"]
-    assert "Empty masks: an image without foreground" in complete_finetune_settings
+def test_data_and_recipe_are_those_of_the_modes(complete: str) -> None:
+    assert line_of(complete, "held out")[1] == "8"
+    assert line_of(complete, "loss") == ["loss", "bce-dice"]
+    assert "Empty masks: an image without foreground" in complete
 
 
 def test_a_run_that_only_profiles_has_no_recipe_but_a_command(tmp_path: Path) -> None:
-    page = settings(tmp_path, FinetunePlan(modes=()))
-    assert "robust finetune" in page
-    assert "Device: cpu (2 threads)." in page
-    assert "|" not in page.replace("\\|", "")
+    text = page(tmp_path, FinetunePlan(modes=()))
+    assert "robust finetune" in section(text, "How to repeat it")
+    assert "Device: cpu (2 threads)." in text
+    assert "## Data" not in text
+    assert "| setting" not in text
 
 
 @pytest.mark.parametrize(
@@ -354,15 +304,15 @@ def test_a_run_that_only_profiles_has_no_recipe_but_a_command(tmp_path: Path) ->
     ],
 )
 def test_what_is_not_there_is_said(tmp_path: Path, record: dict[str, object], words: str) -> None:
-    assert words in settings(tmp_path, FinetunePlan(modes=(), record=record))
+    assert words in page(tmp_path, FinetunePlan(modes=(), record=record))
 
 
 def test_the_source_of_the_relaxed_numbers_is_told_of_roads_only(
-    tmp_path: Path, complete_finetune_settings: str
+    tmp_path: Path, complete: str
 ) -> None:
     found = read_finetuning(build_finetuning(tmp_path, ROADS))
-    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in told(finetune_settings(found))
-    assert "Relaxed" not in complete_finetune_settings
+    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in finetuning_text(found)
+    assert "Relaxed" not in complete
 
 
 DASH = "\N{EN DASH}"
@@ -370,19 +320,17 @@ DASH = "\N{EN DASH}"
 
 def test_every_rule_is_a_line(tmp_path: Path) -> None:
     run = build_finetuning(tmp_path, FinetunePlan(modes=(), sweep=True))
-    page = told(sweep(read_finetuning(run), [Figure("figures/sweep.png", "Sweep.")]))
+    page = section(finetuning_text(read_finetuning(run)), "Time saved against")
     assert line_of(page, "rule") == ["rule", "chosen from", "frozen %", "time saved %", "dice"]
     assert line_of(page, "`smallest 0.6`") == [
         *("`smallest 0.6`", "all tensors", "40.0", f"15.0 (10.0{DASH}20.0)"),
         f"0.840 (0.800{DASH}0.870)",
     ]
     assert line_of(page, "`encoder`")[-1] == "0.830"
-    assert "![Sweep.](figures/sweep.png)" in page
 
 
 def test_without_a_sweep_there_is_no_section(tmp_path: Path) -> None:
-    run = build_finetuning(tmp_path, FinetunePlan(modes=()))
-    assert sweep(read_finetuning(run), []) == []
+    assert "Time saved against" not in page(tmp_path, FinetunePlan(modes=()))
 
 
 def test_time_that_nobody_measured_is_a_dash() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from robustcli.metrics.mask_scores import dice
-from robustcli.reports.document import to_json
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
 from robustcli.reports.finetuning_results import (
     COLUMNS,
@@ -21,6 +20,7 @@ from robustcli.reports.finetuning_results import (
     pace_before,
     seconds_ratio,
 )
+from robustcli.reports.pages import to_json
 from tests.reports.finetune_runs import HELD, ROADS, TOTAL, FinetunePlan, build_finetuning
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"

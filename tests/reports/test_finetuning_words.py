@@ -1,4 +1,4 @@
-""""""
+"""What freezing cost and saved, in sentences that say no more than was measured."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import pytest
 from robustcli.finetuning.record import SWEEP, RuleRecord
 from robustcli.metrics.paired import MaskDifference, class_difference
 from robustcli.reports import finetuning_words
-from robustcli.reports.document import Document, Paragraph, to_markdown
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
+from robustcli.reports.finetuning_page import finetuning_text
 from robustcli.reports.finetuning_words import (
     is_within,
-    mebibytes,
-    megabytes,
-    p_value,
     rule_label,
     rule_scope,
-    rule_words,
-    seconds,
     statistic_name,
     verdict,
 )
+from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.scoring import SCORINGS
 from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 
@@ -35,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
 
 
 def said(found: Finetuning) -> str:
-    return "\n".join("".join(map(str, words)) for words in verdict(found))
+    return "\n".join(verdict(found))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +219,7 @@ def changed(**changes: object) -> RuleRecord:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (RULE, "tensors of state-space blocks whose mean of \\|g\\| over a tensor's elements is "
+        (RULE, "tensors of state-space blocks whose mean of |g| over a tensor's elements is "
                "below 1e-06"),
         (changed(quantile=0.3, scope="all", kind="rms", relative=True),
          "the 30 % of the tensors of the whole network with the smallest root mean square of g "
@@ -231,9 +227,9 @@ def changed(**changes: object) -> RuleRecord:
         (changed(pattern="encoder.*"), "tensors called `encoder.*`"),
     ],
 )  # fmt: skip
-def test_a_rule_in_words(rule: RuleRecord, words: str) -> None:
-    page = to_markdown(Document("", (Paragraph(rule_words(rule)),)))
-    assert page.strip() == words
+def test_a_rule_in_words(found: Finetuning, rule: RuleRecord, words: str) -> None:
+    record = found.record.model_copy(update={"rule": rule})
+    assert f"- Frozen by: {words}.\n" in finetuning_text(replace(found, record=record))
 
 
 def test_every_statistic_has_a_name_of_its_own() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from robustcli.reports import training_gallery
-from robustcli.reports.figures.trainings import Level, Point, Strip
+from robustcli.reports.figures.training_figures import Level, Point, Strip
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_gallery import (
     TrainingGallery,

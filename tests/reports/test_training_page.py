@@ -1,4 +1,4 @@
-""""""
+"""The pages of trainings: their numbers, what limits them, and what they were made of."""
 
 from __future__ import annotations
 
@@ -6,71 +6,79 @@ from pathlib import Path
 
 import pytest
 
+from robustcli.evaluation.record import MasksRecord
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import compare_masks
-from robustcli.reports import training_page as opening_module
-from robustcli.reports.document import Figure
-from robustcli.reports.relaxed import RELAXED, relaxed_cells
+from robustcli.reports import training_page
+from robustcli.reports.measure import RELAXED
 from robustcli.reports.training_findings import Training, read_training
-from robustcli.reports.training_page import (
-    course,
-    data,
-    held_out,
-    paper_protocol,
-    training,
-    training_opening,
-    training_settings,
-)
+from robustcli.reports.training_page import training, training_text
 from robustcli.reports.training_results import gain, pooled
-from tests.reports.headings import sections
-from tests.reports.told import line_of, told
-from tests.reports.train_runs import FAULTS, TrainPlan, build_training
+from robustcli.training.record import Patchwise
+from tests.reports.page_parts import assert_golden, line_of, section
+from tests.reports.train_runs import FAULTS, TrainPlan, build_class_training, build_training
 
-PLAIN = [
-    *("Held-out images", "Best, median and worst cases", "How the training went"),
-    *("Published and measured", "Data", "Recipe and settings", "How to repeat it"),
-]
+PLAIN = TrainPlan()
+
+
+def page(run: Path, plan: TrainPlan = PLAIN) -> str:
+    return training_text(read(run, plan))
+
+
+def read(run: Path, plan: TrainPlan = PLAIN) -> Training:
+    return read_training(build_training(run, plan))
+
+
+def opening(page: str) -> str:
+    """What stands before the first section."""
+    return page.split("\n## ")[0]
 
 
 @pytest.mark.parametrize(
-    ("plan", "expected"),
+    ("name", "plan"),
     [
-        (TrainPlan(), PLAIN),
-        (TrainPlan(protocol="paper"), [PLAIN[0], "The paper's way of counting", *PLAIN[1:]]),
-        (TrainPlan(measured=False, finished=0), PLAIN),
+        ("training", TrainPlan(recipe={"name": "nuclei-mini quick"}, dataset={"tolerance": 3})),
+        ("training-paper", TrainPlan(protocol="paper")),
+        ("training-begun", TrainPlan(measured=False, finished=0)),
     ],
 )
-def test_the_sections_stand_in_their_order(
-    tmp_path: Path, plan: TrainPlan, expected: list[str]
-) -> None:
+def test_the_page_of_a_segmenter(tmp_path: Path, name: str, plan: TrainPlan) -> None:
     page = training(build_training(tmp_path, plan))
-    assert sections(page) == expected
+    assert_golden(page.markdown, name)
     assert list(page.results["model"]) == ["ulvm_v5"]
 
 
-CURVES = [Figure("figures/curves.png", "Curves.")]
+def test_the_page_of_a_classifier(tmp_path: Path) -> None:
+    page = training(build_class_training(tmp_path))
+    assert_golden(page.markdown, "training-classifier")
+    assert list(page.results["model"]) == ["vim"]
+    assert "dice" not in page.markdown
 
 
-@pytest.mark.parametrize(
-    "fact",
-    [
+def test_a_classifier_that_is_not_measured_yet_says_so(tmp_path: Path) -> None:
+    run = build_class_training(tmp_path, measured=False)
+    page = training_text(read_training(run))
+    assert page.startswith("# Training of `vim` on `cifar10`: not measured yet")
+    assert "**Partial run.**" in opening(page)
+    assert "Not measured yet." in section(page, "## Held-out images")
+
+
+def test_what_it_cost_is_said(tmp_path: Path) -> None:
+    text = page(tmp_path, TrainPlan(record={"energy_joules": 7200.0}))
+    for fact in (
         "12 epochs, 120 steps in 48.0 s (median epoch 4.0 s, with its validation).",
         "The network waited for images 2.0 % of its training time.",
         "Peak memory: 1.50 GiB.",
         "Energy of the device: 2.00 Wh.",
-        "![Curves.](figures/curves.png)",
-    ],
-)
-def test_what_it_cost_is_said(tmp_path: Path, fact: str) -> None:
-    plan = TrainPlan(record={"energy_joules": 7200.0})
-    assert fact in told(course(read_training(build_training(tmp_path, plan)), CURVES))
+    ):
+        assert f"- {fact}\n" in section(text, "How the training went")
 
 
 def test_memory_and_energy_that_nobody_measured_are_not_told(tmp_path: Path) -> None:
     plan = TrainPlan(record={"peak_memory_bytes": None})
-    page = told(course(read_training(build_training(tmp_path, plan)), CURVES))
-    assert "memory" not in page
-    assert "Energy" not in page
+    facts = section(page(tmp_path, plan), "How the training went")
+    assert "memory" not in facts
+    assert "Energy" not in facts
 
 
 @pytest.mark.parametrize(
@@ -81,45 +89,46 @@ def test_memory_and_energy_that_nobody_measured_are_not_told(tmp_path: Path) -> 
     ],
 )
 def test_the_machine_is_named(tmp_path: Path, record: dict[str, object], machine: str) -> None:
-    training = read_training(build_training(tmp_path, TrainPlan(record=record)))
-    assert machine in told(course(training, CURVES))
+    assert f"- {machine}\n" in page(tmp_path, TrainPlan(record=record))
 
 
 def test_before_the_first_epoch_there_is_nothing_to_tell(tmp_path: Path) -> None:
     plan = TrainPlan(measured=False, finished=0)
-    page = told(course(read_training(build_training(tmp_path, plan)), []))
-    assert "No epoch is finished yet." in page
+    text = page(tmp_path, plan)
+    assert "No epoch is finished yet." in text
 
 
 def test_the_parts_of_the_data_are_counted(tmp_path: Path) -> None:
-    page = told(data(read_training(build_training(tmp_path))))
-    assert line_of(page, "part") == ["part", "images", "patients", "images without foreground"]
-    assert line_of(page, "training") == ["training", "3,143", "88", "2,050"]
-    assert line_of(page, "held out") == ["held out", "24", "8", "4"]
-    assert "Empty masks: an image (and a patient)" in page
+    text = page(tmp_path)
+    assert line_of(text, "part") == ["part", "images", "patients", "images without foreground"]
+    assert line_of(text, "training") == ["training", "3,143", "88", "2,050"]
+    assert line_of(text, "held out") == ["held out", "24", "8", "4"]
+    assert "Empty masks: an image (and a patient)" in text
 
 
 def test_where_every_image_is_its_own_group_groups_are_not_counted(tmp_path: Path) -> None:
-    page = told(data(read_training(build_training(tmp_path, TrainPlan(grouping="image")))))
-    assert line_of(page, "training") == ["training", "3,143", "2,050"]
+    text = page(tmp_path, TrainPlan(grouping="image"))
+    assert line_of(text, "training") == ["training", "3,143", "2,050"]
 
 
 def test_parts_that_are_not_counted_yet_are_left_out(tmp_path: Path) -> None:
     plan = TrainPlan(measured=False, record={"splits": {}})
-    page = told(data(read_training(build_training(tmp_path, plan))))
-    assert "| part" not in page
+    text = page(tmp_path, plan)
+    assert "| part" not in text
 
 
 DASH = "\N{EN DASH}"
+RELAXED_NAMES = ["relaxed precision", "relaxed recall"]
 
 
 def test_the_network_stands_above_otsus_threshold(tmp_path: Path) -> None:
-    training = read_training(build_training(tmp_path))
-    page = told(held_out(training, [Figure("figures/groups.png", "Dots.")]))
+    training = read(tmp_path)
+    page = training_text(training)
     assert training.baseline is not None
     line = training.baseline.numbers
-    assert line_of(page, "model") == ["model", "dice per patient", "IoU per patient"]
-    assert line_of(page, "`otsu`") == [
+    held_out = section(page, "Held-out images")
+    assert line_of(held_out, "model") == ["model", "dice per patient", "IoU per patient"]
+    assert line_of(held_out, "`otsu`") == [
         "`otsu`",
         f"{line['dice']:.3f} ({line['dice_low']:.3f}{DASH}{line['dice_high']:.3f})",
         f"{line['iou']:.3f} ({line['iou_low']:.3f}{DASH}{line['iou_high']:.3f})",
@@ -128,19 +137,18 @@ def test_the_network_stands_above_otsus_threshold(tmp_path: Path) -> None:
     assert training.test is not None
     assert details[1] == f"{training.test.numbers['dice_image']:.3f}"
     assert details[6] == f"{training.test.numbers['hd95']:.1f}"
-    assert "![Dots.](figures/groups.png)" in page
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
-    training = read_training(build_training(tmp_path, TrainPlan(measured=False)))
-    assert "Not measured yet." in told(held_out(training, []))
+    training = read(tmp_path, TrainPlan(measured=False))
+    assert "Not measured yet." in training_text(training)
 
 
 def test_protocol_paper_tells_both_ways_of_counting_and_its_faults(tmp_path: Path) -> None:
-    training = read_training(build_training(tmp_path, TrainPlan(protocol="paper")))
+    training = read(tmp_path, TrainPlan(protocol="paper"))
     found = pooled(training)
     assert found is not None
-    page = told(paper_protocol(training))
+    page = training_text(training)
     assert line_of(page, "batches of 16 slices")[1].startswith(f"{found.score.dice:.3f} (")
     assert line_of(page, "per patient")[1].startswith("0.8")
     assert "1 of 3 batches hold no foreground, true or predicted" in page
@@ -148,41 +156,33 @@ def test_protocol_paper_tells_both_ways_of_counting_and_its_faults(tmp_path: Pat
 
 
 def test_another_protocol_has_no_such_section(tmp_path: Path) -> None:
-    assert paper_protocol(read_training(build_training(tmp_path))) == []
+    assert "The paper's way of counting" not in page(tmp_path)
 
 
 def test_faults_are_listed_before_anything_is_measured(tmp_path: Path) -> None:
     plan = TrainPlan(protocol="paper", measured=False)
-    page = told(paper_protocol(read_training(build_training(tmp_path, plan))))
-    assert "| counted" not in page
-    assert FAULTS[0] in page
+    text = page(tmp_path, plan)
+    assert "| counted" not in text
+    assert FAULTS[0] in text
 
 
 def test_of_roads_the_relaxed_numbers_stand_beside_dice(tmp_path: Path) -> None:
     plan = TrainPlan(grouping="photo", dataset={"tolerance": 3})
-    training = read_training(build_training(tmp_path, plan))
-    page = told(held_out(training, []))
-    assert line_of(page, "model") == ["model", "dice per photo", "IoU per photo", *RELAXED]
+    training = read(tmp_path, plan)
+    page = training_text(training)
+    assert line_of(page, "model") == ["model", "dice per photo", "IoU per photo", *RELAXED_NAMES]
     for name, held in (("ulvm_v5", training.test), ("otsu", training.baseline)):
         assert held is not None
-        shown = [str(cell[0]) for cell in relaxed_cells(held.numbers)]
+        shown = [measure.with_range(held.numbers) for measure in RELAXED]
         assert line_of(page, f"`{name}`")[3:] == shown
     assert "within 3 pixels" in page
-
-
-def read(run: Path, plan: TrainPlan) -> Training:
-    return read_training(build_training(run, plan))
-
-
-def page(run: Path, plan: TrainPlan) -> str:
-    return told(training_opening(read(run, plan)))
 
 
 def test_the_title_names_network_data_protocol_and_dice(tmp_path: Path) -> None:
     training = read(tmp_path, TrainPlan())
     assert training.test is not None
     line = training.test.numbers
-    assert told(training_opening(training)).splitlines()[0] == (
+    assert training_text(training).splitlines()[0] == (
         "# Training of `ulvm_v5` on `kaggle_3m`, protocol patient: dice "
         f"{line['dice']:.3f} ({line['dice_low']:.3f}{DASH}{line['dice_high']:.3f})"
     )
@@ -192,7 +192,7 @@ def test_protocol_paper_leads_with_its_own_statistic_and_tells_both(tmp_path: Pa
     training = read(tmp_path, TrainPlan(protocol="paper"))
     paper = pooled(training)
     assert paper is not None
-    text = told(training_opening(training))
+    text = training_text(training)
     assert f"protocol paper: dice {paper.score.dice:.3f} (" in text.splitlines()[0]
     assert f"over 3 batches of 16 slices: dice {paper.score.dice:.3f} (" in text
     assert training.test is not None
@@ -206,7 +206,7 @@ def test_the_result_stands_beside_otsus(tmp_path: Path) -> None:
     assert compared.drop is not None
     assert compared.drop_low is not None
     assert compared.drop_high is not None
-    text = told(training_opening(training))
+    text = training_text(training)
     assert "Otsu's threshold on the same images: dice 0.6" in text
     assert (
         f"The network gains +{-compared.drop:.3f} (paired 95 % interval "
@@ -221,10 +221,10 @@ def test_a_gain_that_may_be_chance_is_called_so(
     assert training.test is not None
     rows = training.test.rows
     same = compare_masks(rows, rows, Bootstrap(0))
-    monkeypatch.setattr(opening_module, "gain", lambda _: same)
+    monkeypatch.setattr(training_page, "gain", lambda _: same)
     assert (
         "gains 0.000 (paired 95 % interval 0.000 to 0.000: it includes 0, so this can be chance)"
-        in told(training_opening(training))
+        in training_text(training)
     )
 
 
@@ -253,22 +253,22 @@ def test_the_chosen_epoch_is_named_with_the_reason(tmp_path: Path) -> None:
     ],
 )
 def test_what_limits_the_numbers_is_said(tmp_path: Path, plan: TrainPlan, notice: str) -> None:
-    assert notice in page(tmp_path, plan)
+    assert notice in opening(page(tmp_path, plan))
 
 
 def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:
     training = read(tmp_path, TrainPlan())
     assert training.test is not None
-    assert "Nothing found" not in told(training_opening(training))
+    assert "Nothing found" not in training_text(training)
     training.test.numbers["recall"] = 0.0
     training.test.numbers["dice_foreground"] = 0.0
-    text = told(training_opening(training))
+    text = training_text(training)
     assert "**Nothing found.** Not one pixel of true foreground" in text
     assert "Over images with foreground alone, dice per image is 0.000." in text
 
 
 def test_nothing_is_limited_without_reason(tmp_path: Path) -> None:
-    assert "**" not in page(tmp_path, TrainPlan())
+    assert "**" not in opening(page(tmp_path))
 
 
 def test_of_roads_the_relaxed_numbers_are_told(tmp_path: Path) -> None:
@@ -276,13 +276,9 @@ def test_of_roads_the_relaxed_numbers_are_told(tmp_path: Path) -> None:
     assert training.test is not None
     line = training.test.numbers
     words = f"Relaxed precision and recall (3 pixels): {line['relaxed_precision']:.3f} ("
-    page = told(training_opening(training))
+    page = training_text(training)
     assert words in page
     assert f" and {line['relaxed_recall']:.3f} (" in page
-
-
-def page_training_settings(run: Path, plan: TrainPlan) -> str:
-    return told(training_settings(read_training(build_training(run, plan))))
 
 
 CHANGED: dict[str, object] = {
@@ -295,9 +291,10 @@ CHANGED: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "plain", "changed"),
-    [
+def test_the_recipe_is_told_line_by_line(tmp_path: Path) -> None:
+    plain = section(page(tmp_path / "a"), "Recipe and settings")
+    changed = section(page(tmp_path / "b", TrainPlan(recipe=CHANGED)), "Recipe and settings")
+    for name, first, second in (
         ("loss", "bce-dice", "bce-dice"),
         ("optimizer", "AdamW, weight decay 0.01", "AdamW, weight decay 0.01"),
         ("learning rate", "0.001, constant", "0.001, constant"),
@@ -305,56 +302,64 @@ CHANGED: dict[str, object] = {
         ("images an epoch", "all", "1,200"),
         ("early stopping", "no", "after 5 epochs"),
         ("gradient norm at most", "1", "any"),
-        ("dice it should reach", "\N{EN DASH}", "0.8633"),
+        ("dice it should reach", DASH, "0.8633"),
         ("recipe", "patient", "paper"),
-    ],
-)
-def test_the_recipe_is_told_line_by_line(
-    tmp_path: Path, name: str, plain: str, changed: str
-) -> None:
-    assert line_of(page_training_settings(tmp_path / "a", TrainPlan()), name)[1] == plain
-    assert (
-        line_of(page_training_settings(tmp_path / "b", TrainPlan(recipe=CHANGED)), name)[1]
-        == changed
-    )
+    ):
+        assert (line_of(plain, name)[1], line_of(changed, name)[1]) == (first, second)
+
+
+def test_a_recipe_of_patches_is_told_as_nnunet_has_it(tmp_path: Path) -> None:
+    text = page(tmp_path, TrainPlan(recipe={"patches": Patchwise()}))
+    recipe = section(text, "Recipe and settings")
+    names = [line.split("|")[1].strip() for line in recipe.splitlines() if line.startswith("| ")]
+    assert names[6:15] == [
+        *("epochs", "iterations an epoch", "batches of a validation", "momentum"),
+        *("share of a batch with foreground", "dice of the loss", "normalisation"),
+        *("best epoch by", "early stopping"),
+    ]
+    assert line_of(recipe, "momentum")[1] == "0.99, Nesterov"
+    assert line_of(recipe, "share of a batch")[1] == "33% at least"
+    assert line_of(recipe, "normalisation")[1] == "zscore"
 
 
 def test_how_the_paper_pooled_is_told_for_its_protocol_only(tmp_path: Path) -> None:
     plan = TrainPlan(protocol="paper")
-    assert line_of(page_training_settings(tmp_path / "a", plan), "slices for one dice")[1] == "16"
-    assert "slices for one dice" not in page_training_settings(tmp_path / "b", TrainPlan())
+    assert line_of(page(tmp_path / "a", plan), "slices for one dice")[1] == "16"
+    assert "slices for one dice" not in page(tmp_path / "b", TrainPlan())
 
 
-@pytest.mark.parametrize(
-    "fact",
-    [
+def test_everything_that_was_set_is_told(tmp_path: Path) -> None:
+    record: dict[str, object] = {
+        "arguments": {"bridge": False, "act": "gelu"},
+        "scan_backend": "cpu",
+    }
+    words = "foreground is `128`, `255` is ignored"
+    masks = MasksRecord(
+        foreground=["128"], background=None, ignored=["255"], channel="colour", words=words
+    )
+    text = page(tmp_path, TrainPlan(record=record, dataset={"masks": masks}))
+    settings = section(text, "Recipe and settings")
+    for fact in (
         "Images: `kaggle_3m` at `lgg/kaggle_3m`; 3,929 of 3,929 images.",
         "Subset: none. A group is one patient.",
+        f"Masks: {words}.",
         f"Digest of the image list: `{'cd' * 32}`.",
         "Foreground: probability >= 0.5. Seed: 0.",
         'Network: `ulvm_v5` of family ulvm; arguments `bridge=false, act="gelu"`.',
         f"Started from the documented initialisation, seed 0, SHA-256 `{'aa' * 32}`.",
         f"Chosen weights: `weights.safetensors`, SHA-256 `{'bb' * 32}`.",
         "Scan: cpu.",
-        "```text\nrobust train seg --model ulvm_v5 --protocol patient\n```",
-        "Versions: robust 0.1.0, torch 2.6.0. Device: cpu (2 threads).",
-    ],
-)
-def test_everything_that_was_set_is_told(tmp_path: Path, fact: str) -> None:
-    record: dict[str, object] = {
-        "arguments": {"bridge": False, "act": "gelu"},
-        "scan_backend": "cpu",
-    }
-    assert fact in page_training_settings(tmp_path, TrainPlan(record=record))
+    ):
+        assert f"- {fact}\n" in settings
+    assert "```text\nrobust train seg --model ulvm_v5 --protocol patient\n```" in text
+    assert "Versions: robust 0.1.0, torch 2.6.0. Device: cpu (2 threads)." in text
 
 
 def test_weights_that_are_not_chosen_yet_are_not_named(tmp_path: Path) -> None:
-    assert "Chosen weights" not in page_training_settings(tmp_path, TrainPlan(measured=False))
+    assert "Chosen weights" not in page(tmp_path, TrainPlan(measured=False))
 
 
 def test_the_source_of_the_relaxed_numbers_is_told_of_roads_only(tmp_path: Path) -> None:
     roads = TrainPlan(dataset={"tolerance": 3})
-    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page_training_settings(
-        tmp_path / "a", roads
-    )
-    assert "Relaxed" not in page_training_settings(tmp_path / "b", TrainPlan())
+    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page(tmp_path / "a", roads)
+    assert "Relaxed" not in page(tmp_path / "b", TrainPlan())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcli.reports.document import to_json, write_results
+from robustcli.reports.pages import to_json, write_results
 from robustcli.reports.training_findings import Training, read_training
 from robustcli.reports.training_results import (
     COLUMNS,

@@ -1,4 +1,4 @@
-""""""
+"""The page over several trainings: published numbers beside own ones, and what limits that."""
 
 from __future__ import annotations
 
@@ -7,46 +7,29 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.document import Figure, Listing
 from robustcli.reports.training_findings import Training, read_training
-from robustcli.reports.zoo_page import (
-    zoo,
-    zoo_curves,
-    zoo_opening,
-    zoo_recipes,
-    zoo_remarks,
-    zoo_table,
-)
-from robustcli.reports.zoo_rows import zoo_rows
-from tests.reports.headings import sections
-from tests.reports.told import line_of, told
+from robustcli.reports.zoo_page import zoo, zoo_text
+from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
 
 
-def test_the_sections_stand_in_their_order(tmp_path: Path) -> None:
-    runs = [build_training(tmp_path / name, TrainPlan(model=name)) for name in ("unet", "ulvm")]
+def test_the_page_of_several_trainings(tmp_path: Path) -> None:
+    plans = (TrainPlan(model="unet"), TrainPlan(model="ulvm", protocol="paper"))
+    runs = [build_training(tmp_path / plan.model, plan) for plan in plans]
     page = zoo(runs, tmp_path / "out")
-    assert sections(page) == [
-        *("Published and measured", "How the trainings went", "Recipes", "How to repeat it")
-    ]
+    assert_golden(page.markdown, "zoo")
     assert list(page.results["model"]) == ["unet", "ulvm"]
 
 
 def test_trainings_that_have_not_begun_have_no_curves(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a", TrainPlan(measured=False, finished=0))
-    assert "How the trainings went" not in sections(zoo([run], tmp_path / "out"))
+    assert "How the trainings went" not in zoo([run], tmp_path / "out").markdown
 
 
 def test_the_folder_of_a_training_is_not_overwritten(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a")
     with pytest.raises(UsageError, match="would overwrite that training's own report"):
         zoo([run], run)
-
-
-def test_the_curves_have_a_section_where_there_are_any() -> None:
-    page = told(zoo_curves([Figure("figures/dice_curves.png", "Dice.")]))
-    assert page.startswith("## How the trainings went\n\n![Dice.](figures/dice_curves.png)")
-    assert zoo_curves([]) == []
 
 
 def trained(folder: Path, *plans: TrainPlan) -> list[Training]:
@@ -56,15 +39,19 @@ def trained(folder: Path, *plans: TrainPlan) -> list[Training]:
     ]
 
 
+def one(run: Path, plan: TrainPlan) -> Training:
+    return read_training(build_training(run, plan))
+
+
 PLAIN = TrainPlan(model="unet")
 
 
 def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) -> None:
-    page = told(zoo_opening(trained(tmp_path, TrainPlan(), PLAIN)))
+    page = zoo_text(trained(tmp_path, TrainPlan(), PLAIN))
     assert page.splitlines()[0] == (
         "# 2 trainings of the segmentation zoo: `kaggle_3m`, protocol patient"
     )
-    assert "**" not in page
+    assert "**" not in page.split("\n## ")[0]
     assert "Empty masks: an image (and a patient)" in page
 
 
@@ -85,47 +72,42 @@ def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) 
 def test_what_keeps_them_from_being_compared_is_said(
     tmp_path: Path, plan: TrainPlan, notice: str
 ) -> None:
-    assert notice in told(zoo_opening(trained(tmp_path, plan, PLAIN)))
+    assert notice in zoo_text(trained(tmp_path, plan, PLAIN)).split("\n## ")[0]
 
 
 def test_each_recipe_has_its_line_and_each_command_is_shown_once(tmp_path: Path) -> None:
     trainings = trained(tmp_path, TrainPlan(recipe={"accumulate": 2}), PLAIN, PLAIN)
-    page = told(zoo_recipes(trainings))
+    page = section(zoo_text(trainings), "## Recipes")
     assert line_of(page, "`ulvm_v5`") == [
         *("`ulvm_v5`", "kaggle_3m", "patient", "0", "bce-dice", "AdamW", "0.001, constant"),
         *("8 x 2", "128 px", "light", "probability >= 0.5", "cpu (2 threads)"),
     ]
     assert line_of(page, "`unet (run-2)`")[7] == "8"
-    assert page.count("robust train seg --model unet") == 1
-    assert "Versions: robust 0.1.0, torch 2.6.0." in page
+    repeat = section(zoo_text(trainings), "How to repeat it")
+    assert repeat.count("robust train seg --model unet") == 1
+    assert "Versions: robust 0.1.0, torch 2.6.0." in repeat
 
 
 def test_different_versions_are_told_apart(tmp_path: Path) -> None:
     other = TrainPlan(record={"versions": {"torch": "2.7.0"}})
-    page = told(zoo_recipes(trained(tmp_path, PLAIN, other)))
+    page = zoo_text(trained(tmp_path, PLAIN, other))
     assert "Versions of `unet`: robust 0.1.0, torch 2.6.0." in page
     assert "Versions of `ulvm_v5`: torch 2.7.0." in page
 
 
 def remarks(trainings: list[Training]) -> list[str]:
-    page = told([Listing(tuple(zoo_remarks(zoo_rows(trainings), trainings)))])
-    return page.strip().splitlines()
-
-
-def trained_zoo_remarks(run: Path, plan: TrainPlan) -> Training:
-    return read_training(build_training(run, plan))
+    lines = section(zoo_text(trainings), "Published and measured").splitlines()
+    return [line for line in lines if line.startswith("- ")]
 
 
 def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
     tmp_path: Path,
 ) -> None:
     trainings = [
-        trained_zoo_remarks(tmp_path / "a", TrainPlan(model="unet")),
-        trained_zoo_remarks(tmp_path / "b", TrainPlan(model="ulvm")),
-        trained_zoo_remarks(
-            tmp_path / "c", TrainPlan(model="ulvm_v5", protocol="paper", epochs=100)
-        ),
-        trained_zoo_remarks(tmp_path / "d", TrainPlan(model="vmunet")),
+        one(tmp_path / "a", TrainPlan(model="unet")),
+        one(tmp_path / "b", TrainPlan(model="ulvm")),
+        one(tmp_path / "c", TrainPlan(model="ulvm_v5", protocol="paper", epochs=100)),
+        one(tmp_path / "d", TrainPlan(model="vmunet")),
     ]
     lines = remarks(trainings)
     assert lines[1] == (
@@ -137,7 +119,7 @@ def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
 
 
 def test_known_slips_of_the_paper_are_told(tmp_path: Path) -> None:
-    page = "\n".join(remarks([trained_zoo_remarks(tmp_path, TrainPlan())]))
+    page = "\n".join(remarks([one(tmp_path, TrainPlan())]))
     assert "`segformer`: The paper prints Dice 0.8454" in page
     assert "0.79955 is a slip for 0.79555" in page
 
@@ -145,13 +127,9 @@ def test_known_slips_of_the_paper_are_told(tmp_path: Path) -> None:
 DASH = "\N{EN DASH}"
 
 
-def trained_zoo_table(run: Path, plan: TrainPlan) -> Training:
-    return read_training(build_training(run, plan))
-
-
 def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
-    training = trained_zoo_table(tmp_path, TrainPlan(base=0.7))
-    page = told(zoo_table([training], [Figure("figures/x.png", "Points.")]))
+    training = one(tmp_path, TrainPlan(base=0.7))
+    page = zoo_text([training])
     assert training.test is not None
     line = training.test.numbers
     assert line_of(page, "`ulvm_v5`") == [
@@ -166,31 +144,30 @@ def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
     assert training.baseline is not None
     assert line_of(page, "`otsu`")[1:4] == ["0", DASH, DASH]
     assert line_of(page, "`otsu`")[6] == f"{training.baseline.numbers['dice_foreground']:.3f}"
-    assert "![Points.](figures/x.png)" in page
 
 
 def test_a_difference_inside_the_interval_is_not_marked(tmp_path: Path) -> None:
-    page = told(zoo_table([trained_zoo_table(tmp_path, TrainPlan(base=0.86))], []))
+    page = zoo_text([one(tmp_path, TrainPlan(base=0.86))])
     assert "outside" not in line_of(page, "`ulvm_v5`")[7]
 
 
 def test_energy_has_a_column_where_anyone_measured_it(tmp_path: Path) -> None:
-    first = trained_zoo_table(tmp_path / "a", TrainPlan(record={"energy_joules": 7200.0}))
-    second = trained_zoo_table(tmp_path / "b", TrainPlan(model="unet"))
-    page = told(zoo_table([first, second], []))
+    first = one(tmp_path / "a", TrainPlan(record={"energy_joules": 7200.0}))
+    second = one(tmp_path / "b", TrainPlan(model="unet"))
+    page = zoo_text([first, second])
     assert line_of(page, "`ulvm_v5`")[-1] == "2.0 Wh"
     assert line_of(page, "`unet`")[-1] == line_of(page, "`otsu`")[-1] == DASH
-    assert "energy" not in told(zoo_table([second], []))
+    assert "energy" not in zoo_text([second])
 
 
 def test_a_network_that_is_not_in_the_paper_comes_last(tmp_path: Path) -> None:
-    page = told(zoo_table([trained_zoo_table(tmp_path, TrainPlan(model="vmunet"))], []))
+    page = zoo_text([one(tmp_path, TrainPlan(model="vmunet"))])
     assert line_of(page, "`vmunet`")[2:4] == [DASH, DASH]
     assert line_of(page, "`vmunet`")[7] == DASH
     assert page.index("| `vmunet`") > page.index("| `ulvm`")
 
 
 def test_what_is_not_measured_yet_is_missing(tmp_path: Path) -> None:
-    page = told(zoo_table([trained_zoo_table(tmp_path, TrainPlan(measured=False, finished=0))], []))
+    page = zoo_text([one(tmp_path, TrainPlan(measured=False, finished=0))])
     assert line_of(page, "`ulvm_v5`")[4:10] == [*[DASH] * 4, "0", DASH]
     assert "`otsu`" not in page

@@ -10,13 +10,14 @@ from robustcli.evaluation.record import DatasetRecord
 from robustcli.training.record import (
     METRICS,
     PAPER,
+    VALIDATIONS,
     Protocol,
     RecipeRecord,
     SplitRecord,
     TrainRecord,
     write_train_record,
 )
-from tests.builders import IDENTITY, WHEN
+from tests.builders import IDENTITY, WHEN, RunPlan, build_run, model
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augmented."]
@@ -64,6 +65,37 @@ def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
         build_masks(run / "baseline", replace(held, models=otsu, base=0.6, panels=False))
     if plan.measured and plan.protocol == "paper":
         paper_rows().to_parquet(run / "paper.parquet")
+    return run
+
+
+def build_class_training(run: Path, *, measured: bool = True) -> Path:
+    """Writes a training of a classifier and returns its directory."""
+    run.mkdir(parents=True, exist_ok=True)
+    plan = TrainPlan(
+        model="vim", epochs=8, measured=measured, grouping="image",
+        dataset={"name": "cifar10", "location": "cifar10", "label_space": "cifar10", "classes": 10},
+        recipe={"name": "cifar10", "loss": "cross-entropy"},
+    )  # fmt: skip
+    record = training_record(plan)
+    parts = {
+        name: SplitRecord(images=part.images, groups=part.images)
+        for name, part in record.splits.items()
+    }
+    changes = {
+        "task": "cls",
+        "protocol": None,
+        "splits": parts,
+        "decision": "the class of the highest probability",
+        "command": "robust train cls --model vim",
+        "chosen_why": "the best top-1 on the validation images, 0.8750" if measured else None,
+    }
+    write_train_record(run, record.model_copy(update=changes))
+    metrics = _metrics(8).rename(columns={"val_dice": "val_top1"})
+    metrics[list(VALIDATIONS["cls"].metrics)].to_csv(run / "metrics.csv", index=False)
+    if measured:
+        (run / "weights.safetensors").write_bytes(bytes(1000))
+        held = RunPlan(models=(model("vim"),), transforms=(IDENTITY,), samples=False)
+        build_run(run / "test", held)
     return run
 
 

@@ -1,4 +1,8 @@
-"""Places for the labels of points, so that none covers another, a point or the figure's edge."""
+"""Places for the labels of points, so that none covers another, a point or the figure's edge.
+
+Our own search and not adjustText 1.4, which on these pictures puts labels across intervals and, where
+points are crowded, across each other.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation
 
-from robustcli.reports.figures.trainings import (
+from robustcli.reports.figures.training_figures import (
     SPREAD,
     STEP,
     Course,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustcli.reports.figures.canvas import save
-from robustcli.reports.figures.freezing import (
+from robustcli.reports.figures.freezing_figures import (
     ABREAST,
     MOST_TICKS,
     EndLabel,

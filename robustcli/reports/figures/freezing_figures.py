@@ -26,7 +26,7 @@ from robustcli.reports.figures.canvas import (
     styled,
     wrapped,
 )
-from robustcli.reports.figures.labels import Label, place_labels
+from robustcli.reports.figures.point_labels import Label, place_labels
 
 # Labels beside the right end of lines, spread so that none covers another.
 

@@ -27,7 +27,7 @@ from robustcli.reports.figures.canvas import (
     styled,
     wrapped,
 )
-from robustcli.reports.figures.labels import Label, place_labels
+from robustcli.reports.figures.point_labels import Label, place_labels
 
 # How a training went, epoch by epoch: losses, and dice and IoU on the validation images.
 

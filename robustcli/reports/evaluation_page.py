@@ -1,0 +1,36 @@
+"""The reports of evaluations: of classifiers by top-1, of segmenters by dice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustcli.reports.findings import Findings, read_findings
+from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
+from robustcli.reports.markdown import from_template
+from robustcli.reports.measure import DICE, TOP1
+from robustcli.reports.pages import Page
+
+_MEASURES = {"cls": TOP1, "seg": DICE}
+_TEMPLATES = {"cls": "classification", "seg": "segmentation"}
+
+
+def evaluation(run: Path) -> Page:
+    """The page of the evaluation in `run`; its figures are drawn.
+
+    Raises:
+        UsageError: There is no readable run.
+    """
+    findings = read_findings(run)
+    gallery = draw_gallery(findings, _MEASURES[findings.record.task])
+    return Page(findings.table, evaluation_text(findings, gallery))
+
+
+def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:
+    """The Markdown of the page, with the pictures of `gallery`."""
+    task = findings.record.task
+    return from_template(
+        _TEMPLATES[task],
+        findings=findings,
+        gallery=gallery,
+        measure=_MEASURES[task],
+    )

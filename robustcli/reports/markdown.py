@@ -1,0 +1,179 @@
+"""Markdown pages from the templates in `templates/`.
+
+A template writes sentences, lists and tables as Markdown; values that it inserts are shown letter
+for letter, whatever marks they hold. A template may be indented and its lines wrapped as its author
+likes: `tidy` joins the lines of a paragraph and aligns the columns of tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from inspect import isfunction
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from tabulate import tabulate
+
+from robustcli.reports import numbers
+from robustcli.reports.measure import DICE, IOU, RELAXED, relaxed_words
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Characters of values that stand for marks until a page is laid out: in a table, a pipe needs a
+# backslash also within code; line breaks and blanks of commands must stay as they are.
+_KEPT = {"|": "\ue000", "\n": "\ue001", " ": "\ue002"}
+_NOT_IN_VALUES = str.maketrans(dict.fromkeys(_KEPT.values(), "\N{REPLACEMENT CHARACTER}"))
+_KEEP = {ord(character): kept for character, kept in _KEPT.items()}
+_PIPE = _KEPT["|"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a page: its path relative to the page, and what it shows in words."""
+
+    path: str
+    caption: str
+
+    @property
+    def link(self) -> Markup:
+        """The path as Markdown links to it."""
+        return Markup(quote(self.path))
+
+
+def from_template(template: str, **values: object) -> str:
+    """The Markdown of `template` (a name without `.md.j2`) with `values`, one line per paragraph.
+
+    Raises:
+        jinja2.UndefinedError: The template names a value that there is none of.
+    """
+    return tidy(_environment().get_template(f"{template}.md.j2").render(values))
+
+
+@cache
+def _environment() -> Environment:
+    # With autoescape, what macros and filters return is Markup, here: finished Markdown.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=escaped,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
+    shown = [*vars(numbers).values(), code, joined, marked, mono, settings]
+    environment.filters |= {each.__name__: each for each in shown if isfunction(each)}
+    environment.globals.update(
+        dash=numbers.MISSING,
+        dice=DICE,
+        iou=IOU,
+        relaxed=RELAXED,
+        relaxed_words=relaxed_words,
+        rule=rule,
+    )
+    return environment
+
+
+# Values as Markdown.
+
+
+def escaped(value: object) -> Markup:
+    """`value` on one line with everything escaped that Markdown would take for a mark.
+
+    Markup is Markdown already and stays as it is; None, a number that is not known, is a dash.
+    """
+    if isinstance(value, Markup):
+        return value
+    line = re.sub(r"\s+", " ", numbers.MISSING if value is None else str(value))
+    line = re.sub(r"([\\`*<\[\]~&]|(?<!\w)_|_(?!\w))", r"\\\1", line.translate(_NOT_IN_VALUES))
+    # What would begin a heading, a list, a quotation or a line at the start of a paragraph.
+    line = re.sub(r"^( ?)(#{1,6}(?= |$)|[-+](?= |$)|>|-{3,}$)", r"\1\\\2", line)
+    line = re.sub(r"^( ?\d+)([.)](?= |$))", r"\1\\\2", line)
+    return Markup(line.replace("|", _PIPE))
+
+
+def mono(value: object) -> Markup:
+    """`value` to be shown letter for letter: names, paths, hashes."""
+    content = " ".join(str(value).translate(_NOT_IN_VALUES).split()) or " "
+    fence = "`" * (1 + _longest_run_of_backticks(content))
+    pad = " " if len(fence) > 1 else ""
+    return Markup(f"{fence}{pad}{content.replace('|', _PIPE)}{pad}{fence}")
+
+
+def marked(words: str) -> Markup:
+    """`words` of a record, in which what stands between backticks is shown letter for letter."""
+    parts = words.split("`")
+    if len(parts) % 2 == 0:  # one backtick has no partner
+        return escaped(words)
+    shown = (mono(part) if n % 2 else escaped(part) for n, part in enumerate(parts) if part)
+    return Markup("").join(shown)
+
+
+def code(value: str) -> Markup:
+    """Lines to be copied letter for letter."""
+    fence = "`" * max(3, 1 + _longest_run_of_backticks(value))
+    block = f"text\n{value.translate(_NOT_IN_VALUES)}\n".translate(_KEEP)
+    return Markup(f"{fence}{block}{fence}")
+
+
+def joined(values: Iterable[object], separator: str = ", ") -> Markup:
+    """`values` with `separator`, which is Markdown, between them."""
+    return Markup(separator).join(escaped(value) for value in values)
+
+
+def settings(values: Mapping[str, object]) -> str:
+    """`values` as a configuration names them: `bridge=false, act="gelu"`."""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+
+
+def rule(left: int, right: int) -> Markup:
+    """The line below a table's header: `left` columns of text, then `right` columns of numbers."""
+    return Markup("|" + ":--|" * left + "--:|" * right)
+
+
+def _longest_run_of_backticks(content: str) -> int:
+    return max((len(run) for run in re.findall("`+", content)), default=0)
+
+
+# The layout of a page.
+
+
+def tidy(rendered: str) -> str:
+    """What a template gave, with a line per paragraph and item, and with aligned tables."""
+    blocks = [_block(block) for block in re.split(r"\n\s*\n", rendered.strip())]
+    shown = "\n\n".join(blocks) + "\n"
+    shown = re.sub(r"(\n- .*)\n(?=\n- )", r"\1", shown)  # an item that was left out ends no list
+    for character, kept in _KEPT.items():
+        shown = shown.replace(kept, character)
+    return shown
+
+
+def _block(block: str) -> str:
+    lines: list[str] = []
+    for line in filter(None, (re.sub(" +", " ", line).strip() for line in block.split("\n"))):
+        if lines and not line.startswith(("|", "- ", "#")):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return _aligned(lines) if lines and lines[0].startswith("|") else "\n".join(lines)
+
+
+def _aligned(lines: list[str]) -> str:
+    """A table: its header, its rule and its rows."""
+    rows = [
+        [cell.strip().replace(_PIPE, r"\|") for cell in line.split("|")[1:-1]] for line in lines
+    ]
+    header, rule, *body = rows
+    align = ["left" if cell.startswith(":") else "right" for cell in rule]
+    return tabulate(
+        body,
+        headers=header,
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=align if body else None,
+    )

@@ -1,0 +1,209 @@
+"""Pages from templates: what users wrote is shown letter for letter, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from robustcli.reports import markdown
+from robustcli.reports.evaluation_page import evaluation
+from robustcli.reports.html import to_html
+from robustcli.reports.markdown import Picture, code, from_template, joined, marked, mono, settings
+from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+
+HOSTILE = (
+    "<b> a|b [x](y)",
+    "fast_snowy _x_ **y** `z`",
+    "two\nlines\r\n\n# three",
+    "`tick` \\ & ~ &amp; \\| ``|",
+    "# no heading",
+    "- no item",
+    "1. no item",
+    "2) no item",
+    "> no quotation",
+    "---",
+    "===",
+    "| a | b |",
+    "<script>alert(1)</script>",
+    "![p](http://x/y.png) <http://x>",
+    "\ue000\ue001\ue002",
+)
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(markdown, "TEMPLATES", tmp_path)
+    monkeypatch.setattr(markdown, "_environment", markdown._environment.__wrapped__)
+    return tmp_path
+
+
+class Outline(HTMLParser):
+    """Collects the text per tag and checks that every tag is closed where it was opened."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, str]] = []
+        self.images: list[dict[str, str | None]] = []
+        self.aligned: list[str | None] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+        self.found = [(tag, data) for tag, data in self.found if tag != "style"]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag in ("th", "td"):
+            self.aligned.append(dict(attrs).get("style"))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.found.append((self.open[-1], data))
+
+    def text_in(self, *tags: str) -> str:
+        return "".join(data for tag, data in self.found if tag in tags)
+
+
+def shown(value: str) -> str:
+    """`value` as a reader sees it: on one line, without our private characters."""
+    return " ".join(value.translate(markdown._NOT_IN_VALUES).split())
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize(
+    ("template", "tag"),
+    [
+        ("# T\n\n{{ value }}", "p"),
+        ("# T\n\n{{ value|mono }}", "code"),
+        ("# T\n\n- {{ value }}", "li"),
+        ("# T\n\n- {{ value|mono }}", "code"),
+        ("# T\n\n| a | b |\n|:--|--:|\n| {{ value }} | |\n", "td"),
+        ("# T\n\n| a | b |\n|:--|--:|\n| {{ value|mono }} | |\n", "code"),
+        ("# T\n\n*{{ value }}*", "em"),
+        ("# T\n\n**{{ value }}**", "strong"),
+    ],
+)
+def test_values_are_shown_letter_for_letter(
+    templates: Path, value: str, template: str, tag: str
+) -> None:
+    (templates / "t.md.j2").write_text(template)
+    page = from_template("t", value=value)
+    outline = Outline(to_html(page, templates))
+    body = [(where, text) for where, text in outline.found if where not in ("title", "h1", "th")]
+    assert {where for where, _ in body} == {tag}
+    assert outline.text_in(tag) == shown(value)
+    assert outline.images == []
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_title_is_shown_letter_for_letter(templates: Path, value: str) -> None:
+    (templates / "t.md.j2").write_text("# Dice of {{ value|mono }} and {{ value }} is **high**")
+    page = Outline(to_html(from_template("t", value=value), templates))
+    assert page.text_in("title") == f"Dice of {shown(value)} and {shown(value)} is high"
+
+
+@pytest.mark.parametrize("value", ["robust eval", "a ``` b", "x > 1\n\n\n  y  |  z", "# a\n- b"])
+def test_commands_keep_every_letter(templates: Path, value: str) -> None:
+    (templates / "t.md.j2").write_text("# T\n\n{{ value|code }}\n")
+    page = from_template("t", value=value)
+    assert value in page
+    outline = Outline(to_html(page, templates))
+    assert outline.found[2:] == [("code", f"{value}\n")]
+
+
+def test_whole_pages_withstand_hostile_names(tmp_path: Path) -> None:
+    """A name with every mark reaches all kinds of places of a page."""
+    name = "a|b<i>*x*_y_`c`[z](u)&amp;~q"
+    plan = RunPlan(
+        models=(model(name), model("b")),
+        transforms=(IDENTITY, *paper21()[:2]),
+        dataset={"name": name, "location": f"/x/{name}", "subset": f"only {name}"},
+        skipped=[("x`|y/photo-00001.jpeg", f"# {name}")],
+        record={"command": f"robust eval --model '{name}'"},
+    )
+    page = evaluation(build_run(tmp_path, plan)).markdown
+    outline = Outline(to_html(page, tmp_path))
+    assert outline.text_in("title").startswith(f"Top-1 accuracy of {name}, b under 2 transforms")
+    assert outline.text_in("pre", "code").count(name) >= 8
+    assert f": # {name}" in outline.text_in("li")
+    assert not {tag for tag, _ in outline.found} & {"i", "em", "a", "script", "del"}
+
+
+def test_marks_of_records_are_kept_where_they_have_a_partner() -> None:
+    assert marked("part of `a_b` and `c`.") == "part of `a_b` and `c`."
+    assert marked("no * marks") == r"no \* marks"
+    assert marked("a lone ` mark") == r"a lone \` mark"
+
+
+def test_numbers_that_are_not_known_are_a_dash(templates: Path) -> None:
+    (templates / "t.md.j2").write_text("# T\n\n{{ value }}, {{ -0.5 }}, {{ dash }}")
+    page = from_template("t", value=None)
+    assert page == "# T\n\n\N{EN DASH}, -0.5, \N{EN DASH}\n"
+
+
+def test_a_value_that_does_not_exist_is_an_error(templates: Path) -> None:
+    (templates / "t.md.j2").write_text("# {{ title }}")
+    with pytest.raises(jinja2.UndefinedError, match="title"):
+        from_template("t")
+
+
+def test_parts_are_joined_and_settings_are_named() -> None:
+    assert joined(["a*", mono("b*")], " + ") == "a\\* + `b*`"
+    assert joined([]) == ""
+    assert settings({"bridge": False, "act": "gelu"}) == 'bridge=false, act="gelu"'
+    assert code("x") == "```text\ue001x\ue001```"
+
+
+def test_templates_may_be_wrapped_and_indented(templates: Path) -> None:
+    (templates / "t.md.j2").write_text(
+        "# T\n\n\n\n  A sentence\n    on two  lines.\n\n{% if true %}\n  - one\n    more\n\n"
+        "{% endif %}\n\n- two\n\n| name | n |\n  |:--|--:|\n  | {{ value }} | 1 |\n| c | 22 |\n"
+    )
+    assert from_template("t", value="a|b").splitlines() == [
+        *("# T", "", "A sentence on two lines.", "", "- one more", "- two", ""),
+        *("| name   |   n |", "|:-------|----:|", "| a\\|b   |   1 |", "| c      |  22 |"),
+    ]
+
+
+def test_a_table_without_rows_has_its_header(templates: Path) -> None:
+    (templates / "t.md.j2").write_text("# T\n\n| name | n |\n{{ rule(1, 1) }}\n")
+    outline = Outline(to_html(from_template("t"), templates))
+    assert [text for tag, text in outline.found if tag == "th"] == ["name", "n"]
+
+
+def test_text_is_set_to_the_left_and_numbers_to_the_right(tmp_path: Path) -> None:
+    page = "# T\n\n| name | n |\n|:--|--:|\n| a | 1 |\n"
+    assert Outline(to_html(page, tmp_path)).aligned == ["text-align:left", "text-align:right"] * 2
+
+
+def test_pictures_are_inside_the_page_with_their_captions(templates: Path) -> None:
+    (templates / "figures").mkdir()
+    (templates / "figures/a (b)_.png").write_bytes(b"\x89PNG picture")
+    macros = Path(markdown.__file__).parent / "templates" / "macros.md.j2"
+    (templates / "macros.md.j2").write_text(macros.read_text())
+    text = '{% from "macros.md.j2" import pictures %}\n# T\n\n{{ pictures([picture]) }}\n\nAfter.'
+    (templates / "t.md.j2").write_text(text)
+    caption = 'Says "*hello*" <b>'
+    page = from_template("t", picture=Picture("figures/a (b)_.png", caption))
+    outline = Outline(to_html(page, templates))
+    (image,) = outline.images
+    kind, _, content = str(image["src"]).partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(content) == b"\x89PNG picture"
+    assert image["alt"] == caption
+    assert outline.found[2:] == [("figcaption", caption), ("p", "After.")]
+
+
+def test_html_in_markdown_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    outline = Outline(to_html("# T\n\n<b>x</b>\n", tmp_path))
+    assert outline.found[2:] == [("p", "<b>x</b>")]

@@ -1,0 +1,74 @@
+"""The files of a report: the numbers for other programs, and the two pages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustcli.evaluation.cell_table import table
+from robustcli.reports.finetuning_results import columns
+from robustcli.reports.pages import Page, to_json, write_page, write_results
+from robustcli.reports.scoring import SCORINGS
+from robustcli.reports.training_results import CLASS_COLUMNS
+from tests.builders import IDENTITY, RunPlan, build_run, paper21
+
+FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
+
+
+def test_all_four_files_are_written(tmp_path: Path) -> None:
+    page = Page(pd.DataFrame({"dice": [0.5]}), "# Dice of `a<b` is **high**\n")
+    assert write_page(page, tmp_path / "new") == tmp_path / "new" / "report.md"
+    assert (tmp_path / "new/report.md").read_text() == "# Dice of `a<b` is **high**\n"
+    assert "<title>Dice of a&lt;b is high</title>" in (tmp_path / "new/report.html").read_text()
+    assert (tmp_path / "new/results.csv").read_text() == "dice\n0.5\n"
+    assert (tmp_path / "new/results.json").is_file()
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> pd.DataFrame:
+    numbers = table(build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:3]))))
+    numbers.loc[2, "retention"] = np.nan
+    return numbers
+
+
+def test_both_files_hold_the_unrounded_table(tmp_path: Path, numbers: pd.DataFrame) -> None:
+    write_results(tmp_path, numbers)
+    csv = pd.read_csv(tmp_path / "results.csv")  # which old pandas reads to the last bit but one
+    pd.testing.assert_frame_equal(csv, numbers, rtol=1e-15, atol=0)
+    records = json.loads((tmp_path / "results.json").read_text())
+    pd.testing.assert_frame_equal(pd.DataFrame(records), numbers, check_exact=True)
+
+
+def test_a_missing_number_is_null_in_json_and_empty_in_csv(
+    tmp_path: Path, numbers: pd.DataFrame
+) -> None:
+    write_results(tmp_path, numbers)
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    records = json.loads(text)
+    assert records[2]["retention"] is None
+    assert records[0]["psnr_db"] is None
+    header, identity, *_ = (tmp_path / "results.csv").read_text().splitlines()
+    assert identity.split(",")[header.split(",").index("psnr_db")] == ""
+
+
+def test_counts_are_whole_numbers(numbers: pd.DataFrame) -> None:
+    record = json.loads(to_json(numbers))[1]
+    assert (record["n"], record["severity"]) == (60, 0)
+    assert all(isinstance(record[name], int) for name in ("n", "correct", "severity", "paired_n"))
+
+
+def test_infinity_never_reaches_a_file(numbers: pd.DataFrame) -> None:
+    numbers.loc[0, "psnr_db"] = np.inf
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(numbers)
+
+
+def test_every_column_of_classifiers_is_documented() -> None:
+    told = FORMATS.read_text(encoding="utf-8")
+    for name in (*CLASS_COLUMNS, *columns(SCORINGS["cls"])):
+        assert f"`{name}`" in told, name
