@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.models.blocks import rising_rates
 from robustcli.models.options import changed
-from robustcli.models.scan.layout import CROSS
+from robustcli.models.scan.base import CROSS
 from robustcli.models.ss2d import SS2D
 
 # VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name.
