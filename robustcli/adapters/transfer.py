@@ -15,8 +15,7 @@ from robustcli.adapters.families import FAMILIES, family_of
 from robustcli.adapters.loading import Shapes, choose, counts, load_strictly, shapes_of
 from robustcli.core.errors import UsageError
 from robustcli.models.resnet_seg import ResNetSeg
-from robustcli.models.umamba import UMamba
-from robustcli.models.umamba_config import Pair, UMambaConfig
+from robustcli.models.umamba import Pair, UMamba, UMambaConfig
 
 _INPUTS = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
 _PATCH = (

@@ -24,10 +24,9 @@ from robustcli.adapters.training_run import read_trained
 from robustcli.adapters.transfer import transfer
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
-from robustcli.models.aliases import without_aliases
-from robustcli.models.umamba_config import Pair
+from robustcli.models.umamba import Pair, without_aliases
 from robustcli.nnunet.files import NnUNetModel, find_checkpoint, is_results_folder, trained_model
-from robustcli.nnunet.plan import NnUNetPlan
+from robustcli.nnunet.plans_json import NnUNetPlan
 
 _SMP_HEAD = ("segmentation_head.",)
 _OURS = {"num_classes": 2, "in_channels": 3}  # foreground or not, in photos

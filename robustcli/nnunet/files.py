@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing, write_text
-from robustcli.models.aliases import canonical_key, with_aliases
-from robustcli.models.umamba import UMamba
-from robustcli.nnunet.plan import DATASET, PLANS, NnUNetPlan, read_plan
+from robustcli.models.umamba import UMamba, canonical_key, with_aliases
+from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 
 # --- Where in a results folder of nnU-Net the checkpoint lies -------------------------------------
 #

@@ -19,7 +19,7 @@ from robustcli.adapters.loading import heads_in
 from robustcli.adapters.transfer import is_encoder_file, load_encoder, transfer
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.pretrained import heads_of
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
 from robustcli.nnunet.planner import make_plan
