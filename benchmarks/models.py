@@ -20,11 +20,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 
 MEMORY_SCRIPT = """
 import resource, torch
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 network = architecture("umamba-enc").build(deep_supervision=True).train()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 outputs = network(torch.randn(1, 3, 256, 256))

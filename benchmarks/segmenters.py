@@ -22,8 +22,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustcli.models.architectures import architecture
 from robustcli.models.mamba import Mamba
-from robustcli.models.registry import architecture
 
 NAMES = ("ulvm", "ulvm_v5", "umambabot", "unet")
 NARROW = (64, 32, 16, 8, 4)

@@ -13,7 +13,7 @@ from timm.layers import get_channel_dim, get_spatial_dim
 import robustcli.timm_models  # registers
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.models import vim, vmamba
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from tests.timm_releases import ALL, VIM, VMAMBA, images, small
 
 

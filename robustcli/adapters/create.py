@@ -18,7 +18,7 @@ from robustcli.adapters.families import FAMILIES, body, classes_in, family_of, m
 from robustcli.adapters.loading import Shapes, announce, choose, load_strictly, shapes_of
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import canonical, nearest
-from robustcli.models.registry import ARCHITECTURES, Architecture, architecture
+from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
 
 if TYPE_CHECKING:

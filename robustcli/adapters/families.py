@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from robustcli.adapters.loading import Shapes, shapes_of
-from robustcli.models.aliases import without_aliases
-from robustcli.models.registry import ARCHITECTURES
+from robustcli.models.architectures import ARCHITECTURES
+from robustcli.models.umamba import without_aliases
 
 # VMamba's official files under today's names.
 
@@ -45,7 +45,7 @@ def _matrix(key: str, tensor: Tensor) -> Tensor:
 
 
 _PLAN = (
-    "Give the options of its plan: `robustcli.models.umamba_config.plan_options` reads them from "
+    "Give the options of its plan: `robustcli.models.umamba.plan_options` reads them from "
     "an entry of `configurations` in `plans.json`."
 )
 

@@ -20,7 +20,7 @@ from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.adapters.loading import heads_in
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.training_run import Trained, read_trained
-from robustcli.adapters.transfer import fill_body, is_encoder_file, load_encoder
+from robustcli.adapters.transfer import is_encoder_file, load_encoder, transfer
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 
@@ -143,7 +143,7 @@ def start_classifier(
     network = fresh(entry, {**said, **arguments, CLASSES: classes}, seed)
     if trained is None:
         return network, f"none: initialised with seed {seed}"
-    fill_body(network, trained.state, entry, heads_in(network), str(trained.path))
+    transfer(network, trained.state, entry, heads_in(network), str(trained.path))
     return network, str(trained.path)
 
 

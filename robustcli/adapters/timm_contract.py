@@ -14,7 +14,7 @@ from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.families import FAMILIES, classes_in, recognise
 from robustcli.adapters.loading import load_strictly, shapes_of
 from robustcli.core.errors import UsageError
-from robustcli.models.registry import ARCHITECTURES
+from robustcli.models.architectures import ARCHITECTURES
 
 
 class TimmContract(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.families import recognise
 from robustcli.adapters.timm_contract import TimmContract, chosen
-from robustcli.models.options import changed
+from robustcli.models.model_options import changed
 from robustcli.models.vim import VARIANTS, Layer, Vim, VimConfig, fit_positions
 
 

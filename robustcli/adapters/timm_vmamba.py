@@ -14,7 +14,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from robustcli.adapters.timm_contract import TimmContract, chosen
-from robustcli.models.options import changed
+from robustcli.models.model_options import changed
 from robustcli.models.vmamba import VARIANTS, Stage, VMamba, VMambaConfig
 
 

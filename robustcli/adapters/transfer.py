@@ -14,83 +14,10 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.families import FAMILIES, family_of
 from robustcli.adapters.loading import Shapes, choose, counts, load_strictly, shapes_of
 from robustcli.core.errors import UsageError
-from robustcli.models.aliases import without_aliases
 from robustcli.models.resnet_seg import ResNetSeg
-from robustcli.models.umamba import UMamba
-from robustcli.models.umamba_config import Pair, UMambaConfig
+from robustcli.models.umamba import Pair, UMamba, UMambaConfig
 
-# Weights of another task into a network: everything but its heads, which are new.
-
-
-def fill_body(
-    network: nn.Module, state: Mapping[str, Tensor], entry: ModelEntry, heads: tuple[str, ...],
-    origin: str,
-) -> None:  # fmt: skip
-    """Copies `state` into `network` but for its heads.
-
-    Args:
-        network: Changed in place.
-        state: Weights under official names or ours.
-        entry: What the network is.
-        heads: Beginnings of the names of the tensors that stay as they are.
-        origin: Where the weights come from, for messages.
-
-    Raises:
-        UsageError: A tensor is missing, unknown or of another shape; nothing was copied. Each is
-            named.
-    """
-    own = network.state_dict()
-    remarks: tuple[str, ...] = ()
-    if entry.builder == "timm":
-        choice, remarks = timm_library.chosen(entry.variant, network, state)
-    else:
-        choice = choose(state, shapes_of(own), convert=partial(_converted, entry), heads=heads)
-    names = [name for name in own if not name.startswith(heads)]
-    if not choice.fits:
-        shapes, theirs = shapes_of(own), shapes_of(choice.state)
-        needed = [name for name in names if name in theirs or not counts(name)]
-        wrong = [name for name in needed if theirs.get(name) != shapes[name]]
-        wrong += [name for name in theirs if name not in own and not name.startswith(heads)]
-        raise _does_not_fit(wrong, shapes, theirs, len(names), entry, origin)
-    with torch.no_grad():
-        for name in names:
-            if name in choice.state:
-                own[name].copy_(choice.state[name])
-    choice.announce(origin, *remarks)
-
-
-def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    family = family_of(state)
-    return FAMILIES[family].convert(state) if family and family == entry.family else state
-
-
-def _does_not_fit(
-    wrong: list[str], expected: Mapping[str, tuple[int, ...]],
-    theirs: Mapping[str, tuple[int, ...]], count: int, entry: ModelEntry, origin: str,
-) -> UsageError:  # fmt: skip
-    said = "; ".join(
-        f"`{name}` is missing"
-        if name not in theirs
-        else f"`{name}` is {theirs[name]}, not {expected[name]}"
-        if name in expected
-        else f"`{name}` is unknown"
-        for name in wrong
-    )
-    return UsageError(
-        f"The weights of `{origin}` do not fit `{entry.name}`.",
-        f"Of {count} tensors, {len(wrong)} differ: {said}.",
-        "Name the network that they are of, with the `--model-arg` that it was trained with.",
-    )
-
-
-# Trained weights into a network for another task, by nnU-Net's own rule.
-#
-# Every tensor but those of the segmentation heads must be there in the same shape; the heads stay
-# as they were initialised, even where they would fit. Source: nnU-Net v2.1.1,
-# `load_pretrained_weights`.
-
-
-HEADS = ".seg_layers."
+_INPUTS = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
 _PATCH = (
     "Weights of `umamba-enc` depend on the patch size: train with the patch of the pretraining's "
     "plan."
@@ -99,68 +26,88 @@ _PATCH = (
 
 @torch.no_grad()
 def transfer(
-    network: UMamba, state: Mapping[str, Tensor], *, patch: Pair | None = None,
-    origin: str = "the weights",
+    network: nn.Module, state: Mapping[str, Tensor], entry: ModelEntry, heads: tuple[str, ...],
+    origin: str, *, patch: Pair | None = None,
 ) -> list[str]:  # fmt: skip
-    """Copies `state` into `network` but for the heads; the names of what was copied, in order.
+    """Copies `state` into `network` but for its heads; the names of what was copied, in order.
+
+    The heads stay as they were initialised, even where they would fit. Source: nnU-Net v2.1.1,
+    `load_pretrained_weights`.
 
     Args:
-        network: A U-Mamba of ours.
-        state: Weights under our names, or under all of nnU-Net's.
-        patch: The patch of the plan that they were trained with, where it is known.
+        network: Changed in place.
+        state: Weights under official names or ours.
+        entry: What the network is.
+        heads: Beginnings of the names of the tensors that stay as they are.
         origin: Where the weights come from, for messages.
+        patch: Of a U-Mamba: the patch of the plan that they were trained with, where it is known.
 
     Raises:
-        UsageError: A tensor is missing or of another shape; nothing was copied. Each is named. Or
-            all fit, but tokens are channels at one patch size and pixels at the other.
+        UsageError: A tensor is missing, unknown or of another shape; nothing was copied. Each is
+            named. Or all fit, but the tokens of a U-Mamba are channels at one patch size and pixels
+            at the other.
     """
-    if patch is not None:
-        _check_tokens(network.config, patch)
+    if isinstance(network, UMamba) and patch is not None:
+        _check_tokens(network.config, patch, entry, origin)
     own = network.state_dict()
-    names = [name for name in own if HEADS not in name]
-    shapes = shapes_of(own)
-    choice = choose(state, shapes, convert=without_aliases, heads=(f"decoder{HEADS}",))
-    given, theirs = choice.state, shapes_of(choice.state)
-    wrong = [name for name in names if theirs.get(name) != shapes[name]]
-    if wrong:
+    remarks: tuple[str, ...] = ()
+    if entry.builder == "timm":
+        choice, remarks = timm_library.chosen(entry.variant, network, state)
+    else:
+        choice = choose(state, shapes_of(own), convert=partial(_converted, entry), heads=heads)
+    names = [name for name in own if not name.startswith(heads)]
+    if not choice.fits:
+        expected, theirs = shapes_of(own), shapes_of(choice.state)
+        needed = [name for name in names if name in theirs or not counts(name)]
+        wrong = [name for name in needed if theirs.get(name) != expected[name]]
+        wrong += [name for name in theirs if name not in own and not name.startswith(heads)]
         raise UsageError(
-            "The pretrained weights do not fit the network.",
-            f"Of {len(names)} tensors, {len(wrong)} differ: {_said(wrong, shapes, theirs)}.",
-            _advice(wrong, theirs),
+            f"The weights of `{origin}` do not fit `{entry.name}`.",
+            f"Of {len(names)} tensors, {len(wrong)} differ: {_said(wrong, expected, theirs)}.",
+            _advice(network, wrong, theirs),
         )
-    for name in names:
-        own[name].copy_(given[name])
-    choice.announce(origin)
-    return names
+    copied = [name for name in names if name in choice.state]
+    for name in copied:
+        own[name].copy_(choice.state[name])
+    choice.announce(origin, *remarks)
+    return copied
 
 
-def _check_tokens(config: UMambaConfig, patch: Pair) -> None:
+def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    family = family_of(state)
+    return FAMILIES[family].convert(state) if family and family == entry.family else state
+
+
+def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: str) -> None:
     """Shapes can agree by chance while a layer reads something else: upstream would not notice."""
     theirs = replace(config, patch_size=patch)
     stages = range((len(config.features) + 1) % 2, len(config.features), 2)
     if any(config.tokens(stage) != theirs.tokens(stage) for stage in stages):
         raise UsageError(
-            "The pretrained weights do not fit the network.",
+            f"The weights of `{origin}` do not fit `{entry.name}`.",
             f"They are for patches of {patch[0]} x {patch[1]} pixels, the network is for "
             f"{config.patch[0]} x {config.patch[1]}.",
             _PATCH,
         )
 
 
-def _said(wrong: list[str], expected: Shapes, given: Shapes) -> str:
+def _said(wrong: list[str], expected: Shapes, theirs: Shapes) -> str:
     return "; ".join(
-        f"`{name}` is {given[name]}, not {expected[name]}"
-        if name in given
-        else f"`{name}` is missing"
+        f"`{name}` is missing"
+        if name not in theirs
+        else f"`{name}` is {theirs[name]}, not {expected[name]}"
+        if name in expected
+        else f"`{name}` is unknown"
         for name in wrong
     )
 
 
-def _advice(wrong: list[str], given: Shapes) -> str:
-    inputs = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
-    if set(wrong) <= inputs:
+def _advice(network: nn.Module, wrong: list[str], theirs: Shapes) -> str:
+    if not isinstance(network, UMamba):
+        return "Name the network that they are of, with the `--model-arg` that it was trained with."
+    if set(wrong) <= _INPUTS:
         return "The number of input channels must be that of the pretraining."
-    if all(".mamba_layers." in name and name in given for name in wrong):
+    if all(".mamba_layers." in name and name in theirs for name in wrong):
         return _PATCH
     return (
         "Plan the new data set with the pretraining's plan: in nnU-Net that is "
@@ -168,8 +115,7 @@ def _advice(wrong: list[str], given: Shapes) -> str:
     )
 
 
-# Weights of an image classifier in the encoder of a segmenter.
-
+# --- Weights of an image classifier in the encoder of a segmenter ---------------------------------
 
 # The children of torchvision's ResNet by their place in the encoder; relu and maxpool hold nothing.
 _RESNET = {

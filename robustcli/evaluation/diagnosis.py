@@ -16,8 +16,8 @@ from robustcli.core.errors import RobustError
 from robustcli.data.named_datasets import data_home
 from robustcli.evaluation.describe import versions
 from robustcli.models.scan import cpu
+from robustcli.models.scan.base import Broken
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
-from robustcli.models.scan.reasons import Broken
 from robustcli.models.scan.selfcheck import SCANS, worst_error
 
 TOLERANCE = 1e-5  # relative to the largest value; float32 against float64

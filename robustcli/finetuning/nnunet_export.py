@@ -14,11 +14,10 @@ from robustcli.adapters import create
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
-from robustcli.models.umamba import UMamba
-from robustcli.models.umamba_config import UMambaConfig
+from robustcli.models.umamba import UMamba, UMambaConfig
 from robustcli.nnunet.files import Progress, write_results
-from robustcli.nnunet.plan import CLASSES, DATASET, NnUNetPlan
 from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import CLASSES, DATASET, NnUNetPlan
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import read_train_record

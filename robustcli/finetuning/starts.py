@@ -19,7 +19,7 @@ from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.adapters.loading import heads_in
 from robustcli.adapters.start import start_weights, wants_imagenet
 from robustcli.adapters.training_run import read_trained
-from robustcli.adapters.transfer import fill_body
+from robustcli.adapters.transfer import transfer
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data.named_datasets import SEGMENTATION
@@ -252,7 +252,7 @@ class Classifiers(Kind):
         self, network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
     ) -> None:
         """See `Kind.fill`."""
-        fill_body(network, given.state, entry, heads, given.origin)
+        transfer(network, given.state, entry, heads, given.origin)
 
 
 def _named(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:

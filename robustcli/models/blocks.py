@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The convolution blocks of nnU-Net's residual networks, shared by both U-Mambas.
+# --- The convolution blocks of nnU-Net's residual networks, shared by both U-Mambas ---------------
 #
 # Source: dynamic-network-architectures (MIC-DKFZ), whose parameter names these keep; written anew
 # from the published facts. That package registers each convolution and norm twice; here once
-# (`robustcli.models.aliases` converts).
+# (`robustcli.models.umamba` converts).
 
 
 def activated(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def conv(
     return nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias)
 
 
-# Pyramid pooling as the tumour paper builds it: the pooled maps replace the feature map.
+# --- Pyramid pooling as the tumour paper builds it: the pooled maps replace the feature map -------
 
 
 SIZES = (1, 2, 3, 6)
@@ -126,7 +126,7 @@ class PyramidPooling(nn.Module):
         return torch.cat(enlarged, 1)
 
 
-# How often each residual branch is dropped in training.
+# --- How often each residual branch is dropped in training ----------------------------------------
 
 
 def rising_rates(most: float, depths: tuple[int, ...]) -> list[list[float]]:

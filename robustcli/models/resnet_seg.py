@@ -16,7 +16,7 @@ from itertools import pairwise
 import torchvision
 from torch import Tensor, nn
 
-from robustcli.models.options import changed, check_multiple
+from robustcli.models.model_options import changed, check_multiple
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustcli.models.mamba import state_decay, state_logs, step_size_bias
 from robustcli.models.scan import ss2d_scan
-from robustcli.models.scan.layout import CROSS
+from robustcli.models.scan.base import CROSS
 
 _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "sigmoid": nn.Sigmoid}
 

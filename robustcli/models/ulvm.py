@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from robustcli.models.blocks import PyramidPooling
 from robustcli.models.mamba import Mamba
-from robustcli.models.options import changed, check_multiple
+from robustcli.models.model_options import changed, check_multiple
 
-# The attention bridge over the skip connections of UltraLight VM-UNet.
+# --- The attention bridge over the skip connections of UltraLight VM-UNet -------------------------
 #
 # Source: Ruan et al., "MALUNet" (arXiv 2211.01784), as UltraLight VM-UNet uses it; parameter names
 # are theirs.

@@ -3,7 +3,7 @@
 Source: Ma et al., "U-Mamba" (arXiv 2401.04722) and its code release (nnU-Net v2.1.1 fork); written
 anew from the published facts. UMambaBot has one Mamba layer, on the bottleneck; UMambaEnc has one
 in every second encoder stage. Parameter names are upstream's first ones: its files hold most
-tensors under several (`robustcli.models.aliases` converts both ways).
+tensors under several (`without_aliases` and `with_aliases` convert).
 
 As upstream: the stem comes before stage 0, which runs at full resolution again; the last decoder
 stage takes no skip; a Mamba layer's output replaces the feature map (no residual), one direction
@@ -14,6 +14,13 @@ Shapes: B batch, C channels, H and W of the current stage.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +28,155 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.models.blocks import BasicBlockD, BasicResBlock
 from robustcli.models.mamba import Mamba
-from robustcli.models.options import changed, check_multiple
-from robustcli.models.umamba_config import Pair, UMambaConfig
+from robustcli.models.model_options import changed, check_multiple
+
+# --- Configuration --------------------------------------------------------------------------------
+#
+# What an nnU-Net plan says, and what follows from it. Source: the plans of nnU-Net v2.1.1 and
+# U-Mamba's constructor, which overrides the plan's number of blocks in the deeper half.
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class UMambaConfig:
+    """What an nnU-Net plan decides, and where the Mamba layers sit.
+
+    `strides`, `kernels` and `n_conv` have one entry per stage, or are one value for all;
+    `n_conv_decoder` has one entry less. `n_conv` are the plan's numbers: the deeper half of the
+    stages gets one block whatever they say.
+    """
+
+    mamba: Literal["bottleneck", "encoder"]
+    in_channels: int = 3
+    num_classes: int = 2
+    features: tuple[int, ...] = (32, 64, 128, 256, 512)
+    strides: tuple[int | Pair, ...] = (1, 2, 2, 2, 2)
+    kernels: int | tuple[int | Pair, ...] = 3
+    n_conv: int | tuple[int, ...] = 2
+    n_conv_decoder: int | tuple[int, ...] = 2
+    patch_size: int | Pair = (256, 256)
+    deep_supervision: bool = False
+
+    def __post_init__(self) -> None:
+        stages = len(self.features)
+        for name, count in (
+            ("strides", stages),
+            ("kernels", stages),
+            ("n_conv", stages),
+            ("n_conv_decoder", stages - 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) and len(value) != count:
+                raise UsageError(
+                    f"`{name}` has {len(value)} entries.",
+                    f"`features` has {stages} stages, so {count} are expected.",
+                )
+
+    @property
+    def patch(self) -> Pair:
+        """Height and width of the plan's patch."""
+        return _pair(self.patch_size)
+
+    @property
+    def stage_strides(self) -> tuple[Pair, ...]:
+        """The stride with which each stage begins."""
+        return tuple(map(_pair, self.strides))
+
+    @property
+    def stage_kernels(self) -> tuple[Pair, ...]:
+        """The kernel of each stage's convolutions."""
+        return tuple(map(_pair, _each(self.kernels, len(self.features))))
+
+    @property
+    def reductions(self) -> tuple[Pair, ...]:
+        """By how much each stage's map is smaller than the input."""
+        return tuple(accumulate(self.stage_strides, lambda a, b: (a[0] * b[0], a[1] * b[1])))
+
+    @property
+    def encoder_blocks(self) -> tuple[int, ...]:
+        """Blocks per encoder stage; the stem has as many as stage 0."""
+        stages = len(self.features)
+        return _first(_each(self.n_conv, stages), math.ceil(stages / 2))
+
+    @property
+    def decoder_blocks(self) -> tuple[int, ...]:
+        """Blocks per decoder stage, the deepest first."""
+        stages = len(self.features) - 1
+        return _first(_each(self.n_conv_decoder, stages), math.ceil(stages / 2 + 0.5))
+
+    def tokens(self, stage: int) -> tuple[int, bool]:
+        """Channels of a token at `stage`, and whether a token is a channel's map (else a pixel).
+
+        Tokens are channels where the map at the plan's patch size has no more pixels than features:
+        the layer's weights then depend on the patch size, and so does the input size.
+        """
+        down, across = self.reductions[stage]
+        pixels = (self.patch[0] // down) * (self.patch[1] // across)
+        channelwise = self.mamba == "encoder" and pixels <= self.features[stage]
+        return (pixels if channelwise else self.features[stage]), channelwise
+
+
+def plan_options(configuration: Mapping[str, Any]) -> dict[str, object]:
+    """The options of `robustcli.models.umamba.build` that one configuration of a plan decides.
+
+    Args:
+        configuration: An entry of `configurations` in nnU-Net's `plans.json`, such as `2d`.
+
+    Raises:
+        UsageError: The configuration lacks an entry, or is not two-dimensional.
+    """
+    missing = [key for key in _PLAN_KEYS if key not in configuration]
+    if missing:
+        raise UsageError(
+            "The plan's configuration is not complete.",
+            f"It lacks {', '.join(f'`{key}`' for key in missing)}.",
+            "Pass one entry of `configurations` in nnU-Net's `plans.json`.",
+        )
+    patch, kernels, strides, encoder, decoder, base, most = (
+        configuration[key] for key in _PLAN_KEYS
+    )
+    if len(patch) != 2:
+        raise UsageError(
+            f"The plan's patch has {len(patch)} dimensions.",
+            "These networks are two-dimensional.",
+            "Choose the plan's `2d` configuration.",
+        )
+    return {
+        "patch_size": tuple(patch),
+        "kernels": tuple(map(tuple, kernels)),
+        "strides": tuple(map(tuple, strides)),
+        "n_conv": tuple(encoder),
+        "n_conv_decoder": tuple(decoder),
+        "features": tuple(min(base * 2**stage, most) for stage in range(len(strides))),
+    }
+
+
+_PLAN_KEYS = (
+    "patch_size",
+    "conv_kernel_sizes",
+    "pool_op_kernel_sizes",
+    "n_conv_per_stage_encoder",
+    "n_conv_per_stage_decoder",
+    "UNet_base_num_features",
+    "unet_max_num_features",
+)
+
+
+def _pair(value: int | Pair) -> Pair:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    return (value,) * count if isinstance(value, int) else tuple(value)
+
+
+def _first(counts: tuple[int, ...], kept: int) -> tuple[int, ...]:
+    """`counts` with 1 in place of every entry from `kept` on."""
+    return counts[:kept] + (1,) * (len(counts) - kept)
+
+
+# --- Network --------------------------------------------------------------------------------------
 
 
 class MambaLayer(nn.Module):
@@ -175,6 +329,65 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, a=0.01)
         assert module.bias is not None
         nn.init.zeros_(module.bias)
+
+
+# --- Keys of official files -----------------------------------------------------------------------
+#
+# Official files hold most tensors under two or more names; these networks one. Upstream registers a
+# convolution (`conv1.conv`) and its norm (`conv1.norm`) again as `conv1.all_modules.0` and `.1`,
+# and the whole encoder again as `decoder.encoder`. nnU-Net loads strictly, so a file for it must
+# hold every name.
+
+_WRAPPED = re.compile(r"((?:^|\.)(?:conv[12]|convs\.\d+|skip\.\d+))\.(conv|norm)\.(\w+)$")
+_COPY = re.compile(r"\.all_modules\.([01])\.(\w+)$")
+_MEMBERS = ("conv", "norm")
+
+
+def canonical_key(key: str) -> str:
+    """The one name that our networks use for the tensor that upstream calls `key`."""
+    key = key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key
+    return _COPY.sub(lambda m: f".{_MEMBERS[int(m[1])]}.{m[2]}", key)
+
+
+def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with each tensor once, under our name for it, whichever of its names are there.
+
+    Raises:
+        UsageError: Two names of one tensor hold different values.
+    """
+    unique: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = canonical_key(key)
+        if name in unique and not _same(unique[name], tensor):
+            raise UsageError(
+                f"The weights hold two versions of `{name}`.",
+                f"`{key}` is another name of the same tensor, but its values differ.",
+                "The file was changed after training; export it again.",
+            )
+        unique.setdefault(name, tensor)
+    return unique
+
+
+def with_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` of one of our networks under every name that upstream writes."""
+    full: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        full |= dict.fromkeys(_names(key), tensor)
+    return full
+
+
+def _names(key: str) -> list[str]:
+    names = [key]
+    wrapped = _WRAPPED.search(key)
+    if wrapped:
+        copy = f"{wrapped[1]}.all_modules.{_MEMBERS.index(wrapped[2])}.{wrapped[3]}"
+        names.append(key[: wrapped.start()] + copy)
+    twice = [f"decoder.{name}" for name in names if name.startswith("encoder.")]
+    return names + twice
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
 
 
 VARIANTS: dict[str, UMambaConfig] = {

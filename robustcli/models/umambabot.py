@@ -1,7 +1,7 @@
 """The tumour paper's reduced U-Mamba, with or without pyramid pooling.
 
 Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024; `mamba-tumor-seg`); written anew
-from the published facts, with its parameter names (`robustcli.models.aliases` converts the extra
+from the published facts, with its parameter names (`robustcli.models.umamba` converts the extra
 copies in its files). As there: one block per stage, norms without weights, the Mamba layer's output
 replaces the bottleneck's map, and of the four score layers only the last is used.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustcli.models.blocks import BasicBlockD, ConvNorm, PyramidPooling, activated
 from robustcli.models.mamba import Mamba
-from robustcli.models.options import changed, check_multiple
+from robustcli.models.model_options import changed, check_multiple
 
 
 @dataclass(frozen=True)

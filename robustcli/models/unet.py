@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcli.models.options import changed, check_multiple
+from robustcli.models.model_options import changed, check_multiple
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.models.blocks import rising_rates
-from robustcli.models.options import changed
-from robustcli.models.scan.layout import CROSS
+from robustcli.models.model_options import changed
+from robustcli.models.scan.base import CROSS
 from robustcli.models.ss2d import SS2D
 
-# VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name.
+# --- VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name -------
 #
 # Source: the code release of VMamba (arXiv 2401.10166). A name is a core, then suffixes in a fixed
 # order: one for the norm, `_nozact`, `_noz`, `_oact`, `_no32`. Cores that differ in kernels and
@@ -83,7 +83,7 @@ def _stripped(name: str, suffix: str) -> tuple[str, bool]:
     return name.removesuffix(suffix), name.endswith(suffix)
 
 
-# Where VMamba changes resolution: the stems and the downsamplings, on channels-last maps.
+# --- Where VMamba changes resolution: the stems and the downsamplings, on channels-last maps ------
 #
 # Source: the code release of VMamba (arXiv 2401.10166); written anew from the published facts.
 # Positions inside each Sequential are the release's, because parameter names hold them.

@@ -22,7 +22,7 @@ from monai.transforms.spatial.dictionary import RandFlipd
 from monai.transforms.transform import Randomizable, RandomizableTransform
 from torch import Tensor
 
-from robustcli.models.umamba_config import Pair
+from robustcli.models.umamba import Pair
 
 # What MONAI's transforms lack for nnU-Net's augmentation: each channel by itself, no metadata.
 
@@ -79,7 +79,7 @@ def plain(tensor: Tensor) -> Tensor:
     return bare
 
 
-# nnU-Net's rotation and scaling of a patch, in one resampling by MONAI.
+# --- nnU-Net's rotation and scaling of a patch, in one resampling by MONAI ------------------------
 #
 # The draws are upstream's own: MONAI's random transforms would scale the two axes apart, or
 # resample twice, and their lazy mode mixes 2D and 3D matrices (1.6.1).
@@ -142,7 +142,7 @@ class TurnAndScale(Randomizable):
         return float(self.R.uniform(low, 1) if self.R.rand() < 0.5 else self.R.uniform(1, high))
 
 
-# nnU-Net's augmentation of a patch, through MONAI's transforms.
+# --- nnU-Net's augmentation of a patch, through MONAI's transforms --------------------------------
 #
 # In upstream's order, with its probabilities per sample: rotation (.2) and scaling (.2), noise
 # (.1), blur (.2), brightness (.15), contrast (.15), low resolution (.25), gamma of the inverted
@@ -157,8 +157,7 @@ class TurnAndScale(Randomizable):
 # - Noise: upstream hands its `variance` to NumPy as the standard deviation; so does this, in
 #   effect: the deviation is drawn from U(0, 0.1).
 # - Masked normalisation: upstream sets the pixels outside of the mask back to 0 at the end.
-# What is done per channel, and with which chance, is upstream's; so are rotation and scaling
-# (`robustcli.nnunet.augmentation`).
+# What is done per channel, and with which chance, is upstream's; so are rotation and scaling.
 
 
 class Augmentation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing, write_text
-from robustcli.models.aliases import canonical_key, with_aliases
-from robustcli.models.umamba import UMamba
-from robustcli.nnunet.plan import DATASET, PLANS, NnUNetPlan
+from robustcli.models.umamba import UMamba, canonical_key, with_aliases
+from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 
-# Where in a results folder of nnU-Net the checkpoint lies.
+# --- Where in a results folder of nnU-Net the checkpoint lies -------------------------------------
 #
 # RESULTS/DATASET/Trainer__plans__configuration/{plans.json, dataset.json}
 #                                              /fold_X/checkpoint_{final,best,latest}.pth
@@ -80,8 +79,9 @@ def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
     )
 
 
-# Which U-Mamba a checkpoint of nnU-Net is of.
-
+# --- A trained U-Mamba as nnU-Net left it: weights, plan and what else its checkpoint says --------
+#
+# Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
 TRAINERS = {"umamba": "nnUNetTrainerUMambaBot", "umamba-enc": "nnUNetTrainerUMambaEnc"}
 """Model to the trainer whose files it reads; variants as `...EncNoAMP` begin with it."""
@@ -119,7 +119,121 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
     return by_keys[0]
 
 
-# The state dict of one of our U-Mambas as upstream's network has it: every name, in order.
+_FIRST, _HEAD = "encoder.stem.0.conv1.weight", "decoder.seg_layers.0.weight"
+
+
+@dataclass(frozen=True)
+class NnUNetModel:
+    """A trained U-Mamba.
+
+    Args:
+        path: The checkpoint.
+        model: `umamba` or `umamba-enc`.
+        plan: Plan and data set; they give patch, normalisation and labels.
+        weights: Under our names, each tensor once.
+        trainer: The class that trained it.
+        fold: `0`..`4` or `all`; empty where the file does not say.
+        epochs: Finished epochs; None where the file does not say.
+        mirror_axes: Axes to flip at inference, 0 for height.
+    """
+
+    path: Path
+    model: str
+    plan: NnUNetPlan
+    weights: Mapping[str, Tensor]
+    trainer: str
+    fold: str
+    epochs: int | None
+    mirror_axes: tuple[int, ...]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.weights[_FIRST].shape[1])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, the background included."""
+        return int(self.weights[_HEAD].shape[0])
+
+    @property
+    def options(self) -> dict[str, object]:
+        """For `create_model(model, **options)`: the network that the weights are for."""
+        sizes = {"in_channels": self.in_channels, "num_classes": self.num_classes}
+        return {**self.plan.options, **sizes}
+
+
+def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) -> NnUNetModel:
+    """The model of a checkpoint that was read.
+
+    Args:
+        file: The checkpoint. `plans.json` and `dataset.json` are taken from the folder above the
+            fold where they are there, else from the checkpoint's `init_args`.
+        content: What the file holds.
+        weights: Its `network_weights` under our names, each tensor once.
+
+    Raises:
+        UsageError: It is of another network; its plan is missing or has other channels.
+    """
+    if not isinstance(content, Mapping) or "network_weights" not in content:
+        raise UsageError(
+            f"`{file}` is no checkpoint of nnU-Net.",
+            "It lacks `network_weights`, which nnU-Net writes.",
+            "Give bare weights with `--weights FILE` and the options of their plan.",
+        )
+    trainer = str(content.get("trainer_name", ""))
+    name = recognised(file, weights, trainer)
+    _check_whole(file, weights)
+    started = content.get("init_args")
+    started = started if isinstance(started, Mapping) else {}
+    epochs, axes = (
+        content.get(key) for key in ("current_epoch", "inference_allowed_mirroring_axes")
+    )
+    model = NnUNetModel(
+        file, name, _plan_of(file, started), weights, trainer,
+        str(started.get("fold", file.parent.name.partition("fold_")[2])),
+        epochs if isinstance(epochs, int) else None,
+        tuple(axis for axis in axes if isinstance(axis, int))
+        if isinstance(axes, (tuple, list)) else (),
+    )  # fmt: skip
+    planned = len(model.plan.channel_names)
+    if planned != model.in_channels:
+        raise UsageError(
+            f"The plan of `{file}` does not fit its weights.",
+            f"The data set has {planned} channels ({', '.join(model.plan.channel_names)}), the "
+            f"weights read {model.in_channels}.",
+            "Put plan, data set and checkpoint of one training together.",
+        )
+    return model
+
+
+def _check_whole(file: Path, weights: Mapping[str, Tensor]) -> None:
+    lacking = [key for key in (_FIRST, _HEAD) if key not in weights]
+    if lacking:
+        raise UsageError(
+            f"`{file}` does not hold a whole U-Mamba.",
+            f"It lacks {', '.join(f'`{key}`' for key in lacking)}.",
+            "Use the checkpoint as nnU-Net wrote it.",
+        )
+
+
+def _plan_of(file: Path, started: Mapping[str, Any]) -> NnUNetPlan:
+    configuration = str(started.get("configuration", ""))
+    above = file.parent.parent
+    if (above / PLANS).is_file():
+        named = above.name.split("__")
+        return read_plan(above, configuration or (named[-1] if len(named) == 3 else "2d"))
+    plans, dataset = started.get("plans"), started.get("dataset_json")
+    if isinstance(plans, Mapping) and isinstance(dataset, Mapping):
+        return NnUNetPlan(plans, dataset, configuration or "2d")
+    raise UsageError(
+        f"The plan of `{file}` is missing.",
+        f"There is no `{PLANS}` in `{above}`, and the checkpoint has none in its `init_args`.",
+        "Copy the whole results folder, or give the bare weights with the options of their plan.",
+    )
+
+
+# --- The weights of one of our U-Mambas as upstream's network has them: every name, in order ------
 #
 # Upstream registers most tensors under two or four names, and nnU-Net loads strictly.
 
@@ -149,7 +263,7 @@ def _block(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[0] if _WRAPPER.search(name) else name
 
 
-# How far a training has come, as far as nnU-Net's checkpoints say it.
+# --- How far a training has come, as far as nnU-Net's checkpoints say it --------------------------
 
 
 @dataclass(frozen=True)
@@ -196,7 +310,7 @@ class Progress:
     scaler: torch.amp.GradScaler | None = None
 
 
-# Checkpoints and results folders that nnU-Net's U-Mamba loads strictly.
+# --- Writing checkpoints and results folders that nnU-Net's U-Mamba loads strictly ----------------
 #
 # Only plain Python values lie beside the tensors, so that `torch.load` reads the file with
 # `weights_only=True`; upstream's own files hold NumPy numbers and need the unsafe way.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 
-# Inference with mirroring: a network's scores averaged over flips of its input.
+# --- Inference with mirroring: a network's scores averaged over flips of its input ----------------
 #
 # Source: nnU-Net v2.1.1, `predict_from_raw_data.py`, `_internal_maybe_mirror_and_predict`.
 
@@ -63,7 +63,7 @@ class Mirrored(nn.Module):
         return scores if isinstance(scores, torch.Tensor) else scores[0]
 
 
-# Images of any size through a network that takes squares of one size, as nnU-Net does it.
+# --- Images of any size through a network that takes squares of one size, as nnU-Net does it ------
 #
 # The windows lie at even distances, and the weights of their pixels are a normal curve around the
 # pixel right and below of the middle. MONAI's sliding window puts them at a fixed distance, the

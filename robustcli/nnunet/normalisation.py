@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
 
-# nnU-Net's normalisation of an image: per channel, a shift and a scale of its values.
+# --- nnU-Net's normalisation of an image: per channel, a shift and a scale of its values ----------
 #
 # Of inference as much as of training, so it lies here. A patch is normalised with the numbers of
 # the whole image, as upstream's preprocessing does: `fit` takes them once, `Normaliser` applies
@@ -156,7 +156,7 @@ def _inside(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return shown if shown.any() else np.ones_like(shown)
 
 
-# What prediction needs to know of a network that was trained nnU-Net's way.
+# --- What prediction needs to know of a network that was trained nnU-Net's way --------------------
 #
 # Source: nnU-Net v2.1.1, `predict_from_raw_data.py`: the whole image is normalised and padded with
 # zeros, windows are flipped, and scores are averaged before they become probabilities.

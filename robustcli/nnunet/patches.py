@@ -22,11 +22,11 @@ from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.models.umamba_config import Pair
+from robustcli.models.umamba import Pair
 from robustcli.nnunet.augmentation import Augmentation, largest_angle
 from robustcli.nnunet.normalisation import Channel, Normaliser, fit
 
-# Where a patch lies in its image, and what it is cut to.
+# --- Where a patch lies in its image, and what it is cut to ---------------------------------------
 #
 # Source: nnU-Net v2.1.1, `nnUNetDataLoaderBase.get_bbox` and `get_patch_size`.
 

@@ -12,8 +12,8 @@ from itertools import accumulate
 from typing import Any
 
 from robustcli.core.errors import UsageError
-from robustcli.models.umamba_config import Pair
-from robustcli.nnunet.plan import CLASSES, NnUNetPlan, scheme_of_channel
+from robustcli.models.umamba import Pair
+from robustcli.nnunet.plans_json import CLASSES, NnUNetPlan, scheme_of_channel
 
 # How large a patch is, how its network halves it and how many fit in a batch: nnU-Net's rules.
 #

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from robustcli.core.names import file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
-from robustcli.nnunet.plan import NnUNetPlan
+from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.recipes import EXTENDABLE, Recipe
 from robustcli.training.record import Protocol
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
 
-# The one rule by which a parameter's range becomes severities 1 to 5.
+# --- The one rule by which a parameter's range becomes severities 1 to 5 --------------------------
 
 
 SEVERITIES = (1, 2, 3, 4, 5)

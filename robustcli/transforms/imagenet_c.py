@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 
 from robustcli.transforms.base import SEVERITIES, Image, Mask, Transform
 
-# The lock for code that changes state of the whole process while it runs.
-
-
 # The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then puts back:
 # sound only while no second thread does the same.
 ONE_AT_A_TIME = threading.Lock()
-
-
-# A corruption of ImageNet-C at one of its five severities, through imgaug's `imgcorruptlike`.
-
-
 SMALLEST_SIDE = 32  # `imgcorruptlike` refuses smaller images
 
 

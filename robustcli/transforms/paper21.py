@@ -28,7 +28,7 @@ from robustcli.transforms.base import (
     settings_at,
 )
 
-# A transform made by one imgaug augmenter.
+# --- A transform made by one imgaug augmenter -----------------------------------------------------
 #
 # Each image gets a fresh augmenter: with one seed, imgaug gives a batch and a single image
 # different pixels for Affine, Cutout, PiecewiseAffine, FastSnowyLandscape and per-channel Multiply.

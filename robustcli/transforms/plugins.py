@@ -139,7 +139,7 @@ def _size(array: Any) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-# A user's own function as a transform of the registry, and where it was found.
+# --- A user's own function as a transform of the registry, and where it was found -----------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,7 @@ def _found_again(
     )
 
 
-# Where users' own transforms are found: a file named by `--plugin`, or an entry point.
+# --- Where users' own transforms are found: a file named by `--plugin`, or an entry point ---------
 
 
 GROUP = "robustcli.transforms"

@@ -17,7 +17,7 @@ from robustcli.transforms.imagenet_c import IMAGENET_C, PREFIX
 from robustcli.transforms.paper21 import PAPER21
 from robustcli.transforms.plugins import from_entry_points, from_file
 
-# The clean image, evaluated beside every other transform.
+# --- The clean image, evaluated beside every other transform --------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Identity(Transform):
 IDENTITY = Identity(name="identity", family="identity", summary="The image as it is (clean)")
 
 
-# Which severities a transform takes, of those that the user asked for.
+# --- Which severities a transform takes, of those that the user asked for -------------------------
 
 
 NameAndSeverity = tuple[str, int]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.loading import Shapes
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from robustcli.models.vmamba import VMamba, build
 
 STATE = {"stem.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.tensor([1.0, -1.0])}

@@ -12,8 +12,8 @@ import torch
 from robustcli.adapters import create
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
-from robustcli.nnunet.plan import NnUNetPlan
 from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import NnUNetPlan
 
 PLAN = make_plan((32, 32), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
 

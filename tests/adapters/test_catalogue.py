@@ -15,7 +15,7 @@ import torch
 from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, ModelEntry
 from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.models import vim, vmamba
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 
 RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
 # Typed from VMamba's README and assets/performance.md: published top-1, parameters, asset.

@@ -16,8 +16,8 @@ from torch import Tensor
 from robustcli.adapters.create import create, create_model, load
 from robustcli.adapters.loading import shapes_of
 from robustcli.core.errors import UsageError
-from robustcli.models.aliases import canonical_key, with_aliases
-from robustcli.models.registry import ARCHITECTURES, architecture
+from robustcli.models.architectures import ARCHITECTURES, architecture
+from robustcli.models.umamba import canonical_key, with_aliases
 from robustcli.models.vim import resize_positions
 from robustcli.models.vmamba import build
 from tests.adapters.files import assert_holds, empty, meta_state, on_meta, random_state

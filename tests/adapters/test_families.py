@@ -10,8 +10,8 @@ import torch
 from robustcli.adapters.create import create, load
 from robustcli.adapters.families import FAMILIES, classes_in, convert, family_of, members, recognise
 from robustcli.adapters.loading import shapes_of
-from robustcli.models.aliases import with_aliases
-from robustcli.models.registry import ARCHITECTURES, architecture
+from robustcli.models.architectures import ARCHITECTURES, architecture
+from robustcli.models.umamba import with_aliases
 from tests.adapters.files import assert_holds, meta_state, on_meta, random_state
 from tests.models import golden
 

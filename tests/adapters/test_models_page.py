@@ -11,7 +11,7 @@ import torch
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.create import create_model
 from robustcli.core.names import canonical
-from robustcli.models.registry import ARCHITECTURES
+from robustcli.models.architectures import ARCHITECTURES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)

@@ -33,7 +33,7 @@ from robustcli.adapters.segmenter import (
     threshold,
 )
 from robustcli.core.errors import UsageError
-from robustcli.models.registry import ARCHITECTURES, architecture
+from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from tests.models import golden
@@ -399,7 +399,7 @@ def test_monai_says_nothing() -> None:
 def test_memory_does_not_grow_with_the_image_beyond_the_image_itself() -> None:
     """A photo of 9 megapixels: as a whole, one of the network's maps takes 64 bytes a pixel."""
     code = (
-        "import numpy, resource, torch\nfrom robustcli.models.registry import architecture\n"
+        "import numpy, resource, torch\nfrom robustcli.models.architectures import architecture\n"
         "from tests.adapters.test_segmenter import segmenter\n"
         "one = segmenter(architecture('unet').build(features=(16, 16)), window=256)\n"
         "one.probabilities([numpy.zeros((300, 300, 3), numpy.uint8)])\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from robustcli.adapters import create
 from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.transfer import fill_body, is_encoder_file, load_encoder, transfer
+from robustcli.adapters.transfer import is_encoder_file, load_encoder, transfer
 from robustcli.core.errors import UsageError
-from robustcli.models.registry import architecture
+from robustcli.finetuning.pretrained import heads_of
+from robustcli.models.architectures import architecture
+from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
 from robustcli.nnunet.planner import make_plan
 from tests.adapters.files import meta_state, random_state
@@ -51,7 +54,7 @@ def test_all_but_the_head_is_copied_also_from_another_number_of_classes() -> Non
     state = create.create("vmamba-pico", TINY).state_dict()
     network = create.create("vmamba-pico", {**TINY, "num_classes": 3})
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fill_body(network, state, ENTRY, ("classifier.head.",), "here")
+    transfer(network, state, ENTRY, ("classifier.head.",), "here")
     for name, tensor in network.state_dict().items():
         expected = before[name] if name.startswith("classifier.head.") else state[name]
         assert torch.equal(tensor, expected), name
@@ -63,7 +66,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     network = create.create("vmamba-pico", TINY)
     before = network.state_dict()["layers.1.blocks.0.op.Ds"].clone()
     with pytest.raises(UsageError, match=r"`patch_embed\.0\.weight` is \(8,") as told:
-        fill_body(network, state, ENTRY, ("classifier.head.",), "here")
+        transfer(network, state, ENTRY, ("classifier.head.",), "here")
     assert "`patch_embed.0.bias` is missing" in str(told.value)
     assert "classifier.head" not in str(told.value)
     assert torch.equal(network.state_dict()["layers.1.blocks.0.op.Ds"], before)
@@ -74,14 +77,14 @@ def test_a_deeper_network_of_the_same_names_is_refused() -> None:
     state = timm.create_model("resnet34").state_dict()
     network = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(UsageError, match=r"`layer1\.2\.conv1\.weight` is unknown"):
-        fill_body(network, state, resolve("resnet18"), ("fc.",), "here")
+        transfer(network, state, resolve("resnet18"), ("fc.",), "here")
 
 
 def test_old_files_without_counters_of_batches() -> None:
     state = {k: t for k, t in timm.create_model("resnet10t").state_dict().items()
              if not k.endswith("num_batches_tracked")}  # fmt: skip
     network = timm.create_model("resnet10t", num_classes=3)
-    fill_body(network, state, resolve("resnet10t"), ("fc.",), "here")
+    transfer(network, state, resolve("resnet10t"), ("fc.",), "here")
     assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
 
 
@@ -95,7 +98,7 @@ def test_a_file_with_prefix_and_authors_names(caplog: pytest.LogCaptureFixture) 
     }
     network = timm.create_model(name, num_classes=3, **shallow)
     caplog.clear()
-    fill_body(network, state, resolve(name), ("head.fc.",), "w.pth")
+    transfer(network, state, resolve(name), ("head.fc.",), "w.pth")
     assert network.num_classes == 3
     for key, tensor in network.state_dict().items():
         if not key.startswith("head.fc."):
@@ -181,13 +184,20 @@ def test_an_encoder_below_a_prefix_but_not_that_of_a_segmenter() -> None:
 ORGANS = replace(PLAN, dataset={**PLAN.dataset, "labels": {"background": 0, "a": 1, "b": 2}})
 
 
+def transferred(
+    target: UMamba, state: Mapping[str, Tensor], patch: tuple[int, int] | None = None
+) -> list[str]:
+    entry = resolve("umamba" if target.config.mamba == "bottleneck" else "umamba-enc")
+    return transfer(target, state, entry, heads_of(entry), "there", patch=patch)
+
+
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
 @pytest.mark.parametrize("copies", [True, False])
 def test_all_but_the_heads_is_copied_from_either_spelling(model: str, copies: bool) -> None:
     source, target = network(model, ORGANS, seed=1), network(model, seed=2)
     heads = {k: v.clone() for k, v in target.state_dict().items() if ".seg_layers." in k}
     state = upstream_state(source) if copies else source.state_dict()
-    names = transfer(target, state)
+    names = transferred(target, state)
     after = target.state_dict()
     assert names == [name for name in after if ".seg_layers." not in name]
     assert all(torch.equal(after[name], source.state_dict()[name]) for name in names)
@@ -198,7 +208,7 @@ def test_all_but_the_heads_is_copied_from_either_spelling(model: str, copies: bo
 def test_heads_stay_new_even_where_they_would_fit() -> None:
     source, target = network(seed=1), network(seed=2)
     before = target.get_parameter("decoder.seg_layers.0.weight").clone()
-    transfer(target, source.state_dict())
+    transferred(target, source.state_dict())
     assert torch.equal(target.get_parameter("decoder.seg_layers.0.weight"), before)
 
 
@@ -208,7 +218,7 @@ def test_tensors_that_are_missing_are_named_and_nothing_is_copied() -> None:
     target = network(seed=2)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     with pytest.raises(UsageError) as caught:
-        transfer(target, state)
+        transferred(target, state)
     assert "2 differ: `encoder.stem.0.conv1.bias` is missing; `mamba_layer.mamba.D` is missing" in (
         caught.value.why
     )
@@ -219,14 +229,14 @@ def test_tensors_that_are_missing_are_named_and_nothing_is_copied() -> None:
 def test_other_input_channels_say_so() -> None:
     grey = make_plan((32, 32), ("MR",), images=50, features=(4, 64))
     with pytest.raises(UsageError, match=r"(?s)is \(4, 1, 3, 3\), not \(4, 3, 3, 3\).*channels mu"):
-        transfer(network(), network(plan=grey).state_dict())
+        transferred(network(), network(plan=grey).state_dict())
 
 
 def test_another_patch_size_of_the_encoder_variant_says_so() -> None:
     other = make_plan((48, 32), ("R", "G", "B"), images=50, features=(4, 64))
     with pytest.raises(UsageError, match=r"(?s)mamba_layers.*`umamba-enc` depend on the patch"):
-        transfer(network("umamba-enc"), network("umamba-enc", other).state_dict())
-    assert transfer(network("umamba"), network("umamba", other).state_dict())
+        transferred(network("umamba-enc"), network("umamba-enc", other).state_dict())
+    assert transferred(network("umamba"), network("umamba", other).state_dict())
 
 
 def test_shapes_that_agree_by_chance_do_not_hide_another_patch_size() -> None:
@@ -235,9 +245,9 @@ def test_shapes_that_agree_by_chance_do_not_hide_another_patch_size() -> None:
         make_plan((side, 32), ("R", "G", "B"), images=50, features=(4, 16)) for side in (32, 48)
     ]
     target, source = (network("umamba-enc", plan) for plan in plans)
-    assert transfer(target, source.state_dict())
+    assert transferred(target, source.state_dict())
     with pytest.raises(UsageError, match=r"(?s)for patches of 48 x 32 pixels.*for 32 x 32.*umamba"):
-        transfer(target, source.state_dict(), patch=plans[1].patch)
-    assert transfer(target, source.state_dict(), patch=plans[0].patch)
+        transferred(target, source.state_dict(), patch=plans[1].patch)
+    assert transferred(target, source.state_dict(), patch=plans[0].patch)
     bottleneck = network("umamba", plans[0])
-    assert transfer(bottleneck, network("umamba", plans[1]).state_dict(), patch=plans[1].patch)
+    assert transferred(bottleneck, network("umamba", plans[1]).state_dict(), patch=plans[1].patch)

@@ -8,10 +8,12 @@ from contextlib import nullcontext
 import numba
 import pytest
 import torch
+from torch import Tensor
 
 from robustcli.evaluation import diagnosis
 from robustcli.evaluation.diagnosis import Check
 from robustcli.models.scan import choice, cpu
+from robustcli.models.scan.base import Laid, Walk
 from tests.cli.conftest import Robust
 
 
@@ -77,10 +79,14 @@ def test_a_backend_that_computes_wrongly_ends_with_3(
 def test_a_backend_whose_kernels_do_not_compile_ends_with_3_and_the_versions(
     robust: Robust, monkeypatch: pytest.MonkeyPatch, scan: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise AttributeError("'IRBuilder' object has no attribute 'gep'")
+    real_scan = cpu.scan
 
-    monkeypatch.setattr(cpu, scan, fail)
+    def fail(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+        if bool(walk.directions) is (scan == "ss2d_scan"):
+            raise AttributeError("'IRBuilder' object has no attribute 'gep'")
+        return real_scan(laid, walk)
+
+    monkeypatch.setattr(cpu, "scan", fail)
     choice._trial.cache_clear()
     choice._warn_once.cache_clear()
     with pytest.warns(choice.ScanWarning) if scan == "ss2d_scan" else nullcontext():

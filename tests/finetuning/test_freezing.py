@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 
 
 def network() -> nn.Sequential:

@@ -19,7 +19,7 @@ from robustcli.finetuning.gradients import (
     unmeasured,
     write_profile,
 )
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 
 
 def two_layers() -> nn.Sequential:

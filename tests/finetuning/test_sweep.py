@@ -19,7 +19,7 @@ from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.starts import Segmenters
 from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios
 from robustcli.finetuning.trainings import run_finetuning
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from robustcli.models.weight_decay import everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.recipes import recipe_for

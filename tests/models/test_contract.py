@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from tests.models import golden
 
 SMALL = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan.layout import CROSS
+from robustcli.models.scan.base import CROSS
 from robustcli.models.vmamba import (
     VARIANTS,
     Mixing,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from robustcli.training.constant_images import constant_ids, without_gradient_of_constants
 
 SIDE = 64

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from robustcli.models.weight_decay import everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule, outputs
 from robustcli.training.recipes import recipe_for

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from functools import lru_cache
-from types import ModuleType
 
 import torch
 
 from robustcli.core.errors import MachineError, first_line
 from robustcli.core.names import find
 from robustcli.models.scan import cpu, mamba_ssm, reference, selfcheck, triton
-from robustcli.models.scan.reasons import Broken
+from robustcli.models.scan.base import Backend, Broken
 
 VARIABLE = "ROBUST_SCAN_BACKEND"
-BACKENDS: dict[str, ModuleType] = {
+BACKENDS: dict[str, Backend] = {
     "reference": reference, "cpu": cpu, "triton": triton, "mamba_ssm": mamba_ssm,
 }  # fmt: skip
 ORDER = {"cpu": ("cpu",), "mps": ("cpu",), "cuda": ("triton", "mamba_ssm")}
@@ -71,7 +70,7 @@ def reason_off(name: str, scan: str = "ss2d_scan") -> str | None:
         name: Of the backend.
         scan: The function that is tried, `ss2d_scan` or `selective_scan`.
     """
-    reason: str | None = BACKENDS[name].available()
+    reason = BACKENDS[name].available()
     if reason is not None or name == "reference":
         return reason
     if type(torch.empty(0)) is not torch.Tensor:  # being traced: nothing would really run
@@ -89,8 +88,8 @@ def _trial(name: str, gradients: bool, scan: str) -> str | None:
     try:
         error = selfcheck.worst_error(BACKENDS[name], gradients=gradients, scans=(scan,))
     except Exception as failure:  # whatever a compiler or a driver raises
-        remedy = f" {cpu.remedy()}" if name == "cpu" else ""
-        return Broken(f"its kernels fail: {type(failure).__name__}: {first_line(failure)}.{remedy}")
+        why = f"its kernels fail: {type(failure).__name__}: {first_line(failure)}."
+        return Broken(f"{why} {BACKENDS[name].remedy()}".rstrip())
     if not error < _TOLERANCE:
         return Broken(f"its kernels compute wrongly: {error:.0e} of the largest value off.")
     return None
@@ -110,7 +109,8 @@ def _forced(wanted: str, device: torch.device, dtype: torch.dtype, states: int, 
 def _warn_once(name: str, reason: str) -> None:
     warnings.warn(
         f"The scan backend `{name}` is installed but does not work: {reason} "
-        f"{BACKENDS[name].LOSS} `robust doctor` shows every backend.",
+        "The scan runs as a loop over time in torch instead, many times slower (on a CPU 20 to 100 "
+        "times). `robust doctor` shows every backend.",
         ScanWarning,
         stacklevel=3,
     )

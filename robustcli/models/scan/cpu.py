@@ -9,21 +9,33 @@ without a scan so compute on the same device.
 
 from __future__ import annotations
 
+import ctypes
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, List  # noqa: UP035  torch 2.6 reads no `list[Tensor]` in a schema
 
 import torch
 from torch import Tensor
 
-from robustcli.models.scan import cpu_ops, layout
-from robustcli.models.scan.cpu_ops import describe
-from robustcli.models.scan.layout import CROSS, needs_states, pixel_orders
-from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
-
-__all__ = ["LOSS", "available", "describe", "refuses", "remedy", "selective_scan", "ss2d_scan"]
+from robustcli.models.scan.base import (
+    KERNEL_DTYPES,
+    Laid,
+    Walk,
+    Wanted,
+    keeps_states,
+    missing,
+    pixel_orders,
+    slopes_or_zeros,
+    spread,
+)
 
 TESTED = ("0.60", "0.68.1")  # the lowest and the highest numba that the tests ran with
 _DEVICES = ("cpu", "mps")  # of the tensors
-LOSS = "The scan runs as a loop over time in torch instead, 20 to 100 times slower."
 
 
 def available() -> str | None:
@@ -35,8 +47,9 @@ def remedy() -> str:
     """What to do where the kernels fail: which versions are installed, and which are tested."""
     lowest, highest = TESTED
     return (
-        f"Installed are numba {_installed('numba')} and llvmlite {_installed('llvmlite')}; the "
-        f"kernels are tested with numba {lowest} to {highest}: "
+        "The kernels use internals of numba and llvmlite, which a release may change. Installed "
+        f"are numba {_installed('numba')} and llvmlite {_installed('llvmlite')}; the kernels are "
+        f"tested with numba {lowest} to {highest}: "
         f"`pip install 'numba>={lowest},<={highest}'`."
     )
 
@@ -57,63 +70,282 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """See `robustcli.models.scan.selective_scan`."""
-    home = u.device
-    u, delta, A, B, C, D, delta_bias = _on_cpu(u, delta, A, B, C, D, delta_bias)
-    laid = layout.of_sequence(u, delta, A, B, C, D, delta_bias)
-    B, C = (t.permute(1, 0, 3, 2) for t in (laid.B, laid.C))
-    by_time = layout.Laid(u, delta, laid.A, B, C, laid.D, laid.bias)
-    y, state, _ = cpu_ops.scan_cpu_sequence(*_ready(by_time), delta_softplus, _keeps(by_time))
-    y = layout.gated(y.to(home), z, u.dtype)
-    return (y, layout.last_state(state).to(home)) if return_last_state else y
+def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+    """See `base.Backend`. Computed in float32; tensors of another device are copied and back."""
+    home = laid.x.device
+    x, delta, A, B, C, D, bias = (t.cpu() for t in laid)
+    if not walk.directions:  # sequences are read as rows of time, in which they mostly lie
+        x, delta = x.mT, delta.permute(1, 0, 3, 2).flatten(1, 2)  # (S, K*D, L)
+        B, C = B.permute(1, 0, 3, 2), C.permute(1, 0, 3, 2)  # (S, K, N, L)
+    tensors = [t.to(torch.float32).contiguous() for t in (x, delta, A, B, C, D, bias)]
+    keep = keeps_states(tensors)
+    if walk.directions:
+        order = pixel_orders(walk.height, walk.width, walk.directions)
+        offset = torch.zeros(len(walk.directions), dtype=torch.int32)
+        y, state, _ = scan_cpu(*tensors, order, offset, walk.softplus, keep)
+    else:
+        y, state, _ = scan_cpu_sequence(*tensors, walk.softplus, keep)
+        y = y.mT
+    return y.to(home), state.to(home)
 
 
-def ss2d_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    *,
-    directions: tuple[str, ...] = CROSS,
-) -> Tensor:
-    """See `robustcli.models.scan.ss2d_scan`."""
-    home, (height, width) = x.device, x.shape[2:]
-    x, delta, A, B, C, D, delta_bias = _on_cpu(x, delta, A, B, C, D, delta_bias)
-    laid = layout.of_image(x, delta, A, B, C, D, delta_bias)
-    order = pixel_orders(height, width, directions)
-    offset = torch.zeros(len(directions), dtype=torch.int32)
-    y, _, _ = cpu_ops.scan_cpu(*_ready(laid), order, offset, delta_softplus, _keeps(laid))
-    return layout.to_image(y.to(home), height, width)
+def describe() -> str:
+    """Which threads the scan runs in, for the reader of `robust doctor`."""
+    if _openmp() is None:
+        return (
+            "in Python threads, because torch's OpenMP pool is out of reach (no `GOMP_parallel` in "
+            "it, as on Windows): both wait for the cores"
+        )
+    return "in torch's OpenMP threads"
 
 
-def _on_cpu(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The arguments on the CPU; those that are there already stay as they are."""
-    D, bias = (None if t is None else t.cpu() for t in (D, bias))
-    return x.cpu(), delta.cpu(), A.cpu(), B.cpu(), C.cpu(), D, bias
+# --- The kernels as torch operators, with a backward pass of their own ---------------------------
 
 
-def _ready(laid: layout.Laid) -> list[Tensor]:
-    return [t.to(torch.float32).contiguous() for t in laid]
+@torch.library.custom_op("robustcli::scan_cpu", mutates_args=(), device_types="cpu")
+def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+             order: Tensor, offset: Tensor, softplus: bool,
+             keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Y (S, L, W), the last state (K, S, N, D), and if `keep` the states that backward starts from.
+
+    Layouts as in `cpu_kernels`.
+    """
+    K, S, L, channels = delta.shape
+    dims = (K, S, L, channels, A.shape[1], x.shape[2])
+    outputs = _empty_outputs(dims, x, keep)
+    inputs = (x, delta, A, B, C, D, bias, order, offset)
+    _work("forward", S * _blocks(dims), dims, softplus, keep, inputs, outputs)
+    return outputs
 
 
-def _keeps(laid: layout.Laid) -> bool:
-    """Whether the backward pass will want the states, of which the forward pass keeps some."""
-    return torch.is_grad_enabled() and needs_states([t.requires_grad for t in laid])
+@scan_cpu.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      order: Tensor, offset: Tensor, softplus: bool,
+      keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    K, S, L, channels = delta.shape
+    return _empty_outputs((K, S, L, channels, A.shape[1], x.shape[2]), x, keep)
+
+
+@torch.library.custom_op("robustcli::scan_cpu_sequence", mutates_args=(), device_types="cpu")
+def scan_cpu_sequence(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                      bias: Tensor, softplus: bool,
+                      keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `scan_cpu`, of sequences laid out as in `cpu_kernels`, and y like them."""
+    dims = _dims(x, A)
+    outputs = _empty_outputs(dims, x, keep)
+    tasks = dims[0] * dims[1] * _blocks(dims)
+    _work("sequence", tasks, dims, softplus, keep, (x, delta, A, B, C, D, bias), outputs)
+    return outputs
+
+
+@scan_cpu_sequence.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_outputs(_dims(x, A), x, keep)
+
+
+def _dims(x: Tensor, A: Tensor) -> tuple[int, ...]:
+    (S, W, L), (K, N, channels) = x.shape, A.shape
+    return K, S, L, channels, N, W
+
+
+def _empty_outputs(dims: tuple[int, ...], x: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    K, S, L, channels, N, _ = dims
+    chunks = math.ceil(L / _chunk(N, L)) if keep else 0
+    borders = x.new_empty(K, S, chunks, N, channels)
+    return x.new_empty(x.shape), x.new_empty(K, S, N, channels), borders
+
+
+@torch.library.custom_op("robustcli::scan_cpu_backward", mutates_args=(), device_types="cpu")
+def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                      bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
+                      dy: Tensor, dstate: Tensor,
+                      wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
+    """The gradients wanted of x, delta, A, B, C, D and bias, in this order and their layouts."""
+    K, S, L, channels = delta.shape
+    dims = (K, S, L, channels, A.shape[1], x.shape[2])
+    blocks = _blocks(dims)
+    # x and delta are written by one task each; the others are summed over tasks: of A, D and the
+    # bias over sequences, of B and C over blocks of channels.
+    parts = [x.shape, delta.shape, (S, *A.shape), (blocks, *B.shape), (blocks, *C.shape),
+             (S, *D.shape), (S, *bias.shape)]  # fmt: skip
+    added = (False, False, True, False, False, True, True)  # to what is there: must come zeroed
+    made = [
+        None if not asked else x.new_zeros(shape) if zeroed else x.new_empty(shape)
+        for asked, shape, zeroed in zip(wanted, parts, added, strict=True)
+    ]
+    inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
+    _work("backward", S * blocks, dims, softplus, wanted, inputs, made)
+    whole = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(made)]
+    return [t for t in whole if t is not None]
+
+
+@scan_cpu_backward.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      order: Tensor, offset: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
+      dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    tensors = (x, delta, A, B, C, D, bias)
+    return [torch.empty_like(t) for t, asked in zip(tensors, wanted, strict=True) if asked]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:7]
+    x, _, A, *_ = kept = ctx.saved_tensors
+    found = torch.ops.robustcli.scan_cpu_backward(
+        *kept, ctx.softplus, *slopes_or_zeros(x, A, dy, dstate), wanted
+    )
+    return (*spread(found, wanted), None, None, None, None)
+
+
+def _differentiate_sequence(
+    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `scan_cpu_sequence`'s arguments.
+
+    A step back does many times the work of a step, beside which turning the channels to be the
+    fastest axis is little: one backward pass serves both operators.
+    """
+    x, delta, A, B, C, D, bias, borders = ctx.saved_tensors
+    (K, _, channels), L = A.shape, x.shape[2]
+    order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
+    offset = torch.arange(K, dtype=torch.int32) * channels
+    wanted = ctx.needs_input_grad[:7]
+    dy, dstate = slopes_or_zeros(x, A, dy, dstate)
+    found = torch.ops.robustcli.scan_cpu_backward(
+        x.mT.contiguous(), delta.unflatten(1, (K, -1)).permute(1, 0, 3, 2).contiguous(), A,
+        B.permute(1, 0, 3, 2).contiguous(), C.permute(1, 0, 3, 2).contiguous(), D, bias, order,
+        offset, borders, ctx.softplus, dy.mT, dstate, wanted,
+    )  # fmt: skip
+    dx, ddelta, dA, dB, dC, dD, dbias = spread(found, wanted)
+    ddelta, dB, dC = (None if t is None else t.permute(1, 0, 3, 2) for t in (ddelta, dB, dC))
+    return (
+        None if dx is None else dx.mT, None if ddelta is None else ddelta.flatten(1, 2),
+        dA, dB, dC, dD, dbias, None, None,
+    )  # fmt: skip
+
+
+scan_cpu.register_autograd(_differentiate, setup_context=_keep)
+scan_cpu_sequence.register_autograd(_differentiate_sequence, setup_context=_keep)
+
+
+# --- A scan cut into tasks, each of a block of channels ------------------------------------------
+
+_MOST_CHANNELS = 64  # of a task: four lines of memory side by side, and a state of few kilobytes
+_TASKS = 8  # of a scan, at least, where there are channels enough: work for so many threads
+_SMALL = 1 << 16  # updates of one state that the calling thread does sooner than two would, 50 us
+_CHUNK = 128  # steps times states between kept states: what is kept of a chunk fits in the cache
+
+
+def _work(
+    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, asked: bool | Wanted,
+    inputs: tuple[Tensor, ...], outputs: Sequence[Tensor | None],
+) -> None:  # fmt: skip
+    """Runs a compiled entry over all its tasks.
+
+    `asked` of a forward entry: whether to keep states; of the backward entry: the gradients wanted.
+    """
+    from robustcli.models.scan import cpu_kernels as kernels
+
+    read = [t.contiguous() for t in inputs]  # must outlive the run: the kernels hold addresses
+    addresses = [0 if t is None else t.data_ptr() for t in (*read, *outputs)]
+    block, chunk = _block(dims), _chunk(dims[4], dims[2])
+    if isinstance(asked, bool):
+        entry, flags = kernels.entry(name), int(asked)
+    else:
+        entry, flags = kernels.backward_entry(asked), kernels.bits(asked)
+    work = kernels.pack(tasks, dims, softplus, block, chunk, flags, addresses)
+    run(entry, work.ctypes.data, alone=math.prod(dims[:5]) <= _SMALL)
+
+
+def _chunk(states: int, length: int) -> int:
+    """Steps between kept states."""
+    return max(1, min(length, _CHUNK // states))
+
+
+def _blocks(dims: tuple[int, ...]) -> int:
+    """Blocks of channels of one sequence."""
+    return math.ceil(dims[3] / _block(dims))
+
+
+def _block(dims: tuple[int, ...]) -> int:
+    """Channels per task, a multiple of 16.
+
+    The number of threads has no say: sums over channels are made block by block, and the same bits
+    come out for any number of them.
+    """
+    _, S, _, channels, _, _ = dims
+    share = math.ceil(S * channels / _TASKS / 16) * 16
+    return max(16, min(_MOST_CHANNELS, share))
+
+
+# --- The threads that run the tasks: torch's own, where they can be borrowed ---------------------
+#
+# Torch's threads wait for their next work by spinning, for milliseconds after every operation;
+# threads of our own would share the cores with them. So an entry runs in the very OpenMP pool that
+# torch computes in, through the function that compilers call for `#pragma omp parallel`; where that
+# is out of reach, in a pool of Python threads.
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
+_HOME = os.getpid()  # the process whose pool it is
+
+
+def run(entry: int, work: int, *, alone: bool = False) -> None:
+    """Runs the C function at address `entry` on `work` in as many threads as torch uses.
+
+    The function is called once per thread and must share its work out by itself.
+
+    Args:
+        entry: Address of a `void (*)(void *)`.
+        work: Address that it is given.
+        alone: Whether the calling thread does it all, because the work is worth no waiting.
+    """
+    threads = 1 if alone else torch.get_num_threads()
+    if threads == 1:
+        _TASK(entry)(work)
+        return
+    parallel = _openmp()
+    # A process forked from one with a pool has the pool's record but not its threads.
+    if parallel is None or os.getpid() != _HOME:
+        _in_python_threads(_TASK(entry), work, threads)
+    else:
+        parallel(entry, work, threads, 0)
+
+
+@lru_cache
+def _openmp() -> Callable[..., None] | None:
+    """`GOMP_parallel` of the OpenMP library that torch is linked with, or None.
+
+    GNU's library has it, and LLVM's under the same name. It is looked up through torch's library,
+    whose own dependencies are searched: another copy of OpenMP would be another pool.
+    """
+    for name in _LIBRARIES:
+        path = Path(torch.__file__).parent / "lib" / name
+        try:
+            found: Any = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        found.restype = None
+        return found  # type: ignore[no-any-return]
+    return None
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process; `process` is in the key because threads do not survive a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="robust-scan")
+
+
+def _in_python_threads(task: Callable[[int], None], work: int, threads: int) -> None:
+    others = [_pool(threads - 1, os.getpid()).submit(task, work) for _ in range(threads - 1)]
+    task(work)
+    wait(others)

@@ -245,13 +245,10 @@ def multiply_add(_context: Any, left: Any, right: Any, added: Any) -> Any:
     return LANES(left, right, added), codegen
 
 
-# exp, softplus and sigmoid of sixteen lanes at once.
+# --- exp, softplus and sigmoid of sixteen lanes at once -------------------------------------------
 #
 # The C library's versions are calls on one number. These are polynomials without branches: float32,
 # relative error below 4e-7, NaN stays NaN.
-
-
-# mypy: allow-untyped-decorators
 
 
 _F = np.float32
@@ -294,10 +291,7 @@ def sigmoid(x: Any) -> Any:
     return exp(at_most(_F(0.0), x)) / (exp(minus_absolute(x)) + _F(1.0))
 
 
-# Tiles of 16 x 16 turned between rows of time and rows of channels, in registers.
-
-
-# mypy: allow-untyped-decorators
+# --- Tiles of 16 x 16 turned between rows of time and rows of channels, in registers --------------
 
 
 _U = np.uintp

@@ -1,19 +1,109 @@
-"""The one door to the scan: checks the arguments, chooses a backend, calls it."""
+"""The one door to the scan: checks the arguments, chooses a backend, lays out, calls it."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan.choice import BACKENDS, VARIABLE, choose_backend, reason_off
-from robustcli.models.scan.layout import CODES, CROSS, MOST
+from robustcli.models.scan.base import CODES, CROSS, MOST, Walk, of_image, of_sequence, to_image
+from robustcli.models.scan.choice import BACKENDS, choose_backend
 
-# Arguments of the scan that do not fit, named before any kernel starts.
 
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The scan of Mamba over a sequence, with mamba-ssm's own signature.
+
+    Args:
+        u: Input (B, D, L).
+        delta: Step sizes before bias and softplus, (B, D, L).
+        A: State decay (D, N), negative; kept in float32 for half inputs.
+        B: Input matrix, (B, N, L) or grouped (B, G, N, L) with D divisible by G.
+        C: Output matrix, shaped as `B`.
+        D: Skip weight (D), or None.
+        z: Gate (B, D, L): the output is multiplied by silu(z); or None.
+        delta_bias: Added to delta, (D), or None.
+        delta_softplus: Whether delta passes through softplus.
+        return_last_state: Whether to return the state after the last step, (B, D, N) float32, too.
+
+    Returns:
+        y (B, D, L) in u's dtype, or (y, last state).
+
+    Raises:
+        UsageError: A shape, dtype or device does not fit; the message names the argument.
+        MachineError: The forced backend cannot serve these tensors.
+    """
+    check_selective_scan(u, delta, A, B, C, D, z, delta_bias)
+    backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1], "selective_scan")]
+    y, state = backend.scan(of_sequence(u, delta, A, B, C, D, delta_bias), Walk(delta_softplus))
+    y = y.mT  # (B, D, L)
+    if z is not None:
+        y = y * F.silu(z.to(torch.promote_types(y.dtype, torch.float32)))
+    y = y.to(u.dtype)
+    return (y, state.permute(1, 0, 3, 2).flatten(1, 2)) if return_last_state else y
+
+
+def ss2d_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    *,
+    directions: tuple[str, ...] = CROSS,
+) -> Tensor:
+    """The scan of VMamba: K directions over an image, summed at each pixel.
+
+    Every argument is laid out by pixel; direction k walks the pixels in its own order, so that no
+    cross-scanned copy of the input is ever made.
+
+    Args:
+        x: Input (B, D, H, W).
+        delta: Step sizes before bias and softplus, (B, K, D, H, W).
+        A: State decay (K*D, N), row k*D + d; kept in float32 for half inputs.
+        B: Input matrix (B, K, N, H, W).
+        C: Output matrix (B, K, N, H, W).
+        D: Skip weight (K*D), or None.
+        delta_bias: Added to delta, (K*D), or None.
+        delta_softplus: Whether delta passes through softplus.
+        directions: How each of the K directions walks: `row`, `column`, `row-reversed` or
+            `column-reversed`, any of them any number of times, 16 in all. VMamba's variants:
+            `("row",) * 4` is unidirectional, `("row", "row", "row-reversed", "row-reversed")`
+            bidirectional.
+
+    Returns:
+        y (B, D, H, W): the sum over the directions, in float32 for half inputs, because a sum
+        rounded to float16 here is what makes the official fp16 path overflow (VMamba issue 138).
+
+    Raises:
+        UsageError: A shape, dtype, device or direction does not fit; the message names it.
+        MachineError: The forced backend cannot serve these tensors.
+    """
+    check_ss2d_scan(x, delta, A, B, C, D, delta_bias, directions)
+    backend = BACKENDS[choose_backend(x.device, x.dtype, A.shape[1], "ss2d_scan")]
+    height, width = x.shape[2:]
+    walk = Walk(delta_softplus, directions, height, width)
+    y, _ = backend.scan(of_image(x, delta, A, B, C, D, delta_bias), walk)
+    return to_image(y, height, width)
+
+
+# --- Arguments that do not fit, named before any kernel starts -----------------------------------
 
 Shape = tuple[int, ...]
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -121,96 +211,3 @@ def _shapes(like: Tensor, **arguments: tuple[Tensor | None, Shape]) -> None:
                 f"`{name}` has the wrong dtype.",
                 f"Expected float16, bfloat16, float32 or float64, got {tensor.dtype}.",
             )
-
-
-__all__ = [
-    "BACKENDS", "VARIABLE", "choose_backend", "reason_off", "selective_scan", "ss2d_scan",
-]  # fmt: skip
-
-
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The scan of Mamba over a sequence, with mamba-ssm's own signature.
-
-    Args:
-        u: Input (B, D, L).
-        delta: Step sizes before bias and softplus, (B, D, L).
-        A: State decay (D, N), negative; kept in float32 for half inputs.
-        B: Input matrix, (B, N, L) or grouped (B, G, N, L) with D divisible by G.
-        C: Output matrix, shaped as `B`.
-        D: Skip weight (D), or None.
-        z: Gate (B, D, L): the output is multiplied by silu(z); or None.
-        delta_bias: Added to delta, (D), or None.
-        delta_softplus: Whether delta passes through softplus.
-        return_last_state: Whether to return the state after the last step, (B, D, N) float32, too.
-
-    Returns:
-        y (B, D, L) in u's dtype, or (y, last state).
-
-    Raises:
-        UsageError: A shape, dtype or device does not fit; the message names the argument.
-        MachineError: The forced backend cannot serve these tensors.
-    """
-    check_selective_scan(u, delta, A, B, C, D, z, delta_bias)
-    backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1], "selective_scan")]
-    result: Tensor | tuple[Tensor, Tensor] = backend.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
-    )
-    return result
-
-
-def ss2d_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    *,
-    directions: tuple[str, ...] = CROSS,
-) -> Tensor:
-    """The scan of VMamba: K directions over an image, summed at each pixel.
-
-    Every argument is laid out by pixel; direction k walks the pixels in its own order, so that no
-    cross-scanned copy of the input is ever made.
-
-    Args:
-        x: Input (B, D, H, W).
-        delta: Step sizes before bias and softplus, (B, K, D, H, W).
-        A: State decay (K*D, N), row k*D + d; kept in float32 for half inputs.
-        B: Input matrix (B, K, N, H, W).
-        C: Output matrix (B, K, N, H, W).
-        D: Skip weight (K*D), or None.
-        delta_bias: Added to delta, (K*D), or None.
-        delta_softplus: Whether delta passes through softplus.
-        directions: How each of the K directions walks: `row`, `column`, `row-reversed` or
-            `column-reversed`, any of them any number of times, 16 in all. VMamba's variants:
-            `("row",) * 4` is unidirectional, `("row", "row", "row-reversed", "row-reversed")`
-            bidirectional.
-
-    Returns:
-        y (B, D, H, W): the sum over the directions, in float32 for half inputs, because a sum
-        rounded to float16 here is what makes the official fp16 path overflow (VMamba issue 138).
-
-    Raises:
-        UsageError: A shape, dtype, device or direction does not fit; the message names it.
-        MachineError: The forced backend cannot serve these tensors.
-    """
-    check_ss2d_scan(x, delta, A, B, C, D, delta_bias, directions)
-    backend = BACKENDS[choose_backend(x.device, x.dtype, A.shape[1])]
-    y: Tensor = backend.ss2d_scan(
-        x, delta, A, B, C, D, delta_bias, delta_softplus, directions=directions
-    )
-    return y

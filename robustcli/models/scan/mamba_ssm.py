@@ -12,13 +12,10 @@ import importlib.util
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.layout import CROSS, pixel_orders
-from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
+from robustcli.models.scan.base import KERNEL_DTYPES, Laid, Walk, in_order, missing, pixel_orders
 
-LOSS = "The scan runs as a loop over time in torch instead, which is many times slower."
 _INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 _MOST_STATES = 256  # MAX_DSTATE in mamba-ssm's selective_scan.cpp
 _BUILD = (
@@ -49,58 +46,31 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """See `robustcli.models.scan.selective_scan`. The gate is applied in float32, as elsewhere."""
-    kernel: Any = importlib.import_module(_INTERFACE).selective_scan_fn
-    delta, B, C = (t.to(u.dtype) for t in (delta, B, C))
-    D, delta_bias = (None if t is None else t.float() for t in (D, delta_bias))
-    y, last = kernel(u, delta, A.float(), B, C, D, None, delta_bias, delta_softplus, True)
-    if z is not None:
-        y = (y.float() * F.silu(z.float())).to(u.dtype)
-    return (y, last) if return_last_state else y
+def remedy() -> str:
+    """How to build the kernel anew."""
+    return _BUILD
 
 
-def ss2d_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    *,
-    directions: tuple[str, ...] = CROSS,
-) -> Tensor:
-    """See `robustcli.models.scan.ss2d_scan`: the pixels are copied into each direction's order.
+def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+    """See `base.Backend`. An image's pixels are copied into each direction's order.
 
-    In float32, because the kernel's output has its input's dtype and the sum must not be rounded.
+    An image is scanned in float32, because the kernel's output has its input's dtype and the sum
+    over the directions must not be rounded.
     """
-    batch, channels, height, width = x.shape
-    K, L = len(directions), height * width
-    order = pixel_orders(height, width, directions).to(x.device).long()  # (K, L)
-    xs = x.flatten(2).float()[:, :, order].transpose(1, 2)  # (B, K, D, L)
-    delta, B, C = (_in_order(t.flatten(3).float(), order) for t in (delta, B, C))
-    ys = selective_scan(
-        xs.reshape(batch, K * channels, L), delta.reshape(batch, K * channels, L), A, B, C, D,
-        delta_bias=delta_bias, delta_softplus=delta_softplus,
+    K, S, L, channels = laid.delta.shape
+    u = laid.x.mT  # (S, W, L)
+    dtype = torch.float32 if walk.directions else u.dtype
+    delta, B, C = (t.to(dtype).permute(1, 0, 3, 2) for t in (laid.delta, laid.B, laid.C))
+    order = None
+    if walk.directions:
+        order = pixel_orders(walk.height, walk.width, walk.directions).to(u.device).long()  # (K, L)
+        u = u.float()[:, :, order].transpose(1, 2).reshape(S, K * channels, L)
+        delta, B, C = (in_order(t, order) for t in (delta, B, C))
+    kernel: Any = importlib.import_module(_INTERFACE).selective_scan_fn
+    y, state = kernel(
+        u, delta.reshape(S, K * channels, L), laid.A.float().mT.reshape(K * channels, -1), B, C,
+        laid.D.float().flatten(), None, laid.bias.float().flatten(), walk.softplus, True,
     )  # fmt: skip
-    assert isinstance(ys, Tensor)
-    merged = _in_order(ys.view(batch, K, channels, L), order.argsort(1)).sum(1)
-    return merged.view(batch, channels, height, width)
-
-
-def _in_order(t: Tensor, order: Tensor) -> Tensor:
-    """`t` (B, K, X, L) with the last axis of direction k in the order `order[k]`."""
-    return t.gather(3, order[None, :, None].expand(t.shape))
+    if order is not None:
+        y = in_order(y.view(S, K, channels, L), order.argsort(1)).sum(1)
+    return y.mT, state.unflatten(1, (K, channels)).permute(1, 0, 3, 2)

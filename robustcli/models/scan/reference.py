@@ -1,10 +1,11 @@
 """The scan as its definition reads: a loop over time in torch, differentiable, any float type.
 
-Shapes: B batch, D channels, L steps, N state size, G groups of channels that share B and C,
-K directions. Source: Mamba (arXiv 2312.00752) and VMamba (arXiv 2401.10166): with
-dt = softplus(delta + delta_bias), per channel and state
+Source: Mamba (arXiv 2312.00752) and VMamba (arXiv 2401.10166): with dt = softplus(delta + bias),
+per channel and state
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t . h_t + D u_t.
+
+Shapes: S sequences, L steps, K groups or directions, D channels of each, N state size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.layout import CROSS, pixel_orders
+from robustcli.models.scan.base import Laid, Walk, in_order, pixel_orders
 
 
 def available() -> str | None:
@@ -26,88 +27,43 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """See `robustcli.models.scan.selective_scan`."""
-    out_dtype = u.dtype
-    u, delta, A, B, C = (t.to(_compute_dtype(u)) for t in (u, delta, A, B, C))
-    B, C = (_per_channel(t, u.shape[1]) for t in (B, C))  # (B, D, N, L)
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(delta)[:, None]
-    if delta_softplus:
-        delta = F.softplus(delta)
-    y, state = _loop(u, delta, A, B, C)
-    if D is not None:
-        y = y + D.to(y)[:, None] * u
-    if z is not None:
-        y = y * F.silu(z.to(y))
-    y = y.to(out_dtype)
-    return (y, state) if return_last_state else y
+def remedy() -> str:
+    """Nothing: it has no kernels."""
+    return ""
 
 
-def ss2d_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    *,
-    directions: tuple[str, ...] = CROSS,
-) -> Tensor:
-    """See `robustcli.models.scan.ss2d_scan`."""
-    batch, channels, height, width = x.shape
-    K, N, L = len(directions), A.shape[1], height * width
-    order = pixel_orders(height, width, directions).to(x.device).long()  # (K, L)
-    xs = torch.stack([x.flatten(2)[..., path] for path in order], 1)  # (B, K, D, L)
-    index = order[None, :, None]  # (1, K, 1, L)
-    delta, B, C = (
-        t.flatten(3).gather(3, index.expand(batch, K, t.shape[2], L)) for t in (delta, B, C)
+def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+    """See `base.Backend`. Computed in float32, in float64 where x is."""
+    x, delta, A, B, C, D, bias = (
+        t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
     )
-    ys = selective_scan(
-        xs.flatten(1, 2).to(_compute_dtype(x)),
-        delta.flatten(1, 2),
-        A,
-        B.reshape(batch, K, N, L),
-        C.reshape(batch, K, N, L),
-        D,
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-    )
-    assert isinstance(ys, Tensor)
-    back = order.argsort(1)[None, :, None].expand(batch, K, channels, L)
-    merged = ys.view(batch, K, channels, L).gather(3, back).sum(1)  # (B, D, L)
-    return merged.view(batch, channels, height, width)
-
-
-def _compute_dtype(u: Tensor) -> torch.dtype:
-    return torch.promote_types(u.dtype, torch.float32)
-
-
-def _per_channel(t: Tensor, channels: int) -> Tensor:
-    """`t` (B, N, L) or (B, G, N, L), repeated to one row per channel, (B, D, N, L)."""
-    grouped = t if t.ndim == 4 else t[:, None]
-    return grouped.repeat_interleave(channels // grouped.shape[1], 1)
+    K, S, L, channels = delta.shape
+    u = x.mT  # (S, W, L)
+    delta, B, C = (t.permute(1, 0, 3, 2) for t in (delta, B, C))  # (S, K, D or N, L)
+    order = pixel_orders(walk.height, walk.width, walk.directions) if walk.directions else None
+    if order is not None:
+        order = order.to(x.device).long()  # (K, L)
+        u = torch.stack([u[..., path] for path in order], 1).flatten(1, 2)  # (S, K*D, L)
+        delta, B, C = (in_order(t, order) for t in (delta, B, C))
+    delta = delta.flatten(1, 2) + bias.flatten()[:, None]  # (S, K*D, L)
+    dt = F.softplus(delta) if walk.softplus else delta
+    B, C = (t.repeat_interleave(channels, 1) for t in (B, C))  # (S, K*D, N, L)
+    y, state = _loop(u, dt, A.mT.flatten(0, 1), B, C)
+    y = y + D.flatten()[:, None] * u
+    if order is not None:
+        y = in_order(y.view(S, K, channels, L), order.argsort(1)).sum(1)  # (S, D, L)
+    return y.mT, state.unflatten(1, (K, channels)).permute(1, 0, 3, 2)
 
 
 def _loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrence: y (B, D, L) and the last state (B, D, N)."""
+    """The recurrence over u and dt (S, K*D, L), A (K*D, N), B and C (S, K*D, N, L).
+
+    Returns y (S, K*D, L) and the last state (S, K*D, N).
+    """
     state = u.new_zeros(*u.shape[:2], A.shape[1])
     ys = []
     for t in range(u.shape[2]):
-        step = dt[:, :, t, None]  # (B, D, 1)
+        step = dt[:, :, t, None]  # (S, K*D, 1)
         state = torch.exp(step * A) * state + step * B[..., t] * u[:, :, t, None]
         ys.append((state * C[..., t]).sum(-1))
     return torch.stack(ys, -1), state

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustcli.models.scan import reference
+from robustcli.models.scan.base import CROSS, Backend, Walk, of_image, of_sequence
 
 SCANS = ("ss2d_scan", "selective_scan")
 LONG = 2_100  # steps: above 2,048, and no multiple of a kernel's tile
 
 
-def home(backend: ModuleType) -> torch.device:
+def home(backend: Backend) -> torch.device:
     """The device that `backend` is checked on: the CPU if it serves the CPU, else CUDA."""
     cpu = torch.device("cpu")
     return cpu if backend.refuses(cpu, torch.float32, 3) is None else torch.device("cuda")
 
 
 def worst_error(
-    backend: ModuleType,
+    backend: Backend,
     seed: int = 0,
     device: torch.device | str | None = None,
     gradients: bool = True,
@@ -117,10 +117,11 @@ def _long_arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
     ]
 
 
-def _scan(backend: ModuleType, name: str, *arguments: Tensor) -> Tensor:
-    *leaves, bias = arguments
-    y: Tensor = getattr(backend, name)(*leaves, delta_bias=bias, delta_softplus=True)
-    return y
+def _scan(backend: Backend, name: str, x: Tensor, *rest: Tensor) -> Tensor:
+    """The outputs (S, L, W) of `backend` for the arguments of the function `name`."""
+    if name == "selective_scan":
+        return backend.scan(of_sequence(x, *rest), Walk(softplus=True))[0]
+    return backend.scan(of_image(x, *rest), Walk(True, CROSS, *x.shape[2:]))[0]
 
 
 def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
@@ -137,7 +138,8 @@ def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     for decay, added in zip(decays.unbind(2), inputs.unbind(2), strict=True):
         state = torch.addcmul(added, decay, state)
         states.append(state)
-    return (torch.stack(states, 2) * C.mT[:, None]).sum(-1) + D[..., None] * u
+    y = (torch.stack(states, 2) * C.mT[:, None]).sum(-1) + D[..., None] * u
+    return y.mT
 
 
 def _float64_line(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
@@ -153,7 +155,7 @@ def _float64_line(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
         A.view(ways, channels, -1), turned(B[0, :, :, 0]), turned(C[0, :, :, 0]),
         D.view(ways, channels), bias.view(ways, channels),
     )  # fmt: skip
-    return turned(y).sum(0)[None, :, None]
+    return turned(y.mT).sum(0).mT[None]
 
 
 _FLOAT64 = {"selective_scan": _float64_scan, "ss2d_scan": _float64_line}

@@ -6,18 +6,36 @@ is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, List  # noqa: UP035  torch 2.6 reads no `list[Tensor]` in a schema
 
 import torch
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan import layout, triton_ops
-from robustcli.models.scan.layout import CROSS, needs_states, packed
-from robustcli.models.scan.reasons import KERNEL_DTYPES, missing
+from robustcli.models.scan.base import (
+    KERNEL_DTYPES,
+    Laid,
+    Walk,
+    keeps_states,
+    missing,
+    needs_slopes,
+    needs_states,
+    packed,
+    slopes_or_zeros,
+    spread,
+)
 
 _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
-LOSS = "The scan runs as a loop over time in torch instead, which is many times slower."
+TILE = 1024  # steps times channels of a tile: 8 values of each kind in a thread of 4 warps
+_CHANNELS = 32  # of a tile at most: a row is one cache line of float32
+_PER_PROCESSOR = 4  # programs wanted per multiprocessor: as many as the registers allow
+_NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
+_FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
 
 
 def available() -> str | None:
@@ -42,59 +60,246 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """See `robustcli.models.scan.selective_scan`. The gate is a torch operation of its own."""
-    laid = layout.of_sequence(u, delta, A, B, C, D, delta_bias)
-    channels = laid.delta.shape[3]  # of a group
-    y, state = _scan(laid, (1, u.shape[2], 0, channels, delta_softplus))
-    y = layout.gated(y.mT, z, u.dtype)
-    return (y, layout.last_state(state)) if return_last_state else y
+def remedy() -> str:
+    """Nothing: Triton comes with torch, and its own errors name what it lacks."""
+    return ""
 
 
-def ss2d_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    *,
-    directions: tuple[str, ...] = CROSS,
-) -> Tensor:
-    """See `robustcli.models.scan.ss2d_scan`."""
-    height, width = x.shape[2:]
-    laid = layout.of_image(x, delta, A, B, C, D, delta_bias)
-    y, _ = _scan(laid, (height, width, packed(directions), 0, delta_softplus))
-    return layout.to_image(y, height, width)
-
-
-def _scan(laid: layout.Laid, settings: tuple[int, int, int, int, bool]) -> tuple[Tensor, Tensor]:
-    """Half inputs are read as they are; A, D and the bias become float32, as the state is."""
-    _, steps, channels = laid.x.shape
-    if steps * channels > _MOST:
+def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+    """See `base.Backend`. Half inputs are read as they are; A, D and the bias become float32."""
+    _, L, channels = laid.x.shape
+    if L * channels > _MOST:
         raise UsageError(
-            f"The input's {steps} steps of {channels} channels are too many.",
+            f"The input's {L} steps of {channels} channels are too many.",
             f"The Triton kernels count to {_MOST} within one sequence or image.",
             "Cut the input, or force another scan backend.",
         )
-    halves = {"x", "delta", "B", "C"}
-    tensors = [
-        (t if name in halves and t.dtype in KERNEL_DTYPES else t.float()).contiguous()
-        for name, t in laid._asdict().items()
-    ]
-    keep = torch.is_grad_enabled() and needs_states([t.requires_grad for t in tensors])
-    y, state, _ = triton_ops.scan_triton(*tensors, *settings, keep)
+    x, delta, B, C = (
+        (t if t.dtype in KERNEL_DTYPES else t.float()).contiguous()
+        for t in (laid.x, laid.delta, laid.B, laid.C)
+    )
+    A, D, bias = (t.float().contiguous() for t in (laid.A, laid.D, laid.bias))
+    if walk.directions:
+        path = (walk.height, walk.width, packed(walk.directions), 0)
+    else:
+        path = (1, L, 0, laid.delta.shape[3])
+    tensors = (x, delta, A, B, C, D, bias)
+    y, state, _ = scan_triton(*tensors, *path, walk.softplus, keeps_states(tensors))
     return y, state
+
+
+# --- How a scan is cut into programs -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is cut into programs.
+
+    Args:
+        T: Steps of a chunk.
+        DB: Channels of a block.
+        blocks: Blocks of channels.
+        chunks: Chunks of the sequence.
+        sections: Ranges of chunks that run at the same time.
+        per_section: Chunks of a section.
+        each: Directions that one program walks one after the other, adding up their outputs.
+    """
+
+    T: int
+    DB: int
+    blocks: int
+    chunks: int
+    sections: int
+    per_section: int
+    each: int
+
+
+def plan(dims: tuple[int, ...], merged: bool, wanted: int) -> Plan:
+    """The cut of a scan with `dims` (K, S, L, D) that makes about `wanted` programs.
+
+    Half of them will do where more would cost traffic: directions of their own programs write their
+    outputs side by side, to be summed afterwards; a sequence cut into sections is read twice.
+    """
+    K, S, L, D = dims
+    T, DB = tile(D)
+    blocks, chunks = math.ceil(D / DB), math.ceil(L / T)
+    each = K if merged and 2 * S * blocks >= wanted else 1
+    programs = S * blocks * K // each
+    sections = 1 if 2 * programs >= wanted else min(chunks, math.ceil(wanted / programs))
+    per_section = math.ceil(chunks / sections)
+    return Plan(T, DB, blocks, chunks, math.ceil(chunks / per_section), per_section, each)
+
+
+def tile(channels: int) -> tuple[int, int]:
+    """Steps and channels of a tile, powers of two."""
+    block = min(_CHANNELS, _power(channels))
+    return max(1, TILE // block), block
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def wanted_programs(device: torch.device) -> int:
+    """Programs that keep the GPU busy; under the interpreter one is as good as many."""
+    return _processors(device.index or 0) * _PER_PROCESSOR if device.type == "cuda" else 1
+
+
+@lru_cache(maxsize=16)
+def _processors(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+# --- The kernels as torch operators: what is launched, over how many programs, into what ---------
+
+
+@torch.library.custom_op("robustcli::scan_triton", mutates_args=())
+def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+                height: int, width: int, paths: int, group: int, softplus: bool,
+                keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Y (S, L, W), the last state (K, S, N, D), and if `keep` the states that backward starts from.
+
+    Layouts as in `triton_kernels`, any float dtype for x, delta, B and C. `group` 0: the directions
+    of an image, whose outputs are summed; else the channels of a group of a sequence.
+    """
+    from robustcli.models.scan import triton_kernels as kernels
+
+    (K, S, L, width_d), N, W = delta.shape, A.shape[1], x.shape[2]
+    cut = plan((K, S, L, width_d), group == 0, wanted_programs(x.device))
+    y, state, borders = _empty_outputs(x, delta, A, keep)
+    starts = A.new_zeros(K, S, cut.sections, N, width_d)
+    spans = A.new_empty(K, S, cut.sections, width_d)
+    parts, slot = _parts(y, K, group, cut)
+
+    def launch(local: bool, keep: bool) -> None:
+        kernels.forward[(S * cut.blocks, K // cut.each, cut.sections)](
+            x, delta, A, B, C, D, bias, parts, state, borders, starts, spans,
+            S, L, width_d, W, group, slot, height, width, paths,
+            cut.chunks, cut.sections, cut.per_section, cut.each,
+            N=N, NB=_power(N), T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
+            **_FUSED,
+        )  # fmt: skip
+
+    with torch.cuda.device_of(x):
+        if cut.sections > 1:
+            launch(local=True, keep=False)
+            _carry(starts, spans, A, torch.zeros_like(state), cut, reverse=False)
+        launch(local=False, keep=keep)
+    return (y if parts is y else parts.sum(0)), state, borders
+
+
+@scan_triton.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      height: int, width: int, paths: int, group: int, softplus: bool,
+      keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_outputs(x, delta, A, keep)
+
+
+def _empty_outputs(
+    x: Tensor, delta: Tensor, A: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    K, S, L, channels = delta.shape
+    N, (T, _) = A.shape[1], tile(channels)
+    chunks = (L + T - 1) // T if keep else 0
+    borders = A.new_empty(K, S, chunks, N, channels)
+    return torch.empty_like(x, dtype=torch.float32), A.new_empty(K, S, N, channels), borders
+
+
+def _parts(total: Tensor, K: int, group: int, cut: Plan) -> tuple[Tensor, int]:
+    """Where programs add their outputs, and the distance between those of two directions."""
+    if group or cut.each == K:
+        return total, 0
+    return total.new_empty(K, *total.shape), total.numel()
+
+
+def _carry(
+    ends: Tensor, spans: Tensor, A: Tensor, before: Tensor, cut: Plan, reverse: bool
+) -> None:
+    from robustcli.models.scan import triton_kernels as kernels
+
+    K, S, sections, N, channels = ends.shape
+    kernels.carry[(S * cut.blocks, K)](
+        ends, spans, A, before, S, channels, sections,
+        N=N, NB=_power(N), DB=cut.DB, REVERSED=reverse, **_FUSED,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("robustcli::scan_triton_backward", mutates_args=())
+def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                         bias: Tensor, borders: Tensor, height: int, width: int, paths: int,
+                         group: int, softplus: bool, dy: Tensor,
+                         dstate: Tensor, wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
+    """The gradients wanted of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
+    from robustcli.models.scan import triton_kernels as kernels
+
+    dims = (K, S, L, width_d) = tuple(delta.shape)
+    N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))
+    dy, slopes = dy.contiguous(), dstate.contiguous()
+    whole = (x, delta, A, B, C, D, bias)
+    counts = _part_counts(dims, group, cut)
+    dtypes = [delta.dtype if n == 1 else torch.float32 for n in range(7)]
+    made = [
+        t.new_empty((count, *t.shape), dtype=dtype) if asked else None
+        for t, count, dtype, asked in zip(whole, counts, dtypes, wanted, strict=True)
+    ]
+    targets = [dy if t is None else t for t in made]  # of what is not wanted: never looked at
+    slot = x.numel() if counts[0] > 1 else 0
+    asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, wanted, strict=True)}
+    sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
+    shape: dict[str, Any] = {
+        "N": N, "NB": _power(N), "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus, **_FUSED,
+    }  # fmt: skip
+    with torch.cuda.device_of(x):
+        if cut.sections > 1 and needs_slopes(wanted):
+            slopes = A.new_empty(K, S, cut.sections, N, width_d)
+            spans = A.new_empty(K, S, cut.sections, width_d)
+            kernels.slope_ends[(S * cut.blocks, K, cut.sections)](
+                delta, A, C, bias, dy, slopes, spans, S, L, width_d, W, group, *sizes, **shape
+            )
+            _carry(slopes, spans, A, dstate.contiguous(), cut, reverse=True)
+        kernels.backward[(S * cut.blocks, K // cut.each, cut.sections)](
+            x, delta, A, B, C, D, bias, borders, dy, slopes, *targets,
+            K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
+            STATES=needs_states(wanted), SLOPES=needs_slopes(wanted),
+        )  # fmt: skip
+    return [
+        (t[0] if len(t) == 1 else t.sum(0)).to(like.dtype)
+        for t, like in zip(made, whole, strict=True) if t is not None
+    ]  # fmt: skip
+
+
+def _part_counts(dims: tuple[int, ...], group: int, cut: Plan) -> tuple[int, ...]:
+    """Parts, to be summed, in which programs write the gradients of x, delta, A, B, C, D, bias."""
+    K, S = dims[:2]
+    of_x = 1 if group or cut.each == K else K
+    of_steps, of_parameters = cut.blocks, S * cut.sections
+    return of_x, 1, of_parameters, of_steps, of_steps, of_parameters, of_parameters
+
+
+@scan_triton_backward.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      borders: Tensor, height: int, width: int, paths: int, group: int, softplus: bool, dy: Tensor,
+      dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    whole = (x, delta, A, B, C, D, bias)
+    return [torch.empty_like(t) for t, asked in zip(whole, wanted, strict=True) if asked]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, height, width, paths, group, softplus, _ = inputs
+    ctx.settings = (height, width, paths, group, softplus)
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:7]
+    x, _, A, *_ = kept = ctx.saved_tensors
+    found = torch.ops.robustcli.scan_triton_backward(
+        *kept, *ctx.settings, *slopes_or_zeros(x, A, dy, dstate), wanted
+    )
+    return (*spread(found, wanted), None, None, None, None, None, None)
+
+
+scan_triton.register_autograd(_differentiate, setup_context=_keep)

@@ -1,4 +1,4 @@
-"""The scan's forward pass for the GPU, and the carry from one section of the sequence to the next.
+"""The scan for the GPU: forward, the carry from one section of the sequence to the next, backward.
 
 A program owns one sequence s, one block of DB channels, `each` directions one after the other, and
 one section of the steps. It walks the section chunk by chunk: inside a chunk of T steps the
@@ -10,7 +10,7 @@ Traffic per channel and step of one direction, 4-byte elements, N states: x 4 an
 out is written (first direction: 4) or read and written (8); B and C add 8 N / DB per block, the
 kept states (training) 4 N / T. Four directions: 60 bytes per channel and pixel at N = 1, of which
 out's 24 of re-reading stay in the cache when the image is small. Filling the GPU with a small batch
-has a price (`triton_ops.plan`): directions apart write their outputs side by side, 8 more for the
+has a price (`triton.plan`): directions apart write their outputs side by side, 8 more for the
 sum over them, and sections read x and delta twice. Speed is not measured: no GPU was at hand.
 
 Layout as in `cpu_kernels`: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B, C (K, S, L, N);
@@ -18,20 +18,19 @@ skip, bias (K, D); borders (K, S, chunks, N, D); starts (K, S, sections, N, D); 
 (K, S, sections, D). Direction k reads and writes the channels of x from k * group on.
 """
 
+# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
+# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# What the Triton kernels share: the way through the pixels, step sizes, and the scan's operator.
+# --- The way through the pixels, step sizes, and the scan's operator ------------------------------
 #
 # Channels are the fastest axis of every tensor, so that a row of a tile is one coalesced read
 # whichever way the pixels are walked. A tile is (T steps, DB channels); states are walked one by
 # one, because only one (T, DB) state then has to fit in registers.
-
-
-# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
-# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
 
 
 @triton.jit
@@ -58,7 +57,7 @@ def softplus(x):
     """log(1 + e**x) to a few units in the last place, for small values too; NaN stays NaN.
 
     The GPU's own logarithm is exact in absolute terms only, and step sizes are as small as 1e-4:
-    so log(1 + t) / t is a polynomial for 0 <= t <= 1, the one of `cpu_math`.
+    so log(1 + t) / t is a polynomial for 0 <= t <= 1, the one of `cpu_lanes`.
     """
     t = tl.exp(-tl.abs(x))
     p = -0.0032563784727292254 * t + 0.019907160925644585
@@ -94,9 +93,7 @@ def row(tile, rows, n):
     return tl.sum(tl.where(rows[:, None] == n, tile, 0.0), 0)
 
 
-# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
-# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
-
+# --- The forward pass, and the carry from one section to the next ---------------------------------
 
 SIZES = ["K", "S", "L", "height", "width", "paths", "chunks", "per_section", "sections", "each"]
 
@@ -205,7 +202,7 @@ def carry(
         h = tl.exp(a * span[None, :]) * h + end
 
 
-# The scan's backward pass for the GPU; programs, tiles and layouts as in `triton_kernels`.
+# --- The backward pass; programs, tiles and layouts are those of the forward pass -----------------
 #
 # The states are recomputed chunk by chunk from those kept before every chunk. With g_t the slope of
 # the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a scan from
@@ -216,10 +213,6 @@ def carry(
 # Traffic per channel and step of one direction, 4-byte elements: x, dy and delta 12 read (delta's
 # neighbour comes from the cache), ddelta 4 written, dx 4 or 8, kept states 4 N / T, and 16 N / DB
 # of B, C and the parts of their gradients.
-
-
-# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
-# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -22,9 +22,8 @@ from robustcli.core.errors import RunError
 from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED
-from robustcli.models.options import changed
-from robustcli.models.umamba import VARIANTS, UMamba
-from robustcli.models.umamba_config import Pair, UMambaConfig
+from robustcli.models.model_options import changed
+from robustcli.models.umamba import VARIANTS, Pair, UMamba, UMambaConfig
 from robustcli.models.weight_decay import everything_decays, parameter_groups
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.planner import SMALLEST_EDGE, Topology, batch_size, topology

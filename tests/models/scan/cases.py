@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from robustcli.models.scan import reference
+from robustcli.models.scan import dispatch, reference
 
 Arguments = dict[str, Tensor | None]
 
@@ -57,6 +59,23 @@ def image(
     }
 
 
+def ss2d_by(backend: ModuleType, *args: Any, **kwargs: Any) -> Any:
+    """`ss2d_scan` computed by `backend`, whatever the dispatcher would choose."""
+    return scan_by(backend, "ss2d_scan", *args, **kwargs)
+
+
+def selective_by(backend: ModuleType, *args: Any, **kwargs: Any) -> Any:
+    """`selective_scan` computed by `backend`."""
+    return scan_by(backend, "selective_scan", *args, **kwargs)
+
+
+def scan_by(backend: ModuleType, function: str, *args: Any, **kwargs: Any) -> Any:
+    """The scan called `function`, computed by `backend`."""
+    name = backend.__name__.rsplit(".", 1)[1]
+    with mock.patch.object(dispatch, "choose_backend", return_value=name):
+        return getattr(dispatch, function)(*args, **kwargs)
+
+
 def leaves(arguments: Arguments, dtype: torch.dtype | None = None) -> Arguments:
     """The same values as leaves of a graph, in `dtype`."""
     return {
@@ -71,8 +90,8 @@ def assert_like_reference(
 ) -> None:  # fmt: skip
     """Output and every gradient of `backend.function` are those of the reference in float64."""
     found, exact = leaves(arguments), leaves(arguments, torch.float64)
-    y = getattr(backend, function)(**found, **flags)
-    expected = getattr(reference, function)(**exact, **flags)
+    y = scan_by(backend, function, **found, **flags)
+    expected = scan_by(reference, function, **exact, **flags)
     assert y.shape == expected.shape
     slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
     y.backward(slope)
@@ -120,7 +139,7 @@ def _gradients(
     for name, t in found.items():
         if t is not None:
             t.requires_grad_(name in asked)
-    y = getattr(backend, function)(**found, **flags)
+    y = scan_by(backend, function, **found, **flags)
     slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
     y.backward(slope)
     return {name: None if t is None else t.grad for name, t in found.items()}

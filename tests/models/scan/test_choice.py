@@ -13,19 +13,19 @@ from llvmlite import ir
 
 from robustcli.core.errors import MachineError
 from robustcli.models.scan import (
+    base,
     choice,
     cpu,
     cpu_kernels,
     mamba_ssm,
-    reasons,
     reference,
     selective_scan,
     selfcheck,
     ss2d_scan,
     triton,
 )
-from robustcli.models.scan.cpu_ops import run
-from robustcli.models.scan.reasons import Broken
+from robustcli.models.scan.base import Broken
+from robustcli.models.scan.cpu import run
 from tests.models.scan.cases import image, sequence
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -35,7 +35,7 @@ REAL_TRIAL = choice._trial
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """No choice of another test is remembered, and none of these is kept."""
-    caches = (REAL_TRIAL, choice._warn_once, reasons.missing)
+    caches = (REAL_TRIAL, choice._warn_once, base.missing)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.delenv(choice.VARIABLE, raising=False)
@@ -70,10 +70,10 @@ def test_a_kernel_that_fails_is_left_with_one_warning(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(cpu, "ss2d_scan", fail)
+    monkeypatch.setattr(cpu, "scan", fail)
     expected = (
         "`cpu` is installed but does not work: its kernels fail: RuntimeError: Failed to find C "
-        r"compiler\. Installed are .* The scan runs as a loop .* slower"
+        r"compiler\. The kernels .* Installed are .* The scan runs as a loop .* slower"
     )
     with pytest.warns(choice.ScanWarning, match=expected):
         assert choice.choose_backend(CPU, torch.float32) == "reference"
@@ -87,7 +87,7 @@ INSTALLED = r"Installed are numba [\d.]+ and llvmlite [\d.]+; the kernels are te
 
 
 def test_a_numba_without_what_the_kernels_import_is_left_with_the_reason(monkeypatch):
-    kernels = [m for m in sys.modules if re.match(r"robustcli\.models\.scan\.cpu_(?!ops|team)", m)]
+    kernels = [m for m in sys.modules if re.match(r"robustcli\.models\.scan\.cpu_", m)]
     for module in kernels:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delattr(numba.core.imputils, "lower_builtin")
@@ -133,10 +133,12 @@ def test_kernels_are_compiled_where_no_cache_can_be_written(monkeypatch):
 
 
 def test_each_of_the_two_scans_is_tried_by_itself(monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("no such instruction")
+    def fail_on_sequences(laid, walk, scan=cpu.scan):
+        if not walk.directions:
+            raise RuntimeError("no such instruction")
+        return scan(laid, walk)
 
-    monkeypatch.setattr(cpu, "selective_scan", fail)
+    monkeypatch.setattr(cpu, "scan", fail_on_sequences)
     assert choice.choose_backend(CPU, torch.float32) == "cpu"
     with pytest.warns(choice.ScanWarning, match="its kernels fail: RuntimeError: no such instr"):
         y = selective_scan(**sequence(1, 2, 3, 1))
@@ -154,7 +156,7 @@ def test_a_library_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):
     (tmp_path / "halfway").mkdir()
     (tmp_path / "halfway" / "__init__.py").write_text("raise OSError('libcuda.so.1: no such file')")
     monkeypatch.syspath_prepend(tmp_path)
-    reason = reasons.missing("halfway", "halfway")
+    reason = base.missing("halfway", "halfway")
     assert isinstance(reason, Broken)
     assert "cannot be used: OSError: libcuda.so.1: no such file" in reason
     monkeypatch.setattr(cpu, "available", lambda: reason)
@@ -163,7 +165,7 @@ def test_a_library_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):
 
 
 def test_a_library_that_is_absent_is_no_warning():
-    reason = reasons.missing("no_such_library", "no_such_library")
+    reason = base.missing("no_such_library", "no_such_library")
     assert reason == "no_such_library is not installed (`pip install no_such_library`)."
     assert not isinstance(reason, Broken)
 
@@ -239,14 +241,14 @@ def test_exports_with_the_operator_inside(inputs, strict):
 def late(scan, of_gradients):
     """`scan`, wrong from step 2,000 on: in its output, or in the gradients alone."""
 
-    def wrong(*args, **kwargs):
-        y = scan(*args, **kwargs)
-        if y.shape[-1] < 2000:
-            return y
+    def wrong(laid, walk):
+        y, state = scan(laid, walk)
+        if y.shape[1] < 2000:
+            return y, state
         if of_gradients:
-            y.register_hook(lambda slope: torch.cat([slope[..., :2000], -slope[..., 2000:]], -1))
-            return y
-        return torch.cat([y[..., :2000], y[..., 2000:] * 1.01], -1)
+            y.register_hook(lambda slope: torch.cat([slope[:, :2000], -slope[:, 2000:]], 1))
+            return y, state
+        return torch.cat([y[:, :2000], y[:, 2000:] * 1.01], 1), state
 
     return wrong
 
@@ -255,7 +257,7 @@ def late(scan, of_gradients):
 @pytest.mark.parametrize("of_gradients", [True, False])
 def test_a_kernel_that_is_wrong_on_long_sequences_alone_is_left(monkeypatch, of_gradients, scan):
     assert selfcheck.LONG > 2048
-    monkeypatch.setattr(cpu, scan, late(getattr(cpu, scan), of_gradients))
+    monkeypatch.setattr(cpu, "scan", late(cpu.scan, of_gradients))
     with pytest.warns(choice.ScanWarning, match="kernels compute wrongly: "):
         assert choice.choose_backend(CPU, torch.float32, scan=scan) == "reference"
 

@@ -8,8 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.models.scan import cpu, reference
-from tests.models.scan.cases import assert_close, assert_like_reference, image, leaves, sequence
+from robustcli.models.scan import cpu, reference, ss2d_scan
+from tests.models.scan.cases import (
+    assert_close,
+    assert_like_reference,
+    image,
+    leaves,
+    selective_by,
+    sequence,
+    ss2d_by,
+)
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -59,13 +67,13 @@ def test_batch_of_64():
 
 def test_layouts_do_not_matter():
     arguments = image(2, 24, 5, 6, 2)
-    expected = cpu.ss2d_scan(**arguments)
+    expected = ss2d_by(cpu, **arguments)
     arguments["x"] = arguments["x"].to(memory_format=torch.channels_last)
     arguments["delta"] = (
         arguments["delta"].permute(1, 0, 3, 4, 2).contiguous().permute(1, 0, 4, 2, 3)
     )
     arguments["B"] = torch.cat([arguments["B"]] * 2, 2)[:, :, :2]
-    assert torch.equal(cpu.ss2d_scan(**arguments), expected)
+    assert torch.equal(ss2d_by(cpu, **arguments), expected)
 
 
 def test_threads_do_not_change_a_bit():
@@ -75,7 +83,7 @@ def test_threads_do_not_change_a_bit():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             given_now = leaves(arguments)
-            y = cpu.ss2d_scan(**given_now)
+            y = ss2d_by(cpu, **given_now)
             y.sum().backward()
             found.append([y.detach(), *(tensor.grad for tensor in given_now.values())])
     finally:
@@ -88,23 +96,23 @@ def test_threads_do_not_change_a_bit():
 def test_half_inputs_keep_a_float32_state(dtype):
     arguments = image(1, 8, 6, 6, 4)
     halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
-    y = cpu.ss2d_scan(**halves)
+    y = ss2d_by(cpu, **halves)
     assert y.dtype == torch.float32
-    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in halves.items()}), 2e-6)
+    assert_close("y", y, ss2d_by(reference, **{k: v.double() for k, v in halves.items()}), 2e-6)
 
 
 def test_last_state():
     arguments = sequence(2, 7, 33, 5, options=False)
-    _, found = cpu.selective_scan(**arguments, return_last_state=True, delta_softplus=True)
+    _, found = selective_by(cpu, **arguments, return_last_state=True, delta_softplus=True)
     exact = {k: None if v is None else v.double() for k, v in arguments.items()}
-    _, expected = reference.selective_scan(**exact, return_last_state=True, delta_softplus=True)
+    _, expected = selective_by(reference, **exact, return_last_state=True, delta_softplus=True)
     assert_close("state", found, expected, 2e-6)
 
 
 def test_gradient_through_the_last_state():
     found, exact = (leaves(sequence(2, 7, 33, 5, options=False), d) for d in (None, torch.float64))
     for backend, given_now in ((cpu, found), (reference, exact)):
-        _, last = backend.selective_scan(**given_now, return_last_state=True, delta_softplus=True)
+        _, last = selective_by(backend, **given_now, return_last_state=True, delta_softplus=True)
         (last**2).sum().backward()
     for name in ("u", "delta", "A", "B"):
         assert_close(name, found[name].grad, exact[name].grad, 5e-6)
@@ -114,9 +122,9 @@ def test_gradient_through_the_last_state():
 @pytest.mark.parametrize("name", ["x", "delta", "B"])
 def test_bad_values_go_through_and_stay_in_their_sequence(name, value):
     arguments = image(2, 20, 4, 4, 2)
-    clean = cpu.ss2d_scan(**arguments)
+    clean = ss2d_by(cpu, **arguments)
     arguments[name][0].view(-1)[7] = value
-    y = cpu.ss2d_scan(**arguments)
+    y = ss2d_by(cpu, **arguments)
     harmless = name == "delta" and value == -math.inf  # softplus makes it a step of zero
     assert harmless or not torch.isfinite(y[0]).all()
     assert torch.equal(y[1], clean[1])
@@ -125,9 +133,9 @@ def test_bad_values_go_through_and_stay_in_their_sequence(name, value):
 def test_large_activations_do_not_overflow_the_exponential():
     arguments = image(1, 16, 5, 5, 4)
     arguments["delta"] = arguments["delta"] * 1e4
-    y = cpu.ss2d_scan(**arguments)
+    y = ss2d_by(cpu, **arguments)
     assert torch.isfinite(y).all()
-    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in arguments.items()}), 1e-5)
+    assert_close("y", y, ss2d_by(reference, **{k: v.double() for k, v in arguments.items()}), 1e-5)
 
 
 # The check itself looks at `.grad` of tensors that are no leaves.
@@ -157,13 +165,13 @@ def test_a_forked_process_scans_like_its_parent():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        expected = cpu.ss2d_scan(**arguments)  # torch's OpenMP pool exists from here on
+        expected = ss2d_by(cpu, **arguments)  # torch's OpenMP pool exists from here on
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             code = 1  # for an exception, which must not return into pytest
             try:
-                os.write(write, cpu.ss2d_scan(**arguments).numpy().tobytes())
+                os.write(write, ss2d_by(cpu, **arguments).numpy().tobytes())
                 code = 0
             finally:
                 os._exit(code)
@@ -178,13 +186,13 @@ def test_a_forked_process_scans_like_its_parent():
 
 def test_compiles_without_a_graph_break():
     arguments = image(1, 8, 4, 4, 2)
-    compiled = torch.compile(cpu.ss2d_scan, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**arguments), cpu.ss2d_scan(**arguments))
+    compiled = torch.compile(ss2d_scan, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**arguments), ss2d_scan(**arguments))
 
 
 def test_parameters_need_not_be_contiguous():
     arguments = image(1, 6, 3, 4, 2)
-    expected = cpu.ss2d_scan(**arguments)
+    expected = ss2d_by(cpu, **arguments)
     arguments["A"] = arguments["A"].t().contiguous().t()
     arguments["D"] = torch.stack([arguments["D"]] * 2, 1)[:, 0]
-    assert torch.equal(cpu.ss2d_scan(**arguments), expected)
+    assert torch.equal(ss2d_by(cpu, **arguments), expected)

@@ -8,8 +8,8 @@ import torch
 
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import cpu, reference, ss2d_scan
-from robustcli.models.scan.layout import CODES, CROSS, packed, pixel_orders
-from tests.models.scan.cases import assert_like_reference, image
+from robustcli.models.scan.base import CODES, CROSS, packed, pixel_orders
+from tests.models.scan.cases import assert_like_reference, image, ss2d_by
 
 ONE_WAY = ("row",) * 4
 TWO_WAYS = ("row", "row", "row-reversed", "row-reversed")
@@ -50,7 +50,7 @@ def by_loops(arguments, directions):
 @pytest.mark.parametrize("directions", [CROSS, ONE_WAY, TWO_WAYS, THREE, ("column",)])
 def test_against_loops(backend, directions):
     arguments = image(2, 2, 3, 4, 2, directions=len(directions))
-    found = backend.ss2d_scan(**arguments, directions=directions)
+    found = ss2d_by(backend, **arguments, directions=directions)
     torch.testing.assert_close(found.double(), by_loops(arguments, directions), rtol=0, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_the_door_takes_directions():
     arguments = image(1, 3, 2, 3, 1, directions=3)
     torch.testing.assert_close(
         ss2d_scan(**arguments, directions=THREE),
-        reference.ss2d_scan(**arguments, directions=THREE),
+        ss2d_by(reference, **arguments, directions=THREE),
     )
 
 

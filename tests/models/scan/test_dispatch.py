@@ -4,40 +4,40 @@ import pytest
 import torch
 
 from robustcli.core.errors import MachineError, UsageError
-from robustcli.models.scan import cpu, dispatch, selective_scan, ss2d_scan
-from robustcli.models.scan.selfcheck import worst_error
+from robustcli.models.scan import choice, cpu, selective_scan, ss2d_scan
+from robustcli.models.scan.selfcheck import SCANS, worst_error
 from tests.models.scan.cases import image, sequence
 
 
 def test_the_cpu_kernels_serve_float32_and_the_reference_float64():
-    assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "cpu"
-    assert dispatch.choose_backend(torch.device("cpu"), torch.float64) == "reference"
-    assert dispatch.choose_backend(torch.device("xpu"), torch.float32) == "reference"
+    assert choice.choose_backend(torch.device("cpu"), torch.float32) == "cpu"
+    assert choice.choose_backend(torch.device("cpu"), torch.float64) == "reference"
+    assert choice.choose_backend(torch.device("xpu"), torch.float32) == "reference"
 
 
 def test_a_backend_can_be_forced(monkeypatch):
-    monkeypatch.setenv(dispatch.VARIABLE, "Reference")
-    assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "reference"
+    monkeypatch.setenv(choice.VARIABLE, "Reference")
+    assert choice.choose_backend(torch.device("cpu"), torch.float32) == "reference"
 
 
 def test_an_unknown_backend_is_named(monkeypatch):
-    monkeypatch.setenv(dispatch.VARIABLE, "cpuu")
+    monkeypatch.setenv(choice.VARIABLE, "cpuu")
     with pytest.raises(UsageError, match=r"No scan backend is called `cpuu`.\nDid you mean `cpu`"):
-        dispatch.choose_backend(torch.device("cpu"), torch.float32)
+        choice.choose_backend(torch.device("cpu"), torch.float32)
 
 
 def test_a_forced_backend_that_is_absent_says_why(monkeypatch):
-    monkeypatch.setenv(dispatch.VARIABLE, "cpu")
+    monkeypatch.setenv(choice.VARIABLE, "cpu")
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
     with pytest.raises(
         MachineError, match=r"`ROBUST_SCAN_BACKEND=cpu` cannot be used.\nnumba is not"
     ):
-        dispatch.choose_backend(torch.device("cpu"), torch.float32)
+        choice.choose_backend(torch.device("cpu"), torch.float32)
 
 
 def test_without_numba_the_reference_serves(monkeypatch):
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
-    assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "reference"
+    assert choice.choose_backend(torch.device("cpu"), torch.float32) == "reference"
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,9 @@ def test_complex_numbers_and_other_devices_are_refused():
 def test_the_self_check_finds_a_broken_backend(monkeypatch):
     assert worst_error(cpu) < 1e-5  # what `robust doctor` allows: sums of 2,100 terms in float32
 
-    def broken(x, *rest, delta_bias, delta_softplus):
-        return x * rest[2].sum() + sum(r.sum() for r in rest) + delta_bias.sum()
+    def broken(laid, walk):
+        return laid.x * laid.B.sum() + sum(t.sum() for t in laid), None
 
-    for scan in ("ss2d_scan", "selective_scan"):
-        monkeypatch.setattr(cpu, scan, broken)
-        assert worst_error(cpu) > 0.1
-        monkeypatch.undo()
+    monkeypatch.setattr(cpu, "scan", broken)
+    for scan in SCANS:
+        assert worst_error(cpu, scans=(scan,)) > 0.1

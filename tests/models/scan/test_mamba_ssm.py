@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from robustcli.core.errors import MachineError
-from robustcli.models.scan import choice, mamba_ssm, reasons, reference
-from tests.models.scan.cases import assert_close, assert_like_reference, image, sequence
+from robustcli.models.scan import base, choice, mamba_ssm, reference
+from tests.models.scan.cases import (
+    assert_close,
+    assert_like_reference,
+    image,
+    selective_by,
+    sequence,
+    ss2d_by,
+)
 
 INTERFACE = """
 import torch
 from robustcli.models.scan import reference
+from tests.models.scan.cases import selective_by
 
 calls = []
 
@@ -22,8 +30,8 @@ def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_
     assert u.dtype == delta.dtype == B.dtype == C.dtype  # as the compiled kernel demands
     assert A.dtype == torch.float32
     assert all(t is None or t.dtype == torch.float32 for t in (D, delta_bias))
-    return reference.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
+    return selective_by(
+        reference, u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
     )
 """
 
@@ -37,11 +45,11 @@ def build(monkeypatch, tmp_path):
     (tmp_path / "mamba_ssm/ops/selective_scan_interface.py").write_text(INTERFACE)
     (tmp_path / "selective_scan_cuda.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    reasons.missing.cache_clear()
+    base.missing.cache_clear()
     yield tmp_path
     for name in [n for n in sys.modules if n.split(".")[0] == "mamba_ssm"]:
         del sys.modules[name]
-    reasons.missing.cache_clear()
+    base.missing.cache_clear()
 
 
 @pytest.mark.usefixtures("build")
@@ -60,8 +68,8 @@ def test_an_image(directions):
 @pytest.mark.usefixtures("build")
 def test_the_last_state_comes_too():
     arguments = sequence(1, 3, 5, 2)
-    found = mamba_ssm.selective_scan(**arguments, delta_softplus=True, return_last_state=True)
-    exact = reference.selective_scan(**arguments, delta_softplus=True, return_last_state=True)
+    found = selective_by(mamba_ssm, **arguments, delta_softplus=True, return_last_state=True)
+    exact = selective_by(reference, **arguments, delta_softplus=True, return_last_state=True)
     torch.testing.assert_close(found, exact)
 
 
@@ -69,17 +77,17 @@ def test_the_last_state_comes_too():
 def test_an_image_of_halves_is_summed_in_float32():
     arguments = image(1, 3, 4, 3, 2)
     halves = {k: v.half() if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
-    y = mamba_ssm.ss2d_scan(**halves)
+    y = ss2d_by(mamba_ssm, **halves)
     assert y.dtype == torch.float32
     assert sys.modules["mamba_ssm.ops.selective_scan_interface"].calls == [torch.float32]
-    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in halves.items()}), 2e-6)
+    assert_close("y", y, ss2d_by(reference, **{k: v.double() for k, v in halves.items()}), 2e-6)
 
 
 @pytest.mark.usefixtures("build")
 def test_mixed_dtypes_become_the_inputs():
     arguments = sequence(1, 3, 5, 2)
     arguments["u"], arguments["D"] = arguments["u"].half(), arguments["D"].half()
-    assert mamba_ssm.selective_scan(**arguments, delta_softplus=True).dtype == torch.float16
+    assert selective_by(mamba_ssm, **arguments, delta_softplus=True).dtype == torch.float16
 
 
 def test_it_says_why_it_is_off_and_how_to_get_it(monkeypatch, build):

@@ -90,7 +90,7 @@ def test_an_images_scan_comes_back_to_the_gpu(
     }
     with torch.no_grad():
         expected = ss2d_scan(**arguments)
-    monkeypatch.setattr(reference, "ss2d_scan", None)  # would be called by a loop in Python
+    monkeypatch.setattr(reference, "scan", None)  # would be called by a loop in Python
     with torch.no_grad(), FakeMps():
         y = ss2d_scan(**sent(arguments))
     assert (y.device, y.dtype) == (MPS, torch.float32)

@@ -5,7 +5,7 @@ import torch
 
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import cpu, reference, selective_scan, ss2d_scan
-from tests.models.scan.cases import assert_close, image, leaves, sequence
+from tests.models.scan.cases import assert_close, image, leaves, selective_by, sequence, ss2d_by
 
 BACKENDS = [reference, cpu]
 LARGE = ("x", "delta", "B", "C", "u", "z")
@@ -23,12 +23,12 @@ def exact(arguments):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(backend, dtype):
     arguments = halves(image(1, 6, 4, 5, 3), dtype)
-    plain = backend.ss2d_scan(**arguments)
+    plain = ss2d_by(backend, **arguments)
     with torch.autocast("cpu", dtype):
-        found = backend.ss2d_scan(**arguments)
+        found = ss2d_by(backend, **arguments)
     assert found.dtype == torch.float32
     assert torch.equal(found, plain)
-    assert_close("y", found, reference.ss2d_scan(**exact(arguments)), 2e-6)
+    assert_close("y", found, ss2d_by(reference, **exact(arguments)), 2e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -38,7 +38,7 @@ def test_a_long_memory_survives_autocast(backend):
     arguments = {"u": ones, "delta": ones, "A": torch.full((1, 1), -1e-9), "B": ones, "C": ones}
     with torch.autocast("cpu", torch.bfloat16):
         given = {k: v.bfloat16() if k in LARGE else v for k, v in arguments.items()}
-        _, last = backend.selective_scan(**given, return_last_state=True)
+        _, last = selective_by(backend, **given, return_last_state=True)
     assert last.dtype == torch.float32
     assert last.item() == pytest.approx(3000, rel=1e-4)
 
@@ -48,7 +48,7 @@ def test_large_activations_in_float16_give_no_nan(backend):
     arguments = image(1, 6, 6, 6, 4)
     arguments["x"] = (arguments["x"] * 2e4).clamp(-6e4, 6e4)  # float16 ends at 65,504
     given = leaves(halves(arguments, torch.float16))
-    y = backend.ss2d_scan(**given)
+    y = ss2d_by(backend, **given)
     assert torch.isfinite(y).all()
     assert y.abs().max() > 65_504
     y.mean().backward()
@@ -63,7 +63,7 @@ def test_mixed_dtypes_are_taken(name):
     arguments[name] = arguments[name].half()
     y = selective_scan(**arguments, delta_softplus=True)
     assert y.dtype == arguments["u"].dtype
-    expected = reference.selective_scan(**exact(arguments), delta_softplus=True)
+    expected = selective_by(reference, **exact(arguments), delta_softplus=True)
     assert_close("y", y, expected, 1e-3 if name == "u" else 5e-6)
 
 
@@ -83,4 +83,4 @@ def test_float64_is_computed_in_float64():
     arguments = exact(image(1, 3, 3, 3, 2))
     found = ss2d_scan(**arguments)
     assert found.dtype == torch.float64
-    assert torch.equal(found, reference.ss2d_scan(**arguments))
+    assert torch.equal(found, ss2d_by(reference, **arguments))

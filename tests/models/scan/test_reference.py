@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from robustcli.models.scan import cpu, reference
-from robustcli.models.scan.layout import pixel_orders
-from tests.models.scan.cases import image, leaves, sequence
+from robustcli.models.scan.base import pixel_orders
+from tests.models.scan.cases import image, leaves, selective_by, sequence, ss2d_by
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SHARED = Path(__file__).parents[3].parent / "shared" / "golden"
@@ -23,7 +23,7 @@ def test_official_scan_and_gradients():
     golden = tensors(GOLDEN / "scan1d.npz")
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     given = leaves({name: golden[name] for name in names})
-    y, last = reference.selective_scan(**given, delta_softplus=True, return_last_state=True)
+    y, last = selective_by(reference, **given, delta_softplus=True, return_last_state=True)
     torch.testing.assert_close(y, golden["y"], rtol=0, atol=1e-13)
     torch.testing.assert_close(last, golden["last_state"], rtol=0, atol=1e-13)
     y.backward(golden["g_y"])
@@ -34,7 +34,7 @@ def test_official_scan_and_gradients():
 def test_official_scan_without_its_options():
     golden = tensors(GOLDEN / "scan1d.npz")
     delta = golden["delta"].abs() * 0.1
-    y = reference.selective_scan(golden["u"], delta, golden["A"], golden["B"], golden["C"])
+    y = selective_by(reference, golden["u"], delta, golden["A"], golden["B"], golden["C"])
     expected = golden["y_delta_absx0p1_noD_nobias_nosoftplus"]
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
 
@@ -60,7 +60,7 @@ def test_official_cross_scan_and_merge(states):
         "B": by_pixel(golden["B"]), "C": by_pixel(golden["C"]), "D": golden["D"],
         "delta_bias": golden["delta_bias"],
     })  # fmt: skip
-    y = reference.ss2d_scan(**given)
+    y = ss2d_by(reference, **given)
     torch.testing.assert_close(y.flatten(2), golden["merged"], rtol=0, atol=1e-13)
     (y.flatten(2) * golden["g_merged"]).sum().backward()
     for name in ("x", "A", "D", "delta_bias"):
@@ -73,10 +73,10 @@ def test_official_cross_scan_and_merge(states):
 def test_gradcheck():
     given = leaves(sequence(2, 3, 5, 2), torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *t: reference.selective_scan(*t, delta_softplus=True), tuple(given.values())
+        lambda *t: selective_by(reference, *t, delta_softplus=True), tuple(given.values())
     )
     given = leaves(image(1, 2, 2, 3, 2), torch.float64)
-    assert torch.autograd.gradcheck(lambda *t: reference.ss2d_scan(*t), tuple(given.values()))
+    assert torch.autograd.gradcheck(lambda *t: ss2d_by(reference, *t), tuple(given.values()))
 
 
 def test_pixel_orders_by_hand():
@@ -97,7 +97,7 @@ def test_constant_system_is_a_convolution():
     B, C = torch.randn((2, states), generator=generator, dtype=torch.float64)
     x = torch.randn(steps, generator=generator, dtype=torch.float64)
     dt = 0.3
-    y = reference.selective_scan(
+    y = selective_by(reference,
         x.view(1, 1, -1), torch.full((1, 1, steps), dt, dtype=torch.float64), A,
         B.view(1, -1, 1).expand(1, states, steps), C.view(1, -1, 1).expand(1, states, steps),
     )  # fmt: skip
@@ -115,7 +115,7 @@ def test_the_scan_of_the_tumour_paper(backend):
 
     with np.load(SHARED / "seeds_blocks.npz") as arrays:
         expected = torch.from_numpy(arrays["scan.out"])
-    y = backend.selective_scan(
+    y = selective_by(backend,
         made(1, 2, 5, 20), made(2, 2, 5, 20), -made(3, 5, 4).exp(), made(4, 2, 4, 20),
         made(5, 2, 4, 20), made(6, 5), made(7, 2, 5, 20), made(8, 5), delta_softplus=True,
     )  # fmt: skip

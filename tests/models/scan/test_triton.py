@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan import choice, reference, selfcheck, triton, triton_ops
+from robustcli.models.scan import choice, reference, selfcheck, triton
 from tests.models.scan.cases import (
     SUBSETS,
     assert_close,
@@ -23,7 +23,9 @@ from tests.models.scan.cases import (
     assert_like_reference,
     image,
     leaves,
+    selective_by,
     sequence,
+    ss2d_by,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -47,14 +49,14 @@ def tiny(monkeypatch):
     if triton.available() is not None:
         pytest.skip(str(triton.available()))
     if INTERPRETED:
-        monkeypatch.setattr(triton_ops, "TILE", 32)
+        monkeypatch.setattr(triton, "TILE", 32)
 
 
 @pytest.fixture(params=["merged", "by direction", "in sections"])
 def cut(request, monkeypatch, tiny):
     """Each way to cut the work into programs."""
     wanted = {"merged": 1, "by direction": 6, "in sections": 64}[request.param]
-    monkeypatch.setattr(triton_ops, "wanted_programs", lambda _: wanted)
+    monkeypatch.setattr(triton, "wanted_programs", lambda _: wanted)
 
 
 def on_device(arguments):
@@ -113,7 +115,7 @@ def test_without_softplus_and_with_the_last_state():
     arguments["delta"] = arguments["delta"].abs() * 0.1
     found, exact = (leaves(on_device(arguments), d) for d in (None, torch.float64))
     for backend, given in ((triton, found), (reference, exact)):
-        y, last = backend.selective_scan(**given, return_last_state=True)
+        y, last = selective_by(backend, **given, return_last_state=True)
         (y.sum() + (last**2).sum()).backward()
     for name in ("u", "delta", "A", "B", "C"):
         assert_close(name, found[name].grad, exact[name].grad, 5e-6)
@@ -125,7 +127,7 @@ def test_half_inputs_keep_a_float32_state_and_get_half_gradients(dtype):
     arguments = on_device(image(1, 3, 3, 3, 2))
     halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
     given, exact = leaves(halves), leaves(halves, torch.float64)
-    y, expected = triton.ss2d_scan(**given), reference.ss2d_scan(**exact)
+    y, expected = ss2d_by(triton, **given), ss2d_by(reference, **exact)
     assert y.dtype == torch.float32
     assert_close("y", y, expected, 2e-6)
     y.sum().backward()
@@ -138,11 +140,11 @@ def test_half_inputs_keep_a_float32_state_and_get_half_gradients(dtype):
 @kernels
 def test_layouts_do_not_matter():
     arguments = on_device(image(1, 4, 2, 3, 2))
-    expected = triton.ss2d_scan(**arguments)
+    expected = ss2d_by(triton, **arguments)
     arguments["x"] = arguments["x"].to(memory_format=torch.channels_last)
     arguments["A"] = arguments["A"].t().contiguous().t()
     arguments["B"] = torch.cat([arguments["B"]] * 2, 2)[:, :, :2]
-    assert torch.equal(triton.ss2d_scan(**arguments), expected)
+    assert torch.equal(ss2d_by(triton, **arguments), expected)
 
 
 @kernels
@@ -150,10 +152,10 @@ def test_layouts_do_not_matter():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_bad_values_go_through_and_stay_in_their_sequence(value):
     arguments = on_device(image(2, 3, 2, 3, 1))
-    clean = triton.ss2d_scan(**arguments)
+    clean = ss2d_by(triton, **arguments)
     arguments["x"][0, 1, 0, 1] = value
     given = leaves(arguments)
-    y = triton.ss2d_scan(**given)
+    y = ss2d_by(triton, **given)
     y.sum().backward()
     assert not torch.isfinite(y[0, 1]).all()
     assert torch.equal(y[1], clean[1])
@@ -172,7 +174,7 @@ def test_the_same_call_gives_the_same_bits():
     arguments = on_device(image(1, 3, 3, 3, 2))
     twice = [leaves(arguments), leaves(arguments)]
     for given in twice:
-        triton.ss2d_scan(**given).sum().backward()
+        ss2d_by(triton, **given).sum().backward()
     for name in arguments:
         assert torch.equal(twice[0][name].grad, twice[1][name].grad)
 
@@ -180,7 +182,7 @@ def test_the_same_call_gives_the_same_bits():
 @kernels
 @pytest.mark.parametrize("wanted", [1, 64], ids=["merged", "in sections"])
 def test_gradients_nobody_asks_for_change_no_bit_of_the_others(monkeypatch, wanted):
-    monkeypatch.setattr(triton_ops, "wanted_programs", lambda _: wanted)
+    monkeypatch.setattr(triton, "wanted_programs", lambda _: wanted)
     arguments = on_device(image(1, 5, 1, 5, 2))  # two chunks
     # The GPU's compiler may fuse other multiplications where the code around them is another.
     assert_gradients_asked_for(triton, "ss2d_scan", arguments, SUBSETS, 0 if INTERPRETED else 2e-6)
@@ -212,7 +214,7 @@ def test_kernels_are_told_what_is_wanted_and_no_array_is_made_for_the_rest(monke
     arguments = on_device(image(1, 2, 2, 2, 2))
     for name in ("x", "C"):
         arguments[name].requires_grad_()
-    triton.ss2d_scan(**arguments).sum().backward()
+    ss2d_by(triton, **arguments).sum().backward()
     (given, settings), places = told[0], kernel.arg_names
     flags = {name.removeprefix("OF_") for name, yes in settings.items() if "OF_" in name and yes}
     assert flags == {"X", "C"}
@@ -255,9 +257,9 @@ def test_autocast_keeps_the_state_in_float32():
     arguments = on_device(image(1, 8, 8, 8, 4))
     arguments["x"] = arguments["x"].half() * 1e3
     with torch.autocast("cuda", torch.float16):
-        y = triton.ss2d_scan(**arguments)
+        y = ss2d_by(triton, **arguments)
     assert y.dtype == torch.float32
-    assert_close("y", y, reference.ss2d_scan(**{k: v.double() for k, v in arguments.items()}), 1e-5)
+    assert_close("y", y, ss2d_by(reference, **{k: v.double() for k, v in arguments.items()}), 1e-5)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="says the opposite")
@@ -270,11 +272,11 @@ def test_it_says_why_it_is_off(monkeypatch):
 
 
 def test_more_numbers_than_the_kernels_count_are_refused():
-    side, empty = 2**15, torch.zeros(1)
+    side, A = 2**15, torch.empty(2, 1, device="meta")
     x = torch.empty(1, 2, side, side, device="meta")
     each = torch.empty(1, 1, 2, side, side, device="meta")
     with pytest.raises(UsageError, match=r"1073741824 steps of 2 channels are too many.\nThe Trit"):
-        triton.ss2d_scan(x, each, empty.expand(2, 1), each, each, directions=("row",))
+        ss2d_by(triton, x, each, A, each[:, :, :1], each[:, :, :1], directions=("row",))
 
 
 def test_it_refuses_what_it_does_not_take():
@@ -297,7 +299,7 @@ def test_operators_pass_torchs_own_checks():
         test_utils=CHECKS,
     )  # fmt: skip
     tensors = [t.detach() for t in tensors]
-    y, state, borders = triton_ops.scan_triton(*tensors, 1, 5, 0, 3, True, True)
+    y, state, borders = triton.scan_triton(*tensors, 1, 5, 0, 3, True, True)
     ones = torch.ones_like(y), torch.ones_like(state)
     for asked in ([True] * 7, [True, True, False, True, True, False, False], [False] * 6 + [True]):
         torch.library.opcheck(

@@ -20,10 +20,10 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.models.registry import architecture
+from robustcli.models.architectures import architecture
 from robustcli.nnunet.normalisation import Channel
-from robustcli.nnunet.plan import NnUNetPlan
 from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.cache import Decoded
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Part

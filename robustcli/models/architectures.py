@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from robustcli.models.weight_decay import Decays
 
+
 _ROOM = "robustcli.models"
 
 

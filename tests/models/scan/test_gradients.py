@@ -8,8 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustcli.models.scan import cpu, cpu_ops, layout, reference
-from tests.models.scan.cases import SUBSETS, assert_gradients_asked_for, image, sequence
+from robustcli.models.scan import base, cpu, reference, ss2d_scan
+from tests.models.scan.cases import (
+    SUBSETS,
+    assert_gradients_asked_for,
+    image,
+    scan_by,
+    sequence,
+    ss2d_by,
+)
 
 
 @pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
@@ -34,14 +41,14 @@ def by_step():
 @pytest.fixture
 def written(monkeypatch):
     """The arrays that the kernels of the backward pass were given to write, one list a call."""
-    calls, work = [], cpu_ops._work
+    calls, work = [], cpu._work
 
     def spy(name, *rest):
         if name == "backward":
             calls.append(rest[-1])
         work(name, *rest)
 
-    monkeypatch.setattr(cpu_ops, "_work", spy)
+    monkeypatch.setattr(cpu, "_work", spy)
     return calls
 
 
@@ -52,25 +59,25 @@ def test_no_array_is_made_for_what_nobody_wants(written, function, names):
     places = [name for name in arguments if name != "z"]
     for name in names:
         arguments["u" if name == "x" and "u" in arguments else name].requires_grad_()
-    getattr(cpu, function)(**arguments).sum().backward()
+    scan_by(cpu, function, **arguments).sum().backward()
     expected = [("x" if name == "u" else name) in names for name in places]
     assert [[t is not None for t in call] for call in written] == [expected]
 
 
 @pytest.mark.parametrize("names", SUBSETS)
 def test_states_are_kept_only_for_gradients_that_read_them(monkeypatch, names):
-    kept, scan = [], cpu_ops.scan_cpu
+    kept, scan = [], cpu.scan_cpu
 
     def spy(*arguments):
         found = scan(*arguments)
         kept.append(found[2].numel() > 0)
         return found
 
-    monkeypatch.setattr(cpu_ops, "scan_cpu", spy)
+    monkeypatch.setattr(cpu, "scan_cpu", spy)
     arguments = image(1, 3, 2, 2, 2)
     for name in names:
         arguments[name].requires_grad_()
-    cpu.ss2d_scan(**arguments)
+    ss2d_by(cpu, **arguments)
     assert kept == [bool({"delta", "A", "C", "delta_bias"} & set(names))]
 
 
@@ -81,7 +88,7 @@ def test_operators_pass_torchs_own_checks(asked):
     tensors = by_step()
     given = [t.requires_grad_() if n in asked else t for n, t in enumerate(tensors)]
     torch.library.opcheck(torch.ops.robustcli.scan_cpu, (*given, True, True))
-    y, state, borders = cpu_ops.scan_cpu(*tensors, True, True)
+    y, state, borders = cpu.scan_cpu(*tensors, True, True)
     fixed = [t.detach() for t in (*tensors, borders)]
     ones = torch.ones_like(y.detach()), torch.ones_like(state.detach())
     torch.library.opcheck(
@@ -91,9 +98,9 @@ def test_operators_pass_torchs_own_checks(asked):
 
 @pytest.mark.parametrize("names", [("x", "delta", "B", "C"), ("x",), ("A", "D")])
 def test_compiled_it_asks_for_the_same(names):
-    compiled = torch.compile(cpu.ss2d_scan, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(ss2d_scan, fullgraph=True, backend="aot_eager")
     found = []
-    for scan in (cpu.ss2d_scan, compiled):
+    for scan in (ss2d_scan, compiled):
         arguments = image(1, 8, 4, 4, 2)
         for name in names:
             arguments[name].requires_grad_()
@@ -108,11 +115,11 @@ def test_compiled_it_asks_for_the_same(names):
 def test_autograd_fills_no_array_with_zeros_for_the_kept_states(monkeypatch, used):
     given = []
     monkeypatch.setattr(
-        cpu_ops, "slopes_or_zeros",
-        lambda x, A, *found: given.append(found) or layout.slopes_or_zeros(x, A, *found),
+        cpu, "slopes_or_zeros",
+        lambda x, A, *found: given.append(found) or base.slopes_or_zeros(x, A, *found),
     )  # fmt: skip
     tensors = [t.requires_grad_() if n < 7 else t for n, t in enumerate(by_step())]
-    y, state, _ = cpu_ops.scan_cpu(*tensors, True, True)
+    y, state, _ = cpu.scan_cpu(*tensors, True, True)
     (y if used == "y" else state).sum().backward()
     assert [t is None for t in given[0]] == [used == "state", used == "y"]
 
@@ -120,4 +127,4 @@ def test_autograd_fills_no_array_with_zeros_for_the_kept_states(monkeypatch, use
 def test_gradients_are_spread_over_their_places():
     a, b = torch.ones(1), torch.zeros(1)
     asked = (False, True, False, False, False, False, True)
-    assert layout.spread([a, b], asked) == [None, a, None, None, None, None, b]
+    assert base.spread([a, b], asked) == [None, a, None, None, None, None, b]

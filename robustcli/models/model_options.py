@@ -1,4 +1,4 @@
-"""A builder's options: changes to a variant's configuration, checked by name."""
+"""A builder's options checked by name, and the input sizes that a network can take."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-# Input sizes that a network can take.
+# --- Input sizes that a network can take ----------------------------------------------------------
 
 
 def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:

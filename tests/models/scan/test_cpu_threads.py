@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from robustcli.models.scan import cpu, cpu_ops
-from tests.models.scan.cases import image
+from robustcli.models.scan import cpu
+from tests.models.scan.cases import image, ss2d_by
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def threads():
 
 @pytest.fixture
 def without_openmp(monkeypatch):
-    monkeypatch.setattr(cpu_ops, "_openmp", lambda: None)
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
 
 
 def callers(count, **options):
@@ -35,7 +35,7 @@ def callers(count, **options):
         with lock:
             found.append((threading.get_native_id(), work))
 
-    cpu_ops.run(ctypes.cast(entry, ctypes.c_void_p).value, 4711, **options)
+    cpu.run(ctypes.cast(entry, ctypes.c_void_p).value, 4711, **options)
     assert len(found) == count
     assert {work for _, work in found} == {4711}
     return [thread for thread, _ in found]
@@ -51,7 +51,7 @@ def test_little_work_is_done_by_the_caller(threads):
     assert callers(1, alone=True) == [threading.get_native_id()]
 
 
-@pytest.mark.skipif(cpu_ops._openmp() is None, reason="torch's OpenMP pool is not in reach")
+@pytest.mark.skipif(cpu._openmp() is None, reason="torch's OpenMP pool is not in reach")
 def test_two_threads_are_torchs_own(threads):
     threads(2)
     torch.ones(1 << 20).add_(1)  # torch's pool starts
@@ -72,29 +72,29 @@ def test_python_threads_take_over(threads):
 def test_python_threads_compute_the_same_bits(threads):
     arguments = image(2, 50, 20, 15, 2)  # too much for the caller alone
     threads(1)
-    expected = cpu.ss2d_scan(**arguments)
+    expected = ss2d_by(cpu, **arguments)
     threads(3)
-    assert torch.equal(cpu.ss2d_scan(**arguments), expected)
+    assert torch.equal(ss2d_by(cpu, **arguments), expected)
 
 
 def test_says_which_threads_it_runs_in(monkeypatch):
-    monkeypatch.setattr(cpu_ops, "_openmp", lambda: print)
-    assert cpu_ops.describe() == "in torch's OpenMP threads"
-    monkeypatch.setattr(cpu_ops, "_openmp", lambda: None)
+    monkeypatch.setattr(cpu, "_openmp", lambda: print)
+    assert cpu.describe() == "in torch's OpenMP threads"
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
     assert (
         "torch's OpenMP pool is out of reach (no `GOMP_parallel` in it, as on Windows)"
-        in cpu_ops.describe()
+        in cpu.describe()
     )
 
 
 def test_a_library_without_the_function_is_no_pool(monkeypatch):
     """As on Windows: torch's library is called otherwise, or another OpenMP is linked with it."""
-    cpu_ops._openmp.cache_clear()
+    cpu._openmp.cache_clear()
     try:
         monkeypatch.setattr(ctypes, "CDLL", lambda path: object())
-        assert cpu_ops._openmp() is None
-        cpu_ops._openmp.cache_clear()
-        monkeypatch.setattr(cpu_ops, "_LIBRARIES", ())
-        assert cpu_ops._openmp() is None
+        assert cpu._openmp() is None
+        cpu._openmp.cache_clear()
+        monkeypatch.setattr(cpu, "_LIBRARIES", ())
+        assert cpu._openmp() is None
     finally:
-        cpu_ops._openmp.cache_clear()
+        cpu._openmp.cache_clear()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustcli.models.scan import triton_ops
-from robustcli.models.scan.triton_ops import plan, tile
+from robustcli.models.scan import triton
+from robustcli.models.scan.triton import plan, tile
 
 WANTED = 528  # 4 for each of the 132 multiprocessors of an H100
 
@@ -28,7 +28,7 @@ def test_every_step_lies_in_one_section_and_no_section_is_empty(K, S, L, D, merg
 @given(channels=st.integers(1, 5000))
 def test_tiles_are_powers_of_two(channels):
     T, block = tile(channels)
-    assert T * block == triton_ops.TILE
+    assert T * block == triton.TILE
     assert block & (block - 1) == 0
     assert block == 32 or block // 2 < channels <= block
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import find
-from robustcli.models.umamba_config import Pair, plan_options
+from robustcli.models.umamba import Pair, plan_options
 from robustcli.nnunet.normalisation import Channel, Intensities
 
-# What plans and data sets call the normalisations.
+# --- What plans and data sets call the normalisations ---------------------------------------------
 #
 # Source: nnU-Net v2.1.1, `channel_name_to_normalization_mapping` and the classes that it names.
 

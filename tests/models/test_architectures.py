@@ -1,0 +1,173 @@
+"""Networks by name: listing, options, and the rules by which weights decay."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import canonical
+from robustcli.models import umamba, vim, vmamba
+from robustcli.models.architectures import ARCHITECTURES, architecture
+from robustcli.models.model_options import changed, check_multiple
+from robustcli.models.weight_decay import (
+    everything_decays,
+    mamba_decays,
+    parameter_groups,
+    vmamba_decays,
+)
+from tests.models import golden
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_name_builds(name):
+    with torch.device("meta"):
+        network = architecture(name).build()
+    assert network.num_classes == network.config.num_classes
+    assert golden.parameters(network) > 0
+
+
+@pytest.mark.parametrize("spelling", ["VMamba_B", "vmamba-b", " Umamba_ENC ", "ULVM-V6"])
+def test_spelling_is_free(spelling):
+    assert canonical(architecture(spelling).name) == canonical(spelling)
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("vmamba-t", "vmamba-t-s1l8"),
+        ("vmamba-s", "vmamba-s-s2l15"),
+        ("vmamba-b", "vmamba-b-s2l15"),
+    ],
+)
+def test_the_bare_names_are_those_of_the_front_page(name, release):
+    assert architecture(name).variant == release
+
+
+def test_options_reach_the_configuration():
+    network = architecture("umamba").build(features=[4, 8], strides=[1, 2], num_classes=5)
+    assert network.config.features == (4, 8)
+    assert network.decoder.seg_layers[0].out_channels == 5
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(UsageError, match=r"(?s)`ulvm_v5` has no option `branch`.*`branches`"):
+        architecture("ulvm_v5").build(branch=2)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(UsageError, match=r"(?s)No network is called `umambo`.*`umamba`"):
+        architecture("umambo")
+
+
+def test_no_two_names_are_spelled_alike():
+    assert len({canonical(name) for name in ARCHITECTURES}) == len(ARCHITECTURES)
+
+
+def test_listing_imports_no_torch():
+    code = (
+        "import sys, robustcli.models.architectures as r; r.architecture('vim'); print(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'torch'" not in done.stdout
+    assert "'robustcli.models.architectures'" in done.stdout
+
+
+def _undecayed(network, rule):
+    return {name for name, p in network.named_parameters() if not rule(name, p)}
+
+
+def test_vmamba_leaves_out_vectors_and_biases_but_decays_step_sizes_and_states():
+    network = vmamba.build("vmamba-t-v0", depths=(1,), dim=16)
+    out = _undecayed(network, vmamba_decays)
+    prefix = "layers.0.blocks.0.op."
+    kept = {name for name, _ in network.named_parameters()} - out
+    assert {prefix + "A_logs", prefix + "dt_projs_bias", prefix + "x_proj_weight"} <= kept
+    assert {prefix + "Ds", prefix + "conv2d.bias", prefix + "out_norm.weight"} <= out
+    assert "classifier.head.bias" in out
+
+
+def test_vim_leaves_out_states_of_both_directions_and_the_embeddings():
+    out = _undecayed(vim.build("vim-t", depth=1, img_size=32), mamba_decays)
+    mixer = "layers.0.mixer."
+    assert out == {
+        "cls_token", "pos_embed", "patch_embed.proj.bias", "head.bias", "norm_f.weight",
+        "layers.0.norm.weight",
+        *(mixer + p for p in ("A_log", "D", "A_b_log", "D_b", "conv1d.bias", "conv1d_b.bias")),
+        mixer + "dt_proj.bias", mixer + "dt_proj_b.bias",
+    }  # fmt: skip
+
+
+def test_the_segmentation_projects_decay_everything():
+    network = umamba.build("umamba", features=(4, 8), strides=(1, 2))
+    assert _undecayed(network, everything_decays) == set()
+
+
+def test_groups_hold_each_trainable_parameter_once():
+    network = vim.build("vim-t", depth=2, img_size=32)
+    network.head.weight.requires_grad_(False)
+    groups = parameter_groups(network, 0.05, mamba_decays)
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+
+
+def test_an_optimizer_takes_the_groups_and_an_undecayed_parameter_stays():
+    network = vim.build("vim-t", depth=1, img_size=32)
+    before = network.layers[0].mixer.A_log.detach().clone()
+    optimizer = torch.optim.SGD(parameter_groups(network, 0.5, mamba_decays), lr=1.0)
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    weight = network.head.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(network.layers[0].mixer.A_log, before)
+    assert torch.allclose(network.head.weight, weight / 2)
+
+
+def test_no_group_is_empty():
+    network = umamba.build("umamba", features=(4, 8), strides=(1, 2))
+    assert len(parameter_groups(network, 0.1, everything_decays)) == 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_names_a_rule(name):
+    expected = {"vmamba": vmamba_decays, "vim": mamba_decays}
+    family = architecture(name).family
+    assert architecture(name).decays() is expected.get(family, everything_decays)
+
+
+@dataclass(frozen=True)
+class Config:
+    widths: tuple[int, ...] = (1, 2)
+    depth: int = 3
+
+
+def test_named_fields_change_and_the_rest_stays():
+    own = Config()
+    assert changed(own, {"depth": 5}, model="m") == Config(depth=5)
+    assert own == Config()
+
+
+def test_lists_become_tuples_at_every_level():
+    assert changed(Config(), {"widths": [[1, 2], 3]}, model="m").widths == ((1, 2), 3)
+
+
+def test_an_unknown_name_is_told_with_the_nearest_and_all():
+    with pytest.raises(UsageError, match=r"(?s)`m` has no option `dept`.*`depth`\?.*widths, depth"):
+        changed(Config(), {"dept": 5}, model="m")
+    with pytest.raises(UsageError, match=r"(?s)no option `zzz`\.\nIts options"):
+        changed(Config(), {"zzz": 5}, model="m")
+
+
+def test_multiples_pass():
+    check_multiple(torch.zeros(1, 1, 32, 48), (32, 16), model="m")
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 48), (32, 40)])
+def test_each_axis_is_checked_against_its_own_step(height, width):
+    with pytest.raises(UsageError, match=rf"(?s){height} x {width} pixels; `m`.*of 32 and 16.*pad"):
+        check_multiple(torch.zeros(1, 1, height, width), (32, 16), model="m")
