@@ -67,12 +67,11 @@ def command(as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 def _segmenter(options: dict[str, Any]) -> Segmenter:
-    from robustcli.adapters.load import ModelRequest
-    from robustcli.adapters.load_segmenter import load_segmenter
+    from robustcli.adapters.load import ModelRequest, load
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(options["device"])
     request = ModelRequest(options["model"], options["weights"], dict(options["arguments"]))
-    loaded = load_segmenter(request, offline=options["offline"]).to(device, options["precision"])
+    loaded = load(request, "seg", offline=options["offline"]).to(device, options["precision"])
     loaded.try_out()
     return loaded

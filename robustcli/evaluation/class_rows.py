@@ -15,11 +15,10 @@ from torch import Tensor
 from robustcli.adapters.classifier import Classifier, Predictions
 from robustcli.adapters.load import (
     ModelRequest,
-    TrainedClassifier,
     answers_in,
-    load_classifier,
+    header_for,
+    load,
     names_run,
-    trained_classifier,
 )
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError, UsageError
@@ -174,7 +173,7 @@ class Classification(Task[Classifier]):
     def check(self, config: EvalConfig) -> None:
         """See `Task.check`."""
         check_no_masks(config.foreground, config.ignore)
-        if config.split != "auto" and not any(_trained(config)):
+        if config.split != "auto" and not _were_trained_here(config):
             raise UsageError(
                 f"`--split {config.split}` does not go with classifiers.",
                 "Their data has no parts: all images of `--data` are used.",
@@ -201,7 +200,7 @@ class Classification(Task[Classifier]):
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""
-        return load_classifier(request, seed=seed, offline=offline)
+        return load(request, "cls", seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Classifier:
         """A freshly initialised network: it costs what the trained one costs.
@@ -209,8 +208,8 @@ class Classification(Task[Classifier]):
         Weights that the user names are here, and say how many classes there are: they are read.
         """
         if request.weights is not None or names_run(request.name):
-            return load_classifier(request, offline=True)
-        return load_classifier(replace(request, untrained=True))
+            return load(request, "cls", offline=True)
+        return load(replace(request, untrained=True), "cls")
 
     def model_record(self, model: Classifier, config: EvalConfig) -> ModelRecord:
         """See `Task.model_record`."""
@@ -256,7 +255,7 @@ def _opened(config: EvalConfig) -> ImageIndex:
         UsageError: The models answer in different classes, or the data has others.
     """
     space = _classes(config)
-    trained = any(_trained(config))
+    trained = _were_trained_here(config)
     given = trained or config.label_space is not None
     try:
         return open_index(
@@ -273,9 +272,9 @@ def _check_heads(config: EvalConfig) -> None:
 
     That explains more than what does not fit between the classes and the data.
     """
-    for request, trained in _with_trained(config):
-        if request.weights is not None and trained is None:
-            load_classifier(request, offline=True)
+    for request in config.models:
+        if request.weights is not None and header_for(request) is None:
+            load(request, "cls", offline=True)
 
 
 def _classes(config: EvalConfig) -> LabelSpace:
@@ -296,17 +295,13 @@ def _classes(config: EvalConfig) -> LabelSpace:
     return spaces[0]
 
 
-def _with_trained(config: EvalConfig) -> list[tuple[ModelRequest, TrainedClassifier | None]]:
-    return [(request, trained_classifier(request)) for request in config.models]
-
-
-def _trained(config: EvalConfig) -> list[TrainedClassifier | None]:
-    return [trained for _, trained in _with_trained(config)]
+def _were_trained_here(config: EvalConfig) -> bool:
+    return any(header_for(request) is not None for request in config.models)
 
 
 def _trainings(config: EvalConfig) -> list[TrainingData]:
     """What the models were trained on here; of weights from elsewhere nothing is known."""
-    found = [training_data(request) for request, t in _with_trained(config) if t is not None]
+    found = [training_data(request) for request in config.models]
     if config.splits_of is not None:
         found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
     return [training for training in found if training is not None]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.model import Precision
 from robustcli.core.names import file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.evaluation.record import Split

@@ -11,7 +11,8 @@ import torch
 
 from robustcli import __version__
 from robustcli.adapters.catalogue import FOREGROUND
-from robustcli.adapters.classifier import Classifier, Facts
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.model import Facts
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.data.dataset import ImageIndex, PairIndex
 from robustcli.data.mask_values import MaskReading, shown_value

@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, cast
 
-from robustcli.adapters.cache_paths import local_path
-from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.training_run import ClassifierHeader, header_beside, is_run, weights_in
+from robustcli.adapters.load import ModelRequest, weights_path
+from robustcli.adapters.training_run import ClassifierHeader, header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.names import canonical
 from robustcli.data.dataset import ImageRef, Indexed, IndexT, Member
 from robustcli.data.decode import read_bytes
 from robustcli.data.splits import read_splits
@@ -70,8 +67,8 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     The weights' own header names the data; `splits.csv` in the run's folder the parts, or a file of
     that ending beside bundled weights.
     """
-    place = _place(request)
-    if place is None or request.untrained:
+    place = weights_path(request)
+    if place is None:
         return None
     header = header_beside(weights_in(place))
     folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
@@ -82,16 +79,6 @@ def training_data(request: ModelRequest) -> TrainingData | None:
         return None
     seen = header.seen if isinstance(header, ClassifierHeader) else {}
     return TrainingData(request.name, None if header is None else header.trained_on, parts, seen)
-
-
-def _place(request: ModelRequest) -> Path | None:
-    if request.weights is not None:
-        return request.weights
-    bundled = (e for e in CATALOGUE.values() if canonical(e.name) == canonical(request.name))
-    entry = next(bundled, None)
-    if entry is not None:
-        return local_path(entry) if entry.asset is not None else None
-    return Path(request.name) if is_run(Path(request.name)) else None
 
 
 def parts_of(run: Path) -> Mapping[str, str]:

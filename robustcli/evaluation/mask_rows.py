@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -250,11 +249,11 @@ class Segmentation(Task[Segmenter]):
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
         """See `Task.load`."""
-        return load_segmenter(request, seed=seed, offline=offline)
+        return load(request, "seg", seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Segmenter:
         """The model itself: nothing is downloaded for a segmenter."""
-        return load_segmenter(request, offline=True)
+        return load(request, "seg", offline=True)
 
     def model_record(self, model: Segmenter, config: EvalConfig) -> ModelRecord:
         """See `Task.model_record`."""

@@ -182,7 +182,7 @@ def predict_masks(
     tag = _tag(segmenter)
     there = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
     listener.start(len(jobs), len(there))
-    forward = Forward(segmenter.facts.name, segmenter.device, segmenter.masks)
+    forward = Forward(segmenter.facts.name, segmenter.device, segmenter.predict)
     unreadable: list[tuple[Path, str]] = []
     for some in _batches([job for job in jobs if job not in there], unreadable):
         masks = [mask for piece in forward([pixels for _, pixels in some]) for mask in piece]

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 import pyarrow as pa
 import torch
 
-from robustcli.adapters.classifier import Facts, Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.model import Facts, Precision
 from robustcli.core.listener import Listener
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.loader import Batch, Preparation

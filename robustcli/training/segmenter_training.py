@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
+from robustcli.adapters.builders import learns
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.adapters.segmenter import is_probability
 from robustcli.adapters.start import start_weights
 from robustcli.adapters.training_run import WeightsHeader
@@ -105,7 +105,7 @@ class Segmentation(TrainingTask):
 
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
         """See `TrainingTask.check`."""
-        if SEG_BUILDERS[entry.builder].load is None:
+        if not learns(entry):
             raise UsageError(
                 f"`{entry.name}` has nothing to train.",
                 "It is a baseline without parameters.",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustcli.adapters.classifier import Facts
+from robustcli.adapters.model import Facts
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.describe import _facts
 from robustcli.evaluation.device import DeviceMonitor, choose_device, describe

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robustcli.adapters.load import load_classifier
+from robustcli.adapters.load import load
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.sources import open_index
@@ -41,7 +41,7 @@ def small_blocks(monkeypatch, size=4):
 def test_rows_are_the_models_answers(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run"))
     rows = Store(run).predictions("vmamba-pico", Cell("identity", 0)).set_index("image_id")
-    classifier = load_classifier(PICO)
+    classifier = load(PICO, "cls")
     for ref in open_index(str(photos), model_label_space="cifar10").images:
         view = torch.from_numpy(classifier.preprocessing.apply(decode(ref))).permute(2, 0, 1)
         mean, std = (torch.tensor(v)[:, None, None] for v in (

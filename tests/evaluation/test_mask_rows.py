@@ -12,8 +12,7 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.segmenter import MaskPreprocessing
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Silent
@@ -292,7 +291,7 @@ class Heard(Silent):
 
 def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "affine"))
-    otsu, affine = load_segmenter(OTSU), resolve(["affine"], None)[1].transform
+    otsu, affine = load(OTSU, "seg"), resolve(["affine"], None)[1].transform
     for name, cell in (("identity", Cell("identity", 0)), ("affine", Cell("affine", 0))):
         rows = Store(run).masks("otsu", cell)
         assert list(rows.columns) == MASK_SCHEMA.names
@@ -302,7 +301,7 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
             if name == "affine":
                 seed = image_seed(0, "affine", 0, pair.image_id)
                 image, truth = affine.apply_with_mask(image, truth, seed=seed, severity=0)
-            found = otsu.masks([image])[0]
+            found = otsu.predict([image])[0]
             row = rows.loc[pair.image_id]
             assert (row["tp"], row["fp"]) == ((found & truth).sum(), (found & ~truth).sum())
             assert (row["fn"], row["tn"]) == ((~found & truth).sum(), (~found & ~truth).sum())

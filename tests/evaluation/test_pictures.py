@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import load
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
 from robustcli.evaluation import pictures
@@ -121,7 +121,7 @@ def test_the_pictures_are_image_truth_and_probability(tmp_path):
     shown = read_panels(run)
     assert len(shown) == 3, "one for each patient"
     assert {panel.model for panel in shown} == {"otsu"}
-    otsu = load_segmenter(OTSU)
+    otsu = load(OTSU, "seg")
     for panel in shown:
         pair = next(pair for pair in index.pairs if pair.image_id == panel.image_id)
         image, mask = decode_pair(pair)
@@ -146,8 +146,8 @@ def test_they_are_drawn_once_and_other_models_stay(tmp_path, monkeypatch):
     run = run_evaluation(config(manifest, tmp_path / "run"))
     before, index = read_panels(run), pairs_in(tmp_path / "cells")
     monkeypatch.setattr(pictures, "_draw", None)  # would be called to draw anything
-    assert draw_panels(run, index.pairs, {"otsu": load_segmenter(OTSU)}) == before
-    assert draw_panels(run, index.pairs, {"no rows yet": load_segmenter(OTSU)}) == before
+    assert draw_panels(run, index.pairs, {"otsu": load(OTSU, "seg")}) == before
+    assert draw_panels(run, index.pairs, {"no rows yet": load(OTSU, "seg")}) == before
 
 
 @pytest.fixture

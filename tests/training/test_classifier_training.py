@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustcli.adapters.load import ModelRequest, load_classifier
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.training_run import ClassifierHeader, read_header
 from robustcli.core.errors import UsageError
 from robustcli.data.splits import read_splits
@@ -85,10 +85,10 @@ def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) 
     assert set(header.seen) <= {
         i for i, part in read_splits(whole[0] / "splits.csv").items() if part == "train"
     }
-    classifier = load_classifier(ModelRequest(str(whole[0])))
+    classifier = load(ModelRequest(str(whole[0])), "cls")
     assert classifier.facts.label_space == "paints"
     assert classifier.facts.pretraining == "trained here"
-    again = load_classifier(ModelRequest("vmamba-pico", whole[0] / "weights.safetensors"))
+    again = load(ModelRequest("vmamba-pico", whole[0] / "weights.safetensors"), "cls")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(classifier.logits(images), again.logits(images))
 
@@ -165,7 +165,7 @@ def test_it_learns_three_colours(data: Path, tmp_path: Path) -> None:
 def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path / "run", model="resnet10t", model_args={}, window=48, epochs=1)
     run = run_training(config)
-    classifier = load_classifier(ModelRequest(str(run)))
+    classifier = load(ModelRequest(str(run)), "cls")
     assert (classifier.preprocessing.crop, classifier.facts.label_space) == (48, "paints")
     state = weights_of(run)
     tracked = [name for name in state if name.endswith("num_batches_tracked")]
