@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -59,6 +60,10 @@ class Model(Protocol):
                 of its task does; the message says what it wants.
         """
 
-    # The inputs differ: a classifier takes views and true classes, a segmenter images of any size.
-    predict: Any
-    """The answers for equally long inputs, one entry an image."""
+    @property
+    def predict(self) -> Callable[..., Any]:
+        """Of equally long inputs, one entry an image, to the answers.
+
+        The inputs of a classifier are views and true classes, those of a segmenter images of any
+        size.
+        """

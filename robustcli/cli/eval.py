@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli.options import (
+from robustcli.cli.results import show
+from robustcli.cli.shared_options import (
     FILE,
     Assignment,
     Devices,
@@ -20,7 +21,6 @@ from robustcli.cli.options import (
     quiet,
     together,
 )
-from robustcli.cli.results import show
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli import options
-from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
+from robustcli.cli import shared_options
 from robustcli.cli.results import show
+from robustcli.cli.shared_options import FILE, as_json, foreground, ignore, offline, quiet, together
 
 if TYPE_CHECKING:
     from robustcli.finetuning.config import FinetuneConfig
@@ -23,11 +23,11 @@ _what = together(
     click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
                  default="all", show_default=True, help="What is trained; all: the first three."),
     click.option("--iterations", type=click.IntRange(1), help="Steps of each mode."),
-    options.protocol,
-    options.limit,
+    shared_options.protocol,
+    shared_options.limit,
     foreground,
     ignore,
-    options.model_arguments,
+    shared_options.model_arguments,
 )  # fmt: skip
 _rule = together(
     click.option("--freeze-threshold", "threshold", type=float,
@@ -66,8 +66,8 @@ _OWN = (
 @click.command("finetune")
 @_what
 @_rule
-@options.recipe
-@options.run
+@shared_options.recipe
+@shared_options.run
 @offline
 @as_json
 @quiet
@@ -106,4 +106,4 @@ def _config(values: dict[str, Any]) -> FinetuneConfig:
 
     rule = make_rule(**{name: values.pop(name) for name in _RULE})
     own = {name: values.pop(name) for name in _OWN}
-    return FinetuneConfig(TrainConfig(**options.settings(values)), rule=rule, **own)
+    return FinetuneConfig(TrainConfig(**shared_options.settings(values)), rule=rule, **own)

@@ -22,7 +22,7 @@ COMMANDS = {
     "finetune": ("robustcli.cli.finetune", "Fine-tune a model; freeze what learns nothing."),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
     "report": ("robustcli.cli.report", "Render the report of runs again."),
-    "list": ("robustcli.cli.listing", "Show models, transforms or data sets."),
+    "list": ("robustcli.cli.list_command", "Show models, transforms or data sets."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli.options import FILE, Assignment, as_json, offline, quiet
+from robustcli.cli.shared_options import FILE, Assignment, as_json, offline, quiet
 
 if TYPE_CHECKING:
     from robustcli.adapters.segmenter import Segmenter

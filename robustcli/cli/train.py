@@ -6,20 +6,20 @@ from typing import Any
 
 import click
 
-from robustcli.cli import options
-from robustcli.cli.options import FILE, as_json, foreground, ignore, offline, quiet, together
+from robustcli.cli import shared_options
 from robustcli.cli.results import show
+from robustcli.cli.shared_options import FILE, as_json, foreground, ignore, offline, quiet, together
 
 _start = together(
     click.option("--weights", type=FILE, help="Start from these weights."),
     click.option("--untrained", is_flag=True, help="Start without the recipe's pretraining."),
-    options.model_arguments,
+    shared_options.model_arguments,
 )
 _masks = together(
     click.option("--model", required=True, help="A segmenter of `robust list models`."),
     click.option("--data", help="A folder, manifest or data set name [default: nuclei-mini]."),
-    options.protocol,
-    options.limit,
+    shared_options.protocol,
+    shared_options.limit,
     foreground,
     ignore,
     _start,
@@ -27,7 +27,7 @@ _masks = together(
 _classes = together(
     click.option("--model", required=True, help="A classifier of `robust list models`."),
     click.option("--data", help="A folder with one per class, a manifest, tar or data set name."),
-    options.limit,
+    shared_options.limit,
     _start,
 )
 
@@ -39,8 +39,8 @@ def command() -> None:
 
 @command.command("seg")
 @_masks
-@options.recipe
-@options.run
+@shared_options.recipe
+@shared_options.run
 @offline
 @as_json
 @quiet
@@ -51,13 +51,13 @@ def seg(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust train seg --model ulvm_v5
     robust train seg --model unet --data lgg-mri-segmentation/kaggle_3m --protocol paper
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    _train({"task": "seg", **options.settings(values)}, as_json, quiet, dry_run)
+    _train({"task": "seg", **shared_options.settings(values)}, as_json, quiet, dry_run)
 
 
 @command.command("cls")
 @_classes
-@options.recipe
-@options.run
+@shared_options.recipe
+@shared_options.run
 @offline
 @as_json
 @quiet
@@ -68,7 +68,7 @@ def cls(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust train cls --model vmamba-pico --data DIR
     robust train cls --model resnet18 --data cifar10-mini --window 32 --epochs 10
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    _train({"task": "cls", **options.settings(values)}, as_json, quiet, dry_run)
+    _train({"task": "cls", **shared_options.settings(values)}, as_json, quiet, dry_run)
 
 
 def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) -> None:

@@ -13,8 +13,8 @@ import torch
 from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.core.errors import RobustError
+from robustcli.core.machine import versions
 from robustcli.data.download import data_home
-from robustcli.evaluation.describe import versions
 from robustcli.models.scan import cpu
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
 from robustcli.models.scan.reasons import Broken

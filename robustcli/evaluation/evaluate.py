@@ -20,10 +20,9 @@ from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores
 from robustcli.core.ownership import owned
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.device import DeviceMonitor, describe
+from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.evaluation.distributed import Group, check_same, group_of, in_words
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.pictures import write_samples
 from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
 from robustcli.evaluation.prepare import (
     Selection,
@@ -37,7 +36,9 @@ from robustcli.evaluation.prepare import (
 from robustcli.evaluation.record import RunRecord, read_record, write_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
+from robustcli.tasks.pictures import write_samples
+from robustcli.transforms.base import CLEAN, Cell
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
@@ -114,7 +115,10 @@ def _lead(
         gone = group.finish()
         lacking = plan.missing()
         if not lacking:
-            selection.task.finish(run, selection.data, models)
+            selection.task.finish(
+                run, selection.data, models,
+                lambda name: plan.store.rows(name, CLEAN, selection.task.name),
+            )  # fmt: skip
         _check_readable(config, plan)
         whole = _whole(plan, read_record(run))
         status = "partial" if lacking or whole.missing() else "complete"
@@ -196,9 +200,9 @@ def _compute(
     task, device = selection.task, selection.device
     batch_size = min(config.batch_size or task.batch_sizes[device.type], record.block_size)
     source = Source(parts_of(share, batch_size), task.preparation(models, selection.cells, config))
-    answering = {name: task.answering(model, record.dataset) for name, model in models.items()}
+    predictors = {name: task.predictor(model, record.dataset) for name, model in models.items()}
     store, schema = Store(selection.run), task.schema(record.dataset)
-    runner = Runner(store, source, answering, schema, listener, _tolerated(config, record), check)
+    runner = Runner(store, source, predictors, schema, listener, _tolerated(config, record), check)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
@@ -208,10 +212,10 @@ def _compute(
                 started=started,
                 seconds=time.perf_counter() - clock,
                 waiting_seconds=runner.waiting_seconds,
-                device=describe(device),
+                device=device_name(device),
                 threads=torch.get_num_threads(),
                 batch_size=batch_size,
-                models={name: model.cost for name, model in answering.items()},
+                models={name: model.cost for name, model in predictors.items()},
                 device_use=monitor.use(),
             )
             name = f"{started:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}"

@@ -18,20 +18,26 @@ from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.machine import usable_cores
+from robustcli.core.machine import usable_cores, versions
 from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
-from robustcli.evaluation.class_rows import Classification
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
-from robustcli.evaluation.describe import transform_record, versions
-from robustcli.evaluation.device import choose_device, describe
-from robustcli.evaluation.loader import ORIGINAL, Batch, Source
-from robustcli.evaluation.mask_rows import Segmentation
+from robustcli.evaluation.device import choose_device, device_name
+from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
-from robustcli.evaluation.resume import joined
-from robustcli.evaluation.store import Cell, Store
-from robustcli.evaluation.task import Answering, Data, Task
+from robustcli.evaluation.record import (
+    FILE_NAME,
+    RunRecord,
+    TransformRecord,
+    read_record,
+    write_record,
+)
+from robustcli.evaluation.run_folder import joined
+from robustcli.evaluation.store import Store
+from robustcli.tasks.base import ORIGINAL, Batch, Data, Predictor, Task
+from robustcli.tasks.classification import Classification
+from robustcli.tasks.segmentation import Segmentation
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell
 from robustcli.transforms.registry import resolve as resolve_transforms
 
@@ -126,11 +132,24 @@ def new_record(config: EvalConfig, selection: Selection, models: dict[str, Any])
         block_size=max(BLOCK_SIZE, config.batch_size or 0),
         dataset=data.record,
         models=[task.model_record(model, config) for model in models.values()],
-        transforms=[transform_record(cell) for cell in selection.cells.values()],
+        transforms=[_transform_record(cell) for cell in selection.cells.values()],
         versions=versions(),
-        device=describe(selection.device),
+        device=device_name(selection.device),
         grouping=data.grouping,
         split=data.split,
+    )
+
+
+def _transform_record(cell: TransformCell) -> TransformRecord:
+    """The record of one transform at one severity."""
+    transform = cell.transform
+    return TransformRecord(
+        name=transform.name,
+        severity=cell.severity,
+        family=transform.family,
+        geometric=transform.geometric,
+        parameters=transform.parameters(cell.severity),
+        assumed=transform.assumed,
     )
 
 
@@ -300,7 +319,7 @@ def _seconds(config: EvalConfig, selection: Selection, share: float) -> float:
     trial = _trial(config, selection, models)
     cells = len(selection.cells)
     answering = cells * sum(
-        _seconds_an_image(task.answering(m, dataset), trial) for m in models.values()
+        _seconds_an_image(task.predictor(m, dataset), trial) for m in models.values()
     )
     cores = usable_cores()
     on_cpu = selection.device.type == "cpu"
@@ -332,7 +351,7 @@ def _trial(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> 
     return _Trial((time.perf_counter() - started) / len(few), kept)
 
 
-def _seconds_an_image(model: Answering, trial: _Trial) -> float:
+def _seconds_an_image(model: Predictor, trial: _Trial) -> float:
     """Seconds an image to answer, from the second of two times."""
     if trial.batch is None:
         return 0.0

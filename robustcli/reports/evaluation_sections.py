@@ -7,14 +7,9 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from robustcli.evaluation.record import (
-    DatasetRecord,
-    ModelRecord,
-    PreprocessingRecord,
-    TransformRecord,
-)
+from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.sessions import Costs, DeviceCost, costs, speed
-from robustcli.evaluation.severity_scores import (
+from robustcli.metrics.severity_scores import (
     ALEXNET_ERROR,
     BreakingPoint,
     CorruptionError,
@@ -41,6 +36,7 @@ from robustcli.reports.findings import Findings
 from robustcli.reports.gallery import Gallery
 from robustcli.reports.measure import TOP1, Measure, extremes, representatives
 from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted, decimal, percent
+from robustcli.tasks.record import DatasetRecord, ModelRecord, PreprocessingRecord
 
 # Sentences that limit what a report means, shared by evaluations and trainings.
 
@@ -535,7 +531,11 @@ def _told(point: BreakingPoint) -> str:
 
 
 def _corruption(findings: Findings) -> list[Block]:
-    errors = corruption_errors(findings.table, findings.record)
+    errors = corruption_errors(
+        findings.table,
+        label_space=findings.record.dataset.label_space,
+        families={t.name: t.family for t in findings.record.transforms},
+    )
     if not errors:
         return []
     note = (

@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.record import ModelRecord, RunRecord, read_record
+from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.sessions import Session, read_sessions
 from robustcli.evaluation.store import Store
+from robustcli.tasks.record import ModelRecord
 
 
 @dataclass(frozen=True)

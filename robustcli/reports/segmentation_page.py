@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustcli.evaluation.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.reports.document import (
     Block,
@@ -54,6 +53,7 @@ from robustcli.reports.numbers import (
     fraction_range,
 )
 from robustcli.reports.relaxed import MEASURES, relaxed_note, relaxed_source
+from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
 
 # Single cases as pictures.
 

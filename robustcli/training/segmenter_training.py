@@ -19,8 +19,8 @@ from robustcli.data.masks import decode_mask
 from robustcli.data.sources import open_masked
 from robustcli.data.splits import Split, Splits, paper_splits, patient_splits
 from robustcli.data.subsets import take_pairs
-from robustcli.evaluation.describe import pairs_record
 from robustcli.nnunet.normalisation import NnUNetInference
+from robustcli.tasks.record import pairs_record
 from robustcli.training.cache import Decoded, decode_masked
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Part, SegmentationData

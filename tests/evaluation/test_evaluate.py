@@ -19,7 +19,8 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import Cell
 from tests.evaluation.photos import PICO, config, make_photos
 
 
@@ -40,7 +41,7 @@ def small_blocks(monkeypatch, size=4):
 
 def test_rows_are_the_models_answers(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run"))
-    rows = Store(run).predictions("vmamba-pico", Cell("identity", 0)).set_index("image_id")
+    rows = Store(run).rows("vmamba-pico", Cell("identity", 0), "cls").set_index("image_id")
     classifier = load(PICO, "cls")
     for ref in open_index(str(photos), model_label_space="cifar10").images:
         view = torch.from_numpy(classifier.preprocessing.apply(decode(ref))).permute(2, 0, 1)
@@ -216,7 +217,7 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
 
 def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run", per_class=1))
-    rows = Store(run).predictions("vmamba-pico", Cell("identity", 0))
+    rows = Store(run).rows("vmamba-pico", Cell("identity", 0), "cls")
     assert sorted(rows["target"]) == [0, 3, 5, 8]
     assert "1 per class" in str(read_record(run).dataset.subset)
 

@@ -116,8 +116,8 @@ def test_unreadable_images_are_listed_at_the_end(images, otsu, tmp_path):
 def test_images_are_held_a_few_at_a_time(images, otsu, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "_MOST_PIXELS", 2 * 40 * 52)
     sizes = []
-    real = otsu.masks
-    monkeypatch.setattr(otsu, "masks", lambda some: sizes.append(len(some)) or real(some))
+    real = otsu.predict
+    monkeypatch.setattr(otsu, "predict", lambda some: sizes.append(len(some)) or real(some))
     assert len(predict_masks(otsu, [images], tmp_path / "out").masks) == 9
     assert sum(sizes) == 9
     assert max(sizes) == 3

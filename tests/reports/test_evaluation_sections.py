@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robustcli.evaluation.record import DatasetRecord, TransformRecord
-from robustcli.evaluation.sessions import DeviceUse, ModelCost, Session, write_session
-from robustcli.evaluation.severity_scores import corruption_errors
+from robustcli.evaluation.record import TransformRecord
+from robustcli.evaluation.sessions import DeviceUse, Session, write_session
+from robustcli.metrics.severity_scores import corruption_errors
 from robustcli.reports.document import Mono, Strong
 from robustcli.reports.evaluation_sections import (
     bold_note,
@@ -29,6 +29,7 @@ from robustcli.reports.evaluation_sections import (
 )
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.measure import DICE
+from robustcli.tasks.record import DatasetRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.told import NO_PICTURES, line_of, told
@@ -324,7 +325,11 @@ def test_a_model_without_its_cells_leaves_a_gap_and_moves_nobody(tmp_path: Path)
 def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path) -> None:
     found = findings(tmp_path, imagenet_c(), images=10)
     page = told(severity(found, NO_PICTURES)).split("corruption errors")[1]
-    first, second = corruption_errors(found.table, found.record)
+    first, second = corruption_errors(
+        found.table,
+        label_space=found.record.dataset.label_space,
+        families={t.name: t.family for t in found.record.transforms},
+    )
     assert line_of(page, "mCE")[1:] == [f"{100 * first.mce:.1f}", f"{100 * second.mce:.1f}"]
     assert line_of(page, "relative")[1] == f"{100 * first.relative_mce:.1f}"
     assert line_of(page, "`fog`")[2] == f"{100 * second.by_corruption['fog']:.1f}"

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.record import MaskPreprocessingRecord
 from robustcli.reports.document import Figure
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.relaxed import relaxed_cells, relaxed_note, relaxed_source, relaxed_words
@@ -19,6 +18,7 @@ from robustcli.reports.segmentation_page import (
     masks,
     segmentation,
 )
+from robustcli.tasks.record import MaskPreprocessingRecord
 from tests.builders import IDENTITY, paper21
 from tests.reports.headings import sections
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter

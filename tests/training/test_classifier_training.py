@@ -17,12 +17,13 @@ from robustcli.data.splits import read_splits
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
 from robustcli.reports.console import training_table
 from robustcli.reports.render import render
 from robustcli.training.engine import run_training
 from robustcli.training.prepare import select
 from robustcli.training.record import VALIDATIONS, read_train_record
+from robustcli.transforms.base import Cell
 from tests.training.classifier_runs import TINY, tiny
 from tests.training.photos import write_photos
 from tests.training.runs import Heard, words_of
@@ -96,7 +97,7 @@ def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) 
 def test_the_held_out_images_are_those_that_were_measured(whole: tuple[Path, Heard]) -> None:
     run = whole[0]
     parts = read_splits(run / "splits.csv")
-    rows = Store(run / "test").predictions("run", Cell("identity", 0))
+    rows = Store(run / "test").rows("run", Cell("identity", 0), "cls")
     assert set(rows["image_id"]) == {i for i, part in parts.items() if part == "test"}
     record = json.loads((run / "run.json").read_text())
     assert record["splits"] == {

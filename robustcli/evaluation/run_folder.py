@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.record import DatasetRecord, ModelRecord, RunRecord
+from robustcli.evaluation.record import RunRecord
+from robustcli.tasks.record import ModelRecord, masks_that_differ
 
 # What decides a row. Device, versions, workers and batch size change no more than rounding.
 _OF_RUN = {"seed": "--seed", "apply_at": "--apply-at", "precision": "--precision"}
@@ -71,16 +72,6 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
     for cell in new.transforms:
         if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
             yield f"The parameters of transform `{cell.name}` are other ones."
-
-
-def masks_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
-    """In words, that the masks of the same images are read in another way."""
-    if old.masks != new.masks:
-        before, now = (
-            "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
-            for one in (old, new)
-        )
-        yield f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`)."
 
 
 def _model_differences(old: ModelRecord, new: ModelRecord) -> Iterator[str]:

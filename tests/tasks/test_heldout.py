@@ -13,7 +13,7 @@ from robustcli.adapters.load import ModelRequest
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import ImageRef, PairIndex, PairRef
 from robustcli.data.sources import open_classes
-from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
+from robustcli.tasks.heldout import TrainingData, choose_part, parts_of, training_data
 from tests.evaluation.cells import OTSU, pairs_in
 from tests.evaluation.trained import make_training
 from tests.training.photos import write_photos

@@ -13,42 +13,39 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
 
 from robustcli.adapters.load import ModelRequest, load
-from robustcli.adapters.segmenter import MaskPreprocessing
+from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.decode import decode
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import open_pairs
-from robustcli.evaluation import mask_rows, runner
-from robustcli.evaluation.cell_table import SEG_COLUMNS, table
+from robustcli.evaluation import runner
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.loader import ORIGINAL, Batch, Source, batch_stream
-from robustcli.evaluation.mask_rows import (
+from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.plan import Plan, parts_of
+from robustcli.evaluation.prepare import forecast
+from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
+from robustcli.metrics.columns import MASK_COLUMNS, MASK_SCHEMA, mask_schema
+from robustcli.tasks import segmentation
+from robustcli.tasks.base import ORIGINAL, Batch
+from robustcli.tasks.segmentation import (
     MaskedImages,
     MaskRows,
     PairPreparation,
     mask_row,
     surface_distance,
 )
-from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.prepare import forecast
-from robustcli.evaluation.record import read_record, write_record
-from robustcli.evaluation.sessions import read_sessions
-from robustcli.evaluation.store import (
-    INPUT_SCHEMA,
-    MASK_SCHEMA,
-    Cell,
-    Store,
-    mask_schema,
-    write_rows,
-)
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import image_seed, resolve
 from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.evaluation.trained import make_training
 
 
-class Reader:
+class Reader(Segmenter):
     """A segmenter whose probability is the red channel as a share of 255."""
 
     def __init__(self, threshold: float) -> None:
@@ -239,7 +236,7 @@ def test_pixels_do_not_depend_on_workers_or_batches(index, tmp_path, workers, ba
 def test_every_pair_is_decoded_once(index, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        mask_rows, "decode_pair", lambda p: decoded.append(p.image_id) or decode_pair(p)
+        segmentation, "decode_pair", lambda p: decoded.append(p.image_id) or decode_pair(p)
     )
     list(source(index, tmp_path, "affine", "invert", "crop"))
     assert sorted(decoded) == [pair.image_id for pair in index.pairs]
@@ -293,7 +290,7 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "affine"))
     otsu, affine = load(OTSU, "seg"), resolve(["affine"], None)[1].transform
     for name, cell in (("identity", Cell("identity", 0)), ("affine", Cell("affine", 0))):
-        rows = Store(run).masks("otsu", cell)
+        rows = Store(run).rows("otsu", cell, "seg")
         assert list(rows.columns) == MASK_SCHEMA.names
         rows = rows.set_index("image_id")
         for pair in pairs_in(tmp_path / "again").pairs:
@@ -312,7 +309,7 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
 def test_roads_have_relaxed_numbers_and_other_data_have_not(cells, tmp_path):
     run = run_evaluation(config(make_roads(tmp_path / "roads"), tmp_path / "run", "fliplr"))
     assert read_record(run).dataset.tolerance == 3
-    rows, numbers = Store(run).masks("otsu", Cell("identity", 0)), table(run).iloc[0]
+    rows, numbers = Store(run).rows("otsu", Cell("identity", 0), "seg"), table(run).iloc[0]
     predicted, true = (rows["tp"] + rows[other] for other in ("fp", "fn"))
     assert ((rows["predicted_near"] >= rows["tp"]) & (rows["predicted_near"] <= predicted)).all()
     assert numbers["relaxed_precision"] == rows["predicted_near"].sum() / predicted.sum()
@@ -360,11 +357,11 @@ def test_a_finished_run_says_what_it_was(cells, tmp_path):
 def test_the_table_has_the_promised_columns_and_a_flip_costs_otsu_nothing(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "fliplr", "gaussian_blur"))
     numbers = table(run)
-    assert tuple(numbers.columns) == SEG_COLUMNS
+    assert tuple(numbers.columns) == MASK_COLUMNS
     numbers = numbers.set_index("transform")
     assert numbers["n"].tolist() == [9, 9, 9]
     assert numbers["groups"].tolist() == numbers["paired_groups"].tolist() == [3, 3, 3]
-    rows = Store(run).masks("otsu", Cell("identity", 0))
+    rows = Store(run).rows("otsu", Cell("identity", 0), "seg")
     of_patient = [
         2 * part["tp"].sum() / (2 * part["tp"] + part["fp"] + part["fn"]).sum()
         for _, part in rows.groupby("group")
@@ -410,7 +407,7 @@ def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
     record = read_record(run_evaluation(settings, heard))
     assert (record.split, record.dataset.images, record.dataset.images_available) == ("test", 3, 9)
     assert "were held out for testing are used" in heard.lines[0]
-    rows = Store(tmp_path / "run").masks("otsu", Cell("identity", 0))
+    rows = Store(tmp_path / "run").rows("otsu", Cell("identity", 0), "seg")
     assert rows["group"].nunique() == 1
     everything = replace(settings, out=tmp_path / "all", split="all")
     assert read_record(run_evaluation(everything)).dataset.images == 9
@@ -419,8 +416,8 @@ def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
 def test_a_baseline_is_tested_on_what_a_training_held_out(cells, tmp_path):
     training = make_training(tmp_path / "mine", pairs_in(tmp_path / "cells"))
     ids = [
-        Store(run_evaluation(config(cells, tmp_path / name, **changes))).masks(
-            model, Cell("identity", 0)
+        Store(run_evaluation(config(cells, tmp_path / name, **changes))).rows(
+            model, Cell("identity", 0), "seg"
         )["image_id"]
         for name, model, changes in (
             ("own", "mine", {"models": (ModelRequest(str(training)),)}),

@@ -16,13 +16,11 @@ from PIL import Image
 
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.io import write_bytes
-from robustcli.data.dataset import PairRef
+from robustcli.data.dataset import Member, PairRef
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
-from robustcli.evaluation.plan import Item
-from robustcli.evaluation.record import Panel, Rank, read_panels, write_panels
-from robustcli.evaluation.store import Cell, Store
 from robustcli.metrics.mask_scores import dice
+from robustcli.tasks.record import Panel, Rank, read_panels, write_panels
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # The outline of a mask, drawn on its image.
@@ -70,26 +68,26 @@ def _eroded(mask: Mask) -> Mask:
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
 _MOST = 100  # images that are tried
-ItemT = TypeVar("ItemT", bound=Item)
+MemberT = TypeVar("MemberT", bound=Member)
 
 
 @dataclass(frozen=True)
-class Sample:
+class SamplePicture:
     """The image to show, (H, W, 3), and where it is drawn in, the mask that moves with it."""
 
     image_id: str
     pixels: Pixels
     mask: NDArray[np.bool_] | None = None
 
-    def under(self, cell: TransformCell, seed: int) -> Sample:
+    def under(self, cell: TransformCell, seed: int) -> SamplePicture:
         """What the models see of it under `cell` in the run of seed `seed`."""
         name, severity = cell.transform.name, cell.severity
         own = image_seed(seed, name, severity, self.image_id)
         if self.mask is None:
             changed = cell.transform.apply(self.pixels, seed=own, severity=severity)
-            return Sample(self.image_id, changed)
+            return SamplePicture(self.image_id, changed)
         moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=own, severity=severity)
-        return Sample(self.image_id, *moved)
+        return SamplePicture(self.image_id, *moved)
 
     def png(self) -> bytes:
         """A small PNG, with the outline of the mask."""
@@ -104,7 +102,10 @@ class Sample:
 
 
 def write_samples(
-    run: Path, cells: Collection[TransformCell], seed: int, choose: Callable[[], Sample | None]
+    run: Path,
+    cells: Collection[TransformCell],
+    seed: int,
+    choose: Callable[[], SamplePicture | None],
 ) -> None:
     """Writes `RUN/samples/clean.png` and one picture a cell, as far as they are missing.
 
@@ -124,23 +125,25 @@ def write_samples(
         write_bytes(folder / _name(cell), sample.under(cell, seed).png())
 
 
-def first_readable(items: Sequence[ItemT], decode: Callable[[ItemT], Pixels]) -> Sample | None:
+def first_readable(
+    items: Sequence[MemberT], decode: Callable[[MemberT], Pixels]
+) -> SamplePicture | None:
     """The first of `items` that can be decoded; None where that is none of the first 100."""
     for item in items[:_MOST]:
         try:
-            return Sample(item.image_id, decode(item))
+            return SamplePicture(item.image_id, decode(item))
         except UnreadableImage:
             continue
     return None
 
 
-def first_pair(pairs: Sequence[PairRef]) -> Sample | None:
+def first_pair(pairs: Sequence[PairRef]) -> SamplePicture | None:
     """The first of the first 100 pairs that has foreground, else the first readable one."""
     first = None
     for pair in pairs[:_MOST]:
         try:
             image, mask = decode_pair(pair)
-            sample = Sample(pair.image_id, image, mask == 1)
+            sample = SamplePicture(pair.image_id, image, mask == 1)
         except UnreadableImage:
             continue
         if sample.mask is not None and sample.mask.any():
@@ -158,22 +161,25 @@ def _name(cell: TransformCell) -> str:
 
 OF_EACH = 2
 LONGEST_PANEL = 512  # pixels of the longer side of a picture
-_IDENTITY = Cell("identity", 0)
 
 
 def draw_panels(
-    run: Path, pairs: Sequence[PairRef], segmenters: Mapping[str, Segmenter]
+    run: Path,
+    pairs: Sequence[PairRef],
+    segmenters: Mapping[str, Segmenter],
+    rows: Callable[[str], pd.DataFrame],
 ) -> list[Panel]:
     """The panels of the run, those of `segmenters` drawn anew where their choice has changed.
 
     Args:
-        run: The run's folder, which holds their rows of untransformed images.
+        run: The run's folder.
         pairs: The images of the run.
         segmenters: By their names in the run.
+        rows: The rows of a segmenter on untransformed images, by its name.
     """
     drawn, by_id = read_panels(run), {pair.image_id: pair for pair in pairs}
     for name, segmenter in segmenters.items():
-        chosen = choose_panels(name, Store(run).masks(name, _IDENTITY))
+        chosen = choose_panels(name, rows(name))
         if chosen == [panel for panel in drawn if panel.model == name]:
             continue
         if chosen:
@@ -193,7 +199,7 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
 
     Args:
         model: Whose rows they are.
-        rows: Of untransformed images (columns: `store.MASK_SCHEMA`).
+        rows: Of untransformed images (columns: `metrics.columns.MASK_SCHEMA`).
     """
     found = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
     found = found[found["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])

@@ -13,9 +13,10 @@ from scipy.ndimage import binary_erosion
 from robustcli.adapters.load import load
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
-from robustcli.evaluation import pictures
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.pictures import (
+from robustcli.evaluation.store import Store
+from robustcli.tasks import pictures
+from robustcli.tasks.pictures import (
     COLOUR,
     choose_panels,
     draw_panels,
@@ -26,7 +27,8 @@ from robustcli.evaluation.pictures import (
     overlaid,
     write_samples,
 )
-from robustcli.evaluation.record import read_panels
+from robustcli.tasks.record import read_panels
+from robustcli.transforms.base import CLEAN
 from robustcli.transforms.registry import image_seed, resolve
 from tests.evaluation.cells import OTSU, config, make_pairs, pairs_in
 
@@ -145,9 +147,13 @@ def test_they_are_drawn_once_and_other_models_stay(tmp_path, monkeypatch):
     manifest = make_pairs(tmp_path / "cells")
     run = run_evaluation(config(manifest, tmp_path / "run"))
     before, index = read_panels(run), pairs_in(tmp_path / "cells")
+
+    def rows(name: str) -> pd.DataFrame:
+        return Store(run).rows(name, CLEAN, "seg")
+
     monkeypatch.setattr(pictures, "_draw", None)  # would be called to draw anything
-    assert draw_panels(run, index.pairs, {"otsu": load(OTSU, "seg")}) == before
-    assert draw_panels(run, index.pairs, {"no rows yet": load(OTSU, "seg")}) == before
+    assert draw_panels(run, index.pairs, {"otsu": load(OTSU, "seg")}, rows) == before
+    assert draw_panels(run, index.pairs, {"no rows yet": load(OTSU, "seg")}, rows) == before
 
 
 @pytest.fixture

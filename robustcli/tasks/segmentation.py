@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -17,24 +18,38 @@ from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.names import TaskName
 from robustcli.core.silence import silenced
 from robustcli.data.dataset import PairRef
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import open_masked
 from robustcli.data.subsets import take_pairs
-from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.describe import pairs_record, segmenter_record
-from robustcli.evaluation.forward import Forward
-from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
-from robustcli.evaluation.loader import Batch, Preparation, Prepared, measure
-from robustcli.evaluation.pictures import Sample, draw_panels, first_pair
-from robustcli.evaluation.plan import Piece
-from robustcli.evaluation.record import DatasetRecord, ModelRecord
-from robustcli.evaluation.sessions import ModelCost
-from robustcli.evaluation.store import Cell, mask_schema
-from robustcli.evaluation.task import Data, Row, Task
+from robustcli.metrics.columns import mask_schema
 from robustcli.metrics.mask_scores import near_counts
+from robustcli.tasks.base import (
+    ORIGINAL,
+    Batch,
+    Data,
+    Preparation,
+    Prepared,
+    Row,
+    Task,
+    facts_record,
+    measure,
+)
+from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.forward import Forward
+from robustcli.tasks.heldout import choose_part, trainings_of
+from robustcli.tasks.pictures import SamplePicture, draw_panels, first_pair
+from robustcli.tasks.record import (
+    DatasetRecord,
+    MaskPreprocessingRecord,
+    ModelCost,
+    ModelRecord,
+    pairs_record,
+)
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # How far the outlines of two masks lie apart: 95 % Hausdorff distance and surface dice.
@@ -142,14 +157,19 @@ class PairPreparation(Preparation[PairRef, tuple[Pixels, MaskOrIgnore], MaskedIm
         return decode_pair(item)
 
     def prepare(
-        self, items: Sequence[PairRef], decoded: Sequence[tuple[Pixels, MaskOrIgnore]], piece: Piece
+        self,
+        items: Sequence[PairRef],
+        decoded: Sequence[tuple[Pixels, MaskOrIgnore]],
+        *,
+        models: Mapping[Cell, Sequence[str]],
+        views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[MaskedImages]]:
         """The transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
-        for cell in piece.cells:
+        for cell in models:
             made = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
             images, masks = [image for image, _ in made], [mask for _, mask in made]
-            measures = {v: list(map(measure, clean, images)) for v in piece.inputs[cell]}
+            measures = {v: list(map(measure, clean, images)) for v in views[cell]}
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
     def _move(
@@ -173,8 +193,7 @@ class MaskRows:
 
     def __init__(self, segmenter: Segmenter, tolerance: int | None = None) -> None:
         self.tolerance = tolerance
-        self.threshold = segmenter.preprocessing.threshold
-        self.forward = Forward(segmenter.facts.name, segmenter.device, segmenter.probabilities)
+        self.forward = Forward(segmenter)
 
     @property
     def cost(self) -> ModelCost:
@@ -182,9 +201,8 @@ class MaskRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
-        """One row an image (columns: `store.mask_schema`)."""
-        pieces = self.forward(batch.inputs.images)
-        found = [probability >= self.threshold for piece in pieces for probability in piece]
+        """One row an image (columns: `mask_schema`)."""
+        found = [mask for piece in self.forward(batch.inputs.images) for mask in piece]
         both = zip(batch.image_ids, batch.inputs.groups, found, batch.inputs.masks, strict=True)
         return [
             {"image_id": name, "group": group, **mask_row(prediction, truth, self.tolerance)}
@@ -225,15 +243,15 @@ def _pixels(mask: NDArray[np.bool_]) -> int:
 class Segmentation(Task[Segmenter]):
     """Where something is in an image."""
 
-    name: ClassVar[Literal["cls", "seg"]] = "seg"
+    name: ClassVar[TaskName] = "seg"
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 16, "cpu": 8}
 
-    def check(self, config: EvalConfig) -> None:
+    def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
         for what, why, todo in _senseless(config):
             raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
 
-    def open(self, config: EvalConfig, listener: Listener) -> Data:
+    def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
         whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
         for note in whole.notes:
@@ -243,7 +261,7 @@ class Segmentation(Task[Segmenter]):
             listener.say(
                 f"No --data: using {whole.name}{kind}, {len(whole.pairs)} images, {whole.location}."
             )
-        part = choose_part(whole, config.split, _trainings(config), listener)
+        part = choose_part(whole, config.split, trainings_of(config), listener)
         index = take_pairs(part.index, limit=config.limit, seed=config.seed)
         return Data(index.pairs, pairs_record(index), index.grouping, part.split)
 
@@ -255,15 +273,19 @@ class Segmentation(Task[Segmenter]):
         """The model itself: nothing is downloaded for a segmenter."""
         return load(request, "seg", offline=True)
 
-    def model_record(self, model: Segmenter, config: EvalConfig) -> ModelRecord:
+    def model_record(self, model: Segmenter, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
-        return segmenter_record(model)
+        return ModelRecord(
+            **facts_record(model.facts, model.device),
+            preprocessing=MaskPreprocessingRecord(**asdict(model.preprocessing)),
+            view=ORIGINAL,
+        )
 
     def preparation(
         self,
         models: Mapping[str, Segmenter],
         cells: Mapping[Cell, TransformCell],
-        config: EvalConfig,
+        config: TaskConfig,
     ) -> PairPreparation:
         """See `Task.preparation`: all segmenters get the same pixels."""
         return PairPreparation(cells, config.seed)
@@ -272,22 +294,28 @@ class Segmentation(Task[Segmenter]):
         """See `Task.schema`."""
         return mask_schema(dataset.tolerance)
 
-    def answering(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
-        """See `Task.answering`."""
+    def predictor(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
+        """See `Task.predictor`."""
         return MaskRows(model, dataset.tolerance)
 
     def sample(
-        self, data: Data, models: Mapping[str, Segmenter], config: EvalConfig
-    ) -> Sample | None:
+        self, data: Data, models: Mapping[str, Segmenter], config: TaskConfig
+    ) -> SamplePicture | None:
         """The first image with foreground; its outline is drawn on every picture."""
         return first_pair(data.items)
 
-    def finish(self, run: Path, data: Data, models: Mapping[str, Segmenter]) -> None:
+    def finish(
+        self,
+        run: Path,
+        data: Data,
+        models: Mapping[str, Segmenter],
+        rows: Callable[[str], pd.DataFrame],
+    ) -> None:
         """Draws the best, median and worst cases of each model."""
-        draw_panels(run, data.items, models)
+        draw_panels(run, data.items, models, rows)
 
 
-def _senseless(config: EvalConfig) -> Iterator[tuple[str, str, str]]:
+def _senseless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
     """The settings that mean nothing to a segmenter: what, why, what to do."""
     if config.per_class is not None:
         yield (
@@ -307,10 +335,3 @@ def _senseless(config: EvalConfig) -> Iterator[tuple[str, str, str]]:
             "They tell foreground from background, and the masks of the data say which is which.",
             "Leave it out.",
         )
-
-
-def _trainings(config: EvalConfig) -> list[TrainingData]:
-    found = [training_data(request) for request in config.models]
-    if config.splits_of is not None:
-        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
-    return [training for training in found if training is not None]

@@ -15,7 +15,8 @@ from robustcli.core.listener import Listener
 from robustcli.data.dataset import ImageRef, Indexed, IndexT, Member
 from robustcli.data.decode import read_bytes
 from robustcli.data.splits import read_splits
-from robustcli.evaluation.record import Split
+from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.record import Split
 
 # What a model was trained on, as far as its files tell, so that it is not tested on that.
 
@@ -79,6 +80,14 @@ def training_data(request: ModelRequest) -> TrainingData | None:
         return None
     seen = header.seen if isinstance(header, ClassifierHeader) else {}
     return TrainingData(request.name, None if header is None else header.trained_on, parts, seen)
+
+
+def trainings_of(config: TaskConfig) -> list[TrainingData]:
+    """What the models of `config` were trained on here; nothing is known of other weights."""
+    found = [training_data(request) for request in config.models]
+    if config.splits_of is not None:
+        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
+    return [training for training in found if training is not None]
 
 
 def parts_of(run: Path) -> Mapping[str, str]:

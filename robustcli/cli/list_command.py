@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from robustcli.cli.options import as_json
+from robustcli.cli.shared_options import as_json
 from robustcli.core.names import matching
 
 Row = dict[str, object]
