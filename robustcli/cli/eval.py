@@ -105,7 +105,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **options: Any) -> None:
         if dry_run and not first:
             return
         if dry_run:
-            from robustcli.evaluation.prepare import forecast
+            from robustcli.evaluation.forecast import forecast
 
             plan = forecast(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())

@@ -14,7 +14,7 @@ from robustcli.adapters.load import load
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.sources import open_index
-from robustcli.evaluation import evaluate, prepare, runner
+from robustcli.evaluation import evaluate, runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -36,7 +36,7 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def small_blocks(monkeypatch, size=4):
-    monkeypatch.setattr("robustcli.evaluation.prepare.BLOCK_SIZE", size)
+    monkeypatch.setattr("robustcli.evaluation.evaluate.BLOCK_SIZE", size)
 
 
 def test_rows_are_the_models_answers(photos, tmp_path):
@@ -227,7 +227,7 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
 )
 def test_two_models_do_not_share_a_folder_of_rows(names):
     with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
-        prepare._check_distinct(names)
+        evaluate._check_distinct(names)
 
 
 def test_two_models_of_one_name_are_refused(photos, tmp_path):

@@ -101,7 +101,7 @@ def test_a_dry_run_knows_the_classes_too(folder: Path) -> None:
     from robustcli.adapters.load import ModelRequest
     from robustcli.core.listener import Silent
     from robustcli.evaluation.config import EvalConfig
-    from robustcli.evaluation.prepare import forecast
+    from robustcli.evaluation.forecast import forecast
 
     space = str(folder / "four.txt")
     request = ModelRequest(TIMM, folder / "timm.pth", label_space=space)

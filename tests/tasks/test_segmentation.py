@@ -22,9 +22,9 @@ from robustcli.data.sources import open_pairs
 from robustcli.evaluation import runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.prepare import forecast
 from robustcli.evaluation.record import read_record, write_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
