@@ -32,6 +32,7 @@ from robustcli.transforms.registry import TransformCell
 
 Row = dict[str, object]
 ModelT = TypeVar("ModelT", bound=Model)
+ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 
 class Item(Protocol):
@@ -186,6 +187,14 @@ class Task(ABC, Generic[ModelT]):
         Raises:
             UsageError: One has no meaning for this task; the message says why.
         """
+
+    def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
+        """`config` with the settings that its models decide, each announced; most tasks have none.
+
+        Raises:
+            UsageError: The models contradict each other.
+        """
+        return config
 
     @abstractmethod
     def open(self, config: TaskConfig, listener: Listener) -> Data:

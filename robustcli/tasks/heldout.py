@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,17 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import ImageRef, Indexed, IndexT, Member
 from robustcli.data.decode import read_bytes
+from robustcli.data.mask_values import NONZERO
 from robustcli.data.splits import read_splits
 from robustcli.tasks.config import TaskConfig
-from robustcli.tasks.record import Split
+from robustcli.tasks.record import MasksRecord, Split
 
 # What a model was trained on, as far as its files tell, so that it is not tested on that.
 
 
 SPLITS = "splits.csv"
+MaskValues = tuple[str | None, str | None]
+"""`--foreground` and `--ignore`, as a user types them."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class TrainingData:
         digest: Of the list of images; None where the weights do not say it.
         parts: Which part each image was in, by id; empty where that file is not there.
         seen: Of some training images, by id, the SHA-256 of their files, where the weights say it.
+        mask_values: `--foreground` and `--ignore` of the training, where it had them.
     """
 
     model: str
     digest: str | None
     parts: Mapping[str, str]
     seen: Mapping[str, str] = field(default_factory=dict)
+    mask_values: MaskValues | None = None
 
     def overlaps(self, index: Indexed) -> bool:
         """Whether some images of `index` are among those of the training.
@@ -79,7 +85,30 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     if header is None and not parts:
         return None
     seen = header.seen if isinstance(header, ClassifierHeader) else {}
-    return TrainingData(request.name, None if header is None else header.trained_on, parts, seen)
+    digest = None if header is None else header.trained_on
+    masks = next((v for v in map(_mask_values, folders) if v is not None), None)
+    return TrainingData(request.name, digest, parts, seen, masks)
+
+
+def _mask_values(run: Path) -> MaskValues | None:
+    """The options that read the masks as the training in `run` read them; None for none."""
+    try:
+        told = json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"].get("masks")
+        masks = MasksRecord.model_validate(told) if told else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # no run, or a damaged one: whoever reads its record says so
+    if masks is None:
+        return None
+    ignore = ",".join(masks.ignored) or None
+    if masks.background is not None:  # the training told foreground by the masks' own two values
+        return None if ignore is None else (None, ignore)
+    return (NONZERO if masks.foreground is None else ",".join(masks.foreground)), ignore
+
+
+def in_flags(values: MaskValues) -> str:
+    """The two options as a user types them."""
+    given = zip(("--foreground", "--ignore"), values, strict=True)
+    return " ".join(f"{flag} {value}" for flag, value in given if value is not None)
 
 
 def trainings_of(config: TaskConfig) -> list[TrainingData]:

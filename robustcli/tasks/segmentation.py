@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,13 +23,14 @@ from robustcli.core.silence import silenced
 from robustcli.data.dataset import PairRef
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
-from robustcli.data.sources import open_masked
+from robustcli.data.sources import open_masked, open_pairs
 from robustcli.data.subsets import take_pairs
 from robustcli.metrics.columns import mask_schema
 from robustcli.metrics.mask_scores import near_counts
 from robustcli.tasks.base import (
     ORIGINAL,
     Batch,
+    ConfigT,
     Data,
     Preparation,
     Prepared,
@@ -40,7 +41,7 @@ from robustcli.tasks.base import (
 )
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
-from robustcli.tasks.heldout import choose_part, trainings_of
+from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
 from robustcli.tasks.pictures import SamplePicture, draw_panels, first_pair
 from robustcli.tasks.record import (
     DatasetRecord,
@@ -250,6 +251,33 @@ class Segmentation(Task[Segmenter]):
         """See `Task.check`."""
         for what, why, todo in _senseless(config):
             raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
+
+    def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
+        """Reads the masks of the images of a training as that training read them.
+
+        Only where the user says nothing of their values, and only on these images: in other data
+        the same value may mean something else.
+        """
+        if config.foreground is not None or config.ignore is not None:
+            return config
+        trainings = [training for training in trainings_of(config) if training.mask_values]
+        index = open_pairs(config.data) if trainings else None
+        known = [one for one in trainings if index is not None and one.overlaps(index)]
+        said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
+        if not said:
+            return config
+        if len(said) > 1:
+            (first, one), (second, other) = list(said.items())[:2]
+            raise UsageError(
+                f"`{one.model}` and `{other.model}` read the masks of this data differently.",
+                f"One was trained with `{first}`, the other with `{second}`.",
+                "Say how they are to be read here, with `--foreground` and `--ignore`.",
+            )
+        ((flags, training),) = said.items()
+        assert training.mask_values is not None, "they were chosen by it"
+        listener.say(f"Masks are read as in the training of `{training.model}`: `{flags}`.")
+        foreground, ignore = training.mask_values
+        return replace(config, foreground=foreground, ignore=ignore)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -411,6 +413,83 @@ def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
     assert rows["group"].nunique() == 1
     everything = replace(settings, out=tmp_path / "all", split="all")
     assert read_record(run_evaluation(everything)).dataset.images == 9
+
+
+def masks_of_three_values(cells: Path, run: Path, **changes: object) -> Path:
+    """A training in `run` on the pairs in `cells`, whose masks now have 0, 128 and 255."""
+    training = make_training(run, pairs_in(cells))
+    for mask in (cells / "masks").iterdir():
+        values = (np.asarray(Image.open(mask)) > 0).astype(np.uint8) * 128
+        values[:4] = 255
+        Image.fromarray(values).save(mask)
+    read = {"foreground": ["128"], "background": ["0"], "ignored": ["255"], "channel": "colour"}
+    masks = {**read, "words": "", **changes}
+    (run / "run.json").write_text(json.dumps({"dataset": {**DATASET, "masks": masks}}))
+    return training
+
+
+DATASET = {"name": "cells"}  # what else is in a record does not matter here
+
+
+def test_masks_are_read_as_in_the_training_unless_the_user_says_how(cells, tmp_path):
+    training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine")
+    model, heard = ModelRequest(str(training)), Heard()
+    with pytest.raises(UsageError, match="--foreground"):
+        run_evaluation(config(cells, tmp_path / "otsu"))
+    settings = config(cells, tmp_path / "run", models=(model,))
+    record = read_record(run_evaluation(settings, heard))
+    assert heard.lines[0] == (f"Masks are read as in the training of `{training}`: `--ignore 255`.")
+    assert record.dataset.masks is not None
+    assert (record.dataset.masks.foreground, record.dataset.masks.ignored) == (["128"], ["255"])
+    heard.lines.clear()
+    own = replace(settings, out=tmp_path / "own", foreground="255")
+    record = read_record(run_evaluation(own, heard))
+    assert not any("as in the training" in line for line in heard.lines)
+    assert record.dataset.masks is not None
+    assert record.dataset.masks.ignored == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"background": None}, "--foreground 128 --ignore 255"),
+        ({"foreground": None, "background": None}, "--foreground nonzero --ignore 255"),
+        ({"background": None, "ignored": []}, "--foreground 128"),
+    ],
+)
+def test_what_the_training_was_told_of_its_masks_is_told_again(cells, tmp_path, changes, flags):
+    training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine", **changes)
+    heard = Heard()
+    run_evaluation(config(cells, tmp_path / "run", models=(ModelRequest(str(training)),)), heard)
+    assert f"`{flags}`" in heard.lines[0]
+
+
+def test_trainings_that_read_the_masks_differently_leave_it_to_the_user(cells, tmp_path):
+    trainings = [
+        masks_of_three_values(tmp_path / "cells", tmp_path / name, background=None, ignored=ignored)
+        for name, ignored in (("a", []), ("b", ["255"]))
+    ]
+    models = tuple(ModelRequest(str(training)) for training in trainings)
+    with pytest.raises(UsageError, match=r"(?s)differently.*`--foreground 128`.*--ignore 255`"):
+        run_evaluation(config(cells, tmp_path / "run", models=models))
+
+
+def test_the_masks_of_other_data_are_not_read_as_those_of_the_training(cells, tmp_path):
+    training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine")
+    other, heard = make_pairs(tmp_path / "other", side=24), Heard()
+    for folder in ("images", "masks"):
+        for file in (tmp_path / "other" / folder).iterdir():
+            file.rename(file.with_name(f"new-{file.name}"))
+    other.write_text(
+        other.read_text().replace("images/", "images/new-").replace("masks/", "masks/new-")
+    )
+    record = read_record(
+        run_evaluation(
+            config(other, tmp_path / "run", models=(ModelRequest(str(training)),)), heard
+        )
+    )
+    assert record.dataset.masks is None
+    assert not any("as in the training" in line for line in heard.lines)
 
 
 def test_a_baseline_is_tested_on_what_a_training_held_out(cells, tmp_path):
