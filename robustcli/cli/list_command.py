@@ -10,7 +10,7 @@ import click
 from robustcli.cli.shared_options import as_json
 from robustcli.core.names import matching
 
-Row = dict[str, object]
+ListedRow = dict[str, object]
 
 
 @click.command("list")
@@ -35,7 +35,7 @@ def command(kind: str, pattern: str, wide: bool, as_json: bool) -> None:
         click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
 
 
-def _models() -> list[Row]:
+def _models() -> list[ListedRow]:
     from robustcli.adapters.cache_paths import is_here
     from robustcli.adapters.catalogue import CATALOGUE
 
@@ -59,7 +59,7 @@ def _models() -> list[Row]:
     ]
 
 
-def _transforms() -> list[Row]:
+def _transforms() -> list[ListedRow]:
     from robustcli.transforms.registry import transforms
 
     return [
@@ -75,7 +75,7 @@ def _transforms() -> list[Row]:
     ]
 
 
-def _datasets() -> list[Row]:
+def _datasets() -> list[ListedRow]:
     from robustcli.data.named_datasets import DATASETS, installed
 
     return [
@@ -91,7 +91,7 @@ def _datasets() -> list[Row]:
     ]
 
 
-def _recipes() -> list[Row]:
+def _recipes() -> list[ListedRow]:
     from robustcli.training.recipes import listed, listed_by_name, listed_classes
 
     return [
@@ -112,7 +112,7 @@ def _recipes() -> list[Row]:
     ]
 
 
-_ROWS: dict[str, Callable[[], list[Row]]] = {
+_ROWS: dict[str, Callable[[], list[ListedRow]]] = {
     "models": _models,
     "transforms": _transforms,
     "datasets": _datasets,
@@ -129,7 +129,7 @@ _LONG = {
 _TITLES = {"cls": "Classifiers", "seg": "Segmenters"}
 
 
-def _by_task(rows: list[Row], hidden: Sequence[str]) -> str:
+def _by_task(rows: list[ListedRow], hidden: Sequence[str]) -> str:
     """A table for each task; columns that say nothing of any of its models are left out."""
     tables = []
     for task, title in _TITLES.items():
@@ -140,7 +140,7 @@ def _by_task(rows: list[Row], hidden: Sequence[str]) -> str:
     return "\n\n".join(tables)
 
 
-def _grid(rows: list[Row], hidden: Sequence[str]) -> str:
+def _grid(rows: list[ListedRow], hidden: Sequence[str]) -> str:
     from tabulate import tabulate
 
     names = [name for name in rows[0] if name not in hidden]

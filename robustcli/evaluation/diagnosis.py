@@ -20,7 +20,7 @@ from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
 from robustcli.models.scan.reasons import Broken
 from robustcli.models.scan.selfcheck import SCANS, worst_error
 
-TOLERANCE = 1e-5  # relative to the largest value; float32 against float64
+MOST_ERROR = 1e-5  # relative to the largest value; float32 against float64
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _backends() -> Iterator[Check]:
         how = f", {cpu.describe()}" if name == "cpu" else ""
         yield Check(
             f"scan: {name}",
-            "ok" if error_found < TOLERANCE else "broken",
+            "ok" if error_found < MOST_ERROR else "broken",
             f"{serves}differs from the float64 reference by {error_found:.1e} at most{how}",
         )
 

@@ -1,6 +1,6 @@
 """The evaluation from top to bottom: look up, load, plan, compute what is missing, close.
 
-A photo's way: `look_up` finds it, `make_plan` puts it into a block (`plan`), a loader worker
+A photo's way: `look_up` finds it, `plan_work` puts it into a block (`plan`), a loader worker
 decodes and transforms it (`loader`), the runner hands it to the models and writes their rows
 (`runner`, `store`). At the end the plan is held against the folder.
 """
@@ -31,11 +31,11 @@ from robustcli.core.ownership import owned
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
-from robustcli.evaluation.distributed import Group, check_same, group_of, in_words
+from robustcli.evaluation.distributed import Group, check_ranks_agree, group_of, in_words
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
 from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
-from robustcli.evaluation.run_folder import check_folder, close_run, open_run, remove_leftovers
+from robustcli.evaluation.run_folder import check_run_folder, close_run, open_run, remove_leftovers
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
@@ -94,7 +94,7 @@ def run_evaluation(
         if not group.first:
             _follow(evaluation, models, heard, group)
             return evaluation.run
-        check_same(facts)
+        check_ranks_agree(facts)
         with owned(evaluation.run, heard.say) as ownership, errors_of(evaluation.run):
             remove_leftovers(evaluation.run)
             record = open_run(evaluation.run, record, fresh=config.fresh)
@@ -187,7 +187,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(data.record.digest)
-    check_folder(run)
+    check_run_folder(run)
     by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
     return Evaluation(config, task, data, by_cell, names, device, run)
 
@@ -258,7 +258,7 @@ def _transform_record(cell: TransformCell) -> TransformRecord:
     )
 
 
-def make_plan(record: RunRecord, evaluation: Evaluation) -> Plan:
+def plan_work(record: RunRecord, evaluation: Evaluation) -> Plan:
     """What this command is to compute: its own models and transforms, not the run's others."""
     views = {m.name: m.view for m in record.models}
     return Plan(
@@ -279,7 +279,7 @@ def _lead(
     group: Group, check: Callable[[], None],
 ) -> None:  # fmt: skip
     """Rank 0: deals the work, computes its share, waits for the others, closes the run."""
-    config, run, plan = evaluation.config, evaluation.run, make_plan(record, evaluation)
+    config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
     status: Literal["complete", "partial", "failed"] = "partial"
     gone: list[int] = []
     lacking: tuple[Piece, ...] = ()
@@ -313,7 +313,7 @@ def _follow(
     """Another rank: computes its share of the work that rank 0 deals."""
     work = group.hear("work")
     record = RunRecord.model_validate_json(work["record"])
-    plan = make_plan(record, evaluation)
+    plan = plan_work(record, evaluation)
     pieces = [_piece(plan, plain) for plain in work["pieces"]]
     _compute(evaluation, models, record, pieces, listener, group, lambda: None)
     group.finish()

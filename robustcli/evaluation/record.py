@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 FILE_NAME = "run.json"
 
 
-Kind = TypeVar("Kind", bound=Record)
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 class TransformRecord(Record):
@@ -89,7 +89,7 @@ def read_record(run: Path) -> RunRecord:
         ) from error
 
 
-def read_record_of(run: Path, kind: type[Kind], what: str, command: str) -> Kind:
+def read_record_of(run: Path, kind: type[RecordT], what: str, command: str) -> RecordT:
     """The record in directory `run` of another kind of run than an evaluation.
 
     Args:

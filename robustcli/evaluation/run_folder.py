@@ -16,7 +16,7 @@ _FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures"
 _FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
 
 
-def check_folder(run: Path) -> None:
+def check_run_folder(run: Path) -> None:
     """Raises UsageError where rows would be written among somebody's files."""
     if run.is_file():
         raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")

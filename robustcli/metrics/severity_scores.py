@@ -80,7 +80,7 @@ ALEXNET_ERROR = {
 }
 ALEXNET_CLEAN_ERROR = 0.4348
 FAMILY = "imagenet-c"
-SEVERITIES = 5
+BENCHMARK_SEVERITIES = 5
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def _of_model(
     model: str, rows: pd.DataFrame, names: dict[str, str | None]
 ) -> CorruptionError | None:
     cells = rows.assign(corruption=rows["transform"].map(names)).dropna(subset="corruption")
-    cells = cells[cells["severity"].between(1, SEVERITIES)]
+    cells = cells[cells["severity"].between(1, BENCHMARK_SEVERITIES)]
     clean = rows[rows["transform"] == "identity"]
-    if len(cells) != len(ALEXNET_ERROR) * SEVERITIES or not _same_images(cells, clean):
+    if len(cells) != len(ALEXNET_ERROR) * BENCHMARK_SEVERITIES or not _same_images(cells, clean):
         return None
     alexnet = pd.Series(ALEXNET_ERROR)
     error = (1 - cells.groupby("corruption")["top1"].mean()).reindex(alexnet.index)

@@ -23,7 +23,7 @@ from robustcli.tasks.record import MasksRecord, Split
 # What a model was trained on, as far as its files tell, so that it is not tested on that.
 
 
-SPLITS = "splits.csv"
+SPLITS_FILE = "splits.csv"
 MaskValues = tuple[str | None, str | None]
 """`--foreground` and `--ignore`, as a user types them."""
 
@@ -79,7 +79,7 @@ def training_data(request: ModelRequest) -> TrainingData | None:
         return None
     header = header_beside(weights_in(place))
     folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
-    files = [place.with_suffix(f".{SPLITS}"), *(folder / SPLITS for folder in folders)]
+    files = [place.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
     found = next((file for file in files if file.is_file()), None)
     parts = {} if found is None else read_splits(found)
     if header is None and not parts:
@@ -115,24 +115,24 @@ def trainings_of(config: TaskConfig) -> list[TrainingData]:
     """What the models of `config` were trained on here; nothing is known of other weights."""
     found = [training_data(request) for request in config.models]
     if config.splits_of is not None:
-        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
+        found.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
     return [training for training in found if training is not None]
 
 
-def parts_of(run: Path) -> Mapping[str, str]:
+def read_parts(run: Path) -> Mapping[str, str]:
     """The part of each image id in the training run `run`; empty where it does not say.
 
     Raises:
         UsageError: Its `splits.csv` is damaged.
     """
-    return read_splits(run / SPLITS) if (run / SPLITS).is_file() else {}
+    return read_splits(run / SPLITS_FILE) if (run / SPLITS_FILE).is_file() else {}
 
 
 # Which part of the data is evaluated: what no model was trained on, unless the user says else.
 
 
 @dataclass(frozen=True)
-class Part(Generic[IndexT]):
+class ChosenPart(Generic[IndexT]):
     """Some images of the data, and which part of it they are."""
 
     index: IndexT
@@ -144,7 +144,7 @@ def choose_part(
     wanted: Literal["auto"] | Split,
     trainings: Sequence[TrainingData],
     listener: Listener,
-) -> Part[IndexT]:
+) -> ChosenPart[IndexT]:
     """The part of `index` to evaluate.
 
     `auto` takes the held-out test images where a model was trained on images of `index`, else all.
@@ -166,7 +166,7 @@ def choose_part(
             listener.say(
                 f"`{training.model}` was trained on some of these images: the numbers flatter it."
             )
-        return Part(index, "all")
+        return ChosenPart(index, "all")
     split: Split = "test" if wanted == "auto" else wanted
     part = _of_trainings(index, split, known) if known else _own(index, split)
     if wanted == "auto":
@@ -175,7 +175,7 @@ def choose_part(
             f"{len(index.members)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
-    return Part(part, split)
+    return ChosenPart(part, split)
 
 
 def _of_trainings(index: IndexT, split: Split, known: Sequence[TrainingData]) -> IndexT:

@@ -26,26 +26,28 @@ from robustcli.transforms.registry import TransformCell, image_seed
 # The outline of a mask, drawn on its image.
 
 
-COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
+OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 def outlined(image: Pixels, mask: Mask) -> Pixels:
-    """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in COLOUR.
+    """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
     The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
     """
     drawn = image.copy()
-    drawn[outline(mask, min(mask.shape) // 512 + 1)] = COLOUR
+    drawn[outline(mask, min(mask.shape) // 512 + 1)] = OUTLINE_COLOUR
     return drawn
 
 
 def overlaid(image: Pixels, mask: Mask) -> Pixels:
-    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in COLOUR."""
+    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in OUTLINE_COLOUR."""
     tinted = image.copy()
-    tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(COLOUR)).astype(np.uint8)
+    tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(OUTLINE_COLOUR)).astype(
+        np.uint8
+    )
     return outlined(tinted, mask)
 
 
@@ -163,7 +165,7 @@ OF_EACH = 2
 LONGEST_PANEL = 512  # pixels of the longer side of a picture
 
 
-def draw_panels(
+def update_panels(
     run: Path,
     pairs: Sequence[PairRef],
     segmenters: Mapping[str, Segmenter],

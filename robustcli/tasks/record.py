@@ -193,7 +193,7 @@ class ModelCost(Record):
 # `RUN/panels/panels.json`: which images of a segmenter's run are shown, and why.
 
 
-FOLDER = "panels"
+PANELS_FOLDER = "panels"
 PANELS_FILE = "panels.json"
 Rank = Literal["best", "median", "worst"]
 
@@ -223,7 +223,7 @@ class Panel(Record):
         `prediction.png` is the foreground probability times 255. All three have the image's own
         size, or are reduced alike.
         """
-        return model_folder(run / FOLDER, "", self.model) / f"{self.rank}-{self.number}"
+        return model_folder(run / PANELS_FOLDER, "", self.model) / f"{self.rank}-{self.number}"
 
 
 _PANELS = TypeAdapter(list[Panel])
@@ -231,10 +231,10 @@ _PANELS = TypeAdapter(list[Panel])
 
 def read_panels(run: Path) -> list[Panel]:
     """The panels of a run, model by model, best first; none where nothing was drawn."""
-    path = run / FOLDER / PANELS_FILE
+    path = run / PANELS_FOLDER / PANELS_FILE
     return _PANELS.validate_json(path.read_bytes()) if path.is_file() else []
 
 
 def write_panels(run: Path, panels: list[Panel]) -> None:
     """Writes `RUN/panels/panels.json` durably."""
-    write_bytes(run / FOLDER / PANELS_FILE, _PANELS.dump_json(panels, indent=2) + b"\n")
+    write_bytes(run / PANELS_FOLDER / PANELS_FILE, _PANELS.dump_json(panels, indent=2) + b"\n")

@@ -42,7 +42,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
-from robustcli.tasks.pictures import SamplePicture, draw_panels, first_pair
+from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
@@ -60,7 +60,7 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 
 PERCENTILE = 95
-TOLERANCE = 2.0  # pixels
+BOUNDARY_TOLERANCE = 2.0  # pixels
 Mask = NDArray[np.bool_]
 
 
@@ -70,7 +70,7 @@ class SurfaceDistance:
 
     Args:
         hd95: The larger of the two 95th percentiles of the distances from one to the other, pixels.
-        boundary_dice: Share of both outlines that lies within TOLERANCE of the other.
+        boundary_dice: Share of both outlines that lies within BOUNDARY_TOLERANCE of the other.
     """
 
     hd95: float
@@ -87,7 +87,7 @@ def surface_distance(prediction: Mask, truth: Mask) -> SurfaceDistance | None:
     box = _box(prediction | truth)
     both = _distances(prediction[box], truth[box])
     hd95 = max(float(torch.quantile(one, PERCENTILE / 100)) for one in both)
-    near = sum(int((one <= TOLERANCE).sum()) for one in both)
+    near = sum(int((one <= BOUNDARY_TOLERANCE).sum()) for one in both)
     return SurfaceDistance(hd95, near / sum(map(len, both)))
 
 
@@ -340,7 +340,7 @@ class Segmentation(Task[Segmenter]):
         rows: Callable[[str], pd.DataFrame],
     ) -> None:
         """Draws the best, median and worst cases of each model."""
-        draw_panels(run, data.items, models, rows)
+        update_panels(run, data.items, models, rows)
 
 
 def _senseless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:

@@ -17,14 +17,14 @@ from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.store import Store
 from robustcli.tasks import pictures
 from robustcli.tasks.pictures import (
-    COLOUR,
+    OUTLINE_COLOUR,
     choose_panels,
-    draw_panels,
     first_pair,
     first_readable,
     outline,
     outlined,
     overlaid,
+    update_panels,
     write_samples,
 )
 from robustcli.tasks.record import read_panels
@@ -45,7 +45,7 @@ def test_only_the_outline_is_drawn_and_the_image_stays():
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
     drawn = outlined(image, mask)
-    coloured = (drawn == COLOUR).all(-1)
+    coloured = (drawn == OUTLINE_COLOUR).all(-1)
     assert np.array_equal(coloured, outline(mask))
     assert (drawn[~coloured] == 50).all()
     assert (image == 50).all()
@@ -55,7 +55,7 @@ def test_lines_grow_with_the_image():
     mask = np.zeros((1100, 1100), bool)
     mask[100:1000, 100:1000] = True
     drawn = outlined(np.zeros((1100, 1100, 3), np.uint8), mask)
-    assert (drawn[500] == COLOUR).all(-1).sum() == 6, "three pixels on each side"
+    assert (drawn[500] == OUTLINE_COLOUR).all(-1).sum() == 6, "three pixels on each side"
 
 
 def test_an_overlay_tints_the_inside_and_nothing_else():
@@ -152,8 +152,8 @@ def test_they_are_drawn_once_and_other_models_stay(tmp_path, monkeypatch):
         return Store(run).rows(name, CLEAN, "seg")
 
     monkeypatch.setattr(pictures, "_draw", None)  # would be called to draw anything
-    assert draw_panels(run, index.pairs, {"otsu": load(OTSU, "seg")}, rows) == before
-    assert draw_panels(run, index.pairs, {"no rows yet": load(OTSU, "seg")}, rows) == before
+    assert update_panels(run, index.pairs, {"otsu": load(OTSU, "seg")}, rows) == before
+    assert update_panels(run, index.pairs, {"no rows yet": load(OTSU, "seg")}, rows) == before
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
         *decode_pair(pair), seed=image_seed(4, "affine", 0, pair.image_id), severity=0
     )
     drawn = read_samples(tmp_path / "samples" / "affine-s0.png")
-    assert np.array_equal((drawn == COLOUR).all(-1), outline(mask))
+    assert np.array_equal((drawn == OUTLINE_COLOUR).all(-1), outline(mask))
     assert np.array_equal(drawn[~outline(mask)], image[~outline(mask)])
     clean, flipped = (
         read_samples(tmp_path / "samples" / f"{n}.png") for n in ("clean", "fliplr-s0")
