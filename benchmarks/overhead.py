@@ -65,9 +65,9 @@ def run_seconds(data: Path, out: Path, model: str) -> tuple[float, float, int]:
 
 def forward_seconds(model: str, inputs: int, batch: int = 32) -> float:
     """Seconds of the same number of forward passes with nothing else going on."""
-    from robustcli.adapters.load import ModelRequest, load_classifier
+    from robustcli.adapters.load import ModelRequest, load
 
-    classifier = load_classifier(ModelRequest(model, untrained=True))
+    classifier = load(ModelRequest(model, untrained=True), "cls")
     side = classifier.preprocessing.crop
     views = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     classifier.logits(views)

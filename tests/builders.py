@@ -8,23 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from robustcli.evaluation.record import (
-    DatasetRecord,
-    ModelRecord,
-    PreprocessingRecord,
-    RunRecord,
-    TransformRecord,
-    write_record,
-)
-from robustcli.evaluation.sessions import ModelCost, Session, write_session
-from robustcli.evaluation.store import (
-    INPUT_SCHEMA,
-    PREDICTION_SCHEMA,
-    SKIPPED_SCHEMA,
-    Cell,
-    Store,
-    write_rows,
-)
+from robustcli.evaluation.record import RunRecord, TransformRecord, write_record
+from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
+from robustcli.metrics.columns import PREDICTION_SCHEMA
+from robustcli.tasks.record import DatasetRecord, ModelCost, ModelRecord, PreprocessingRecord
+from robustcli.transforms.base import Cell
 
 PAPER21 = (
     *("additive_gaussian_noise", "affine", "crop", "hue_and_saturation", "crop_and_pad", "cutout"),

@@ -22,6 +22,7 @@ FLOORS = (
     ("robustcli.finetuning",),
     ("robustcli.training",),
     ("robustcli.evaluation",),
+    ("robustcli.tasks",),
     ("robustcli.adapters",),
     ("robustcli.nnunet",),
     ("robustcli.metrics", "robustcli.data", "robustcli.transforms"),

@@ -61,8 +61,9 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
         raise UsageError(
             f"`{entry.name}` has no published weights.",
             "An untrained network knows nothing.",
-            f"Train it (`robust train cls --model {entry.name} --data DIR`) and name the run's "
-            "folder, or name weights with `--weights FILE`; `--untrained` takes it as initialised.",
+            f"Train it (`robust train {entry.task} --model {entry.name}`) and name the run's "
+            "folder, or name weights with `--weights FILE`; `--untrained` takes the network as "
+            "initialised.",
         )
     path = local_path(entry)
     if path.is_file() or entry.weights_url is None:

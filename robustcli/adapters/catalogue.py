@@ -21,7 +21,7 @@ class ModelEntry:
     Args:
         name: As users type it.
         family: Of networks.
-        builder: How it is made: a row of `builders.BUILDERS` or of `seg_builders.SEG_BUILDERS`.
+        builder: How it is made: a row of `builders.BUILDERS`.
         variant: The builder's own name for it.
         parameters: How many the network has; 0 where that is known only when it is built.
         published: A classifier's top-1 on ImageNet-1K's validation set at 224 pixels, in percent,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,27 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcli.adapters.first_pass import Tried, check_scores, first_pass, made_up
+from robustcli.adapters.model import AUTOCAST, Facts, Precision
 from robustcli.adapters.preprocessing import Preprocessing
-
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a record says of a model beside its preprocessing; `scans`: it needs the scan."""
-
-    name: str
-    family: str
-    builder: str
-    arguments: dict[str, object]
-    parameters: int
-    weights: str
-    weights_sha256: str
-    pretraining: str
-    untrained: bool
-    label_space: str
-    scans: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,8 @@ class Classifier:
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
         self.notes = notes
-        self.device, self.precision = torch.device("cpu"), "fp32"
+        self.device = torch.device("cpu")
+        self.precision: Precision = "fp32"
 
     def to(self, device: torch.device, precision: Precision) -> Classifier:
         """This classifier, moved."""

@@ -1,24 +1,27 @@
-"""From a name, as a user types it, to a classifier with weights."""
+"""From a name, as a user types it, to a model with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters import create, smp_library, timm_library
-from robustcli.adapters.cache_paths import hash_state, official_weights
+from robustcli.adapters import smp_library, timm_library
+from robustcli.adapters.builders import BUILDERS, learns, own_preprocessing
+from robustcli.adapters.cache_paths import hash_state, local_path, official_weights
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
-from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.classifier import Classifier, Facts
-from robustcli.adapters.first_pass import IMG_SIZE
-from robustcli.adapters.preprocessing import Preprocessing, input_channels, overridden
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.model import GREY, Facts
+from robustcli.adapters.preprocessing import Preprocessing, input_channels
+from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import (
     ClassifierHeader,
+    Header,
+    WeightsHeader,
     entry_of_run,
     header_beside,
     header_of,
@@ -29,94 +32,11 @@ from robustcli.adapters.training_run import (
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
-from robustcli.data.labels import BUNDLED, LabelSpace, label_space
-
-# How `robust eval` gets each kind of classifier: one row per builder of the catalogue.
-
-
-OFFICIAL = Preprocessing(resize=256, crop=224)
-"""Of VMamba's and Vim's own evaluations."""
-PICO = Preprocessing(
-    resize=32, crop=32, interpolation="bilinear",
-    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
-)  # fmt: skip
-
-Arguments = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Builder:
-    """What makes a network of a variant.
-
-    Args:
-        fresh: Of variant and arguments: as initialised.
-        load: Of variant, weights, their origin and arguments: with weights.
-        preprocessing: Of variant and network: its own.
-        scans: Whether the selective scan runs in it.
-    """
-
-    fresh: Callable[[str, Arguments], nn.Module]
-    load: Callable[[str, Mapping[str, Tensor], str, Arguments], nn.Module]
-    preprocessing: Callable[[str, nn.Module], Preprocessing]
-    scans: bool
-
-
-def _load(
-    variant: str, state: Mapping[str, Tensor], origin: str, arguments: Arguments
-) -> nn.Module:
-    return create.load_classifier(variant, state, origin=origin, options=arguments)
-
-
-def _official(variant: str, network: nn.Module) -> Preprocessing:
-    """VMamba's and Vim's own; at the size that the network was built for, where it has one."""
-    if variant == "vmamba-pico":
-        return PICO
-    side = min(getattr(network.config, "image", (OFFICIAL.crop,)))
-    if variant == "vim":  # for CIFAR, whose photos are not cut
-        return replace(PICO, resize=side, crop=side)
-    return Preprocessing(resize=side * 256 // 224, crop=side)
-
-
-def _timm_fresh(variant: str, arguments: Arguments) -> nn.Module:
-    return timm_library.create(variant, pretrained=False, arguments=arguments)
-
-
-def _timm_load(
-    variant: str, state: Mapping[str, Tensor], origin: str, arguments: Arguments
-) -> nn.Module:
-    return timm_library.load(variant, state, origin=origin, arguments=arguments)
-
-
-def _timm_preprocessing(variant: str, network: nn.Module) -> Preprocessing:
-    return timm_library.preprocessing(network)
-
-
-def own_preprocessing(
-    builder: str, variant: str, network: nn.Module, arguments: Arguments
-) -> Preprocessing:
-    """The preprocessing of a network, in the channels and the size that it was built for.
-
-    Raises:
-        UsageError: It is built for a number of channels that images here do not have.
-    """
-    built = BUILDERS[builder].preprocessing(variant, network)
-    preprocessing = built.of_channels(input_channels(arguments))
-    side = arguments.get(IMG_SIZE)
-    if builder == "timm" and isinstance(side, int):
-        return preprocessing.of_size(side)
-    return preprocessing
-
-
-_OURS = Builder(create.create, _load, _official, scans=True)
-BUILDERS: dict[str, Builder] = {
-    "vmamba": _OURS,
-    "vim": _OURS,
-    "timm": Builder(_timm_fresh, _timm_load, _timm_preprocessing, scans=False),
-}
-
+from robustcli.data.labels import LabelSpace, label_space
+from robustcli.models.mamba import BidirectionalMamba, Mamba
+from robustcli.models.ss2d import SS2D
 
 _SHOWN = 5  # classes in a message
-GREY = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
 
 
 @dataclass(frozen=True)
@@ -141,20 +61,70 @@ class ModelRequest:
     untrained: bool = False
 
 
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A weights file of a training here, and what it says of itself."""
+@overload
+def load(
+    request: ModelRequest, task: Literal["cls"], *, seed: int = 0, offline: bool = False
+) -> Classifier: ...
+@overload
+def load(
+    request: ModelRequest, task: Literal["seg"], *, seed: int = 0, offline: bool = False
+) -> Segmenter: ...
+@overload
+def load(
+    request: ModelRequest, task: None = None, *, seed: int = 0, offline: bool = False
+) -> Classifier | Segmenter: ...
+def load(
+    request: ModelRequest,
+    task: Literal["cls", "seg"] | None = None,
+    *,
+    seed: int = 0,
+    offline: bool = False,
+) -> Classifier | Segmenter:
+    """The model that `request` names: float32, on the CPU, in eval mode.
 
-    file: Path
-    header: ClassifierHeader
+    What the user does not say of preprocessing and arguments comes from the header of the weights,
+    where they have one.
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """The classes that it was trained for."""
-        header = self.header
-        if header.label_space in BUNDLED and label_space(header.label_space).ids == header.classes:
-            return label_space(header.label_space)
-        return LabelSpace(header.label_space, header.classes, header.class_names)
+    Args:
+        request: What to load; its name may be the folder of a training run.
+        task: What the model must be for; None for either task.
+        seed: Initialises an untrained network.
+        offline: Forbids every download.
+
+    Raises:
+        UsageError: Unknown name, a model of another task, missing or foreign weights, or an
+            argument that does not fit.
+    """
+    entry = resolve(request.name)
+    check_task(entry, task or entry.task)
+    weights = _find_weights(entry, request, offline=offline)
+    header = None if weights is None else weights.header
+    arguments = _arguments(request, header)
+    channels = input_channels(arguments)  # checked before anything is built
+    network = _network(entry, weights, arguments, seed, offline=offline)
+    own = _preprocessing(entry, network, header, arguments)
+    preprocessing, notes = own.changed(request.preprocessing, channels)
+    notes = (GREY.format(entry.name), *notes) if channels == 1 else notes
+    facts = Facts(
+        name=entry.name,
+        family=entry.family,
+        builder=f"{entry.builder}:{entry.variant}",
+        arguments=arguments,
+        parameters=sum(p.numel() for p in network.parameters()),
+        weights=_origin(entry, weights, seed),
+        weights_sha256=hash_state(network.state_dict()),
+        pretraining=_pretraining(entry, request, weights),
+        untrained=weights is None and learns(entry),
+        label_space=entry.label_space,
+        scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
+    )
+    if isinstance(preprocessing, MaskPreprocessing):
+        assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
+        return Segmenter(network, preprocessing, facts, header, notes)
+    return Classifier(network, preprocessing, _with_classes(facts, entry, request, network), notes)
+
+
+# Names.
 
 
 def resolve(name: str) -> ModelEntry:
@@ -197,92 +167,141 @@ def names_run(name: str) -> bool:
     return canonical(name) not in known and is_run(Path(name))
 
 
-def load_classifier(request: ModelRequest, *, seed: int = 0, offline: bool = False) -> Classifier:
-    """The classifier that `request` names: float32, on the CPU, in eval mode.
+_SAYS = {
+    "cls": ("classifier", "It says what is in an image, not where."),
+    "seg": ("segmenter", "It says where something is, not what is in an image."),
+}
+
+
+def check_task(entry: ModelEntry, task: Literal["cls", "seg"]) -> None:
+    """Raises UsageError where `entry` is not for `task`."""
+    if entry.task != task:
+        kind, answers = _SAYS[entry.task]
+        raise UsageError(
+            f"`{entry.name}` is a {kind}.",
+            answers,
+            f"`robust list models` shows which models are {_SAYS[task][0]}s.",
+        )
+
+
+# Weights, and what their header says.
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a model.
 
     Args:
-        request: What to load.
-        seed: Initialises an untrained network.
-        offline: Forbids every download.
-
-    Raises:
-        UsageError: Unknown name, missing or foreign weights, or an argument that does not fit.
+        origin: Where they come from, for records and messages.
+        state: By name; None where the library of the network downloads them itself.
+        header: What they say of themselves, where they were trained here.
     """
-    entry = resolve(request.name)
-    if entry.task != "cls":
-        raise UsageError(
-            f"`{entry.name}` is a segmenter.",
-            "It says where something is, not what is in an image.",
-            "`robust list models` shows which models are classifiers.",
-        )
-    trained = trained_classifier(request)
-    if trained is not None:
-        request = _as_trained(request, trained.header)
-    channels = input_channels(request.arguments)  # checked before anything is built
-    network, origin = _network(entry, request, trained, seed, offline)
-    space = _label_space(entry, request, network, trained)
-    own = _preprocessing(entry, network, trained, request.arguments)
-    preprocessing, notes = overridden(own, request.preprocessing)
-    if channels == 1:
-        notes = (GREY.format(entry.name), *notes)
-    facts = Facts(
-        name=entry.name,
-        family=entry.family,
-        builder=f"{entry.builder}:{entry.variant}",
-        arguments=_arguments(entry, request, network, trained),
-        parameters=sum(p.numel() for p in network.parameters()),
-        weights=origin,
-        weights_sha256=hash_state(network.state_dict()),
-        pretraining=_pretraining(entry, request, trained),
-        untrained=request.untrained,
-        label_space=space,
-        scans=BUILDERS[entry.builder].scans,
-    )
-    return Classifier(network, preprocessing, facts, notes)
+
+    origin: str
+    state: Mapping[str, Tensor] | None = None
+    header: Header | None = None
 
 
-def trained_classifier(request: ModelRequest) -> TrainedClassifier | None:
-    """What a training here says of the classifier that `request` names; None where it is of none.
+def weights_path(request: ModelRequest) -> Path | None:
+    """The file or the run's folder with the weights of `request`, where it is on this machine.
+
+    None for official weights that are downloaded, and for an untrained network.
+    """
+    if request.untrained:
+        return None
+    if request.weights is not None:
+        return request.weights
+    known = {canonical(entry.name): entry for entry in CATALOGUE.values()}
+    entry = known.get(canonical(request.name))
+    if entry is not None:
+        return local_path(entry) if entry.asset is not None else None
+    return Path(request.name) if is_run(Path(request.name)) else None
+
+
+def header_for(request: ModelRequest) -> Header | None:
+    """What the weights of `request` say of themselves; None where they were not trained here.
 
     Raises:
         UsageError: The weights are damaged.
     """
-    named = Path(request.name) if names_run(request.name) else None
-    place = request.weights or named
-    if place is None or request.untrained:
+    path = weights_path(request)
+    return None if path is None else header_beside(weights_in(path))
+
+
+def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) -> _Weights | None:
+    """The weights that the request means; None for none: untrained, or a baseline."""
+    if not learns(entry):
+        if request.weights is not None:
+            raise UsageError(
+                f"`{entry.name}` has no weights.",
+                f"So it cannot have those of `{request.weights}`.",
+                "Leave out `--weights`.",
+            )
         return None
-    file = weights_in(place)
-    header = header_beside(file)
-    return TrainedClassifier(file, header) if isinstance(header, ClassifierHeader) else None
-
-
-def _as_trained(request: ModelRequest, header: ClassifierHeader) -> ModelRequest:
-    classes = {"num_classes": len(header.classes)}
-    return replace(request, arguments={**header.arguments, **request.arguments, **classes})
+    if request.untrained:
+        return None
+    given = request.weights or (Path(request.name) if names_run(request.name) else None)
+    if given is not None:
+        trained = read_trained(given, entry)
+        return _Weights(str(trained.path), trained.state, trained.header)
+    if BUILDERS[entry.builder].download is not None:
+        return _Weights(entry.source)
+    trained = read_trained(official_weights(entry, offline=offline), entry)
+    return _Weights(trained.path.name, trained.state, trained.header)
 
 
 def _network(
-    entry: ModelEntry, request: ModelRequest, trained: TrainedClassifier | None, seed: int,
+    entry: ModelEntry, weights: _Weights | None, arguments: Mapping[str, Any], seed: int, *,
     offline: bool,
-) -> tuple[nn.Module, str]:  # fmt: skip
-    if trained is not None:
-        state = read_trained(trained.file, entry).state
-        origin = str(trained.file)
-        made = BUILDERS[entry.builder].load(entry.variant, state, origin, request.arguments)
-        return made, origin
+) -> nn.Module:  # fmt: skip
     builder = BUILDERS[entry.builder]
-    if request.untrained:
-        torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
-        fresh = builder.fresh(entry.variant, request.arguments)
-        return fresh, f"none: initialised with seed {seed}"
-    if entry.builder == "timm" and request.weights is None:
-        network = timm_library.create(
-            entry.variant, pretrained=True, arguments=request.arguments, offline=offline
-        )
-        return network, entry.source
-    path = request.weights or official_weights(entry, offline=offline)
-    network = builder.load(entry.variant, read_weights(path), str(path), request.arguments)
-    return network, path.name if request.weights is None else str(path)
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
+            return builder.fresh(entry.variant, arguments).float()
+    if weights.state is None:
+        assert builder.download is not None, "a library without a file downloads its weights"
+        return builder.download(entry.variant, arguments, offline).float()
+    assert builder.load is not None, "what has weights can load them"
+    return builder.load(entry.variant, weights.state, weights.origin, arguments).float()
+
+
+def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
+    """For the builder: what the weights say, under what the user says; the classes are theirs."""
+    if header is None:
+        return dict(request.arguments)
+    classes = {"num_classes": len(header.classes)} if isinstance(header, ClassifierHeader) else {}
+    return {**header.arguments, **request.arguments, **classes}
+
+
+def _preprocessing(
+    entry: ModelEntry, network: nn.Module, header: Header | None, arguments: Mapping[str, Any]
+) -> Preprocessing | MaskPreprocessing:
+    """The network's own, or that of its training."""
+    if isinstance(header, ClassifierHeader):
+        return Preprocessing(**header.preprocessing)
+    if isinstance(header, WeightsHeader):
+        usual = MaskPreprocessing(header.window, header.channels, header.threshold)
+        overlap = usual.overlap if header.overlap is None else header.overlap
+        return replace(usual, overlap=overlap, nnunet=header.nnunet)
+    return own_preprocessing(entry, network, arguments)
+
+
+def _origin(entry: ModelEntry, weights: _Weights | None, seed: int) -> str:
+    if weights is not None:
+        return weights.origin
+    return f"none: initialised with seed {seed}" if learns(entry) else "none needed"
+
+
+def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | None) -> str:
+    if weights is None:
+        return "none (untrained)" if learns(entry) else entry.pretraining
+    if weights.header is not None:
+        return weights.header.pretraining
+    return entry.pretraining if request.weights is None else "unknown (weights from a file)"
+
+
+# The classes of a classifier.
 
 
 def answers_in(request: ModelRequest) -> LabelSpace:
@@ -291,17 +310,18 @@ def answers_in(request: ModelRequest) -> LabelSpace:
     Raises:
         UsageError: The named label space is none, or contradicts the weights.
     """
-    trained = trained_classifier(request)
+    header = header_for(request)
     named = None if request.label_space is None else label_space(request.label_space)
-    if trained is None:
+    if not isinstance(header, ClassifierHeader):
         return named or label_space(resolve(request.name).label_space)
-    if named is not None and named.ids != trained.label_space.ids:
+    trained = header.answers_in
+    if named is not None and named.ids != trained.ids:
         raise UsageError(
             f"`--label-space {request.label_space}` contradicts the weights of `{request.name}`.",
-            f"They were trained for {_in_order(trained.label_space)}; it names {_in_order(named)}.",
+            f"They were trained for {_in_order(trained)}; it names {_in_order(named)}.",
             "Leave out `--label-space`: the weights say what their classes are.",
         )
-    return trained.label_space
+    return trained
 
 
 def _in_order(space: LabelSpace) -> str:
@@ -309,54 +329,34 @@ def _in_order(space: LabelSpace) -> str:
     return f"{len(space.ids)} classes ({', '.join(space.ids[:_SHOWN])}{more}, in this order)"
 
 
-def _label_space(
-    entry: ModelEntry, request: ModelRequest, network: nn.Module, trained: TrainedClassifier | None
-) -> str:
+def _with_classes(
+    facts: Facts, entry: ModelEntry, request: ModelRequest, network: nn.Module
+) -> Facts:
+    """`facts` with the classes of a classifier, as named and as many as its last layer has.
+
+    Raises:
+        UsageError: The two do not fit.
+    """
     space = answers_in(request)
-    classes, named = getattr(network, "num_classes", None), len(space.ids)
-    if trained is None and classes is None:
+    if header_for(request) is not None:
+        return replace(facts, label_space=space.name)
+    classes = getattr(network, "num_classes", None)
+    if classes is None:
         raise UsageError(
             f"`{entry.name}` as built does not tell classes apart.",
             f"It was built with {dict(request.arguments)}, which leaves out its last layer.",
             "Leave out that `--model-arg`.",
         )
-    if trained is None and classes != named:
+    if classes != len(space.ids):
         of = f" with the weights in `{request.weights}`" if request.weights is not None else ""
         raise UsageError(
             f"`{entry.name}`{of} tells {classes} classes apart; "
-            f"`{request.label_space or space.name}` has {named}.",
+            f"`{request.label_space or space.name}` has {len(space.ids)}.",
             "",
             f"Name the model's own {classes} classes with `--label-space FILE`, one class a line, "
             "in the order of its outputs.",
         )
-    return space.name
-
-
-def _arguments(
-    entry: ModelEntry, request: ModelRequest, network: nn.Module, trained: TrainedClassifier | None
-) -> dict[str, object]:
-    """What the network was built with, as if the user had said what the head in a file says."""
-    arguments = dict(request.arguments)
-    recognised = trained is None and request.weights is not None and "num_classes" not in arguments
-    if recognised and network.num_classes != len(label_space(entry.label_space).ids):
-        arguments["num_classes"] = network.num_classes
-    return arguments
-
-
-def _preprocessing(
-    entry: ModelEntry, network: nn.Module, trained: TrainedClassifier | None,
-    arguments: Mapping[str, Any],
-) -> Preprocessing:  # fmt: skip
-    if trained is not None:
-        return Preprocessing(**trained.header.preprocessing)
-    return own_preprocessing(entry.builder, entry.variant, network, arguments)
-
-
-def _pretraining(
-    entry: ModelEntry, request: ModelRequest, trained: TrainedClassifier | None
-) -> str:
-    if trained is not None:
-        return "trained here"
-    if request.untrained:
-        return "none (untrained)"
-    return entry.pretraining if request.weights is None else "unknown (weights from a file)"
+    arguments = dict(facts.arguments)
+    if request.weights is not None and classes != len(label_space(entry.label_space).ids):
+        arguments.setdefault("num_classes", classes)  # as if the user had said what the head says
+    return replace(facts, label_space=space.name, arguments=arguments)

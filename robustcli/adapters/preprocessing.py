@@ -95,6 +95,12 @@ class Preprocessing:
         resize = None if self.resize is None else self.resize * side // self.crop
         return replace(self, resize=resize, crop=side)
 
+    def changed(
+        self, changes: Mapping[str, Any], channels: int
+    ) -> tuple[Preprocessing, tuple[str, ...]]:
+        """`overridden` for a network of so many channels."""
+        return overridden(self.of_channels(channels), changes)
+
     def coloured(self, view: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What `apply` gave, (H, W, 3), in the channels of the network: (H, W, 3) or (H, W, 1)."""
         return grey(view) if self.channels == 1 else view

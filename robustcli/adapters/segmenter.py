@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcli.adapters.classifier import AUTOCAST, Facts, Precision
 from robustcli.adapters.first_pass import Tried, check_finite, first_pass, made_up
+from robustcli.adapters.model import AUTOCAST, Facts, Precision
 from robustcli.adapters.preprocessing import grey
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
@@ -186,8 +186,18 @@ class MaskPreprocessing:
         """A name for the geometry alone: every segmenter gets the image's own pixels."""
         return "as-is"
 
-    def changed(self, changes: Mapping[str, Any]) -> MaskPreprocessing:
-        """This, with some of its fields replaced.
+    def of_channels(self, channels: int) -> MaskPreprocessing:
+        """This for a network of so many channels: 3, or 1 for greyscale."""
+        return replace(self, channels="grey") if channels == 1 else self
+
+    def changed(
+        self, changes: Mapping[str, Any], channels: int
+    ) -> tuple[MaskPreprocessing, tuple[str, ...]]:
+        """This, with some of its fields replaced, and what is to be announced of them: nothing.
+
+        Args:
+            changes: By field.
+            channels: How many the network reads; one is greyscale, whatever `changes` say.
 
         Raises:
             UsageError: A field is unknown or a value out of range.
@@ -199,7 +209,7 @@ class MaskPreprocessing:
                     f"A segmenter's preprocessing has no `{name}`.",
                     f"It has {', '.join(f'`{field}`' for field in known)}: images keep their size.",
                 )
-        return replace(self, **changes)
+        return replace(self, **changes).of_channels(channels), ()
 
 
 # Images of any size through a network that takes squares of one size.
@@ -273,16 +283,17 @@ class Segmenter:
         preprocessing: How images become its input.
         facts: For the record.
         header: Of its weights file, where that has one.
+        notes: What is to be announced of how it was loaded.
     """
 
     def __init__(
         self, network: nn.Module, preprocessing: MaskPreprocessing, facts: Facts,
-        header: WeightsHeader | None = None,
+        header: WeightsHeader | None = None, notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
-        self.header = header
-        self.notes: tuple[str, ...] = ()
-        self.device, self.precision = torch.device("cpu"), "fp32"
+        self.header, self.notes = header, notes
+        self.device = torch.device("cpu")
+        self.precision: Precision = "fp32"
         self._probability = is_probability(network)
         self._nnunet = preprocessing.nnunet
         axes = () if self._nnunet is None else self._nnunet.mirror_axes
@@ -311,7 +322,7 @@ class Segmenter:
         found = first_pass(lambda: self._raw(made_up(shape).to(self.device), self.network), tried)
         check_finite(found, tried)
 
-    def masks(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:
+    def predict(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:
         """Of each image (H, W, 3), which pixels (H, W) are foreground."""
         threshold = self.preprocessing.threshold
         return [found >= threshold for found in self.probabilities(images)]

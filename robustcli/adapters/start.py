@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from robustcli.adapters import smp_library, timm_library
+from robustcli.adapters.builders import BUILDERS, learns, own_preprocessing
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.families import family_of
 from robustcli.adapters.first_pass import Tried, first_pass, made_up
-from robustcli.adapters.load import BUILDERS, own_preprocessing, resolve
-from robustcli.adapters.load_segmenter import SEG_BUILDERS
+from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import heads_in
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.training_run import Trained, read_trained
@@ -53,14 +53,14 @@ def start_weights(
         UsageError: Unknown name, foreign weights, or an ImageNet encoder that is not here.
     """
     entry, options = resolve(name), dict(arguments or {})
-    if entry.task != "seg" or SEG_BUILDERS[entry.builder].load is None:
+    if entry.task != "seg" or not learns(entry):
         raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
         if weights is not None and not untrained:
             return _from_file(entry, weights, options)
         if untrained or not wants_imagenet(entry):
-            return SEG_BUILDERS[entry.builder].fresh(entry.variant, options), _random(seed)
+            return BUILDERS[entry.builder].fresh(entry.variant, options), _random(seed)
         return _from_imagenet(entry, options, offline)
 
 
@@ -77,7 +77,7 @@ def _from_file(
     entry: ModelEntry, weights: Path, options: Mapping[str, Any]
 ) -> tuple[nn.Module, str]:
     trained = read_trained(weights, entry)
-    builder = SEG_BUILDERS[entry.builder]
+    builder = BUILDERS[entry.builder]
     if wants_imagenet(entry) and _is_encoders(trained):
         network = builder.fresh(entry.variant, options)
         load_encoder(network, trained.state, origin=str(weights))
@@ -98,7 +98,7 @@ def _from_imagenet(
         if entry.builder == "smp":
             network = smp_library.create(entry.variant, options, pretrained=True, offline=offline)
             return network, f"encoder: {entry.variant.split('/')[1]}, ImageNet-1K"
-        network = SEG_BUILDERS[entry.builder].fresh(entry.variant, options)
+        network = BUILDERS[entry.builder].fresh(entry.variant, options)
         source = _IMAGENET[entry.network]
         encoder = timm_library.create(source, pretrained=True, arguments={}, offline=offline)
     except UsageError as error:
@@ -174,7 +174,9 @@ def sized_preprocessing(
 def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
     given = json.loads(arguments)
     input_channels(given)  # checked before anything is built
-    return own_preprocessing(entry.builder, entry.variant, fresh(entry, given, 0), given)
+    own = own_preprocessing(entry, fresh(entry, given, 0), given)
+    assert isinstance(own, Preprocessing), "only classifiers come here"
+    return own
 
 
 def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], sized: Preprocessing) -> None:

@@ -19,6 +19,7 @@ from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.core.names import canonical
+from robustcli.data.labels import BUNDLED, LabelSpace, label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
 # `weights.safetensors` of a training run: the weights, and in its header how to use them.
@@ -49,6 +50,11 @@ class Header(BaseModel):
     trained_on: str
     images_sha256: str
 
+    @property
+    def pretraining(self) -> str:
+        """What the weights saw, in words."""
+        return "trained here"
+
 
 class WeightsHeader(Header):
     """What a segmenter's weights are of and what they expect.
@@ -66,6 +72,11 @@ class WeightsHeader(Header):
     protocol: Literal["patient", "paper"]
     overlap: float | None = None
     nnunet: NnUNetInference | None = None
+
+    @property
+    def pretraining(self) -> str:
+        """What the weights saw, in words."""
+        return f"trained here (protocol {self.protocol})"
 
 
 class ClassifierHeader(Header):
@@ -85,6 +96,13 @@ class ClassifierHeader(Header):
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
     seen: dict[str, str] = {}
+
+    @property
+    def answers_in(self) -> LabelSpace:
+        """The classes that the network was trained for."""
+        if self.label_space in BUNDLED and label_space(self.label_space).ids == self.classes:
+            return label_space(self.label_space)
+        return LabelSpace(self.label_space, self.classes, self.class_names)
 
 
 _ORDER = (

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from robustcli.cli.options import as_json
+from robustcli.cli.shared_options import as_json
 
 
 @click.command("doctor")

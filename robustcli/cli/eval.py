@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli import options
-from robustcli.cli.options import (
+from robustcli.cli import shared_options as options
+from robustcli.cli.results import show
+from robustcli.cli.shared_options import (
     FILE,
     Devices,
     Numbers,
@@ -18,7 +19,6 @@ from robustcli.cli.options import (
     quiet,
     together,
 )
-from robustcli.cli.results import show
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
@@ -114,7 +114,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
         if dry_run and not first:
             return
         if dry_run:
-            from robustcli.evaluation.prepare import forecast
+            from robustcli.evaluation.forecast import forecast
 
             plan = forecast(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from robustcli.cli.options import as_json, offline, quiet
+from robustcli.cli.shared_options import as_json, offline, quiet
 
 
 @click.command("fetch")

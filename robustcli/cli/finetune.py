@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli import options
-from robustcli.cli.options import FILE, as_json, offline, quiet, together
+from robustcli.cli import shared_options as options
 from robustcli.cli.results import show
+from robustcli.cli.shared_options import FILE, as_json, offline, quiet, together
 
 if TYPE_CHECKING:
     from robustcli.finetuning.config import FinetuneConfig

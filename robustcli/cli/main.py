@@ -25,7 +25,7 @@ COMMANDS = {
     ),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
     "report": ("robustcli.cli.report", "Write the report of runs again."),
-    "list": ("robustcli.cli.listing", "Show models, transforms, data sets or recipes."),
+    "list": ("robustcli.cli.list_command", "Show models, transforms, data sets or recipes."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
 }

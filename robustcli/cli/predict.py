@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustcli.cli import options
-from robustcli.cli.options import FILE, as_json, offline, quiet
+from robustcli.cli import shared_options as options
+from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 
 if TYPE_CHECKING:
     from robustcli.adapters.segmenter import Segmenter
@@ -56,12 +56,11 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
 
 
 def _segmenter(values: dict[str, Any]) -> Segmenter:
-    from robustcli.adapters.load import ModelRequest
-    from robustcli.adapters.load_segmenter import load_segmenter
+    from robustcli.adapters.load import ModelRequest, load
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(values["device"])
     request = ModelRequest(values["model"], values["weights"], dict(values["arguments"]))
-    loaded = load_segmenter(request, offline=values["offline"]).to(device, values["precision"])
+    loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
     loaded.try_out()
     return loaded

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from robustcli.cli.options import FILE, as_json, quiet
 from robustcli.cli.results import results_table
+from robustcli.cli.shared_options import FILE, as_json, quiet
 
 
 @click.command("report")

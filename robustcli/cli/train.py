@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from robustcli.cli import options
-from robustcli.cli.options import as_json, offline, quiet, together
+from robustcli.cli import shared_options as options
 from robustcli.cli.results import show
+from robustcli.cli.shared_options import as_json, offline, quiet, together
 
 _start = together(
     options.weights,

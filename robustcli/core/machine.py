@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from robustcli import __version__
 
 # How the threads of numerical libraries wait for each other.
 
@@ -200,3 +204,23 @@ def _cached(group: _Group) -> int:
 
 def _read(group: _Group, name: str) -> str:
     return (group.folder / name).read_text(encoding="ascii").strip()
+
+
+# The versions of this program, of Python, and of the packages that decide the numbers.
+
+
+_PACKAGES = (
+    "torch", "torchvision", "timm", "numba", "imaug", "imagecorruptions-imaug", "numpy", "pillow",
+    "opencv-python-headless", "scikit-image", "scipy",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The version of this program, of Python, and of every package that decides the numbers."""
+    found = {"robust": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # another distribution may bring the same import (opencv-python)
+    return found

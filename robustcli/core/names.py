@@ -6,8 +6,14 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
 
 from robustcli.core.errors import UsageError
+
+TaskName = Literal["cls", "seg"]
+"""Classifying images, or separating foreground from background in them."""
 
 
 def canonical(name: str) -> str:
@@ -85,3 +91,15 @@ def matching(pattern: str, known: Iterable[str], *, kind: str, listing: str) -> 
     if not hits:
         raise UsageError(f"No {kind} matches `{pattern}`.", "", f"`{listing}` shows every {kind}.")
     return hits
+
+
+def model_folder(above: Path, prefix: str, model: str) -> Path:
+    """The folder of `model` in `above`; what earlier versions called otherwise stays as it is.
+
+    They replaced slashes alone, so that a name from a hub kept its colon.
+    """
+    folder, earlier = above / f"{prefix}{file_name(model)}", f"{prefix}{model.replace('/', '-')}"
+    with suppress(OSError):  # a name that this system does not allow
+        if earlier != folder.name and (above / earlier).is_dir():
+            return above / earlier
+    return folder

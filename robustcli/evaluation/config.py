@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
 
-from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.model import Precision
 from robustcli.core.names import file_name
-from robustcli.data.mask_values import ValueOption, mask_settings
-from robustcli.evaluation.record import Split
+from robustcli.data.mask_values import mask_settings
+from robustcli.tasks.config import TaskConfig
 
 BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """All settings of one evaluation; see `robust eval --help` for their meaning.
+class EvalConfig(TaskConfig):
+    """All settings of one evaluation; see `robust eval --help` for their meaning."""
 
-    `splits_of` is a training run that says which part an image belongs to, as if one of the models
-    came from it.
-    """
-
-    models: tuple[ModelRequest, ...]
-    transforms: tuple[str, ...]
-    data: str | None = None
     out: Path | None = None
+    _: KW_ONLY
     severities: tuple[int, ...] | None = None
     plugins: tuple[Path, ...] = ()
-    label_space: str | None = None
-    labels: Path | None = None
-    per_class: int | None = None
-    limit: int | None = None
-    split: Literal["auto"] | Split = "auto"
-    splits_of: Path | None = None
-    seed: int = 0
-    apply_at: Literal["original", "crop"] = "original"
     precision: Precision = "fp32"
     device: str = "auto"
     devices: int | str | None = None
     batch_size: int | None = None
     workers: int | None = None
     allow_unreadable: float = 0.01
-    foreground: ValueOption = None
-    ignore: ValueOption = None
     fresh: bool = False
     offline: bool = False
     command: str = "robustcli.evaluate(...)"

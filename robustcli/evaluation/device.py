@@ -79,7 +79,7 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The device in words, as reports name it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))

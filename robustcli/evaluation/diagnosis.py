@@ -13,14 +13,14 @@ import torch
 from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.core.errors import RobustError
+from robustcli.core.machine import versions
 from robustcli.data.named_datasets import data_home
-from robustcli.evaluation.describe import versions
 from robustcli.models.scan import cpu
 from robustcli.models.scan.base import Broken
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
 from robustcli.models.scan.selfcheck import SCANS, worst_error
 
-TOLERANCE = 1e-5  # relative to the largest value; float32 against float64
+MOST_ERROR = 1e-5  # relative to the largest value; float32 against float64
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _backends() -> Iterator[Check]:
         how = f", {cpu.describe()}" if name == "cpu" else ""
         yield Check(
             f"scan: {name}",
-            "ok" if error_found < TOLERANCE else "broken",
+            "ok" if error_found < MOST_ERROR else "broken",
             f"{serves}differs from the float64 reference by {error_found:.1e} at most{how}",
         )
 

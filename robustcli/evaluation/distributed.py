@@ -284,7 +284,7 @@ def _first_process_lost() -> Iterator[None]:
         ) from error
 
 
-def check_same(facts: Mapping[int, Mapping[str, Any]]) -> None:
+def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
     """Refuses ranks that would compute with something else than rank 0.
 
     Args:

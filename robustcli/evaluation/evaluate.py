@@ -1,4 +1,9 @@
-"""The evaluation itself: prepare, compute what is missing, hold the plan against the folder."""
+"""The evaluation from top to bottom: look up, load, plan, compute what is missing, close.
+
+A photo's way: `look_up` finds it, `plan_work` puts it into a block (`plan`), a loader worker
+decodes and transforms it (`loader`), the runner hands it to the models and writes their rows
+(`runner`, `store`). At the end the plan is held against the folder.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +12,40 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from robustcli.core.errors import RunError, errors_of
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import resolve
+from robustcli.adapters.model import Model
+from robustcli.core.errors import RunError, UsageError, errors_of
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import usable_cores
+from robustcli.core.machine import usable_cores, versions
+from robustcli.core.names import file_name
 from robustcli.core.ownership import owned
-from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.device import DeviceMonitor, describe
-from robustcli.evaluation.distributed import Group, check_same, group_of, in_words
+from robustcli.core.ranks import Ranks
+from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
+from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
+from robustcli.evaluation.distributed import Group, check_ranks_agree, group_of, in_words
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.pictures import write_samples
 from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
-from robustcli.evaluation.prepare import (
-    Selection,
-    load_models,
-    make_plan,
-    new_record,
-    open_run,
-    remove_leftovers,
-    select,
-)
-from robustcli.evaluation.record import RunRecord, read_record, write_record
+from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
+from robustcli.evaluation.run_folder import check_run_folder, close_run, open_run, remove_leftovers
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
+from robustcli.tasks.base import Data, Task
+from robustcli.tasks.classification import Classification
+from robustcli.tasks.pictures import write_samples
+from robustcli.tasks.segmentation import Segmentation
+from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.registry import TransformCell
+from robustcli.transforms.registry import resolve as resolve_transforms
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
@@ -65,7 +73,7 @@ def run_evaluation(
 
     Args:
         config: The settings.
-        listener: Who hears of the progress.
+        listener: Hears of the progress.
         group: The processes that share the work, each of which calls this; None for this one alone.
 
     Raises:
@@ -77,29 +85,201 @@ def run_evaluation(
     """
     group = group or Group()
     with group.alive(listener or Silent()) as heard:
-        selection = select(config, heard, group.place)
-        models = load_models(config, selection)
+        evaluation = look_up(config, heard, group.place)
+        models = load_models(evaluation)
         for note in (note for model in models.values() for note in model.notes):
             heard.say(note)
-        record = new_record(config, selection, models)
+        record = new_record(evaluation, models)
         facts = group.gather("facts", _facts(config, record))
         if not group.first:
-            _help(config, selection, models, heard, group)
-            return selection.run
-        check_same(facts)
-        with owned(selection.run, heard.say) as ownership, errors_of(selection.run):
-            remove_leftovers(selection.run)
-            record = open_run(config, selection.run, record)
-            _lead(config, selection, models, record, heard, group, ownership.check)
-    return selection.run
+            _follow(evaluation, models, heard, group)
+            return evaluation.run
+        check_ranks_agree(facts)
+        with owned(evaluation.run, heard.say) as ownership, errors_of(evaluation.run):
+            remove_leftovers(evaluation.run)
+            record = open_run(evaluation.run, record, fresh=config.fresh)
+            _lead(evaluation, models, record, heard, group, ownership.check)
+    return evaluation.run
+
+
+# Before anything is computed: everything is looked up once, cheapest checks first.
+
+
+TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (Classification, Segmentation)}
+
+
+def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
+    """The one task of all `entries`.
+
+    Raises:
+        UsageError: They are for different tasks.
+    """
+    first = {entry.task: entry for entry in reversed(entries)}
+    if len(first) > 1:
+        raise UsageError(
+            "A classifier and a segmenter do not go into one run.",
+            f"`{first['cls'].name}` says what is in an image, `{first['seg'].name}` where it is: "
+            "they need other data and have other numbers.",
+            "Evaluate them in separate runs.",
+        )
+    return TASKS[entries[0].task]()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation with all that its settings name looked up, but no weights and no pixels.
+
+    Args:
+        config: The settings.
+        task: What its models do.
+        data: What is evaluated.
+        cells: The transforms, by cell.
+        names: Of the models.
+        device: Where this process computes.
+        run: The run's folder.
+    """
+
+    config: EvalConfig
+    task: Task[Any]
+    data: Data
+    cells: dict[Cell, TransformCell]
+    names: tuple[str, ...]
+    device: torch.device
+    run: Path
+
+    @property
+    def block_size(self) -> int:
+        """Images of a block in a run that begins now."""
+        return max(BLOCK_SIZE, self.config.batch_size or 0)
+
+    def ready(self, loaded: Iterable[Model]) -> dict[str, Model]:
+        """`loaded` by name, on the device, each tried out with a made-up image.
+
+        So what a network cannot take is said before anything is decoded or written.
+
+        Raises:
+            UsageError: A network cannot take the images that its preprocessing makes.
+        """
+        models = {m.facts.name: m.to(self.device, self.config.precision) for m in loaded}
+        for model in models.values():
+            model.try_out()
+        return models
+
+
+def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
+    """The images, transforms, models, device and folder that `config` names.
+
+    Args:
+        config: The settings.
+        listener: Hears of defaults.
+        place: Of this process among those that share the work, which decides its device.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+    """
+    cells = resolve_transforms(config.transforms, config.severities, config.plugins)
+    entries = [resolve(request.name) for request in config.models]
+    names = tuple(entry.name for entry in entries)
+    _check_distinct(names)
+    task = task_of(entries)
+    task.check(config)
+    config = task.with_defaults(config, listener)
+    device = choose_device(config.device, place)
+    data = task.open(config, listener)
+    run = config.directory(f"{data.record.digest} {data.record.contents}")
+    check_run_folder(run)
+    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
+    return Evaluation(config, task, data, by_cell, names, device, run)
+
+
+def _check_distinct(names: tuple[str, ...]) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(
+            f"`--model {twice.pop()}` was given twice.",
+            "",
+            "Use two runs to compare two weights of one model.",
+        )
+    folders: dict[str, str] = {}
+    for name in names:
+        other = folders.setdefault(file_name(name).lower(), name)
+        if other != name:
+            raise UsageError(
+                f"`--model {other}` and `--model {name}` would share a folder of the run.",
+                "Characters that file names cannot have become `-`, and not every file system "
+                "tells capital letters apart.",
+                "Evaluate them in two runs.",
+            )
+
+
+def load_models(evaluation: Evaluation) -> dict[str, Model]:
+    """The models by name, on their device."""
+    config = evaluation.config
+    return evaluation.ready(
+        evaluation.task.load(request, seed=config.seed, offline=config.offline)
+        for request in config.models
+    )
+
+
+def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord:
+    """The record of a run that begins now, with status `running`."""
+    config, task, data = evaluation.config, evaluation.task, evaluation.data
+    now = datetime.now(UTC)
+    return RunRecord(
+        task=task.name,
+        command=config.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.seed,
+        apply_at=config.apply_at,
+        precision=config.precision,
+        block_size=evaluation.block_size,
+        dataset=data.record,
+        models=[task.model_record(model, config) for model in models.values()],
+        transforms=[_transform_record(cell) for cell in evaluation.cells.values()],
+        versions=versions(),
+        device=device_name(evaluation.device),
+        grouping=data.grouping,
+        split=data.split,
+    )
+
+
+def _transform_record(cell: TransformCell) -> TransformRecord:
+    """The record of one transform at one severity."""
+    transform = cell.transform
+    return TransformRecord(
+        name=transform.name,
+        severity=cell.severity,
+        family=transform.family,
+        geometric=transform.geometric,
+        parameters=transform.parameters(cell.severity),
+        assumed=transform.assumed,
+    )
+
+
+def plan_work(record: RunRecord, evaluation: Evaluation) -> Plan:
+    """What this command is to compute: its own models and transforms, not the run's others."""
+    views = {m.name: m.view for m in record.models}
+    return Plan(
+        Store(evaluation.run),
+        evaluation.data.items,
+        tuple(evaluation.cells),
+        evaluation.names,
+        tuple(sorted({views[name] for name in evaluation.names})),
+        record.block_size,
+    )
+
+
+# Rank 0 leads, the other ranks follow; each computes its share of the pieces of work.
 
 
 def _lead(
-    config: EvalConfig, selection: Selection, models: dict[str, Any], record: RunRecord,
-    listener: Listener, group: Group, check: Callable[[], None],
+    evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord, listener: Listener,
+    group: Group, check: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Rank 0: deals the work, computes its share, waits for the others, closes the books."""
-    run, plan = selection.run, make_plan(record, selection, models)
+    """Rank 0: deals the work, computes its share, waits for the others, closes the run."""
+    config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
     status: Literal["complete", "partial", "failed"] = "partial"
     gone: list[int] = []
     lacking: tuple[Piece, ...] = ()
@@ -109,12 +289,12 @@ def _lead(
         group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
         done = plan.forwards - sum(piece.forwards for piece in missing)
         listener.start(plan.forwards, done)
-        _write_samples(config, selection, models)
-        _compute(config, selection, models, record, pieces, listener, group, check)
+        _write_samples(evaluation, models)
+        _compute(evaluation, models, record, pieces, listener, group, check)
         gone = group.finish()
         lacking = plan.missing()
         if not lacking:
-            selection.task.finish(run, selection.data, models)
+            _finish(evaluation, models, plan.store)
         _check_readable(config, plan)
         whole = _whole(plan, read_record(run))
         status = "partial" if lacking or whole.missing() else "complete"
@@ -122,83 +302,40 @@ def _lead(
         status = "failed"
         raise
     finally:
-        _close(run, status)
+        close_run(run, status)
     if lacking:
         raise _incomplete(run, plan, lacking, gone, group.place.world)
 
 
-def _help(
-    config: EvalConfig, selection: Selection, models: dict[str, Any], listener: Listener,
-    group: Group,
-) -> None:  # fmt: skip
+def _follow(
+    evaluation: Evaluation, models: Mapping[str, Model], listener: Listener, group: Group
+) -> None:
     """Another rank: computes its share of the work that rank 0 deals."""
     work = group.hear("work")
     record = RunRecord.model_validate_json(work["record"])
-    plan = make_plan(record, selection, models)
+    plan = plan_work(record, evaluation)
     pieces = [_piece(plan, plain) for plain in work["pieces"]]
-    _compute(config, selection, models, record, pieces, listener, group, lambda: None)
+    _compute(evaluation, models, record, pieces, listener, group, lambda: None)
     group.finish()
 
 
-def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
-    """What all ranks must have in common, and the host, for messages."""
-    told = record.model_dump(mode="json")
-    models = {
-        model["name"]: {k: v for k, v in model.items() if k != "scan_backend"}
-        for model in told["models"]
-    }
-    return {
-        "host": socket.gethostname(),
-        "package versions": told["versions"],
-        "images": {k: told["dataset"][k] for k in ("digest", "images", "label_space")},
-        "models or weights": models,
-        "transforms": {f"{t['name']}:{t['severity']}": t["parameters"] for t in told["transforms"]},
-        "plugins": [hashlib.sha256(path.read_bytes()).hexdigest() for path in config.plugins],
-        "settings": {
-            **{name: told[name] for name in ("task", "seed", "apply_at", "precision")},
-            "batch_size": config.batch_size,
-            "allow_unreadable": config.allow_unreadable,
-        },
-    }
-
-
-def _plain(piece: Piece) -> list[Any]:
-    """A piece as JSON: block, and per cell the transform, severity, models and views."""
-    return [
-        piece.block,
-        [[c.transform, c.severity, piece.models[c], piece.inputs[c]] for c in piece.cells],
-    ]
-
-
-def _piece(plan: Plan, plain: Sequence[Any]) -> Piece:
-    block, cells = plain
-    models = {Cell(name, severity): tuple(those) for name, severity, those, _ in cells}
-    inputs = {Cell(name, severity): tuple(those) for name, severity, _, those in cells}
-    return Piece(block, plan.images_of(block), models, inputs)
-
-
-def _write_samples(config: EvalConfig, selection: Selection, models: dict[str, Any]) -> None:
-    task, cells = selection.task, selection.cells.values()
-    write_samples(
-        selection.run, cells, config.seed, lambda: task.sample(selection.data, models, config)
-    )
-
-
 def _compute(
-    config: EvalConfig, selection: Selection, models: dict[str, Any], record: RunRecord,
+    evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord,
     pieces: Sequence[Piece], listener: Listener, group: Group, check: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Computes this rank's share of `pieces`."""
+    """Computes this rank's share of `pieces`: the loader makes batches, the runner writes rows."""
+    config, task, device = evaluation.config, evaluation.task, evaluation.device
     place = group.place
     share = share_of(pieces, place.rank, place.world)
     if not share:
         return
-    task, device = selection.task, selection.device
     batch_size = min(config.batch_size or task.batch_sizes[device.type], record.block_size)
-    source = Source(parts_of(share, batch_size), task.preparation(models, selection.cells, config))
-    answering = {name: task.answering(model, record.dataset) for name, model in models.items()}
-    store, schema = Store(selection.run), task.schema(record.dataset)
-    runner = Runner(store, source, answering, schema, listener, _tolerated(config, record), check)
+    preparation = task.preparation(models, evaluation.cells, config)
+    source = Source(parts_of(share, batch_size), preparation)
+    predictors = {name: task.predictor(model, record.dataset) for name, model in models.items()}
+    store, schema = Store(evaluation.run), task.schema(record.dataset)
+    tolerated = int(config.allow_unreadable * record.dataset.images)
+    runner = Runner(store, source, predictors, schema, listener, tolerated, check)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
@@ -208,14 +345,14 @@ def _compute(
                 started=started,
                 seconds=time.perf_counter() - clock,
                 waiting_seconds=runner.waiting_seconds,
-                device=describe(device),
+                device=device_name(device),
                 threads=torch.get_num_threads(),
                 batch_size=batch_size,
-                models={name: model.cost for name, model in answering.items()},
+                models={name: model.cost for name, model in predictors.items()},
                 device_use=monitor.use(),
             )
             name = f"{started:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}"
-            write_session(selection.run, name, session)
+            write_session(evaluation.run, name, session)
 
 
 def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
@@ -226,9 +363,22 @@ def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(8, cores - 1))
 
 
-def _tolerated(config: EvalConfig, record: RunRecord) -> int:
-    """How many images may be unreadable."""
-    return int(config.allow_unreadable * record.dataset.images)
+def _write_samples(evaluation: Evaluation, models: Mapping[str, Model]) -> None:
+    config, task = evaluation.config, evaluation.task
+    write_samples(
+        evaluation.run, evaluation.cells.values(), config.seed,
+        lambda: task.sample(evaluation.data, models, config),
+    )  # fmt: skip
+
+
+def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -> None:
+    task = evaluation.task
+    task.finish(
+        evaluation.run, evaluation.data, models, lambda name: store.rows(name, CLEAN, task.name)
+    )
+
+
+# What is held against the plan at the end.
 
 
 def _check_readable(config: EvalConfig, plan: Plan) -> None:
@@ -272,6 +422,41 @@ def _incomplete(
     )
 
 
-def _close(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
-    record = read_record(run)
-    write_record(run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)}))
+# What ranks tell each other, as JSON.
+
+
+def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
+    """What all ranks must have in common, and the host, for messages."""
+    told = record.model_dump(mode="json")
+    models = {
+        model["name"]: {k: v for k, v in model.items() if k != "scan_backend"}
+        for model in told["models"]
+    }
+    return {
+        "host": socket.gethostname(),
+        "package versions": told["versions"],
+        "images": {k: told["dataset"][k] for k in ("digest", "images", "label_space")},
+        "models or weights": models,
+        "transforms": {f"{t['name']}:{t['severity']}": t["parameters"] for t in told["transforms"]},
+        "plugins": [hashlib.sha256(path.read_bytes()).hexdigest() for path in config.plugins],
+        "settings": {
+            **{name: told[name] for name in ("task", "seed", "apply_at", "precision")},
+            "batch_size": config.batch_size,
+            "allow_unreadable": config.allow_unreadable,
+        },
+    }
+
+
+def _plain(piece: Piece) -> list[Any]:
+    """A piece as JSON: block, and per cell the transform, severity, models and views."""
+    return [
+        piece.block,
+        [[c.transform, c.severity, piece.models[c], piece.inputs[c]] for c in piece.cells],
+    ]
+
+
+def _piece(plan: Plan, plain: Sequence[Any]) -> Piece:
+    block, cells = plain
+    models = {Cell(name, severity): tuple(those) for name, severity, those, _ in cells}
+    inputs = {Cell(name, severity): tuple(those) for name, severity, _, those in cells}
+    return Piece(block, plan.images_of(block), models, inputs)

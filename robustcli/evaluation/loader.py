@@ -8,112 +8,18 @@ and none is left out, however fast or slow a worker is.
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from robustcli.core import machine
 from robustcli.core.errors import RobustError
 from robustcli.data.decode import UnreadableImage
-from robustcli.evaluation.plan import Item, Part, Piece
-from robustcli.evaluation.store import Cell
-
-# What a transform did to the pixels of one image.
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Digest of the transformed pixels, PSNR in dB against the clean ones, whether any changed.
-
-    PSNR is infinite for unchanged pixels and NaN where the transform changed the size.
-    """
-
-    digest: str
-    psnr_db: float
-    changed: bool
-
-
-def measure(clean: NDArray[np.uint8], transformed: NDArray[np.uint8]) -> Measures:
-    """The measures of `transformed` (H, W, 3) against `clean`."""
-    digest = hashlib.blake2b(repr(transformed.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(transformed).data)
-    if transformed.shape != clean.shape:
-        return Measures(digest.hexdigest(), float("nan"), True)
-    error = mean_squared_error(clean, transformed)
-    psnr = float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-    return Measures(digest.hexdigest(), psnr, error > 0)
-
-
-def mean_squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mean of (a - b)**2 over all values, exact: the sum is taken in integers."""
-    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.int32)
-    return float(np.square(difference).sum(dtype=np.int64)) / difference.size
-
-
-ORIGINAL = "original"
-ItemT = TypeVar("ItemT", bound=Item)
-DecodedT = TypeVar("DecodedT")
-InputsT = TypeVar("InputsT")
-
-
-@dataclass(frozen=True)
-class Prepared(Generic[InputsT]):
-    """One transform of some images: what models get, and per view that lacks them its measures."""
-
-    cell: Cell
-    inputs: InputsT
-    measures: dict[str, list[Measures]]
-
-
-class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
-    """How images become inputs of models. It is sent to worker processes."""
-
-    @abstractmethod
-    def decode(self, item: ItemT) -> DecodedT:
-        """The pixels of `item`.
-
-        Raises:
-            UnreadableImage: They cannot be had.
-        """
-
-    @abstractmethod
-    def prepare(
-        self, items: Sequence[ItemT], decoded: Sequence[DecodedT], piece: Piece
-    ) -> Iterator[Prepared[InputsT]]:
-        """What is missing in `piece` of these images (perhaps none), cell by cell.
-
-        Args:
-            items: Some images of the piece.
-            decoded: What `decode` gave for each.
-            piece: Which models and views lack which cells.
-        """
-
-
-@dataclass(frozen=True)
-class Batch(Generic[InputsT]):
-    """One transform of one batch of images, as the runner receives it.
-
-    `models` lack these rows; `inputs` is what they get, for the images `image_ids`; `measures` has,
-    per view that lacks them, one entry an image. `unreadable` is (image id, reason) of the images
-    that are left out. This is part `part` (from 0) of the `of` parts of `block`'s rows in `cell`.
-    """
-
-    block: int
-    part: int
-    of: int
-    cell: Cell
-    models: tuple[str, ...]
-    image_ids: list[str]
-    inputs: InputsT
-    measures: dict[str, list[Measures]]
-    unreadable: list[tuple[str, str]]
+from robustcli.evaluation.plan import Part
+from robustcli.tasks.base import Batch, Item, Preparation
 
 
 @dataclass(frozen=True)
@@ -139,7 +45,9 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
     def _batches(self, part: Part) -> Iterator[Batch[Any]]:
         items, decoded, unreadable = self._decode_all(part.images)
         ids = [item.image_id for item in items]
-        for made in self.preparation.prepare(items, decoded, part.piece):
+        for made in self.preparation.prepare(
+            items, decoded, models=part.piece.models, views=part.piece.inputs
+        ):
             yield Batch(
                 part.piece.block, part.number, part.of, made.cell, part.piece.models[made.cell],
                 ids, made.inputs, made.measures, unreadable,

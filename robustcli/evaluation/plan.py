@@ -10,19 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from robustcli.evaluation.store import Cell, Store, rows_in
+from robustcli.evaluation.store import Store, rows_in
+from robustcli.tasks.base import Item
+from robustcli.transforms.base import Cell
 
 PIECES_PER_RANK = 4  # fewer, and ranks wait at the end for the one with the largest share
-
-
-class Item(Protocol):
-    """Something to evaluate: an image, with what is known of it."""
-
-    @property
-    def image_id(self) -> str:
-        """The same on every machine."""
 
 
 ItemT = TypeVar("ItemT")

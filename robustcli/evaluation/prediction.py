@@ -23,8 +23,8 @@ from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
 from robustcli.data.tables import Say, unheard
-from robustcli.evaluation.forward import Forward
-from robustcli.evaluation.pictures import overlaid
+from robustcli.tasks.forward import Forward
+from robustcli.tasks.pictures import overlaid
 
 # Which images get a mask, and where it goes.
 
@@ -182,7 +182,7 @@ def predict_masks(
     tag = _tag(segmenter)
     there = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
     listener.start(len(jobs), len(there))
-    forward = Forward(segmenter.facts.name, segmenter.device, segmenter.masks)
+    forward = Forward(segmenter)
     unreadable: list[tuple[Path, str]] = []
     for some in _batches([job for job in jobs if job not in there], unreadable):
         masks = [mask for piece in forward([pixels for _, pixels in some]) for mask in piece]

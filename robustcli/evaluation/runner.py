@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener
-from robustcli.evaluation.loader import Batch, Source, batch_stream
-from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
-from robustcli.evaluation.task import Answering, Row
+from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
+from robustcli.tasks.base import Batch, Predictor, Row
+from robustcli.transforms.base import Cell
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Runner:
 
     store: Store
     source: Source
-    models: Mapping[str, Answering]
+    models: Mapping[str, Predictor]
     schema: pa.Schema
     listener: Listener
     most_unreadable: int

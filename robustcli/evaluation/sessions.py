@@ -11,14 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from robustcli.core.io import write_text
-from robustcli.evaluation.record import Record
-
-
-class ModelCost(Record):
-    """What the forward passes of one model cost: images (model inputs) and seconds."""
-
-    images: int = 0
-    seconds: float = 0.0
+from robustcli.tasks.record import ModelCost, Record
 
 
 class DeviceUse(Record):

@@ -2,17 +2,13 @@
 
 A block file exists whole or not at all, so the files are the record of what is done:
 `RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said
-(PREDICTION_SCHEMA of a classifier, MASK_SCHEMA of a segmenter: pixel counts at the image's own
-size; distances in pixels, null where the mask or the prediction is empty; `predicted_near` and
-`true_near` only of data that have a tolerance),
+(columns: `metrics.columns`),
 `RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,30 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustcli.core.io import replacing
-from robustcli.core.names import file_name
+from robustcli.core.names import TaskName, model_folder
+from robustcli.metrics.columns import ROW_SCHEMAS
+from robustcli.transforms.base import Cell
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("target", pa.int32()),
-        ("prediction", pa.int32()),
-        ("top5", pa.list_(pa.int32())),
-        ("probability", pa.float32()),
-        ("target_probability", pa.float32()),
-    ]
-)
-_EXACT_MASK_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("group", pa.string()),
-        *((count, pa.int64()) for count in ("tp", "fp", "fn", "tn")),
-        ("hd95", pa.float64()),
-        ("boundary_dice", pa.float64()),
-    ]
-)
-MASK_SCHEMA = pa.schema(
-    [*_EXACT_MASK_SCHEMA, ("predicted_near", pa.int64()), ("true_near", pa.int64())]
-)
 INPUT_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -53,14 +29,6 @@ INPUT_SCHEMA = pa.schema(
     ]
 )
 SKIPPED_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One transform at one severity; severity 0 is the transform's full range."""
-
-    transform: str
-    severity: int
 
 
 class Store:
@@ -82,16 +50,12 @@ class Store:
         """Where the unreadable images of `block` are listed; absent when there are none."""
         return self.run / "skipped" / _file_name(block)
 
-    def predictions(self, model: str, cell: Cell) -> pd.DataFrame:
-        """The finished rows of one model and cell, in image order (columns: PREDICTION_SCHEMA)."""
-        return _read(self.prediction_path(model, cell, 0).parent, PREDICTION_SCHEMA)
+    def rows(self, model: str, cell: Cell, task: TaskName) -> pd.DataFrame:
+        """The finished rows of one model and cell, in image order.
 
-    def masks(self, model: str, cell: Cell) -> pd.DataFrame:
-        """The finished rows of one segmenter and cell, in image order (columns: MASK_SCHEMA).
-
-        Columns that a file does not have are null.
+        Columns (`metrics.columns.ROW_SCHEMAS`) that a file does not have are null.
         """
-        return _read(self.prediction_path(model, cell, 0).parent, MASK_SCHEMA)
+        return _read(self.prediction_path(model, cell, 0).parent, ROW_SCHEMAS[task])
 
     def inputs(self, view: str, cell: Cell) -> pd.DataFrame:
         """The finished image measures of one view and cell (columns: INPUT_SCHEMA)."""
@@ -102,29 +66,8 @@ class Store:
         return _read(self.run / "skipped", SKIPPED_SCHEMA)
 
 
-def model_folder(above: Path, prefix: str, model: str) -> Path:
-    """The folder of `model` in `above`; what earlier versions called otherwise stays as it is.
-
-    They replaced slashes alone, so that a name from a hub kept its colon.
-    """
-    folder, earlier = above / f"{prefix}{file_name(model)}", f"{prefix}{model.replace('/', '-')}"
-    with suppress(OSError):  # a name that this system does not allow
-        if earlier != folder.name and (above / earlier).is_dir():
-            return above / earlier
-    return folder
-
-
 def _cell_path(folder: Path, cell: Cell) -> Path:
     return folder / f"transform={cell.transform}" / f"severity={cell.severity}"
-
-
-def mask_schema(tolerance: int | None) -> pa.Schema:
-    """The columns that rows of segmenters are written with.
-
-    Args:
-        tolerance: Of the data, in pixels; None for data without, whose rows need fewer columns.
-    """
-    return _EXACT_MASK_SCHEMA if tolerance is None else MASK_SCHEMA
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:

@@ -16,9 +16,8 @@ from torch import nn
 
 from robustcli.adapters.cache_paths import hash_state
 from robustcli.core.errors import errors_of
-from robustcli.evaluation.device import describe as describe_device
+from robustcli.evaluation.device import device_name
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.evaluation.resume import contents_that_differ, masks_that_differ
 from robustcli.finetuning.record import (
     COSTS,
     DECISIONS,
@@ -34,6 +33,7 @@ from robustcli.finetuning.record import (
     write_finetune_record,
 )
 from robustcli.finetuning.setup import Setup
+from robustcli.tasks.record import contents_that_differ, masks_that_differ
 from robustcli.training.opening import (
     all_commands,
     check_same,
@@ -91,7 +91,7 @@ def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
         profile_iterations=0 if by_name else setup.profile_iterations,
         epochs=setup.selection.recipe.epochs,
         iterations=setup.steps,
-        device=describe_device(setup.selection.on.device),
+        device=device_name(setup.selection.on.device),
     )
 
 

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from robustcli.core.io import write_text
-from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_record_of
+from robustcli.evaluation.record import FILE_NAME, read_record_of
+from robustcli.tasks.record import DatasetRecord, Record
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
+from robustcli.adapters.builders import learns
 from robustcli.adapters.cache_paths import local_path, official_weights
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.load import resolve
-from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.adapters.loading import heads_in
 from robustcli.adapters.start import start_weights, wants_imagenet
 from robustcli.adapters.training_run import read_trained
@@ -323,7 +323,7 @@ class Segmenters(Kind):
         arguments = config.training.model_args
         if config.pretrained is not None:
             return read_pretrained(config.pretrained, entry, arguments)
-        if SEG_BUILDERS[entry.builder].load is None:
+        if not learns(entry):
             return None
         if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
             found = read_pretrained(local_path(entry), entry, arguments)

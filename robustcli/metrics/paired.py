@@ -22,7 +22,7 @@ from robustcli.metrics.mask_scores import paired_dice
 
 
 EXACT_UP_TO = 16  # differences: 65,536 ways to choose the signs
-DRAWS = 20_000
+SIGN_DRAWS = 20_000
 _AT_ONCE = 2_000
 _SAME = 1e-9  # of the largest sum: the same sum in another order counts as equal
 
@@ -30,8 +30,8 @@ _SAME = 1e-9  # of the largest sum: the same sum in another order counts as equa
 def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
     """The two-sided p-value, in (0, 1], of the sum of `differences` being 0 but for chance.
 
-    Exact up to EXACT_UP_TO differences that are not 0, else from DRAWS random signs, the observed
-    ones among them.
+    Exact up to EXACT_UP_TO differences that are not 0, else from SIGN_DRAWS random signs, the
+    observed ones among them.
 
     Args:
         differences: One per independent unit, at least one.
@@ -43,15 +43,15 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
         return float((np.abs(_all_sums(values)) >= observed).mean())
     generator = np.random.default_rng(identity_seed(seed, "sign-flip"))
     extreme = 0
-    for _ in range(0, DRAWS, _AT_ONCE):
+    for _ in range(0, SIGN_DRAWS, _AT_ONCE):
         signs = 2.0 * generator.integers(2, size=(_AT_ONCE, len(values))) - 1
         extreme += int((np.abs(signs @ values) >= observed).sum())
-    return (1 + extreme) / (1 + DRAWS)
+    return (1 + extreme) / (1 + SIGN_DRAWS)
 
 
 def smallest_p(units: int) -> float:
     """The smallest p-value that `units` differences can give at all."""
-    return 2.0 ** (1 - units) if units <= EXACT_UP_TO else 1 / (1 + DRAWS)
+    return 2.0 ** (1 - units) if units <= EXACT_UP_TO else 1 / (1 + SIGN_DRAWS)
 
 
 def _all_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,17 +10,18 @@ from typing import Any
 import pandas as pd
 
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.record import ModelRecord, RunRecord, read_record
+from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.sessions import Costs, Session, Speed, costs, read_sessions, speed
-from robustcli.evaluation.severity_scores import (
+from robustcli.evaluation.store import Store
+from robustcli.metrics.severity_scores import (
     BreakingPoint,
     CorruptionError,
     breaking_points,
     corruption_errors,
 )
-from robustcli.evaluation.store import Store
 from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
+from robustcli.tasks.record import ModelRecord
 
 Row = dict[str, Any]
 """A row of an evaluation's table, by column."""
@@ -175,7 +176,9 @@ class Findings:
     @property
     def corruption_errors(self) -> list[CorruptionError]:
         """The errors of ImageNet-C; none unless all of it was measured."""
-        return corruption_errors(self.table, self.record)
+        families = {t.name: t.family for t in self.record.transforms}
+        space = self.record.dataset.label_space
+        return corruption_errors(self.table, label_space=space, families=families)
 
     @property
     def speeds(self) -> list[Speed]:

@@ -12,21 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.names import file_name
-from robustcli.evaluation.cell_table import IDENTITY
-from robustcli.evaluation.record import (
-    MaskPreprocessingRecord,
-    ModelRecord,
-    Panel,
-    TransformRecord,
-    read_panels,
-)
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.record import TransformRecord
+from robustcli.evaluation.store import Store
 from robustcli.reports.figures.comparisons import draw_bars, draw_dots, draw_multiples
 from robustcli.reports.figures.images import Case, Tile, draw_contact, draw_panels
 from robustcli.reports.findings import Findings
 from robustcli.reports.markdown import Picture
 from robustcli.reports.measure import TOP1, Extremes, Measure, extremes
 from robustcli.reports.numbers import decimal, fraction, is_missing
+from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord, Panel, read_panels
+from robustcli.transforms.base import CLEAN, Cell
 
 # What belongs on the contact sheets: the samples that the run left, with their PSNR.
 
@@ -111,7 +106,7 @@ def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
         if not block.is_file():
             return pd.DataFrame()
         return pd.read_parquet(block, partitioning=None).head(1)
-    rows = store.masks(first.name, IDENTITY).head(TRIED)
+    rows = store.rows(first.name, CLEAN, "seg").head(TRIED)
     shown = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])["image_id"].head(1)
     inputs = store.inputs(first.view, cell)
     return inputs[inputs["image_id"].isin(shown)]

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import counted
 from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
 from robustcli.training.record import PAPER, TrainRecord, read_train_record
+from robustcli.transforms.base import CLEAN, Cell
 
 _IDENTITY = Cell("identity", 0)
 
@@ -162,6 +163,5 @@ def _held(run: Path) -> Held | None:
     findings = read_findings(run)
     numbers = findings.table[findings.table["transform"] == "identity"].iloc[0]
     store, name = Store(run), str(numbers["model"])
-    masks = findings.record.task == "seg"
-    rows = store.masks(name, _IDENTITY) if masks else store.predictions(name, _IDENTITY)
+    rows = store.rows(name, CLEAN, findings.record.task)
     return Held(findings, numbers, rows) if len(rows) else None

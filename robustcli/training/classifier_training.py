@@ -23,7 +23,7 @@ from robustcli.data.decode import read_bytes
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.data.subsets import take
-from robustcli.evaluation.describe import dataset_record
+from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import EpochOrder, Serving
 from robustcli.training.finish import evaluate, hash_ids

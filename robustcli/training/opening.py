@@ -12,7 +12,7 @@ from typing import Any
 from robustcli.core.errors import UsageError, errors_of
 from robustcli.core.ownership import owned
 from robustcli.evaluation.record import FILE_NAME
-from robustcli.evaluation.resume import contents_that_differ, masks_that_differ
+from robustcli.tasks.record import contents_that_differ, masks_that_differ
 from robustcli.training.recipes import EXTENDABLE
 from robustcli.training.record import (
     RecipeRecord,

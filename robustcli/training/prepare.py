@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import GREY, names_run, resolve
+from robustcli.adapters.load import names_run, resolve
+from robustcli.adapters.model import GREY
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener

@@ -20,8 +20,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from robustcli.core.io import write_text
-from robustcli.evaluation.record import FILE_NAME, DatasetRecord, Record, read_record_of
+from robustcli.evaluation.record import FILE_NAME, read_record_of
 from robustcli.nnunet.normalisation import Channel
+from robustcli.tasks.record import DatasetRecord, Record
 
 # What nnU-Net's way of training has beside the fields of every recipe.
 #

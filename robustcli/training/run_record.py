@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from robustcli.adapters.cache_paths import hash_state
+from robustcli.core.machine import versions
 from robustcli.data.dataset import Dataset
-from robustcli.evaluation.describe import versions
-from robustcli.evaluation.device import describe as describe_device
+from robustcli.evaluation.device import device_name
 from robustcli.models.mamba import Mamba
 from robustcli.models.scan.choice import choose_backend
 from robustcli.models.ss2d import SS2D
@@ -62,7 +62,7 @@ def train_record(
         recipe=recipe_record(recipe),
         decision=facts.decision,
         versions=versions() | {package: version(package) for package in _PACKAGES},
-        device=describe_device(selection.on.device),
+        device=device_name(selection.on.device),
         devices=selection.on.world,
         scan_backend=_scan_backend(network, selection.on.device),
         threads=torch.get_num_threads(),

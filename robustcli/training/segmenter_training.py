@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
+from robustcli.adapters.builders import learns
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load_segmenter import SEG_BUILDERS
 from robustcli.adapters.segmenter import is_probability
 from robustcli.adapters.start import start_weights
 from robustcli.adapters.training_run import WeightsHeader
@@ -19,8 +19,8 @@ from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
 from robustcli.data.subsets import take
-from robustcli.evaluation.describe import pairs_record
 from robustcli.nnunet.normalisation import NnUNetInference
+from robustcli.tasks.record import pairs_record
 from robustcli.training.cache import Decoded, decode_masked
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Part, SegmentationData
@@ -104,7 +104,7 @@ class Segmentation(TrainingTask):
 
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
         """See `TrainingTask.check`."""
-        if SEG_BUILDERS[entry.builder].load is None:
+        if not learns(entry):
             raise UsageError(
                 f"`{entry.name}` has nothing to train.",
                 "It is a baseline without parameters.",

@@ -21,7 +21,7 @@ from robustcli.adapters.training_run import Header
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset
 from robustcli.data.splits import Split, Splits
-from robustcli.evaluation.record import DatasetRecord
+from robustcli.tasks.record import DatasetRecord
 from robustcli.training.cache import Stored
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import batch_sizes

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.classifier import AUTOCAST
 from robustcli.adapters.first_pass import (
     Tried,
     check_finite,
@@ -19,6 +18,7 @@ from robustcli.adapters.first_pass import (
     made_up,
     norms_of_one_value,
 )
+from robustcli.adapters.model import AUTOCAST
 from robustcli.training.learning import Learner
 from robustcli.training.lit_segmenter import outputs
 from robustcli.training.task import Selection

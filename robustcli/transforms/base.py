@@ -193,3 +193,18 @@ def _check_mask(mask: Mask, image: Image) -> None:
 def _owned(array: NDArray[Any]) -> NDArray[Any]:
     # Flips come back as views, PIL's results read-only; the caller gets a plain array of its own.
     return np.require(array, requirements=["C", "O", "W"])
+
+
+# A cell of a run: what a run computes for each model.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One transform at one severity; severity 0 is the transform's full range."""
+
+    transform: str
+    severity: int
+
+
+CLEAN = Cell("identity", 0)
+"""The untouched images, to which every other cell is compared."""

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
-from robustcli.adapters.classifier import Classifier, Facts, Precision
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.model import Facts, Precision
 from robustcli.adapters.preprocessing import Preprocessing
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

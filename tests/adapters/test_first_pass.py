@@ -16,7 +16,7 @@ from robustcli.adapters.first_pass import (
     made_up,
     norms_of_one_value,
 )
-from robustcli.adapters.load import ModelRequest, load_classifier
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.core.errors import UsageError
 
 
@@ -36,20 +36,20 @@ def request(name: str, **more: object) -> ModelRequest:
     ],
 )
 def test_a_size_that_the_network_cannot_take(name: str, crop: int, words: str) -> None:
-    classifier = load_classifier(request(name, crop=crop, resize=crop))
+    classifier = load(request(name, crop=crop, resize=crop), "cls")
     with pytest.raises(UsageError, match=words):
         classifier.try_out()
 
 
 @pytest.mark.parametrize("name", ["swin-t", "vit_tiny_patch16_224", "vim-t"])
 def test_the_advice_to_build_it_for_the_size_works(name: str) -> None:
-    classifier = load_classifier(request(name, arguments={"img_size": 256}))
+    classifier = load(request(name, arguments={"img_size": 256}), "cls")
     assert classifier.preprocessing.crop == 256
     classifier.try_out()
 
 
 def test_a_greyscale_network_gets_greyscale_images() -> None:
-    classifier = load_classifier(request("resnet18", arguments={"in_chans": 1}))
+    classifier = load(request("resnet18", arguments={"in_chans": 1}), "cls")
     own = classifier.preprocessing
     assert own.channels == 1
     assert own.mean == pytest.approx((0.449,))
@@ -62,12 +62,12 @@ def test_a_greyscale_network_gets_greyscale_images() -> None:
 @pytest.mark.parametrize("count", [2, 4, 0, True])
 def test_other_numbers_of_channels_are_refused(count: int) -> None:
     with pytest.raises(UsageError, match=rf"in_chans={count}` is not supported(.|\n)*`in_chans=1`"):
-        load_classifier(request("resnet18", arguments={"in_chans": count}))
+        load(request("resnet18", arguments={"in_chans": count}), "cls")
 
 
 def test_a_network_that_answers_otherwise_is_refused() -> None:
     with pytest.raises(UsageError, match="does not tell classes apart"):
-        load_classifier(request("resnet18", arguments={"features_only": True}))
+        load(request("resnet18", arguments={"features_only": True}), "cls")
     with pytest.raises(UsageError, match="does not answer as a classifier"):
         check_scores(torch.zeros(1, 5, 7, 7), 5, Tried("x", "timm:x"))
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robustcli.adapters.builders import BUILDERS, OFFICIAL, PICO
 from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.catalogue import CATALOGUE, IN1K
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.load import BUILDERS, OFFICIAL, PICO, ModelRequest, load_classifier, resolve
+from robustcli.adapters.load import ModelRequest, load, resolve
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
 from tests.adapters.runs import trained
 
 
-def test_every_entry_of_the_catalogue_has_one() -> None:
-    classifiers = [entry for entry in CATALOGUE.values() if entry.task == "cls"]
-    assert {entry.builder for entry in classifiers} == set(BUILDERS)
+def test_every_entry_of_the_catalogue_has_a_builder_and_every_builder_is_used() -> None:
+    assert {entry.builder for entry in CATALOGUE.values()} | {"smp"} == set(BUILDERS)
 
 
 def test_preprocessing_is_that_of_the_official_evaluations() -> None:
@@ -33,7 +33,7 @@ def test_preprocessing_is_that_of_the_official_evaluations() -> None:
 @pytest.mark.parametrize("name", ["vim-t", "vim-s-plus", "vim-b"])
 def test_a_vim_is_a_classifier_with_the_official_preprocessing(name: str) -> None:
     request = ModelRequest(name, arguments={"depth": 1, "dim": 16}, untrained=True)
-    model = load_classifier(request)
+    model = load(request, "cls")
     assert model.preprocessing == OFFICIAL
     assert (model.facts.family, model.facts.builder) == ("vim", f"vim:{name}")
     assert model.facts.scans
@@ -41,7 +41,7 @@ def test_a_vim_is_a_classifier_with_the_official_preprocessing(name: str) -> Non
 
 def test_a_vim_for_larger_images_gets_larger_images() -> None:
     arguments = {"depth": 1, "dim": 16, "img_size": 384}
-    own = load_classifier(ModelRequest("vim-t", arguments=arguments, untrained=True)).preprocessing
+    own = load(ModelRequest("vim-t", arguments=arguments, untrained=True), "cls").preprocessing
     assert (own.resize, own.crop) == (438, 384)
 
 
@@ -101,7 +101,7 @@ def test_a_name_like_no_other() -> None:
 
 
 def test_facts_of_an_untrained_model() -> None:
-    model = load_classifier(UNTRAINED, seed=3)
+    model = load(UNTRAINED, "cls", seed=3)
     facts = model.facts
     assert (facts.name, facts.family, facts.builder) == (
         "vmamba-pico", "vmamba", "vmamba:vmamba-pico"
@@ -119,20 +119,20 @@ def test_facts_of_an_untrained_model() -> None:
 @pytest.mark.parametrize("name", ["vmamba-pico", TIMM])
 def test_an_untrained_network_is_decided_by_the_seed_alone(name: str) -> None:
     request = ModelRequest(name, untrained=True)
-    first = load_classifier(request, seed=1).facts.weights_sha256
+    first = load(request, "cls", seed=1).facts.weights_sha256
     torch.manual_seed(99)
-    assert load_classifier(request, seed=1).facts.weights_sha256 == first
-    assert load_classifier(request, seed=2).facts.weights_sha256 != first
+    assert load(request, "cls", seed=1).facts.weights_sha256 == first
+    assert load(request, "cls", seed=2).facts.weights_sha256 != first
 
 
 def test_untrained_needs_no_network(attempts: list[object]) -> None:
-    model = load_classifier(ModelRequest(TIMM, untrained=True), offline=True)
+    model = load(ModelRequest(TIMM, untrained=True), "cls", offline=True)
     assert not model.facts.scans
     assert attempts == []
 
 
 def test_weights_from_a_file(pico_file: Path) -> None:
-    model = load_classifier(ModelRequest("VMAMBA_PICO", weights=pico_file))
+    model = load(ModelRequest("VMAMBA_PICO", weights=pico_file), "cls")
     torch.manual_seed(5)
     same = Classifier(build("vmamba-pico").eval(), PICO, model.facts)
     torch.testing.assert_close(logits(model), logits(same), rtol=0, atol=0)
@@ -142,16 +142,16 @@ def test_weights_from_a_file(pico_file: Path) -> None:
 
 
 def test_bundled_weights(attempts: list[object]) -> None:
-    facts = load_classifier(ModelRequest("vmamba-pico"), offline=True).facts
+    facts = load(ModelRequest("vmamba-pico"), "cls", offline=True).facts
     assert (facts.weights, facts.pretraining) == ("vmamba-pico.safetensors", "CIFAR-10")
     assert not facts.untrained
     assert attempts == []
 
 
 def test_timm_weights_from_a_file(tmp_path: Path) -> None:
-    source = load_classifier(ModelRequest(TIMM, untrained=True), seed=8)
+    source = load(ModelRequest(TIMM, untrained=True), "cls", seed=8)
     torch.save({"model": source.network.state_dict()}, tmp_path / "w.pth")
-    model = load_classifier(ModelRequest(TIMM, weights=tmp_path / "w.pth"))
+    model = load(ModelRequest(TIMM, weights=tmp_path / "w.pth"), "cls")
     assert model.facts.weights_sha256 == source.facts.weights_sha256
     assert model.facts.pretraining == "unknown (weights from a file)"
 
@@ -161,46 +161,46 @@ def test_missing_official_weights(home: Path) -> None:
         r"The weights of `vmamba-t` are not here\.(.|\n)*Download https://github\.com/MzeroMiko"
     )
     with pytest.raises(UsageError, match=message):
-        load_classifier(ModelRequest("vmamba-t"), offline=True)
+        load(ModelRequest("vmamba-t"), "cls", offline=True)
     with pytest.raises(UsageError, match="could not be downloaded"):
-        load_classifier(ModelRequest("swin-t"), offline=True)
+        load(ModelRequest("swin-t"), "cls", offline=True)
 
 
 def test_a_weights_file_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"There is no weights file `none\.pth`"):
-        load_classifier(ModelRequest("vmamba-pico", weights=Path("none.pth")))
+        load(ModelRequest("vmamba-pico", weights=Path("none.pth")), "cls")
 
 
 def test_official_preprocessing_and_what_a_user_changes_of_it() -> None:
     request = ModelRequest("vmamba-pico", preprocessing={"crop": 28, "mean": (0.5, 0.5, 0.5)},
                            untrained=True)  # fmt: skip
     expected = Preprocessing(32, 28, "bilinear", (0.5, 0.5, 0.5), PICO.std)
-    assert load_classifier(request).preprocessing == expected
+    assert load(request, "cls").preprocessing == expected
     bad = ModelRequest("vmamba-pico", preprocessing={"std": (0, 1, 1)}, untrained=True)
     with pytest.raises(UsageError, match="must be above zero in every channel"):
-        load_classifier(bad)
+        load(bad, "cls")
 
 
 def test_releases_get_the_official_preprocessing() -> None:
     arguments = {"depths": (1, 1), "dim": 16}
     request = ModelRequest("vmamba-t", arguments=arguments, untrained=True)
-    model = load_classifier(request)
+    model = load(request, "cls")
     assert model.preprocessing == OFFICIAL
     assert model.facts.arguments == arguments
 
 
 def test_timm_preprocessing_is_the_models_own() -> None:
-    own = load_classifier(ModelRequest(TIMM, untrained=True)).preprocessing
+    own = load(ModelRequest(TIMM, untrained=True), "cls").preprocessing
     assert (own.resize, own.crop, own.interpolation) == (168, 160, "bilinear")
 
 
 def test_an_unknown_argument_of_each_builder() -> None:
     ours = ModelRequest("vmamba-pico", arguments={"width": 3}, untrained=True)
     with pytest.raises(UsageError, match=r"`vmamba-pico` takes no `width=\.\.\.`"):
-        load_classifier(ours)
+        load(ours, "cls")
     timms = ModelRequest(TIMM, arguments={"nonsense": 3}, untrained=True)
     with pytest.raises(UsageError, match=r"timm cannot build `test_resnet.*\n.*nonsense"):
-        load_classifier(timms)
+        load(timms, "cls")
 
 
 def test_classes_that_are_not_the_label_space(tmp_path: Path) -> None:
@@ -209,10 +209,10 @@ def test_classes_that_are_not_the_label_space(tmp_path: Path) -> None:
         r"`vmamba-pico` tells 7 classes apart; `cifar10` has 10\.\nName the model's own 7 .*FILE`"
     )
     with pytest.raises(UsageError, match=message):
-        load_classifier(request)
+        load(request, "cls")
     named = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True,
                          label_space=classes_file(tmp_path, 7))  # fmt: skip
-    assert load_classifier(named).facts.label_space == "classes7"
+    assert load(named, "cls").facts.label_space == "classes7"
 
 
 @pytest.mark.parametrize("count", [3, 12])
@@ -221,26 +221,26 @@ def test_a_classes_file_of_another_length_is_refused(tmp_path: Path, count: int)
     with pytest.raises(
         UsageError, match=rf"tells 10 classes apart; `.*classes{count}\.txt` has {count}"
     ):
-        load_classifier(request)
+        load(request, "cls")
 
 
 def test_an_imagenet_network_does_not_answer_in_cifars_classes() -> None:
     request = ModelRequest(TIMM, untrained=True, label_space="cifar10")
     with pytest.raises(UsageError, match="tells 1000 classes apart; `cifar10` has 10"):
-        load_classifier(request)
+        load(request, "cls")
 
 
 def test_a_headless_timm_network() -> None:
     request = ModelRequest(TIMM, arguments={"num_classes": 0}, untrained=True)
     with pytest.raises(UsageError, match="tells 0 classes apart; `imagenet-1k` has 1000"):
-        load_classifier(request)
+        load(request, "cls")
 
 
 @pytest.mark.parametrize("name", ["unet", "otsu"])
 def test_a_segmenter_is_refused(name: str) -> None:
     message = rf"`{name}` is a segmenter(.|\n)*are classifiers"
     with pytest.raises(UsageError, match=message):
-        load_classifier(ModelRequest(name, untrained=True))
+        load(ModelRequest(name, untrained=True), "cls")
 
 
 def test_the_names_of_segmenters_and_of_training_runs(
@@ -274,12 +274,12 @@ def test_the_users_own_classes(
     seven = {**arguments, "num_classes": 7}
     space = classes_file(tmp_path, 7)
     fresh = ModelRequest(name, arguments=seven, untrained=True, label_space=space)
-    source = load_classifier(fresh, seed=4)
+    source = load(fresh, "cls", seed=4)
     save_file(source.network.state_dict(), tmp_path / "w.safetensors")
     request = ModelRequest(name, tmp_path / "w.safetensors", seven if said else arguments,
                            label_space=space)  # fmt: skip
     caplog.clear()
-    model = load_classifier(request)
+    model = load(request, "cls")
     assert torch.equal(logits(model), logits(source))
     assert (model.facts.label_space, model.facts.arguments) == ("classes7", seven)
     told = f"its head tells 7 classes apart, and so does `{name}` here"
@@ -287,15 +287,15 @@ def test_the_users_own_classes(
     for count in (3, 12):
         other = classes_file(tmp_path, count)
         with pytest.raises(UsageError, match=rf"tells 7 classes apart; `.*{count}.txt` has"):
-            load_classifier(replace(request, label_space=other))
+            load(replace(request, label_space=other), "cls")
     with pytest.raises(UsageError, match=r"(?s)7.*5|5.*7"):
-        load_classifier(replace(request, arguments={**arguments, "num_classes": 5}))
+        load(replace(request, arguments={**arguments, "num_classes": 5}), "cls")
 
 
 @pytest.mark.parametrize("before", ["hf-hub:timm/", "timm/"])
 def test_timms_own_spellings_are_the_same_model(before: str) -> None:
     assert resolve(f"{before}resnet50.a1_in1k") == resolve("resnet50.a1_in1k")
-    untrained = load_classifier(ModelRequest(f"{before}{TIMM}", untrained=True))
+    untrained = load(ModelRequest(f"{before}{TIMM}", untrained=True), "cls")
     assert untrained.facts.name == TIMM
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robustcli.adapters.builders import BUILDERS
 from robustcli.adapters.cache_paths import hash_state
-from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.create import create, create_model
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import SEG_BUILDERS, load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.segmenter import MaskPreprocessing, Otsu
 from robustcli.core.errors import UsageError
 from tests.adapters.files import assert_holds, random_state
@@ -29,7 +28,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_a_model(run: Path) -> None:
-    one = load_segmenter(ModelRequest(str(run)))
+    one = load(ModelRequest(str(run)), "seg")
     assert one.preprocessing == MaskPreprocessing(64, "bgr", 0.6224593)
     assert one.header == header("unet", arguments=ARGUMENTS)
     facts = one.facts
@@ -46,32 +45,32 @@ def test_a_run_is_a_model(run: Path) -> None:
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_name_with_the_run_as_weights(run: Path, kind: str) -> None:
     weights = run if kind == "folder" else run / "weights.safetensors"
-    one = load_segmenter(ModelRequest("UNet", weights=weights))
+    one = load(ModelRequest("UNet", weights=weights), "seg")
     assert one.facts.name == "unet"
-    same = load_segmenter(ModelRequest(str(run)))
+    same = load(ModelRequest(str(run)), "seg")
     assert one.preprocessing == same.preprocessing
     assert_holds(one.network, dict(same.network.state_dict()))
 
 
 def test_what_the_user_says_goes_before_the_header(run: Path) -> None:
     changes = {"threshold": 0.3, "channels": "rgb"}
-    one = load_segmenter(ModelRequest(str(run), preprocessing=changes))
+    one = load(ModelRequest(str(run), preprocessing=changes), "seg")
     assert one.preprocessing == MaskPreprocessing(64, "rgb", 0.3)
     with pytest.raises(UsageError, match="fits none of them as published: give the options"):
-        load_segmenter(ModelRequest(str(run), arguments={"features": [4, 16]}))
+        load(ModelRequest(str(run), arguments={"features": [4, 16]}), "seg")
 
 
 def test_a_name_goes_before_a_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run.rename(run.with_name("unet"))
     monkeypatch.chdir(folder.parent)
     with pytest.raises(UsageError, match="`unet` has no published weights"):
-        load_segmenter(ModelRequest("unet"))
-    assert load_segmenter(ModelRequest("./unet")).facts.weights == "unet/weights.safetensors"
+        load(ModelRequest("unet"), "seg")
+    assert load(ModelRequest("./unet"), "seg").facts.weights == "unet/weights.safetensors"
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data")
 def test_a_real_checkpoint() -> None:
-    one = load_segmenter(ModelRequest("ulvm", weights=REAL))
+    one = load(ModelRequest("ulvm", weights=REAL), "seg")
     assert one.preprocessing == MaskPreprocessing(256)
     assert (one.facts.parameters, one.header) == (49_457, None)
     assert one.facts.pretraining == "unknown (weights from a file)"
@@ -88,7 +87,7 @@ def test_a_real_checkpoint() -> None:
 def test_a_real_checkpoint_of_another_variant_says_which_it_is() -> None:
     message = r"does not hold the weights of `ulvm_v5`(.|\n)*weights of `ulvm`: use that name"
     with pytest.raises(UsageError, match=message):
-        load_segmenter(ModelRequest("ulvm_v5", weights=REAL))
+        load(ModelRequest("ulvm_v5", weights=REAL), "seg")
 
 
 @pytest.mark.parametrize(
@@ -102,19 +101,19 @@ def test_a_file_of_another_network_says_which_it_is(
     save_file(create(really, {}).state_dict(), tmp_path / "w.safetensors")
     message = rf"does not hold the weights of `{named}`(.|\n)*weights of `{really}`: use that name"
     with pytest.raises(UsageError, match=message):
-        load_segmenter(ModelRequest(named, weights=tmp_path / "w.safetensors"))
+        load(ModelRequest(named, weights=tmp_path / "w.safetensors"), "seg")
 
 
 def test_a_run_of_another_network_says_which_it_is(run: Path) -> None:
     with pytest.raises(UsageError, match="Its header says that it is of `unet`"):
-        load_segmenter(ModelRequest("ulvm", weights=run))
+        load(ModelRequest("ulvm", weights=run), "seg")
 
 
 def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
     """Of a transposed convolution too, whose weight begins with the inputs."""
     save_file(create("resnet18_seg", {"num_classes": 3}).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match=r"with 3 classes: set `num_classes=3`"):
-        load_segmenter(ModelRequest("resnet18_seg", weights=tmp_path / "w.safetensors"))
+        load(ModelRequest("resnet18_seg", weights=tmp_path / "w.safetensors"), "seg")
 
 
 @pytest.mark.parametrize("name", ["unet", "smp:Unet/resnet18"])
@@ -125,18 +124,18 @@ def test_nothing_is_predicted_without_weights(name: str) -> None:
         rf"`{name}` has no published weights(.|\n)*`robust train seg --model {name}`(.|\n)*--un"
     )
     with pytest.raises(UsageError, match=message):
-        load_segmenter(ModelRequest(name))
+        load(ModelRequest(name), "seg")
 
 
 def test_an_untrained_network_is_decided_by_the_seed_alone() -> None:
     request = ModelRequest("ulvm_v2", untrained=True)
-    first = load_segmenter(request, seed=1)
+    first = load(request, "seg", seed=1)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again = load_segmenter(request, seed=1)
+    again = load(request, "seg", seed=1)
     assert again.facts.weights_sha256 == first.facts.weights_sha256
     assert torch.equal(torch.get_rng_state(), state)
-    assert load_segmenter(request, seed=2).facts.weights_sha256 != first.facts.weights_sha256
+    assert load(request, "seg", seed=2).facts.weights_sha256 != first.facts.weights_sha256
     assert (first.facts.untrained, first.facts.pretraining) == (True, "none (untrained)")
     assert first.facts.weights == "none: initialised with seed 1"
 
@@ -144,53 +143,48 @@ def test_an_untrained_network_is_decided_by_the_seed_alone() -> None:
 def test_each_network_gets_its_own_window() -> None:
     arguments = {"patch_size": 64, "features": (4, 8, 16), "strides": (1, 2, 2)}
     request = ModelRequest("umamba-enc", arguments=arguments, untrained=True)
-    assert load_segmenter(request).preprocessing.window == 64
-    assert load_segmenter(ModelRequest("segformer", untrained=True)).preprocessing.window == 224
+    assert load(request, "seg").preprocessing.window == 64
+    assert load(ModelRequest("segformer", untrained=True), "seg").preprocessing.window == 224
 
 
 def test_the_baseline_needs_nothing() -> None:
-    one = load_segmenter(ModelRequest("Otsu"))
+    one = load(ModelRequest("Otsu"), "seg")
     assert (one.facts.name, one.facts.parameters, one.preprocessing.window) == ("otsu", 0, 0)
     assert not one.facts.untrained
     assert one.facts.weights == "none needed"
     image = np.zeros((3, 200, 3), np.uint8)
     image[:, :5] = 99
-    (found,) = one.masks([image])
+    (found,) = one.predict([image])
     np.testing.assert_array_equal(found, image[..., 0] == 99)
 
 
 def test_the_baseline_takes_no_weights(run: Path) -> None:
     with pytest.raises(UsageError, match=r"`otsu` has no weights(.|\n)*Leave out `--weights`"):
-        load_segmenter(ModelRequest("otsu", weights=run))
+        load(ModelRequest("otsu", weights=run), "seg")
 
 
 def test_a_classifier_is_refused() -> None:
     with pytest.raises(
         UsageError, match=r"`vmamba-pico` is a classifier(.|\n)*which models are seg"
     ):
-        load_segmenter(ModelRequest("vmamba-pico"))
+        load(ModelRequest("vmamba-pico"), "seg")
 
 
 def test_a_segmenter_with_several_independent_outputs_is_refused() -> None:
     request = ModelRequest("ulvm", arguments={"num_classes": 2}, untrained=True)
     with pytest.raises(UsageError, match="none of them is the foreground"):
-        load_segmenter(request)
+        load(request, "seg")
 
 
 def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
     state = {k: t.half() for k, t in random_state(create("ulvm", {})).items()}
     save_file(state, tmp_path / "w.safetensors")
-    one = load_segmenter(ModelRequest("ulvm", weights=tmp_path / "w.safetensors"))
+    one = load(ModelRequest("ulvm", weights=tmp_path / "w.safetensors"), "seg")
     assert {p.dtype for p in one.network.parameters()} == {torch.float32}
 
 
-def test_every_segmenter_of_the_catalogue_has_one() -> None:
-    builders = {entry.builder for entry in CATALOGUE.values() if entry.task == "seg"}
-    assert builders | {"smp"} == set(SEG_BUILDERS)
-
-
 def test_the_baseline_has_nothing_to_load_and_nothing_to_set() -> None:
-    otsu = SEG_BUILDERS["otsu"]
+    otsu = BUILDERS["otsu"]
     assert otsu.load is None
     network = otsu.fresh("otsu", {})
     assert isinstance(network, Otsu)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy
 
 from robustcli.adapters.catalogue import FOREGROUND
-from robustcli.adapters.classifier import Facts, Precision
+from robustcli.adapters.model import Facts, Precision
 from robustcli.adapters.segmenter import (
     LUMINANCE,
     MaskPreprocessing,
@@ -326,7 +326,7 @@ def test_masks_begin_at_the_threshold(threshold: float) -> None:
     """0.6224593 is the probability of a logit of 0.5."""
     levels = np.linspace(0, 255, 64 * 64).round().astype(np.uint8).reshape(64, 64, 1)
     image = np.concatenate((levels, 0 * levels, 0 * levels), 2)
-    (found,) = segmenter(Pixelwise(), threshold=threshold).masks([image])
+    (found,) = segmenter(Pixelwise(), threshold=threshold).predict([image])
     logit = {0.5: 0.0, 0.6224593: 0.5}[threshold]
     assert found.dtype == np.bool_
     np.testing.assert_array_equal(found, 5 * levels[..., 0].astype(float) / 255 >= logit)
@@ -377,7 +377,7 @@ def test_nothing_is_recorded_for_gradients() -> None:
 
 
 def test_importing_it_does_not_wait_for_monai() -> None:
-    code = "import sys, robustcli.adapters.load_segmenter; print('monai' in sys.modules)"
+    code = "import sys, robustcli.adapters.load; print('monai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     assert done.stderr == ""

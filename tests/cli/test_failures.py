@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -23,7 +24,7 @@ from robustcli.cli import failures
 from robustcli.cli.failures import keep_traceback, tell, tell_known, understood
 from robustcli.cli.main import main
 from robustcli.core.errors import RunError, errors_of, run_of
-from robustcli.evaluation.forward import Forward
+from robustcli.tasks.forward import Forward
 from tests.cli.conftest import Robust
 
 FILE = re.compile(r"The traceback is in `(.+?)`")
@@ -142,12 +143,13 @@ def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) 
         def __getitem__(self, _: object) -> int:
             return 1
 
-    forward = Forward("m", torch.device("cpu"), lambda *_: 0)
+    model = SimpleNamespace(device=torch.device("cpu"), predict=lambda *_: 0)
+    forward = Forward(model)  # type: ignore[arg-type]
     error = raised(lambda: forward(object()))  # type: ignore[arg-type]
     code, told = told_by(error, capsys)
     assert code == 1
     assert told.startswith(
-        "Error: This is probably a fault of robust (robustcli/evaluation/forward.py, line "
+        "Error: This is probably a fault of robust (robustcli/tasks/forward.py, line "
     )
     assert "TypeError: object of type 'object' has no len()" in told
     assert "report it with the traceback" in told

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.create import create
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.finetuning.trainings import run_finetuning
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
@@ -83,12 +82,12 @@ def test_its_masks_are_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     predictor.initialize_from_trained_model_folder(
         str(results), ("all",), checkpoint_name="checkpoint_final.pth"
     )
-    ours = load_segmenter(ModelRequest(str(mode)))
+    ours = load(ModelRequest(str(mode)), "seg")
     image = np.random.default_rng(0).integers(0, 256, (45, 70, 3), np.uint8)
     channels = image.transpose(2, 0, 1)[:, None].astype(np.float32)
     found = predictor.predict_single_npy_array(
         channels, {"spacing": [999, 1, 1]}, None, None, False
     )
-    (mask,) = ours.masks([image])
+    (mask,) = ours.predict([image])
     assert 0 < mask.mean() < 1
     assert np.array_equal(found[0].astype(bool), mask)

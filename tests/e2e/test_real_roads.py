@@ -7,8 +7,7 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 import robustcli
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 
@@ -18,12 +17,12 @@ ROADS = Path(__file__).parents[2].parent / "shared" / "data" / "massachusetts_ro
 @pytest.mark.skipif(not ROADS.is_dir(), reason="needs ../shared")
 def test_relaxed_numbers_of_the_test_tiles(tmp_path):
     run = robustcli.evaluate("otsu", ROADS, "identity", out=tmp_path, split="test", workers=0)
-    row, otsu = run.table().iloc[0], load_segmenter(ModelRequest("otsu"))
+    row, otsu = run.table().iloc[0], load(ModelRequest("otsu"), "seg")
     near, whole = np.zeros(2), np.zeros(2)
     for pair in open_dataset(str(ROADS), Masks(surveyed=False)).samples:
         if pair.split == "test":
             image, truth = decode_pair(pair)
-            found = otsu.masks([image])[0]
+            found = otsu.predict([image])[0]
             both = ((found, truth), (truth, found))
             near += [(distance_transform_edt(~there)[here] <= 3).sum() for here, there in both]
             whole += [here.sum() for here, _ in both]

@@ -10,11 +10,13 @@ from PIL import Image
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.data.dataset import Dataset
-from robustcli.evaluation.class_rows import ViewPreparation
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.loader import ORIGINAL, Source
+from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
+from robustcli.tasks.base import ORIGINAL
+from robustcli.tasks.classification import ViewPreparation
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import resolve
 
 CLASSES = ("airplane", "cat", "dog", "ship")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from robustcli.adapters.classifier import Facts
+from robustcli.adapters.model import Facts
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.describe import _facts
-from robustcli.evaluation.device import DeviceMonitor, choose_device, describe
+from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
+from robustcli.tasks.base import facts_record
 
 
 def test_auto_takes_what_is_there():
@@ -31,7 +31,7 @@ def test_of_a_scanning_model_on_an_apple_gpu_the_record_names_the_cpu_kernel(sca
     facts = Facts(
         "a", "vim", "own", {}, 1, "a.safetensors", "0" * 64, "none", False, "cifar10", scans
     )
-    assert _facts(facts, torch.device("mps"))["scan_backend"] == backend
+    assert facts_record(facts, torch.device("mps"))["scan_backend"] == backend
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
@@ -56,7 +56,7 @@ def test_names_that_are_no_device(name, message):
 
 
 def test_the_cpu_is_described_with_its_threads():
-    assert f"{torch.get_num_threads()} threads" in describe(torch.device("cpu"))
+    assert f"{torch.get_num_threads()} threads" in device_name(torch.device("cpu"))
 
 
 def test_nothing_is_measured_on_the_cpu():

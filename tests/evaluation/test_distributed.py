@@ -171,7 +171,7 @@ def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, c
 
 def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
     versions = iter([{"torch": "2.6.0"}, {"torch": "2.14.1"}])
-    monkeypatch.setattr("robustcli.evaluation.prepare.versions", lambda: next(versions))
+    monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: next(versions))
     raised = in_threads([trained(photos, tmp_path / "run")] * 2)
     assert "other package versions" in str(raised[0])
     assert "`torch`: 2." in str(raised[0])

@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from robustcli.adapters.load import load_classifier
+from robustcli.adapters.load import load
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation import evaluate, prepare, runner
+from robustcli.evaluation import evaluate, runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import Cell
 from tests.evaluation.photos import PICO, config, make_photos
 
 
@@ -36,13 +37,13 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def small_blocks(monkeypatch, size=4):
-    monkeypatch.setattr("robustcli.evaluation.prepare.BLOCK_SIZE", size)
+    monkeypatch.setattr("robustcli.evaluation.evaluate.BLOCK_SIZE", size)
 
 
 def test_rows_are_the_models_answers(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run"))
-    rows = Store(run).predictions("vmamba-pico", Cell("identity", 0)).set_index("image_id")
-    classifier = load_classifier(PICO)
+    rows = Store(run).rows("vmamba-pico", Cell("identity", 0), "cls").set_index("image_id")
+    classifier = load(PICO, "cls")
     for ref in open_dataset(str(photos), Classes("cifar10")).samples:
         view = torch.from_numpy(classifier.preprocessing.apply(decode(ref.image))).permute(2, 0, 1)
         mean, std = (torch.tensor(v)[:, None, None] for v in (
@@ -217,7 +218,7 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
 
 def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run", per_class=1))
-    rows = Store(run).predictions("vmamba-pico", Cell("identity", 0))
+    rows = Store(run).rows("vmamba-pico", Cell("identity", 0), "cls")
     assert sorted(rows["target"]) == [0, 3, 5, 8]
     assert "1 per class" in str(read_record(run).dataset.subset)
 
@@ -227,7 +228,7 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
 )
 def test_two_models_do_not_share_a_folder_of_rows(names):
     with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
-        prepare._check_distinct(names)
+        evaluate._check_distinct(names)
 
 
 def test_two_models_of_one_name_are_refused(photos, tmp_path):

@@ -9,9 +9,10 @@ from skimage.metrics import peak_signal_noise_ratio
 from robustcli.core.errors import RunError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation import class_rows, loader
-from robustcli.evaluation.loader import batch_stream, mean_squared_error, measure
+from robustcli.evaluation.loader import batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
+from robustcli.tasks import classification
+from robustcli.tasks.base import ORIGINAL, mean_squared_error, measure
 from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
 
@@ -26,7 +27,7 @@ def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
     found = {}
     for batch in stream:
         for place, image_id in enumerate(batch.image_ids):
-            measured = batch.measures[loader.ORIGINAL][place].digest
+            measured = batch.measures[ORIGINAL][place].digest
             pixels = [
                 batch.inputs.views[v][place].numpy().tobytes() for v in (SMALL.view, LARGE.view)
             ]
@@ -78,7 +79,7 @@ def test_another_seed_gives_other_pixels(index, tmp_path):
 def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        class_rows, "decode", lambda ref: decoded.append(ref.relative) or decode(ref)
+        classification, "decode", lambda ref: decoded.append(ref.relative) or decode(ref)
     )
     list(source(index, tmp_path, *NAMES))
     assert sorted(decoded) == [ref.image_id for ref in index.samples]

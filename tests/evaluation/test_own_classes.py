@@ -17,7 +17,8 @@ from robustcli.adapters import create
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import Cell
 
 NAMES = ("cat", "dog", "frog", "ship")
 ORDER = ("ship", "frog", "dog", "cat")
@@ -57,7 +58,7 @@ def test_all_images_in_the_order_of_the_file(
     folder: Path, arguments: dict[str, object], data: str
 ) -> None:
     run = evaluate(folder, model_args=arguments, data=folder / data)
-    rows = Store(run.path).predictions(TIMM, Cell("identity", 0))
+    rows = Store(run.path).rows(TIMM, Cell("identity", 0), "cls")
     classes = [Path(image).parent.name for image in rows["image_id"]]
     assert len(rows) == 8
     assert [ORDER[target] for target in rows["target"]] == classes
@@ -100,7 +101,7 @@ def test_a_dry_run_knows_the_classes_too(folder: Path) -> None:
     from robustcli.adapters.load import ModelRequest
     from robustcli.core.listener import Silent
     from robustcli.evaluation.config import EvalConfig
-    from robustcli.evaluation.prepare import forecast
+    from robustcli.evaluation.forecast import forecast
 
     space = str(folder / "four.txt")
     request = ModelRequest(TIMM, folder / "timm.pth", label_space=space)

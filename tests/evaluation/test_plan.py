@@ -6,7 +6,8 @@ import pytest
 
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.evaluation.plan import Plan, batches, parts_of, share_of, shared
-from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Cell, Store, write_rows
+from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
+from robustcli.transforms.base import Cell
 
 CELLS = (Cell("identity", 0), Cell("affine", 3))
 

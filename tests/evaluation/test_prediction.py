@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.masks import decode_pair
@@ -31,7 +30,7 @@ def images(index, tmp_path):
 
 @pytest.fixture
 def otsu():
-    return load_segmenter(OTSU)
+    return load(OTSU, "seg")
 
 
 def read(path):
@@ -46,7 +45,7 @@ def test_masks_have_the_size_and_name_of_their_images(index, images, otsu, tmp_p
         mask = read(tmp_path / "out" / pair.image.path.name)
         image, _ = decode_pair(pair)
         assert set(np.unique(mask)) <= {0, 255}
-        assert np.array_equal(mask == 255, otsu.masks([image])[0])
+        assert np.array_equal(mask == 255, otsu.predict([image])[0])
     assert len(list((tmp_path / "out").iterdir())) == 9
 
 
@@ -86,7 +85,7 @@ def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, other):
     out = tmp_path / "out"
     predict_masks(otsu, [images], out)
     if other == "model":
-        changed = load_segmenter(ModelRequest("ulvm_v2", untrained=True))
+        changed = load(ModelRequest("ulvm_v2", untrained=True), "seg")
     else:
         settings = replace(otsu.preprocessing, threshold=0.7)
         changed = Segmenter(otsu.network, settings, otsu.facts)
@@ -117,8 +116,8 @@ def test_unreadable_images_are_listed_at_the_end(images, otsu, tmp_path):
 def test_images_are_held_a_few_at_a_time(images, otsu, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "_MOST_PIXELS", 2 * 40 * 52)
     sizes = []
-    real = otsu.masks
-    monkeypatch.setattr(otsu, "masks", lambda some: sizes.append(len(some)) or real(some))
+    real = otsu.predict
+    monkeypatch.setattr(otsu, "predict", lambda some: sizes.append(len(some)) or real(some))
     assert len(predict_masks(otsu, [images], tmp_path / "out").masks) == 9
     assert sum(sizes) == 9
     assert max(sizes) == 3

@@ -6,14 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.record import (
-    FILE_NAME,
-    MaskPreprocessingRecord,
-    PreprocessingRecord,
-    RunRecord,
-    read_record,
-    write_record,
-)
+from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
+from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
 from tests.builders import RunPlan, build_run, model
 
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from robustcli.evaluation.sessions import DeviceUse, ModelCost, Session, Speed, costs, speed
+from robustcli.evaluation.sessions import DeviceUse, Session, Speed, costs, speed
+from robustcli.tasks.record import ModelCost
 
 
 def session(seconds: float, waiting: float, images: int, use: DeviceUse | None = None) -> Session:

@@ -3,14 +3,9 @@
 import pandas as pd
 import pyarrow.parquet as pq
 
-from robustcli.evaluation.store import (
-    MASK_SCHEMA,
-    PREDICTION_SCHEMA,
-    Cell,
-    Store,
-    mask_schema,
-    write_rows,
-)
+from robustcli.evaluation.store import Store, write_rows
+from robustcli.metrics.columns import MASK_SCHEMA, PREDICTION_SCHEMA, mask_schema
+from robustcli.transforms.base import Cell
 
 CELL = Cell("affine", 2)
 
@@ -30,7 +25,7 @@ def test_blocks_come_back_in_order(tmp_path):
     store = Store(tmp_path)
     for block in (2, 0, 1):
         write_rows(store.prediction_path("m", CELL, block), [row(block)], PREDICTION_SCHEMA)
-    rows = store.predictions("m", CELL)
+    rows = store.rows("m", CELL, "cls")
     assert rows["target"].tolist() == [0, 1, 2]
     assert list(rows.columns) == PREDICTION_SCHEMA.names
 
@@ -54,7 +49,7 @@ def test_half_written_files_are_not_read(tmp_path):
     path = store.prediction_path("m", CELL, 0)
     write_rows(path, [row(0)], PREDICTION_SCHEMA)
     path.with_name(".block-000001.parquet.123-4.tmp").write_bytes(b"PAR1")
-    assert len(store.predictions("m", CELL)) == 1
+    assert len(store.rows("m", CELL, "cls")) == 1
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
@@ -68,7 +63,7 @@ def test_rows_of_data_without_a_tolerance_are_written_and_read_as_ever(tmp_path)
     path = Store(tmp_path).prediction_path("m", CELL, 0)
     write_rows(path, [{"image_id": "a", "group": "g", **counts}], mask_schema(None))
     assert pq.read_schema(path).names == ["image_id", "group", *counts]
-    rows = Store(tmp_path).masks("m", CELL)
+    rows = Store(tmp_path).rows("m", CELL, "seg")
     assert list(rows.columns) == MASK_SCHEMA.names
     assert rows[["predicted_near", "true_near"]].isna().all(axis=None)
     assert rows[["tp", "fp", "fn", "tn"]].iloc[0].tolist() == [1, 2, 3, 4]
@@ -78,7 +73,7 @@ def test_rows_of_data_with_a_tolerance_keep_their_counts(tmp_path):
     row = dict.fromkeys(MASK_SCHEMA.names, 0) | {"image_id": "a", "group": "g"}
     row |= {"predicted_near": 7, "true_near": 8}
     write_rows(Store(tmp_path).prediction_path("m", CELL, 0), [row], mask_schema(3))
-    rows = Store(tmp_path).masks("m", CELL)
+    rows = Store(tmp_path).rows("m", CELL, "seg")
     assert rows[["predicted_near", "true_near"]].iloc[0].tolist() == [7, 8]
 
 

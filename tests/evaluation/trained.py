@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.data.dataset import Dataset
 from robustcli.data.splits import split_dataset, write_splits
@@ -15,7 +14,7 @@ NETWORK = "ulvm_v2"
 
 def make_training(run: Path, index: Dataset, *, seed: int = 0) -> Path:
     """`run` with the weights, header and splits of a training of ulvm_v2 on `index`."""
-    network = load_segmenter(ModelRequest(NETWORK, untrained=True), seed=seed).network
+    network = load(ModelRequest(NETWORK, untrained=True), "seg", seed=seed).network
     header = WeightsHeader(
         model=NETWORK, window=64, channels="rgb", threshold=0.5, protocol="patient",
         trained_on=index.digest, images_sha256="0" * 64,

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
-from robustcli.evaluation.mask_rows import mask_row
-from robustcli.evaluation.store import MASK_SCHEMA
+from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import (
     RelaxedScores,
@@ -28,6 +27,7 @@ from robustcli.metrics.mask_scores import (
     pooled_scores,
     relaxed_scores,
 )
+from robustcli.tasks.segmentation import mask_row
 
 SHAPE = (7, 9)
 MASKS = hnp.arrays(bool, (2, *SHAPE), elements=st.booleans())

@@ -11,8 +11,8 @@ from scipy import stats
 
 from robustcli.metrics.intervals import Bootstrap, PairedCounts, paired_interval
 from robustcli.metrics.paired import (
-    DRAWS,
     EXACT_UP_TO,
+    SIGN_DRAWS,
     class_difference,
     mask_difference,
     mcnemar_p,
@@ -93,7 +93,7 @@ def test_equal_sums_in_another_order_count_as_equal():
 @pytest.mark.parametrize("units", [3, EXACT_UP_TO, EXACT_UP_TO + 20])
 def test_the_smallest_p_is_that_of_differences_of_one_sign(units):
     found = sign_flip_p(np.linspace(1, 2, units))
-    assert found == pytest.approx(smallest_p(units), abs=2 / DRAWS)
+    assert found == pytest.approx(smallest_p(units), abs=2 / SIGN_DRAWS)
     assert found >= smallest_p(units)
 
 

@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.evaluation.record import (
+from robustcli.evaluation.record import RunRecord, TransformRecord, write_record
+from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
+from robustcli.metrics.columns import MASK_SCHEMA
+from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
+    ModelCost,
     ModelRecord,
     Panel,
     Rank,
-    RunRecord,
-    TransformRecord,
     write_panels,
-    write_record,
 )
-from robustcli.evaluation.sessions import ModelCost, Session, write_session
-from robustcli.evaluation.store import INPUT_SCHEMA, MASK_SCHEMA, Cell, Store, write_rows
+from robustcli.transforms.base import Cell
 from tests.builders import IDENTITY, WHEN, paper21
 
 AREA = 64 * 64

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustcli.evaluation.record import MaskPreprocessingRecord
 from robustcli.reports import gallery
 from robustcli.reports.figures.images import Case
 from robustcli.reports.findings import read_findings
@@ -21,6 +20,7 @@ from robustcli.reports.gallery import (
     draw_gallery,
 )
 from robustcli.reports.measure import DICE
+from robustcli.tasks.record import MaskPreprocessingRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robustcli.evaluation.record import DatasetRecord
+from robustcli.tasks.record import DatasetRecord
 from robustcli.training.record import (
     METRICS,
     PAPER,

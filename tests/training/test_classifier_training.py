@@ -10,19 +10,20 @@ import pandas as pd
 import pytest
 import torch
 
-from robustcli.adapters.load import ModelRequest, load_classifier
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.training_run import ClassifierHeader, read_header
 from robustcli.core.errors import UsageError
 from robustcli.data.splits import read_splits
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
 from robustcli.reports.console import training_table
 from robustcli.reports.render import render
 from robustcli.training.engine import run_training
 from robustcli.training.prepare import select
 from robustcli.training.record import VALIDATIONS, read_train_record
+from robustcli.transforms.base import Cell
 from tests.training.classifier_runs import TINY, tiny
 from tests.training.photos import write_photos
 from tests.training.runs import Heard, words_of
@@ -85,10 +86,10 @@ def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) 
     assert set(header.seen) <= {
         i for i, part in read_splits(whole[0] / "splits.csv").items() if part == "train"
     }
-    classifier = load_classifier(ModelRequest(str(whole[0])))
+    classifier = load(ModelRequest(str(whole[0])), "cls")
     assert classifier.facts.label_space == "paints"
     assert classifier.facts.pretraining == "trained here"
-    again = load_classifier(ModelRequest("vmamba-pico", whole[0] / "weights.safetensors"))
+    again = load(ModelRequest("vmamba-pico", whole[0] / "weights.safetensors"), "cls")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(classifier.logits(images), again.logits(images))
 
@@ -96,7 +97,7 @@ def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) 
 def test_the_held_out_images_are_those_that_were_measured(whole: tuple[Path, Heard]) -> None:
     run = whole[0]
     parts = read_splits(run / "splits.csv")
-    rows = Store(run / "test").predictions("run", Cell("identity", 0))
+    rows = Store(run / "test").rows("run", Cell("identity", 0), "cls")
     assert set(rows["image_id"]) == {i for i, part in parts.items() if part == "test"}
     record = json.loads((run / "run.json").read_text())
     assert record["splits"] == {
@@ -165,7 +166,7 @@ def test_it_learns_three_colours(data: Path, tmp_path: Path) -> None:
 def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path / "run", model="resnet10t", model_args={}, window=48, epochs=1)
     run = run_training(config)
-    classifier = load_classifier(ModelRequest(str(run)))
+    classifier = load(ModelRequest(str(run)), "cls")
     assert (classifier.preprocessing.crop, classifier.facts.label_space) == (48, "paints")
     state = weights_of(run)
     tracked = [name for name in state if name.endswith("num_batches_tracked")]

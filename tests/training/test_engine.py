@@ -25,12 +25,13 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record, write_record
-from robustcli.evaluation.store import Cell, Store
+from robustcli.evaluation.store import Store
 from robustcli.reports.training_results import paper_scores
 from robustcli.training import engine
 from robustcli.training.engine import run_training
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.record import METRICS, read_train_record
+from robustcli.transforms.base import Cell
 from tests.training.pairs import write_pairs
 from tests.training.runs import SMALL, Heard, small
 
@@ -381,7 +382,9 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
     for record in (read_train_record(run), read_record(run / "test")):
         assert record.dataset.masks is not None
         assert record.dataset.masks.ignored == ["255"]
-    rows = Store(run / "test").masks(read_record(run / "test").models[0].name, Cell("identity", 0))
+    rows = Store(run / "test").rows(
+        read_record(run / "test").models[0].name, Cell("identity", 0), "seg"
+    )
     assert set(rows[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {32 * 24}
     with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read otherwise"):
         run_training(small(folder, run, foreground=1))

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torchmetrics.functional.classification import binary_f1_score
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.training_run import read_header
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table
@@ -86,7 +85,7 @@ def test_the_weights_alone_say_how_to_predict(whole: tuple[Path, Heard]) -> None
     assert header is not None
     assert header.nnunet is not None
     assert (header.overlap, header.window, header.nnunet.mirror_axes) == (0.5, 16, (0, 1))
-    segmenter = load_segmenter(ModelRequest(str(whole[0])))
+    segmenter = load(ModelRequest(str(whole[0])), "seg")
     image = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
     values = image.astype(np.float64)
     padded = np.zeros((1, 3, 16, 16), np.float32)
@@ -152,7 +151,7 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
     record = read_train_record(run)
     config = tiny(Path(record.dataset.location), run)
     selection = select(config, Heard())
-    network = load_segmenter(ModelRequest(str(run))).network
+    network = load(ModelRequest(str(run)), "seg").network
     state = DurableCheckpoints().load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
     module = Watching(network, selection.recipe)

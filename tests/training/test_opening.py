@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.evaluation.record import DatasetRecord
+from robustcli.tasks.record import DatasetRecord
 from robustcli.training.opening import (
     alone,
     closing,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from robustcli.evaluation.severity_scores import KEPT
+from robustcli.metrics.severity_scores import KEPT
 from robustcli.reports.figures.canvas import (
     GREY,
     Look,

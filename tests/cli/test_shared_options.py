@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from robustcli.cli.options import Assignment, Numbers, together
+from robustcli.cli.shared_options import Assignment, Numbers, together
 
 
 def converted(kind: click.ParamType, text: str) -> Any:

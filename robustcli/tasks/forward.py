@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustcli.adapters.model import Model
 from robustcli.core.errors import RunError
-from robustcli.evaluation.sessions import ModelCost
-
-AnswerT = TypeVar("AnswerT")
+from robustcli.tasks.record import ModelCost
 
 
-class Forward(Generic[AnswerT]):
+class Forward:
     """Runs one model; halves the piece it computes at once whenever memory runs out.
 
     Args:
-        name: The model's, for messages.
-        device: Where it computes.
-        answer: The model: from equally long inputs, one entry an image, to its answers.
+        model: On its device; `predict` takes equally long inputs, one entry an image.
     """
 
-    def __init__(self, name: str, device: torch.device, answer: Callable[..., AnswerT]) -> None:
-        self.name, self.device, self.answer = name, device, answer
+    def __init__(self, model: Model) -> None:
+        self.model = model
         self.cost = ModelCost()
         self.most: int | None = None
 
-    def __call__(self, *inputs: Tensor | Sequence[Any]) -> list[AnswerT]:
+    def __call__(self, *inputs: Tensor | Sequence[Any]) -> list[Any]:
         """The answers for `inputs`, in pieces that follow one another.
 
         Raises:
@@ -46,22 +43,23 @@ class Forward(Generic[AnswerT]):
         self.cost.images += images
         return pieces
 
-    def _pieces(self, inputs: tuple[Tensor | Sequence[Any], ...], images: int) -> list[AnswerT]:
+    def _pieces(self, inputs: tuple[Tensor | Sequence[Any], ...], images: int) -> list[Any]:
         size = self.most or images
         starts = range(0, images, size)
-        return [self.answer(*(part[at : at + size] for part in inputs)) for at in starts]
+        return [self.model.predict(*(part[at : at + size] for part in inputs)) for at in starts]
 
     def _halve(self, size: int, error: Exception) -> None:
         if not _is_out_of_memory(error):
             raise error
+        device = self.model.device
         self.most = (self.most or size) // 2
-        if self.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
-        elif self.device.type == "mps":
+        elif device.type == "mps":
             torch.mps.empty_cache()
         if self.most == 0:
             raise RunError(
-                f"`{self.name}` does not fit into the memory of {self.device}.",
+                f"`{self.model.facts.name}` does not fit into the memory of {device}.",
                 "It ran out with a batch of one image.",
                 "Try `--precision bf16` or `--device cpu`; the same command continues the run.",
             ) from error

@@ -1,4 +1,4 @@
-""""""
+"""Where a model breaks, and the corruption errors of ImageNet-C."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import read_record
-from robustcli.evaluation.severity_scores import (
+from robustcli.metrics.severity_scores import (
     ALEXNET_ERROR,
     BreakingPoint,
+    CorruptionError,
     benchmark_name,
     breaking_points,
     corruption_errors,
@@ -72,6 +73,15 @@ RESNET50 = {
 }
 
 
+def errors_of(
+    numbers: pd.DataFrame, run: Path, label_space: str | None = None
+) -> list[CorruptionError]:
+    record = read_record(run)
+    space = label_space or record.dataset.label_space
+    families = {t.name: t.family for t in record.transforms}
+    return corruption_errors(numbers, label_space=space, families=families)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     models = (model("vmamba-b"), model("swin-b"))
@@ -86,44 +96,40 @@ def test_the_table_of_alexnet_turns_published_corruption_errors_into_published_a
 
 
 def test_mce_of_resnet50_is_the_published_one(run: Path) -> None:
-    numbers, record = table(run), read_record(run)
+    numbers = table(run)
     for name, error in RESNET50.items():
         top1 = 1 - error / 100 * ALEXNET_ERROR[name]
         steps = numbers["transform"] == f"c_{name}"
         numbers.loc[steps, "top1"] = top1 + 0.01 * (numbers.loc[steps, "severity"] - 3)
-    first, second = corruption_errors(numbers, record)
+    first, second = errors_of(numbers, run)
     assert (first.model, second.model) == ("vmamba-b", "swin-b")
     assert 100 * first.mce == pytest.approx(76.7, abs=0.4)
     assert 100 * first.by_corruption["glass_blur"] == pytest.approx(89)
 
 
 def test_relative_mce_by_hand(run: Path) -> None:
-    numbers, record = table(run), read_record(run)
+    numbers = table(run)
     numbers["top1"] = 0.5
     numbers.loc[numbers["transform"] == "identity", "top1"] = 0.75
     expected = sum(0.25 / (error - 0.4348) for error in ALEXNET_ERROR.values()) / 15
-    assert corruption_errors(numbers, record)[0].relative_mce == pytest.approx(expected)
+    assert errors_of(numbers, run)[0].relative_mce == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("column", ["n", "paired_n"])
 def test_a_model_with_an_unfinished_cell_has_none(run: Path, column: str) -> None:
     numbers = table(run)
     numbers.loc[5, column] -= 1
-    assert [error.model for error in corruption_errors(numbers, read_record(run))] == ["swin-b"]
+    assert [error.model for error in errors_of(numbers, run)] == ["swin-b"]
 
 
 def test_fewer_than_five_severities_give_none(tmp_path: Path) -> None:
     cells = (IDENTITY, *imagenet_c(severities=(1, 2, 3, 4)))
     build_run(tmp_path, RunPlan(transforms=cells, images=10))
-    assert corruption_errors(table(tmp_path), read_record(tmp_path)) == []
+    assert errors_of(table(tmp_path), tmp_path) == []
 
 
 def test_other_classes_than_imagenets_give_none(run: Path) -> None:
-    record = read_record(run)
-    other = record.model_copy(
-        update={"dataset": record.dataset.model_copy(update={"label_space": "cifar10"})}
-    )
-    assert corruption_errors(table(run), other) == []
+    assert errors_of(table(run), run, "cifar10") == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from robustcli.adapters.load import ModelRequest
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
+from robustcli.tasks.heldout import TrainingData, choose_part, read_parts, training_data
 from tests.evaluation.cells import OTSU, pairs_in
 from tests.evaluation.trained import make_training
 from tests.training.photos import write_photos
@@ -164,7 +164,7 @@ def test_damaged_splits_are_an_error(index, tmp_path):
     run = make_training(tmp_path / "run", index)
     (run / "splits.csv").write_text("image_id,group,split\na.png,a,dev\n")
     with pytest.raises(UsageError, match="names splits that do not exist"):
-        parts_of(run)
+        read_parts(run)
 
 
 def test_files_of_the_same_name_are_told_apart_by_what_is_in_them(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from robustcli.core.names import canonical
-from robustcli.evaluation.record import RunRecord
 
 # Breaking points: the severity from which on a model keeps less than half its accuracy.
 
@@ -38,7 +38,7 @@ def breaking_points(table: pd.DataFrame) -> list[BreakingPoint]:
     Severity 0 mixes all strengths of a transform, so it is no point on the scale.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `cell_table.table` of a run.
     """
     graded = table[(table["severity"] > 0) & table["retention"].notna()]
     return [
@@ -80,7 +80,7 @@ ALEXNET_ERROR = {
 }
 ALEXNET_CLEAN_ERROR = 0.4348
 FAMILY = "imagenet-c"
-SEVERITIES = 5
+BENCHMARK_SEVERITIES = 5
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,25 @@ class CorruptionError:
     by_corruption: dict[str, float]
 
 
-def corruption_errors(table: pd.DataFrame, record: RunRecord) -> list[CorruptionError]:
+def corruption_errors(
+    table: pd.DataFrame, *, label_space: str, families: Mapping[str, str]
+) -> list[CorruptionError]:
     """The errors of every model that has them, in the order of the run.
 
     A model has them when its 15 corruptions x 5 severities were all measured on one and the same
     number of images with ImageNet-1K's classes, which AlexNet's errors are about.
 
     Args:
-        table: `metrics.table` of the run.
-        record: The run's record.
+        table: `cell_table.table` of the run.
+        label_space: The classes of its images.
+        families: Of its transforms, by name.
     """
-    if record.dataset.label_space != "imagenet-1k":
+    if label_space != "imagenet-1k":
         return []
-    names = {t.name: benchmark_name(t.name) for t in record.transforms if t.family == FAMILY}
+    names = {t: benchmark_name(t) for t, family in families.items() if family == FAMILY}
     found = []
-    for model in record.models:
-        error = _of_model(model.name, table[table["model"] == model.name], names)
+    for model in table["model"].unique():
+        error = _of_model(str(model), table[table["model"] == model], names)
         found += [] if error is None else [error]
     return found
 
@@ -133,9 +136,9 @@ def _of_model(
     model: str, rows: pd.DataFrame, names: dict[str, str | None]
 ) -> CorruptionError | None:
     cells = rows.assign(corruption=rows["transform"].map(names)).dropna(subset="corruption")
-    cells = cells[cells["severity"].between(1, SEVERITIES)]
+    cells = cells[cells["severity"].between(1, BENCHMARK_SEVERITIES)]
     clean = rows[rows["transform"] == "identity"]
-    if len(cells) != len(ALEXNET_ERROR) * SEVERITIES or not _same_images(cells, clean):
+    if len(cells) != len(ALEXNET_ERROR) * BENCHMARK_SEVERITIES or not _same_images(cells, clean):
         return None
     alexnet = pd.Series(ALEXNET_ERROR)
     error = (1 - cells.groupby("corruption")["top1"].mean()).reindex(alexnet.index)

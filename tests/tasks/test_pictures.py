@@ -10,23 +10,25 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import load
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
-from robustcli.evaluation import pictures
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.pictures import (
-    COLOUR,
+from robustcli.evaluation.store import Store
+from robustcli.tasks import pictures
+from robustcli.tasks.pictures import (
+    OUTLINE_COLOUR,
     choose_panels,
-    draw_panels,
     first_pair,
     first_readable,
     outline,
     outlined,
     overlaid,
+    update_panels,
     write_samples,
 )
-from robustcli.evaluation.record import read_panels
+from robustcli.tasks.record import read_panels
+from robustcli.transforms.base import CLEAN
 from robustcli.transforms.registry import image_seed, resolve
 from tests.evaluation.cells import OTSU, config, make_pairs, pairs_in
 
@@ -43,7 +45,7 @@ def test_only_the_outline_is_drawn_and_the_image_stays():
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
     drawn = outlined(image, mask)
-    coloured = (drawn == COLOUR).all(-1)
+    coloured = (drawn == OUTLINE_COLOUR).all(-1)
     assert np.array_equal(coloured, outline(mask))
     assert (drawn[~coloured] == 50).all()
     assert (image == 50).all()
@@ -53,7 +55,7 @@ def test_lines_grow_with_the_image():
     mask = np.zeros((1100, 1100), bool)
     mask[100:1000, 100:1000] = True
     drawn = outlined(np.zeros((1100, 1100, 3), np.uint8), mask)
-    assert (drawn[500] == COLOUR).all(-1).sum() == 6, "three pixels on each side"
+    assert (drawn[500] == OUTLINE_COLOUR).all(-1).sum() == 6, "three pixels on each side"
 
 
 def test_an_overlay_tints_the_inside_and_nothing_else():
@@ -121,7 +123,7 @@ def test_the_pictures_are_image_truth_and_probability(tmp_path):
     shown = read_panels(run)
     assert len(shown) == 3, "one for each patient"
     assert {panel.model for panel in shown} == {"otsu"}
-    otsu = load_segmenter(OTSU)
+    otsu = load(OTSU, "seg")
     for panel in shown:
         pair = next(pair for pair in index.samples if pair.image_id == panel.image_id)
         image, mask = decode_pair(pair)
@@ -145,9 +147,13 @@ def test_they_are_drawn_once_and_other_models_stay(tmp_path, monkeypatch):
     manifest = make_pairs(tmp_path / "cells")
     run = run_evaluation(config(manifest, tmp_path / "run"))
     before, index = read_panels(run), pairs_in(tmp_path / "cells")
+
+    def rows(name: str) -> pd.DataFrame:
+        return Store(run).rows(name, CLEAN, "seg")
+
     monkeypatch.setattr(pictures, "_draw", None)  # would be called to draw anything
-    assert draw_panels(run, index.samples, {"otsu": load_segmenter(OTSU)}) == before
-    assert draw_panels(run, index.samples, {"no rows yet": load_segmenter(OTSU)}) == before
+    assert update_panels(run, index.samples, {"otsu": load(OTSU, "seg")}, rows) == before
+    assert update_panels(run, index.samples, {"no rows yet": load(OTSU, "seg")}, rows) == before
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
         *decode_pair(pair), seed=image_seed(4, "affine", 0, pair.image_id), severity=0
     )
     drawn = read_samples(tmp_path / "samples" / "affine-s0.png")
-    assert np.array_equal((drawn == COLOUR).all(-1), outline(mask))
+    assert np.array_equal((drawn == OUTLINE_COLOUR).all(-1), outline(mask))
     assert np.array_equal(drawn[~outline(mask)], image[~outline(mask)])
     clean, flipped = (
         read_samples(tmp_path / "samples" / f"{n}.png") for n in ("clean", "fliplr-s0")

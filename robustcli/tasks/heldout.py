@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robustcli.adapters.cache_paths import local_path
-from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.training_run import ClassifierHeader, header_beside, is_run, weights_in
+from robustcli.adapters.load import ModelRequest, weights_path
+from robustcli.adapters.training_run import ClassifierHeader, header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.names import canonical
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.decode import read_bytes
+from robustcli.data.mask_values import NONZERO
 from robustcli.data.splits import read_splits
-from robustcli.evaluation.record import Split
+from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.record import MasksRecord, Split
 
 # What a model was trained on, as far as its files tell, so that it is not tested on that.
 
 
-SPLITS = "splits.csv"
+SPLITS_FILE = "splits.csv"
+MaskValues = tuple[str | None, str | None]
+"""`--foreground` and `--ignore`, as a user types them."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class TrainingData:
         digest: Of the list of images; None where the weights do not say it.
         parts: Which part each image was in, by id; empty where that file is not there.
         seen: Of some training images, by id, the SHA-256 of their files, where the weights say it.
+        mask_values: `--foreground` and `--ignore` of the training, where it had them.
     """
 
     model: str
     digest: str | None
     parts: Mapping[str, str]
     seen: Mapping[str, str] = field(default_factory=dict)
+    mask_values: MaskValues | None = None
 
     def overlaps(self, index: Dataset) -> bool:
         """Whether some images of `index` are among those of the training.
@@ -69,44 +73,65 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     The weights' own header names the data; `splits.csv` in the run's folder the parts, or a file of
     that ending beside bundled weights.
     """
-    place = _place(request)
-    if place is None or request.untrained:
+    place = weights_path(request)
+    if place is None:
         return None
     header = header_beside(weights_in(place))
     folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
-    files = [place.with_suffix(f".{SPLITS}"), *(folder / SPLITS for folder in folders)]
+    files = [place.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
     found = next((file for file in files if file.is_file()), None)
     parts = {} if found is None else read_splits(found)
     if header is None and not parts:
         return None
     seen = header.seen if isinstance(header, ClassifierHeader) else {}
-    return TrainingData(request.name, None if header is None else header.trained_on, parts, seen)
+    digest = None if header is None else header.trained_on
+    masks = next((v for v in map(_mask_values, folders) if v is not None), None)
+    return TrainingData(request.name, digest, parts, seen, masks)
 
 
-def _place(request: ModelRequest) -> Path | None:
-    if request.weights is not None:
-        return request.weights
-    bundled = (e for e in CATALOGUE.values() if canonical(e.name) == canonical(request.name))
-    entry = next(bundled, None)
-    if entry is not None:
-        return local_path(entry) if entry.asset is not None else None
-    return Path(request.name) if is_run(Path(request.name)) else None
+def _mask_values(run: Path) -> MaskValues | None:
+    """The options that read the masks as the training in `run` read them; None for none."""
+    try:
+        told = json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"].get("masks")
+        masks = MasksRecord.model_validate(told) if told else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # no run, or a damaged one: whoever reads its record says so
+    if masks is None:
+        return None
+    ignore = ",".join(masks.ignored) or None
+    if masks.background is not None:  # the training told foreground by the masks' own two values
+        return None if ignore is None else (None, ignore)
+    return (NONZERO if masks.foreground is None else ",".join(masks.foreground)), ignore
 
 
-def parts_of(run: Path) -> Mapping[str, str]:
+def in_flags(values: MaskValues) -> str:
+    """The two options as a user types them."""
+    given = zip(("--foreground", "--ignore"), values, strict=True)
+    return " ".join(f"{flag} {value}" for flag, value in given if value is not None)
+
+
+def trainings_of(config: TaskConfig) -> list[TrainingData]:
+    """What the models of `config` were trained on here; nothing is known of other weights."""
+    found = [training_data(request) for request in config.models]
+    if config.splits_of is not None:
+        found.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
+    return [training for training in found if training is not None]
+
+
+def read_parts(run: Path) -> Mapping[str, str]:
     """The part of each image id in the training run `run`; empty where it does not say.
 
     Raises:
         UsageError: Its `splits.csv` is damaged.
     """
-    return read_splits(run / SPLITS) if (run / SPLITS).is_file() else {}
+    return read_splits(run / SPLITS_FILE) if (run / SPLITS_FILE).is_file() else {}
 
 
 # Which part of the data is evaluated: what no model was trained on, unless the user says else.
 
 
 @dataclass(frozen=True)
-class Part:
+class ChosenPart:
     """Some images of the data, and which part of it they are."""
 
     index: Dataset
@@ -118,7 +143,7 @@ def choose_part(
     wanted: Literal["auto"] | Split,
     trainings: Sequence[TrainingData],
     listener: Listener,
-) -> Part:
+) -> ChosenPart:
     """The part of `index` to evaluate.
 
     `auto` takes the held-out test images where a model was trained on images of `index`, else all.
@@ -140,7 +165,7 @@ def choose_part(
             listener.say(
                 f"`{training.model}` was trained on some of these images: the numbers flatter it."
             )
-        return Part(index, "all")
+        return ChosenPart(index, "all")
     split: Split = "test" if wanted == "auto" else wanted
     part = _of_trainings(index, split, known) if known else _own(index, split)
     if wanted == "auto":
@@ -149,7 +174,7 @@ def choose_part(
             f"{len(index.samples)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
-    return Part(part, split)
+    return ChosenPart(part, split)
 
 
 def _of_trainings(index: Dataset, split: Split, known: Sequence[TrainingData]) -> Dataset:

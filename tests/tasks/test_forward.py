@@ -1,12 +1,16 @@
 """Halving on out-of-memory, timing, and errors that are none of its business."""
 
+from __future__ import annotations
+
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from robustcli.adapters.classifier import Predictions
 from robustcli.core.errors import RunError
-from robustcli.evaluation.forward import Forward
+from robustcli.tasks.forward import Forward
 
 
 class Small:
@@ -14,9 +18,10 @@ class Small:
 
     def __init__(self, most: int, error: Exception) -> None:
         self.most, self.error, self.sizes = most, error, []
+        self.facts, self.device = SimpleNamespace(name="small"), torch.device("cpu")
 
-    def forward(self) -> Forward[Predictions]:
-        return Forward("small", torch.device("cpu"), self.predict)
+    def forward(self) -> Forward:
+        return Forward(self)
 
     def predict(self, views: torch.Tensor, targets: torch.Tensor) -> Predictions:
         self.sizes.append(len(views))

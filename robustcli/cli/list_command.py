@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 
-from robustcli.cli.options import as_json
+from robustcli.cli.shared_options import as_json
 from robustcli.core.names import matching
 
-Row = dict[str, object]
+ListedRow = dict[str, object]
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(["models", "transforms", "datasets", "recipes"]))
 @click.argument("pattern", default="*")
+@click.option("--wide", is_flag=True, help="All columns, in lines longer than 120.")
 @as_json
-def command(kind: str, pattern: str, as_json: bool) -> None:
+def command(kind: str, pattern: str, wide: bool, as_json: bool) -> None:
     """Show models, transforms, data sets or recipes whose names match PATTERN (default: all)."""
     rows = _ROWS[kind]()
     names = matching(pattern, [str(row["name"]) for row in rows], kind=kind.rstrip("s"),
                      listing=f"robust list {kind}")  # fmt: skip
     chosen = [row for row in rows if row["name"] in names]
-    click.echo(json.dumps(chosen, indent=2) if as_json else _grid(chosen))
-    if kind == "models" and not as_json:
+    if as_json:
+        click.echo(json.dumps(chosen, indent=2))
+        return
+    hidden = () if wide else _LONG.get(kind, ())
+    click.echo(_by_task(chosen, hidden) if kind == "models" else _grid(chosen, hidden))
+    if hidden:
+        click.echo(f"`--wide` shows more of each: {', '.join(hidden)}.")
+    if kind == "models":
         click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
 
 
-def _models() -> list[Row]:
+def _models() -> list[ListedRow]:
     from robustcli.adapters.cache_paths import is_here
     from robustcli.adapters.catalogue import CATALOGUE
 
@@ -52,7 +59,7 @@ def _models() -> list[Row]:
     ]
 
 
-def _transforms() -> list[Row]:
+def _transforms() -> list[ListedRow]:
     from robustcli.transforms.registry import transforms
 
     return [
@@ -68,7 +75,7 @@ def _transforms() -> list[Row]:
     ]
 
 
-def _datasets() -> list[Row]:
+def _datasets() -> list[ListedRow]:
     from robustcli.data.named_datasets import DATASETS, installed
 
     return [
@@ -84,7 +91,7 @@ def _datasets() -> list[Row]:
     ]
 
 
-def _recipes() -> list[Row]:
+def _recipes() -> list[ListedRow]:
     from robustcli.training.recipes import listed, listed_by_name, listed_classes
 
     return [
@@ -105,7 +112,7 @@ def _recipes() -> list[Row]:
     ]
 
 
-_ROWS: dict[str, Callable[[], list[Row]]] = {
+_ROWS: dict[str, Callable[[], list[ListedRow]]] = {
     "models": _models,
     "transforms": _transforms,
     "datasets": _datasets,
@@ -113,11 +120,32 @@ _ROWS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
-def _grid(rows: list[Row]) -> str:
+_LONG = {
+    "models": ("is", "pretraining", "source", "remark"),
+    "datasets": ("source",),
+    "recipes": ("optimizer", "schedule", "source"),
+}
+"""Columns of a kind that are left out for want of room, unless the user asks for them."""
+_TITLES = {"cls": "Classifiers", "seg": "Segmenters"}
+
+
+def _by_task(rows: list[ListedRow], hidden: Sequence[str]) -> str:
+    """A table for each task; columns that say nothing of any of its models are left out."""
+    tables = []
+    for task, title in _TITLES.items():
+        group = [row for row in rows if row["task"] == task]
+        if group:
+            empty = [name for name in group[0] if all(row[name] in (None, "") for row in group)]
+            tables.append(f"{title}\n\n{_grid(group, ('task', *empty, *hidden))}")
+    return "\n\n".join(tables)
+
+
+def _grid(rows: list[ListedRow], hidden: Sequence[str]) -> str:
     from tabulate import tabulate
 
-    body = [[_text(value) for value in row.values()] for row in rows]
-    return tabulate(body, headers=list(rows[0]), disable_numparse=True)
+    names = [name for name in rows[0] if name not in hidden]
+    body = [[_text(row[name]) for name in names] for row in rows]
+    return tabulate(body, headers=names, disable_numparse=True)
 
 
 def _text(value: object) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,34 +13,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcli.adapters.classifier import Classifier, Predictions
-from robustcli.adapters.load import (
-    ModelRequest,
-    TrainedClassifier,
-    answers_in,
-    load_classifier,
-    names_run,
-    trained_classifier,
-)
+from robustcli.adapters.load import ModelRequest, answers_in, header_for, load, names_run
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
-from robustcli.data import dataset
+from robustcli.core.names import TaskName
+from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.decode import decode
 from robustcli.data.labels import LabelSpace
 from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.subsets import take
-from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.describe import dataset_record, model_record
-from robustcli.evaluation.forward import Forward
-from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
-from robustcli.evaluation.loader import ORIGINAL, Batch, Preparation, Prepared, measure
-from robustcli.evaluation.pictures import Sample, first_readable
-from robustcli.evaluation.plan import Piece
-from robustcli.evaluation.record import DatasetRecord, ModelRecord
-from robustcli.evaluation.sessions import ModelCost
-from robustcli.evaluation.store import PREDICTION_SCHEMA, Cell
-from robustcli.evaluation.task import Data, Row, Task
+from robustcli.metrics.columns import PREDICTION_SCHEMA
+from robustcli.tasks.base import (
+    ORIGINAL,
+    Batch,
+    Data,
+    Preparation,
+    Prepared,
+    Row,
+    Task,
+    facts_record,
+    measure,
+)
+from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.forward import Forward
+from robustcli.tasks.heldout import choose_part, trainings_of
+from robustcli.tasks.pictures import SamplePicture, first_readable
+from robustcli.tasks.record import (
+    DatasetRecord,
+    ModelCost,
+    ModelRecord,
+    PreprocessingRecord,
+    dataset_record,
+)
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # A classifier's inputs: images transformed, then resized and cropped as each model does it.
@@ -58,7 +65,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class ViewPreparation(Preparation[dataset.Sample, Pixels, Views]):
+class ViewPreparation(Preparation[Sample, Pixels, Views]):
     """Images to views.
 
     Args:
@@ -75,25 +82,30 @@ class ViewPreparation(Preparation[dataset.Sample, Pixels, Views]):
     seed: int
     at_crop: bool
 
-    def decode(self, item: dataset.Sample) -> Pixels:
+    def decode(self, item: Sample) -> Pixels:
         """The pixels of the image, (H, W, 3)."""
         return decode(item.image)
 
     def prepare(
-        self, items: Sequence[dataset.Sample], decoded: Sequence[Pixels], piece: Piece
+        self,
+        items: Sequence[Sample],
+        decoded: Sequence[Pixels],
+        *,
+        models: Mapping[Cell, Sequence[str]],
+        views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[Views]]:
         """The views of the models that lack rows, and the measures of the views that lack them."""
         ids, targets = [item.image_id for item in items], [item.target for item in items]
         clean = {ORIGINAL: list(decoded)}
         if self.at_crop:
             clean = {v: self._fit_all(v, clean[ORIGINAL]) for v in self.preprocessing}
-        for cell in piece.cells:
-            views = {self.model_views[model] for model in piece.models[cell]}
-            bases = views | set(piece.inputs[cell]) if self.at_crop else {ORIGINAL}
+        for cell in models:
+            needed = {self.model_views[model] for model in models[cell]}
+            bases = needed | set(views[cell]) if self.at_crop else {ORIGINAL}
             made = {v: self._apply_all(cell, ids, clean[v]) for v in bases}
-            seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in views}
-            measures = {v: list(map(measure, clean[v], made[v])) for v in piece.inputs[cell]}
-            stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in views}
+            seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in needed}
+            measures = {v: list(map(measure, clean[v], made[v])) for v in views[cell]}
+            stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in needed}
             yield Prepared(cell, Views(targets, stacked), measures)
 
     def _apply_all(self, cell: Cell, ids: list[str], images: list[Pixels]) -> list[Pixels]:
@@ -132,7 +144,7 @@ class ClassRows:
 
     def __init__(self, classifier: Classifier) -> None:
         self.view = classifier.preprocessing.view
-        self.forward = Forward(classifier.facts.name, classifier.device, classifier.predict)
+        self.forward = Forward(classifier)
 
     @property
     def cost(self) -> ModelCost:
@@ -140,7 +152,7 @@ class ClassRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[Views]) -> list[Row]:
-        """One row an image (columns: `store.PREDICTION_SCHEMA`)."""
+        """One row an image (columns: `PREDICTION_SCHEMA`)."""
         targets = batch.inputs.targets
         pieces = self.forward(batch.inputs.views[self.view], torch.tensor(targets))
         answers = [answer for piece in pieces for answer in _rows(piece)]
@@ -168,20 +180,20 @@ def _rows(piece: Predictions) -> list[Row]:
 class Classification(Task[Classifier]):
     """Which class an image shows."""
 
-    name: ClassVar[Literal["cls", "seg"]] = "cls"
+    name: ClassVar[TaskName] = "cls"
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 128, "mps": 64, "cpu": 32}
 
-    def check(self, config: EvalConfig) -> None:
+    def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
         check_no_masks(config.foreground, config.ignore)
-        if config.split != "auto" and not any(_trained(config)):
+        if config.split != "auto" and not _were_trained_here(config):
             raise UsageError(
                 f"`--split {config.split}` does not go with classifiers.",
                 "Their data has no parts: all images of `--data` are used.",
                 "Name the folder of the part with `--data`.",
             )
 
-    def open(self, config: EvalConfig, listener: Listener) -> Data:
+    def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; the models must tell the same classes apart.
 
         Images that a model was trained on here are left out.
@@ -189,7 +201,7 @@ class Classification(Task[Classifier]):
         whole = _opened(config)
         for note in whole.notes:
             listener.say(note)
-        part = choose_part(whole, config.split, _trainings(config), listener).index
+        part = choose_part(whole, config.split, trainings_of(config), listener).index
         index = take(part, per_class=config.per_class, limit=config.limit, seed=config.seed)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
@@ -201,7 +213,7 @@ class Classification(Task[Classifier]):
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""
-        return load_classifier(request, seed=seed, offline=offline)
+        return load(request, "cls", seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Classifier:
         """A freshly initialised network: it costs what the trained one costs.
@@ -209,18 +221,23 @@ class Classification(Task[Classifier]):
         Weights that the user names are here, and say how many classes there are: they are read.
         """
         if request.weights is not None or names_run(request.name):
-            return load_classifier(request, offline=True)
-        return load_classifier(replace(request, untrained=True))
+            return load(request, "cls", offline=True)
+        return load(replace(request, untrained=True), "cls")
 
-    def model_record(self, model: Classifier, config: EvalConfig) -> ModelRecord:
+    def model_record(self, model: Classifier, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
-        return model_record(model, at_crop=config.apply_at == "crop")
+        own = model.preprocessing
+        return ModelRecord(
+            **facts_record(model.facts, model.device),
+            preprocessing=PreprocessingRecord(**asdict(own)),
+            view=own.view if config.apply_at == "crop" else ORIGINAL,
+        )
 
     def preparation(
         self,
         models: Mapping[str, Classifier],
         cells: Mapping[Cell, TransformCell],
-        config: EvalConfig,
+        config: TaskConfig,
     ) -> ViewPreparation:
         """See `Task.preparation`."""
         return ViewPreparation(
@@ -235,13 +252,13 @@ class Classification(Task[Classifier]):
         """See `Task.schema`."""
         return PREDICTION_SCHEMA
 
-    def answering(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
-        """See `Task.answering`."""
+    def predictor(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
+        """See `Task.predictor`."""
         return ClassRows(model)
 
     def sample(
-        self, data: Data, models: Mapping[str, Classifier], config: EvalConfig
-    ) -> Sample | None:
+        self, data: Data, models: Mapping[str, Classifier], config: TaskConfig
+    ) -> SamplePicture | None:
         """The first readable photo, or the first model's crop of it."""
         found = first_readable(data.items, lambda item: decode(item.image))
         if found is None or config.apply_at == "original":
@@ -249,14 +266,14 @@ class Classification(Task[Classifier]):
         return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
 
 
-def _opened(config: EvalConfig) -> dataset.Dataset:
+def _opened(config: TaskConfig) -> Dataset:
     """The data, in the classes of the models.
 
     Raises:
         UsageError: The models answer in different classes, or the data has others.
     """
     space = _classes(config)
-    trained = any(_trained(config))
+    trained = _were_trained_here(config)
     given = trained or config.label_space is not None
     try:
         return open_dataset(
@@ -268,17 +285,17 @@ def _opened(config: EvalConfig) -> dataset.Dataset:
         raise
 
 
-def _check_heads(config: EvalConfig) -> None:
+def _check_heads(config: TaskConfig) -> None:
     """Raises UsageError where weights from a file are for another number of classes than named.
 
     That explains more than what does not fit between the classes and the data.
     """
-    for request, trained in _with_trained(config):
-        if request.weights is not None and trained is None:
-            load_classifier(request, offline=True)
+    for request in config.models:
+        if request.weights is not None and header_for(request) is None:
+            load(request, "cls", offline=True)
 
 
-def _classes(config: EvalConfig) -> LabelSpace:
+def _classes(config: TaskConfig) -> LabelSpace:
     """The classes that all models tell apart.
 
     Raises:
@@ -296,17 +313,5 @@ def _classes(config: EvalConfig) -> LabelSpace:
     return spaces[0]
 
 
-def _with_trained(config: EvalConfig) -> list[tuple[ModelRequest, TrainedClassifier | None]]:
-    return [(request, trained_classifier(request)) for request in config.models]
-
-
-def _trained(config: EvalConfig) -> list[TrainedClassifier | None]:
-    return [trained for _, trained in _with_trained(config)]
-
-
-def _trainings(config: EvalConfig) -> list[TrainingData]:
-    """What the models were trained on here; of weights from elsewhere nothing is known."""
-    found = [training_data(request) for request, t in _with_trained(config) if t is not None]
-    if config.splits_of is not None:
-        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
-    return [training for training in found if training is not None]
+def _were_trained_here(config: TaskConfig) -> bool:
+    return any(header_for(request) is not None for request in config.models)

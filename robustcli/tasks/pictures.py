@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,38 +15,38 @@ from PIL import Image
 
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.io import write_bytes
-from robustcli.data import dataset
+from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
-from robustcli.evaluation.plan import Item
-from robustcli.evaluation.record import Panel, Rank, read_panels, write_panels
-from robustcli.evaluation.store import Cell, Store
 from robustcli.metrics.mask_scores import dice
+from robustcli.tasks.record import Panel, Rank, read_panels, write_panels
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # The outline of a mask, drawn on its image.
 
 
-COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
+OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 def outlined(image: Pixels, mask: Mask) -> Pixels:
-    """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in COLOUR.
+    """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
     The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
     """
     drawn = image.copy()
-    drawn[outline(mask, min(mask.shape) // 512 + 1)] = COLOUR
+    drawn[outline(mask, min(mask.shape) // 512 + 1)] = OUTLINE_COLOUR
     return drawn
 
 
 def overlaid(image: Pixels, mask: Mask) -> Pixels:
-    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in COLOUR."""
+    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in OUTLINE_COLOUR."""
     tinted = image.copy()
-    tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(COLOUR)).astype(np.uint8)
+    tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(OUTLINE_COLOUR)).astype(
+        np.uint8
+    )
     return outlined(tinted, mask)
 
 
@@ -70,26 +69,25 @@ def _eroded(mask: Mask) -> Mask:
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
 _MOST = 100  # images that are tried
-ItemT = TypeVar("ItemT", bound=Item)
 
 
 @dataclass(frozen=True)
-class Sample:
+class SamplePicture:
     """The image to show, (H, W, 3), and where it is drawn in, the mask that moves with it."""
 
     image_id: str
     pixels: Pixels
     mask: NDArray[np.bool_] | None = None
 
-    def under(self, cell: TransformCell, seed: int) -> Sample:
+    def under(self, cell: TransformCell, seed: int) -> SamplePicture:
         """What the models see of it under `cell` in the run of seed `seed`."""
         name, severity = cell.transform.name, cell.severity
         own = image_seed(seed, name, severity, self.image_id)
         if self.mask is None:
             changed = cell.transform.apply(self.pixels, seed=own, severity=severity)
-            return Sample(self.image_id, changed)
+            return SamplePicture(self.image_id, changed)
         moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=own, severity=severity)
-        return Sample(self.image_id, *moved)
+        return SamplePicture(self.image_id, *moved)
 
     def png(self) -> bytes:
         """A small PNG, with the outline of the mask."""
@@ -104,7 +102,10 @@ class Sample:
 
 
 def write_samples(
-    run: Path, cells: Collection[TransformCell], seed: int, choose: Callable[[], Sample | None]
+    run: Path,
+    cells: Collection[TransformCell],
+    seed: int,
+    choose: Callable[[], SamplePicture | None],
 ) -> None:
     """Writes `RUN/samples/clean.png` and one picture a cell, as far as they are missing.
 
@@ -124,23 +125,25 @@ def write_samples(
         write_bytes(folder / _name(cell), sample.under(cell, seed).png())
 
 
-def first_readable(items: Sequence[ItemT], decode: Callable[[ItemT], Pixels]) -> Sample | None:
+def first_readable(
+    items: Sequence[Sample], decode: Callable[[Sample], Pixels]
+) -> SamplePicture | None:
     """The first of `items` that can be decoded; None where that is none of the first 100."""
     for item in items[:_MOST]:
         try:
-            return Sample(item.image_id, decode(item))
+            return SamplePicture(item.image_id, decode(item))
         except UnreadableImage:
             continue
     return None
 
 
-def first_pair(pairs: Sequence[dataset.Sample]) -> Sample | None:
+def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
     """The first of the first 100 pairs that has foreground, else the first readable one."""
     first = None
     for pair in pairs[:_MOST]:
         try:
             image, mask = decode_pair(pair)
-            sample = Sample(pair.image_id, image, mask == 1)
+            sample = SamplePicture(pair.image_id, image, mask == 1)
         except UnreadableImage:
             continue
         if sample.mask is not None and sample.mask.any():
@@ -158,22 +161,25 @@ def _name(cell: TransformCell) -> str:
 
 OF_EACH = 2
 LONGEST_PANEL = 512  # pixels of the longer side of a picture
-_IDENTITY = Cell("identity", 0)
 
 
-def draw_panels(
-    run: Path, pairs: Sequence[dataset.Sample], segmenters: Mapping[str, Segmenter]
+def update_panels(
+    run: Path,
+    pairs: Sequence[Sample],
+    segmenters: Mapping[str, Segmenter],
+    rows: Callable[[str], pd.DataFrame],
 ) -> list[Panel]:
     """The panels of the run, those of `segmenters` drawn anew where their choice has changed.
 
     Args:
-        run: The run's folder, which holds their rows of untransformed images.
+        run: The run's folder.
         pairs: The images of the run.
         segmenters: By their names in the run.
+        rows: The rows of a segmenter on untransformed images, by its name.
     """
     drawn, by_id = read_panels(run), {pair.image_id: pair for pair in pairs}
     for name, segmenter in segmenters.items():
-        chosen = choose_panels(name, Store(run).masks(name, _IDENTITY))
+        chosen = choose_panels(name, rows(name))
         if chosen == [panel for panel in drawn if panel.model == name]:
             continue
         if chosen:
@@ -193,7 +199,7 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
 
     Args:
         model: Whose rows they are.
-        rows: Of untransformed images (columns: `store.MASK_SCHEMA`).
+        rows: Of untransformed images (columns: `metrics.columns.MASK_SCHEMA`).
     """
     found = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
     found = found[found["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])
@@ -232,7 +238,7 @@ def _places(count: int) -> list[tuple[Rank, int, int]]:
     return sorted(chosen, key=lambda one: one[2])
 
 
-def _draw(folder: Path, pair: dataset.Sample, segmenter: Segmenter) -> None:
+def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:
     image, truth = decode_pair(pair)
     probability = segmenter.probabilities([image])[0]
     grey = np.rint(255 * probability).astype(np.uint8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,37 +14,33 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
-from robustcli.adapters.segmenter import MaskPreprocessing
+from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.decode import decode
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.evaluation import mask_rows, runner
-from robustcli.evaluation.cell_table import SEG_COLUMNS, table
+from robustcli.evaluation import runner
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.loader import ORIGINAL, Batch, Source, batch_stream
-from robustcli.evaluation.mask_rows import (
+from robustcli.evaluation.forecast import forecast
+from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.plan import Plan, parts_of
+from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
+from robustcli.metrics.columns import MASK_COLUMNS, MASK_SCHEMA, mask_schema
+from robustcli.tasks import segmentation
+from robustcli.tasks.base import ORIGINAL, Batch
+from robustcli.tasks.segmentation import (
     MaskedImages,
     MaskRows,
     PairPreparation,
     mask_row,
     surface_distance,
 )
-from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.prepare import forecast
-from robustcli.evaluation.record import read_record, write_record
-from robustcli.evaluation.sessions import read_sessions
-from robustcli.evaluation.store import (
-    INPUT_SCHEMA,
-    MASK_SCHEMA,
-    Cell,
-    Store,
-    mask_schema,
-    write_rows,
-)
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import image_seed, resolve
 from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
@@ -51,7 +49,7 @@ from tests.evaluation.trained import make_training
 MASKS = Masks(surveyed=False)
 
 
-class Reader:
+class Reader(Segmenter):
     """A segmenter whose probability is the red channel as a share of 255."""
 
     def __init__(self, threshold: float) -> None:
@@ -242,7 +240,7 @@ def test_pixels_do_not_depend_on_workers_or_batches(index, tmp_path, workers, ba
 def test_every_pair_is_decoded_once(index, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        mask_rows, "decode_pair", lambda p: decoded.append(p.image_id) or decode_pair(p)
+        segmentation, "decode_pair", lambda p: decoded.append(p.image_id) or decode_pair(p)
     )
     list(source(index, tmp_path, "affine", "invert", "crop"))
     assert sorted(decoded) == [pair.image_id for pair in index.samples]
@@ -296,9 +294,9 @@ class Heard(Silent):
 
 def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "affine"))
-    otsu, affine = load_segmenter(OTSU), resolve(["affine"], None)[1].transform
+    otsu, affine = load(OTSU, "seg"), resolve(["affine"], None)[1].transform
     for name, cell in (("identity", Cell("identity", 0)), ("affine", Cell("affine", 0))):
-        rows = Store(run).masks("otsu", cell)
+        rows = Store(run).rows("otsu", cell, "seg")
         assert list(rows.columns) == MASK_SCHEMA.names
         rows = rows.set_index("image_id")
         for pair in pairs_in(tmp_path / "again").samples:
@@ -306,7 +304,7 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
             if name == "affine":
                 seed = image_seed(0, "affine", 0, pair.image_id)
                 image, truth = affine.apply_with_mask(image, truth, seed=seed, severity=0)
-            found = otsu.masks([image])[0]
+            found = otsu.predict([image])[0]
             row = rows.loc[pair.image_id]
             assert (row["tp"], row["fp"]) == ((found & truth).sum(), (found & ~truth).sum())
             assert (row["fn"], row["tn"]) == ((~found & truth).sum(), (~found & ~truth).sum())
@@ -317,7 +315,7 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
 def test_roads_have_relaxed_numbers_and_other_data_have_not(cells, tmp_path):
     run = run_evaluation(config(make_roads(tmp_path / "roads"), tmp_path / "run", "fliplr"))
     assert read_record(run).dataset.tolerance == 3
-    rows, numbers = Store(run).masks("otsu", Cell("identity", 0)), table(run).iloc[0]
+    rows, numbers = Store(run).rows("otsu", Cell("identity", 0), "seg"), table(run).iloc[0]
     predicted, true = (rows["tp"] + rows[other] for other in ("fp", "fn"))
     assert ((rows["predicted_near"] >= rows["tp"]) & (rows["predicted_near"] <= predicted)).all()
     assert numbers["relaxed_precision"] == rows["predicted_near"].sum() / predicted.sum()
@@ -365,11 +363,11 @@ def test_a_finished_run_says_what_it_was(cells, tmp_path):
 def test_the_table_has_the_promised_columns_and_a_flip_costs_otsu_nothing(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "fliplr", "gaussian_blur"))
     numbers = table(run)
-    assert tuple(numbers.columns) == SEG_COLUMNS
+    assert tuple(numbers.columns) == MASK_COLUMNS
     numbers = numbers.set_index("transform")
     assert numbers["n"].tolist() == [9, 9, 9]
     assert numbers["groups"].tolist() == numbers["paired_groups"].tolist() == [3, 3, 3]
-    rows = Store(run).masks("otsu", Cell("identity", 0))
+    rows = Store(run).rows("otsu", Cell("identity", 0), "seg")
     of_patient = [
         2 * part["tp"].sum() / (2 * part["tp"] + part["fp"] + part["fn"]).sum()
         for _, part in rows.groupby("group")
@@ -415,17 +413,94 @@ def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
     record = read_record(run_evaluation(settings, heard))
     assert (record.split, record.dataset.images, record.dataset.images_available) == ("test", 3, 9)
     assert "were held out for testing are used" in heard.lines[0]
-    rows = Store(tmp_path / "run").masks("otsu", Cell("identity", 0))
+    rows = Store(tmp_path / "run").rows("otsu", Cell("identity", 0), "seg")
     assert rows["group"].nunique() == 1
     everything = replace(settings, out=tmp_path / "all", split="all")
     assert read_record(run_evaluation(everything)).dataset.images == 9
 
 
+def masks_of_three_values(cells: Path, run: Path, **changes: object) -> Path:
+    """A training in `run` on the pairs in `cells`, whose masks now have 0, 128 and 255."""
+    training = make_training(run, pairs_in(cells))
+    for mask in (cells / "masks").iterdir():
+        values = (np.asarray(Image.open(mask)) > 0).astype(np.uint8) * 128
+        values[:4] = 255
+        Image.fromarray(values).save(mask)
+    read = {"foreground": ["128"], "background": ["0"], "ignored": ["255"], "channel": "colour"}
+    masks = {**read, "words": "", **changes}
+    (run / "run.json").write_text(json.dumps({"dataset": {**DATASET, "masks": masks}}))
+    return training
+
+
+DATASET = {"name": "cells"}  # what else is in a record does not matter here
+
+
+def test_masks_are_read_as_in_the_training_unless_the_user_says_how(cells, tmp_path):
+    training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine")
+    model, heard = ModelRequest(str(training)), Heard()
+    with pytest.raises(UsageError, match="--foreground"):
+        run_evaluation(config(cells, tmp_path / "otsu"))
+    settings = config(cells, tmp_path / "run", models=(model,))
+    record = read_record(run_evaluation(settings, heard))
+    assert heard.lines[0] == (f"Masks are read as in the training of `{training}`: `--ignore 255`.")
+    assert record.dataset.masks is not None
+    assert (record.dataset.masks.foreground, record.dataset.masks.ignored) == (["128"], ["255"])
+    heard.lines.clear()
+    own = replace(settings, out=tmp_path / "own", foreground="255")
+    record = read_record(run_evaluation(own, heard))
+    assert not any("as in the training" in line for line in heard.lines)
+    assert record.dataset.masks is not None
+    assert record.dataset.masks.ignored == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"background": None}, "--foreground 128 --ignore 255"),
+        ({"foreground": None, "background": None}, "--foreground nonzero --ignore 255"),
+        ({"background": None, "ignored": []}, "--foreground 128"),
+    ],
+)
+def test_what_the_training_was_told_of_its_masks_is_told_again(cells, tmp_path, changes, flags):
+    training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine", **changes)
+    heard = Heard()
+    run_evaluation(config(cells, tmp_path / "run", models=(ModelRequest(str(training)),)), heard)
+    assert f"`{flags}`" in heard.lines[0]
+
+
+def test_trainings_that_read_the_masks_differently_leave_it_to_the_user(cells, tmp_path):
+    trainings = [
+        masks_of_three_values(tmp_path / "cells", tmp_path / name, background=None, ignored=ignored)
+        for name, ignored in (("a", []), ("b", ["255"]))
+    ]
+    models = tuple(ModelRequest(str(training)) for training in trainings)
+    with pytest.raises(UsageError, match=r"(?s)differently.*`--foreground 128`.*--ignore 255`"):
+        run_evaluation(config(cells, tmp_path / "run", models=models))
+
+
+def test_the_masks_of_other_data_are_not_read_as_those_of_the_training(cells, tmp_path):
+    training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine")
+    other, heard = make_pairs(tmp_path / "other", side=24), Heard()
+    for folder in ("images", "masks"):
+        for file in (tmp_path / "other" / folder).iterdir():
+            file.rename(file.with_name(f"new-{file.name}"))
+    other.write_text(
+        other.read_text().replace("images/", "images/new-").replace("masks/", "masks/new-")
+    )
+    record = read_record(
+        run_evaluation(
+            config(other, tmp_path / "run", models=(ModelRequest(str(training)),)), heard
+        )
+    )
+    assert record.dataset.masks is None
+    assert not any("as in the training" in line for line in heard.lines)
+
+
 def test_a_baseline_is_tested_on_what_a_training_held_out(cells, tmp_path):
     training = make_training(tmp_path / "mine", pairs_in(tmp_path / "cells"))
     ids = [
-        Store(run_evaluation(config(cells, tmp_path / name, **changes))).masks(
-            model, Cell("identity", 0)
+        Store(run_evaluation(config(cells, tmp_path / name, **changes))).rows(
+            model, Cell("identity", 0), "seg"
         )["image_id"]
         for name, model, changes in (
             ("own", "mine", {"models": (ModelRequest(str(training)),)}),

@@ -32,8 +32,8 @@ def test_everything_is_listed_in_its_order(robust: Robust, kind: str) -> None:
     assert [row["name"] for row in listed(robust, kind)] == NAMES[kind]
     told = robust("list", kind)
     assert told.code == 0
-    lines = told.out.splitlines()
-    assert [line.split()[0] for line in lines[2 : 2 + len(NAMES[kind])]] == NAMES[kind]
+    first = [line.split()[0] for line in told.out.splitlines() if line]
+    assert [name for name in first if name in NAMES[kind]] == NAMES[kind]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,28 @@ def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
         "source": "https://github.com/MzeroMiko/VMamba/releases/download/"
         "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth",
     }
-    line = robust("list", "models", "vmamba-b").out.splitlines()[2]
-    assert "88,557,800" in line
-    assert "83.9" in line
+    told = robust("list", "models", "vmamba-b").out
+    assert "88,557,800" in told
+    assert "83.9" in told
+    assert "vssm_base_0229_ckpt_epoch_237.pth" not in told
+    wide = robust("list", "models", "vmamba-b", "--wide").out
+    assert "vssm_base_0229_ckpt_epoch_237.pth" in wide
+    assert "ImageNet-1K only" in wide
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets", "recipes"])
+def test_what_is_listed_fits_120_columns(robust: Robust, kind: str) -> None:
+    assert max(map(len, robust("list", kind).out.splitlines())) <= 120
+
+
+def test_models_are_grouped_by_task(robust: Robust) -> None:
+    classifiers, segmenters = robust("list", "models").out.split("Segmenters\n")
+    assert classifiers.startswith("Classifiers\n")
+    header = segmenters.split("\n")[1]
+    assert "published dice" in header
+    assert "top-1" not in header
+    only = robust("list", "models", "vmamba-*").out
+    assert "Segmenters" not in only
 
 
 def test_weights_that_are_here_are_said_to_be(robust: Robust, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.class_rows import Classification
-from robustcli.evaluation.mask_rows import Segmentation
-from robustcli.evaluation.prepare import task_of
+from robustcli.evaluation.evaluate import task_of
+from robustcli.tasks.classification import Classification
+from robustcli.tasks.segmentation import Segmentation
 
 
 def test_the_models_decide():

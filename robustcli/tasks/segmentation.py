@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.load_segmenter import load_segmenter
+from robustcli.adapters.load import ModelRequest, load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.names import TaskName
 from robustcli.core.silence import silenced
-from robustcli.data import dataset
+from robustcli.data.dataset import Sample
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.subsets import take
-from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.describe import pairs_record, segmenter_record
-from robustcli.evaluation.forward import Forward
-from robustcli.evaluation.heldout import TrainingData, choose_part, parts_of, training_data
-from robustcli.evaluation.loader import Batch, Preparation, Prepared, measure
-from robustcli.evaluation.pictures import Sample, draw_panels, first_pair
-from robustcli.evaluation.plan import Piece
-from robustcli.evaluation.record import DatasetRecord, ModelRecord
-from robustcli.evaluation.sessions import ModelCost
-from robustcli.evaluation.store import Cell, mask_schema
-from robustcli.evaluation.task import Data, Row, Task
+from robustcli.metrics.columns import mask_schema
 from robustcli.metrics.mask_scores import near_counts
+from robustcli.tasks.base import (
+    ORIGINAL,
+    Batch,
+    ConfigT,
+    Data,
+    Preparation,
+    Prepared,
+    Row,
+    Task,
+    facts_record,
+    measure,
+)
+from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.forward import Forward
+from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
+from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels
+from robustcli.tasks.record import (
+    DatasetRecord,
+    MaskPreprocessingRecord,
+    ModelCost,
+    ModelRecord,
+    pairs_record,
+)
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # How far the outlines of two masks lie apart: 95 % Hausdorff distance and surface dice.
@@ -45,7 +60,7 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 
 PERCENTILE = 95
-TOLERANCE = 2.0  # pixels
+BOUNDARY_TOLERANCE = 2.0  # pixels
 Mask = NDArray[np.bool_]
 
 
@@ -55,7 +70,7 @@ class SurfaceDistance:
 
     Args:
         hd95: The larger of the two 95th percentiles of the distances from one to the other, pixels.
-        boundary_dice: Share of both outlines that lies within TOLERANCE of the other.
+        boundary_dice: Share of both outlines that lies within BOUNDARY_TOLERANCE of the other.
     """
 
     hd95: float
@@ -72,7 +87,7 @@ def surface_distance(prediction: Mask, truth: Mask) -> SurfaceDistance | None:
     box = _box(prediction | truth)
     both = _distances(prediction[box], truth[box])
     hd95 = max(float(torch.quantile(one, PERCENTILE / 100)) for one in both)
-    near = sum(int((one <= TOLERANCE).sum()) for one in both)
+    near = sum(int((one <= BOUNDARY_TOLERANCE).sum()) for one in both)
     return SurfaceDistance(hd95, near / sum(map(len, both)))
 
 
@@ -122,7 +137,7 @@ class MaskedImages:
 
 
 @dataclass(frozen=True)
-class PairPreparation(Preparation[dataset.Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
+class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
     """Pairs to masked images.
 
     Args:
@@ -133,7 +148,7 @@ class PairPreparation(Preparation[dataset.Sample, tuple[Pixels, MaskOrIgnore], M
     transforms: Mapping[Cell, TransformCell]
     seed: int
 
-    def decode(self, item: dataset.Sample) -> tuple[Pixels, MaskOrIgnore]:
+    def decode(self, item: Sample) -> tuple[Pixels, MaskOrIgnore]:
         """The pixels of the image and its mask.
 
         Raises:
@@ -144,20 +159,22 @@ class PairPreparation(Preparation[dataset.Sample, tuple[Pixels, MaskOrIgnore], M
 
     def prepare(
         self,
-        items: Sequence[dataset.Sample],
+        items: Sequence[Sample],
         decoded: Sequence[tuple[Pixels, MaskOrIgnore]],
-        piece: Piece,
+        *,
+        models: Mapping[Cell, Sequence[str]],
+        views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[MaskedImages]]:
         """The transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
-        for cell in piece.cells:
+        for cell in models:
             made = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
             images, masks = [image for image, _ in made], [mask for _, mask in made]
-            measures = {v: list(map(measure, clean, images)) for v in piece.inputs[cell]}
+            measures = {v: list(map(measure, clean, images)) for v in views[cell]}
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
     def _move(
-        self, cell: Cell, item: dataset.Sample, decoded: tuple[Pixels, MaskOrIgnore]
+        self, cell: Cell, item: Sample, decoded: tuple[Pixels, MaskOrIgnore]
     ) -> tuple[Pixels, MaskOrIgnore]:
         seed = image_seed(self.seed, cell.transform, cell.severity, item.image_id)
         transform = self.transforms[cell].transform
@@ -177,8 +194,7 @@ class MaskRows:
 
     def __init__(self, segmenter: Segmenter, tolerance: int | None = None) -> None:
         self.tolerance = tolerance
-        self.threshold = segmenter.preprocessing.threshold
-        self.forward = Forward(segmenter.facts.name, segmenter.device, segmenter.probabilities)
+        self.forward = Forward(segmenter)
 
     @property
     def cost(self) -> ModelCost:
@@ -186,9 +202,8 @@ class MaskRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
-        """One row an image (columns: `store.mask_schema`)."""
-        pieces = self.forward(batch.inputs.images)
-        found = [probability >= self.threshold for piece in pieces for probability in piece]
+        """One row an image (columns: `mask_schema`)."""
+        found = [mask for piece in self.forward(batch.inputs.images) for mask in piece]
         both = zip(batch.image_ids, batch.inputs.groups, found, batch.inputs.masks, strict=True)
         return [
             {"image_id": name, "group": group, **mask_row(prediction, truth, self.tolerance)}
@@ -229,15 +244,42 @@ def _pixels(mask: NDArray[np.bool_]) -> int:
 class Segmentation(Task[Segmenter]):
     """Where something is in an image."""
 
-    name: ClassVar[Literal["cls", "seg"]] = "seg"
+    name: ClassVar[TaskName] = "seg"
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 16, "cpu": 8}
 
-    def check(self, config: EvalConfig) -> None:
+    def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
         for what, why, todo in _senseless(config):
             raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
 
-    def open(self, config: EvalConfig, listener: Listener) -> Data:
+    def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
+        """Reads the masks of the images of a training as that training read them.
+
+        Only where the user says nothing of their values, and only on these images: in other data
+        the same value may mean something else.
+        """
+        if config.foreground is not None or config.ignore is not None:
+            return config
+        trainings = [training for training in trainings_of(config) if training.mask_values]
+        index = open_dataset(config.data, Masks()) if trainings else None
+        known = [one for one in trainings if index is not None and one.overlaps(index)]
+        said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
+        if not said:
+            return config
+        if len(said) > 1:
+            (first, one), (second, other) = list(said.items())[:2]
+            raise UsageError(
+                f"`{one.model}` and `{other.model}` read the masks of this data differently.",
+                f"One was trained with `{first}`, the other with `{second}`.",
+                "Say how they are to be read here, with `--foreground` and `--ignore`.",
+            )
+        ((flags, training),) = said.items()
+        assert training.mask_values is not None, "they were chosen by it"
+        listener.say(f"Masks are read as in the training of `{training.model}`: `{flags}`.")
+        foreground, ignore = training.mask_values
+        return replace(config, foreground=foreground, ignore=ignore)
+
+    def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
         whole = open_dataset(config.data, Masks(config.foreground, config.ignore))
         for note in whole.notes:
@@ -248,27 +290,31 @@ class Segmentation(Task[Segmenter]):
                 f"No --data: using {whole.name}{kind}, {len(whole.samples)} images, "
                 f"{whole.location}."
             )
-        part = choose_part(whole, config.split, _trainings(config), listener)
+        part = choose_part(whole, config.split, trainings_of(config), listener)
         index = take(part.index, limit=config.limit, seed=config.seed)
         return Data(index.samples, pairs_record(index), index.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
         """See `Task.load`."""
-        return load_segmenter(request, seed=seed, offline=offline)
+        return load(request, "seg", seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Segmenter:
         """The model itself: nothing is downloaded for a segmenter."""
-        return load_segmenter(request, offline=True)
+        return load(request, "seg", offline=True)
 
-    def model_record(self, model: Segmenter, config: EvalConfig) -> ModelRecord:
+    def model_record(self, model: Segmenter, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
-        return segmenter_record(model)
+        return ModelRecord(
+            **facts_record(model.facts, model.device),
+            preprocessing=MaskPreprocessingRecord(**asdict(model.preprocessing)),
+            view=ORIGINAL,
+        )
 
     def preparation(
         self,
         models: Mapping[str, Segmenter],
         cells: Mapping[Cell, TransformCell],
-        config: EvalConfig,
+        config: TaskConfig,
     ) -> PairPreparation:
         """See `Task.preparation`: all segmenters get the same pixels."""
         return PairPreparation(cells, config.seed)
@@ -277,22 +323,28 @@ class Segmentation(Task[Segmenter]):
         """See `Task.schema`."""
         return mask_schema(dataset.tolerance)
 
-    def answering(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
-        """See `Task.answering`."""
+    def predictor(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
+        """See `Task.predictor`."""
         return MaskRows(model, dataset.tolerance)
 
     def sample(
-        self, data: Data, models: Mapping[str, Segmenter], config: EvalConfig
-    ) -> Sample | None:
+        self, data: Data, models: Mapping[str, Segmenter], config: TaskConfig
+    ) -> SamplePicture | None:
         """The first image with foreground; its outline is drawn on every picture."""
         return first_pair(data.items)
 
-    def finish(self, run: Path, data: Data, models: Mapping[str, Segmenter]) -> None:
+    def finish(
+        self,
+        run: Path,
+        data: Data,
+        models: Mapping[str, Segmenter],
+        rows: Callable[[str], pd.DataFrame],
+    ) -> None:
         """Draws the best, median and worst cases of each model."""
-        draw_panels(run, data.items, models)
+        update_panels(run, data.items, models, rows)
 
 
-def _senseless(config: EvalConfig) -> Iterator[tuple[str, str, str]]:
+def _senseless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
     """The settings that mean nothing to a segmenter: what, why, what to do."""
     if config.per_class is not None:
         yield (
@@ -312,10 +364,3 @@ def _senseless(config: EvalConfig) -> Iterator[tuple[str, str, str]]:
             "They tell foreground from background, and the masks of the data say which is which.",
             "Leave it out.",
         )
-
-
-def _trainings(config: EvalConfig) -> list[TrainingData]:
-    found = [training_data(request) for request in config.models]
-    if config.splits_of is not None:
-        found.append(TrainingData(str(config.splits_of), None, parts_of(config.splits_of)))
-    return [training for training in found if training is not None]

@@ -1,12 +1,73 @@
-"""Going on with a run: the same settings, or an error that names the one that differs."""
+"""The folder of a run: opened, continued with the same settings or refused, closed."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.record import DatasetRecord, ModelRecord, RunRecord
+from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
+from robustcli.tasks.record import ModelRecord, contents_that_differ, masks_that_differ
+
+_FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels")
+_FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
+
+
+def check_run_folder(run: Path) -> None:
+    """Raises UsageError where rows would be written among somebody's files."""
+    if run.is_file():
+        raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
+    is_run = (run / FILE_NAME).is_file()
+    if not is_run and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
+        raise UsageError(
+            f"`{run}` is not empty and holds no run.", "", "Choose another folder with `--out`."
+        )
+
+
+def open_run(run: Path, new: RunRecord, *, fresh: bool) -> RunRecord:
+    """Writes and returns the record of the run in `run`: `new`, or the old one going on.
+
+    Args:
+        run: The folder.
+        new: What this command would make in an empty one.
+        fresh: Whether to discard what is there.
+
+    Raises:
+        UsageError: The folder holds a run with other settings.
+    """
+    if fresh and (run / FILE_NAME).is_file():
+        _empty(run)
+    if (run / FILE_NAME).is_file():
+        new = _joined(run, read_record(run), new)
+    write_record(run, new)
+    return new
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes half-written files of a process that was killed."""
+    for path in run.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _empty(run: Path) -> None:
+    """Removes what a run consists of, and nothing that somebody else put there."""
+    for name in _FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in _FILES:
+        (run / name).unlink(missing_ok=True)
+
+
+def close_run(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
+    """Writes how the run in `run` ended, and when."""
+    record = read_record(run)
+    write_record(run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)}))
+
+
+# Continuing: the models and transforms of a run join, its other settings must be the same.
+
 
 # What decides a row. Device, versions, workers and batch size change no more than rounding.
 _OF_RUN = {"seed": "--seed", "apply_at": "--apply-at", "precision": "--precision"}
@@ -20,7 +81,7 @@ _OF_MODEL = {
 }
 
 
-def joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
+def _joined(run: Path, old: RunRecord, new: RunRecord) -> RunRecord:
     """`new` with the models and transforms of `old` that it lacks, first those of `old`.
 
     Raises:
@@ -72,27 +133,6 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
     for cell in new.transforms:
         if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
             yield f"The parameters of transform `{cell.name}` are other ones."
-
-
-def contents_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
-    """In words, that images of the same names are other images."""
-    if old.digest == new.digest and old.contents and old.contents != new.contents:
-        yield (
-            f"The files of `{new.location}` were changed since it was begun (`--data`)."
-            if old.location == new.location
-            else f"Its images were those of `{old.location}`; the files of the same names in "
-            f"`{new.location}` are others (`--data`)."
-        )
-
-
-def masks_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
-    """In words, that the masks of the same images are read in another way."""
-    if old.masks != new.masks:
-        before, now = (
-            "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
-            for one in (old, new)
-        )
-        yield f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`)."
 
 
 def _model_differences(old: ModelRecord, new: ModelRecord) -> Iterator[str]:

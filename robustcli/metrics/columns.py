@@ -1,0 +1,124 @@
+"""The columns of each task: of a row, which is what a model says of an image, and of a table.
+
+A table has one line of numbers per (model, transform, severity), made of the rows of that cell and
+of those of the untouched images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from robustcli.core.names import TaskName
+from robustcli.metrics.class_scores import accuracy, compare
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.mask_scores import compare_masks, mask_scores
+
+# Rows. Of a segmenter they are counts of pixels at the image's own size; distances are in pixels,
+# null where the mask or the prediction is empty; `predicted_near` and `true_near` are there only
+# where the data have a tolerance.
+
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("target", pa.int32()),
+        ("prediction", pa.int32()),
+        ("top5", pa.list_(pa.int32())),
+        ("probability", pa.float32()),
+        ("target_probability", pa.float32()),
+    ]
+)
+_EXACT_MASK_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("group", pa.string()),
+        *((count, pa.int64()) for count in ("tp", "fp", "fn", "tn")),
+        ("hd95", pa.float64()),
+        ("boundary_dice", pa.float64()),
+    ]
+)
+MASK_SCHEMA = pa.schema(
+    [*_EXACT_MASK_SCHEMA, ("predicted_near", pa.int64()), ("true_near", pa.int64())]
+)
+ROW_SCHEMAS: Mapping[TaskName, pa.Schema] = {"cls": PREDICTION_SCHEMA, "seg": MASK_SCHEMA}
+
+
+def mask_schema(tolerance: int | None) -> pa.Schema:
+    """The columns that rows of segmenters are written with.
+
+    Args:
+        tolerance: Of the data, in pixels; None for data without, whose rows need fewer columns.
+    """
+    return _EXACT_MASK_SCHEMA if tolerance is None else MASK_SCHEMA
+
+
+# Tables. Shares are fractions in [0, 1].
+
+
+CLASS_COLUMNS = (
+    *("model", "transform", "severity", "n", "correct", "top1", "top1_low", "top1_high", "top5"),
+    *("clean_top1", "drop", "retention", "unchanged_share", "psnr_db"),
+    *("drop_low", "drop_high", "paired_n"),
+)
+MASK_COLUMNS = (
+    *("model", "transform", "severity", "n", "groups", "dice", "dice_low", "dice_high"),
+    *("iou", "iou_low", "iou_high", "dice_image", "dice_image_low", "dice_image_high"),
+    *("dice_foreground", "precision", "recall", "hd95", "boundary_dice"),
+    *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
+    *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
+    *("clean_dice", "drop", "drop_low", "drop_high", "retention"),
+    *("unchanged_share", "psnr_db", "paired_groups"),
+)
+_NO_SHARES = (
+    "model",
+    "transform",
+    "severity",
+    "n",
+    "correct",
+    "groups",
+    "paired_n",
+    "paired_groups",
+)
+
+
+COLUMNS: Mapping[TaskName, tuple[str, ...]] = {"cls": CLASS_COLUMNS, "seg": MASK_COLUMNS}
+"""In the order of the table."""
+
+
+def share_columns(task: TaskName) -> list[str]:
+    """The columns that are numbers in their own right, not names or counts: float, or NaN."""
+    return [name for name in COLUMNS[task] if name not in _NO_SHARES]
+
+
+def cell_numbers(
+    task: TaskName, clean: pd.DataFrame, rows: pd.DataFrame, seed: int
+) -> dict[str, Any]:
+    """The numbers of one cell, by column; None where one cannot be given.
+
+    Args:
+        task: What the model does.
+        clean: Its rows on untouched images (columns: `ROW_SCHEMAS`).
+        rows: Its rows of the cell.
+        seed: Of the run, for bootstrap intervals.
+    """
+    return _NUMBERS[task](clean, rows, seed)
+
+
+def _class_numbers(clean: pd.DataFrame, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    return asdict(accuracy(rows)) | asdict(compare(clean, rows))
+
+
+def _mask_numbers(clean: pd.DataFrame, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    bootstrap = Bootstrap(seed)
+    return asdict(mask_scores(rows, bootstrap)) | asdict(compare_masks(clean, rows, bootstrap))
+
+
+_NUMBERS: Mapping[TaskName, Callable[[pd.DataFrame, pd.DataFrame, int], dict[str, Any]]] = {
+    "cls": _class_numbers,
+    "seg": _mask_numbers,
+}

@@ -1,0 +1,35 @@
+"""The settings of an evaluation that a task has to know: which models, on which images."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from robustcli.adapters.load import ModelRequest
+from robustcli.data.mask_values import ValueOption
+from robustcli.tasks.record import Split
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Models x transforms x images; see `robust eval --help` for the meaning of each.
+
+    `splits_of` is a training run that says which part an image belongs to, as if one of the models
+    came from it.
+    """
+
+    models: tuple[ModelRequest, ...]
+    transforms: tuple[str, ...]
+    data: str | None = None
+    _: KW_ONLY
+    label_space: str | None = None
+    labels: Path | None = None
+    per_class: int | None = None
+    limit: int | None = None
+    split: Literal["auto"] | Split = "auto"
+    splits_of: Path | None = None
+    seed: int = 0
+    apply_at: Literal["original", "crop"] = "original"
+    foreground: ValueOption = None
+    ignore: ValueOption = None
