@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from robustcli.evaluation.severity_scores import corruption_errors
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import MaskPreprocessingRecord, MasksRecord, TransformRecord
 from robustcli.evaluation.sessions import DeviceUse, ModelCost, Session, write_session
-from robustcli.evaluation.severity_scores import corruption_errors
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from robustcli.reports.evaluation_page import evaluation, evaluation_text
 from robustcli.reports.findings import Findings, read_findings

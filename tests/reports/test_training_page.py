@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.evaluation.record import MasksRecord
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import compare_masks
 from robustcli.reports import training_page
@@ -14,6 +13,7 @@ from robustcli.reports.measure import RELAXED
 from robustcli.reports.training_findings import Training, read_training
 from robustcli.reports.training_page import training, training_text
 from robustcli.reports.training_results import gain, pooled
+from robustcli.tasks.record import MasksRecord
 from robustcli.training.record import Patchwise
 from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import FAULTS, TrainPlan, build_class_training, build_training
