@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from robustcli.core.errors import RunError, errors_of
+from robustcli.core.errors import RunError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores
-from robustcli.core.ownership import owned
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, describe
 from robustcli.evaluation.distributed import Group, check_same, group_of, in_words
@@ -30,11 +29,9 @@ from robustcli.evaluation.prepare import (
     load_models,
     make_plan,
     new_record,
-    open_run,
-    remove_leftovers,
     select,
 )
-from robustcli.evaluation.record import RunRecord, read_record, write_record
+from robustcli.evaluation.record import EVALUATION, RunRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Cell, Store
@@ -87,9 +84,8 @@ def run_evaluation(
             _help(config, selection, models, heard, group)
             return selection.run
         check_same(facts)
-        with owned(selection.run, heard.say) as ownership, errors_of(selection.run):
-            remove_leftovers(selection.run)
-            record = open_run(config, selection.run, record)
+        with EVALUATION.held(selection.run, heard.say) as ownership:
+            record = EVALUATION.open(selection.run, record, fresh=config.fresh)
             _lead(config, selection, models, record, heard, group, ownership.check)
     return selection.run
 
@@ -100,10 +96,7 @@ def _lead(
 ) -> None:  # fmt: skip
     """Rank 0: deals the work, computes its share, waits for the others, closes the books."""
     run, plan = selection.run, make_plan(record, selection, models)
-    status: Literal["complete", "partial", "failed"] = "partial"
-    gone: list[int] = []
-    lacking: tuple[Piece, ...] = ()
-    try:
+    with EVALUATION.closing(run) as ending:
         missing = plan.missing()
         pieces = shared(missing, group.place.world)
         group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
@@ -116,13 +109,8 @@ def _lead(
         if not lacking:
             selection.task.finish(run, selection.data, models)
         _check_readable(config, plan)
-        whole = _whole(plan, read_record(run))
-        status = "partial" if lacking or whole.missing() else "complete"
-    except Exception:
-        status = "failed"
-        raise
-    finally:
-        _close(run, status)
+        if lacking or _whole(plan, read_record(run)).missing():
+            ending.status = "partial"
     if lacking:
         raise _incomplete(run, plan, lacking, gone, group.place.world)
 
@@ -270,8 +258,3 @@ def _incomplete(
         why,
         "The same command computes what is missing and nothing else.",
     )
-
-
-def _close(run: Path, status: Literal["complete", "partial", "failed"]) -> None:
-    record = read_record(run)
-    write_record(run, record.model_copy(update={"status": status, "updated": datetime.now(UTC)}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.machine import usable_cores
 from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
+from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.class_rows import Classification
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.describe import transform_record, versions
@@ -28,8 +28,7 @@ from robustcli.evaluation.device import choose_device, describe
 from robustcli.evaluation.loader import ORIGINAL, Batch, Source
 from robustcli.evaluation.mask_rows import Segmentation
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.record import FILE_NAME, RunRecord, read_record, write_record
-from robustcli.evaluation.resume import joined
+from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Cell, Store
 from robustcli.evaluation.task import Answering, Data, Task
 from robustcli.transforms.registry import TransformCell
@@ -56,10 +55,6 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
             "Evaluate them in separate runs.",
         )
     return TASKS[entries[0].task]()
-
-
-_FOLDERS = ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels")
-_FILES = (FILE_NAME, "results.csv", "results.json", "report.md", "report.html")
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def select(config: EvalConfig, listener: Listener, place: Ranks | None = None) -
     device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(data.record.digest)
-    _check_folder(run)
+    check_folder(run)
     by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
     return Selection(task, data, by_cell, names, device, run)
 
@@ -132,45 +127,6 @@ def new_record(config: EvalConfig, selection: Selection, models: dict[str, Any])
         grouping=data.grouping,
         split=data.split,
     )
-
-
-def open_run(config: EvalConfig, run: Path, new: RunRecord) -> RunRecord:
-    """Writes and returns the record of the run in `run`: `new`, or the old one going on.
-
-    Raises:
-        UsageError: The folder holds a run with other settings.
-    """
-    if config.fresh and (run / FILE_NAME).is_file():
-        _empty(run)
-    if (run / FILE_NAME).is_file():
-        new = joined(run, read_record(run), new)
-    write_record(run, new)
-    return new
-
-
-def remove_leftovers(run: Path) -> None:
-    """Removes half-written files of a process that was killed."""
-    for path in run.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def _check_folder(run: Path) -> None:
-    """Raises UsageError where rows would be written among somebody's files."""
-    if run.is_file():
-        raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
-    is_run = (run / FILE_NAME).is_file()
-    if not is_run and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
-        raise UsageError(
-            f"`{run}` is not empty and holds no run.", "", "Choose another folder with `--out`."
-        )
-
-
-def _empty(run: Path) -> None:
-    """Removes what a run consists of, and nothing that somebody else put there."""
-    for name in _FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
-    for name in _FILES:
-        (run / name).unlink(missing_ok=True)
 
 
 def make_plan(record: RunRecord, selection: Selection, models: dict[str, Any]) -> Plan:
@@ -254,7 +210,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     selection = select(config, listener)
     plan = _plan(config, selection)
     missing = plan.forwards
-    if (selection.run / FILE_NAME).is_file() and not config.fresh:
+    if has_record(selection.run) and not config.fresh:
         missing = sum(piece.forwards for piece in plan.missing())
     return Forecast(
         out=str(selection.run),
@@ -272,8 +228,8 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
 
 def _plan(config: EvalConfig, selection: Selection) -> Plan:
     run = selection.run
-    is_run = (run / FILE_NAME).is_file()
-    size = read_record(run).block_size if is_run else max(BLOCK_SIZE, config.batch_size or 0)
+    new = max(BLOCK_SIZE, config.batch_size or 0)
+    size = read_record(run).block_size if has_record(run) else new
     items, cells = selection.data.items, tuple(selection.cells)
     return Plan(Store(run), items, cells, selection.names, (ORIGINAL,), size)
 

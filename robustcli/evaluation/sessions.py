@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from robustcli.core.io import write_text
-from robustcli.evaluation.record import Record
+from robustcli.core.rundir import Record
 
 
 class ModelCost(Record):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from torch import nn
 
 from robustcli.core.listener import Listener, Silent
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.decide import known_decisions, named_decisions, saving_of, tell
 from robustcli.finetuning.freezing import Saving
@@ -110,7 +110,7 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         training=replace(
             one,
             disk_bytes=one.disk_bytes * len(config.modes),
-            started=(setup.run / FILE_NAME).is_file() and not training.fresh,
+            started=has_record(setup.run) and not training.fresh,
         ),
         modes=config.modes,
         profile_iterations=_profiled(setup, decisions),

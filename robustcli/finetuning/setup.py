@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
+from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import names_run, resolve
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import ranks
+from robustcli.core.rundir import check_folder, has_record
+from robustcli.evaluation.device import describe as describe_device
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.pretrained import Pretrained
-from robustcli.finetuning.record import Mode
+from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
 from robustcli.finetuning.starts import Kind, kind_of
 from robustcli.training.config import TrainConfig
-from robustcli.training.prepare import check_folder, select
+from robustcli.training.prepare import select
 from robustcli.training.processes import helped_run
+from robustcli.training.record import read_train_record, recipe_differences
+from robustcli.training.run_record import recipe_record
 from robustcli.training.task import Selection
 
 # Which options of a fine-tuning exclude each other.
@@ -208,3 +216,56 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
             f"Use fewer than {total}, or `--profile-only`.",
         )
     return asked
+
+
+# The record of a fine-tuning, before it begins.
+
+
+def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
+    """The record of a fine-tuning that begins.
+
+    Args:
+        setup: What is to be done.
+        network: The network, for its size.
+    """
+    config, given, now = setup.config, setup.given, datetime.now(UTC)
+    profile, by_name = config.profile, config.at_once
+    return FinetuneRecord(
+        task=setup.entry.task,
+        command=config.training.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.training.seed,
+        model=setup.entry.name,
+        arguments=json.loads(json.dumps(dict(config.training.model_args))),
+        parameters=sum(p.numel() for p in network.parameters()),
+        pretrained=given.origin if given else _without(config.modes),
+        pretrained_sha256=hash_state(dict(given.state)) if given else None,
+        heads=list(setup.heads),
+        dataset=setup.selection.task.facts(config.training, setup.selection, network).dataset,
+        modes=list(config.modes),
+        rule=RuleRecord(**asdict(config.rule)),
+        profile="none" if by_name else str(profile or "measured"),
+        profile_sha256=None if profile is None else _sha256(profile),
+        profile_iterations=0 if by_name else setup.profile_iterations,
+        epochs=setup.selection.recipe.epochs,
+        iterations=setup.steps,
+        device=describe_device(setup.selection.on.device),
+    )
+
+
+def _without(modes: tuple[str, ...]) -> str:
+    return "none" if modes == ("scratch",) else "encoder: ImageNet-1K"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def mode_differences(setup: Setup, old: FinetuneRecord) -> Iterator[str]:
+    """Sentences on the settings in which the trainings of the modes so far differ from `setup`."""
+    recipe = recipe_record(setup.selection.recipe)
+    for mode in old.modes:
+        if has_record(setup.run / mode):
+            yield from recipe_differences(read_train_record(setup.run / mode).recipe, recipe)

@@ -26,13 +26,19 @@ from robustcli.finetuning.decide import (
 )
 from robustcli.finetuning.gradients import write_profile
 from robustcli.finetuning.modes import ModeListener, Modes
-from robustcli.finetuning.opening import PROFILING, amend, closing, finetune_record, open_finetuning
-from robustcli.finetuning.record import DECISIONS, PROFILE, FinetuneRecord, Mode, SavingRecord
+from robustcli.finetuning.record import (
+    DECISIONS,
+    FINETUNING,
+    PROFILE,
+    PROFILING,
+    FinetuneRecord,
+    Mode,
+    SavingRecord,
+)
 from robustcli.finetuning.selection import Decision
-from robustcli.finetuning.setup import Setup, set_up, started
+from robustcli.finetuning.setup import Setup, finetune_record, mode_differences, set_up, started
 from robustcli.finetuning.sweep import help_sweep, run_sweep
 from robustcli.training.engine import run_training
-from robustcli.training.opening import alone
 from robustcli.training.processes import Peers, end_of_others, helped_run, meeting
 from robustcli.training.task import Enough
 from robustcli.training.trial import try_out
@@ -70,9 +76,11 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
         if not place.first:
             peers.hear()
             _help(setup, modes, peers)
-        with alone(setup.run):
-            open_finetuning(setup, new)
-            with closing(setup.run):
+        with FINETUNING.held(setup.run):
+            FINETUNING.open(
+                setup.run, new, fresh=config.training.fresh, more=partial(mode_differences, setup)
+            )
+            with FINETUNING.closing(setup.run):
                 _lead(setup, modes, network, heard, peers)
     return setup.run
 
@@ -151,7 +159,7 @@ def _count_saving(setup: Setup, network: nn.Module) -> None:
     """Adds to the record what the frozen tensors save by count."""
     if (setup.run / DECISIONS).is_file():
         saved = saving_of(setup, frozen_names(setup.run), network)
-        amend(setup.run, saving=SavingRecord(**asdict(saved)))
+        FINETUNING.update(setup.run, saving=SavingRecord(**asdict(saved)))
 
 
 def _help(setup: Setup, modes: Modes, peers: Peers) -> NoReturn:

@@ -63,7 +63,8 @@ from robustcli.reports.training_results import (
     training_results,
 )
 from robustcli.reports.zoo_page import zoo_table
-from robustcli.training.record import Patchwise, Protocol, RecipeRecord, TrainRecord
+from robustcli.training.recipes import Patchwise, Protocol
+from robustcli.training.record import RecipeRecord, TrainRecord
 
 # The head of a training's report: what was trained, what came of it, and what limits that.
 

@@ -26,10 +26,9 @@ from robustcli.training.cache import Stored, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.finish import chosen_weights, save_weights
 from robustcli.training.learning import Learner
-from robustcli.training.opening import alone, closing, open_training, update
 from robustcli.training.prepare import select
 from robustcli.training.processes import Peers, end_of_others, launched, meeting
-from robustcli.training.record import TrainRecord, read_train_record
+from robustcli.training.record import TRAINING, TrainRecord
 from robustcli.training.run_record import train_record
 from robustcli.training.task import Selection, Tuning
 from robustcli.training.trainer import fit, is_trained, make_trainer
@@ -63,15 +62,15 @@ def count_splits(selection: Selection, train: Sequence[Any], val: Sequence[Any])
     """
     counts = selection.task.counts(selection, train, val)
     write_splits(selection.run / "splits.csv", selection.splits)
-    update(selection.run, splits=counts)
+    TRAINING.update(selection.run, splits=counts)
 
 
 def count_costs(run: Path, monitor: DeviceMonitor) -> None:
     """Adds what this process used to what those before it did: peak memory and energy."""
-    before, use = read_train_record(run), monitor.use()
+    before, use = TRAINING.read(run), monitor.use()
     peak = peak_bytes() if use is None else use.peak_memory_bytes
     energy = None if use is None else use.energy_joules
-    update(
+    TRAINING.update(
         run,
         peak_memory_bytes=max(peak, before.peak_memory_bytes or 0),
         energy_joules=_sum(before.energy_joules, energy),
@@ -144,12 +143,13 @@ def run_training(
         if not place.first:
             _help(met, config, prepared)
         run = prepared.selection.run
-        with alone(run):
-            if not open_training(run, prepared.record, fresh=config.fresh):
+        with TRAINING.held(run):
+            record = TRAINING.open(run, prepared.record, fresh=config.fresh)
+            if record.status == "complete":
                 met.tell(_NOTHING)
                 listener.say(f"`{run}` is finished: nothing is left to do.")
                 return run
-            with closing(run):
+            with TRAINING.closing(run):
                 learner = _trained(met, config, prepared, listener)
                 met.leave()
                 with as_single_process():
@@ -254,9 +254,9 @@ def _finish(
     chosen = chosen_weights(selection.run, best=not selection.whole)
     plain = chosen if tuning is None else replace(chosen, state=tuning.export(chosen.state))
     digest = save_weights(config, selection, learner, plain)
-    if read_train_record(selection.run).weights_sha256 not in (None, digest):
+    if TRAINING.read(selection.run).weights_sha256 not in (None, digest):
         shutil.rmtree(selection.run / "test", ignore_errors=True)  # of the weights before
-    update(
+    TRAINING.update(
         selection.run,
         chosen_epoch=chosen.epoch,
         chosen_why=chosen.why,

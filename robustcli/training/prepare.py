@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from robustcli.adapters.catalogue import ModelEntry
@@ -13,13 +12,12 @@ from robustcli.adapters.load import GREY, names_run, resolve
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.rundir import check_folder
 from robustcli.training.callbacks import FOLDER, LAST
 from robustcli.training.classifier_training import Classification
 from robustcli.training.config import TrainConfig
 from robustcli.training.learning import Learner
-from robustcli.training.recipes import OWN, Recipe, describe
-from robustcli.training.record import Protocol
+from robustcli.training.recipes import OWN, Protocol, Recipe, describe
 from robustcli.training.segmenter_training import Segmentation
 from robustcli.training.task import Selection, TrainingTask
 from robustcli.training.trainer import Machine, machine
@@ -158,17 +156,6 @@ def _check_shares(recipe: Recipe, on: Machine) -> None:
             f"A batch of {recipe.batch_size} does not divide among {on.world} processes.",
             "`--batch-size` counts the images of a step over all devices.",
             "Use a batch size that is a multiple of the number of devices.",
-        )
-
-
-def check_folder(run: Path) -> None:
-    """Raises UsageError where files would be written among somebody's own."""
-    if run.is_file():
-        raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
-    is_run = (run / FILE_NAME).is_file()
-    if not is_run and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
-        raise UsageError(
-            f"`{run}` is not empty and holds no run.", "", "Choose another folder with `--out`."
         )
 
 

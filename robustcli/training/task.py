@@ -26,8 +26,8 @@ from robustcli.training.cache import Stored
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import batch_sizes
 from robustcli.training.learning import Learner
-from robustcli.training.recipes import Recipe
-from robustcli.training.record import AVERAGED, VALIDATIONS, Protocol, SplitRecord, Validation
+from robustcli.training.recipes import Protocol, Recipe
+from robustcli.training.record import AVERAGED, VALIDATIONS, SplitRecord, Validation
 from robustcli.training.trainer import Machine
 
 # What fine-tuning changes in a training: where it starts from, and what watches it.

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from robustcli.evaluation.record import (
+    EVALUATION,
     DatasetRecord,
     MaskPreprocessingRecord,
     ModelRecord,
@@ -16,7 +17,6 @@ from robustcli.evaluation.record import (
     RunRecord,
     TransformRecord,
     write_panels,
-    write_record,
 )
 from robustcli.evaluation.sessions import ModelCost, Session, write_session
 from robustcli.evaluation.store import INPUT_SCHEMA, MASK_SCHEMA, Cell, Store, write_rows
@@ -63,7 +63,7 @@ class MaskPlan:
 
 def build_masks(run: Path, plan: MaskPlan = MaskPlan()) -> Path:
     """Writes the evaluation that `plan` describes and returns its directory."""
-    write_record(run, _record(plan))
+    EVALUATION.write(run, _record(plan))
     ids = [f"p{i % plan.groups:02d}/slice-{i:04d}.tif" for i in range(plan.images)]
     finished = ids[: round(len(ids) * plan.done)]
     for number, transform in enumerate(plan.transforms):

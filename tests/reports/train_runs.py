@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 
 from robustcli.evaluation.record import DatasetRecord
+from robustcli.training.recipes import Protocol
 from robustcli.training.record import (
     METRICS,
     PAPER,
-    Protocol,
+    TRAINING,
     RecipeRecord,
     SplitRecord,
     TrainRecord,
-    write_train_record,
 )
 from tests.builders import IDENTITY, WHEN
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -44,7 +44,7 @@ class TrainPlan:
 def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
     """Writes the training that `plan` describes and returns its directory."""
     run.mkdir(parents=True, exist_ok=True)
-    write_train_record(run, training_record(plan))
+    TRAINING.write(run, training_record(plan))
     finished = plan.epochs if plan.finished is None else plan.finished
     if finished:
         _metrics(finished).to_csv(run / "metrics.csv", index=False)

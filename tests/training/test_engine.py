@@ -24,7 +24,7 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.store import Cell, Store
 from robustcli.reports.training_results import paper_scores
 from robustcli.training import engine
@@ -168,7 +168,7 @@ def test_a_training_whose_test_is_partial_is_not_complete(
 
     def partial(evaluation: EvalConfig) -> None:
         run = run_evaluation(evaluation)
-        write_record(run, read_record(run).model_copy(update={"status": "partial"}))
+        EVALUATION.write(run, read_record(run).model_copy(update={"status": "partial"}))
 
     with monkeypatch.context() as patched:
         patched.setattr("robustcli.training.finish.run_evaluation", partial)
