@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -186,7 +186,7 @@ class Classification(Task[Classifier]):
 
         Images that a model was trained on here are left out.
         """
-        whole = _opened(config)
+        whole = cast("ImageIndex | None", config.dataset) or _opened(config)
         for note in whole.notes:
             listener.say(note)
         part = choose_part(whole, config.split, _trainings(config), listener).index

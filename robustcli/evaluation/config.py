@@ -11,6 +11,7 @@ from typing import Literal
 from robustcli.adapters.classifier import Precision
 from robustcli.adapters.load import ModelRequest
 from robustcli.core.names import file_name
+from robustcli.data.dataset import Indexed
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.evaluation.record import Split
 
@@ -22,7 +23,7 @@ class EvalConfig:
     """All settings of one evaluation; see `robust eval --help` for their meaning.
 
     `splits_of` is a training run that says which part an image belongs to, as if one of the models
-    came from it.
+    came from it. `dataset` is what `data` names, where that is opened already.
     """
 
     models: tuple[ModelRequest, ...]
@@ -50,6 +51,7 @@ class EvalConfig:
     fresh: bool = False
     offline: bool = False
     command: str = "robustcli.evaluate(...)"
+    dataset: Indexed | None = None
 
     def directory(self, digest: str) -> Path:
         """Where the run goes: `out`, else a folder named by the first model and a hash of settings.

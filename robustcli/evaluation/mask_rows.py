@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.silence import silenced
-from robustcli.data.dataset import PairRef
+from robustcli.data.dataset import PairIndex, PairRef
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import open_masked
@@ -236,7 +236,9 @@ class Segmentation(Task[Segmenter]):
 
     def open(self, config: EvalConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
+        whole = cast("PairIndex | None", config.dataset)
+        if whole is None:
+            whole = open_masked(config.data, foreground=config.foreground, ignore=config.ignore)
         for note in whole.notes:
             listener.say(note)
         if config.data is None:

@@ -262,13 +262,15 @@ def heads_of(entry: ModelEntry) -> tuple[str, ...]:
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
-def fill(network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]) -> None:
+def fill(
+    network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
+) -> None:
     """Copies the weights into `network` but for its heads.
 
     Raises:
         UsageError: A tensor is missing or of another shape; nothing was copied. Each is named.
     """
     if isinstance(network, UMamba):
-        transfer(network, given.state, patch=given.patch, origin=given.origin)
+        transfer(network, pretrained.state, patch=pretrained.patch, origin=pretrained.origin)
     else:
-        fill_body(network, given.state, entry, heads, given.origin)
+        fill_body(network, pretrained.state, entry, heads, pretrained.origin)

@@ -193,8 +193,8 @@ class Serving(pl.LightningDataModule):
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the data, decoded.
+class DecodedPairs:
+    """A subset of the data, decoded.
 
     Args:
         ids: The images.
@@ -213,48 +213,45 @@ class SegmentationData(Serving):
         val: What is validated on.
         recipe: With batch size, window and augmentation.
         seed: Of the run.
-        whole: Whether images are resized whole (protocol `paper`) instead of cut.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
         least: Fewest images of a training batch.
     """
 
     def __init__(
-        self, train: Part, val: Part, recipe: Recipe, *, seed: int, whole: bool, workers: int,
+        self, train: DecodedPairs, val: DecodedPairs, recipe: Recipe, *, seed: int, workers: int,
         pin: bool = False, least: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(collate, workers=workers, pin=pin, least=least)
-        self.train, self.val, self.recipe = train, val, recipe
-        self.seed, self.whole = seed, whole
+        self.train, self.val, self.recipe, self.seed = train, val, recipe, seed
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch; of each step, this process's share."""
-        part, recipe = self.train, self.recipe
-        samples: Dataset[Sample] = (
-            WholeSamples(part.ids, part.decoded, recipe.window)
-            if self.whole
-            else TrainingSamples(
-                part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
-            )
-        )
+        recipe = self.recipe
         rank, world = self.place()
         order = EpochOrder(
-            part.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
+            self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
-        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
+        return self.loader(
+            self.train_samples(), order, recipe.batch_size // world, least=self.least
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation samples; of them, this process's share."""
+        samples = self.val_samples()
+        return self.shared(samples, len(samples), self.recipe.batch_size)
+
+    def train_samples(self) -> Dataset[Sample]:
+        """A random window of each training image."""
+        part, recipe = self.train, self.recipe
+        return TrainingSamples(
+            part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
+        )
+
+    def val_samples(self) -> ValidationSamples | WholeSamples:
+        """The windows of the validation images."""
+        return ValidationSamples(self.val.ids, self.val.decoded, self.recipe.window)
 
     def val_images(self) -> list[int]:
         """Of each validation sample, by its number, the place of its image."""
-        samples = self._val_samples()
-        if isinstance(samples, ValidationSamples):
-            return [place for place, _ in samples.tiles]
-        return list(range(len(samples)))
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The windows of the validation images; of them, this process's share."""
-        samples = self._val_samples()
-        return self.shared(samples, len(samples), self.recipe.batch_size)
-
-    def _val_samples(self) -> WholeSamples | ValidationSamples:
-        kind = WholeSamples if self.whole else ValidationSamples
-        return kind(self.val.ids, self.val.decoded, self.recipe.window)
+        return self.val_samples().places

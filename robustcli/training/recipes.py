@@ -256,7 +256,8 @@ def describe(recipe: Recipe) -> str:
     if recipe.patches is not None:
         per_epoch = f" of {recipe.patches.iterations} iterations"
     return (
-        f"Recipe `{recipe.name}` ({recipe.source}): {recipe.epochs} epochs{per_epoch}, batch "
+        f"Recipe `{recipe.name}` ({recipe.source}): {recipe.epochs} "
+        f"epoch{'s' * (recipe.epochs != 1)}{per_epoch}, batch "
         f"{recipe.batch_size}, window {recipe.window}, {recipe.loss} loss, {recipe.optimizer} at "
         f"{recipe.lr:g}, {recipe.schedule}, augmentation {recipe.augmentation}."
     )

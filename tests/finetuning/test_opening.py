@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 from robustcli.core.errors import UsageError
+from robustcli.finetuning.finetune_plan import (
+    FinetunePlan,
+    finetune_record,
+    mode_differences,
+    plan_finetuning,
+)
 from robustcli.finetuning.record import FINETUNING, read_finetune_record
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.setup import Setup, finetune_record, mode_differences, set_up
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -24,14 +29,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_pairs(folder / "data", 14), write_pretrained(folder / "weights.safetensors")
 
 
-def opened(given: tuple[Path, Path], out: Path, **said: Any) -> Setup:
+def opened(given: tuple[Path, Path], out: Path, **said: Any) -> FinetunePlan:
     weights = said.pop("pretrained", given[1])
-    setup = set_up(tuning(given[0], out, weights, **said), Heard())
+    plan = plan_finetuning(tuning(given[0], out, weights, **said), Heard())
     out.mkdir(exist_ok=True)
-    new = finetune_record(setup, setup.network("full")[0])
-    fresh = setup.config.training.fresh
-    FINETUNING.open(out, new, fresh=fresh, more=partial(mode_differences, setup))
-    return setup
+    new = finetune_record(plan, plan.network("full")[0])
+    fresh = plan.training.config.fresh
+    FINETUNING.open(out, new, fresh=fresh, more=partial(mode_differences, plan))
+    return plan
 
 
 def test_what_the_record_says_at_first(given: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From settings to what a fine-tuning needs, looked up and checked before anything is written."""
+"""The plan of a fine-tuning: looked up and checked once, before anything is written."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from robustcli.evaluation.device import describe as describe_device
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.pretrained import Pretrained
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
-from robustcli.finetuning.starts import Kind, kind_of
+from robustcli.finetuning.starts import FinetuneProtocol, protocol_of
 from robustcli.training.config import TrainConfig
-from robustcli.training.prepare import select
 from robustcli.training.processes import helped_run
 from robustcli.training.record import read_train_record, recipe_differences
 from robustcli.training.run_record import recipe_record
-from robustcli.training.task import Selection
+from robustcli.training.train_plan import complete_plan, look_up
+from robustcli.training.training_task import TrainInputs, TrainPlan
 
 # Which options of a fine-tuning exclude each other.
 
 
 def check_flags(config: FinetuneConfig) -> None:
-    """Nothing, if the options go together.
+    """Validates which options go together.
 
     Raises:
         UsageError: Some exclude each other.
@@ -80,92 +80,99 @@ _LEAST_PROFILE = 20
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What was asked for, looked up.
+class FinetunePlan:
+    """A fine-tuning, looked up and checked: everything that is handed down from here.
 
     Args:
-        config: With all defaults; its training is that of every mode but for folder and start.
-        given: The weights to start from; None for an ImageNet encoder, or from nothing.
-        selection: Network, data, splits, recipe and devices, the same for every mode.
+        config: With all defaults.
+        pretrained: The weights to start from; None for an ImageNet encoder, or from nothing.
+        training: The plan of every mode's training, but for folder and start.
         run: The folder.
         profile_iterations: Profiled steps.
     """
 
     config: FinetuneConfig
-    given: Pretrained | None
-    selection: Selection
+    pretrained: Pretrained | None
+    training: TrainPlan
     run: Path
     profile_iterations: int
 
     @property
     def entry(self) -> ModelEntry:
-        """The network."""
-        return self.selection.entry
+        """What is known of the network."""
+        return self.training.entry
 
     @property
     def steps(self) -> int:
         """Optimizer steps of each mode."""
-        return self.selection.recipe.epochs * self.selection.steps_per_epoch
+        return self.training.recipe.epochs * self.training.steps_per_epoch
 
     @property
-    def kind(self) -> Kind:
-        """What is particular to the kind of model."""
-        return kind_of(self.entry)
+    def protocol(self) -> FinetuneProtocol:
+        """What is particular to classifiers or segmenters."""
+        return protocol_of(self.entry)
 
     @cached_property
     def heads(self) -> tuple[str, ...]:
         """Beginnings of the names of the layers that are new in this task."""
-        return self.kind.heads(self.entry, lambda: self.network("scratch")[0])
+        return self.protocol.heads(self.entry, lambda: self.network("scratch")[0])
 
-    def training(self, mode: Mode, out: Path) -> TrainConfig:
-        """The settings of the training of `mode` into the folder `out`."""
-        return replace(self.config.training, out=out, untrained=mode == "scratch")
+    def mode_plan(self, mode: Mode, out: Path) -> TrainPlan:
+        """The plan of the training of `mode` into the folder `out`.
+
+        Raises:
+            UsageError: Somebody's files are in that folder.
+        """
+        check_folder(out)
+        config = replace(self.training.config, out=out, untrained=mode == "scratch")
+        return replace(self.training, config=config, run=out)
 
     def network(self, mode: Mode) -> tuple[nn.Module, str]:
         """The network as `mode` begins with it, and where its weights come from.
 
         Heads and whatever no file gives are the same in every mode.
         """
-        training = self.config.training
-        random = mode == "scratch" or self.given is not None
-        start = replace(training, weights=None, untrained=random)
-        network, origin = self.selection.task.network(start, self.selection.index)
-        if mode == "scratch" or self.given is None:
+        plan, pretrained = self.training, self.pretrained
+        random = mode == "scratch" or pretrained is not None
+        start = replace(plan.config, weights=None, untrained=random)
+        network, origin = plan.task.network(start, plan.index)
+        if mode == "scratch" or pretrained is None:
             return network, origin
-        self.kind.fill(network, self.given, self.entry, self.heads)
-        return network, self.given.origin
+        self.protocol.fill(network, pretrained, self.entry, self.heads)
+        return network, pretrained.origin
 
 
-def set_up(config: FinetuneConfig, listener: Listener) -> Setup:
-    """What `config` names.
+def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
+    """The plan of the fine-tuning that `config` asks for; the data set is opened once.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    kind = kind_of(_network_named(config))
-    config = kind.with_defaults(config, listener.say)
+    protocol = protocol_of(_network_named(config))
+    config = protocol.with_defaults(config, listener.say)
     entry = resolve(config.training.model)
     check_flags(config)
-    given = kind.pretrained(config, entry)
-    training = config.training if given is None else _following(config.training, given)
-    training = kind.sized(training, entry)
-    training = _with_recipe(config, kind, training, entry, listener.say)
-    selection = select(replace(training, out=None), listener)
-    run = config.directory(selection.run)
+    pretrained = protocol.pretrained(config, entry)
+    typed = config.training if pretrained is None else _following(config.training, pretrained)
+    typed = replace(protocol.sized(typed, entry), out=None)
+    inputs = look_up(typed)
+    training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
+    run = config.directory(training.run)
     check_folder(run)
-    setup = Setup(
-        replace(config, training=training), given, selection, run,
-        _profiled(config, selection.steps_per_epoch, selection.recipe.epochs),
+    plan = FinetunePlan(
+        replace(config, training=replace(training.config, out=config.training.out)), pretrained,
+        training, run,
+        _profiled(config, training.steps_per_epoch, training.recipe.epochs),
     )  # fmt: skip
-    if given is not None and config.modes != ("scratch",):
-        listener.say(f"Starting from {given.origin}.")
-        setup.network("full")  # weights that do not fit stop here, before anything is written
-    return setup
+    if pretrained is not None and config.modes != ("scratch",):
+        listener.say(f"Starting from {pretrained.origin}.")
+        plan.network("full")  # weights that do not fit stop here, before anything is written
+    return plan
 
 
-def started(setup: Setup) -> Mode:
+def first_mode(plan: FinetunePlan) -> Mode:
     """A mode whose network the run has: without weights there is only the one from nothing."""
-    return "scratch" if setup.config.modes == ("scratch",) else "full"
+    return "scratch" if plan.config.modes == ("scratch",) else "full"
 
 
 def _network_named(config: FinetuneConfig) -> ModelEntry:
@@ -180,21 +187,20 @@ def _network_named(config: FinetuneConfig) -> ModelEntry:
     return entry
 
 
-def _following(training: TrainConfig, given: Pretrained) -> TrainConfig:
-    return replace(training, model_args=dict(given.arguments), plan=given.plan)
+def _following(training: TrainConfig, pretrained: Pretrained) -> TrainConfig:
+    return replace(training, model_args=dict(pretrained.arguments), plan=pretrained.plan)
 
 
 def _with_recipe(
-    config: FinetuneConfig, kind: Kind, typed: TrainConfig, entry: ModelEntry,
-    say: Callable[[str], None],
-) -> TrainConfig:  # fmt: skip
+    config: FinetuneConfig, typed: TrainConfig, inputs: TrainInputs, say: Callable[[str], None]
+) -> TrainConfig:
     """With the recipe that serves when none is named, and the epochs that the steps come to."""
-    data = select(replace(typed, out=None), Silent()).index.name
-    training = kind.usual_recipe(typed, entry, data, say)
-    steps = config.iterations or kind.usual_steps(typed, training, data)
+    protocol, data = protocol_of(inputs.entry), inputs.index.name
+    training = protocol.usual_recipe(typed, inputs.entry, data, say)
+    steps = config.iterations or protocol.usual_steps(typed, training, data)
     if steps is None:
         return training
-    per_epoch = select(replace(training, out=None), Silent()).steps_per_epoch
+    per_epoch = complete_plan(training, inputs, Silent()).steps_per_epoch
     return replace(training, epochs=math.ceil(steps / per_epoch))
 
 
@@ -221,37 +227,37 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
 # The record of a fine-tuning, before it begins.
 
 
-def finetune_record(setup: Setup, network: nn.Module) -> FinetuneRecord:
+def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
     """The record of a fine-tuning that begins.
 
     Args:
-        setup: What is to be done.
+        plan: The fine-tuning.
         network: The network, for its size.
     """
-    config, given, now = setup.config, setup.given, datetime.now(UTC)
+    config, pretrained, now = plan.config, plan.pretrained, datetime.now(UTC)
     profile, by_name = config.profile, config.at_once
     return FinetuneRecord(
-        task=setup.entry.task,
+        task=plan.entry.task,
         command=config.training.command,
         status="running",
         created=now,
         updated=now,
         seed=config.training.seed,
-        model=setup.entry.name,
+        model=plan.entry.name,
         arguments=json.loads(json.dumps(dict(config.training.model_args))),
         parameters=sum(p.numel() for p in network.parameters()),
-        pretrained=given.origin if given else _without(config.modes),
-        pretrained_sha256=hash_state(dict(given.state)) if given else None,
-        heads=list(setup.heads),
-        dataset=setup.selection.task.facts(config.training, setup.selection, network).dataset,
+        pretrained=pretrained.origin if pretrained else _without(config.modes),
+        pretrained_sha256=hash_state(dict(pretrained.state)) if pretrained else None,
+        heads=list(plan.heads),
+        dataset=plan.training.task.facts(plan.training, network).dataset,
         modes=list(config.modes),
         rule=RuleRecord(**asdict(config.rule)),
         profile="none" if by_name else str(profile or "measured"),
         profile_sha256=None if profile is None else _sha256(profile),
-        profile_iterations=0 if by_name else setup.profile_iterations,
-        epochs=setup.selection.recipe.epochs,
-        iterations=setup.steps,
-        device=describe_device(setup.selection.on.device),
+        profile_iterations=0 if by_name else plan.profile_iterations,
+        epochs=plan.training.recipe.epochs,
+        iterations=plan.steps,
+        device=describe_device(plan.training.machine.device),
     )
 
 
@@ -263,9 +269,9 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def mode_differences(setup: Setup, old: FinetuneRecord) -> Iterator[str]:
-    """Sentences on the settings in which the trainings of the modes so far differ from `setup`."""
-    recipe = recipe_record(setup.selection.recipe)
+def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:
+    """Sentences on the settings in which the trainings of the modes so far differ from `plan`."""
+    recipe = recipe_record(plan.training.recipe)
     for mode in old.modes:
-        if has_record(setup.run / mode):
-            yield from recipe_differences(read_train_record(setup.run / mode).recipe, recipe)
+        if has_record(plan.run / mode):
+            yield from recipe_differences(read_train_record(plan.run / mode).recipe, recipe)

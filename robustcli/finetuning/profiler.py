@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import GradientProfile, statistics
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import Decision, select
+from robustcli.finetuning.selection import Decision, freeze_decisions
 
 # The gradient profile while Lightning trains: a callback around `gradients`.
 
@@ -134,7 +134,9 @@ class FreezeAfterProfile(KeepFrozen):
         if self.done or not self.profiler.full:
             return
         self.done = True
-        decisions = select(statistics(self.profiler.profile.rows()), self.rule, self.heads)
+        decisions = freeze_decisions(
+            statistics(self.profiler.profile.rows()), self.rule, self.heads
+        )
         self.names = [d.name for d in decisions if d.frozen]
         self.leave_out(trainer)
         self.tell(decisions)

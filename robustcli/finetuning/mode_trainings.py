@@ -24,6 +24,13 @@ from robustcli.finetuning.decide import (
     tell,
     write_decisions,
 )
+from robustcli.finetuning.finetune_plan import (
+    FinetunePlan,
+    finetune_record,
+    first_mode,
+    mode_differences,
+    plan_finetuning,
+)
 from robustcli.finetuning.gradients import write_profile
 from robustcli.finetuning.modes import ModeListener, Modes
 from robustcli.finetuning.record import (
@@ -36,11 +43,10 @@ from robustcli.finetuning.record import (
     SavingRecord,
 )
 from robustcli.finetuning.selection import Decision
-from robustcli.finetuning.setup import Setup, finetune_record, mode_differences, set_up, started
 from robustcli.finetuning.sweep import help_sweep, run_sweep
-from robustcli.training.engine import run_training
+from robustcli.training.engine import train
 from robustcli.training.processes import Peers, end_of_others, helped_run, meeting
-from robustcli.training.task import Enough
+from robustcli.training.training_task import Enough
 from robustcli.training.trial import try_out
 
 _THERE = "the profile is there"
@@ -65,129 +71,130 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
     helped = helped_run()
     # A process that the first one started comes for one training, and meets the others there.
     with meeting(Ranks() if helped is not None else place) as peers:
-        setup, network, decisions, new = peers.together(
+        plan, network, decisions, new = peers.together(
             lambda: _prepare(config, heard), lambda prepared: {}
         )
         modes = Modes(
-            setup, decisions, partial(_profiled, setup), partial(_decided, setup, network, heard)
+            plan, decisions, partial(_profiled, plan), partial(_decided, plan, network, heard)
         )
         if helped is not None:
-            _help_launched(setup, modes, network, helped)
+            _help_launched(plan, modes, network, helped)
         if not place.first:
             peers.hear()
-            _help(setup, modes, peers)
-        with FINETUNING.held(setup.run):
+            _help(plan, modes, peers)
+        with FINETUNING.held(plan.run):
             FINETUNING.open(
-                setup.run, new, fresh=config.training.fresh, more=partial(mode_differences, setup)
+                plan.run, new, fresh=config.training.fresh, more=partial(mode_differences, plan)
             )
-            with FINETUNING.closing(setup.run):
-                _lead(setup, modes, network, heard, peers)
-    return setup.run
+            with FINETUNING.closing(plan.run):
+                _lead(plan, modes, network, heard, peers)
+    return plan.run
 
 
 def _prepare(
     config: FinetuneConfig, heard: ModeListener
-) -> tuple[Setup, nn.Module, list[Decision] | None, FinetuneRecord]:
+) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
     """Everything looked up, and nothing written yet."""
-    setup = set_up(config, heard)
-    network, _ = setup.network(started(setup))
-    try_out(setup.selection, network, setup.config.training.model_args)
-    decisions = known_decisions(setup, network)
-    return setup, network, decisions, finetune_record(setup, network)
+    plan = plan_finetuning(config, heard)
+    network, _ = plan.network(first_mode(plan))
+    try_out(plan.training, network)
+    decisions = known_decisions(plan, network)
+    return plan, network, decisions, finetune_record(plan, network)
 
 
 def _lead(
-    setup: Setup, modes: Modes, network: nn.Module, heard: ModeListener, peers: Peers
+    plan: FinetunePlan, modes: Modes, network: nn.Module, heard: ModeListener, peers: Peers
 ) -> None:
     """All that was asked for, in the first process."""
-    config, decisions = setup.config, modes.decisions
+    config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
-        keep_known(setup, decisions, network)
-        tell(decisions, setup, network, heard.say)
+        keep_known(plan, decisions, network)
+        tell(decisions, plan, network, heard.say)
     peers.tell("train")
     if config.profile_only:
-        _profile(setup, modes, heard, peers)
+        _profile(plan, modes, heard, peers)
     for mode in _in_order(config):
         heard.begin(mode)
-        _train(setup, modes, mode, heard, peers)
-    _count_saving(setup, network)
+        _train(plan, modes, mode, heard, peers)
+    _count_saving(plan, network)
     if config.sweep:
-        run_sweep(setup, network, heard)
+        run_sweep(plan, network, heard)
 
 
 def _in_order(config: FinetuneConfig) -> list[Mode]:
     return [mode for mode in _ORDER if mode in config.modes]
 
 
-def _profiled(setup: Setup, rows: pd.DataFrame) -> None:
+def _profiled(plan: FinetunePlan, rows: pd.DataFrame) -> None:
     if ranks().first:
-        write_profile(setup.run / PROFILE, rows, setup.entry.name)
+        write_profile(plan.run / PROFILE, rows, plan.entry.name)
 
 
 def _decided(
-    setup: Setup, network: nn.Module, heard: ModeListener, decisions: Sequence[Decision]
+    plan: FinetunePlan, network: nn.Module, heard: ModeListener, decisions: Sequence[Decision]
 ) -> None:
     if ranks().first:
-        write_decisions(setup.run / DECISIONS, decisions, network)
-        tell(decisions, setup, network, heard.say)
+        write_decisions(plan.run / DECISIONS, decisions, network)
+        tell(decisions, plan, network, heard.say)
 
 
-def _train(setup: Setup, modes: Modes, mode: Mode, heard: Listener, peers: Peers) -> None:
-    out = setup.run / mode
+def _train(plan: FinetunePlan, modes: Modes, mode: Mode, heard: Listener, peers: Peers) -> None:
+    out = plan.run / mode
     shared = None if peers.alone else peers
-    run_training(setup.training(mode, out), heard, modes.tuning(mode, out), shared)
-    setup.kind.export(setup.config.training, setup.selection, out)
+    training = plan.mode_plan(mode, out)
+    train(training, modes.tuning(mode, out), heard, shared)
+    plan.protocol.export(training)
 
 
-def _profile(setup: Setup, modes: Modes, heard: ModeListener, peers: Peers) -> None:
+def _profile(plan: FinetunePlan, modes: Modes, heard: ModeListener, peers: Peers) -> None:
     """Leaves the profile of the first steps of full fine-tuning, and what it decides."""
-    if (setup.run / PROFILE).is_file() and (setup.run / DECISIONS).is_file():
-        heard.say(f"The profile is there: `{setup.run / PROFILE}`.")
+    if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
+        heard.say(f"The profile is there: `{plan.run / PROFILE}`.")
         peers.tell(_THERE)
         return
     peers.tell("profile")
     heard.begin("profile")
-    out = setup.run / PROFILING
+    out = plan.run / PROFILING
     shared = None if peers.alone else peers
     with suppress(Enough):
-        run_training(setup.training("full", out), heard, modes.profiling(), shared)
+        train(plan.mode_plan("full", out), modes.profiling(), heard, shared)
     shutil.rmtree(out, ignore_errors=True)
     heard.begin("")
 
 
-def _count_saving(setup: Setup, network: nn.Module) -> None:
+def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
     """Adds to the record what the frozen tensors save by count."""
-    if (setup.run / DECISIONS).is_file():
-        saved = saving_of(setup, frozen_names(setup.run), network)
-        FINETUNING.update(setup.run, saving=SavingRecord(**asdict(saved)))
+    if (plan.run / DECISIONS).is_file():
+        saved = saving_of(plan, frozen_names(plan.run), network)
+        FINETUNING.update(plan.run, saving=SavingRecord(**asdict(saved)))
 
 
-def _help(setup: Setup, modes: Modes, peers: Peers) -> NoReturn:
+def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
     """Computes in a process of torchrun that is not the first; it ends with its one training."""
-    if setup.config.profile_only:
+    if plan.config.profile_only:
         if peers.hear() != _THERE:
-            _help_profiling(setup, modes, peers)
+            _help_profiling(plan, modes, peers)
         end_of_others()
-    (mode,) = setup.config.modes
-    _train(setup, modes, mode, Silent(), peers)
+    (mode,) = plan.config.modes
+    _train(plan, modes, mode, Silent(), peers)
     end_of_others()
 
 
-def _help_launched(setup: Setup, modes: Modes, network: nn.Module, helped: Path) -> NoReturn:
+def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped: Path) -> NoReturn:
     """Computes in a process that the first one started for the training into `helped`."""
-    run = setup.run.absolute()
+    run = plan.run.absolute()
     if helped == run / PROFILING:
-        _help_profiling(setup, modes, None)
+        _help_profiling(plan, modes, None)
         end_of_others()
-    for mode in _in_order(setup.config):
+    for mode in _in_order(plan.config):
         if helped == run / mode:
-            out = setup.run / mode
-            run_training(setup.training(mode, out), None, modes.tuning(mode, out))
-    if setup.config.sweep:
-        help_sweep(setup, network, helped)
+            out = plan.run / mode
+            train(plan.mode_plan(mode, out), modes.tuning(mode, out), None)
+    if plan.config.sweep:
+        help_sweep(plan, network, helped)
     end_of_others()
 
 
-def _help_profiling(setup: Setup, modes: Modes, peers: Peers | None) -> None:
+def _help_profiling(plan: FinetunePlan, modes: Modes, peers: Peers | None) -> None:
     with suppress(Enough):
-        run_training(setup.training("full", setup.run / PROFILING), None, modes.profiling(), peers)
+        train(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), None, peers)
