@@ -15,7 +15,7 @@ from robustcli.finetuning.gradients import GradientProfile, statistics
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.selection import Decision, freeze_decisions
 
-# The gradient profile while Lightning trains: a callback around `gradients`.
+# The callback that takes the gradient profile.
 
 
 def _nothing(rows: pd.DataFrame) -> None:
@@ -61,7 +61,7 @@ class ProfileGradients(pl.Callback):
         self.profile.measured = list(state_dict["measured"])
 
 
-# Freezing while Lightning trains: callbacks around the pure parts.
+# Callbacks that freeze parameters, at the start or after the profile.
 
 
 Tell = Callable[[list[Decision]], None]

@@ -104,7 +104,7 @@ class FinetuneProtocol(ABC):
         return
 
 
-# What `robust finetune` takes where nothing is said, and the lines that announce it.
+# The defaults of `robust finetune` for segmenters, and the lines that announce them.
 
 
 TARGET = f"{BUNDLED}:stained"

@@ -32,7 +32,7 @@ from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.selection import Decision, freeze_decisions
 from robustcli.training.engine import train
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.trial import make_step
 
 # What freezing saves of a training step's time: timed in turns with a step that freezes nothing.
@@ -62,19 +62,19 @@ class Ratio:
 
 
 def seconds_ratios(
-    learner: Learner, frozen: Sequence[Collection[str]], size: int,
+    lit_module: LitModule, frozen: Sequence[Collection[str]], size: int,
     device: torch.device, rounds: int = 15,
 ) -> list[Ratio]:  # fmt: skip
     """A ratio for each set of frozen parameters.
 
     Args:
-        learner: The network with its recipe; it is copied and stays as it is.
+        lit_module: The network with its recipe; it is copied and stays as it is.
         frozen: Sets of names of the network's parameters.
         size: Images of a step.
         device: Where the steps are taken.
         rounds: How often each step is taken.
     """
-    steps = [make_step(_frozen(learner, names), size, device) for names in ((), *frozen)]
+    steps = [make_step(_frozen(lit_module, names), size, device) for names in ((), *frozen)]
     seconds = np.zeros((_WARM + rounds, len(steps)))
     for number, row in enumerate(seconds):
         for turn in range(len(steps)):
@@ -84,8 +84,8 @@ def seconds_ratios(
     return [_ratio(counted[:, place] / counted[:, 0]) for place in range(1, len(steps))]
 
 
-def _frozen(learner: Learner, names: Collection[str]) -> Learner:
-    own = copy.deepcopy(learner)
+def _frozen(lit_module: LitModule, names: Collection[str]) -> LitModule:
+    own = copy.deepcopy(lit_module)
     own.network.train()
     freeze(own.network, names)
     hold_statistics(own.network)
@@ -148,9 +148,9 @@ def run_sweep(plan: FinetunePlan, network: nn.Module, heard: ModeListener) -> No
     runs = [_trained(plan, candidate, heard) for candidate in found]
     heard.begin("sweep")
     heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
-    learner = plan.training.task.learner(plan.training, network)
+    lit_module = plan.training.task.lit_module(plan.training, network)
     size, device = plan.training.recipe.batch_size, plan.training.machine.device
-    ratios = seconds_ratios(learner, [candidate.frozen for candidate in found], size, device)
+    ratios = seconds_ratios(lit_module, [candidate.frozen for candidate in found], size, device)
     lines = [_line(plan, *one) for one in zip(found, ratios, runs, strict=True)]
     text = pd.DataFrame(lines, columns=list(SWEEPS[plan.entry.task])).to_csv(
         index=False, lineterminator="\n"

@@ -25,10 +25,10 @@ from robustcli.data.splits import SPLITS, Split, Splits, class_splits
 from robustcli.data.subsets import take
 from robustcli.evaluation.describe import dataset_record
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import EpochOrder, Serving
+from robustcli.training.datamodule import BaseDataModule, EpochOrder
 from robustcli.training.finish import evaluate_test_images, hash_ids
-from robustcli.training.learning import Learner, decays_of
 from robustcli.training.lit_classifier import ClassificationModule
+from robustcli.training.lit_module import LitModule, decays_of
 from robustcli.training.overrides import check_protocol, class_recipe
 from robustcli.training.photos import (
     DecodedPhotos,
@@ -47,7 +47,7 @@ from robustcli.training.training_task import RecordedFacts, TrainingTask, TrainP
 # The batches of a classifier's training and validation, as Lightning asks for them.
 
 
-class ClassificationData(Serving):
+class ClassificationData(BaseDataModule):
     """Training and validation batches.
 
     Args:
@@ -159,10 +159,10 @@ class Classification(TrainingTask):
             preprocessing_of(plan), plan.batch_settings(),
         )  # fmt: skip
 
-    def learner(
+    def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: Any = None
     ) -> ClassificationModule:
-        """See `TrainingTask.learner`."""
+        """See `TrainingTask.lit_module`."""
         return ClassificationModule(
             network.train(), plan.recipe, decays_of(plan.entry, network),
             preprocessing=data.preprocessing if data
@@ -192,7 +192,7 @@ class Classification(TrainingTask):
         )
 
     def measure(
-        self, plan: TrainPlan, learner: Learner, chosen: Mapping[str, Any], listener: Listener
+        self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
         """See `TrainingTask.measure`: into `RUN/test`."""
         listener.say(f"Measuring on the {len(plan.splits.test.images)} held-out images.")

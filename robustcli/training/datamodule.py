@@ -22,7 +22,7 @@ from robustcli.training.samples import (
     collate,
 )
 
-# In which order the images of an epoch come, and how many of them make each batch.
+# Samplers: the order of images in an epoch, and the size of each batch.
 #
 # The order is drawn from seed, epoch and the images' ids.
 
@@ -133,10 +133,10 @@ class Batches(Sampler[list[Any]]):
         return batch_sizes(len(self.sampler), self.batch_size, self.least)
 
 
-# How batches come to Lightning, whatever is in them.
+# Data modules: the loaders that all of them share.
 
 
-class Serving(pl.LightningDataModule):
+class BaseDataModule(pl.LightningDataModule):
     """A data module's loaders.
 
     Args:
@@ -189,7 +189,7 @@ class Serving(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-# The batches of training and validation, as Lightning asks for them.
+# The data module of segmenters.
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class DecodedPairs:
     decoded: Sequence[Decoded]
 
 
-class SegmentationData(Serving):
+class SegmentationData(BaseDataModule):
     """Training and validation batches.
 
     Args:

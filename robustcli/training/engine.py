@@ -1,4 +1,4 @@
-"""The training itself: prepare, train what is missing, choose weights, measure them."""
+"""Runs a training: fits what is missing, chooses the weights, measures them on held-out images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from robustcli.evaluation.device import DeviceMonitor
 from robustcli.training.cache import Stored, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.finish import chosen_weights, save_weights
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.processes import Peers, end_of_others, launched, meeting
 from robustcli.training.record import TRAINING, TrainRecord
 from robustcli.training.run_record import train_record
@@ -49,7 +49,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# What a run's record counts while it goes: images of its parts, memory and energy.
+# What the record counts during a training: images of each subset, memory and energy.
 
 
 def count_splits(plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]) -> None:
@@ -178,10 +178,10 @@ def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
             listener.say(f"`{run}` is finished: nothing is left to do.")
             return run
         with TRAINING.closing(run):
-            learner = _trained(peers, prepared, listener)
+            lit_module = _trained(peers, prepared, listener)
             peers.leave()
             with as_single_process():
-                _finish(prepared, learner, listener)
+                _finish(prepared, lit_module, listener)
     return run
 
 
@@ -192,7 +192,7 @@ def _help(peers: Peers, prepared: _Prepared) -> NoReturn:
     end_of_others()
 
 
-def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> Learner:
+def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> LitModule:
     """The trained network, in the first process."""
     plan = prepared.plan
     if is_trained(plan.run, plan.recipe.epochs):
@@ -207,7 +207,7 @@ def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> Learner:
     return _train(peers, prepared, listener, fitted=False)
 
 
-def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: bool) -> Learner:
+def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: bool) -> LitModule:
     """The trained network; every process of the run does this, unless it is `fitted` already."""
     plan = prepared.plan
     task, splits, run, machine = plan.task, plan.splits, plan.run, plan.machine
@@ -227,13 +227,13 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
 
         peers.together(look_at, lambda decoded: {"pixels": _digest(decoded)})
         data = task.batches(plan, train, val)
-        learner = task.learner(plan, prepared.network, data)
+        lit_module = task.lit_module(plan, prepared.network, data)
         if not fitted:
             with peers.in_group(machine.device):
-                fit(_trainer(prepared, peers.place, listener), learner, data, run)
+                fit(_trainer(prepared, peers.place, listener), lit_module, data, run)
         if first:
             count_costs(run, monitor)
-    return learner
+    return lit_module
 
 
 def _digest(decoded: Sequence[Stored]) -> str:
@@ -255,15 +255,15 @@ def _trainer(prepared: _Prepared, place: Ranks, listener: Listener) -> pl.Traine
     )  # fmt: skip
 
 
-def _finish(prepared: _Prepared, learner: Learner, listener: Listener) -> None:
+def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> None:
     """Chooses the weights and measures them on the held-out images."""
     plan = prepared.plan
     chosen = chosen_weights(plan.run, best=plan.procedure.keeps_best)
     plain = replace(chosen, state=prepared.tuning.export(chosen.state))
-    digest = save_weights(plan, learner, plain)
+    digest = save_weights(plan, lit_module, plain)
     if TRAINING.read(plan.run).weights_sha256 not in (None, digest):
         shutil.rmtree(plan.run / "test", ignore_errors=True)  # of the weights before
     TRAINING.update(
         plan.run, chosen_epoch=chosen.epoch, chosen_why=chosen.why, weights_sha256=digest
     )
-    plan.task.measure(plan, learner, chosen.state, listener)
+    plan.task.measure(plan, lit_module, chosen.state, listener)

@@ -15,7 +15,7 @@ from robustcli.data.dataset import Indexed
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.training.callbacks import BEST, FOLDER, LAST, KeepLastAndBest
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.record import AVERAGED, VALIDATIONS
 from robustcli.training.trainer import DurableCheckpoints
 from robustcli.training.training_task import TrainPlan
@@ -59,9 +59,9 @@ def chosen_weights(run: Path, *, best: bool) -> Chosen:
     return Chosen(epoch, f"{_WHY[kept.get('monitor', _BY_DICE)]}, {kept['best_dice']:.4f}", state)
 
 
-def save_weights(plan: TrainPlan, learner: Learner, chosen: Chosen) -> str:
+def save_weights(plan: TrainPlan, lit_module: LitModule, chosen: Chosen) -> str:
     """Writes `RUN/weights.safetensors`; returns the hash of the weights."""
-    write_weights(plan.run / WEIGHTS, chosen.state, plan.task.header(plan, learner.network))
+    write_weights(plan.run / WEIGHTS, chosen.state, plan.task.header(plan, lit_module.network))
     return hash_state(chosen.state)
 
 

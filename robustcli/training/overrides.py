@@ -1,4 +1,4 @@
-"""From what the user typed to the recipe of a training, with every override checked."""
+"""The recipe of a training with every override that the user typed, checked."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ from robustcli.training.recipes import (
     recipe_named,
 )
 from robustcli.training.samples import augmentation_name
-
-# From what the user typed to the recipe of the run, with every override checked.
-
 
 _OVERRIDES = {
     "epochs": "epochs", "lr": "lr", "batch_size": "batch_size", "accumulate": "accumulate",
@@ -77,7 +74,7 @@ def _given_options(config: TrainConfig) -> dict[str, Any]:
     return given
 
 
-# From what the user typed to the recipe of a classifier, with every override checked.
+# Classifiers.
 
 
 def class_recipe(config: TrainConfig, window: int) -> Recipe:

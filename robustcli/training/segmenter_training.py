@@ -23,9 +23,9 @@ from robustcli.evaluation.describe import pairs_record
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.training.cache import Decoded, decode_masked
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import DecodedPairs, Serving
+from robustcli.training.datamodule import BaseDataModule, DecodedPairs
 from robustcli.training.finish import evaluate_test_images, hash_ids
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.overrides import recipe_of
 from robustcli.training.procedures import procedure_of
@@ -129,7 +129,9 @@ class Segmentation(TrainingTask):
             "test": test,
         }
 
-    def batches(self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]) -> Serving:
+    def batches(
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
+    ) -> BaseDataModule:
         """See `TrainingTask.batches`."""
         splits = plan.splits
         return plan.procedure.data(
@@ -137,8 +139,10 @@ class Segmentation(TrainingTask):
             plan.batch_settings(ignores=ignores(plan)),
         )  # fmt: skip
 
-    def learner(self, plan: TrainPlan, network: nn.Module, data: Any = None) -> SegmentationModule:
-        """See `TrainingTask.learner`."""
+    def lit_module(
+        self, plan: TrainPlan, network: nn.Module, data: Any = None
+    ) -> SegmentationModule:
+        """See `TrainingTask.lit_module`."""
         return plan.procedure.module(
             network, plan.entry, plan.splits.val, data, grey=plan.grey, ignores=ignores(plan)
         )
@@ -170,11 +174,11 @@ class Segmentation(TrainingTask):
         )
 
     def measure(
-        self, plan: TrainPlan, learner: Learner, chosen: Mapping[str, Any], listener: Listener
+        self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
         """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`."""
         run, test = plan.run, plan.splits.test.pairs
-        module = cast("SegmentationModule", learner)
+        module = cast("SegmentationModule", lit_module)
         plan.procedure.score(run, module, chosen, test, self.decode, plan.machine.device)
         listener.say(f"Measuring on the {len(test)} held-out images.")
         evaluate_test_images(plan, str(run), run / "test")

@@ -16,7 +16,7 @@ from robustcli.core.rundir import check_folder
 from robustcli.training.callbacks import FOLDER, LAST
 from robustcli.training.classifier_training import Classification
 from robustcli.training.config import TrainConfig
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Protocol, Recipe, describe
 from robustcli.training.segmenter_training import Segmentation
@@ -198,7 +198,7 @@ def _all_devices(on: Machine) -> str:
     )
 
 
-# What a training would be, take and leave on the disk, without doing it.
+# The dry run: what a training would take in time, memory and disk space.
 
 
 OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")
@@ -311,7 +311,7 @@ def forecast(plan: TrainPlan) -> TrainForecast:
         decision=facts.decision,
         recipe=plan.recipe,
         steps=steps,
-        seconds=_seconds(plan, plan.task.learner(plan, network)),
+        seconds=_seconds(plan, plan.task.lit_module(plan, network)),
         pixels_bytes=_pixels(plan),
         disk_bytes=_TENSORS_KEPT * _BYTES * parameters,
         started=(plan.run / FOLDER / LAST).is_file() and not config.fresh,
@@ -323,10 +323,10 @@ def _pixels(plan: TrainPlan) -> int:
     return sum(array.nbytes for array in plan.task.decode(held[0]).arrays) * len(held)
 
 
-def _seconds(plan: TrainPlan, learner: Learner) -> float:
+def _seconds(plan: TrainPlan, lit_module: LitModule) -> float:
     recipe = plan.recipe
     size = max(1, recipe.batch_size // plan.machine.world)
-    step = step_seconds(learner, size, plan.machine.device)
+    step = step_seconds(lit_module, size, plan.machine.device)
     batches = len(plan.batches)
     validation = _FORWARD_SHARE * plan.val_batches
     return recipe.epochs * step * (batches + validation)

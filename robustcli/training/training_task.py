@@ -25,7 +25,7 @@ from robustcli.evaluation.record import DatasetRecord
 from robustcli.training.cache import Stored
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import batch_sizes
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.procedures.base import BatchSettings, Procedure
 from robustcli.training.recipes import Protocol, Recipe
@@ -243,9 +243,9 @@ class TrainingTask(ABC):
         """The batches of training and validation, of decoded images."""
 
     @abstractmethod
-    def learner(
+    def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: pl.LightningDataModule | None = None
-    ) -> Learner:
+    ) -> LitModule:
         """What Lightning trains.
 
         Args:
@@ -264,13 +264,13 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def measure(
-        self, plan: TrainPlan, learner: Learner, chosen: Mapping[str, Any], listener: Listener
+        self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
         """Measures the weights that are in the run's folder on the held-out images.
 
         Args:
             plan: The training.
-            learner: What was trained.
+            lit_module: What was trained.
             chosen: The state of its network in the chosen epoch.
             listener: Hears of it.
         """

@@ -12,28 +12,28 @@ from torch import Tensor, nn
 
 from robustcli.adapters import first_pass
 from robustcli.adapters.classifier import AUTOCAST
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.lit_segmenter import outputs
 from robustcli.training.trainer import Machine
 from robustcli.training.training_task import TrainPlan
 
 
-def make_step(learner: Learner, size: int, device: torch.device) -> Callable[[], float]:
-    """A function that takes a training step of `learner` and returns its seconds.
+def make_step(lit_module: LitModule, size: int, device: torch.device) -> Callable[[], float]:
+    """A function that takes a training step of `lit_module` and returns its seconds.
 
     Args:
-        learner: Its weights are changed; frozen ones stay out of the optimizer.
+        lit_module: Its weights are changed; frozen ones stay out of the optimizer.
         size: Images of the step; they are made up.
         device: Where it is taken.
     """
-    learner.network.to(device)
-    optimizer = learner.make_optimizer()
-    images = torch.rand(size, *learner.input_shape, device=device)
+    lit_module.network.to(device)
+    optimizer = lit_module.make_optimizer()
+    images = torch.rand(size, *lit_module.input_shape, device=device)
 
     def step() -> float:
         started = time.perf_counter()
         optimizer.zero_grad()
-        learner.trial_loss(images).backward()
+        lit_module.trial_loss(images).backward()
         optimizer.step()
         images[0, 0, 0, 0].item()  # waits until the device is done
         return time.perf_counter() - started
@@ -41,9 +41,9 @@ def make_step(learner: Learner, size: int, device: torch.device) -> Callable[[],
     return step
 
 
-def step_seconds(learner: Learner, size: int, device: torch.device) -> float:
+def step_seconds(lit_module: LitModule, size: int, device: torch.device) -> float:
     """Seconds of a training step, the second of two, of `size` images; the weights are changed."""
-    step = make_step(learner, size, device)
+    step = make_step(lit_module, size, device)
     step()
     return step()
 

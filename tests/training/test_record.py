@@ -10,7 +10,7 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise
 from robustcli.training.record import TRAINING, read_train_record
-from tests.training.test_opening import record
+from tests.training.test_continuing import record
 
 
 def test_the_default_is_nnunets_own() -> None:

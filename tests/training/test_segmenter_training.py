@@ -33,7 +33,7 @@ def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig
     assert type(data) is SegmentationData
     assert data.workers == 1
     network, _ = start_weights("unet", None, True, True, 0, config.model_args)
-    module = plan.task.learner(plan, network.eval(), data)
+    module = plan.task.lit_module(plan, network.eval(), data)
     assert isinstance(module, SegmentationModule)
     assert len(module.val_groups) == len(data.val_images())
     assert network.training
@@ -55,7 +55,7 @@ def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig)
     assert type(plan.procedure) is NNUNet
     assert isinstance(plan.procedure.data(PART, PART, plan.batch_settings()), PatchData)
     network, _ = start_weights("unet", None, True, True, 0, config.model_args)
-    assert isinstance(plan.task.learner(plan, network), NnUNetModule)
+    assert isinstance(plan.task.lit_module(plan, network), NnUNetModule)
     assert (plan.per_epoch, plan.steps_per_epoch) == (25 * 4, 25)
     assert plan.val_batches == 10
     assert plan.monitor == AVERAGED

@@ -16,7 +16,7 @@ from robustcli.data.dataset import PairIndex, PairRef
 from robustcli.nnunet.normalisation import Channel
 from robustcli.training.cache import Decoded
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import DecodedPairs, Serving
+from robustcli.training.datamodule import BaseDataModule, DecodedPairs
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.recipes import Recipe
 from robustcli.training.trainer import Machine
@@ -70,7 +70,9 @@ class Procedure(ABC):
         """Batches of a validation pass over so many images, about: an image may be several."""
 
     @abstractmethod
-    def data(self, train: DecodedPairs, val: DecodedPairs, settings: BatchSettings) -> Serving:
+    def data(
+        self, train: DecodedPairs, val: DecodedPairs, settings: BatchSettings
+    ) -> BaseDataModule:
         """The data module of a segmenter.
 
         Raises:
@@ -79,7 +81,7 @@ class Procedure(ABC):
 
     @abstractmethod
     def module(
-        self, network: nn.Module, entry: ModelEntry, val: PairIndex, data: Serving | None, *,
+        self, network: nn.Module, entry: ModelEntry, val: PairIndex, data: BaseDataModule | None, *,
         grey: bool, ignores: bool,
     ) -> SegmentationModule:  # fmt: skip
         """The LitModule of a segmenter.

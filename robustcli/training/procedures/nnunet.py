@@ -30,7 +30,7 @@ from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.planner import SMALLEST_EDGE, Topology, batch_size, topology
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import DecodedPairs, Serving
+from robustcli.training.datamodule import BaseDataModule, DecodedPairs
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.losses import DeepSupervision
 from robustcli.training.procedures.base import BatchSettings, Procedure
@@ -321,7 +321,7 @@ class PatchSamples(Dataset[Sample]):
         return Sample(patch.image, mask, self.part.ids[patch.index], number, mask != IGNORED)
 
 
-class PatchData(Serving):
+class PatchData(BaseDataModule):
     """Training and validation batches of a recipe with `patches`.
 
     Args:
@@ -521,7 +521,7 @@ class NNUNet(Procedure):
         )  # fmt: skip
 
     def module(
-        self, network: nn.Module, entry: ModelEntry, val: PairIndex, data: Serving | None, *,
+        self, network: nn.Module, entry: ModelEntry, val: PairIndex, data: BaseDataModule | None, *,
         grey: bool, ignores: bool,
     ) -> NnUNetModule:  # fmt: skip
         """See `Procedure.module`."""

@@ -6,8 +6,8 @@ from torch import nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.data.dataset import PairIndex
-from robustcli.training.datamodule import DecodedPairs, SegmentationData, Serving
-from robustcli.training.learning import decays_of
+from robustcli.training.datamodule import BaseDataModule, DecodedPairs, SegmentationData
+from robustcli.training.lit_module import decays_of
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.procedures.base import BatchSettings, Procedure
 
@@ -33,7 +33,7 @@ class Standard(Procedure):
         )  # fmt: skip
 
     def module(
-        self, network: nn.Module, entry: ModelEntry, val: PairIndex, data: Serving | None, *,
+        self, network: nn.Module, entry: ModelEntry, val: PairIndex, data: BaseDataModule | None, *,
         grey: bool, ignores: bool,
     ) -> SegmentationModule:  # fmt: skip
         """See `Procedure.module`: dice and IoU are pooled by the groups of `val`."""
