@@ -43,9 +43,9 @@ from robustcli.finetuning.gradients import statistics as gradient_statistics
 from robustcli.finetuning.mode_costs import peak_resident, start_anew
 from robustcli.finetuning.pretrained import heads_of
 from robustcli.finetuning.rules import DOCUMENTED, FreezeRule
-from robustcli.finetuning.selection import select
+from robustcli.finetuning.selection import freeze_decisions
 from robustcli.training.cache import Decoded
-from robustcli.training.datamodule import Part
+from robustcli.training.datamodule import DecodedPairs
 from robustcli.training.lit_segmenter import outputs
 from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
 from robustcli.training.recipes import NAMED_RECIPES, Recipe
@@ -122,7 +122,7 @@ def batches(recipe: Recipe) -> list[Batch]:
     """Augmented, normalised patches of the bundled stained cells."""
     pairs = open_dataset(DATA, Masks(surveyed=False)).samples[:IMAGES]
     decoded = [Decoded(image, mask.view(np.uint8)) for image, mask in map(decode_pair, pairs)]
-    part = Part([pair.image_id for pair in pairs], decoded)
+    part = DecodedPairs([pair.image_id for pair in pairs], decoded)
     loader = PatchData(part, part, recipe, seed=0, workers=0).train_dataloader()
     return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
 
@@ -160,7 +160,7 @@ def trainees(first: Trainee, profile: GradientProfile, model: str) -> dict[str, 
     found = {FULL: first}
     measured = gradient_statistics(profile.rows())
     for name, rule in RULES.items():
-        decisions = select(measured, rule, heads_of(resolve(model)))
+        decisions = freeze_decisions(measured, rule, heads_of(resolve(model)))
         frozen = tuple(d.name for d in decisions if d.frozen)
         module = NnUNetModule(copy.deepcopy(first.module.network), first.module.recipe)
         found[name] = Trainee(module, frozen)

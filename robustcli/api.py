@@ -228,8 +228,8 @@ def finetune(
         RunError: Training failed; the last finished epoch is kept.
     """
     from robustcli.finetuning.config import FinetuneConfig
+    from robustcli.finetuning.mode_trainings import run_finetuning
     from robustcli.finetuning.rules import make_rule
-    from robustcli.finetuning.trainings import run_finetuning
     from robustcli.training.config import TrainConfig
 
     training = TrainConfig(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from robustcli.evaluation.record import RunRecord, TransformRecord, write_record
+from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import PREDICTION_SCHEMA
@@ -99,7 +99,7 @@ class RunPlan:
 
 def build_run(run: Path, plan: RunPlan = RunPlan()) -> Path:
     """Writes the run that `plan` describes and returns its directory."""
-    write_record(run, _record(plan))
+    EVALUATION.write(run, _record(plan))
     store = Store(run)
     ids = [f"class-{i % plan.classes:02d}/photo-{i:05d}.jpeg" for i in range(plan.images)]
     skipped = [{"image_id": image, "reason": reason} for image, reason in plan.skipped]

@@ -19,7 +19,7 @@ from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.core.names import canonical
-from robustcli.data.labels import BUNDLED, LabelSpace, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
 # `weights.safetensors` of a training run: the weights, and in its header how to use them.
@@ -100,7 +100,7 @@ class ClassifierHeader(Header):
     @property
     def answers_in(self) -> LabelSpace:
         """The classes that the network was trained for."""
-        if self.label_space in BUNDLED and label_space(self.label_space).ids == self.classes:
+        if self.label_space in BUNDLED_SPACES and label_space(self.label_space).ids == self.classes:
             return label_space(self.label_space)
         return LabelSpace(self.label_space, self.classes, self.class_names)
 

@@ -99,7 +99,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
-    from robustcli.finetuning.trainings import run_finetuning
+    from robustcli.finetuning.mode_trainings import run_finetuning
 
     return run_finetuning(config, listener)
 

@@ -16,26 +16,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.adapters.model import Model
-from robustcli.core.errors import RunError, UsageError, errors_of
+from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
 from robustcli.core.names import file_name
-from robustcli.core.ownership import owned
 from robustcli.core.ranks import Ranks
+from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
 from robustcli.evaluation.distributed import Group, check_ranks_agree, group_of, in_words
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
-from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
-from robustcli.evaluation.run_folder import check_run_folder, close_run, open_run, remove_leftovers
+from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
@@ -95,9 +94,8 @@ def run_evaluation(
             _follow(evaluation, models, heard, group)
             return evaluation.run
         check_ranks_agree(facts)
-        with owned(evaluation.run, heard.say) as ownership, errors_of(evaluation.run):
-            remove_leftovers(evaluation.run)
-            record = open_run(evaluation.run, record, fresh=config.fresh)
+        with EVALUATION.held(evaluation.run, heard.say) as ownership:
+            record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
             _lead(evaluation, models, record, heard, group, ownership.check)
     return evaluation.run
 
@@ -187,7 +185,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
-    check_run_folder(run)
+    check_folder(run)
     by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
     return Evaluation(config, task, data, by_cell, names, device, run)
 
@@ -280,10 +278,7 @@ def _lead(
 ) -> None:  # fmt: skip
     """Rank 0: deals the work, computes its share, waits for the others, closes the run."""
     config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
-    status: Literal["complete", "partial", "failed"] = "partial"
-    gone: list[int] = []
-    lacking: tuple[Piece, ...] = ()
-    try:
+    with EVALUATION.closing(run) as ending:
         missing = plan.missing()
         pieces = shared(missing, group.place.world)
         group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
@@ -296,13 +291,8 @@ def _lead(
         if not lacking:
             _finish(evaluation, models, plan.store)
         _check_readable(config, plan)
-        whole = _whole(plan, read_record(run))
-        status = "partial" if lacking or whole.missing() else "complete"
-    except Exception:
-        status = "failed"
-        raise
-    finally:
-        close_run(run, status)
+        if lacking or _whole(plan, read_record(run)).missing():
+            ending.status = "partial"
     if lacking:
         raise _incomplete(run, plan, lacking, gone, group.place.world)
 
@@ -435,7 +425,7 @@ def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "package versions": told["versions"],
-        "images": {k: told["dataset"][k] for k in ("digest", "images", "label_space")},
+        "images": {k: told["dataset"][k] for k in ("digest", "contents", "images", "label_space")},
         "models or weights": models,
         "transforms": {f"{t['name']}:{t['severity']}": t["parameters"] for t in told["transforms"]},
         "plugins": [hashlib.sha256(path.read_bytes()).hexdigest() for path in config.plugins],

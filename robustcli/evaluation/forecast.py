@@ -14,11 +14,12 @@ from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError
 from robustcli.core.listener import Listener
 from robustcli.core.machine import usable_cores
+from robustcli.core.rundir import has_record
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import Evaluation, look_up
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.record import FILE_NAME, read_record
+from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import ORIGINAL, Batch, Predictor
 
@@ -67,7 +68,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     evaluation = look_up(config, listener)
     plan = _plan(evaluation)
     missing = plan.forwards
-    if (evaluation.run / FILE_NAME).is_file() and not config.fresh:
+    if has_record(evaluation.run) and not config.fresh:
         missing = sum(piece.forwards for piece in plan.missing())
     return Forecast(
         out=str(evaluation.run),
@@ -85,7 +86,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
 
 def _plan(evaluation: Evaluation) -> Plan:
     run, items, cells = evaluation.run, evaluation.data.items, tuple(evaluation.cells)
-    is_run = (run / FILE_NAME).is_file()
+    is_run = has_record(run)
     size = read_record(run).block_size if is_run else evaluation.block_size
     return Plan(Store(run), items, cells, evaluation.names, (ORIGINAL,), size)
 

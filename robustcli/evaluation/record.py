@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import (
-    ValidationError,
-)
-
-from robustcli.core.errors import UsageError
-from robustcli.core.io import write_text
-from robustcli.tasks.record import DatasetRecord, ModelRecord, Record, Split
-
-SCHEMA_VERSION = 1
-FILE_NAME = "run.json"
-
-
-RecordT = TypeVar("RecordT", bound=Record)
+from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
+from robustcli.tasks.record import DatasetRecord, ModelRecord, Split, dataset_differences
 
 
 class TransformRecord(Record):
@@ -32,19 +21,15 @@ class TransformRecord(Record):
     assumed: bool
 
 
-class RunRecord(Record):
-    """All of `run.json`; `command` holds every command that worked on it, a line each.
+class RunRecord(BaseRunRecord):
+    """All of `run.json` of an evaluation.
 
-    `task`, `grouping` (what a group is: patient, photo, image) and `split` (the part of the data
-    that was evaluated) are written for segmenters only.
+    `grouping` (what a group is: patient, photo, image) and `split` (the part of the data that was
+    evaluated) are those of segmenters.
     """
 
-    schema_version: int = SCHEMA_VERSION
     task: Literal["cls", "seg"] = "cls"
-    command: str
     status: Literal["running", "complete", "partial", "failed"]
-    created: datetime
-    updated: datetime
     seed: int
     apply_at: Literal["original", "crop"]
     precision: Literal["fp32", "bf16", "fp16"]
@@ -58,60 +43,64 @@ class RunRecord(Record):
     split: Split | None = None
 
 
-def write_record(run: Path, record: RunRecord) -> None:
-    """Writes `RUN/run.json` durably."""
-    # Older versions refuse keys that they do not know; what they can read stays as it was.
-    absent = {"task", "grouping", "split"} if record.task == "cls" else None
-    write_text(run / FILE_NAME, record.model_dump_json(indent=2, exclude=absent) + "\n")
+# What decides a row. Device, versions, workers and batch size change no more than rounding.
+_FLAGS = {"seed": "`--seed`", "apply_at": "`--apply-at`", "precision": "`--precision`"}
+_MODEL_FLAGS = {
+    "builder": "`--model`",
+    "weights_sha256": "the hash of the weights (`--weights`)",
+    "arguments": "`--model-arg`",
+    "preprocessing": "preprocessing (`--resize`, `--crop`, `--interpolation`, `--mean`, `--std`; "
+    "of a segmenter: window, channels, threshold, overlap)",
+    "untrained": "`--untrained`",
+}
+
+
+def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
+    options = "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
+    yield from dataset_differences(old.dataset, new.dataset, options)
+    yield from changed_fields(old, new, _FLAGS)
+    known = {model.name: model for model in old.models}
+    for model in new.models:
+        if model.name in known:
+            for text in changed_fields(known[model.name], model, _MODEL_FLAGS):
+                yield f"Model `{model.name}`: {text}"
+    parameters = {(t.name, t.severity): t.parameters for t in old.transforms}
+    for cell in new.transforms:
+        if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
+            yield f"The parameters of transform `{cell.name}` are other ones."
+
+
+def _kept(old: RunRecord, new: RunRecord) -> dict[str, Any]:
+    """The old models and transforms before the new ones, and what existing blocks were made with.
+
+    A run that was begun before rows knew the tolerance goes on without: no cell is half of each.
+    """
+    names = {model.name for model in old.models}
+    cells = {(t.name, t.severity) for t in old.transforms}
+    return {
+        "block_size": old.block_size,
+        "dataset": new.dataset.model_copy(update={"tolerance": old.dataset.tolerance}),
+        "models": [*old.models, *(m for m in new.models if m.name not in names)],
+        "transforms": [
+            *old.transforms,
+            *(t for t in new.transforms if (t.name, t.severity) not in cells),
+        ],
+    }
+
+
+EVALUATION = RunKind(
+    RunRecord,
+    "an evaluation",
+    "robust eval",
+    ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
+    ("results.csv", "results.json", "report.md", "report.html"),
+    _differences,
+    _kept,
+    interrupted="partial",
+)
+"""The run folders of `robust eval`."""
 
 
 def read_record(run: Path) -> RunRecord:
-    """The record of the run in directory `run`.
-
-    Raises:
-        UsageError: There is no run there, or its file is damaged or of another schema version.
-    """
-    path = run / FILE_NAME
-    if not path.is_file():
-        raise UsageError(
-            f"`{run}` is not a run.",
-            f"It holds no `{FILE_NAME}`.",
-            "Name a folder that `--out` made.",
-        )
-    try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise UsageError(
-            f"`{path}` cannot be read.",
-            f"It does not fit schema version {SCHEMA_VERSION}: {error.errors()[0]['msg']} "
-            f"at {'.'.join(str(part) for part in error.errors()[0]['loc'])}.",
-            "Use the `robust` version that wrote it, or start a new run with another `--out`.",
-        ) from error
-
-
-def read_record_of(run: Path, kind: type[RecordT], what: str, command: str) -> RecordT:
-    """The record in directory `run` of another kind of run than an evaluation.
-
-    Args:
-        run: The directory.
-        kind: Its model.
-        what: What it is the record of, in words.
-        command: What makes such runs.
-
-    Raises:
-        UsageError: There is none, or its file is damaged or of another kind.
-    """
-    path = run / FILE_NAME
-    if not path.is_file():
-        raise UsageError(
-            f"`{run}` is not a run.", f"It holds no `{FILE_NAME}`.", "Name a folder of `--out`."
-        )
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"`{path}` is not the record of {what}.",
-            f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}.",
-            f"Name a folder that `{command}` made with this version.",
-        ) from error
+    """The record of the evaluation in the folder `run`; raises as `RunKind.read` does."""
+    return EVALUATION.read(run)

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from robustcli.core.io import write_text
-from robustcli.tasks.record import ModelCost, Record
+from robustcli.core.rundir import Record
+from robustcli.tasks.record import ModelCost
 
 
 class DeviceUse(Record):

@@ -30,7 +30,7 @@ class FinetuneConfig:
         profile: Take this profile instead of measuring one.
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
-        sweep: Also train by other rules (`kind.Kind.rules`), and time what each saves.
+        sweep: Also train by other rules (`FinetuneProtocol.rules`), and time what each saves.
     """
 
     training: TrainConfig

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.io import write_bytes, write_text
+from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import Saving, saving
 from robustcli.finetuning.gradients import mamba_parameters, read_profile, statistics, unmeasured
 from robustcli.finetuning.record import DECISIONS, FROZEN, PROFILE
-from robustcli.finetuning.selection import Decision, select
-from robustcli.finetuning.setup import Setup
+from robustcli.finetuning.selection import Decision, freeze_decisions
 
 # `OUT/frozen.csv`: what became of every tensor, and why.
 
@@ -39,39 +39,42 @@ _TRIED = 2
 """Images of the step whose operations are counted: normalisation by batch needs two."""
 
 
-def known_decisions(setup: Setup, network: nn.Module) -> list[Decision] | None:
+def known_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | None:
     """The decisions by a profile that is there, or by names; None where a profile comes later.
 
     Raises:
         UsageError: The profile is of another model, or nothing would be left to train.
     """
-    config = setup.config
+    config = plan.config
     if config.profile is not None:
-        rows = read_profile(config.profile, network, setup.entry.name)
-        return select(statistics(rows), config.rule, setup.heads)
-    return named_decisions(setup, network) if config.at_once else None
+        rows = read_profile(config.profile, network, plan.entry.name)
+        return freeze_decisions(statistics(rows), config.rule, plan.heads)
+    return named_decisions(plan, network) if config.at_once else None
 
 
-def named_decisions(setup: Setup, network: nn.Module) -> list[Decision] | None:
+def named_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | None:
     """The decisions by names; None where the rule needs gradients.
 
     Raises:
         UsageError: The pattern fits nothing, or nothing would be left to train.
     """
-    if setup.config.rule.pattern is None:
+    if plan.config.rule.pattern is None:
         return None
-    return select(unmeasured(network), setup.config.rule, setup.heads)
+    return freeze_decisions(unmeasured(network), plan.config.rule, plan.heads)
 
 
-def keep_known(setup: Setup, decisions: Sequence[Decision], network: nn.Module) -> None:
+def keep_known(plan: FinetunePlan, decisions: Sequence[Decision], network: nn.Module) -> None:
     """Writes decisions that were known before any step, and the profile that they are from."""
-    if setup.config.profile is not None:
-        write_bytes(setup.run / PROFILE, setup.config.profile.read_bytes())
-    write_decisions(setup.run / DECISIONS, decisions, network)
+    if plan.config.profile is not None:
+        write_bytes(plan.run / PROFILE, plan.config.profile.read_bytes())
+    write_decisions(plan.run / DECISIONS, decisions, network)
 
 
 def tell(
-    decisions: Sequence[Decision], setup: Setup, network: nn.Module, say: Callable[[str], None]
+    decisions: Sequence[Decision],
+    plan: FinetunePlan,
+    network: nn.Module,
+    say: Callable[[str], None],
 ) -> None:
     """Says how much is frozen; where it is nothing, why."""
     frozen = [d for d in decisions if d.frozen]
@@ -81,16 +84,16 @@ def tell(
         f"Frozen: {len(frozen)} of {len(decisions)} tensors, {sum(d.count for d in frozen):,} of "
         f"{total:,} parameters ({share:.1%})."
     )
-    rule = setup.config.rule
+    rule = plan.config.rule
     if frozen or rule.pattern is not None:
         return
     if rule.scope == "mamba" and not mamba_parameters(network):
         say(
-            f"`{setup.entry.name}` has no state-space block, so `--freeze-scope mamba` freezes "
+            f"`{plan.entry.name}` has no state-space block, so `--freeze-scope mamba` freezes "
             "nothing; `--freeze-scope all` looks at every tensor."
         )
         return
-    lowest = _lowest(decisions, rule.scope, setup.heads)
+    lowest = _lowest(decisions, rule.scope, plan.heads)
     if lowest is not None:
         say(f"The smallest statistic in scope is {lowest.statistic:.3g}, of `{lowest.name}`.")
 
@@ -104,10 +107,10 @@ def _lowest(decisions: Sequence[Decision], scope: str, heads: tuple[str, ...]) -
     return min(scoped, key=lambda d: d.statistic or 0.0, default=None)
 
 
-def saving_of(setup: Setup, frozen: Sequence[str], network: nn.Module) -> Saving:
+def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> Saving:
     """What freezing the parameters called `frozen` saves in a training step of the run."""
-    recipe = setup.selection.recipe
-    images = torch.rand(_TRIED, *setup.selection.input_shape)
+    recipe = plan.training.recipe
+    images = torch.rand(_TRIED, *plan.training.input_shape)
     moments = _MOMENTS[recipe.optimizer]
     found = saving(network.train(), frozen, images, _any_loss, moments=moments)
     times = recipe.batch_size * recipe.accumulate / _TRIED

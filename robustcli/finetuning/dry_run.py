@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
-from robustcli.core.listener import Listener, Silent
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.listener import Listener
+from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.decide import known_decisions, named_decisions, saving_of, tell
+from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
 from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
-from robustcli.finetuning.setup import Setup, set_up, started
-from robustcli.training.prepare import TrainForecast, forecast_training
+from robustcli.training.train_plan import TrainForecast, forecast
 from robustcli.training.trial import try_out
 
 
@@ -98,36 +98,38 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         UsageError: Something named does not exist or does not fit together, or nothing would be
             left to train.
     """
-    setup = set_up(replace(config, training=replace(config.training, offline=True)), listener)
-    network, _ = setup.network(started(setup))
-    try_out(setup.selection, network, setup.config.training.model_args)
-    decisions = known_decisions(setup, network) or named_decisions(setup, network)
-    training = replace(setup.config.training, out=setup.run, weights=None, untrained=True)
+    plan = plan_finetuning(
+        replace(config, training=replace(config.training, offline=True)), listener
+    )
+    network, _ = plan.network(first_mode(plan))
+    try_out(plan.training, network)
+    decisions = known_decisions(plan, network) or named_decisions(plan, network)
+    start = replace(plan.training.config, weights=None, untrained=True)
     if decisions is not None:
-        tell(decisions, setup, network, listener.say)
-    one = forecast_training(training, Silent())
+        tell(decisions, plan, network, listener.say)
+    one = forecast(replace(plan.training, config=start, run=plan.run))
     return FinetuneForecast(
         training=replace(
             one,
             disk_bytes=one.disk_bytes * len(config.modes),
-            started=(setup.run / FILE_NAME).is_file() and not training.fresh,
+            started=has_record(plan.run) and not start.fresh,
         ),
         modes=config.modes,
-        profile_iterations=_profiled(setup, decisions),
+        profile_iterations=_profiled(plan, decisions),
         decisions=decisions,
-        saving=_saving(setup, network, decisions),
-        sweep=len(setup.kind.rules) if config.sweep else 0,
+        saving=_saving(plan, network, decisions),
+        sweep=len(plan.protocol.rules) if config.sweep else 0,
     )
 
 
-def _profiled(setup: Setup, decisions: Sequence[Decision] | None) -> int:
-    wanted = setup.config.profile_only or "freeze" in setup.config.modes
-    return setup.profile_iterations if wanted and decisions is None else 0
+def _profiled(plan: FinetunePlan, decisions: Sequence[Decision] | None) -> int:
+    wanted = plan.config.profile_only or "freeze" in plan.config.modes
+    return plan.profile_iterations if wanted and decisions is None else 0
 
 
 def _saving(
-    setup: Setup, network: nn.Module, decisions: Sequence[Decision] | None
+    plan: FinetunePlan, network: nn.Module, decisions: Sequence[Decision] | None
 ) -> Saving | None:
     if decisions is None:
         return None
-    return saving_of(setup, [d.name for d in decisions if d.frozen], network)
+    return saving_of(plan, [d.name for d in decisions if d.frozen], network)

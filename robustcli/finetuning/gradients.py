@@ -26,10 +26,10 @@ from robustcli.core.io import replacing
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
-Kind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
-KINDS: tuple[str, ...] = get_args(Kind)
+StatisticKind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
+STATISTIC_KINDS: tuple[str, ...] = get_args(StatisticKind)
 SCANS = (Mamba, BidirectionalMamba, SS2D)
-_NOTHING = (math.nan,) * len(KINDS)
+_NOTHING = (math.nan,) * len(STATISTIC_KINDS)
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         ("mamba", pa.bool_()),
         ("weight_rms", pa.float64()),
         ("iteration", pa.int64()),
-        *((kind, pa.float64()) for kind in KINDS),
+        *((kind, pa.float64()) for kind in STATISTIC_KINDS),
     ]
 )
 
@@ -112,7 +112,7 @@ class GradientProfile:
                 "mamba": name in self._mamba,
                 "weight_rms": self._weight_rms[name],
                 "iteration": iteration,
-                **dict(zip(KINDS, found.get(name, _NOTHING), strict=True)),
+                **dict(zip(STATISTIC_KINDS, found.get(name, _NOTHING), strict=True)),
             }
             for iteration, found in enumerate(map(_by_name, self.measured))
             for name, parameter in self._parameters.items()
@@ -142,7 +142,7 @@ def unmeasured(network: nn.Module) -> dict[str, Statistic]:
             tuple(p.shape),
             name in inside,
             float(p.detach().square().mean().sqrt()),
-            dict.fromkeys(KINDS, math.nan),
+            dict.fromkeys(STATISTIC_KINDS, math.nan),
         )
         for name, p in network.named_parameters()
     }
@@ -150,7 +150,7 @@ def unmeasured(network: nn.Module) -> dict[str, Statistic]:
 
 def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
     """Per tensor, the means over the iterations of a profile (rows of `GradientProfile`)."""
-    kinds = list(KINDS)
+    kinds = list(STATISTIC_KINDS)
     means = rows.groupby("name", sort=False)[kinds].mean()
     facts = rows.drop_duplicates("name")
     return {

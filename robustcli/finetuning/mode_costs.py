@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from robustcli.core.io import write_text
 from robustcli.finetuning.record import COSTS, ITERATIONS, ModeCosts
 
-# The peak of memory over a stretch of time, which can be started anew.
+# The peak of memory since a reset.
 #
 # On a CUDA device it is what torch allocated; elsewhere what the process had in memory, where the
 # system tells (Linux).

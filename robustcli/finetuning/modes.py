@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
-from robustcli.finetuning.callbacks import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.gradients import SCANS
 from robustcli.finetuning.mode_costs import MeasureCosts
+from robustcli.finetuning.profiler import FreezeAfterProfile, KeepFrozen, ProfileGradients
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import Decision
-from robustcli.finetuning.setup import Setup
-from robustcli.training.task import Enough, Tuning
+from robustcli.training.training_task import Enough, Tuning
 
 # LoRA on the projections of state-space blocks, through peft.
 #
@@ -94,13 +94,11 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-# A listener for several trainings one after the other, which say much the same.
+# A listener for several trainings one after the other.
 
 
 class ModeListener:
     """Passes on what a mode's training says, with the mode's name before it.
-
-    What every mode announces before it begins, such as the recipe, is passed on once.
 
     Args:
         listener: Who hears it.
@@ -108,23 +106,17 @@ class ModeListener:
 
     def __init__(self, listener: Listener) -> None:
         self.listener, self.mode = listener, ""
-        self._announced: set[str] = set()
-        self._training = False
 
     def begin(self, mode: str) -> None:
         """The training of `mode` follows."""
-        self.mode, self._training = mode, False
+        self.mode = mode
 
     def say(self, text: str) -> None:
-        """A line, unless it was announced before."""
-        if not self._training and text in self._announced:
-            return
-        self._announced.add(text)
+        """A line."""
         self.listener.say(f"{self.mode}: {text}" if self.mode else text)
 
     def start(self, total: int, done: int) -> None:
         """The training itself begins."""
-        self._training = True
         self.listener.start(total, done)
 
     def advance(self, count: int) -> None:
@@ -143,13 +135,13 @@ class Modes:
     """The tunings of a fine-tuning.
 
     Args:
-        setup: What is to be done.
+        plan: The fine-tuning.
         decisions: What is frozen from the first step on; None where a profile decides it.
         profiled: Is told when a profile is full.
         decided: Is told when it has decided.
     """
 
-    setup: Setup
+    plan: FinetunePlan
     decisions: Sequence[Decision] | None
     profiled: Profiled
     decided: Decided
@@ -157,7 +149,7 @@ class Modes:
     def tuning(self, mode: Mode, out: Path) -> Tuning:
         """What `mode`, trained into the folder `out`, does otherwise than a plain training."""
         return Tuning(
-            start=lambda: self._start(mode),
+            start=lambda _: self._start(mode),
             callbacks=lambda network: [
                 MeasureCosts(out, network),
                 *self._freezing(mode, network),
@@ -168,7 +160,7 @@ class Modes:
     def profiling(self) -> Tuning:
         """The beginning of full fine-tuning, which ends with `Enough` when the profile is full."""
         return Tuning(
-            start=lambda: self._start("full"),
+            start=lambda _: self._start("full"),
             callbacks=lambda network: self._after_profile(network, self._decided_and_enough),
         )
 
@@ -177,10 +169,10 @@ class Modes:
         raise Enough
 
     def _start(self, mode: Mode) -> tuple[nn.Module, str]:
-        network, origin = self.setup.network(mode)
+        network, origin = self.plan.network(mode)
         if mode == "lora":
-            setup = self.setup
-            adapt(network, setup.heads, name=setup.entry.name, seed=setup.config.training.seed)
+            plan = self.plan
+            adapt(network, plan.heads, name=plan.entry.name, seed=plan.config.training.seed)
         return network, origin
 
     def _freezing(self, mode: Mode, network: nn.Module) -> list[pl.Callback]:
@@ -193,9 +185,9 @@ class Modes:
         return self._after_profile(network, self.decided)
 
     def _after_profile(self, network: nn.Module, decided: Decided) -> list[pl.Callback]:
-        setup = self.setup
-        profiler = ProfileGradients(network, setup.profile_iterations, self.profiled)
-        freezing = FreezeAfterProfile(network, profiler, setup.config.rule, setup.heads, decided)
+        plan = self.plan
+        profiler = ProfileGradients(network, plan.profile_iterations, self.profiled)
+        freezing = FreezeAfterProfile(network, profiler, plan.config.rule, plan.heads, decided)
         return [profiler, freezing]
 
 

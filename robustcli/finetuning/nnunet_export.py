@@ -7,7 +7,6 @@ trained with.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from robustcli.adapters import create
@@ -18,10 +17,9 @@ from robustcli.models.umamba import UMamba, UMambaConfig
 from robustcli.nnunet.files import Progress, write_results
 from robustcli.nnunet.planner import make_plan
 from robustcli.nnunet.plans_json import CLASSES, DATASET, NnUNetPlan
-from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import Recipe
+from robustcli.training.procedures.base import Procedure
 from robustcli.training.record import read_train_record
-from robustcli.training.task import Selection
+from robustcli.training.training_task import TrainPlan
 
 _COLOURS = ("R", "G", "B")
 _SMALLEST = (32, 32)
@@ -30,42 +28,41 @@ _IN_UNIT = "RGBTo01Normalization"
 """What dividing bytes by 255 is in nnU-Net."""
 
 
-def export_nnunet(training: TrainConfig, selection: Selection, run: Path) -> bool:
-    """Writes the trained network of the mode in `run`, if that is not done; False if it cannot be.
+def export_nnunet(plan: TrainPlan) -> bool:
+    """Writes the trained network of a mode, if that is not done; False if it cannot be.
 
     That is where it is no U-Mamba, or its stages do not double their features up to a limit, which
     no plan describes.
 
     Args:
-        training: The settings of the mode's training.
-        selection: What they name.
-        run: The mode's folder.
+        plan: The mode's training.
     """
-    if selection.entry.family != "umamba":
+    run = plan.run
+    if plan.entry.family != "umamba":
         return False
     if any((run / NNUNET).glob(f"*/{DATASET}")):  # what is written last
         return True
     network = create.load(
-        selection.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
-        options=training.model_args,
+        plan.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
+        options=plan.config.model_args,
     )  # fmt: skip
     assert isinstance(network, UMamba)
-    plan = plan_of(training, selection, network.config)
-    if plan.options["features"] != tuple(network.config.features):
+    nnunet_plan = plan_of(plan, network.config)
+    if nnunet_plan.options["features"] != tuple(network.config.features):
         return False
     epochs = read_train_record(run).chosen_epoch or 0
-    write_results(run / NNUNET, network, plan=plan, fold="all", progress=Progress(epochs))
+    write_results(run / NNUNET, network, plan=nnunet_plan, fold="all", progress=Progress(epochs))
     return True
 
 
-def plan_of(training: TrainConfig, selection: Selection, network: UMambaConfig) -> NnUNetPlan:
+def plan_of(plan: TrainPlan, network: UMambaConfig) -> NnUNetPlan:
     """The plan that `network` and its training follow."""
-    train, recipe = selection.splits.train.samples, selection.recipe
-    base = training.plan
+    train, recipe = plan.splits.train.samples, plan.recipe
+    base = plan.config.plan
     if base is None:
         patch = (max(network.patch[0], _SMALLEST[0]), max(network.patch[1], _SMALLEST[1]))
-        base = make_plan(patch, _COLOURS, images=len(train), name=selection.index.name)
-    settings = {**base.settings, **_topology(network), **_normalisation(recipe)}
+        base = make_plan(patch, _COLOURS, images=len(train), name=plan.index.name)
+    settings = {**base.settings, **_topology(network), **_normalisation(plan.procedure)}
     settings["batch_size"] = recipe.batch_size
     plans = {**base.plans, "configurations": {base.configuration: settings}}
     dataset = {
@@ -94,9 +91,9 @@ def _each(value: int | tuple[int, ...], count: int) -> list[int]:
     return [value] * count if isinstance(value, int) else list(value)
 
 
-def _normalisation(recipe: Recipe) -> dict[str, Any]:
+def _normalisation(procedure: Procedure) -> dict[str, Any]:
     """As the network was trained, whatever the plan of its pretraining says."""
-    channels = recipe.patches.channels if recipe.patches is not None else None
+    channels = procedure.normalised
     if not channels:
         return {
             "normalization_schemes": [_IN_UNIT] * len(_COLOURS),

@@ -140,10 +140,12 @@ def heads_of(entry: ModelEntry) -> tuple[str, ...]:
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
-def fill(network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]) -> None:
+def fill(
+    network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
+) -> None:
     """Copies the weights into `network` but for its heads.
 
     Raises:
         UsageError: A tensor is missing or of another shape; nothing was copied. Each is named.
     """
-    transfer(network, given.state, entry, heads, given.origin, patch=given.patch)
+    transfer(network, pretrained.state, entry, heads, pretrained.origin, patch=pretrained.patch)

@@ -10,15 +10,22 @@ OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES t
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from robustcli.core.io import write_text
-from robustcli.evaluation.record import FILE_NAME, read_record_of
-from robustcli.tasks.record import DatasetRecord, Record
+from robustcli.core.rundir import (
+    ERROR_FILES,
+    RECORD_FILE,
+    BaseRunRecord,
+    Record,
+    RunKind,
+    changed_fields,
+)
+from robustcli.tasks.record import DatasetRecord, dataset_differences
+from robustcli.training.record import TRAINING
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -80,27 +87,28 @@ class ModeCosts(Record):
     peak_memory_bytes: int | None
 
 
-class FinetuneRecord(Record):
-    """All of a fine-tuning's `run.json`; `command` holds every command that worked on it."""
+class FinetuneRecord(BaseRunRecord):
+    """All of a fine-tuning's `run.json`.
 
-    schema_version: int = 1
+    `pretrained` says in words where the weights come from; `heads` are the beginnings of the names
+    of layers that are new in this task and never frozen; `profile` is `measured`, the file that it
+    was read from, or `none` where names decide at once.
+    """
+
     kind: Literal["finetune"] = "finetune"
     task: Literal["cls", "seg"] = "seg"
-    command: str
     status: Literal["running", "complete", "failed"]
-    created: datetime
-    updated: datetime
     seed: int
     model: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     parameters: int
-    pretrained: str  # in words
+    pretrained: str
     pretrained_sha256: str | None
-    heads: list[str]  # beginnings of names: new in this task, never frozen
+    heads: list[str]
     dataset: DatasetRecord
     modes: list[Mode]
     rule: RuleRecord
-    profile: str  # `measured`, the file that it was read from, or `none`: frozen by name at once
+    profile: str
     profile_sha256: str | None = None
     profile_iterations: int
     epochs: int
@@ -109,17 +117,72 @@ class FinetuneRecord(Record):
     device: str
 
 
-def write_finetune_record(run: Path, record: FinetuneRecord) -> None:
-    """Writes `OUT/run.json` durably."""
-    # Older versions refuse keys that they do not know; of segmenters they can read all.
-    absent = {"task"} if record.task == "seg" else None
-    write_text(run / FILE_NAME, record.model_dump_json(indent=2, exclude=absent) + "\n")
+# The folder of a fine-tuning: what belongs to it, and what may continue in it.
+
+
+PROFILING = ".profiling"
+"""Folder of the training that `--profile-only` begins; it does not stay."""
+_FLAGS = {
+    "model": "The network",
+    "arguments": "`--model-arg`",
+    "seed": "`--seed`",
+    "pretrained_sha256": "The hash of the weights (`--pretrained`)",
+    "epochs": "The number of epochs (`--iterations`, `--epochs`)",
+}
+_FREEZING_FLAGS = {
+    "profile": "`--profile`",
+    "profile_sha256": "The hash of the profile (`--profile`)",
+    "profile_iterations": "`--profile-iterations`",
+}
+_RULE_FLAGS = {
+    "pattern": "`--freeze`",
+    "quantile": "`--freeze-quantile`",
+    "relative": "`--freeze-relative`",
+    "threshold": "The threshold (`--freeze-threshold`, `--freeze-relative`)",
+    "scope": "`--freeze-scope`",
+    "kind": "`--statistic`",
+}
+
+
+def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
+    """What of `new` would lead to other results than `old` began with.
+
+    The rule may change as long as only modes were trained that freeze nothing.
+    """
+    yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
+    yield from changed_fields(old, new, _FLAGS)
+    if "freeze" in old.modes or not old.modes:
+        yield from changed_fields(old.rule, new.rule, _RULE_FLAGS)
+        yield from changed_fields(old, new, _FREEZING_FLAGS)
+
+
+def _kept(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:
+    """The modes so far, and what freezing was found to save."""
+    modes = [mode for mode in MODES if mode in (*old.modes, *new.modes)]
+    return {"modes": modes, "saving": old.saving}
+
+
+_MODE_FOLDERS = (*TRAINING.folders, *TRAINING.temporary, NNUNET)
+_MODE_FILES = (RECORD_FILE, ERROR_FILES, *TRAINING.files, ITERATIONS, COSTS)
+FINETUNING = RunKind(
+    FinetuneRecord,
+    "a fine-tuning",
+    "robust finetune",
+    (
+        *("figures", "panels", PROFILING, SWEPT),
+        *(f"{mode}/{name}" for mode in MODES for name in _MODE_FOLDERS),
+    ),
+    (
+        *("results.csv", "results.json", "report.md", "report.html"),
+        *(PROFILE, DECISIONS, SWEEP_FILE),
+        *(f"{mode}/{name}" for mode in MODES for name in _MODE_FILES),
+    ),
+    _differences,
+    _kept,
+)
+"""The run folders of `robust finetune`."""
 
 
 def read_finetune_record(run: Path) -> FinetuneRecord:
-    """The record of the fine-tuning in directory `run`.
-
-    Raises:
-        UsageError: There is none, or its file is damaged or of another kind of run.
-    """
-    return read_record_of(run, FinetuneRecord, "a fine-tuning", "robust finetune")
+    """The record of the fine-tuning in the folder `run`; raises as `RunKind.read` does."""
+    return FINETUNING.read(run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.gradients import Kind
+from robustcli.finetuning.gradients import StatisticKind
 
 Scope = Literal["mamba", "all"]
 DOCUMENTED = 1e-6
@@ -31,7 +31,7 @@ class FreezeRule:
     threshold: float | None = None
     quantile: float | None = None
     pattern: str | None = None
-    kind: Kind = "mean_abs"
+    kind: StatisticKind = "mean_abs"
     relative: bool = False
     scope: Scope = "mamba"
 
@@ -58,7 +58,7 @@ class FreezeRule:
 
 def make_rule(
     threshold: float | None = None, relative: float | None = None, quantile: float | None = None,
-    pattern: str | None = None, scope: Scope = "mamba", kind: Kind = "mean_abs",
+    pattern: str | None = None, scope: Scope = "mamba", kind: StatisticKind = "mean_abs",
 ) -> FreezeRule:  # fmt: skip
     """The rule of the command line's options; without any, the documented threshold.
 

@@ -24,7 +24,7 @@ class Decision:
     why: str
 
 
-def select(
+def freeze_decisions(
     statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str] = ()
 ) -> list[Decision]:
     """A decision for every tensor of `statistics`, in their order.

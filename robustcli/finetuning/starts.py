@@ -32,15 +32,14 @@ from robustcli.models.umamba import UMamba
 from robustcli.training.classifier_training import no_data
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import BUNDLED, OWN
-from robustcli.training.task import Selection
+from robustcli.training.training_task import TrainPlan
 
-# What fine-tuning one kind of model does otherwise than another: where it starts from.
-#
-# `segmenters` and `classifiers` are the members; the rest of this room does not know which it has.
+# What fine-tuning does otherwise for classifiers than for segmenters; the rest of this
+# room does not know which it has.
 
 
-class Kind(ABC):
-    """One kind of model."""
+class FinetuneProtocol(ABC):
+    """What fine-tuning does otherwise for classifiers than for segmenters."""
 
     rules: ClassVar[Sequence[FreezeRule]]
     """What a sweep tries."""
@@ -72,7 +71,7 @@ class Kind(ABC):
 
     @abstractmethod
     def fill(
-        self, network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
+        self, network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
     ) -> None:
         """Copies the weights into `network` but for its heads.
 
@@ -100,12 +99,12 @@ class Kind(ABC):
         """
         return None
 
-    def export(self, training: TrainConfig, selection: Selection, out: Path) -> None:
-        """Writes what the finished mode in `out` leaves beside its training run: nothing."""
+    def export(self, plan: TrainPlan) -> None:
+        """Writes what the finished training of a mode leaves beside its training run: nothing."""
         return
 
 
-# What `robust finetune` takes where nothing is said, and the lines that announce it.
+# The defaults of `robust finetune` for segmenters, and the lines that announce them.
 
 
 TARGET = f"{BUNDLED}:stained"
@@ -225,19 +224,19 @@ def no_weights(entry: ModelEntry) -> UsageError:
 # Fine-tuning of classifiers: the weights that `robust eval` takes, for the classes of new data.
 
 
-class Classifiers(Kind):
+class Classifiers(FinetuneProtocol):
     """Which class an image shows; a sweep also trains the last layer alone."""
 
     rules: ClassVar[Sequence[FreezeRule]] = (*SHARES, FreezeRule(pattern="*"))
 
     def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
-        """See `Kind.with_defaults`: there is no target to take."""
+        """See `FinetuneProtocol.with_defaults`: there is no target to take."""
         if config.training.data is None:
             raise no_data(resolve(config.training.model))
         return config
 
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-        """See `Kind.pretrained`: a file or run, else the weights that `robust eval` takes."""
+        """See `FinetuneProtocol.pretrained`: a file or run, else what `robust eval` takes."""
         if config.pretrained is not None:
             return _named(config.pretrained, entry, config.training.model_args)
         if config.modes == ("scratch",) and entry.asset is None:
@@ -245,14 +244,14 @@ class Classifiers(Kind):
         return _published(config, entry)
 
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """See `Kind.heads`: what timm's contract calls the classifier."""
+        """See `FinetuneProtocol.heads`: what timm's contract calls the classifier."""
         return heads_in(network())
 
     def fill(
-        self, network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
+        self, network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
     ) -> None:
-        """See `Kind.fill`."""
-        transfer(network, given.state, entry, heads, given.origin)
+        """See `FinetuneProtocol.fill`."""
+        transfer(network, pretrained.state, entry, heads, pretrained.origin)
 
 
 def _named(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
@@ -299,7 +298,7 @@ def _state(
 # Fine-tuning of segmenters: bundled weights and data, and nnU-Net's files in and out.
 
 
-class Segmenters(Kind):
+class Segmenters(FinetuneProtocol):
     """Foreground and background of every pixel; prefixes of U-Mamba save the most in a sweep.
 
     Nothing before the first trained layer has a way back.
@@ -315,11 +314,11 @@ class Segmenters(Kind):
     )
 
     def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
-        """See `Kind.with_defaults`."""
+        """See `FinetuneProtocol.with_defaults`."""
         return with_defaults(config, say)
 
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-        """See `Kind.pretrained`."""
+        """See `FinetuneProtocol.pretrained`."""
         arguments = config.training.model_args
         if config.pretrained is not None:
             return read_pretrained(config.pretrained, entry, arguments)
@@ -334,27 +333,27 @@ class Segmenters(Kind):
         raise no_weights(entry)
 
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """See `Kind.heads`: known by the family."""
+        """See `FinetuneProtocol.heads`: known by the family."""
         return heads_of(entry)
 
     def fill(
-        self, network: nn.Module, given: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
+        self, network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
     ) -> None:
-        """See `Kind.fill`."""
-        fill(network, given, entry, heads)
+        """See `FinetuneProtocol.fill`."""
+        fill(network, pretrained, entry, heads)
 
     def usual_recipe(
         self, training: TrainConfig, entry: ModelEntry, data: str, say: Callable[[str], None]
     ) -> TrainConfig:
-        """See `Kind.usual_recipe`."""
+        """See `FinetuneProtocol.usual_recipe`."""
         return usual_recipe(training, entry, data, say)
 
     def usual_steps(self, typed: TrainConfig, training: TrainConfig, data: str) -> int | None:
-        """See `Kind.usual_steps`."""
+        """See `FinetuneProtocol.usual_steps`."""
         return usual_steps(typed, training, data)
 
     def sized(self, training: TrainConfig, entry: ModelEntry) -> TrainConfig:
-        """See `Kind.sized`: a U-Mamba-Enc's weights have its patch's size."""
+        """See `FinetuneProtocol.sized`: a U-Mamba-Enc's weights have its patch's size."""
         if entry.family != "umamba":
             return training
         network, _ = start_weights(entry.name, None, True, True, 0, training.model_args)
@@ -374,17 +373,17 @@ class Segmenters(Kind):
             )
         return replace(training, window=height)
 
-    def export(self, training: TrainConfig, selection: Selection, out: Path) -> None:
-        """See `Kind.export`: a U-Mamba as nnU-Net has it."""
-        export_nnunet(training, selection, out)
+    def export(self, plan: TrainPlan) -> None:
+        """See `FinetuneProtocol.export`: a U-Mamba as nnU-Net has it."""
+        export_nnunet(plan)
 
 
-# Which kind of fine-tuning a model is for.
+# Which protocol a model has.
 
 
-KINDS: dict[str, type[Kind]] = {"cls": Classifiers, "seg": Segmenters}
+PROTOCOLS: dict[str, type[FinetuneProtocol]] = {"cls": Classifiers, "seg": Segmenters}
 
 
-def kind_of(entry: ModelEntry) -> Kind:
-    """The kind of `entry`."""
-    return KINDS[entry.task]()
+def protocol_of(entry: ModelEntry) -> FinetuneProtocol:
+    """The protocol of `entry`."""
+    return PROTOCOLS[entry.task]()

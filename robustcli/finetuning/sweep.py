@@ -24,15 +24,15 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.listener import Silent
 from robustcli.evaluation.cell_table import table
+from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.modes import ModeListener, Modes
 from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import Decision, select
-from robustcli.finetuning.setup import Setup
-from robustcli.training.engine import run_training
-from robustcli.training.learning import Learner
+from robustcli.finetuning.selection import Decision, freeze_decisions
+from robustcli.training.engine import train
+from robustcli.training.lit_module import LitModule
 from robustcli.training.trial import make_step
 
 # What freezing saves of a training step's time: timed in turns with a step that freezes nothing.
@@ -62,19 +62,19 @@ class Ratio:
 
 
 def seconds_ratios(
-    learner: Learner, frozen: Sequence[Collection[str]], size: int,
+    lit_module: LitModule, frozen: Sequence[Collection[str]], size: int,
     device: torch.device, rounds: int = 15,
 ) -> list[Ratio]:  # fmt: skip
     """A ratio for each set of frozen parameters.
 
     Args:
-        learner: The network with its recipe; it is copied and stays as it is.
+        lit_module: The network with its recipe; it is copied and stays as it is.
         frozen: Sets of names of the network's parameters.
         size: Images of a step.
         device: Where the steps are taken.
         rounds: How often each step is taken.
     """
-    steps = [make_step(_frozen(learner, names), size, device) for names in ((), *frozen)]
+    steps = [make_step(_frozen(lit_module, names), size, device) for names in ((), *frozen)]
     seconds = np.zeros((_WARM + rounds, len(steps)))
     for number, row in enumerate(seconds):
         for turn in range(len(steps)):
@@ -84,8 +84,8 @@ def seconds_ratios(
     return [_ratio(counted[:, place] / counted[:, 0]) for place in range(1, len(steps))]
 
 
-def _frozen(learner: Learner, names: Collection[str]) -> Learner:
-    own = copy.deepcopy(learner)
+def _frozen(lit_module: LitModule, names: Collection[str]) -> LitModule:
+    own = copy.deepcopy(lit_module)
     own.network.train()
     freeze(own.network, names)
     hold_statistics(own.network)
@@ -128,7 +128,7 @@ def candidates(
     seen: set[frozenset[str]] = set()
     for rule in dict.fromkeys((own, *rules)):
         try:
-            candidate = Candidate(rule, select(measured, rule, heads))
+            candidate = Candidate(rule, freeze_decisions(measured, rule, heads))
         except UsageError:  # it fits nothing, or would leave nothing
             continue
         if frozenset(candidate.frozen) not in seen:
@@ -136,56 +136,56 @@ def candidates(
             yield candidate
 
 
-def run_sweep(setup: Setup, network: nn.Module, heard: ModeListener) -> None:
+def run_sweep(plan: FinetunePlan, network: nn.Module, heard: ModeListener) -> None:
     """Trains by each rule, as far as it is not there yet, and writes `OUT/sweep.csv`.
 
     Args:
-        setup: Of a fine-tuning whose profile and mode `full` are there.
+        plan: Of a fine-tuning whose profile and mode `full` are there.
         network: As it begins.
         heard: Hears of the progress.
     """
-    found = _found(setup, network)
-    runs = [_trained(setup, candidate, heard) for candidate in found]
+    found = _found(plan, network)
+    runs = [_trained(plan, candidate, heard) for candidate in found]
     heard.begin("sweep")
     heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
-    learner = setup.selection.task.learner(setup.selection, network)
-    size, device = setup.selection.recipe.batch_size, setup.selection.on.device
-    ratios = seconds_ratios(learner, [candidate.frozen for candidate in found], size, device)
-    lines = [_line(setup, *one) for one in zip(found, ratios, runs, strict=True)]
-    text = pd.DataFrame(lines, columns=list(SWEEPS[setup.entry.task])).to_csv(
+    lit_module = plan.training.task.lit_module(plan.training, network)
+    size, device = plan.training.recipe.batch_size, plan.training.machine.device
+    ratios = seconds_ratios(lit_module, [candidate.frozen for candidate in found], size, device)
+    lines = [_line(plan, *one) for one in zip(found, ratios, runs, strict=True)]
+    text = pd.DataFrame(lines, columns=list(SWEEPS[plan.entry.task])).to_csv(
         index=False, lineterminator="\n"
     )
-    write_text(setup.run / SWEEP_FILE, text)
+    write_text(plan.run / SWEEP_FILE, text)
     heard.begin("")
 
 
-def help_sweep(setup: Setup, network: nn.Module, helped: Path) -> None:
+def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
     """Computes in a process that another one started for the training of a rule into `helped`.
 
     Args:
-        setup: As of `run_sweep`.
+        plan: As of `run_sweep`.
         network: As it begins.
         helped: The folder of the training.
     """
-    for candidate in _found(setup, network):
-        if helped == (setup.run / SWEPT / name_of(candidate.rule)).absolute():
-            _trained(setup, candidate, ModeListener(Silent()))
+    for candidate in _found(plan, network):
+        if helped == (plan.run / SWEPT / name_of(candidate.rule)).absolute():
+            _trained(plan, candidate, ModeListener(Silent()))
 
 
-def _found(setup: Setup, network: nn.Module) -> list[Candidate]:
-    rows = read_profile(setup.run / PROFILE, network, setup.entry.name)
-    return list(candidates(statistics(rows), setup.config.rule, setup.heads, setup.kind.rules))
+def _found(plan: FinetunePlan, network: nn.Module) -> list[Candidate]:
+    rows = read_profile(plan.run / PROFILE, network, plan.entry.name)
+    return list(candidates(statistics(rows), plan.config.rule, plan.heads, plan.protocol.rules))
 
 
-def _trained(setup: Setup, candidate: Candidate, heard: ModeListener) -> Path:
+def _trained(plan: FinetunePlan, candidate: Candidate, heard: ModeListener) -> Path:
     """The run that trained by the rule; that of `full` where it freezes nothing."""
     if not candidate.frozen:
-        return setup.run / "full"
+        return plan.run / "full"
     name = name_of(candidate.rule)
-    out = setup.run / SWEPT / name
+    out = plan.run / SWEPT / name
     heard.begin(name)
-    modes = Modes(setup, candidate.decisions, lambda _: None, lambda _: None)
-    return run_training(setup.training("freeze", out), heard, modes.tuning("freeze", out))
+    modes = Modes(plan, candidate.decisions, lambda _: None, lambda _: None)
+    return train(plan.mode_plan("freeze", out), modes.tuning("freeze", out), heard)
 
 
 def name_of(rule: FreezeRule) -> str:
@@ -198,9 +198,9 @@ def name_of(rule: FreezeRule) -> str:
     return f"{rule.scope}-{rule.kind}{relative}-{value}"
 
 
-def _line(setup: Setup, candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
+def _line(plan: FinetunePlan, candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
     rule, scores = candidate.rule, table(run / "test").iloc[0]
-    names = SWEEPS[setup.entry.task][-3:]
+    names = SWEEPS[plan.entry.task][-3:]
     return {
         "scope": rule.scope if rule.pattern is None else "all",
         "threshold": rule.threshold,

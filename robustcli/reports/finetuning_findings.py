@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     COSTS,
     DECISIONS,
@@ -143,7 +143,7 @@ def read_finetuning(run: Path) -> Finetuning:
         UsageError: There is no readable fine-tuning.
     """
     record = read_finetune_record(run)
-    begun = [mode for mode in MODES if mode in record.modes and (run / mode / FILE_NAME).is_file()]
+    begun = [mode for mode in MODES if mode in record.modes and has_record(run / mode)]
     decisions, profile, sweep = run / DECISIONS, run / PROFILE, run / SWEEP_FILE
     return Finetuning(
         run,

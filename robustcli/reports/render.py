@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.evaluation_page import evaluation
 from robustcli.reports.finetuning_page import finetuning
 from robustcli.reports.pages import Page, write_page
@@ -54,7 +54,7 @@ def render_zoo(runs: Sequence[Path], out: Path) -> Path:
 def kind_of(run: Path) -> str:
     """`train`, `finetune`, or the task of an evaluation; `cls` where that cannot be read."""
     try:
-        head = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
+        head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "cls"  # reading it as an evaluation tells the user what is wrong
     if not isinstance(head, dict):

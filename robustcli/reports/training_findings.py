@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.rundir import has_record
 from robustcli.evaluation.store import Store
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import counted
@@ -158,7 +158,7 @@ def _paper(path: Path) -> pd.DataFrame | None:
 
 def _held(run: Path) -> Held | None:
     """The only model of an evaluation on untouched images; None where it has not begun."""
-    if not (run / FILE_NAME).is_file():
+    if not has_record(run):
         return None
     findings = read_findings(run)
     numbers = findings.table[findings.table["transform"] == "identity"].iloc[0]

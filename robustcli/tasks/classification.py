@@ -198,7 +198,7 @@ class Classification(Task[Classifier]):
 
         Images that a model was trained on here are left out.
         """
-        whole = _opened(config)
+        whole = config.dataset or _opened(config)
         for note in whole.notes:
             listener.say(note)
         part = choose_part(whole, config.split, trainings_of(config), listener).index

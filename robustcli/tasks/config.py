@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustcli.adapters.load import ModelRequest
+from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import ValueOption
 from robustcli.tasks.record import Split
 
@@ -16,7 +17,7 @@ class TaskConfig:
     """Models x transforms x images; see `robust eval --help` for the meaning of each.
 
     `splits_of` is a training run that says which part an image belongs to, as if one of the models
-    came from it.
+    came from it. `dataset` is what `data` names, where that is opened already.
     """
 
     models: tuple[ModelRequest, ...]
@@ -33,3 +34,4 @@ class TaskConfig:
     apply_at: Literal["original", "crop"] = "original"
     foreground: ValueOption = None
     ignore: ValueOption = None
+    dataset: Dataset | None = None

@@ -6,28 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    model_serializer,
-)
+from pydantic import Field, TypeAdapter
 
 from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.core.io import write_bytes
 from robustcli.core.names import model_folder
+from robustcli.core.rundir import Record
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
 
 Split = Literal["all", "train", "val", "test"]
-
-
-class Record(BaseModel):
-    """A part of `run.json`; unknown keys are an error, so that a newer file is not misread."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 # Data.
@@ -69,14 +58,6 @@ class DatasetRecord(Record):
     contents: str | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
-
-    @model_serializer(mode="wrap")
-    def _known_to_older_versions(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        told: dict[str, Any] = rest(self)
-        for name in ("contents", "tolerance", "masks"):
-            if told.get(name, 0) is None:
-                del told[name]
-        return told
 
 
 def dataset_record(index: Dataset) -> DatasetRecord:
@@ -130,19 +111,27 @@ def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
     )
 
 
-def contents_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
-    """In words, that images of the same names are other images."""
-    if old.digest == new.digest and old.contents and old.contents != new.contents:
+def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) -> Iterator[str]:
+    """Sentences that say which images, or which reading of masks, is another one.
+
+    Args:
+        old: Before.
+        new: Now.
+        options: The flags that choose the images.
+    """
+    if old.digest != new.digest:
+        before, now = (
+            f"{one.images} of `{one.name}`{f' ({one.subset})' if one.subset else ''}"
+            for one in (old, new)
+        )
+        yield f"Its images are others: {before}, now {now} ({options})."
+    elif old.contents and old.contents != new.contents:
         yield (
             f"The files of `{new.location}` were changed since it was begun (`--data`)."
             if old.location == new.location
             else f"Its images were those of `{old.location}`; the files of the same names in "
             f"`{new.location}` are others (`--data`)."
         )
-
-
-def masks_that_differ(old: DatasetRecord, new: DatasetRecord) -> Iterator[str]:
-    """In words, that the masks of the same images are read in another way."""
     if old.masks != new.masks:
         before, now = (
             "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
@@ -188,7 +177,7 @@ class ModelRecord(Record):
     name: str
     family: str
     builder: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     parameters: int
     weights: str
     weights_sha256: str

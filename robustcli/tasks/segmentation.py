@@ -261,7 +261,7 @@ class Segmentation(Task[Segmenter]):
         if config.foreground is not None or config.ignore is not None:
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]
-        index = open_dataset(config.data, Masks()) if trainings else None
+        index = config.dataset or open_dataset(config.data, Masks()) if trainings else None
         known = [one for one in trainings if index is not None and one.overlaps(index)]
         said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
         if not said:
@@ -281,7 +281,7 @@ class Segmentation(Task[Segmenter]):
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = open_dataset(config.data, Masks(config.foreground, config.ignore))
+        whole = config.dataset or open_dataset(config.data, Masks(config.foreground, config.ignore))
         for note in whole.notes:
             listener.say(note)
         if config.data is None:

@@ -25,13 +25,13 @@ from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.data.subsets import take
 from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import EpochOrder, Serving
-from robustcli.training.finish import evaluate, hash_ids
-from robustcli.training.learning import Learner, decays_of
+from robustcli.training.datamodule import BaseDataModule, EpochOrder
+from robustcli.training.finish import evaluate_test_images, hash_ids
 from robustcli.training.lit_classifier import ClassificationModule
+from robustcli.training.lit_module import LitModule, decays_of
 from robustcli.training.overrides import check_protocol, class_recipe
 from robustcli.training.photos import (
-    Part,
+    DecodedPhotos,
     Photo,
     Sample,
     TrainingSamples,
@@ -39,15 +39,15 @@ from robustcli.training.photos import (
     collate,
     decode_photo,
 )
+from robustcli.training.procedures.base import BatchSettings
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import SplitRecord
-from robustcli.training.task import Facts, Selection, TrainingTask
-from robustcli.training.trainer import default_workers
+from robustcli.training.training_task import RecordedFacts, TrainingTask, TrainPlan
 
 # The batches of a classifier's training and validation, as Lightning asks for them.
 
 
-class ClassificationData(Serving):
+class ClassificationData(BaseDataModule):
     """Training and validation batches.
 
     Args:
@@ -55,19 +55,16 @@ class ClassificationData(Serving):
         val: What is validated on.
         recipe: With batch size and augmentation.
         preprocessing: The network's own.
-        seed: Of the run.
-        workers: Loader processes; 0 for none.
-        pin: Whether batches go through pinned memory, for CUDA.
-        least: Fewest images of a training batch.
+        settings: How batches are made.
     """
 
     def __init__(
-        self, train: Part, val: Part, recipe: Recipe, preprocessing: Preprocessing, *, seed: int,
-        workers: int, pin: bool = False, least: int = 1,
+        self, train: DecodedPhotos, val: DecodedPhotos, recipe: Recipe,
+        preprocessing: Preprocessing, settings: BatchSettings,
     ) -> None:  # fmt: skip
-        super().__init__(collate, workers=workers, pin=pin, least=least)
+        super().__init__(collate, workers=settings.workers, pin=settings.pin, least=settings.least)
         self.train, self.val, self.recipe, self.preprocessing = train, val, recipe, preprocessing
-        self.seed = seed
+        self.seed = settings.seed
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch; of each step, this process's share."""
@@ -108,7 +105,11 @@ class Classification(TrainingTask):
     def open(self, config: TrainConfig) -> dataset.Dataset:
         """See `TrainingTask.open`: whatever classes the data has."""
         assert config.data is not None, "`check` has seen to it"
-        return take(open_dataset(config.data, Classes()), limit=config.limit, seed=config.seed)
+        return open_dataset(config.data, Classes())
+
+    def limited(self, index: dataset.Dataset, config: TrainConfig) -> dataset.Dataset:
+        """See `TrainingTask.limited`."""
+        return take(index, limit=config.limit, seed=config.seed)
 
     def split(self, index: dataset.Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
@@ -141,67 +142,60 @@ class Classification(TrainingTask):
         return decode_photo(member.image)
 
     def counts(
-        self, selection: Selection, train: Sequence[Photo], val: Sequence[Photo]
+        self, plan: TrainPlan, train: Sequence[Photo], val: Sequence[Photo]
     ) -> dict[Split, SplitRecord]:
         """See `TrainingTask.counts`."""
-        sizes = {name: len(getattr(selection.splits, name).samples) for name in SPLITS}
+        sizes = {name: len(getattr(plan.splits, name).samples) for name in SPLITS}
         return {name: SplitRecord(images=size, groups=size) for name, size in sizes.items()}
 
     def batches(
-        self, config: TrainConfig, selection: Selection, train: Sequence[Photo],
-        val: Sequence[Photo],
-    ) -> ClassificationData:  # fmt: skip
+        self, plan: TrainPlan, train: Sequence[Photo], val: Sequence[Photo]
+    ) -> ClassificationData:
         """See `TrainingTask.batches`."""
-        device, splits = selection.on.device, selection.splits
+        splits = plan.splits
         return ClassificationData(
-            _part(splits.train, train), _part(splits.val, val), selection.recipe,
-            preprocessing_of(config, selection), seed=config.seed,
-            workers=default_workers(device) if config.workers is None else config.workers,
-            pin=device.type == "cuda", least=selection.least,
+            _with_pixels(splits.train, train), _with_pixels(splits.val, val), plan.recipe,
+            preprocessing_of(plan), plan.batch_settings(),
         )  # fmt: skip
 
-    def learner(
-        self, selection: Selection, network: nn.Module, data: Any = None
+    def lit_module(
+        self, plan: TrainPlan, network: nn.Module, data: Any = None
     ) -> ClassificationModule:
-        """See `TrainingTask.learner`."""
+        """See `TrainingTask.lit_module`."""
         return ClassificationModule(
-            network.train(), selection.recipe, decays_of(selection.entry, network),
+            network.train(), plan.recipe, decays_of(plan.entry, network),
             preprocessing=data.preprocessing if data
-            else Preprocessing(None, 1).of_channels(selection.input_shape[0]),
-            val_images=len(selection.splits.val.samples),
+            else Preprocessing(None, 1).of_channels(plan.input_shape[0]),
+            val_images=len(plan.splits.val.samples),
         )  # fmt: skip
 
-    def facts(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Facts:
+    def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
-        index = selection.index
-        return Facts(dataset_record(index), None, "the class with the highest score")
+        index = plan.index
+        return RecordedFacts(dataset_record(index), None, "the class with the highest score")
 
-    def header(
-        self, config: TrainConfig, selection: Selection, network: nn.Module
-    ) -> ClassifierHeader:
+    def header(self, plan: TrainPlan, network: nn.Module) -> ClassifierHeader:
         """See `TrainingTask.header`."""
-        space = selection.index.classes
+        space = plan.index.classes
         return ClassifierHeader(
-            model=selection.entry.network,
-            arguments=dict(config.model_args),
-            window=selection.recipe.window,
-            trained_on=selection.index.digest,
-            images_sha256=hash_ids(selection.splits.train),
+            model=plan.entry.network,
+            arguments=dict(plan.config.model_args),
+            window=plan.recipe.window,
+            trained_on=plan.index.digest,
+            images_sha256=hash_ids(plan.splits.train),
             label_space=space.name,
             classes=space.ids,
             class_names=space.names,
-            preprocessing=asdict(preprocessing_of(config, selection)),
-            seen=_seen(selection.splits.train, config.seed),
+            preprocessing=asdict(preprocessing_of(plan)),
+            seen=_seen(plan.splits.train, plan.config.seed),
         )
 
     def measure(
-        self, config: TrainConfig, selection: Selection, learner: Learner,
-        chosen: Mapping[str, Any], listener: Listener,
-    ) -> None:  # fmt: skip
+        self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
+    ) -> None:
         """See `TrainingTask.measure`: into `RUN/test`."""
-        run = selection.run
-        listener.say(f"Measuring on the {len(selection.splits.test.samples)} held-out images.")
-        evaluate(config, run, str(run), run / "test")
+        listener.say(f"Measuring on the {len(plan.splits.test.samples)} held-out images.")
+        evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
 
 def no_data(entry: ModelEntry) -> UsageError:
@@ -214,14 +208,14 @@ def no_data(entry: ModelEntry) -> UsageError:
     )
 
 
-def preprocessing_of(config: TrainConfig, selection: Selection) -> Preprocessing:
+def preprocessing_of(plan: TrainPlan) -> Preprocessing:
     """How photos become the network's input, in training, validation and evaluation."""
-    return sized_preprocessing(selection.entry, config.model_args, selection.recipe.window)
+    return sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
 
 
-def _part(index: dataset.Dataset, photos: Sequence[Photo]) -> Part:
+def _with_pixels(index: dataset.Dataset, photos: Sequence[Photo]) -> DecodedPhotos:
     images = index.samples
-    return Part([i.image_id for i in images], photos, [i.target for i in images])
+    return DecodedPhotos([i.image_id for i in images], photos, [i.target for i in images])
 
 
 def _seen(train: dataset.Dataset, seed: int) -> dict[str, str]:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from robustcli.core.names import file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.nnunet.plans_json import NnUNetPlan
-from robustcli.training.recipes import EXTENDABLE, Recipe
-from robustcli.training.record import Protocol
+from robustcli.training.recipes import EXTENDABLE, Protocol, Recipe
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from robustcli.training.samples import (
     collate,
 )
 
-# In which order the images of an epoch come, and how many of them make each batch.
+# Samplers: the order of images in an epoch, and the size of each batch.
 #
 # The order is drawn from seed, epoch and the images' ids.
 
@@ -133,10 +133,10 @@ class Batches(Sampler[list[Any]]):
         return batch_sizes(len(self.sampler), self.batch_size, self.least)
 
 
-# How batches come to Lightning, whatever is in them.
+# Data modules: the loaders that all of them share.
 
 
-class Serving(pl.LightningDataModule):
+class BaseDataModule(pl.LightningDataModule):
     """A data module's loaders.
 
     Args:
@@ -189,12 +189,12 @@ class Serving(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-# The batches of training and validation, as Lightning asks for them.
+# The data module of segmenters.
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the data, decoded.
+class DecodedPairs:
+    """A subset of the data, decoded.
 
     Args:
         ids: The images.
@@ -205,7 +205,7 @@ class Part:
     decoded: Sequence[Decoded]
 
 
-class SegmentationData(Serving):
+class SegmentationData(BaseDataModule):
     """Training and validation batches.
 
     Args:
@@ -213,48 +213,45 @@ class SegmentationData(Serving):
         val: What is validated on.
         recipe: With batch size, window and augmentation.
         seed: Of the run.
-        whole: Whether images are resized whole (protocol `paper`) instead of cut.
         workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
         least: Fewest images of a training batch.
     """
 
     def __init__(
-        self, train: Part, val: Part, recipe: Recipe, *, seed: int, whole: bool, workers: int,
+        self, train: DecodedPairs, val: DecodedPairs, recipe: Recipe, *, seed: int, workers: int,
         pin: bool = False, least: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(collate, workers=workers, pin=pin, least=least)
-        self.train, self.val, self.recipe = train, val, recipe
-        self.seed, self.whole = seed, whole
+        self.train, self.val, self.recipe, self.seed = train, val, recipe, seed
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The batches of an epoch; of each step, this process's share."""
-        part, recipe = self.train, self.recipe
-        samples: Dataset[Sample] = (
-            WholeSamples(part.ids, part.decoded, recipe.window)
-            if self.whole
-            else TrainingSamples(
-                part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
-            )
-        )
+        recipe = self.recipe
         rank, world = self.place()
         order = EpochOrder(
-            part.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
+            self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
-        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
+        return self.loader(
+            self.train_samples(), order, recipe.batch_size // world, least=self.least
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation samples; of them, this process's share."""
+        samples = self.val_samples()
+        return self.shared(samples, len(samples), self.recipe.batch_size)
+
+    def train_samples(self) -> Dataset[Sample]:
+        """A random window of each training image."""
+        part, recipe = self.train, self.recipe
+        return TrainingSamples(
+            part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
+        )
+
+    def val_samples(self) -> ValidationSamples | WholeSamples:
+        """The windows of the validation images."""
+        return ValidationSamples(self.val.ids, self.val.decoded, self.recipe.window)
 
     def val_images(self) -> list[int]:
         """Of each validation sample, by its number, the place of its image."""
-        samples = self._val_samples()
-        if isinstance(samples, ValidationSamples):
-            return [place for place, _ in samples.tiles]
-        return list(range(len(samples)))
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The windows of the validation images; of them, this process's share."""
-        samples = self._val_samples()
-        return self.shared(samples, len(samples), self.recipe.batch_size)
-
-    def _val_samples(self) -> WholeSamples | ValidationSamples:
-        kind = WholeSamples if self.whole else ValidationSamples
-        return kind(self.val.ids, self.val.decoded, self.recipe.window)
+        return self.val_samples().places

@@ -1,4 +1,4 @@
-"""The training itself: prepare, train what is missing, choose weights, measure them."""
+"""Runs a training: fits what is missing, chooses the weights, measures them on held-out images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from robustcli.evaluation.device import DeviceMonitor
 from robustcli.training.cache import Stored, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.finish import chosen_weights, save_weights
-from robustcli.training.learning import Learner
-from robustcli.training.opening import alone, closing, open_training, update
-from robustcli.training.prepare import select
+from robustcli.training.lit_module import LitModule
 from robustcli.training.processes import Peers, end_of_others, launched, meeting
-from robustcli.training.record import TrainRecord, read_train_record
+from robustcli.training.record import TRAINING, TrainRecord
 from robustcli.training.run_record import train_record
-from robustcli.training.task import Selection, Tuning
+from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import fit, is_trained, make_trainer
+from robustcli.training.training_task import TrainPlan, Tuning
 from robustcli.training.trial import try_out
 
 # How much memory a training took.
@@ -50,28 +49,28 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# What a run's record counts while it goes: images of its parts, memory and energy.
+# What the record counts during a training: images of each subset, memory and energy.
 
 
-def count_splits(selection: Selection, train: Sequence[Any], val: Sequence[Any]) -> None:
+def count_splits(plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]) -> None:
     """Writes which image is in which part, and counts them in the record.
 
     Args:
-        selection: With the parts.
+        plan: With the subsets.
         train: The decoded images of the training part.
         val: Those of the validation part.
     """
-    counts = selection.task.counts(selection, train, val)
-    write_splits(selection.run / "splits.csv", selection.splits)
-    update(selection.run, splits=counts)
+    counts = plan.task.counts(plan, train, val)
+    write_splits(plan.run / "splits.csv", plan.splits)
+    TRAINING.update(plan.run, splits=counts)
 
 
 def count_costs(run: Path, monitor: DeviceMonitor) -> None:
     """Adds what this process used to what those before it did: peak memory and energy."""
-    before, use = read_train_record(run), monitor.use()
+    before, use = TRAINING.read(run), monitor.use()
     peak = peak_bytes() if use is None else use.peak_memory_bytes
     energy = None if use is None else use.energy_joules
-    update(
+    TRAINING.update(
         run,
         peak_memory_bytes=max(peak, before.peak_memory_bytes or 0),
         energy_joules=_sum(before.energy_joules, energy),
@@ -90,13 +89,15 @@ class _Prepared:
     """A training that may begin.
 
     Args:
-        selection: What was asked for, looked up.
+        plan: What was asked for, looked up.
+        tuning: What a fine-tuning changes.
         network: With the weights that it starts from.
         callbacks: Of fine-tuning.
         record: What `run.json` says of it.
     """
 
-    selection: Selection
+    plan: TrainPlan
+    tuning: Tuning
     network: nn.Module
     callbacks: Sequence[pl.Callback]
     record: TrainRecord
@@ -118,17 +119,12 @@ class _Prepared:
         }
 
 
-def run_training(
-    config: TrainConfig, listener: Listener | None = None, tuning: Tuning | None = None,
-    peers: Peers | None = None,
-) -> Path:  # fmt: skip
+def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
     """Trains what `config` asks for, as far as it is not there yet; returns the run's folder.
 
     Args:
         config: The settings.
         listener: Who hears of the progress.
-        tuning: What fine-tuning does otherwise; None for a plain training.
-        peers: The processes of this job, where they have met already.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
@@ -137,92 +133,107 @@ def run_training(
     """
     place = ranks()
     listener = (listener if place.first else None) or Silent()
-    with nullcontext(peers) if peers is not None else meeting(place) as met:
-        prepared = met.together(
-            lambda: _prepare(config, listener, tuning), lambda prepared: prepared.facts
+    with meeting(place) as peers:
+        prepared = peers.together(
+            lambda: _prepare(plan_training(config, listener), Tuning()), lambda one: one.facts
         )
-        if not place.first:
-            _help(met, config, prepared)
-        run = prepared.selection.run
-        with alone(run):
-            if not open_training(run, prepared.record, fresh=config.fresh):
-                met.tell(_NOTHING)
-                listener.say(f"`{run}` is finished: nothing is left to do.")
-                return run
-            with closing(run):
-                learner = _trained(met, config, prepared, listener)
-                met.leave()
-                with as_single_process():
-                    _finish(config, prepared.selection, learner, listener, tuning)
+        return _run(prepared, listener, peers)
+
+
+def train(
+    plan: TrainPlan, tuning: Tuning, listener: Listener | None = None, peers: Peers | None = None
+) -> Path:
+    """Trains as `plan` and `tuning` say; see `run_training`.
+
+    Args:
+        plan: The training.
+        tuning: What a fine-tuning changes.
+        listener: Who hears of the progress.
+        peers: The processes of this job, where they have met already.
+    """
+    place = ranks()
+    listener = (listener if place.first else None) or Silent()
+    with nullcontext(peers) if peers is not None else meeting(place) as met:
+        prepared = met.together(lambda: _prepare(plan, tuning), lambda one: one.facts)
+        return _run(prepared, listener, met)
+
+
+def _prepare(plan: TrainPlan, tuning: Tuning) -> _Prepared:
+    """The network with its weights, tried out; nothing is written yet."""
+    network, origin = tuning.start(plan)
+    try_out(plan, network)
+    record = train_record(plan, network, origin)
+    return _Prepared(plan, tuning, network, tuning.callbacks(network), record)
+
+
+def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
+    """Opens the run's folder, trains, chooses weights and measures them, in the first process."""
+    if not peers.place.first:
+        _help(peers, prepared)
+    run = prepared.plan.run
+    with TRAINING.held(run):
+        record = TRAINING.open(run, prepared.record, fresh=prepared.plan.config.fresh)
+        if record.status == "complete":
+            peers.tell(_NOTHING)
+            listener.say(f"`{run}` is finished: nothing is left to do.")
+            return run
+        with TRAINING.closing(run):
+            lit_module = _trained(peers, prepared, listener)
+            peers.leave()
+            with as_single_process():
+                _finish(prepared, lit_module, listener)
     return run
 
 
-def _prepare(config: TrainConfig, listener: Listener, tuning: Tuning | None) -> _Prepared:
-    """Everything looked up, and nothing written yet."""
-    selection = select(config, listener)
-    network, origin = _start(config, selection) if tuning is None else tuning.start()
-    try_out(selection, network, config.model_args)
-    callbacks = () if tuning is None else tuning.callbacks(network)
-    return _Prepared(
-        selection, network, callbacks, train_record(config, selection, network, origin)
-    )
-
-
-def _start(config: TrainConfig, selection: Selection) -> tuple[nn.Module, str]:
-    return selection.task.network(config, selection.index)
-
-
-def _help(peers: Peers, config: TrainConfig, prepared: _Prepared) -> NoReturn:
+def _help(peers: Peers, prepared: _Prepared) -> NoReturn:
     """Computes what the first process tells, and ends this one."""
     if peers.hear() == _TRAIN:
-        _train(peers, config, prepared, Silent(), fitted=False)
+        _train(peers, prepared, Silent(), fitted=False)
     end_of_others()
 
 
-def _trained(peers: Peers, config: TrainConfig, prepared: _Prepared, listener: Listener) -> Learner:
+def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> LitModule:
     """The trained network, in the first process."""
-    selection = prepared.selection
-    if is_trained(selection.run, selection.recipe.epochs):
+    plan = prepared.plan
+    if is_trained(plan.run, plan.recipe.epochs):
         peers.tell(_NOTHING)
-        return _train(Peers(Ranks()), config, prepared, listener, fitted=True)
-    if peers.alone and selection.on.world > 1:
-        with launched(selection.on.devices, selection.run) as peers:
+        return _train(Peers(Ranks()), prepared, listener, fitted=True)
+    if peers.alone and plan.machine.world > 1:
+        with launched(plan.machine.devices, plan.run) as peers:
             peers.together(lambda: prepared, lambda prepared: prepared.facts)
             peers.tell(_TRAIN)
-            return _train(peers, config, prepared, listener, fitted=False)
+            return _train(peers, prepared, listener, fitted=False)
     peers.tell(_TRAIN)
-    return _train(peers, config, prepared, listener, fitted=False)
+    return _train(peers, prepared, listener, fitted=False)
 
 
-def _train(
-    peers: Peers, config: TrainConfig, prepared: _Prepared, listener: Listener, *, fitted: bool
-) -> Learner:
+def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: bool) -> LitModule:
     """The trained network; every process of the run does this, unless it is `fitted` already."""
-    selection = prepared.selection
-    task, splits, run = selection.task, selection.splits, selection.run
-    held = (*splits.train.samples, *splits.val.samples)
+    plan = prepared.plan
+    task, splits, run, machine = plan.task, plan.splits, plan.run, plan.machine
+    members = (*splits.train.samples, *splits.val.samples)
     count = len(splits.train.samples)
     first = peers.place.first
     with (
-        decoded_once(held, run / "cache", task.decode, processes=selection.on.devices) as decoded,
-        DeviceMonitor(selection.on.device) as monitor,
+        decoded_once(members, run / "cache", task.decode, processes=machine.devices) as decoded,
+        DeviceMonitor(machine.device) as monitor,
     ):
         train, val = decoded[:count], decoded[count:]
 
         def look_at() -> list[Any]:
             if first:
-                count_splits(selection, train, val)
+                count_splits(plan, train, val)
             return decoded
 
         peers.together(look_at, lambda decoded: {"pixels": _digest(decoded)})
-        data = task.batches(config, selection, train, val)
-        learner = task.learner(selection, prepared.network, data)
+        data = task.batches(plan, train, val)
+        lit_module = task.lit_module(plan, prepared.network, data)
         if not fitted:
-            with peers.in_group(selection.on.device):
-                fit(_trainer(config, prepared, peers.place, listener), learner, data, run)
+            with peers.in_group(machine.device):
+                fit(_trainer(prepared, peers.place, listener), lit_module, data, run)
         if first:
             count_costs(run, monitor)
-    return learner
+    return lit_module
 
 
 def _digest(decoded: Sequence[Stored]) -> str:
@@ -235,31 +246,24 @@ def _digest(decoded: Sequence[Stored]) -> str:
     return f"images {found.hexdigest()[:16]}"
 
 
-def _trainer(
-    config: TrainConfig, prepared: _Prepared, place: Ranks, listener: Listener
-) -> pl.Trainer:
-    selection = prepared.selection
+def _trainer(prepared: _Prepared, place: Ranks, listener: Listener) -> pl.Trainer:
+    plan = prepared.plan
     return make_trainer(
-        selection.run, selection.recipe, selection.on, place, seed=config.seed,
-        best=not selection.whole, per_epoch=selection.per_epoch, listener=listener,
-        validation=selection.task.validation, monitor=selection.monitor, extra=prepared.callbacks,
+        plan.run, plan.recipe, plan.machine, place, seed=plan.config.seed,
+        best=plan.procedure.keeps_best, per_epoch=plan.per_epoch, listener=listener,
+        validation=plan.task.validation, monitor=plan.monitor, extra=prepared.callbacks,
     )  # fmt: skip
 
 
-def _finish(
-    config: TrainConfig, selection: Selection, learner: Learner, listener: Listener,
-    tuning: Tuning | None,
-) -> None:  # fmt: skip
+def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> None:
     """Chooses the weights and measures them on the held-out images."""
-    chosen = chosen_weights(selection.run, best=not selection.whole)
-    plain = chosen if tuning is None else replace(chosen, state=tuning.export(chosen.state))
-    digest = save_weights(config, selection, learner, plain)
-    if read_train_record(selection.run).weights_sha256 not in (None, digest):
-        shutil.rmtree(selection.run / "test", ignore_errors=True)  # of the weights before
-    update(
-        selection.run,
-        chosen_epoch=chosen.epoch,
-        chosen_why=chosen.why,
-        weights_sha256=digest,
+    plan = prepared.plan
+    chosen = chosen_weights(plan.run, best=plan.procedure.keeps_best)
+    plain = replace(chosen, state=prepared.tuning.export(chosen.state))
+    digest = save_weights(plan, lit_module, plain)
+    if TRAINING.read(plan.run).weights_sha256 not in (None, digest):
+        shutil.rmtree(plan.run / "test", ignore_errors=True)  # of the weights before
+    TRAINING.update(
+        plan.run, chosen_epoch=chosen.epoch, chosen_why=chosen.why, weights_sha256=digest
     )
-    selection.task.measure(config, selection, learner, chosen.state, listener)
+    plan.task.measure(plan, lit_module, chosen.state, listener)

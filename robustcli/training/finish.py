@@ -11,17 +11,14 @@ from torch import Tensor
 from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import write_weights
-from robustcli.core.errors import RunError
 from robustcli.data.dataset import Dataset
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.record import read_record
 from robustcli.training.callbacks import BEST, FOLDER, LAST, KeepLastAndBest
-from robustcli.training.config import TrainConfig
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.record import AVERAGED, VALIDATIONS
-from robustcli.training.task import Selection
 from robustcli.training.trainer import DurableCheckpoints
+from robustcli.training.training_task import TrainPlan
 
 WEIGHTS = "weights.safetensors"
 _PREFIX = "network."
@@ -62,12 +59,9 @@ def chosen_weights(run: Path, *, best: bool) -> Chosen:
     return Chosen(epoch, f"{_WHY[kept.get('monitor', _BY_DICE)]}, {kept['best_dice']:.4f}", state)
 
 
-def save_weights(
-    config: TrainConfig, selection: Selection, learner: Learner, chosen: Chosen
-) -> str:
+def save_weights(plan: TrainPlan, lit_module: LitModule, chosen: Chosen) -> str:
     """Writes `RUN/weights.safetensors`; returns the hash of the weights."""
-    header = selection.task.header(config, selection, learner.network)
-    write_weights(selection.run / WEIGHTS, chosen.state, header)
+    write_weights(plan.run / WEIGHTS, chosen.state, plan.task.header(plan, lit_module.network))
     return hash_state(chosen.state)
 
 
@@ -76,20 +70,22 @@ def hash_ids(part: Dataset) -> str:
     return hashlib.sha256("".join(f"{p.image_id}\n" for p in part.samples).encode()).hexdigest()
 
 
-def evaluate(config: TrainConfig, run: Path, model: str, out: Path) -> None:
-    """Evaluates `model` on the held-out images of the training in `run`, into the folder `out`.
+def evaluate_test_images(plan: TrainPlan, model: str, out: Path) -> None:
+    """Evaluates `model` on the held-out images of the training, into the folder `out`.
 
     Raises:
-        RunError: Some images were not evaluated.
+        IncompleteRun: Some images were not evaluated; the same command computes the rest.
     """
+    config = plan.config
     run_evaluation(
         EvalConfig(
             models=(ModelRequest(model),),
             transforms=("identity",),
             data=config.data,
+            dataset=plan.dataset,
             out=out,
             split="test",
-            splits_of=run,
+            splits_of=plan.run,
             seed=config.seed,
             precision=config.precision,
             device=config.device,
@@ -100,9 +96,3 @@ def evaluate(config: TrainConfig, run: Path, model: str, out: Path) -> None:
             command=config.command,
         )
     )
-    if read_record(out).status != "complete":
-        raise RunError(
-            f"Not all held-out images of `{run}` were evaluated.",
-            f"The evaluation in `{out}` is {read_record(out).status}.",
-            "Repeat the command: it computes the rest without training again.",
-        )

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.models.weight_decay import Decays
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.photos import Batch
 from robustcli.training.recipes import SMOOTHINGS, Recipe
 
 
-class ClassificationModule(Learner):
+class ClassificationModule(LitModule):
     """A classifier in training.
 
     Args:
@@ -40,7 +40,7 @@ class ClassificationModule(Learner):
 
     @property
     def input_channels(self) -> int:
-        """See `Learner.input_channels`."""
+        """See `LitModule.input_channels`."""
         return self.mean.shape[1]
 
     def logits(self, images: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ class ClassificationModule(Learner):
         return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
 
     def loss_of(self, batch: Batch) -> Tensor:
-        """See `Learner.loss_of`."""
+        """See `LitModule.loss_of`."""
         return self.loss(self.logits(batch.images), batch.targets)
 
     def trial_loss(self, images: Tensor) -> Tensor:
-        """See `Learner.trial_loss`."""
+        """See `LitModule.trial_loss`."""
         targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
         return self.loss(self.network(images).float(), targets)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustcli.adapters.segmenter import at_size, foreground_logits, is_probability
 from robustcli.metrics.mask_scores import pooled_scores
 from robustcli.models.weight_decay import Decays
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.losses import DeepSupervision, make_loss
 from robustcli.training.recipes import Recipe
 from robustcli.training.samples import Batch
@@ -29,7 +29,7 @@ def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
     return [at_size(levels[0], (height, width)), *map(foreground_logits, levels[1:])]
 
 
-class SegmentationModule(Learner):
+class SegmentationModule(LitModule):
     """A segmenter in training.
 
     Args:
@@ -53,7 +53,7 @@ class SegmentationModule(Learner):
 
     @property
     def input_channels(self) -> int:
-        """See `Learner.input_channels`."""
+        """See `LitModule.input_channels`."""
         return 1 if self.channels == "grey" else 3
 
     def make_loss(self) -> nn.Module:
@@ -71,12 +71,12 @@ class SegmentationModule(Learner):
         return images.flip(1) if self.channels == "bgr" else images
 
     def loss_of(self, batch: Batch) -> Tensor:
-        """See `Learner.loss_of`."""
+        """See `LitModule.loss_of`."""
         loss: Tensor = self.loss(outputs(self.network, self.pixels(batch)), batch.masks)
         return loss
 
     def trial_loss(self, images: Tensor) -> Tensor:
-        """See `Learner.trial_loss`."""
+        """See `LitModule.trial_loss`."""
         loss: Tensor = self.loss(outputs(self.network, images), images[:, :1].round())
         return loss
 

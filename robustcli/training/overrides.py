@@ -1,4 +1,4 @@
-"""From what the user typed to the recipe of a training, with every override checked."""
+"""The recipe of a training with every override that the user typed, checked."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from robustcli.data.mask_values import check_no_masks
 from robustcli.training.config import TrainConfig
 from robustcli.training.losses import loss_name
 from robustcli.training.photos import crops_name
+from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import (
     CLASS_RECIPES,
-    OWN,
     SMOOTHINGS,
     Recipe,
     quick,
@@ -22,22 +22,12 @@ from robustcli.training.recipes import (
 )
 from robustcli.training.samples import augmentation_name
 
-# From what the user typed to the recipe of the run, with every override checked.
-
-
 _OVERRIDES = {
     "epochs": "epochs", "lr": "lr", "batch_size": "batch_size", "accumulate": "accumulate",
     "loss": "loss", "aug": "augmentation", "window": "window", "clip": "clip",
     "patience": "patience",
 }  # fmt: skip
 """Field of the settings to field of the recipe."""
-_NOT_OF_THE_PAPER = {
-    "aug": "it augments nothing",
-    "patience": "it takes the last epoch, whatever validation says",
-}
-
-
-_NOT_OF_NNUNET = ("loss", "aug", "accumulate", "patience")
 
 
 def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
@@ -46,15 +36,18 @@ def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
     Raises:
         UsageError: An override is unknown, out of range, or against the protocol.
     """
-    said = _said(config)
-    if config.protocol == "paper":
-        _check_paper(said)
-    changes = given(config)
     if config.recipe is None:
         recipe = recipe_for(model, config.protocol, data, quick=config.quick)
+    elif config.protocol == "paper":
+        raise UsageError(
+            f"`--recipe {config.recipe}` does not go with `--protocol paper`.",
+            "That protocol has each network's own published recipe.",
+            "Leave out one of the two.",
+        )
     else:
         recipe = recipe_named(config.recipe, model, quick=config.quick)
-        _check_named(config, recipe, said)
+    procedure_of(recipe).check_options(config, _given_options(config))
+    changes = overridden_fields(config)
     if "loss" in changes:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
@@ -62,57 +55,26 @@ def recipe_of(config: TrainConfig, model: str, data: str) -> Recipe:
     return replace(recipe, **changes, precision=config.precision)
 
 
-def given(config: TrainConfig) -> dict[str, Any]:
+def overridden_fields(config: TrainConfig) -> dict[str, Any]:
     """The fields of the recipe that `config` overrides.
 
     Raises:
         UsageError: A number is not above 0.
     """
-    return {_OVERRIDES[name]: value for name, value in _said(config).items()}
+    return {_OVERRIDES[name]: value for name, value in _given_options(config).items()}
 
 
-def _said(config: TrainConfig) -> dict[str, Any]:
+def _given_options(config: TrainConfig) -> dict[str, Any]:
     every = {name: getattr(config, name) for name in _OVERRIDES}
-    said = {name: value for name, value in every.items() if value is not None}
-    _check_numbers(said)
-    return said
-
-
-def _check_numbers(given: dict[str, Any]) -> None:
+    given = {name: value for name, value in every.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value, str) and not value > 0:
             flag = name.replace("_", "-")
             raise UsageError(f"`--{flag} {value}` is out of range.", "It must be above 0.")
+    return given
 
 
-def _check_paper(given: dict[str, Any]) -> None:
-    for name, why in _NOT_OF_THE_PAPER.items():
-        if name in given and given[name] != "none":
-            raise UsageError(
-                f"`--{name} {given[name]}` does not go with `--protocol paper`.",
-                f"That protocol is done as the paper did it: {why}.",
-                f"Leave out `--{name}`, or use `--protocol patient`.",
-            )
-
-
-def _check_named(config: TrainConfig, recipe: Recipe, given: dict[str, Any]) -> None:
-    if config.protocol == "paper":
-        raise UsageError(
-            f"`--recipe {config.recipe}` does not go with `--protocol paper`.",
-            "That protocol has each network's own published recipe.",
-            "Leave out one of the two.",
-        )
-    for name in _NOT_OF_NNUNET:
-        if name in given and recipe.patches is not None:
-            raise UsageError(
-                f"`--{name} {given[name]}` does not go with `--recipe {config.recipe}`.",
-                "It trains as nnU-Net does, with its own loss and augmentation, a step per batch, "
-                "to the last epoch.",
-                f"Leave out `--{name}`, or use `--recipe {OWN}`.",
-            )
-
-
-# From what the user typed to the recipe of a classifier, with every override checked.
+# Classifiers.
 
 
 def class_recipe(config: TrainConfig, window: int) -> Recipe:
@@ -125,7 +87,7 @@ def class_recipe(config: TrainConfig, window: int) -> Recipe:
     Raises:
         UsageError: An override is unknown or out of range.
     """
-    changes = given(config)
+    changes = overridden_fields(config)
     changes["window"] = window
     if "loss" in changes:
         loss = changes["loss"]

@@ -173,8 +173,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the data, decoded: ids, photos and classes, in the same order."""
+class DecodedPhotos:
+    """A subset of the data, decoded: ids, photos and classes, in the same order."""
 
     ids: Sequence[str]
     photos: Sequence[Photo]
@@ -192,7 +192,7 @@ class TrainingSamples(Dataset[Sample]):
         seed: Of the run.
     """
 
-    part: Part
+    part: DecodedPhotos
     preprocessing: Preprocessing
     augmentation: str
     seed: int
@@ -217,7 +217,7 @@ class TrainingSamples(Dataset[Sample]):
 class ValidationSamples(Dataset[Sample]):
     """Each photo once, as the network is evaluated."""
 
-    part: Part
+    part: DecodedPhotos
     preprocessing: Preprocessing
 
     def __getitem__(self, number: int) -> Sample:

@@ -31,7 +31,7 @@ from torch.distributed import (  # type: ignore[attr-defined,unused-ignore]
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
 from robustcli.core.ranks import Ranks, ranks, store
-from robustcli.training.task import Enough
+from robustcli.training.training_task import Enough
 
 SILENCE = 120.0
 """Seconds without a sign of life after which a process counts as dead."""

@@ -14,7 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from robustcli.core.names import find
-from robustcli.training.record import Patchwise, Protocol
+from robustcli.nnunet.normalisation import Channel
+
+Protocol = Literal["patient", "paper"]
+"""How the images are split, and how a segmenter is trained and scored on them."""
 
 # Learning rates as pure functions of the step, so that going on needs nothing but the step.
 
@@ -56,6 +59,40 @@ OWN = "patient"
 """What one types for our own recipe where another serves when none is named."""
 _PAPER = "Crews and Whalen 2024, training notebooks"
 _OURS = "ours"
+
+
+# What nnU-Net's way of training has beside the fields of every recipe.
+#
+# Source: nnU-Net v2.1.1, `nnUNetTrainer`.
+
+
+@dataclass(frozen=True)
+class Patchwise:
+    """Epochs of patches drawn at random, instead of passes over images.
+
+    Args:
+        iterations: Batches of an epoch, each an optimizer step.
+        validation_iterations: Batches of a validation pass.
+        momentum: Of SGD, with Nesterov's correction.
+        exponent: Of the learning rate's decay by the epoch.
+        oversampling: The share of a batch, at its end, that is sure to show foreground.
+        batch_dice: Whether the loss pools its dice over the batch; the plan may say otherwise.
+        ema: The share of the old value in the moving average of the dice on validation patches.
+        most_patch: Largest side of a patch in pixels; None leaves it to the plan.
+        most_batch: Largest batch; None leaves it to the plan.
+        channels: How each input channel is normalised; the plan may say otherwise.
+    """
+
+    iterations: int = 250
+    validation_iterations: int = 50
+    momentum: float = 0.99
+    exponent: float = 0.9
+    oversampling: float = 0.33
+    batch_dice: bool = True
+    ema: float = 0.9
+    most_patch: int | None = None
+    most_batch: int | None = None
+    channels: tuple[Channel, ...] = (Channel(), Channel(), Channel())
 
 
 @dataclass(frozen=True)
@@ -219,7 +256,8 @@ def describe(recipe: Recipe) -> str:
     if recipe.patches is not None:
         per_epoch = f" of {recipe.patches.iterations} iterations"
     return (
-        f"Recipe `{recipe.name}` ({recipe.source}): {recipe.epochs} epochs{per_epoch}, batch "
+        f"Recipe `{recipe.name}` ({recipe.source}): {recipe.epochs} "
+        f"epoch{'s' * (recipe.epochs != 1)}{per_epoch}, batch "
         f"{recipe.batch_size}, window {recipe.window}, {recipe.loss} loss, {recipe.optimizer} at "
         f"{recipe.lr:g}, {recipe.schedule}, augmentation {recipe.augmentation}."
     )

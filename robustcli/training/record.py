@@ -12,53 +12,16 @@ RUN/baseline/            the same of Otsu's threshold
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from robustcli.core.io import write_text
-from robustcli.evaluation.record import FILE_NAME, read_record_of
-from robustcli.nnunet.normalisation import Channel
-from robustcli.tasks.record import DatasetRecord, Record
-
-# What nnU-Net's way of training has beside the fields of every recipe.
-#
-# Source: nnU-Net v2.1.1, `nnUNetTrainer`.
-
-
-@dataclass(frozen=True)
-class Patchwise:
-    """Epochs of patches drawn at random, instead of passes over images.
-
-    Args:
-        iterations: Batches of an epoch, each an optimizer step.
-        validation_iterations: Batches of a validation pass.
-        momentum: Of SGD, with Nesterov's correction.
-        exponent: Of the learning rate's decay by the epoch.
-        oversampling: The share of a batch, at its end, that is sure to show foreground.
-        batch_dice: Whether the loss pools its dice over the batch; the plan may say otherwise.
-        ema: The share of the old value in the moving average of the dice on validation patches.
-        most_patch: Largest side of a patch in pixels; None leaves it to the plan.
-        most_batch: Largest batch; None leaves it to the plan.
-        channels: How each input channel is normalised; the plan may say otherwise.
-    """
-
-    iterations: int = 250
-    validation_iterations: int = 50
-    momentum: float = 0.99
-    exponent: float = 0.9
-    oversampling: float = 0.33
-    batch_dice: bool = True
-    ema: float = 0.9
-    most_patch: int | None = None
-    most_batch: int | None = None
-    channels: tuple[Channel, ...] = (Channel(), Channel(), Channel())
-
-
-Protocol = Literal["patient", "paper"]
+from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
+from robustcli.tasks.record import DatasetRecord, dataset_differences
+from robustcli.training.recipes import EXTENDABLE, Patchwise, Protocol
 
 
 @dataclass(frozen=True)
@@ -137,19 +100,19 @@ class SplitRecord(Record):
     empty: int | None = None
 
 
-class TrainRecord(Record):
-    """All of a training run's `run.json`; `command` holds every command that worked on it."""
+class TrainRecord(BaseRunRecord):
+    """All of a training run's `run.json`.
 
-    schema_version: int = 1
+    `protocol` and `faults` (of the protocol, as documented) are those of segmenters; `decision`
+    says in words what the network's answer is.
+    """
+
     kind: Literal["train"] = "train"
     task: Literal["cls", "seg"] = "seg"
-    command: str
     status: Literal["running", "complete", "failed"]
-    created: datetime
-    updated: datetime
     seed: int
-    protocol: Protocol | None = None  # of segmenters
-    faults: list[str] = Field(default_factory=list)  # of the protocol, as documented
+    protocol: Protocol | None = None
+    faults: list[str] = Field(default_factory=list)
     model: str
     family: str
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -160,7 +123,7 @@ class TrainRecord(Record):
     grouping: str
     splits: dict[Literal["train", "val", "test"], SplitRecord]
     recipe: RecipeRecord
-    decision: str  # in words, such as "probability >= 0.5"
+    decision: str
     chosen_epoch: int | None = None
     chosen_why: str | None = None
     weights_sha256: str | None = None
@@ -173,26 +136,86 @@ class TrainRecord(Record):
     energy_joules: float | None = None
 
 
-_OF_SEGMENTERS: dict[str, Any] = {
-    "protocol": True,
-    "faults": True,
-    "recipe": {"expected_dice", "paper_batch", "patches"},
-    "splits": {"__all__": {"empty"}},
+# The folder of a training: what belongs to it, and what may continue in it.
+
+
+_FLAGS = {
+    "model": "`--model`",
+    "arguments": "`--model-arg`",
+    "protocol": "`--protocol`",
+    "seed": "`--seed`",
+    "devices": "`--devices`",
+    "initial_weights_sha256": "The hash of the weights it starts from (`--weights`, `--untrained`)",
 }
-"""Keys that mean nothing to a classifier. Of segmenters, `task` is left out, as it was before there
-were trainings of classifiers: older versions refuse keys that they do not know."""
+_RECIPE_FLAGS = {
+    "loss": "`--loss`",
+    "optimizer": "The optimizer",
+    "lr": "`--lr`",
+    "weight_decay": "The weight decay",
+    "schedule": "The schedule of the learning rate",
+    "batch_size": "`--batch-size`",
+    "accumulate": "`--accumulate`",
+    "images_per_epoch": "The number of images per epoch (`--quick`)",
+    "clip": "`--clip`",
+    "window": "`--window`",
+    "augmentation": "`--aug`",
+    "patience": "`--patience`",
+    "precision": "`--precision`",
+    "paper_batch": "The number of images pooled for a dice value",
+}
 
 
-def write_train_record(run: Path, record: TrainRecord) -> None:
-    """Writes `RUN/run.json` durably."""
-    lacking = _OF_SEGMENTERS if record.task == "cls" else {"task": True}
-    write_text(run / FILE_NAME, record.model_dump_json(indent=2, exclude=lacking) + "\n")
+def _differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
+    """What of `new` would lead to other weights than `old` began with."""
+    yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
+    yield from changed_fields(old, new, _FLAGS)
+    yield from recipe_differences(old.recipe, new.recipe)
+    yield from _epochs(old.recipe, new.recipe)
+
+
+def recipe_differences(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
+    """Sentences on the settings of a recipe that differ, its length aside."""
+    if old.patches != new.patches:
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan is another)."
+    yield from changed_fields(old, new, _RECIPE_FLAGS)
+
+
+def _epochs(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
+    changed = f"`--epochs` was {old.epochs}, now it is {new.epochs}"
+    if new.epochs < old.epochs:
+        yield f"{changed}: epochs cannot be taken back."
+    elif new.epochs > old.epochs and old.schedule not in EXTENDABLE:
+        yield (
+            f"{changed}: the learning rate of its schedule `{old.schedule}` is a function of the "
+            "length of the whole training."
+        )
+
+
+def _kept(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
+    """The costs so far; a complete training that gets no more epochs stays complete."""
+    kept = {name: getattr(old, name) for name in _ACCUMULATED}
+    if old.status == "complete" and new.recipe.epochs == old.recipe.epochs:
+        kept["status"] = "complete"
+    return kept
+
+
+_ACCUMULATED = ("weights_sha256", "peak_memory_bytes", "energy_joules")
+TRAINING = RunKind(
+    TrainRecord,
+    "a training",
+    "robust train",
+    ("checkpoints", "tensorboard", "test", "baseline", "figures", "panels"),
+    (
+        *("splits.csv", "metrics.csv", "weights.safetensors", "paper.parquet"),
+        *("results.csv", "results.json", "report.md", "report.html"),
+    ),
+    _differences,
+    _kept,
+    temporary=("cache",),
+)
+"""The run folders of `robust train`."""
 
 
 def read_train_record(run: Path) -> TrainRecord:
-    """The record of the training run in directory `run`.
-
-    Raises:
-        UsageError: There is no training run there, or its file is damaged.
-    """
-    return read_record_of(run, TrainRecord, "a training run", "robust train")
+    """The record of the training in the folder `run`; raises as `RunKind.read` does."""
+    return TRAINING.read(run)

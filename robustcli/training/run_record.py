@@ -19,30 +19,26 @@ from robustcli.models.mamba import Mamba
 from robustcli.models.scan.choice import choose_backend
 from robustcli.models.ss2d import SS2D
 from robustcli.training.cache import Decoded
-from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import RecipeRecord, SplitRecord, TrainRecord
-from robustcli.training.task import Selection
+from robustcli.training.training_task import TrainPlan
 
 _PACKAGES = ("lightning", "monai")
 LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
 
 
-def train_record(
-    config: TrainConfig, selection: Selection, network: nn.Module, origin: str
-) -> TrainRecord:
+def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecord:
     """The record of a training that begins; its splits are not counted yet.
 
     Args:
-        config: As typed.
-        selection: What it names.
+        plan: The training.
         network: With the weights that it starts from.
         origin: Where these come from.
     """
-    recipe, now = selection.recipe, datetime.now(UTC)
-    facts = selection.task.facts(config, selection, network)
+    config, recipe, now = plan.config, plan.recipe, datetime.now(UTC)
+    facts = plan.task.facts(plan, network)
     return TrainRecord(
-        task=selection.task.name,
+        task=plan.task.name,
         command=config.command,
         status="running",
         created=now,
@@ -50,33 +46,33 @@ def train_record(
         seed=config.seed,
         protocol=facts.protocol,
         faults=list(facts.faults),
-        model=selection.entry.name,
-        family=selection.entry.family,
+        model=plan.entry.name,
+        family=plan.entry.family,
         arguments=json.loads(json.dumps(dict(config.model_args))),  # as they will be read back
         parameters=sum(p.numel() for p in network.parameters()),
         initial_weights=origin,
         initial_weights_sha256=hash_state(network.state_dict()),
         dataset=facts.dataset,
-        grouping=selection.index.grouping,
+        grouping=plan.index.grouping,
         splits={},
         recipe=recipe_record(recipe),
         decision=facts.decision,
         versions=versions() | {package: version(package) for package in _PACKAGES},
-        device=device_name(selection.on.device),
-        devices=selection.on.world,
-        scan_backend=_scan_backend(network, selection.on.device),
+        device=device_name(plan.machine.device),
+        devices=plan.machine.world,
+        scan_backend=_scan_backend(network, plan.machine.device),
         threads=torch.get_num_threads(),
     )
 
 
-def threshold(selection: Selection, *, probabilities: bool) -> float:
+def threshold(recipe: Recipe, *, probabilities: bool) -> float:
     """The probability from which a pixel is foreground.
 
     Args:
-        selection: With the recipe's decision.
+        recipe: With the decision.
         probabilities: Whether the network says probabilities, which have no logit to threshold.
     """
-    logit = selection.recipe.decision == "logit" and not probabilities
+    logit = recipe.decision == "logit" and not probabilities
     return LOGIT_HALF if logit else 0.5
 
 

@@ -281,6 +281,11 @@ class ValidationSamples(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.tiles)
 
+    @property
+    def places(self) -> list[int]:
+        """Of each sample, the place of its image."""
+        return [place for place, _ in self.tiles]
+
 
 class WholeSamples(Dataset[Sample]):
     """Whole images and masks, resized as the paper did, so that edges of masks become soft.
@@ -301,6 +306,11 @@ class WholeSamples(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def places(self) -> list[int]:
+        """Of each sample, the place of its image."""
+        return list(range(len(self)))
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:

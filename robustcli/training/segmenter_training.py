@@ -23,74 +23,28 @@ from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.tasks.record import pairs_record
 from robustcli.training.cache import Decoded, decode_masked
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import Part, SegmentationData
-from robustcli.training.finish import evaluate, hash_ids
-from robustcli.training.learning import Learner, decays_of
+from robustcli.training.datamodule import BaseDataModule, DecodedPairs
+from robustcli.training.finish import evaluate_test_images, hash_ids
+from robustcli.training.lit_module import LitModule
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.overrides import recipe_of
-from robustcli.training.procedures.nnunet import NnUNetModule, PatchData, planned
-from robustcli.training.procedures.paper import faults, score_as_the_paper
+from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import SplitRecord
 from robustcli.training.run_record import decision_words, split_record, threshold
-from robustcli.training.task import Facts, Selection, TrainingTask
-from robustcli.training.trainer import default_workers
-
-# Module and batches of a segmenter's training, of the kind that its recipe asks for.
+from robustcli.training.training_task import RecordedFacts, TrainingTask, TrainPlan
 
 
-def make_data(
-    config: TrainConfig, selection: Selection, train: Part, val: Part
-) -> SegmentationData | PatchData:
-    """The batches of training and validation.
-
-    Raises:
-        UsageError: The recipe needs foreground in both parts, and one has none.
-    """
-    recipe, device = selection.recipe, selection.on.device
-    workers = default_workers(device) if config.workers is None else config.workers
-    pin = device.type == "cuda"
-    if recipe.patches is not None:
-        return PatchData(
-            train, val, recipe, seed=config.seed, workers=workers, pin=pin,
-            ignores=ignores(selection),
-        )  # fmt: skip
-    return SegmentationData(
-        train, val, recipe, seed=config.seed, whole=selection.whole, workers=workers, pin=pin,
-        least=selection.least,
-    )  # fmt: skip
-
-
-def make_module(
-    selection: Selection, network: nn.Module, data: SegmentationData | PatchData | None = None
-) -> SegmentationModule:
-    """What Lightning trains.
-
-    Args:
-        selection: With the recipe.
-        network: The network; put into training mode.
-        data: What it is validated on; None where it is not.
-    """
-    if selection.recipe.patches is not None:
-        return NnUNetModule(network.train(), selection.recipe, ignores=ignores(selection))
-    groups = [pair.group for pair in selection.splits.val.samples]
-    places = data.val_images() if isinstance(data, SegmentationData) else []
-    return SegmentationModule(
-        network.train(), selection.recipe, channels=selection.channels,
-        decays=decays_of(selection.entry), val_groups=[groups[place] for place in places],
-        ignores=ignores(selection),
-    )  # fmt: skip
-
-
-def ignores(selection: Selection) -> bool:
+def ignores(plan: TrainPlan) -> bool:
     """Whether the masks of the data hold pixels that count nowhere."""
-    reading = selection.index.reading
+    index = plan.index
+    reading = index.reading
     return reading is not None and bool(reading.ignored)
 
 
-def part_of(index: Dataset, decoded: Sequence[Decoded]) -> Part:
+def with_pixels(index: Dataset, decoded: Sequence[Decoded]) -> DecodedPairs:
     """The pairs of `index` with their pixels."""
-    return Part([pair.image_id for pair in index.samples], decoded)
+    return DecodedPairs([pair.image_id for pair in index.samples], decoded)
 
 
 BASELINE = "otsu"
@@ -120,8 +74,11 @@ class Segmentation(TrainingTask):
 
     def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`."""
-        whole = open_dataset(config.data, Masks(config.foreground, config.ignore))
-        return take(whole, limit=config.limit, seed=config.seed)
+        return open_dataset(config.data, Masks(config.foreground, config.ignore))
+
+    def limited(self, index: Dataset, config: TrainConfig) -> Dataset:
+        """See `TrainingTask.limited`."""
+        return take(index, limit=config.limit, seed=config.seed)
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
@@ -132,7 +89,7 @@ class Segmentation(TrainingTask):
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`."""
         recipe = recipe_of(config, entry.name, splits.train.name)
-        return recipe if recipe.patches is None else planned(recipe, config, entry, splits.train)
+        return procedure_of(recipe).planned(config, entry, splits.train)
 
     def way(self, config: TrainConfig) -> str:
         """See `TrainingTask.way`."""
@@ -155,10 +112,10 @@ class Segmentation(TrainingTask):
         return decode_masked(member)
 
     def counts(
-        self, selection: Selection, train: Sequence[Decoded], val: Sequence[Decoded]
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> dict[Split, SplitRecord]:
         """See `TrainingTask.counts`: with the images that hold no foreground."""
-        splits = selection.splits
+        splits = plan.splits
         _check_foreground(splits.train, train)
         masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.samples)
         empty = sum(not (mask == 1).any() for mask in masks)
@@ -172,59 +129,59 @@ class Segmentation(TrainingTask):
         }
 
     def batches(
-        self, config: TrainConfig, selection: Selection, train: Sequence[Decoded],
-        val: Sequence[Decoded],
-    ) -> SegmentationData | PatchData:  # fmt: skip
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
+    ) -> BaseDataModule:
         """See `TrainingTask.batches`."""
-        splits = selection.splits
-        return make_data(config, selection, part_of(splits.train, train), part_of(splits.val, val))
+        splits = plan.splits
+        return plan.procedure.data(
+            with_pixels(splits.train, train), with_pixels(splits.val, val),
+            plan.batch_settings(ignores=ignores(plan)),
+        )  # fmt: skip
 
-    def learner(
-        self, selection: Selection, network: nn.Module, data: Any = None
+    def lit_module(
+        self, plan: TrainPlan, network: nn.Module, data: Any = None
     ) -> SegmentationModule:
-        """See `TrainingTask.learner`."""
-        return make_module(selection, network, data)
-
-    def facts(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Facts:
-        """See `TrainingTask.facts`."""
-        probability = threshold(selection, probabilities=is_probability(network))
-        return Facts(
-            pairs_record(selection.index),
-            config.protocol,
-            decision_words(probability),
-            faults(selection.entry.name, selection.recipe) if selection.whole else [],
+        """See `TrainingTask.lit_module`."""
+        return plan.procedure.module(
+            network, plan.entry, plan.splits.val, data, grey=plan.grey, ignores=ignores(plan)
         )
 
-    def header(
-        self, config: TrainConfig, selection: Selection, network: nn.Module
-    ) -> WeightsHeader:
+    def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
+        """See `TrainingTask.facts`."""
+        probability = threshold(plan.recipe, probabilities=is_probability(network))
+        return RecordedFacts(
+            pairs_record(plan.index),
+            plan.config.protocol,
+            decision_words(probability),
+            plan.procedure.faults(plan.entry.name),
+        )
+
+    def header(self, plan: TrainPlan, network: nn.Module) -> WeightsHeader:
         """See `TrainingTask.header`."""
-        patches = selection.recipe.patches
+        normalised = plan.procedure.normalised
         return WeightsHeader(
-            model=selection.entry.name,
-            arguments=dict(config.model_args),
-            window=selection.recipe.window,
-            channels=selection.channels,
-            threshold=threshold(selection, probabilities=is_probability(network)),
-            protocol=config.protocol,
-            trained_on=selection.index.digest,
-            images_sha256=hash_ids(selection.splits.train),
-            overlap=None if patches is None else _OVERLAP,
-            nnunet=None if patches is None else NnUNetInference(patches.channels),
+            model=plan.entry.name,
+            arguments=dict(plan.config.model_args),
+            window=plan.recipe.window,
+            channels=plan.channels,
+            threshold=threshold(plan.recipe, probabilities=is_probability(network)),
+            protocol=plan.config.protocol,
+            trained_on=plan.index.digest,
+            images_sha256=hash_ids(plan.splits.train),
+            overlap=_OVERLAP if normalised else None,
+            nnunet=NnUNetInference(normalised) if normalised else None,
         )
 
     def measure(
-        self, config: TrainConfig, selection: Selection, learner: Learner,
-        chosen: Mapping[str, Any], listener: Listener,
-    ) -> None:  # fmt: skip
+        self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
+    ) -> None:
         """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`."""
-        run = selection.run
-        if selection.whole:
-            learner.network.load_state_dict(chosen)
-            score_as_the_paper(selection, cast("SegmentationModule", learner), self.decode)
-        listener.say(f"Measuring on the {len(selection.splits.test.samples)} held-out images.")
-        evaluate(config, run, str(run), run / "test")
-        evaluate(config, run, BASELINE, run / "baseline")
+        run, test = plan.run, plan.splits.test.samples
+        module = cast("SegmentationModule", lit_module)
+        plan.procedure.score(run, module, chosen, test, self.decode, plan.machine.device)
+        listener.say(f"Measuring on the {len(test)} held-out images.")
+        evaluate_test_images(plan, str(run), run / "test")
+        evaluate_test_images(plan, BASELINE, run / "baseline")
 
 
 def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:

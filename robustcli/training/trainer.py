@@ -34,7 +34,7 @@ from robustcli.training.callbacks import (
     SeededSteps,
     WaitingTime,
 )
-from robustcli.training.learning import Learner
+from robustcli.training.lit_module import LitModule
 from robustcli.training.recipes import Recipe
 from robustcli.training.record import Validation
 
@@ -79,7 +79,7 @@ class DurableCheckpoints(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-# Lightning without its own messages: what matters of them, the listener is told.
+# Silences Lightning's own messages; the listener hears what matters of them.
 
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
@@ -113,14 +113,16 @@ def without_chatter() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-# Lightning's fit with what goes wrong around it put right.
+# Fitting: resumes from the last checkpoint and passes Ctrl+C on.
 
 
 DEFAULT_WORKERS = 8
 
 
-def fit(trainer: pl.Trainer, learner: Learner, data: pl.LightningDataModule, run: Path) -> None:
-    """Trains `learner` from the last finished epoch of `run` on, if there is one.
+def fit(
+    trainer: pl.Trainer, lit_module: LitModule, data: pl.LightningDataModule, run: Path
+) -> None:
+    """Trains `lit_module` from the last finished epoch of `run` on, if there is one.
 
     Raises:
         RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
@@ -128,7 +130,7 @@ def fit(trainer: pl.Trainer, learner: Learner, data: pl.LightningDataModule, run
     """
     last = run / FOLDER / LAST
     with without_chatter(), _interruptible(trainer):
-        trainer.fit(learner, data, ckpt_path=str(last) if last.is_file() else None)
+        trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
 
 
 def is_trained(run: Path, epochs: int) -> bool:

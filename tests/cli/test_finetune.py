@@ -11,7 +11,7 @@ import pytest
 
 import robustcli
 from robustcli.core.errors import RunError
-from robustcli.finetuning import trainings
+from robustcli.finetuning import mode_trainings
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.training.config import TrainConfig
@@ -105,7 +105,7 @@ def test_every_option_reaches_the_configuration(
         asked.append(config)
         raise RunError("It failed.", "A test wants it so.", "Nothing.")
 
-    monkeypatch.setattr(trainings, "run_finetuning", note)
+    monkeypatch.setattr(mode_trainings, "run_finetuning", note)
     told = robust(
         "finetune", "umamba", "--pretrained", "w", "--data", "d", "--mode", "freeze",
         "--iterations", "9", "--protocol", "paper", "--limit", "8", "--model-arg", "a=1",
@@ -157,7 +157,7 @@ def test_the_package_is_also_the_function(monkeypatch: pytest.MonkeyPatch, tmp_p
         asked.append(config)
         return tmp_path
 
-    monkeypatch.setattr(trainings, "run_finetuning", note)
+    monkeypatch.setattr(mode_trainings, "run_finetuning", note)
     made = robustcli.finetune("umamba", "d", out=tmp_path, mode="full", iterations=3, lr=0.5)
     assert made == robustcli.Finetuning(tmp_path)
     (config,) = asked

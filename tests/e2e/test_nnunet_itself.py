@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.create import create
 from robustcli.adapters.load import ModelRequest, load
-from robustcli.finetuning.trainings import run_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
 from tests.finetuning.tunings import tuning, write_pretrained

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
-from robustcli.finetuning.trainings import run_finetuning
 from robustcli.training.record import read_train_record
-from tests.finetuning.test_trainings import HALF
+from tests.finetuning.test_mode_trainings import HALF
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.test_ddp import environment
@@ -20,8 +20,8 @@ from tests.training.test_ddp import environment
 _SCRIPT = """
 import sys
 from pathlib import Path
-from robustcli.finetuning.trainings import run_finetuning
-from tests.finetuning.test_trainings import HALF
+from robustcli.finetuning.mode_trainings import run_finetuning
+from tests.finetuning.test_mode_trainings import HALF
 from tests.finetuning.tunings import tuning
 
 data, weights, out = map(Path, sys.argv[1:])

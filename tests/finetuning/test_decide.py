@@ -17,10 +17,10 @@ from robustcli.finetuning.decide import (
     tell,
     write_decisions,
 )
+from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
 from robustcli.finetuning.record import FROZEN
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.selection import Decision
-from robustcli.finetuning.setup import Setup, set_up
 from tests.finetuning.tunings import network, tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -32,8 +32,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_pairs(folder / "data", 14), write_pretrained(folder / "weights.safetensors")
 
 
-def made(given: tuple[Path, Path], out: Path, **said: object) -> Setup:
-    return set_up(tuning(given[0], out, given[1], **said), Heard())
+def made(given: tuple[Path, Path], out: Path, **said: object) -> FinetunePlan:
+    return plan_finetuning(tuning(given[0], out, given[1], **said), Heard())
 
 
 def test_names_decide_at_once_and_thresholds_later(
@@ -50,33 +50,33 @@ def test_names_decide_at_once_and_thresholds_later(
 
 
 def test_the_file_gives_the_names_back(given: tuple[Path, Path], tmp_path: Path) -> None:
-    setup = made(given, tmp_path / "run", rule=FreezeRule(pattern="encoder"))
-    decisions = known_decisions(setup, network())
+    plan = made(given, tmp_path / "run", rule=FreezeRule(pattern="encoder"))
+    decisions = known_decisions(plan, network())
     assert decisions is not None
-    keep_known(setup, decisions, network())
-    assert frozen_names(setup.run) == [d.name for d in decisions if d.frozen]
-    assert pd.read_csv(setup.run / "frozen.csv")["statistic"].isna().all()
+    keep_known(plan, decisions, network())
+    assert frozen_names(plan.run) == [d.name for d in decisions if d.frozen]
+    assert pd.read_csv(plan.run / "frozen.csv")["statistic"].isna().all()
 
 
 def test_a_frozen_prefix_saves_its_backward_pass(given: tuple[Path, Path], tmp_path: Path) -> None:
-    setup, net = made(given, tmp_path / "run"), network()
+    plan, net = made(given, tmp_path / "run"), network()
     names = [name for name, _ in net.named_parameters()]
     prefix = [name for name in names if name.startswith("encoder.")]
-    saved = saving_of(setup, prefix, net)
+    saved = saving_of(plan, prefix, net)
     assert saved.parameters == sum(p.numel() for p in net.parameters())
     assert saved.frozen == sum(p.numel() for n, p in net.named_parameters() if n in prefix)
     assert saved.optimizer_bytes == 8 * saved.parameters
     assert 0.2 < saved.flops_saved / saved.flops < 0.6
-    assert saving_of(setup, [], net).flops_saved == 0
+    assert saving_of(plan, [], net).flops_saved == 0
     assert all(p.requires_grad for p in net.parameters())
 
 
 def test_what_is_told(given: tuple[Path, Path], tmp_path: Path) -> None:
-    setup = made(given, tmp_path / "run", rule=FreezeRule(pattern="encoder"))
+    plan = made(given, tmp_path / "run", rule=FreezeRule(pattern="encoder"))
     said: list[str] = []
-    decisions = known_decisions(setup, network())
+    decisions = known_decisions(plan, network())
     assert decisions is not None
-    tell(decisions, setup, network(), said.append)
+    tell(decisions, plan, network(), said.append)
     count = sum(d.frozen for d in decisions)
     (line,) = said
     assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")

@@ -9,10 +9,10 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.dry_run import forecast_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.starts import Segmenters
-from robustcli.finetuning.trainings import run_finetuning
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard

@@ -11,20 +11,12 @@ from torch import nn
 
 from robustcli.adapters import create
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.callbacks import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
 from robustcli.finetuning.mode_costs import MeasureCosts
-from robustcli.finetuning.modes import (
-    ALPHA,
-    RANK,
-    Enough,
-    ModeListener,
-    Modes,
-    adapt,
-    merged,
-    projections,
-)
+from robustcli.finetuning.modes import ALPHA, RANK, ModeListener, Modes, adapt, merged, projections
+from robustcli.finetuning.profiler import FreezeAfterProfile, KeepFrozen, ProfileGradients
 from robustcli.finetuning.selection import Decision
-from robustcli.finetuning.setup import Setup, set_up
+from robustcli.training.training_task import Enough
 from tests.finetuning.tunings import network, tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -113,13 +105,12 @@ def test_a_network_without_projections() -> None:
         adapt(create.create("unet", {"features": [4, 8]}), ("conv.",), name="unet", seed=0)
 
 
-def test_announcements_are_heard_once_and_results_every_time() -> None:
+def test_what_a_mode_says_has_its_name_before_it() -> None:
     heard = Heard()
     listener = ModeListener(heard)
     listener.say("Recipe.")
     for mode in ("full", "freeze"):
         listener.begin(mode)
-        listener.say("Recipe.")
         listener.start(10, 0)
         listener.say("Epoch 1: loss 0.5.")
         listener.advance(4)
@@ -141,14 +132,16 @@ KNOWN = [Decision("encoder.stem.0.conv1.weight", 108, False, None, True, "by nam
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> FinetunePlan:
     folder = tmp_path_factory.mktemp("given")
     weights = write_pretrained(folder / "weights.safetensors")
-    return set_up(tuning(write_pairs(folder / "data", 14), folder / "run", weights), Heard())
+    return plan_finetuning(
+        tuning(write_pairs(folder / "data", 14), folder / "run", weights), Heard()
+    )
 
 
-def modes(setup: Setup, known: list[Decision] | None = None) -> Modes:
-    return Modes(setup, known, lambda rows: None, lambda decisions: None)
+def modes(plan: FinetunePlan, known: list[Decision] | None = None) -> Modes:
+    return Modes(plan, known, lambda rows: None, lambda decisions: None)
 
 
 @pytest.mark.parametrize(
@@ -160,34 +153,36 @@ def modes(setup: Setup, known: list[Decision] | None = None) -> Modes:
         ("lora", [MeasureCosts, KeepFrozen]),
     ],
 )
-def test_who_watches(setup: Setup, tmp_path: Path, mode: str, kinds: list[type]) -> None:
+def test_who_watches(plan: FinetunePlan, tmp_path: Path, mode: str, kinds: list[type]) -> None:
     """Costs come before the freeze that a step brings about."""
-    made = modes(setup).tuning(mode, tmp_path)  # type: ignore[arg-type]
-    network, _ = made.start()
+    made = modes(plan).tuning(mode, tmp_path)  # type: ignore[arg-type]
+    network, _ = made.start(plan.training)
     assert [type(callback) for callback in made.callbacks(network)] == kinds
 
 
-def test_known_decisions_need_no_profile(setup: Setup, tmp_path: Path) -> None:
-    made = modes(setup, KNOWN).tuning("freeze", tmp_path)
-    _, keep = made.callbacks(made.start()[0])
+def test_known_decisions_need_no_profile(plan: FinetunePlan, tmp_path: Path) -> None:
+    made = modes(plan, KNOWN).tuning("freeze", tmp_path)
+    _, keep = made.callbacks(made.start(plan.training)[0])
     assert isinstance(keep, KeepFrozen)
     assert keep.names == [KNOWN[0].name]
 
 
-def test_adapters_are_written_merged_and_all_else_as_it_is(setup: Setup, tmp_path: Path) -> None:
-    lora = modes(setup).tuning("lora", tmp_path)
-    adapted = lora.start()[0].state_dict()
-    plain = modes(setup).tuning("full", tmp_path).start()[0].state_dict()
+def test_adapters_are_written_merged_and_all_else_as_it_is(
+    plan: FinetunePlan, tmp_path: Path
+) -> None:
+    lora = modes(plan).tuning("lora", tmp_path)
+    adapted = lora.start(plan.training)[0].state_dict()
+    plain = modes(plan).tuning("full", tmp_path).start(plan.training)[0].state_dict()
     merged = lora.export(adapted)
     assert merged.keys() == plain.keys() != adapted.keys()
     assert all(torch.equal(merged[name], plain[name]) for name in plain)  # B begins at 0
-    unchanged = modes(setup).tuning("full", tmp_path).export(plain)
+    unchanged = modes(plan).tuning("full", tmp_path).export(plain)
     assert all(unchanged[name] is plain[name] for name in plain)
 
 
-def test_a_profile_alone_ends_when_it_has_decided(setup: Setup) -> None:
-    made = modes(setup).profiling()
-    profiler, freezing = made.callbacks(made.start()[0])
+def test_a_profile_alone_ends_when_it_has_decided(plan: FinetunePlan) -> None:
+    made = modes(plan).profiling()
+    profiler, freezing = made.callbacks(made.start(plan.training)[0])
     assert isinstance(profiler, ProfileGradients)
     assert profiler.iterations == 2
     assert isinstance(freezing, FreezeAfterProfile)

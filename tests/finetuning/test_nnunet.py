@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from robustcli.adapters.training_run import read_header
 from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.rules import make_rule
-from robustcli.finetuning.setup import set_up
-from robustcli.finetuning.trainings import run_finetuning
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.planner import make_plan
 from robustcli.training import recipes
@@ -46,11 +46,11 @@ def config(tmp_path: Path) -> FinetuneConfig:
 
 
 def test_a_results_folder_brings_patch_batch_and_normalisation(config: FinetuneConfig) -> None:
-    setup = set_up(replace(config, iterations=6000), Heard())
-    recipe = setup.selection.recipe
+    plan = plan_finetuning(replace(config, iterations=6000), Heard())
+    recipe = plan.training.recipe
     assert config.pretrained is not None
-    assert (recipe.window, recipe.epochs, setup.steps) == (32, 24, 6000)
-    assert recipe.batch_size == setup.config.training.plan.batch_size  # type: ignore[union-attr]
+    assert (recipe.window, recipe.epochs, plan.steps) == (32, 24, 6000)
+    assert recipe.batch_size == plan.training.config.plan.batch_size  # type: ignore[union-attr]
     assert recipe.patches is not None
     assert recipe.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
 
@@ -110,7 +110,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 _CHILD = """
 import sys, time
 from pathlib import Path
-from robustcli.finetuning.trainings import run_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
 from tests.finetuning.test_nnunet import FEW, short
 from tests.training.runs import Heard
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.pretrained import read_nnunet
-from robustcli.finetuning.setup import set_up
-from robustcli.finetuning.trainings import run_finetuning
 from robustcli.nnunet.files import TRAINERS
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import tuning, write_pretrained
@@ -62,5 +62,5 @@ def test_features_of_no_plan_leave_none(data: Path, tmp_path: Path) -> None:
     config = tuning(data, tmp_path / "run", weights, mode="full", epochs=1)
     run = run_finetuning(config)
     assert not (run / "full" / "nnunet").exists()
-    setup = set_up(config, Heard())
-    assert not export_nnunet(setup.config.training, setup.selection, run / "full")
+    plan = plan_finetuning(config, Heard())
+    assert not export_nnunet(plan.mode_plan("full", run / "full"))

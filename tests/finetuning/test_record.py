@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.opening import finetune_record
-from robustcli.finetuning.record import read_finetune_record, write_finetune_record
+from robustcli.finetuning.finetune_plan import finetune_record, plan_finetuning
+from robustcli.finetuning.record import FINETUNING, read_finetune_record
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.setup import set_up
 from tests.finetuning.tunings import network, tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -20,8 +19,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     weights = write_pretrained(tmp_path / "weights.safetensors")
     rule = FreezeRule(quantile=0.3, kind="rms", scope="all")
     config = tuning(write_pairs(tmp_path / "data", 14), tmp_path / "run", weights, rule=rule)
-    record = finetune_record(set_up(config, Heard()), network())
-    write_finetune_record(tmp_path / "run", record)
+    record = finetune_record(plan_finetuning(config, Heard()), network())
+    FINETUNING.write(tmp_path / "run", record)
     assert read_finetune_record(tmp_path / "run") == record
     assert (record.rule.quantile, record.rule.kind, record.rule.scope) == (0.3, "rms", "all")
 

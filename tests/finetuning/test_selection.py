@@ -7,13 +7,13 @@ import math
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.gradients import KINDS, Statistic
+from robustcli.finetuning.gradients import STATISTIC_KINDS, Statistic
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import fits_pattern, select
+from robustcli.finetuning.selection import fits_pattern, freeze_decisions
 
 
 def statistic(value: float, *, mamba: bool = True, rms: float = 1.0) -> Statistic:
-    return Statistic((4,), mamba, rms, dict.fromkeys(KINDS, value))
+    return Statistic((4,), mamba, rms, dict.fromkeys(STATISTIC_KINDS, value))
 
 
 NETWORK = {
@@ -26,7 +26,7 @@ NETWORK = {
 
 
 def frozen(rule: FreezeRule, heads: tuple[str, ...] = ()) -> list[str]:
-    return [d.name for d in select(NETWORK, rule, heads) if d.frozen]
+    return [d.name for d in freeze_decisions(NETWORK, rule, heads) if d.frozen]
 
 
 def test_threshold_takes_what_is_below_it_in_mamba_blocks() -> None:
@@ -72,13 +72,16 @@ def test_several_patterns_are_separated_by_commas() -> None:
 
 def test_a_tensor_that_never_had_a_gradient_is_left_alone() -> None:
     network = {**NETWORK, "mamba.unused": statistic(math.nan)}
-    decision = select(network, FreezeRule(threshold=1e-6))[-1]
+    decision = freeze_decisions(network, FreezeRule(threshold=1e-6))[-1]
     assert (decision.frozen, decision.statistic) == (False, None)
     assert decision.why == "never had a gradient"
 
 
 def test_every_decision_says_why() -> None:
-    why = {d.name: d.why for d in select(NETWORK, FreezeRule(threshold=1e-6), ("seg_layers.",))}
+    why = {
+        d.name: d.why
+        for d in freeze_decisions(NETWORK, FreezeRule(threshold=1e-6), ("seg_layers.",))
+    }
     assert why == {
         "encoder.conv": "not in a state-space block",
         "mamba.A_log": "below 1e-06",
@@ -90,33 +93,33 @@ def test_every_decision_says_why() -> None:
 
 def test_nothing_left_to_train_names_the_highest_useful_threshold() -> None:
     with pytest.raises(UsageError, match=r"highest useful threshold is 0\.01"):
-        select(NETWORK, FreezeRule(threshold=1.0, scope="all"))
+        freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"))
     assert len(frozen(FreezeRule(threshold=0.01, scope="all"))) == len(NETWORK) - 1
 
 
 def test_pattern_without_a_match() -> None:
     with pytest.raises(UsageError, match="`--freeze decoder` fits no parameter"):
-        select(NETWORK, FreezeRule(pattern="decoder"))
+        freeze_decisions(NETWORK, FreezeRule(pattern="decoder"))
 
 
 def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> None:
     heads = ("seg_layers.",)
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
-        select(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
+        freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
     assert "highest useful threshold is 0.01, which leaves one tensor" in caught.value.todo
     unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has nothing to learn from
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads"):
-        select(unused, FreezeRule(threshold=1.0, scope="all"), heads)
-    probe = select(NETWORK, FreezeRule(pattern="*"), heads)
+        freeze_decisions(unused, FreezeRule(threshold=1.0, scope="all"), heads)
+    probe = freeze_decisions(NETWORK, FreezeRule(pattern="*"), heads)
     assert [d.name for d in probe if not d.frozen] == ["seg_layers.0"]
     with pytest.raises(UsageError, match="Every one of the 5 tensors fits"):
-        select(NETWORK, FreezeRule(pattern="*"))
+        freeze_decisions(NETWORK, FreezeRule(pattern="*"))
 
 
 def test_the_highest_useful_threshold_is_rounded_down() -> None:
     network = {"a": statistic(1.23456e-4), "b": statistic(1e-9)}
     with pytest.raises(UsageError) as caught:
-        select(network, FreezeRule(threshold=1.0))
+        freeze_decisions(network, FreezeRule(threshold=1.0))
     assert "threshold is 0.000123, which" in caught.value.todo
-    useful = select(network, FreezeRule(threshold=1.23e-4))
+    useful = freeze_decisions(network, FreezeRule(threshold=1.23e-4))
     assert [d.frozen for d in useful] == [False, True]

@@ -14,11 +14,11 @@ from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning import sweep
 from robustcli.finetuning.gradients import Statistic
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import SWEEP, SWEEP_FILE
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.starts import Segmenters
 from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios
-from robustcli.finetuning.trainings import run_finetuning
 from robustcli.models.architectures import architecture
 from robustcli.models.weight_decay import everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule

@@ -9,6 +9,7 @@ import pandas as pd
 from robustcli.finetuning.record import (
     COSTS,
     DECISIONS,
+    FINETUNING,
     FROZEN,
     ITERATIONS,
     PROFILE,
@@ -20,7 +21,6 @@ from robustcli.finetuning.record import (
     ModeCosts,
     RuleRecord,
     SavingRecord,
-    write_finetune_record,
 )
 from tests.builders import WHEN
 from tests.reports.train_runs import TrainPlan, build_training, training_record
@@ -69,7 +69,7 @@ ROADS = FinetunePlan(training=replace(IMAGES, grouping="photo", dataset={"tolera
 def build_finetuning(run: Path, plan: FinetunePlan = FinetunePlan()) -> Path:
     """Writes the fine-tuning that `plan` describes and returns its directory."""
     run.mkdir(parents=True, exist_ok=True)
-    write_finetune_record(run, finetune_record(plan))
+    FINETUNING.write(run, finetune_record(plan))
     if plan.profiled:
         profile_rows(plan).to_parquet(run / PROFILE)
     if plan.decided:

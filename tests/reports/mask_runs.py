@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.evaluation.record import RunRecord, TransformRecord, write_record
+from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA
@@ -64,7 +64,7 @@ class MaskPlan:
 
 def build_masks(run: Path, plan: MaskPlan = MaskPlan()) -> Path:
     """Writes the evaluation that `plan` describes and returns its directory."""
-    write_record(run, _record(plan))
+    EVALUATION.write(run, _record(plan))
     ids = [f"p{i % plan.groups:02d}/slice-{i:04d}.tif" for i in range(plan.images)]
     finished = ids[: round(len(ids) * plan.done)]
     for number, transform in enumerate(plan.transforms):

@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from robustcli.evaluation.severity_scores import corruption_errors
 
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.record import MaskPreprocessingRecord, MasksRecord, TransformRecord
-from robustcli.evaluation.sessions import DeviceUse, ModelCost, Session, write_session
+from robustcli.evaluation.record import TransformRecord
+from robustcli.evaluation.sessions import DeviceUse, Session, write_session
+from robustcli.metrics.severity_scores import corruption_errors
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from robustcli.reports.evaluation_page import evaluation, evaluation_text
 from robustcli.reports.findings import Findings, read_findings
+from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import assert_golden, line_of, section

@@ -14,7 +14,7 @@ from robustcli.reports.training_findings import Training, read_training
 from robustcli.reports.training_page import training, training_text
 from robustcli.reports.training_results import gain, pooled
 from robustcli.tasks.record import MasksRecord
-from robustcli.training.record import Patchwise
+from robustcli.training.recipes import Patchwise
 from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import FAULTS, TrainPlan, build_class_training, build_training
 

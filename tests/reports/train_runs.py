@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 
 from robustcli.tasks.record import DatasetRecord
+from robustcli.training.recipes import Protocol
 from robustcli.training.record import (
     METRICS,
     PAPER,
+    TRAINING,
     VALIDATIONS,
-    Protocol,
     RecipeRecord,
     SplitRecord,
     TrainRecord,
-    write_train_record,
 )
 from tests.builders import IDENTITY, WHEN, RunPlan, build_run, model
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -45,7 +45,7 @@ class TrainPlan:
 def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
     """Writes the training that `plan` describes and returns its directory."""
     run.mkdir(parents=True, exist_ok=True)
-    write_train_record(run, training_record(plan))
+    TRAINING.write(run, training_record(plan))
     finished = plan.epochs if plan.finished is None else plan.finished
     if finished:
         _metrics(finished).to_csv(run / "metrics.csv", index=False)
@@ -89,7 +89,7 @@ def build_class_training(run: Path, *, measured: bool = True) -> Path:
         "command": "robust train cls --model vim",
         "chosen_why": "the best top-1 on the validation images, 0.8750" if measured else None,
     }
-    write_train_record(run, record.model_copy(update=changes))
+    TRAINING.write(run, record.model_copy(update=changes))
     metrics = _metrics(8).rename(columns={"val_dice": "val_top1"})
     metrics[list(VALIDATIONS["cls"].metrics)].to_csv(run / "metrics.csv", index=False)
     if measured:

@@ -27,7 +27,7 @@ from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import Plan, parts_of
-from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import MASK_COLUMNS, MASK_SCHEMA, mask_schema
@@ -333,7 +333,7 @@ def test_a_run_that_was_begun_without_a_tolerance_goes_on_without(tmp_path):
     run = run_evaluation(settings)
     record = read_record(run)
     old = record.dataset.model_copy(update={"tolerance": None})
-    write_record(run, record.model_copy(update={"dataset": old}))
+    EVALUATION.write(run, record.model_copy(update={"dataset": old}))
     shutil.rmtree(run / "predictions")
     run_evaluation(replace(settings, transforms=("fliplr", "invert")))
     assert read_record(run).dataset.tolerance is None
@@ -571,7 +571,7 @@ def test_a_classifiers_run_is_not_continued_with_segmenters(cells, tmp_path):
     from tests.evaluation.photos import make_photos
 
     run_evaluation(of_photos(make_photos(tmp_path / "photos"), tmp_path / "run"))
-    with pytest.raises(UsageError, match="holds a run with other settings"):
+    with pytest.raises(UsageError, match="holds an evaluation with other settings"):
         run_evaluation(config(cells, tmp_path / "run"))
 
 

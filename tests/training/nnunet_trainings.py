@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import NAMED_RECIPES, Recipe
-from robustcli.training.record import Patchwise
+from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
 
 TINY = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
 FEW = Patchwise(4, 2, most_patch=16, most_batch=3)

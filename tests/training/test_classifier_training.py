@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from robustcli.evaluation.store import Store
 from robustcli.reports.console import training_table
 from robustcli.reports.render import render
 from robustcli.training.engine import run_training
-from robustcli.training.prepare import select
 from robustcli.training.record import VALIDATIONS, read_train_record
+from robustcli.training.train_plan import plan_training
 from robustcli.transforms.base import Cell
 from tests.training.classifier_runs import TINY, tiny
 from tests.training.photos import write_photos
@@ -71,7 +70,7 @@ def test_the_record_and_the_curves_are_a_classifiers(whole: tuple[Path, Heard]) 
 def test_nothing_in_the_folder_speaks_of_dice(whole: tuple[Path, Heard]) -> None:
     run = whole[0]
     render(run)
-    for file in ["run.json", "metrics.csv", "report.md", "report.html", "results.csv"]:
+    for file in ["metrics.csv", "report.md", "report.html", "results.csv"]:
         assert "dice" not in words_of(run / file), file
     assert "dice" not in training_table(run)
     assert "most frequent class" in training_table(run)
@@ -99,11 +98,12 @@ def test_the_held_out_images_are_those_that_were_measured(whole: tuple[Path, Hea
     parts = read_splits(run / "splits.csv")
     rows = Store(run / "test").rows("run", Cell("identity", 0), "cls")
     assert set(rows["image_id"]) == {i for i, part in parts.items() if part == "test"}
-    record = json.loads((run / "run.json").read_text())
-    assert record["splits"] == {
-        "train": {"images": 30, "groups": 30}, "val": {"images": 3, "groups": 3},
-        "test": {"images": 3, "groups": 3},
-    }  # fmt: skip
+    splits = read_train_record(run).splits
+    assert {name: (one.images, one.groups, one.empty) for name, one in splits.items()} == {
+        "train": (30, 30, None),
+        "val": (3, 3, None),
+        "test": (3, 3, None),
+    }
 
 
 def _evaluated(run: Path, data: Path, out: Path, **said: Any) -> tuple[pd.DataFrame, Heard]:
@@ -203,8 +203,8 @@ def test_going_on_from_a_file_keeps_all_but_the_head(
     for photo in (two / "red").iterdir():
         photo.unlink()
     config = tiny(two, tmp_path / "run", weights=whole[0], model_args={})
-    selection = select(config, Heard())
-    network, origin = selection.task.network(config, selection.index)
+    plan = plan_training(config, Heard())
+    network, origin = plan.task.network(config, plan.index)
     state, given = network.state_dict(), weights_of(whole[0])
     assert origin == str(whole[0] / "weights.safetensors")
     for name, tensor in state.items():

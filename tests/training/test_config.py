@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import recipe_for, recipe_named
-from robustcli.training.record import Patchwise
+from robustcli.training.recipes import Patchwise, recipe_for, recipe_named
 
 PATIENT = recipe_for("unet", "patient", "x")
 PAPER = recipe_for("unet", "paper", "x")

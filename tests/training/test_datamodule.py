@@ -12,23 +12,25 @@ from hypothesis import strategies as st
 from robustcli.training import datamodule
 from robustcli.training.datamodule import (
     Batches,
+    DecodedPairs,
     EpochOrder,
-    Part,
     SegmentationData,
     ShareOfBatches,
     batch_sizes,
 )
+from robustcli.training.procedures.paper import WholeImages
 from robustcli.training.recipes import Recipe, recipe_for
 from tests.training.pairs import decoded
 
-TRAIN = Part([f"t{i}" for i in range(7)], decoded(7))
-VAL = Part(["v0", "v1"], decoded(2, 50, 30))
+TRAIN = DecodedPairs([f"t{i}" for i in range(7)], decoded(7))
+VAL = DecodedPairs(["v0", "v1"], decoded(2, 50, 30))
 
 
 def data(*, workers: int = 0, whole: bool = False, **said: object) -> SegmentationData:
     recipe: Recipe = recipe_for("unet", "patient", "x")
     recipe = replace(recipe, batch_size=3, window=24, **said)  # type: ignore[arg-type]
-    return SegmentationData(TRAIN, VAL, recipe, seed=1, whole=whole, workers=workers)
+    kind = WholeImages if whole else SegmentationData
+    return kind(TRAIN, VAL, recipe, seed=1, workers=workers)
 
 
 def test_an_epoch_is_every_image_once_the_last_batch_being_smaller() -> None:

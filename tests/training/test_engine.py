@@ -23,8 +23,8 @@ from robustcli.adapters.training_run import read_header
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.record import read_record, write_record
+from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
+from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.store import Store
 from robustcli.reports.training_results import paper_scores
 from robustcli.training import engine
@@ -169,11 +169,12 @@ def test_a_training_whose_test_is_partial_is_not_complete(
 
     def partial(evaluation: EvalConfig) -> None:
         run = run_evaluation(evaluation)
-        write_record(run, read_record(run).model_copy(update={"status": "partial"}))
+        EVALUATION.update(run, status="partial")
+        raise IncompleteRun(run, "9 of 10 predictions are missing.", "", "")
 
     with monkeypatch.context() as patched:
         patched.setattr("robustcli.training.finish.run_evaluation", partial)
-        with pytest.raises(RunError, match="Not all held-out images"):
+        with pytest.raises(IncompleteRun, match="9 of 10 predictions are missing"):
             run_training(config)
     assert read_train_record(tmp_path / "run").status == "failed"
     monkeypatch.setattr("robustcli.training.engine.fit", None)  # a second training would fail

@@ -10,8 +10,8 @@ import torch
 
 from robustcli.training import trainer
 from robustcli.training.finish import chosen_weights, hash_ids
-from robustcli.training.prepare import select
 from robustcli.training.record import AVERAGED
+from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard, small
@@ -69,7 +69,7 @@ def test_nothing_is_not_done(tmp_path: Path) -> None:
 
 def test_the_ids_are_hashed_a_line_each(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 3)
-    train = select(small(data, tmp_path / "run"), Heard()).splits.train
+    train = plan_training(small(data, tmp_path / "run"), Heard()).splits.train
     (pair,) = train.samples
     assert hash_ids(train) == hashlib.sha256(f"{pair.image_id}\n".encode()).hexdigest()
 

@@ -30,15 +30,15 @@ _TRAIN = """
 import os, signal, sys
 from pathlib import Path
 from robustcli.core.errors import RobustError
-from robustcli.training import processes, steps, train
+from robustcli.training import callbacks, engine
 from tests.training.runs import small
 
 data, out, devices, what = sys.argv[1:]
 dies = os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 if dies and what == "other version":
-    train.__version__ = "0.0.0"
+    engine.__version__ = "0.0.0"
 if dies and what == "other pixels":
-    train._digest = lambda decoded: "others"
+    engine._digest = lambda decoded: "others"
 if dies and what == "dies at once":
     os._exit(3)
 
@@ -47,10 +47,10 @@ def die(self, trainer, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if what == "dies in training":
-    steps.SeededSteps.on_train_batch_start = die
+    callbacks.SeededSteps.on_train_batch_start = die
 said = {"model": "ulvm", "model_args": {}, "window": 32, "loss": "bce"}
 try:
-    train.run_training(small(Path(data), Path(out), **said, devices=int(devices)))
+    engine.run_training(small(Path(data), Path(out), **said, devices=int(devices)))
 except RobustError as error:
     print(error, flush=True)
     sys.exit(error.exit_code)

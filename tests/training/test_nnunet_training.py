@@ -144,20 +144,20 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
                 seen.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
 
     from robustcli.training.cache import decode_masked, decoded_once
-    from robustcli.training.datamodule import Part
-    from robustcli.training.prepare import select
+    from robustcli.training.datamodule import DecodedPairs
     from robustcli.training.procedures.nnunet import PatchData
+    from robustcli.training.train_plan import plan_training
 
     record = read_train_record(run)
     config = tiny(Path(record.dataset.location), run)
-    selection = select(config, Heard())
+    selection = plan_training(config, Heard())
     network = load(ModelRequest(str(run)), "seg").network
     state = DurableCheckpoints().load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
     module = Watching(network, selection.recipe)
     pairs = selection.splits.val.samples
     with decoded_once(pairs, run / "cache", decode_masked) as decoded:
-        part = Part([pair.image_id for pair in pairs], decoded)
+        part = DecodedPairs([pair.image_id for pair in pairs], decoded)
         loader = PatchData(part, part, selection.recipe, seed=0, workers=0).val_dataloader()
         loader.batch_sampler.sampler.set_epoch(2)  # type: ignore[attr-defined]
         for number, batch in enumerate(loader):

@@ -11,7 +11,7 @@ from robustcli.core.errors import UsageError
 from robustcli.training.photos import (
     CROPS,
     Crops,
-    Part,
+    DecodedPhotos,
     Photo,
     TrainingSamples,
     ValidationSamples,
@@ -65,12 +65,12 @@ def test_names() -> None:
 
 OWN = Preprocessing(resize=16, crop=16, interpolation="bilinear")
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
-PART = Part(["a", "b"], [Photo(pixels) for pixels in PIXELS], [1, 0])
+PART = DecodedPhotos(["a", "b"], [Photo(pixels) for pixels in PIXELS], [1, 0])
 
 
 def test_epoch_and_id_decide_and_not_the_place() -> None:
     samples = TrainingSamples(PART, OWN, "light", seed=3)
-    turned = Part(["b", "a"], PART.photos[::-1], [0, 1])
+    turned = DecodedPhotos(["b", "a"], PART.photos[::-1], [0, 1])
     again = TrainingSamples(turned, OWN, "light", seed=3)
     assert torch.equal(samples[0, 0].image, again[0, 1].image)
     assert not torch.equal(samples[0, 0].image, samples[1, 0].image)

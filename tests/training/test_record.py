@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.training.recipes import NAMED_RECIPES
-from robustcli.training.record import Patchwise, read_train_record, write_train_record
-from tests.training.test_opening import record
+from robustcli.training.recipes import NAMED_RECIPES, Patchwise
+from robustcli.training.record import TRAINING, read_train_record
+from tests.training.test_continuing import record
 
 
 def test_the_default_is_nnunets_own() -> None:
@@ -46,7 +46,7 @@ def test_the_light_one_differs_in_amount_only_and_says_so() -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     one = record(faults=["a"], arguments={"features": [1, 2]})
-    write_train_record(tmp_path, one)
+    TRAINING.write(tmp_path, one)
     assert read_train_record(tmp_path) == one
 
 
@@ -57,5 +57,5 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 def test_another_file_of_that_name(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"kind": "eval"}')
-    with pytest.raises(UsageError, match="is not the record of a training run"):
+    with pytest.raises(UsageError, match="is not the record of a training"):
         read_train_record(tmp_path)

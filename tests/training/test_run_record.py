@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from robustcli.training.cache import Decoded
-from robustcli.training.prepare import select
 from robustcli.training.run_record import LOGIT_HALF, decision_words, split_record, threshold
+from robustcli.training.train_plan import plan_training
 from tests.training.pairs import decoded, write_pairs
 from tests.training.runs import Heard, small
 
@@ -19,11 +19,10 @@ from tests.training.runs import Heard, small
 def test_a_logit_of_a_half_as_a_probability(tmp_path: Path) -> None:
     assert pytest.approx(1 / (1 + math.exp(-0.5)), abs=1e-15) == LOGIT_HALF
     data = write_pairs(tmp_path / "data", 10)
-    selection = select(small(data, tmp_path / "run", protocol="paper"), Heard())
-    assert threshold(selection, probabilities=False) == LOGIT_HALF
-    assert threshold(selection, probabilities=True) == 0.5
-    patient = replace(selection, recipe=replace(selection.recipe, decision="probability"))
-    assert threshold(patient, probabilities=False) == 0.5
+    recipe = plan_training(small(data, tmp_path / "run", protocol="paper"), Heard()).recipe
+    assert threshold(recipe, probabilities=False) == LOGIT_HALF
+    assert threshold(recipe, probabilities=True) == 0.5
+    assert threshold(replace(recipe, decision="probability"), probabilities=False) == 0.5
 
 
 def test_the_decision_in_words() -> None:
@@ -32,7 +31,9 @@ def test_the_decision_in_words() -> None:
 
 
 def test_a_part_counts_images_groups_and_empty_masks(tmp_path: Path) -> None:
-    part = select(small(write_pairs(tmp_path / "data", 10), tmp_path / "run"), Heard()).splits.train
+    part = plan_training(
+        small(write_pairs(tmp_path / "data", 10), tmp_path / "run"), Heard()
+    ).splits.train
     pixels = decoded(8)
     pixels[3] = Decoded(pixels[3].image, np.zeros_like(pixels[3].mask))
     counted = split_record(part, pixels)

@@ -1,1 +1,16 @@
 """How a recipe is trained: our way, as the paper did, as nnU-Net does."""
+
+from __future__ import annotations
+
+from robustcli.training.procedures.base import Procedure
+from robustcli.training.procedures.nnunet import NNUNet
+from robustcli.training.procedures.paper import Paper
+from robustcli.training.procedures.standard import Standard
+from robustcli.training.recipes import Recipe
+
+
+def procedure_of(recipe: Recipe) -> Procedure:
+    """The procedure that `recipe` is for; the only place that asks."""
+    if recipe.patches is not None:
+        return NNUNet(recipe)
+    return Standard(recipe) if recipe.paper_batch is None else Paper(recipe)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,22 +18,25 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.training_run import read_header, weights_in
-from robustcli.core.errors import RunError
+from robustcli.core.errors import RunError, UsageError
 from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED
 from robustcli.models.model_options import changed
 from robustcli.models.umamba import VARIANTS, Pair, UMamba, UMambaConfig
 from robustcli.models.weight_decay import everything_decays, parameter_groups
+from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.planner import SMALLEST_EDGE, Topology, batch_size, topology
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import Part, Serving
+from robustcli.training.datamodule import BaseDataModule, DecodedPairs
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.losses import DeepSupervision
-from robustcli.training.recipes import Recipe
+from robustcli.training.procedures.base import BatchSettings, Procedure
+from robustcli.training.recipes import OWN, Patchwise, Recipe
 from robustcli.training.record import AVERAGED
 from robustcli.training.samples import Sample, collate
+from robustcli.training.trainer import Machine
 
 # When nnU-Net's training does what: its learning rate, and by what an epoch is best.
 #
@@ -300,7 +303,7 @@ class PatchSamples(Dataset[Sample]):
         UsageError: No image has foreground.
     """
 
-    def __init__(self, part: Part, sampling: Sampling, phase: Phase) -> None:
+    def __init__(self, part: DecodedPairs, sampling: Sampling, phase: Phase) -> None:
         self.part, self.batch_size = part, sampling.batch_size
         shown = [place for place, one in enumerate(part.decoded) if (one.mask == 1).any()]
         self.patches = Patches(self.load, len(part.decoded), shown, sampling, phase)
@@ -317,7 +320,7 @@ class PatchSamples(Dataset[Sample]):
         return Sample(patch.image, mask, self.part.ids[patch.index], number, mask != IGNORED)
 
 
-class PatchData(Serving):
+class PatchData(BaseDataModule):
     """Training and validation batches of a recipe with `patches`.
 
     Args:
@@ -331,7 +334,7 @@ class PatchData(Serving):
     """
 
     def __init__(
-        self, train: Part, val: Part, recipe: Recipe, *, seed: int, workers: int,
+        self, train: DecodedPairs, val: DecodedPairs, recipe: Recipe, *, seed: int, workers: int,
         pin: bool = False, ignores: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(collate, workers=workers, pin=pin)
@@ -445,3 +448,82 @@ def _size(train: dataset.Dataset, number: int) -> Pair:
             f"{pair.image.path}: {error.reason}.",
             "Repair or remove it and its mask, then repeat the command.",
         ) from error
+
+
+# The procedure itself.
+
+
+class NNUNet(Procedure):
+    """Epochs of so many random patches, scored on patches; the best epoch by a moving average."""
+
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("loss", "aug", "accumulate", "patience"),
+        "It trains as nnU-Net does, with its own loss and augmentation, a step per batch, to the "
+        "last epoch.",
+    )
+
+    def check_options(self, config: TrainConfig, given: Mapping[str, Any]) -> None:
+        """See `Procedure.check_options`: no value of a refused option is as nnU-Net's."""
+        for name, why in self.refused.items():
+            if name in given:
+                raise UsageError(
+                    f"`--{name} {given[name]}` does not go with `--recipe {config.recipe}`.",
+                    why,
+                    f"Leave out `--{name}`, or use `--recipe {OWN}`.",
+                )
+
+    @property
+    def patches(self) -> Patchwise:
+        """How epochs are made of patches."""
+        assert self.recipe.patches is not None, "`procedure_of` has seen to it"
+        return self.recipe.patches
+
+    def images_per_epoch(self, available: int) -> int:
+        """See `Procedure.images_per_epoch`."""
+        return self.patches.iterations * self.recipe.batch_size
+
+    def val_batches(self, images: int) -> float:
+        """See `Procedure.val_batches`."""
+        return self.patches.validation_iterations
+
+    def monitor(self, score: str) -> str:
+        """See `Procedure.monitor`: the moving average of the dice on validation patches."""
+        return AVERAGED
+
+    @property
+    def normalised(self) -> tuple[Channel, ...]:
+        """See `Procedure.normalised`."""
+        return self.patches.channels
+
+    def check(self, machine: Machine, *, grey: bool) -> None:
+        """See `Procedure.check`."""
+        if machine.world > 1:
+            raise UsageError(
+                f"`--recipe {self.recipe.name}` trains on one device.",
+                f"Its dice is that of a whole batch, which {machine.world} processes would share.",
+                f"Leave out `--devices` and torchrun, or use `--recipe {OWN}`.",
+            )
+        if grey:
+            raise UsageError(
+                f"`--recipe {self.recipe.name}` takes colour images.",
+                "It normalises three channels as nnU-Net does; the network reads one.",
+                f"Leave out `--model-arg` for its channels, or use `--recipe {OWN}`.",
+            )
+
+    def planned(self, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset) -> Recipe:
+        """See `Procedure.planned`: batch, window and normalisation of nnU-Net's plan."""
+        return planned(self.recipe, config, entry, train)
+
+    def data(self, train: DecodedPairs, val: DecodedPairs, settings: BatchSettings) -> PatchData:
+        """See `Procedure.data`."""
+        return PatchData(
+            train, val, self.recipe, seed=settings.seed, workers=settings.workers,
+            pin=settings.pin, ignores=settings.ignores,
+        )  # fmt: skip
+
+    def module(
+        self, network: nn.Module, entry: ModelEntry, val: dataset.Dataset,
+        data: BaseDataModule | None, *, grey: bool, ignores: bool,
+    ) -> NnUNetModule:  # fmt: skip
+        """See `Procedure.module`."""
+        return NnUNetModule(network.train(), self.recipe, ignores=ignores)

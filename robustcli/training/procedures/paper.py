@@ -1,25 +1,30 @@
-"""Protocol `paper`: the test set scored as the paper did, and what is known to be wrong with it."""
+"""The paper's procedure (protocol `paper`), how it scored its test set, and its known faults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
-from robustcli.data import dataset
+from robustcli.data.dataset import Sample
 from robustcli.training.cache import Decoded, decoded_once
+from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import DecodedPairs, SegmentationData
 from robustcli.training.lit_segmenter import SegmentationModule, outputs
-from robustcli.training.recipes import PAPER_RECIPES, Recipe
+from robustcli.training.procedures.base import BatchSettings
+from robustcli.training.procedures.standard import Standard
+from robustcli.training.recipes import PAPER_RECIPES
 from robustcli.training.record import PAPER
 from robustcli.training.samples import Batch, WholeSamples, collate
-from robustcli.training.task import Selection
 
-FILE = "paper.parquet"
+PAPER_FILE = "paper.parquet"
 Row = dict[str, object]
 
 _ALL = (
@@ -35,6 +40,7 @@ _ALL = (
     "is another one of the same kind.",
 )
 _LOGIT = "A pixel is foreground where the logit is at least 0.5, that is probability 0.622."
+_NOT_THERE = "The paper has no such network; it is trained and scored as its others were."
 _OF_MODEL = {
     "unet": "Its batches of evaluation hold 64 slices, those of all others 16: another statistic.",
     "segformer": "Images and masks are resized to 224 pixels, which makes the masks soft at their "
@@ -44,27 +50,69 @@ _OF_MODEL = {
 }
 
 
-def faults(model: str, recipe: Recipe) -> list[str]:
-    """What is known to be wrong with the paper's way, and is done here all the same."""
-    found = [text.format(batch=recipe.paper_batch) for text in _ALL]
-    if recipe.decision == "logit":
-        found.append(_LOGIT)
-    if model in _OF_MODEL:
-        found.append(_OF_MODEL[model])
-    if model not in PAPER_RECIPES:
-        found.append("The paper has no such network; it is trained and scored as its others were.")
-    return found
+class WholeImages(SegmentationData):
+    """Batches of whole images and masks, resized as the paper did."""
+
+    def train_samples(self) -> WholeSamples:
+        """See `SegmentationData.train_samples`."""
+        return WholeSamples(self.train.ids, self.train.decoded, self.recipe.window)
+
+    def val_samples(self) -> WholeSamples:
+        """See `SegmentationData.val_samples`."""
+        return WholeSamples(self.val.ids, self.val.decoded, self.recipe.window)
 
 
-def score_as_the_paper(
-    selection: Selection, module: SegmentationModule, decode: Callable[[dataset.Sample], Decoded]
-) -> None:
-    """Writes `RUN/paper.parquet` from the test images, in the order of their ids."""
-    pairs, recipe = selection.splits.test.samples, selection.recipe
-    module.to(selection.on.device)
-    with decoded_once(pairs, selection.run / "cache", decode) as decoded:
-        samples = WholeSamples([pair.image_id for pair in pairs], decoded, recipe.window)
-        write_paper_rows(selection.run, module, samples, batch_size=min(16, recipe.batch_size))
+class Paper(Standard):
+    """Whole images in OpenCV's order of colours; the last epoch; dice over batches of images."""
+
+    channels: ClassVar[Literal["rgb", "bgr"]] = "bgr"
+    keeps_best: ClassVar[bool] = False
+    refused: ClassVar[Mapping[str, str]] = {
+        "aug": "it augments nothing",
+        "patience": "it takes the last epoch, whatever validation says",
+    }
+
+    def check_options(self, config: TrainConfig, given: Mapping[str, Any]) -> None:
+        """See `Procedure.check_options`."""
+        for name, why in self.refused.items():
+            if name in given and given[name] != "none":
+                raise UsageError(
+                    f"`--{name} {given[name]}` does not go with `--protocol paper`.",
+                    f"That protocol is done as the paper did it: {why}.",
+                    f"Leave out `--{name}`, or use `--protocol patient`.",
+                )
+
+    def data(
+        self, train: DecodedPairs, val: DecodedPairs, settings: BatchSettings
+    ) -> SegmentationData:
+        """See `Procedure.data`."""
+        return WholeImages(
+            train, val, self.recipe, seed=settings.seed, workers=settings.workers,
+            pin=settings.pin, least=settings.least,
+        )  # fmt: skip
+
+    def faults(self, model: str) -> list[str]:
+        """See `Procedure.faults`."""
+        found = [text.format(batch=self.recipe.paper_batch) for text in _ALL]
+        if self.recipe.decision == "logit":
+            found.append(_LOGIT)
+        if model in _OF_MODEL:
+            found.append(_OF_MODEL[model])
+        if model not in PAPER_RECIPES:
+            found.append(_NOT_THERE)
+        return found
+
+    def score(
+        self, run: Path, module: SegmentationModule, chosen: Mapping[str, Any],
+        test: Sequence[Sample], decode: Callable[[Sample], Decoded], device: torch.device,
+    ) -> None:  # fmt: skip
+        """Writes `RUN/paper.parquet` from the test images, in the order of their ids."""
+        module.network.load_state_dict(chosen)
+        module.to(device)
+        with decoded_once(test, run / "cache", decode) as decoded:
+            ids = [pair.image_id for pair in test]
+            samples = WholeSamples(ids, decoded, self.recipe.window)
+            write_paper_rows(run, module, samples, batch_size=min(16, self.recipe.batch_size))
 
 
 @torch.inference_mode()
@@ -83,7 +131,7 @@ def write_paper_rows(
     rows: list[Row] = []
     for batch in DataLoader(samples, batch_size, collate_fn=collate):
         rows.extend(_rows(module, batch))
-    with replacing(run / FILE) as beside:
+    with replacing(run / PAPER_FILE) as beside:
         pd.DataFrame(rows, columns=list(PAPER)).to_parquet(beside)
 
 

@@ -26,7 +26,7 @@ from robustcli.nnunet.planner import make_plan
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.cache import Decoded
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import Part
+from robustcli.training.datamodule import DecodedPairs
 from robustcli.training.losses import DeepSupervision, supervision_weights
 from robustcli.training.procedures.nnunet import (
     DiceCrossEntropy,
@@ -48,11 +48,11 @@ from tests.training.pairs import decoded, write_pairs
 
 MASKS = Masks(surveyed=False)
 
-TRAIN = Part([f"t{i}" for i in range(7)], decoded(7))
-VAL = Part(["v0", "v1"], decoded(2, 50, 30))
+TRAIN = DecodedPairs([f"t{i}" for i in range(7)], decoded(7))
+VAL = DecodedPairs(["v0", "v1"], decoded(2, 50, 30))
 
 
-def data(*, seed: int = 1, workers: int = 0, val: Part = VAL) -> PatchData:
+def data(*, seed: int = 1, workers: int = 0, val: DecodedPairs = VAL) -> PatchData:
     return PatchData(TRAIN, val, RECIPE, seed=seed, workers=workers)
 
 
@@ -95,13 +95,15 @@ def test_epoch_and_seed_are_all_that_counts(phase: str) -> None:
 def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
     """In training, what is turned and flipped may lose it again."""
     bare = [replace(one, mask=one.mask * 0) for one in decoded(3)]
-    mixed = Part(["a", "b", "c", "d"], [*bare, Decoded(decoded(4)[3].image, decoded(4)[3].mask)])
+    mixed = DecodedPairs(
+        ["a", "b", "c", "d"], [*bare, Decoded(decoded(4)[3].image, decoded(4)[3].mask)]
+    )
     batches = [b for n in range(5) for b in epoch(data(val=mixed), n, "val")]
     assert all(batch.masks[2].any() and batch.ids[2] == "d" for batch in batches)
 
 
 def test_no_foreground_at_all_is_refused() -> None:
-    bare = Part(["a"], [replace(one, mask=one.mask * 0) for one in decoded(1)])
+    bare = DecodedPairs(["a"], [replace(one, mask=one.mask * 0) for one in decoded(1)])
     with pytest.raises(UsageError, match="nothing to learn from in the val images"):
         data(val=bare)
 
@@ -118,7 +120,7 @@ def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
     some = decoded(2, 64, 64)
     nothing = Decoded(some[0].image, np.zeros_like(some[0].mask))
     nothing.mask[:32] = IGNORED
-    part = Part(["shown", "void"], [some[1], nothing])
+    part = DecodedPairs(["shown", "void"], [some[1], nothing])
     made = PatchData(part, part, RECIPE, seed=1, workers=0, ignores=True)
     assert made.train.patches._with_foreground == (0,)
     batches = epoch(made, 0) + epoch(made, 0, "val")

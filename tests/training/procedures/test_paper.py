@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustcli.models.weight_decay import everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule
-from robustcli.training.procedures.paper import faults, paper_rows, write_paper_rows
+from robustcli.training.procedures.paper import Paper, paper_rows, write_paper_rows
 from robustcli.training.recipes import recipe_for
 from robustcli.training.record import PAPER
 from robustcli.training.samples import WholeSamples
@@ -19,7 +19,7 @@ from tests.training.pairs import decoded
 
 
 def of(model: str) -> str:
-    return "\n".join(faults(model, recipe_for(model, "paper", "lgg")))
+    return "\n".join(Paper(recipe_for(model, "paper", "lgg")).faults(model))
 
 
 @pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])

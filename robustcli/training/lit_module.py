@@ -20,7 +20,7 @@ from robustcli.models.weight_decay import Decays, everything_decays, parameter_g
 from robustcli.training.constant_images import without_gradient_of_constants
 from robustcli.training.recipes import SCHEDULES, Recipe
 
-# What stops a training that has come to numbers that are none: nothing of it is saved.
+# Stops a training on a non-finite loss or gradient, before anything of it is saved.
 
 
 _SHOWN = 8
@@ -104,7 +104,7 @@ class Identified(Protocol):
         """The images that have a single value per channel."""
 
 
-class Learner(pl.LightningModule):
+class LitModule(pl.LightningModule):
     """A network in training.
 
     Parameters whose `requires_grad` is off when the optimizer is made stay out of it.
@@ -220,7 +220,7 @@ class Learner(pl.LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
-# Which parameters of a network weight decay touches, by where the network comes from.
+# Which parameters get weight decay, by where the network comes from.
 
 
 _OURS = ("zoo", "vmamba", "vim")

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
+from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import FROZEN, STEPS, ModeCosts, read_finetune_record
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.trainings import run_finetuning
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.record import read_train_record
 from tests.finetuning.tunings import network, tuning, write_pretrained
@@ -207,9 +207,9 @@ def test_a_killed_run_ends_with_the_same_weights(
 _CHILD = """
 import sys, time
 from pathlib import Path
-from robustcli.finetuning.trainings import run_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
 from tests.training.runs import Heard
-from tests.finetuning.test_trainings import HALF
+from tests.finetuning.test_mode_trainings import HALF
 from tests.finetuning.tunings import tuning
 
 class Stops(Heard):

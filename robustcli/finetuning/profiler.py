@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import GradientProfile, statistics
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import Decision, select
+from robustcli.finetuning.selection import Decision, freeze_decisions
 
-# The gradient profile while Lightning trains: a callback around `gradients`.
+# The callback that takes the gradient profile.
 
 
 def _nothing(rows: pd.DataFrame) -> None:
@@ -61,7 +61,7 @@ class ProfileGradients(pl.Callback):
         self.profile.measured = list(state_dict["measured"])
 
 
-# Freezing while Lightning trains: callbacks around the pure parts.
+# Callbacks that freeze parameters, at the start or after the profile.
 
 
 Tell = Callable[[list[Decision]], None]
@@ -134,7 +134,9 @@ class FreezeAfterProfile(KeepFrozen):
         if self.done or not self.profiler.full:
             return
         self.done = True
-        decisions = select(statistics(self.profiler.profile.rows()), self.rule, self.heads)
+        decisions = freeze_decisions(
+            statistics(self.profiler.profile.rows()), self.rule, self.heads
+        )
         self.names = [d.name for d in decisions if d.frozen]
         self.leave_out(trainer)
         self.tell(decisions)

@@ -1,7 +1,7 @@
-"""What differs in training from one kind of model to another; the rest of this room does not know.
+"""The plan of a training, and what differs in it between classifiers and segmenters.
 
 A task says what data there are, how they are split and decoded, what Lightning trains on them, and
-what is measured in the end. `segmentation` and `classification` are its members.
+what is measured in the end. `segmenter_training` and `classifier_training` have its members.
 """
 
 from __future__ import annotations
@@ -25,62 +25,69 @@ from robustcli.tasks.record import DatasetRecord
 from robustcli.training.cache import Stored
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import batch_sizes
-from robustcli.training.learning import Learner
-from robustcli.training.recipes import Recipe
-from robustcli.training.record import AVERAGED, VALIDATIONS, Protocol, SplitRecord, Validation
-from robustcli.training.trainer import Machine
-
-# What fine-tuning changes in a training: where it starts from, and what watches it.
-
-
-class Enough(Exception):  # noqa: N818  nothing went wrong
-    """Ends a training that has given all that was wanted of it, in all its processes at once."""
+from robustcli.training.lit_module import LitModule
+from robustcli.training.procedures import procedure_of
+from robustcli.training.procedures.base import BatchSettings, Procedure
+from robustcli.training.recipes import Protocol, Recipe
+from robustcli.training.record import VALIDATIONS, SplitRecord, Validation
+from robustcli.training.trainer import Machine, default_workers
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """The places where `run_training` asks; a plain training has none.
+class TrainInputs:
+    """What a training takes, looked up once: network, data set and devices.
 
     Args:
-        start: Gives the network that training begins with, and where its weights come from.
-        callbacks: Of that network: what Lightning calls besides the usual.
-        export: Of the trained network's state: that of the plain network, to be written.
+        task: What the network is for.
+        entry: The network.
+        dataset: The whole data set, opened.
+        index: The images of it that `--limit` leaves.
+        splits: These, split for training, validation and testing.
+        machine: Devices and processes.
     """
-
-    start: Callable[[], tuple[nn.Module, str]]
-    callbacks: Callable[[nn.Module], Sequence[pl.Callback]]
-    export: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What was asked for, looked up: network, data, splits, recipe, devices and folder."""
 
     task: TrainingTask
     entry: ModelEntry
+    dataset: Dataset
     index: Dataset
     splits: Splits
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class TrainPlan(TrainInputs):
+    """A training, looked up and checked: everything that is handed down from here.
+
+    Args:
+        config: As typed, with all defaults.
+        recipe: With all overrides.
+        run: The folder.
+        least: Fewest images of a training batch of one process.
+        grey: Whether the network gets greyscale images.
+    """
+
+    config: TrainConfig
     recipe: Recipe
-    on: Machine
     run: Path
     least: int = 1
-    """Fewest images of a training batch of one process."""
     grey: bool = False
-    """Whether the network gets greyscale images."""
+
+    @property
+    def procedure(self) -> Procedure:
+        """The way in which the recipe is trained."""
+        return procedure_of(self.recipe)
 
     @property
     def per_epoch(self) -> int:
         """Training images of an epoch, or patches of them."""
-        if self.recipe.patches is not None:
-            return self.recipe.patches.iterations * self.recipe.batch_size
-        there = len(self.splits.train.samples)
-        return min(self.recipe.images_per_epoch or there, there)
+        return self.procedure.images_per_epoch(len(self.splits.train.samples))
 
     @property
     def batches(self) -> list[int]:
         """How many images each batch of an epoch has in one of the processes; all have the same."""
-        images = math.ceil(self.per_epoch / self.on.world)
-        return batch_sizes(images, max(1, self.recipe.batch_size // self.on.world), self.least)
+        world = self.machine.world
+        images = math.ceil(self.per_epoch / world)
+        return batch_sizes(images, max(1, self.recipe.batch_size // world), self.least)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,21 +97,12 @@ class Selection:
     @property
     def val_batches(self) -> float:
         """Batches of a validation pass, about: an image may be several windows."""
-        if self.recipe.patches is not None:
-            return self.recipe.patches.validation_iterations
-        return len(self.splits.val.samples) / self.recipe.batch_size
-
-    @property
-    def whole(self) -> bool:
-        """Whether images are resized whole and the last epoch is taken: the paper's way."""
-        return self.recipe.paper_batch is not None
+        return self.procedure.val_batches(len(self.splits.val.samples))
 
     @property
     def channels(self) -> Literal["rgb", "bgr", "grey"]:
-        """The order of colours that the network gets; the paper's is OpenCV's."""
-        if self.grey:
-            return "grey"
-        return "bgr" if self.whole else "rgb"
+        """The order of colours that the network gets."""
+        return "grey" if self.grey else self.procedure.channels
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -114,11 +112,46 @@ class Selection:
     @property
     def monitor(self) -> str:
         """What the best epoch has the highest value of."""
-        return AVERAGED if self.recipe.patches is not None else self.task.validation.score
+        return self.procedure.monitor(self.task.validation.score)
+
+    def batch_settings(self, *, ignores: bool = False) -> BatchSettings:
+        """How batches are made; `ignores` says whether masks hold pixels to ignore."""
+        device, workers = self.machine.device, self.config.workers
+        return BatchSettings(
+            self.config.seed, default_workers(device) if workers is None else workers,
+            device.type == "cuda", self.least, ignores,
+        )  # fmt: skip
+
+
+def _own_start(plan: TrainPlan) -> tuple[nn.Module, str]:
+    return plan.task.network(plan.config, plan.index)
+
+
+def _no_callbacks(network: nn.Module) -> Sequence[pl.Callback]:
+    return ()
+
+
+class Enough(Exception):  # noqa: N818  nothing went wrong
+    """Ends a training that has given all that was wanted of it, in all its processes at once."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class Tuning:
+    """What a fine-tuning changes in a training; the defaults are those of a plain training.
+
+    Args:
+        start: Gives the network that training begins with, and where its weights come from.
+        callbacks: Of that network: what Lightning calls besides the usual.
+        export: Of the trained network's state: that of the plain network, to be written.
+    """
+
+    start: Callable[[TrainPlan], tuple[nn.Module, str]] = _own_start
+    callbacks: Callable[[nn.Module], Sequence[pl.Callback]] = _no_callbacks
+    export: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+
+
+@dataclass(frozen=True)
+class RecordedFacts:
     """What a record says of a training beside its recipe; see `record.TrainRecord`."""
 
     dataset: DatasetRecord
@@ -147,11 +180,15 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def open(self, config: TrainConfig) -> Dataset:
-        """The images that `config` names.
+        """The whole data set that `config` names.
 
         Raises:
-            UsageError: There are none, or it is not known what they show.
+            UsageError: There is none, or it is not known what it shows.
         """
+
+    @abstractmethod
+    def limited(self, index: Dataset, config: TrainConfig) -> Dataset:
+        """The images of `index` that `config` leaves."""
 
     @abstractmethod
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
@@ -191,7 +228,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def counts(
-        self, selection: Selection, train: Sequence[Any], val: Sequence[Any]
+        self, plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]
     ) -> dict[Split, SplitRecord]:
         """What the record says of the parts, of which two are decoded.
 
@@ -201,41 +238,39 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def batches(
-        self, config: TrainConfig, selection: Selection, train: Sequence[Any], val: Sequence[Any]
+        self, plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]
     ) -> pl.LightningDataModule:
         """The batches of training and validation, of decoded images."""
 
     @abstractmethod
-    def learner(
-        self, selection: Selection, network: nn.Module, data: pl.LightningDataModule | None = None
-    ) -> Learner:
+    def lit_module(
+        self, plan: TrainPlan, network: nn.Module, data: pl.LightningDataModule | None = None
+    ) -> LitModule:
         """What Lightning trains.
 
         Args:
-            selection: With the recipe.
+            plan: With the recipe.
             network: The network; put into training mode.
             data: What it is validated on; None where it is not.
         """
 
     @abstractmethod
-    def facts(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Facts:
+    def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """What the record says of the training."""
 
     @abstractmethod
-    def header(self, config: TrainConfig, selection: Selection, network: nn.Module) -> Header:
+    def header(self, plan: TrainPlan, network: nn.Module) -> Header:
         """What the weights say of themselves."""
 
     @abstractmethod
     def measure(
-        self, config: TrainConfig, selection: Selection, learner: Learner,
-        chosen: Mapping[str, Any], listener: Listener,
-    ) -> None:  # fmt: skip
+        self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
+    ) -> None:
         """Measures the weights that are in the run's folder on the held-out images.
 
         Args:
-            config: The settings.
-            selection: What they name.
-            learner: What was trained.
+            plan: The training.
+            lit_module: What was trained.
             chosen: The state of its network in the chosen epoch.
             listener: Hears of it.
         """

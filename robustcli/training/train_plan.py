@@ -1,11 +1,10 @@
-"""From settings to what a training needs, cheapest checks first: no pixels, no folder made yet."""
+"""From settings to the plan of a training, cheapest checks first: no pixels, no folder made yet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from robustcli.adapters.catalogue import ModelEntry
@@ -14,16 +13,16 @@ from robustcli.adapters.model import GREY
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.evaluation.record import FILE_NAME
+from robustcli.core.rundir import check_folder
 from robustcli.training.callbacks import FOLDER, LAST
 from robustcli.training.classifier_training import Classification
 from robustcli.training.config import TrainConfig
-from robustcli.training.learning import Learner
-from robustcli.training.recipes import OWN, Recipe, describe
-from robustcli.training.record import Protocol
+from robustcli.training.lit_module import LitModule
+from robustcli.training.procedures import procedure_of
+from robustcli.training.recipes import Protocol, Recipe, describe
 from robustcli.training.segmenter_training import Segmentation
-from robustcli.training.task import Selection, TrainingTask
 from robustcli.training.trainer import Machine, machine
+from robustcli.training.training_task import TrainingTask, TrainInputs, TrainPlan
 from robustcli.training.trial import step_seconds, try_out
 
 # Which training task a model is for.
@@ -40,8 +39,17 @@ def training_task(entry: ModelEntry) -> TrainingTask:
 _LEAST = 2  # images that a batch norm of one value per channel needs
 
 
-def select(config: TrainConfig, listener: Listener) -> Selection:
-    """What `config` names.
+def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
+    """The plan of the training that `config` asks for.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+    """
+    return complete_plan(config, look_up(config), listener)
+
+
+def look_up(config: TrainConfig) -> TrainInputs:
+    """Network, data and devices that `config` names; the data set is opened here and nowhere else.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
@@ -53,50 +61,53 @@ def select(config: TrainConfig, listener: Listener) -> Selection:
     task.check(entry, config)
     on = machine(config.device, config.devices)
     _check_precision(config, on)
-    index = task.open(config)
-    splits = task.split(index, config)
-    recipe = task.recipe(config, entry, splits)
-    if recipe.patches is not None:
-        _check_alone(recipe, on)
-    _check_shares(recipe, on)
-    run = config.directory(recipe, f"{index.digest} {index.contents}", on.world)
-    check_folder(run)
+    dataset = task.open(config)
+    index = task.limited(dataset, config)
+    return TrainInputs(task, entry, dataset, index, task.split(index, config), on)
+
+
+def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) -> TrainPlan:
+    """The plan of a training with `inputs`, which are those of `config`.
+
+    Raises:
+        UsageError: An option has no meaning here, or somebody's files are in the run's folder.
+    """
+    recipe = inputs.task.recipe(config, inputs.entry, inputs.splits)
     grey = input_channels(config.model_args) == 1
-    if grey and recipe.patches is not None:
-        raise UsageError(
-            f"`--recipe {recipe.name}` takes colour images.",
-            "It normalises three channels as nnU-Net does; the network reads one.",
-            f"Leave out `--model-arg` for its channels, or use `--recipe {OWN}`.",
-        )
-    selection = Selection(task, entry, index, splits, recipe, on, run, grey=grey)
-    selection = _with_least(config, selection)
-    _announce(config, selection, listener)
-    return selection
+    procedure_of(recipe).check(inputs.machine, grey=grey)
+    _check_shares(recipe, inputs.machine)
+    run = config.directory(
+        recipe, f"{inputs.index.digest} {inputs.index.contents}", inputs.machine.world
+    )
+    check_folder(run)
+    plan = _with_least(TrainPlan(**vars(inputs), config=config, recipe=recipe, run=run, grey=grey))
+    _announce(plan, listener)
+    return plan
 
 
-def _with_least(config: TrainConfig, selection: Selection) -> Selection:
-    """With the fewest images of a batch that the network's batch norms can learn from.
+def _with_least(plan: TrainPlan) -> TrainPlan:
+    """`plan` with the fewest images of a batch that the network's batch norms can learn from.
 
     They are looked at only where a batch would hold one image, as for that a network is built.
 
     Raises:
         UsageError: Such a network would get one image a step.
     """
-    if 1 not in selection.batches:
-        return selection
-    start = replace(config, untrained=config.weights is None, offline=True)
-    network, _ = selection.task.network(start, selection.index)
-    norms = try_out(selection, network, config.model_args)
+    if 1 not in plan.batches:
+        return plan
+    start = replace(plan.config, untrained=plan.config.weights is None, offline=True)
+    network, _ = plan.task.network(start, plan.index)
+    norms = try_out(plan, network)
     if not norms:
-        return selection
-    if max(selection.batches) == 1:
-        raise _one_a_step(selection, norms)
-    return replace(selection, least=_LEAST)
+        return plan
+    if max(plan.batches) == 1:
+        raise _one_a_step(plan, norms)
+    return replace(plan, least=_LEAST)
 
 
-def _one_a_step(selection: Selection, norms: Sequence[str]) -> UsageError:
-    name, recipe, world = selection.entry.name, selection.recipe, selection.on.world
-    images = selection.per_epoch
+def _one_a_step(plan: TrainPlan, norms: Sequence[str]) -> UsageError:
+    name, recipe, world = plan.entry.name, plan.recipe, plan.machine.world
+    images = plan.per_epoch
     why = f"Its batch norm (`{norms[0]}`{', ...' if len(norms) > 1 else ''}) then sees one value "
     why += "per channel, which has no variance."
     shared = f" in each of {world} processes" if world > 1 else ""
@@ -144,15 +155,6 @@ def _check_precision(config: TrainConfig, on: Machine) -> None:
         )
 
 
-def _check_alone(recipe: Recipe, on: Machine) -> None:
-    if on.world > 1:
-        raise UsageError(
-            f"`--recipe {recipe.name}` trains on one device.",
-            f"Its dice is that of a whole batch, which {on.world} processes would share.",
-            f"Leave out `--devices` and torchrun, or use `--recipe {OWN}`.",
-        )
-
-
 def _check_shares(recipe: Recipe, on: Machine) -> None:
     if recipe.batch_size % on.world:
         raise UsageError(
@@ -162,21 +164,10 @@ def _check_shares(recipe: Recipe, on: Machine) -> None:
         )
 
 
-def check_folder(run: Path) -> None:
-    """Raises UsageError where files would be written among somebody's own."""
-    if run.is_file():
-        raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
-    is_run = (run / FILE_NAME).is_file()
-    if not is_run and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
-        raise UsageError(
-            f"`{run}` is not empty and holds no run.", "", "Choose another folder with `--out`."
-        )
-
-
-def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> None:
-    index, splits, task = selection.index, selection.splits, selection.task
+def _announce(plan: TrainPlan, listener: Listener) -> None:
+    config, index, splits, task = plan.config, plan.index, plan.splits, plan.task
     if config.devices == "all":
-        listener.say(_all_devices(selection.on))
+        listener.say(_all_devices(plan.machine))
     if config.data is None:
         kind = " (a demonstration set)" if index.demonstration else ""
         listener.say(
@@ -189,13 +180,13 @@ def _announce(config: TrainConfig, selection: Selection, listener: Listener) -> 
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test))
     )
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
-    listener.say(describe(selection.recipe))
-    if selection.grey:
-        listener.say(GREY.format(selection.entry.name))
-    if selection.least > 1:
-        shown = " and ".join(str(size) for size in selection.batches[-2:])
+    listener.say(describe(plan.recipe))
+    if plan.grey:
+        listener.say(GREY.format(plan.entry.name))
+    if plan.least > 1:
+        shown = " and ".join(str(size) for size in plan.batches[-2:])
         listener.say(
-            f"The batch norm of `{selection.entry.name}` cannot learn from a last batch of one "
+            f"The batch norm of `{plan.entry.name}` cannot learn from a last batch of one "
             f"image: the last batches of an epoch have {shown} images instead."
         )
 
@@ -210,7 +201,7 @@ def _all_devices(on: Machine) -> str:
     )
 
 
-# What a training would be, take and leave on the disk, without doing it.
+# The dry run: what a training would take in time, memory and disk space.
 
 
 OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")
@@ -298,42 +289,47 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    selection = select(config, listener)
+    return forecast(plan_training(config, listener))
+
+
+def forecast(plan: TrainPlan) -> TrainForecast:
+    """The forecast for `plan`, by two training steps on made-up images."""
+    config = plan.config
     weights = None if config.untrained else config.weights
     start = replace(config, weights=weights, untrained=weights is None, offline=True)
-    network, _ = selection.task.network(start, selection.index)
-    try_out(selection, network, config.model_args)
-    parts = {name: getattr(selection.splits, name) for name in ("train", "val", "test")}
-    steps = selection.recipe.epochs * selection.steps_per_epoch
+    network, _ = plan.task.network(start, plan.index)
+    try_out(plan, network)
+    parts = {name: getattr(plan.splits, name) for name in ("train", "val", "test")}
+    steps = plan.recipe.epochs * plan.steps_per_epoch
     parameters = sum(p.numel() for p in network.parameters())
-    facts = selection.task.facts(config, selection, network)
+    facts = plan.task.facts(plan, network)
     return TrainForecast(
-        out=str(selection.run),
+        out=str(plan.run),
         protocol=facts.protocol,
         images={name: len(part.samples) for name, part in parts.items()},
         groups={name: len(part.groups) for name, part in parts.items()},
-        grouping=selection.index.grouping,
-        model=selection.entry.name,
+        grouping=plan.index.grouping,
+        model=plan.entry.name,
         parameters=parameters,
         decision=facts.decision,
-        recipe=selection.recipe,
+        recipe=plan.recipe,
         steps=steps,
-        seconds=_seconds(selection, selection.task.learner(selection, network)),
-        pixels_bytes=_pixels(selection),
+        seconds=_seconds(plan, plan.task.lit_module(plan, network)),
+        pixels_bytes=_pixels(plan),
         disk_bytes=_TENSORS_KEPT * _BYTES * parameters,
-        started=(selection.run / FOLDER / LAST).is_file() and not config.fresh,
+        started=(plan.run / FOLDER / LAST).is_file() and not config.fresh,
     )
 
 
-def _pixels(selection: Selection) -> int:
-    held = (*selection.splits.train.samples, *selection.splits.val.samples)
-    return sum(array.nbytes for array in selection.task.decode(held[0]).arrays) * len(held)
+def _pixels(plan: TrainPlan) -> int:
+    held = (*plan.splits.train.samples, *plan.splits.val.samples)
+    return sum(array.nbytes for array in plan.task.decode(held[0]).arrays) * len(held)
 
 
-def _seconds(selection: Selection, learner: Learner) -> float:
-    recipe = selection.recipe
-    size = max(1, recipe.batch_size // selection.on.world)
-    step = step_seconds(learner, size, selection.on.device)
-    batches = len(selection.batches)
-    validation = _FORWARD_SHARE * selection.val_batches
+def _seconds(plan: TrainPlan, lit_module: LitModule) -> float:
+    recipe = plan.recipe
+    size = max(1, recipe.batch_size // plan.machine.world)
+    step = step_seconds(lit_module, size, plan.machine.device)
+    batches = len(plan.batches)
+    validation = _FORWARD_SHARE * plan.val_batches
     return recipe.epochs * step * (batches + validation)

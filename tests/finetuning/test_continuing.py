@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.opening import amend, closing, discard, finetune_record, open_finetuning
-from robustcli.finetuning.record import read_finetune_record
+from robustcli.finetuning.finetune_plan import (
+    FinetunePlan,
+    finetune_record,
+    mode_differences,
+    plan_finetuning,
+)
+from robustcli.finetuning.record import FINETUNING, read_finetune_record
 from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.setup import Setup, set_up
 from tests.finetuning.tunings import tuning, write_pretrained
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard
@@ -24,12 +29,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_pairs(folder / "data", 14), write_pretrained(folder / "weights.safetensors")
 
 
-def opened(given: tuple[Path, Path], out: Path, **said: Any) -> Setup:
+def opened(given: tuple[Path, Path], out: Path, **said: Any) -> FinetunePlan:
     weights = said.pop("pretrained", given[1])
-    setup = set_up(tuning(given[0], out, weights, **said), Heard())
+    plan = plan_finetuning(tuning(given[0], out, weights, **said), Heard())
     out.mkdir(exist_ok=True)
-    open_finetuning(setup, finetune_record(setup, setup.network("full")[0]))
-    return setup
+    new = finetune_record(plan, plan.network("full")[0])
+    fresh = plan.training.config.fresh
+    FINETUNING.open(out, new, fresh=fresh, more=partial(mode_differences, plan))
+    return plan
 
 
 def test_what_the_record_says_at_first(given: tuple[Path, Path], tmp_path: Path) -> None:
@@ -46,8 +53,8 @@ def test_what_the_record_says_at_first(given: tuple[Path, Path], tmp_path: Path)
     [
         ({"seed": 1}, "`--seed` was 0, now it is 1|images are others"),
         ({"limit": 12}, "images are others: 14 of `data`, now 12"),
-        ({"epochs": 4}, r"`--iterations \(epochs\)` was 3, now it is 4"),
-        ({"rule": FreezeRule(1e-3)}, r"`the threshold .*` was 1e-06, now it is 0.001"),
+        ({"epochs": 4}, r"epochs .*`--iterations`.* was 3, now it is 4"),
+        ({"rule": FreezeRule(1e-3)}, r"The threshold .* was 1e-06, now it is 0.001"),
         ({"rule": FreezeRule(1e-6, scope="all")}, "`--freeze-scope` was mamba, now it is all"),
         ({"rule": FreezeRule(1e-6, kind="rms")}, "`--statistic` was mean_abs, now it is rms"),
         ({"rule": FreezeRule(pattern="encoder")}, "`--freeze` was None, now it is encoder"),
@@ -67,7 +74,7 @@ def test_other_settings_are_refused_by_name(
 def test_other_weights_are_refused(given: tuple[Path, Path], tmp_path: Path) -> None:
     opened(given, tmp_path / "run")
     other = write_pretrained(tmp_path / "other.safetensors", seed=8)
-    with pytest.raises(UsageError, match=r"`--pretrained \(the weights\)` was"):
+    with pytest.raises(UsageError, match=r"\(`--pretrained`\) was"):
         opened(given, tmp_path / "run", pretrained=other)
 
 
@@ -88,12 +95,20 @@ def test_fresh_discards_what_is_the_runs(given: tuple[Path, Path], tmp_path: Pat
     opened(given, out)
     (out / "freeze" / "checkpoints").mkdir(parents=True)
     (out / "sweep" / "encoder").mkdir(parents=True)
-    ours = ("freeze/costs.json", "gradients.parquet", "frozen.csv", "sweep.csv")
+    error = "error-20260102-030405-17.txt"
+    ours = (
+        error,
+        f"freeze/{error}",
+        "freeze/costs.json",
+        "gradients.parquet",
+        "frozen.csv",
+        "sweep.csv",
+    )
     for name in (*ours, "sweep/encoder/run.json", "mine.txt"):
         (out / name).write_text("x")
     opened(given, out, fresh=True, epochs=4)
     assert {p.name for p in out.rglob("*") if p.is_file()} == {"run.json", "mine.txt"}
-    discard(out)
+    FINETUNING.discard(out)
     assert not (out / "run.json").exists()
 
 
@@ -102,15 +117,3 @@ def test_another_kind_of_run_is_not_taken_over(given: tuple[Path, Path], tmp_pat
     (tmp_path / "run" / "run.json").write_text('{"kind": "train"}')
     with pytest.raises(UsageError, match="is not the record of a fine-tuning"):
         opened(given, tmp_path / "run")
-
-
-def test_the_status_tells_how_it_ended(given: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    opened(given, out)
-    with closing(out):
-        amend(out, profile_iterations=5)
-    assert read_finetune_record(out).status == "complete"
-    with pytest.raises(ValueError, match="no"), closing(out):
-        raise ValueError("no")
-    assert read_finetune_record(out).status == "failed"
-    assert read_finetune_record(out).profile_iterations == 5

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from robustcli.finetuning.callbacks import (
+from robustcli.finetuning.profiler import (
     FreezeAfterProfile,
     KeepFrozen,
     ProfileGradients,

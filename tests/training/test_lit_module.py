@@ -12,7 +12,7 @@ from torch import nn
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import RunError
 from robustcli.models.weight_decay import everything_decays, mamba_decays, vmamba_decays
-from robustcli.training.learning import check_gradient, check_loss, decays_of, gradient_norm
+from robustcli.training.lit_module import check_gradient, check_loss, decays_of, gradient_norm
 
 
 def test_everything_decays_in_every_segmenter() -> None:

@@ -13,7 +13,7 @@ import torch
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.training.engine import run_training
-from robustcli.training.prepare import forecast_training, select
+from robustcli.training.train_plan import forecast_training, plan_training
 from tests.training.pairs import write_pairs
 from tests.training.runs import Heard, small
 
@@ -64,7 +64,7 @@ def data_prepare(tmp_path: Path) -> Path:
 
 def test_protocol_parts_and_recipe_are_announced(data_prepare: Path, tmp_path: Path) -> None:
     heard = Heard()
-    select(small(data_prepare, tmp_path / "run"), heard)
+    plan_training(small(data_prepare, tmp_path / "run"), heard)
     assert heard.lines == [
         "Protocol `patient`: train 12 images, val 1 images, test 1 images (train part, split by "
         "image, seed 0).",
@@ -78,7 +78,7 @@ def test_a_default_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.delenv("ROBUST_DATA_SEGMENTATION", raising=False)
     heard = Heard()
     config = small(tmp_path, tmp_path / "run", limit=30)
-    chosen = select(type(config)(model="ulvm", limit=30), heard)
+    chosen = plan_training(type(config)(model="ulvm", limit=30), heard)
     assert heard.lines[0].startswith(
         "No --data: using nuclei-mini (a demonstration set), 30 images, "
     )
@@ -88,12 +88,12 @@ def test_a_default_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_the_paper_takes_whole_images_in_opencvs_order(data_prepare: Path, tmp_path: Path) -> None:
-    usual = select(small(data_prepare, tmp_path / "run"), Heard())
-    paper = select(small(data_prepare, tmp_path / "run", protocol="paper"), Heard())
-    assert (usual.whole, usual.channels) == (False, "rgb")
-    assert (paper.whole, paper.channels) == (True, "bgr")
+    usual = plan_training(small(data_prepare, tmp_path / "run"), Heard())
+    paper = plan_training(small(data_prepare, tmp_path / "run", protocol="paper"), Heard())
+    assert (usual.procedure.keeps_best, usual.channels) == (True, "rgb")
+    assert (paper.procedure.keeps_best, paper.channels) == (False, "bgr")
     assert paper.per_epoch == len(paper.splits.train.samples) == 11
-    quick = select(small(data_prepare, tmp_path / "run", quick=True), Heard())
+    quick = plan_training(small(data_prepare, tmp_path / "run", quick=True), Heard())
     assert quick.per_epoch == 12  # no more than there are
 
 
@@ -107,7 +107,7 @@ def test_other_images_or_masks_of_the_same_names_are_another_run(
         shutil.copytree(tmp_path / "first", tmp_path / kind)
         shutil.copy(tmp_path / kind / kind / "001.png", tmp_path / kind / kind / "002.png")
     first, copy, images, masks = (
-        select(replace(small(tmp_path / name, Path()), out=None), Heard()).run
+        plan_training(replace(small(tmp_path / name, Path()), out=None), Heard()).run
         for name in ("first", "copy", "images", "masks")
     )
     assert first == copy
@@ -119,9 +119,9 @@ def test_somebody_elses_folder_is_left_alone(data_prepare: Path, tmp_path: Path)
     run.mkdir()
     (run / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
-        select(small(data_prepare, run), Heard())
+        plan_training(small(data_prepare, run), Heard())
     with pytest.raises(UsageError, match="is a file"):
-        select(small(data_prepare, run / "thesis.tex"), Heard())
+        plan_training(small(data_prepare, run / "thesis.tex"), Heard())
 
 
 def test_a_run_is_no_network(
@@ -135,7 +135,7 @@ def test_a_run_is_no_network(
     (tmp_path / "mine").mkdir()
     write_weights(tmp_path / "mine" / "weights.safetensors", {"w": torch.zeros(1)}, header)
     with pytest.raises(UsageError, match=r"`--model mine` is a folder"):
-        select(small(data_prepare, tmp_path / "run", model="mine", model_args={}), Heard())
+        plan_training(small(data_prepare, tmp_path / "run", model="mine", model_args={}), Heard())
 
 
 def test_a_network_goes_before_a_folder_of_its_name(
@@ -144,14 +144,16 @@ def test_a_network_goes_before_a_folder_of_its_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ulvm").mkdir()
     (tmp_path / "ulvm" / "run.json").write_text("{}")
-    found = select(small(data_prepare, tmp_path / "run", model="ulvm", model_args={}), Heard())
+    found = plan_training(
+        small(data_prepare, tmp_path / "run", model="ulvm", model_args={}), Heard()
+    )
     assert found.entry.name == "ulvm"
 
 
 def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
     data_prepare = write_pairs(tmp_path / "data", 2)
     with pytest.raises(UsageError, match="cannot be split by image"):
-        select(small(data_prepare, tmp_path / "run"), Heard())
+        plan_training(small(data_prepare, tmp_path / "run"), Heard())
 
 
 @pytest.mark.parametrize("by", ["--devices", "torchrun"])
@@ -166,12 +168,15 @@ def test_a_batch_divides_among_the_processes_whoever_starts_them(
         data_prepare, tmp_path / "run", batch_size=5, devices=2 if by == "--devices" else 1
     )
     with pytest.raises(UsageError, match="batch of 5 does not divide among 2 processes"):
-        select(config, Heard())
+        plan_training(config, Heard())
 
 
 def test_all_devices_of_a_machine_without_gpu_are_explained(
     data_prepare: Path, tmp_path: Path
 ) -> None:
     heard = Heard()
-    assert select(small(data_prepare, tmp_path / "run", devices="all"), heard).on.world == 1
+    assert (
+        plan_training(small(data_prepare, tmp_path / "run", devices="all"), heard).machine.world
+        == 1
+    )
     assert "`--devices all` counts GPUs; on cpu it is 1 process." in heard.lines[0]

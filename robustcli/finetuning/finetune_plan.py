@@ -1,0 +1,277 @@
+"""The plan of a fine-tuning: looked up and checked once, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from robustcli.adapters.cache_paths import hash_state
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import names_run, resolve
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener, Silent
+from robustcli.core.ranks import ranks
+from robustcli.core.rundir import check_folder, has_record
+from robustcli.evaluation.device import device_name
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.pretrained import Pretrained
+from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
+from robustcli.finetuning.starts import FinetuneProtocol, protocol_of
+from robustcli.training.config import TrainConfig
+from robustcli.training.processes import helped_run
+from robustcli.training.record import read_train_record, recipe_differences
+from robustcli.training.run_record import recipe_record
+from robustcli.training.train_plan import complete_plan, look_up
+from robustcli.training.training_task import TrainInputs, TrainPlan
+
+# Which options of a fine-tuning exclude each other.
+
+
+def check_flags(config: FinetuneConfig) -> None:
+    """Validates which options go together.
+
+    Raises:
+        UsageError: Some exclude each other.
+    """
+    training = config.training
+    if config.iterations is not None and training.epochs is not None:
+        raise UsageError(
+            "`--iterations` and `--epochs` exclude each other.",
+            "Both say how long each mode is trained.",
+            "Leave one out.",
+        )
+    if config.profile is not None and config.profile_only:
+        raise UsageError(
+            "`--profile` and `--profile-only` exclude each other.",
+            "One takes a profile that is there, the other makes one.",
+            "`--profile FILE --dry-run` shows what a profile would freeze.",
+        )
+    if config.sweep and not ("full" in config.modes and "freeze" in config.modes):
+        raise UsageError(
+            "`--sweep` compares with full fine-tuning, by the profile of `freeze`.",
+            f"Asked for was {' and '.join(config.modes) or 'a profile alone'}.",
+            "Use `--mode all`; modes that are there already are not trained again.",
+        )
+    if config.sweep and config.rule.pattern is not None:
+        raise UsageError(
+            f"`--sweep` needs a profile; `--freeze {config.rule.pattern}` measures none.",
+            "Names decide without looking at gradients.",
+            "Leave `--freeze` out: the sweep tries prefixes of the network by itself.",
+        )
+    started = ranks().world > 1 and helped_run() is None
+    trainings = len(config.modes) + config.profile_only
+    if started and (config.sweep or trainings != 1):
+        raise UsageError(
+            "torchrun trains one mode at a time.",
+            f"Asked for were {trainings}: its processes end with the first.",
+            "Name one with `--mode`, or use `--devices N` without torchrun.",
+        )
+
+
+_LEAST_PROFILE = 20
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """A fine-tuning, looked up and checked: everything that is handed down from here.
+
+    Args:
+        config: With all defaults.
+        pretrained: The weights to start from; None for an ImageNet encoder, or from nothing.
+        training: The plan of every mode's training, but for folder and start.
+        run: The folder.
+        profile_iterations: Profiled steps.
+    """
+
+    config: FinetuneConfig
+    pretrained: Pretrained | None
+    training: TrainPlan
+    run: Path
+    profile_iterations: int
+
+    @property
+    def entry(self) -> ModelEntry:
+        """What is known of the network."""
+        return self.training.entry
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of each mode."""
+        return self.training.recipe.epochs * self.training.steps_per_epoch
+
+    @property
+    def protocol(self) -> FinetuneProtocol:
+        """What is particular to classifiers or segmenters."""
+        return protocol_of(self.entry)
+
+    @cached_property
+    def heads(self) -> tuple[str, ...]:
+        """Beginnings of the names of the layers that are new in this task."""
+        return self.protocol.heads(self.entry, lambda: self.network("scratch")[0])
+
+    def mode_plan(self, mode: Mode, out: Path) -> TrainPlan:
+        """The plan of the training of `mode` into the folder `out`.
+
+        Raises:
+            UsageError: Somebody's files are in that folder.
+        """
+        check_folder(out)
+        config = replace(self.training.config, out=out, untrained=mode == "scratch")
+        return replace(self.training, config=config, run=out)
+
+    def network(self, mode: Mode) -> tuple[nn.Module, str]:
+        """The network as `mode` begins with it, and where its weights come from.
+
+        Heads and whatever no file gives are the same in every mode.
+        """
+        plan, pretrained = self.training, self.pretrained
+        random = mode == "scratch" or pretrained is not None
+        start = replace(plan.config, weights=None, untrained=random)
+        network, origin = plan.task.network(start, plan.index)
+        if mode == "scratch" or pretrained is None:
+            return network, origin
+        self.protocol.fill(network, pretrained, self.entry, self.heads)
+        return network, pretrained.origin
+
+
+def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
+    """The plan of the fine-tuning that `config` asks for; the data set is opened once.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+    """
+    protocol = protocol_of(_network_named(config))
+    config = protocol.with_defaults(config, listener.say)
+    entry = resolve(config.training.model)
+    check_flags(config)
+    pretrained = protocol.pretrained(config, entry)
+    typed = config.training if pretrained is None else _following(config.training, pretrained)
+    typed = replace(protocol.sized(typed, entry), out=None)
+    inputs = look_up(typed)
+    training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
+    run = config.directory(training.run)
+    check_folder(run)
+    plan = FinetunePlan(
+        replace(config, training=replace(training.config, out=config.training.out)), pretrained,
+        training, run,
+        _profiled(config, training.steps_per_epoch, training.recipe.epochs),
+    )  # fmt: skip
+    if pretrained is not None and config.modes != ("scratch",):
+        listener.say(f"Starting from {pretrained.origin}.")
+        plan.network("full")  # weights that do not fit stop here, before anything is written
+    return plan
+
+
+def first_mode(plan: FinetunePlan) -> Mode:
+    """A mode whose network the run has: without weights there is only the one from nothing."""
+    return "scratch" if plan.config.modes == ("scratch",) else "full"
+
+
+def _network_named(config: FinetuneConfig) -> ModelEntry:
+    name = config.training.model
+    entry = resolve(name)
+    if names_run(name):
+        raise UsageError(
+            f"`{name}` is a folder of a training.",
+            "The network is named, and where it starts from is said apart.",
+            f"Use `robust finetune {entry.network} --pretrained {name}`.",
+        )
+    return entry
+
+
+def _following(training: TrainConfig, pretrained: Pretrained) -> TrainConfig:
+    return replace(training, model_args=dict(pretrained.arguments), plan=pretrained.plan)
+
+
+def _with_recipe(
+    config: FinetuneConfig, typed: TrainConfig, inputs: TrainInputs, say: Callable[[str], None]
+) -> TrainConfig:
+    """With the recipe that serves when none is named, and the epochs that the steps come to."""
+    protocol, data = protocol_of(inputs.entry), inputs.index.name
+    training = protocol.usual_recipe(typed, inputs.entry, data, say)
+    steps = config.iterations or protocol.usual_steps(typed, training, data)
+    if steps is None:
+        return training
+    per_epoch = complete_plan(training, inputs, Silent()).steps_per_epoch
+    return replace(training, epochs=math.ceil(steps / per_epoch))
+
+
+def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
+    """Profiled steps: as asked, else an epoch's, at least 20, at most half of all.
+
+    Raises:
+        UsageError: After them, nothing would be left of the training.
+    """
+    total = per_epoch * epochs
+    asked = config.profile_iterations
+    if asked is None:
+        return min(max(_LEAST_PROFILE, per_epoch), max(1, total // 2))
+    profiles = "freeze" in config.modes and config.profile is None
+    if profiles and asked >= total:
+        raise UsageError(
+            f"`--profile-iterations {asked}` leaves nothing to train.",
+            f"Each mode has {total} steps; what is frozen is decided after those.",
+            f"Use fewer than {total}, or `--profile-only`.",
+        )
+    return asked
+
+
+# The record of a fine-tuning, before it begins.
+
+
+def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
+    """The record of a fine-tuning that begins.
+
+    Args:
+        plan: The fine-tuning.
+        network: The network, for its size.
+    """
+    config, pretrained, now = plan.config, plan.pretrained, datetime.now(UTC)
+    profile, by_name = config.profile, config.at_once
+    return FinetuneRecord(
+        task=plan.entry.task,
+        command=config.training.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.training.seed,
+        model=plan.entry.name,
+        arguments=json.loads(json.dumps(dict(config.training.model_args))),
+        parameters=sum(p.numel() for p in network.parameters()),
+        pretrained=pretrained.origin if pretrained else _without(config.modes),
+        pretrained_sha256=hash_state(dict(pretrained.state)) if pretrained else None,
+        heads=list(plan.heads),
+        dataset=plan.training.task.facts(plan.training, network).dataset,
+        modes=list(config.modes),
+        rule=RuleRecord(**asdict(config.rule)),
+        profile="none" if by_name else str(profile or "measured"),
+        profile_sha256=None if profile is None else _sha256(profile),
+        profile_iterations=0 if by_name else plan.profile_iterations,
+        epochs=plan.training.recipe.epochs,
+        iterations=plan.steps,
+        device=device_name(plan.training.machine.device),
+    )
+
+
+def _without(modes: tuple[str, ...]) -> str:
+    return "none" if modes == ("scratch",) else "encoder: ImageNet-1K"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:
+    """Sentences on the settings in which the trainings of the modes so far differ from `plan`."""
+    recipe = recipe_record(plan.training.recipe)
+    for mode in old.modes:
+        if has_record(plan.run / mode):
+            yield from recipe_differences(read_train_record(plan.run / mode).recipe, recipe)

@@ -1,0 +1,200 @@
+"""Fine-tuning: one training per mode, from the same start and over the same data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pandas as pd
+from torch import nn
+
+from robustcli.core.listener import Listener, Silent
+from robustcli.core.ranks import Ranks, ranks
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.decide import (
+    frozen_names,
+    keep_known,
+    known_decisions,
+    saving_of,
+    tell,
+    write_decisions,
+)
+from robustcli.finetuning.finetune_plan import (
+    FinetunePlan,
+    finetune_record,
+    first_mode,
+    mode_differences,
+    plan_finetuning,
+)
+from robustcli.finetuning.gradients import write_profile
+from robustcli.finetuning.modes import ModeListener, Modes
+from robustcli.finetuning.record import (
+    DECISIONS,
+    FINETUNING,
+    PROFILE,
+    PROFILING,
+    FinetuneRecord,
+    Mode,
+    SavingRecord,
+)
+from robustcli.finetuning.selection import Decision
+from robustcli.finetuning.sweep import help_sweep, run_sweep
+from robustcli.training.engine import train
+from robustcli.training.processes import Peers, end_of_others, helped_run, meeting
+from robustcli.training.training_task import Enough
+from robustcli.training.trial import try_out
+
+_THERE = "the profile is there"
+_ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
+"""What may be refused, once its profile is there, comes before hours of what is not."""
+
+
+def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> Path:
+    """Does what `config` asks for, as far as it is not there yet; returns the run's folder.
+
+    Args:
+        config: The settings.
+        listener: Who hears of the progress.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together, or nothing would be
+            left to train.
+        RunError: Training failed; the checkpoints of the last finished epoch are kept.
+    """
+    place = ranks()
+    heard = ModeListener((listener if place.first else None) or Silent())
+    helped = helped_run()
+    # A process that the first one started comes for one training, and meets the others there.
+    with meeting(Ranks() if helped is not None else place) as peers:
+        plan, network, decisions, new = peers.together(
+            lambda: _prepare(config, heard), lambda prepared: {}
+        )
+        modes = Modes(
+            plan, decisions, partial(_profiled, plan), partial(_decided, plan, network, heard)
+        )
+        if helped is not None:
+            _help_launched(plan, modes, network, helped)
+        if not place.first:
+            peers.hear()
+            _help(plan, modes, peers)
+        with FINETUNING.held(plan.run):
+            FINETUNING.open(
+                plan.run, new, fresh=config.training.fresh, more=partial(mode_differences, plan)
+            )
+            with FINETUNING.closing(plan.run):
+                _lead(plan, modes, network, heard, peers)
+    return plan.run
+
+
+def _prepare(
+    config: FinetuneConfig, heard: ModeListener
+) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
+    """Everything looked up, and nothing written yet."""
+    plan = plan_finetuning(config, heard)
+    network, _ = plan.network(first_mode(plan))
+    try_out(plan.training, network)
+    decisions = known_decisions(plan, network)
+    return plan, network, decisions, finetune_record(plan, network)
+
+
+def _lead(
+    plan: FinetunePlan, modes: Modes, network: nn.Module, heard: ModeListener, peers: Peers
+) -> None:
+    """All that was asked for, in the first process."""
+    config, decisions = plan.config, modes.decisions
+    if decisions is not None and "freeze" in config.modes:
+        keep_known(plan, decisions, network)
+        tell(decisions, plan, network, heard.say)
+    peers.tell("train")
+    if config.profile_only:
+        _profile(plan, modes, heard, peers)
+    for mode in _in_order(config):
+        heard.begin(mode)
+        _train(plan, modes, mode, heard, peers)
+    _count_saving(plan, network)
+    if config.sweep:
+        run_sweep(plan, network, heard)
+
+
+def _in_order(config: FinetuneConfig) -> list[Mode]:
+    return [mode for mode in _ORDER if mode in config.modes]
+
+
+def _profiled(plan: FinetunePlan, rows: pd.DataFrame) -> None:
+    if ranks().first:
+        write_profile(plan.run / PROFILE, rows, plan.entry.name)
+
+
+def _decided(
+    plan: FinetunePlan, network: nn.Module, heard: ModeListener, decisions: Sequence[Decision]
+) -> None:
+    if ranks().first:
+        write_decisions(plan.run / DECISIONS, decisions, network)
+        tell(decisions, plan, network, heard.say)
+
+
+def _train(plan: FinetunePlan, modes: Modes, mode: Mode, heard: Listener, peers: Peers) -> None:
+    out = plan.run / mode
+    shared = None if peers.alone else peers
+    training = plan.mode_plan(mode, out)
+    train(training, modes.tuning(mode, out), heard, shared)
+    plan.protocol.export(training)
+
+
+def _profile(plan: FinetunePlan, modes: Modes, heard: ModeListener, peers: Peers) -> None:
+    """Leaves the profile of the first steps of full fine-tuning, and what it decides."""
+    if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
+        heard.say(f"The profile is there: `{plan.run / PROFILE}`.")
+        peers.tell(_THERE)
+        return
+    peers.tell("profile")
+    heard.begin("profile")
+    out = plan.run / PROFILING
+    shared = None if peers.alone else peers
+    with suppress(Enough):
+        train(plan.mode_plan("full", out), modes.profiling(), heard, shared)
+    shutil.rmtree(out, ignore_errors=True)
+    heard.begin("")
+
+
+def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
+    """Adds to the record what the frozen tensors save by count."""
+    if (plan.run / DECISIONS).is_file():
+        saved = saving_of(plan, frozen_names(plan.run), network)
+        FINETUNING.update(plan.run, saving=SavingRecord(**asdict(saved)))
+
+
+def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
+    """Computes in a process of torchrun that is not the first; it ends with its one training."""
+    if plan.config.profile_only:
+        if peers.hear() != _THERE:
+            _help_profiling(plan, modes, peers)
+        end_of_others()
+    (mode,) = plan.config.modes
+    _train(plan, modes, mode, Silent(), peers)
+    end_of_others()
+
+
+def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped: Path) -> NoReturn:
+    """Computes in a process that the first one started for the training into `helped`."""
+    run = plan.run.absolute()
+    if helped == run / PROFILING:
+        _help_profiling(plan, modes, None)
+        end_of_others()
+    for mode in _in_order(plan.config):
+        if helped == run / mode:
+            out = plan.run / mode
+            train(plan.mode_plan(mode, out), modes.tuning(mode, out), None)
+    if plan.config.sweep:
+        help_sweep(plan, network, helped)
+    end_of_others()
+
+
+def _help_profiling(plan: FinetunePlan, modes: Modes, peers: Peers | None) -> None:
+    with suppress(Enough):
+        train(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), None, peers)
