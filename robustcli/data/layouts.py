@@ -265,7 +265,7 @@ def _by_key(location: Path, keyed: Iterable[tuple[str, FileRef]]) -> dict[str, F
         raise UsageError(
             f"`{location}` has {len(twice)} names more than once.",
             f"{listed(names)} differ in nothing but the suffix: which one belongs to "
-            "which file cannot be told.",
+            "which file is not known.",
             "Rename or remove all but one, or name the pairs in a CSV (`image,mask`).",
         )
     return {key: files[0] for key, files in found.items()}

@@ -43,7 +43,7 @@ _LABELS_PATH = Column("path", (*_PATH.aliases, "name"))
 _LABELS_LABEL = Column("label", (*_LABEL.aliases, "predictionstring"), remaining=True)
 _WNID_AND_BOX = re.compile(r"(n\d{8})\s+\d")
 _MASK_WORDS = ("mask", "label", "annotation", "truth", "gt")
-_TRIED = 100  # rows by which the columns of a table without a header are told
+_TRIED = 100  # rows by which the columns of a table without a header are recognised
 
 
 def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
@@ -250,7 +250,7 @@ def _check_there(path: Path, files: Sequence[FileRef]) -> None:
 
 
 def _grouping(columns: Mapping[str, list[str]]) -> str | None:
-    """The column that tells the groups, which is also what a group is; None where there is none."""
+    """The column of the groups, whose name is also what a group is; None where there is none."""
     return next((name for name in GROUPINGS if name in columns), None)
 
 
@@ -342,7 +342,7 @@ def _labels_in_table_of_any_name(path: Path, files: Sequence[FileRef], say: Say)
 
 
 def _labels_by_content(files: Sequence[FileRef]) -> Headless:
-    """Tells two columns without a header: one names images, the other none."""
+    """Recognises two columns without a header: one names images, the other none."""
     bare = {file.file_name.rpartition(".")[0] for file in files}
     names = {*bare, *(file.relative for file in files), *(file.file_name for file in files)}
 

@@ -57,6 +57,7 @@ class Classes:
             may have any classes: they are in the order of their names, or where they are all those
             of a bundled label space, they are that.
         label_space: The label space of the data, its name, or a classes file; None to recognise it.
+            Has no meaning without `model`.
         labels: File with the label of each image, for folders and tars that do not tell.
         splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
             say the split of an image. Always so in training.
@@ -114,12 +115,12 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
     return dataset if folder is None else _in_folder(dataset, whole, folder)
 
 
-# Which data a command takes when none is named: never silently, the caller says which.
+# Which data a command takes when none is named; the caller announces it.
 
 
 @dataclass(frozen=True)
 class DefaultData:
-    """What stands in for `--data`, and who said so (for the line that announces it)."""
+    """The data taken where none is named, and what names it (for the line that announces it)."""
 
     data: str
     origin: str
@@ -196,7 +197,7 @@ def _none_set(label_space: str, variable: str) -> UsageError:
     )
 
 
-# From a place to a data set.
+# From a path or a name to a data set.
 
 
 def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
@@ -330,7 +331,7 @@ def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
 
 
 def groups_file(location: Path) -> Path:
-    """Where groups of images may be told: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
+    """Where a table of groups may lie: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
     if location.is_dir():
         return location / "groups.csv"
     name = location.name.lower()
@@ -339,7 +340,7 @@ def groups_file(location: Path) -> Path:
 
 
 def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
-    """A group that the data puts into two splits would leak from training to test."""
+    """Refuses a group in two splits: it would leak from training to test."""
     splits: dict[str, set[str | None]] = defaultdict(set)
     for sample in samples:
         splits[sample.group].add(sample.split)
