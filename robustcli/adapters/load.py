@@ -29,7 +29,7 @@ from robustcli.adapters.training_run import (
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
-from robustcli.data.labels import BUNDLED, LabelSpace, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 
 # How `robust eval` gets each kind of classifier: one row per builder of the catalogue.
 
@@ -152,7 +152,10 @@ class TrainedClassifier:
     def label_space(self) -> LabelSpace:
         """The classes that it was trained for."""
         header = self.header
-        if header.label_space in BUNDLED and label_space(header.label_space).ids == header.classes:
+        if (
+            header.label_space in BUNDLED_SPACES
+            and label_space(header.label_space).ids == header.classes
+        ):
             return label_space(header.label_space)
         return LabelSpace(header.label_space, header.classes, header.class_names)
 

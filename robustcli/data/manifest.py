@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from robustcli.core.errors import UsageError
-from robustcli.data.advice import listed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.layouts import SPLIT_NAMES, Labelled, Layout
 from robustcli.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_folder, stable
@@ -123,7 +123,7 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
     if missing:
         raise UsageError(
             f"`{path}` lacks {len(missing)} of {len(ids)} images.",
-            f"Not in it: {listed(missing)}.",
+            f"Not in it: {quoted(missing)}.",
             "Add a line for each, with its path below `images/`.",
         )
     groups, splits = columns[grouping], _splits_in(path, columns, len(columns[grouping]))
@@ -232,7 +232,7 @@ def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
     if twice:
         raise UsageError(
             f"`{path}` lists {len(twice)} image{'s' if len(twice) > 1 else ''} more than once.",
-            f"Repeated: {listed(twice)}.",
+            f"Repeated: {quoted(twice)}.",
             f"Every image has one {truth}: remove the repeated lines.",
         )
 
@@ -267,7 +267,7 @@ def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Seque
     if unknown:
         raise UsageError(
             f"`{path}` names {len(unknown)} unknown splits.",
-            f"Column `split` holds {listed(unknown)}; expected `train`, `val` or `test`.",
+            f"Column `split` holds {quoted(unknown)}; expected `train`, `val` or `test`.",
             "Correct them, or remove the column: the split is then drawn.",
         )
     return [SPLIT_NAMES[word.lower()] for word in words]

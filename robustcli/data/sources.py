@@ -14,7 +14,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data import advice
 from robustcli.data.dataset import Dataset, FileRef, Sample
-from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses
+from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses, WantedClasses
 from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
@@ -208,7 +208,7 @@ def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
     # `C:\data` is a path, not the folder `\data` of a data set `C`.
     if colon and folder and folder[0] not in "/\\" and _is_there(whole):
         return whole, folder.strip("/")
-    raise advice.no_data(data, masks=masks)
+    raise advice.nothing_there(data, masks=masks)
 
 
 def _is_there(data: str) -> bool:
@@ -227,7 +227,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     if named and named.label_space == SEGMENTATION:
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
-    wanted: ModelClasses | AnyClasses
+    wanted: WantedClasses
     if truth.model is None:
         path = _location(data, named)
         wanted = AnyClasses(_name(path))
@@ -246,9 +246,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     return replace(_dataset(path, named, samples, notes), label_space=space)
 
 
-def _class_layout(
-    path: Path, truth: Classes, wanted: ModelClasses | AnyClasses, say: Say
-) -> Layout[str]:
+def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
     if _is_table(path):
         if truth.labels is not None:
             raise UsageError(
@@ -273,9 +271,7 @@ def _class_layout(
     return layout
 
 
-def _is_class_folder(
-    path: Path, files: Sequence[FileRef], wanted: ModelClasses | AnyClasses
-) -> bool:
+def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: WantedClasses) -> bool:
     """Whether `path` is the folder of one class: named like it, with images directly inside."""
     flat = all(file.folder is None for file in files)
     return flat and wanted.fit({path.resolve().name}) is not None
@@ -286,7 +282,7 @@ def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:
     return _innermost(inner) if inner else files
 
 
-def _label_space(path: Path, labels: set[str], wanted: ModelClasses | AnyClasses) -> LabelSpace:
+def _label_space(path: Path, labels: set[str], wanted: WantedClasses) -> LabelSpace:
     space = wanted.fit(labels)
     if isinstance(wanted, AnyClasses):
         if space is None:

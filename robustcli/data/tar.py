@@ -15,7 +15,7 @@ from robustcli.core.io import LONGEST_NAME, replacing, shortened
 from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
     IMAGE_SUFFIXES,
-    Listing,
+    FileListing,
     list_tree,
     named_like_image,
     stable,
@@ -33,7 +33,7 @@ def is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
-def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
+def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """Every image in the tar at `path`, with its place in the (uncompressed) archive.
 
     A compressed tar cannot be read at random: it is first decompressed, once, into the data home.
