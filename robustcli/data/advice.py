@@ -9,9 +9,9 @@ from pathlib import Path
 from robustcli.core.errors import UsageError
 from robustcli.core.names import nearest
 from robustcli.data.dataset import Dataset, FileRef
-from robustcli.data.labels import BUNDLED, LabelSpace, ModelClasses, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, ModelClasses, label_space
 from robustcli.data.listing import IMAGE_SUFFIXES
-from robustcli.data.named_datasets import DATASETS, LISTING, SEGMENTATION, NamedDataset
+from robustcli.data.named_datasets import DATASETS, LIST_DATASETS, SEGMENTATION, NamedDataset
 from robustcli.data.tables import TABLE_SUFFIXES
 from robustcli.data.tar import TAR_SUFFIXES, is_tar
 
@@ -24,7 +24,7 @@ LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
   FILE.csv                                               columns image, mask, [patient], [split]"""
 
 
-def listed(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     """At most five of `names` in backticks, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
@@ -33,7 +33,7 @@ def listed(names: Sequence[str]) -> str:
 # There is no data, or it is of another kind.
 
 
-def no_data(data: str, *, masks: bool) -> UsageError:
+def nothing_there(data: str, *, masks: bool) -> UsageError:
     """There is nothing at the path `data`; a data set of almost that name is suggested."""
     close = nearest(data, (d.name for d in DATASETS if (d.label_space == SEGMENTATION) == masks))
     return UsageError(
@@ -41,7 +41,7 @@ def no_data(data: str, *, masks: bool) -> UsageError:
         f"Did you mean the data set {' or '.join(f'`{c}`' for c in close)}?"
         if close
         else f"It is no folder or file here (`{Path.cwd()}`), and no data set is called so.",
-        f"Check the path; `{LISTING}` shows the data sets that have names.",
+        f"Check the path; `{LIST_DATASETS}` shows the data sets that have names.",
     )
 
 
@@ -66,7 +66,7 @@ def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
     return UsageError(
         f"`--data {dataset.name}` has masks, no classes.",
         "It is for segmenters, and the model is a classifier.",
-        f"`{LISTING}` shows which data {fitting}.",
+        f"`{LIST_DATASETS}` shows which data {fitting}.",
     )
 
 
@@ -118,7 +118,7 @@ def no_classes(location: Path, files: Sequence[FileRef], wanted: ModelClasses) -
     if inner:
         return UsageError(
             f"`{location}` is one level too high.",
-            f"The folders below {listed(inner)} are the classes, not {listed(inner)}.",
+            f"The folders below {quoted(inner)} are the classes, not {quoted(inner)}.",
             f"Use `--data {location / inner[0]}`.",
         )
     return unknown_labels(location, folders, wanted, "folder")
@@ -161,7 +161,7 @@ def unknown_labels(
         return _numbers(location, labels, wanted.given, kind)
     space = wanted.given or _closest(labels)
     unknown = sorted(label for label in labels if space.index_of(label) is None)
-    found = f"It has {len(labels)}: {listed(sorted(labels))}."
+    found = f"It has {len(labels)}: {quoted(sorted(labels))}."
     return UsageError(
         f"The {kind}s of `{location}` are the classes of no known label space."
         if wanted.given is None
@@ -178,7 +178,7 @@ def other_label_space(location: Path, data: LabelSpace, model: str) -> UsageErro
         f"`{location}` does not fit the model.",
         f"Its classes are `{data.name}` ({len(data.ids)} classes), but the model answers in "
         f"`{model}`.",
-        f"Choose a model for `{data.name}`, or data for `{model}` (`{LISTING}`).",
+        f"Choose a model for `{data.name}`, or data for `{model}` (`{LIST_DATASETS}`).",
     )
 
 
@@ -200,12 +200,12 @@ def _flat(location: Path, wanted: ModelClasses) -> UsageError:
 def _numbers(
     location: Path, labels: Collection[str], space: LabelSpace | None, kind: str
 ) -> UsageError:
-    what = f"The {kind}s of `{location}` are numbers, {listed(sorted(labels, key=int))}."
+    what = f"The {kind}s of `{location}` are numbers, {quoted(sorted(labels, key=int))}."
     if space is None:
         return UsageError(
             what,
             "Numbers alone do not say of which label space they are indices.",
-            f"Say so, for example `--label-space {BUNDLED[0]}` (0-based, in its order).",
+            f"Say so, for example `--label-space {BUNDLED_SPACES[0]}` (0-based, in its order).",
         )
     return UsageError(
         what,
@@ -223,12 +223,12 @@ def _matched(space: LabelSpace, labels: int, unknown: Sequence[str]) -> str:
     guess = f" (`{unknown[0]}`: did you mean `{close[0]}`?)" if close else ""
     known = labels - len(unknown)
     return (
-        f"The label space `{space.name}` knows {known} of them, but not {listed(unknown)}{guess}."
+        f"The label space `{space.name}` knows {known} of them, but not {quoted(unknown)}{guess}."
     )
 
 
 def _closest(labels: Collection[str]) -> LabelSpace:
-    spaces = [label_space(name) for name in BUNDLED]
+    spaces = [label_space(name) for name in BUNDLED_SPACES]
     return max(spaces, key=lambda s: sum(s.index_of(label) is not None for label in labels))
 
 
@@ -270,6 +270,6 @@ def groups_in_two_splits(
     """The data puts `torn` of its `groups` groups into more than one split."""
     return UsageError(
         f"`{location}` puts {len(torn)} of {groups} groups into more than one split.",
-        f"A {grouping} in training and test would make the test too easy: {listed(torn)}.",
+        f"A {grouping} in training and test would make the test too easy: {quoted(torn)}.",
         "Give all images of one group the same split, or none.",
     )

@@ -18,7 +18,7 @@ from robustcli.core.io import replacing, write_text
 from robustcli.core.names import find
 from robustcli.data.named_datasets import (
     DATASETS,
-    LISTING,
+    LIST_DATASETS,
     NamedDataset,
     find_named,
     lock_on_this_machine,
@@ -43,7 +43,7 @@ def fetch_dataset(name: str, *, offline: bool = False) -> Path:
         UsageError: No data set has that name, or it is missing and `offline` is set.
         RunError: The download failed or is not what it should be.
     """
-    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
+    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
     dataset = find_named(registered)
     assert dataset is not None, "`find` returns registered names only"
     target = tar_path(dataset)
@@ -123,7 +123,7 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
         )
     partial = PartialDownload(target.with_name(target.name + ".part"))
     try:
-        transfer(url, partial)
+        continue_download(url, partial)
     except OSError as error:
         raise RunError(
             f"Cannot download `{target.name}` from {url}.",
@@ -185,7 +185,7 @@ class PartialDownload:
         self.version_path.unlink(missing_ok=True)
 
 
-def transfer(url: str, partial: PartialDownload) -> None:
+def continue_download(url: str, partial: PartialDownload) -> None:
     """Downloads `url` to `partial.path`, continuing it if the server still has the same version.
 
     Raises:
@@ -215,7 +215,7 @@ def transfer(url: str, partial: PartialDownload) -> None:
         if error.code != _RANGE_NOT_SATISFIABLE:
             raise
         partial.discard()
-        transfer(url, partial)
+        continue_download(url, partial)
     except HTTPException as error:
         raise InterruptedTransferError(f"the connection broke: {error!r}") from error
 

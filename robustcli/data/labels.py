@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeAlias
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, read_columns, read_text, unheard
 
-BUNDLED = ("imagenet-1k", "cifar10")
+BUNDLED_SPACES = ("imagenet-1k", "cifar10")
 _WNID_AND_NAME = re.compile(r"(n\d{8})(?:[\s,]+(.+))?")
 _WNID = re.compile(r"n\d{8}")
 _COLUMNS = (
@@ -87,21 +88,21 @@ def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
     Raises:
         UsageError: Neither a label space nor a readable classes file.
     """
-    if canonical(name_or_file) in BUNDLED:
+    if canonical(name_or_file) in BUNDLED_SPACES:
         return _bundled(canonical(name_or_file))
     path = Path(name_or_file).expanduser()
     if not path.is_file():
-        close = nearest(name_or_file, BUNDLED)
+        close = nearest(name_or_file, BUNDLED_SPACES)
         raise UsageError(
             f"No label space or classes file is called `{name_or_file}`.",
             f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
-            f"Use `--label-space {BUNDLED[0]}`, `--label-space {BUNDLED[1]}` or "
+            f"Use `--label-space {BUNDLED_SPACES[0]}`, `--label-space {BUNDLED_SPACES[1]}` or "
             "`--label-space FILE` with one class a line, in index order.",
         )
     space = _read_label_space(path, say)
-    if canonical(space.name) in BUNDLED:  # other classes must not pass for these
+    if canonical(space.name) in BUNDLED_SPACES:  # other classes must not pass for these
         space = replace(space, name=path.name)
-    return next((known for known in map(_bundled, BUNDLED) if known.ids == space.ids), space)
+    return next((known for known in map(_bundled, BUNDLED_SPACES) if known.ids == space.ids), space)
 
 
 @cache
@@ -114,7 +115,7 @@ def _read_label_space(path: Path, say: Say = unheard) -> LabelSpace:
     return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
 
 
-def recognise(labels: Collection[str], prefer: str | None = None) -> LabelSpace | None:
+def recognise_space(labels: Collection[str], prefer: str | None = None) -> LabelSpace | None:
     """The bundled label space that knows every one of `labels`; None when there is none.
 
     Numbers are recognised only as the complete set 0 ... n-1 of the preferred label space:
@@ -125,7 +126,7 @@ def recognise(labels: Collection[str], prefer: str | None = None) -> LabelSpace 
         prefer: Name of the label space to try first (the model's own).
     """
     numbers = any(label.isdecimal() for label in labels)
-    for space in sorted(map(_bundled, BUNDLED), key=lambda space: space.name != prefer):
+    for space in sorted(map(_bundled, BUNDLED_SPACES), key=lambda space: space.name != prefer):
         indices = {space.index_of(label) for label in labels}
         complete = space.name == prefer and len(indices) == len(space.ids)
         if labels and None not in indices and (complete or not numbers):
@@ -140,7 +141,7 @@ def own_space(labels: Collection[str], name: str) -> LabelSpace:
         labels: The different ones of a data set.
         name: What it is called where it is none of the bundled ones.
     """
-    space = recognise(labels)
+    space = recognise_space(labels)
     if space is not None and len({space.index_of(label) for label in labels}) == len(space.ids):
         return space
     ids = tuple(sorted(set(labels)))
@@ -162,7 +163,7 @@ class ModelClasses:
     def fit(self, labels: Collection[str]) -> LabelSpace | None:
         """The label space that knows all of `labels`, or None."""
         if self.given is None:
-            return recognise(labels, prefer=self.model)
+            return recognise_space(labels, prefer=self.model)
         known = all(self.given.index_of(label) is not None for label in labels)
         return self.given if known and labels else None
 
@@ -180,6 +181,9 @@ class AnyClasses:
     def fit(self, labels: Collection[str]) -> LabelSpace | None:
         """The label space of `labels`, or None."""
         return own_space(labels, self.name) if len(set(labels)) > 1 else None
+
+
+WantedClasses: TypeAlias = ModelClasses | AnyClasses
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from robustcli.core.errors import UsageError
-from robustcli.data.advice import listed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
-from robustcli.data.labels import LabelSpace
+from robustcli.data.labels import WantedClasses
 from robustcli.data.listing import is_image
 
 LabelT = TypeVar("LabelT", str, FileRef)
@@ -106,14 +106,7 @@ def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
 # Layouts of images with classes.
 
 
-class Classes(Protocol):
-    """The classes that labels may be of."""
-
-    def fit(self, labels: Collection[str]) -> LabelSpace | None:
-        """The label space that knows all of `labels`, or None."""
-
-
-def class_recognisers(wanted: Classes, *, splits: bool) -> list[Recogniser[str]]:
+def class_recognisers(wanted: WantedClasses, *, splits: bool) -> list[Recogniser[str]]:
     """The layouts of images with classes that are among `wanted`.
 
     Args:
@@ -125,7 +118,7 @@ def class_recognisers(wanted: Classes, *, splits: bool) -> list[Recogniser[str]]
 
 
 def _only_if_fitting(
-    layout: Callable[[Sequence[FileRef]], list[Labelled[str]]], wanted: Classes
+    layout: Callable[[Sequence[FileRef]], list[Labelled[str]]], wanted: WantedClasses
 ) -> Recogniser[str]:
     def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
         labelled = layout(files)
@@ -264,8 +257,8 @@ def _by_key(location: Path, keyed: Iterable[tuple[str, FileRef]]) -> dict[str, F
         names = sorted(file.relative for file in twice[min(twice)])
         raise UsageError(
             f"`{location}` has {len(twice)} names more than once.",
-            f"{listed(names)} differ in nothing but the suffix: which one belongs to "
-            "which file cannot be told.",
+            f"{quoted(names)} differ in nothing but the suffix: which one belongs to "
+            "which file is not known.",
             "Rename or remove all but one, or name the pairs in a CSV (`image,mask`).",
         )
     return {key: files[0] for key, files in found.items()}
@@ -277,10 +270,10 @@ def _unmatched(
     counts, names = [], []
     if without_mask:
         counts.append(f"{len(without_mask)} of {images} images have no mask")
-        names.append(f"Without a mask: {listed(without_mask)}.")
+        names.append(f"Without a mask: {quoted(without_mask)}.")
     if without_image:
         counts.append(f"{len(without_image)} of {masks} masks have no image")
-        names.append(f"Without an image: {listed(without_image)}.")
+        names.append(f"Without an image: {quoted(without_image)}.")
     return UsageError(
         f"In `{location}` {' and '.join(counts)}.",
         " ".join(names),

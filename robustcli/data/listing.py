@@ -33,7 +33,7 @@ _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#s
 
 
 @dataclass(frozen=True)
-class Listing:
+class FileListing:
     """What was found in a folder or a tar.
 
     Args:
@@ -114,7 +114,7 @@ class Node(Protocol):
         """The file, found at the path `relative`."""
 
 
-def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
+def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """Every image below `root`: the one rule for folders and tars.
 
     A name that `is_leftover` never counts, nor does what is below it. Links are followed; one that
@@ -124,7 +124,7 @@ def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
         root: A folder.
         suffixes: Of the names of files that count, in lower case.
     """
-    listing = Listing([])
+    listing = FileListing([])
     _walk(root, "", frozenset({root.identity()}), suffixes, listing, left=False)
     listing.leftovers.sort()
     listing.unreached.sort()
@@ -133,7 +133,7 @@ def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
 
 def _walk(
     folder: Node, prefix: str, above: frozenset[str | None], suffixes: frozenset[str],
-    listing: Listing, *, left: bool,
+    listing: FileListing, *, left: bool,
 ) -> None:  # fmt: skip
     """Adds what is below `folder`; only counts it where the folder itself is `left` out."""
     for node in folder.children():
@@ -184,7 +184,7 @@ class _OnDisk:
         return FileRef(stable(relative), Path(self.path))
 
 
-def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
+def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """Every image file below `root`, see `list_tree`.
 
     Links to folders are followed, because data sets are often put together from links. A link to

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from robustcli.core.errors import UsageError
-from robustcli.data.advice import listed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.layouts import SPLIT_NAMES, Labelled, Layout
 from robustcli.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_folder, stable
@@ -43,7 +43,7 @@ _LABELS_PATH = Column("path", (*_PATH.aliases, "name"))
 _LABELS_LABEL = Column("label", (*_LABEL.aliases, "predictionstring"), remaining=True)
 _WNID_AND_BOX = re.compile(r"(n\d{8})\s+\d")
 _MASK_WORDS = ("mask", "label", "annotation", "truth", "gt")
-_TRIED = 100  # rows by which the columns of a table without a header are told
+_TRIED = 100  # rows by which the columns of a table without a header are recognised
 
 
 def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
@@ -123,7 +123,7 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
     if missing:
         raise UsageError(
             f"`{path}` lacks {len(missing)} of {len(ids)} images.",
-            f"Not in it: {listed(missing)}.",
+            f"Not in it: {quoted(missing)}.",
             "Add a line for each, with its path below `images/`.",
         )
     groups, splits = columns[grouping], _splits_in(path, columns, len(columns[grouping]))
@@ -232,7 +232,7 @@ def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
     if twice:
         raise UsageError(
             f"`{path}` lists {len(twice)} image{'s' if len(twice) > 1 else ''} more than once.",
-            f"Repeated: {listed(twice)}.",
+            f"Repeated: {quoted(twice)}.",
             f"Every image has one {truth}: remove the repeated lines.",
         )
 
@@ -250,7 +250,7 @@ def _check_there(path: Path, files: Sequence[FileRef]) -> None:
 
 
 def _grouping(columns: Mapping[str, list[str]]) -> str | None:
-    """The column that tells the groups, which is also what a group is; None where there is none."""
+    """The column of the groups, whose name is also what a group is; None where there is none."""
     return next((name for name in GROUPINGS if name in columns), None)
 
 
@@ -267,7 +267,7 @@ def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Seque
     if unknown:
         raise UsageError(
             f"`{path}` names {len(unknown)} unknown splits.",
-            f"Column `split` holds {listed(unknown)}; expected `train`, `val` or `test`.",
+            f"Column `split` holds {quoted(unknown)}; expected `train`, `val` or `test`.",
             "Correct them, or remove the column: the split is then drawn.",
         )
     return [SPLIT_NAMES[word.lower()] for word in words]
@@ -342,7 +342,7 @@ def _labels_in_table_of_any_name(path: Path, files: Sequence[FileRef], say: Say)
 
 
 def _labels_by_content(files: Sequence[FileRef]) -> Headless:
-    """Tells two columns without a header: one names images, the other none."""
+    """Recognises two columns without a header: one names images, the other none."""
     bare = {file.file_name.rpartition(".")[0] for file in files}
     names = {*bare, *(file.relative for file in files), *(file.file_name for file in files)}
 

@@ -21,11 +21,11 @@ from robustcli.core.errors import UsageError
 IGNORED = 255
 """In a mask as it is decoded: pixels that count neither in training nor in scores."""
 NONZERO = "nonzero"
-COLOUR = 1 << 32
+COLOUR_OFFSET = 1 << 32
 """Added to the 24 bits of a colour, so that it is no grey value; greys are their one number."""
 OPAQUE = 255
 Value: TypeAlias = float
-"""A number as the file has it, or COLOUR + 0xRRGGBB."""
+"""A number as the file has it, or COLOUR_OFFSET + 0xRRGGBB."""
 ValueOption: TypeAlias = "int | float | str | Sequence[int | float | str] | None"
 """Values as a user names them: 128, "128", "1,2", "#ff0000", or several in a sequence."""
 
@@ -174,7 +174,7 @@ def _value(part: Any, option: object, flag: str) -> Value:
             raise _no_value(option, flag) from None
         if red == green == blue:
             return red
-        return COLOUR + int(text[1:], 16)
+        return COLOUR_OFFSET + int(text[1:], 16)
     try:
         number = float(text)
     except ValueError:
@@ -195,8 +195,8 @@ def _no_value(option: object, flag: str) -> UsageError:
 
 def shown_value(value: Value) -> str:
     """A value as a user would write it."""
-    if value >= COLOUR:
-        return f"#{int(value) - COLOUR:06x}"
+    if value >= COLOUR_OFFSET:
+        return f"#{int(value) - COLOUR_OFFSET:06x}"
     return f"{value:g}" if isinstance(value, float) and value != int(value) else f"{int(value)}"
 
 
@@ -302,7 +302,7 @@ def _by_values(
         return MaskReading((only,), (0,), ignored, channel)
     low, high = values
     # Of two colours, or a colour and white, neither is the background by itself.
-    if high >= COLOUR and low != 0:
+    if high >= COLOUR_OFFSET and low != 0:
         raise _not_two(counts, location, ignored, "Neither of them is black.")
     if low < 0:
         raise _not_two(counts, location, ignored, "")
@@ -346,7 +346,7 @@ def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
 
 def _nearest_known(reading: MaskReading) -> list[Value]:
     """The values one of which every pixel of a lossy file is taken for, rising."""
-    known = sorted(value for value in reading.known if value < COLOUR)
+    known = sorted(value for value in reading.known if value < COLOUR_OFFSET)
     return [0, OPAQUE] if reading.foreground is None or len(known) == 1 else known
 
 
@@ -395,8 +395,8 @@ def _not_two(
     ignorable = next((v for v in (255, 65535, -1) if v in values and len(values) == 3), None)
     likely = [value for value in values if value not in (0, ignorable)]
     example = shown_value(likely[-1] if likely else values[-1]) if values else "255"
-    quoted = f"'{example}'" if example.startswith("#") else example
-    ways = [f"Name what is to be found, such as `--foreground {quoted}` (`1,2` for several, "
+    in_shell = f"'{example}'" if example.startswith("#") else example
+    ways = [f"Name what is to be found, such as `--foreground {in_shell}` (`1,2` for several, "
             f"`{NONZERO}` for all that is not 0); everything else is then background."]  # fmt: skip
     if ignorable is not None:
         ways.append(

@@ -20,7 +20,7 @@ from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_image
 from robustcli.data.mask_values import (
-    COLOUR,
+    COLOUR_OFFSET,
     OPAQUE,
     STANDARD,
     Census,
@@ -51,7 +51,7 @@ class MaskPixels:
 
     Args:
         values: (H, W): grey values or numbers as they are in the file, indices of a palette, or
-            colours (`COLOUR + 0xRRGGBB`).
+            colours (`COLOUR_OFFSET + 0xRRGGBB`).
         alpha: (H, W), 0 to 255; None where the file has no transparency.
         lossy: Whether its compression changes values.
         kind: What it holds where that is not grey values of 8 bits, in words.
@@ -161,9 +161,9 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> 
     """
     found, numbers = _unique(values)
     counts = {as_number(v): int(n) for v, n in zip(found, numbers, strict=True)}
-    known = [value for value in reading.known if value < COLOUR]
+    known = [value for value in reading.known if value < COLOUR_OFFSET]
     known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
-    if max(counts) >= COLOUR:
+    if max(counts) >= COLOUR_OFFSET:
         raise UsageError(
             f"The mask `{ref}` is a JPEG file with colours.",
             "JPEG blurs colours over their edges, so that it is not known where they end.",
@@ -294,7 +294,7 @@ def _add(census: Census, found: _MaskCounts) -> None:
         census.exact.update(found.counts)
         return
     for (value, _), number in found.counts.items():
-        if value >= COLOUR:
+        if value >= COLOUR_OFFSET:
             census.blurred_colours = True
         else:
             census.lossy[value] += number
@@ -377,7 +377,7 @@ def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:
     if grey.all():
         return red.copy()
     wide = rgb.astype(np.int64)
-    codes = COLOUR + (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
+    codes = COLOUR_OFFSET + (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
     return np.where(grey, wide[..., 0], codes)
 
 

@@ -14,7 +14,7 @@ from platformdirs import user_cache_path
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, find
 
-LISTING = "robust list datasets"
+LIST_DATASETS = "robust list datasets"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 SEGMENTATION = "segmentation"
 """What stands for a label space where images have masks."""
@@ -93,7 +93,7 @@ def installed(name: str) -> Path | None:
     Raises:
         UsageError: No data set has that name.
     """
-    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LISTING)
+    registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
     path = tar_path(next(d for d in DATASETS if d.name == registered))
     return path if path.is_file() else None
 

@@ -14,7 +14,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data import advice
 from robustcli.data.dataset import Dataset, FileRef, Sample
-from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses
+from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses, WantedClasses
 from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
@@ -57,6 +57,7 @@ class Classes:
             may have any classes: they are in the order of their names, or where they are all those
             of a bundled label space, they are that.
         label_space: The label space of the data, its name, or a classes file; None to recognise it.
+            Has no meaning without `model`.
         labels: File with the label of each image, for folders and tars that do not tell.
         splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
             say the split of an image. Always so in training.
@@ -114,12 +115,12 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
     return dataset if folder is None else _in_folder(dataset, whole, folder)
 
 
-# Which data a command takes when none is named: never silently, the caller says which.
+# Which data a command takes when none is named; the caller announces it.
 
 
 @dataclass(frozen=True)
 class DefaultData:
-    """What stands in for `--data`, and who said so (for the line that announces it)."""
+    """The data taken where none is named, and what names it (for the line that announces it)."""
 
     data: str
     origin: str
@@ -196,7 +197,7 @@ def _none_set(label_space: str, variable: str) -> UsageError:
     )
 
 
-# From a place to a data set.
+# From a path or a name to a data set.
 
 
 def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
@@ -207,7 +208,7 @@ def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
     # `C:\data` is a path, not the folder `\data` of a data set `C`.
     if colon and folder and folder[0] not in "/\\" and _is_there(whole):
         return whole, folder.strip("/")
-    raise advice.no_data(data, masks=masks)
+    raise advice.nothing_there(data, masks=masks)
 
 
 def _is_there(data: str) -> bool:
@@ -226,7 +227,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     if named and named.label_space == SEGMENTATION:
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
-    wanted: ModelClasses | AnyClasses
+    wanted: WantedClasses
     if truth.model is None:
         path = _location(data, named)
         wanted = AnyClasses(_name(path))
@@ -245,9 +246,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     return replace(_dataset(path, named, samples, notes), label_space=space)
 
 
-def _class_layout(
-    path: Path, truth: Classes, wanted: ModelClasses | AnyClasses, say: Say
-) -> Layout[str]:
+def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
     if _is_table(path):
         if truth.labels is not None:
             raise UsageError(
@@ -272,9 +271,7 @@ def _class_layout(
     return layout
 
 
-def _is_class_folder(
-    path: Path, files: Sequence[FileRef], wanted: ModelClasses | AnyClasses
-) -> bool:
+def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: WantedClasses) -> bool:
     """Whether `path` is the folder of one class: named like it, with images directly inside."""
     flat = all(file.folder is None for file in files)
     return flat and wanted.fit({path.resolve().name}) is not None
@@ -285,7 +282,7 @@ def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:
     return _innermost(inner) if inner else files
 
 
-def _label_space(path: Path, labels: set[str], wanted: ModelClasses | AnyClasses) -> LabelSpace:
+def _label_space(path: Path, labels: set[str], wanted: WantedClasses) -> LabelSpace:
     space = wanted.fit(labels)
     if isinstance(wanted, AnyClasses):
         if space is None:
@@ -330,7 +327,7 @@ def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
 
 
 def groups_file(location: Path) -> Path:
-    """Where groups of images may be told: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
+    """Where a table of groups may lie: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
     if location.is_dir():
         return location / "groups.csv"
     name = location.name.lower()
@@ -339,7 +336,7 @@ def groups_file(location: Path) -> Path:
 
 
 def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
-    """A group that the data puts into two splits would leak from training to test."""
+    """Refuses a group in two splits: it would leak from training to test."""
     splits: dict[str, set[str | None]] = defaultdict(set)
     for sample in samples:
         splits[sample.group].add(sample.split)

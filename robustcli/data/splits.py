@@ -16,7 +16,7 @@ import numpy as np
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.seeds import identity_seed
-from robustcli.data.advice import listed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.tables import Column, read_columns
 
@@ -211,7 +211,7 @@ def read_splits(path: Path) -> dict[str, Split]:
     if unknown:
         raise UsageError(
             f"`{path}` names splits that do not exist.",
-            f"Expected `train`, `val` or `test`, got {listed(unknown)}.",
+            f"Expected `train`, `val` or `test`, got {quoted(unknown)}.",
             "Name the run anew, or restore its `splits.csv`.",
         )
     names = [cast("Split", name) for name in columns["split"]]

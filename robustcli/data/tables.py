@@ -1,8 +1,8 @@
 """Small tables that users write: CSV, TSV and Parquet files.
 
 Text is read as spreadsheets write it: UTF-8 or UTF-16, separated by commas, semicolons, tabs or
-bars, perhaps with a first line `sep=;`. A header is looked for under each separator; where none
-fits, the caller may tell the columns by what is in them.
+bars, perhaps with a first line `sep=;`. A header is looked for with each separator; where none
+fits, the caller may recognise the columns by their cells.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from robustcli.core.names import canonical
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = frozenset({*DELIMITERS, ".parquet"})
 Say: TypeAlias = Callable[[str], None]
-"""Hears, in a line each, what was read otherwise than as documented."""
+"""Gets a line for the user about each thing that was read otherwise than as documented."""
 Headless: TypeAlias = Callable[[Sequence[Sequence[str]]], Mapping[str, int] | None]
-"""Of the rows of a table without a header: the place of each column by its name, or None where what
-is in the columns does not tell."""
+"""Of the rows of a table without a header: the number of each column by its name; None where the
+cells do not show which column is which."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEP_LINE = re.compile(r'"?sep=(\\t|.)"?\s*', re.IGNORECASE)
 _BYTE_ORDER_MARKS = (
@@ -85,7 +85,7 @@ def read_columns(
     Args:
         path: A Parquet file or a text.
         columns: What to look for. Other columns are not read.
-        headless: Tells the columns of a text without a header.
+        headless: Recognises the columns of a text without a header.
         say: Hears what was found instead of commas (or tabs, of a TSV), UTF-8 and a header.
 
     Raises:
@@ -146,9 +146,9 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
     usual = DELIMITERS.get(path.suffix.lower(), ",")
     separators, words = [usual, *(s for s in _SEPARATORS if s != usual)], []
     first, _, rest = text.partition("\n")
-    told = _SEP_LINE.fullmatch(first.strip("\r"))
-    if told:
-        separators, text = [told[1].replace("\\t", "\t")], rest
+    sep_line = _SEP_LINE.fullmatch(first.strip("\r"))
+    if sep_line:
+        separators, text = [sep_line[1].replace("\\t", "\t")], rest
         words = [f"a table with a first line `{first.strip()}`"]
     tables = [(separator, _rows(path, text, separator)) for separator in separators]
     partly = False
@@ -157,7 +157,7 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
             places, remaining = _places(rows[0] if rows else [], columns, remaining=named)
             partly = partly or bool(places)
             if places and all(c.name in places for c in columns if c.required):
-                how = [*words, *_separated(separator, usual, told)]
+                how = [*words, *_separated(separator, usual, sep_line)]
                 if remaining:
                     heading = rows[0][places[remaining]].strip()
                     how.append(f"a table whose column `{heading}` is the {remaining}")
@@ -167,7 +167,7 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
         found = headless(rows) if headless is not None and even else None
         if found is not None:
             order = ", ".join(f"`{n}`" for n in sorted(found, key=lambda n: found[n]))
-            how = [*words, *_separated(separator, usual, told), "a table without a header: "
+            how = [*words, *_separated(separator, usual, sep_line), "a table without a header: "
                    f"its columns are {order}, by what they hold"]  # fmt: skip
             return _Reading(rows, found, 0, tuple(how))
     if not any(column.required for column in columns):
@@ -175,8 +175,8 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
     raise _lacking(path, text, tables, columns)
 
 
-def _separated(separator: str, usual: str, told: object) -> list[str]:
-    if separator == usual or told:
+def _separated(separator: str, usual: str, sep_line: object) -> list[str]:
+    if separator == usual or sep_line:
         return []
     return [f"a table separated by {_SEPARATORS[separator]}"]
 
@@ -219,7 +219,7 @@ def _lacking(
     path: Path, text: str, tables: Sequence[tuple[str, list[list[str]]]],
     columns: Sequence[Column],
 ) -> UsageError:  # fmt: skip
-    """The error where no separator gives the columns, about the one that gives the most."""
+    """The error where no separator gives all columns, worded for the one that gives the most."""
 
     def fit(table: tuple[str, list[list[str]]]) -> tuple[int, int]:
         header = table[1][0] if table[1] else []

@@ -15,7 +15,7 @@ from robustcli.core.io import LONGEST_NAME, replacing, shortened
 from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
     IMAGE_SUFFIXES,
-    Listing,
+    FileListing,
     list_tree,
     named_like_image,
     stable,
@@ -33,7 +33,7 @@ def is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
-def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
+def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """Every image in the tar at `path`, with its place in the (uncompressed) archive.
 
     A compressed tar cannot be read at random: it is first decompressed, once, into the data home.
@@ -136,8 +136,8 @@ def _put(root: _Member, member: _Member) -> None:
     folder.inside[member.parts[-1]] = member
 
 
-def _found(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | None:
-    """What is at `parts` when every link on the way is followed; None where nothing is."""
+def _resolve(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | None:
+    """The member at `parts`, following every link on the way; None where there is none."""
     place = root
     for name in parts:
         inner = place.inside.get(name) if place.inside is not None else None
@@ -145,7 +145,7 @@ def _found(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | None
             if inner.target is None or hops == _MOST_HOPS:
                 return None
             hops += 1
-            inner = _found(root, inner.target, hops)
+            inner = _resolve(root, inner.target, hops)
         if inner is None:
             return None
         place = inner
@@ -169,7 +169,7 @@ class _InTar:
     def children(self) -> Iterator[_InTar]:
         for name, one in (self.member.inside or {}).items():
             is_link = one.inside is None and one.info is None
-            there = _found(self.root, one.parts) if is_link else one
+            there = _resolve(self.root, one.parts) if is_link else one
             yield _InTar(there or one, name, is_link, self.root)
 
     def file(self, relative: str) -> FileRef:

@@ -19,10 +19,10 @@ from robustcli.data import download, named_datasets
 from robustcli.data.download import (
     InterruptedTransferError,
     PartialDownload,
+    continue_download,
     fetch_dataset,
     fetch_file,
     hash_path,
-    transfer,
     unpack,
 )
 from robustcli.data.named_datasets import DATASETS, data_home, lock_on_this_machine
@@ -176,11 +176,11 @@ def _broken_off(served: Any, part: PartialDownload, after: int) -> None:
     served.cut = after
     message = f"ended after {after} of {len(served.content)} bytes"
     with pytest.raises(InterruptedTransferError, match=message):
-        transfer(served.url, part)
+        continue_download(served.url, part)
 
 
 def test_whole(served: Any, part: PartialDownload) -> None:
-    transfer(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
     assert served.requests == [None]
 
@@ -188,7 +188,7 @@ def test_whole(served: Any, part: PartialDownload) -> None:
 def test_continued_where_it_broke_off(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     assert part.path.read_bytes() == served.content[:1000]
-    transfer(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
     assert served.requests == [None, "bytes=1000-"]
 
@@ -196,14 +196,14 @@ def test_continued_where_it_broke_off(served: Any, part: PartialDownload) -> Non
 def test_another_version_is_never_appended(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     served.content, served.etag = bytes(2000), '"v2"'
-    transfer(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == bytes(2000)
 
 
 def test_a_server_without_ranges_starts_anew(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     served.ranges = False
-    transfer(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
 
 
@@ -214,7 +214,7 @@ def test_without_a_reliable_mark_nothing_is_continued(
     served.etag = etag
     _broken_off(served, part, 1000)
     assert part.size == 0
-    transfer(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
     assert served.requests == [None, None]
 
@@ -222,7 +222,7 @@ def test_without_a_reliable_mark_nothing_is_continued(
 def test_a_part_that_is_too_long_is_dropped(served: Any, part: PartialDownload) -> None:
     part.path.write_bytes(bytes(len(served.content) + 1))
     part.version_path.write_text('"v1"')
-    transfer(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
 
 
@@ -241,15 +241,15 @@ def test_two_machines_that_write_to_one_file_notice(
     with monkeypatch.context() as patched:
         patched.setattr(download, "_copy", after_another)
         with pytest.raises(InterruptedTransferError, match="another process writes to"):
-            transfer(served.url, part)
-    transfer(served.url, part)
+            continue_download(served.url, part)
+    continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
 
 
 def test_a_refusal_keeps_what_is_there(served: Any, part: PartialDownload) -> None:
     _broken_off(served, part, 1000)
     with pytest.raises(HTTPError, match="404"):
-        transfer(served.url + "missing", part)
+        continue_download(served.url + "missing", part)
     assert part.size == 1000
 
 

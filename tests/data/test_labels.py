@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.labels import ClassLine, LabelSpace, label_space, read_classes, recognise
+from robustcli.data.labels import ClassLine, LabelSpace, label_space, read_classes, recognise_space
 
 
 def _read(folder: Path, content: str, name: str = "classes.txt") -> list[tuple[str, str]]:
@@ -191,15 +191,15 @@ def test_unknown_label_space_says_what_to_use() -> None:
     ],
 )
 def test_recognise(labels: set[str], name: str | None) -> None:
-    space = recognise(labels)
+    space = recognise_space(labels)
     assert (space and space.name) == name
 
 
 def test_numbers_are_recognised_as_the_complete_set_of_the_models_label_space_only() -> None:
     ten = {str(i) for i in range(10)}
-    assert recognise(ten) is None
-    assert recognise(ten, prefer="imagenet-1k") is None
-    assert recognise(ten - {"9"}, prefer="cifar10") is None
-    space = recognise(ten, prefer="cifar10")
+    assert recognise_space(ten) is None
+    assert recognise_space(ten, prefer="imagenet-1k") is None
+    assert recognise_space(ten - {"9"}, prefer="cifar10") is None
+    space = recognise_space(ten, prefer="cifar10")
     assert space is not None
     assert space.name == "cifar10"

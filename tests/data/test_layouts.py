@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.advice import listed, no_masks, no_such_folder
+from robustcli.data.advice import no_masks, no_such_folder, quoted
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.labels import LabelSpace, ModelClasses
 from robustcli.data.layouts import (
@@ -320,5 +320,5 @@ def test_a_set_without_folders_says_so() -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    assert listed(["a"]) == "`a`"
-    assert listed(list("abcdefg")) == "`a`, `b`, `c`, `d`, `e` and 2 more"
+    assert quoted(["a"]) == "`a`"
+    assert quoted(list("abcdefg")) == "`a`, `b`, `c`, `d`, `e` and 2 more"

@@ -19,7 +19,7 @@ from PIL import Image
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.dataset import Dataset, FileRef
 from robustcli.data.decode import decode, read_bytes
-from robustcli.data.listing import Listing, list_folder
+from robustcli.data.listing import FileListing, list_folder
 from robustcli.data.named_datasets import data_home
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.tar import is_tar, list_tar
@@ -130,7 +130,7 @@ def _packed(folder: Path, tar: Path) -> Path:
     return tar
 
 
-def _images(listing: Listing, prefix: str = "") -> dict[str, bytes]:
+def _images(listing: FileListing, prefix: str = "") -> dict[str, bytes]:
     return {file.relative.removeprefix(prefix): read_bytes(file) for file in listing.files}
 
 
