@@ -59,7 +59,7 @@ class ChannelAttention(nn.Module):
         means = torch.cat([x.mean((2, 3)) for x in maps], 1)  # (B, sum C)
         context = self.get_all_att(means[:, None])[:, 0]
         return [
-            torch.sigmoid(self.get_submodule(f"att{i}")(context))[..., None, None]
+            torch.sigmoid(getattr(self, f"att{i}")(context))[..., None, None]
             for i in range(1, len(maps) + 1)
         ]
 
@@ -169,7 +169,7 @@ class ULVMUNet(nn.Module):
             x = self._normed(f"encoder{i}", f"ebn{i}", x)
             x = F.gelu(F.max_pool2d(x, 2))
             skips.append(x)
-        x = F.gelu(self.get_submodule(f"encoder{self.levels}")(x))
+        x = F.gelu(getattr(self, f"encoder{self.levels}")(x))
         bridged = self.scab(skips)
         for i in range(1, self.levels):
             x = self._normed(f"decoder{i}", f"dbn{i}", x)
@@ -177,7 +177,7 @@ class ULVMUNet(nn.Module):
         return torch.sigmoid(_twice(self.final(x)))
 
     def _normed(self, layer: str, norm: str, x: Tensor) -> Tensor:
-        normed: Tensor = self.get_submodule(norm)(self.get_submodule(layer)(x))
+        normed: Tensor = getattr(self, norm)(getattr(self, layer)(x))
         return normed
 
 

@@ -54,12 +54,12 @@ class UNet(nn.Module):
         check_multiple(x, (step, step), model="unet")
         skips = []
         for i in range(1, self.levels + 1):
-            skips.append(self.get_submodule(f"encoder{i}")(x))
+            skips.append(getattr(self, f"encoder{i}")(x))
             x = F.max_pool2d(skips[-1], 2)
         x = self.bottleneck(x)
         for i in range(self.levels, 0, -1):
-            larger = self.get_submodule(f"upconv{i}")(x)
-            x = self.get_submodule(f"decoder{i}")(torch.cat((larger, skips[i - 1]), 1))
+            larger = getattr(self, f"upconv{i}")(x)
+            x = getattr(self, f"decoder{i}")(torch.cat((larger, skips[i - 1]), 1))
         logits: Tensor = self.conv(x)
         return logits
 

@@ -291,7 +291,7 @@ class VMambaBackbone(nn.Module):
         for stage, layer in enumerate(self.layers):
             assert isinstance(layer, Stage)
             x = layer.blocks(x)
-            maps.append(self.get_submodule(f"outnorm{stage}")(x).permute(0, 3, 1, 2))
+            maps.append(getattr(self, f"outnorm{stage}")(x).permute(0, 3, 1, 2))
             x = layer.downsample(x)
         return maps
 
