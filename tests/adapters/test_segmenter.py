@@ -123,9 +123,10 @@ def test_the_window_of_each() -> None:
 def test_defaults_and_changes() -> None:
     own = MaskPreprocessing(256)
     assert (own.channels, own.threshold, own.overlap) == ("rgb", 0.5, 0.5)
-    changed = own.changed({"window": 64, "channels": "bgr", "threshold": 0.6})
+    changed = own.changed({"window": 64, "channels": "bgr", "threshold": 0.6}, 3)[0]
     assert changed == MaskPreprocessing(64, "bgr", 0.6)
-    assert own.changed({}) == own
+    assert own.changed({}, 3) == (own, ())
+    assert own.changed({"channels": "bgr"}, 1)[0].channels == "grey"
 
 
 def test_every_segmenter_sees_the_same_pixels() -> None:
@@ -149,7 +150,7 @@ def test_every_segmenter_sees_the_same_pixels() -> None:
 )
 def test_what_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        MaskPreprocessing(256).changed(change)
+        MaskPreprocessing(256).changed(change, 3)
 
 
 def grey(values: NDArray[np.float64]) -> torch.Tensor:
@@ -238,7 +239,8 @@ def expected(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def segmenter(network: nn.Module, window: int = 64, **changes: object) -> Segmenter:
-    return Segmenter(network.eval(), MaskPreprocessing(window).changed(changes), FACTS)
+    preprocessing, _ = MaskPreprocessing(window).changed(changes, 3)
+    return Segmenter(network.eval(), preprocessing, FACTS)
 
 
 @pytest.mark.parametrize("overlap", [0, 0.5, 0.75])
