@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
-from robustcli.reports.finetuning_page import finetuning, finetuning_text
+from robustcli.reports.finetuning_page import finetuning_report, finetuning_text
 from robustcli.reports.finetuning_words import chosen_from, saved
 from robustcli.reports.measure import RELAXED
 from robustcli.reports.numbers import statistic
@@ -54,7 +54,7 @@ def opening(page: str) -> str:
     ],
 )
 def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan) -> None:
-    page = finetuning(build_finetuning(tmp_path, plan))
+    page = finetuning_report(build_finetuning(tmp_path, plan))
     assert_golden(page.markdown, name)
     begun = [mode for mode in plan.modes if mode not in plan.waiting]
     assert list(page.results["mode"]) == begun

@@ -10,7 +10,7 @@ import jinja2
 import pytest
 
 from robustcli.reports import markdown
-from robustcli.reports.evaluation_page import evaluation
+from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.html import to_html
 from robustcli.reports.markdown import Picture, code, from_template, joined, marked, mono, settings
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
@@ -131,7 +131,7 @@ def test_whole_pages_withstand_hostile_names(tmp_path: Path) -> None:
         skipped=[("x`|y/photo-00001.jpeg", f"# {name}")],
         record={"command": f"robust eval --model '{name}'"},
     )
-    page = evaluation(build_run(tmp_path, plan)).markdown
+    page = evaluation_report(build_run(tmp_path, plan)).markdown
     outline = Outline(to_html(page, tmp_path))
     assert outline.text_in("title").startswith(f"Top-1 accuracy of {name}, b under 2 transforms")
     assert outline.text_in("pre", "code").count(name) >= 8
