@@ -20,8 +20,10 @@ from robustcli.reports.figures.canvas import (
     COLOURS,
     DPI,
     GREY,
+    MARKED_UP_TO,
     MARKERS,
     legend,
+    light_grid,
     save,
     styled,
     wrapped,
@@ -306,9 +308,7 @@ def _dress_gradients(
     axes.set_xlim(1 - 0.02 * last, last * 1.06 + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     scale.apply(axes)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
 def _legend(figure: Figure, curves: Sequence[GradientCurve], limit: Limit | None) -> None:
@@ -337,7 +337,6 @@ def _legend(figure: Figure, curves: Sequence[GradientCurve], limit: Limit | None
 # How the modes of a fine-tuning went: validation loss and score, by epoch and by time.
 
 
-MARKED_UP_TO = 25  # epochs: more markers than that run together
 MINUTES_FROM = 180  # seconds
 HOURS_FROM = 3 * 3600
 _DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
@@ -435,9 +434,7 @@ def _mode_line(axes: Axes, course: ModeCourse, column: str, ends: NDArray[np.flo
 
 def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
     for axes in row:
-        axes.grid(color="#e5e5e5", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        light_grid(axes)
     if bounded:
         row[0].set_ylim(0, 1)
 
@@ -525,9 +522,7 @@ def _dress_tradeoff(axes: Axes, rules: Sequence[Rule], score: str) -> None:
         xlabel="time of an iteration saved against full fine-tuning (%)",
         ylabel=_on_held_out(score),
     )
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
 def _on_held_out(score: str) -> str:
