@@ -90,9 +90,7 @@ def curve(number: int, label: str, kind: str = "D", iterations: int = 20) -> Gra
 def drawn(
     monkeypatch: pytest.MonkeyPatch, curves: list[GradientCurve], limit: Limit | None = LIMIT
 ) -> Figure:
-    return caught(
-        monkeypatch, "gradients", lambda: draw_gradients(curves, limit, "mean of |g|", Path())
-    )
+    return caught(monkeypatch, lambda: draw_gradients(curves, limit, "mean of |g|", Path()))
 
 
 def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
@@ -242,7 +240,7 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
     monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     shown = [course(look, epochs) for look in range(4)]
-    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     assert_nothing_clipped(figure)
     (loss, loss_time), (dice, dice_time) = np.array(figure.axes).reshape(2, 2)
     for one in shown:
@@ -262,13 +260,13 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
 def test_time_is_in_a_unit_that_can_be_read(
     monkeypatch: pytest.MonkeyPatch, seconds: float, unit: str
 ) -> None:
-    figure = caught(monkeypatch, "modes", lambda: draw_modes([course(1, 8, seconds)], Path()))
+    figure = caught(monkeypatch, lambda: draw_modes([course(1, 8, seconds)], Path()))
     assert figure.axes[3].get_xlabel() == f"{unit} of training and validation"
 
 
 def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [course(look) for look in range(4)]
-    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
     assert len({lines[name].get_marker() for name in NAMES}) == 4
     assert len({str(lines[name].get_linestyle()) for name in NAMES}) >= 3
@@ -276,14 +274,14 @@ def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [course(1), course(2, frozen_at=30)]
-    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     marks = [set(named(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
     assert marks == [{1.5}, {15.0}], "step 30 of 20 an epoch; epochs of 10 s"
 
 
 def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     one = course(1)
-    figure = caught(monkeypatch, "modes", lambda: draw_modes([one], Path()))
+    figure = caught(monkeypatch, lambda: draw_modes([one], Path()))
     large = [line for line in figure.axes[2].lines if line.get_markersize() > 6]
     assert [np.asarray(line.get_xydata()).tolist() for line in large] == [
         [[8, one.metrics["val_dice"].iloc[-1]]]
@@ -307,7 +305,7 @@ RULES = [
 
 
 def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
+    figure = caught(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     (axes,) = figure.axes
     points, ends = error_bar(axes, 0)
     np.testing.assert_allclose(points, [(r.saved[1], r.score[1]) for r in RULES[:5]])
@@ -319,7 +317,7 @@ def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
+    figure = caught(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     assert_nothing_clipped(figure)
     assert_no_overlap([*figure.axes[0].texts, *figure.legends[0].texts])
 
@@ -329,7 +327,7 @@ def test_one_rule_and_the_time_of_full_are_inside(
     monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
 ) -> None:
     one = [Rule("a", "by name", saved, (1.0, 1.0, 1.0))]
-    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(one, Path()))
+    figure = caught(monkeypatch, lambda: draw_tradeoff(one, Path()))
     low, high = figure.axes[0].get_xlim()
     assert low < min(0, saved[0])
     assert high > max(0, saved[2])
