@@ -32,7 +32,7 @@ from robustcli.reports.numbers import (
     statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
-from robustcli.reports.training_findings import Held, Training, read_training
+from robustcli.reports.training_findings import HeldOutResults, Training, read_training
 from robustcli.reports.training_results import Score, group_score, pooled, published
 
 # How a comparison over transforms is laid out in a terminal.
@@ -192,16 +192,16 @@ def training_table(run: Path) -> str:
     return _plain(grid(header, [(*row, *("",) * (len(header) - len(row))) for row in rows]))
 
 
-def _own(name: str, held: Held, over: str) -> tuple[str, ...]:
+def _own(name: str, held: HeldOutResults, over: str) -> tuple[str, ...]:
     foreground = fraction(held.numbers["dice_foreground"])
     return _scored(name, group_score(held.numbers), foreground, over)
 
 
 def _class_table(training: Training) -> str:
-    scoring, test, floor = training.scoring, training.test, training.floor
-    if test is None or floor is None:
+    scoring, test, baseline = training.scoring, training.test, training.baseline_numbers
+    if test is None or baseline is None:
         return "Nothing is measured yet."
-    lines = [(training.record.model, test.numbers), (scoring.baseline, floor)]
+    lines = [(training.record.model, test.numbers), (scoring.baseline, baseline)]
     rows: list[tuple[str, ...]] = [
         (name, scoring.shown(one), scoring.second_shown(one)) for name, one in lines
     ]
@@ -250,17 +250,22 @@ def finetune_table(run: Path) -> str:
     Raises:
         UsageError: There is no readable fine-tuning.
     """
-    found = read_finetuning(run)
-    parts = [_tensors(found), _scores(found), _costs(found), "\n".join(_words(found))]
+    finetuning = read_finetuning(run)
+    parts = [
+        _tensors(finetuning),
+        _scores(finetuning),
+        _costs(finetuning),
+        "\n".join(verdict(finetuning)),
+    ]
     told = "\n\n".join(part for part in parts if part) or "Nothing is measured yet."
     return told.replace(EN_DASH, "-")
 
 
-def _tensors(found: Finetuning) -> str:
+def _tensors(finetuning: Finetuning) -> str:
     """The top of the table of tensors: those with the smallest statistic."""
-    if found.decisions is None:
+    if finetuning.decisions is None:
         return ""
-    table = chosen_from(found)
+    table = chosen_from(finetuning)
     header = ("parameter", "shape", "count", "statistic", "frozen", "why")
     rows: list[tuple[str, ...]] = [
         (
@@ -270,24 +275,23 @@ def _tensors(found: Finetuning) -> str:
         for _, row in table.head(SHOWN).iterrows()
     ]
     told = grid(header, rows)
-    rest = len(found.decisions) - len(rows)
+    rest = len(finetuning.decisions) - len(rows)
     return f"{told}\nand {counted(rest, 'more tensor')}: see the report" if rest else told
 
 
-def _scores(found: Finetuning) -> str:
-    scoring = found.scoring
+def _scores(finetuning: Finetuning) -> str:
+    scoring = finetuning.scoring
     rows: list[tuple[str, ...]] = [
         (
             *(run.mode, *_score(scoring, run.training.test.numbers)),
-            *_compared(scoring, against_full(found, run.mode)),
+            *_compared(scoring, against_full(finetuning, run.mode)),
         )
-        for run in found.modes
+        for run in finetuning.modes
         if run.training.test is not None
     ]
-    floors = (run.training.floor for run in found.modes)
-    floor = next((one for one in floors if one is not None), None)
-    if floor is not None:
-        rows.append((scoring.baseline, *_score(scoring, floor), *_compared(scoring, None)))
+    baseline = finetuning.baseline_numbers
+    if baseline is not None:
+        rows.append((scoring.baseline, *_score(scoring, baseline), *_compared(scoring, None)))
     name = scoring.measure.name
     header = ("mode", name, "95 % interval", "minus full", "95 % interval", "p")
     return grid(header, rows) if rows else ""
@@ -300,8 +304,8 @@ def _compared(scoring: Scoring, one: Difference | None) -> tuple[str, str, str]:
     return (scoring.apart(one.value), ends, "" if one.p is None else p_value(one.p))
 
 
-def _costs(found: Finetuning) -> str:
-    rows = [_cost(run, speed) for run in found.modes if (speed := pace(run)) is not None]
+def _costs(finetuning: Finetuning) -> str:
+    rows = [_cost(run, speed) for run in finetuning.modes if (speed := pace(run)) is not None]
     return grid(_COSTS, rows) if rows else ""
 
 
@@ -319,7 +323,3 @@ def _score(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[st
     """The score and its interval, in cells of their own."""
     value, _, ends = scoring.shown(numbers).partition(" (")
     return value, ends.rstrip(")") or ("" if not scoring.per_group else MISSING)
-
-
-def _words(found: Finetuning) -> list[str]:
-    return verdict(found)

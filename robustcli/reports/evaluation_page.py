@@ -14,7 +14,7 @@ _MEASURES = {"cls": TOP1, "seg": DICE}
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
 
 
-def evaluation(run: Path) -> Page:
+def evaluation_report(run: Path) -> Page:
     """The page of the evaluation in `run`; its figures are drawn.
 
     Raises:

@@ -105,14 +105,14 @@ class Finetuning:
         return [run for run in self.modes if run.training.record.status == "complete"]
 
     @property
-    def floor(self) -> Mapping[str, Any] | pd.Series | None:
-        """See `Training.floor`."""
-        known = (run.training.floor for run in self.modes)
+    def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:
+        """See `Training.baseline_numbers`."""
+        known = (run.training.baseline_numbers for run in self.modes)
         return next((floor for floor in known if floor is not None), None)
 
     @property
     def held(self) -> int:
-        """Held-out images; 0 until they are measured."""
+        """HeldOutResults-out images; 0 until they are measured."""
         training = self.training
         if training is None or training.test is None:
             return 0

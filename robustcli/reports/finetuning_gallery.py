@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from robustcli.finetuning.record import MODES
 from robustcli.reports.figures.freezing_figures import (
+    GradientCurve,
     Limit,
     ModeCourse,
     Rule,
-    Trace,
     draw_gradients,
     draw_modes,
     draw_tradeoff,
@@ -41,15 +41,15 @@ _KINDS = (
 _OUTSIDE = {1: "scales", 2: "linear layers"}
 
 
-def traces(found: Finetuning) -> list[Trace]:
-    """A trace per tensor that the rule is about, the smallest mean first; none without a profile.
+def curves(finetuning: Finetuning) -> list[GradientCurve]:
+    """A curve per tensor that the rule is about, the smallest mean first; none without a profile.
 
     Those of state-space blocks, or all where the rule is about all or there are no such blocks.
     """
-    if found.profile is None or found.profile.empty:
+    if finetuning.profile is None or finetuning.profile.empty:
         return []
-    rule = found.record.rule
-    rows = found.profile[is_within(rule, found.profile["mamba"])]
+    rule = finetuning.record.rule
+    rows = finetuning.profile[is_within(rule, finetuning.profile["mamba"])]
     values = rows[rule.kind] / (rows["weight_rms"].clip(lower=_LEAST_RMS) if rule.relative else 1)
     courses = {
         str(name): course.to_numpy(dtype=float)
@@ -60,9 +60,9 @@ def traces(found: Finetuning) -> list[Trace]:
         first["name"].tolist(), first["shape"].tolist(), first["mamba"].tolist(), strict=True
     )
     kinds = [kind_of_tensor(name, len(shape), inside=inside) for name, shape, inside in facts]
-    frozen, labels = _frozen(found), short_names(list(courses))
+    frozen, labels = _frozen(finetuning), short_names(list(courses))
     lines = [
-        Trace(label, kind, values, _mean(values), name in frozen)
+        GradientCurve(label, kind, values, _mean(values), name in frozen)
         for (name, values), label, kind in zip(courses.items(), labels, kinds, strict=True)
     ]
     return sorted(lines, key=lambda line: math.inf if line.mean is None else line.mean)
@@ -74,9 +74,9 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def limit(found: Finetuning, lines: list[Trace]) -> Limit | None:
-    """Where `found`'s rule draws the line between `lines`; None where it is about names."""
-    rule = found.record.rule
+def limit(finetuning: Finetuning, lines: list[GradientCurve]) -> Limit | None:
+    """Where `finetuning`'s rule draws the line between `lines`; None where it is about names."""
+    rule = finetuning.record.rule
     if rule.threshold is not None:
         return Limit(f"threshold {rule.threshold:g}", rule.threshold)
     taken = [line.mean for line in lines if line.frozen and line.mean is not None]
@@ -107,10 +107,10 @@ def short_names(names: list[str]) -> list[str]:
     return [".".join(part[common:]) for part in parts]
 
 
-def _frozen(found: Finetuning) -> frozenset[str]:
-    if found.decisions is None:
+def _frozen(finetuning: Finetuning) -> frozenset[str]:
+    if finetuning.decisions is None:
         return frozenset()
-    return frozenset(found.decisions.loc[found.decisions["frozen"], "name"])
+    return frozenset(finetuning.decisions.loc[finetuning.decisions["frozen"], "name"])
 
 
 @dataclass(frozen=True)
@@ -127,23 +127,23 @@ class FinetuningGallery:
 NO_PICTURES = FinetuningGallery()
 
 
-def draw_finetuning_gallery(found: Finetuning) -> FinetuningGallery:
+def draw_finetuning_gallery(finetuning: Finetuning) -> FinetuningGallery:
     """Draws every picture that a fine-tuning has data for."""
     return FinetuningGallery(
-        _gradients(found),
-        _modes(found),
-        _strips(found),
-        tuple(figure for run in found.modes for figure in _cases(found, run)),
-        _tradeoff(found),
+        _gradients(finetuning),
+        _modes(finetuning),
+        _strips(finetuning),
+        tuple(figure for run in finetuning.modes for figure in _cases(finetuning, run)),
+        _tradeoff(finetuning),
     )
 
 
-def _gradients(found: Finetuning) -> tuple[Picture, ...]:
-    lines = traces(found)
+def _gradients(finetuning: Finetuning) -> tuple[Picture, ...]:
+    lines = curves(finetuning)
     if not lines:
         return ()
-    path, words = "figures/gradients.png", statistic_name(found.record.rule)
-    draw_gradients(lines, limit(found, lines), words, found.run / path)
+    path, words = "figures/gradients.png", statistic_name(finetuning.record.rule)
+    draw_gradients(lines, limit(finetuning, lines), words, finetuning.run / path)
     caption = (
         f"Gradients while profiling: {words}, before clipping. A line per tensor; the mark at its "
         "right end is the mean over the iterations, which the rule compares. Dashed, hollow: "
@@ -152,15 +152,15 @@ def _gradients(found: Finetuning) -> tuple[Picture, ...]:
     return (Picture(path, caption),)
 
 
-def _modes(found: Finetuning) -> tuple[Picture, ...]:
-    courses = [_course(run) for run in found.modes if len(run.training.metrics)]
+def _modes(finetuning: Finetuning) -> tuple[Picture, ...]:
+    courses = [_course(run) for run in finetuning.modes if len(run.training.metrics)]
     if not courses:
         return ()
     path = "figures/modes.png"
-    scoring = found.scoring
+    scoring = finetuning.scoring
     panel = scoring.validation.score, f"validation {scoring.axis}"
-    draw_modes(courses, found.run / path, panel)
-    of = validated(found.modes[0].training)
+    draw_modes(courses, finetuning.run / path, panel)
+    of = validated(finetuning.modes[0].training)
     caption = (
         f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by "
         "the time that training with its validations took. The large mark is the epoch whose "
@@ -176,37 +176,39 @@ def _course(run: ModeRun) -> ModeCourse:
     return ModeCourse(run.mode, MODES.index(run.mode), training.metrics, chosen, frozen_at)
 
 
-def _strips(found: Finetuning) -> tuple[Picture, ...]:
-    if not found.scoring.per_group:
+def _strips(finetuning: Finetuning) -> tuple[Picture, ...]:
+    if not finetuning.scoring.per_group:
         return ()
-    measured = [(run.mode, run.training.test) for run in found.modes]
-    baselines = [run.training.baseline for run in found.modes if run.training.baseline is not None]
+    measured = [(run.mode, run.training.test) for run in finetuning.modes]
+    baselines = [
+        run.training.baseline for run in finetuning.modes if run.training.baseline is not None
+    ]
     named = [*measured, *(("otsu", baseline) for baseline in baselines[:1])]
     strips = [strip(name, held) for name, held in named if held is not None]
     if not strips:
         return ()
-    path, group = "figures/groups.png", found.modes[0].training.record.grouping
-    draw_strips(strips, group, found.run / path)
+    path, group = "figures/groups.png", finetuning.modes[0].training.record.grouping
+    draw_strips(strips, group, finetuning.run / path)
     return (Picture(path, f"Dice of every held-out {group}, mode by mode."),)
 
 
-def _cases(found: Finetuning, run: ModeRun) -> tuple[Picture, ...]:
+def _cases(finetuning: Finetuning, run: ModeRun) -> tuple[Picture, ...]:
     test = run.training.test
-    if test is None or not found.scoring.per_group:
+    if test is None or not finetuning.scoring.per_group:
         return ()
-    return case_figures(test.findings, test.findings.models[0], found.run, run.mode)
+    return case_figures(test.findings, test.findings.models[0], finetuning.run, run.mode)
 
 
-def _tradeoff(found: Finetuning) -> tuple[Picture, ...]:
-    if found.sweep is None:
+def _tradeoff(finetuning: Finetuning) -> tuple[Picture, ...]:
+    if finetuning.sweep is None:
         return ()
-    measure = found.scoring.measure
-    known = found.sweep.dropna(subset=["seconds_ratio", measure.column])
+    measure = finetuning.scoring.measure
+    known = finetuning.sweep.dropna(subset=["seconds_ratio", measure.column])
     if known.empty:
         return ()
     path = "figures/sweep.png"
     rules = [_rule(row, measure.column) for _, row in known.iterrows()]
-    draw_tradeoff(rules, found.run / path, found.scoring.axis)
+    draw_tradeoff(rules, finetuning.run / path, finetuning.scoring.axis)
     caption = (
         "Time of an iteration that rules of freezing save against full fine-tuning, and the "
         f"{measure.name} that is left, both with 95 % intervals."

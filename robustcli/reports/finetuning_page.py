@@ -32,35 +32,38 @@ from robustcli.reports.markdown import from_template
 from robustcli.reports.pages import Page
 
 
-def finetuning(run: Path) -> Page:
+def finetuning_report(run: Path) -> Page:
     """The page of the fine-tuning in `run`; its figures are drawn.
 
     Raises:
         UsageError: There is no readable fine-tuning.
     """
-    found = read_finetuning(run)
-    return Page(finetuning_results(found), finetuning_text(found, draw_finetuning_gallery(found)))
+    finetuning = read_finetuning(run)
+    return Page(
+        finetuning_results(finetuning),
+        finetuning_text(finetuning, draw_finetuning_gallery(finetuning)),
+    )
 
 
-def finetuning_text(found: Finetuning, gallery: FinetuningGallery = NO_PICTURES) -> str:
+def finetuning_text(finetuning: Finetuning, gallery: FinetuningGallery = NO_PICTURES) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         "finetuning",
-        found=found,
+        finetuning=finetuning,
         gallery=gallery,
-        few=few_held_out(found),
-        statistic_name=statistic_name(found.record.rule),
-        frozen=_frozen(found),
-        verdict=verdict(found),
-        differences={run.mode: against_full(found, run.mode) for run in found.modes},
-        paces={run.mode: pace(run) for run in found.modes},
+        few=few_held_out(finetuning),
+        statistic_name=statistic_name(finetuning.record.rule),
+        frozen=_frozen(finetuning),
+        verdict=verdict(finetuning),
+        differences={run.mode: against_full(finetuning, run.mode) for run in finetuning.modes},
+        paces={run.mode: pace(run) for run in finetuning.modes},
         frozen_elements=frozen_elements,
-        chosen_from=[] if found.decisions is None else chosen_from(found),
-        every_tensor=[] if found.decisions is None else ordered(found.decisions),
+        chosen_from=[] if finetuning.decisions is None else chosen_from(finetuning),
+        every_tensor=[] if finetuning.decisions is None else ordered(finetuning.decisions),
         rule_label=rule_label,
         rule_scope=rule_scope,
         saved=saved,
-        sweep=[] if found.sweep is None else records(found.sweep),
+        sweep=[] if finetuning.sweep is None else records(finetuning.sweep),
     )
 
 
@@ -82,12 +85,12 @@ class _Frozen:
         return 100 * self.elements / max(1, self.of)
 
 
-def _frozen(found: Finetuning) -> _Frozen | None:
+def _frozen(finetuning: Finetuning) -> _Frozen | None:
     """What the rule froze; None until it is decided."""
-    if found.decisions is None:
+    if finetuning.decisions is None:
         return None
-    table = found.decisions
-    known = chosen_from(found)["statistic"].dropna()
+    table = finetuning.decisions
+    known = chosen_from(finetuning)["statistic"].dropna()
     return _Frozen(
         tensors=int(table["frozen"].sum()),
         elements=int(table.loc[table["frozen"], "count"].sum()),

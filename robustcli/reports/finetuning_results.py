@@ -40,24 +40,24 @@ def _pace(seconds: pd.Series) -> Pace | None:
     return Pace(median, low, high, len(seconds))
 
 
-def seconds_ratio(found: Finetuning, mode: Mode) -> float | None:
+def seconds_ratio(finetuning: Finetuning, mode: Mode) -> float | None:
     """Time of an iteration over that of full fine-tuning; None until both are measured."""
-    own, full = found.of(mode), found.of("full")
+    own, full = finetuning.of(mode), finetuning.of("full")
     if own is None or full is None:
         return None
     mine, theirs = own.seconds_per_iteration, full.seconds_per_iteration
     return None if mine is None or not theirs else mine / theirs
 
 
-def against_full(found: Finetuning, mode: Mode) -> Difference | None:
+def against_full(finetuning: Finetuning, mode: Mode) -> Difference | None:
     """What a mode's score has over that of full fine-tuning; None until both are measured."""
-    own, full = found.of(mode), found.of("full")
+    own, full = finetuning.of(mode), finetuning.of("full")
     if mode == "full" or own is None or full is None:
         return None
     if own.training.test is None or full.training.test is None:
         return None
     rows = full.training.test.rows, own.training.test.rows
-    return found.scoring.difference(*rows, found.record.seed)
+    return finetuning.scoring.difference(*rows, finetuning.record.seed)
 
 
 def frozen_elements(run: ModeRun) -> int | None:
@@ -91,23 +91,23 @@ def columns(scoring: Scoring) -> tuple[str, ...]:
 COLUMNS = columns(SCORINGS["seg"])
 
 
-def finetuning_results(found: Finetuning) -> pd.DataFrame:
+def finetuning_results(finetuning: Finetuning) -> pd.DataFrame:
     """One row per mode with `columns`; a number that is not known is missing.
 
     Shares are fractions in [0, 1]; times are of the iterations after the freeze.
     """
-    names, counts = columns(found.scoring), (*_COUNTS, *found.scoring.counts)
-    table = pd.DataFrame([_row(found, run) for run in found.modes], columns=list(names))
+    names, counts = columns(finetuning.scoring), (*_COUNTS, *finetuning.scoring.counts)
+    table = pd.DataFrame([_row(finetuning, run) for run in finetuning.modes], columns=list(names))
     kinds = {name: "Int64" if name in counts else "Float64" for name in names}
     return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
 
-def _row(found: Finetuning, run: ModeRun) -> dict[str, object]:
+def _row(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
     training, costs = run.training, run.costs
     row: dict[str, object] = {
         "mode": run.mode,
-        "model": found.record.model,
-        "dataset": found.record.dataset.name,
+        "model": finetuning.record.model,
+        "dataset": finetuning.record.dataset.name,
         "status": training.record.status,
         "epochs": training.epochs,
         "chosen_epoch": training.record.chosen_epoch,
@@ -115,27 +115,27 @@ def _row(found: Finetuning, run: ModeRun) -> dict[str, object]:
         "iterations_measured": len(run.steady),
         "training_seconds": training.seconds,
         "frozen": frozen_elements(run),
-        **_times(found, run),
-        **_scores(found, run),
+        **_times(finetuning, run),
+        **_scores(finetuning, run),
     }
     if costs is not None:
         row |= costs.model_dump()
     return row
 
 
-def _times(found: Finetuning, run: ModeRun) -> dict[str, object]:
+def _times(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
     seconds = run.seconds_per_iteration
     return {
         "seconds_per_iteration": seconds,
         "iterations_per_second": 1 / seconds if seconds else None,
-        "seconds_ratio": seconds_ratio(found, run.mode),
+        "seconds_ratio": seconds_ratio(finetuning, run.mode),
     }
 
 
-def _scores(found: Finetuning, run: ModeRun) -> dict[str, object]:
+def _scores(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
     row: dict[str, object] = {}
-    scoring, test, floor = found.scoring, run.training.test, run.training.floor
-    compared = against_full(found, run.mode)
+    scoring, test, floor = finetuning.scoring, run.training.test, run.training.baseline_numbers
+    compared = against_full(finetuning, run.mode)
     if test is not None:
         row |= {name: test.numbers[name] for name in scoring.columns}
     if floor is not None:

@@ -83,53 +83,54 @@ CLEAR = 0.05
 FEW = 30  # groups: with fewer, intervals are wide and their ends are uncertain themselves
 
 
-def verdict(found: Finetuning) -> list[str]:
+def verdict(finetuning: Finetuning) -> list[str]:
     """Scores, their difference to full fine-tuning, time, memory; what is not measured is left."""
     return [
-        *_scores(found),
-        *_relaxed(found),
-        *_differences(found),
-        *_time(found),
-        *_memory(found),
-        *_count(found),
+        *_scores(finetuning),
+        *_relaxed(finetuning),
+        *_differences(finetuning),
+        *_time(finetuning),
+        *_memory(finetuning),
+        *_count(finetuning),
     ]
 
 
-def few_held_out(found: Finetuning) -> str:
+def few_held_out(finetuning: Finetuning) -> str:
     """How little can be seen with few held-out images; empty where they are many."""
-    training = found.training
+    training = finetuning.training
     if training is None or training.test is None:
         return ""
     group, groups = training.record.grouping, training.test.groups
     if groups >= FEW:
         return ""
-    held, width = counted(groups, f"held-out {group}"), _widest(found)
+    held, width = counted(groups, f"held-out {group}"), _widest(finetuning)
     if width is None:
         return f"From {held} nothing can be said about others, so no interval is given."
-    scoring = found.scoring
+    scoring = finetuning.scoring
     return f"With {held}, {scoring.few_words.format(width=scoring.width(width))}"
 
 
-def _widest(found: Finetuning) -> float | None:
+def _widest(finetuning: Finetuning) -> float | None:
     """The width of the widest interval of a mode's score; None where no mode has one."""
-    tests = [run.training.test for run in found.modes]
-    low, high = (f"{found.scoring.measure.column}_{end}" for end in ("low", "high"))
+    tests = [run.training.test for run in finetuning.modes]
+    low, high = (f"{finetuning.scoring.measure.column}_{end}" for end in ("low", "high"))
     widths = [t.numbers[high] - t.numbers[low] for t in tests if t is not None]
     return max((float(width) for width in widths if not is_missing(width)), default=None)
 
 
-def _scores(found: Finetuning) -> list[str]:
-    training = found.training
-    if not found.measured or training is None or training.test is None:
+def _scores(finetuning: Finetuning) -> list[str]:
+    training = finetuning.training
+    if not finetuning.measured or training is None or training.test is None:
         return []
-    scoring, group = found.scoring, training.record.grouping
+    scoring, group = finetuning.scoring, training.record.grouping
     held = counted(int(training.test.numbers["n"]), "held-out image")
     held += "" if group == "image" else f" of {counted(training.test.groups, group)}"
     held += f", per {group}" if scoring.per_group else ""
     told = f"{scoring.measure.title} on {held}, with 95 % intervals: "
-    told += ", ".join(f"{run.mode} {_score(run)}" for run in found.measured) + "."
-    if training.floor is not None:
-        told += f" {scoring.floor_words} on the same images: {scoring.shown(training.floor)}."
+    told += ", ".join(f"{run.mode} {_score(run)}" for run in finetuning.measured) + "."
+    if training.baseline_numbers is not None:
+        baseline = scoring.shown(training.baseline_numbers)
+        told += f" {scoring.floor_words} on the same images: {baseline}."
     return [told]
 
 
@@ -138,27 +139,27 @@ def _score(run: ModeRun) -> str:
     return run.training.scoring.shown(run.training.test.numbers)
 
 
-def _relaxed(found: Finetuning) -> list[str]:
+def _relaxed(finetuning: Finetuning) -> list[str]:
     """Beside dice, where the data have a tolerance."""
-    if found.tolerance is None:
+    if finetuning.tolerance is None:
         return []
     measured = [
         f"{run.mode} {relaxed_words(run.training.test.numbers)}"
-        for run in found.modes
+        for run in finetuning.modes
         if run.training.test is not None
     ]
-    how = f"{counted(found.tolerance, 'pixel')}, pixels of all images pooled"
+    how = f"{counted(finetuning.tolerance, 'pixel')}, pixels of all images pooled"
     return [f"Relaxed precision and recall ({how}): {', '.join(measured)}."]
 
 
-def _differences(found: Finetuning) -> list[str]:
+def _differences(finetuning: Finetuning) -> list[str]:
     """Each mode against full; freezing first, since it is what the question is about."""
-    order = sorted(found.modes, key=lambda run: run.mode != "freeze")
-    compared = [(run, against_full(found, run.mode)) for run in order]
-    group = found.training.record.grouping if found.training else "image"
+    order = sorted(finetuning.modes, key=lambda run: run.mode != "freeze")
+    compared = [(run, against_full(finetuning, run.mode)) for run in order]
+    group = finetuning.training.record.grouping if finetuning.training else "image"
     told = [
-        f"{found.scoring.measure.title} of {run.mode} minus that of full: "
-        f"{_difference(one, group, found.scoring)}"
+        f"{finetuning.scoring.measure.title} of {run.mode} minus that of full: "
+        f"{_difference(one, group, finetuning.scoring)}"
         for run, one in compared
         if one is not None
     ]
@@ -212,9 +213,9 @@ def _disagreement(one: Difference, by_test: bool, small: bool, scoring: Scoring)
     return f"{told}: whether there is a difference is not settled.{size}"
 
 
-def _time(found: Finetuning) -> list[str]:
+def _time(finetuning: Finetuning) -> list[str]:
     """The time of an iteration after the freeze against that of full fine-tuning."""
-    freeze, full = found.of("freeze"), found.of("full")
+    freeze, full = finetuning.of("freeze"), finetuning.of("full")
     if freeze is None or full is None:
         return []
     mine, theirs = pace(freeze), pace(full)
@@ -258,8 +259,8 @@ def _within(one: Pace, other: Pace) -> bool:
     return one.low <= other.median <= one.high and other.low <= one.median <= other.high
 
 
-def _memory(found: Finetuning) -> list[str]:
-    freeze, full = found.of("freeze"), found.of("full")
+def _memory(finetuning: Finetuning) -> list[str]:
+    freeze, full = finetuning.of("freeze"), finetuning.of("full")
     mine, theirs = (run.costs if run else None for run in (freeze, full))
     if freeze is None or mine is None or theirs is None or not frozen_elements(freeze):
         return []
@@ -271,9 +272,9 @@ def _memory(found: Finetuning) -> list[str]:
     return [f"{told}."]
 
 
-def _count(found: Finetuning) -> list[str]:
+def _count(finetuning: Finetuning) -> list[str]:
     """What freezing leaves out by count, and what it cannot leave out."""
-    saving = found.record.saving
+    saving = finetuning.record.saving
     if saving is None or not saving.frozen:
         return []
     flops = 100 * saving.flops_saved / max(1, saving.flops)
@@ -289,11 +290,11 @@ def _count(found: Finetuning) -> list[str]:
 # The tensors that a rule chose from, and what a line of a sweep saves.
 
 
-def chosen_from(found: Finetuning) -> pd.DataFrame:
+def chosen_from(finetuning: Finetuning) -> pd.DataFrame:
     """The tensors that the rule could freeze, and those it froze, the smallest statistic first."""
-    assert found.decisions is not None
-    table = found.decisions
-    return ordered(table[table["frozen"] | is_within(found.record.rule, table["mamba"])])
+    assert finetuning.decisions is not None
+    table = finetuning.decisions
+    return ordered(table[table["frozen"] | is_within(finetuning.record.rule, table["mamba"])])
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -215,12 +215,14 @@ def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ..
 
 
 def _bars_caption(ends: Extremes, measure: Measure) -> str:
-    worst = f" and the {len(ends.worst)} worst" if ends.worst else ""
+    sides = [("best", ends.best), *([("worst", ends.worst)] if ends.worst else [])]
+    named = [f"{len(cells)} {word}" if len(cells) > 1 else word for word, cells in sides]
+    plural = "s" if max(len(ends.best), len(ends.worst)) > 1 else ""
     chosen = ""
     if any(severity for _, severity in (*ends.best, *ends.worst)):
         chosen = " A transform with severities is shown at its highest."
     return (
-        f"The {len(ends.best)} best{worst} transforms by {measure.name} averaged over the "
+        f"The {' and the '.join(named)} transform{plural} by {measure.name} averaged over the "
         f"models, with {measure.interval}.{chosen}"
     )
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustcli.core.rundir import RECORD_FILE
-from robustcli.reports.evaluation_page import evaluation
-from robustcli.reports.finetuning_page import finetuning
+from robustcli.reports.evaluation_page import evaluation_report
+from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.pages import Page, write_page
-from robustcli.reports.training_page import training
-from robustcli.reports.zoo_page import zoo
+from robustcli.reports.training_page import training_report
+from robustcli.reports.zoo_page import zoo_report
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
-    "cls": evaluation,
-    "seg": evaluation,
-    "train": training,
-    "finetune": finetuning,
+    "cls": evaluation_report,
+    "seg": evaluation_report,
+    "train": training_report,
+    "finetune": finetuning_report,
 }
 _OWN = ("train", "finetune")  # kinds that `run.json` names; the others are tasks of evaluations
 
@@ -48,7 +48,7 @@ def render_zoo(runs: Sequence[Path], out: Path) -> Path:
         UsageError: There is no readable training in one of them.
         RunError: A file could not be written.
     """
-    return write_page(zoo(runs, out), out)
+    return write_page(zoo_report(runs, out), out)
 
 
 def kind_of(run: Path) -> str:

@@ -21,7 +21,7 @@ _IDENTITY = Cell("identity", 0)
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOutResults:
     """One model on the held-out images: its numbers and the rows that they come from.
 
     Args:
@@ -57,8 +57,8 @@ class Training:
     run: Path
     record: TrainRecord
     metrics: pd.DataFrame
-    test: Held | None
-    baseline: Held | None
+    test: HeldOutResults | None
+    baseline: HeldOutResults | None
     paper: pd.DataFrame | None
     weights_bytes: int | None
 
@@ -68,7 +68,7 @@ class Training:
         return SCORINGS[self.record.task]
 
     @property
-    def floor(self) -> Mapping[str, Any] | pd.Series | None:
+    def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:
         """The numbers that need no training: of Otsu's threshold, or of the most frequent class.
 
         None until the held-out images are measured.
@@ -156,7 +156,7 @@ def _paper(path: Path) -> pd.DataFrame | None:
     return pd.read_parquet(path, columns=list(PAPER)) if path.is_file() else None
 
 
-def _held(run: Path) -> Held | None:
+def _held(run: Path) -> HeldOutResults | None:
     """The only model of an evaluation on untouched images; None where it has not begun."""
     if not has_record(run):
         return None
@@ -164,4 +164,4 @@ def _held(run: Path) -> Held | None:
     numbers = findings.table[findings.table["transform"] == "identity"].iloc[0]
     store, name = Store(run), str(numbers["model"])
     rows = store.rows(name, CLEAN, findings.record.task)
-    return Held(findings, numbers, rows) if len(rows) else None
+    return HeldOutResults(findings, numbers, rows) if len(rows) else None

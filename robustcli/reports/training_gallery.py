@@ -20,7 +20,7 @@ from robustcli.reports.figures.training_figures import (
 from robustcli.reports.gallery import case_figures
 from robustcli.reports.markdown import Picture
 from robustcli.reports.numbers import fraction, is_missing
-from robustcli.reports.training_findings import Held, Training
+from robustcli.reports.training_findings import HeldOutResults, Training
 from robustcli.reports.zoo_rows import Baseline, ZooRow, baselines, label, zoo_rows
 
 _COUNTS = ["tp", "fp", "fn"]
@@ -133,7 +133,7 @@ def _strips(training: Training) -> tuple[Picture, ...]:
     return (Picture(path, f"Dice of every held-out {grouping}, the pixels of its images pooled."),)
 
 
-def strip(name: str, held: Held) -> Strip:
+def strip(name: str, held: HeldOutResults) -> Strip:
     """The dice of the groups of held-out images of one model, called `name`."""
     pooled = held.rows.groupby("group", sort=True)[_COUNTS].sum()
     low, high = (

@@ -19,34 +19,36 @@ from robustcli.reports.training_results import (
 from robustcli.reports.zoo_rows import Zoo
 
 
-def training(run: Path) -> Page:
+def training_report(run: Path) -> Page:
     """The page of the training in `run`; its figures are drawn.
 
     Raises:
         UsageError: There is no readable training.
     """
-    found = read_training(run)
-    results = class_results(found) if found.record.task == "cls" else training_results([found])
-    return Page(results, training_text(found, draw_training_gallery(found)))
+    training = read_training(run)
+    results = (
+        class_results(training) if training.record.task == "cls" else training_results([training])
+    )
+    return Page(results, training_text(training, draw_training_gallery(training)))
 
 
-def training_text(found: Training, gallery: TrainingGallery = NO_PICTURES) -> str:
+def training_text(training: Training, gallery: TrainingGallery = NO_PICTURES) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         "training",
-        training=found,
+        training=training,
         gallery=gallery,
-        headline=_headline(found),
-        floor=found.floor,
-        gain=gain(found) if found.record.task == "seg" else None,
-        paper=pooled(found),
-        zoo=Zoo([found]),
+        headline=_headline(training),
+        baseline=training.baseline_numbers,
+        gain=gain(training) if training.record.task == "seg" else None,
+        paper=pooled(training),
+        zoo=Zoo([training]),
     )
 
 
-def _headline(found: Training) -> str:
+def _headline(training: Training) -> str:
     """The score that the title names; empty until it is measured."""
-    if found.record.task == "cls":
-        return "" if found.test is None else found.scoring.shown(found.test.numbers)
-    score = headline(found)
+    if training.record.task == "cls":
+        return "" if training.test is None else training.scoring.shown(training.test.numbers)
+    score = headline(training)
     return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"

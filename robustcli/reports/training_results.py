@@ -213,7 +213,10 @@ _MASKS = (
     *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
 )
 _PAPER = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
-_COUNTS = ("n", "groups", "params", "epochs", "chosen_epoch", "peak_memory_bytes", "weights_bytes")
+_COUNTS = (
+    *("n", "groups", "correct", "params", "epochs", "chosen_epoch"),
+    *("peak_memory_bytes", "weights_bytes"),
+)
 COLUMNS = (
     *("run", "model", "protocol", "dataset", "status"),
     *_MASKS,
@@ -235,53 +238,32 @@ def training_results(trainings: Sequence[Training]) -> pd.DataFrame:
     Shares are fractions in [0, 1]. `dice` and `iou` are pooled within groups (`protocol` patient),
     `paper_dice` and `paper_iou` over batches as the paper did.
     """
-    table = pd.DataFrame([_row(training) for training in trainings], columns=list(COLUMNS))
-    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
-
-
-def _row(training: Training) -> dict[str, object]:
-    record, line = training.record, published(training.record.model)
-    return {
-        "run": training.run.resolve().name,
-        "model": record.model,
-        "protocol": record.protocol,
-        "dataset": record.dataset.name,
-        "status": record.status,
-        **_measured(training),
-        "params": record.parameters,
-        "epochs": training.epochs,
-        "chosen_epoch": record.chosen_epoch,
-        "seconds": training.seconds,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "energy_joules": record.energy_joules,
-        "weights_bytes": training.weights_bytes,
-        "published_dice": line.dice if line else None,
-        "published_iou": line.iou if line else None,
-    }
-
-
-def _measured(training: Training) -> dict[str, object]:
-    found: dict[str, object] = {}
-    if training.test is not None:
-        found |= {name: training.test.numbers[name] for name in _MASKS}
-    if training.baseline is not None:
-        found |= {f"baseline_{name}": training.baseline.numbers[name] for name in ("dice", "iou")}
-    paper = pooled(training)
-    if paper is not None:
-        found |= {f"paper_{name}": getattr(paper.score, name) for name in _PAPER}
-    return found
+    return _table([_of_segmenter(training) for training in trainings], COLUMNS)
 
 
 def class_results(training: Training) -> pd.DataFrame:
     """One row of a classifier's training with CLASS_COLUMNS; what is not known is missing."""
-    record, test, floor = training.record, training.test, training.floor
-    row = {
+    row, test, baseline = _of_any(training), training.test, training.baseline_numbers
+    if test is not None:
+        row |= {name: test.numbers[name] for name in training.scoring.columns}
+    row["baseline_top1"] = None if baseline is None else baseline["top1"]
+    return _table([row], CLASS_COLUMNS)
+
+
+def _table(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(columns))
+    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in columns}
+    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+
+
+def _of_any(training: Training) -> dict[str, object]:
+    """What the results of segmenters and of classifiers have in common."""
+    record = training.record
+    return {
         "run": training.run.resolve().name,
         "model": record.model,
         "dataset": record.dataset.name,
         "status": record.status,
-        **({} if test is None else {n: test.numbers[n] for n in training.scoring.columns}),
         "params": record.parameters,
         "epochs": training.epochs,
         "chosen_epoch": record.chosen_epoch,
@@ -289,9 +271,19 @@ def class_results(training: Training) -> pd.DataFrame:
         "peak_memory_bytes": record.peak_memory_bytes,
         "energy_joules": record.energy_joules,
         "weights_bytes": training.weights_bytes,
-        "baseline_top1": None if floor is None else floor["top1"],
     }
-    table = pd.DataFrame([row], columns=list(CLASS_COLUMNS))
-    counts = (*_COUNTS, "correct")
-    kinds = {name: "Int64" if name in counts else "Float64" for name in CLASS_COLUMNS}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+
+
+def _of_segmenter(training: Training) -> dict[str, object]:
+    row, line = _of_any(training), published(training.record.model)
+    row["protocol"] = training.record.protocol
+    if line is not None:
+        row |= {"published_dice": line.dice, "published_iou": line.iou}
+    if training.test is not None:
+        row |= {name: training.test.numbers[name] for name in _MASKS}
+    if training.baseline is not None:
+        row |= {f"baseline_{name}": training.baseline.numbers[name] for name in ("dice", "iou")}
+    paper = pooled(training)
+    if paper is not None:
+        row |= {f"paper_{name}": getattr(paper.score, name) for name in _PAPER}
+    return row

@@ -14,7 +14,7 @@ from robustcli.reports.training_results import training_results
 from robustcli.reports.zoo_rows import Zoo
 
 
-def zoo(runs: Sequence[Path], out: Path) -> Page:
+def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     """The page of the trainings in `runs`; its figures are drawn into `out`/figures.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from robustcli.reports.training_findings import Held, Training
+from robustcli.reports.training_findings import HeldOutResults, Training
 from robustcli.reports.training_results import (
     Published,
     Score,
@@ -79,7 +79,7 @@ class Baseline:
 
 def baselines(trainings: Sequence[Training]) -> list[Baseline]:
     """Otsu's threshold on each set of images that any of `trainings` held out."""
-    found: dict[str, tuple[Training, Held]] = {}
+    found: dict[str, tuple[Training, HeldOutResults]] = {}
     for training in trainings:
         if training.baseline is not None:
             digest = training.baseline.findings.record.dataset.digest

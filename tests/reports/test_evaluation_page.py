@@ -14,7 +14,7 @@ from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.sessions import DeviceUse, Session, write_session
 from robustcli.metrics.severity_scores import corruption_errors
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
-from robustcli.reports.evaluation_page import evaluation, evaluation_text
+from robustcli.reports.evaluation_page import evaluation_report, evaluation_text
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
@@ -46,7 +46,7 @@ def mask_page(run: Path, **changes: Any) -> str:
 def test_the_page_of_classifiers(tmp_path: Path) -> None:
     cells = (IDENTITY, *paper21()[:3], *imagenet_c()[:5])
     run = build_run(tmp_path, RunPlan(models=(model("a"), model("b")), transforms=cells))
-    page = evaluation(run)
+    page = evaluation_report(run)
     assert_golden(page.markdown, "classification")
     assert page.results.equals(table(run))
 
@@ -54,7 +54,7 @@ def test_the_page_of_classifiers(tmp_path: Path) -> None:
 def test_the_page_of_segmenters(tmp_path: Path) -> None:
     cells = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(5)[:1])
     plan = MaskPlan(models=TWO, transforms=cells, dataset={"tolerance": 3})
-    page = evaluation(build_masks(tmp_path, plan))
+    page = evaluation_report(build_masks(tmp_path, plan))
     assert_golden(page.markdown, "segmentation")
     assert page.results.equals(table(tmp_path))
     assert all((tmp_path / f"figures/cases-{name}.png").is_file() for name in "ab")

@@ -10,15 +10,15 @@ import pytest
 
 from robustcli.finetuning.record import RuleRecord
 from robustcli.reports import finetuning_gallery
-from robustcli.reports.figures.freezing_figures import Limit, ModeCourse, Rule, Trace
+from robustcli.reports.figures.freezing_figures import GradientCurve, Limit, ModeCourse, Rule
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
 from robustcli.reports.finetuning_gallery import (
     FinetuningGallery,
+    curves,
     draw_finetuning_gallery,
     kind_of_tensor,
     limit,
     short_names,
-    traces,
 )
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 
@@ -70,7 +70,7 @@ def test_what_is_drawn_is_what_the_files_say(
     calls = drawn_by(monkeypatch, tmp_path, FinetunePlan(sweep=True))
     lines, limit = calls["gradients"][:2]
     assert isinstance(lines, list)
-    assert all(isinstance(line, Trace) for line in lines)
+    assert all(isinstance(line, GradientCurve) for line in lines)
     assert [line.frozen for line in lines] == [True, True, False, False]
     assert limit == Limit("threshold 1e-06", 1e-6)
     (courses, _, panel) = calls["modes"]
@@ -113,7 +113,7 @@ def ruled(found: Finetuning, **changes: object) -> Finetuning:
 
 
 def test_the_lines_are_the_rows_of_the_profile(found: Finetuning) -> None:
-    lines = traces(found)
+    lines = curves(found)
     assert [line.label for line in lines] == ["A_log", "D", "conv1d.weight", "in_proj.weight"]
     assert [line.frozen for line in lines] == [True, True, False, False]
     assert found.profile is not None
@@ -124,7 +124,7 @@ def test_the_lines_are_the_rows_of_the_profile(found: Finetuning) -> None:
 
 
 def test_a_rule_about_all_tensors_shows_all(found: Finetuning) -> None:
-    lines = traces(ruled(found, scope="all"))
+    lines = curves(ruled(found, scope="all"))
     assert len(lines) == 7
     assert lines[0].label == "encoder.stem.conv1.bias"
     means = [line.mean for line in lines]
@@ -132,12 +132,12 @@ def test_a_rule_about_all_tensors_shows_all(found: Finetuning) -> None:
 
 
 def test_a_relative_statistic_is_divided_by_the_weight(found: Finetuning) -> None:
-    plain, relative = traces(found), traces(ruled(found, relative=True))
+    plain, relative = curves(found), curves(ruled(found, relative=True))
     np.testing.assert_allclose(relative[3].values, plain[3].values / 0.5)
 
 
 def test_the_statistic_is_the_rule_s(found: Finetuning) -> None:
-    plain, largest = traces(found), traces(ruled(found, kind="max_abs"))
+    plain, largest = curves(found), curves(ruled(found, kind="max_abs"))
     np.testing.assert_allclose(largest[3].values, plain[3].values * 6)
 
 
@@ -145,21 +145,21 @@ def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(found: Finetun
     assert found.profile is not None
     rows = found.profile.copy()
     rows.loc[rows["name"] == "mamba_layer.mamba.D", "mean_abs"] = np.nan
-    last = traces(replace(found, profile=rows))[-1]
+    last = curves(replace(found, profile=rows))[-1]
     assert (last.label, last.mean) == ("D", None)
     half = found.profile.copy()
     half.loc[half["iteration"] > 0, "mean_abs"] = np.nan
-    first = traces(replace(found, profile=half))[-1]
+    first = curves(replace(found, profile=half))[-1]
     assert first.mean == pytest.approx(np.nanmean(first.values)), "iterations without count not"
 
 
 def test_without_a_profile_there_are_no_lines(found: Finetuning) -> None:
-    assert traces(replace(found, profile=None)) == []
-    assert not any(line.frozen for line in traces(replace(found, decisions=None)))
+    assert curves(replace(found, profile=None)) == []
+    assert not any(line.frozen for line in curves(replace(found, decisions=None)))
 
 
 def test_the_limit_is_the_rule_s(found: Finetuning) -> None:
-    lines = traces(found)
+    lines = curves(found)
     assert limit(found, lines) == Limit("threshold 1e-06", 1e-6)
     lowest = limit(ruled(found, threshold=None, quantile=0.5), lines)
     assert lowest is not None

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from robustcli.evaluation.record import MasksRecord
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
-from robustcli.reports.finetuning_page import finetuning, finetuning_text
+from robustcli.reports.finetuning_page import finetuning_report, finetuning_text
 from robustcli.reports.finetuning_words import chosen_from, saved
 from robustcli.reports.measure import RELAXED
 from robustcli.reports.numbers import statistic
@@ -54,7 +55,7 @@ def opening(page: str) -> str:
     ],
 )
 def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan) -> None:
-    page = finetuning(build_finetuning(tmp_path, plan))
+    page = finetuning_report(build_finetuning(tmp_path, plan))
     assert_golden(page.markdown, name)
     begun = [mode for mode in plan.modes if mode not in plan.waiting]
     assert list(page.results["mode"]) == begun
@@ -340,3 +341,13 @@ def test_time_that_nobody_measured_is_a_dash() -> None:
     assert saved(row) == "3.0"
     row["seconds_ratio"] = None
     assert saved(row) == DASH
+
+
+def test_unusual_masks_are_told(tmp_path: Path) -> None:
+    words = "foreground is `128`, `255` is ignored"
+    masks = MasksRecord(
+        foreground=["128"], background=None, ignored=["255"], channel="colour", words=words
+    )
+    plan = FinetunePlan(modes=("full",), training=replace(IMAGES, dataset={"masks": masks}))
+    settings = section(page(tmp_path, plan), "Recipe and settings")
+    assert f"- Masks: {words}.\n" in settings

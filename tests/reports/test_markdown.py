@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,10 +11,16 @@ import jinja2
 import pytest
 
 from robustcli.reports import markdown
-from robustcli.reports.evaluation_page import evaluation
+from robustcli.reports.evaluation_page import evaluation_report
+from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.html import to_html
 from robustcli.reports.markdown import Picture, code, from_template, joined, marked, mono, settings
+from robustcli.reports.training_page import training_report
+from robustcli.reports.zoo_page import zoo_report
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.train_runs import TrainPlan, build_training
 
 HOSTILE = (
     "<b> a|b [x](y)",
@@ -70,6 +77,11 @@ class Outline(HTMLParser):
         if data.strip():
             self.found.append((self.open[-1], data))
 
+    @property
+    def text(self) -> str:
+        """All that is shown, and the title."""
+        return "".join(data for _, data in self.found)
+
     def text_in(self, *tags: str) -> str:
         return "".join(data for tag, data in self.found if tag in tags)
 
@@ -121,22 +133,82 @@ def test_commands_keep_every_letter(templates: Path, value: str) -> None:
     assert outline.found[2:] == [("code", f"{value}\n")]
 
 
-def test_whole_pages_withstand_hostile_names(tmp_path: Path) -> None:
-    """A name with every mark reaches all kinds of places of a page."""
-    name = "a|b<i>*x*_y_`c`[z](u)&amp;~q"
+NAME = "a|b<i>*x*_y_`c[z](u)&amp;~q"
+
+
+def dataset(name: str) -> dict[str, object]:
+    return {"name": name, "location": f"/x/{name}", "subset": f"only {name}", "images": 99}
+
+
+def evaluation_page(run: Path, name: str) -> str:
     plan = RunPlan(
         models=(model(name), model("b")),
         transforms=(IDENTITY, *paper21()[:2]),
-        dataset={"name": name, "location": f"/x/{name}", "subset": f"only {name}"},
+        dataset={**dataset(name), "images": 60},
         skipped=[("x`|y/photo-00001.jpeg", f"# {name}")],
         record={"command": f"robust eval --model '{name}'"},
     )
-    page = evaluation(build_run(tmp_path, plan)).markdown
-    outline = Outline(to_html(page, tmp_path))
-    assert outline.text_in("title").startswith(f"Top-1 accuracy of {name}, b under 2 transforms")
-    assert outline.text_in("pre", "code").count(name) >= 8
-    assert f": # {name}" in outline.text_in("li")
-    assert not {tag for tag, _ in outline.found} & {"i", "em", "a", "script", "del"}
+    return evaluation_report(build_run(run, plan)).markdown
+
+
+def mask_page(run: Path, name: str) -> str:
+    plan = MaskPlan(
+        models=(segmenter(name), segmenter("b")),
+        transforms=(IDENTITY, *paper21()[:2]),
+        dataset=dataset(name),
+        record={"command": f"robust eval --model '{name}'"},
+    )
+    return evaluation_report(build_masks(run, plan)).markdown
+
+
+def record(name: str) -> dict[str, object]:
+    return {"model": name, "command": f"robust train --model '{name}'", "device": name}
+
+
+def training(run: Path, name: str) -> Path:
+    recipe = {"name": name, "loss": name, "augmentation": f"- {name}"}
+    changes = {**record(name), "arguments": {"act": name}, "chosen_why": f"# {name}"}
+    plan = TrainPlan(model=name, recipe=recipe, dataset=dataset(name), record=changes)
+    return build_training(run, plan)
+
+
+def training_page(run: Path, name: str) -> str:
+    return training_report(training(run, name)).markdown
+
+
+def zoo_page(run: Path, name: str) -> str:
+    runs = [training(run / folder, name) for folder in ("in|1", "in*2*")]
+    return zoo_report(runs, run).markdown
+
+
+def finetuning_page(run: Path, name: str) -> str:
+    tensors = ((f"{name}.A_log", (64, 16), True, 2e-8), (name, (64,), False, 4e-7))
+    changes = {"pretrained": f"- {name}", "profile": f"/x/{name}", "heads": [name]}
+    plan = FinetunePlan(
+        modes=("full", "freeze"),
+        tensors=tensors,
+        record={**record(name), **changes},
+        training=TrainPlan(model=name, dataset=dataset(name)),
+    )
+    return finetuning_report(build_finetuning(run, plan)).markdown
+
+
+@pytest.mark.parametrize(
+    "write", [evaluation_page, mask_page, training_page, zoo_page, finetuning_page]
+)
+def test_whole_pages_withstand_hostile_names(
+    tmp_path: Path, write: Callable[[Path, str], str]
+) -> None:
+    """A name with every mark is shown wherever a plain one is, and is nothing but text."""
+    outlines = []
+    for name in ("harmless", NAME):
+        folder = tmp_path / name[:5].replace("|", "")
+        outlines.append(Outline(to_html(write(folder, name), folder)))
+    plain, hostile = outlines
+    assert hostile.text.count(NAME) == plain.text.count("harmless") >= 8
+    assert {tag for tag, _ in hostile.found} == {tag for tag, _ in plain.found}
+    assert len(hostile.aligned) == len(plain.aligned), "no name splits a cell"
+    assert len(hostile.images) == len(plain.images)
 
 
 def test_marks_of_records_are_kept_where_they_have_a_partner() -> None:

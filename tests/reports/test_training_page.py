@@ -11,7 +11,7 @@ from robustcli.metrics.mask_scores import compare_masks
 from robustcli.reports import training_page
 from robustcli.reports.measure import RELAXED
 from robustcli.reports.training_findings import Training, read_training
-from robustcli.reports.training_page import training, training_text
+from robustcli.reports.training_page import training_report, training_text
 from robustcli.reports.training_results import gain, pooled
 from robustcli.tasks.record import MasksRecord
 from robustcli.training.recipes import Patchwise
@@ -43,13 +43,13 @@ def opening(page: str) -> str:
     ],
 )
 def test_the_page_of_a_segmenter(tmp_path: Path, name: str, plan: TrainPlan) -> None:
-    page = training(build_training(tmp_path, plan))
+    page = training_report(build_training(tmp_path, plan))
     assert_golden(page.markdown, name)
     assert list(page.results["model"]) == ["ulvm_v5"]
 
 
 def test_the_page_of_a_classifier(tmp_path: Path) -> None:
-    page = training(build_class_training(tmp_path))
+    page = training_report(build_class_training(tmp_path))
     assert_golden(page.markdown, "training-classifier")
     assert list(page.results["model"]) == ["vim"]
     assert "dice" not in page.markdown

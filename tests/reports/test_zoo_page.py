@@ -8,7 +8,7 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.reports.training_findings import Training, read_training
-from robustcli.reports.zoo_page import zoo, zoo_text
+from robustcli.reports.zoo_page import zoo_report, zoo_text
 from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
 
@@ -16,20 +16,20 @@ from tests.reports.train_runs import TrainPlan, build_training
 def test_the_page_of_several_trainings(tmp_path: Path) -> None:
     plans = (TrainPlan(model="unet"), TrainPlan(model="ulvm", protocol="paper"))
     runs = [build_training(tmp_path / plan.model, plan) for plan in plans]
-    page = zoo(runs, tmp_path / "out")
+    page = zoo_report(runs, tmp_path / "out")
     assert_golden(page.markdown, "zoo")
     assert list(page.results["model"]) == ["unet", "ulvm"]
 
 
 def test_trainings_that_have_not_begun_have_no_curves(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a", TrainPlan(measured=False, finished=0))
-    assert "How the trainings went" not in zoo([run], tmp_path / "out").markdown
+    assert "How the trainings went" not in zoo_report([run], tmp_path / "out").markdown
 
 
 def test_the_folder_of_a_training_is_not_overwritten(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a")
     with pytest.raises(UsageError, match="would overwrite that training's own report"):
-        zoo([run], run)
+        zoo_report([run], run)
 
 
 def trained(folder: Path, *plans: TrainPlan) -> list[Training]:

@@ -22,6 +22,7 @@ from robustcli.reports.measure import Measure
 
 DPI = 150
 GREY = "#666666"
+MARKED_UP_TO = 25  # points of a line: more markers than that run together
 # Inches that a legend's key and one letter of its text take at the font size below.
 LEGEND_KEY = 0.7
 LEGEND_LETTER = 0.085
@@ -90,6 +91,13 @@ def measure_axis(axes: Axes, axis: str, measure: Measure) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(**{f"{axis}label": measure.axis})
+
+
+def light_grid(axes: Axes) -> None:
+    """Draws a light grid behind the data of `axes`, which get no frame above and on the right."""
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def error_bars(rows: pd.DataFrame, measure: Measure) -> tuple[list[float], list[float]]:

@@ -18,6 +18,7 @@ from robustcli.reports.figures.canvas import (
     error_bars,
     legend,
     legend_width,
+    light_grid,
     looks,
     measure_axis,
     save,
@@ -245,8 +246,7 @@ def _curve_panel(
         for part, dashes in [(whole * kept, d) for whole in untouched for kept, d in _LEVELS]:
             level = measure.scale * part
             axes.axhline(level, color=style.colour, linestyle=dashes, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
+    light_grid(axes)
 
 
 _LEVELS = ((1.0, "--"), (KEPT, ":"))

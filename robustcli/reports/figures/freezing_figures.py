@@ -20,8 +20,10 @@ from robustcli.reports.figures.canvas import (
     COLOURS,
     DPI,
     GREY,
+    MARKED_UP_TO,
     MARKERS,
     legend,
+    light_grid,
     save,
     styled,
     wrapped,
@@ -162,7 +164,7 @@ _LETTER = 0.074  # inches that a letter of a label takes
 
 
 @dataclass(frozen=True)
-class Trace:
+class GradientCurve:
     """One tensor.
 
     Args:
@@ -189,55 +191,55 @@ class Limit:
 
 
 def draw_gradients(
-    traces: Sequence[Trace], limit: Limit | None, statistic: str, path: Path
+    curves: Sequence[GradientCurve], limit: Limit | None, statistic: str, path: Path
 ) -> None:
-    """Draws a line per trace: one panel with a label each, or a panel per kind.
+    """Draws a line per curve: one panel with a label each, or a panel per kind.
 
     Args:
-        traces: At least one, all with as many iterations.
+        curves: At least one, all with as many iterations.
         limit: None where the rule has none.
         statistic: What is drawn, in words.
         path: The PNG to write.
     """
-    scale = _scale(traces, limit)
+    scale = _scale(curves, limit)
     with styled():
-        if len(traces) <= ABREAST:
-            figure = _single(traces, limit, scale, statistic)
+        if len(curves) <= ABREAST:
+            figure = _single(curves, limit, scale, statistic)
         else:
-            figure = _panels(traces, limit, scale, statistic)
+            figure = _panels(curves, limit, scale, statistic)
     save(figure, path)
 
 
 def _single(
-    traces: Sequence[Trace], limit: Limit | None, scale: LogScale, statistic: str
+    curves: Sequence[GradientCurve], limit: Limit | None, scale: LogScale, statistic: str
 ) -> Figure:
     figure = Figure(figsize=_SIZE)
-    ends = [_end(trace, scale) for trace in traces]
+    ends = [_end(curve, scale) for curve in curves]
     margin = (0.45 + _LETTER * max(len(end.text) for end in ends)) / _SIZE[0]
     axes = figure.add_axes((0.1, 0.115, max(0.3, 0.9 - margin), 0.795))
-    for number, trace in enumerate(traces):
-        _gradient_line(axes, trace, scale, MARKERS[number % len(MARKERS)])
-    _dress_gradients(axes, traces, limit, scale)
+    for number, curve in enumerate(curves):
+        _gradient_line(axes, curve, scale, MARKERS[number % len(MARKERS)])
+    _dress_gradients(axes, curves, limit, scale)
     axes.set(xlabel="iteration", ylabel=statistic)
     label_ends(axes, ends)
-    _legend(figure, traces, limit)
+    _legend(figure, curves, limit)
     return figure
 
 
 def _panels(
-    traces: Sequence[Trace], limit: Limit | None, scale: LogScale, statistic: str
+    curves: Sequence[GradientCurve], limit: Limit | None, scale: LogScale, statistic: str
 ) -> Figure:
-    kinds = list(dict.fromkeys(trace.kind for trace in traces))
+    kinds = list(dict.fromkeys(curve.kind for curve in curves))
     columns = min(COLUMNS, len(kinds))
     lines = -(-len(kinds) // columns)
     size = (max(5.6, 0.8 + 2.1 * columns), 1.1 + 1.8 * lines)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, kind in zip(grid.flat, kinds, strict=False):
-        mine = [trace for trace in traces if trace.kind == kind]
-        for trace in mine:
-            _gradient_line(axes, trace, scale, "")
-        told = f"{kind}: {sum(trace.frozen for trace in mine)}/{len(mine)} frozen"
+        mine = [curve for curve in curves if curve.kind == kind]
+        for curve in mine:
+            _gradient_line(axes, curve, scale, "")
+        told = f"{kind}: {sum(curve.frozen for curve in mine)}/{len(mine)} frozen"
         axes.set_title(wrapped(told, 26), fontsize=8.5)
         _dress_gradients(axes, mine, limit, scale)
     for axes in grid.flat[len(kinds) :]:
@@ -246,31 +248,31 @@ def _panels(
         axes.tick_params(labelbottom=True)
     figure.supxlabel("iteration", fontsize=9)
     figure.supylabel(wrapped(statistic, 48), fontsize=9)
-    _legend(figure, traces, limit)
+    _legend(figure, curves, limit)
     return figure
 
 
-def _gradient_line(axes: Axes, trace: Trace, scale: LogScale, marker: str) -> None:
+def _gradient_line(axes: Axes, curve: GradientCurve, scale: LogScale, marker: str) -> None:
     """The course of a tensor, and its mean just after the last iteration."""
-    colour = FROZEN if trace.frozen else TRAINED
+    colour = FROZEN if curve.frozen else TRAINED
     crowded = not marker
-    iterations = np.arange(1, len(trace.values) + 1)
-    face = "white" if trace.frozen else colour
+    iterations = np.arange(1, len(curve.values) + 1)
+    face = "white" if curve.frozen else colour
     axes.plot(
         iterations,
-        scale.place(trace.values),
+        scale.place(curve.values),
         color=colour,
-        linestyle="--" if trace.frozen else "-",
+        linestyle="--" if curve.frozen else "-",
         linewidth=0.8 if crowded else 1.1,
         alpha=0.75,
         marker="." if len(iterations) == 1 else "",
-        label=trace.label,
-        zorder=3 if trace.frozen else 2,
+        label=curve.label,
+        zorder=3 if curve.frozen else 2,
     )
-    if trace.mean is not None:
+    if curve.mean is not None:
         axes.plot(
-            [_mean_at(trace)],
-            scale.place(np.array([trace.mean])),
+            [_mean_at(curve)],
+            scale.place(np.array([curve.mean])),
             color=colour,
             marker=marker or "_",
             markerfacecolor=face,
@@ -279,45 +281,43 @@ def _gradient_line(axes: Axes, trace: Trace, scale: LogScale, marker: str) -> No
         )
 
 
-def _mean_at(trace: Trace) -> float:
-    return len(trace.values) * 1.03 + 0.3
+def _mean_at(curve: GradientCurve) -> float:
+    return len(curve.values) * 1.03 + 0.3
 
 
-def _end(trace: Trace, scale: LogScale) -> EndLabel:
+def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
     """Where the label of a tensor belongs; a tensor without any gradient is said to have none."""
-    colour = FROZEN if trace.frozen else TRAINED
-    if trace.mean is None:
-        return EndLabel(f"{trace.label} (none)", None, scale.floor, GREY)
-    height = float(scale.place(np.array([trace.mean]))[0])
-    return EndLabel(trace.label, _mean_at(trace), height, colour)
+    colour = FROZEN if curve.frozen else TRAINED
+    if curve.mean is None:
+        return EndLabel(f"{curve.label} (none)", None, scale.floor, GREY)
+    height = float(scale.place(np.array([curve.mean]))[0])
+    return EndLabel(curve.label, _mean_at(curve), height, colour)
 
 
-def _scale(traces: Sequence[Trace], limit: Limit | None) -> LogScale:
+def _scale(curves: Sequence[GradientCurve], limit: Limit | None) -> LogScale:
     marks = [] if limit is None else [limit.value]
-    return log_scale(np.concatenate([trace.values for trace in traces]), marks)  # noqa: PD011  no pandas
+    return log_scale(np.concatenate([curve.values for curve in curves]), marks)  # noqa: PD011  no pandas
 
 
 def _dress_gradients(
-    axes: Axes, traces: Sequence[Trace], limit: Limit | None, scale: LogScale
+    axes: Axes, curves: Sequence[GradientCurve], limit: Limit | None, scale: LogScale
 ) -> None:
     if limit is not None and limit.value > 0:
         axes.axhline(limit.value, color="black", linestyle=":", linewidth=1.3, zorder=5)
-    last = max(len(trace.values) for trace in traces)
+    last = max(len(curve.values) for curve in curves)
     axes.set_xlim(1 - 0.02 * last, last * 1.06 + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     scale.apply(axes)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
-def _legend(figure: Figure, traces: Sequence[Trace], limit: Limit | None) -> None:
-    several = len(traces) > ABREAST
+def _legend(figure: Figure, curves: Sequence[GradientCurve], limit: Limit | None) -> None:
+    several = len(curves) > ABREAST
     marker = "_" if several else "o"
     handles = []
-    if any(not trace.frozen for trace in traces):
+    if any(not curve.frozen for curve in curves):
         handles.append(Line2D([], [], color=TRAINED, marker=marker, label="trained"))
-    if any(trace.frozen for trace in traces):
+    if any(curve.frozen for curve in curves):
         handles.append(
             Line2D(
                 [], [], color=FROZEN, linestyle="--", marker=marker, markerfacecolor="white",
@@ -337,7 +337,6 @@ def _legend(figure: Figure, traces: Sequence[Trace], limit: Limit | None) -> Non
 # How the modes of a fine-tuning went: validation loss and score, by epoch and by time.
 
 
-MARKED_UP_TO = 25  # epochs: more markers than that run together
 MINUTES_FROM = 180  # seconds
 HOURS_FROM = 3 * 3600
 _DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
@@ -435,9 +434,7 @@ def _mode_line(axes: Axes, course: ModeCourse, column: str, ends: NDArray[np.flo
 
 def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
     for axes in row:
-        axes.grid(color="#e5e5e5", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        light_grid(axes)
     if bounded:
         row[0].set_ylim(0, 1)
 
@@ -525,9 +522,7 @@ def _dress_tradeoff(axes: Axes, rules: Sequence[Rule], score: str) -> None:
         xlabel="time of an iteration saved against full fine-tuning (%)",
         ylabel=_on_held_out(score),
     )
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
 def _on_held_out(score: str) -> str:

@@ -1,7 +1,7 @@
 """Places for the labels of points, so that none covers another, a point or the figure's edge.
 
-Our own search and not adjustText 1.4, which on these pictures puts labels across intervals
-and, where points are crowded, across each other.
+Our own search and not adjustText 1.4, which on these pictures puts labels across intervals and,
+where points are crowded, across each other.
 """
 
 from __future__ import annotations

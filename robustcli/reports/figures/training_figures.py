@@ -20,8 +20,10 @@ from robustcli.reports.figures.canvas import (
     COLOURS,
     DPI,
     GREY,
+    MARKED_UP_TO,
     legend,
     legend_width,
+    light_grid,
     look,
     save,
     styled,
@@ -33,7 +35,6 @@ from robustcli.reports.figures.point_labels import Label, place_labels
 
 
 COLUMNS = 4
-MARKED_UP_TO = 25  # epochs: more markers than that run together
 Quantity = Literal["loss", "dice", "top1"]
 # Column of `metrics.csv`, name, colour, dashes, marker: each of the last three tells lines apart.
 _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
@@ -134,9 +135,7 @@ def _dress_epochs(axes: Axes, metrics: pd.DataFrame, quantity: Quantity) -> None
     else:
         values = metrics[[line[0] for line in _LINES[quantity]]].to_numpy(dtype=float)
         axes.set_ylim(min(0.0, float(np.nanmin(values, initial=0))), None)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
 # How the dice of single groups, such as patients, are spread: a dot each.
@@ -362,9 +361,7 @@ def _dress_scatter(axes: Axes, points: Sequence[Point], levels: Sequence[Level])
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: short(count)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
 def short(count: float) -> str:

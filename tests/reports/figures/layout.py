@@ -13,13 +13,19 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from robustcli.reports.figures import canvas
+from robustcli.reports.figures import (
+    canvas,
+    comparisons,
+    freezing_figures,
+    images,
+    training_figures,
+)
 
 SLACK = 1.0  # pixels
 
 
-def caught(monkeypatch: pytest.MonkeyPatch, module: str, draw: Callable[[], None]) -> Figure:
-    """The figure that `draw` makes with the module `robustcli.reports.figures.<module>`."""
+def caught(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
+    """The figure that `draw` would write."""
     figures: list[Figure] = []
 
     def catch(figure: Figure, path: Path, dpi: int = canvas.DPI) -> None:
@@ -27,7 +33,8 @@ def caught(monkeypatch: pytest.MonkeyPatch, module: str, draw: Callable[[], None
         FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         figures.append(figure)
 
-    monkeypatch.setattr(f"robustcli.reports.figures.{module}.save", catch)
+    for module in (comparisons, freezing_figures, images, training_figures):
+        monkeypatch.setattr(module, "save", catch)
     with canvas.styled():
         draw()
     return figures[0]

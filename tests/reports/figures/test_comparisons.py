@@ -36,7 +36,7 @@ def numbers(run: Path, models: int, cells: int = 21) -> pd.DataFrame:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
-    return caught(monkeypatch, "bars", lambda: draw_bars(rows, extremes(rows), Path()))
+    return caught(monkeypatch, lambda: draw_bars(rows, extremes(rows), Path()))
 
 
 @pytest.mark.parametrize("models", [1, 3, 6])
@@ -86,7 +86,7 @@ def test_dice_without_intervals_are_drawn_with_their_numbers(
     plan = MaskPlan(transforms=(IDENTITY, *paper21()[:2]), groups=1)
     rows = table(build_masks(tmp_path, plan))
     ends = extremes(rows, by=DICE)
-    figure = caught(monkeypatch, "bars", lambda: draw_bars(rows, ends, Path(), DICE))
+    figure = caught(monkeypatch, lambda: draw_bars(rows, ends, Path(), DICE))
     assert_nothing_clipped(figure)
     dice = rows.set_index("transform")["dice"]
     shown = [text.get_text() for axes in figure.axes for text in axes.texts]
@@ -105,7 +105,7 @@ def test_dots_can_be_read(
     names = ["swin_base_patch4_window7_224.ms_in1k", *"abcde"][:models]
     plan = RunPlan(models=[model(name) for name in names], transforms=transforms, images=12)
     rows = table(build_run(tmp_path, plan))
-    figure = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path()))
+    figure = caught(monkeypatch, lambda: draw_dots(rows, Path()))
     assert_nothing_clipped(figure)
     labels = figure.axes[0].get_yticklabels()
     assert len(labels) == cells + 1
@@ -117,7 +117,7 @@ def test_dots_are_at_the_numbers_best_on_top(
 ) -> None:
     plan = RunPlan(models=(model("a"), model("b")), transforms=(IDENTITY, *paper21()[:5]))
     rows = table(build_run(tmp_path, plan))
-    (axes,) = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path())).axes
+    (axes,) = caught(monkeypatch, lambda: draw_dots(rows, Path())).axes
     means = rows.groupby("transform")["top1"].mean().drop("identity").sort_values()
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["identity (clean)", *means.index[::-1]]
@@ -133,13 +133,13 @@ def test_dots_are_at_the_numbers_best_on_top(
 def test_a_cell_without_rows_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = table(build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:3]))))
     rows.loc[1, ["top1", "top1_low", "top1_high"]] = float("nan")
-    (axes,) = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path())).axes
+    (axes,) = caught(monkeypatch, lambda: draw_dots(rows, Path())).axes
     assert len(axes.get_yticklabels()) == 3
 
 
 def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = table(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY, *paper21()[:3]))))
-    figure = caught(monkeypatch, "dots", lambda: draw_dots(rows, Path(), DICE))
+    figure = caught(monkeypatch, lambda: draw_dots(rows, Path(), DICE))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     np.testing.assert_allclose(error_bar(axes, 0)[0][:, 0], rows["dice"].to_numpy())
@@ -150,7 +150,7 @@ def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def drawn_multiples(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
     clean = rows[rows["transform"] == "identity"]
     graded = rows[rows["severity"] > 0]
-    return caught(monkeypatch, "multiples", lambda: draw_multiples(graded, clean, Path()))
+    return caught(monkeypatch, lambda: draw_multiples(graded, clean, Path()))
 
 
 def points(line: Line2D) -> NDArray[np.float64]:
@@ -201,7 +201,7 @@ def test_dice_have_the_axis_of_fractions(monkeypatch: pytest.MonkeyPatch, tmp_pa
     cells = (IDENTITY, *paper21(1)[:1], *paper21(5)[:1])
     rows = table(build_masks(tmp_path, MaskPlan(transforms=cells)))
     graded, clean = rows[rows["severity"] > 0], rows[rows["severity"] == 0]
-    figure = caught(monkeypatch, "multiples", lambda: draw_multiples(graded, clean, Path(), DICE))
+    figure = caught(monkeypatch, lambda: draw_multiples(graded, clean, Path(), DICE))
     assert_nothing_clipped(figure)
     assert figure.axes[0].get_ylim() == (0, 1)
     line = figure.axes[0].lines[0]

@@ -17,11 +17,11 @@ from robustcli.reports.figures.freezing_figures import (
     ABREAST,
     MOST_TICKS,
     EndLabel,
+    GradientCurve,
     Limit,
     LogScale,
     ModeCourse,
     Rule,
-    Trace,
     draw_gradients,
     draw_modes,
     draw_tradeoff,
@@ -81,18 +81,16 @@ LIMIT = Limit("threshold 1e-06", 1e-6)
 KINDS = ("A_log", "D", "dt_proj", "x_proj", "in_proj", "out_proj", "conv1d", "norm")
 
 
-def trace(number: int, label: str, kind: str = "D", iterations: int = 20) -> Trace:
+def curve(number: int, label: str, kind: str = "D", iterations: int = 20) -> GradientCurve:
     size = 10.0 ** (-8 + 0.4 * number)
     values = size * (1 + 0.5 * np.sin(np.arange(iterations) + number))
-    return Trace(label, kind, values, float(values.mean()), size < 1e-6)
+    return GradientCurve(label, kind, values, float(values.mean()), size < 1e-6)
 
 
 def drawn(
-    monkeypatch: pytest.MonkeyPatch, traces: list[Trace], limit: Limit | None = LIMIT
+    monkeypatch: pytest.MonkeyPatch, curves: list[GradientCurve], limit: Limit | None = LIMIT
 ) -> Figure:
-    return caught(
-        monkeypatch, "gradients", lambda: draw_gradients(traces, limit, "mean of |g|", Path())
-    )
+    return caught(monkeypatch, lambda: draw_gradients(curves, limit, "mean of |g|", Path()))
 
 
 def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
@@ -105,10 +103,10 @@ def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
 def test_a_few_tensors_are_named_at_their_ends(
     monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
-    traces = [trace(i, f"dt_proj.weight{i}", iterations=iterations) for i in range(ABREAST)]
-    figure = drawn(monkeypatch, traces)
+    curves = [curve(i, f"dt_proj.weight{i}", iterations=iterations) for i in range(ABREAST)]
+    figure = drawn(monkeypatch, curves)
     (axes,) = figure.axes
-    assert [text.get_text() for text in axes.texts] == [t.label for t in traces]
+    assert [text.get_text() for text in axes.texts] == [t.label for t in curves]
     assert_nothing_clipped(figure)
     assert_no_overlap(axes.texts)
     assert_no_overlap([*axes.get_yticklabels(), *axes.get_xticklabels()])
@@ -117,9 +115,9 @@ def test_a_few_tensors_are_named_at_their_ends(
 def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    traces = [trace(i, str(i)) for i in (0, 9)]
-    (axes,) = drawn(monkeypatch, traces).axes
-    for line, one in zip(courses(axes), traces, strict=True):
+    curves = [curve(i, str(i)) for i in (0, 9)]
+    (axes,) = drawn(monkeypatch, curves).axes
+    for line, one in zip(courses(axes), curves, strict=True):
         np.testing.assert_allclose(line, one.values)
     lengths = [len(np.asarray(line.get_ydata())) for line in axes.lines]
     long = [line for line, n in zip(axes.lines, lengths, strict=True) if n > 3]
@@ -127,26 +125,26 @@ def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
     assert len({str(line.get_color()) for line in long}) == 2
     marks = [line for line, n in zip(axes.lines, lengths, strict=True) if n == 1]
     means = [float(np.asarray(line.get_ydata())[0]) for line in marks]
-    assert means == pytest.approx([one.mean for one in traces])
+    assert means == pytest.approx([one.mean for one in curves])
 
 
 def test_the_limit_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = drawn(monkeypatch, [trace(3, "a")])
+    figure = drawn(monkeypatch, [curve(3, "a")])
     levels = [set(np.asarray(line.get_ydata(), float)) for line in figure.axes[0].lines]
     assert {LIMIT.value} in levels
     assert LIMIT.name in [text.get_text() for text in figure.legends[0].texts]
     assert figure.axes[0].get_ylim()[0] < LIMIT.value
-    without = drawn(monkeypatch, [trace(3, "a")], None)
+    without = drawn(monkeypatch, [curve(3, "a")], None)
     assert len(without.legends[0].texts) == 1
-    zero = drawn(monkeypatch, [trace(3, "a")], Limit("threshold 0", 0.0))
+    zero = drawn(monkeypatch, [curve(3, "a")], Limit("threshold 0", 0.0))
     assert len(zero.legends[0].texts) == 1, "0 has no place on a logarithmic axis"
 
 
 def test_zeros_and_missing_gradients_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = trace(4, "part")
+    part = curve(4, "part")
     part.values[::2] = 0  # noqa: PD011  no pandas
-    never = Trace("never", "D", np.full(20, np.nan), None, False)
-    nothing = Trace("nothing", "D", np.zeros(20), 0.0, True)
+    never = GradientCurve("never", "D", np.full(20, np.nan), None, False)
+    nothing = GradientCurve("nothing", "D", np.zeros(20), 0.0, True)
     figure = drawn(monkeypatch, [part, never, nothing])
     (axes,) = figure.axes
     low, high = axes.get_ylim()
@@ -159,10 +157,10 @@ def test_zeros_and_missing_gradients_can_be_seen(monkeypatch: pytest.MonkeyPatch
 
 
 def test_many_tensors_get_a_panel_per_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    traces = [
-        trace(i, f"layers.{n}.{kind}", kind) for n in range(6) for i, kind in enumerate(KINDS)
+    curves = [
+        curve(i, f"layers.{n}.{kind}", kind) for n in range(6) for i, kind in enumerate(KINDS)
     ]
-    figure = drawn(monkeypatch, traces)
+    figure = drawn(monkeypatch, curves)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title() for axes in panels]
     assert titles[0] == "A_log: 6/6 frozen"
@@ -174,7 +172,7 @@ def test_many_tensors_get_a_panel_per_kind(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_panels_of_one_kind_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = drawn(monkeypatch, [trace(5, str(n), "convolutions") for n in range(40)])
+    figure = drawn(monkeypatch, [curve(5, str(n), "convolutions") for n in range(40)])
     assert_nothing_clipped(figure)
 
 
@@ -242,7 +240,7 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
     monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     shown = [course(look, epochs) for look in range(4)]
-    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     assert_nothing_clipped(figure)
     (loss, loss_time), (dice, dice_time) = np.array(figure.axes).reshape(2, 2)
     for one in shown:
@@ -262,13 +260,13 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
 def test_time_is_in_a_unit_that_can_be_read(
     monkeypatch: pytest.MonkeyPatch, seconds: float, unit: str
 ) -> None:
-    figure = caught(monkeypatch, "modes", lambda: draw_modes([course(1, 8, seconds)], Path()))
+    figure = caught(monkeypatch, lambda: draw_modes([course(1, 8, seconds)], Path()))
     assert figure.axes[3].get_xlabel() == f"{unit} of training and validation"
 
 
 def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [course(look) for look in range(4)]
-    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
     assert len({lines[name].get_marker() for name in NAMES}) == 4
     assert len({str(lines[name].get_linestyle()) for name in NAMES}) >= 3
@@ -276,14 +274,14 @@ def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [course(1), course(2, frozen_at=30)]
-    figure = caught(monkeypatch, "modes", lambda: draw_modes(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     marks = [set(named(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
     assert marks == [{1.5}, {15.0}], "step 30 of 20 an epoch; epochs of 10 s"
 
 
 def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     one = course(1)
-    figure = caught(monkeypatch, "modes", lambda: draw_modes([one], Path()))
+    figure = caught(monkeypatch, lambda: draw_modes([one], Path()))
     large = [line for line in figure.axes[2].lines if line.get_markersize() > 6]
     assert [np.asarray(line.get_xydata()).tolist() for line in large] == [
         [[8, one.metrics["val_dice"].iloc[-1]]]
@@ -307,7 +305,7 @@ RULES = [
 
 
 def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
+    figure = caught(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     (axes,) = figure.axes
     points, ends = error_bar(axes, 0)
     np.testing.assert_allclose(points, [(r.saved[1], r.score[1]) for r in RULES[:5]])
@@ -319,7 +317,7 @@ def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(RULES, Path()))
+    figure = caught(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     assert_nothing_clipped(figure)
     assert_no_overlap([*figure.axes[0].texts, *figure.legends[0].texts])
 
@@ -329,7 +327,7 @@ def test_one_rule_and_the_time_of_full_are_inside(
     monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
 ) -> None:
     one = [Rule("a", "by name", saved, (1.0, 1.0, 1.0))]
-    figure = caught(monkeypatch, "tradeoff", lambda: draw_tradeoff(one, Path()))
+    figure = caught(monkeypatch, lambda: draw_tradeoff(one, Path()))
     low, high = figure.axes[0].get_xlim()
     assert low < min(0, saved[0])
     assert high > max(0, saved[2])

@@ -32,7 +32,7 @@ def tile(folder: Path, name: str, size: tuple[int, int] = (256, 171), level: int
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, lines: list[list[Tile]]) -> Figure:
-    return caught(monkeypatch, "contact", lambda: draw_contact(lines, Path()))
+    return caught(monkeypatch, lambda: draw_contact(lines, Path()))
 
 
 @pytest.mark.parametrize("size", [(256, 171), (171, 256), (32, 32), (256, 30)])
@@ -123,7 +123,7 @@ def test_the_colours_stay_apart_in_grey_and_with_red_green_blindness() -> None:
 
 def test_a_line_per_case_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case(), case(200, 50), case(30, 90, empty=True)]
-    figure = caught(monkeypatch, "panels", lambda: draw_panels(cases, Path()))
+    figure = caught(monkeypatch, lambda: draw_panels(cases, Path()))
     assert_nothing_clipped(figure)
     assert len(figure.axes) == 12
     assert_no_overlap(figure.texts)
@@ -135,7 +135,7 @@ def test_a_line_per_case_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_outlines_are_the_borders_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "panels", lambda: draw_panels([case(), case(empty=True)], Path()))
+    figure = caught(monkeypatch, lambda: draw_panels([case(), case(empty=True)], Path()))
     image, truth, prediction, errors = figure.axes[:4]
     assert len(image.collections) == len(errors.collections) == 0
     for axes, left, right in ((truth, -0.5, 19.5), (prediction, 9.5, 29.5)):

@@ -53,7 +53,7 @@ def named(axes: Axes) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
 @pytest.mark.parametrize("epochs", [1, 12, 100])
 def test_curves_are_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     shown = course(epochs, chosen=epochs)
-    figure = caught(monkeypatch, "curves", lambda: draw_curves(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_curves(shown, Path()))
     assert_nothing_clipped(figure)
     loss, dice = figure.axes
     np.testing.assert_allclose(
@@ -68,19 +68,19 @@ def test_curves_are_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, epochs
 
 
 def test_a_loss_below_zero_is_inside_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "curves", lambda: draw_curves(course(10), Path()))
+    figure = caught(monkeypatch, lambda: draw_curves(course(10), Path()))
     assert figure.axes[0].get_ylim()[0] <= 1 / 10 - 0.5
 
 
 def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, "curves", lambda: draw_curves(course(10), Path()))
+    figure = caught(monkeypatch, lambda: draw_curves(course(10), Path()))
     for axes in figure.axes:
         assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines)
 
 
 def test_no_epoch_is_marked_before_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = course(10, chosen=None)
-    figure = caught(monkeypatch, "curves", lambda: draw_curves(shown, Path()))
+    figure = caught(monkeypatch, lambda: draw_curves(shown, Path()))
     assert "chosen epoch" not in named(figure.axes[0])
 
 
@@ -88,7 +88,7 @@ def test_no_epoch_is_marked_before_one_is_chosen(monkeypatch: pytest.MonkeyPatch
 def test_small_panels_can_be_read(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     names = [f"resnet18_seg (runs/train-resnet18_seg-{i:08d})" for i in range(count)]
     shown = [course(5 + i, name) for i, name in enumerate(names)]
-    figure = caught(monkeypatch, "curves", lambda: draw_course_grid(shown, "dice", Path()))
+    figure = caught(monkeypatch, lambda: draw_course_grid(shown, "dice", Path()))
     assert_nothing_clipped(figure)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == count
@@ -114,7 +114,7 @@ def test_all_thirteen_can_be_read(
     monkeypatch: pytest.MonkeyPatch, fall: float, levels: list[Level]
 ) -> None:
     points = [*PUBLISHED, *measured(fall)]
-    figure = caught(monkeypatch, "scatter", lambda: draw_scatter(points, levels, Path()))
+    figure = caught(monkeypatch, lambda: draw_scatter(points, levels, Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
@@ -126,7 +126,7 @@ def test_all_thirteen_can_be_read(
 def test_points_are_at_the_numbers_on_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Point("a (run)", "unet", 7_000, 0.7, True, 0.65, 0.76)
     points = [Point("unet", "unet", 7_765_985, 0.8929), Point("b", "b", 50_000, 0.8), own]
-    figure = caught(monkeypatch, "scatter", lambda: draw_scatter(points, [], Path()))
+    figure = caught(monkeypatch, lambda: draw_scatter(points, [], Path()))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     np.testing.assert_allclose(error_bar(axes, 0)[0], [[7_765_985, 0.8929], [50_000, 0.8]])
@@ -143,7 +143,7 @@ def test_many_baselines_leave_room_for_the_legend(monkeypatch: pytest.MonkeyPatc
     levels = [
         Level(f"Otsu (images of network number {i}): 0.7{i}", 0.7 + i / 100) for i in range(6)
     ]
-    figure = caught(monkeypatch, "scatter", lambda: draw_scatter(PUBLISHED, levels, Path()))
+    figure = caught(monkeypatch, lambda: draw_scatter(PUBLISHED, levels, Path()))
     assert_nothing_clipped(figure)
     assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].bbox.y1
 
@@ -158,7 +158,7 @@ def test_counts_are_short_on_the_axis(count: float, name: str) -> None:
 def test_every_group_is_a_dot_at_its_dice(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array([0.2, 0.9, 0.91, 1.0])
     strips = [Strip("ulvm_v5", values, 0.75, 0.6, 0.9), Strip("otsu", values / 2, 0.4, None, None)]
-    figure = caught(monkeypatch, "strips", lambda: draw_strips(strips, "patient", Path()))
+    figure = caught(monkeypatch, lambda: draw_strips(strips, "patient", Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     dots = [np.asarray(p.get_offsets()) for p in axes.collections if isinstance(p, PathCollection)]
