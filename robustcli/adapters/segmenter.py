@@ -66,6 +66,7 @@ def threshold(levels: Tensor) -> int:
     Args:
         levels: Whole numbers from 0 to 255, of any shape.
     """
+    # scikit-image, the test's oracle, counts in float32: it loses pixels from 2**24 on.
     # On the CPU: not every device has float64.
     counts = torch.bincount(levels.flatten(), minlength=_LEVELS).cpu().double()
     below, sums = counts.cumsum(0), (counts * torch.arange(_LEVELS)).cumsum(0)

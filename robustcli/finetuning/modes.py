@@ -83,6 +83,7 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Each adapted weight is W + (ALPHA / RANK) B A.
     """
+    # peft merges the modules of a live network; this is the state of the epoch that was best.
     plain = {}
     for name, tensor in state.items():
         if _DOWN in name or _UP in name:

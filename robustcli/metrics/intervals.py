@@ -46,6 +46,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> Interval:
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
     JASA 22 (1927), 209-212.
     """
+    # SciPy's `proportion_ci` is the test's oracle: every report would wait most of a second for it.
     if not 0 <= correct <= n or n == 0:
         raise ValueError(f"`correct` must be 0 to `n` and `n` at least 1, not {correct} of {n}.")
     z = _z(confidence)

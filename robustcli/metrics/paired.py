@@ -37,6 +37,7 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
         differences: One per independent unit, at least one.
         seed: Of the random signs.
     """
+    # SciPy's `permutation_test`, the oracle of the tests, draws other signs: p would change.
     values = differences[differences != 0]
     observed = abs(float(values.sum())) - _SAME * float(np.abs(values).sum())
     if len(values) <= EXACT_UP_TO:

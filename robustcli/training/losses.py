@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from robustcli.core.names import find
 from robustcli.data.mask_values import IGNORED
 
+# MONAI's losses are the tests' oracle: importing them takes seconds, and its deep supervision also
+# computes the output of weight 0, whose NaN would spoil the sum.
+
 # A loss over several outputs of a network, highest resolution first.
 #
 # Source: nnU-Net v2.1.1, `DeepSupervisionWrapper` and `nnUNetTrainer._build_loss`.

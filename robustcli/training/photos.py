@@ -81,6 +81,7 @@ def _box(
     height: int, width: int, crops: Crops, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part."""
+    # Torchvision's `get_params` draws from torch's global generator; here each image has its own.
     low, high = (math.log(ratio) for ratio in _RATIOS)
     for _ in range(_TRIES):
         area = height * width * rng.uniform(crops.least, 1)

@@ -45,6 +45,8 @@ def warmup_cosine(step: int, total: int) -> float:
     return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * done)) / 2
 
 
+# Functions of the step rather than torch's schedulers, whose rate depends on the steps that an
+# object has seen: a resumed training must have the rates of an unbroken one.
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": constant,
     "warmup-cosine": warmup_cosine,

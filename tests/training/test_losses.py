@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.losses.dice import DiceLoss as MonaiDice
+from monai.losses.ds_loss import DeepSupervisionLoss
 from skimage.transform import resize
 from torch import Tensor
 
@@ -204,3 +206,30 @@ def test_a_batch_that_is_ignored_whole_has_a_finite_loss(name: str) -> None:
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.isfinite(loss)
     assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "smooth"), [("dice", True, 100.0), ("bce-dice", False, 1.0)]
+)
+def test_the_dice_is_monais_with_its_gradient(name: str, batch: bool, smooth: float) -> None:
+    logits, target = fixed()
+    logits.requires_grad_()
+    loss = make_loss(name, probabilities=False)(logits, target)
+    expected = MonaiDice(sigmoid=True, batch=batch, smooth_nr=smooth, smooth_dr=smooth)(
+        logits, target
+    )
+    if name == "bce-dice":
+        expected = expected + torch.nn.BCEWithLogitsLoss()(logits, target)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
+    )
+
+
+def test_deep_supervision_is_monais_with_our_weights() -> None:
+    torch.manual_seed(1)
+    outputs = [torch.randn(2, 1, side, side) for side in (16, 8, 4)]
+    target = torch.randint(0, 2, (2, 1, 16, 16)).float()
+    loss = torch.nn.BCEWithLogitsLoss()
+    theirs = DeepSupervisionLoss(loss, weights=list(supervision_weights(3)))
+    torch.testing.assert_close(DeepSupervision(loss)(outputs, target), theirs(outputs, target))

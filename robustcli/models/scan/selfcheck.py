@@ -70,48 +70,33 @@ def _errors(found: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
 
 
 def _arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
-    batch, channels, states, height, width = 2, 19, 3, 9, 8  # more steps than a tile of Triton's
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-
-    if scan == "selective_scan":
-        return [
-            normal(batch, channels, height * width),
-            normal(batch, channels, height * width),
-            -normal(channels, states).abs() - 0.1,
-            normal(batch, states, height * width),
-            normal(batch, states, height * width),
-            normal(channels),
-            normal(channels),
-        ]
-    return [
-        normal(batch, channels, height, width),
-        normal(batch, 4, channels, height, width),
-        -normal(4 * channels, states).abs() - 0.1,
-        normal(batch, 4, states, height, width),
-        normal(batch, 4, states, height, width),
-        normal(4 * channels),
-        normal(4 * channels),
-    ]
+    """A small image, or as long a sequence: more steps than a tile of Triton's."""
+    return _random(scan, generator, batch=2, states=3, pixels=(9, 8))
 
 
 def _long_arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
     """A sequence; for `ss2d_scan` an image of one line, of which each direction is one."""
-    channels, states = 19, 16
+    x, delta, *rest = _random(scan, generator, batch=1, states=16, pixels=(1, LONG))
+    return [x, delta - 1, *rest]
+
+
+def _random(
+    scan: str, generator: torch.Generator, *, batch: int, states: int, pixels: tuple[int, int]
+) -> list[Tensor]:
+    """Arguments of the function `scan`: x or u, delta, A, B, C, D and the bias."""
+    channels, image = 19, scan == "ss2d_scan"
+    steps = pixels if image else (pixels[0] * pixels[1],)
+    ways, rows = ((batch, 4), 4 * channels) if image else ((batch,), channels)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    image = scan == "ss2d_scan"
-    ways, line = (1, 4) if image else (1,), (1, LONG) if image else (LONG,)
-    rows = 4 * channels if image else channels
     return [
-        normal(1, channels, *line),
-        normal(*ways, channels, *line) - 1,
+        normal(batch, channels, *steps),
+        normal(*ways, channels, *steps),
         -normal(rows, states).abs() - 0.1,
-        normal(*ways, states, *line),
-        normal(*ways, states, *line),
+        normal(*ways, states, *steps),
+        normal(*ways, states, *steps),
         normal(rows),
         normal(rows),
     ]
