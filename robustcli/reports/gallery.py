@@ -216,8 +216,8 @@ def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ..
 
 def _bars_caption(ends: Extremes, measure: Measure) -> str:
     sides = [("best", ends.best), *([("worst", ends.worst)] if ends.worst else [])]
-    named = [f"{len(cells)} {word}" if len(cells) > 1 else word for word, cells in sides]
     plural = "s" if max(len(ends.best), len(ends.worst)) > 1 else ""
+    named = [f"{len(cells)} {word}" if plural else word for word, cells in sides]
     chosen = ""
     if any(severity for _, severity in (*ends.best, *ends.worst)):
         chosen = " A transform with severities is shown at its highest."
