@@ -63,19 +63,10 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
             kind that is not read.
     """
     try:
-        content = read_bytes(ref)
+        content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     return decode_bytes(content)
-
-
-def read_bytes(ref: FileRef) -> bytes:
-    """The encoded file of one image, from the disk or out of its tar."""
-    if ref.member is None:
-        return ref.path.read_bytes()
-    with ref.path.open("rb", buffering=0) as archive:
-        archive.seek(ref.offset)
-        return archive.read(ref.size)
 
 
 def decode_bytes(content: bytes) -> NDArray[np.uint8]:
@@ -185,7 +176,7 @@ def image_size(ref: FileRef) -> tuple[int, int]:
         UnreadableImage: The file is missing, or no image.
     """
     try:
-        source = ref.path if ref.member is None else io.BytesIO(read_bytes(ref))
+        source = ref.path if ref.member is None else io.BytesIO(ref.read())
         return read_image(source, lambda image: (image.height, image.width))
     except OSError as error:
         reason = error.strerror or str(error)

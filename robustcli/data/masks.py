@@ -18,7 +18,7 @@ from PIL import Image
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import FileRef, Sample
-from robustcli.data.decode import UnreadableImage, decode, read_bytes, read_image
+from robustcli.data.decode import UnreadableImage, decode, read_image
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
     OPAQUE,
@@ -310,7 +310,7 @@ def read_mask(ref: FileRef) -> MaskPixels:
         UnreadableImage: It is missing or damaged.
     """
     try:
-        content = read_bytes(ref)
+        content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:

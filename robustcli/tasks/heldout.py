@@ -14,7 +14,6 @@ from robustcli.adapters.training_run import ClassifierHeader, header_beside, wei
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
-from robustcli.data.decode import read_bytes
 from robustcli.data.mask_values import NONZERO
 from robustcli.data.splits import read_splits
 from robustcli.tasks.config import TaskConfig
@@ -62,7 +61,7 @@ class TrainingData:
 
 def _hash(sample: Sample) -> str:
     try:
-        return hashlib.sha256(read_bytes(sample.image)).hexdigest()
+        return hashlib.sha256(sample.image.read()).hexdigest()
     except OSError:
         return ""
 

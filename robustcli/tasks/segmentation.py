@@ -261,7 +261,11 @@ class Segmentation(Task[Segmenter]):
         if config.foreground is not None or config.ignore is not None:
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]
-        index = config.dataset or open_dataset(config.data, Masks()) if trainings else None
+        index = (
+            config.dataset or open_dataset(config.data, Masks(surveyed=False))
+            if trainings
+            else None
+        )
         known = [one for one in trainings if index is not None and one.overlaps(index)]
         said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
         if not said:

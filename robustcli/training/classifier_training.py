@@ -19,7 +19,6 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
 from robustcli.data import dataset
-from robustcli.data.decode import read_bytes
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.data.subsets import take
@@ -221,4 +220,4 @@ def _with_pixels(index: dataset.Dataset, photos: Sequence[Photo]) -> DecodedPhot
 def _seen(train: dataset.Dataset, seed: int) -> dict[str, str]:
     """Some training images, by id, with the hash of their files."""
     drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
-    return {i.image_id: hashlib.sha256(read_bytes(i.image)).hexdigest() for i in drawn[:_SEEN]}
+    return {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]}

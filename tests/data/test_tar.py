@@ -18,7 +18,7 @@ from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.dataset import Dataset, FileRef
-from robustcli.data.decode import decode, read_bytes
+from robustcli.data.decode import decode
 from robustcli.data.listing import FileListing, list_folder
 from robustcli.data.named_datasets import data_home
 from robustcli.data.sources import Classes, open_dataset
@@ -113,7 +113,7 @@ def test_members_decode_like_files(make_tar: MakeTar, photos: Callable[..., Path
         strict=True,
     ):
         assert (inside.image_id, inside.target) == (outside.image_id, outside.target)
-        assert read_bytes(inside.image) == read_bytes(outside.image)
+        assert inside.image.read() == outside.image.read()
         np.testing.assert_array_equal(decode(inside.image), decode(outside.image))
 
 
@@ -131,7 +131,7 @@ def _packed(folder: Path, tar: Path) -> Path:
 
 
 def _images(listing: FileListing, prefix: str = "") -> dict[str, bytes]:
-    return {file.relative.removeprefix(prefix): read_bytes(file) for file in listing.files}
+    return {file.relative.removeprefix(prefix): file.read() for file in listing.files}
 
 
 def test_leftovers_never_count_in_a_folder_or_its_tar(

@@ -21,7 +21,7 @@ from tests.training.runs import Heard, small
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was opened so far; every way to open a data set ends in one of these two functions."""
     seen: list[str] = []
-    for name in ("_class_index", "_opened"):
+    for name in ("_with_classes", "_with_masks"):
         opening = getattr(sources, name)
 
         def counted(*arguments: object, _opening: object = opening) -> object:

@@ -12,7 +12,6 @@ import pytest
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.sessions import DeviceUse, Session, write_session
-from robustcli.metrics.severity_scores import corruption_errors
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from robustcli.reports.evaluation_page import evaluation_report, evaluation_text
 from robustcli.reports.findings import Findings, read_findings
@@ -332,7 +331,7 @@ def test_a_model_without_its_cells_leaves_a_gap_and_moves_nobody(tmp_path: Path)
 def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path) -> None:
     found = severities(tmp_path, imagenet_c(), images=10)
     page = section(evaluation_text(found), "corruption errors")
-    first, second = corruption_errors(found.table, found.record)
+    first, second = found.corruption_errors
     assert line_of(page, "mCE")[1:] == [f"{100 * first.mce:.1f}", f"{100 * second.mce:.1f}"]
     assert line_of(page, "relative")[1] == f"{100 * first.relative_mce:.1f}"
     assert line_of(page, "`fog`")[2] == f"{100 * second.by_corruption['fog']:.1f}"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustcli.evaluation.record import MasksRecord
 from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
 from robustcli.reports.finetuning_page import finetuning_report, finetuning_text
 from robustcli.reports.finetuning_words import chosen_from, saved
 from robustcli.reports.measure import RELAXED
 from robustcli.reports.numbers import statistic
+from robustcli.tasks.record import MasksRecord
 from tests.reports.finetune_runs import (
     IMAGES,
     MAMBA,

@@ -98,7 +98,7 @@ def test_each_kind_of_run_has_its_own_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[]", "{", '{"task": "detect"}', '{"kind": "explain"}'])
 def test_a_record_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"run\.json` is not the record of an evaluation"):
         render(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_comparison_does_not_overwrite_a_training(tmp_path: Path) -> None:
 
 def test_only_trainings_are_compared(tmp_path: Path) -> None:
     run = build_masks(tmp_path / "a", MaskPlan(transforms=(IDENTITY,)))
-    with pytest.raises(UsageError, match="is not the record of a training run"):
+    with pytest.raises(UsageError, match="is not the record of a training"):
         render_zoo([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
