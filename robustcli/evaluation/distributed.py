@@ -42,7 +42,7 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 60.0  # a rank that gives no sign of life for so long is taken for dead
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0  # given to started processes to end by themselves
-_CHILD = f"import sys; from {__name__} import help_first; sys.exit(help_first())"
+_CHILD = "import sys; from robustcli.evaluation.evaluate import help_first; sys.exit(help_first())"
 _KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
 
 
@@ -438,25 +438,19 @@ def _import_path() -> str:
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
-def help_first() -> int:
-    """Computes the share of a process that another evaluation started; returns its exit code.
+def group_of_child() -> tuple[EvalConfig, Group]:
+    """The evaluation that a process was started for, and its place among those that share it.
 
-    What to compute comes through standard input, from the process that started this one.
+    Both come through standard input, from the process that started this one.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
-
-    from robustcli.evaluation.evaluate import run_evaluation
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends them
     config, port, rank, count = pickle.loads(_read(int.from_bytes(_read(8), "little")))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     timeout = timedelta(seconds=SILENCE_SECONDS)
     messages = TCPStore("127.0.0.1", port, count, is_master=False, timeout=timeout)
-    try:
-        run_evaluation(config, Silent(), Group(Ranks(rank, count, rank, count), messages))
-    except RobustError as error:
-        return error.exit_code  # the first process tells
-    return 0
+    return config, Group(Ranks(rank, count, rank, count), messages)
 
 
 def _read(size: int) -> bytes:

@@ -23,7 +23,7 @@ import torch
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.adapters.model import Model
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
 from robustcli.core.names import file_name
@@ -31,7 +31,13 @@ from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
-from robustcli.evaluation.distributed import Group, check_ranks_agree, group_of, in_words
+from robustcli.evaluation.distributed import (
+    Group,
+    check_ranks_agree,
+    group_of,
+    group_of_child,
+    in_words,
+)
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
 from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
@@ -98,6 +104,16 @@ def run_evaluation(
             record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
             _lead(evaluation, models, record, heard, group, ownership.check)
     return evaluation.run
+
+
+def help_first() -> int:
+    """The share of a process that `distributed` started; returns its exit code."""
+    config, group = group_of_child()
+    try:
+        run_evaluation(config, Silent(), group)
+    except RobustError as error:
+        return error.exit_code  # the first process tells
+    return 0
 
 
 # Before anything is computed: everything is looked up once, cheapest checks first.
