@@ -15,7 +15,6 @@ import tarfile
 from pathlib import Path
 
 from robustcli.core.io import write_bytes
-from robustcli.data.decode import read_bytes
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.subsets import take
 
@@ -33,7 +32,7 @@ def build(source: Path) -> bytes:
     # Without the filling up to 10,240 bytes that `tarfile` adds: two empty blocks end a tar.
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for image in take(index, per_class=PER_CLASS, limit=None, seed=SEED).samples:
-            content = read_bytes(image.image)
+            content = image.image.read()
             member = tarfile.TarInfo(image.image_id)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
