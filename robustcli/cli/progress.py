@@ -89,7 +89,7 @@ class ConsoleListener:
         spent = time.monotonic() - self._started
         rate = (self._done - self._before) / max(spent, 1e-9)
         if self._done == self._total:
-            return f"done in {spent:.0f} s ({rate:,.0f} a second)."
+            return f"done in {spent:.0f} s ({rate:,.{0 if rate >= 10 else 1}f} a second)."
         return f"about {(self._total - self._done) / rate:.0f} s left."
 
 

@@ -47,7 +47,8 @@ def _versions() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    yield Check("cpu", "ok", f"{torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    yield Check("cpu", "ok", f"{threads} thread{'' if threads == 1 else 's'}")
     for index in range(torch.cuda.device_count()):
         yield Check(f"cuda:{index}", "ok", torch.cuda.get_device_name(index))
     if not torch.cuda.is_available():

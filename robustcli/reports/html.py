@@ -21,7 +21,7 @@ h3 { font-size: 1.05rem; }
 table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { border-bottom: 2px solid #888; }
-[style="text-align:left"] { overflow-wrap: anywhere; }
+[style="text-align:left"] { overflow-wrap: anywhere; min-width: 5em; }
 tbody tr:hover { background: #f3f6fa; }
 code, pre { font: 0.9em/1.4 ui-monospace, Menlo, Consolas, monospace; background: #f3f3f3; }
 code { padding: 0 0.2em; overflow-wrap: anywhere; }
