@@ -188,3 +188,11 @@ def rooms_table() -> str:
 def test_the_table_of_rooms_in_the_documentation_is_that_of_the_code() -> None:
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
     assert rooms_table() in page, f"docs/architecture.md needs this table:\n{rooms_table()}"
+
+
+def test_no_file_name_stands_in_two_rooms() -> None:
+    rooms: dict[str, list[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.name not in {"__init__.py", "base.py", "config.py", "record.py"}:
+            rooms.setdefault(file.name, []).append(str(file.relative_to(PACKAGE)))
+    assert [found for found in rooms.values() if len(found) > 1] == []
