@@ -217,13 +217,31 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
                 "It is no mask that this command made.",
                 "Choose another folder with `--out`.",
             )
-        if other != tag and not fresh:
+        if fresh:
+            continue
+        settings, _, image = other.partition(" ")
+        if settings == tag and image not in ("", _image_hash(job.image)):  # "": of older versions
+            raise UsageError(
+                f"`{path}` is the mask of another image.",
+                f"`{job.image}` has the same name, but the mask was made of another file.",
+                "Choose another folder with `--out`, or make the masks anew with `--fresh`.",
+            )
+        if settings != tag:
             raise UsageError(
                 f"`{path}` was made by another model or with other settings.",
                 "Masks of two kinds must not be mixed.",
                 "Choose another folder with `--out`, or make them anew with `--fresh`.",
             )
     return len(found) == len(job.outputs) and not fresh
+
+
+def _image_hash(path: Path) -> str:
+    """The beginning of the SHA-256 of a file; that of nothing where it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _tag_of(path: Path) -> str | None:
@@ -257,6 +275,7 @@ def _batches(
 
 def _write(job: Job, pixels: Pixels, mask: NDArray[np.bool_], tag: str) -> None:
     """The overlay first: where the mask is, the overlay is."""
+    tag = f"{tag} {_image_hash(job.image)}"
     if job.overlay is not None:
         write_bytes(job.overlay, _png(overlaid(pixels, mask), tag))
     write_bytes(job.mask, _png(np.where(mask, 255, 0).astype(np.uint8), tag))

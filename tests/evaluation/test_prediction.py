@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, other):
     with pytest.raises(UsageError, match="was made by another model or with other settings"):
         predict_masks(changed, [images / "ann-0.png"], out)
     assert predict_masks(changed, [images / "ann-0.png"], out, fresh=True).kept == 0
+
+
+def test_masks_of_other_images_of_the_same_names_are_refused(images, otsu, tmp_path):
+    """They were once kept and counted as those of the new images."""
+    out = tmp_path / "out"
+    other = shutil.copytree(images, tmp_path / "other")
+    predict_masks(otsu, [images], out)
+    assert predict_masks(otsu, [other], out).kept == 9, "a copy is the same images"
+    first = sorted(other.glob("*.png"))[0]
+    Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
+    with pytest.raises(UsageError, match="is the mask of another image"):
+        predict_masks(otsu, [other], out)
+    assert predict_masks(otsu, [other], out, fresh=True).kept == 0
 
 
 @pytest.mark.parametrize("fresh", [False, True])
