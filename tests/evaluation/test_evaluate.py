@@ -252,6 +252,8 @@ def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkey
     runs = [run_evaluation(replace(config(p, Path()), out=None)) for p in (photos, other, copied)]
     assert runs[0] == runs[2] != runs[1]
     assert contents(runs[0]) != contents(runs[1])
+    first, second = (evaluate._facts(config(photos, Path()), read_record(r)) for r in runs[:2])
+    assert first["images"] != second["images"], "ranks with other images do not agree"
     with pytest.raises(UsageError, match=r"files of the same names in `.*other` are others"):
         run_evaluation(config(other, runs[0]))
     flipped.save(copied / "cat" / "1.png")
