@@ -186,19 +186,19 @@ def to_image(y: Tensor, height: int, width: int) -> Tensor:
 
 # --- Which gradients of a scan somebody asks for, and what that takes ----------------------------
 
-Wanted = Sequence[bool]
+NeedsGrad = Sequence[bool]
 """Seven truth values in the order of `Laid`."""
 
 
-def needs_states(wanted: Wanted) -> bool:
+def needs_states(needs_grad: NeedsGrad) -> bool:
     """Whether the backward pass recomputes the states: only x, B and D do without."""
-    _, delta, A, _, C, _, bias = wanted
+    _, delta, A, _, C, _, bias = needs_grad
     return delta or A or C or bias
 
 
-def needs_slopes(wanted: Wanted) -> bool:
-    """Whether it walks the slopes by the states back: only C and D do without."""
-    x, delta, A, B, _, _, bias = wanted
+def needs_state_grads(needs_grad: NeedsGrad) -> bool:
+    """Whether it computes gradients by the states: only C and D do without."""
+    x, delta, A, B, _, _, bias = needs_grad
     return x or delta or A or B or bias
 
 
@@ -207,10 +207,10 @@ def keeps_states(tensors: Iterable[Tensor]) -> bool:
     return torch.is_grad_enabled() and needs_states([t.requires_grad for t in tensors])
 
 
-def slopes_or_zeros(
+def grads_or_zeros(
     x: Tensor, A: Tensor, dy: Tensor | None, dstate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The slopes of the loss by y and by the last state (K, S, N, D), zeros where none came.
+    """The gradients of the loss by y and by the last state (K, S, N, D), zeros where none came.
 
     Autograd would fill in one more, by the states kept for it, which is as large as they are.
     """
@@ -220,7 +220,7 @@ def slopes_or_zeros(
     return dy, A.new_zeros(K, x.shape[0], N, D) if dstate is None else dstate
 
 
-def spread(found: Iterable[Tensor], wanted: Wanted) -> list[Tensor | None]:
-    """The gradients `found`, of those wanted only, each in its place among seven."""
-    rest = iter(found)
-    return [next(rest) if asked else None for asked in wanted]
+def spread(grads: Iterable[Tensor], needs_grad: NeedsGrad) -> list[Tensor | None]:
+    """The gradients `grads`, of those needed only, each in its place among seven."""
+    rest = iter(grads)
+    return [next(rest) if asked else None for asked in needs_grad]

@@ -25,12 +25,12 @@ from torch import Tensor
 from robustcli.models.scan.base import (
     KERNEL_DTYPES,
     Laid,
+    NeedsGrad,
     Walk,
-    Wanted,
+    grads_or_zeros,
     keeps_states,
     missing,
     pixel_orders,
-    slopes_or_zeros,
     spread,
 )
 
@@ -160,8 +160,8 @@ def _empty_outputs(dims: tuple[int, ...], x: Tensor, keep: bool) -> tuple[Tensor
 def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                       bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
                       dy: Tensor, dstate: Tensor,
-                      wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
-    """The gradients wanted of x, delta, A, B, C, D and bias, in this order and their layouts."""
+                      needs_grad: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
+    """The needed gradients of x, delta, A, B, C, D and bias, in this order and their layouts."""
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])
     blocks = _blocks(dims)
@@ -172,10 +172,10 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     added = (False, False, True, False, False, True, True)  # to what is there: must come zeroed
     made = [
         None if not asked else x.new_zeros(shape) if zeroed else x.new_empty(shape)
-        for asked, shape, zeroed in zip(wanted, parts, added, strict=True)
+        for asked, shape, zeroed in zip(needs_grad, parts, added, strict=True)
     ]
     inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
-    _work("backward", S * blocks, dims, softplus, wanted, inputs, made)
+    _work("backward", S * blocks, dims, softplus, needs_grad, inputs, made)
     whole = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(made)]
     return [t for t in whole if t is not None]
 
@@ -183,9 +183,9 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
 @scan_cpu_backward.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
       order: Tensor, offset: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
-      dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+      dstate: Tensor, needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
     tensors = (x, delta, A, B, C, D, bias)
-    return [torch.empty_like(t) for t, asked in zip(tensors, wanted, strict=True) if asked]
+    return [torch.empty_like(t) for t, asked in zip(tensors, needs_grad, strict=True) if asked]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -197,12 +197,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(
     ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[:7]
+    needs_grad = ctx.needs_input_grad[:7]
     x, _, A, *_ = kept = ctx.saved_tensors
-    found = torch.ops.robustcli.scan_cpu_backward(
-        *kept, ctx.softplus, *slopes_or_zeros(x, A, dy, dstate), wanted
+    grads = torch.ops.robustcli.scan_cpu_backward(
+        *kept, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
     )
-    return (*spread(found, wanted), None, None, None, None)
+    return (*spread(grads, needs_grad), None, None, None, None)
 
 
 def _differentiate_sequence(
@@ -217,14 +217,14 @@ def _differentiate_sequence(
     (K, _, channels), L = A.shape, x.shape[2]
     order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
     offset = torch.arange(K, dtype=torch.int32) * channels
-    wanted = ctx.needs_input_grad[:7]
-    dy, dstate = slopes_or_zeros(x, A, dy, dstate)
-    found = torch.ops.robustcli.scan_cpu_backward(
+    needs_grad = ctx.needs_input_grad[:7]
+    dy, dstate = grads_or_zeros(x, A, dy, dstate)
+    grads = torch.ops.robustcli.scan_cpu_backward(
         x.mT.contiguous(), delta.unflatten(1, (K, -1)).permute(1, 0, 3, 2).contiguous(), A,
         B.permute(1, 0, 3, 2).contiguous(), C.permute(1, 0, 3, 2).contiguous(), D, bias, order,
-        offset, borders, ctx.softplus, dy.mT, dstate, wanted,
+        offset, borders, ctx.softplus, dy.mT, dstate, needs_grad,
     )  # fmt: skip
-    dx, ddelta, dA, dB, dC, dD, dbias = spread(found, wanted)
+    dx, ddelta, dA, dB, dC, dD, dbias = spread(grads, needs_grad)
     ddelta, dB, dC = (None if t is None else t.permute(1, 0, 3, 2) for t in (ddelta, dB, dC))
     return (
         None if dx is None else dx.mT, None if ddelta is None else ddelta.flatten(1, 2),
@@ -245,12 +245,12 @@ _CHUNK = 128  # steps times states between kept states: what is kept of a chunk 
 
 
 def _work(
-    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, asked: bool | Wanted,
+    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, asked: bool | NeedsGrad,
     inputs: tuple[Tensor, ...], outputs: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
     """Runs a compiled entry over all its tasks.
 
-    `asked` of a forward entry: whether to keep states; of the backward entry: the gradients wanted.
+    `asked`: forward, whether to keep states; backward, the needed gradients.
     """
     from robustcli.models.scan import cpu_kernels as kernels
 

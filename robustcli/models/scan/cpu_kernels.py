@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from robustcli.models.scan.base import Wanted
+from robustcli.models.scan.base import NeedsGrad
 from robustcli.models.scan.cpu_lanes import (
     WIDTH,
     exp,
@@ -236,7 +236,7 @@ def forward_sequence(
 # Tasks, layouts and indices are those of the forward scan. States are recomputed chunk by chunk,
 # from those that the forward pass kept at the chunks' borders, into buffers that fit in the cache.
 #
-# `wanted` says in bits which gradients to compute. The bits of `COMPILED` are constants of a
+# `needed` says in bits which gradients to compute. The bits of `COMPILED` are constants of a
 # compiled entry, so that what only an unwanted gradient needs is not in its machine code; the
 # others are looked at once a vector and step, which costs next to nothing and saves compiling more
 # entries.
@@ -245,13 +245,13 @@ OF_X, OF_DELTA, OF_A, OF_B, OF_C, OF_D, OF_BIAS = (1 << n for n in range(7))
 OF_STEP = 1 << 7  # delta's or the bias's, before either is written
 COMPILED = OF_X | OF_A | OF_B | OF_C | OF_STEP
 _BY_STATES = OF_STEP | OF_A | OF_C  # gradients that read the states
-_BY_SLOPES = OF_STEP | OF_A | OF_B | OF_X  # gradients that read the slopes by the states
+_BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that read the gradients by the states
 
 
 @njit(forceinline=True)
 def _replay_vector(
     dts: Any, dj: Any, dt: Any, u: Any, A: Any, an: Any, D: Any, B: Any, bn: Any,
-    decays: Any, states: Any, at: Any, row: Any, N: Any, wanted: int, count: Any,
+    decays: Any, states: Any, at: Any, row: Any, N: Any, needed: int, count: Any,
 ) -> None:  # fmt: skip
     """One step of up to 16 channels: keeps step size, decays and states."""
     store(dts, dj, LANES, dt)
@@ -259,9 +259,9 @@ def _replay_vector(
     for n in range(N):
         place = at + n * LANES
         decay = exp(dt * load(A, an + n * D, count))
-        if wanted & _BY_SLOPES:
+        if needed & _BY_STATE_GRADS:
             store(decays, place, LANES, decay)
-        if wanted & _BY_STATES:
+        if needed & _BY_STATES:
             moved = multiply_add(decay, load(states, place, LANES), du * B[bn + n])
             store(states, place + row, LANES, moved)
 
@@ -269,7 +269,7 @@ def _replay_vector(
 @njit(forceinline=True, error_model="numpy")
 def _replay(
     dims: Any, softplus_on: bool, k: int, s: int, a: int, first: Any, w: Any, t0: int, t1: int,
-    wanted: int, x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any,
+    needed: int, x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any,
     dts: Any, decays: Any, states: Any,
 ) -> None:  # fmt: skip
     """Recomputes steps t0..t1-1, keeping what the way back needs.
@@ -285,7 +285,7 @@ def _replay(
         j = _U(t - t0)
         p, q = _U(order[_U(k * L + t)]), _U(order[_U(k * L + min(t + AHEAD, t1 - 1))])
         fetch(delta, (ks * _U(L) + q) * D_ + _U(a), w)
-        if wanted & _BY_STATES:
+        if needed & _BY_STATES:
             fetch(x, (_U(s * L) + q) * _U(W) + first, w)
         xp, kp = (_U(s * L) + p) * _U(W) + first, ks * _U(L) + p
         dp = kp * D_ + _U(a)
@@ -293,14 +293,14 @@ def _replay(
             dt = step_size(delta, dp + i, bias, kd + i, softplus_on, LANES)
             _replay_vector(
                 dts, j * padded + i, dt, load(x, xp + i, LANES), A, an + i, D_, B, kp * N,
-                decays, states, j * row + i * N, row, N, wanted, LANES,
+                decays, states, j * row + i * N, row, N, needed, LANES,
             )  # fmt: skip
         if full < w:
             left = w - full
             dt = step_size(delta, dp + full, bias, kd + full, softplus_on, left)
             _replay_vector(
                 dts, j * padded + full, dt, load(x, xp + full, left), A, an + full, D_, B, kp * N,
-                decays, states, j * row + full * N, row, N, wanted, left,
+                decays, states, j * row + full * N, row, N, needed, left,
             )  # fmt: skip
 
 
@@ -312,33 +312,33 @@ def _add(target: Any, at: Any, count: Any, left: Any, right: Any) -> None:
 @njit(forceinline=True)
 def _retreat(
     dt: Any, u: Any, dy: Any, A: Any, an: Any, D: Any, B: Any, C: Any, bn: Any, g: Any, gn: Any,
-    decays: Any, states: Any, at: Any, row: Any, dA: Any, da: Any, sums: Any, N: Any, wanted: int,
+    decays: Any, states: Any, at: Any, row: Any, dA: Any, da: Any, sums: Any, N: Any, needed: int,
     count: Any,
 ) -> Any:  # fmt: skip
     """One step back of up to 16 channels; g becomes d loss / d the states before.
 
     Adds to dA and to the sums over channels of dB and dC, (2, N, 16). Returns d loss / d dt and
-    what the states add to d loss / d u. What is not `wanted` stays as it is, or zero.
+    what the states add to d loss / d u. What is not `needed` stays as it is, or zero.
     """
     ddt, du = fill(_F(0.0)), fill(_F(0.0))
     for n in range(N):
         place, lane = at + n * LANES, gn + n * LANES
-        if wanted & OF_C:
+        if needed & OF_C:
             _add(sums, (N + n) * LANES, LANES, dy, load(states, place + row, LANES))
-        if wanted & _BY_SLOPES:
-            slope = multiply_add(dy, C[bn + n], load(g, lane, LANES))
-            back = slope * load(decays, place, LANES)  # d loss / d the state before
+        if needed & _BY_STATE_GRADS:
+            grad = multiply_add(dy, C[bn + n], load(g, lane, LANES))
+            back = grad * load(decays, place, LANES)  # d loss / d the state before
             store(g, lane, LANES, back)
-            if wanted & OF_B:
-                _add(sums, n * LANES, LANES, slope, dt * u)
-            if wanted & OF_X:
-                du = multiply_add(slope, dt * B[bn + n], du)
-            if wanted & (OF_A | OF_STEP):
+            if needed & OF_B:
+                _add(sums, n * LANES, LANES, grad, dt * u)
+            if needed & OF_X:
+                du = multiply_add(grad, dt * B[bn + n], du)
+            if needed & (OF_A | OF_STEP):
                 through = back * load(states, place, LANES)
-                if wanted & OF_A:
+                if needed & OF_A:
                     _add(dA, da + n * D, count, through, dt)
-                if wanted & OF_STEP:
-                    direct = slope * (u * B[bn + n])
+                if needed & OF_STEP:
+                    direct = grad * (u * B[bn + n])
                     ddt = ddt + multiply_add(through, load(A, an + n * D, count), direct)
     return ddt, du
 
@@ -346,36 +346,36 @@ def _retreat(
 @njit(forceinline=True)
 def _back_vector(
     dims: Any, softplus_on: bool, kd: Any, an: Any, sd: Any, da: Any, dp: Any, xp: Any, bn: Any,
-    alone: bool, wanted: int,
+    alone: bool, needed: int,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, dy: Any,
     dts: Any, dj: Any, decays: Any, states: Any, at: Any, row: Any, g: Any, gn: Any, sums: Any,
     dx: Any, ddelta: Any, dA: Any, dskip: Any, dbias: Any, count: Any,
 ) -> None:  # fmt: skip
-    """One step back of up to 16 channels, to every gradient wanted but those of B and C."""
+    """One step back of up to 16 channels, to every needed gradient but those of B and C."""
     N, D = _U(dims[4]), _U(dims[3])
-    dt, u, slope = load(dts, dj, LANES), load(x, xp, count), load(dy, xp, count)
+    dt, u, grad = load(dts, dj, LANES), load(x, xp, count), load(dy, xp, count)
     ddt, du = _retreat(
-        dt, u, slope, A, an, D, B, C, bn, g, gn, decays, states, at, row, dA, da, sums, N, wanted,
+        dt, u, grad, A, an, D, B, C, bn, g, gn, decays, states, at, row, dA, da, sums, N, needed,
         count,
     )  # fmt: skip
-    if wanted & OF_STEP:
+    if needed & OF_STEP:
         if softplus_on:
             ddt = ddt * sigmoid(load(delta, dp, count) + load(bias, kd, count))
-        if wanted & OF_DELTA:
+        if needed & OF_DELTA:
             store(ddelta, dp, count, ddt)
-        if wanted & OF_BIAS:
+        if needed & OF_BIAS:
             store(dbias, sd, count, load(dbias, sd, count) + ddt)
-    if wanted & OF_X:
-        du = multiply_add(load(skip, kd, count), slope, du)
+    if needed & OF_X:
+        du = multiply_add(load(skip, kd, count), grad, du)
         store(dx, xp, count, du if alone else du + load(dx, xp, count))
-    if wanted & OF_D:
-        _add(dskip, sd, count, slope, u)
+    if needed & OF_D:
+        _add(dskip, sd, count, grad, u)
 
 
 @njit(forceinline=True, error_model="numpy")
 def _way_back(
     dims: Any, softplus_on: bool, k: int, s: int, nb: int, a: int, first: Any, w: Any, t0: int,
-    t1: int, alone: bool, wanted: int,
+    t1: int, alone: bool, needed: int,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, dy: Any,
     dts: Any, decays: Any, states: Any, g: Any, sums: Any,
     dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
@@ -391,9 +391,9 @@ def _way_back(
         p, q = _U(order[_U(k * L + t)]), _U(order[_U(k * L + max(t - AHEAD, 0))])
         xq, xp = (_U(s * L) + q) * _U(W) + first, (_U(s * L) + p) * _U(W) + first
         fetch(dy, xq, w)
-        if wanted & OF_X:
+        if needed & OF_X:
             fetch(dx, xq, w)
-        if wanted & OF_DELTA:
+        if needed & OF_DELTA:
             fetch(ddelta, (ks * _U(L) + q) * D_ + _U(a), w)
         kp = ks * _U(L) + p
         dp, bn = kp * D_ + _U(a), kp * N
@@ -401,21 +401,21 @@ def _way_back(
         for i in range(_U(0), full, LANES):
             _back_vector(
                 dims, softplus_on, kd + i, an + i, sd + i, da + i, dp + i, xp + i, bn, alone,
-                wanted, x, delta, A, B, C, skip, bias, dy, dts, j * padded + i, decays, states,
+                needed, x, delta, A, B, C, skip, bias, dy, dts, j * padded + i, decays, states,
                 j * row + i * N, row, g, i * N, sums, dx, ddelta, dA, dskip, dbias, LANES,
             )  # fmt: skip
         if full < w:
             _back_vector(
                 dims, softplus_on, kd + full, an + full, sd + full, da + full, dp + full, xp + full,
-                bn, alone, wanted, x, delta, A, B, C, skip, bias, dy, dts, j * padded + full,
+                bn, alone, needed, x, delta, A, B, C, skip, bias, dy, dts, j * padded + full,
                 decays, states, j * row + full * N, row, g, full * N, sums, dx, ddelta, dA, dskip,
                 dbias, w - full,
             )  # fmt: skip
         to = _U(nb * K * S * L * N_) + bn
         for n in range(N):
-            if wanted & OF_B:
+            if needed & OF_B:
                 dB[to + n] = total(load(sums, n * LANES, LANES))
-            if wanted & OF_C:
+            if needed & OF_C:
                 dC[to + n] = total(load(sums, (N + n) * LANES, LANES))
 
 
@@ -430,12 +430,12 @@ def _restore(source: Any, at: Any, D: Any, h: Any, N: Any, w: Any) -> None:
 
 @njit(forceinline=True, error_model="numpy")
 def backward(
-    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, wanted: int,
+    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
     borders: Any, dy: Any, dstate: Any,
     dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
-    """Every gradient `wanted` of one task; arrays that only others need are not touched.
+    """Every gradient `needed` of one task; arrays that only others need are not touched.
 
     dA (S, K, N, D), dskip and dbias (S, K, D) are per sequence, dB and dC (blocks, K, S, L, N) per
     block of channels: the caller sums them. dA, dskip and dbias must come zeroed.
@@ -454,14 +454,14 @@ def backward(
         _restore(dstate, _U(ks * N * D + a), _U(D), g, _U(N), w)
         for section in range(chunks - 1, -1, -1):
             t0, t1 = section * chunk, min(L, section * chunk + chunk)
-            if wanted & _BY_STATES:
+            if needed & _BY_STATES:
                 _restore(borders, _U((ks * chunks + section) * N * D + a), _U(D), states, _U(N), w)
             _replay(
-                dims, softplus_on, k, s, a, first, w, t0, t1, wanted, x, delta, A, B, bias, order,
+                dims, softplus_on, k, s, a, first, w, t0, t1, needed, x, delta, A, B, bias, order,
                 dts, decays, states,
             )  # fmt: skip
             _way_back(
-                dims, softplus_on, k, s, nb, a, first, w, t0, t1, alone, wanted, x, delta, A, B,
+                dims, softplus_on, k, s, nb, a, first, w, t0, t1, alone, needed, x, delta, A, B,
                 C, skip, bias, order, dy, dts, decays, states, g, sums,
                 dx, ddelta, dA, dB, dC, dskip, dbias,
             )  # fmt: skip
@@ -470,7 +470,7 @@ def backward(
 # --- The compiled entries: C functions that any thread may run, on one piece of work -------------
 #
 # A piece of work is a row of 64-bit integers: the next task, the number of tasks, K, S, L, D, N, W,
-# softplus, block, chunk, keep (backward: the gradients wanted, in bits), then the addresses of the
+# softplus, block, chunk, keep (backward: the needed gradients, in bits), then the addresses of the
 # arrays, in the order of the function that does a task. Every thread takes tasks until none is
 # left; no two tasks write the same memory, so that results do not depend on who took which.
 
@@ -599,15 +599,15 @@ def _digest() -> int:
     return int.from_bytes(found.digest()[:4], "big") | 1
 
 
-def bits(wanted: Wanted) -> int:
-    """The gradients wanted as the backward entry reads them."""
-    asked = sum(1 << n for n, yes in enumerate(wanted) if yes)
+def bits(needed: NeedsGrad) -> int:
+    """The needed gradients as the backward entry reads them."""
+    asked = sum(1 << n for n, yes in enumerate(needed) if yes)
     return asked | (OF_STEP if asked & (OF_DELTA | OF_BIAS) else 0)
 
 
-def backward_entry(wanted: Wanted) -> int:
-    """The address of the entry that computes the gradients wanted."""
-    return entry("backward", bits(wanted) & COMPILED)
+def backward_entry(needed: NeedsGrad) -> int:
+    """The address of the entry that computes the needed gradients."""
+    return entry("backward", bits(needed) & COMPILED)
 
 
 def pack(

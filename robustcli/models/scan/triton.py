@@ -21,19 +21,19 @@ from robustcli.models.scan.base import (
     KERNEL_DTYPES,
     Laid,
     Walk,
+    grads_or_zeros,
     keeps_states,
     missing,
-    needs_slopes,
+    needs_state_grads,
     needs_states,
     packed,
-    slopes_or_zeros,
     spread,
 )
 
 _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
 TILE = 1024  # steps times channels of a tile: 8 values of each kind in a thread of 4 warps
 _CHANNELS = 32  # of a tile at most: a row is one cache line of float32
-_PER_PROCESSOR = 4  # programs wanted per multiprocessor: as many as the registers allow
+_PER_PROCESSOR = 4  # programs per multiprocessor: as many as the registers allow
 _NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
 _FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
 
@@ -114,8 +114,8 @@ class Plan:
     each: int
 
 
-def plan(dims: tuple[int, ...], merged: bool, wanted: int) -> Plan:
-    """The cut of a scan with `dims` (K, S, L, D) that makes about `wanted` programs.
+def plan(dims: tuple[int, ...], merged: bool, target: int) -> Plan:
+    """The cut of a scan with `dims` (K, S, L, D) that makes about `target` programs.
 
     Half of them will do where more would cost traffic: directions of their own programs write their
     outputs side by side, to be summed afterwards; a sequence cut into sections is read twice.
@@ -123,9 +123,9 @@ def plan(dims: tuple[int, ...], merged: bool, wanted: int) -> Plan:
     K, S, L, D = dims
     T, DB = tile(D)
     blocks, chunks = math.ceil(D / DB), math.ceil(L / T)
-    each = K if merged and 2 * S * blocks >= wanted else 1
+    each = K if merged and 2 * S * blocks >= target else 1
     programs = S * blocks * K // each
-    sections = 1 if 2 * programs >= wanted else min(chunks, math.ceil(wanted / programs))
+    sections = 1 if 2 * programs >= target else min(chunks, math.ceil(target / programs))
     per_section = math.ceil(chunks / sections)
     return Plan(T, DB, blocks, chunks, math.ceil(chunks / per_section), per_section, each)
 
@@ -228,39 +228,39 @@ def _carry(
 def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                          bias: Tensor, borders: Tensor, height: int, width: int, paths: int,
                          group: int, softplus: bool, dy: Tensor,
-                         dstate: Tensor, wanted: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
-    """The gradients wanted of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
+                         dstate: Tensor, needs_grad: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
+    """The needed gradients of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
     from robustcli.models.scan import triton_kernels as kernels
 
     dims = (K, S, L, width_d) = tuple(delta.shape)
     N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))
-    dy, slopes = dy.contiguous(), dstate.contiguous()
+    dy, state_grads = dy.contiguous(), dstate.contiguous()
     whole = (x, delta, A, B, C, D, bias)
     counts = _part_counts(dims, group, cut)
     dtypes = [delta.dtype if n == 1 else torch.float32 for n in range(7)]
     made = [
         t.new_empty((count, *t.shape), dtype=dtype) if asked else None
-        for t, count, dtype, asked in zip(whole, counts, dtypes, wanted, strict=True)
+        for t, count, dtype, asked in zip(whole, counts, dtypes, needs_grad, strict=True)
     ]
-    targets = [dy if t is None else t for t in made]  # of what is not wanted: never looked at
+    targets = [dy if t is None else t for t in made]  # of gradients not needed: never looked at
     slot = x.numel() if counts[0] > 1 else 0
-    asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, wanted, strict=True)}
+    asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, needs_grad, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
     shape: dict[str, Any] = {
         "N": N, "NB": _power(N), "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus, **_FUSED,
     }  # fmt: skip
     with torch.cuda.device_of(x):
-        if cut.sections > 1 and needs_slopes(wanted):
-            slopes = A.new_empty(K, S, cut.sections, N, width_d)
+        if cut.sections > 1 and needs_state_grads(needs_grad):
+            state_grads = A.new_empty(K, S, cut.sections, N, width_d)
             spans = A.new_empty(K, S, cut.sections, width_d)
             kernels.slope_ends[(S * cut.blocks, K, cut.sections)](
-                delta, A, C, bias, dy, slopes, spans, S, L, width_d, W, group, *sizes, **shape
+                delta, A, C, bias, dy, state_grads, spans, S, L, width_d, W, group, *sizes, **shape
             )
-            _carry(slopes, spans, A, dstate.contiguous(), cut, reverse=True)
+            _carry(state_grads, spans, A, dstate.contiguous(), cut, reverse=True)
         kernels.backward[(S * cut.blocks, K // cut.each, cut.sections)](
-            x, delta, A, B, C, D, bias, borders, dy, slopes, *targets,
+            x, delta, A, B, C, D, bias, borders, dy, state_grads, *targets,
             K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
-            STATES=needs_states(wanted), SLOPES=needs_slopes(wanted),
+            STATES=needs_states(needs_grad), STATE_GRADS=needs_state_grads(needs_grad),
         )  # fmt: skip
     return [
         (t[0] if len(t) == 1 else t.sum(0)).to(like.dtype)
@@ -279,9 +279,9 @@ def _part_counts(dims: tuple[int, ...], group: int, cut: Plan) -> tuple[int, ...
 @scan_triton_backward.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
       borders: Tensor, height: int, width: int, paths: int, group: int, softplus: bool, dy: Tensor,
-      dstate: Tensor, wanted: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+      dstate: Tensor, needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
     whole = (x, delta, A, B, C, D, bias)
-    return [torch.empty_like(t) for t, asked in zip(whole, wanted, strict=True) if asked]
+    return [torch.empty_like(t) for t, asked in zip(whole, needs_grad, strict=True) if asked]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -294,12 +294,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(
     ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[:7]
+    needs_grad = ctx.needs_input_grad[:7]
     x, _, A, *_ = kept = ctx.saved_tensors
-    found = torch.ops.robustcli.scan_triton_backward(
-        *kept, *ctx.settings, *slopes_or_zeros(x, A, dy, dstate), wanted
+    grads = torch.ops.robustcli.scan_triton_backward(
+        *kept, *ctx.settings, *grads_or_zeros(x, A, dy, dstate), needs_grad
     )
-    return (*spread(found, wanted), None, None, None, None, None, None)
+    return (*spread(grads, needs_grad), None, None, None, None, None, None)
 
 
 scan_triton.register_autograd(_differentiate, setup_context=_keep)

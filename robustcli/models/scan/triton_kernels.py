@@ -204,11 +204,12 @@ def carry(
 
 # --- The backward pass; programs, tiles and layouts are those of the forward pass -----------------
 #
-# The states are recomputed chunk by chunk from those kept before every chunk. With g_t the slope of
-# the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a scan from
-# the end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1}, dB = sum_d g dt
-# x, dC = sum_d h dy. Where programs share a gradient, each writes its own part and the parts are
-# summed afterwards, so that results do not depend on which program comes first.
+# The states are recomputed chunk by chunk from those kept before every chunk. With g_t the
+# gradient of the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a
+# scan from the end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1},
+# dB = sum_d g dt x, dC = sum_d h dy. Where programs share a gradient, each writes its
+# own part and the parts are summed afterwards, so that results do not depend on which program
+# comes first.
 #
 # Traffic per channel and step of one direction, 4-byte elements: x, dy and delta 12 read (delta's
 # neighbour comes from the cache), ddelta 4 written, dx 4 or 8, kept states 4 N / T, and 16 N / DB
@@ -222,7 +223,7 @@ def slope_ends(
     chunks, sections, per_section,
     N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """The slope by the state before each section, if nothing came from after it, and the spans.
+    """The grad by the state before each section, if nothing came from after it, and the spans.
 
     Rows run backwards in time, so q_t = a_t g_t = a_t v_t + a_t q_{t+1} is a scan from the first.
     """
@@ -263,20 +264,20 @@ def slope_ends(
 @triton.jit(do_not_specialize=SIZES)
 def backward(  # noqa: C901  branches on constants are the compiler's, not the GPU's
     x, delta, A, B, C, skip, bias, borders, dy,
-    slopes, dx, ddelta, dA, dB, dC, dskip, dbias,
+    state_grads, dx, ddelta, dA, dB, dC, dskip, dbias,
     K, S, L, D, W, group, slot, height, width,
     paths, chunks, sections, per_section, each,
     N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
     OF_X: tl.constexpr, OF_DELTA: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr,
     OF_C: tl.constexpr, OF_D: tl.constexpr, OF_BIAS: tl.constexpr,
-    STATES: tl.constexpr, SLOPES: tl.constexpr,
+    STATES: tl.constexpr, STATE_GRADS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients wanted, each with an `OF_` of its own.
+    """The needed gradients, each with an `OF_` of its own.
 
-    `slopes` (K, S, sections, N, D) is what comes from after each section. Parts: dA
+    `state_grads` (K, S, sections, N, D) is what comes from after each section. Parts: dA
     (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC (blocks, K, S, L, N).
-    STATES and SLOPES say whether any of them reads the states, or the slopes by them. What
-    is not wanted is neither computed nor touched: its pointer may be any.
+    STATES and STATE_GRADS say whether any of them reads the states, or the gradients by them. What
+    is not needed is neither computed nor touched: its pointer may be any.
     """
     blocks = tl.cdiv(D, DB)
     s, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
@@ -304,7 +305,7 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
         bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
         skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
         g_in = tl.load(
-            slopes + (ks * sections + section) * N * D + at_state, mask=in_state, other=0.0
+            state_grads + (ks * sections + section) * N * D + at_state, mask=in_state, other=0.0
         )
         dA_sum = tl.zeros([NB, DB], tl.float32)
         dskip_sum, dbias_sum = tl.zeros([DB], tl.float32), tl.zeros([DB], tl.float32)
@@ -341,7 +342,7 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
                     kept = h - gain  # a h_{t-1}; the difference costs a few units in the last place
                 if OF_C:
                     tl.store(dC_k + to, tl.sum(h * dys, 1), mask=in_t)
-                if SLOPES:
+                if STATE_GRADS:
                     here = n_all[:, None] == n
                     factor_g, g = tl.associative_scan(
                         (tl.exp(dt_after * a), dys * c), 0, compose, reverse=True

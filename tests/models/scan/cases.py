@@ -97,11 +97,11 @@ def assert_like_reference(
     y = scan_by(backend, function, **found, **flags)
     expected = scan_by(reference, function, **exact, **flags)
     assert y.shape == expected.shape
-    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
-    y.backward(slope)
-    expected.backward(slope.double())
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
+    y.backward(grad)
+    expected.backward(grad.double())
     assert_close("y", y, expected, tolerance)
-    sizes = {"D": _magnitudes_of_d(function, arguments, slope, **flags)}
+    sizes = {"D": _magnitudes_of_d(function, arguments, grad, **flags)}
     if arguments["delta_bias"] is not None:
         sizes["delta_bias"] = exact["delta"].grad.abs().sum((0, -1))
     for name, tensor in found.items():
@@ -110,16 +110,16 @@ def assert_like_reference(
 
 
 def _magnitudes_of_d(
-    function: str, arguments: Arguments, slope: Tensor, **flags: bool | tuple[str, ...]
+    function: str, arguments: Arguments, grad: Tensor, **flags: bool | tuple[str, ...]
 ) -> Tensor | None:
-    """The sum of |slope * input| for each element of D: its gradient where nothing cancels."""
+    """The sum of |grad * input| for each element of D: its gradient where nothing cancels."""
     if arguments["D"] is None:
         return None
     inputs = {name: arguments[name].abs() for name in ("u", "x") if name in arguments}
     terms = leaves(
         {**arguments, **inputs, **({"z": None} if "z" in arguments else {})}, torch.float64
     )
-    scan_by(reference, function, **terms, **flags).backward(slope.abs().double())
+    scan_by(reference, function, **terms, **flags).backward(grad.abs().double())
     return terms["D"].grad
 
 
@@ -163,6 +163,6 @@ def _gradients(
         if t is not None:
             t.requires_grad_(name in asked)
     y = scan_by(backend, function, **found, **flags)
-    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
-    y.backward(slope)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
+    y.backward(grad)
     return {name: None if t is None else t.grad for name, t in found.items()}

@@ -246,7 +246,7 @@ def late(scan, of_gradients):
         if y.shape[1] < 2000:
             return y, state
         if of_gradients:
-            y.register_hook(lambda slope: torch.cat([slope[:, :2000], -slope[:, 2000:]], 1))
+            y.register_hook(lambda grad: torch.cat([grad[:, :2000], -grad[:, 2000:]], 1))
             return y, state
         return torch.cat([y[:, :2000], y[:, 2000:] * 1.01], 1), state
 

@@ -115,8 +115,8 @@ def test_compiled_it_asks_for_the_same(names):
 def test_autograd_fills_no_array_with_zeros_for_the_kept_states(monkeypatch, used):
     given = []
     monkeypatch.setattr(
-        cpu, "slopes_or_zeros",
-        lambda x, A, *found: given.append(found) or base.slopes_or_zeros(x, A, *found),
+        cpu, "grads_or_zeros",
+        lambda x, A, *found: given.append(found) or base.grads_or_zeros(x, A, *found),
     )  # fmt: skip
     tensors = [t.requires_grad_() if n < 7 else t for n, t in enumerate(by_step())]
     y, state, _ = cpu.scan_cpu(*tensors, True, True)

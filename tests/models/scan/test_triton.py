@@ -218,9 +218,9 @@ def test_kernels_are_told_what_is_wanted_and_no_array_is_made_for_the_rest(monke
     (given, settings), places = told[0], kernel.arg_names
     flags = {name.removeprefix("OF_") for name, yes in settings.items() if "OF_" in name and yes}
     assert flags == {"X", "C"}
-    slope = given[places.index("dy")]
+    grad = given[places.index("dy")]
     targets = ("dx", "ddelta", "dA", "dB", "dC", "dskip", "dbias")
-    made = {name for name in targets if given[places.index(name)] is not slope}
+    made = {name for name in targets if given[places.index(name)] is not grad}
     assert made == {"dx", "dC"}
 
 

@@ -14,14 +14,14 @@ from robustcli.models.scan import triton_kernels
 
 HALF = ("x", "delta", "B", "C", "ddelta")
 FLOAT = ("A", "skip", "bias", "out", "state", "borders", "starts", "spans", "dy", "ends", "before",
-         "slopes", "dx", "dA", "dB", "dC", "dskip", "dbias")  # fmt: skip
+         "state_grads", "dx", "dA", "dB", "dC", "dskip", "dbias")  # fmt: skip
 TILE = {"N": 3, "NB": 4, "T": 32, "DB": 32}
 EVERYTHING = dict.fromkeys(
-    ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "SLOPES"), True
+    ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "STATE_GRADS"), True
 )
 BACK = TILE | {"SOFTPLUS": True}
 FROZEN = {"OF_A": False, "OF_D": False, "OF_BIAS": False}
-ONLY_X = dict.fromkeys(EVERYTHING, False) | {"OF_X": True, "SLOPES": True}
+ONLY_X = dict.fromkeys(EVERYTHING, False) | {"OF_X": True, "STATE_GRADS": True}
 KERNELS = [
     (triton_kernels.forward, TILE | {"SOFTPLUS": True, "KEEP": True, "LOCAL": False}),
     (triton_kernels.forward, TILE | {"SOFTPLUS": False, "KEEP": False, "LOCAL": True}),
