@@ -93,9 +93,9 @@ class LazyGroup(click.Group):
                 error.show()
             status = error.exit_code
         except RobustError as error:
-            from robustcli.cli.failures import tell_known
+            from robustcli.cli.failures import print_known
 
-            status = tell_known(error)
+            status = print_known(error)
         except (KeyboardInterrupt, click.Abort):
             click.echo(
                 "Interrupted. What was finished is kept: repeat the command to go on.", err=True
@@ -106,9 +106,9 @@ class LazyGroup(click.Group):
                 raise
             status = READER_GONE  # of `--help`, which click prints itself
         except Exception as error:
-            from robustcli.cli.failures import tell
+            from robustcli.cli.failures import print_unexpected
 
-            status = tell(error)
+            status = print_unexpected(error)
         sys.exit(_flushed(status if isinstance(status, int) else 0))
 
 

@@ -39,7 +39,7 @@ from robustcli.evaluation.distributed import (
     in_words,
 )
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
+from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
@@ -49,8 +49,7 @@ from robustcli.tasks.classification import Classification
 from robustcli.tasks.pictures import write_samples
 from robustcli.tasks.segmentation import Segmentation
 from robustcli.transforms.base import CLEAN, Cell
-from robustcli.transforms.registry import TransformCell
-from robustcli.transforms.registry import resolve as resolve_transforms
+from robustcli.transforms.registry import TransformCell, resolve_transforms
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
@@ -119,7 +118,9 @@ def help_first() -> int:
 # Before anything is computed: everything is looked up once, cheapest checks first.
 
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (Classification, Segmentation)}
+EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
+    task.name: task for task in (Classification, Segmentation)
+}
 
 
 def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
@@ -136,7 +137,7 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
             "they need other data and have other numbers.",
             "Evaluate them in separate runs.",
         )
-    return TASKS[entries[0].task]()
+    return EVALUATION_TASKS[entries[0].task]()
 
 
 @dataclass(frozen=True)
@@ -272,10 +273,10 @@ def _transform_record(cell: TransformCell) -> TransformRecord:
     )
 
 
-def plan_work(record: RunRecord, evaluation: Evaluation) -> Plan:
+def plan_work(record: RunRecord, evaluation: Evaluation) -> EvaluationPlan:
     """What this command is to compute: its own models and transforms, not the run's others."""
     views = {m.name: m.view for m in record.models}
-    return Plan(
+    return EvaluationPlan(
         Store(evaluation.run),
         evaluation.data.items,
         tuple(evaluation.cells),
@@ -387,7 +388,7 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
 # What is held against the plan at the end.
 
 
-def _check_readable(config: EvalConfig, plan: Plan) -> None:
+def _check_readable(config: EvalConfig, plan: EvaluationPlan) -> None:
     """Raises RunError where the ranks together met too many unreadable images."""
     unreadable = set(plan.store.skipped()["image_id"])
     most = int(config.allow_unreadable * len(plan.images))
@@ -395,7 +396,7 @@ def _check_readable(config: EvalConfig, plan: Plan) -> None:
         raise too_many_unreadable(unreadable, most)
 
 
-def _whole(plan: Plan, record: RunRecord) -> Plan:
+def _whole(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:
     """The plan of every model and transform of the run's record, not only of this command's."""
     return replace(
         plan,
@@ -406,7 +407,7 @@ def _whole(plan: Plan, record: RunRecord) -> Plan:
 
 
 def _incomplete(
-    run: Path, plan: Plan, lacking: Sequence[Piece], gone: Sequence[int], world: int
+    run: Path, plan: EvaluationPlan, lacking: Sequence[Piece], gone: Sequence[int], world: int
 ) -> IncompleteRun:
     """Says how many rows of what are missing, and why where that is known."""
     count = Counter[str]()
@@ -461,7 +462,7 @@ def _plain(piece: Piece) -> list[Any]:
     ]
 
 
-def _piece(plan: Plan, plain: Sequence[Any]) -> Piece:
+def _piece(plan: EvaluationPlan, plain: Sequence[Any]) -> Piece:
     block, cells = plain
     models = {Cell(name, severity): tuple(those) for name, severity, those, _ in cells}
     inputs = {Cell(name, severity): tuple(those) for name, severity, _, those in cells}

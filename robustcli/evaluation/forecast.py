@@ -18,7 +18,7 @@ from robustcli.core.rundir import has_record
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import Evaluation, look_up
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.plan import Plan, parts_of
+from robustcli.evaluation.plan import EvaluationPlan, parts_of
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import ORIGINAL, Batch, Predictor
@@ -84,11 +84,11 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     )
 
 
-def _plan(evaluation: Evaluation) -> Plan:
+def _plan(evaluation: Evaluation) -> EvaluationPlan:
     run, items, cells = evaluation.run, evaluation.data.items, tuple(evaluation.cells)
     is_run = has_record(run)
     size = read_record(run).block_size if is_run else evaluation.block_size
-    return Plan(Store(run), items, cells, evaluation.names, (ORIGINAL,), size)
+    return EvaluationPlan(Store(run), items, cells, evaluation.names, (ORIGINAL,), size)
 
 
 def _download(config: EvalConfig) -> int:
@@ -131,7 +131,7 @@ def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
     items, cells = evaluation.data.items, evaluation.cells
     few = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
     nowhere = Store(evaluation.run / "no such run")
-    plan = Plan(nowhere, few, tuple(cells), tuple(models), (), len(few))
+    plan = EvaluationPlan(nowhere, few, tuple(cells), tuple(models), (), len(few))
     preparation = evaluation.task.preparation(models, cells, evaluation.config)
     started, kept = time.perf_counter(), None
     for batch in Source(parts_of(plan.missing(), len(few)), preparation):
