@@ -261,7 +261,6 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
 
 
 def _transform_record(cell: TransformCell) -> TransformRecord:
-    """The record of one transform at one severity."""
     transform = cell.transform
     return TransformRecord(
         name=transform.name,
