@@ -19,6 +19,7 @@ from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
+from robustcli.evaluation.gates import Gate, Scope, check_gates, parse_gates
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import Classification
 from robustcli.tasks.segmentation import Segmentation
@@ -59,6 +60,7 @@ class Evaluation:
         names: Of the models.
         device: Where this process computes.
         run: The run's folder.
+        gates: Limits that its numbers must keep.
     """
 
     config: EvalConfig
@@ -68,6 +70,12 @@ class Evaluation:
     names: tuple[str, ...]
     device: torch.device
     run: Path
+    gates: tuple[Gate, ...] = ()
+
+    @property
+    def scope(self) -> Scope:
+        """What this command evaluates, whatever else the run holds."""
+        return Scope(self.task.name, self.names, tuple(self.cells))
 
     @property
     def block_size(self) -> int:
@@ -100,19 +108,21 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
         UsageError: Something named does not exist or does not fit together.
     """
     _check_quick(config)
+    gates = parse_gates(config.fail_under, config.fail_drop)
     cells = resolve_transforms(config.transforms, config.severities, config.plugins)
     entries = [resolve(request.name) for request in config.models]
     names = tuple(entry.name for entry in entries)
     _check_distinct(names)
     task = task_of(entries)
     task.check(config)
+    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
+    check_gates(gates, Scope(task.name, names, tuple(by_cell)))
     config = task.with_defaults(config, listener)
     device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
-    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
-    return Evaluation(config, task, data, by_cell, names, device, run)
+    return Evaluation(config, task, data, by_cell, names, device, run, gates)
 
 
 def _check_quick(config: EvalConfig) -> None:
