@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tabulate import tabulate
 
-from robustcli.transforms.registry import TransformCell, resolve
+from robustcli.transforms.registry import TransformCell, resolve_transforms
 
 SIZES = ((224, 224), (500, 375))  # width, height
 
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(1)
     photos = [_photo(options.photo, size, options.repeat) for size in SIZES]
-    cells = resolve(["all"], None)[1:]
+    cells = resolve_transforms(["all"], None)[1:]
     rows = [
         _row(name, [cell for cell in cells if cell.transform.name == name], photos, options.repeat)
         for name in dict.fromkeys(cell.transform.name for cell in cells)

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 
-def show(run: Path, *, as_json: bool, quiet: bool) -> None:
-    """Renders the report of `run` and prints its results."""
+def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
+    """Renders the report of `run` and prints its results, with its gates where the command has any."""
     from robustcli.reports.render import render
 
     report = render(run)
-    if as_json:
+    if as_json and not gates:
         click.echo((run / "results.json").read_text(encoding="utf-8"), nl=False)
-        return
-    click.echo(results_table(run))
-    if not quiet:
-        click.echo(f"Report: {report}")
+    elif as_json:
+        click.echo(json.dumps(results_document(run, gates=True), indent=1))
+    else:
+        click.echo(results_table(run, gates=gates))
+        if not quiet:
+            click.echo(f"Report: {report}")
 
 
-def results_table(run: Path) -> str:
-    """The table of `run` for a terminal."""
+def results_document(run: Path, *, gates: bool) -> Any:
+    """The records of a rendered run; with its gates, `{"results": records, "gates": gates}`."""
+    from robustcli.evaluation.gates import read_gates
+
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    if not gates:
+        return results
+    checked = read_gates(run)
+    return {"results": results, "gates": checked and checked.model_dump(mode="json")}
+
+
+def results_table(run: Path, *, gates: bool = False) -> str:
+    """The table of `run` for a terminal; with `gates`, a line for each gate that was kept."""
     from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
     from robustcli.reports.findings import read_findings
     from robustcli.reports.render import kind_of
@@ -32,7 +47,11 @@ def results_table(run: Path) -> str:
     if kind == "finetune":
         return finetune_table(run)
     findings = read_findings(run)
-    shown = mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)
-    if not findings.is_partial:
-        return shown
-    return f"{shown}\nPartial run (status: {findings.record.status}): {findings.progress}."
+    lines = [mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)]
+    if gates and findings.gates:  # what failed is the error of the command
+        kept = [result for result in findings.gates.gates if result.passed]
+        lines += [f"Gate kept: `{result.gate}`: {result.words}." for result in kept]
+    if findings.is_partial:
+        status = findings.record.status
+        lines.append(f"Partial run (status: {status}): {findings.progress}.")
+    return "\n".join(lines)

@@ -44,7 +44,7 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     return [spelling[candidate] for candidate in close]
 
 
-FEW = 4
+FEW_NAMES = 4
 """So many names are shown where none is near to what was typed."""
 
 
@@ -65,7 +65,7 @@ def find(name: str, known: Iterable[str], *, kind: str, listing: str) -> str:
         return spelling[canonical(name)]
     close = nearest(name, spelling.values())
     offered = f"Did you mean {_either(close)}?" if close else ""
-    if not close and len(spelling) <= FEW:
+    if not close and len(spelling) <= FEW_NAMES:
         offered = f"Expected {_either(list(spelling.values()))}."
     raise UsageError(
         f"No {kind} is called `{name}`.",

@@ -266,7 +266,7 @@ def _shown(value: object) -> str:
 # that jumps does no harm.
 
 
-FOLDER = ".owner"
+OWNER_FOLDER = ".owner"
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 30.0  # six heartbeats: a machine under load may miss some
 _READS = 5
@@ -352,7 +352,7 @@ def owned(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ow
         RunError: Another process works there, or the file system refuses.
     """
     try:
-        (run / FOLDER).mkdir(parents=True, exist_ok=True)
+        (run / OWNER_FOLDER).mkdir(parents=True, exist_ok=True)
         ownership = _claim(run, say)
     except OSError as error:
         raise refused(run, error) from error
@@ -363,7 +363,7 @@ def owned(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ow
 
 
 def _claim(run: Path, say: Callable[[str], None]) -> Ownership:
-    folder, me = run / FOLDER, _this_process()
+    folder, me = run / OWNER_FOLDER, _this_process()
     while True:
         newest = _newest(folder)
         if newest is not None:

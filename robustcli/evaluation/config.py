@@ -32,6 +32,8 @@ class EvalConfig(TaskConfig):
     allow_unreadable: float = 0.01
     fresh: bool = False
     offline: bool = False
+    fail_under: tuple[str, ...] = ()
+    fail_drop: tuple[str, ...] = ()
     command: str = "robustcli.evaluate(...)"
 
     def directory(self, digest: str) -> Path:
@@ -52,7 +54,6 @@ class EvalConfig(TaskConfig):
 
 
 def _changes(request: ModelRequest) -> object:
-    """What was said about a model beyond its name; nothing for a model as published."""
     said = (
         request.weights,
         dict(request.arguments),

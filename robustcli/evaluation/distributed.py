@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from robustcli.evaluation.config import EvalConfig
 
-BEAT_SECONDS = 1.0
-SILENCE_SECONDS = 60.0  # a rank that gives no sign of life for so long is taken for dead
+RANK_BEAT_SECONDS = 1.0
+RANK_SILENCE_SECONDS = 60.0  # a rank that gives no sign of life for so long is taken for dead
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0  # given to started processes to end by themselves
 _CHILD = "import sys; from robustcli.evaluation.evaluate import help_first; sys.exit(help_first())"
@@ -181,11 +181,11 @@ class Group:
         if count != last:
             self._beats[rank] = (count, time.monotonic())
             return False
-        return time.monotonic() - since > SILENCE_SECONDS
+        return time.monotonic() - since > RANK_SILENCE_SECONDS
 
     def _beat(self, everyone: _Everyone | _Counter) -> None:
         assert self.messages is not None
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self._stop.wait(RANK_BEAT_SECONDS):
             with suppress(RuntimeError):  # rank 0 is gone: noticed where something depends on it
                 self.messages.add(f"beat/{self.place.rank}", 1)
                 everyone.look()
@@ -308,7 +308,6 @@ def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def _difference(ours: Any, theirs: Any) -> str:
-    """The first difference between two JSON values, in words."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in dict.fromkeys([*ours, *theirs]):
             if ours.get(key) != theirs.get(key):
@@ -394,7 +393,7 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
         # Torch itself would listen on every address of the machine.
         messages = TCPStore(
             "127.0.0.1", port, count, is_master=True, wait_for_workers=False,
-            timeout=timedelta(seconds=SILENCE_SECONDS), master_listen_fd=listening.detach(),
+            timeout=timedelta(seconds=RANK_SILENCE_SECONDS), master_listen_fd=listening.detach(),
             use_libuv=False,  # whose store takes no open socket in torch 2.6
         )  # fmt: skip
     threads = torch.get_num_threads()
@@ -433,7 +432,6 @@ def _send(child: subprocess.Popen[bytes], job: object) -> None:
 
 
 def _import_path() -> str:
-    """So that a child finds this very package."""
     package = str(Path(__file__).parents[2])
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
@@ -448,7 +446,7 @@ def group_of_child() -> tuple[EvalConfig, Group]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends them
     config, port, rank, count = pickle.loads(_read(int.from_bytes(_read(8), "little")))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    timeout = timedelta(seconds=SILENCE_SECONDS)
+    timeout = timedelta(seconds=RANK_SILENCE_SECONDS)
     messages = TCPStore("127.0.0.1", port, count, is_master=False, timeout=timeout)
     return config, Group(Ranks(rank, count, rank, count), messages)
 

@@ -12,25 +12,20 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
 from robustcli.adapters.model import Model
-from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
-from robustcli.core.names import file_name
-from robustcli.core.ranks import Ranks
-from robustcli.core.rundir import check_folder
-from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
-from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.evaluation.distributed import (
     Group,
     check_ranks_agree,
@@ -38,19 +33,18 @@ from robustcli.evaluation.distributed import (
     group_of_child,
     in_words,
 )
+from robustcli.evaluation.forecast import announce_quick
+from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.plan import Piece, Plan, parts_of, share_of, shared
+from robustcli.evaluation.look_up import Evaluation, look_up
+from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
-from robustcli.tasks.base import Data, Task
-from robustcli.tasks.classification import Classification
 from robustcli.tasks.pictures import write_samples
-from robustcli.tasks.segmentation import Segmentation
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell
-from robustcli.transforms.registry import resolve as resolve_transforms
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
@@ -87,10 +81,13 @@ def run_evaluation(
         IncompleteRun: Rows that were asked for are missing at the end.
         RunError: Computing failed, or another process works in the folder; finished blocks are
             kept.
+        GateError: All is computed, and a number breaks a limit of `config`.
     """
     group = group or Group()
     with group.alive(listener or Silent()) as heard:
         evaluation = look_up(config, heard, group.place)
+        if config.quick and group.first and listener is not None:
+            announce_quick(evaluation, heard)
         models = load_models(evaluation)
         for note in (note for model in models.values() for note in model.notes):
             heard.say(note)
@@ -103,7 +100,18 @@ def run_evaluation(
         with EVALUATION.held(evaluation.run, heard.say) as ownership:
             record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
             _lead(evaluation, models, record, heard, group, ownership.check)
+            _check_gates(evaluation)
     return evaluation.run
+
+
+def _check_gates(evaluation: Evaluation) -> None:
+    """Raises GateError where the finished run breaks a limit; results of earlier gates go."""
+    if not evaluation.gates:
+        (evaluation.run / GATES_FILE).unlink(missing_ok=True)
+        return
+    record = judge(evaluation.run, evaluation.gates, evaluation.scope)
+    if not record.passed:
+        raise gate_error(evaluation.run, record)
 
 
 def help_first() -> int:
@@ -114,116 +122,6 @@ def help_first() -> int:
     except RobustError as error:
         return error.exit_code  # the first process tells
     return 0
-
-
-# Before anything is computed: everything is looked up once, cheapest checks first.
-
-
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (Classification, Segmentation)}
-
-
-def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
-    """The one task of all `entries`.
-
-    Raises:
-        UsageError: They are for different tasks.
-    """
-    first = {entry.task: entry for entry in reversed(entries)}
-    if len(first) > 1:
-        raise UsageError(
-            "A classifier and a segmenter do not go into one run.",
-            f"`{first['cls'].name}` says what is in an image, `{first['seg'].name}` where it is: "
-            "they need other data and have other numbers.",
-            "Evaluate them in separate runs.",
-        )
-    return TASKS[entries[0].task]()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation with all that its settings name looked up, but no weights and no pixels.
-
-    Args:
-        config: The settings.
-        task: What its models do.
-        data: What is evaluated.
-        cells: The transforms, by cell.
-        names: Of the models.
-        device: Where this process computes.
-        run: The run's folder.
-    """
-
-    config: EvalConfig
-    task: Task[Any]
-    data: Data
-    cells: dict[Cell, TransformCell]
-    names: tuple[str, ...]
-    device: torch.device
-    run: Path
-
-    @property
-    def block_size(self) -> int:
-        """Images of a block in a run that begins now."""
-        return max(BLOCK_SIZE, self.config.batch_size or 0)
-
-    def ready(self, loaded: Iterable[Model]) -> dict[str, Model]:
-        """`loaded` by name, on the device, each tried out with a made-up image.
-
-        So what a network cannot take is said before anything is decoded or written.
-
-        Raises:
-            UsageError: A network cannot take the images that its preprocessing makes.
-        """
-        models = {m.facts.name: m.to(self.device, self.config.precision) for m in loaded}
-        for model in models.values():
-            model.try_out()
-        return models
-
-
-def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
-    """The images, transforms, models, device and folder that `config` names.
-
-    Args:
-        config: The settings.
-        listener: Hears of defaults.
-        place: Of this process among those that share the work, which decides its device.
-
-    Raises:
-        UsageError: Something named does not exist or does not fit together.
-    """
-    cells = resolve_transforms(config.transforms, config.severities, config.plugins)
-    entries = [resolve(request.name) for request in config.models]
-    names = tuple(entry.name for entry in entries)
-    _check_distinct(names)
-    task = task_of(entries)
-    task.check(config)
-    config = task.with_defaults(config, listener)
-    device = choose_device(config.device, place)
-    data = task.open(config, listener)
-    run = config.directory(f"{data.record.digest} {data.record.contents}")
-    check_folder(run)
-    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
-    return Evaluation(config, task, data, by_cell, names, device, run)
-
-
-def _check_distinct(names: tuple[str, ...]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise UsageError(
-            f"`--model {twice.pop()}` was given twice.",
-            "",
-            "Use two runs to compare two weights of one model.",
-        )
-    folders: dict[str, str] = {}
-    for name in names:
-        other = folders.setdefault(file_name(name).lower(), name)
-        if other != name:
-            raise UsageError(
-                f"`--model {other}` and `--model {name}` would share a folder of the run.",
-                "Characters that file names cannot have become `-`, and not every file system "
-                "tells capital letters apart.",
-                "Evaluate them in two runs.",
-            )
 
 
 def load_models(evaluation: Evaluation) -> dict[str, Model]:
@@ -260,7 +158,6 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
 
 
 def _transform_record(cell: TransformCell) -> TransformRecord:
-    """The record of one transform at one severity."""
     transform = cell.transform
     return TransformRecord(
         name=transform.name,
@@ -272,10 +169,10 @@ def _transform_record(cell: TransformCell) -> TransformRecord:
     )
 
 
-def plan_work(record: RunRecord, evaluation: Evaluation) -> Plan:
+def plan_work(record: RunRecord, evaluation: Evaluation) -> EvaluationPlan:
     """What this command is to compute: its own models and transforms, not the run's others."""
     views = {m.name: m.view for m in record.models}
-    return Plan(
+    return EvaluationPlan(
         Store(evaluation.run),
         evaluation.data.items,
         tuple(evaluation.cells),
@@ -387,7 +284,7 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
 # What is held against the plan at the end.
 
 
-def _check_readable(config: EvalConfig, plan: Plan) -> None:
+def _check_readable(config: EvalConfig, plan: EvaluationPlan) -> None:
     """Raises RunError where the ranks together met too many unreadable images."""
     unreadable = set(plan.store.skipped()["image_id"])
     most = int(config.allow_unreadable * len(plan.images))
@@ -395,7 +292,7 @@ def _check_readable(config: EvalConfig, plan: Plan) -> None:
         raise too_many_unreadable(unreadable, most)
 
 
-def _whole(plan: Plan, record: RunRecord) -> Plan:
+def _whole(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:
     """The plan of every model and transform of the run's record, not only of this command's."""
     return replace(
         plan,
@@ -406,7 +303,7 @@ def _whole(plan: Plan, record: RunRecord) -> Plan:
 
 
 def _incomplete(
-    run: Path, plan: Plan, lacking: Sequence[Piece], gone: Sequence[int], world: int
+    run: Path, plan: EvaluationPlan, lacking: Sequence[Piece], gone: Sequence[int], world: int
 ) -> IncompleteRun:
     """Says how many rows of what are missing, and why where that is known."""
     count = Counter[str]()
@@ -461,7 +358,7 @@ def _plain(piece: Piece) -> list[Any]:
     ]
 
 
-def _piece(plan: Plan, plain: Sequence[Any]) -> Piece:
+def _piece(plan: EvaluationPlan, plain: Sequence[Any]) -> Piece:
     block, cells = plain
     models = {Cell(name, severity): tuple(those) for name, severity, those, _ in cells}
     inputs = {Cell(name, severity): tuple(those) for name, severity, _, those in cells}

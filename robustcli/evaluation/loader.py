@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from robustcli.core import machine
 from robustcli.core.errors import RobustError
 from robustcli.data.decode import UnreadableImage
-from robustcli.evaluation.plan import Part
+from robustcli.evaluation.plan import PieceBatch
 from robustcli.tasks.base import Batch, Item, Preparation
 
 
@@ -29,7 +29,7 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
     An error for the user comes as an item: torch would bury an exception in a worker's traceback.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PieceBatch, ...]
     preparation: Preparation[Any, Any, Any]
 
     def __iter__(self) -> Iterator[Batch[Any] | RobustError]:
@@ -42,7 +42,7 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
         except RobustError as error:
             yield error
 
-    def _batches(self, part: Part) -> Iterator[Batch[Any]]:
+    def _batches(self, part: PieceBatch) -> Iterator[Batch[Any]]:
         items, decoded, unreadable = self._decode_all(part.images)
         ids = [item.image_id for item in items]
         for made in self.preparation.prepare(

@@ -60,7 +60,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Part:
+class PieceBatch:
     """One batch of images of a piece, under all its cells: what a loader worker takes at once.
 
     Args:
@@ -77,7 +77,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What a run is made of."""
 
     store: Store
@@ -148,10 +148,10 @@ def share_of(pieces: Sequence[Piece], rank: int, ranks: int) -> tuple[Piece, ...
     return tuple(pieces[rank::ranks])
 
 
-def parts_of(pieces: Sequence[Piece], batch_size: int) -> tuple[Part, ...]:
+def parts_of(pieces: Sequence[Piece], batch_size: int) -> tuple[PieceBatch, ...]:
     """The batches of `pieces` in their order, the last one of each piece possibly short."""
     return tuple(
-        Part(piece, tuple(images), number, -(-len(piece.images) // batch_size))
+        PieceBatch(piece, tuple(images), number, -(-len(piece.images) // batch_size))
         for piece in pieces
         for number, images in enumerate(batches(piece.images, batch_size))
     )

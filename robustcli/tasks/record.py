@@ -16,7 +16,7 @@ from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
 
-Split = Literal["all", "train", "val", "test"]
+SplitOrAll = Literal["all", "train", "val", "test"]
 
 
 # Data.

@@ -74,7 +74,7 @@ def _value_at(value: Any, severity: int) -> Any:
 
 Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
 Mask: TypeAlias = NDArray[Any]  # (H, W) labels: bool or an integer type, values within int32
-Family: TypeAlias = Literal["identity", "paper21", "imagenet-c", "plugin"]
+TransformFamily: TypeAlias = Literal["identity", "paper21", "imagenet-c", "plugin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Transform(ABC):
     """
 
     name: str
-    family: Family
+    family: TransformFamily
     geometric: bool = False
     severities: tuple[int, ...] = ()
     ranged: bool = True

@@ -85,7 +85,7 @@ def _narrow(seed: int) -> int:
     return seed % 2**32  # numpy's legacy generator takes 32 bits
 
 
-PREFIX = "c_"
+NAME_PREFIX = "c_"
 
 _SUMMARIES = {
     "gaussian_noise": "Gaussian noise",
@@ -111,7 +111,7 @@ _SUMMARIES = {
 
 IMAGENET_C: tuple[Corruption, ...] = tuple(
     Corruption(
-        name=PREFIX + corruption,
+        name=NAME_PREFIX + corruption,
         family="imagenet-c",
         geometric=corruption == "elastic_transform",
         severities=SEVERITIES,

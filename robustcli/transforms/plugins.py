@@ -231,7 +231,7 @@ def _found_again(
 # --- Where users' own transforms are found: a file named by `--plugin`, or an entry point ---------
 
 
-GROUP = "robustcli.transforms"
+ENTRY_POINTS = "robustcli.transforms"
 _HINT = "`docs/transforms.md` shows a whole plugin."
 
 
@@ -280,7 +280,7 @@ def _executed(path: Path, content: bytes, name: str) -> ModuleType:
     return module
 
 
-def from_entry_points(group: str = GROUP) -> tuple[Plugged, ...]:
+def from_entry_points(group: str = ENTRY_POINTS) -> tuple[Plugged, ...]:
     """The transforms of installed packages; each entry point names a module or one function.
 
     Raises:

@@ -13,7 +13,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, is_glob, matching
 from robustcli.core.seeds import identity_seed
 from robustcli.transforms.base import Image, Transform
-from robustcli.transforms.imagenet_c import IMAGENET_C, PREFIX
+from robustcli.transforms.imagenet_c import IMAGENET_C, NAME_PREFIX
 from robustcli.transforms.paper21 import PAPER21
 from robustcli.transforms.plugins import from_entry_points, from_file
 
@@ -123,7 +123,7 @@ def transforms() -> tuple[Transform, ...]:
     return _registered(())
 
 
-def resolve(
+def resolve_transforms(
     patterns: Sequence[str], severities: Sequence[int] | None, plugins: Sequence[Path] = ()
 ) -> list[TransformCell]:
     """The cells that a command line asks for: `identity` first, then as typed, each once.
@@ -178,7 +178,7 @@ def _named(pattern: str, known: dict[str, Transform]) -> list[Transform]:
     if preset in PRESETS:
         return [one for one in known.values() if one.family == preset]
     spelling = re.sub(r"\s+", "-", canonical(pattern))
-    spelling = re.sub(r"^imagenet-?c[-/:]", PREFIX, spelling)
+    spelling = re.sub(r"^imagenet-?c[-/:]", NAME_PREFIX, spelling)
     if spelling not in {canonical(name) for name in known}:
         spelling = _ALIASES.get(spelling, spelling)
     return [known[name] for name in matching(spelling, known, kind="transform", listing=LISTING)]

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from robustcli.cli import failures
-from robustcli.cli.failures import keep_traceback, tell, tell_known, understood
+from robustcli.cli.failures import explain, keep_traceback, print_known, print_unexpected
 from robustcli.cli.main import main
 from robustcli.core.errors import RunError, errors_of, run_of
 from robustcli.tasks.forward import Forward
@@ -56,7 +56,7 @@ def of_worker(error: Exception) -> Exception:
 
 
 def told_by(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = tell(error)
+    code = print_unexpected(error)
     return code, capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_the_cause_counts_where_the_error_says_nothing() -> None:
         except OSError as error:
             raise RuntimeError("could not save") from error
 
-    assert understood(raised(wrapped)).what == "There is no space left on the disk: `/x`."
+    assert explain(raised(wrapped)).what == "There is no space left on the disk: `/x`."
 
 
 def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_what_a_worker_says_for_the_user_stays_in_three_parts(
 ) -> None:
     error = of_worker(RunError("The pair `a` cannot be read.", "It is torn.", "Repair it."))
     assert isinstance(error, RunError)
-    assert tell_known(error) == 1
+    assert print_known(error) == 1
     said = capsys.readouterr().err
     assert said == "Error: The pair `a` cannot be read.\nIt is torn.\nRepair it.\n"
 
@@ -241,7 +241,7 @@ def test_tracebacks_are_shown_where_asked_for(
         except ValueError as error:
             raise RunError("No.") from error
 
-    assert tell_known(raised(refuse)) == 1  # type: ignore[arg-type]
+    assert print_known(raised(refuse)) == 1  # type: ignore[arg-type]
     told = capsys.readouterr().err
     assert told.endswith("Error: No.\n")
     assert ("of a library" in told) is shown

@@ -16,7 +16,7 @@ from robustcli.cli.failures import keep_traceback
 from robustcli.core import rundir
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.rundir import (
-    FOLDER,
+    OWNER_FOLDER,
     RECORD_FILE,
     BaseRunRecord,
     RunKind,
@@ -35,8 +35,8 @@ def _impatient(monkeypatch):
 
 def leave_owner(run, **changes):
     """Leaves the owner's file of another process."""
-    (run / FOLDER).mkdir(parents=True, exist_ok=True)
-    path = run / FOLDER / "000001.json"
+    (run / OWNER_FOLDER).mkdir(parents=True, exist_ok=True)
+    path = run / OWNER_FOLDER / "000001.json"
     path.write_text(json.dumps(asdict(replace(rundir._this_process(), **changes))))
     return path
 
@@ -56,7 +56,7 @@ def test_the_next_one_takes_a_released_folder_at_once(tmp_path):
     for _ in range(12):
         with owned(tmp_path):
             pass
-    numbers = sorted(int(path.stem) for path in (tmp_path / FOLDER).glob("*.json"))
+    numbers = sorted(int(path.stem) for path in (tmp_path / OWNER_FOLDER).glob("*.json"))
     assert numbers[-1] == 12
     assert len(numbers) <= 8, "files of earlier owners are removed"
 
@@ -101,7 +101,7 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_touches_its_file(tmp_pa
     thread.join()
     assert "cannot be seen from here" in heard[0]
     with owned(tmp_path):
-        assert (tmp_path / FOLDER / "000002.json").exists()
+        assert (tmp_path / OWNER_FOLDER / "000002.json").exists()
 
 
 def test_a_file_that_was_cut_off_belongs_to_nobody_who_lives(tmp_path):
@@ -137,7 +137,7 @@ def test_of_many_that_start_at_once_exactly_one_gets_the_folder(tmp_path):
 def test_a_process_that_was_taken_over_notices_before_it_writes(tmp_path):
     with owned(tmp_path) as mine:
         mine.check()
-        (tmp_path / FOLDER / "000002.json").write_text("{}")
+        (tmp_path / OWNER_FOLDER / "000002.json").write_text("{}")
         deadline = time.monotonic() + 10
         while not mine._lost.is_set() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -240,7 +240,7 @@ def test_fresh_discards_what_belongs_to_the_run_and_nothing_else(tmp_path):
     assert traceback.parent == tmp_path
     NOTES.open(tmp_path, note(lr=5), fresh=True)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    assert {name for name in left if not name.startswith(FOLDER)} == {RECORD_FILE, *mine}
+    assert {name for name in left if not name.startswith(OWNER_FOLDER)} == {RECORD_FILE, *mine}
     assert NOTES.read(tmp_path).lr == 5
 
 

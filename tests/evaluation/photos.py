@@ -12,12 +12,12 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.data.dataset import Dataset
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.loader import Source
-from robustcli.evaluation.plan import Plan, parts_of
+from robustcli.evaluation.plan import EvaluationPlan, parts_of
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import ORIGINAL
 from robustcli.tasks.classification import ViewPreparation
 from robustcli.transforms.base import Cell
-from robustcli.transforms.registry import resolve
+from robustcli.transforms.registry import resolve_transforms
 
 CLASSES = ("airplane", "cat", "dog", "ship")
 SMALL, LARGE = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
@@ -54,10 +54,13 @@ def source(
     severities: tuple[int, ...] | None = None,
 ) -> Source:
     """Batches of two views, in blocks of seven."""
-    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, severities, plugins)}
+    cells = {
+        Cell(c.transform.name, c.severity): c
+        for c in resolve_transforms(names, severities, plugins)
+    }
     sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
     measured = tuple(sizes) if at_crop else (ORIGINAL,)
-    plan = Plan(Store(run), index.samples, tuple(cells), ("small", "large"), measured, 7)
+    plan = EvaluationPlan(Store(run), index.samples, tuple(cells), ("small", "large"), measured, 7)
     model_views = {"small": SMALL.view, "large": LARGE.view}
     pieces = {piece.block: piece for piece in plan.missing()}
     return Source(

@@ -307,7 +307,7 @@ def test_each_rank_has_the_device_of_its_number(monkeypatch):
 
 
 def test_nobody_waits_for_a_rank_that_gives_no_sign_of_life(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(distributed, "RANK_SILENCE_SECONDS", 1.0)
     group = Group(Ranks(0, 2, 0, 2), HashStore())
     with pytest.raises(RunError, match="Process 1 of 2 ended without a word"):
         run_evaluation(config(photos, tmp_path / "run", models=(PICO,)), group=group)

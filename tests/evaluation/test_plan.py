@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from robustcli.data.dataset import FileRef, Sample
-from robustcli.evaluation.plan import Plan, batches, parts_of, share_of, shared
+from robustcli.evaluation.plan import EvaluationPlan, batches, parts_of, share_of, shared
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
 from robustcli.transforms.base import Cell
 
 CELLS = (Cell("identity", 0), Cell("affine", 3))
 
 
-def make_plan(run: Path, images: int = 10) -> Plan:
+def make_plan(run: Path, images: int = 10) -> EvaluationPlan:
     samples = tuple(
         Sample(FileRef(f"{i}.png", Path(f"{i}.png")), 0, f"{i}.png") for i in range(images)
     )
-    return Plan(Store(run), samples, CELLS, ("a", "b"), ("original",), 4)
+    return EvaluationPlan(Store(run), samples, CELLS, ("a", "b"), ("original",), 4)
 
 
 def finish(path: Path, rows: int = 4) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.transforms.registry import image_seed, resolve
+from robustcli.transforms.registry import image_seed, resolve_transforms
 from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
 
@@ -21,7 +21,7 @@ def test_what_is_sent_is_transform_then_resize(index, tmp_path):
     batch = next(b for b in source(index, tmp_path, "affine") if b.cell.transform == "affine")
     ref = index.samples[0]
     seed = image_seed(0, "affine", 0, ref.image_id)
-    affine = resolve(["affine"], None)[1].transform
+    affine = resolve_transforms(["affine"], None)[1].transform
     expected = SMALL.apply(affine.apply(decode(ref.image), seed=seed, severity=0))
     assert np.array_equal(batch.inputs.views[SMALL.view][0].numpy().transpose(1, 2, 0), expected)
 
@@ -31,7 +31,7 @@ def test_at_crop_is_resize_then_transform_and_measures_each_view(index, tmp_path
     batch = next(b for b in batches if b.cell.transform == "affine")
     ref = index.samples[0]
     seed = image_seed(0, "affine", 0, ref.image_id)
-    affine = resolve(["affine"], None)[1].transform
+    affine = resolve_transforms(["affine"], None)[1].transform
     expected = affine.apply(LARGE.apply(decode(ref.image)), seed=seed, severity=0)
     assert np.array_equal(batch.inputs.views[LARGE.view][0].numpy().transpose(1, 2, 0), expected)
     assert set(batch.measures) == {SMALL.view, LARGE.view}

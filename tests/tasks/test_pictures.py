@@ -29,7 +29,7 @@ from robustcli.tasks.pictures import (
 )
 from robustcli.tasks.record import read_panels
 from robustcli.transforms.base import CLEAN
-from robustcli.transforms.registry import image_seed, resolve
+from robustcli.transforms.registry import image_seed, resolve_transforms
 from tests.evaluation.cells import OTSU, config, make_pairs, pairs_in
 
 
@@ -167,7 +167,7 @@ def read_samples(path):
 
 
 def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
-    cells = resolve(["affine", "fliplr"], None)
+    cells = resolve_transforms(["affine", "fliplr"], None)
     write_samples(tmp_path, cells, 4, lambda: first_pair(index.samples))
     pair, affine = index.samples[0], cells[1].transform
     image, mask = affine.apply_with_mask(
@@ -189,7 +189,7 @@ def test_an_image_with_foreground_is_shown_if_there_is_one(index):
 
 
 def test_pictures_that_are_there_are_left_alone(index, tmp_path):
-    cells = resolve(["fliplr"], None)
+    cells = resolve_transforms(["fliplr"], None)
     write_samples(tmp_path, cells, 0, lambda: first_pair(index.samples))
     write_samples(tmp_path, cells, 0, lambda: pytest.fail("nothing is missing"))
 
@@ -202,5 +202,5 @@ def test_unreadable_images_are_passed_over(index, tmp_path):
 
     assert first_readable(index.samples, decode).image_id == index.samples[2].image_id
     assert first_readable(index.samples[:2], decode) is None
-    write_samples(tmp_path, resolve(["fliplr"], None), 0, lambda: None)
+    write_samples(tmp_path, resolve_transforms(["fliplr"], None), 0, lambda: None)
     assert not (tmp_path / "samples").exists()

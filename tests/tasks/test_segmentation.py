@@ -26,7 +26,7 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.loader import Source, batch_stream
-from robustcli.evaluation.plan import Plan, parts_of
+from robustcli.evaluation.plan import EvaluationPlan, parts_of
 from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
@@ -41,7 +41,7 @@ from robustcli.tasks.segmentation import (
     surface_distance,
 )
 from robustcli.transforms.base import Cell
-from robustcli.transforms.registry import image_seed, resolve
+from robustcli.transforms.registry import image_seed, resolve_transforms
 from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.evaluation.trained import make_training
@@ -140,8 +140,10 @@ def index(tmp_path_factory):
 
 
 def source(index, run, *names, batch_size=4, seed=0, plugins=()):
-    cells = {Cell(c.transform.name, c.severity): c for c in resolve(names, None, plugins)}
-    plan = Plan(Store(run), index.samples, tuple(cells), ("model",), (ORIGINAL,), 7)
+    cells = {
+        Cell(c.transform.name, c.severity): c for c in resolve_transforms(names, None, plugins)
+    }
+    plan = EvaluationPlan(Store(run), index.samples, tuple(cells), ("model",), (ORIGINAL,), 7)
     return Source(parts_of(plan.missing(), batch_size), PairPreparation(cells, seed))
 
 
@@ -294,7 +296,7 @@ class Heard(Silent):
 
 def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "affine"))
-    otsu, affine = load(OTSU, "seg"), resolve(["affine"], None)[1].transform
+    otsu, affine = load(OTSU, "seg"), resolve_transforms(["affine"], None)[1].transform
     for name, cell in (("identity", Cell("identity", 0)), ("affine", Cell("affine", 0))):
         rows = Store(run).rows("otsu", cell, "seg")
         assert list(rows.columns) == MASK_SCHEMA.names

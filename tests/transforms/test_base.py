@@ -18,17 +18,17 @@ from robustcli.core.errors import UsageError
 from robustcli.transforms.base import Span, Transform, has_span, settings_at
 from robustcli.transforms.imagenet_c import IMAGENET_C
 from robustcli.transforms.paper21 import PAPER21
-from robustcli.transforms.registry import TransformCell, resolve, transforms
+from robustcli.transforms.registry import TransformCell, resolve_transforms, transforms
 
-EVERYTHING = resolve(["all"], [0, 1, 2, 3, 4, 5])
+EVERYTHING = resolve_transforms(["all"], [0, 1, 2, 3, 4, 5])
 
 DIGESTS = """
 import hashlib, json, sys
 import numpy as np
-from robustcli.transforms.registry import image_seed, resolve
+from robustcli.transforms.registry import image_seed, resolve_transforms
 np.random.seed(int(sys.argv[1]))
 image = np.frombuffer(bytes.fromhex(sys.stdin.read()), np.uint8).reshape(48, 64, 3)
-cells = resolve(["all"], [0, 1, 2, 3, 4, 5])
+cells = resolve_transforms(["all"], [0, 1, 2, 3, 4, 5])
 np.random.default_rng(int(sys.argv[1])).shuffle(cells)
 print(json.dumps({
     f"{c.transform.name} {c.severity}": hashlib.sha256(c.transform.apply(
@@ -60,7 +60,7 @@ def test_pixels_do_not_depend_on_order_or_process(picture: NDArray[np.uint8]) ->
 
 def test_pixels_do_not_depend_on_threads_or_neighbours(picture: NDArray[np.uint8]) -> None:
     names = ["affine", "cutout", "multiply_per_channel", "piecewise_affine", "c_snow", "c_spatter"]
-    work = [(cell, seed) for cell in resolve(names, None) for seed in range(6)]
+    work = [(cell, seed) for cell in resolve_transforms(names, None) for seed in range(6)]
     alone = [_digest(cell, picture, seed) for cell, seed in work]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda one: _digest(one[0], picture, one[1]), reversed(work)))
@@ -97,7 +97,7 @@ def test_seed_matters_where_there_is_chance(picture: NDArray[np.uint8]) -> None:
     without |= {"c_gaussian_blur"}
     same = {
         cell.transform.name
-        for cell in resolve(["all"], None)
+        for cell in resolve_transforms(["all"], None)
         if len({_digest(cell, picture, seed) for seed in range(5)}) == 1
     }
     assert same == without
@@ -114,12 +114,12 @@ def test_seed_matters_where_there_is_chance(picture: NDArray[np.uint8]) -> None:
 )
 def test_what_is_no_image_is_refused(wrong: NDArray[np.uint8]) -> None:
     with pytest.raises(UsageError, match=r"`image` cannot be given to transform `fliplr`") as told:
-        resolve(["fliplr"], None)[1].transform.apply(wrong, seed=0, severity=0)
+        resolve_transforms(["fliplr"], None)[1].transform.apply(wrong, seed=0, severity=0)
     assert f"came {wrong.dtype} of shape {wrong.shape}" in told.value.why
 
 
 def test_a_severity_that_is_not_there_is_refused(picture: NDArray[np.uint8]) -> None:
-    flip, fog = (resolve([name], None)[1].transform for name in ("fliplr", "c_fog"))
+    flip, fog = (resolve_transforms([name], None)[1].transform for name in ("fliplr", "c_fog"))
     with pytest.raises(UsageError, match=r"`fliplr` has no severity 2.\nIt has one strength only"):
         flip.apply(picture, seed=0, severity=2)
     with pytest.raises(UsageError, match=r"`c_fog` has no severity 0.\nIt has 1, 2, 3, 4, 5"):
@@ -204,7 +204,9 @@ def _same_around(holds: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def test_a_mask_keeps_its_dtype_and_large_labels(dtype: type, picture: NDArray[np.uint8]) -> None:
     label = {np.bool_: 1, np.uint8: 255, np.uint16: 65535}.get(dtype, 2_000_000_000)
     mask = np.full(picture.shape[:2], label, dtype)
-    for cell in resolve(["affine", "piecewise_affine", "crop_and_pad", "perspective"], None)[1:]:
+    for cell in resolve_transforms(
+        ["affine", "piecewise_affine", "crop_and_pad", "perspective"], None
+    )[1:]:
         _, moved = cell.transform.apply_with_mask(picture, mask, seed=4, severity=0)
         assert moved.dtype == dtype
         assert set(np.unique(moved)) <= {0, mask.flat[0]}

@@ -20,7 +20,7 @@ from robustcli.transforms.registry import (
     cells_of_group,
     cells_of_one,
     image_seed,
-    resolve,
+    resolve_transforms,
     transforms,
 )
 
@@ -67,12 +67,12 @@ def test_every_name_is_safe_as_a_folder_and_every_summary_one_line() -> None:
 
 
 def test_identity_is_first_and_once() -> None:
-    assert _names(resolve([], None)) == ["identity"]
-    assert _names(resolve(["fliplr", "identity", "clean"], [])) == ["identity", "fliplr"]
+    assert _names(resolve_transforms([], None)) == ["identity"]
+    assert _names(resolve_transforms(["fliplr", "identity", "clean"], [])) == ["identity", "fliplr"]
 
 
 def test_identity_stays_at_severity_0() -> None:
-    cells = resolve(["identity", "affine"], [2, 5])
+    cells = resolve_transforms(["identity", "affine"], [2, 5])
     assert [(cell.transform.name, cell.severity) for cell in cells] == [
         ("identity", 0),
         ("affine", 2),
@@ -81,20 +81,20 @@ def test_identity_stays_at_severity_0() -> None:
 
 
 def test_presets() -> None:
-    assert len(resolve(["paper21"], None)) == 22
-    assert len(resolve(["ImageNet_C"], None)) == 1 + 19 * 5
-    assert len(resolve(["all"], None)) == 1 + 21 + 19 * 5
-    assert len(resolve(["paper21"], [1, 3, 5])) == 1 + 16 * 3 + 5
+    assert len(resolve_transforms(["paper21"], None)) == 22
+    assert len(resolve_transforms(["ImageNet_C"], None)) == 1 + 19 * 5
+    assert len(resolve_transforms(["all"], None)) == 1 + 21 + 19 * 5
+    assert len(resolve_transforms(["paper21"], [1, 3, 5])) == 1 + 16 * 3 + 5
 
 
 def test_repeats_are_dropped_and_the_order_is_as_typed() -> None:
-    cells = resolve(["perspective", "flip*", "perspective", "paper21"], None)
+    cells = resolve_transforms(["perspective", "flip*", "perspective", "paper21"], None)
     assert _names(cells)[:4] == ["identity", "perspective", "fliplr", "flipud"]
     assert len(cells) == 22
 
 
 def test_severities_are_sorted_and_unique() -> None:
-    assert [cell.severity for cell in resolve(["c_fog"], [5, 1, 5])[1:]] == [1, 5]
+    assert [cell.severity for cell in resolve_transforms(["c_fog"], [5, 1, 5])[1:]] == [1, 5]
 
 
 @pytest.mark.parametrize(
@@ -113,21 +113,21 @@ def test_severities_are_sorted_and_unique() -> None:
     ],
 )
 def test_spellings(typed: str, name: str) -> None:
-    assert set(_names(resolve([typed], None))[1:]) == {name}
+    assert set(_names(resolve_transforms([typed], None))[1:]) == {name}
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"called `perspctive`.\nDid you mean `perspective`\?"):
-        resolve(["perspctive"], None)
+        resolve_transforms(["perspctive"], None)
 
 
 def test_a_glob_without_a_match_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"No transform matches `zz\*`"):
-        resolve(["zz*"], None)
+        resolve_transforms(["zz*"], None)
 
 
 def test_a_plugin_file_adds_names(plugin_file: Path) -> None:
-    cells = resolve(["darker", "all"], None, [plugin_file, plugin_file])
+    cells = resolve_transforms(["darker", "all"], None, [plugin_file, plugin_file])
     assert [(c.transform.name, c.severity) for c in cells[1:4]] == [
         ("darker", 1),
         ("darker", 2),
@@ -135,7 +135,7 @@ def test_a_plugin_file_adds_names(plugin_file: Path) -> None:
     ]
     assert _names(cells)[-3:] == ["grain", "roll_random", "roll_random"]
     with pytest.raises(UsageError, match="called `darker`"):
-        resolve(["darker"], None)
+        resolve_transforms(["darker"], None)
 
 
 @pytest.mark.parametrize("name", ["affine", "c_fog", "all", "identity"])
@@ -146,7 +146,7 @@ def test_a_plugin_needs_a_name_of_its_own(name: str, tmp_path: Path) -> None:
         f"@transform(name={name!r})\ndef mine(image, rng, value):\n    return image\n"
     )
     with pytest.raises(UsageError, match=f"transform `{name}` needs another name"):
-        resolve(["identity"], None, [path])
+        resolve_transforms(["identity"], None, [path])
 
 
 def test_a_plugin_may_be_called_as_an_alias_is(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_plugin_may_be_called_as_an_alias_is(tmp_path: Path) -> None:
         "from robustcli.transforms import transform\n"
         "@transform()\ndef fog(image, rng, value):\n    return image\n"
     )
-    assert _names(resolve(["fog"], None, [path])) == ["identity", "fog"]
+    assert _names(resolve_transforms(["fog"], None, [path])) == ["identity", "fog"]
 
 
 def test_seeds_differ_by_every_part_and_by_nothing_else() -> None:
