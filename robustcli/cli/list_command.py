@@ -36,8 +36,8 @@ def command(kind: str, pattern: str, wide: bool, as_json: bool) -> None:
 
 
 def _models() -> list[ListedRow]:
-    from robustcli.adapters.cache_paths import is_here
     from robustcli.adapters.catalogue import CATALOGUE
+    from robustcli.adapters.fetching import is_here
 
     return [
         {

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.adapters.fetching import is_here
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError
 from robustcli.core.listener import Listener

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustcli.adapters.cache_paths import (
-    hash_state,
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.fetching import (
     hub_file,
     is_here,
     local_path,
     official_weights,
+    state_digest,
 )
-from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.core.errors import UsageError
 
 SWIN = "swin_tiny_patch4_window7_224.ms_in1k"
@@ -188,10 +188,10 @@ def test_hash_state_by_hand() -> None:
         b"a torch.int64 ()\n" + struct.pack("<q", 7) + b"b torch.float32 (1, 2)\n"
         + struct.pack("<2f", 1, -2)
     )  # fmt: skip
-    assert hash_state(state) == hashlib.sha256(content).hexdigest()
+    assert state_digest(state) == hashlib.sha256(content).hexdigest()
     # Written into every run.json: it must never change.
     pinned = "7fc81a725f77639304ed8a5d03930d04263924600bfa341544d61feb17cd6a87"
-    assert hash_state(state) == pinned
+    assert state_digest(state) == pinned
 
 
 def test_the_hash_depends_on_names_types_shapes_and_values_but_not_on_order() -> None:
@@ -204,19 +204,19 @@ def test_the_hash_depends_on_names_types_shapes_and_values_but_not_on_order() ->
         {**state, "b": torch.tensor([0.0, 1e-30])},
         {"a": state["a"]},
     ]
-    assert len({hash_state(variant) for variant in variants}) == len(variants)
-    assert hash_state(dict(reversed(state.items()))) == hash_state(state)
+    assert len({state_digest(variant) for variant in variants}) == len(variants)
+    assert state_digest(dict(reversed(state.items()))) == state_digest(state)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.uint8])
 def test_every_type_can_be_hashed(dtype: torch.dtype) -> None:
-    assert len(hash_state({"a": torch.ones(3, dtype=dtype), "e": torch.empty(0)})) == 64
+    assert len(state_digest({"a": torch.ones(3, dtype=dtype), "e": torch.empty(0)})) == 64
 
 
 def test_memory_layout_does_not_count() -> None:
     matrix = torch.arange(6.0).view(2, 3)
-    assert hash_state({"a": matrix.t().contiguous().t()}) == hash_state({"a": matrix})
-    assert hash_state({"a": matrix.requires_grad_()}) == hash_state({"a": matrix.detach()})
+    assert state_digest({"a": matrix.t().contiguous().t()}) == state_digest({"a": matrix})
+    assert state_digest({"a": matrix.requires_grad_()}) == state_digest({"a": matrix.detach()})
 
 
 def test_a_network_without_published_weights_says_how_to_get_some() -> None:

@@ -7,9 +7,16 @@ import re
 import pytest
 import torch
 
-from robustcli.adapters.create import create, load
-from robustcli.adapters.families import FAMILIES, classes_in, convert, family_of, members, recognise
-from robustcli.adapters.loading import shapes_of
+from robustcli.adapters.loading import (
+    FAMILIES,
+    classes_in,
+    family_of,
+    members,
+    recognise,
+    shapes_of,
+    vmamba_names,
+)
+from robustcli.adapters.networks import create, with_weights
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.models.umamba import with_aliases
 from tests.adapters.files import assert_holds, meta_state, on_meta, random_state
@@ -105,7 +112,7 @@ def test_the_old_names_of_v0_files_are_converted() -> None:
     assert not [key for key in old if key.startswith("classifier.") or ".op." in key]
     assert {"patch_embed.proj.weight", "layers.0.blocks.0.ln_1.bias", "norm.weight", "head.bias",
             "layers.1.blocks.0.self_attention.out_norm.weight"} <= set(old)  # fmt: skip
-    assert_holds(load("vmamba-t-v0", old, origin="w.pth", options=SMALL), state)
+    assert_holds(with_weights("vmamba-t-v0", old, origin="w.pth", options=SMALL), state)
 
 
 def test_a_real_v0_file_is_recognised_by_its_old_names() -> None:
@@ -116,7 +123,7 @@ def test_a_real_v0_file_is_recognised_by_its_old_names() -> None:
 @pytest.mark.parametrize("variant", GOLDEN)
 def test_todays_names_pass_unchanged(variant: str) -> None:
     state = on_meta(variant).state_dict()
-    assert list(convert(state)) == list(state)
+    assert list(vmamba_names(state)) == list(state)
 
 
 POINTWISE = re.compile(r"\.(in_proj|out_proj|fc1|fc2|reduction|head)\.weight$")
@@ -127,10 +134,10 @@ def test_projections_stored_as_1x1_convolutions_become_matrices(variant: str) ->
     state = random_state(create(variant, SMALL))
     stored = {k: t[..., None, None] if POINTWISE.search(k) else t for k, t in state.items()}
     assert sum(tensor.ndim == 4 for tensor in stored.values()) > 4
-    assert_holds(load(variant, stored, origin="w.pth", options=SMALL), state)
+    assert_holds(with_weights(variant, stored, origin="w.pth", options=SMALL), state)
 
 
 def test_real_convolutions_stay() -> None:
     state = {"layers.0.blocks.0.op.conv2d.weight": torch.ones(4, 1, 1, 1),
              "layers.0.blocks.0.mlp.fc1.weight": torch.ones(4, 2, 3, 3)}  # fmt: skip
-    assert [tuple(t.shape) for t in convert(state).values()] == [(4, 1, 1, 1), (4, 2, 3, 3)]
+    assert [tuple(t.shape) for t in vmamba_names(state).values()] == [(4, 1, 1, 1), (4, 2, 3, 3)]

@@ -15,7 +15,7 @@ from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.load import resolve
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.start import sized_preprocessing, start_classifier, start_weights
+from robustcli.adapters.trainable import sized_preprocessing, start_classifier, start_weights
 from robustcli.core.errors import UsageError
 from tests.adapters.files import assert_holds
 from tests.adapters.runs import trained

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from robustcli.adapters.create import create_model
+from robustcli.adapters.networks import create_model
 from robustcli.core.errors import UsageError
 from robustcli.models.vim import resize_positions
 from tests.adapters.files import assert_holds, random_state

@@ -13,16 +13,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.transfer import is_encoder_file, load_encoder, transfer
+from robustcli.adapters.trainable import is_encoder_file, load_encoder, transfer
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.pretrained import heads_of
 from robustcli.models.architectures import architecture
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
-from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import make_plan
 from tests.adapters.files import meta_state, random_state
 from tests.adapters.nnunet_files import PLAN, network
 from tests.models import golden
@@ -46,13 +46,13 @@ def test_the_heads_are_those_of_timms_contract(
 
 
 def test_ours_have_the_same_contract() -> None:
-    assert heads_in(create.create("vmamba-pico", TINY)) == ("classifier.head.",)
-    assert heads_in(create.create("vim", {"depth": 1, "dim": 16})) == ("head.",)
+    assert heads_in(networks.create("vmamba-pico", TINY)) == ("classifier.head.",)
+    assert heads_in(networks.create("vim", {"depth": 1, "dim": 16})) == ("head.",)
 
 
 def test_all_but_the_head_is_copied_also_from_another_number_of_classes() -> None:
-    state = create.create("vmamba-pico", TINY).state_dict()
-    network = create.create("vmamba-pico", {**TINY, "num_classes": 3})
+    state = networks.create("vmamba-pico", TINY).state_dict()
+    network = networks.create("vmamba-pico", {**TINY, "num_classes": 3})
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     transfer(network, state, ENTRY, ("classifier.head.",), "here")
     for name, tensor in network.state_dict().items():
@@ -61,9 +61,9 @@ def test_all_but_the_head_is_copied_also_from_another_number_of_classes() -> Non
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
-    state = dict(create.create("vmamba-pico", {**TINY, "dim": 16}).state_dict())
+    state = dict(networks.create("vmamba-pico", {**TINY, "dim": 16}).state_dict())
     state.pop("patch_embed.0.bias")
-    network = create.create("vmamba-pico", TINY)
+    network = networks.create("vmamba-pico", TINY)
     before = network.state_dict()["layers.1.blocks.0.op.Ds"].clone()
     with pytest.raises(UsageError, match=r"`patch_embed\.0\.weight` is \(8,") as told:
         transfer(network, state, ENTRY, ("classifier.head.",), "here")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.signal import cont2discrete
 
+from robustcli.models.mamba import ssm_convolution, ssm_kernel, ssm_recurrence, zero_order_hold
 from robustcli.models.scan import selective_scan
-from robustcli.models.time_invariant import convolution, kernel, recurrence, zero_order_hold
 
 
 def _system(channels=3, states=4, seed=0):
@@ -24,8 +24,10 @@ def test_recurrence_equals_convolution(length):
     A, B, C, step, draw = _system()
     x = draw(2, 3, length)
     Abar, Bbar = zero_order_hold(A, B, step)
-    unrolled = recurrence(x, Abar, Bbar, C)
-    assert torch.allclose(convolution(x, kernel(Abar, Bbar, C, length)), unrolled, atol=1e-12)
+    unrolled = ssm_recurrence(x, Abar, Bbar, C)
+    assert torch.allclose(
+        ssm_convolution(x, ssm_kernel(Abar, Bbar, C, length)), unrolled, atol=1e-12
+    )
 
 
 def test_zero_order_hold_is_scipys():
@@ -41,7 +43,7 @@ def test_zero_order_hold_is_scipys():
 def test_the_kernel_begins_as_written():
     A, B, C, step, _ = _system()
     Abar, Bbar = zero_order_hold(A, B, step)
-    K = kernel(Abar, Bbar, C, 3)
+    K = ssm_kernel(Abar, Bbar, C, 3)
     assert torch.allclose(K[:, 0], (C * Bbar).sum(1))
     assert torch.allclose(K[:, 2], (C * Abar * Abar * Bbar).sum(1))
 
@@ -53,4 +55,4 @@ def test_the_selective_scan_with_constant_parameters_is_this_convolution():
     constant = [p[0, :, None].expand(2, 4, 50) for p in (B, C)]
     y = selective_scan(x, step[:, None].expand(2, 1, 50), A, *constant)
     Abar, Bbar = (step[:, None] * A).exp(), step[:, None] * B
-    assert torch.allclose(y, convolution(x, kernel(Abar, Bbar, C, 50)), atol=1e-12)
+    assert torch.allclose(y, ssm_convolution(x, ssm_kernel(Abar, Bbar, C, 50)), atol=1e-12)
