@@ -16,7 +16,7 @@ _DOORS = {
     "Finetuning": "api",
     "Run": "api",
     "Training": "api",
-    "create_model": "adapters.create",
+    "create_model": "adapters.networks",
     "evaluate": "api",
     "finetune": "api",
     "train": "api",

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Config = TypeVar("Config", bound=DataclassInstance)
-    Decays = Callable[[str, nn.Parameter], bool]  # of a parameter and its name
 
 
+Decays = Callable[[str, "nn.Parameter"], bool]
+"""Whether the parameter of that name is decayed."""
 _ROOM = "robustcli.models"
 
 

@@ -184,7 +184,7 @@ def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
 
 def test_the_baseline_has_nothing_to_load_and_nothing_to_set() -> None:
     otsu = BUILDERS["otsu"]
-    assert otsu.load is None
+    assert otsu.with_weights is None
     network = otsu.create("otsu", {})
     assert isinstance(network, Otsu)
     assert not network.training

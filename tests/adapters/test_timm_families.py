@@ -1,4 +1,4 @@
-"""What timm asks of a model: official weights, other heads and channels, features, pooling."""
+"""VMamba and Vim as timm models."""
 
 from __future__ import annotations
 

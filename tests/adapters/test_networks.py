@@ -1,4 +1,4 @@
-"""`create_model`: names, formats of every project, and agreement with the official code."""
+"""Networks of ours by name, with the weights of any file of their own project."""
 
 from __future__ import annotations
 
