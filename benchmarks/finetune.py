@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from robustcli.adapters.cache_paths import local_path
+from robustcli.adapters.fetching import local_path
 from robustcli.adapters.load import resolve
-from robustcli.adapters.start import start_weights
+from robustcli.adapters.trainable import start_weights
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving

@@ -9,14 +9,14 @@ __version__ = "0.1.0"
 __all__ = ["Finetuning", "Run", "Training", "create_model", "evaluate", "finetune", "train"]
 
 if TYPE_CHECKING:
-    from robustcli.adapters.create import create_model
+    from robustcli.adapters.networks import create_model
     from robustcli.api import Finetuning, Run, Training, evaluate, finetune, train
 
 _DOORS = {
     "Finetuning": "api",
     "Run": "api",
     "Training": "api",
-    "create_model": "adapters.create",
+    "create_model": "adapters.networks",
     "evaluate": "api",
     "finetune": "api",
     "train": "api",

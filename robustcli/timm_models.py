@@ -14,9 +14,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from robustcli.adapters import timm_vim, timm_vmamba
+from robustcli.adapters import timm_families
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.timm_contract import weights_filter
+from robustcli.adapters.timm_families import weights_filter
 from robustcli.core.errors import UsageError, first_line
 from robustcli.models.vmamba import VARIANTS as VMAMBAS
 
@@ -41,7 +41,7 @@ _RELEASES = {
 def _cfg(release: str) -> dict[str, Any]:
     entry = _RELEASES[release]
     vmamba = entry.builder == "vmamba"
-    network = timm_vmamba.TimmVMamba if vmamba else timm_vim.TimmVim
+    network = timm_families.TimmVMamba if vmamba else timm_families.TimmVim
     return {
         "url": entry.weights_url,
         "custom_load": True,  # `load_pretrained` reads official files, and runs nothing in them
@@ -69,7 +69,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     vmamba = variant in VMAMBAS
 
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
-        build = timm_vmamba.build if vmamba else timm_vim.build
+        build = timm_families.build_vmamba if vmamba else timm_families.build_vim
         # As in timm: all stages of a pyramid, the last three layers of a plain sequence.
         out_indices = options.pop("out_indices", None) or ((0, 1, 2, 3) if vmamba else 3)
         try:

@@ -9,7 +9,7 @@ import pytest
 
 import robustcli
 from robustcli import api
-from robustcli.adapters.create import create_model
+from robustcli.adapters.networks import create_model
 
 
 def test_every_door_leads_to_its_function() -> None:

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# What is known of a model by its name, before anything is built or downloaded.
-
-
 IN1K = "ImageNet-1K only"
 FOREGROUND = "foreground"
 """The label space of segmenters, which tell foreground from background."""
@@ -66,9 +63,6 @@ class ModelEntry:
     def network(self) -> str:
         """The name of the network itself, whichever training run the entry is of."""
         return f"smp:{self.variant}" if self.builder == "smp" else self.variant
-
-
-# The segmenters known by name: data only.
 
 
 _PAPER = "https://github.com/lxaw/mamba-tumor-seg"

@@ -10,8 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcli.adapters.first_pass import Tried, check_scores, first_pass, made_up
-from robustcli.adapters.model import AUTOCAST, Facts, Precision
+from robustcli.adapters.model import (
+    AUTOCAST,
+    ModelFacts,
+    Precision,
+    Trial,
+    check_scores,
+    first_pass,
+    made_up_image,
+)
 from robustcli.adapters.preprocessing import Preprocessing
 
 
@@ -35,7 +42,7 @@ class Classifier:
     """
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, facts: Facts,
+        self, network: nn.Module, preprocessing: Preprocessing, facts: ModelFacts,
         notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
@@ -58,8 +65,8 @@ class Classifier:
         """
         own, facts = self.preprocessing, self.facts
         shape = (own.channels, own.crop, own.crop)
-        tried = Tried(facts.name, facts.builder, facts.arguments, shape, precision=self.precision)
-        scores = first_pass(lambda: self._output(made_up(shape)), tried)
+        tried = Trial(facts.name, facts.builder, facts.arguments, shape, precision=self.precision)
+        scores = first_pass(lambda: self._output(made_up_image(shape)), tried)
         check_scores(scores, getattr(self.network, "num_classes", None), tried)
 
     @torch.inference_mode()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters import smp_library, timm_library
-from robustcli.adapters.builders import BUILDERS, learns, own_preprocessing
-from robustcli.adapters.cache_paths import hash_state, local_path, official_weights
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.model import GREY, Facts
+from robustcli.adapters.fetching import local_path, official_weights, state_digest
+from robustcli.adapters.model import GREY, ModelFacts
+from robustcli.adapters.networks import BUILDERS, learns, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import (
@@ -105,14 +105,14 @@ def load(
     own = _preprocessing(entry, network, header, arguments)
     preprocessing, notes = own.changed(request.preprocessing, channels)
     notes = (GREY.format(entry.name), *notes) if channels == 1 else notes
-    facts = Facts(
+    facts = ModelFacts(
         name=entry.name,
         family=entry.family,
         builder=f"{entry.builder}:{entry.variant}",
         arguments=arguments,
         parameters=sum(p.numel() for p in network.parameters()),
         weights=_origin(entry, weights, seed),
-        weights_sha256=hash_state(network.state_dict()),
+        weights_sha256=state_digest(network.state_dict()),
         pretraining=_pretraining(entry, request, weights),
         untrained=weights is None and learns(entry),
         label_space=entry.label_space,
@@ -122,9 +122,6 @@ def load(
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
         return Segmenter(network, preprocessing, facts, header, notes)
     return Classifier(network, preprocessing, _with_classes(facts, entry, request, network), notes)
-
-
-# Names.
 
 
 def resolve(name: str) -> ModelEntry:
@@ -182,9 +179,6 @@ def check_task(entry: ModelEntry, task: Literal["cls", "seg"]) -> None:
             answers,
             f"`robust list models` shows which models are {_SAYS[task][0]}s.",
         )
-
-
-# Weights, and what their header says.
 
 
 @dataclass(frozen=True)
@@ -258,12 +252,12 @@ def _network(
     if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(identity_seed("untrained", entry.variant, seed, bits=63))
-            return builder.fresh(entry.variant, arguments).float()
+            return builder.create(entry.variant, arguments).float()
     if weights.state is None:
         assert builder.download is not None, "a library without a file downloads its weights"
         return builder.download(entry.variant, arguments, offline).float()
-    assert builder.load is not None, "what has weights can load them"
-    return builder.load(entry.variant, weights.state, weights.origin, arguments).float()
+    assert builder.with_weights is not None, "what has weights can load them"
+    return builder.with_weights(entry.variant, weights.state, weights.origin, arguments).float()
 
 
 def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
@@ -301,9 +295,6 @@ def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | N
     return entry.pretraining if request.weights is None else "unknown (weights from a file)"
 
 
-# The classes of a classifier.
-
-
 def answers_in(request: ModelRequest) -> LabelSpace:
     """The classes that the outputs of the classifier of `request` mean, in their order.
 
@@ -330,8 +321,8 @@ def _in_order(space: LabelSpace) -> str:
 
 
 def _with_classes(
-    facts: Facts, entry: ModelEntry, request: ModelRequest, network: nn.Module
-) -> Facts:
+    facts: ModelFacts, entry: ModelEntry, request: ModelRequest, network: nn.Module
+) -> ModelFacts:
     """`facts` with the classes of a classifier, as named and as many as its last layer has.
 
     Raises:

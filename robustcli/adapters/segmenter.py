@@ -13,21 +13,25 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcli.adapters.first_pass import Tried, check_finite, first_pass, made_up
-from robustcli.adapters.model import AUTOCAST, Facts, Precision
+from robustcli.adapters.model import (
+    AUTOCAST,
+    ModelFacts,
+    Precision,
+    Trial,
+    check_finite,
+    first_pass,
+    made_up_image,
+)
 from robustcli.adapters.preprocessing import grey
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
-from robustcli.models.resnet_seg import ResNetSeg
+from robustcli.models.conv_segmenters import ResNetSeg
 from robustcli.models.segformer import SegFormer
 from robustcli.models.ulvm import ULVMUNet
 from robustcli.models.umamba import UMamba
 from robustcli.models.vmunet import VMUNet
 from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import NnUNetInference
-
-# The baseline that knows nothing: a threshold on each image's luminance, after Otsu.
-
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601)."""
@@ -77,11 +81,9 @@ def threshold(levels: Tensor) -> int:
     return int(between.argmax())
 
 
-# One foreground score per pixel of the input, whatever a segmenter's network returns.
-#
-# Networks here return logits or probabilities, of one class or several, of the input's size or not,
-# alone or as the first of a list. Training and prediction both read them through this file.
-
+# One foreground score per pixel of the input, whatever a segmenter's network returns. Networks here
+# return logits or probabilities, of one class or several, of the input's size or not, alone or as
+# the first of a list. Training and prediction both read them through this file.
 
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 
@@ -146,9 +148,6 @@ def native_window(network: nn.Module) -> int:
     return 224 if isinstance(network, SegFormer) else 256
 
 
-# How an image becomes a segmenter's input, and a probability a mask.
-
-
 @dataclass(frozen=True)
 class MaskPreprocessing:
     """Values are scaled to [0, 1], with no mean to remove, where `nnunet` does not say otherwise.
@@ -211,9 +210,6 @@ class MaskPreprocessing:
                     f"It has {', '.join(f'`{field}`' for field in known)}: images keep their size.",
                 )
         return replace(self, **changes).of_channels(channels), ()
-
-
-# Images of any size through a network that takes squares of one size.
 
 
 @dataclass(frozen=True)
@@ -288,7 +284,7 @@ class Segmenter:
     """
 
     def __init__(
-        self, network: nn.Module, preprocessing: MaskPreprocessing, facts: Facts,
+        self, network: nn.Module, preprocessing: MaskPreprocessing, facts: ModelFacts,
         header: WeightsHeader | None = None, notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
@@ -316,11 +312,13 @@ class Segmenter:
         facts, channels = self.facts, 1 if self.preprocessing.channels == "grey" else 3
         side = self.preprocessing.window or _TRIED
         shape = (channels, side, side)
-        tried = Tried(
+        tried = Trial(
             facts.name, facts.builder, facts.arguments, shape, size_flag="",
             precision=self.precision,
         )  # fmt: skip
-        found = first_pass(lambda: self._raw(made_up(shape).to(self.device), self.network), tried)
+        found = first_pass(
+            lambda: self._raw(made_up_image(shape).to(self.device), self.network), tried
+        )
         check_finite(found, tried)
 
     def predict(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:

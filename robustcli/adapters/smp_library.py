@@ -15,7 +15,7 @@ from robustcli.adapters.fetching import hub, why_none
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.names import find, nearest
-from robustcli.models.model_options import check_multiple
+from robustcli.models.architectures import check_multiple
 
 PREFIX = "smp:"
 # Images have three channels, outputs are logits of `num_classes`, weights are not options.
@@ -118,7 +118,7 @@ def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def load(
+def with_weights(
     variant: str, state: Mapping[str, Tensor], origin: str, arguments: Mapping[str, Any]
 ) -> nn.Module:
     """The network `variant` with the weights `state`, in eval mode.

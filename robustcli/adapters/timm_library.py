@@ -21,9 +21,8 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from robustcli.adapters.cache_paths import hub_file
 from robustcli.adapters.catalogue import IN1K
-from robustcli.adapters.fetching import hub, why_none
+from robustcli.adapters.fetching import hub, hub_file, why_none
 from robustcli.adapters.loading import (
     Choice,
     choose,
@@ -56,7 +55,7 @@ def suggestions(name: str) -> list[str]:
 
 
 def create(
-    name: str, *, pretrained: bool, arguments: Mapping[str, Any], offline: bool = False
+    name: str, arguments: Mapping[str, Any], *, pretrained: bool = False, offline: bool = False
 ) -> nn.Module:
     """The timm network `name`, in eval mode; with its published weights if `pretrained`.
 
@@ -111,8 +110,8 @@ def plain_name(name: str) -> str:
     return re.sub(r"^(hf[-_]hub:)?timm/", "", name.strip())
 
 
-def load(
-    name: str, state: Mapping[str, Tensor], *, origin: str, arguments: Mapping[str, Any]
+def with_weights(
+    name: str, state: Mapping[str, Tensor], origin: str, arguments: Mapping[str, Any]
 ) -> nn.Module:
     """The timm network `name` with the weights `state`, in eval mode.
 

@@ -22,9 +22,6 @@ from robustcli.core.names import canonical
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
-# `weights.safetensors` of a training run: the weights, and in its header how to use them.
-
-
 KEY = "robust"
 """Of the safetensors metadata, which maps strings to strings."""
 

@@ -10,15 +10,7 @@ import click
 
 from robustcli.cli import shared_options as options
 from robustcli.cli.results import show
-from robustcli.cli.shared_options import (
-    FILE,
-    Devices,
-    Numbers,
-    as_json,
-    offline,
-    quiet,
-    together,
-)
+from robustcli.cli.shared_options import FILE, Devices, Numbers, as_json, offline, quiet, together
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig

@@ -13,13 +13,7 @@ from pathlib import Path
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import LONGEST_NAME, replacing, shortened
 from robustcli.data.dataset import FileRef
-from robustcli.data.listing import (
-    IMAGE_SUFFIXES,
-    FileListing,
-    list_tree,
-    named_like_image,
-    stable,
-)
+from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, list_tree, named_like_image, stable
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz")

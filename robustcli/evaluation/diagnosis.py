@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
-from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.fetching import is_here
 from robustcli.core.errors import RobustError
 from robustcli.core.machine import versions
 from robustcli.data.named_datasets import data_home

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from robustcli.adapters.cache_paths import is_here
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.adapters.fetching import is_here
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError
 from robustcli.core.listener import Listener

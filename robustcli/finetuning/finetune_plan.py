@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import names_run, resolve
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
@@ -247,7 +247,7 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         arguments=json.loads(json.dumps(dict(config.training.model_args))),
         parameters=sum(p.numel() for p in network.parameters()),
         pretrained=pretrained.origin if pretrained else _without(config.modes),
-        pretrained_sha256=hash_state(dict(pretrained.state)) if pretrained else None,
+        pretrained_sha256=state_digest(dict(pretrained.state)) if pretrained else None,
         heads=list(plan.heads),
         dataset=plan.training.task.facts(plan.training, network).dataset,
         modes=list(config.modes),

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
 from robustcli.models.umamba import UMamba, UMambaConfig
 from robustcli.nnunet.files import Progress, write_results
-from robustcli.nnunet.planner import make_plan
-from robustcli.nnunet.plans_json import CLASSES, DATASET, NnUNetPlan
+from robustcli.nnunet.plans_json import CLASSES, DATASET, NnUNetPlan, make_plan
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.record import read_train_record
 from robustcli.training.training_task import TrainPlan
@@ -42,7 +41,7 @@ def export_nnunet(plan: TrainPlan) -> bool:
         return False
     if any((run / NNUNET).glob(f"*/{DATASET}")):  # what is written last
         return True
-    network = create.load(
+    network = networks.with_weights(
         plan.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
         options=plan.config.model_args,
     )  # fmt: skip

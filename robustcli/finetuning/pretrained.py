@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_torch, read_weights
-from robustcli.adapters.families import FAMILIES
-from robustcli.adapters.loading import differences, shapes_of
+from robustcli.adapters.loading import FAMILIES, differences, shapes_of
+from robustcli.adapters.trainable import transfer
 from robustcli.adapters.training_run import read_trained
-from robustcli.adapters.transfer import transfer
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.models.umamba import Pair, without_aliases
@@ -118,7 +117,7 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
     file = find_checkpoint(path, fold=fold)
     model = trained_model(file, read_torch(file), without_aliases(read_weights(file)))
     with torch.device("meta"):
-        network = create.create(model.model, model.options)
+        network = networks.create(model.model, model.options)
     expected, given = shapes_of(network.state_dict()), shapes_of(model.weights)
     if expected != given:
         height, width = model.plan.patch

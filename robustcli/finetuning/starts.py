@@ -11,15 +11,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
-from robustcli.adapters.builders import learns
-from robustcli.adapters.cache_paths import local_path, official_weights
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.fetching import local_path, official_weights
 from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.start import start_weights, wants_imagenet
+from robustcli.adapters.networks import learns
+from robustcli.adapters.trainable import start_weights, transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
-from robustcli.adapters.transfer import transfer
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data.named_datasets import SEGMENTATION

@@ -1,20 +1,27 @@
-"""The networks by name. Listing imports no torch: a builder is named and imported when called."""
+"""The networks by name, their options checked by name, and which parameters weight decay touches.
+
+Listing them imports no torch: a builder is named, and imported when it is called.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from robustcli.core.names import find
+from robustcli.core.errors import UsageError
+from robustcli.core.names import find, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from _typeshed import DataclassInstance
+    from torch import Tensor, nn
 
-    from robustcli.models.weight_decay import Decays
+    Config = TypeVar("Config", bound=DataclassInstance)
 
 
+Decays = Callable[[str, "nn.Parameter"], bool]
+"""Whether the parameter of that name is decayed."""
 _ROOM = "robustcli.models"
 
 
@@ -42,7 +49,7 @@ class Architecture:
         return network
 
     def decays(self) -> Decays:
-        """The rule for `robustcli.models.weight_decay.parameter_groups`."""
+        """The rule for `robustcli.models.architectures.parameter_groups`."""
         rule: Decays = _load(self.decay)
         return rule
 
@@ -67,15 +74,15 @@ _VMAMBA |= {
 }
 _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
 _ULVM = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
-_ALL = "weight_decay:everything_decays"
+_ALL = "architectures:everything_decays"
 
 
 def _architectures() -> Iterator[Architecture]:
     for name, variant in _VMAMBA.items():
-        decay = "weight_decay:vmamba_decays"
+        decay = "architectures:vmamba_decays"
         yield Architecture(name, "vmamba", "cls", "vmamba:build", variant, decay)
     for name in _VIM:
-        yield Architecture(name, "vim", "cls", "vim:build", name, "weight_decay:mamba_decays")
+        yield Architecture(name, "vim", "cls", "vim:build", name, "architectures:mamba_decays")
     for name in ("umamba", "umamba-enc", "umamba-pico"):
         yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
     yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
@@ -83,10 +90,10 @@ def _architectures() -> Iterator[Architecture]:
         yield Architecture(name, "ulvm", "seg", "ulvm:build", name, _ALL)
     for name in ("umambabot", "umambabot_pp"):
         yield Architecture(name, "umambabot", "seg", "umambabot:build", name, _ALL)
-    for name in ("unet", "segformer"):
-        yield Architecture(name, name, "seg", f"{name}:build", name, _ALL)
+    yield Architecture("segformer", "segformer", "seg", "segformer:build", "segformer", _ALL)
+    yield Architecture("unet", "unet", "seg", "conv_segmenters:build", "unet", _ALL)
     for name in ("resnet18_seg", "resnet50_seg"):
-        yield Architecture(name, "resnet_seg", "seg", "resnet_seg:build", name, _ALL)
+        yield Architecture(name, "resnet_seg", "seg", "conv_segmenters:build", name, _ALL)
 
 
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in _architectures()}
@@ -100,3 +107,83 @@ def architecture(name: str) -> Architecture:
     """
     known = find(name, ARCHITECTURES, kind="network", listing="robust list models")
     return ARCHITECTURES[known]
+
+
+def changed(config: Config, changes: dict[str, object], *, model: str) -> Config:
+    """`config` with `changes`; lists become tuples, because configurations are immutable.
+
+    Args:
+        config: The variant's own configuration.
+        changes: Field name to new value.
+        model: The variant's name, for the message.
+
+    Raises:
+        UsageError: A name in `changes` is no field of the configuration.
+    """
+    known = [field.name for field in fields(config)]
+    for option in changes:
+        if option not in known:
+            close = nearest(option, known, most=1)
+            raise UsageError(
+                f"`{model}` has no option `{option}`.",
+                f"Did you mean `{close[0]}`?" if close else "",
+                f"Its options: {', '.join(known)}.",
+            )
+    return replace(config, **{option: _frozen(value) for option, value in changes.items()})
+
+
+def _frozen(value: object) -> object:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
+    """Raises UsageError unless height and width of `x` (B, C, H, W) are multiples of `step`."""
+    height, width = x.shape[-2:]
+    if height % step[0] or width % step[1]:
+        needed = f"{step[0]}" if step[0] == step[1] else f"{step[0]} and {step[1]}"
+        raise UsageError(
+            f"The input is {height} x {width} pixels; `{model}` cannot take that.",
+            f"Height and width must be multiples of {needed}: the halvings are undone exactly.",
+            "Resize or pad the images.",
+        )
+
+
+# Which parameters weight decay touches. Source: the training code of each project. VMamba leaves
+# out biases and every one-dimensional tensor; its `A_logs` and `dt_projs_bias` have two dimensions
+# and are decayed. Mamba and Vim mark A and D (both directions') as not to be decayed; Vim adds its
+# position and class embeddings. The segmentation projects decay everything.
+
+_MARKED = ("A_log", "A_b_log", "pos_embed", "cls_token")  # D has one dimension: left out anyway
+
+
+def vmamba_decays(name: str, parameter: nn.Parameter) -> bool:
+    """VMamba's rule."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+def mamba_decays(name: str, parameter: nn.Parameter) -> bool:
+    """Mamba's and Vim's rule."""
+    return vmamba_decays(name, parameter) and name.rsplit(".", 1)[-1] not in _MARKED
+
+
+def everything_decays(name: str, parameter: nn.Parameter) -> bool:
+    """The rule of the segmentation projects."""
+    return True
+
+
+def parameter_groups(
+    network: nn.Module, weight_decay: float, decays: Decays
+) -> list[dict[str, Any]]:
+    """The trainable parameters as an optimizer takes them: decayed ones first, then the rest.
+
+    Args:
+        network: Whose parameters; frozen ones are left out.
+        weight_decay: For the decayed ones.
+        decays: One of this module's rules.
+    """
+    split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            split[decays(name, parameter)].append(parameter)
+    rates = {True: weight_decay, False: 0.0}
+    return [{"params": split[kind], "weight_decay": rates[kind]} for kind in split if split[kind]]

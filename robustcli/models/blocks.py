@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# --- The convolution blocks of nnU-Net's residual networks, shared by both U-Mambas ---------------
-#
-# Source: dynamic-network-architectures (MIC-DKFZ), whose parameter names these keep; written anew
-# from the published facts. That package registers each convolution and norm twice; here once
+# The convolution blocks of nnU-Net's residual networks, shared by both U-Mambas. Source:
+# dynamic-network-architectures (MIC-DKFZ), whose parameter names these keep; written anew from the
+# published facts. That package registers each convolution and norm twice; here once
 # (`robustcli.models.umamba` converts).
 
 
@@ -90,9 +89,6 @@ def conv(
     return nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias)
 
 
-# --- Pyramid pooling as the tumour paper builds it: the pooled maps replace the feature map -------
-
-
 SIZES = (1, 2, 3, 6)
 SHARES = (8, 4, 2, 8)
 """Which part of the channels each size gives: an eighth, a quarter, a half, an eighth."""
@@ -124,9 +120,6 @@ class PyramidPooling(nn.Module):
             F.interpolate(level, size, mode="bilinear", align_corners=True) for level in levels
         ]
         return torch.cat(enlarged, 1)
-
-
-# --- How often each residual branch is dropped in training ----------------------------------------
 
 
 def rising_rates(most: float, depths: tuple[int, ...]) -> list[list[float]]:

@@ -20,7 +20,7 @@ from operator import mul
 import torch
 from torch import Tensor, nn
 
-from robustcli.models.model_options import changed, check_multiple
+from robustcli.models.architectures import changed, check_multiple
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import PyramidPooling
 from robustcli.models.mamba import Mamba
-from robustcli.models.model_options import changed, check_multiple
 
-# --- The attention bridge over the skip connections of UltraLight VM-UNet -------------------------
-#
-# Source: Ruan et al., "MALUNet" (arXiv 2211.01784), as UltraLight VM-UNet uses it; parameter names
-# are theirs.
+# The attention bridge over the skip connections of UltraLight VM-UNet. Source: Ruan et al.,
+# "MALUNet" (arXiv 2211.01784), as UltraLight VM-UNet uses it; parameter names are theirs.
 
 
 class SpatialAttention(nn.Module):

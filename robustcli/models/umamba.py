@@ -26,14 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
+from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import BasicBlockD, BasicResBlock
 from robustcli.models.mamba import Mamba
-from robustcli.models.model_options import changed, check_multiple
 
-# --- Configuration --------------------------------------------------------------------------------
-#
-# What an nnU-Net plan says, and what follows from it. Source: the plans of nnU-Net v2.1.1 and
-# U-Mamba's constructor, which overrides the plan's number of blocks in the deeper half.
+# Configuration. What an nnU-Net plan says, and what follows from it. Source: the plans of nnU-Net
+# v2.1.1 and U-Mamba's constructor, which overrides the plan's number of blocks in the deeper half.
 
 Pair = tuple[int, int]
 
@@ -174,9 +172,6 @@ def _each(value: Any, count: int) -> tuple[Any, ...]:
 def _first(counts: tuple[int, ...], kept: int) -> tuple[int, ...]:
     """`counts` with 1 in place of every entry from `kept` on."""
     return counts[:kept] + (1,) * (len(counts) - kept)
-
-
-# --- Network --------------------------------------------------------------------------------------
 
 
 class MambaLayer(nn.Module):
@@ -331,12 +326,10 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# --- Keys of official files -----------------------------------------------------------------------
-#
-# Official files hold most tensors under two or more names; these networks one. Upstream registers a
-# convolution (`conv1.conv`) and its norm (`conv1.norm`) again as `conv1.all_modules.0` and `.1`,
-# and the whole encoder again as `decoder.encoder`. nnU-Net loads strictly, so a file for it must
-# hold every name.
+# Keys of official files. Official files hold most tensors under two or more names; these networks
+# one. Upstream registers a convolution (`conv1.conv`) and its norm (`conv1.norm`) again as
+# `conv1.all_modules.0` and `.1`, and the whole encoder again as `decoder.encoder`. nnU-Net loads
+# strictly, so a file for it must hold every name.
 
 _WRAPPED = re.compile(r"((?:^|\.)(?:conv[12]|convs\.\d+|skip\.\d+))\.(conv|norm)\.(\w+)$")
 _COPY = re.compile(r"\.all_modules\.([01])\.(\w+)$")

@@ -14,9 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import BasicBlockD, ConvNorm, PyramidPooling, activated
 from robustcli.models.mamba import Mamba
-from robustcli.models.model_options import changed, check_multiple
 
 
 @dataclass(frozen=True)

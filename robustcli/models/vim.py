@@ -21,9 +21,9 @@ from timm.layers import DropPath, lecun_normal_, trunc_normal_
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
+from robustcli.models.architectures import changed
 from robustcli.models.blocks import rising_rates
 from robustcli.models.mamba import BidirectionalMamba
-from robustcli.models.model_options import changed
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,9 @@ def _normed(norm: nn.RMSNorm, residual: Tensor) -> Tensor:
     return normed
 
 
-# --- Vim's position embedding at another input size -----------------------------------------------
-#
-# The class token sits in the middle of the sequence and so does its entry here. The release's own
-# helper takes entry 0 for it and shifts the grid by one; this one does not.
+# Vim's position embedding at another input size. The class token sits in the middle of the sequence
+# and so does its entry here. The release's own helper takes entry 0 for it and shifts the grid by
+# one; this one does not.
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -19,20 +19,17 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
+from robustcli.models.architectures import changed
 from robustcli.models.blocks import rising_rates
-from robustcli.models.model_options import changed
 from robustcli.models.scan.base import CROSS
 from robustcli.models.ss2d import SS2D
 
-# --- VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name -------
-#
-# Source: the code release of VMamba (arXiv 2401.10166). A name is a core, then suffixes in a fixed
-# order: one for the norm, `_nozact`, `_noz`, `_oact`, `_no32`. Cores that differ in kernels and
-# precision alone are one function here, whose sums are always float32. Not here, because what is
-# published of them does not say what they compute: the cascade `v052dc`, the norms `_ondwconv3`,
-# `_oncnorm` and `_onsoftmax`; `v2`, which fails in the release itself; Mamba-2's `m0`, which has no
-# checkpoints.
-
+# VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name. Source:
+# the code release of VMamba (arXiv 2401.10166). A name is a core, then suffixes in a fixed order:
+# one for the norm, `_nozact`, `_noz`, `_oact`, `_no32`. Cores that differ in kernels and precision
+# alone are one function here, whose sums are always float32. Not here, because what is published of
+# them does not say what they compute: the cascade `v052dc`, the norms `_ondwconv3`, `_oncnorm` and
+# `_onsoftmax`; `v2`, which fails in the release itself; Mamba-2's `m0`, which has no checkpoints.
 
 _NORMS: dict[str, Literal["none", "sigmoid"]] = {"_onnone": "none", "_onsigmoid": "sigmoid"}
 _ROW, _BACK = "row", "row-reversed"
@@ -83,10 +80,9 @@ def _stripped(name: str, suffix: str) -> tuple[str, bool]:
     return name.removesuffix(suffix), name.endswith(suffix)
 
 
-# --- Where VMamba changes resolution: the stems and the downsamplings, on channels-last maps ------
-#
-# Source: the code release of VMamba (arXiv 2401.10166); written anew from the published facts.
-# Positions inside each Sequential are the release's, because parameter names hold them.
+# Where VMamba changes resolution: the stems and the downsamplings, on channels-last maps. Source:
+# the code release of VMamba (arXiv 2401.10166); written anew from the published facts. Positions
+# inside each Sequential are the release's, because parameter names hold them.
 #
 # Shapes: B batch, H and W of the current stage, C channels.
 

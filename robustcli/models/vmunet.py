@@ -16,8 +16,8 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import rising_rates
-from robustcli.models.model_options import changed, check_multiple
 from robustcli.models.ss2d import SS2D
 from robustcli.models.vmamba import PatchMerging
 

@@ -17,11 +17,9 @@ from robustcli.core.io import replacing, write_text
 from robustcli.models.umamba import UMamba, canonical_key, with_aliases
 from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 
-# --- Where in a results folder of nnU-Net the checkpoint lies -------------------------------------
-#
+# Where in a results folder of nnU-Net the checkpoint lies.
 # RESULTS/DATASET/Trainer__plans__configuration/{plans.json, dataset.json}
 #                                              /fold_X/checkpoint_{final,best,latest}.pth
-
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 """In the order in which they are taken: finished, best so far, newest."""
@@ -79,9 +77,8 @@ def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
     )
 
 
-# --- A trained U-Mamba as nnU-Net left it: weights, plan and what else its checkpoint says --------
-#
-# Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
+# A trained U-Mamba as nnU-Net left it: weights, plan and what else its checkpoint says. Source:
+# nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
 TRAINERS = {"umamba": "nnUNetTrainerUMambaBot", "umamba-enc": "nnUNetTrainerUMambaEnc"}
 """Model to the trainer whose files it reads; variants as `...EncNoAMP` begin with it."""
@@ -233,10 +230,8 @@ def _plan_of(file: Path, started: Mapping[str, Any]) -> NnUNetPlan:
     )
 
 
-# --- The weights of one of our U-Mambas as upstream's network has them: every name, in order ------
-#
-# Upstream registers most tensors under two or four names, and nnU-Net loads strictly.
-
+# The weights of one of our U-Mambas as upstream's network has them: every name, in order. Upstream
+# registers most tensors under two or four names, and nnU-Net loads strictly.
 
 _WRAPPER = re.compile(r"\.conv[12]\.(conv|norm)\.\w+$")
 
@@ -261,9 +256,6 @@ def upstream_state(network: nn.Module) -> dict[str, Tensor]:
 def _block(name: str) -> str:
     """The wrapper that registers the tensor `name` twice, else `name` itself."""
     return name.rpartition(".")[0].rpartition(".")[0] if _WRAPPER.search(name) else name
-
-
-# --- How far a training has come, as far as nnU-Net's checkpoints say it --------------------------
 
 
 @dataclass(frozen=True)
@@ -310,10 +302,9 @@ class Progress:
     scaler: torch.amp.GradScaler | None = None
 
 
-# --- Writing checkpoints and results folders that nnU-Net's U-Mamba loads strictly ----------------
-#
-# Only plain Python values lie beside the tensors, so that `torch.load` reads the file with
-# `weights_only=True`; upstream's own files hold NumPy numbers and need the unsafe way.
+# Writing checkpoints and results folders that nnU-Net's U-Mamba loads strictly. Only plain Python
+# values lie beside the tensors, so that `torch.load` reads the file with `weights_only=True`;
+# upstream's own files hold NumPy numbers and need the unsafe way.
 #
 # Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 

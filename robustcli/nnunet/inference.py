@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 
-# --- Inference with mirroring: a network's scores averaged over flips of its input ----------------
-#
-# Source: nnU-Net v2.1.1, `predict_from_raw_data.py`, `_internal_maybe_mirror_and_predict`.
+# Inference with mirroring: a network's scores averaged over flips of its input. Source: nnU-Net
+# v2.1.1, `predict_from_raw_data.py`, `_internal_maybe_mirror_and_predict`.
 
 
 class Mirrored(nn.Module):
@@ -63,16 +62,13 @@ class Mirrored(nn.Module):
         return scores if isinstance(scores, torch.Tensor) else scores[0]
 
 
-# --- Images of any size through a network that takes squares of one size, as nnU-Net does it ------
-#
-# The windows lie at even distances, and the weights of their pixels are a normal curve around the
-# pixel right and below of the middle. MONAI's sliding window puts them at a fixed distance, the
-# last one nearer, and centres the weights: near the border of an object its masks differ from nnU-
-# Net's.
+# Images of any size through a network that takes squares of one size, as nnU-Net does it. The
+# windows lie at even distances, and the weights of their pixels are a normal curve around the pixel
+# right and below of the middle. MONAI's sliding window puts them at a fixed distance, the last one
+# nearer, and centres the weights: near the border of an object its masks differ from nnU- Net's.
 #
 # Source: nnU-Net v2.1.1, `sliding_window_prediction.py`. Deviation: sums are in float32, upstream's
 # in float16.
-
 
 _SIGMA = 1 / 8  # of a window's side
 

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
 
-# --- nnU-Net's normalisation of an image: per channel, a shift and a scale of its values ----------
-#
-# Of inference as much as of training, so it lies here. A patch is normalised with the numbers of
-# the whole image, as upstream's preprocessing does: `fit` takes them once, `Normaliser` applies
-# them to any part.
+# nnU-Net's normalisation of an image: per channel, a shift and a scale of its values. Of inference
+# as much as of training, so it lies here. A patch is normalised with the numbers of the whole
+# image, as upstream's preprocessing does: `fit` takes them once, `Normaliser` applies them to any
+# part.
 #
 # Source: nnU-Net v2.1.1, `default_normalization_schemes.py`, `create_nonzero_mask`.
-
 
 Place = tuple[slice, slice]
 WHOLE: Place = (slice(None), slice(None))
@@ -156,10 +154,9 @@ def _inside(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return shown if shown.any() else np.ones_like(shown)
 
 
-# --- What prediction needs to know of a network that was trained nnU-Net's way --------------------
-#
-# Source: nnU-Net v2.1.1, `predict_from_raw_data.py`: the whole image is normalised and padded with
-# zeros, windows are flipped, and scores are averaged before they become probabilities.
+# What prediction needs to know of a network that was trained nnU-Net's way. Source: nnU-Net v2.1.1,
+# `predict_from_raw_data.py`: the whole image is normalised and padded with zeros, windows are
+# flipped, and scores are averaged before they become probabilities.
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.model import Facts, Model
+from robustcli.adapters.model import Model, ModelFacts
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
 from robustcli.data.dataset import Dataset
@@ -278,7 +278,7 @@ class Task(ABC, Generic[ModelT]):
         """A model that costs what the one of `request` costs, without any download."""
 
 
-def facts_record(facts: Facts, device: torch.device) -> dict[str, Any]:
+def facts_record(facts: ModelFacts, device: torch.device) -> dict[str, Any]:
     """The fields of a `ModelRecord` that do not depend on the task."""
     told = asdict(facts)
     scans = told.pop("scans")

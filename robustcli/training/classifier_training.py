@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.start import CLASSES, sized_preprocessing, start_classifier
+from robustcli.adapters.trainable import CLASSES, sized_preprocessing, start_classifier
 from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from robustcli.adapters.cache_paths import hash_state
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import write_weights
 from robustcli.data.dataset import Dataset
@@ -62,7 +62,7 @@ def chosen_weights(run: Path, *, best: bool) -> Chosen:
 def save_weights(plan: TrainPlan, lit_module: LitModule, chosen: Chosen) -> str:
     """Writes `RUN/weights.safetensors`; returns the hash of the weights."""
     write_weights(plan.run / WEIGHTS, chosen.state, plan.task.header(plan, lit_module.network))
-    return hash_state(chosen.state)
+    return state_digest(chosen.state)
 
 
 def hash_ids(part: Dataset) -> str:

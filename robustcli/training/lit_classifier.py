@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.models.weight_decay import Decays
+from robustcli.models.architectures import Decays
 from robustcli.training.lit_module import LitModule
 from robustcli.training.photos import Batch
 from robustcli.training.recipes import SMOOTHINGS, Recipe

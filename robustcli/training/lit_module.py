@@ -15,8 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.core.errors import RunError
-from robustcli.models.architectures import architecture
-from robustcli.models.weight_decay import Decays, everything_decays, parameter_groups, vmamba_decays
+from robustcli.models.architectures import (
+    Decays,
+    architecture,
+    everything_decays,
+    parameter_groups,
+    vmamba_decays,
+)
 from robustcli.training.constant_images import without_gradient_of_constants
 from robustcli.training.recipes import SCHEDULES, Recipe
 

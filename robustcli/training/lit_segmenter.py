@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.segmenter import at_size, foreground_logits, is_probability
 from robustcli.metrics.mask_scores import pooled_scores
-from robustcli.models.weight_decay import Decays
+from robustcli.models.architectures import Decays
 from robustcli.training.lit_module import LitModule
 from robustcli.training.losses import DeepSupervision, make_loss
 from robustcli.training.recipes import Recipe

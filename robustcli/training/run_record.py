@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
-from robustcli.adapters.cache_paths import hash_state
+from robustcli.adapters.fetching import state_digest
 from robustcli.core.machine import versions
 from robustcli.data.dataset import Dataset
 from robustcli.evaluation.device import device_name
@@ -51,7 +51,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         arguments=json.loads(json.dumps(dict(config.model_args))),  # as they will be read back
         parameters=sum(p.numel() for p in network.parameters()),
         initial_weights=origin,
-        initial_weights_sha256=hash_state(network.state_dict()),
+        initial_weights_sha256=state_digest(network.state_dict()),
         dataset=facts.dataset,
         grouping=plan.index.grouping,
         splits={},

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
-from robustcli.adapters.builders import learns
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.networks import learns
 from robustcli.adapters.segmenter import is_probability
-from robustcli.adapters.start import start_weights
+from robustcli.adapters.trainable import start_weights
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters import first_pass
+from robustcli.adapters import model
 from robustcli.adapters.model import AUTOCAST
 from robustcli.training.lit_module import LitModule
 from robustcli.training.lit_segmenter import outputs
@@ -65,12 +65,12 @@ def try_out(plan: TrainPlan, network: nn.Module) -> Sequence[str]:
     """
     entry, shape, recipe = plan.entry, plan.input_shape, plan.recipe
     kind, arguments = f"{entry.builder}:{entry.variant}", plan.config.model_args
-    tried = first_pass.Tried(entry.name, kind, arguments, shape, "--window", recipe.precision)
+    tried = model.Trial(entry.name, kind, arguments, shape, "--window", recipe.precision)
     device, home = _own_device(plan.machine), next(network.parameters()).device
     autocast, learns = AUTOCAST.get(recipe.precision), network.training
 
     def forward() -> Any:
-        images = first_pass.made_up(shape).to(device).float() / 255
+        images = model.made_up_image(shape).to(device).float() / 255
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             if plan.task.name == "seg":
                 return outputs(network, images)[0]
@@ -78,15 +78,15 @@ def try_out(plan: TrainPlan, network: nn.Module) -> Sequence[str]:
 
     network.to(device).eval()
     try:
-        with first_pass.norms_of_one_value(network) as norms:
-            answer = first_pass.first_pass(forward, tried)
+        with model.norms_of_one_value(network) as norms:
+            answer = model.first_pass(forward, tried)
     finally:
         network.to(home).train(learns)
     if plan.task.name == "cls":
-        first_pass.check_scores(answer, getattr(network, "num_classes", None), tried)
+        model.check_scores(answer, getattr(network, "num_classes", None), tried)
     else:
         assert isinstance(answer, Tensor)
-        first_pass.check_finite(answer.float(), tried)
+        model.check_finite(answer.float(), tried)
     return norms
 
 

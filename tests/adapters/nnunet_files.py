@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
-from robustcli.nnunet.planner import make_plan
-from robustcli.nnunet.plans_json import NnUNetPlan
+from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 
 PLAN = make_plan((32, 32), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
 
@@ -21,7 +20,7 @@ PLAN = make_plan((32, 32), ("R", "G", "B"), images=50, labels=("road",), feature
 def network(model: str = "umamba", plan: NnUNetPlan = PLAN, seed: int = 0) -> UMamba:
     """The network of `plan`, with any weights."""
     torch.manual_seed(seed)
-    made = create.create(
+    made = networks.create(
         model,
         {
             **plan.options,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from robustcli.adapters.create import create
+from robustcli.adapters.networks import create
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from tests.adapters.files import random_state
 

@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 
-from robustcli.adapters.builders import BUILDERS
 from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, ModelEntry
+from robustcli.adapters.networks import BUILDERS
 from robustcli.models import vim, vmamba
 from robustcli.models.architectures import architecture
 
@@ -58,7 +58,7 @@ def built(entry: ModelEntry) -> torch.nn.Module:
             network: torch.nn.Module = timm.create_model(entry.variant)
             return network
         if entry.task == "seg":
-            return BUILDERS[entry.builder].fresh(entry.variant, {})
+            return BUILDERS[entry.builder].create(entry.variant, {})
         return architecture(entry.variant).build()
 
 

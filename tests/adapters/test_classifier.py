@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.model import Facts, Precision
+from robustcli.adapters.model import ModelFacts, Precision
 from robustcli.adapters.preprocessing import Preprocessing
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-FACTS = Facts("tiny", "tiny", "tiny", {}, 0, "none", "", "none", True, "cifar10", None)
+FACTS = ModelFacts("tiny", "tiny", "tiny", {}, 0, "none", "", "none", True, "cifar10", None)
 
 
 class Tiny(nn.Module):

@@ -1,26 +1,240 @@
-"""The hub's client: no retries where its host is unknown, and everything put back afterwards."""
+"""Where weights lie, and downloads by name."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import socket
+import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 
 from robustcli.adapters import fetching
 from robustcli.adapters import fetching as module
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.fetching import Fetched, fetch
+from robustcli.adapters.fetching import (
+    Fetched,
+    fetch,
+    hub_file,
+    is_here,
+    local_path,
+    official_weights,
+    state_digest,
+)
 from robustcli.core.errors import RunError, UsageError
+
+SWIN = "swin_tiny_patch4_window7_224.ms_in1k"
+
+
+def put_in_cache(cache: Path, variant: str, revision: str = "abc") -> Path:
+    """A weights file where the hub's client would lay it."""
+    file = cache / f"models--timm--{variant}" / "snapshots" / revision / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    return file
+
+
+def test_releases_lie_in_the_home_under_their_own_file_name(home: Path) -> None:
+    expected = home / "weights" / "vssm1_tiny_0230s_ckpt_epoch_264.pth"
+    assert local_path(CATALOGUE["vmamba-t"]) == expected == local_path(CATALOGUE["vmamba-t-s1l8"])
+    assert not is_here(CATALOGUE["vmamba-t"])
+    expected.parent.mkdir()
+    expected.touch()
+    assert is_here(CATALOGUE["vmamba-t"])
+    assert not is_here(CATALOGUE["vmamba-t-s2l5"])
+
+
+def test_the_home_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUST_HOME", "~/somewhere")
+    assert local_path(CATALOGUE["vmamba-t"]).is_relative_to(Path.home() / "somewhere")
+
+
+def test_no_two_releases_share_a_file() -> None:
+    own = [e for e in CATALOGUE.values() if e.builder == "vmamba" and not e.alias]
+    assert len({local_path(entry) for entry in own}) == len(own) == 10
+
+
+def test_networks_without_published_weights_are_never_here() -> None:
+    segmenters = [e for e in CATALOGUE.values() if e.task == "seg" and not e.asset]
+    assert segmenters
+    assert not any(is_here(entry) for entry in segmenters)
+
+
+def test_bundled_weights_lie_in_the_package() -> None:
+    path = local_path(CATALOGUE["vmamba-pico"])
+    assert path.parent.name == "assets"
+    assert (path.parent / "cifar10-mini.tar").is_file()
+
+
+def test_timm_weights_are_found_in_the_hubs_cache(home: Path) -> None:
+    assert hub_file(SWIN) is None
+    assert not is_here(CATALOGUE["swin-t"])
+    file = put_in_cache(home / "hub", SWIN)
+    assert hub_file(SWIN) == file
+    assert is_here(CATALOGUE["swin-t"])
+    assert not is_here(CATALOGUE["swin-s"])
+
+
+def test_a_snapshot_without_weights_does_not_count(home: Path) -> None:
+    file = put_in_cache(home / "hub", SWIN)
+    file.rename(file.with_name("config.json"))
+    assert hub_file(SWIN) is None
+
+
+SETTINGS: list[dict[str, str]] = [
+    {},
+    {"XDG_CACHE_HOME": "{tmp}/xdg"},
+    {"HF_HOME": "{tmp}/hf"},
+    {"HF_HOME": "{tmp}/hf", "XDG_CACHE_HOME": "{tmp}/xdg"},
+    {"HF_HUB_CACHE": "{tmp}/cache", "HF_HOME": "{tmp}/hf"},
+    {"HF_HUB_CACHE": "~/cache"},
+]
+
+
+@pytest.fixture(scope="module")
+def client_says(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A home folder, and the cache that the hub's client takes under each of SETTINGS."""
+    tmp = tmp_path_factory.mktemp("user")
+    code = (
+        "import importlib, json, os, sys\n"
+        "from huggingface_hub import constants\n"
+        "found = []\n"
+        "for setting in json.loads(sys.argv[1]):\n"
+        "    os.environ.update(setting)\n"
+        "    found.append(importlib.reload(constants).HF_HUB_CACHE)\n"
+        "    [os.environ.pop(name) for name in setting]\n"
+        "print(json.dumps(found))\n"
+    )
+    settings = json.dumps(SETTINGS).replace("{tmp}", str(tmp))
+    environment = {"HOME": str(tmp), "PATH": os.environ["PATH"]}
+    child = subprocess.run(
+        [sys.executable, "-c", code, settings], env=environment, capture_output=True, check=True
+    )
+    return tmp, json.loads(child.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(SETTINGS)))
+def test_the_cache_is_where_the_hubs_client_has_it(
+    client_says: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    tmp, caches = client_says
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HOME", str(tmp))
+    for name, value in SETTINGS[number].items():
+        monkeypatch.setenv(name, value.replace("{tmp}", str(tmp)))
+    file = put_in_cache(Path(caches[number]), f"model{number}")
+    assert hub_file(f"model{number}") == file
+
+
+ENTRY = CATALOGUE["vmamba-t"]
+
+
+def test_a_file_that_is_there_is_taken(attempts: list[object]) -> None:
+    path = local_path(ENTRY)
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    assert official_weights(ENTRY, offline=False) == path
+    assert attempts == []
+
+
+def test_bundled_weights_need_no_download(attempts: list[object]) -> None:
+    entry = CATALOGUE["vmamba-pico"]
+    assert official_weights(entry, offline=True) == local_path(entry)
+    assert attempts == []
+
+
+def test_missing_weights_get_address_file_and_flag(attempts: list[object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        official_weights(ENTRY, offline=True)
+    assert caught.value.what == "The weights of `vmamba-t` are not here."
+    assert "`--offline` forbids the network" in caught.value.why
+    assert str(ENTRY.weights_url) in caught.value.todo
+    assert f"to `{local_path(ENTRY)}`" in caught.value.todo
+    assert "`--weights FILE`" in caught.value.todo
+    assert attempts == []
+
+
+def test_an_address_that_nobody_confirmed_comes_with_its_folder(attempts: list[object]) -> None:
+    entry = CATALOGUE["vim-s"]
+    folder = r"https://huggingface\.co/hustvl/Vim-small-midclstok/tree/main"
+    with pytest.raises(UsageError, match=rf"The file's name comes from .*its folder is {folder}"):
+        official_weights(entry, offline=True)
+    with pytest.raises(UsageError) as caught:
+        official_weights(CATALOGUE["vim-t"], offline=True)
+    assert "its folder" not in str(caught.value)
+    assert "Vim-tiny-midclstok/resolve/main/vim_t_midclstok_76p1acc.pth" in caught.value.todo
+
+
+def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
+    with pytest.raises(
+        UsageError, match=r"The weights of `vmamba-t` are not here\.\nCannot download"
+    ):
+        official_weights(ENTRY, offline=False)
+    assert attempts == ["github.com"]
+
+
+def test_a_download_ends_where_it_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    entry = replace(ENTRY, weights_url=(tmp_path / "w.pth").as_uri())
+    path = official_weights(entry, offline=False)
+    assert path == local_path(entry)
+    assert path.read_bytes() == b"weights"
+
+
+def test_hash_state_by_hand() -> None:
+    state = {"b": torch.tensor([[1.0, -2.0]]), "a": torch.tensor(7, dtype=torch.int64)}
+    content = (
+        b"a torch.int64 ()\n" + struct.pack("<q", 7) + b"b torch.float32 (1, 2)\n"
+        + struct.pack("<2f", 1, -2)
+    )  # fmt: skip
+    assert state_digest(state) == hashlib.sha256(content).hexdigest()
+    # Written into every run.json: it must never change.
+    pinned = "7fc81a725f77639304ed8a5d03930d04263924600bfa341544d61feb17cd6a87"
+    assert state_digest(state) == pinned
+
+
+def test_the_hash_depends_on_names_types_shapes_and_values_but_not_on_order() -> None:
+    state = {"a": torch.ones(2, 3), "b": torch.zeros(2)}
+    variants = [
+        state,
+        {"x": state["a"], "b": state["b"]},
+        {**state, "a": torch.ones(3, 2)},
+        {**state, "a": torch.ones(2, 3, dtype=torch.float64)},
+        {**state, "b": torch.tensor([0.0, 1e-30])},
+        {"a": state["a"]},
+    ]
+    assert len({state_digest(variant) for variant in variants}) == len(variants)
+    assert state_digest(dict(reversed(state.items()))) == state_digest(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.uint8])
+def test_every_type_can_be_hashed(dtype: torch.dtype) -> None:
+    assert len(state_digest({"a": torch.ones(3, dtype=dtype), "e": torch.empty(0)})) == 64
+
+
+def test_memory_layout_does_not_count() -> None:
+    matrix = torch.arange(6.0).view(2, 3)
+    assert state_digest({"a": matrix.t().contiguous().t()}) == state_digest({"a": matrix})
+    assert state_digest({"a": matrix.requires_grad_()}) == state_digest({"a": matrix.detach()})
+
+
+def test_a_network_without_published_weights_says_how_to_get_some() -> None:
+    with pytest.raises(UsageError, match="`vim` has no published weights") as told:
+        official_weights(CATALOGUE["vim"], offline=False)
+    assert "robust train cls --model vim" in str(told.value)
+
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-SWIN = "swin_tiny_patch4_window7_224.ms_in1k"
 
 
 def in_cache(home: Path) -> Path:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.adapters.first_pass import (
-    Tried,
+from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.model import (
+    Trial,
     check_finite,
     check_scores,
     first_pass,
-    made_up,
+    made_up_image,
     norms_of_one_value,
 )
-from robustcli.adapters.load import ModelRequest, load
 from robustcli.core.errors import UsageError
 
 
@@ -56,7 +56,7 @@ def test_a_greyscale_network_gets_greyscale_images() -> None:
     assert own.std == pytest.approx((0.226,))
     assert "greyscale" in classifier.notes[0]
     classifier.try_out()
-    assert classifier.logits(made_up((1, 64, 64))).shape == (1, 1000)
+    assert classifier.logits(made_up_image((1, 64, 64))).shape == (1, 1000)
 
 
 @pytest.mark.parametrize("count", [2, 4, 0, True])
@@ -69,7 +69,7 @@ def test_a_network_that_answers_otherwise_is_refused() -> None:
     with pytest.raises(UsageError, match="does not tell classes apart"):
         load(request("resnet18", arguments={"features_only": True}), "cls")
     with pytest.raises(UsageError, match="does not answer as a classifier"):
-        check_scores(torch.zeros(1, 5, 7, 7), 5, Tried("x", "timm:x"))
+        check_scores(torch.zeros(1, 5, 7, 7), 5, Trial("x", "timm:x"))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_network_that_answers_otherwise_is_refused() -> None:
      ("fp32", "other weights")],
 )  # fmt: skip
 def test_answers_that_are_not_numbers(precision: str, words: str) -> None:
-    tried = replace(Tried("x", "timm:x"), precision=precision)
+    tried = replace(Trial("x", "timm:x"), precision=precision)
     with pytest.raises(UsageError, match=words):
         check_finite(torch.tensor([1.0, float("nan")]), tried)
     check_finite(torch.tensor([1.0, float("inf")]), tried)
@@ -89,7 +89,7 @@ def test_a_machine_that_fails_is_not_the_images_fault() -> None:
         raise RuntimeError("CUDA error: no kernel image is available")
 
     with pytest.raises(RuntimeError, match="no kernel image"):
-        first_pass(fail, Tried("x", "timm:x"))
+        first_pass(fail, Trial("x", "timm:x"))
 
 
 def test_batch_norms_that_see_one_value_are_named() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustcli.adapters.builders import BUILDERS, OFFICIAL, PICO
-from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.catalogue import CATALOGUE, IN1K
 from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import ModelRequest, load, resolve
+from robustcli.adapters.networks import BUILDERS, OFFICIAL, PICO
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
@@ -110,7 +110,7 @@ def test_facts_of_an_untrained_model() -> None:
     assert facts.weights == "none: initialised with seed 3"
     assert facts.pretraining == "none (untrained)"
     assert facts.parameters == 556_938
-    assert facts.weights_sha256 == hash_state(model.network.state_dict())
+    assert facts.weights_sha256 == state_digest(model.network.state_dict())
     assert (facts.label_space, model.preprocessing) == ("cifar10", PICO)
     assert facts.scans
     assert not model.network.training

@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustcli.adapters.builders import BUILDERS
-from robustcli.adapters.cache_paths import hash_state
-from robustcli.adapters.create import create, create_model
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.networks import BUILDERS, create, create_model
 from robustcli.adapters.segmenter import MaskPreprocessing, Otsu
 from robustcli.core.errors import UsageError
 from tests.adapters.files import assert_holds, random_state
@@ -35,7 +34,7 @@ def test_a_run_is_a_model(run: Path) -> None:
     assert (facts.name, facts.family, facts.builder) == ("train-unet-1a2b", "unet", "zoo:unet")
     assert facts.arguments == ARGUMENTS
     assert facts.weights == str(run / "weights.safetensors")
-    assert facts.weights_sha256 == hash_state(one.network.state_dict())
+    assert facts.weights_sha256 == state_digest(one.network.state_dict())
     assert facts.pretraining == "trained here (protocol paper)"
     assert (facts.untrained, facts.label_space, facts.scans) == (False, "foreground", False)
     assert facts.parameters == sum(p.numel() for p in create("unet", ARGUMENTS).parameters())
@@ -185,10 +184,10 @@ def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
 
 def test_the_baseline_has_nothing_to_load_and_nothing_to_set() -> None:
     otsu = BUILDERS["otsu"]
-    assert otsu.load is None
-    network = otsu.fresh("otsu", {})
+    assert otsu.with_weights is None
+    network = otsu.create("otsu", {})
     assert isinstance(network, Otsu)
     assert not network.training
     assert list(network.parameters()) == []
     with pytest.raises(UsageError, match=r"`otsu` takes no `bins=\.\.\.`"):
-        otsu.fresh("otsu", {"bins": 3})
+        otsu.create("otsu", {"bins": 3})

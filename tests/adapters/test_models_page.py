@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.adapters.create import create_model
+from robustcli.adapters.networks import create_model
 from robustcli.core.names import canonical
 from robustcli.models.architectures import ARCHITECTURES
 

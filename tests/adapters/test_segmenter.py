@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy
 
 from robustcli.adapters.catalogue import FOREGROUND
-from robustcli.adapters.model import Facts, Precision
+from robustcli.adapters.model import ModelFacts, Precision
 from robustcli.adapters.segmenter import (
     LUMINANCE,
     MaskPreprocessing,
@@ -205,7 +205,7 @@ def test_every_image_has_its_own_threshold() -> None:
     assert set(both.unique().tolist()) == {0, 1}
 
 
-FACTS = Facts("toy", "toy", "toy", {}, 0, "", "", "", False, FOREGROUND, False)
+FACTS = ModelFacts("toy", "toy", "toy", {}, 0, "", "", "", False, FOREGROUND, False)
 SIZES = [(1, 1), (1, 90), (37, 41), (64, 64), (64, 64), (64, 65), (20, 200), (130, 70)]
 CPU = torch.device("cpu")
 

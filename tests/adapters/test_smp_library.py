@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustcli.adapters.create import create_model
-from robustcli.adapters.smp_library import create, entry, load
+from robustcli.adapters.networks import create_model
+from robustcli.adapters.smp_library import create, entry, with_weights
 from robustcli.core.errors import MachineError, UsageError
 from tests.adapters.files import assert_holds
 
@@ -66,10 +66,10 @@ def test_weights_from_a_file_and_from_another_network() -> None:
     torch.manual_seed(5)
     state = create("Unet/resnet18", SMALL).state_dict()
     torch.manual_seed(6)
-    assert_holds(load("Unet/resnet18", state, "w", SMALL), state)
+    assert_holds(with_weights("Unet/resnet18", state, "w", SMALL), state)
     message = r"`w` does not hold the weights of `smp:Unet/resnet34`"
     with pytest.raises(UsageError, match=message):
-        load("Unet/resnet34", state, "w", SMALL)
+        with_weights("Unet/resnet34", state, "w", SMALL)
 
 
 def test_the_door_in_python(tmp_path: Any) -> None:

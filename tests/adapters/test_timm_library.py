@@ -116,13 +116,13 @@ def test_weights_from_the_hubs_cache_need_no_network(home: Path, attempts: list[
 def test_load_is_strict() -> None:
     network = timm_library.create(NAME, pretrained=False, arguments={})
     state = network.state_dict()
-    loaded = timm_library.load(NAME, state, origin="w.pth", arguments={})
+    loaded = timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
     torch.testing.assert_close(loaded.state_dict()["fc.weight"], state["fc.weight"])
     assert not loaded.training
     state.pop("fc.bias")
     message = rf"`w\.pth` does not hold the weights of `{NAME}`\.\n.*1 missing \(`fc\.bias`\)"
     with pytest.raises(UsageError, match=message):
-        timm_library.load(NAME, state, origin="w.pth", arguments={})
+        timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
 
 
 def swins(network: nn.Module) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ def test_files_under_their_authors_own_names(
     state = authors(theirs)
     assert state.keys() != theirs.state_dict().keys()
     caplog.clear()
-    loaded = timm_library.load(name, state, origin="w.pth", arguments=SHALLOW)
+    loaded = timm_library.with_weights(name, state, origin="w.pth", arguments=SHALLOW)
     with torch.no_grad():
         images = torch.rand(1, 3, 224, 224)
         torch.testing.assert_close(loaded(images), theirs(images), rtol=0, atol=0)
@@ -186,14 +186,14 @@ def test_a_file_under_its_authors_names_stays_strict() -> None:
     for change in ({"layers.0.blocks.0.attn.qkv.bias": None}, {"stray.weight": torch.ones(1)}):
         changed = {key: t for key, t in (state | change).items() if t is not None}
         with pytest.raises(UsageError, match=r"does not hold the weights of `swin"):
-            timm_library.load(name, changed, origin="w.pth", arguments=SHALLOW)
+            timm_library.with_weights(name, changed, origin="w.pth", arguments=SHALLOW)
 
 
 def test_positions_for_images_of_another_size_are_said(caplog: pytest.LogCaptureFixture) -> None:
     name, small = "vit_tiny_patch16_224", {"depth": 1}
     state = timm.create_model(name, **small).state_dict()
     caplog.clear()
-    loaded = timm_library.load(name, state, origin="w", arguments={**small, "img_size": 96})
+    loaded = timm_library.with_weights(name, state, origin="w", arguments={**small, "img_size": 96})
     assert loaded.state_dict()["pos_embed"].shape == (1, 37, 192)
     assert "`pos_embed` is resized from (1, 197, 192) to (1, 37, 192)" in caplog.text
 
@@ -236,14 +236,14 @@ def test_a_network_without_filter() -> None:
 def test_the_classes_of_the_head_decide_and_are_said(caplog: pytest.LogCaptureFixture) -> None:
     state = timm.create_model(NAME, num_classes=4).state_dict()
     caplog.clear()
-    loaded = timm_library.load(NAME, state, origin="w.pth", arguments={})
+    loaded = timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
     assert loaded.num_classes == 4
     torch.testing.assert_close(loaded.state_dict()["fc.weight"], state["fc.weight"])
     assert caplog.messages == [
         f"`w.pth`: its head tells 4 classes apart, and so does `{NAME}` here."
     ]
     caplog.clear()
-    timm_library.load(NAME, state, origin="w.pth", arguments={"num_classes": 4})
+    timm_library.with_weights(NAME, state, origin="w.pth", arguments={"num_classes": 4})
     assert caplog.messages == []
 
 
@@ -251,14 +251,14 @@ def test_classes_that_contradict_the_head() -> None:
     state = timm.create_model(NAME, num_classes=4).state_dict()
     message = r"`num_classes=5` contradicts the weights in `w\.pth`\.\nTheir head tells 4 classes"
     with pytest.raises(UsageError, match=message):
-        timm_library.load(NAME, state, origin="w.pth", arguments={"num_classes": 5})
+        timm_library.with_weights(NAME, state, origin="w.pth", arguments={"num_classes": 5})
 
 
 def test_a_backbone_says_what_it_is_good_for() -> None:
     network = timm.create_model(NAME)
     state = {k: t for k, t in network.state_dict().items() if not k.startswith(heads_in(network))}
     with pytest.raises(UsageError, match=r"2 missing(.|\n)*holds no head(.|\n)*robust finetune"):
-        timm_library.load(NAME, state, origin="w.pth", arguments={})
+        timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
 
 
 @pytest.mark.parametrize("before", ["hf-hub:timm/", "hf_hub:timm/", "timm/", ""])

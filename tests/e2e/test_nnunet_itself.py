@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.create import create
 from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.networks import create
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state

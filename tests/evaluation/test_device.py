@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustcli.adapters.model import Facts
+from robustcli.adapters.model import ModelFacts
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
 from robustcli.tasks.base import facts_record
@@ -28,7 +28,7 @@ def test_an_apple_gpu_is_taken(name, monkeypatch):
 @pytest.mark.parametrize(("scans", "backend"), [(True, "cpu"), (False, None)])
 def test_of_a_scanning_model_on_an_apple_gpu_the_record_names_the_cpu_kernel(scans, backend):
     """In one run with a model that does not scan, both compute on the same device."""
-    facts = Facts(
+    facts = ModelFacts(
         "a", "vim", "own", {}, 1, "a.safetensors", "0" * 64, "none", False, "cifar10", scans
     )
     assert facts_record(facts, torch.device("mps"))["scan_backend"] == backend

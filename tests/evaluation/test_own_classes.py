@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import robustcli
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
@@ -40,7 +40,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "four.txt").write_text("\n".join(ORDER))
     torch.manual_seed(0)
     torch.save(timm.create_model(TIMM, num_classes=4).state_dict(), tmp_path / "timm.pth")
-    torch.save(create.create("vmamba-pico", {"num_classes": 4}).state_dict(), tmp_path / "pico.pth")
+    torch.save(
+        networks.create("vmamba-pico", {"num_classes": 4}).state_dict(), tmp_path / "pico.pth"
+    )
     return tmp_path
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
 from robustcli.finetuning.mode_costs import MeasureCosts
@@ -91,10 +91,10 @@ def test_merging_by_hand() -> None:
 
 
 def test_projections_are_found_by_the_type_of_their_module() -> None:
-    found = projections(create.create("vmunet", VMUNET))
+    found = projections(networks.create("vmunet", VMUNET))
     assert len(found) == 2 * 8  # in and out of eight blocks
     assert {name.rsplit(".", 1)[1] for name in found} == {"in_proj", "out_proj"}
-    bidirectional = projections(create.create("vim-t", {"depth": 1, "img_size": 32}))
+    bidirectional = projections(networks.create("vim-t", {"depth": 1, "img_size": 32}))
     assert {name.rsplit(".", 1)[1] for name in bidirectional} == {
         "in_proj", "x_proj", "x_proj_b", "out_proj",
     }  # fmt: skip
@@ -102,7 +102,7 @@ def test_projections_are_found_by_the_type_of_their_module() -> None:
 
 def test_a_network_without_projections() -> None:
     with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
-        adapt(create.create("unet", {"features": [4, 8]}), ("conv.",), name="unet", seed=0)
+        adapt(networks.create("unet", {"features": [4, 8]}), ("conv.",), name="unet", seed=0)
 
 
 def test_what_a_mode_says_has_its_name_before_it() -> None:

@@ -20,7 +20,7 @@ from robustcli.finetuning.finetune_plan import plan_finetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.rules import make_rule
 from robustcli.nnunet.normalisation import Channel
-from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import make_plan
 from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import AVERAGED

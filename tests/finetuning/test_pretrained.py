@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_nnunet, read_pretrained
 from robustcli.nnunet.normalisation import Channel
-from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import make_plan
 from tests.adapters import nnunet_files
 from tests.adapters.files import assert_holds, saved
 from tests.adapters.nnunet_files import PLAN, checkpoint, network, results
@@ -36,7 +36,9 @@ def test_reads_every_way_to_a_model(tmp_path: Path, model: str, way: str) -> Non
     assert (found.in_channels, found.num_classes) == (3, 2)
     assert found.plan.patch == (32, 32)
     assert found.plan.channels == (Channel("zscore"),) * 3
-    again = create.load(found.model, found.weights, origin=str(found.path), options=found.options)
+    again = networks.with_weights(
+        found.model, found.weights, origin=str(found.path), options=found.options
+    )
     assert_holds(again, made.state_dict())
 
 
@@ -184,7 +186,7 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
     top = nnunet_files.results(tmp_path, nnunet_files.checkpoint(made))
     entry = resolve("umamba-enc")
     given = read_pretrained(top, entry, {"patch_size": (64, 64)})
-    other = create.create("umamba-enc", given.arguments)
+    other = networks.create("umamba-enc", given.arguments)
     before = {k: v.clone() for k, v in other.state_dict().items()}
     with pytest.raises(UsageError, match="do not fit"):
         fill(other, given, entry, heads_of(entry))
@@ -194,10 +196,10 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
 def test_any_other_network_is_filled_by_the_same_rule(tmp_path: Path) -> None:
     entry = resolve("unet")
     torch.manual_seed(1)
-    theirs = create.create("unet", {"features": [4, 8]})
+    theirs = networks.create("unet", {"features": [4, 8]})
     save_file(theirs.state_dict(), tmp_path / "unet.safetensors")
     given = read_pretrained(tmp_path / "unet.safetensors", entry, {"features": [4, 8]})
-    ours = create.create("unet", {"features": [4, 8]})
+    ours = networks.create("unet", {"features": [4, 8]})
     fill(ours, given, entry, heads_of(entry))
     kept = {n for n, t in ours.state_dict().items() if not torch.equal(t, theirs.state_dict()[n])}
     assert kept == {"conv.weight", "conv.bias"}
@@ -206,8 +208,8 @@ def test_any_other_network_is_filled_by_the_same_rule(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     entry = resolve("unet")
-    ours = create.create("unet", {"features": [4, 8]})
-    state = dict(create.create("unet", {"features": [4, 12]}).state_dict())
+    ours = networks.create("unet", {"features": [4, 8]})
+    state = dict(networks.create("unet", {"features": [4, 12]}).state_dict())
     gone = next(name for name in state if not name.startswith("conv."))
     del state[gone]
     before = {k: v.clone() for k, v in ours.state_dict().items()}

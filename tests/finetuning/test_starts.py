@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.load import resolve
-from robustcli.adapters.start import fresh
+from robustcli.adapters.trainable import fresh
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry_run import forecast_finetuning
@@ -37,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the very small VMamba, for ten classes."""
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_file(create.create("vmamba-pico", TINY).state_dict(), path)
+    save_file(networks.create("vmamba-pico", TINY).state_dict(), path)
     return path
 
 

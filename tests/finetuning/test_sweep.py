@@ -19,8 +19,7 @@ from robustcli.finetuning.record import SWEEP, SWEEP_FILE
 from robustcli.finetuning.rules import FreezeRule
 from robustcli.finetuning.starts import Segmenters
 from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios
-from robustcli.models.architectures import architecture
-from robustcli.models.weight_decay import everything_decays
+from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.recipes import recipe_for
 from tests.finetuning.tunings import tuning, write_pretrained

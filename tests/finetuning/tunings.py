@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from robustcli.adapters import create
+from robustcli.adapters import networks
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.models.umamba import UMamba
@@ -20,7 +20,7 @@ _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precisi
 
 def network(seed: int = 7, **changes: Any) -> UMamba:
     torch.manual_seed(seed)
-    made = create.create("umamba", {**TINY, **changes})
+    made = networks.create("umamba", {**TINY, **changes})
     assert isinstance(made, UMamba)
     return made
 

@@ -12,9 +12,11 @@ import torch
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.models import umamba, vim, vmamba
-from robustcli.models.architectures import ARCHITECTURES, architecture
-from robustcli.models.model_options import changed, check_multiple
-from robustcli.models.weight_decay import (
+from robustcli.models.architectures import (
+    ARCHITECTURES,
+    architecture,
+    changed,
+    check_multiple,
     everything_decays,
     mamba_decays,
     parameter_groups,

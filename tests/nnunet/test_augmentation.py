@@ -12,14 +12,14 @@ from monai.transforms.intensity.array import RandScaleIntensity
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
-from robustcli.nnunet.augmentation import (
+from robustcli.nnunet.patches import (
     Augmentation,
     PerChannel,
     TurnAndScale,
     largest_angle,
+    loader_patch,
     plain,
 )
-from robustcli.nnunet.patches import loader_patch
 
 PATCH = (48, 48)
 SIZE = loader_patch(PATCH)

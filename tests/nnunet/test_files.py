@@ -24,7 +24,7 @@ from robustcli.nnunet.files import (
     write_checkpoint,
     write_results,
 )
-from robustcli.nnunet.planner import make_plan
+from robustcli.nnunet.plans_json import make_plan
 from tests.adapters.files import assert_holds
 from tests.adapters.nnunet_files import PLAN, network
 from tests.models import golden

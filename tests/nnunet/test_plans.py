@@ -11,8 +11,16 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.models.umamba import build
 from robustcli.nnunet.normalisation import SCHEMES, Channel, Intensities
-from robustcli.nnunet.planner import batch_size, fitted, make_plan, topology
-from robustcli.nnunet.plans_json import NnUNetPlan, read_plan, scheme_of_channel, scheme_of_class
+from robustcli.nnunet.plans_json import (
+    NnUNetPlan,
+    batch_size,
+    fitted,
+    make_plan,
+    read_plan,
+    scheme_of_channel,
+    scheme_of_class,
+    topology,
+)
 from tests.adapters.nnunet_files import PLAN
 from tests.models import golden
 

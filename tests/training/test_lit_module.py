@@ -11,7 +11,7 @@ from torch import nn
 
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import RunError
-from robustcli.models.weight_decay import everything_decays, mamba_decays, vmamba_decays
+from robustcli.models.architectures import everything_decays, mamba_decays, vmamba_decays
 from robustcli.training.lit_module import check_gradient, check_loss, decays_of, gradient_norm
 
 

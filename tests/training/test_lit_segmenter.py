@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.models.architectures import architecture
-from robustcli.models.weight_decay import everything_decays
+from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule, outputs
 from robustcli.training.recipes import recipe_for
 from robustcli.training.samples import Batch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.adapters.start import start_weights
+from robustcli.adapters.trainable import start_weights
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import DecodedPairs, SegmentationData
 from robustcli.training.lit_segmenter import SegmentationModule

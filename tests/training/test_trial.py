@@ -6,8 +6,7 @@ import time
 
 import torch
 
-from robustcli.models.architectures import architecture
-from robustcli.models.weight_decay import everything_decays
+from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.recipes import recipe_for
 from robustcli.training.trial import step_seconds

@@ -22,12 +22,11 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED
-from robustcli.models.model_options import changed
+from robustcli.models.architectures import changed, everything_decays, parameter_groups
 from robustcli.models.umamba import VARIANTS, Pair, UMamba, UMambaConfig
-from robustcli.models.weight_decay import everything_decays, parameter_groups
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
-from robustcli.nnunet.planner import SMALLEST_EDGE, Topology, batch_size, topology
+from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, topology
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, DecodedPairs
 from robustcli.training.lit_segmenter import SegmentationModule

@@ -22,8 +22,7 @@ from robustcli.data.mask_values import IGNORED
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.models.architectures import architecture
 from robustcli.nnunet.normalisation import Channel
-from robustcli.nnunet.planner import make_plan
-from robustcli.nnunet.plans_json import NnUNetPlan
+from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 from robustcli.training.cache import Decoded
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import DecodedPairs

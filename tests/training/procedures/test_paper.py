@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustcli.models.weight_decay import everything_decays
+from robustcli.models.architectures import everything_decays
 from robustcli.training.lit_segmenter import SegmentationModule
 from robustcli.training.procedures.paper import Paper, paper_rows, write_paper_rows
 from robustcli.training.recipes import recipe_for

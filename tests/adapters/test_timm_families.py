@@ -1,4 +1,4 @@
-"""What timm asks of a model: official weights, other heads and channels, features, pooling."""
+"""VMamba and Vim as timm models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from robustcli.adapters.create import create_model
+from robustcli.adapters.networks import create_model
 from robustcli.core.errors import UsageError
 from robustcli.models.vim import resize_positions
 from tests.adapters.files import assert_holds, random_state

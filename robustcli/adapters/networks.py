@@ -1,37 +1,44 @@
-"""`robustcli.create_model`: any network of the registry by name, fresh or with weights."""
+"""Networks by builder, fresh or with the weights of a file; `robustcli.create_model`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from robustcli.adapters import smp_library, timm_library, timm_vim, timm_vmamba
-from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters import smp_library, timm_families, timm_library
+from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.families import FAMILIES, body, classes_in, family_of, members, recognise
-from robustcli.adapters.loading import Shapes, announce, choose, load_strictly, shapes_of
+from robustcli.adapters.loading import (
+    FAMILIES,
+    Shapes,
+    announce,
+    body,
+    choose,
+    classes_in,
+    family_of,
+    load_strictly,
+    members,
+    recognise,
+    shapes_of,
+)
+from robustcli.adapters.model import IMG_SIZE
+from robustcli.adapters.preprocessing import Preprocessing, input_channels
+from robustcli.adapters.segmenter import MaskPreprocessing, Otsu, native_window
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import canonical, nearest
 from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
 
-if TYPE_CHECKING:
-    pass
-
-
-# Our networks by name, fresh or with the weights of any file of their own project.
-
-
 # Classifiers come with timm's methods, whichever door they come through.
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "vmamba": timm_vmamba.build,
-    "vim": timm_vim.build,
+_CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "vmamba": timm_families.build_vmamba,
+    "vim": timm_families.build_vim,
 }
 _TIMMS = ("in_chans", "global_pool", "drop_rate", "drop_path_rate")
 
@@ -43,10 +50,10 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
         UsageError: It has no such option, or cannot take such a value.
     """
     found = architecture(name)
-    _check(found, options)
+    _check_options(found, options)
     try:
-        if found.family in _BUILDERS:
-            return _BUILDERS[found.family](found.variant, **options).eval()
+        if found.family in _CLASSIFIERS:
+            return _CLASSIFIERS[found.family](found.variant, **options).eval()
         return found.build(**options).eval()
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         given = " ".join(f"{key}={value}" for key, value in options.items())
@@ -57,11 +64,11 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
-def _check(found: Architecture, options: Mapping[str, Any]) -> None:
+def _check_options(found: Architecture, options: Mapping[str, Any]) -> None:
     config = import_module(f"robustcli.models.{found.builder.split(':')[0]}").VARIANTS
     takes = [field.name for field in fields(config[found.variant])]
     for option in options:
-        if option not in takes and not (found.family in _BUILDERS and option in _TIMMS):
+        if option not in takes and not (found.family in _CLASSIFIERS and option in _TIMMS):
             close = nearest(option, takes, most=1)
             raise UsageError(
                 f"`{found.name}` takes no `{option}=...`.",
@@ -70,8 +77,8 @@ def _check(found: Architecture, options: Mapping[str, Any]) -> None:
             )
 
 
-def load(
-    name: str, state: Mapping[str, Tensor], *, origin: str, options: Mapping[str, Any]
+def with_weights(
+    name: str, state: Mapping[str, Tensor], origin: str, options: Mapping[str, Any]
 ) -> nn.Module:
     """The network `name` with the weights `state`, in eval mode.
 
@@ -97,14 +104,14 @@ def load(
     heads = tuple(f"{head}." for head in FAMILIES[found.family].heads)
     choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
     fits = shapes_of(choice.state) == shapes_of(network.state_dict())
-    advice = None if fits else _advice(found, network, choice.named, options)
+    advice = None if fits else _weights_advice(found, network, choice.named, options)
     load_strictly(network, choice.state, model=found.name, origin=origin, advice=advice)
     choice.announce(origin)
     return network
 
 
-def load_classifier(
-    name: str, state: Mapping[str, Tensor], *, origin: str, options: Mapping[str, Any]
+def classifier_with_weights(
+    name: str, state: Mapping[str, Tensor], origin: str, options: Mapping[str, Any]
 ) -> nn.Module:
     """As `load`, with as many classes as the head in the file tells apart, unless `options` say.
 
@@ -112,7 +119,7 @@ def load_classifier(
         UsageError: The weights are of another network, or of another number of classes.
     """
     if "num_classes" in options:
-        return load(name, state, origin=origin, options=options)
+        return with_weights(name, state, origin=origin, options=options)
     found = architecture(name)
     shapes = shapes_of(create(name, options).state_dict())
     family = FAMILIES[found.family]
@@ -120,18 +127,18 @@ def load_classifier(
     choice = choose(state, shapes, convert=family.convert, heads=heads)
     classes = classes_in(shapes_of(choice.state), found.family) if choice.fits else None
     if classes in (None, classes_in(shapes, found.family)):
-        return load(name, state, origin=origin, options=options)
-    network = load(name, state, origin=origin, options={**options, "num_classes": classes})
+        return with_weights(name, state, origin=origin, options=options)
+    network = with_weights(name, state, origin=origin, options={**options, "num_classes": classes})
     announce(f"`{origin}`: its head tells {classes} classes apart, and so does `{name}` here.")
     return network
 
 
 def _resized(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    assert isinstance(network, timm_vim.TimmVim), "no other configuration has an `img_size`"
+    assert isinstance(network, timm_families.TimmVim), "no other configuration has an `img_size`"
     return fit_positions(state, network.config.grid)
 
 
-def _advice(
+def _weights_advice(
     found: Architecture, network: nn.Module, state: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> str | None:
     family = family_of(state)
@@ -162,7 +169,7 @@ def _other_classes(family: str, classes: int | None, options: Mapping[str, Any])
     heads = " and ".join(f"`{head}`" for head in FAMILIES[family].heads)
     wanted = options["num_classes"]
     change = (
-        f"call `model.reset_classifier({wanted})`" if family in _BUILDERS else f"replace {heads}"
+        f"call `model.reset_classifier({wanted})`" if family in _CLASSIFIERS else f"replace {heads}"
     )
     return f"Load them with their own `num_classes={classes}`, then {change} and train it."
 
@@ -177,6 +184,100 @@ def _other_size(given: Shapes, expected: Shapes) -> str | None:
         f"They are for images with {side} x {side} patches: give `img_size`, in pixels, and the "
         "position embedding is resized to it."
     )
+
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What makes a network of a variant.
+
+    Args:
+        create: Of variant and arguments: as initialised.
+        with_weights: Of variant, weights, their origin and arguments; None for what has no weights.
+        preprocessing: Of variant and network: its own.
+        download: Of variant, arguments and `offline`: with the library's own weights; None where
+            the catalogue says where the weights are.
+    """
+
+    create: Callable[[str, Arguments], nn.Module]
+    with_weights: Callable[[str, Mapping[str, Tensor], str, Arguments], nn.Module] | None
+    preprocessing: Callable[[str, nn.Module], Preprocessing | MaskPreprocessing]
+    download: Callable[[str, Arguments, bool], nn.Module] | None = None
+
+
+def learns(entry: ModelEntry) -> bool:
+    """Whether there is anything to train in `entry`; a baseline has no weights."""
+    return BUILDERS[entry.builder].with_weights is not None
+
+
+def own_preprocessing(
+    entry: ModelEntry, network: nn.Module, arguments: Arguments
+) -> Preprocessing | MaskPreprocessing:
+    """The preprocessing of `network`, in the channels and the size that it was built for.
+
+    Raises:
+        UsageError: It is built for a number of channels that images here do not have.
+    """
+    channels = input_channels(arguments)
+    own = BUILDERS[entry.builder].preprocessing(entry.variant, network).of_channels(channels)
+    side = arguments.get(IMG_SIZE)
+    if entry.builder == "timm" and isinstance(own, Preprocessing) and isinstance(side, int):
+        return own.of_size(side)
+    return own
+
+
+OFFICIAL = Preprocessing(resize=256, crop=224)
+"""Of VMamba's and Vim's own evaluations."""
+PICO = Preprocessing(
+    resize=32, crop=32, interpolation="bilinear",
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+)  # fmt: skip
+
+
+def _official(variant: str, network: nn.Module) -> Preprocessing:
+    """VMamba's and Vim's own; at the size that the network was built for, where it has one."""
+    if variant == "vmamba-pico":
+        return PICO
+    side = min(getattr(network.config, "image", (OFFICIAL.crop,)))
+    if variant == "vim":  # for CIFAR, whose photos are not cut
+        return replace(PICO, resize=side, crop=side)
+    return Preprocessing(resize=side * 256 // 224, crop=side)
+
+
+def _timm_download(variant: str, arguments: Arguments, offline: bool) -> nn.Module:
+    return timm_library.create(variant, arguments, pretrained=True, offline=offline)
+
+
+def _otsu(variant: str, arguments: Arguments) -> nn.Module:
+    if arguments:
+        raise UsageError(f"`{variant}` takes no `{next(iter(arguments))}=...`.", "It takes none.")
+    return Otsu().eval()
+
+
+def _windows(variant: str, network: nn.Module) -> MaskPreprocessing:
+    return MaskPreprocessing(native_window(network))
+
+
+_OURS = Builder(create, classifier_with_weights, _official)
+BUILDERS: dict[str, Builder] = {
+    "vmamba": _OURS,
+    "vim": _OURS,
+    "timm": Builder(
+        timm_library.create,
+        timm_library.with_weights,
+        lambda variant, network: timm_library.preprocessing(network),
+        _timm_download,
+    ),
+    "zoo": Builder(create, with_weights, _windows),
+    "smp": Builder(smp_library.create, smp_library.with_weights, _windows),
+    "otsu": Builder(
+        _otsu,
+        None,
+        lambda variant, network: MaskPreprocessing(window=0),  # whole images
+    ),
+}
 
 
 def create_model(
@@ -202,53 +303,43 @@ def create_model(
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
-    spelling = {canonical(known): known for known in ARCHITECTURES}
-    if canonical(name) in spelling:
-        known = spelling[canonical(name)]
-        if weights is None:
-            return create(known, options).float()
-        state = read_weights(Path(weights))
-        classifies = ARCHITECTURES[known].task == "cls"
-        loads = load_classifier if classifies else load
-        return loads(known, state, origin=str(weights), options=options).float()
-    if name.startswith(smp_library.PREFIX):
-        return _smps(smp_library.entry(name).variant, weights, options)
-    variant = _timms(name, tagged=weights is None)
+    builder, variant = _named(name, tagged=weights is None)
     if weights is None:
-        return timm_library.create(variant, pretrained=False, arguments=options)
-    state = read_weights(Path(weights))
-    return timm_library.load(variant, state, origin=str(weights), arguments=options)
+        return BUILDERS[builder].create(variant, options).float()
+    loads = BUILDERS[builder].with_weights
+    assert loads is not None, "every builder that has a name here has weights"
+    return loads(variant, read_weights(Path(weights)), str(weights), options).float()
 
 
-def _smps(variant: str, weights: str | Path | None, options: dict[str, Any]) -> nn.Module:
-    if weights is None:
-        return smp_library.create(variant, options)
-    return smp_library.load(variant, read_weights(Path(weights)), str(weights), options)
-
-
-def _timms(name: str, *, tagged: bool) -> str:
-    """Timm's name for `name`: one of the catalogue's short ones, or timm's own.
+def _named(name: str, *, tagged: bool) -> tuple[str, str]:
+    """The builder of the network called `name`, and the builder's name for it.
 
     Args:
         name: As typed.
-        tagged: Whether a tag must say which pretraining is meant.
+        tagged: Whether a timm name needs the tag that says which pretraining is meant.
     """
+    spelling = {canonical(known): known for known in ARCHITECTURES}
+    if canonical(name) in spelling:
+        known = ARCHITECTURES[spelling[canonical(name)]]
+        return "vmamba" if known.task == "cls" else "zoo", known.name
+    if name.startswith(smp_library.PREFIX):
+        return "smp", smp_library.entry(name).variant
     short = {canonical(e.name): e.variant for e in CATALOGUE.values() if e.builder == "timm"}
     if canonical(name) in short:
-        return short[canonical(name)]
+        return "timm", short[canonical(name)]
     if timm_library.known(name):
         plain = timm_library.plain_name(name)
         if "." in plain or not tagged:
-            return plain
+            return "timm", plain
         raise UsageError(
             f"`{name}` is timm's, and says nothing of its pretraining.",
             "A name without a tag means another one in different versions of timm.",
             f"Add the tag (`{name}.TAG`), or use `timm.create_model`.",
         )
-    known = [*ARCHITECTURES, *(e.name for e in CATALOGUE.values() if e.builder == "timm")]
-    close = nearest(name, known)
+    names = [*ARCHITECTURES, *(e.name for e in CATALOGUE.values() if e.builder == "timm")]
+    close = nearest(name, names)
     raise UsageError(
         f"No model is called `{name}`.",
         f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
-        f"There are {', '.join(known)}; and any timm name with its tag.",
+        f"There are {', '.join(names)}; and any timm name with its tag.",
     )

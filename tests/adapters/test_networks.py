@@ -1,4 +1,4 @@
-"""`create_model`: names, formats of every project, and agreement with the official code."""
+"""Networks of ours by name, with the weights of any file of their own project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustcli.adapters.create import create, create_model, load
 from robustcli.adapters.loading import shapes_of
+from robustcli.adapters.networks import create, create_model, with_weights
 from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.models.umamba import canonical_key, with_aliases
@@ -183,7 +183,7 @@ SMALL: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("name", SMALL)
 def test_every_tensor_of_a_file_arrives(name: str) -> None:
     state = random_state(create(name, SMALL[name]))
-    network = load(name, state, origin="w.pth", options=SMALL[name])
+    network = with_weights(name, state, origin="w.pth", options=SMALL[name])
     assert_holds(network, state)
     assert not network.training
     assert {p.dtype for p in network.parameters()} == {torch.float32}
@@ -193,19 +193,19 @@ def test_every_tensor_of_a_file_arrives(name: str) -> None:
 def test_the_copies_in_official_files_are_understood(name: str) -> None:
     state = random_state(create(name, SMALL[name]))
     assert len(with_aliases(state)) > len(state)
-    assert_holds(load(name, with_aliases(state), origin="w", options=SMALL[name]), state)
+    assert_holds(with_weights(name, with_aliases(state), origin="w", options=SMALL[name]), state)
 
 
 def test_copies_that_differ_are_refused() -> None:
     state = with_aliases(random_state(create("umamba", SMALL["umamba"])))
     key = "decoder.encoder.stem.0.conv1.weight"
     with pytest.raises(UsageError, match=r"two versions of `encoder\.stem\.0\.conv1\.weight`"):
-        load("umamba", {**state, key: state[key] + 1}, origin="w", options=SMALL["umamba"])
+        with_weights("umamba", {**state, key: state[key] + 1}, origin="w", options=SMALL["umamba"])
 
 
 def test_a_vims_positions_are_resized_to_the_image_size_that_is_given() -> None:
     state = random_state(create("vim", {"depth": 1}))
-    network = load("vim", state, origin="w", options={"depth": 1, "img_size": 48})
+    network = with_weights("vim", state, origin="w", options={"depth": 1, "img_size": 48})
     expected = resize_positions(state["pos_embed"], (12, 12))
     assert_holds(network, {**state, "pos_embed": expected})
     assert network(torch.zeros(1, 3, 48, 48)).shape == (1, 10)
@@ -245,13 +245,13 @@ def test_another_release_is_told_by_name(named: str, really: str) -> None:
         rf"These are the weights of `{really}`: use that name\."
     )
     with pytest.raises(UsageError, match=message):
-        load(named, state, origin="w.pth", options={})
+        with_weights(named, state, origin="w.pth", options={})
 
 
 def test_the_first_differing_keys_and_shapes_are_named() -> None:
     state = empty(shapes_of(on_meta("vmamba-t-s2l5").state_dict()))
     with pytest.raises(UsageError) as caught:
-        load("vmamba-t-s1l8", state, origin="w.pth", options={})
+        with_weights("vmamba-t-s1l8", state, origin="w.pth", options={})
     assert "`layers.0.blocks.0.op.x_proj_weight` is (4, 8, 192), not (4, 8, 96)" in caught.value.why
     assert "missing (`layers.2.blocks.5.norm.weight`" in caught.value.why
 
@@ -260,7 +260,7 @@ def test_a_file_of_no_release_gets_no_name() -> None:
     with pytest.raises(
         UsageError, match=r"Of \d+ expected.*\nName the model that the file was made"
     ):
-        load("vmamba-pico", {"x": torch.ones(1)}, origin="w.pth", options={})
+        with_weights("vmamba-pico", {"x": torch.ones(1)}, origin="w.pth", options={})
 
 
 def test_another_number_of_classes_is_told() -> None:
@@ -270,8 +270,10 @@ def test_another_number_of_classes_is_told() -> None:
         r"They are of this model with 37 classes: set `num_classes=37` \(`--model-arg num_cla"
     )
     with pytest.raises(UsageError, match=message):
-        load("vmamba-pico", state, origin="w.pth", options={})
-    assert_holds(load("vmamba-pico", state, origin="w.pth", options={"num_classes": 37}), state)
+        with_weights("vmamba-pico", state, origin="w.pth", options={})
+    assert_holds(
+        with_weights("vmamba-pico", state, origin="w.pth", options={"num_classes": 37}), state
+    )
 
 
 def test_a_changed_network_and_a_published_file() -> None:
@@ -279,7 +281,7 @@ def test_a_changed_network_and_a_published_file() -> None:
     with pytest.raises(
         UsageError, match="weights of `vmamba-pico` as published: leave out the options"
     ):
-        load("vmamba-pico", state, origin="w.pth", options={"d_state": 2})
+        with_weights("vmamba-pico", state, origin="w.pth", options={"d_state": 2})
 
 
 def test_a_backbone_without_head() -> None:
@@ -288,7 +290,7 @@ def test_a_backbone_without_head() -> None:
     with pytest.raises(
         UsageError, match=r"2 missing \(`classifier\.head\.weight`.*\nThey have no head"
     ):
-        load("vmamba-pico", body, origin="w.pth", options={})
+        with_weights("vmamba-pico", body, origin="w.pth", options={})
 
 
 FOREIGN = [
@@ -307,24 +309,24 @@ FOREIGN = [
 def test_a_file_of_any_family_is_told_by_name(named: str, file: str, told: str) -> None:
     state = meta_state(file)
     with pytest.raises(UsageError, match=rf"These are the weights of `{told}`: use that name"):
-        load(named, state, origin="w.pth", options={})
+        with_weights(named, state, origin="w.pth", options={})
 
 
 def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones() -> None:
     """`img_size` resizes positions, but a stride-16 file is no file of the stride-8 network."""
     with pytest.raises(UsageError, match="These are the weights of `vim-t`: use that name"):
-        load("vim-t-plus", meta_state("vim-t"), origin="w.pth", options={"img_size": 224})
+        with_weights("vim-t-plus", meta_state("vim-t"), origin="w.pth", options={"img_size": 224})
 
 
 def test_a_file_of_no_member_gets_its_familys_name_and_advice() -> None:
     other = architecture("vim").build(depth=2).state_dict()
     with pytest.raises(UsageError, match=r"It is a file of Vim \(vim-t, vim-t-plus"):
-        load("ulvm", other, origin="w.pth", options={})
+        with_weights("ulvm", other, origin="w.pth", options={})
     with pytest.raises(UsageError, match="fits none of them as published: give the options"):
-        load("vim", other, origin="w.pth", options={})
+        with_weights("vim", other, origin="w.pth", options={})
     shallow = architecture("umamba").build(features=(4, 8), strides=(1, 2)).state_dict()
     with pytest.raises(UsageError, match=r"plan_options` reads them from"):
-        load("umamba", shallow, origin="w.pth", options={})
+        with_weights("umamba", shallow, origin="w.pth", options={})
 
 
 @pytest.mark.parametrize(
@@ -347,10 +349,12 @@ def test_asking_for_other_classes_than_the_files_names_the_way_out(
     own = network.num_classes
     message = rf"Load them with their own `num_classes={own}`, then {way_out} and train it"
     with pytest.raises(UsageError, match=message):
-        load(name, network.state_dict(), origin="w.pth", options={**options, "num_classes": 3})
+        with_weights(
+            name, network.state_dict(), origin="w.pth", options={**options, "num_classes": 3}
+        )
 
 
 def test_a_vim_for_another_image_size_says_how_to_ask_for_it() -> None:
     state = architecture("vim").build(img_size=64, depth=1).state_dict()
     with pytest.raises(UsageError, match="for images with 16 x 16 patches: give `img_size`"):
-        load("vim", state, origin="w.pth", options={"depth": 1})
+        with_weights("vim", state, origin="w.pth", options={"depth": 1})

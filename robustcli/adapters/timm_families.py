@@ -1,0 +1,423 @@
+"""VMamba and Vim with the methods that timm expects; forward pass and weights are their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import lecun_normal_, trunc_normal_
+from timm.models import adapt_input_conv, checkpoint, checkpoint_seq
+from torch import Tensor, nn
+
+from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.loading import FAMILIES, classes_in, load_strictly, recognise, shapes_of
+from robustcli.core.errors import UsageError
+from robustcli.models.architectures import ARCHITECTURES, changed
+from robustcli.models.vim import VARIANTS as VIMS
+from robustcli.models.vim import Layer, Vim, VimConfig, fit_positions
+from robustcli.models.vmamba import VARIANTS as VMAMBAS
+from robustcli.models.vmamba import Stage, VMamba, VMambaConfig
+
+
+class TimmContract(nn.Module):
+    """Head, input channels, weights and weight decay; to be mixed into a network.
+
+    Names and shapes in the state dict stay the network's own.
+    """
+
+    family: ClassVar[str]
+    first_conv: ClassVar[str]
+    pools: ClassVar[tuple[str, ...]]
+    num_classes: int
+    num_features: int
+
+    def adopt(self, in_chans: int, global_pool: str, drop_rate: float) -> None:
+        """Sets what timm may ask of any model: input channels, pooling and dropout of the head."""
+        self.in_chans, self.drop_rate = in_chans, drop_rate
+        self.head_hidden_size = self.num_features
+        self._set_pool(global_pool)
+        conv = self.get_submodule(self.first_conv)
+        assert isinstance(conv, nn.Conv2d)
+        if conv.in_channels != in_chans:
+            shape = (conv.out_channels, in_chans, *conv.kernel_size)
+            conv.in_channels, conv.weight = in_chans, nn.Parameter(conv.weight.new_empty(shape))
+            conv.reset_parameters()
+
+    @property
+    def classifier_name(self) -> str:
+        """Where the linear layer of the head is."""
+        return FAMILIES[self.family].heads[0]
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer of the head; an identity while there are no classes."""
+        return self.get_submodule(self.classifier_name)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the linear layer by a fresh one, or by an identity for 0 classes.
+
+        Args:
+            num_classes: Classes of the new head.
+            global_pool: One of `pools`; None keeps it, "" returns what is not pooled.
+
+        Raises:
+            UsageError: There is no such pooling.
+        """
+        if global_pool is not None:
+            self._set_pool(global_pool)
+        self.num_classes = num_classes
+        head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            head = nn.Linear(self.num_features, num_classes)
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            like = next(self.parameters())
+            head.to(like.device, like.dtype)
+        self.set_submodule(self.classifier_name, head)
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the family's own training code does not decay."""
+        decays = next(a for a in ARCHITECTURES.values() if a.family == self.family).decays()
+        return {name for name, parameter in self.named_parameters() if not decays(name, parameter)}
+
+    def load_pretrained(self, checkpoint_path: str | Path, prefix: str = "") -> None:
+        """Loads an official file, as timm's `pretrained=True` asks for it.
+
+        As everywhere in timm, a head for another number of classes stays as initialised, and the
+        first convolution is adapted to another number of input channels; all else is strict.
+
+        Raises:
+            UsageError: The file does not hold this network's weights.
+        """
+        path = Path(checkpoint_path)
+        state = {key.removeprefix(prefix): tensor for key, tensor in read_weights(path).items()}
+        really = recognise(state)
+        advice = f"These are the weights of `{really}`: use that one." if really else None
+        fitted = self.fitted(FAMILIES[self.family].convert(state))
+        load_strictly(self, fitted, model=type(self).__name__, origin=str(path), advice=advice)
+
+    def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state` with its first convolution and head made to fit, the latter from this network."""
+        conv = f"{self.first_conv}.weight"
+        if conv in state and state[conv].shape[1] != self.in_chans:
+            state = {**state, conv: adapt_input_conv(self.in_chans, state[conv])}
+        if classes_in(shapes_of(state), self.family) == self.num_classes:
+            return state
+        head = f"{self.classifier_name}."
+        kept = {key: tensor for key, tensor in state.items() if not key.startswith(head)}
+        own = {key: t for key, t in self.state_dict().items() if key.startswith(head)}
+        return kept | own
+
+    def _set_pool(self, global_pool: str) -> None:
+        if global_pool not in ("", *self.pools):
+            raise UsageError(
+                f"`global_pool={global_pool}` is unknown.",
+                f"This network pools by {' or '.join(f'`{pool}`' for pool in self.pools)}.",
+                'Give one of these, or "" for no pooling.',
+            )
+        self.global_pool = global_pool
+
+
+def chosen(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """The numbers that `indices` mean among `count` features, as everywhere in timm.
+
+    Args:
+        count: Features that there are.
+        indices: Numbers, negative ones from the end; the last so many if an int; all if None.
+
+    Raises:
+        UsageError: There is no such feature.
+    """
+    if indices is None:
+        return list(range(count))
+    wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    if not wanted or not all(-count <= index < count for index in wanted):
+        raise UsageError(
+            f"`out_indices={indices}` names features that this network has not.",
+            f"It has {count}, numbered from 0; a number alone means the last so many.",
+        )
+    return [index % count for index in wanted]
+
+
+def weights_filter(state: dict[str, Tensor], network: TimmContract) -> dict[str, Tensor]:
+    """`state`, read by timm from an official file, under the names of `network`."""
+    return FAMILIES[network.family].convert(state)
+
+
+# Vim with the methods that timm expects; the forward pass and the weights are Vim's own. Shapes: B
+# batch, M patches, C channels; the class token is at M // 2 of the M + 1 tokens.
+
+
+class RecomputedLayer(Layer):
+    """A layer made of another's parts, recomputed backwards while `grad_checkpointing` is on."""
+
+    grad_checkpointing = False
+
+    def __init__(self, layer: Layer) -> None:
+        nn.Module.__init__(self)
+        self.mixer, self.norm, self.drop_path = layer.mixer, layer.norm, layer.drop_path
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As Layer's."""
+        if not self.grad_checkpointing:
+            return super().forward(hidden, residual)
+        recomputed: tuple[Tensor, Tensor] = checkpoint(super().forward, hidden, residual)
+        return recomputed
+
+
+class TimmVim(TimmContract, Vim):
+    """Vim as a timm model. Its tokens are (B, M + 1, C), the class token in the middle.
+
+    Args:
+        config: Of the network.
+        in_chans: Channels of the images.
+        global_pool: `token` (the releases), `avg` over all tokens, or "" for scores of each.
+        drop_rate: Dropout before the head.
+    """
+
+    family, first_conv, pools, output_fmt = "vim", "patch_embed.proj", ("token", "avg"), "NLC"
+
+    def __init__(
+        self, config: VimConfig, *, in_chans: int = 3, global_pool: str = "token",
+        drop_rate: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(replace(config, num_classes=max(config.num_classes, 1)))
+        self.config = config
+        self.layers = nn.ModuleList(map(RecomputedLayer, self.layers))  # type: ignore[arg-type]
+        about = {"num_chs": config.dim, "reduction": config.stride or config.patch_size}
+        self.feature_info = [{**about, "module": f"layers.{i}"} for i in range(config.depth)]
+        self.adopt(in_chans, global_pool, drop_rate)
+        if in_chans != 3:
+            lecun_normal_(self.patch_embed.proj.weight)
+            assert self.patch_embed.proj.bias is not None
+            nn.init.zeros_(self.patch_embed.proj.bias)
+        if config.num_classes == 0:
+            self.reset_classifier(0)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of the tokens (B, M + 1, C); with `pre_logits`, what they come from."""
+        if self.global_pool == "token":
+            x = super().forward_head(x, pre_logits=True)
+        elif self.global_pool == "avg":
+            x = x.mean(1)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False,
+        stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """The patches' sums of the residual stream after the chosen layers; and the final tokens.
+
+        Args:
+            x: Images (B, channels, height, width).
+            indices: Numbers of layers; the last so many if an int; all if None.
+            norm: Whether each goes through the final norm.
+            stop_early: Without effect: `prune_intermediate_layers` removes what is not needed.
+            output_fmt: `NCHW` or `NLC`; neither holds the class token.
+            intermediates_only: Return the list alone.
+        """
+        assert output_fmt in ("NCHW", "NLC"), "Output format must be one of NCHW or NLC."
+        take = chosen(len(self.layers), indices)
+        sums: list[Tensor] = []
+        hooks = [self.layers[i].register_forward_hook(_collect(sums)) for i in sorted(take)]
+        try:
+            tokens = self.forward_features(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        maps = [self._patches(self.norm_f(s) if norm else s, output_fmt) for s in sums]
+        return maps if intermediates_only else (tokens, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the layers after the last chosen one; the numbers of the chosen ones."""
+        take = chosen(len(self.layers), indices)
+        self.layers = self.layers[: max(take) + 1]
+        if prune_norm:
+            self.norm_f.requires_grad_(False)  # the forward pass ends with it, unused
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into layers, for timm's layer-wise learning rates."""
+        blocks = [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training recomputes each layer instead of keeping its inner values."""
+        for layer in self.layers:
+            assert isinstance(layer, RecomputedLayer)
+            layer.grad_checkpointing = enable
+
+    def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As for every family; and the position embedding resized to this network's images."""
+        really = recognise(state)
+        if really is not None and VIMS[really].stride != self.config.stride:
+            return super().fitted(state)  # of coarser or finer patches: another network
+        return fit_positions(super().fitted(state), self.config.grid)
+
+    def _patches(self, tokens: Tensor, output_fmt: str) -> Tensor:
+        patches = torch.cat((tokens[:, : self.middle], tokens[:, self.middle + 1 :]), 1)
+        if output_fmt == "NLC":
+            return patches
+        B, _, C = patches.shape
+        return patches.transpose(1, 2).reshape(B, C, *self.config.grid)
+
+
+def _collect(sums: list[Tensor]) -> Any:
+    def hook(_: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
+        sums.append(output[0] + output[1])
+
+    return hook
+
+
+def build_vim(
+    variant: str, *, in_chans: int = 3, global_pool: str = "token", drop_rate: float = 0.0,
+    drop_path_rate: float | None = None, **changes: object,
+) -> TimmVim:  # fmt: skip
+    """The network `variant`, freshly initialised; `changes` are to its configuration.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    if drop_path_rate is not None:
+        changes["drop_path"] = drop_path_rate
+    config = changed(VIMS[variant], changes, model=variant)
+    return TimmVim(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+
+
+# VMamba with the methods that timm expects; the forward pass and the weights are VMamba's own.
+# Shapes: B batch, H and W of the last stage's map, C its channels.
+
+
+class Blocks(nn.Sequential):
+    """A stage's blocks, recomputed in the backward pass while `grad_checkpointing` is on."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        if self.grad_checkpointing:
+            recomputed: Tensor = checkpoint_seq(list(self), x)
+            return recomputed
+        for block in self:
+            x = block(x)
+        return x
+
+
+class TimmVMamba(TimmContract, VMamba):
+    """VMamba as a timm model. Its maps are channels-last inside (`output_fmt`, as Swin's).
+
+    Args:
+        config: Of the network.
+        in_chans: Channels of the images.
+        global_pool: `avg`, or "" for scores of every position.
+        drop_rate: Dropout before the head.
+    """
+
+    family, first_conv, pools, output_fmt = "vmamba", "patch_embed.0", ("avg",), "NHWC"
+
+    def __init__(
+        self, config: VMambaConfig, *, in_chans: int = 3, global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(replace(config, num_classes=max(config.num_classes, 1)))
+        self.config = config
+        stride = config.stem_strides[0] * config.stem_strides[1]
+        self.feature_info = []
+        for number, (stage, dim) in enumerate(zip(self._stages(), config.dims, strict=True)):
+            stage.blocks = Blocks(*stage.blocks)
+            where = f"layers.{number}.blocks"
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": stride * 2**number, "module": where}
+            )
+        self.adopt(in_chans, global_pool, drop_rate)
+        if config.num_classes == 0:
+            self.reset_classifier(0)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of the map (B, H, W, C); with `pre_logits`, the features that they come from."""
+        if self.global_pool:
+            x = super().forward_head(x, pre_logits=True)
+        else:
+            x = self.classifier.norm(x)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.classifier.head(x)
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False,
+        stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """The maps of the chosen stages, before their downsampling; and the last of all.
+
+        Args:
+            x: Images (B, channels, height, width).
+            indices: Numbers of stages; the last so many if an int; all if None.
+            norm: Whether the last stage's map goes through the head's norm.
+            stop_early: Leave out the stages after the last chosen one.
+            output_fmt: `NCHW` or `NHWC`.
+            intermediates_only: Return the list alone.
+        """
+        assert output_fmt in ("NCHW", "NHWC"), "Output format must be one of NCHW or NHWC."
+        take = chosen(len(self.layers), indices)
+        last, maps = len(self.layers) - 1, []
+        x = self.patch_embed(x)
+        for number, stage in enumerate(self._stages()[: max(take) + 1 if stop_early else None]):
+            x = stage.blocks(x)
+            if number in take:
+                kept = self.classifier.norm(x) if norm and number == last else x
+                maps.append(kept.permute(0, 3, 1, 2) if output_fmt == "NCHW" else kept)
+            x = stage.downsample(x)
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the stages after the last chosen one; the numbers of the chosen ones."""
+        take = chosen(len(self.layers), indices)
+        most = max(take)
+        shorter = most < len(self.layers) - 1
+        self.layers = self.layers[: most + 1]
+        self._stages()[-1].downsample = nn.Identity()
+        if shorter:
+            self.num_features = self.head_hidden_size = self.feature_info[most]["num_chs"]
+        if shorter or prune_norm:
+            self.set_submodule("classifier.norm", nn.Identity())
+        if shorter or prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into layers, for timm's layer-wise learning rates."""
+        each = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else each}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training recomputes each block instead of keeping its inner values."""
+        for stage in self._stages():
+            assert isinstance(stage.blocks, Blocks)
+            stage.blocks.grad_checkpointing = enable
+
+    def _stages(self) -> list[Stage]:
+        return [stage for stage in self.layers if isinstance(stage, Stage)]
+
+
+def build_vmamba(
+    variant: str, *, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0,
+    drop_path_rate: float | None = None, **changes: object,
+) -> TimmVMamba:  # fmt: skip
+    """The network `variant`, freshly initialised; `changes` are to its configuration.
+
+    Raises:
+        UsageError: An option is unknown.
+    """
+    if drop_path_rate is not None:
+        changes["drop_path"] = drop_path_rate
+    config = changed(VMAMBAS[variant], changes, model=variant)
+    return TimmVMamba(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)

@@ -1,0 +1,336 @@
+"""Networks as a training begins with them: initialised, or with weights of another task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.adapters import smp_library, timm_library
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import resolve
+from robustcli.adapters.loading import (
+    FAMILIES,
+    Shapes,
+    choose,
+    counts,
+    family_of,
+    heads_in,
+    load_strictly,
+    shapes_of,
+)
+from robustcli.adapters.model import Trial, first_pass, made_up_image
+from robustcli.adapters.networks import BUILDERS, learns, own_preprocessing
+from robustcli.adapters.preprocessing import Preprocessing, input_channels
+from robustcli.adapters.training_run import Trained, read_trained
+from robustcli.core.errors import UsageError
+from robustcli.core.seeds import identity_seed
+from robustcli.models.conv_segmenters import ResNetSeg
+from robustcli.models.umamba import Pair, UMamba, UMambaConfig
+
+_INPUTS = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
+_PATCH = (
+    "Weights of `umamba-enc` depend on the patch size: train with the patch of the pretraining's "
+    "plan."
+)
+
+
+@torch.no_grad()
+def transfer(
+    network: nn.Module, state: Mapping[str, Tensor], entry: ModelEntry, heads: tuple[str, ...],
+    origin: str, *, patch: Pair | None = None,
+) -> list[str]:  # fmt: skip
+    """Copies `state` into `network` but for its heads; the names of what was copied, in order.
+
+    The heads stay as they were initialised, even where they would fit. Source: nnU-Net v2.1.1,
+    `load_pretrained_weights`.
+
+    Args:
+        network: Changed in place.
+        state: Weights under official names or ours.
+        entry: What the network is.
+        heads: Beginnings of the names of the tensors that stay as they are.
+        origin: Where the weights come from, for messages.
+        patch: Of a U-Mamba: the patch of the plan that they were trained with, where it is known.
+
+    Raises:
+        UsageError: A tensor is missing, unknown or of another shape; nothing was copied. Each is
+            named. Or all fit, but the tokens of a U-Mamba are channels at one patch size and pixels
+            at the other.
+    """
+    if isinstance(network, UMamba) and patch is not None:
+        _check_tokens(network.config, patch, entry, origin)
+    own = network.state_dict()
+    remarks: tuple[str, ...] = ()
+    if entry.builder == "timm":
+        choice, remarks = timm_library.chosen(entry.variant, network, state)
+    else:
+        choice = choose(state, shapes_of(own), convert=partial(_converted, entry), heads=heads)
+    names = [name for name in own if not name.startswith(heads)]
+    if not choice.fits:
+        expected, theirs = shapes_of(own), shapes_of(choice.state)
+        needed = [name for name in names if name in theirs or not counts(name)]
+        wrong = [name for name in needed if theirs.get(name) != expected[name]]
+        wrong += [name for name in theirs if name not in own and not name.startswith(heads)]
+        raise UsageError(
+            f"The weights of `{origin}` do not fit `{entry.name}`.",
+            f"Of {len(names)} tensors, {len(wrong)} differ: {_said(wrong, expected, theirs)}.",
+            _advice(network, wrong, theirs),
+        )
+    copied = [name for name in names if name in choice.state]
+    for name in copied:
+        own[name].copy_(choice.state[name])
+    choice.announce(origin, *remarks)
+    return copied
+
+
+def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    family = family_of(state)
+    return FAMILIES[family].convert(state) if family and family == entry.family else state
+
+
+def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: str) -> None:
+    """Shapes can agree by chance while a layer reads something else: upstream would not notice."""
+    theirs = replace(config, patch_size=patch)
+    stages = range((len(config.features) + 1) % 2, len(config.features), 2)
+    if any(config.tokens(stage) != theirs.tokens(stage) for stage in stages):
+        raise UsageError(
+            f"The weights of `{origin}` do not fit `{entry.name}`.",
+            f"They are for patches of {patch[0]} x {patch[1]} pixels, the network is for "
+            f"{config.patch[0]} x {config.patch[1]}.",
+            _PATCH,
+        )
+
+
+def _said(wrong: list[str], expected: Shapes, theirs: Shapes) -> str:
+    return "; ".join(
+        f"`{name}` is missing"
+        if name not in theirs
+        else f"`{name}` is {theirs[name]}, not {expected[name]}"
+        if name in expected
+        else f"`{name}` is unknown"
+        for name in wrong
+    )
+
+
+def _advice(network: nn.Module, wrong: list[str], theirs: Shapes) -> str:
+    if not isinstance(network, UMamba):
+        return "Name the network that they are of, with the `--model-arg` that it was trained with."
+    if set(wrong) <= _INPUTS:
+        return "The number of input channels must be that of the pretraining."
+    if all(".mamba_layers." in name and name in theirs for name in wrong):
+        return _PATCH
+    return (
+        "Plan the new data set with the pretraining's plan: in nnU-Net that is "
+        "`nnUNetv2_move_plans_between_datasets`."
+    )
+
+
+# The children of torchvision's ResNet by their place in the encoder; relu and maxpool hold nothing.
+_RESNET = {
+    "conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"
+}  # fmt: skip
+_HEADS = ("fc.", "classifier.", "head.", "last_linear.")
+
+
+def is_encoder_file(state: Mapping[str, Tensor]) -> bool:
+    """Whether `state` is a classifier's rather than a segmenter's, which has more than an encoder.
+
+    All tensors of an encoder may have a common prefix, `encoder.` too.
+    """
+    within = [key.startswith("encoder.") for key in state]
+    return all(within) or not any(within)
+
+
+def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copies a classifier's weights into `network.encoder`; the classifier's head is left out.
+
+    Args:
+        network: A ResNet segmenter, or one whose encoder has the names of the classifier.
+        state: Of timm's or torchvision's ResNet, or of the encoder itself.
+        origin: Where the weights come from, for the message.
+
+    Raises:
+        UsageError: They are of another encoder.
+    """
+    encoder = network.get_submodule("encoder")
+
+    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        body = {key: tensor for key, tensor in named.items() if not key.startswith(_HEADS)}
+        ours = isinstance(network, ResNetSeg)
+        return {_name(key): tensor for key, tensor in body.items()} if ours else body
+
+    choice = choose(state, shapes_of(encoder.state_dict()), convert=convert, whole=True)
+    advice = "Name weights of the encoder's own architecture, as timm or torchvision has them."
+    load_strictly(encoder, choice.state, model="the encoder", origin=origin, advice=advice)
+    choice.announce(origin)
+
+
+def _name(key: str) -> str:
+    child, _, rest = key.partition(".")
+    return f"{_RESNET.get(child, child)}.{rest}"
+
+
+_IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in1k"}
+"""Timm's names of torchvision's IMAGENET1K_V1, from which the tumour paper starts."""
+
+
+def start_weights(
+    name: str, weights: Path | None = None, untrained: bool = False, offline: bool = False,
+    seed: int = 0, arguments: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, str]:  # fmt: skip
+    """The network `name` as training begins with it, and where its weights come from, in words.
+
+    Networks whose recipe starts from an ImageNet encoder do so, or stop; every other one starts
+    from its documented initialisation, which the seed decides.
+
+    Args:
+        name: A segmenter.
+        weights: A file or the folder of a training run to go on from; for a network with an
+            ImageNet encoder also a file of that encoder, as timm or torchvision has it.
+        untrained: Start from random numbers whatever the recipe says.
+        offline: Forbids every download.
+        seed: Initialises what no file gives.
+        arguments: For the builder.
+
+    Raises:
+        UsageError: Unknown name, foreign weights, or an ImageNet encoder that is not here.
+    """
+    entry, options = resolve(name), dict(arguments or {})
+    if entry.task != "seg" or not learns(entry):
+        raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
+        if weights is not None and not untrained:
+            return _from_file(entry, weights, options)
+        if untrained or not wants_imagenet(entry):
+            return BUILDERS[entry.builder].create(entry.variant, options), _random(seed)
+        return _from_imagenet(entry, options, offline)
+
+
+def _random(seed: int) -> str:
+    return f"none: initialised with seed {seed}"
+
+
+def wants_imagenet(entry: ModelEntry) -> bool:
+    """Whether the recipe of the network starts from an ImageNet encoder."""
+    return entry.builder == "smp" or entry.network in _IMAGENET
+
+
+def _from_file(
+    entry: ModelEntry, weights: Path, options: Mapping[str, Any]
+) -> tuple[nn.Module, str]:
+    trained = read_trained(weights, entry)
+    builder = BUILDERS[entry.builder]
+    if wants_imagenet(entry) and _is_encoders(trained):
+        network = builder.create(entry.variant, options)
+        load_encoder(network, trained.state, origin=str(weights))
+        return network, f"encoder: {trained.path}"
+    given = {**(trained.header.arguments if trained.header else {}), **options}
+    assert builder.with_weights is not None, "checked above"
+    return builder.with_weights(entry.variant, trained.state, str(trained.path), given), str(
+        trained.path
+    )
+
+
+def _is_encoders(trained: Trained) -> bool:
+    return family_of(trained.state) is None and is_encoder_file(trained.state)
+
+
+def _from_imagenet(
+    entry: ModelEntry, options: Mapping[str, Any], offline: bool
+) -> tuple[nn.Module, str]:
+    try:
+        if entry.builder == "smp":
+            network = smp_library.create(entry.variant, options, pretrained=True, offline=offline)
+            return network, f"encoder: {entry.variant.split('/')[1]}, ImageNet-1K"
+        network = BUILDERS[entry.builder].create(entry.variant, options)
+        source = _IMAGENET[entry.network]
+        encoder = timm_library.create(source, pretrained=True, arguments={}, offline=offline)
+    except UsageError as error:
+        raise _no_encoder(entry, error) from error
+    load_encoder(network, encoder.state_dict(), origin=source)
+    return network, f"encoder: https://huggingface.co/timm/{source}"
+
+
+def _no_encoder(entry: ModelEntry, error: UsageError) -> UsageError:
+    return UsageError(
+        f"`{entry.name}` starts from ImageNet weights, which are not here.",
+        f"{error.what} {error.why}",
+        "Name a file of its encoder, as timm or torchvision has it, with `--weights FILE`; or "
+        "start from random numbers with `--untrained`.",
+    )
+
+
+CLASSES = "num_classes"
+
+
+def start_classifier(
+    entry: ModelEntry, classes: int, arguments: Mapping[str, Any], *, seed: int,
+    weights: Path | None = None,
+) -> tuple[nn.Module, str]:  # fmt: skip
+    """The network for so many classes, and where its weights come from, in words.
+
+    Args:
+        entry: What it is.
+        classes: How many it tells apart; its last layer is always new.
+        arguments: For the builder.
+        seed: Initialises what no file gives.
+        weights: A file or the folder of a training run to take all but the last layer from.
+
+    Raises:
+        UsageError: It cannot be built so, or the weights are of another network.
+    """
+    trained = None if weights is None else read_trained(weights, entry)
+    said = {} if trained is None or trained.header is None else trained.header.arguments
+    network = fresh(entry, {**said, **arguments, CLASSES: classes}, seed)
+    if trained is None:
+        return network, f"none: initialised with seed {seed}"
+    transfer(network, trained.state, entry, heads_in(network), str(trained.path))
+    return network, str(trained.path)
+
+
+def fresh(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+    """The network as initialised with `seed`, float32, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
+        return BUILDERS[entry.builder].create(entry.variant, arguments).float()
+
+
+def sized_preprocessing(
+    entry: ModelEntry, arguments: Mapping[str, Any], window: int | None
+) -> Preprocessing:
+    """The network's own preprocessing, or that for squares of `window` pixels.
+
+    Raises:
+        UsageError: The network takes no images of that size.
+    """
+    own = _native(entry, json.dumps(dict(arguments), sort_keys=True))
+    if window is None or window == own.crop:
+        return own
+    sized = own.of_size(window)
+    _check_size(entry, arguments, sized)
+    return sized
+
+
+@lru_cache(maxsize=8)
+def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
+    given = json.loads(arguments)
+    input_channels(given)  # checked before anything is built
+    own = own_preprocessing(entry, fresh(entry, given, 0), given)
+    assert isinstance(own, Preprocessing), "only classifiers come here"
+    return own
+
+
+def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], sized: Preprocessing) -> None:
+    shape = (sized.channels, sized.crop, sized.crop)
+    kind = f"{entry.builder}:{entry.variant}"
+    tried = Trial(entry.name, kind, arguments, shape, size_flag="--window")
+    network = fresh(entry, arguments, 0).eval()
+    first_pass(lambda: network(made_up_image(shape).float() / 255), tried)
