@@ -146,11 +146,9 @@ class Confusion:
 def confusions(rows: pd.DataFrame, most: int) -> list[Confusion]:
     """The `most` frequent confusions of `rows`, ties by the indices of the classes."""
     wrong = rows.loc[~is_correct(rows), ["target", "prediction"]]
-    counts = wrong.groupby(["target", "prediction"]).size()
-    counts = counts.sort_values(ascending=False, kind="stable").head(most).reset_index(name="n")
-    return [
-        Confusion(int(row.target), int(row.prediction), int(row.n)) for row in counts.itertuples()
-    ]
+    counts = wrong.groupby(["target", "prediction"], as_index=False).agg(n=("target", "size"))
+    counts = counts.sort_values("n", ascending=False, kind="stable").head(most)
+    return [Confusion(int(t), int(p), int(n)) for t, p, n in counts.to_numpy()]
 
 
 def is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
