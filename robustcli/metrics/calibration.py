@@ -22,6 +22,7 @@ class Calibration:
 
     Args:
         n: Images.
+        error: The share that is wrong.
         confidence: Mean probability of the prediction.
         ece: Expected calibration error over `BINS` bins of equal width.
         ece_low: Lower end of its 95 % percentile bootstrap interval; None with one image.
@@ -34,6 +35,7 @@ class Calibration:
     """
 
     n: int
+    error: float
     confidence: float
     ece: float
     ece_low: float | None
@@ -69,6 +71,7 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         brier_low, brier_high = _ends(means[:, BINS], bootstrap.confidence)
     return Calibration(
         n,
+        1 - float(right.mean()),
         float(confidence.mean()),
         float(np.abs(gaps.sum(axis=0)).sum() / n),
         ece_low,
