@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustcli.metrics.intervals import PairedCounts, paired_interval, wilson_interval
+from robustcli.metrics.intervals import Interval, PairedCounts, paired_interval, wilson_interval
+from robustcli.metrics.rows import common_images
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ImageChange:
 
 def accuracy(rows: pd.DataFrame) -> Accuracy:
     """Top-1, top-5 and the interval of `rows` (columns: `store.PREDICTION_SCHEMA`)."""
-    n, correct = len(rows), int(_is_correct(rows).sum())
+    n, correct = len(rows), int(is_correct(rows).sum())
     if n == 0:
         return Accuracy(0, 0, None, None, None, None)
     interval = wilson_interval(correct, n)
@@ -72,12 +73,11 @@ def compare(clean: pd.DataFrame, rows: pd.DataFrame) -> Comparison:
         clean: Rows of one model on untouched images (columns: `store.PREDICTION_SCHEMA`).
         rows: Rows of the same model on transformed images.
     """
-    place = pd.Index(_ids(clean)).get_indexer(pd.Index(_ids(rows)))
-    shared = place >= 0
-    n = int(shared.sum())
+    both = common_images([clean, rows])
+    n = len(both[0])
     if n == 0:
         return Comparison(None, None, None, None, None, 0)
-    before, after = _is_correct(clean)[place[shared]], _is_correct(rows)[shared]
+    before, after = map(is_correct, both)
     clean_top1, top1 = float(before.mean()), float(after.mean())
     low, high = paired_interval(_paired_counts(before, after))
     retention = top1 / clean_top1 if clean_top1 else None
@@ -103,13 +103,56 @@ def _paired_counts(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paire
     return PairedCounts(*(int(count.sum()) for count in counts))
 
 
-def _ids(rows: pd.DataFrame) -> NDArray[np.object_]:
-    """The image ids as Python strings: Arrow's are several times slower to look up."""
-    ids: NDArray[np.object_] = rows["image_id"].to_numpy(dtype=object)
-    return ids
+@dataclass(frozen=True)
+class ClassShare:
+    """How often images of one class are right.
+
+    Args:
+        target: Index of the class.
+        n: Its images.
+        correct: Those that are right.
+    """
+
+    target: int
+    n: int
+    correct: int
+
+    @property
+    def share(self) -> float:
+        """The share that is right."""
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % Wilson interval of `share`."""
+        return wilson_interval(self.correct, self.n)
 
 
-def _is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
+def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
+    """The share of each class that `rows` have, by index."""
+    counts = pd.Series(is_correct(rows)).groupby(rows["target"].to_numpy()).agg(["size", "sum"])
+    return [ClassShare(int(c), int(n), int(k)) for c, n, k in counts.itertuples()]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of class `target` are called `prediction`, another class."""
+
+    target: int
+    prediction: int
+    count: int
+
+
+def confusions(rows: pd.DataFrame, most: int) -> list[Confusion]:
+    """The `most` frequent confusions of `rows`, ties by the indices of the classes."""
+    wrong = rows.loc[~is_correct(rows), ["target", "prediction"]]
+    counts = wrong.groupby(["target", "prediction"], as_index=False).agg(n=("target", "size"))
+    counts = counts.sort_values("n", ascending=False, kind="stable").head(most)
+    return [Confusion(int(t), int(p), int(n)) for t, p, n in counts.to_numpy()]
+
+
+def is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether the prediction of each row is its target."""
     correct: NDArray[np.bool_] = (rows["prediction"] == rows["target"]).to_numpy(dtype=bool)
     return correct
 
