@@ -1,4 +1,4 @@
-"""Everything that the report of a fine-tuning is about, read once from its directory."""
+"""What a fine-tuning left, and its modes against full fine-tuning."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from robustcli.finetuning.record import (
     ModeCosts,
     read_finetune_record,
 )
-from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.scoring import SCORINGS, Difference, Scoring
 from robustcli.reports.training_findings import Training, read_training
+
+# Everything that the report of a fine-tuning is about, read once from its directory.
 
 
 @dataclass(frozen=True)
@@ -171,3 +173,63 @@ def _decisions(path: Path) -> pd.DataFrame:
     kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
     table = pd.read_csv(path, dtype=kinds)[list(FROZEN)]
     return table.astype({"mamba": bool, "frozen": bool})
+
+
+# The numbers of a fine-tuning for other programs: a line per mode that has begun.
+
+
+# The numbers of a fine-tuning's modes against full fine-tuning.
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long an iteration takes in a mode, in seconds: the median and the middle half."""
+
+    median: float
+    low: float
+    high: float
+    iterations: int
+
+
+def pace(run: ModeRun) -> Pace | None:
+    """The pace after the freeze; None before the training has ended."""
+    return _pace(run.steady["seconds"])
+
+
+def pace_before(run: ModeRun) -> Pace | None:
+    """The pace of a mode before the freeze; None where nothing was frozen on the way."""
+    return _pace(run.steps["seconds"].drop(run.steady.index))
+
+
+def _pace(seconds: pd.Series) -> Pace | None:
+    if seconds.empty:
+        return None
+    low, median, high = (float(seconds.quantile(share)) for share in (0.25, 0.5, 0.75))
+    return Pace(median, low, high, len(seconds))
+
+
+def seconds_ratio(finetuning: Finetuning, mode: Mode) -> float | None:
+    """Time of an iteration over that of full fine-tuning; None until both are measured."""
+    own, full = finetuning.of(mode), finetuning.of("full")
+    if own is None or full is None:
+        return None
+    mine, theirs = own.seconds_per_iteration, full.seconds_per_iteration
+    return None if mine is None or not theirs else mine / theirs
+
+
+def against_full(finetuning: Finetuning, mode: Mode) -> Difference | None:
+    """What a mode's score has over that of full fine-tuning; None until both are measured."""
+    own, full = finetuning.of(mode), finetuning.of("full")
+    if mode == "full" or own is None or full is None:
+        return None
+    if own.training.test is None or full.training.test is None:
+        return None
+    rows = full.training.test.rows, own.training.test.rows
+    return finetuning.scoring.difference(*rows, finetuning.record.seed)
+
+
+def frozen_elements(run: ModeRun) -> int | None:
+    """Elements that stood still at the end of a mode; None before its training has ended."""
+    if run.costs is None:
+        return None
+    return max(0, run.training.record.parameters - run.costs.trainable)

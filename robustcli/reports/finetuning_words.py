@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from robustcli.finetuning.record import RuleRecord
-from robustcli.reports.finetuning_findings import Finetuning, ModeRun
-from robustcli.reports.finetuning_results import (
+from robustcli.reports.finetuning_findings import (
+    Finetuning,
+    ModeRun,
     Pace,
     against_full,
     frozen_elements,

@@ -10,8 +10,7 @@ from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.pages import Page, write_page
-from robustcli.reports.training_page import training_report
-from robustcli.reports.zoo_page import zoo_report
+from robustcli.reports.training_page import training_report, zoo_report
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": evaluation_report,

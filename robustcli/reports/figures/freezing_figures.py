@@ -170,14 +170,14 @@ class GradientCurve:
     Args:
         label: What tells it from the others.
         kind: The panel it belongs to where there are many.
-        values: Its statistic per iteration, at least one; NaN where it had no gradient.
+        statistics: Its statistic per iteration, at least one; NaN where it had no gradient.
         mean: What a rule compares; None where it never had a gradient.
         frozen: Whether it was frozen.
     """
 
     label: str
     kind: str
-    values: NDArray[np.float64]
+    statistics: NDArray[np.float64]
     mean: float | None
     frozen: bool
 
@@ -256,11 +256,11 @@ def _gradient_line(axes: Axes, curve: GradientCurve, scale: LogScale, marker: st
     """The course of a tensor, and its mean just after the last iteration."""
     colour = FROZEN if curve.frozen else TRAINED
     crowded = not marker
-    iterations = np.arange(1, len(curve.values) + 1)
+    iterations = np.arange(1, len(curve.statistics) + 1)
     face = "white" if curve.frozen else colour
     axes.plot(
         iterations,
-        scale.place(curve.values),
+        scale.place(curve.statistics),
         color=colour,
         linestyle="--" if curve.frozen else "-",
         linewidth=0.8 if crowded else 1.1,
@@ -282,7 +282,7 @@ def _gradient_line(axes: Axes, curve: GradientCurve, scale: LogScale, marker: st
 
 
 def _mean_at(curve: GradientCurve) -> float:
-    return len(curve.values) * 1.03 + 0.3
+    return len(curve.statistics) * 1.03 + 0.3
 
 
 def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
@@ -296,7 +296,7 @@ def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
 
 def _scale(curves: Sequence[GradientCurve], limit: Limit | None) -> LogScale:
     marks = [] if limit is None else [limit.value]
-    return log_scale(np.concatenate([curve.values for curve in curves]), marks)  # noqa: PD011  no pandas
+    return log_scale(np.concatenate([curve.statistics for curve in curves]), marks)
 
 
 def _dress_gradients(
@@ -304,7 +304,7 @@ def _dress_gradients(
 ) -> None:
     if limit is not None and limit.value > 0:
         axes.axhline(limit.value, color="black", linestyle=":", linewidth=1.3, zorder=5)
-    last = max(len(curve.values) for curve in curves)
+    last = max(len(curve.statistics) for curve in curves)
     axes.set_xlim(1 - 0.02 * last, last * 1.06 + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     scale.apply(axes)
