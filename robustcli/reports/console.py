@@ -18,7 +18,7 @@ from robustcli.reports.finetuning_findings import (
     pace,
     read_finetuning,
 )
-from robustcli.reports.finetuning_words import chosen_from, verdict
+from robustcli.reports.finetuning_words import chosen_from, summary
 from robustcli.reports.measure import DICE, TOP1, Measure, extremes
 from robustcli.reports.numbers import (
     EN_DASH,
@@ -268,7 +268,7 @@ def finetune_table(run: Path) -> str:
         _tensors(finetuning),
         _scores(finetuning),
         _costs(finetuning),
-        "\n".join(verdict(finetuning)),
+        "\n".join(summary(finetuning)),
     ]
     told = "\n\n".join(part for part in parts if part) or "Nothing is measured yet."
     return told.replace(EN_DASH, "-")

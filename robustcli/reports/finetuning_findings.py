@@ -28,8 +28,6 @@ from robustcli.finetuning.record import (
 from robustcli.reports.scoring import SCORINGS, Difference, Scoring
 from robustcli.reports.training_findings import Training, read_training
 
-# Everything that the report of a fine-tuning is about, read once from its directory.
-
 
 @dataclass(frozen=True)
 class ModeRun:
@@ -110,11 +108,11 @@ class Finetuning:
     def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:
         """See `Training.baseline_numbers`."""
         known = (run.training.baseline_numbers for run in self.modes)
-        return next((floor for floor in known if floor is not None), None)
+        return next((numbers for numbers in known if numbers is not None), None)
 
     @property
     def held(self) -> int:
-        """HeldOutResults-out images; 0 until they are measured."""
+        """How many images are held out; 0 until they are measured."""
         training = self.training
         if training is None or training.test is None:
             return 0
@@ -122,20 +120,18 @@ class Finetuning:
 
     def of(self, mode: Mode) -> ModeRun | None:
         """A mode; None where it has not begun."""
-        return next((one for one in self.modes if one.mode == mode), None)
+        return next((run for run in self.modes if run.mode == mode), None)
 
     @property
     def tolerance(self) -> int | None:
         """See `Training.tolerance`; a number that only some modes have is missing of the others."""
-        known = [one.training.tolerance for one in self.modes]
+        known = [run.training.tolerance for run in self.modes]
         return next((pixels for pixels in known if pixels is not None), None)
 
     @property
     def training(self) -> Training | None:
         """Any of the trainings: all have the same data and recipe."""
-        measured = [one.training for one in self.modes if one.training.test is not None]
-        begun = [one.training for one in self.modes]
-        return next(iter([*measured, *begun]), None)
+        return next((run.training for run in [*self.measured, *self.modes]), None)
 
 
 def read_finetuning(run: Path) -> Finetuning:
@@ -175,12 +171,6 @@ def _decisions(path: Path) -> pd.DataFrame:
     return table.astype({"mamba": bool, "frozen": bool})
 
 
-# The numbers of a fine-tuning for other programs: a line per mode that has begun.
-
-
-# The numbers of a fine-tuning's modes against full fine-tuning.
-
-
 @dataclass(frozen=True)
 class Pace:
     """How long an iteration takes in a mode, in seconds: the median and the middle half."""
@@ -210,21 +200,21 @@ def _pace(seconds: pd.Series) -> Pace | None:
 
 def seconds_ratio(finetuning: Finetuning, mode: Mode) -> float | None:
     """Time of an iteration over that of full fine-tuning; None until both are measured."""
-    own, full = finetuning.of(mode), finetuning.of("full")
-    if own is None or full is None:
+    run, full = finetuning.of(mode), finetuning.of("full")
+    if run is None or full is None:
         return None
-    mine, theirs = own.seconds_per_iteration, full.seconds_per_iteration
-    return None if mine is None or not theirs else mine / theirs
+    seconds, full_seconds = run.seconds_per_iteration, full.seconds_per_iteration
+    return None if seconds is None or not full_seconds else seconds / full_seconds
 
 
 def against_full(finetuning: Finetuning, mode: Mode) -> Difference | None:
     """What a mode's score has over that of full fine-tuning; None until both are measured."""
-    own, full = finetuning.of(mode), finetuning.of("full")
-    if mode == "full" or own is None or full is None:
+    run, full = finetuning.of(mode), finetuning.of("full")
+    if mode == "full" or run is None or full is None:
         return None
-    if own.training.test is None or full.training.test is None:
+    if run.training.test is None or full.training.test is None:
         return None
-    rows = full.training.test.rows, own.training.test.rows
+    rows = full.training.test.rows, run.training.test.rows
     return finetuning.scoring.difference(*rows, finetuning.record.seed)
 
 

@@ -41,7 +41,7 @@ from robustcli.reports.finetuning_words import (
     rule_scope,
     saved,
     statistic_name,
-    verdict,
+    summary,
 )
 from robustcli.reports.gallery import case_figures
 from robustcli.reports.markdown import Picture, from_template
@@ -49,9 +49,6 @@ from robustcli.reports.numbers import is_missing
 from robustcli.reports.pages import Page
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.training_page import strip, validated
-
-# x
-
 
 _COUNTS = (
     *("epochs", "chosen_epoch", "iterations", "iterations_measured"),
@@ -120,23 +117,17 @@ def _times(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
 
 def _scores(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
     row: dict[str, object] = {}
-    scoring, test, floor = finetuning.scoring, run.training.test, run.training.baseline_numbers
-    compared = against_full(finetuning, run.mode)
+    scoring, test, baseline = finetuning.scoring, run.training.test, run.training.baseline_numbers
+    difference = against_full(finetuning, run.mode)
     if test is not None:
         row |= {name: test.numbers[name] for name in scoring.columns}
-    if floor is not None:
-        row |= {f"baseline_{name}": floor[name] for name in scoring.baseline_columns}
-    if compared is not None:
-        against = f"{scoring.measure.column}_minus_full"
-        row |= {against: compared.value, f"{against}_p": compared.p}
-        row |= {f"{against}_low": compared.low, f"{against}_high": compared.high}
+    if baseline is not None:
+        row |= {f"baseline_{name}": baseline[name] for name in scoring.baseline_columns}
+    if difference is not None:
+        name = f"{scoring.measure.column}_minus_full"
+        row |= {name: difference.value, f"{name}_p": difference.p}
+        row |= {f"{name}_low": difference.low, f"{name}_high": difference.high}
     return row
-
-
-# The pictures of a fine-tuning's report, drawn into `figures/` beside it.
-
-
-# The rows of a gradient profile as the lines of a picture.
 
 
 _LEAST_RMS = 1e-30  # as in `finetune.selection`: a weight of zeros divides nothing by 0
@@ -336,9 +327,6 @@ def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:
     return value if is_missing(low) else low, value, value if is_missing(high) else high
 
 
-# The report of a fine-tuning.
-
-
 def finetuning_report(run: Path) -> Page:
     """The page of the fine-tuning in `run`; its figures are drawn.
 
@@ -361,7 +349,7 @@ def finetuning_text(finetuning: Finetuning, gallery: FinetuningGallery = NO_PICT
         few=few_held_out(finetuning),
         statistic_name=statistic_name(finetuning.record.rule),
         frozen=_frozen(finetuning),
-        verdict=verdict(finetuning),
+        summary=summary(finetuning),
         differences={run.mode: against_full(finetuning, run.mode) for run in finetuning.modes},
         paces={run.mode: pace(run) for run in finetuning.modes},
         frozen_elements=frozen_elements,
