@@ -20,9 +20,6 @@ from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
 from robustcli.training.record import PAPER, TrainRecord, read_train_record
 from robustcli.transforms.base import CLEAN, Cell
 
-# Everything that the report of a training is about, read once from its directory.
-
-
 _IDENTITY = Cell("identity", 0)
 
 
@@ -32,8 +29,8 @@ class HeldOutResults:
 
     Args:
         findings: The evaluation.
-        numbers: The line of its table (columns: `metrics.SEG_COLUMNS`, of classifiers COLUMNS).
-        rows: Of every image (columns: `store.MASK_SCHEMA` or `PREDICTION_SCHEMA`).
+        numbers: The line of its table (`metrics.columns.COLUMNS` of its task).
+        rows: Of every image (`metrics.columns.ROW_SCHEMAS` of its task).
     """
 
     findings: Findings
@@ -173,11 +170,8 @@ def _held(run: Path) -> HeldOutResults | None:
     return HeldOutResults(findings, numbers, rows) if len(rows) else None
 
 
-# Dice and IoU as "Mamba-Based Tumor Segmentation" counted them: pooled over batches of slices.
-
-
 class PaperScores(NamedTuple):
-    """The paper's two numbers.
+    """Dice and IoU as "Mamba-Based Tumor Segmentation" counts them, pooled over batches of slices.
 
     Args:
         dice: Mean over the batches that have one; NaN where none has.
@@ -215,9 +209,6 @@ def paper_scores(rows: pd.DataFrame, batch: int) -> PaperScores:
         len(pooled),
         int((~defined).sum()),
     )
-
-
-# The numbers of a training: of its own protocol, and against Otsu's threshold.
 
 
 @dataclass(frozen=True)
@@ -258,7 +249,7 @@ class Pooled:
 
 
 def group_score(numbers: pd.Series) -> Score:
-    """Dice and IoU pooled within groups, of a line with `metrics.SEG_COLUMNS`."""
+    """Dice and IoU pooled within groups, of a line with `metrics.columns.MASK_COLUMNS`."""
     names = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
     return Score(*(float(numbers[name]) if pd.notna(numbers[name]) else None for name in names))
 
@@ -268,21 +259,21 @@ def pooled(training: Training) -> Pooled | None:
     rows, batch = training.paper, training.record.recipe.paper_batch
     if rows is None or batch is None or rows.empty:
         return None
-    whole = paper_scores(rows, batch)
+    scores = paper_scores(rows, batch)
     single = [paper_scores(rows[p : p + batch], batch) for p in range(0, len(rows), batch)]
-    return Pooled(_pooled_score(whole, single, training), whole.batches, whole.undefined, batch)
+    return Pooled(_pooled_score(scores, single, training), scores.batches, scores.undefined, batch)
 
 
-def _pooled_score(whole: PaperScores, single: list[PaperScores], training: Training) -> Score:
+def _pooled_score(scores: PaperScores, single: list[PaperScores], training: Training) -> Score:
     """The means over batches, with intervals that resample batches."""
     bootstrap = Bootstrap(training.record.seed)
     dice = np.array([part.dice for part in single if not np.isnan(part.dice)])
     over_dice, over_iou = bootstrap.mean(dice), bootstrap.mean(np.array([p.iou for p in single]))
     return Score(
-        None if np.isnan(whole.dice) else whole.dice,
+        None if np.isnan(scores.dice) else scores.dice,
         over_dice.low if over_dice else None,
         over_dice.high if over_dice else None,
-        whole.iou,
+        scores.iou,
         over_iou.low if over_iou else None,
         over_iou.high if over_iou else None,
     )
@@ -291,8 +282,8 @@ def _pooled_score(whole: PaperScores, single: list[PaperScores], training: Train
 def headline(training: Training) -> Score | None:
     """What the training's own protocol reports; None until it is measured."""
     if training.record.protocol == "paper":
-        found = pooled(training)
-        return found.score if found else None
+        paper = pooled(training)
+        return paper.score if paper else None
     return group_score(training.test.numbers) if training.test else None
 
 

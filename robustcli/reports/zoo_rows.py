@@ -103,7 +103,7 @@ class ZooRow:
 class Baseline:
     """Otsu's threshold on a set of held-out images: which (empty if there is one), and its numbers.
 
-    `numbers` is a line with `metrics.SEG_COLUMNS`.
+    `numbers` is a line with `metrics.columns.MASK_COLUMNS`.
     """
 
     images: str

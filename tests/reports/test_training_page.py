@@ -417,11 +417,11 @@ def test_points_are_the_published_dice_and_the_own_one(
     training = read_training(build_training(tmp_path))
     draw_training_gallery(training)
     ((points, levels),) = drawn
-    assert len([point for point in points if not point.own]) == 13
+    assert len([point for point in points if not point.measured]) == 13
     assert training.test is not None
     assert training.baseline is not None
     line = training.test.numbers
-    (own,) = [point for point in points if point.own]
+    (own,) = [point for point in points if point.measured]
     assert astuple(own) == (
         *("ulvm_v5", "ulvm_v5", 703_885, line["dice"], True, line["dice_low"], line["dice_high"]),
     )
