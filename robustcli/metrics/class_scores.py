@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.metrics.intervals import PairedCounts, paired_interval, wilson_interval
+from robustcli.metrics.rows import common_images
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ImageChange:
 
 def accuracy(rows: pd.DataFrame) -> Accuracy:
     """Top-1, top-5 and the interval of `rows` (columns: `store.PREDICTION_SCHEMA`)."""
-    n, correct = len(rows), int(_is_correct(rows).sum())
+    n, correct = len(rows), int(is_correct(rows).sum())
     if n == 0:
         return Accuracy(0, 0, None, None, None, None)
     interval = wilson_interval(correct, n)
@@ -72,12 +73,11 @@ def compare(clean: pd.DataFrame, rows: pd.DataFrame) -> Comparison:
         clean: Rows of one model on untouched images (columns: `store.PREDICTION_SCHEMA`).
         rows: Rows of the same model on transformed images.
     """
-    place = pd.Index(_ids(clean)).get_indexer(pd.Index(_ids(rows)))
-    shared = place >= 0
-    n = int(shared.sum())
+    both = common_images([clean, rows])
+    n = len(both[0])
     if n == 0:
         return Comparison(None, None, None, None, None, 0)
-    before, after = _is_correct(clean)[place[shared]], _is_correct(rows)[shared]
+    before, after = map(is_correct, both)
     clean_top1, top1 = float(before.mean()), float(after.mean())
     low, high = paired_interval(_paired_counts(before, after))
     retention = top1 / clean_top1 if clean_top1 else None
@@ -103,13 +103,8 @@ def _paired_counts(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paire
     return PairedCounts(*(int(count.sum()) for count in counts))
 
 
-def _ids(rows: pd.DataFrame) -> NDArray[np.object_]:
-    """The image ids as Python strings: Arrow's are several times slower to look up."""
-    ids: NDArray[np.object_] = rows["image_id"].to_numpy(dtype=object)
-    return ids
-
-
-def _is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
+def is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether the prediction of each row is its target."""
     correct: NDArray[np.bool_] = (rows["prediction"] == rows["target"]).to_numpy(dtype=bool)
     return correct
 

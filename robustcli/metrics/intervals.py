@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -112,6 +113,8 @@ def _z(confidence: float) -> float:
 
 DRAWS = 10_000
 _AT_ONCE = 1_000  # draws held as 64-bit numbers: with thousands of groups, all would fill memory
+_NUMBERS_AT_ONCE = 2**23
+_CACHED_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -150,29 +153,39 @@ class Bootstrap:
         low, high = np.percentile(self._ratios(numerators, denominators), [tail, 100 - tail])
         return Interval(float(low), float(high))
 
+    def means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The means of the resamples: (draws, K) of `values` (groups, K), in bounded memory."""
+        return self._sums(values) / len(values)
+
     def _ratios(
         self, numerators: NDArray[np.float64], denominators: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        counts = _counts(len(numerators), self.draws, identity_seed(self.seed, "bootstrap"))
-        both = np.column_stack([numerators, denominators])
-        parts = range(0, self.draws, _AT_ONCE)
-        sums = np.concatenate([counts[p : p + _AT_ONCE].astype(np.float64) @ both for p in parts])
+        sums = self._sums(np.column_stack([numerators, denominators]))
         ratios: NDArray[np.float64] = sums[:, 0] / sums[:, 1]
         return ratios
 
+    def _sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        groups, seed = len(values), identity_seed(self.seed, "bootstrap")
+        cached = groups * self.draws <= _CACHED_BYTES
+        counts = (_counts if cached else _count_chunks)(groups, self.draws, seed)
+        return np.concatenate([chunk.astype(np.float64) @ values for chunk in counts])
+
 
 @lru_cache(maxsize=2)
-def _counts(groups: int, draws: int, seed: int) -> NDArray[np.uint8]:
-    """How often each draw takes each group: (draws, groups), every row summing to `groups`.
+def _counts(groups: int, draws: int, seed: int) -> tuple[NDArray[np.uint8], ...]:
+    return tuple(_count_chunks(groups, draws, seed))
 
-    A byte suffices: a count is at most `groups`, and with more than 255 groups one above 255 has a
-    probability below 1e-400.
+
+def _count_chunks(groups: int, draws: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """How often each draw takes each group: chunks of (draws, groups), rows summing to `groups`.
+
+    The draws do not depend on the size of a chunk. A byte suffices: a count is at most `groups`,
+    and with more than 255 groups one above 255 has a probability below 1e-400.
     """
     generator = np.random.default_rng(seed)
-    counts = np.empty((draws, groups), np.uint8)
-    for first in range(0, draws, _AT_ONCE):
-        rows = min(_AT_ONCE, draws - first)
+    at_once = max(1, min(_AT_ONCE, _NUMBERS_AT_ONCE // groups))
+    for first in range(0, draws, at_once):
+        rows = min(at_once, draws - first)
         taken = generator.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
-        found = np.bincount(taken.ravel(), minlength=rows * groups)
-        counts[first : first + rows] = found.reshape(rows, groups)
-    return counts
+        counts = np.bincount(taken.ravel(), minlength=rows * groups)
+        yield counts.reshape(rows, groups).astype(np.uint8)

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.metrics.intervals import Bootstrap, Interval
+from robustcli.metrics.rows import common_images
 
 # Mnih's relaxed precision and recall: a pixel counts as right when the other mask is near.
 #
@@ -216,9 +217,10 @@ def compare_masks(clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap)
         rows: Rows of the same model on transformed images.
         bootstrap: The run's resamples; each takes the same groups of both.
     """
-    before, after = paired_dice(clean, rows)
-    if not len(before):
+    both = common_images([clean, rows])
+    if both[0].empty:
         return MaskComparison(None, None, None, None, None, 0)
+    before, after = map(group_dice, both)
     clean_dice, changed = float(before.mean()), float(after.mean())
     interval = bootstrap.mean(before - after)
     retention = changed / clean_dice if clean_dice else None
@@ -227,15 +229,9 @@ def compare_masks(clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap)
     )
 
 
-def paired_dice(one: pd.DataFrame, other: pd.DataFrame) -> tuple[Values, Values]:
-    """The dice of each group in `one` and in `other`, pixels pooled, groups in the same order.
-
-    Of the images (`image_id`) that both have; every value, interval and p-value of a difference is
-    made of these.
-    """
-    both = set(one["image_id"]) & set(other["image_id"])
-    first, second = (dice(_pooled(rows[rows["image_id"].isin(both)])) for rows in (one, other))
-    return first, second
+def group_dice(rows: pd.DataFrame) -> Values:
+    """The dice of each group, its pixels pooled, groups sorted by name."""
+    return dice(_pooled(rows))
 
 
 def _pooled(rows: pd.DataFrame) -> pd.DataFrame:

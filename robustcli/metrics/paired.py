@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.core.seeds import identity_seed
-from robustcli.metrics.intervals import Bootstrap, PairedCounts, paired_interval
-from robustcli.metrics.mask_scores import paired_dice
+from robustcli.metrics.class_scores import is_correct
+from robustcli.metrics.intervals import Bootstrap, Interval, PairedCounts, paired_interval
+from robustcli.metrics.mask_scores import group_dice
+from robustcli.metrics.rows import common_images
 
 # Whether paired differences are more than chance: the sign-flip (paired permutation) test.
 #
@@ -24,6 +28,7 @@ from robustcli.metrics.mask_scores import paired_dice
 EXACT_UP_TO = 16  # differences: 65,536 ways to choose the signs
 SIGN_DRAWS = 20_000
 _AT_ONCE = 2_000
+_DIRECT_UP_TO = 10**7  # products: an exact sum of positive terms, before a Fourier transform
 _SAME = 1e-9  # of the largest sum: the same sum in another order counts as equal
 
 
@@ -48,6 +53,52 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
         signs = 2.0 * generator.integers(2, size=(_AT_ONCE, len(values))) - 1
         extreme += int((np.abs(signs @ values) >= observed).sum())
     return (1 + extreme) / (1 + SIGN_DRAWS)
+
+
+def exact_sign_flip_p(differences: NDArray[np.int64]) -> float:
+    """The exact p-value of the same test for whole numbers, however many: McNemar's for -1, 0, 1.
+
+    The distribution of the sum is the convolution of one binomial per size of difference.
+
+    Args:
+        differences: One per independent unit, in small whole numbers.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    if not len(sizes):
+        return 1.0
+    from scipy.signal import fftconvolve
+    from scipy.stats import binom
+
+    positive = np.ones(1)  # the distribution of the sum of the positive differences
+    for size, count in zip(sizes, counts, strict=True):
+        stretched = np.zeros(int(size) * int(count) + 1)
+        stretched[:: int(size)] = binom.pmf(np.arange(count + 1), count, 0.5)
+        small = len(positive) * len(stretched) <= _DIRECT_UP_TO
+        positive = (np.convolve if small else fftconvolve)(positive, stretched)
+    total = int((sizes * counts).sum())
+    sums = 2 * np.arange(total + 1) - total
+    extreme = np.abs(sums) >= abs(int(differences.sum()))
+    return float(min(1.0, max(positive[extreme].sum(), np.finfo(float).tiny)))
+
+
+def mean_interval(differences: NDArray[np.float64], confidence: float = 0.95) -> Interval:
+    """The adjusted Wald interval of the mean of paired differences in [-1, 1].
+
+    Two made-up units, of 1 and of -1, join the others; so it has a width where all are alike.
+
+    Args:
+        differences: One per independent unit.
+        confidence: Coverage, in (0, 1).
+
+    Source: D. G. Bonett, R. M. Price, Adjusted Wald confidence interval for a difference of
+    binomial proportions based on paired data, J. Educ. Behav. Stat. 37 (2012), which it is for
+    differences of -1, 0 and 1.
+    """
+    n = len(differences) + 2
+    mean = float(differences.sum()) / n
+    variance = (float((differences**2).sum()) + 2) / n - mean**2
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / n)
+    return Interval(max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def smallest_p(units: int) -> float:
@@ -106,15 +157,19 @@ def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> ClassDiffer
         reference: Rows of one classifier (columns: `store.PREDICTION_SCHEMA`).
         rows: Rows of the other one.
     """
-    both = reference.merge(rows, on="image_id", suffixes=("", "_other"), validate="1:1")
-    if both.empty:
-        return None
-    before = (both["prediction"] == both["target"]).to_numpy()
-    now = (both["prediction_other"] == both["target_other"]).to_numpy()
+    both = common_images([reference, rows])
+    return hit_difference(*map(is_correct, both)) if len(both[0]) else None
+
+
+def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> ClassDifference:
+    """What `now` gains over `before`; each says which of the same images (at least one) are right.
+
+    The interval is Newcombe's.
+    """
     won, lost = int((now & ~before).sum()), int((before & ~now).sum())
     counts = PairedCounts(int((now & before).sum()), won, lost, int((~now & ~before).sum()))
     low, high = paired_interval(counts)
-    return ClassDifference(len(both), (won - lost) / len(both), low, high, mcnemar_p(won, lost))
+    return ClassDifference(len(now), (won - lost) / len(now), low, high, mcnemar_p(won, lost))
 
 
 def mcnemar_p(won: int, lost: int) -> float:
@@ -171,13 +226,26 @@ def mask_difference(
         rows: Rows of the other one.
         bootstrap: The run's resamples; its seed also draws the signs.
     """
-    before, after = paired_dice(reference, rows)
-    gained, groups = after - before, len(before)
-    if not groups:
+    both = common_images([reference, rows])
+    if both[0].empty:
         return None
-    interval = bootstrap.mean(gained)
+    before, after = map(group_dice, both)
+    return dice_difference(after - before, len(both[0]), bootstrap)
+
+
+def dice_difference(
+    gained: NDArray[np.float64], images: int, bootstrap: Bootstrap
+) -> MaskDifference:
+    """The mean of `gained` with its interval and test.
+
+    Args:
+        gained: The difference of dice of each group, at least one.
+        images: Images of these groups.
+        bootstrap: See `mask_difference`.
+    """
+    interval, groups = bootstrap.mean(gained), len(gained)
     return MaskDifference(
-        len(set(reference["image_id"]) & set(rows["image_id"])),
+        images,
         groups,
         float(gained.mean()),
         interval.low if interval else None,

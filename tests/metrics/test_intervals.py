@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, multinomial
 
 from robustcli.core.seeds import identity_seed
+from robustcli.metrics import intervals
 from robustcli.metrics.intervals import (
     DRAWS,
     Bootstrap,
@@ -74,11 +75,19 @@ def test_one_group_has_no_interval():
 
 @pytest.mark.parametrize("groups", [2, 110, 700])
 def test_every_draw_takes_as_many_groups_as_there_are(groups):
-    counts = _counts(groups, 2500, identity_seed(0, "bootstrap"))
+    counts = np.concatenate(_counts(groups, 2500, identity_seed(0, "bootstrap")))
     assert counts.shape == (2500, groups)
     assert (counts.sum(1, dtype=int) == groups).all()
     spread = counts[:, 0].astype(float).var()
     assert spread == pytest.approx(1 - 1 / groups, rel=0.15), "a binomial count"
+
+
+def test_the_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
+    values = np.random.default_rng(0).random((37, 3))
+    expected = Bootstrap(0).means(values)
+    monkeypatch.setattr(intervals, "_NUMBERS_AT_ONCE", 37 * 10 + 5)
+    monkeypatch.setattr(intervals, "_CACHED_BYTES", 0)
+    assert Bootstrap(0).means(values) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ten_thousand_draws_over_110_patients_are_quick():

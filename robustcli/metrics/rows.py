@@ -1,0 +1,43 @@
+"""The same images in several tables of rows: every paired number is over these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+
+
+def have_same_images(frames: Sequence[pd.DataFrame]) -> bool:
+    """Whether all tables are about the same images (`image_id`), in any order."""
+    first = frames[0]["image_id"]
+    return all(
+        _in_same_order(first, frame["image_id"]) or set(first) == set(frame["image_id"])
+        for frame in frames[1:]
+    )
+
+
+def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows of the images that all tables have, in the order of the last table.
+
+    Raises:
+        ValueError: A table has an image twice.
+    """
+    last = frames[-1]["image_id"]
+    if all(_in_same_order(last, frame["image_id"]) for frame in frames) and last.is_unique:
+        return list(frames)
+    # Python strings: Arrow's are several times slower to look up.
+    indexes = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
+    for index in indexes:
+        if not index.is_unique:
+            image_id = index[index.duplicated()][0]
+            raise ValueError(f"The image `{image_id}` has several rows in one table.")
+    shared = reduce(lambda kept, index: kept[kept.isin(index)], indexes[:-1], indexes[-1])
+    return [
+        frame.iloc[index.get_indexer(shared)] for frame, index in zip(frames, indexes, strict=True)
+    ]
+
+
+def _in_same_order(one: pd.Series[str], other: pd.Series[str]) -> bool:
+    return len(one) == len(other) and bool(np.all(one.array == other.array))
