@@ -28,6 +28,7 @@ INPUT_SCHEMA = pa.schema(
         ("changed", pa.bool_()),
     ]
 )
+_BLOCKS = "block-*.parquet"
 SKIPPED_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 
 
@@ -60,10 +61,21 @@ class Store:
         schema = _chosen(ROW_SCHEMAS[task], columns)
         return _read(self.prediction_path(model, cell, 0).parent, schema)
 
-    def inputs(self, view: str, cell: Cell, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The finished image measures of one view and cell (columns: INPUT_SCHEMA)."""
-        schema = _chosen(INPUT_SCHEMA, columns)
-        return _read(self.input_path(view, cell, 0).parent, schema)
+    def inputs(
+        self, view: str, cell: Cell, columns: Sequence[str] | None = None, *,
+        first_block: bool = False,
+    ) -> pd.DataFrame:  # fmt: skip
+        """The finished image measures of one view and cell (columns: INPUT_SCHEMA).
+
+        Args:
+            view: What models see, see `ModelRecord.view`.
+            cell: The transform with its severity.
+            columns: Those that are needed; None for all.
+            first_block: Reads the first block of images alone.
+        """
+        block = self.input_path(view, cell, 0)
+        pattern = block.name if first_block else _BLOCKS
+        return _read(block.parent, _chosen(INPUT_SCHEMA, columns), pattern)
 
     def skipped(self) -> pd.DataFrame:
         """The images that could not be read, with the reason (columns: SKIPPED_SCHEMA)."""
@@ -97,15 +109,15 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def _read(folder: Path, schema: pa.Schema) -> pd.DataFrame:
-    tables = [_read_file(file, schema) for file in sorted(folder.glob("block-*.parquet"))]
+def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFrame:
+    tables = [_read_file(file, schema) for file in sorted(folder.glob(pattern))]
     rows: pd.DataFrame = pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
     return rows
 
 
 def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
     # `pq.read_table` makes a data set of each file, which takes eight times as long.
-    with pq.ParquetFile(path) as file:
+    with pa.memory_map(str(path)) as content, pq.ParquetFile(content) as file:
         columns = set(file.schema_arrow.names)
         table = file.read([n for n in schema.names if n in columns], use_threads=False)
     for field in schema:
