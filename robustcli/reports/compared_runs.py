@@ -222,9 +222,9 @@ class Difference:
 def differences(models: Sequence[ComparedModel]) -> list[Difference]:
     """The settings in which the runs of `models` differ, and so their rows do not pair up."""
     runs = list({model.run.folder.resolve(): model.run for model in models}.values())
-    checks = (_task, _images, _transforms, _drawing, _unreadable, _thresholds)
     if len(runs) == 1:
         return []
+    checks = (_task, _images, _transforms, _drawing, _unreadable, _thresholds)
     return [difference for check in checks for difference in check(runs, models)]
 
 
@@ -252,9 +252,10 @@ def _if_any(sentence: str, *, forcible: bool = True) -> Iterator[Difference]:
 
 def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
     tasks = {"cls": "classification", "seg": "segmentation"}
-    yield from _if_any(
-        _by_value("The task", runs, [tasks[run.record.task] for run in runs]), forcible=False
-    )
+    task = _by_value("The task", runs, [tasks[run.record.task] for run in runs])
+    if task:
+        yield Difference(task, forcible=False)
+        return
     datasets = [run.record.dataset for run in runs]
     spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
     yield from _if_any(_by_value("The classes (`--label-space`)", runs, spaces), forcible=False)
@@ -297,9 +298,9 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Ite
         if lacking:
             missing.setdefault(lacking, []).append(key)
     for lacking, keys in missing.items():
-        has = "has" if len(lacking) == 1 else "have"
+        verb = "lacks" if len(lacking) == 1 else "lack"
         yield Difference(
-            f"Transforms (`--transform`, `--severity`): {', '.join(lacking)} {has} not "
+            f"Transforms (`--transform`, `--severity`): {', '.join(lacking)} {verb} "
             f"{cells_in_words(keys)}."
         )
     for key in everywhere:

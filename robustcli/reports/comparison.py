@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,9 @@ from robustcli.evaluation.record import RunRecord
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import group_dice
+from robustcli.metrics.paired import smallest_p
 from robustcli.metrics.verdicts import (
+    ALPHA,
     Agreement,
     Claim,
     Flips,
@@ -38,15 +40,16 @@ from robustcli.reports.compared_runs import (
     find_models,
     read_rows,
 )
+from robustcli.reports.numbers import cell_label, counted, p_value
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
 
 COLUMNS = (
-    *("first", "second", "transform", "severity", "n", "groups", "first_score", "second_score"),
-    *("difference", "low", "high", "p", "p_adjusted", "outcome"),
+    *("first", "second", "level", "transform", "severity", "n", "groups"),
+    *("first_score", "second_score", "difference", "low", "high", "p", "p_adjusted", "outcome"),
 )
 _COUNTS = ("severity", "n", "groups")
-_WORDS = ("first", "second", "transform", "outcome")
+_WORDS = ("first", "second", "level", "transform", "outcome")
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,32 @@ class Line:
     second_score: float
 
     @property
+    def label(self) -> str:
+        """The transform, with its severity where it has one."""
+        verdict = self.verdict
+        if verdict.severity is None:
+            return f"{verdict.transform}, mean over severities"
+        return cell_label(verdict.transform, verdict.severity)
+
+    @property
     def word(self) -> str:
         """Who is ahead, by name."""
         verdict = self.verdict
         names = {"first ahead": verdict.first, "second ahead": verdict.second}
         name = names.get(verdict.outcome)
         return verdict.outcome if name is None else f"{name} ahead"
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What limits the meaning of a comparison; names in `sentence` stand between backticks."""
+
+    title: str
+    sentence: str
+
+    def __str__(self) -> str:
+        """Both as plain text."""
+        return f"{self.title} {self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -211,18 +234,38 @@ class Comparison:
         return flips(self.paired.rows, CLEAN_KEY) if self.task == "cls" else []
 
     @cached_property
-    def announcements(self) -> list[str]:
-        """What the models do not have in common beside their weights, in sentences."""
-        return list(_announcements(self.models))
+    def announcements(self) -> list[Announcement]:
+        """What limits the meaning of the verdicts."""
+        return [*self._few_units(), *_announcements(self.models)]
+
+    def _few_units(self) -> Iterator[Announcement]:
+        """So few images or groups that no difference could be shown, however large."""
+        tests = sum(line.verdict.p is not None for line in self.lines)
+        least = 2.0 ** (1 - self.n) if self.task == "cls" else smallest_p(self.groups)
+        units = counted(self.groups, self.grouping)
+        if not tests:
+            yield Announcement(
+                f"One {self.grouping} only.",
+                f"From one {self.grouping} nothing can be said about others: no test, no interval.",
+            )
+        elif least * tests > ALPHA:
+            yield Announcement(
+                "Too little to show a difference.",
+                f"With {units} and {counted(tests, 'test')} no adjusted p can be below "
+                f"{p_value(min(1.0, least * tests))}, however large the differences are. Compare "
+                "fewer models or transforms, or more images.",
+            )
 
     def table(self) -> pd.DataFrame:
         """A row per pair and transform with COLUMNS; what is not known is missing.
 
         `difference` is `first_score` minus `second_score`; scores are top-1, or dice averaged over
-        groups, in [0, 1]. Without a severity, numbers are means over the severities; where there
-        are such rows, a row per severity follows.
+        groups, in [0, 1]. Of `level` `transform`, numbers are means over severities; where a
+        transform has several of them, a row per severity follows, of `level` `severity`.
+        `p_adjusted` is adjusted over the rows of a level.
         """
-        rows = [_row(line) for line in [*self.lines, *self.cell_lines]]
+        rows = [_row(line, "transform") for line in self.lines]
+        rows += [_row(line, "severity") for line in self.cell_lines]
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
         return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
@@ -249,7 +292,7 @@ class Comparison:
                 for model in self.models
             ],
             "left_out": list(self.left_out),
-            "announcements": self.announcements,
+            "announcements": [str(announcement) for announcement in self.announcements],
             "claims": [{**asdict(c), "sentence": c.sentence()} for c in self.claims],
             "ranking": [asdict(rank) for rank in self.ranks],
             "verdicts": rows,
@@ -266,9 +309,10 @@ def _verdicts(lines: Iterable[Line]) -> list[Verdict]:
     return [line.verdict for line in lines]
 
 
-def _row(line: Line) -> dict[str, Any]:
+def _row(line: Line, level: str) -> dict[str, Any]:
     scores = {"first_score": line.first_score, "second_score": line.second_score}
-    return {**asdict(line.verdict), **scores, "outcome": line.verdict.outcome}
+    outcome = line.verdict.outcome
+    return {**asdict(line.verdict), **scores, "level": level, "outcome": outcome}
 
 
 def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -> Comparison:
@@ -321,60 +365,63 @@ def _not_alike(sentences: Sequence[str]) -> UsageError:
     )
 
 
-def _announcements(models: Sequence[ComparedModel]) -> Iterable[str]:
+def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     pretrainings = {m.label: m.model.pretraining for m in models if m.model.parameters}
     if len(set(pretrainings.values())) > 1:
         trained = ", ".join(f"`{label}` ({words})" for label, words in pretrainings.items())
-        yield (
-            "**Mixed pretraining.** These models were not trained on the same data, so a "
-            f"difference between them may come from the data and not from the architecture: "
-            f"{trained}."
+        yield Announcement(
+            "Mixed pretraining.",
+            "These models were not trained on the same data, so a difference between them may come "
+            f"from the data and not from the architecture: {trained}.",
         )
     untrained = [f"`{m.label}`" for m in models if m.model.untrained]
     if untrained:
-        yield f"**Untrained model.** Random weights, evaluated on request: {', '.join(untrained)}."
+        yield Announcement(
+            "Untrained model.", f"Random weights, evaluated on request: {', '.join(untrained)}."
+        )
     if any(m.run.trained for m in models):
-        yield (
-            "**One training each.** What another seed of a training would give is in none of the "
-            "intervals."
+        yield Announcement(
+            "One training each.",
+            "What another seed of a training would give is in none of the intervals.",
         )
     yield from _same_network(models)
     for title, values in (
-        ("Preprocessing", [_preprocessing(m) for m in models]),
-        ("Precision", [m.run.record.precision for m in models]),
-        ("Device", [m.run.record.device for m in models]),
-        ("Scan backend", [m.model.scan_backend or "none" for m in models if m.model.scan_backend]),
-        ("Versions", _versions(models)),
+        ("Preprocessing differs.", [preprocessing(m) for m in models]),
+        ("Precision differs.", [m.run.record.precision for m in models]),
+        ("Device differs.", [m.run.record.device for m in models]),
+        ("Versions differ.", _versions(models)),
     ):
         if len(set(values)) > 1:
-            shown = "; ".join(
-                f"`{m.label}`: {value}" for m, value in zip(models, values, strict=False)
+            pairs = zip(models, values, strict=True)
+            yield Announcement(
+                title, "; ".join(f"`{m.label}`: {value}" for m, value in pairs) + "."
             )
-            yield f"**{title} differs.** {shown}."
-    unknown = dict.fromkeys(m.run.source for m in models if not m.run.record.dataset.contents)
-    if unknown and len({m.run.folder for m in models}) > 1:
-        names = ", ".join(f"`{source}`" for source in unknown)
-        yield (
-            f"**Older run.** {names} recorded no digest of its files; that the images are the same "
-            "was checked by ids, classes and pixels."
+    older = {m.run.source: m.run for m in models if not m.run.record.dataset.contents}
+    if older and len({m.run.folder for m in models}) > 1:
+        names = ", ".join(f"`{source}`" for source in older)
+        yield Announcement(
+            "Older run.",
+            f"No digest of the files is recorded in {names}; that the images are the same was "
+            "checked by ids, classes and pixels.",
         )
 
 
-def _same_network(models: Sequence[ComparedModel]) -> Iterable[str]:
+def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for model in models:
         record = model.model
-        key = record.builder, repr(record.arguments), record.weights_sha256, _preprocessing(model)
+        key = record.builder, repr(record.arguments), record.weights_sha256, preprocessing(model)
         alike.setdefault(key, []).append(f"`{model.label}`")
     for labels in alike.values():
         if len(labels) > 1:
-            yield (
-                f"**The same network.** {' and '.join(labels)} have the same weights and "
-                "preprocessing, so any difference comes from the runs."
+            yield Announcement(
+                "The same network.",
+                f"{', '.join(labels)} have the same weights and preprocessing, so any "
+                "difference comes from how they were run.",
             )
 
 
-def _preprocessing(model: ComparedModel) -> str:
+def preprocessing(model: ComparedModel) -> str:
     """How a model sees an image, in words."""
     record = model.model.preprocessing
     if isinstance(record, PreprocessingRecord):
