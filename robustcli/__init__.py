@@ -6,16 +6,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Finetuning", "Run", "Training", "create_model", "evaluate", "finetune", "train"]
+__all__ = [
+    "Comparison",
+    "Finetuning",
+    "Run",
+    "Training",
+    "compare",
+    "create_model",
+    "evaluate",
+    "finetune",
+    "train",
+]
 
 if TYPE_CHECKING:
     from robustcli.adapters.networks import create_model
-    from robustcli.api import Finetuning, Run, Training, evaluate, finetune, train
+    from robustcli.api import (
+        Finetuning,
+        Run,
+        Training,
+        compare,
+        evaluate,
+        finetune,
+        train,
+    )
+    from robustcli.reports.comparison import Comparison
 
 _DOORS = {
+    "Comparison": "reports.comparison",
     "Finetuning": "api",
     "Run": "api",
     "Training": "api",
+    "compare": "api",
     "create_model": "adapters.networks",
     "evaluate": "api",
     "finetune": "api",

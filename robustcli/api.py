@@ -20,6 +20,7 @@ from robustcli.finetuning.record import (
     Mode,
     read_finetune_record,
 )
+from robustcli.reports.comparison import Comparison, read_comparison
 from robustcli.reports.render import render
 from robustcli.training.record import TrainRecord, read_train_record
 
@@ -163,6 +164,33 @@ def evaluate(
     place = None if data is None else str(data)
     config = EvalConfig(requests, tuple(wanted), place, Path(out), **options)
     return Run(evaluation.evaluate(config))
+
+
+def compare(
+    *runs: str | Path, out: str | Path | None = None, force_common: bool = False
+) -> Comparison:
+    """What `robust compare` says of the models of `runs`; `.table()` has it as numbers.
+
+    Args:
+        runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
+            models (`RUN:MODE` of a fine-tuning).
+        out: Folder for a report; None for none.
+        force_common: Compares what the runs have in common where they differ; `left_out` of the
+            result says what that leaves out.
+
+    Raises:
+        UsageError: There are fewer than two models, a run has no results yet, or runs differ in
+            more than their models and `force_common` is False; the message names each difference.
+    """
+    from robustcli.reports.comparison_page import check_out, write_comparison
+
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_out(folder)
+    comparison = read_comparison(runs, force_common=force_common)
+    if folder is not None:
+        write_comparison(comparison, folder, "robustcli.compare(...)")
+    return comparison
 
 
 def train(

@@ -24,6 +24,7 @@ COMMANDS = {
         "Fine-tune a model; freeze parameters with small gradients.",
     ),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
+    "compare": ("robustcli.cli.compare", "Say which of several models is better, and how sure."),
     "report": ("robustcli.cli.report", "Write the report of runs again."),
     "list": ("robustcli.cli.list_command", "Show models, transforms, data sets or recipes."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),

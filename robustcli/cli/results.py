@@ -39,7 +39,7 @@ def results_table(run: Path, *, gates: bool = False) -> str:
     """The table of `run` for a terminal; with `gates`, a line for each gate that was kept."""
     from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
     from robustcli.reports.findings import read_findings
-    from robustcli.reports.render import kind_of
+    from robustcli.reports.pages import kind_of
 
     kind = kind_of(run)
     if kind == "train":

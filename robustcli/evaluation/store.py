@@ -28,6 +28,7 @@ INPUT_SCHEMA = pa.schema(
         ("changed", pa.bool_()),
     ]
 )
+_BLOCKS = "block-*.parquet"
 SKIPPED_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 
 
@@ -50,16 +51,31 @@ class Store:
         """Where the unreadable images of `block` are listed; absent when there are none."""
         return self.run / "skipped" / _file_name(block)
 
-    def rows(self, model: str, cell: Cell, task: TaskName) -> pd.DataFrame:
+    def rows(
+        self, model: str, cell: Cell, task: TaskName, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         """The finished rows of one model and cell, in image order.
 
-        Columns (`metrics.columns.ROW_SCHEMAS`) that a file does not have are null.
+        Columns (`metrics.columns.ROW_SCHEMAS`; None for all) that a file does not have are null.
         """
-        return _read(self.prediction_path(model, cell, 0).parent, ROW_SCHEMAS[task])
+        schema = _chosen(ROW_SCHEMAS[task], columns)
+        return _read(self.prediction_path(model, cell, 0).parent, schema)
 
-    def inputs(self, view: str, cell: Cell) -> pd.DataFrame:
-        """The finished image measures of one view and cell (columns: INPUT_SCHEMA)."""
-        return _read(self.input_path(view, cell, 0).parent, INPUT_SCHEMA)
+    def inputs(
+        self, view: str, cell: Cell, columns: Sequence[str] | None = None, *,
+        first_block: bool = False,
+    ) -> pd.DataFrame:  # fmt: skip
+        """The finished image measures of one view and cell (columns: INPUT_SCHEMA).
+
+        Args:
+            view: What models see, see `ModelRecord.view`.
+            cell: The transform with its severity.
+            columns: Those that are needed; None for all.
+            first_block: Reads the first block of images alone.
+        """
+        block = self.input_path(view, cell, 0)
+        pattern = block.name if first_block else _BLOCKS
+        return _read(block.parent, _chosen(INPUT_SCHEMA, columns), pattern)
 
     def skipped(self) -> pd.DataFrame:
         """The images that could not be read, with the reason (columns: SKIPPED_SCHEMA)."""
@@ -89,8 +105,22 @@ def _file_name(block: int) -> str:
     return f"block-{block:06d}.parquet"
 
 
-def _read(folder: Path, schema: pa.Schema) -> pd.DataFrame:
-    files = sorted(folder.glob("block-*.parquet"))
-    tables = [pq.read_table(file, schema=schema, partitioning=None) for file in files]
+def _chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+
+def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFrame:
+    tables = [_read_file(file, schema) for file in sorted(folder.glob(pattern))]
     rows: pd.DataFrame = pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
     return rows
+
+
+def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
+    # `pq.read_table` makes a data set of each file, which takes eight times as long.
+    with pa.memory_map(str(path)) as content, pq.ParquetFile(content) as file:
+        columns = set(file.schema_arrow.names)
+        table = file.read([n for n in schema.names if n in columns], use_threads=False)
+    for field in schema:
+        if field.name not in columns:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)

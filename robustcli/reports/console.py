@@ -10,9 +10,15 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from robustcli.reports.finetuning_findings import Finetuning, ModeRun, read_finetuning
-from robustcli.reports.finetuning_results import Pace, against_full, pace
-from robustcli.reports.finetuning_words import chosen_from, verdict
+from robustcli.reports.finetuning_findings import (
+    Finetuning,
+    ModeRun,
+    Pace,
+    against_full,
+    pace,
+    read_finetuning,
+)
+from robustcli.reports.finetuning_words import chosen_from, summary
 from robustcli.reports.measure import DICE, TOP1, Measure, extremes
 from robustcli.reports.numbers import (
     EN_DASH,
@@ -32,8 +38,15 @@ from robustcli.reports.numbers import (
     statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
-from robustcli.reports.training_findings import HeldOutResults, Training, read_training
-from robustcli.reports.training_results import Score, group_score, pooled, published
+from robustcli.reports.training_findings import (
+    HeldOutResults,
+    Score,
+    Training,
+    group_score,
+    pooled,
+    read_training,
+)
+from robustcli.reports.zoo_rows import published
 
 # How a comparison over transforms is laid out in a terminal.
 
@@ -258,7 +271,7 @@ def finetune_table(run: Path) -> str:
         _tensors(finetuning),
         _scores(finetuning),
         _costs(finetuning),
-        "\n".join(verdict(finetuning)),
+        "\n".join(summary(finetuning)),
     ]
     told = "\n\n".join(part for part in parts if part) or "Nothing is measured yet."
     return told.replace(EN_DASH, "-")

@@ -1,4 +1,4 @@
-"""Everything that the report of a fine-tuning is about, read once from its directory."""
+"""What a fine-tuning left, and its modes against full fine-tuning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from robustcli.finetuning.record import (
     ModeCosts,
     read_finetune_record,
 )
-from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.scoring import SCORINGS, Difference, Scoring
 from robustcli.reports.training_findings import Training, read_training
 
 
@@ -108,11 +108,11 @@ class Finetuning:
     def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:
         """See `Training.baseline_numbers`."""
         known = (run.training.baseline_numbers for run in self.modes)
-        return next((floor for floor in known if floor is not None), None)
+        return next((numbers for numbers in known if numbers is not None), None)
 
     @property
     def held(self) -> int:
-        """HeldOutResults-out images; 0 until they are measured."""
+        """How many images are held out; 0 until they are measured."""
         training = self.training
         if training is None or training.test is None:
             return 0
@@ -120,20 +120,18 @@ class Finetuning:
 
     def of(self, mode: Mode) -> ModeRun | None:
         """A mode; None where it has not begun."""
-        return next((one for one in self.modes if one.mode == mode), None)
+        return next((run for run in self.modes if run.mode == mode), None)
 
     @property
     def tolerance(self) -> int | None:
         """See `Training.tolerance`; a number that only some modes have is missing of the others."""
-        known = [one.training.tolerance for one in self.modes]
+        known = [run.training.tolerance for run in self.modes]
         return next((pixels for pixels in known if pixels is not None), None)
 
     @property
     def training(self) -> Training | None:
         """Any of the trainings: all have the same data and recipe."""
-        measured = [one.training for one in self.modes if one.training.test is not None]
-        begun = [one.training for one in self.modes]
-        return next(iter([*measured, *begun]), None)
+        return next((run.training for run in [*self.measured, *self.modes]), None)
 
 
 def read_finetuning(run: Path) -> Finetuning:
@@ -171,3 +169,57 @@ def _decisions(path: Path) -> pd.DataFrame:
     kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
     table = pd.read_csv(path, dtype=kinds)[list(FROZEN)]
     return table.astype({"mamba": bool, "frozen": bool})
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long an iteration takes in a mode, in seconds: the median and the middle half."""
+
+    median: float
+    low: float
+    high: float
+    iterations: int
+
+
+def pace(run: ModeRun) -> Pace | None:
+    """The pace after the freeze; None before the training has ended."""
+    return _pace(run.steady["seconds"])
+
+
+def pace_before(run: ModeRun) -> Pace | None:
+    """The pace of a mode before the freeze; None where nothing was frozen on the way."""
+    return _pace(run.steps["seconds"].drop(run.steady.index))
+
+
+def _pace(seconds: pd.Series) -> Pace | None:
+    if seconds.empty:
+        return None
+    low, median, high = (float(seconds.quantile(share)) for share in (0.25, 0.5, 0.75))
+    return Pace(median, low, high, len(seconds))
+
+
+def seconds_ratio(finetuning: Finetuning, mode: Mode) -> float | None:
+    """Time of an iteration over that of full fine-tuning; None until both are measured."""
+    run, full = finetuning.of(mode), finetuning.of("full")
+    if run is None or full is None:
+        return None
+    seconds, full_seconds = run.seconds_per_iteration, full.seconds_per_iteration
+    return None if seconds is None or not full_seconds else seconds / full_seconds
+
+
+def against_full(finetuning: Finetuning, mode: Mode) -> Difference | None:
+    """What a mode's score has over that of full fine-tuning; None until both are measured."""
+    run, full = finetuning.of(mode), finetuning.of("full")
+    if mode == "full" or run is None or full is None:
+        return None
+    if run.training.test is None or full.training.test is None:
+        return None
+    rows = full.training.test.rows, run.training.test.rows
+    return finetuning.scoring.difference(*rows, finetuning.record.seed)
+
+
+def frozen_elements(run: ModeRun) -> int | None:
+    """Elements that stood still at the end of a mode; None before its training has ended."""
+    if run.costs is None:
+        return None
+    return max(0, run.training.record.parameters - run.costs.trainable)

@@ -1,35 +1,330 @@
-"""The report of a fine-tuning."""
+"""The report of a fine-tuning: results, pictures, page."""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustcli.reports.findings import records
-from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
-from robustcli.reports.finetuning_gallery import (
-    NO_PICTURES,
-    FinetuningGallery,
-    draw_finetuning_gallery,
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustcli.finetuning.record import MODES
+from robustcli.reports.figures.freezing_figures import (
+    GradientCurve,
+    Limit,
+    ModeCourse,
+    Rule,
+    draw_gradients,
+    draw_modes,
+    draw_tradeoff,
 )
-from robustcli.reports.finetuning_results import (
+from robustcli.reports.figures.training_figures import draw_strips
+from robustcli.reports.findings import records
+from robustcli.reports.finetuning_findings import (
+    Finetuning,
+    ModeRun,
     against_full,
-    finetuning_results,
     frozen_elements,
     pace,
+    read_finetuning,
+    seconds_ratio,
 )
 from robustcli.reports.finetuning_words import (
     chosen_from,
     few_held_out,
+    is_within,
     ordered,
     rule_label,
     rule_scope,
     saved,
     statistic_name,
-    verdict,
+    summary,
 )
-from robustcli.reports.markdown import from_template
+from robustcli.reports.gallery import case_figures
+from robustcli.reports.markdown import Picture, from_template
+from robustcli.reports.numbers import is_missing
 from robustcli.reports.pages import Page
+from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.training_page import strip, validated
+
+_COUNTS = (
+    *("epochs", "chosen_epoch", "iterations", "iterations_measured"),
+    *("trainable", "frozen", "optimizer_bytes", "peak_memory_bytes"),
+)
+_WORDS = ("mode", "model", "dataset", "status")
+
+
+def columns(scoring: Scoring) -> tuple[str, ...]:
+    """The columns of the results of what is scored so."""
+    against = f"{scoring.measure.column}_minus_full"
+    return (
+        *_WORDS,
+        *scoring.columns,
+        *("epochs", "chosen_epoch", "iterations", "iterations_measured"),
+        *("seconds_per_iteration", "iterations_per_second", "seconds_ratio"),
+        *("trainable", "frozen", "optimizer_bytes", "peak_memory_bytes", "training_seconds"),
+        *(against, f"{against}_low", f"{against}_high", f"{against}_p"),
+        *(f"baseline_{name}" for name in scoring.baseline_columns),
+    )
+
+
+COLUMNS = columns(SCORINGS["seg"])
+
+
+def finetuning_results(finetuning: Finetuning) -> pd.DataFrame:
+    """One row per mode with `columns`; a number that is not known is missing.
+
+    Shares are fractions in [0, 1]; times are of the iterations after the freeze.
+    """
+    names, counts = columns(finetuning.scoring), (*_COUNTS, *finetuning.scoring.counts)
+    table = pd.DataFrame([_row(finetuning, run) for run in finetuning.modes], columns=list(names))
+    kinds = {name: "Int64" if name in counts else "Float64" for name in names}
+    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+
+
+def _row(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
+    training, costs = run.training, run.costs
+    row: dict[str, object] = {
+        "mode": run.mode,
+        "model": finetuning.record.model,
+        "dataset": finetuning.record.dataset.name,
+        "status": training.record.status,
+        "epochs": training.epochs,
+        "chosen_epoch": training.record.chosen_epoch,
+        "iterations": int(training.metrics["step"].max()) if training.epochs else 0,
+        "iterations_measured": len(run.steady),
+        "training_seconds": training.seconds,
+        "frozen": frozen_elements(run),
+        **_times(finetuning, run),
+        **_scores(finetuning, run),
+    }
+    if costs is not None:
+        row |= costs.model_dump()
+    return row
+
+
+def _times(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
+    seconds = run.seconds_per_iteration
+    return {
+        "seconds_per_iteration": seconds,
+        "iterations_per_second": 1 / seconds if seconds else None,
+        "seconds_ratio": seconds_ratio(finetuning, run.mode),
+    }
+
+
+def _scores(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
+    row: dict[str, object] = {}
+    scoring, test, baseline = finetuning.scoring, run.training.test, run.training.baseline_numbers
+    difference = against_full(finetuning, run.mode)
+    if test is not None:
+        row |= {name: test.numbers[name] for name in scoring.columns}
+    if baseline is not None:
+        row |= {f"baseline_{name}": baseline[name] for name in scoring.baseline_columns}
+    if difference is not None:
+        name = f"{scoring.measure.column}_minus_full"
+        row |= {name: difference.value, f"{name}_p": difference.p}
+        row |= {f"{name}_low": difference.low, f"{name}_high": difference.high}
+    return row
+
+
+_LEAST_RMS = 1e-30  # as in `finetune.selection`: a weight of zeros divides nothing by 0
+# Vim has a second set of tensors for the way back (`_b`); VMamba stacks four directions (`s`).
+_KINDS = (
+    *(("A_log", r"A(_b)?_logs?"), ("D", r"Ds?(_b)?"), ("dt_proj", r"dt_projs?\w*")),
+    *(("x_proj", r"x_proj\w*"), ("in_proj", r"in_proj\w*"), ("out_proj", r"out_proj\w*")),
+    *(("conv1d", r"conv1d\w*"), ("conv2d", r"conv2d\w*"), ("norm", r"\w*norm\w*")),
+)
+_OUTSIDE = {1: "scales", 2: "linear layers"}
+
+
+def curves(finetuning: Finetuning) -> list[GradientCurve]:
+    """A curve per tensor that the rule is about, the smallest mean first; none without a profile.
+
+    Those of state-space blocks, or all where the rule is about all or there are no such blocks.
+    """
+    if finetuning.profile is None or finetuning.profile.empty:
+        return []
+    rule = finetuning.record.rule
+    rows = finetuning.profile[is_within(rule, finetuning.profile["mamba"])]
+    values = rows[rule.kind] / (rows["weight_rms"].clip(lower=_LEAST_RMS) if rule.relative else 1)
+    courses = {
+        str(name): course.to_numpy(dtype=float)
+        for name, course in values.groupby(rows["name"], sort=False)
+    }
+    first = rows.drop_duplicates("name")
+    facts = zip(
+        first["name"].tolist(), first["shape"].tolist(), first["mamba"].tolist(), strict=True
+    )
+    kinds = [kind_of_tensor(name, len(shape), inside=inside) for name, shape, inside in facts]
+    frozen, labels = _frozen_names(finetuning), short_names(list(courses))
+    lines = [
+        GradientCurve(label, kind, values, _mean(values), name in frozen)
+        for (name, values), label, kind in zip(courses.items(), labels, kinds, strict=True)
+    ]
+    return sorted(lines, key=lambda line: math.inf if line.mean is None else line.mean)
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """The mean over the iterations that gave a gradient."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def limit(finetuning: Finetuning, lines: list[GradientCurve]) -> Limit | None:
+    """Where `finetuning`'s rule draws the line between `lines`; None where it is about names."""
+    rule = finetuning.record.rule
+    if rule.threshold is not None:
+        return Limit(f"threshold {rule.threshold:g}", rule.threshold)
+    taken = [line.mean for line in lines if line.frozen and line.mean is not None]
+    if rule.quantile is None or not taken:
+        return None
+    return Limit(f"the smallest {rule.quantile:g}: up to {max(taken):.1e}", max(taken))
+
+
+def kind_of_tensor(name: str, dimensions: int, *, inside: bool) -> str:
+    """What a tensor is: its part in a state-space block, else its kind of layer."""
+    for part in reversed(name.split(".")) if inside else ():
+        for kind, pattern in _KINDS:
+            if re.fullmatch(pattern, part):
+                return kind
+    if name.endswith("bias"):
+        return "biases"
+    return _OUTSIDE.get(dimensions, "convolutions")
+
+
+def short_names(names: list[str]) -> list[str]:
+    """`names` without the modules that all of them are in."""
+    if len(names) < 2:
+        return [".".join(name.split(".")[-2:]) for name in names]
+    parts = [name.split(".") for name in names]
+    common = 0
+    while all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
+        common += 1
+    return [".".join(part[common:]) for part in parts]
+
+
+def _frozen_names(finetuning: Finetuning) -> frozenset[str]:
+    if finetuning.decisions is None:
+        return frozenset()
+    return frozenset(finetuning.decisions.loc[finetuning.decisions["frozen"], "name"])
+
+
+@dataclass(frozen=True)
+class FinetuningGallery:
+    """The figures of each kind that there are; an empty tuple where there is nothing to show."""
+
+    gradients: tuple[Picture, ...] = ()
+    modes: tuple[Picture, ...] = ()
+    strips: tuple[Picture, ...] = ()
+    cases: tuple[Picture, ...] = ()
+    tradeoff: tuple[Picture, ...] = ()
+
+
+NO_PICTURES = FinetuningGallery()
+
+
+def draw_finetuning_gallery(finetuning: Finetuning) -> FinetuningGallery:
+    """Draws every picture that a fine-tuning has data for."""
+    return FinetuningGallery(
+        _gradients(finetuning),
+        _modes_picture(finetuning),
+        _strips(finetuning),
+        tuple(figure for run in finetuning.modes for figure in _cases(finetuning, run)),
+        _tradeoff(finetuning),
+    )
+
+
+def _gradients(finetuning: Finetuning) -> tuple[Picture, ...]:
+    lines = curves(finetuning)
+    if not lines:
+        return ()
+    path, words = "figures/gradients.png", statistic_name(finetuning.record.rule)
+    draw_gradients(lines, limit(finetuning, lines), words, finetuning.run / path)
+    caption = (
+        f"Gradients while profiling: {words}, before clipping. A line per tensor; the mark at its "
+        "right end is the mean over the iterations, which the rule compares. Dashed, hollow: "
+        "frozen."
+    )
+    return (Picture(path, caption),)
+
+
+def _modes_picture(finetuning: Finetuning) -> tuple[Picture, ...]:
+    courses = [_course(run) for run in finetuning.modes if len(run.training.metrics)]
+    if not courses:
+        return ()
+    path = "figures/modes.png"
+    scoring = finetuning.scoring
+    panel = scoring.validation.score, f"validation {scoring.axis}"
+    draw_modes(courses, finetuning.run / path, panel)
+    of = validated(finetuning.modes[0].training)
+    caption = (
+        f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by "
+        "the time that training with its validations took. The large mark is the epoch whose "
+        "weights were taken."
+    )
+    return (Picture(path, caption),)
+
+
+def _course(run: ModeRun) -> ModeCourse:
+    training = run.training
+    frozen_at = run.frozen_at if run.mode == "freeze" else None
+    chosen = training.record.chosen_epoch
+    return ModeCourse(run.mode, MODES.index(run.mode), training.metrics, chosen, frozen_at)
+
+
+def _strips(finetuning: Finetuning) -> tuple[Picture, ...]:
+    if not finetuning.scoring.per_group:
+        return ()
+    measured = [(run.mode, run.training.test) for run in finetuning.modes]
+    baselines = [
+        run.training.baseline for run in finetuning.modes if run.training.baseline is not None
+    ]
+    named = [*measured, *(("otsu", baseline) for baseline in baselines[:1])]
+    strips = [strip(name, held) for name, held in named if held is not None]
+    if not strips:
+        return ()
+    path, group = "figures/groups.png", finetuning.modes[0].training.record.grouping
+    draw_strips(strips, group, finetuning.run / path)
+    return (Picture(path, f"Dice of every held-out {group}, mode by mode."),)
+
+
+def _cases(finetuning: Finetuning, run: ModeRun) -> tuple[Picture, ...]:
+    test = run.training.test
+    if test is None or not finetuning.scoring.per_group:
+        return ()
+    return case_figures(test.findings, test.findings.models[0], finetuning.run, run.mode)
+
+
+def _tradeoff(finetuning: Finetuning) -> tuple[Picture, ...]:
+    if finetuning.sweep is None:
+        return ()
+    measure = finetuning.scoring.measure
+    known = finetuning.sweep.dropna(subset=["seconds_ratio", measure.column])
+    if known.empty:
+        return ()
+    path = "figures/sweep.png"
+    rules = [_sweep_rule(row, measure.column) for _, row in known.iterrows()]
+    draw_tradeoff(rules, finetuning.run / path, finetuning.scoring.axis)
+    caption = (
+        "Time of an iteration that rules of freezing save against full fine-tuning, and the "
+        f"{measure.name} that is left, both with 95 % intervals."
+    )
+    return (Picture(path, caption),)
+
+
+def _sweep_rule(row: pd.Series, score: str) -> Rule:
+    ratio = _with_ends(row, "seconds_ratio")
+    saved = (100 * (1 - ratio[2]), 100 * (1 - ratio[1]), 100 * (1 - ratio[0]))
+    return Rule(rule_label(row), rule_scope(row), saved, _with_ends(row, score))
+
+
+def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:
+    value = float(row[name])
+    low, high = (float(row[f"{name}_{end}"]) for end in ("low", "high"))
+    return value if is_missing(low) else low, value, value if is_missing(high) else high
 
 
 def finetuning_report(run: Path) -> Page:
@@ -54,7 +349,7 @@ def finetuning_text(finetuning: Finetuning, gallery: FinetuningGallery = NO_PICT
         few=few_held_out(finetuning),
         statistic_name=statistic_name(finetuning.record.rule),
         frozen=_frozen(finetuning),
-        verdict=verdict(finetuning),
+        summary=summary(finetuning),
         differences={run.mode: against_full(finetuning, run.mode) for run in finetuning.modes},
         paces={run.mode: pace(run) for run in finetuning.modes},
         frozen_elements=frozen_elements,

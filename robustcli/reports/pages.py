@@ -1,4 +1,4 @@
-"""What every report consists of, and how it becomes files."""
+"""What every report consists of, how it becomes files, and of which kind a run is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.io import write_text
+from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.html import to_html
+
+KINDS = ("cls", "seg", "train", "finetune")
+"""Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings."""
+
+
+def kind_of(run: Path) -> str:
+    """`train`, `finetune`, or the task of an evaluation; `cls` where that cannot be read."""
+    try:
+        head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "cls"  # reading it as an evaluation tells the user what is wrong
+    if not isinstance(head, dict):
+        return "cls"
+    kind = head["kind"] if head.get("kind") in ("train", "finetune") else head.get("task")
+    return kind if kind in KINDS else "cls"
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.finetuning_page import finetuning_report
-from robustcli.reports.pages import Page, write_page
-from robustcli.reports.training_page import training_report
-from robustcli.reports.zoo_page import zoo_report
+from robustcli.reports.pages import Page, kind_of, write_page
+from robustcli.reports.training_page import training_report, zoo_report
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": evaluation_report,
@@ -19,7 +16,6 @@ _KINDS: dict[str, Callable[[Path], Page]] = {
     "train": training_report,
     "finetune": finetuning_report,
 }
-_OWN = ("train", "finetune")  # kinds that `run.json` names; the others are tasks of evaluations
 
 
 def render(run: Path) -> Path:
@@ -49,15 +45,3 @@ def render_zoo(runs: Sequence[Path], out: Path) -> Path:
         RunError: A file could not be written.
     """
     return write_page(zoo_report(runs, out), out)
-
-
-def kind_of(run: Path) -> str:
-    """`train`, `finetune`, or the task of an evaluation; `cls` where that cannot be read."""
-    try:
-        head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "cls"  # reading it as an evaluation tells the user what is wrong
-    if not isinstance(head, dict):
-        return "cls"
-    kind = head["kind"] if head.get("kind") in _OWN else head.get("task")
-    return kind if kind in _KINDS else "cls"

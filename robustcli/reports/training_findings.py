@@ -1,18 +1,21 @@
-"""Everything that the report of a training is about, read once from its directory."""
+"""Everything that reports of trainings are about: what a training left, and its scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.store import Store
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.mask_scores import MaskComparison, compare_masks
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.numbers import counted
+from robustcli.reports.numbers import MISSING, counted, fraction_range
 from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
 from robustcli.training.record import PAPER, TrainRecord, read_train_record
 from robustcli.transforms.base import CLEAN, Cell
@@ -26,8 +29,8 @@ class HeldOutResults:
 
     Args:
         findings: The evaluation.
-        numbers: The line of its table (columns: `metrics.SEG_COLUMNS`, of classifiers COLUMNS).
-        rows: Of every image (columns: `store.MASK_SCHEMA` or `PREDICTION_SCHEMA`).
+        numbers: The line of its table (`metrics.columns.COLUMNS` of its task).
+        rows: Of every image (`metrics.columns.ROW_SCHEMAS` of its task).
     """
 
     findings: Findings
@@ -165,3 +168,128 @@ def _held(run: Path) -> HeldOutResults | None:
     store, name = Store(run), str(numbers["model"])
     rows = store.rows(name, CLEAN, findings.record.task)
     return HeldOutResults(findings, numbers, rows) if len(rows) else None
+
+
+class PaperScores(NamedTuple):
+    """Dice and IoU as "Mamba-Based Tumor Segmentation" counts them, pooled over batches of slices.
+
+    Args:
+        dice: Mean over the batches that have one; NaN where none has.
+        iou: Mean over all batches.
+        batches: How many.
+        undefined: Batches without foreground in mask and prediction, whose dice is 0/0. The paper's
+            plain mean is no number as soon as there is one; here they are left out of it.
+    """
+
+    dice: float
+    iou: float
+    batches: int
+    undefined: int
+
+
+def paper_scores(rows: pd.DataFrame, batch: int) -> PaperScores:
+    """The scores of `rows` (columns PAPER of `record`), in batches of `batch` rows, in their order.
+
+    A batch's dice is 2 sum(p t) / (sum p + sum t), without smoothing; its IoU is pixels in both
+    over pixels in either, 0 where there are none. A soft mask counts softly for dice, and for IoU
+    wherever it is above 0. The last batch may be smaller and counts as much as the others.
+
+    Source: the test notebooks of the paper.
+    """
+    number = np.arange(len(rows)) // batch
+    pooled = rows[list(PAPER[1:])].groupby(number).sum()
+    size = (pooled["predicted"] + pooled["target"]).to_numpy(float)
+    defined = size > 0
+    dice = 2 * pooled["intersection"].to_numpy(float)[defined] / size[defined]
+    union = pooled["union"].to_numpy(float)
+    iou = np.divide(pooled["overlap"], union, out=np.zeros_like(union), where=union > 0)
+    return PaperScores(
+        float(dice.mean()) if len(dice) else float("nan"),
+        float(iou.mean()) if len(iou) else float("nan"),
+        len(pooled),
+        int((~defined).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """A dice and an IoU in [0, 1] with the ends of their 95 % intervals; None where unknown."""
+
+    dice: float | None
+    dice_low: float | None
+    dice_high: float | None
+    iou: float | None
+    iou_low: float | None
+    iou_high: float | None
+
+    @property
+    def dice_range(self) -> str:
+        """The interval of the dice in brackets, with a blank before it; empty where unknown."""
+        return _in_brackets(self.dice_low, self.dice_high)
+
+    @property
+    def iou_range(self) -> str:
+        """The same of the IoU."""
+        return _in_brackets(self.iou_low, self.iou_high)
+
+
+def _in_brackets(low: float | None, high: float | None) -> str:
+    ends = fraction_range(low, high)
+    return "" if ends == MISSING else f" ({ends})"
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The paper's statistic: `score`, its intervals over batches, and how it was counted."""
+
+    score: Score
+    batches: int
+    undefined: int
+    batch: int
+
+
+def group_score(numbers: pd.Series) -> Score:
+    """Dice and IoU pooled within groups, of a line with `metrics.columns.MASK_COLUMNS`."""
+    names = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
+    return Score(*(float(numbers[name]) if pd.notna(numbers[name]) else None for name in names))
+
+
+def pooled(training: Training) -> Pooled | None:
+    """The paper's statistic of the test set; None where it was not recorded."""
+    rows, batch = training.paper, training.record.recipe.paper_batch
+    if rows is None or batch is None or rows.empty:
+        return None
+    scores = paper_scores(rows, batch)
+    single = [paper_scores(rows[p : p + batch], batch) for p in range(0, len(rows), batch)]
+    return Pooled(_pooled_score(scores, single, training), scores.batches, scores.undefined, batch)
+
+
+def _pooled_score(scores: PaperScores, single: list[PaperScores], training: Training) -> Score:
+    """The means over batches, with intervals that resample batches."""
+    bootstrap = Bootstrap(training.record.seed)
+    dice = np.array([part.dice for part in single if not np.isnan(part.dice)])
+    over_dice, over_iou = bootstrap.mean(dice), bootstrap.mean(np.array([p.iou for p in single]))
+    return Score(
+        None if np.isnan(scores.dice) else scores.dice,
+        over_dice.low if over_dice else None,
+        over_dice.high if over_dice else None,
+        scores.iou,
+        over_iou.low if over_iou else None,
+        over_iou.high if over_iou else None,
+    )
+
+
+def headline(training: Training) -> Score | None:
+    """What the training's own protocol reports; None until it is measured."""
+    if training.record.protocol == "paper":
+        paper = pooled(training)
+        return paper.score if paper else None
+    return group_score(training.test.numbers) if training.test else None
+
+
+def gain(training: Training) -> MaskComparison | None:
+    """Otsu's threshold (as `clean`) against the training, paired; None until both are there."""
+    if training.test is None or training.baseline is None:
+        return None
+    bootstrap = Bootstrap(training.record.seed)
+    return compare_masks(training.baseline.rows, training.test.rows, bootstrap)

@@ -1,4 +1,4 @@
-"""Several trainings in the form of the paper's Table I: published numbers beside own ones."""
+"""Trainings in the form of the paper's Table I: published numbers beside those measured here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,62 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from robustcli.reports.training_findings import HeldOutResults, Training
-from robustcli.reports.training_results import (
-    Published,
-    Score,
-    headline,
-    other_experiment,
-    published,
-    table_one,
-)
+from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.reports.training_findings import HeldOutResults, Score, Training, headline
+from robustcli.training.record import TrainRecord
+
+# The paper's experiment: the LGG set, protocol `paper`.
+IMAGES = 3929
+EPOCHS = 100
+
+
+@dataclass(frozen=True)
+class Published:
+    """One line of the table.
+
+    Args:
+        model: Its name here.
+        parameters: As counted from the code that the paper's numbers were made with.
+        dice: In [0, 1], with the digits that were printed.
+        iou: From the notebooks behind the table.
+        remark: What is to be known of these numbers; empty for nothing.
+    """
+
+    model: str
+    parameters: int
+    dice: float
+    iou: float | None
+    remark: str
+
+
+def table_one() -> list[Published]:
+    """All lines, the highest dice first."""
+    lines = [
+        Published(entry.name, entry.parameters, entry.published, entry.published_iou, entry.remark)
+        for entry in CATALOGUE.values()
+        if entry.task == "seg" and entry.published is not None
+    ]
+    return sorted(lines, key=lambda line: -line.dice)
+
+
+def published(model: str) -> Published | None:
+    """The line of `model`, where the paper has it."""
+    return next((line for line in table_one() if line.model == model), None)
+
+
+def other_experiment(record: TrainRecord) -> list[str]:
+    """In what a training differs from the paper's, as far as it decides the numbers; in words."""
+    differences = []
+    if record.protocol != "paper":
+        differences.append(f"protocol {record.protocol} instead of paper")
+    if record.dataset.images != IMAGES:
+        differences.append(
+            f"{record.dataset.images:,} images of {record.dataset.name} instead of "
+            f"the {IMAGES:,} slices of LGG"
+        )
+    if record.recipe.epochs != EPOCHS or record.recipe.images_per_epoch is not None:
+        differences.append(f"{record.recipe.epochs} epochs instead of {EPOCHS}")
+    return differences
 
 
 @dataclass(frozen=True)
@@ -38,75 +85,29 @@ class ZooRow:
 
     @property
     def difference(self) -> float | None:
-        """Own dice minus the printed one."""
+        """The dice measured here minus the printed one."""
         if self.printed is None or self.score is None or self.score.dice is None:
             return None
         return self.score.dice - self.printed.dice
 
     @property
     def is_outside(self) -> bool:
-        """Whether the printed dice is outside the interval of the own one."""
+        """Whether the printed dice is outside the interval of the one measured here."""
         if self.printed is None or self.score is None:
             return False
         low, high = self.score.dice_low, self.score.dice_high
         return low is not None and high is not None and not low <= self.printed.dice <= high
 
 
-def zoo_rows(trainings: Sequence[Training]) -> list[ZooRow]:
-    """A line per training, and one per network of the paper that none is of.
-
-    In the order of the printed dice; networks that the paper has not come last.
-    """
-    rows: list[ZooRow] = []
-    for printed in table_one():
-        mine = [t for t in trainings if t.record.model == printed.model]
-        rows += [_row(t, printed, trainings) for t in mine]
-        rows += [] if mine else [ZooRow(printed.model, printed.parameters, printed)]
-    names = {printed.model for printed in table_one()}
-    return rows + [_row(t, None, trainings) for t in trainings if t.record.model not in names]
-
-
 @dataclass(frozen=True)
 class Baseline:
     """Otsu's threshold on a set of held-out images: which (empty if there is one), and its numbers.
 
-    `numbers` is a line with `metrics.SEG_COLUMNS`.
+    `numbers` is a line with `metrics.columns.MASK_COLUMNS`.
     """
 
     images: str
     numbers: pd.Series
-
-
-def baselines(trainings: Sequence[Training]) -> list[Baseline]:
-    """Otsu's threshold on each set of images that any of `trainings` held out."""
-    found: dict[str, tuple[Training, HeldOutResults]] = {}
-    for training in trainings:
-        if training.baseline is not None:
-            digest = training.baseline.findings.record.dataset.digest
-            found.setdefault(digest, (training, training.baseline))
-    several = len(found) > 1
-    return [
-        Baseline(f"images of {label(training, trainings)}" if several else "", held.numbers)
-        for training, held in found.values()
-    ]
-
-
-def label(training: Training, trainings: Sequence[Training]) -> str:
-    """The network's name, with so much of the run's path as tells it from others of `trainings`."""
-    name, run = training.record.model, training.run.resolve()
-    runs = {other.run.resolve() for other in trainings if other.record.model == name}
-    if len(runs) == 1:
-        return name
-    depth = 1
-    while len({path.parts[-depth:] for path in runs}) < len(runs):
-        depth += 1
-    return f"{name} ({'/'.join(run.parts[-depth:])})"
-
-
-def _row(training: Training, printed: Published | None, trainings: Sequence[Training]) -> ZooRow:
-    record = training.record
-    name, score = label(training, trainings), headline(training)
-    return ZooRow(name, record.parameters, printed, training, score)
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,35 @@ class Zoo:
 
     @property
     def rows(self) -> list[ZooRow]:
-        """The lines of the table."""
-        return zoo_rows(self.trainings)
+        """A line per training, and one per network of the paper that none is of.
+
+        In the order of the printed dice; networks that the paper has not come last.
+        """
+        rows: list[ZooRow] = []
+        lines = table_one()
+        for line in lines:
+            runs = [self._row(t, line) for t in self.trainings if t.record.model == line.model]
+            rows += runs or [ZooRow(line.model, line.parameters, line)]
+        known = {line.model for line in lines}
+        return rows + [self._row(t, None) for t in self.trainings if t.record.model not in known]
+
+    def _row(self, training: Training, line: Published | None) -> ZooRow:
+        parameters, score = training.record.parameters, headline(training)
+        return ZooRow(self.label(training), parameters, line, training, score)
 
     @property
     def baselines(self) -> list[Baseline]:
-        """Otsu's threshold on each set of held-out images."""
-        return baselines(self.trainings)
+        """Otsu's threshold on each set of images that any training held out."""
+        results: dict[str, tuple[Training, HeldOutResults]] = {}
+        for training in self.trainings:
+            if training.baseline is not None:
+                digest = training.baseline.findings.record.dataset.digest
+                results.setdefault(digest, (training, training.baseline))
+        several = len(results) > 1
+        return [
+            Baseline(f"images of {self.label(training)}" if several else "", baseline.numbers)
+            for training, baseline in results.values()
+        ]
 
     @property
     def has_energy(self) -> bool:
@@ -161,11 +184,18 @@ class Zoo:
         """Each set of versions, with the trainings that it is of."""
         sets: dict[str, list[str]] = {}
         for training in self.trainings:
-            versions = sorted(training.record.versions.items())
-            told = ", ".join(f"{name} {version}" for name, version in versions)
-            sets.setdefault(told, []).append(self.label(training))
+            names = sorted(training.record.versions.items())
+            versions = ", ".join(f"{name} {version}" for name, version in names)
+            sets.setdefault(versions, []).append(self.label(training))
         return sets
 
     def label(self, training: Training) -> str:
         """The network's name, with so much of the run's path as tells it from the others."""
-        return label(training, self.trainings)
+        name, run = training.record.model, training.run.resolve()
+        runs = {other.run.resolve() for other in self.trainings if other.record.model == name}
+        if len(runs) == 1:
+            return name
+        depth = 1
+        while len({path.parts[-depth:] for path in runs}) < len(runs):
+            depth += 1
+        return f"{name} ({'/'.join(run.parts[-depth:])})"

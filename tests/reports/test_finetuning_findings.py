@@ -1,14 +1,28 @@
-""""""
+"""What a fine-tuning left, and its modes against full fine-tuning."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.finetuning_findings import read_finetuning
-from tests.reports.finetune_runs import HELD, TENSORS, TOTAL, FinetunePlan, build_finetuning
+from robustcli.metrics.mask_scores import dice
+from robustcli.reports.finetuning_findings import (
+    Finetuning,
+    against_full,
+    frozen_elements,
+    pace,
+    pace_before,
+    read_finetuning,
+    seconds_ratio,
+)
+from robustcli.reports.finetuning_page import COLUMNS, finetuning_results
+from robustcli.reports.pages import to_json
+from tests.reports.finetune_runs import HELD, ROADS, TENSORS, TOTAL, FinetunePlan, build_finetuning
 
 
 def test_everything_that_a_run_leaves_is_read(tmp_path: Path) -> None:
@@ -58,3 +72,112 @@ def test_a_run_is_read_as_far_as_it_has_come(tmp_path: Path) -> None:
 def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run"):
         read_finetuning(tmp_path)
+
+
+FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
+
+
+def test_a_line_holds_what_a_mode_gave_and_cost(tmp_path: Path) -> None:
+    found = read_finetuning(build_finetuning(tmp_path))
+    table = finetuning_results(found)
+    assert list(table.columns) == list(COLUMNS)
+    assert table["mode"].tolist() == ["scratch", "full", "freeze"]
+    row, one = table.iloc[2], against_full(found, "freeze")
+    assert one is not None
+    assert (row["n"], row["groups"]) == (8, 8)
+    assert (row["trainable"], row["frozen"]) == (TOTAL - HELD, HELD)
+    assert (row["optimizer_bytes"], row["iterations_measured"]) == (4 * (TOTAL - HELD), 50)
+    assert row["iterations_per_second"] == pytest.approx(1 / row["seconds_per_iteration"])
+    assert (row["dice_minus_full"], row["dice_minus_full_p"]) == (one.dice, one.p)
+    assert (row["dice_minus_full_low"], row["dice_minus_full_high"]) == (one.low, one.high)
+    assert row["dice_low"] < row["dice"] < row["dice_high"]
+    assert row["baseline_dice"] < row["dice"]
+    assert row["training_seconds"] == pytest.approx(6 * 4 * 0.24 / 0.25)
+
+
+def test_what_is_missing_is_null_and_counts_stay_whole(tmp_path: Path) -> None:
+    plan = FinetunePlan(unmeasured=("full",), waiting=("freeze",))
+    table = finetuning_results(read_finetuning(build_finetuning(tmp_path, plan)))
+    first, second = json.loads(to_json(table))
+    assert isinstance(first["trainable"], int)
+    assert first["dice_minus_full"] is None
+    assert (second["dice"], second["trainable"], second["seconds_per_iteration"]) == (None,) * 3
+    assert (second["status"], second["epochs"], second["iterations"]) == ("running", 2, 20)
+
+
+def test_a_run_that_only_profiles_has_no_lines(tmp_path: Path) -> None:
+    table = finetuning_results(read_finetuning(build_finetuning(tmp_path, FinetunePlan(modes=()))))
+    assert to_json(table) == "[]\n"
+    assert list(table.columns) == list(COLUMNS)
+
+
+def test_every_column_is_documented() -> None:
+    section = FORMATS.read_text(encoding="utf-8").split("## Fine-tuning")[1]
+    named = set(re.findall(r"`([a-z_0-9]+)`", section))
+    assert set(COLUMNS) <= named
+
+
+def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
+    found = read_finetuning(build_finetuning(tmp_path, ROADS))
+    assert found.tolerance == 3
+    row = finetuning_results(found).iloc[1]
+    assert row["relaxed_precision_low"] < row["relaxed_precision"] < row["relaxed_precision_high"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+    return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
+
+
+def test_freezing_is_compared_with_full_on_the_same_images(found: Finetuning) -> None:
+    one, freeze, full = against_full(found, "freeze"), found.of("freeze"), found.of("full")
+    assert one is not None
+    assert freeze is not None
+    assert freeze.training.test is not None
+    assert full is not None
+    assert full.training.test is not None
+    gained = dice(freeze.training.test.rows) - dice(full.training.test.rows)
+    assert one.dice == pytest.approx(gained.mean()), "every image is its own group"
+    assert one.low is not None
+    assert one.high is not None
+    assert one.low < one.dice < one.high < 0
+    assert against_full(found, "full") is None
+    assert against_full(found, "lora") is None
+
+
+def test_time_is_that_after_the_freeze_over_that_of_full(found: Finetuning) -> None:
+    assert seconds_ratio(found, "freeze") == pytest.approx(0.24 / 0.25, rel=0.02)
+    assert seconds_ratio(found, "full") == 1.0
+    assert seconds_ratio(found, "lora") is None
+
+
+def test_the_middle_half_stands_around_the_median(found: Finetuning) -> None:
+    freeze = found.of("freeze")
+    assert freeze is not None
+    speed = pace(freeze)
+    assert speed is not None
+    seconds = freeze.steps["seconds"].to_numpy()[10:]
+    before = pace_before(freeze)
+    assert before is not None
+    assert (speed.iterations, before.iterations) == (50, 10)
+    assert before.median == pytest.approx(np.median(freeze.steps["seconds"].to_numpy()[:10]))
+    expected = np.quantile(seconds, [0.25, 0.5, 0.75])
+    assert (speed.low, speed.median, speed.high) == pytest.approx(tuple(expected))
+
+
+def test_without_a_freeze_on_the_way_there_is_nothing_before_it(found: Finetuning) -> None:
+    full = found.of("full")
+    assert full is not None
+    assert pace_before(full) is None
+
+
+def test_what_stood_still_is_what_was_not_trained(found: Finetuning) -> None:
+    assert [frozen_elements(run) for run in found.modes] == [0, 0, HELD]
+
+
+def test_before_the_end_nothing_is_known(tmp_path: Path) -> None:
+    found = read_finetuning(build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",))))
+    freeze = found.of("freeze")
+    assert freeze is not None
+    assert (pace(freeze), frozen_elements(freeze)) == (None, None)
+    assert (seconds_ratio(found, "freeze"), against_full(found, "freeze")) == (None, None)

@@ -18,7 +18,7 @@ from robustcli.reports.finetuning_words import (
     rule_label,
     rule_scope,
     statistic_name,
-    verdict,
+    summary,
 )
 from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.scoring import SCORINGS
@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
 
 
 def said(found: Finetuning) -> str:
-    return "\n".join(verdict(found))
+    return "\n".join(summary(found))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,9 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
     assert one is not None
     assert one.low > 0
     assert one.p == pytest.approx(0.0703125)
-    words = finetuning_words._meaning(one, SCORINGS["cls"])
+    words = finetuning_words._conclusion(
+        one.value, (one.low, one.high), one.p, one.smallest_p, SCORINGS["cls"]
+    )
     assert words == (
         "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
         "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "

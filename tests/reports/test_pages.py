@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.finetuning_results import columns
+from robustcli.reports.finetuning_page import columns
 from robustcli.reports.pages import Page, to_json, write_page, write_results
 from robustcli.reports.scoring import SCORINGS
-from robustcli.reports.training_results import CLASS_COLUMNS
+from robustcli.reports.training_page import CLASS_COLUMNS
 from tests.builders import IDENTITY, RunPlan, build_run, paper21
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"

@@ -9,7 +9,8 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import TransformRecord
-from robustcli.reports.render import kind_of, render, render_zoo
+from robustcli.reports.pages import kind_of
+from robustcli.reports.render import render, render_zoo
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks

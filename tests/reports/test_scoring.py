@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robustcli.reports.finetuning_results import columns
+from robustcli.reports.finetuning_page import columns
 from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
 
 TOP1, DICE = SCORINGS["cls"], SCORINGS["seg"]

@@ -1,12 +1,23 @@
+"""Several trainings: published numbers beside own ones, and what limits that."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
-from robustcli.reports.training_findings import Training, read_training
-from robustcli.reports.zoo_rows import ZooRow, baselines, label, zoo_rows
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.reports.training_findings import read_training
+from robustcli.reports.training_page import zoo_report, zoo_text
+from robustcli.reports.zoo_rows import Zoo, ZooRow
+from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
 
 
-def trained(run: Path, plan: TrainPlan | None = None) -> Training:
-    return read_training(build_training(run, plan or TrainPlan()))
+def trained(folder: Path, *plans: TrainPlan) -> Zoo:
+    """A training per plan, in `folder`/run-0, run-1, ..."""
+    runs = enumerate(plans or (TrainPlan(),))
+    return Zoo([read_training(build_training(folder / f"run-{n}", plan)) for n, plan in runs])
 
 
 def own(rows: list[ZooRow]) -> list[str]:
@@ -14,52 +25,192 @@ def own(rows: list[ZooRow]) -> list[str]:
 
 
 def test_own_rows_stand_where_the_paper_has_the_network_others_below(tmp_path: Path) -> None:
-    trainings = [
-        trained(tmp_path / "a", TrainPlan(model="vmunet", parameters=27)),
-        trained(tmp_path / "b", TrainPlan(model="unet")),
-    ]
-    rows = zoo_rows(trainings)
+    plans = TrainPlan(model="vmunet", parameters=27), TrainPlan(model="unet")
+    zoo = trained(tmp_path, *plans)
+    rows = zoo.rows
     assert len(rows) == 14
-    assert (rows[0].label, rows[0].training) == ("unet", trainings[1])
+    assert (rows[0].label, rows[0].training) == ("unet", zoo.trainings[1])
     assert (rows[-1].label, rows[-1].printed, rows[-1].parameters) == ("vmunet", None, 27)
     assert own(rows) == ["unet", "vmunet"]
 
 
 def test_several_trainings_of_a_network_are_told_apart_by_their_folders(tmp_path: Path) -> None:
-    trainings = [trained(tmp_path / name) for name in ("x/run", "y/run", "z")]
-    rows = zoo_rows(trainings)
+    runs = [build_training(tmp_path / name) for name in ("x/run", "y/run", "z")]
+    trainings = [read_training(run) for run in runs]
+    rows = Zoo(trainings).rows
     assert own(rows) == ["ulvm_v5 (x/run)", "ulvm_v5 (y/run)", f"ulvm_v5 ({tmp_path.name}/z)"]
     assert len(rows) == 15
-    assert label(trainings[2], trainings[2:]) == "ulvm_v5"
+    assert Zoo(trainings[2:]).label(trainings[2]) == "ulvm_v5"
 
 
+@pytest.mark.parametrize(
+    ("plan", "outside"),
+    [
+        (TrainPlan(base=0.86), False),
+        (TrainPlan(base=0.7), True),
+        (TrainPlan(base=0.5, groups=1), False),  # no interval: nothing is outside
+    ],
+)
 def test_a_difference_is_marked_where_the_printed_dice_is_outside_the_interval(
-    tmp_path: Path,
+    tmp_path: Path, plan: TrainPlan, outside: bool
 ) -> None:
-    near, far = (
-        zoo_rows([trained(tmp_path / str(base), TrainPlan(base=base))])[5] for base in (0.86, 0.7)
-    )
-    for row in (near, far):
-        assert row.printed is not None
-        assert row.score is not None
-        assert row.score.dice is not None
-        assert row.difference == row.score.dice - 0.8633
-    assert (near.is_outside, far.is_outside) == (False, True)
-
-
-def test_without_an_interval_nothing_is_outside(tmp_path: Path) -> None:
-    row = zoo_rows([trained(tmp_path, TrainPlan(base=0.5, groups=1))])[5]
-    assert row.difference is not None
-    assert row.difference < -0.2
-    assert not row.is_outside
+    row = trained(tmp_path, plan).rows[5]
+    assert row.score is not None
+    assert row.score.dice is not None
+    assert row.difference == row.score.dice - 0.8633
+    assert row.is_outside is outside
 
 
 def test_otsu_has_one_line_per_set_of_held_out_images(tmp_path: Path) -> None:
-    trainings = [trained(tmp_path / "a"), trained(tmp_path / "b", TrainPlan(model="unet"))]
-    assert [baseline.images for baseline in baselines(trainings)] == [""]
-    record = tmp_path / "b" / "baseline" / "run.json"
+    zoo = trained(tmp_path, TrainPlan(), TrainPlan(model="unet"))
+    assert [baseline.images for baseline in zoo.baselines] == [""]
+    record = tmp_path / "run-1" / "baseline" / "run.json"
     record.write_text(record.read_text().replace("cd" * 32, "ef" * 32))
-    trainings[1] = read_training(tmp_path / "b")
-    assert [baseline.images for baseline in baselines(trainings)] == [
+    changed = Zoo([zoo.trainings[0], read_training(tmp_path / "run-1")])
+    assert [baseline.images for baseline in changed.baselines] == [
         *("images of ulvm_v5", "images of unet")
     ]
+
+
+def test_the_page_of_several_trainings(tmp_path: Path) -> None:
+    plans = (TrainPlan(model="unet"), TrainPlan(model="ulvm", protocol="paper"))
+    runs = [build_training(tmp_path / plan.model, plan) for plan in plans]
+    page = zoo_report(runs, tmp_path / "out")
+    assert_golden(page.markdown, "zoo")
+    assert list(page.results["model"]) == ["unet", "ulvm"]
+
+
+def test_trainings_that_have_not_begun_have_no_curves(tmp_path: Path) -> None:
+    run = build_training(tmp_path / "a", TrainPlan(measured=False, finished=0))
+    assert "How the trainings went" not in zoo_report([run], tmp_path / "out").markdown
+
+
+def test_the_folder_of_a_training_is_not_overwritten(tmp_path: Path) -> None:
+    run = build_training(tmp_path / "a")
+    with pytest.raises(UsageError, match="would overwrite that training's own report"):
+        zoo_report([run], run)
+
+
+PLAIN = TrainPlan(model="unet")
+
+
+def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) -> None:
+    page = zoo_text(trained(tmp_path, TrainPlan(), PLAIN))
+    assert page.splitlines()[0] == (
+        "# 2 trainings of the segmentation zoo: `kaggle_3m`, protocol patient"
+    )
+    assert "**" not in page.split("\n## ")[0]
+    assert "Empty masks: an image (and a patient)" in page
+
+
+@pytest.mark.parametrize(
+    ("plan", "notice"),
+    [
+        (TrainPlan(protocol="paper"), "**Mixed protocols.**"),
+        (TrainPlan(record={"seed": 1}), "**Mixed data.**"),
+        (TrainPlan(dataset={"digest": "00" * 32}), "**Mixed data.**"),
+        (TrainPlan(epochs=3), "**Mixed lengths.**"),
+        (TrainPlan(measured=False), "**Partial runs.** Not finished: `ulvm_v5`."),
+        (
+            TrainPlan(dataset={"digest": "00" * 32, "images": 9, "demonstration": True}),
+            "**Demonstration set.**",
+        ),
+    ],
+)
+def test_what_keeps_them_from_being_compared_is_said(
+    tmp_path: Path, plan: TrainPlan, notice: str
+) -> None:
+    assert notice in zoo_text(trained(tmp_path, plan, PLAIN)).split("\n## ")[0]
+
+
+def test_each_recipe_has_its_line_and_each_command_is_shown_once(tmp_path: Path) -> None:
+    trainings = trained(tmp_path, TrainPlan(recipe={"accumulate": 2}), PLAIN, PLAIN)
+    page = section(zoo_text(trainings), "## Recipes")
+    assert line_of(page, "`ulvm_v5`") == [
+        *("`ulvm_v5`", "kaggle_3m", "patient", "0", "bce-dice", "AdamW", "0.001, constant"),
+        *("8 x 2", "128 px", "light", "probability >= 0.5", "cpu (2 threads)"),
+    ]
+    assert line_of(page, "`unet (run-2)`")[7] == "8"
+    repeat = section(zoo_text(trainings), "How to repeat it")
+    assert repeat.count("robust train seg --model unet") == 1
+    assert "Versions: robust 0.1.0, torch 2.6.0." in repeat
+
+
+def test_different_versions_are_told_apart(tmp_path: Path) -> None:
+    other = TrainPlan(record={"versions": {"torch": "2.7.0"}})
+    page = zoo_text(trained(tmp_path, PLAIN, other))
+    assert "Versions of `unet`: robust 0.1.0, torch 2.6.0." in page
+    assert "Versions of `ulvm_v5`: torch 2.7.0." in page
+
+
+def remarks(zoo: Zoo) -> list[str]:
+    lines = section(zoo_text(zoo), "Published and measured").splitlines()
+    return [line for line in lines if line.startswith("- ")]
+
+
+def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
+    tmp_path: Path,
+) -> None:
+    published = TrainPlan(model="ulvm_v5", protocol="paper", epochs=100)
+    plans = TrainPlan(model="unet"), TrainPlan(model="ulvm"), published, TrainPlan(model="vmunet")
+    lines = remarks(trained(tmp_path, *plans))
+    assert lines[1] == (
+        "- `unet`, `ulvm`: another experiment than the published one (protocol patient instead of "
+        "paper; 12 epochs instead of 100), so the difference says nothing of the network alone."
+    )
+    assert lines[2].startswith("- `ulvm_v5`: the published experiment, but for seeds")
+    assert not any("vmunet" in line for line in lines)
+
+
+def test_known_slips_of_the_paper_are_told(tmp_path: Path) -> None:
+    page = "\n".join(remarks(trained(tmp_path)))
+    assert "`segformer`: The paper prints Dice 0.8454" in page
+    assert "0.79955 is a slip for 0.79555" in page
+
+
+DASH = "\N{EN DASH}"
+
+
+def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
+    zoo = trained(tmp_path, TrainPlan(base=0.7))
+    (training,), page = zoo.trainings, zoo_text(zoo)
+    assert training.test is not None
+    line = training.test.numbers
+    assert line_of(page, "`ulvm_v5`") == [
+        *("`ulvm_v5`", "703,885", "0.8633", "0.7638"),
+        f"**{line['dice']:.3f}** ({line['dice_low']:.3f}{DASH}{line['dice_high']:.3f})",
+        f"{line['iou']:.3f} ({line['iou_low']:.3f}{DASH}{line['iou_high']:.3f})",
+        f"{line['dice_foreground']:.3f}",
+        f"{line['dice'] - 0.8633:+.3f} **outside**",
+        *("12", "48.0 s", "1.50 GiB", "0.03 MB"),
+    ]
+    assert line_of(page, "`unet`") == ["`unet`", "7,765,985", "0.8929", "0.8071", *[DASH] * 8]
+    assert training.baseline is not None
+    assert line_of(page, "`otsu`")[1:4] == ["0", DASH, DASH]
+    assert line_of(page, "`otsu`")[6] == f"{training.baseline.numbers['dice_foreground']:.3f}"
+
+
+def test_a_difference_inside_the_interval_is_not_marked(tmp_path: Path) -> None:
+    page = zoo_text(trained(tmp_path, TrainPlan(base=0.86)))
+    assert "outside" not in line_of(page, "`ulvm_v5`")[7]
+
+
+def test_energy_has_a_column_where_anyone_measured_it(tmp_path: Path) -> None:
+    zoo = trained(tmp_path, TrainPlan(record={"energy_joules": 7200.0}), TrainPlan(model="unet"))
+    page = zoo_text(zoo)
+    assert line_of(page, "`ulvm_v5`")[-1] == "2.0 Wh"
+    assert line_of(page, "`unet`")[-1] == line_of(page, "`otsu`")[-1] == DASH
+    assert "energy" not in zoo_text(Zoo(zoo.trainings[1:]))
+
+
+def test_a_network_that_is_not_in_the_paper_comes_last(tmp_path: Path) -> None:
+    page = zoo_text(trained(tmp_path, TrainPlan(model="vmunet")))
+    assert line_of(page, "`vmunet`")[2:4] == [DASH, DASH]
+    assert line_of(page, "`vmunet`")[7] == DASH
+    assert page.index("| `vmunet`") > page.index("| `ulvm`")
+
+
+def test_what_is_not_measured_yet_is_missing(tmp_path: Path) -> None:
+    page = zoo_text(trained(tmp_path, TrainPlan(measured=False, finished=0)))
+    assert line_of(page, "`ulvm_v5`")[4:10] == [*[DASH] * 4, "0", DASH]
+    assert "`otsu`" not in page

@@ -26,7 +26,7 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
 from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.store import Store
-from robustcli.reports.training_results import paper_scores
+from robustcli.reports.training_findings import paper_scores
 from robustcli.training import engine
 from robustcli.training.engine import run_training
 from robustcli.training.lit_segmenter import SegmentationModule

@@ -30,9 +30,6 @@ from robustcli.reports.figures.canvas import (
 )
 from robustcli.reports.figures.point_labels import Label, place_labels
 
-# Labels beside the right end of lines, spread so that none covers another.
-
-
 LINE = 0.15  # inches from one label to the next
 _AWAY = 1.025  # where labels begin, in widths of the axes
 
@@ -92,16 +89,13 @@ def spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     for value in heights[order] - offsets:
         blocks.append((float(value), 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (one, n), (other, m) = blocks[-2:]
-            blocks[-2:] = [((one * n + other * m) / (n + m), n + m)]
+            (upper, n), (lower, m) = blocks[-2:]
+            blocks[-2:] = [((upper * n + lower * m) / (n + m), n + m)]
     level = np.concatenate([np.full(count, mean) for mean, count in blocks])
     level = np.clip(level, 0, max(0.0, 1 - offsets[-1]))
     places = np.empty(len(heights))
     places[order] = level + offsets
     return places
-
-
-# A logarithmic axis with a place for 0, which has no logarithm.
 
 
 MOST_TICKS = 8
@@ -110,7 +104,7 @@ _NOTHING = (1e-8, 1.0)  # the axis where nothing is above 0
 
 @dataclass(frozen=True)
 class LogScale:
-    """The axis from `floor` to `top`, both above 0; with `zeros`, 0 is drawn at `floor`."""
+    """A logarithmic axis from `floor` to `top` (above 0); with `zeros`, 0 is drawn at `floor`."""
 
     floor: float
     top: float
@@ -125,18 +119,18 @@ class LogScale:
         first = round(np.log10(self.floor)) + self.zeros
         last = int(np.floor(np.log10(self.top)))
         step = max(1, -(-(last - first + 1) // MOST_TICKS))
-        told = {
+        labels = {
             10.0**power: f"1e{power}" if power else "1" for power in range(first, last + 1, step)
         }
-        return {self.floor: "0", **told} if self.zeros else told
+        return {self.floor: "0", **labels} if self.zeros else labels
 
     def apply(self, axes: Axes) -> None:
         """Makes the y axis of `axes` this one."""
-        told = self.ticks()
+        labels = self.ticks()
         axes.set_yscale("log")
         axes.set_ylim(self.floor * (0.6 if self.zeros else 0.9), self.top)
-        axes.yaxis.set_major_locator(FixedLocator(list(told)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told.get(value, "")))
+        axes.yaxis.set_major_locator(FixedLocator(list(labels)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.get(value, "")))
         axes.yaxis.set_minor_locator(NullLocator())
 
 
@@ -150,9 +144,6 @@ def log_scale(values: NDArray[np.float64], marks: Sequence[float] = ()) -> LogSc
     zeros = bool((values == 0).any())
     decade = int(np.floor(np.log10(low))) - zeros
     return LogScale(10.0**decade, float(high) * 2, zeros)
-
-
-# How large the gradients of parameter tensors were over the iterations of a profile.
 
 
 ABREAST = 12  # lines that one panel can hold with a label each
@@ -170,14 +161,14 @@ class GradientCurve:
     Args:
         label: What tells it from the others.
         kind: The panel it belongs to where there are many.
-        values: Its statistic per iteration, at least one; NaN where it had no gradient.
+        statistics: Its statistic per iteration, at least one; NaN where it had no gradient.
         mean: What a rule compares; None where it never had a gradient.
         frozen: Whether it was frozen.
     """
 
     label: str
     kind: str
-    values: NDArray[np.float64]
+    statistics: NDArray[np.float64]
     mean: float | None
     frozen: bool
 
@@ -236,12 +227,12 @@ def _panels(
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, kind in zip(grid.flat, kinds, strict=False):
-        mine = [curve for curve in curves if curve.kind == kind]
-        for curve in mine:
+        members = [curve for curve in curves if curve.kind == kind]
+        for curve in members:
             _gradient_line(axes, curve, scale, "")
-        told = f"{kind}: {sum(curve.frozen for curve in mine)}/{len(mine)} frozen"
-        axes.set_title(wrapped(told, 26), fontsize=8.5)
-        _dress_gradients(axes, mine, limit, scale)
+        title = f"{kind}: {sum(curve.frozen for curve in members)}/{len(members)} frozen"
+        axes.set_title(wrapped(title, 26), fontsize=8.5)
+        _dress_gradients(axes, members, limit, scale)
     for axes in grid.flat[len(kinds) :]:
         axes.set_visible(False)
     for axes in grid.flat[max(0, len(kinds) - columns) : len(kinds)]:
@@ -256,11 +247,11 @@ def _gradient_line(axes: Axes, curve: GradientCurve, scale: LogScale, marker: st
     """The course of a tensor, and its mean just after the last iteration."""
     colour = FROZEN if curve.frozen else TRAINED
     crowded = not marker
-    iterations = np.arange(1, len(curve.values) + 1)
+    iterations = np.arange(1, len(curve.statistics) + 1)
     face = "white" if curve.frozen else colour
     axes.plot(
         iterations,
-        scale.place(curve.values),
+        scale.place(curve.statistics),
         color=colour,
         linestyle="--" if curve.frozen else "-",
         linewidth=0.8 if crowded else 1.1,
@@ -282,7 +273,7 @@ def _gradient_line(axes: Axes, curve: GradientCurve, scale: LogScale, marker: st
 
 
 def _mean_at(curve: GradientCurve) -> float:
-    return len(curve.values) * 1.03 + 0.3
+    return len(curve.statistics) * 1.03 + 0.3
 
 
 def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
@@ -296,7 +287,7 @@ def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
 
 def _scale(curves: Sequence[GradientCurve], limit: Limit | None) -> LogScale:
     marks = [] if limit is None else [limit.value]
-    return log_scale(np.concatenate([curve.values for curve in curves]), marks)  # noqa: PD011  no pandas
+    return log_scale(np.concatenate([curve.statistics for curve in curves]), marks)
 
 
 def _dress_gradients(
@@ -304,7 +295,7 @@ def _dress_gradients(
 ) -> None:
     if limit is not None and limit.value > 0:
         axes.axhline(limit.value, color="black", linestyle=":", linewidth=1.3, zorder=5)
-    last = max(len(curve.values) for curve in curves)
+    last = max(len(curve.statistics) for curve in curves)
     axes.set_xlim(1 - 0.02 * last, last * 1.06 + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     scale.apply(axes)
@@ -332,9 +323,6 @@ def _legend(figure: Figure, curves: Sequence[GradientCurve], limit: Limit | None
         )
     else:
         figure.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False)
-
-
-# How the modes of a fine-tuning went: validation loss and score, by epoch and by time.
 
 
 MINUTES_FROM = 180  # seconds
@@ -437,9 +425,6 @@ def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
         light_grid(axes)
     if bounded:
         row[0].set_ylim(0, 1)
-
-
-# What rules of freezing save in time against the score that is left.
 
 
 SIZE = (8.6, 5.0)

@@ -31,9 +31,6 @@ from robustcli.reports.figures.canvas import (
 )
 from robustcli.reports.figures.point_labels import Label, place_labels
 
-# How a training went, epoch by epoch: losses, and dice and IoU on the validation images.
-
-
 COLUMNS = 4
 Quantity = Literal["loss", "dice", "top1"]
 # Column of `metrics.csv`, name, colour, dashes, marker: each of the last three tells lines apart.
@@ -138,9 +135,6 @@ def _dress_epochs(axes: Axes, metrics: pd.DataFrame, quantity: Quantity) -> None
     light_grid(axes)
 
 
-# How the dice of single groups, such as patients, are spread: a dot each.
-
-
 STEP = 0.0125  # of dice: dots closer than that are put on top of each other
 CROWDED = 120  # dots: more are drawn smaller
 SPREAD = 0.36  # of a line, above and below
@@ -214,36 +208,33 @@ def heights(values: NDArray[np.float64]) -> NDArray[np.float64]:
     places = np.rint(values / STEP).astype(int)
     ranks = np.zeros(len(values))
     for place in np.unique(places):
-        mine = np.flatnonzero(places == place)
-        order = np.arange(len(mine))
-        ranks[mine] = np.where(order % 2, -1, 1) * ((order + 1) // 2)
+        members = np.flatnonzero(places == place)
+        order = np.arange(len(members))
+        ranks[members] = np.where(order % 2, -1, 1) * ((order + 1) // 2)
     tallest = max(4.0, float(np.abs(ranks).max(initial=0)))
     scaled: NDArray[np.float64] = ranks * SPREAD / tallest
     return scaled
 
 
-# Dice against the number of parameters: what was printed, and what was measured here.
-
-
 SIZE = (8.6, 5.6)
 ROOM = 0.1  # of the range of dice, above and below
 LEGEND_LINE = 0.2  # inches
-OWN = COLOURS[0]
-OWN_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
+MEASURED = COLOURS[0]
+MEASURED_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
 
 
 @dataclass(frozen=True)
 class Point:
     """A network: its label, its name, its parameters (above 0) and its dice in [0, 1].
 
-    `low` and `high` are the ends of the interval of an own dice, where it has one.
+    `low` and `high` are the ends of the interval of a measured dice, where it has one.
     """
 
     name: str
     network: str
     parameters: int
     dice: float
-    own: bool = False
+    measured: bool = False
     low: float | None = None
     high: float | None = None
 
@@ -275,8 +266,8 @@ def draw_scatter(points: Sequence[Point], levels: Sequence[Level], path: Path) -
     with styled():
         figure = Figure(figsize=SIZE, dpi=DPI)
         axes = figure.add_axes((0.08, 0.1, 0.9, 0.89 - _legend_share(levels)))
-        _points(axes, [point for point in points if not point.own], own=False)
-        _points(axes, [point for point in points if point.own], own=True)
+        _points(axes, [point for point in points if not point.measured], measured=False)
+        _points(axes, [point for point in points if point.measured], measured=True)
         for level in levels:
             axes.axhline(level.dice, color=GREY, linestyle="--", linewidth=1, label=level.name)
         _dress_scatter(axes, points, levels)
@@ -288,12 +279,12 @@ def draw_scatter(points: Sequence[Point], levels: Sequence[Level], path: Path) -
 
 def _legend_share(levels: Sequence[Level]) -> float:
     """The part of the figure's height that the legend above the axes takes."""
-    names = [OWN_NAME, PUBLISHED_NAME, *(level.name for level in levels)]
+    names = [MEASURED_NAME, PUBLISHED_NAME, *(level.name for level in levels)]
     columns = max(1, int(SIZE[0] / legend_width(names)))
     return (0.15 + LEGEND_LINE * -(-len(names) // columns)) / SIZE[1]
 
 
-def _points(axes: Axes, points: Sequence[Point], *, own: bool) -> None:
+def _points(axes: Axes, points: Sequence[Point], *, measured: bool) -> None:
     if not points:
         return
     below = [max(0.0, point.dice - point.span[0]) for point in points]
@@ -301,20 +292,20 @@ def _points(axes: Axes, points: Sequence[Point], *, own: bool) -> None:
     axes.errorbar(
         [point.parameters for point in points],
         [point.dice for point in points],
-        yerr=(below, above) if own else None,
-        fmt="D" if own else "o",
-        color=OWN if own else GREY,
-        markerfacecolor=OWN if own else "white",
+        yerr=(below, above) if measured else None,
+        fmt="D" if measured else "o",
+        color=MEASURED if measured else GREY,
+        markerfacecolor=MEASURED if measured else "white",
         markersize=6,
         elinewidth=1.1,
         capsize=2.5,
-        label=OWN_NAME if own else PUBLISHED_NAME,
+        label=MEASURED_NAME if measured else PUBLISHED_NAME,
         zorder=3,
     )
 
 
 def _join(axes: Axes, points: Sequence[Point]) -> None:
-    """Draws a thin line from each own point to what was published of the same network."""
+    """Draws a thin line from each measured point to what was published of the same network."""
     for point in points:
         twin = _twin(point, points)
         if twin is not None:
@@ -323,17 +314,17 @@ def _join(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _twin(point: Point, points: Sequence[Point]) -> Point | None:
-    """What was published of the network of an own `point`."""
-    same = [other for other in points if not other.own and other.network == point.network]
-    return same[0] if point.own and same else None
+    """What was published of the network of a measured `point`."""
+    same = [other for other in points if not other.measured and other.network == point.network]
+    return same[0] if point.measured and same else None
 
 
 def _labels(points: Sequence[Point]) -> list[Label]:
-    """A label per own point and per published one that is joined to none, from left to right."""
-    own = {point.network for point in points if point.own}
-    shown = [point for point in points if point.own or point.network not in own]
-    order = sorted(shown, key=lambda point: (not point.own, point.parameters, point.dice))
-    return [Label(p.name, p.parameters, p.dice, "bold" if p.own else "normal") for p in order]
+    """A label per measured point and per published one without a partner, from left to right."""
+    measured = {point.network for point in points if point.measured}
+    shown = [point for point in points if point.measured or point.network not in measured]
+    order = sorted(shown, key=lambda point: (not point.measured, point.parameters, point.dice))
+    return [Label(p.name, p.parameters, p.dice, "bold" if p.measured else "normal") for p in order]
 
 
 def _bars(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> list[Bbox]:
@@ -341,7 +332,7 @@ def _bars(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> list[
     boxes = []
     for point in points:
         (x, low), (_, high) = axes.transData.transform([(point.parameters, y) for y in point.span])
-        boxes += [Bbox([[x - 2, low], [x + 2, high]])] if point.own else []
+        boxes += [Bbox([[x - 2, low], [x + 2, high]])] if point.measured else []
         y = axes.transData.transform((point.parameters, point.dice))[1]
         boxes.append(Bbox([[x - 7, y - 7], [x + 7, y + 7]]))
     for level in levels:

@@ -118,7 +118,7 @@ def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
     curves = [curve(i, str(i)) for i in (0, 9)]
     (axes,) = drawn(monkeypatch, curves).axes
     for line, one in zip(courses(axes), curves, strict=True):
-        np.testing.assert_allclose(line, one.values)
+        np.testing.assert_allclose(line, one.statistics)
     lengths = [len(np.asarray(line.get_ydata())) for line in axes.lines]
     long = [line for line, n in zip(axes.lines, lengths, strict=True) if n > 3]
     assert {line.get_linestyle() for line in long} == {"-", "--"}
@@ -142,7 +142,7 @@ def test_the_limit_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_zeros_and_missing_gradients_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     part = curve(4, "part")
-    part.values[::2] = 0  # noqa: PD011  no pandas
+    part.statistics[::2] = 0
     never = GradientCurve("never", "D", np.full(20, np.nan), None, False)
     nothing = GradientCurve("nothing", "D", np.zeros(20), 0.0, True)
     figure = drawn(monkeypatch, [part, never, nothing])

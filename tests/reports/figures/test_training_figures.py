@@ -25,7 +25,7 @@ from robustcli.reports.figures.training_figures import (
     heights,
     short,
 )
-from robustcli.reports.training_results import table_one
+from robustcli.reports.zoo_rows import table_one
 from tests.reports.figures.layout import (
     assert_no_overlap,
     assert_nothing_clipped,

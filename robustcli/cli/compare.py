@@ -1,0 +1,55 @@
+"""`robust compare`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from robustcli.cli.shared_options import FILE, as_json, quiet
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=FILE,
+    help="Also write report.md, report.html, results.csv, results.json and figures into "
+    "this folder.",
+)
+@click.option(
+    "--force-common",
+    is_flag=True,
+    help="Where the runs differ, compare what they have in common; what is left out is listed.",
+)
+@as_json
+@quiet
+def command(
+    runs: tuple[str, ...], out: Path | None, force_common: bool, as_json: bool, quiet: bool
+) -> None:
+    """Say which of several models is better, and how sure that is, image by image.
+
+    RUNS are folders of `robust eval`, `train` or `finetune`, or RUN:MODEL (RUN:MODE of a
+    fine-tuning) for one model of a run. Needs neither torch nor the images.
+
+    \b
+    robust compare runs/eval-vmamba-pico-1a2b3c4d runs/eval-resnet18-5e6f7a8b
+    robust compare runs/eval-1a2b3c4d:vmamba-b runs/eval-1a2b3c4d:swin-b --out comparison
+    """  # noqa: D301  click reads the backspace: keep these lines apart
+    from robustcli.reports.comparison import read_comparison
+    from robustcli.reports.comparison_page import check_out, comparison_text, write_comparison
+
+    if out is not None:
+        check_out(out)
+    comparison = read_comparison(runs, force_common=force_common)
+    report = None
+    if out is not None:
+        report = write_comparison(comparison, out, shlex.join(["robust", *sys.argv[1:]]))
+    if as_json:
+        click.echo(comparison.as_json(), nl=False)
+        return
+    click.echo(comparison_text(comparison))
+    if report is not None and not quiet:
+        click.echo(f"Report: {report}")

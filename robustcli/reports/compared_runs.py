@@ -1,0 +1,493 @@
+"""The models that `robust compare` compares: found in runs, checked, and read image by image.
+
+A run is compared by the rows of its evaluation: that of `robust eval`, or the one on the held-out
+images of a training or of a fine-tuning's modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import TaskName, find
+from robustcli.core.rundir import has_record
+from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
+from robustcli.evaluation.store import Store
+from robustcli.finetuning.record import MODES, read_finetune_record
+from robustcli.metrics.rows import have_same_images
+from robustcli.metrics.verdicts import CellKey
+from robustcli.reports.numbers import cell_label, counted
+from robustcli.reports.pages import kind_of
+from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
+from robustcli.training.record import read_train_record
+from robustcli.transforms.base import CLEAN, Cell
+
+CLEAN_KEY: CellKey = (CLEAN.transform, CLEAN.severity)
+NAMED = 4  # transforms, or images, that a message names
+_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
+    "cls": ("image_id", "target", "prediction"),
+    "seg": ("image_id", "group", "tp", "fp", "fn"),
+}
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """An evaluation that models are taken from.
+
+    Args:
+        source: The run as the user named it; of a fine-tuning's mode with the mode.
+        folder: Where the evaluation's record and rows are.
+        trained: Whether it is the held-out evaluation of a training.
+    """
+
+    source: str
+    folder: Path
+    trained: bool = False
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """Its `run.json`."""
+        return read_record(self.folder)
+
+    @cached_property
+    def store(self) -> Store:
+        """Its rows."""
+        return Store(self.folder)
+
+    @cached_property
+    def skipped(self) -> frozenset[str]:
+        """The images that could not be read."""
+        return frozenset(self.store.skipped()["image_id"])
+
+    @property
+    def expected(self) -> int:
+        """How many rows a finished cell has."""
+        return self.record.dataset.images - len(self.skipped)
+
+    @cached_property
+    def cells(self) -> dict[CellKey, TransformRecord]:
+        """Its transforms."""
+        return {(t.name, t.severity): t for t in self.record.transforms}
+
+    def images(self, model: ModelRecord, key: CellKey) -> pd.DataFrame:
+        """The rows of a model in a cell: what comparing needs of them."""
+        columns = _COLUMNS[self.record.task]
+        return self.store.rows(model.name, Cell(*key), self.record.task, columns)
+
+    def pixels(self, view: str, key: CellKey, *, sample: bool) -> pd.Series:
+        """Digest of the transformed pixels by image id; with `sample`, of one block of images."""
+        columns = ("image_id", "digest")
+        rows = self.store.inputs(view, Cell(*key), columns, first_block=sample)
+        return rows.drop_duplicates("image_id").set_index("image_id")["digest"]
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One model of a comparison: `label` is its name there, no other one has it."""
+
+    label: str
+    run: EvaluatedRun
+    model: ModelRecord
+
+
+# From what the user typed to models.
+
+
+def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
+    """The models that `names` (RUN or RUN:MODEL) stand for, and what of the runs is not measured.
+
+    A model that is named twice counts once. Models with the same name get so much of their run's
+    path as tells them apart.
+
+    Raises:
+        UsageError: A name is not that of a run or of a model in it, nothing of it is measured yet,
+            or there are fewer than two models.
+    """
+    models: dict[tuple[Path, str], ComparedModel] = {}
+    unmeasured: list[str] = []
+    for name in names:
+        run, chosen = _split(name)
+        for model in _OPENERS[kind_of(run)](run, chosen, unmeasured):
+            models.setdefault((model.run.folder.resolve(), model.model.name), model)
+    if len(models) < 2:
+        only = next(iter(models.values())).label
+        raise UsageError(
+            f"There is only one model to compare: `{only}`.",
+            "",
+            "Name a second run, or RUN:MODEL for another model of a run.",
+        )
+    return _distinguished(list(models.values())), unmeasured
+
+
+def _split(name: str) -> tuple[Path, str | None]:
+    """Run and model of `RUN` or `RUN:MODEL`; names of models, and folders, may hold colons too."""
+    ends = [i for i, character in enumerate(name) if character == ":"]
+    for end in () if has_record(Path(name)) else ends:
+        if has_record(Path(name[:end])):
+            return Path(name[:end]), name[end + 1 :]
+    return Path(name), None
+
+
+def _models_of_evaluation(run: Path, chosen: str | None, _: list[str]) -> Iterator[ComparedModel]:
+    evaluated = EvaluatedRun(str(run), run)
+    models = {model.name: model for model in evaluated.record.models}
+    if chosen is not None:
+        listing = f"robust report {run}"
+        models = {chosen: models[find(chosen, models, kind="model of this run", listing=listing)]}
+    for model in models.values():
+        yield ComparedModel(model.name, evaluated, model)
+
+
+def _model_of_training(run: Path, chosen: str | None, _: list[str]) -> Iterator[ComparedModel]:
+    record = read_train_record(run)
+    if chosen is not None:
+        find(chosen, [record.model], kind="model of this run", listing=f"robust report {run}")
+    if not has_record(run / "test"):
+        raise _not_measured(str(run), record.status)
+    evaluated = EvaluatedRun(str(run), run / "test", trained=True)
+    yield ComparedModel(record.model, evaluated, evaluated.record.models[0])
+
+
+def _modes_of_finetuning(
+    run: Path, chosen: str | None, unmeasured: list[str]
+) -> Iterator[ComparedModel]:
+    record = read_finetune_record(run)
+    modes = [mode for mode in MODES if mode in record.modes]
+    if chosen is not None:
+        listing = f"robust report {run}"
+        name = find(chosen, modes, kind="mode of this fine-tuning", listing=listing)
+        modes = [mode for mode in modes if mode == name]
+    measured = [mode for mode in modes if has_record(run / mode / "test")]
+    if not measured:
+        raise _not_measured(str(run), record.status)
+    unmeasured += [f"Mode {mode} of `{run}`" for mode in modes if mode not in measured]
+    for mode in measured:
+        evaluated = EvaluatedRun(f"{run}:{mode}", run / mode / "test", trained=True)
+        yield ComparedModel(f"{record.model} {mode}", evaluated, evaluated.record.models[0])
+
+
+def _not_measured(run: str, status: str) -> UsageError:
+    return UsageError(
+        f"`{run}` has no results on held-out images yet.",
+        f"Its training has not come that far (status: {status}).",
+        "Finish it with the command that began it (`run.json` holds it), then compare.",
+    )
+
+
+_OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedModel]]] = {
+    "cls": _models_of_evaluation,
+    "seg": _models_of_evaluation,
+    "train": _model_of_training,
+    "finetune": _modes_of_finetuning,
+}
+
+
+def _distinguished(models: Sequence[ComparedModel]) -> list[ComparedModel]:
+    labels = [model.label for model in models]
+    return [
+        model if labels.count(model.label) == 1 else replace(model, label=_with_path(model, models))
+        for model in models
+    ]
+
+
+def _with_path(model: ComparedModel, models: Sequence[ComparedModel]) -> str:
+    """The label with the end of the run's path: as much of it as tells models of a name apart."""
+    paths = [_path(other) for other in models if other.label == model.label]
+    depth = 1
+    while len({path[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return f"{model.label} ({'/'.join(_path(model)[-depth:])})"
+
+
+def _path(model: ComparedModel) -> tuple[str, ...]:
+    return Path(model.run.source).resolve().parts
+
+
+# What keeps runs from being compared.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting in which runs differ, in a sentence; `forcible` ones leave something in common."""
+
+    sentence: str
+    forcible: bool = True
+
+
+def differences(models: Sequence[ComparedModel]) -> list[Difference]:
+    """The settings in which the runs of `models` differ, and so their rows do not pair up."""
+    runs = list({model.run.folder.resolve(): model.run for model in models}.values())
+    if len(runs) == 1:
+        return []
+    checks = (_task, _images, _transforms, _drawing, _unreadable, _thresholds)
+    return [difference for check in checks for difference in check(runs, models)]
+
+
+def _by_value(name: str, runs: Sequence[EvaluatedRun], values: Sequence[Hashable]) -> str:
+    """A sentence that names each run's value; empty where all have the same.
+
+    Args:
+        name: What it is of, with the flags that choose it.
+        runs: The runs.
+        values: One for each; shown as text.
+    """
+    sources: dict[Hashable, list[str]] = {}
+    for run, value in zip(runs, values, strict=True):
+        sources.setdefault(value, []).append(f"`{run.source}`")
+    if len(sources) == 1:
+        return ""
+    parts = [f"{value} in {', '.join(names)}" for value, names in sources.items()]
+    return f"{name}: {'; '.join(parts)}."
+
+
+def _if_any(sentence: str, *, forcible: bool = True) -> Iterator[Difference]:
+    if sentence:
+        yield Difference(sentence, forcible)
+
+
+def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+    tasks = {"cls": "classification", "seg": "segmentation"}
+    task = _by_value("The task", runs, [tasks[run.record.task] for run in runs])
+    if task:
+        yield Difference(task, forcible=False)
+        return
+    datasets = [run.record.dataset for run in runs]
+    spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
+    yield from _if_any(_by_value("The classes (`--label-space`)", runs, spaces), forcible=False)
+    yield from _if_any(
+        _by_value("What a group of images is", runs, [run.record.grouping for run in runs]),
+        forcible=False,
+    )
+
+
+def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+    datasets = [run.record.dataset for run in runs]
+    if len({dataset.digest for dataset in datasets}) > 1:
+        shown = [
+            f"{d.images:,} of `{d.name}`{f' ({d.subset})' if d.subset else ''}, digest "
+            f"{d.digest[:8]}"
+            for d in datasets
+        ]
+        flags = "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
+        sentence = _by_value(f"The images, their classes or their order ({flags})", runs, shown)
+        yield Difference(sentence)
+    elif len({dataset.contents for dataset in datasets if dataset.contents}) > 1:
+        shown = [f"`{d.location}`, digest {(d.contents or 'unknown')[:8]}" for d in datasets]
+        yield Difference(_by_value("The files hold other contents (`--data`)", runs, shown))
+    readings = [d.masks.words if d.masks else "as usual" for d in datasets]
+    yield from _if_any(
+        _by_value("How masks are read (`--foreground`, `--ignore`)", runs, readings),
+        forcible=False,
+    )
+    tolerances = [
+        "none" if d.tolerance is None else counted(d.tolerance, "pixel") for d in datasets
+    ]
+    yield from _if_any(_by_value("The tolerance of masks", runs, tolerances))
+
+
+def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+    everywhere = list(dict.fromkeys(key for run in runs for key in run.cells))
+    missing: dict[tuple[str, ...], list[CellKey]] = {}
+    for key in everywhere:
+        lacking = tuple(f"`{run.source}`" for run in runs if key not in run.cells)
+        if lacking:
+            missing.setdefault(lacking, []).append(key)
+    for lacking, keys in missing.items():
+        verb = "lacks" if len(lacking) == 1 else "lack"
+        yield Difference(
+            f"Transforms (`--transform`, `--severity`): {', '.join(lacking)} {verb} "
+            f"{cells_in_words(keys)}."
+        )
+    for key in everywhere:
+        having = [run for run in runs if key in run.cells]
+        parameters = [run.cells[key].parameters for run in having]
+        names = dict.fromkeys(name for values in parameters for name in values)
+        changed = [n for n in names if any(p.get(n) != parameters[0].get(n) for p in parameters)]
+        shown = [
+            ", ".join(f"{n} = {values.get(n, 'not set')}" for n in changed) for values in parameters
+        ]
+        yield from _if_any(_by_value(f"The parameters of {cells_in_words([key])}", having, shown))
+
+
+def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+    """The settings that decide what transforms draw; untouched images depend on none of them."""
+    transforming = [run for run in runs if set(run.cells) - {CLEAN_KEY}]
+    if len(transforming) < 2:
+        return
+    seeds = [run.record.seed for run in transforming]
+    yield from _if_any(_by_value("The seed of transforms (`--seed`)", transforming, seeds))
+    applied = [run.record.apply_at for run in transforming]
+    yield from _if_any(_by_value("`--apply-at`", transforming, applied))
+
+
+def _unreadable(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+    if len({run.skipped for run in runs}) > 1:
+        shown = [f"{len(run.skipped)} ({_some(sorted(run.skipped))})" for run in runs]
+        yield Difference(_by_value("Images that could not be read", runs, shown))
+
+
+def _thresholds(
+    runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]
+) -> Iterator[Difference]:
+    shown = []
+    for run in runs:
+        of_run = [m.model.preprocessing for m in models if m.run.folder == run.folder]
+        values = {p.threshold for p in of_run if isinstance(p, MaskPreprocessingRecord)}
+        shown.append(" and ".join(f"{value:g}" for value in sorted(values)))
+    yield from _if_any(
+        _by_value("The foreground probability from which a pixel is foreground", runs, shown)
+    )
+
+
+def cells_in_words(keys: Sequence[CellKey]) -> str:
+    """Some transforms by name, and how many more there are."""
+    return _some([f"`{cell_label(*key)}`" for key in keys])
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    more = f" and {rest} more" if rest > 0 else ""
+    return (", ".join(names[:NAMED]) or "none") + more
+
+
+# The rows, image by image.
+
+
+@dataclass
+class PairedRows:
+    """Rows of the same images for every model.
+
+    Args:
+        rows: By model and cell.
+        left_out: What the runs do not have in common, in sentences.
+    """
+
+    rows: dict[str, dict[CellKey, pd.DataFrame]]
+    left_out: list[str] = field(default_factory=list)
+
+
+def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
+    """The rows of the cells and images that all of `models` have, and what that leaves out.
+
+    An image is the same one in two runs where its id, class and pixels are the same. Pixels are
+    known by the digests that every evaluation records of them, clean and transformed. A cell is
+    left out where it is not finished in every run, or where transforms gave other pixels.
+    """
+    paired = PairedRows({model.label: {} for model in models})
+    shared = [k for k in models[0].run.cells if all(k in m.run.cells for m in models)]
+    unfinished: list[str] = []
+    other_pixels: list[CellKey] = []
+    changed_files: set[str] = set()
+    other_classes: set[str] = set()
+    for key in sorted(shared, key=lambda key: key != CLEAN_KEY):
+        frames = [model.run.images(model.model, key) for model in models]
+        lacking = [
+            f"{cells_in_words([key])} of `{m.label}` ({len(frame):,} of {m.run.expected:,} images)"
+            for m, frame in zip(models, frames, strict=True)
+            if len(frame) < m.run.expected
+        ]
+        if lacking:
+            unfinished += lacking
+            continue
+        changed = _changed_pixels(models, frames, key)
+        if key == CLEAN_KEY:
+            changed_files = changed
+        elif changed - changed_files:
+            other_pixels.append(key)
+            continue
+        other_classes |= _other_classes(frames)
+        for model, frame in zip(models, frames, strict=True):
+            paired.rows[model.label][key] = frame
+    reasons = (
+        ("Not finished", unfinished),
+        ("Other pixels after the transform", [cells_in_words([key]) for key in other_pixels]),
+        ("Images whose files hold other pixels", sorted(changed_files)),
+        ("Images of another class", sorted(other_classes)),
+    )
+    paired.left_out += [f"{reason}: {_some(names)}." for reason, names in reasons if names]
+    _keep_common(paired, changed_files | other_classes)
+    order = {key: number for number, key in enumerate(shared)}
+    for label, cells in paired.rows.items():
+        paired.rows[label] = dict(sorted(cells.items(), key=lambda cell: order[cell[0]]))
+    return paired
+
+
+def _changed_pixels(
+    models: Sequence[ComparedModel], frames: Sequence[pd.DataFrame], key: CellKey
+) -> set[str]:
+    """The images, among those that all have, of which two runs recorded other pixels in a cell.
+
+    Where settings differ that decide pixels, images without such a record count as well. Where none
+    does, a block of images shows whether all is well: another version of a library changes many.
+    """
+    views = {(model.run.folder, model.model.view): model.run for model in models}
+    if len({folder for folder, _ in views}) < 2:
+        return set()
+    common, needs_proof = _common_ids(frames), _pixels_may_differ(models, key)
+    if len({view for _, view in views}) > 1:  # other crops: their pixels say nothing
+        return set(common) if needs_proof else set()
+
+    def changed(*, sample: bool) -> set[str]:
+        records = [run.pixels(view, key, sample=sample) for (_, view), run in views.items()]
+        digests = [record.reindex(common) for record in records]
+        images: set[str] = set()
+        for digest in digests[1:]:
+            differ = digest.ne(digests[0])
+            if not needs_proof:
+                differ &= digest.notna() & digests[0].notna()
+            images |= set(common[differ.to_numpy(dtype=bool)])
+        return images
+
+    if not needs_proof and not changed(sample=True):
+        return set()
+    return changed(sample=False)
+
+
+def _pixels_may_differ(models: Sequence[ComparedModel], key: CellKey) -> bool:
+    """Whether runs differ in a setting that decides the pixels of a cell."""
+    runs = [model.run for model in models]
+    datasets = [run.record.dataset for run in runs]
+    files = {d.contents or d.digest for d in datasets if d.contents or not datasets[0].contents}
+    if len({d.digest for d in datasets}) > 1 or len(files) > 1:
+        return True
+    drawn = {
+        (run.record.seed, run.record.apply_at, repr(run.cells[key].parameters)) for run in runs
+    }
+    return key != CLEAN_KEY and len(drawn) > 1
+
+
+def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:
+    ids = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
+    common: pd.Index = ids[0]
+    for other in ids[1:]:
+        common = common if common.equals(other) else common[common.isin(other)]
+    return common
+
+
+def _other_classes(frames: Sequence[pd.DataFrame]) -> set[str]:
+    """The images whose true class is another one in some table; none of segmenters."""
+    if "target" not in frames[0]:
+        return set()
+    common = _common_ids(frames)
+    tables = [frame.set_index("image_id")["target"].reindex(common) for frame in frames]
+    return {str(i) for table in tables[1:] for i in common[(table != tables[0]).to_numpy()]}
+
+
+def _keep_common(paired: PairedRows, unlike: set[str]) -> None:
+    """Drops the images that not every model has in every cell, and those in `unlike`."""
+    frames = [frame for cells in paired.rows.values() for frame in cells.values()]
+    if not frames or (not unlike and have_same_images(frames)):
+        return
+    ids = [set(frame["image_id"]) for frame in frames]
+    common = set.intersection(*ids) - unlike
+    lost = sorted(set.union(*ids) - set.intersection(*ids))
+    if lost:
+        paired.left_out.append(f"Images that not every run has: {_some(lost)}.")
+    for cells in paired.rows.values():
+        for key, frame in cells.items():
+            cells[key] = frame[frame["image_id"].isin(common)].reset_index(drop=True)

@@ -1,0 +1,445 @@
+"""Models of several runs, paired image by image: who is ahead, by how much, how sure it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import TaskName
+from robustcli.evaluation.record import RunRecord
+from robustcli.metrics.class_scores import is_correct
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.mask_scores import group_dice
+from robustcli.metrics.paired import smallest_p
+from robustcli.metrics.verdicts import (
+    ALPHA,
+    Agreement,
+    Claim,
+    Flips,
+    Rank,
+    Verdict,
+    agreements,
+    claims,
+    flips,
+    rank_probabilities,
+    transform_verdicts,
+    verdicts,
+)
+from robustcli.reports.compared_runs import (
+    CLEAN_KEY,
+    ComparedModel,
+    PairedRows,
+    differences,
+    find_models,
+    read_rows,
+)
+from robustcli.reports.numbers import cell_label, counted, p_value
+from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
+
+COLUMNS = (
+    *("first", "second", "level", "transform", "severity", "n", "groups"),
+    *("first_score", "second_score", "difference", "low", "high", "p", "p_adjusted", "outcome"),
+)
+_COUNTS = ("severity", "n", "groups")
+_WORDS = ("first", "second", "level", "transform", "outcome")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A verdict with the scores of both models on the same images, in [0, 1]."""
+
+    verdict: Verdict
+    first_score: float
+    second_score: float
+
+    @property
+    def label(self) -> str:
+        """The transform, with its severity where it has one."""
+        verdict = self.verdict
+        if verdict.severity is None:
+            return f"{verdict.transform}, mean over severities"
+        return cell_label(verdict.transform, verdict.severity)
+
+    @property
+    def word(self) -> str:
+        """Who is ahead, by name."""
+        verdict = self.verdict
+        names = {"first ahead": verdict.first, "second ahead": verdict.second}
+        name = names.get(verdict.outcome)
+        return verdict.outcome if name is None else f"{name} ahead"
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What limits the meaning of a comparison; names in `sentence` stand between backticks."""
+
+    title: str
+    sentence: str
+
+    def __str__(self) -> str:
+        """Both as plain text."""
+        return f"{self.title} {self.sentence}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several models on the same images.
+
+    Args:
+        models: At least two.
+        paired: Their rows.
+        left_out: What the runs do not have in common, in sentences; empty where they match.
+    """
+
+    models: Sequence[ComparedModel]
+    paired: PairedRows
+    left_out: Sequence[str]
+
+    @property
+    def record(self) -> RunRecord:
+        """The record of the first run: data, transforms and seed are those of all."""
+        return self.models[0].run.record
+
+    @property
+    def task(self) -> TaskName:
+        """What the models do."""
+        return self.record.task
+
+    @property
+    def scoring(self) -> Scoring:
+        """What they are scored by."""
+        return SCORINGS[self.task]
+
+    @property
+    def labels(self) -> list[str]:
+        """The models' names in this comparison."""
+        return [model.label for model in self.models]
+
+    @property
+    def grouping(self) -> str:
+        """What an independent unit is, in the singular."""
+        return self.record.grouping or "image"
+
+    @property
+    def n(self) -> int:
+        """How many images are compared."""
+        return max(line.verdict.n for line in self.lines)
+
+    @property
+    def groups(self) -> int:
+        """How many independent units these are."""
+        return max(line.verdict.groups for line in self.lines)
+
+    @property
+    def transforms(self) -> list[str]:
+        """The transforms beside `identity` that are compared."""
+        names = dict.fromkeys(name for cells in self.paired.rows.values() for name, _ in cells)
+        return [name for name in names if name != CLEAN_KEY[0]]
+
+    @property
+    def has_severities(self) -> bool:
+        """Whether some transform was compared at several severities."""
+        return any(line.verdict.severity is None for line in self.lines)
+
+    @property
+    def _bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.record.seed)
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """A line per pair and transform (its mean over severities), pair by pair."""
+        table = transform_verdicts(self.paired.rows, self.task, self._bootstrap)
+        return [self._line(verdict) for verdict in table]
+
+    @cached_property
+    def cell_lines(self) -> list[Line]:
+        """A line per pair, transform and severity; none where no transform has several.
+
+        p-values are adjusted over this table, apart from those of `lines`.
+        """
+        if not self.has_severities:
+            return []
+        table = verdicts(self.paired.rows, self.task, self._bootstrap)
+        return [self._line(verdict) for verdict in table]
+
+    def _line(self, verdict: Verdict) -> Line:
+        scores = (
+            self._score(label, verdict.transform, verdict.severity)
+            for label in (verdict.first, verdict.second)
+        )
+        return Line(verdict, *scores)
+
+    def _score(self, label: str, transform: str, severity: int | None) -> float:
+        """The score of a model under a transform, over severities where there is none."""
+        scores = [
+            self._scores[label, key]
+            for key in self.paired.rows[label]
+            if key[0] == transform and severity in (None, key[1])
+        ]
+        return sum(scores) / len(scores)
+
+    @cached_property
+    def _scores(self) -> dict[tuple[str, tuple[str, int]], float]:
+        values = is_correct if self.task == "cls" else group_dice
+        return {
+            (label, key): float(values(rows).mean())
+            for label, cells in self.paired.rows.items()
+            for key, rows in cells.items()
+        }
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs of models, in the order of the tables."""
+        return list(dict.fromkeys((v.first, v.second) for v in _verdicts(self.lines)))
+
+    def of_pair(self, pair: tuple[str, str], lines: Iterable[Line]) -> list[Line]:
+        """The lines of one pair."""
+        return [line for line in lines if (line.verdict.first, line.verdict.second) == pair]
+
+    @property
+    def clean_lines(self) -> list[Line]:
+        """The lines of untouched images, one per pair; none where these were not compared."""
+        return [line for line in self.lines if line.verdict.transform == CLEAN_KEY[0]]
+
+    @property
+    def claims(self) -> list[Claim]:
+        """A claim per pair, about the transforms; none where only untouched images are compared."""
+        return claims(v for v in _verdicts(self.lines) if v.transform != CLEAN_KEY[0])
+
+    @cached_property
+    def ranks(self) -> list[Rank]:
+        """The models by their mean over the transforms (untouched images: where there are none)."""
+        rows = {
+            label: {key: r for key, r in cells.items() if key != CLEAN_KEY or not self.transforms}
+            for label, cells in self.paired.rows.items()
+        }
+        return rank_probabilities(rows, self.task, self._bootstrap)
+
+    @cached_property
+    def agreements(self) -> list[Agreement]:
+        """How often two classifiers agree; empty of segmenters."""
+        return agreements(self.paired.rows) if self.task == "cls" else []
+
+    @cached_property
+    def flips(self) -> list[Flips]:
+        """How often a transform changes the answer of a classifier; empty of segmenters."""
+        return flips(self.paired.rows, CLEAN_KEY) if self.task == "cls" else []
+
+    @cached_property
+    def announcements(self) -> list[Announcement]:
+        """What limits the meaning of the verdicts."""
+        return [*self._few_units(), *_announcements(self.models)]
+
+    def _few_units(self) -> Iterator[Announcement]:
+        """So few images or groups that no difference could be shown, however large."""
+        tests = sum(line.verdict.p is not None for line in self.lines)
+        least = 2.0 ** (1 - self.n) if self.task == "cls" else smallest_p(self.groups)
+        units = counted(self.groups, self.grouping)
+        if not tests:
+            yield Announcement(
+                f"One {self.grouping} only.",
+                f"From one {self.grouping} nothing can be said about others: no test, no interval.",
+            )
+        elif least * tests > ALPHA:
+            yield Announcement(
+                "Too little to show a difference.",
+                f"With {units} and {counted(tests, 'test')} no adjusted p can be below "
+                f"{p_value(min(1.0, least * tests))}, however large the differences are. Compare "
+                "fewer models or transforms, or more images.",
+            )
+
+    def table(self) -> pd.DataFrame:
+        """A row per pair and transform with COLUMNS; what is not known is missing.
+
+        `difference` is `first_score` minus `second_score`; scores are top-1, or dice averaged over
+        groups, in [0, 1]. Of `level` `transform`, numbers are means over severities; where a
+        transform has several of them, a row per severity follows, of `level` `severity`.
+        `p_adjusted` is adjusted over the rows of a level.
+        """
+        rows = [_row(line, "transform") for line in self.lines]
+        rows += [_row(line, "severity") for line in self.cell_lines]
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+        return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+
+    def as_json(self) -> str:
+        """Everything as one JSON document."""
+        table = self.table()
+        rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+        document = {
+            "task": self.task,
+            "score": self.scoring.measure.column,
+            "dataset": self.record.dataset.name,
+            "n": self.n,
+            "groups": self.groups,
+            "models": [
+                {
+                    "label": model.label,
+                    "run": model.run.source,
+                    "name": model.model.name,
+                    "weights_sha256": model.model.weights_sha256,
+                    "pretraining": model.model.pretraining,
+                    "parameters": model.model.parameters,
+                }
+                for model in self.models
+            ],
+            "left_out": list(self.left_out),
+            "announcements": [str(announcement) for announcement in self.announcements],
+            "claims": [{**asdict(c), "sentence": c.sentence()} for c in self.claims],
+            "ranking": [asdict(rank) for rank in self.ranks],
+            "verdicts": rows,
+            "agreement": [
+                {**asdict(a), "n": a.n, "share": a.share, "error_consistency": a.error_consistency}
+                for a in self.agreements
+            ],
+            "flips": [{**asdict(f), "n": f.n, "rate": f.rate} for f in self.flips],
+        }
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _verdicts(lines: Iterable[Line]) -> list[Verdict]:
+    return [line.verdict for line in lines]
+
+
+def _row(line: Line, level: str) -> dict[str, Any]:
+    scores = {"first_score": line.first_score, "second_score": line.second_score}
+    outcome = line.verdict.outcome
+    return {**asdict(line.verdict), **scores, "level": level, "outcome": outcome}
+
+
+def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -> Comparison:
+    """The comparison of the models of `runs`.
+
+    Args:
+        runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
+            models (`RUN:MODE` of a fine-tuning).
+        force_common: Compares what the runs have in common where they differ.
+
+    Raises:
+        UsageError: There are fewer than two models, a run has no results, or runs differ and
+            `force_common` is False, or they have nothing in common; the message names each
+            difference.
+    """
+    models, unmeasured = find_models([str(run) for run in runs])
+    found = differences(models)
+    refusals = [difference.sentence for difference in found if not difference.forcible]
+    if refusals:
+        raise UsageError(
+            "These runs cannot be compared image by image.",
+            "\n".join(refusals),
+            "Compare runs of the same task, classes and masks; no option compares others.",
+        )
+    unmatched = [difference.sentence for difference in found]
+    unmatched += [f"{name} is not measured yet." for name in unmeasured]
+    if unmatched and not force_common:
+        raise _not_alike(unmatched)
+    paired = read_rows(models)
+    if paired.left_out and not force_common:
+        raise _not_alike(paired.left_out)
+    left_out = [*unmatched, *paired.left_out]
+    cells = next(iter(paired.rows.values()))
+    if not cells or not len(next(iter(cells.values()))):
+        raise UsageError(
+            "These runs have no finished transform of the same images in common.",
+            "\n".join(left_out),
+            "Finish runs that are partial (repeat their command), or evaluate the models with the "
+            "same data, transforms and seed.",
+        )
+    return Comparison(models, paired, left_out)
+
+
+def _not_alike(sentences: Sequence[str]) -> UsageError:
+    return UsageError(
+        "These runs differ in more than their models.",
+        "\n".join(sentences),
+        "Evaluate the models with the same settings, finish what is partial, or compare what the "
+        "runs have in common: `--force-common`.",
+    )
+
+
+def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
+    pretrainings = {m.label: m.model.pretraining for m in models if m.model.parameters}
+    if len(set(pretrainings.values())) > 1:
+        trained = ", ".join(f"`{label}` ({words})" for label, words in pretrainings.items())
+        yield Announcement(
+            "Mixed pretraining.",
+            "These models were not trained on the same data, so a difference between them may come "
+            f"from the data and not from the architecture: {trained}.",
+        )
+    untrained = [f"`{m.label}`" for m in models if m.model.untrained]
+    if untrained:
+        yield Announcement(
+            "Untrained model.", f"Random weights, evaluated on request: {', '.join(untrained)}."
+        )
+    if any(m.run.trained for m in models):
+        yield Announcement(
+            "One training each.",
+            "What another seed of a training would give is in none of the intervals.",
+        )
+    yield from _same_network(models)
+    for title, values in (
+        ("Preprocessing differs.", [preprocessing(m) for m in models]),
+        ("Precision differs.", [m.run.record.precision for m in models]),
+        ("Device differs.", [m.run.record.device for m in models]),
+        ("Versions differ.", _versions(models)),
+    ):
+        if len(set(values)) > 1:
+            pairs = zip(models, values, strict=True)
+            yield Announcement(
+                title, "; ".join(f"`{m.label}`: {value}" for m, value in pairs) + "."
+            )
+    older = {m.run.source: m.run for m in models if not m.run.record.dataset.contents}
+    if older and len({m.run.folder for m in models}) > 1:
+        names = ", ".join(f"`{source}`" for source in older)
+        yield Announcement(
+            "Older run.",
+            f"No digest of the files is recorded in {names}; that the images are the same was "
+            "checked by ids, classes and pixels.",
+        )
+
+
+def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for model in models:
+        record = model.model
+        key = record.builder, repr(record.arguments), record.weights_sha256, preprocessing(model)
+        alike.setdefault(key, []).append(f"`{model.label}`")
+    for labels in alike.values():
+        if len(labels) > 1:
+            yield Announcement(
+                "The same network.",
+                f"{', '.join(labels)} have the same weights and preprocessing, so any "
+                "difference comes from how they were run.",
+            )
+
+
+def preprocessing(model: ComparedModel) -> str:
+    """How a model sees an image, in words."""
+    record = model.model.preprocessing
+    if isinstance(record, PreprocessingRecord):
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (record.mean, record.std))
+        resize = "no resize" if record.resize is None else f"resize {record.resize}"
+        mode = "" if record.mode == "center" else f" ({record.mode})"
+        return f"{resize}, crop {record.crop}{mode}, {record.interpolation}, mean {mean}, std {std}"
+    assert isinstance(record, MaskPreprocessingRecord)
+    nnunet = ", nnU-Net's normalisation" if record.nnunet else ""
+    return (
+        f"window {record.window}, {record.channels}, threshold {record.threshold:g}, "
+        f"overlap {record.overlap:g}{nnunet}"
+    )
+
+
+def _versions(models: Sequence[ComparedModel]) -> list[str]:
+    """The versions of each model's run, those alone that differ between runs."""
+    records = [model.run.record.versions for model in models]
+    names = sorted({name for record in records for name in record})
+    changed = [n for n in names if len({record.get(n) for record in records}) > 1]
+    return [", ".join(f"{n} {record.get(n, 'unknown')}" for n in changed) for record in records]

@@ -1,0 +1,210 @@
+"""What `robust compare` shows: tables for a terminal, a page with figures, files of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.io import write_text
+from robustcli.core.rundir import has_record
+from robustcli.metrics.verdicts import RANK_DRAWS, Rank
+from robustcli.reports.comparison import Comparison, Line, preprocessing
+from robustcli.reports.console import grid
+from robustcli.reports.markdown import Picture, from_template
+from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, percent
+from robustcli.reports.pages import Page, write_page
+
+PAIRS_SHOWN = 6
+"""So many pairs have a table and a picture of their own; results.csv has all."""
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The tables and sentences for a terminal, in ASCII."""
+    pairs = comparison.pairs
+    parts = [
+        *(f"Left out: {sentence}" for sentence in comparison.left_out),
+        *(str(announcement) for announcement in comparison.announcements),
+    ]
+    blocks = ["\n".join(parts)] if parts else []
+    blocks += [_pair_table(comparison, pair) for pair in pairs[:PAIRS_SHOWN]]
+    if len(pairs) > PAIRS_SHOWN:
+        rest = counted(len(pairs) - PAIRS_SHOWN, "more pair")
+        blocks.append(f"{rest}: see `--json`, or the files of `--out`.")
+    blocks.append(_rank_table(comparison))
+    blocks.append("\n".join(conclusions(comparison)))
+    return "\n\n".join(blocks).replace(EN_DASH, "-")
+
+
+def conclusions(comparison: Comparison) -> list[str]:
+    """What can be claimed of each pair: on untouched images, and over the transforms."""
+    sentences = [_on_clean_images(comparison, line) for line in comparison.clean_lines]
+    claims = [f"{c.sentence().removesuffix('.')} (n = {c.n:,})." for c in comparison.claims]
+    return [*sentences, *claims]
+
+
+def _on_clean_images(comparison: Comparison, line: Line) -> str:
+    verdict, scoring = line.verdict, comparison.scoring
+    by = f"{scoring.apart(verdict.difference)}{scoring.unit} of {scoring.measure.name}"
+    if verdict.low is not None:
+        by += f" ({scoring.apart(verdict.low)} to {scoring.apart(verdict.high)})"
+    if verdict.p_adjusted is None:
+        why = f"one {comparison.grouping} allows no test"
+    else:
+        p = p_value(verdict.p_adjusted)
+        why = f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}"
+    return (
+        f"On untouched images {verdict.first} minus {verdict.second} is {by}: {line.word}; {why}, "
+        f"n = {verdict.n:,}."
+    )
+
+
+def _pair_table(comparison: Comparison, pair: tuple[str, str]) -> str:
+    scoring = comparison.scoring
+    header = (
+        f"{scoring.measure.name} of {pair[0]} and {pair[1]}",
+        *("first", "second", "difference", "95 % interval", "p (Holm)", "verdict"),
+    )
+    lines = comparison.of_pair(pair, comparison.lines)
+    return grid(header, [(line.label, *row(comparison, line)) for line in lines])
+
+
+def row(comparison: Comparison, line: Line) -> tuple[str, str, str, str, str, str]:
+    """Both scores, their difference, its interval, the adjusted p and the verdict, as text."""
+    verdict, scoring, measure = line.verdict, comparison.scoring, comparison.scoring.measure
+    ends = MISSING
+    if verdict.low is not None:
+        ends = f"{scoring.apart(verdict.low)} to {scoring.apart(verdict.high)}"
+    return (
+        measure.show(line.first_score, verdict.n),
+        measure.show(line.second_score, verdict.n),
+        scoring.apart(verdict.difference),
+        ends,
+        p_value(verdict.p_adjusted),
+        line.word,
+    )
+
+
+def _rank_table(comparison: Comparison) -> str:
+    ranks = [f"P(rank {number + 1})" for number in range(len(comparison.models))]
+    header = (ranked_by(comparison), comparison.scoring.measure.name, "95 % interval", *ranks)
+    return grid(header, [(rank.model, *rank_row(comparison, rank)) for rank in comparison.ranks])
+
+
+def ranked_by(comparison: Comparison) -> str:
+    """What the mean of a ranking is over."""
+    if not comparison.transforms:
+        return "untouched images"
+    return f"mean over {counted(len(comparison.transforms), 'transform')}"
+
+
+def rank_row(comparison: Comparison, rank: Rank) -> tuple[str, ...]:
+    """The mean, its interval and the probability of each rank, as text."""
+    measure = comparison.scoring.measure
+    probabilities = [percent(share, rank.n) for share in rank.probabilities]
+    return (
+        measure.show(rank.mean, rank.n),
+        measure.show_range(rank.low, rank.high, rank.n, " to "),
+        *(f"{share} %" for share in probabilities or ()),
+        *(MISSING for _ in range(len(comparison.models) - len(probabilities))),
+    )
+
+
+@dataclass(frozen=True)
+class ComparisonGallery:
+    """The figures: one per pair, and the ranking where there are more than two models."""
+
+    forests: Mapping[tuple[str, str], tuple[Picture, ...]]
+    ranks: tuple[Picture, ...] = ()
+
+
+def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
+    """Writes report.md, report.html, results.csv, results.json and figures/; the first one's path.
+
+    Args:
+        comparison: What is written.
+        out: Made where it does not exist.
+        command: What repeats it.
+
+    Raises:
+        UsageError: `out` is a run, or a file.
+        RunError: A file could not be written.
+    """
+    check_out(out)
+    gallery = draw_comparison(comparison, out)
+    text = comparison_page(comparison, command, gallery)
+    report = write_page(Page(comparison.table(), text), out)
+    write_text(out / "results.json", comparison.as_json())
+    return report
+
+
+def check_out(out: Path) -> None:
+    """Raises UsageError where a comparison would overwrite something else."""
+    if out.is_file():
+        raise UsageError(f"`--out {out}` is a file.", "", "Name a folder.")
+    if has_record(out):
+        raise UsageError(
+            f"`--out {out}` is a run.",
+            "The comparison would overwrite the run's own report.",
+            "Name another folder.",
+        )
+
+
+def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
+    """Draws the figures into `out`/figures."""
+    # Matplotlib takes longer to import than a comparison for the terminal takes.
+    from robustcli.reports.figures.forest import ForestLine, draw_forest, draw_ranks
+
+    scoring, forests = comparison.scoring, {}
+    scale, unit = scoring.measure.scale, scoring.measure.unit
+    for number, pair in enumerate(comparison.pairs[:PAIRS_SHOWN], start=1):
+        verdicts = {line.label: line.verdict for line in comparison.of_pair(pair, comparison.lines)}
+        lines = [
+            ForestLine(
+                label,
+                scale * verdict.difference,
+                scale * (verdict.difference if verdict.low is None else verdict.low),
+                scale * (verdict.difference if verdict.high is None else verdict.high),
+                verdict.outcome,
+            )
+            for label, verdict in verdicts.items()
+        ]
+        path = f"figures/pair-{number}.png"
+        draw_forest(lines, pair, unit, out / path)
+        caption = (
+            f"{scoring.measure.title} of {pair[0]} minus that of {pair[1]} under each transform, "
+            "with paired 95 % intervals. Filled: a difference is shown (p at most 0.05 after "
+            "Holm's correction over all lines of all pairs); hollow: none is."
+        )
+        forests[pair] = (Picture(path, caption),)
+    ranks = [rank for rank in comparison.ranks if rank.probabilities]
+    if len(ranks) < 3:
+        return ComparisonGallery(forests)
+    path = "figures/ranks.png"
+    draw_ranks([rank.model for rank in ranks], [r.probabilities for r in ranks], out / path)
+    caption = (
+        f"How sure the ranking by the {ranked_by(comparison)} is: the share of {RANK_DRAWS:,} "
+        f"resamples of the {comparison.grouping}s in which a model has each rank."
+    )
+    return ComparisonGallery(forests, (Picture(path, caption),))
+
+
+def comparison_page(
+    comparison: Comparison, command: str, gallery: ComparisonGallery | None = None
+) -> str:
+    """The Markdown of the page, with the pictures of `gallery`."""
+    return from_template(
+        "comparison",
+        comparison=comparison,
+        gallery=gallery or ComparisonGallery({}),
+        conclusions=conclusions(comparison),
+        command=command,
+        pairs=comparison.pairs[:PAIRS_SHOWN],
+        row=partial(row, comparison),
+        rank_row=partial(rank_row, comparison),
+        ranked_by=ranked_by(comparison),
+        preprocessing=preprocessing,
+        draws=RANK_DRAWS,
+    )
