@@ -9,6 +9,7 @@ from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page
+from robustcli.reports.photos import read_photos
 
 _MEASURES = {"cls": TOP1, "seg": DICE}
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
@@ -22,7 +23,7 @@ def evaluation_report(run: Path) -> Page:
     """
     findings = read_findings(run)
     gallery = draw_gallery(findings, _MEASURES[findings.record.task])
-    return Page(findings.table, evaluation_text(findings, gallery))
+    return Page(findings.table, evaluation_text(findings, gallery), read_photos(findings))
 
 
 def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:

@@ -10,23 +10,26 @@ import pandas as pd
 
 from robustcli.core.io import write_text
 from robustcli.reports.html import to_html
+from robustcli.reports.photos import PhotoSheet
 
 
 @dataclass(frozen=True)
 class Page:
     """A report: its numbers for other programs, and its Markdown.
 
-    The figures that the Markdown names are drawn already.
+    The figures that the Markdown names are drawn already. `photos` are behind the cells of its
+    tables, in HTML.
     """
 
     results: pd.DataFrame
     markdown: str
+    photos: PhotoSheet | None = None
 
 
 def write_page(page: Page, folder: Path) -> Path:
     """Writes results.csv, results.json, report.html and report.md to `folder`; the last's path."""
     write_results(folder, page.results)
-    write_text(folder / "report.html", to_html(page.markdown, folder))
+    write_text(folder / "report.html", to_html(page.markdown, folder, page.photos))
     write_text(folder / "report.md", page.markdown)
     return folder / "report.md"
 
