@@ -92,7 +92,7 @@ def _script() -> str:
 
 
 def _policy() -> str:
-    """Nothing but what is in the page: its own style and script by their hashes, pictures as data."""
+    """Allows nothing but the page's own style and script, by their hashes, and pictures as data."""
     style, script = (
         base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
         for content in (_style(), _script())
@@ -271,7 +271,7 @@ class _Dressing:
         )
 
     def _table(self, tokens: Sequence[Token]) -> Iterator[Token]:
-        """A table that scroll on its own, with a caption, heads of its rows, and links to photos."""
+        """A table that scrolls on its own, with a caption, row headers, and links to photos."""
         columns = [
             _text(tokens[n + 1]) for n, token in enumerate(tokens) if token.type == "th_open"
         ]

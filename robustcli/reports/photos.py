@@ -202,8 +202,8 @@ def _folders(findings: Findings) -> dict[int, str]:
     """The folder of each class, where every class has one of its own; else nothing."""
     store, first = Store(findings.run), findings.models[0].name
     rows = store.rows(first, CLEAN, "cls")
-    pairs = rows["image_id"].str.rpartition("/")[0].str.rpartition("/")[2]
-    pairs = pd.DataFrame({"target": rows["target"], "folder": pairs}).drop_duplicates()
+    folders = [str(name).rpartition("/")[0].rpartition("/")[2] for name in rows["image_id"]]
+    pairs = pd.DataFrame({"target": rows["target"], "folder": folders}).drop_duplicates()
     if pairs["target"].duplicated().any() or pairs["folder"].duplicated().any():
         return {}
     return {int(t): str(f) for t, f in zip(pairs["target"], pairs["folder"], strict=True)}
