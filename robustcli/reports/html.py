@@ -29,6 +29,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 5_000_000
 """What a page weighs at most: pictures that do not fit are left out, and the page says so."""
 _CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
+_CHART_SCALE = 1.5  # pixels of a chart for one of the page, so that all have letters of one size
 _LONGEST_PHOTO = 256  # pixels of the longer side
 
 
@@ -125,8 +126,8 @@ class _Embedded:
 
     Args:
         uri: Its content, as `data:`.
-        width: In pixels.
-        height: In pixels.
+        width: At which it is shown, in pixels of the page.
+        height: Likewise.
         chart: Whether it is a drawing on white, which may be inverted in the dark.
     """
 
@@ -147,7 +148,9 @@ def _drawing(path: Path) -> _Embedded:
     if packed.tell() < len(content):
         content, kind = packed.getvalue(), "webp"
     chart = min(white[255], white[511], white[767]) > _CHART * 200 * 200
-    return _Embedded(_uri(content, kind), *picture.size, chart)
+    scale = _CHART_SCALE if chart else 1
+    width, height = (round(side / scale) for side in picture.size)
+    return _Embedded(_uri(content, kind), width, height, chart)
 
 
 def _photograph(path: Path) -> _Embedded:
