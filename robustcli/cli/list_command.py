@@ -41,7 +41,6 @@ def command(kind: str, pattern: str, wide: bool, as_json: bool) -> None:
 
 def _models() -> list[ListedRow]:
     from robustcli.adapters.catalogue import CATALOGUE
-    from robustcli.adapters.fetching import is_here
 
     return [
         {

@@ -269,16 +269,17 @@ def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
 def _write_samples(evaluation: Evaluation, models: Mapping[str, Model]) -> None:
     config, task = evaluation.config, evaluation.task
     write_samples(
-        evaluation.run, evaluation.cells.values(), config.seed,
-        lambda: task.sample(evaluation.data, models, config),
+        evaluation.run, evaluation.cells.values(), config.seed, evaluation.data.items,
+        lambda items: task.sample(items, models, config),
     )  # fmt: skip
 
 
 def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -> None:
     task = evaluation.task
     task.finish(
-        evaluation.run, evaluation.data, models, lambda name: store.rows(name, CLEAN, task.name)
-    )
+        evaluation.run, evaluation.data, models, lambda name: store.rows(name, CLEAN, task.name),
+        evaluation.cells.values(), evaluation.config.seed,
+    )  # fmt: skip
 
 
 # What is held against the plan at the end.

@@ -13,6 +13,7 @@ from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page, to_csv
+from robustcli.reports.photos import read_photos
 from robustcli.reports.statistics import statistics_json, verdicts_table
 
 _MEASURES = {"cls": TOP1, "seg": DICE}
@@ -27,7 +28,12 @@ def evaluation_report(run: Path) -> Page:
     """
     findings = read_findings(run)
     gallery = draw_gallery(findings, _MEASURES[findings.record.task])
-    return Page(findings.table, evaluation_text(findings, gallery), _files(findings))
+    return Page(
+        findings.table,
+        evaluation_text(findings, gallery),
+        _files(findings),
+        read_photos(findings),
+    )
 
 
 def _files(findings: Findings) -> dict[str, str]:

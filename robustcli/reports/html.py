@@ -1,78 +1,328 @@
-"""A Markdown page as one self-contained HTML file: its pictures are inside it."""
+"""A Markdown page as one self-contained HTML file: pictures, style and script are inside it.
+
+The page asks for nothing from outside, and its Content-Security-Policy forbids it to. It reads as a
+plain page without its script, which sorts and filters tables, enlarges pictures and opens photos.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
-from html import escape
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from markupsafe import Markup, escape
+from PIL import Image
 
-STYLE = """
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff;
-  font: 16px/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; }
-h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1.05rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; vertical-align: top; }
-th { border-bottom: 2px solid #888; }
-[style="text-align:left"] { overflow-wrap: anywhere; min-width: 5em; }
-tbody tr:hover { background: #f3f6fa; }
-code, pre { font: 0.9em/1.4 ui-monospace, Menlo, Consolas, monospace; background: #f3f3f3; }
-code { padding: 0 0.2em; overflow-wrap: anywhere; }
-pre { padding: 0.7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-pre code { padding: 0; font: inherit; }
-figure { margin: 1.2rem 0; }
-img { max-width: 100%; height: auto; }
-figcaption { font-size: 0.9rem; color: #444; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
-""".strip()
+from robustcli.core.errors import RunError
+from robustcli.reports.photos import Photo, PhotoSheet
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_BYTES = 5_000_000
+"""What a page weighs at most: pictures that do not fit are left out, and the page says so."""
+_CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
+_CHART_SCALE = 1.5  # pixels of a chart for one of the page, so that all have letters of one size
+_LONGEST_PHOTO = 256  # pixels of the longer side
 
 
-def to_html(markdown: str, folder: Path) -> str:
+def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> str:
     """The whole page; its title is the text of the first heading.
 
     Args:
         markdown: With a heading, and with each picture followed by its caption in italics. HTML in
             it is shown, not obeyed.
         folder: Where the paths of its pictures start.
+        photos: What the cells of its tables open.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     heading = next(token for token in tokens if token.type == "inline")
-    title = "".join(child.content for child in heading.children or ())
-    body = parser.renderer.render(list(_dressed(tokens, folder)), parser.options, {})
+    room = _Room(MOST_BYTES - len(markdown.encode()) * 3 - len(_style()) - len(_script()))
+    dressing = _Dressing(folder, room, photos)
+    body = parser.renderer.render(list(dressing.dressed(tokens)), parser.options, {})
+    cells, note = ([], "") if photos is None else _photo_cells(photos, room)
+    chapters = [
+        *dressing.chapters,
+        *([_Heading("photos", "Photos behind the cells")] * bool(cells)),
+    ]
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n"
-        f"<body>\n{body}</body>\n</html>\n"
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=_text(heading),
+            policy=_policy(),
+            style=Markup(_style()),
+            script=Markup(_script()),
+            chapters=chapters,
+            body=Markup(body),
+            cells=cells,
+            clean=cells[0].anchor if cells else "",
+            note=note,
+        )
     )
 
 
-def _dressed(tokens: Sequence[Token], folder: Path) -> Iterator[Token]:
-    """`tokens` with tables that scroll on their own, and pictures with captions as figures."""
-    waiting = iter(enumerate(tokens))
-    for index, token in waiting:
-        picture = _picture(tokens[index : index + 3])
-        if picture is not None:
-            yield _raw(_figure(picture, folder))
-            for _ in range(5):  # the rest of the paragraphs of the picture and of its caption
-                next(waiting)
-            continue
-        if token.type == "table_open":
-            yield _raw('<div class="wide">')
-        yield token
-        if token.type == "table_close":
-            yield _raw("</div>\n")
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
-def _picture(paragraph: Sequence[Token]) -> Token | None:
+@cache
+def _style() -> str:
+    return "\n" + (TEMPLATES / "report.css").read_text(encoding="utf-8")
+
+
+@cache
+def _script() -> str:
+    return "\n" + (TEMPLATES / "report.js").read_text(encoding="utf-8")
+
+
+def _policy() -> str:
+    """Allows nothing but the page's own style and script, by their hashes, and pictures as data."""
+    style, script = (
+        base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
+        for content in (_style(), _script())
+    )
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
+        f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+# Pictures, as many as fit.
+
+
+@dataclass
+class _Room:
+    """How many bytes of pictures the page still holds."""
+
+    left: int
+
+    def take(self, count: int) -> bool:
+        """Whether `count` bytes fit; they are taken if so."""
+        fits = count <= self.left
+        self.left -= count if fits else 0
+        return fits
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A picture as a part of the page.
+
+    Args:
+        uri: Its content, as `data:`.
+        width: At which it is shown, in pixels of the page.
+        height: Likewise.
+        chart: Whether it is a drawing on white, which may be inverted in the dark.
+    """
+
+    uri: str
+    width: int
+    height: int
+    chart: bool = False
+
+
+def _drawing(path: Path) -> _Embedded:
+    """The picture `path` without a loss, as WebP where that is smaller than the file."""
+    content = _read(path)
+    picture = _decoded(path, content)
+    white = picture.resize((200, 200), Image.Resampling.NEAREST).histogram()
+    packed = io.BytesIO()
+    picture.save(packed, "WEBP", lossless=True, method=4, quality=75)
+    kind = "png"
+    if packed.tell() < len(content):
+        content, kind = packed.getvalue(), "webp"
+    chart = min(white[255], white[511], white[767]) > _CHART * 200 * 200
+    scale = _CHART_SCALE if chart else 1
+    width, height = (round(side / scale) for side in picture.size)
+    return _Embedded(_uri(content, kind), width, height, chart)
+
+
+def _photograph(path: Path) -> _Embedded:
+    """The picture `path`, small and compressed as photos are."""
+    picture = _decoded(path, _read(path))
+    picture.thumbnail((_LONGEST_PHOTO, _LONGEST_PHOTO), Image.Resampling.LANCZOS)
+    packed = io.BytesIO()
+    small = max(picture.size) < 96  # of pixels that count one by one
+    picture.save(packed, "WEBP", lossless=small, quality=80, method=4)
+    return _Embedded(_uri(packed.getvalue(), "webp"), *_legible(*picture.size))
+
+
+def _legible(width: int, height: int) -> tuple[int, int]:
+    """The size at which a picture of `width` x `height` pixels is shown: tiny ones are enlarged."""
+    times = max(1, round(128 / max(width, height)))
+    return times * width, times * height
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, str(error.strerror or error)) from error
+
+
+def _decoded(path: Path, content: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.mode == "RGBA":
+                flat = Image.new("RGBA", picture.size, "white")
+                return Image.alpha_composite(flat, picture).convert("RGB")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(path, "It is not a picture.") from error
+
+
+def _damaged(path: Path, why: str) -> RunError:
+    return RunError(
+        f"Cannot read `{path}`.", why, "Remove the file: the report is made without this picture."
+    )
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+# The text of the page.
+
+
+@dataclass
+class _Heading:
+    """A heading in the table of contents, with those below it."""
+
+    anchor: str
+    title: str
+    sections: list[_Heading] = field(default_factory=list)
+
+
+@dataclass
+class _Dressing:
+    """Turns what the Markdown says into accessible HTML: figures, tables with captions, anchors."""
+
+    folder: Path
+    room: _Room
+    photos: PhotoSheet | None
+    chapters: list[_Heading] = field(default_factory=list)
+    anchors: set[str] = field(default_factory=lambda: {"photos", "content", "dialog-title"})
+    captions: dict[str, int] = field(default_factory=dict)
+    heading: str = ""
+
+    def dressed(self, tokens: Sequence[Token]) -> Iterator[Token]:
+        """`tokens` with what HTML needs in addition."""
+        waiting = iter(enumerate(tokens))
+        for index, token in waiting:
+            image = _image(tokens[index : index + 3])
+            if image is not None:
+                yield _raw(self._figure(image))
+                for _ in range(5):  # the rest of the paragraphs of the picture and of its caption
+                    next(waiting)
+            elif token.type == "heading_open":
+                self._name(token, _text(tokens[index + 1]))
+                yield token
+            elif token.type == "table_open":
+                end = next(n for n in range(index, len(tokens)) if tokens[n].type == "table_close")
+                yield from self._table(tokens[index : end + 1])
+                for _ in range(end - index):
+                    next(waiting)
+            else:
+                yield token
+
+    def _name(self, token: Token, title: str) -> None:
+        self.heading = title
+        stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "part"
+        number = 1
+        anchor = stem
+        while anchor in self.anchors:
+            number += 1
+            anchor = f"{stem}-{number}"
+        self.anchors.add(anchor)
+        token.attrSet("id", anchor)
+        if token.tag == "h2":
+            self.chapters.append(_Heading(anchor, title))
+        elif token.tag == "h3" and self.chapters:
+            self.chapters[-1].sections.append(_Heading(anchor, title))
+
+    def _figure(self, image: Token) -> str:
+        path = self.folder / unquote(str(image.attrs["src"]))
+        caption = escape("".join(child.content for child in image.children or ()))
+        picture = _drawing(path)
+        if not self.room.take(len(picture.uri)):
+            file = escape(path.relative_to(self.folder).as_posix())
+            size = f"{len(picture.uri) / 1e6:.1f} MB"
+            return (
+                f'<p class="left-out">Left out of this file for its size ({size}): the picture '
+                f"<code>{file}</code> beside it. {caption}</p>\n"
+            )
+        return (
+            f'<figure class="picture{" chart" if picture.chart else ""}"><img src="{picture.uri}" '
+            f'alt="{caption}" width="{picture.width}" height="{picture.height}">'
+            f'<figcaption aria-hidden="true">{caption}</figcaption></figure>\n'
+        )
+
+    def _table(self, tokens: Sequence[Token]) -> Iterator[Token]:
+        """A table that scrolls on its own, with a caption, row headers, and links to photos."""
+        columns = [
+            _text(tokens[n + 1]) for n, token in enumerate(tokens) if token.type == "th_open"
+        ]
+        number = self.captions[self.heading] = self.captions.get(self.heading, 0) + 1
+        caption = escape(self.heading + (f" ({number})" if number > 1 else ""))
+        yield _raw(f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">\n')
+        yield tokens[0]
+        yield _raw(f'<caption class="hidden">{caption}</caption>\n')
+        linked = columns[:1] == ["transform"]
+        column, label, head, link = 0, "", False, ""
+        for index, token in enumerate(tokens[1:], 1):
+            if token.type == "tr_open":
+                column = -1
+            if token.type in ("th_open", "td_open"):
+                column += 1
+                left = "left" in str(token.attrs.pop("style", "left"))
+                token.attrSet("class", "text" if left else "num")
+                head = token.type == "td_open" and column == 0 and left
+                if token.type == "th_open" or head:
+                    token.tag = "th"
+                    token.attrSet("scope", "row" if head else "col")
+                if head:
+                    label = _text(tokens[index + 1])
+                link = ""
+                if linked and token.type == "td_open" and column and self.photos is not None:
+                    link = _link(self.photos, label, columns[column])
+                yield token
+                if link:
+                    yield _raw(link, "html_inline")
+            elif token.type == "td_close":
+                if link:
+                    yield _raw("</a>", "html_inline")
+                token.tag = "th" if head and column == 0 else "td"
+                yield token
+            else:
+                yield token
+        yield _raw("</div>\n")
+
+
+def _link(photos: PhotoSheet, label: str, model: str) -> str:
+    """The start of a link to the photos of a cell; empty where there are none."""
+    for number, cell in enumerate(photos.cells, 1):
+        if cell.label == label and any(model == a.model for p in cell.photos for a in p.answers):
+            return f'<a class="photos" href="#photos-{number}" data-model="{escape(model)}">'
+    return ""
+
+
+def _image(paragraph: Sequence[Token]) -> Token | None:
     """The picture that is all of a paragraph, None for other paragraphs."""
     if [token.type for token in paragraph] != ["paragraph_open", "inline", "paragraph_close"]:
         return None
@@ -80,15 +330,84 @@ def _picture(paragraph: Sequence[Token]) -> Token | None:
     return children[0] if [child.type for child in children] == ["image"] else None
 
 
-def _figure(image: Token, folder: Path) -> str:
-    path = folder / unquote(str(image.attrs["src"]))
-    picture = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = escape("".join(child.content for child in image.children or ()))
-    return (
-        f'<figure><img src="data:image/png;base64,{picture}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>\n"
-    )
+def _text(inline: Token) -> str:
+    """What a reader sees of a heading or a cell, without marks."""
+    return "".join(child.content for child in inline.children or ())
 
 
-def _raw(content: str) -> Token:
-    return Token("html_block", "", 0, content=content)
+def _raw(content: str, kind: str = "html_block") -> Token:
+    return Token(kind, "", 0, content=content)
+
+
+# The photos behind the cells.
+
+
+@dataclass(frozen=True)
+class _ShownAnswer:
+    model: str
+    words: str
+    right: bool | None
+    mask: str
+
+
+@dataclass(frozen=True)
+class _ShownPhoto:
+    number: int
+    name: str
+    picture: _Embedded
+    answers: list[_ShownAnswer]
+
+
+@dataclass(frozen=True)
+class _ShownCell:
+    anchor: str
+    label: str
+    photos: list[_ShownPhoto]
+
+
+def _photo_cells(sheet: PhotoSheet, room: _Room) -> tuple[list[_ShownCell], str]:
+    """The cells with as many photos as fit, the same ones in each, and a sentence on how many."""
+    shown: Mapping[str, list[_ShownPhoto]] = {cell.label: [] for cell in sheet.cells}
+    count = 0
+    for number in range(1, sheet.most + 1):
+        row = {
+            cell.label: _shown(photo)
+            for cell in sheet.cells
+            for photo in cell.photos
+            if photo.number == number
+        }
+        if not room.take(sum(map(_weight, row.values()))):
+            break
+        count += bool(row)
+        for label, photo in row.items():
+            shown[label].append(photo)
+    if not count:
+        return [], ""
+    cells = [
+        _ShownCell(f"photos-{number}", cell.label, shown[cell.label])
+        for number, cell in enumerate(sheet.cells, 1)
+    ]
+    return cells, sheet.note(count)
+
+
+def _shown(photo: Photo) -> _ShownPhoto:
+    answers = [
+        _ShownAnswer(a.model, a.words, a.right, "" if a.mask is None else _overlay(a.mask))
+        for a in photo.answers
+    ]
+    return _ShownPhoto(photo.number, photo.name, _photograph(photo.path), answers)
+
+
+def _weight(photo: _ShownPhoto) -> int:
+    """Bytes of a photo in the page."""
+    answers = sum(len(a.mask) + len(a.model) + len(a.words) + 120 for a in photo.answers)
+    return len(photo.picture.uri) + answers + 500
+
+
+def _overlay(path: Path) -> str:
+    """The mask `path` (0 and 255) as a picture to lie on its photo: transparent outside."""
+    picture = _decoded(path, _read(path)).convert("L").point(lambda value: int(value > 127))
+    picture.putpalette([0, 0, 0, 224, 64, 251])
+    content = io.BytesIO()
+    picture.save(content, "PNG", transparency=bytes([0, 110]), bits=1, optimize=True)
+    return _uri(content.getvalue(), "png")

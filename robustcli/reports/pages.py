@@ -12,6 +12,7 @@ import pandas as pd
 from robustcli.core.io import write_text
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.html import to_html
+from robustcli.reports.photos import PhotoSheet
 
 KINDS = ("cls", "seg", "train", "finetune")
 """Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings."""
@@ -39,11 +40,13 @@ class Page:
         results: For `results.csv` and `results.json`.
         markdown: For `report.md` and `report.html`.
         files: The contents of further files, by name.
+        photos: Behind the cells of its tables, in HTML.
     """
 
     results: pd.DataFrame
     markdown: str
     files: Mapping[str, str] = field(default_factory=dict)
+    photos: PhotoSheet | None = None
 
 
 def write_page(page: Page, folder: Path) -> Path:
@@ -51,7 +54,7 @@ def write_page(page: Page, folder: Path) -> Path:
     write_results(folder, page.results)
     for name, content in page.files.items():
         write_text(folder / name, content)
-    write_text(folder / "report.html", to_html(page.markdown, folder))
+    write_text(folder / "report.html", to_html(page.markdown, folder, page.photos))
     write_text(folder / "report.md", page.markdown)
     return folder / "report.md"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -23,7 +23,7 @@ from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.model import Model, ModelFacts
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
-from robustcli.data.dataset import Dataset
+from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.subsets import quick_look, take
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.config import TaskConfig
@@ -252,9 +252,9 @@ class Task(ABC, Generic[ModelT]):
 
     @abstractmethod
     def sample(
-        self, data: Data, models: Mapping[str, ModelT], config: TaskConfig
+        self, items: Sequence[Sample], models: Mapping[str, ModelT], config: TaskConfig
     ) -> SamplePicture | None:
-        """The image that shows what each transform does; None where none can be read."""
+        """The first of `items` that shows what transforms do; None where none can be read."""
 
     def finish(
         self,
@@ -262,6 +262,8 @@ class Task(ABC, Generic[ModelT]):
         data: Data,
         models: Mapping[str, ModelT],
         rows: Callable[[str], pd.DataFrame],
+        cells: Collection[TransformCell],
+        seed: int,
     ) -> None:
         """Adds to the folder `run` the pictures of finished rows; most tasks have none.
 
@@ -270,6 +272,8 @@ class Task(ABC, Generic[ModelT]):
             data: What was evaluated.
             models: By name.
             rows: The finished rows of a model on untouched images, by its name.
+            cells: The transforms of the command.
+            seed: The run's.
         """
         return
 

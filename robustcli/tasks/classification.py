@@ -258,10 +258,10 @@ class Classification(Task[Classifier]):
         return ClassRows(model)
 
     def sample(
-        self, data: Data, models: Mapping[str, Classifier], config: TaskConfig
+        self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig
     ) -> SamplePicture | None:
         """The first readable photo, or the first model's crop of it."""
-        found = first_readable(data.items, lambda item: decode(item.image))
+        found = first_readable(items, lambda item: decode(item.image))
         if found is None or config.apply_at == "original":
             return found
         return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))

@@ -19,7 +19,16 @@ from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
 from robustcli.metrics.mask_scores import dice
-from robustcli.tasks.record import Panel, Rank, read_panels, write_panels
+from robustcli.tasks.record import (
+    Panel,
+    Rank,
+    SamplePhoto,
+    read_panels,
+    read_sample_photos,
+    write_panels,
+    write_sample_photos,
+)
+from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # The outline of a mask, drawn on its image.
@@ -64,10 +73,12 @@ def _eroded(mask: Mask) -> Mask:
     return inner & framed[1:-1, 2:]
 
 
-# Small pictures of what each transform does to one image, kept with the run for its report.
+# Small pictures of what each transform does to a few images, kept with the run for its report.
 
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
+KEPT = 6  # images at most
+IMAGES_PER_PHOTO = 20  # of the run: so the pictures take at most a twentieth of its time
 _MOST = 100  # images that are tried
 
 
@@ -105,24 +116,51 @@ def write_samples(
     run: Path,
     cells: Collection[TransformCell],
     seed: int,
-    choose: Callable[[], SamplePicture | None],
+    items: Sequence[Sample],
+    choose: Callable[[Sequence[Sample]], SamplePicture | None],
 ) -> None:
-    """Writes `RUN/samples/clean.png` and one picture a cell, as far as they are missing.
+    """Writes small pictures of a few images under every cell, as far as they are missing.
 
     Args:
         run: The run's folder.
         cells: What to show.
         seed: The run's: the pictures are those that the models see.
-        choose: Gives the image to show, or None where there is none.
+        items: The images of the run.
+        choose: Gives the image to show of some of `items`, or None where there is none.
     """
-    folder = run / "samples"
-    wanted = [c for c in cells if not (folder / _name(c)).exists()]
-    sample = choose() if wanted else None
-    if sample is None:
-        return
-    write_bytes(folder / "clean.png", sample.png())
-    for cell in wanted:
-        write_bytes(folder / _name(cell), sample.under(cell, seed).png())
+    photos, chosen = read_sample_photos(run), dict[str, SamplePicture]()
+    if not photos:
+        for first in _first_of_parts(len(items)):
+            picture = choose(items[first:])
+            if picture is not None:
+                chosen.setdefault(picture.image_id, picture)
+        position = {item.image_id: number for number, item in enumerate(items)}
+        photos = [
+            SamplePhoto(number=number, image_id=name, position=position[name])
+            for number, name in enumerate(chosen, 1)
+        ]
+        if photos:
+            write_sample_photos(run, photos)
+    for photo in photos:
+        missing = [c for c in cells if not photo.picture(run, _cell(c)).exists()]
+        if not missing:
+            continue
+        picture = chosen.get(photo.image_id) or choose(items[photo.position : photo.position + 1])
+        if picture is None:
+            continue
+        write_bytes(photo.folder(run) / "clean.png", picture.png())
+        for cell in missing:
+            write_bytes(photo.picture(run, _cell(cell)), picture.under(cell, seed).png())
+
+
+def _first_of_parts(images: int) -> list[int]:
+    """Where the parts of a list begin of each of which a photo is kept."""
+    parts = max(1, min(KEPT, images // IMAGES_PER_PHOTO))
+    return [part * images // parts for part in range(parts)] if images else []
+
+
+def _cell(cell: TransformCell) -> Cell:
+    return Cell(cell.transform.name, cell.severity)
 
 
 def first_readable(
@@ -152,8 +190,38 @@ def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
     return first
 
 
-def _name(cell: TransformCell) -> str:
-    return f"{cell.transform.name}-s{cell.severity}.png"
+def write_masks(
+    run: Path,
+    cells: Collection[TransformCell],
+    seed: int,
+    pairs: Sequence[Sample],
+    segmenters: Mapping[str, Segmenter],
+) -> None:
+    """Writes the masks that `segmenters` predict for the photos of `write_samples`, if missing.
+
+    Args:
+        run: The run's folder.
+        cells: Under which the photos are shown.
+        seed: The run's.
+        pairs: The images of the run.
+        segmenters: By their names in the run.
+    """
+    for photo in read_sample_photos(run):
+        missing = [
+            (name, cell)
+            for name in segmenters
+            for cell in cells
+            if not photo.mask(run, _cell(cell), name).exists()
+        ]
+        pair = pairs[photo.position : photo.position + 1] if missing else ()
+        picture = first_pair(pair)
+        if picture is None:
+            continue
+        for name, cell in missing:
+            (predicted,) = segmenters[name].predict([picture.under(cell, seed).pixels])
+            grey = np.where(predicted, 255, 0).astype(np.uint8)
+            content = _png(grey, Image.Resampling.NEAREST, LONGEST_SAMPLE)
+            write_bytes(photo.mask(run, _cell(cell), name), content)
 
 
 # Pictures of the best, the median and the worst cases of a segmenter, for its report.
@@ -248,9 +316,11 @@ def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:
     write_bytes(folder / "prediction.png", _png(grey, Image.Resampling.BILINEAR))
 
 
-def _png(pixels: NDArray[np.uint8], resampling: Image.Resampling) -> bytes:
+def _png(
+    pixels: NDArray[np.uint8], resampling: Image.Resampling, longest: int = LONGEST_PANEL
+) -> bytes:
     picture = Image.fromarray(pixels)
-    picture.thumbnail((LONGEST_PANEL, LONGEST_PANEL), resampling)
+    picture.thumbnail((longest, longest), resampling)
     content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()

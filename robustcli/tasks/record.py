@@ -15,6 +15,7 @@ from robustcli.core.rundir import Record
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
+from robustcli.transforms.base import Cell
 
 SplitOrAll = Literal["all", "train", "val", "test"]
 
@@ -244,3 +245,52 @@ def read_panels(run: Path) -> list[Panel]:
 def write_panels(run: Path, panels: list[Panel]) -> None:
     """Writes `RUN/panels/panels.json` durably."""
     write_bytes(run / PANELS_FOLDER / PANELS_FILE, _PANELS.dump_json(panels, indent=2) + b"\n")
+
+
+# `RUN/samples/photos.json`: which images the pictures of transformed samples are of.
+
+
+SAMPLES_FOLDER = "samples"
+PHOTOS_FILE = "photos.json"
+
+
+class SamplePhoto(Record):
+    """An image of which the run keeps a small picture under every transform.
+
+    Args:
+        number: From 1. The first is that of the contact sheet.
+        image_id: Its id.
+        position: In the run's list of images, from 0; it says which block has its rows.
+    """
+
+    number: int
+    image_id: str
+    position: int
+
+    def folder(self, run: Path) -> Path:
+        """Where its pictures are."""
+        samples = run / SAMPLES_FOLDER
+        return samples if self.number == 1 else samples / f"photo-{self.number}"
+
+    def picture(self, run: Path, cell: Cell) -> Path:
+        """What the models see of it under `cell`."""
+        return self.folder(run) / f"{cell.transform}-s{cell.severity}.png"
+
+    def mask(self, run: Path, cell: Cell, model: str) -> Path:
+        """What the segmenter `model` predicts for it under `cell`: 0 and 255."""
+        folder = model_folder(self.folder(run) / "masks", "", model)
+        return folder / f"{cell.transform}-s{cell.severity}.png"
+
+
+_PHOTOS = TypeAdapter(list[SamplePhoto])
+
+
+def read_sample_photos(run: Path) -> list[SamplePhoto]:
+    """The photos of which a run keeps pictures; none in runs of older versions."""
+    path = run / SAMPLES_FOLDER / PHOTOS_FILE
+    return _PHOTOS.validate_json(path.read_bytes()) if path.is_file() else []
+
+
+def write_sample_photos(run: Path, photos: list[SamplePhoto]) -> None:
+    """Writes `RUN/samples/photos.json` durably."""
+    write_bytes(run / SAMPLES_FOLDER / PHOTOS_FILE, _PHOTOS.dump_json(photos, indent=2) + b"\n")

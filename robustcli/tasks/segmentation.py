@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
-from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels
+from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels, write_masks
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
@@ -334,10 +334,10 @@ class Segmentation(Task[Segmenter]):
         return MaskRows(model, dataset.tolerance)
 
     def sample(
-        self, data: Data, models: Mapping[str, Segmenter], config: TaskConfig
+        self, items: Sequence[Sample], models: Mapping[str, Segmenter], config: TaskConfig
     ) -> SamplePicture | None:
         """The first image with foreground; its outline is drawn on every picture."""
-        return first_pair(data.items)
+        return first_pair(items)
 
     def finish(
         self,
@@ -345,9 +345,12 @@ class Segmentation(Task[Segmenter]):
         data: Data,
         models: Mapping[str, Segmenter],
         rows: Callable[[str], pd.DataFrame],
+        cells: Collection[TransformCell],
+        seed: int,
     ) -> None:
-        """Draws the best, median and worst cases of each model."""
+        """Draws the best, median and worst cases of each model, and its masks of the samples."""
         update_panels(run, data.items, models, rows)
+        write_masks(run, cells, seed, data.items, models)
 
 
 def _senseless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:

@@ -69,7 +69,7 @@ def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
     assert record.versions["torch"] == torch.__version__.split("+")[0]
     assert sum(s.models["vmamba-pico"].images for s in read_sessions(run)) == 24
     assert {p.name for p in (run / "samples").iterdir()} == {
-        "clean.png", "identity-s0.png", "fliplr-s0.png"
+        "photos.json", "clean.png", "identity-s0.png", "fliplr-s0.png"
     }  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def read_samples(path):
 
 def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
     cells = resolve_transforms(["affine", "fliplr"], None)
-    write_samples(tmp_path, cells, 4, lambda: first_pair(index.samples))
+    write_samples(tmp_path, cells, 4, index.samples, first_pair)
     pair, affine = index.samples[0], cells[1].transform
     image, mask = affine.apply_with_mask(
         *decode_pair(pair), seed=image_seed(4, "affine", 0, pair.image_id), severity=0
@@ -190,8 +190,8 @@ def test_an_image_with_foreground_is_shown_if_there_is_one(index):
 
 def test_pictures_that_are_there_are_left_alone(index, tmp_path):
     cells = resolve_transforms(["fliplr"], None)
-    write_samples(tmp_path, cells, 0, lambda: first_pair(index.samples))
-    write_samples(tmp_path, cells, 0, lambda: pytest.fail("nothing is missing"))
+    write_samples(tmp_path, cells, 0, index.samples, first_pair)
+    write_samples(tmp_path, cells, 0, index.samples, lambda _: pytest.fail("nothing is missing"))
 
 
 def test_unreadable_images_are_passed_over(index, tmp_path):
@@ -202,5 +202,5 @@ def test_unreadable_images_are_passed_over(index, tmp_path):
 
     assert first_readable(index.samples, decode).image_id == index.samples[2].image_id
     assert first_readable(index.samples[:2], decode) is None
-    write_samples(tmp_path, resolve_transforms(["fliplr"], None), 0, lambda: None)
+    write_samples(tmp_path, resolve_transforms(["fliplr"], None), 0, index.samples, lambda _: None)
     assert not (tmp_path / "samples").exists()

@@ -1,0 +1,209 @@
+"""The photos behind the cells of an evaluation's tables, as far as the run keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from robustcli.core.errors import UsageError
+from robustcli.data.labels import BUNDLED_SPACES, label_space
+from robustcli.evaluation.store import Store
+from robustcli.metrics.mask_scores import dice
+from robustcli.reports.findings import Findings
+from robustcli.reports.numbers import cell_label, counted, fraction, percent
+from robustcli.tasks.record import SamplePhoto, read_sample_photos
+from robustcli.transforms.base import CLEAN, Cell
+
+MOST_PHOTOS = 6
+"""Photos of a cell in a page, unless the user says otherwise."""
+_DIGITS = 1000  # images, as whose share a probability is rounded: one decimal
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of a photo under a transform.
+
+    Args:
+        model: Its name.
+        words: The answer.
+        right: Whether it is right; None for segmenters, whose masks are more or less right.
+        mask: Where the predicted mask is kept; None for classifiers.
+    """
+
+    model: str
+    words: str
+    right: bool | None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo under a transform.
+
+    Args:
+        number: The same under every transform, from 1.
+        name: The id of the image, with its true class.
+        path: Of the picture.
+        answers: Of the models that have got to it.
+    """
+
+    number: int
+    name: str
+    path: Path
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class PhotoCell:
+    """A transform at one severity with its photos; `label` is how tables call it."""
+
+    label: str
+    photos: tuple[Photo, ...]
+
+
+@dataclass(frozen=True)
+class PhotoSheet:
+    """The photos of a run.
+
+    Args:
+        cells: `identity`, which has the clean photos, is the first.
+        images: Of the run.
+        kept: How many of them the run keeps.
+        most: How many the page is to hold.
+        masks: Whether outlines are drawn on the pictures.
+    """
+
+    cells: tuple[PhotoCell, ...]
+    images: int
+    kept: int
+    most: int
+    masks: bool
+
+    def note(self, shown: int) -> str:
+        """Which of the photos a page with `shown` photos a cell holds."""
+        words = f"{counted(shown, 'photo')} of {counted(self.images, 'image')}"
+        words += ", spread evenly over the run's list." if shown > 1 else "."
+        if self.kept > shown:
+            words += f" The run keeps {self.kept}."
+        if self.masks:
+            words += (
+                " Yellow: the outline of the true mask. Violet: the predicted mask (where several "
+                "models are compared, that of the first one until a cell is opened)."
+            )
+        return words
+
+
+def read_photos(findings: Findings, most: int = MOST_PHOTOS) -> PhotoSheet | None:
+    """The photos of an evaluation; None where it keeps none, or none are to be shown."""
+    kept = _kept(findings)
+    if not kept or most < 1:
+        return None
+    reader = _Reader(findings)
+    order = sorted(findings.record.transforms, key=lambda t: t.name != "identity")
+    cells = [
+        PhotoCell(
+            cell_label(t.name, t.severity),
+            tuple(reader.photos(Cell(t.name, t.severity), kept[:most])),
+        )
+        for t in order
+    ]
+    if not any(cell.photos for cell in cells):
+        return None
+    masks = findings.record.task == "seg"
+    return PhotoSheet(tuple(cells), findings.record.dataset.images, len(kept), most, masks)
+
+
+def _kept(findings: Findings) -> list[SamplePhoto]:
+    """The photos of the run; runs of older versions keep the one of the contact sheet."""
+    kept = read_sample_photos(findings.run)
+    if kept or not (findings.run / "samples").is_dir():
+        return kept
+    record, store = findings.record, Store(findings.run)
+    rows = _block(store, record.models[0].name, CLEAN, 0)
+    if record.task == "seg" and len(rows):
+        rows = rows[:100]
+        rows = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])
+    return [SamplePhoto(number=1, image_id=str(name), position=0) for name in rows["image_id"][:1]]
+
+
+def _block(store: Store, model: str, cell: Cell, block: int) -> pd.DataFrame:
+    path = store.prediction_path(model, cell, block)
+    if not path.is_file():
+        return pd.DataFrame({"image_id": []})
+    rows: pd.DataFrame = pq.read_table(path, partitioning=None).to_pandas()
+    return rows
+
+
+class _Reader:
+    """Reads the rows of single photos; of each block of rows only once."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.findings, self.store = findings, Store(findings.run)
+        self.names = _class_names(findings)
+
+    def photos(self, cell: Cell, kept: list[SamplePhoto]) -> Iterator[Photo]:
+        """The photos of `cell` of which there is a picture."""
+        blocks: dict[tuple[str, int], pd.DataFrame] = {}
+        for sample in kept:
+            path = sample.picture(self.findings.run, cell)
+            if not path.is_file():
+                continue
+            answers, truth = [], ""
+            for model in self.findings.models:
+                block = sample.position // self.findings.record.block_size
+                if (model.name, block) not in blocks:
+                    blocks[model.name, block] = _block(self.store, model.name, cell, block)
+                rows = blocks[model.name, block]
+                row = rows[rows["image_id"] == sample.image_id]
+                if len(row):
+                    answers.append(self._answer(model.name, sample, cell, row))
+                    truth = self._truth(row.iloc[0])
+            name = f"Photo {sample.number}: {sample.image_id}{truth}"
+            yield Photo(sample.number, name, path, tuple(answers))
+
+    def _truth(self, row: Any) -> str:
+        return f", {self.names(int(row['target']))}" if "target" in row else ""
+
+    def _answer(self, model: str, sample: SamplePhoto, cell: Cell, row: pd.DataFrame) -> Answer:
+        first = row.iloc[0]
+        if self.findings.record.task == "cls":
+            sure = percent(float(first["probability"]), _DIGITS)
+            words = f"{self.names(int(first['prediction']))} ({sure} %)"
+            right = int(first["prediction"]) == int(first["target"])
+            if not right:
+                of_target = percent(float(first["target_probability"]), _DIGITS)
+                words += f"; true class {of_target} %"
+            return Answer(model, words, right)
+        mask = sample.mask(self.findings.run, cell, model)
+        words = f"dice {fraction(float(dice(row)[0]))}"
+        return Answer(model, words, None, mask if mask.is_file() else None)
+
+
+def _class_names(findings: Findings) -> Callable[[int], str]:
+    """What a class is called: by its label space, else as its folder, else by its number."""
+    dataset = findings.record.dataset
+    if findings.record.task == "cls" and dataset.label_space in BUNDLED_SPACES:
+        try:
+            names = label_space(dataset.label_space).names
+        except UsageError:
+            names = ()
+        if len(names) == dataset.classes or dataset.label_space == "imagenet-1k":
+            return lambda index: names[index] if index < len(names) else f"class {index}"
+    folders = _folders(findings) if findings.record.task == "cls" else {}
+    return lambda index: folders.get(index, f"class {index}")
+
+
+def _folders(findings: Findings) -> dict[int, str]:
+    """The folder of each class, where every class has one of its own; else nothing."""
+    store, first = Store(findings.run), findings.models[0].name
+    rows = store.rows(first, CLEAN, "cls")
+    folders = [str(name).rpartition("/")[0].rpartition("/")[2] for name in rows["image_id"]]
+    pairs = pd.DataFrame({"target": rows["target"], "folder": folders}).drop_duplicates()
+    if pairs["target"].duplicated().any() or pairs["folder"].duplicated().any():
+        return {}
+    return {int(t): str(f) for t, f in zip(pairs["target"], pairs["folder"], strict=True)}

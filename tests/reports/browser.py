@@ -1,0 +1,182 @@
+"""Headless Chromium, driven over its DevTools pipe: no driver and no port is needed."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+SECONDS = 60.0
+
+
+class Browser:
+    """One page in a browser of its own, with everything that it asked for and complained of."""
+
+    def __init__(self) -> None:
+        assert CHROMIUM is not None
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._events: list[dict[str, Any]] = []
+        self._left = b""
+        self._session: str | None = None
+        self._profile = tempfile.mkdtemp(prefix="robust-chromium-")
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
+        options = [
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *("--no-first-run", "--disable-background-networking", "--disable-extensions"),
+            *("--remote-debugging-pipe", f"--user-data-dir={self._profile}", "about:blank"),
+        ]
+        # The browser reads commands from descriptor 3 and writes answers to 4. A shell puts the
+        # pipes there: between fork and exec of a process with threads Python code is not safe.
+        shell = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", shell, "sh", CHROMIUM, *options],
+            pass_fds=(to_browser, from_browser), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(to_browser)
+        os.close(from_browser)
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The answer of the browser to one command."""
+        number = next(self._numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        content = json.dumps(message).encode() + b"\0"
+        while content:
+            content = content[os.write(self._write, content) :]
+        self._until(lambda: number in self._answers, method)
+        answer = self._answers.pop(number)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def open(self, page: Path, *, width: int = 1300, height: int = 900, dark: bool = False) -> None:
+        """Shows the file `page`, in a window of that size."""
+        self.resize(width, height)
+        value = "dark" if dark else "light"
+        features = [{"name": "prefers-color-scheme", "value": value}]
+        self.call("Emulation.setEmulatedMedia", media="", features=features)
+        self._events.clear()
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        self._until(lambda: any(e["method"] == "Page.loadEventFired" for e in self._events), "load")
+
+    def resize(self, width: int, height: int = 900) -> None:
+        """Gives the window another size in CSS pixels, as of a phone below 600."""
+        mobile = width < 600
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=mobile,
+        )  # fmt: skip
+
+    def media(self, media: str) -> None:
+        """Shows the page as on `print` or `screen`."""
+        self.call("Emulation.setEmulatedMedia", media=media)
+
+    def scripts(self, *, allowed: bool) -> None:
+        """Allows or forbids scripts of pages that are opened from now on."""
+        self.call("Emulation.setScriptExecutionDisabled", value=not allowed)
+
+    def js(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def key(self, key: str, code: int, text: str = "") -> None:
+        """Presses and releases a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text,
+                windowsVirtualKeyCode=code,
+            )  # fmt: skip
+
+    def click(self, selector: str, nth: int = 0) -> None:
+        """Clicks the middle of an element with the mouse."""
+        point = self.js(
+            f"(() => {{ const e = document.querySelectorAll({json.dumps(selector)})[{nth}];"
+            "e.scrollIntoView({block: 'center', behavior: 'instant'});"
+            "const r = e.getBoundingClientRect();"
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call(
+                "Input.dispatchMouseEvent", type=kind, x=point[0], y=point[1],
+                button="left", clickCount=1,
+            )  # fmt: skip
+
+    def screenshot(self, path: Path, *, whole: bool = True) -> Path:
+        """A PNG of the page, or of what is in the window."""
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+        return path
+
+    def _until(self, done: Any, what: str) -> None:
+        end = time.monotonic() + SECONDS
+        while not done():
+            wait = end - time.monotonic()
+            assert wait > 0, f"Chromium did not answer `{what}` within {SECONDS:.0f} s"
+            if not select.select([self._read], [], [], min(wait, 1))[0]:
+                assert self._process.poll() is None, "Chromium has ended"
+                continue
+            content = os.read(self._read, 1 << 20)
+            assert content, "Chromium has closed its pipe"
+            *messages, self._left = (self._left + content).split(b"\0")
+            for message in messages:
+                self._take(json.loads(message))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "id" in message:
+            self._answers[message["id"]] = message
+            return
+        self._events.append(message)
+        method, parameters = message["method"], message["params"]
+        if method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(parameters["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" or (
+            method == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error")
+        ):
+            self.complaints.append(json.dumps(parameters))
