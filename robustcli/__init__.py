@@ -6,11 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Finetuning", "Run", "Training", "create_model", "evaluate", "finetune", "train"]
+__all__ = [
+    "Finetuning",
+    "Run",
+    "Training",
+    "create_model",
+    "evaluate",
+    "finetune",
+    "publish",
+    "train",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from robustcli.adapters.create import create_model
-    from robustcli.api import Finetuning, Run, Training, evaluate, finetune, train
+    from robustcli.api import Finetuning, Run, Training, evaluate, finetune, publish, train, verify
 
 _DOORS = {
     "Finetuning": "api",
@@ -19,7 +29,9 @@ _DOORS = {
     "create_model": "adapters.create",
     "evaluate": "api",
     "finetune": "api",
+    "publish": "api",
     "train": "api",
+    "verify": "api",
 }
 
 
