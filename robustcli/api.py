@@ -26,7 +26,7 @@ from robustcli.training.record import TrainRecord, read_train_record
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustcli.evaluation.verification import Verification
+    from robustcli.evaluation.verification_result import Verification
     from robustcli.finetuning.rules import FreezeRule
 
 
@@ -258,14 +258,14 @@ def verify(
         run: The folder of an evaluation, a training or a fine-tuning.
         sample: Blocks to recompute of each evaluation; None for all.
         weights: Files of weights or training runs that have moved; chosen by digest.
-        options: Further fields of `robustcli.evaluation.verification.VerifyConfig` (`seed`, `data`,
-            `label_space`, `labels`, `plugins`, `device`, `offline`).
+        options: Further fields of `robustcli.evaluation.recorded_inputs.VerifyConfig` (`seed`,
+            `data`, `label_space`, `labels`, `plugins`, `device`, `offline`).
 
     Raises:
         UsageError: There is no readable run, or nothing in it to verify.
         MachineError: The data, the weights or a plugin of the run are not here.
     """
-    from robustcli.evaluation.verification import VerifyConfig
+    from robustcli.evaluation.recorded_inputs import VerifyConfig
     from robustcli.evaluation.verification import verify as run_verification
 
     moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)

@@ -66,7 +66,8 @@ def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
     import os
 
     from robustcli.cli.progress import ConsoleListener
-    from robustcli.evaluation.verification import VerifyConfig, verify
+    from robustcli.evaluation.recorded_inputs import VerifyConfig
+    from robustcli.evaluation.verification import verify
 
     backend = values.pop("scan_backend")
     if backend is not None:

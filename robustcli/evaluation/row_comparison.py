@@ -33,8 +33,8 @@ class Tolerance:
     """How far a recomputed answer may lie from the stored one.
 
     Of classifiers `value` is a difference of probabilities, of segmenters a share of the pixels of
-    an image. On GPUs fp32 convolutions may compute with TF32 (10 bits of mantissa), and each chooses
-    its own algorithms; between CPUs only the order of summation differs.
+    an image. On GPUs fp32 convolutions may compute with TF32 (10 bits of mantissa), and each GPU
+    chooses its own algorithms; between CPUs only the order of summation differs.
     """
 
     value: float
@@ -292,13 +292,11 @@ def _mask_differences(
     share = changed / max(sum(new.values()), 1.0)
     agreement.largest = max(agreement.largest, share)
     if share > tolerance:
-        values = (", ".join(f"{name} {row[name]:.0f}" for name in _COUNTS) for row in (old, new))
-        yield RowDifference(image_id, "counts of pixels", *values, f"{share:.3%} of the pixels")
+        note = f"{share:.3%} of the pixels"
+        yield RowDifference(image_id, "counts of pixels", _counts(old), _counts(new), note)
         return
-    agreement.equal, agreement.tied = (
-        agreement.equal + (not changed),
-        agreement.tied + (changed > 0),
-    )
+    agreement.equal += not changed
+    agreement.tied += bool(changed)
     for quantity in (*_DISTANCES, *_NEAR) if not changed else ():
         if quantity in now and not _same(before.get(quantity), now[quantity]):
             yield RowDifference(image_id, quantity, before.get(quantity), now[quantity])
@@ -308,6 +306,10 @@ _TRUTHS = {
     "foreground pixels (tp + fn)": ("tp", "fn"),
     "background pixels (fp + tn)": ("fp", "tn"),
 }
+
+
+def _counts(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number:.0f}" for name, number in numbers.items())
 
 
 def _same(one: Any, other: Any) -> bool:
