@@ -15,7 +15,9 @@ __all__ = [
     "create_model",
     "evaluate",
     "finetune",
+    "publish",
     "train",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         finetune,
+        publish,
         train,
+        verify,
     )
     from robustcli.reports.comparison import Comparison
 
@@ -40,7 +44,9 @@ _DOORS = {
     "create_model": "adapters.networks",
     "evaluate": "api",
     "finetune": "api",
+    "publish": "api",
     "train": "api",
+    "verify": "api",
 }
 
 

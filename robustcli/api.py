@@ -27,6 +27,7 @@ from robustcli.training.record import TrainRecord, read_train_record
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robustcli.evaluation.verification_result import Verification
     from robustcli.finetuning.rules import FreezeRule
 
 
@@ -270,3 +271,32 @@ def finetune(
         sweep,
     )  # fmt: skip
     return Finetuning(run_finetuning(config))
+
+
+def verify(
+    run: str | Path,
+    *,
+    sample: int | None = 8,
+    weights: str | Path | Sequence[str | Path] = (),
+    **options: Any,
+) -> Verification:
+    """Whether this machine reproduces a run; nothing in its folder is changed.
+
+    Args:
+        run: The folder of an evaluation, a training or a fine-tuning.
+        sample: Blocks to recompute of each evaluation; None for all.
+        weights: Files of weights or training runs that have moved; chosen by digest.
+        options: Further fields of `robustcli.evaluation.recorded_inputs.VerifyConfig` (`seed`,
+            `data`, `label_space`, `labels`, `plugins`, `device`, `offline`).
+
+    Raises:
+        UsageError: There is no readable run, or nothing in it to verify.
+        MachineError: The data, the weights or a plugin of the run are not here.
+    """
+    from robustcli.evaluation.recorded_inputs import VerifyConfig
+    from robustcli.evaluation.verification import verify as run_verification
+
+    moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)
+    return run_verification(
+        VerifyConfig(Path(run), sample, weights=tuple(map(Path, moved)), **options)
+    )

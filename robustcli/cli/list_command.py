@@ -63,7 +63,7 @@ def _models() -> list[ListedRow]:
 
 
 def _weights_here(entry: ModelEntry) -> str:
-    from robustcli.adapters.cache_paths import is_here
+    from robustcli.adapters.fetching import is_here
 
     if entry.parameters == 0:
         return "none needed"

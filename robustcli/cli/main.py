@@ -26,6 +26,8 @@ COMMANDS = {
     "predict": ("robustcli.cli.predict", "Write masks for images."),
     "compare": ("robustcli.cli.compare", "Say which of several models is better, and how sure."),
     "report": ("robustcli.cli.report", "Write the report of runs again."),
+    "verify": ("robustcli.cli.verify", "Say whether this machine reproduces a run."),
+    "publish": ("robustcli.cli.publish", "Send a run to a tracker, or write a model card."),
     "list": ("robustcli.cli.list_command", "Show models, transforms, data sets or recipes."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),

@@ -50,7 +50,7 @@ def _failed_gates(
 ) -> list[GateError]:
     """The errors of the runs that break a gate; each run must fit all gates."""
     from robustcli.evaluation.gates import gate_error, judge_run, parse_gates
-    from robustcli.reports.render import kind_of
+    from robustcli.reports.pages import kind_of
 
     wanted = parse_gates(fail_under, fail_drop)
     if not wanted:

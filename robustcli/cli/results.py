@@ -10,7 +10,7 @@ import click
 
 
 def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
-    """Renders the report of `run` and prints its results, with its gates where the command has any."""
+    """Renders the report of `run`; prints its results, and its gates where the command has any."""
     from robustcli.reports.render import render
 
     report = render(run)

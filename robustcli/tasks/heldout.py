@@ -84,11 +84,11 @@ def training_data(request: ModelRequest) -> TrainingData | None:
         return None
     seen = header.seen if isinstance(header, ClassifierHeader) else {}
     digest = None if header is None else header.trained_on
-    masks = next((v for v in map(_mask_values, folders) if v is not None), None)
+    masks = next((v for v in map(mask_values_of, folders) if v is not None), None)
     return TrainingData(request.name, digest, parts, seen, masks)
 
 
-def _mask_values(run: Path) -> MaskValues | None:
+def mask_values_of(run: Path) -> MaskValues | None:
     """The options that read the masks as the training in `run` read them; None for none."""
     try:
         told = json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"].get("masks")

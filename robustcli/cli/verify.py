@@ -1,0 +1,80 @@
+"""`robust verify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustcli.cli import shared_options as options
+from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+
+NOT_REPRODUCED = 1
+
+
+class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since 8.4
+    """How many blocks, from 1 on, or `all` (as None)."""
+
+    name = "number or all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """The number; 0 stands for all."""
+        if value == "all":
+            return 0
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"`{value}` is neither a number from 1 on nor `all`.", param, ctx)
+        return int(value)
+
+
+@click.command("verify")
+@click.argument("run", type=FILE)
+@click.option(
+    "--sample", type=BlockCount(), default="8", show_default=True,
+    help="Blocks of up to 128 images to recompute of each evaluation, or all.",
+)  # fmt: skip
+@options.seed
+@click.option("--data", metavar="DIR", help="Where the images are now, if they have moved.")
+@click.option(
+    "--weights", type=FILE, multiple=True,
+    help="A weights file or training run, if it has moved; repeatable, chosen by digest.",
+)  # fmt: skip
+@click.option("--label-space", help="The file with the classes, if it has moved.")
+@click.option("--labels", type=FILE, help="The file with the class of each image, if it has moved.")
+@click.option(
+    "--plugin", "plugins", multiple=True, type=FILE,
+    help="A Python file that defines transforms, if it has moved; repeatable.",
+)  # fmt: skip
+@options.device
+@options.scan_backend
+@offline
+@as_json
+@quiet
+def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Say whether this machine reproduces RUN. Nothing in its folder is changed.
+
+    \b
+    robust verify runs/eval-vmamba-pico-1a2b3c4d
+    robust verify runs/train-ulvm_v5-1a2b3c4d --sample all --json
+
+    Exit code 0: reproduced. 1: not reproduced; the image, transform and model are named. 3: the
+    data or weights are not here.
+    """  # noqa: D301  click reads the backspace: keep these lines apart
+    import os
+
+    from robustcli.cli.progress import ConsoleListener
+    from robustcli.evaluation.recorded_inputs import VerifyConfig
+    from robustcli.evaluation.verification import verify
+
+    backend = values.pop("scan_backend")
+    if backend is not None:
+        os.environ["ROBUST_SCAN_BACKEND"] = backend
+    values["sample"] = values["sample"] or None
+    with ConsoleListener(quiet=quiet) as listener:
+        result = verify(VerifyConfig(run, **values), listener)
+    click.echo(result.as_json() if as_json else result.as_text())
+    if not result.reproduced:
+        sys.exit(NOT_REPRODUCED)

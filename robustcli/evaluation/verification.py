@@ -1,0 +1,266 @@
+"""Whether this machine reproduces a run: its rows are checked, and a sample of them recomputed.
+
+All rows are read and held against the data (images, classes, groups) and against themselves. Of
+the blocks (a model, a transform at a severity, up to 128 images) a sample is computed again as the
+run's record says: transformed pixels must have the stored digests, answers must be the same within
+`row_comparison.Tolerance`. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustcli.adapters.model import Model
+from robustcli.core.errors import RobustError, UsageError
+from robustcli.core.listener import Listener, Silent
+from robustcli.core.machine import versions
+from robustcli.core.rundir import RECORD_FILE, has_record
+from robustcli.core.seeds import identity_seed
+from robustcli.data.dataset import Sample
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.device import choose_device, device_name
+from robustcli.evaluation.evaluate import TASKS
+from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.plan import Piece, parts_of
+from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.evaluation.recorded_inputs import (
+    RecordedModels,
+    VerifyConfig,
+    find_images,
+    find_transforms,
+)
+from robustcli.evaluation.row_comparison import COMPARISONS, Agreement, DeviceKind
+from robustcli.evaluation.stored_rows import (
+    Block,
+    StoredRows,
+    check_rows,
+    check_table,
+    row_difference,
+)
+from robustcli.evaluation.verification_result import Difference, EvaluationCheck, Verification
+from robustcli.models.scan.choice import choose_backend
+from robustcli.tasks.base import Batch, Row, Task
+from robustcli.transforms.base import Cell
+from robustcli.transforms.registry import TransformCell
+
+# The way from top to bottom.
+
+
+def verify(config: VerifyConfig, listener: Listener | None = None) -> Verification:
+    """Whether this machine reproduces the run in `config.run`; the folder is only read.
+
+    Raises:
+        UsageError: There is no readable run, or it has nothing to verify yet.
+        MachineError: The data, the weights or a plugin of the run are not here.
+    """
+    heard = listener or Silent()
+    folders = _evaluations(config.run)
+    checks = tuple(_check(folder, config, heard) for folder in folders)
+    return Verification(config.run, config.seed, checks)
+
+
+def _evaluations(run: Path) -> list[Path]:
+    """The evaluations in the folder `run`: itself, or the held-out ones of its trainings."""
+    head: Any = {}
+    if has_record(run):
+        try:
+            head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+        except ValueError:
+            head = {}
+    kind = head.get("kind") if isinstance(head, dict) else None
+    if kind not in ("train", "finetune"):
+        return [run]
+    trainings = [run] if kind == "train" else [run / str(mode) for mode in head.get("modes", ())]
+    tested = [training / "test" for training in trainings if has_record(training / "test")]
+    if not tested:
+        raise UsageError(
+            f"`{run}` has no held-out evaluation yet.",
+            f"Its status is `{head.get('status')}`; only what was evaluated can be verified.",
+            "Repeat the command that made it: it goes on where it stopped.",
+        )
+    return tested
+
+
+def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationCheck:
+    record = read_record(run)
+    stored = StoredRows(run, record)
+    device = choose_device(config.device)
+    here: DeviceKind = "cpu" if device.type == "cpu" else "mps" if device.type == "mps" else "cuda"
+    comparison = COMPARISONS[record.task]
+    tolerance = comparison.tolerance(record.precision, _kind_of(record.device), here)
+    check = EvaluationCheck(run, record.task, record.status, tolerance, blocks=len(stored.blocks))
+    if not stored.blocks:
+        raise UsageError(
+            f"`{run}` has no predictions yet.",
+            "Its folder holds no block of rows.",
+            "Repeat the command that made it, then verify it.",
+        )
+    models = RecordedModels(run, record, config)
+    images = find_images(stored, models, config, check)
+    cells = find_transforms(stored, config, check)
+    check_rows(stored, images, check)
+    blocks = _sampled(stored, config, cells)
+    loaded = models.loaded({block.model for block in blocks}, check)
+    for model in loaded.values():
+        model.to(device, record.precision)
+    blocks = [block for block in blocks if block.model in loaded]
+    check.sampled = [block.name for block in blocks]
+    check.causes = _causes(record, device_name(device), loaded)
+    _recompute(stored, blocks, loaded, cells, images, check, listener)
+    check_table(run, record, check)
+    return check
+
+
+def _kind_of(device: str) -> DeviceKind:
+    """The kind of the device that a record names in words."""
+    return "cpu" if device.startswith("cpu") else "mps" if device.startswith("mps") else "cuda"
+
+
+# The sample, recomputed.
+
+
+def _sampled(
+    stored: StoredRows, config: VerifyConfig, cells: Mapping[Cell, TransformCell]
+) -> list[Block]:
+    """The blocks to recompute: of every model and transform one, as far as the sample reaches.
+
+    Which ones depends on the seed and the name of each block alone.
+    """
+    ranked: dict[tuple[str, Cell], list[Block]] = defaultdict(list)
+    order = sorted(
+        (block for block in stored.blocks if block.cell in cells),
+        key=lambda block: identity_seed("verify", config.seed, block.name),
+    )
+    keyed = []
+    for block in order:
+        ranked[block.model, block.cell].append(block)
+        keyed.append((len(ranked[block.model, block.cell]), block))
+    keyed.sort(key=lambda pair: pair[0])  # stable: within a round in the order of the seed
+    return [block for _, block in keyed][: config.sample]
+
+
+def _recompute(
+    stored: StoredRows,
+    blocks: Sequence[Block],
+    models: Mapping[str, Model],
+    cells: Mapping[Cell, TransformCell],
+    images: Mapping[str, Sample],
+    check: EvaluationCheck,
+    listener: Listener,
+) -> None:
+    record = stored.record
+    task: Task[Any] = TASKS[record.task]()
+    config = EvalConfig(
+        (), (), seed=record.seed, apply_at=record.apply_at, precision=record.precision
+    )
+    pieces = [
+        _piece(stored, number, [block for block in blocks if block.number == number], images)
+        for number in sorted({block.number for block in blocks})
+    ]
+    listener.start(sum(piece.forwards for piece in pieces), 0)
+    if not pieces:
+        return
+    device = next(iter(models.values())).device
+    source = Source(
+        parts_of(pieces, task.batch_sizes[device.type]), task.preparation(models, cells, config)
+    )
+    predictors = {name: task.predictor(model, record.dataset) for name, model in models.items()}
+    rows = {block: _by_id(stored.rows(block)) for block in blocks}
+    inputs: dict[tuple[str, Cell, int], dict[str, Row] | None] = {}
+    for batch in batch_stream(source, 0, pin=False):
+        if isinstance(batch, RobustError):
+            raise batch
+        for view in batch.measures:
+            key = (view, batch.cell, batch.block)
+            if key not in inputs:
+                inputs[key] = stored.inputs(*key)
+            check.differences += _pixel_differences(batch, view, inputs[key] or {}, check)
+        check.differences += _unreadable(batch, stored.skipped)
+        for name in batch.models if batch.image_ids else ():
+            block, agreement = Block(name, batch.cell, batch.block), Agreement()
+            found = COMPARISONS[record.task].compare(
+                batch, predictors[name], rows[block], check.tolerance, agreement
+            )
+            check.differences += [row_difference(block, "predictions", one) for one in found]
+            check.agreement.add(agreement)
+        listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
+
+
+def _by_id(rows: list[Row] | None) -> dict[str, Row]:
+    return {str(row["image_id"]): row for row in rows or ()}
+
+
+def _piece(
+    stored: StoredRows, number: int, blocks: Sequence[Block], images: Mapping[str, Sample]
+) -> Piece:
+    """The work on the sampled blocks of the same images, which are then decoded once."""
+    views = {model.name: model.view for model in stored.record.models}
+    cells = list(dict.fromkeys(block.cell for block in blocks))
+    models = {cell: tuple(b.model for b in blocks if b.cell == cell) for cell in cells}
+    items = tuple(images[name] for name in stored.images.get(number, ()) if name in images)
+    inputs = {cell: tuple(sorted({views[name] for name in models[cell]})) for cell in cells}
+    return Piece(number, items, models, inputs)
+
+
+def _pixel_differences(
+    batch: Batch[Any], view: str, stored: Mapping[str, Row], check: EvaluationCheck
+) -> Iterator[Difference]:
+    """Transformed images whose pixels are not the stored ones."""
+    for image_id, made in zip(batch.image_ids, batch.measures[view], strict=True):
+        row = stored.get(image_id)
+        check.pixels += 1
+        quantity, before, now = "digest of the pixels", "no readable row", made.digest
+        if row is not None:
+            before = str(row["digest"])
+        if before == now and row is not None:
+            check.equal_pixels += 1
+            if _same_psnr(row["psnr_db"], made.psnr_db) and row["changed"] == made.changed:
+                continue
+            quantity, before, now = "PSNR (dB)", str(row["psnr_db"]), str(made.psnr_db)
+        cell = batch.cell
+        yield Difference(
+            "pixels", quantity, before, now, None, cell.transform, cell.severity, image_id
+        )
+
+
+def _same_psnr(stored: Any, made: float) -> bool:
+    if stored is None or stored != stored:
+        return made != made
+    return float(stored) == made or abs(float(stored) - made) <= 1e-9 * abs(made)
+
+
+def _unreadable(batch: Batch[Any], skipped: set[str]) -> Iterator[Difference]:
+    for image_id, reason in batch.unreadable:
+        if image_id not in skipped:
+            yield Difference(
+                "rows", "image", "readable", "unreadable", image_id=image_id, note=reason
+            )
+
+
+# Where a difference may come from.
+
+
+def _causes(record: RunRecord, device: str, models: Mapping[str, Model]) -> list[str]:
+    """Versions, device and backends that are others here than in the record."""
+    here = versions()
+    causes = [
+        f"{name} {here.get(name, 'not installed')} here, {record.versions.get(name, 'none')} then"
+        for name in sorted({*here, *record.versions})
+        if here.get(name) != record.versions.get(name)
+    ]
+    if device != record.device:
+        causes.append(f"device {device} here, {record.device} then")
+    for model in record.models:
+        if model.name in models and models[model.name].facts.scans:
+            backend = choose_backend(models[model.name].device, torch.float32)
+            if backend != model.scan_backend:
+                causes.append(
+                    f"scan backend of `{model.name}` {backend} here, {model.scan_backend} then"
+                )
+    return causes
