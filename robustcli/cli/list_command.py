@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from robustcli.cli.shared_options import as_json
 from robustcli.core.names import matching
+
+if TYPE_CHECKING:
+    from robustcli.adapters.catalogue import ModelEntry
 
 ListedRow = dict[str, object]
 
@@ -36,7 +40,6 @@ def command(kind: str, pattern: str, wide: bool, as_json: bool) -> None:
 
 
 def _models() -> list[ListedRow]:
-    from robustcli.adapters.cache_paths import is_here
     from robustcli.adapters.catalogue import CATALOGUE
 
     return [
@@ -50,13 +53,21 @@ def _models() -> list[ListedRow]:
             "published dice": entry.published if entry.task == "seg" else None,
             "published iou": entry.published_iou,
             "pretraining": entry.pretraining,
-            "weights here": "yes" if is_here(entry) else "no",
+            "weights here": _weights_here(entry),
             "licence": entry.licence,
             "source": entry.weights_url or entry.source,
             "remark": entry.remark,
         }
         for entry in CATALOGUE.values()
     ]
+
+
+def _weights_here(entry: ModelEntry) -> str:
+    from robustcli.adapters.cache_paths import is_here
+
+    if entry.parameters == 0:
+        return "none needed"
+    return "yes" if is_here(entry) else "no"
 
 
 def _transforms() -> list[ListedRow]:
@@ -122,6 +133,7 @@ _ROWS: dict[str, Callable[[], list[ListedRow]]] = {
 
 _LONG = {
     "models": ("is", "pretraining", "source", "remark"),
+    "transforms": ("moves pixels", "parameters"),
     "datasets": ("source",),
     "recipes": ("optimizer", "schedule", "source"),
 }
@@ -144,11 +156,14 @@ def _grid(rows: list[ListedRow], hidden: Sequence[str]) -> str:
     from tabulate import tabulate
 
     names = [name for name in rows[0] if name not in hidden]
-    body = [[_text(row[name]) for name in names] for row in rows]
+    body = [[_text(name, row[name]) for name in names] for row in rows]
     return tabulate(body, headers=names, disable_numparse=True)
 
 
-def _text(value: object) -> str:
+def _text(column: str, value: object) -> str:
     if value is None:
         return ""
+    if column == "severities":
+        first, *others = str(value).split(",")
+        return f"{first}-{others[-1]}" if others else first
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -89,7 +89,9 @@ class LazyGroup(click.Group):
         except click.exceptions.Exit as error:
             status = error.exit_code
         except click.ClickException as error:
-            if _is_first():  # all processes of a job have the same command line
+            from robustcli.core.ranks import is_first_process
+
+            if is_first_process():  # all processes of a job have the same command line
                 error.show()
             status = error.exit_code
         except RobustError as error:
@@ -137,16 +139,6 @@ def _flushed(status: int) -> int:
     except (OSError, ValueError):  # closed, or a full disk behind it
         return status or 1
     return status
-
-
-def _is_first() -> bool:
-    """Whether this process talks to the user; so does one that is not told its place."""
-    from robustcli.core.ranks import ranks
-
-    try:
-        return ranks().first
-    except RobustError:
-        return True
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

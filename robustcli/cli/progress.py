@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from types import TracebackType
 
 import click
+
+from robustcli.core.ranks import is_first_process
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -29,7 +30,7 @@ class ConsoleListener:
         self._bar: object | None = None
         self._total = self._done = self._before = 0
         self._started = self._last = 0.0
-        self._log, self._handler = logging.getLogger("robustcli"), _Said(self)
+        self._log, self._handler = logging.getLogger("robustcli"), _LogToListener(self)
 
     def __enter__(self) -> ConsoleListener:
         self._log.addHandler(self._handler)
@@ -93,7 +94,7 @@ class ConsoleListener:
         return f"about {(self._total - self._done) / rate:.0f} s left."
 
 
-class _Said(logging.Handler):
+class _LogToListener(logging.Handler):
     """Passes log messages on to a listener."""
 
     def __init__(self, listener: ConsoleListener) -> None:
@@ -103,13 +104,9 @@ class _Said(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Says the message, if it is new and this is the first process."""
         text = record.getMessage()
-        if text not in self.before and _is_first():
+        if text not in self.before and is_first_process():
             self.before.add(text)
             self.listener.say(text)
-
-
-def _is_first() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _bar(unit: str, total: int, done: int) -> object:

@@ -87,6 +87,14 @@ def ranks() -> Ranks:
     return Ranks() if launcher is None else _PLACES[launcher]()
 
 
+def is_first_process() -> bool:
+    """Whether this process talks to the user; one whose launcher is misconfigured does too."""
+    try:
+        return ranks().first
+    except (UsageError, MachineError):
+        return True
+
+
 def _unwatched() -> None:
     """Nobody knows whether the other processes live."""
 

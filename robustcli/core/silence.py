@@ -88,7 +88,6 @@ def silenced(*modules: str) -> Iterator[None]:
 
 
 def _install(name: str) -> None:
-    """Puts the object in the place of `warnings` in the module, once."""
     module = sys.modules.get(name)
     if module is None:
         try:

@@ -244,7 +244,6 @@ def _from_table(path: Path, say: Say) -> list[ClassLine]:
 
 
 def _columns_by_content(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-    """The two columns of a table without a header: indices or wnids, and the names."""
     if len(rows[0]) != 2:
         return None
     numbers = sorted(map(str, range(len(rows))))

@@ -342,7 +342,6 @@ def _labels_in_table_of_any_name(path: Path, files: Sequence[FileRef], say: Say)
 
 
 def _labels_by_content(files: Sequence[FileRef]) -> Headless:
-    """Recognises two columns without a header: one names images, the other none."""
     bare = {file.file_name.rpartition(".")[0] for file in files}
     names = {*bare, *(file.relative for file in files), *(file.file_name for file in files)}
 

@@ -269,7 +269,6 @@ def _count(ref: FileRef) -> _MaskCounts | None:
 
 
 def _by_alpha(pixels: MaskPixels) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Each degree of transparency with the values of its pixels."""
     if pixels.alpha is None:
         yield OPAQUE, pixels.values
         return

@@ -375,7 +375,6 @@ def _surveyed(dataset: Dataset, truth: Masks) -> Dataset:
 
 
 def _location(data: str, named: NamedDataset | None) -> Path:
-    """Where the data are: a folder, a tar or a table."""
     if named:
         return require_tar(named)
     path = Path(data).expanduser()

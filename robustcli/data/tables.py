@@ -182,7 +182,6 @@ def _separated(separator: str, usual: str, sep_line: object) -> list[str]:
 
 
 def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
-    """The rows that hold anything."""
     source = io.StringIO(text, newline="")
     try:
         rows = list(csv.reader(source, delimiter=separator, skipinitialspace=True))

@@ -52,7 +52,6 @@ class EvalConfig(TaskConfig):
 
 
 def _changes(request: ModelRequest) -> object:
-    """What was said about a model beyond its name; nothing for a model as published."""
     said = (
         request.weights,
         dict(request.arguments),

@@ -308,7 +308,6 @@ def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def _difference(ours: Any, theirs: Any) -> str:
-    """The first difference between two JSON values, in words."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in dict.fromkeys([*ours, *theirs]):
             if ours.get(key) != theirs.get(key):
@@ -433,7 +432,6 @@ def _send(child: subprocess.Popen[bytes], job: object) -> None:
 
 
 def _import_path() -> str:
-    """So that a child finds this very package."""
     package = str(Path(__file__).parents[2])
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 

@@ -12,25 +12,20 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
 from robustcli.adapters.model import Model
-from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
-from robustcli.core.names import file_name
-from robustcli.core.ranks import Ranks
-from robustcli.core.rundir import check_folder
-from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
-from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.evaluation.distributed import (
     Group,
     check_ranks_agree,
@@ -38,18 +33,17 @@ from robustcli.evaluation.distributed import (
     group_of_child,
     in_words,
 )
+from robustcli.evaluation.forecast import announce_quick
 from robustcli.evaluation.loader import Source
+from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
-from robustcli.tasks.base import Data, Task
-from robustcli.tasks.classification import Classification
 from robustcli.tasks.pictures import write_samples
-from robustcli.tasks.segmentation import Segmentation
 from robustcli.transforms.base import CLEAN, Cell
-from robustcli.transforms.registry import TransformCell, resolve_transforms
+from robustcli.transforms.registry import TransformCell
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
@@ -90,6 +84,8 @@ def run_evaluation(
     group = group or Group()
     with group.alive(listener or Silent()) as heard:
         evaluation = look_up(config, heard, group.place)
+        if config.quick and group.first and listener is not None:
+            announce_quick(evaluation, heard)
         models = load_models(evaluation)
         for note in (note for model in models.values() for note in model.notes):
             heard.say(note)
@@ -113,118 +109,6 @@ def help_first() -> int:
     except RobustError as error:
         return error.exit_code  # the first process tells
     return 0
-
-
-# Before anything is computed: everything is looked up once, cheapest checks first.
-
-
-EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
-    task.name: task for task in (Classification, Segmentation)
-}
-
-
-def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
-    """The one task of all `entries`.
-
-    Raises:
-        UsageError: They are for different tasks.
-    """
-    first = {entry.task: entry for entry in reversed(entries)}
-    if len(first) > 1:
-        raise UsageError(
-            "A classifier and a segmenter do not go into one run.",
-            f"`{first['cls'].name}` says what is in an image, `{first['seg'].name}` where it is: "
-            "they need other data and have other numbers.",
-            "Evaluate them in separate runs.",
-        )
-    return EVALUATION_TASKS[entries[0].task]()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation with all that its settings name looked up, but no weights and no pixels.
-
-    Args:
-        config: The settings.
-        task: What its models do.
-        data: What is evaluated.
-        cells: The transforms, by cell.
-        names: Of the models.
-        device: Where this process computes.
-        run: The run's folder.
-    """
-
-    config: EvalConfig
-    task: Task[Any]
-    data: Data
-    cells: dict[Cell, TransformCell]
-    names: tuple[str, ...]
-    device: torch.device
-    run: Path
-
-    @property
-    def block_size(self) -> int:
-        """Images of a block in a run that begins now."""
-        return max(BLOCK_SIZE, self.config.batch_size or 0)
-
-    def ready(self, loaded: Iterable[Model]) -> dict[str, Model]:
-        """`loaded` by name, on the device, each tried out with a made-up image.
-
-        So what a network cannot take is said before anything is decoded or written.
-
-        Raises:
-            UsageError: A network cannot take the images that its preprocessing makes.
-        """
-        models = {m.facts.name: m.to(self.device, self.config.precision) for m in loaded}
-        for model in models.values():
-            model.try_out()
-        return models
-
-
-def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
-    """The images, transforms, models, device and folder that `config` names.
-
-    Args:
-        config: The settings.
-        listener: Hears of defaults.
-        place: Of this process among those that share the work, which decides its device.
-
-    Raises:
-        UsageError: Something named does not exist or does not fit together.
-    """
-    cells = resolve_transforms(config.transforms, config.severities, config.plugins)
-    entries = [resolve(request.name) for request in config.models]
-    names = tuple(entry.name for entry in entries)
-    _check_distinct(names)
-    task = task_of(entries)
-    task.check(config)
-    config = task.with_defaults(config, listener)
-    device = choose_device(config.device, place)
-    data = task.open(config, listener)
-    run = config.directory(f"{data.record.digest} {data.record.contents}")
-    check_folder(run)
-    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
-    return Evaluation(config, task, data, by_cell, names, device, run)
-
-
-def _check_distinct(names: tuple[str, ...]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise UsageError(
-            f"`--model {twice.pop()}` was given twice.",
-            "",
-            "Use two runs to compare two weights of one model.",
-        )
-    folders: dict[str, str] = {}
-    for name in names:
-        other = folders.setdefault(file_name(name).lower(), name)
-        if other != name:
-            raise UsageError(
-                f"`--model {other}` and `--model {name}` would share a folder of the run.",
-                "Characters that file names cannot have become `-`, and not every file system "
-                "tells capital letters apart.",
-                "Evaluate them in two runs.",
-            )
 
 
 def load_models(evaluation: Evaluation) -> dict[str, Model]:
@@ -261,7 +145,6 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
 
 
 def _transform_record(cell: TransformCell) -> TransformRecord:
-    """The record of one transform at one severity."""
     transform = cell.transform
     return TransformRecord(
         name=transform.name,

@@ -1,11 +1,16 @@
-"""`--dry-run`: what a command would compute, download and take, without computing it."""
+"""What an evaluation will compute, download and take, and how exactly a quick look can know it.
+
+`--dry-run` prints the forecast and does nothing; `--quick` announces its part of it and goes on.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 from robustcli.adapters.cache_paths import is_here
@@ -15,21 +20,28 @@ from robustcli.core.errors import RobustError
 from robustcli.core.listener import Listener
 from robustcli.core.machine import usable_cores
 from robustcli.core.rundir import has_record
+from robustcli.data.subsets import QUICK_SPREAD
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.evaluate import Evaluation, look_up
 from robustcli.evaluation.loader import Source
+from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, parts_of
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
+from robustcli.metrics.intervals import wilson_interval
 from robustcli.tasks.base import ORIGINAL, Batch, Predictor
 
 _TRIAL_IMAGES = 4
 _BYTES_PER_PARAMETER = 4
+_Z95 = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be done; `download_bytes` is four a parameter, `seconds` comes from a trial."""
+    """What is to be done; `download_bytes` is four a parameter, `seconds` comes from a trial.
+
+    `precision` says how exactly a quick look will know its numbers, and is None without `--quick`.
+    `pool_images` and `pool_seconds` are those of all images that a subset was taken from.
+    """
 
     out: str
     images: int
@@ -39,6 +51,9 @@ class Forecast:
     predictions_there: int
     download_bytes: int
     seconds: float
+    precision: str | None
+    pool_images: int
+    pool_seconds: float
 
     def as_json(self) -> str:
         """One JSON object."""
@@ -46,16 +61,21 @@ class Forecast:
 
     def as_text(self) -> str:
         """The same in lines."""
+        pool = self.pool_images
+        subset = f" of {pool:,} ({self.precision})" if self.precision else ""
+        duration = f"about {_duration(self.seconds)} on this machine, by a short trial"
+        if self.precision:
+            duration += f"; about {_duration(self.pool_seconds)} for all {pool:,} images"
         return "\n".join(
             [
                 f"Run:         {self.out}",
-                f"Images:      {self.images:,}",
+                f"Images:      {self.images:,}{subset}",
                 f"Transforms:  {len(self.cells)} ({', '.join(self.cells)})",
                 f"Models:      {', '.join(self.models)}",
                 f"Predictions: {self.predictions - self.predictions_there:,} to compute, "
                 f"{self.predictions_there:,} there",
                 f"Download:    about {self.download_bytes / 1e6:,.0f} MB",
-                f"Time:        about {self.seconds:,.0f} s on this machine, by a short trial",
+                f"Time:        {duration}",
             ]
         )
 
@@ -67,9 +87,9 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     """
     evaluation = look_up(config, listener)
     plan = _plan(evaluation)
-    missing = plan.forwards
-    if has_record(evaluation.run) and not config.fresh:
-        missing = sum(piece.forwards for piece in plan.missing())
+    missing = _missing(evaluation, plan)
+    per_image = _seconds_per_image(evaluation) if missing else 0.0
+    pool = evaluation.data.pool.images
     return Forecast(
         out=str(evaluation.run),
         images=len(plan.images),
@@ -80,8 +100,65 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
         predictions=plan.forwards,
         predictions_there=plan.forwards - missing,
         download_bytes=_download(config),
-        seconds=_seconds(evaluation, missing / max(1, plan.forwards)) if missing else 0.0,
+        seconds=per_image * len(plan.images) * missing / max(1, plan.forwards),
+        precision=precision_of(evaluation) if config.quick else None,
+        pool_images=pool,
+        pool_seconds=per_image * pool,
     )
+
+
+def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
+    """Announces how many images a quick look takes, its sampling error, and its time.
+
+    The time is found by a short trial; nothing is said of it where nothing is left to compute.
+    """
+    images, pool = len(evaluation.data.items), evaluation.data.pool.images
+    listener.say(f"Quick look at {images:,} of {pool:,} images: {precision_of(evaluation)}.")
+    plan = _plan(evaluation)
+    missing = _missing(evaluation, plan)
+    if missing:
+        per_image = _seconds_per_image(evaluation)
+        quick = per_image * images * missing / max(1, plan.forwards)
+        listener.say(
+            f"It will take about {_duration(quick)} on this machine, by a short trial; all "
+            f"{pool:,} images would take about {_duration(per_image * pool)}."
+        )
+
+
+def precision_of(evaluation: Evaluation) -> str:
+    """How exactly the numbers of the taken images will be known, before any is computed.
+
+    Of classifiers: half of the Wilson interval of a share of one half, where it is widest. Of
+    segmenters, whose spread is not known before: half of the normal interval of a mean over groups
+    between which dice has a standard deviation of QUICK_SPREAD, and of 0.5, the largest possible.
+    """
+    data = evaluation.data
+    if evaluation.task.name == "cls":
+        n = len(data.items)
+        interval = wilson_interval(n // 2, n)
+        points = 50 * (interval.high - interval.low)
+        return f"top-1 will be known to +-{points:.1f} percentage points or better (95 %)"
+    groups, grouping = len({item.group for item in data.items}), data.grouping or "image"
+    typical, worst = (_Z95 * spread / math.sqrt(groups) for spread in (QUICK_SPREAD, 0.5))
+    return (
+        f"mean dice over {groups} of {data.pool.groups} {grouping}s will be known to about "
+        f"+-{typical:.2f} (95 %) if it differs between {grouping}s by {QUICK_SPREAD} (standard "
+        f"deviation), at worst +-{worst:.2f}"
+    )
+
+
+def _missing(evaluation: Evaluation, plan: EvaluationPlan) -> int:
+    """Predictions that are not there yet; all of them where an earlier run will be discarded."""
+    if has_record(evaluation.run) and not evaluation.config.fresh:
+        return sum(piece.forwards for piece in plan.missing())
+    return plan.forwards
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
 
 
 def _plan(evaluation: Evaluation) -> EvaluationPlan:
@@ -102,10 +179,9 @@ def _is_downloaded(entry: ModelEntry) -> bool:
     return entry.builder == "timm" or entry.weights_url is not None
 
 
-def _seconds(evaluation: Evaluation, share: float) -> float:
-    """Seconds for `share` of the run: images are made by workers, models run on the device."""
-    task, images = evaluation.task, len(evaluation.data.items)
-    dataset = evaluation.data.record
+def _seconds_per_image(evaluation: Evaluation) -> float:
+    """For all cells and models: images are made by workers, models run on the device."""
+    task, dataset = evaluation.task, evaluation.data.record
     models = evaluation.ready(task.trial_model(request) for request in evaluation.config.models)
     trial = _trial(evaluation, models)
     answering = len(evaluation.cells) * sum(
@@ -114,8 +190,7 @@ def _seconds(evaluation: Evaluation, share: float) -> float:
     cores = usable_cores()
     on_cpu = evaluation.device.type == "cpu"
     both = trial.seconds + answering if on_cpu else max(trial.seconds, answering)
-    per_image = both if cores == 1 else max(both / 2, trial.seconds, answering)
-    return share * per_image * images
+    return both if cores == 1 else max(both / 2, trial.seconds, answering)
 
 
 @dataclass(frozen=True)
@@ -133,12 +208,15 @@ def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
     nowhere = Store(evaluation.run / "no such run")
     plan = EvaluationPlan(nowhere, few, tuple(cells), tuple(models), (), len(few))
     preparation = evaluation.task.preparation(models, cells, evaluation.config)
-    started, kept = time.perf_counter(), None
-    for batch in Source(parts_of(plan.missing(), len(few)), preparation):
-        if isinstance(batch, RobustError):
-            raise batch
-        kept = kept or (batch if batch.image_ids else None)
-    return _Trial((time.perf_counter() - started) / len(few), kept)
+    parts, kept, seconds = parts_of(plan.missing(), len(few)), None, 0.0
+    for _ in range(2):  # the first time also imports libraries and builds the transforms
+        started = time.perf_counter()
+        for batch in Source(parts, preparation):
+            if isinstance(batch, RobustError):
+                raise batch
+            kept = kept or (batch if batch.image_ids else None)
+        seconds = time.perf_counter() - started
+    return _Trial(seconds / len(few), kept)
 
 
 def _seconds_an_image(model: Predictor, trial: _Trial) -> float:

@@ -115,8 +115,11 @@ def _summary(table: pd.DataFrame, model: str, kind: Kind) -> str:
     clean = rows[rows["transform"] == "identity"]
     parts = [f"{kind.show_clean(row)} (identity)" for _, row in clean.iterrows()]
     ends = extremes(rows, by=kind.measure)
-    for word, cells in (("best", ends.best[:1]), ("worst", ends.worst[:1])):
-        parts += [f"{word} {_cell(rows, *cell, kind)}" for cell in cells]
+    if ends.worst:
+        parts.append(f"best {_cell(rows, *ends.best[0], kind)}")
+        parts.append(f"worst {_cell(rows, *ends.worst[0], kind)}")
+    else:  # a single transform is neither
+        parts += [_cell(rows, *cell, kind) for cell in ends.best[:1]]
     return f"{model}: {', '.join(parts)}"
 
 

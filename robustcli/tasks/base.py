@@ -23,6 +23,8 @@ from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.model import Facts, Model
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
+from robustcli.data.dataset import Dataset
+from robustcli.data.subsets import quick_look, take
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.pictures import SamplePicture
@@ -44,20 +46,42 @@ class Item(Protocol):
 
 
 @dataclass(frozen=True)
+class Pool:
+    """How many images and groups of images there were before some were taken."""
+
+    images: int
+    groups: int
+
+
+@dataclass(frozen=True)
 class Data:
     """What is evaluated: looked up, not decoded.
 
     Args:
         items: The images, with what is known of each.
         record: What `run.json` says of them.
+        pool: From which `--quick`, `--limit` or `--per-class` took the images.
         grouping: What a group of images is, in the singular, where there are groups.
         split: Which part of the data set they are, where it has parts.
     """
 
     items: tuple[Any, ...]
     record: DatasetRecord
+    pool: Pool
     grouping: str | None = None
     split: SplitOrAll | None = None
+
+
+def taken(dataset: Dataset, config: TaskConfig) -> Dataset:
+    """The images of `dataset` that `--quick`, or `--limit` and `--per-class`, take."""
+    if config.quick:
+        return quick_look(dataset, seed=config.seed)
+    return take(dataset, per_class=config.per_class, limit=config.limit, seed=config.seed)
+
+
+def pool_of(dataset: Dataset) -> Pool:
+    """The counts of `dataset`."""
+    return Pool(len(dataset.samples), len(dataset.groups))
 
 
 # Inputs, made in loader workers.

@@ -23,7 +23,6 @@ from robustcli.data.decode import decode
 from robustcli.data.labels import LabelSpace
 from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.data.subsets import take
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.tasks.base import (
     ORIGINAL,
@@ -35,6 +34,8 @@ from robustcli.tasks.base import (
     Task,
     facts_record,
     measure,
+    pool_of,
+    taken,
 )
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
@@ -197,14 +198,14 @@ class Classification(Task[Classifier]):
         for note in whole.notes:
             listener.say(note)
         part = choose_part(whole, config.split, trainings_of(config), listener).index
-        index = take(part, per_class=config.per_class, limit=config.limit, seed=config.seed)
+        index = taken(part, config)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
             listener.say(
                 f"No --data: using {index.name}{kind}, {len(index.samples)} images, "
                 f"{index.location}."
             )
-        return Data(index.samples, dataset_record(index))
+        return Data(index.samples, dataset_record(index), pool_of(part))
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""

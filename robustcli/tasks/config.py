@@ -17,7 +17,8 @@ class TaskConfig:
     """Models x transforms x images; see `robust eval --help` for the meaning of each.
 
     `splits_of` is a training run that says which part an image belongs to, as if one of the models
-    came from it. `dataset` is what `data` names, where that is opened already.
+    came from it. `quick` takes the images of `data.subsets.quick_look`. `dataset` is what `data`
+    names, where that is opened already.
     """
 
     models: tuple[ModelRequest, ...]
@@ -28,6 +29,7 @@ class TaskConfig:
     labels: Path | None = None
     per_class: int | None = None
     limit: int | None = None
+    quick: bool = False
     split: Literal["auto"] | SplitOrAll = "auto"
     splits_of: Path | None = None
     seed: int = 0

@@ -24,7 +24,6 @@ from robustcli.data.dataset import Sample
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.data.subsets import take
 from robustcli.metrics.columns import mask_schema
 from robustcli.metrics.mask_scores import near_counts
 from robustcli.tasks.base import (
@@ -38,6 +37,8 @@ from robustcli.tasks.base import (
     Task,
     facts_record,
     measure,
+    pool_of,
+    taken,
 )
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
@@ -295,8 +296,9 @@ class Segmentation(Task[Segmenter]):
                 f"{whole.location}."
             )
         part = choose_part(whole, config.split, trainings_of(config), listener)
-        index = take(part.index, limit=config.limit, seed=config.seed)
-        return Data(index.samples, pairs_record(index), index.grouping, part.split)
+        index = taken(part.index, config)
+        record, pool = pairs_record(index), pool_of(part.index)
+        return Data(index.samples, record, pool, index.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
         """See `Task.load`."""

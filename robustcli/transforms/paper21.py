@@ -152,7 +152,7 @@ PAPER21: tuple[Augmented, ...] = (
     _row(
         "affine",
         "Affine",
-        "Scale 0.8 to 1.2 and shift 20 % per axis, rotate 25 and shear 8 degrees",
+        "Scale 0.8 to 1.2, shift 20 % per axis, rotate 25 and shear 8 degrees",
         geometric=True,
         scale={"x": _SCALE, "y": _SCALE},
         translate_percent={"x": _SHIFT, "y": _SHIFT},

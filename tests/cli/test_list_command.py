@@ -76,7 +76,7 @@ def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
     assert "ImageNet-1K only" in wide
 
 
-@pytest.mark.parametrize("kind", ["models", "datasets", "recipes"])
+@pytest.mark.parametrize("kind", ["models", "transforms", "datasets", "recipes"])
 def test_what_is_listed_fits_120_columns(robust: Robust, kind: str) -> None:
     assert max(map(len, robust("list", kind).out.splitlines())) <= 120
 
@@ -104,6 +104,16 @@ def test_weights_that_are_here_are_said_to_be(robust: Robust, tmp_path: Path) ->
 def test_a_model_without_published_number_leaves_the_column_empty(robust: Robust) -> None:
     assert listed(robust, "models", "vmamba-pico")[0]["published top-1 %"] is None
     assert "None" not in robust("list", "models").out
+
+
+def test_otsu_needs_no_weights(robust: Robust) -> None:
+    (row,) = listed(robust, "models", "otsu")
+    assert row["weights here"] == "none needed"
+
+
+def test_severities_are_a_range_in_the_table_and_a_list_in_json(robust: Robust) -> None:
+    assert listed(robust, "transforms", "c_fog")[0]["severities"] == "1,2,3,4,5"
+    assert "1-5" in robust("list", "transforms", "c_fog").out
 
 
 def test_timm_is_mentioned_below_the_models(robust: Robust) -> None:

@@ -122,7 +122,9 @@ def test_what_the_program_logs_is_said_once(capsys: Captured) -> None:
 def test_only_the_first_of_several_processes_says_it(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    job = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 9}
+    for name, value in (*job.items(), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, str(value))
     with ConsoleListener(quiet=False):
         logging.getLogger("robustcli.adapters").warning("a choice")
     assert capsys.readouterr().err == ""

@@ -37,7 +37,7 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def small_blocks(monkeypatch, size=4):
-    monkeypatch.setattr("robustcli.evaluation.evaluate.BLOCK_SIZE", size)
+    monkeypatch.setattr("robustcli.evaluation.look_up.BLOCK_SIZE", size)
 
 
 def test_rows_are_the_models_answers(photos, tmp_path):

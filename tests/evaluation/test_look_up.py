@@ -6,7 +6,7 @@ import pytest
 
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.evaluate import task_of
+from robustcli.evaluation.look_up import task_of
 from robustcli.tasks.classification import Classification
 from robustcli.tasks.segmentation import Segmentation
 

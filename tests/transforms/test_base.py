@@ -25,10 +25,10 @@ EVERYTHING = resolve_transforms(["all"], [0, 1, 2, 3, 4, 5])
 DIGESTS = """
 import hashlib, json, sys
 import numpy as np
-from robustcli.transforms.registry import image_seed, resolve
+from robustcli.transforms.registry import image_seed, resolve_transforms
 np.random.seed(int(sys.argv[1]))
 image = np.frombuffer(bytes.fromhex(sys.stdin.read()), np.uint8).reshape(48, 64, 3)
-cells = resolve(["all"], [0, 1, 2, 3, 4, 5])
+cells = resolve_transforms(["all"], [0, 1, 2, 3, 4, 5])
 np.random.default_rng(int(sys.argv[1])).shuffle(cells)
 print(json.dumps({
     f"{c.transform.name} {c.severity}": hashlib.sha256(c.transform.apply(

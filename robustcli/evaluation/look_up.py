@@ -1,0 +1,145 @@
+"""What the settings of an evaluation name, looked up once before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import resolve
+from robustcli.adapters.model import Model
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener
+from robustcli.core.names import file_name
+from robustcli.core.ranks import Ranks
+from robustcli.core.rundir import check_folder
+from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
+from robustcli.evaluation.device import choose_device
+from robustcli.tasks.base import Data, Task
+from robustcli.tasks.classification import Classification
+from robustcli.tasks.segmentation import Segmentation
+from robustcli.transforms.base import Cell
+from robustcli.transforms.registry import TransformCell, resolve_transforms
+
+EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
+    task.name: task for task in (Classification, Segmentation)
+}
+
+
+def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
+    """The one task of all `entries`.
+
+    Raises:
+        UsageError: They are for different tasks.
+    """
+    first = {entry.task: entry for entry in reversed(entries)}
+    if len(first) > 1:
+        raise UsageError(
+            "A classifier and a segmenter do not go into one run.",
+            f"`{first['cls'].name}` says what is in an image, `{first['seg'].name}` where it is: "
+            "they need other data and have other numbers.",
+            "Evaluate them in separate runs.",
+        )
+    return EVALUATION_TASKS[entries[0].task]()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation with all that its settings name looked up, but no weights and no pixels.
+
+    Args:
+        config: The settings.
+        task: What its models do.
+        data: What is evaluated.
+        cells: The transforms, by cell.
+        names: Of the models.
+        device: Where this process computes.
+        run: The run's folder.
+    """
+
+    config: EvalConfig
+    task: Task[Any]
+    data: Data
+    cells: dict[Cell, TransformCell]
+    names: tuple[str, ...]
+    device: torch.device
+    run: Path
+
+    @property
+    def block_size(self) -> int:
+        """Images of a block in a run that begins now."""
+        return max(BLOCK_SIZE, self.config.batch_size or 0)
+
+    def ready(self, loaded: Iterable[Model]) -> dict[str, Model]:
+        """`loaded` by name, on the device, each tried out with a made-up image.
+
+        So what a network cannot take is said before anything is decoded or written.
+
+        Raises:
+            UsageError: A network cannot take the images that its preprocessing makes.
+        """
+        models = {m.facts.name: m.to(self.device, self.config.precision) for m in loaded}
+        for model in models.values():
+            model.try_out()
+        return models
+
+
+def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
+    """The images, transforms, models, device and folder that `config` names.
+
+    Args:
+        config: The settings.
+        listener: Hears of defaults.
+        place: Of this process among those that share the work, which decides its device.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+    """
+    _check_quick(config)
+    cells = resolve_transforms(config.transforms, config.severities, config.plugins)
+    entries = [resolve(request.name) for request in config.models]
+    names = tuple(entry.name for entry in entries)
+    _check_distinct(names)
+    task = task_of(entries)
+    task.check(config)
+    config = task.with_defaults(config, listener)
+    device = choose_device(config.device, place)
+    data = task.open(config, listener)
+    run = config.directory(f"{data.record.digest} {data.record.contents}")
+    check_folder(run)
+    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
+    return Evaluation(config, task, data, by_cell, names, device, run)
+
+
+def _check_quick(config: EvalConfig) -> None:
+    for option, value in (("--limit", config.limit), ("--per-class", config.per_class)):
+        if config.quick and value is not None:
+            raise UsageError(
+                f"`--quick` does not go with `{option}`.",
+                "`--quick` chooses the number of images itself, by the error that it allows.",
+                f"Leave out one of the two: `{option} {value}` alone takes exactly that.",
+            )
+
+
+def _check_distinct(names: tuple[str, ...]) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(
+            f"`--model {twice.pop()}` was given twice.",
+            "",
+            "Use two runs to compare two weights of one model.",
+        )
+    folders: dict[str, str] = {}
+    for name in names:
+        other = folders.setdefault(file_name(name).lower(), name)
+        if other != name:
+            raise UsageError(
+                f"`--model {other}` and `--model {name}` would share a folder of the run.",
+                "Characters that file names cannot have become `-`, and not every file system "
+                "tells capital letters apart.",
+                "Evaluate them in two runs.",
+            )
