@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace
@@ -20,15 +20,31 @@ CONTENTS_READ = 64 * 2**20
 
 
 @dataclass(frozen=True)
+class RawPixels:
+    """How the bytes of an image that is not encoded are its pixels, uint8, three colours.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        planar: Whether the bytes are (3, height, width); else (height, width, 3).
+    """
+
+    height: int
+    width: int
+    planar: bool = False
+
+
+@dataclass(frozen=True)
 class FileRef:
-    """An image or a mask: a file on the disk, or a member of a tar. Nothing of it is read yet.
+    """An image or a mask: a file on the disk, or a range of bytes in one. Nothing is read yet.
 
     Args:
         relative: Its path inside the data set, with `/`: the same on every machine.
-        path: The file, or the uncompressed tar that holds it.
-        member: Its name in the tar at `path`; None for a file of its own.
-        offset: First byte of the member in the tar.
+        path: The file, or the uncompressed archive or array that holds it.
+        member: Its name in the file at `path`; None for a file of its own.
+        offset: First byte of the member in that file.
         size: Length of the member in bytes.
+        raw: How its bytes are pixels, where they are not an image file.
     """
 
     relative: str
@@ -36,6 +52,7 @@ class FileRef:
     member: str | None = None
     offset: int = 0
     size: int = 0
+    raw: RawPixels | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
@@ -167,6 +184,7 @@ class Dataset:
         available: How many samples there were before a part was taken.
         subset: In words, which part was taken (`15 per class, seed 0`); None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
+        evaluated: The split that its owners evaluate on, where the data set has one; else None.
         tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
             where the field counts this data set so; else None.
         notes: What the user should know of how the data were read, a line each.
@@ -181,6 +199,7 @@ class Dataset:
     available: int = 0
     subset: str | None = None
     demonstration: bool = False
+    evaluated: Literal["val", "test"] | None = None
     tolerance: int | None = None
     notes: tuple[str, ...] = ()
     reading: MaskReading | None = None

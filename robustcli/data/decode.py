@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from robustcli.core.silence import silenced
-from robustcli.data.dataset import FileRef
+from robustcli.data.dataset import FileRef, RawPixels
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
 # says it is PostScript would start Ghostscript.
@@ -66,7 +66,17 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
-    return decode_bytes(content)
+    return decode_bytes(content) if ref.raw is None else _raw_pixels(content, ref.raw)
+
+
+def _raw_pixels(content: bytes, raw: RawPixels) -> NDArray[np.uint8]:
+    expected = raw.height * raw.width * 3
+    if len(content) != expected:
+        raise UnreadableImage(f"the file ends within it: {len(content)} of {expected} bytes")
+    values = np.frombuffer(content, np.uint8)
+    if raw.planar:
+        return np.ascontiguousarray(values.reshape(3, raw.height, raw.width).transpose(1, 2, 0))
+    return values.reshape(raw.height, raw.width, 3).copy()
 
 
 def decode_bytes(content: bytes) -> NDArray[np.uint8]:
@@ -175,6 +185,8 @@ def image_size(ref: FileRef) -> tuple[int, int]:
     Raises:
         UnreadableImage: The file is missing, or no image.
     """
+    if ref.raw is not None:
+        return ref.raw.height, ref.raw.width
     try:
         source = ref.path if ref.member is None else io.BytesIO(ref.read())
         return read_image(source, lambda image: (image.height, image.width))

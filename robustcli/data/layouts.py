@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from robustcli.core.errors import UsageError
 from robustcli.data.advice import quoted
@@ -59,11 +59,13 @@ class Layout(Generic[LabelT]):
         labelled: The images, in no particular order.
         grouping: What a group is, in the singular: `patient`, `photo`, `image`.
         tolerance: See `dataset.Dataset`.
+        evaluated: Likewise.
     """
 
     labelled: tuple[Labelled[LabelT], ...]
     grouping: str = "image"
     tolerance: int | None = None
+    evaluated: Literal["val", "test"] | None = None
 
 
 Recogniser: TypeAlias = Callable[[Path, Sequence[FileRef]], Layout[LabelT] | None]

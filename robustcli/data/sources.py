@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data import advice
+from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
+from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses, WantedClasses
 from robustcli.data.labels import label_space as find_label_space
@@ -37,7 +39,7 @@ from robustcli.data.named_datasets import (
     find_named,
     require_tar,
 )
-from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text
+from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
 from robustcli.data.tar import COMPRESSED_SUFFIXES, is_tar, list_tar
 
 if TYPE_CHECKING:
@@ -220,7 +222,7 @@ def _in_folder(dataset: Dataset, whole: str, folder: str) -> Dataset:
     if not kept:
         raise advice.no_such_folder(whole, dataset, folder)
     name = f"{dataset.name}:{folder}"
-    return replace(dataset, name=name, samples=kept, available=len(kept))
+    return replace(dataset, name=name, samples=kept, available=len(kept), evaluated=None)
 
 
 def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Dataset:
@@ -243,20 +245,24 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         Sample(one.image, targets[one.label], one.image.relative, one.split)
         for one in layout.labelled
     ]
-    return replace(_dataset(path, named, samples, notes), label_space=space)
+    dataset = _dataset(path, named, samples, notes)
+    return replace(dataset, label_space=space, evaluated=layout.evaluated)
 
 
 def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
     if _is_table(path):
         if truth.labels is not None:
-            raise UsageError(
-                f"`--labels {truth.labels}` does not go with `--data {path}`.",
-                "A manifest names the label of each image itself.",
-                "Leave out `--labels`.",
-            )
+            raise _labels_not_needed(path, truth.labels, "A manifest names the label")
         return read_class_manifest(path, say)
-    files = _files_in(path, IMAGE_SUFFIXES, advice.CLASSES_IN_WORDS, say)
+    files = _listed(path, IMAGE_SUFFIXES, say)
     packed = not path.is_dir()
+    if not files:
+        published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, unheard))
+        if published is None:
+            raise advice.no_images(path, advice.CLASSES_IN_WORDS)
+        if truth.labels is not None:
+            raise _labels_not_needed(path, truth.labels, "CIFAR's files name the class")
+        return published
     if truth.labels is not None:
         return read_labels(truth.labels, _innermost(files) if packed else files, say)
     # A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
@@ -269,6 +275,14 @@ def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -
             raise advice.no_own_classes(path, files)
         raise advice.no_classes(path, files, wanted)
     return layout
+
+
+def _labels_not_needed(path: Path, labels: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"`--labels {labels}` does not go with `--data {path}`.",
+        f"{reason} of each image itself.",
+        "Leave out `--labels`.",
+    )
 
 
 def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: WantedClasses) -> bool:
@@ -319,7 +333,9 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
 def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
     if _is_table(path):
         return read_mask_manifest(path, say)
-    files = _files_in(path, MASK_SUFFIXES, advice.LAYOUTS_IN_WORDS, say)
+    files = _listed(path, MASK_SUFFIXES, say)
+    if not files:
+        raise advice.no_images(path, advice.LAYOUTS_IN_WORDS)
     layout, groups = find_layout(path, files, MASK_RECOGNISERS, inside=True), groups_file(path)
     if layout is None:
         raise advice.no_masks(path, files)
@@ -371,13 +387,11 @@ def _is_table(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
 
 
-def _files_in(path: Path, suffixes: frozenset[str], todo: str, say: Say) -> list[FileRef]:
-    """The files in a folder or tar; `todo` is for the message where there are none."""
+def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
+    """The files in a folder or archive whose names have these suffixes."""
     listing = (list_folder if path.is_dir() else list_tar)(path, suffixes)
     for note in listing.notes(path):
         say(note)
-    if not listing.files:
-        raise advice.no_images(path, todo)
     return listing.files
 
 

@@ -187,12 +187,6 @@ class Classification(Task[Classifier]):
     def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
         check_no_masks(config.foreground, config.ignore)
-        if config.split != "auto" and not _were_trained_here(config):
-            raise UsageError(
-                f"`--split {config.split}` does not go with classifiers.",
-                "Their data has no parts: all images of `--data` are used.",
-                "Name the folder of the part with `--data`.",
-            )
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; the models must tell the same classes apart.
@@ -200,6 +194,7 @@ class Classification(Task[Classifier]):
         Images that a model was trained on here are left out.
         """
         whole = config.dataset or _opened(config)
+        _check_split(config, whole)
         for note in whole.notes:
             listener.say(note)
         part = choose_part(whole, config.split, trainings_of(config), listener).index
@@ -284,6 +279,17 @@ def _opened(config: TaskConfig) -> Dataset:
     except UsageError:
         _check_heads(config)
         raise
+
+
+def _check_split(config: TaskConfig, dataset: Dataset) -> None:
+    """Refuses `--split` where neither a training nor the data say what is in a part."""
+    if config.split == "auto" or dataset.evaluated is not None or _were_trained_here(config):
+        return
+    raise UsageError(
+        f"`--split {config.split}` does not go with `{dataset.name}`.",
+        "It has no parts, and no model was trained on it here: all of its images are used.",
+        "Name the folder of the part with `--data`.",
+    )
 
 
 def _check_heads(config: TaskConfig) -> None:

@@ -145,9 +145,10 @@ def choose_part(
 ) -> ChosenPart:
     """The part of `index` to evaluate.
 
-    `auto` takes the held-out test images where a model was trained on images of `index`, else all.
-    With several such models these are the images that all of them held out. A named part is that
-    of the trainings, where there are any, else the data's own.
+    `auto` takes the held-out test images where a model was trained on images of `index`, else the
+    part that the owners of the data evaluate on, else all. With several such models these are the
+    images that all of them held out. A named part is that of the trainings, where there are any,
+    else the data's own.
 
     Args:
         index: The whole data set.
@@ -159,6 +160,13 @@ def choose_part(
         UsageError: Which images are in the part is not known, or there are none.
     """
     known = [training for training in trainings if training.overlaps(index)]
+    if wanted == "auto" and not known and index.evaluated is not None:
+        part = _own(index, index.evaluated)
+        listener.say(
+            f"Only the {len(part.samples):,} {index.evaluated} images of `{index.name}` are used, "
+            f"as published, of {len(index.samples):,} (`--split all` takes all)."
+        )
+        return ChosenPart(part, index.evaluated)
     if wanted == "all" or (wanted == "auto" and not known):
         for training in known:
             listener.say(

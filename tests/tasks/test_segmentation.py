@@ -562,12 +562,6 @@ def test_settings_without_meaning_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_split_does_not_go_with_classifiers(tmp_path):
-    settings = config(tmp_path, tmp_path / "run", models=(ModelRequest("vmamba-pico"),))
-    with pytest.raises(UsageError, match="`--split test` does not go with classifiers"):
-        run_evaluation(replace(settings, split="test"))
-
-
 def test_a_classifiers_run_is_not_continued_with_segmenters(cells, tmp_path):
     from tests.evaluation.photos import config as of_photos
     from tests.evaluation.photos import make_photos

@@ -1,0 +1,396 @@
+"""CIFAR-10 and CIFAR-100 as their author publishes them: Python's pickles, or the binary version.
+
+Images stay where they are: each becomes the range of bytes that it takes in its file, so that
+nothing is read but the labels until an image is needed.
+
+The pickles are not unpickled. `read_pickle` walks through their opcodes (`pickletools.genops`,
+which only reads) and builds lists, dicts and texts itself; the only things of numpy that it knows
+are the three names that an array of bytes is made of. No object is ever made, and no function of a
+file is ever called.
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and the layouts
+on www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from robustcli.core.errors import UsageError
+from robustcli.data.dataset import FileRef, RawPixels
+from robustcli.data.layouts import Labelled, Layout
+
+SIDE = 32
+IMAGE_BYTES = 3 * SIDE * SIDE
+PLANAR = RawPixels(SIDE, SIDE, planar=True)
+SUFFIXES = frozenset({"", ".bin", ".meta", ".txt"})
+"""Of the names of CIFAR's files; those of the pickles have none."""
+_DIGITS = {"train": 5, "test": 4}
+
+
+@dataclass(frozen=True)
+class _Version:
+    """One published form of the data.
+
+    Args:
+        parts: The files of each split, in their order.
+        names_file: The file with the names of the classes.
+        names_key: Their key in that pickle; None for a text file of one name a line.
+        labels_key: The key of the labels in the pickles of images; None for the binary version.
+        label_bytes: Of the binary version, the bytes before each image; the last one is the label.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    names_file: str
+    names_key: str | None = None
+    labels_key: str | None = None
+    label_bytes: int = 0
+
+    @property
+    def test_file(self) -> str:
+        return self.parts["test"][0]
+
+
+_TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
+_VERSIONS = (
+    _Version({"train": tuple(_TRAIN), "test": ("test_batch",)}, "batches.meta", "label_names",
+             "labels"),
+    _Version({"train": ("train",), "test": ("test",)}, "meta", "fine_label_names", "fine_labels"),
+    _Version({"train": tuple(f"{name}.bin" for name in _TRAIN), "test": ("test_batch.bin",)},
+             "batches.meta.txt", label_bytes=1),
+    _Version({"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt",
+             label_bytes=2),
+)  # fmt: skip
+
+
+def by_cifar_files(location: Path, files: Sequence[FileRef]) -> Layout[str] | None:
+    """The images of CIFAR-10 or CIFAR-100, `train/00000` to `test/9999` in the published order.
+
+    Labels are those of the 100 fine classes for CIFAR-100.
+
+    Args:
+        location: The data set, for messages.
+        files: Everything in it whose name has one of `SUFFIXES`.
+
+    Raises:
+        UsageError: A file is missing or is not what it is published as, or a pickle holds more than
+            these data.
+    """
+    for version in _VERSIONS:
+        folders = sorted(
+            folder for folder, name in map(_split, files)
+            if name == version.test_file and _holds(files, folder, version.names_file)
+        )  # fmt: skip
+        if len(folders) > 1:
+            raise UsageError(
+                f"`{location}` holds CIFAR's files {len(folders)} times.",
+                f"They are in `{folders[0]}` and in `{folders[1]}`.",
+                "Name one of these folders with `--data`.",
+            )
+        if folders:
+            inside = {name: file for file in files for folder, name in [_split(file)]
+                      if folder == folders[0]}  # fmt: skip
+            labelled = tuple(_images(location, version, inside))
+            return Layout(labelled, evaluated="test")
+    return None
+
+
+def _split(file: FileRef) -> tuple[str, str]:
+    folder, _, name = file.relative.rpartition("/")
+    return folder, name
+
+
+def _holds(files: Sequence[FileRef], folder: str, name: str) -> bool:
+    return any(_split(file) == (folder, name) for file in files)
+
+
+def _images(
+    location: Path, version: _Version, files: Mapping[str, FileRef]
+) -> Iterator[Labelled[str]]:
+    missing = [name for name in version.parts["train"] if name not in files]
+    if missing and len(missing) < len(version.parts["train"]):
+        raise UsageError(
+            f"`{location}` is not complete: {len(missing)} of CIFAR's training files are missing.",
+            f"Missing: {', '.join(f'`{name}`' for name in missing)}.",
+            "Download the archive again; or remove all training files to evaluate on the test "
+            "images alone.",
+        )
+    names = _class_names(version, files[version.names_file])
+    for split, parts in version.parts.items():
+        number = 0
+        for file in (files[name] for name in parts if name in files):
+            for label, row in _rows(version, file):
+                if label >= len(names):
+                    _broken(file, f"image {row.relative} has class {label} of {len(names)}")
+                image_id = f"{split}/{number:0{_DIGITS[split]}d}"
+                image = FileRef(image_id, row.path, f"image {number}", row.offset, row.size, PLANAR)
+                yield Labelled(image, names[label], split)
+                number += 1
+
+
+def _class_names(version: _Version, file: FileRef) -> list[str]:
+    content = file.read()
+    if version.names_key is None:
+        names: Any = [line.strip() for line in content.decode("latin-1").splitlines()]
+        names = [line for line in names if line]
+    else:
+        names = _dictionary(file, read_pickle(content, str(file))).get(version.names_key)
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        _broken(file, f"it has no list `{version.names_key or 'of classes'}`")
+    return names
+
+
+def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
+    """The class of each image of a file and the bytes that it takes there."""
+    content = file.read()
+    if version.labels_key is None:
+        record = version.label_bytes + IMAGE_BYTES
+        if not content or len(content) % record:
+            _broken(file, f"it has {len(content):,} bytes, which is no multiple of {record:,}")
+        labels: Any = list(content[version.label_bytes - 1 :: record])
+        first = version.label_bytes
+    else:
+        record, known = IMAGE_BYTES, _dictionary(file, read_pickle(content, str(file)))
+        labels, array = known.get(version.labels_key), known.get("data")
+        if not isinstance(array, PickledArray) or array.start is None:
+            _broken(file, "it has no array `data`")
+        if not isinstance(labels, list) or not all(type(x) is int and x >= 0 for x in labels):
+            _broken(file, f"it has no list `{version.labels_key}` of numbers of classes")
+        if array.shape != (len(labels), IMAGE_BYTES) or array.dtype != "u1" or array.fortran:
+            _broken(
+                file,
+                f"`data` is {array.dtype} of shape {array.shape}; expected u1 of shape "
+                f"({len(labels)}, {IMAGE_BYTES}), rows first",
+            )
+        first = array.start
+    for number, label in enumerate(labels):
+        start = file.offset + first + number * record
+        yield label, FileRef(str(number), file.path, file.member, start, IMAGE_BYTES)
+
+
+def _dictionary(file: FileRef, value: object) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        _broken(file, f"it holds a {type(value).__name__}, no dictionary")
+    return value
+
+
+def _broken(file: FileRef, reason: str) -> NoReturn:
+    raise UsageError(
+        f"`{file}` is not one of CIFAR's files as published.",
+        f"{reason[0].upper()}{reason[1:]}.",
+        "Download the archive again from www.cs.toronto.edu/~kriz/cifar.html.",
+    )
+
+
+# A pickle's plain values, read without running anything.
+
+
+@dataclass
+class PickledArray:
+    """An array of numpy in a pickle, as its bytes lie there.
+
+    Args:
+        shape: Its sizes.
+        dtype: As numpy writes it, such as `u1`.
+        fortran: Whether columns lie first.
+        start: The first byte of its values in the pickle; None while it was not told.
+    """
+
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    fortran: bool = False
+    start: int | None = None
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A function or class that a pickle names; it is never looked up."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class _Dtype:
+    text: str
+
+
+@dataclass(frozen=True)
+class _LongText:
+    """The bytes of an array: where they begin in the pickle, and how many there are."""
+
+    start: int
+    size: int
+
+
+_RECONSTRUCT = frozenset(
+    {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
+)
+_ALLOWED_NAMES = _RECONSTRUCT | {"numpy ndarray", "numpy dtype"}
+_LONG = 4096
+_HEADS = {"SHORT_BINSTRING": 2, "BINSTRING": 5, "SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9}
+"""Bytes of an opcode with the length of its text, before the text itself."""
+_VALUES = frozenset(
+    {
+        *("STRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
+    }
+)
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+
+
+@dataclass
+class _Machine:
+    """The stack and the memory of the pickle that is being read."""
+
+    name: str
+    stack: list[Any] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def step(self, opcode: str, value: Any, position: int) -> None:
+        """Does what `opcode` says, or refuses."""
+        if opcode in _HEADS:
+            text = value if isinstance(value, str) else value.decode("latin-1")
+            start = position + _HEADS[opcode]
+            self.stack.append(_LongText(start, len(text)) if len(text) > _LONG else text)
+        elif opcode in _VALUES:
+            self.stack.append(value)
+        elif opcode in _CONSTANTS:
+            self.stack.append(_CONSTANTS[opcode]())
+        elif opcode in _TUPLES:
+            count = _TUPLES[opcode]
+            self.stack[-count:] = [tuple(self.stack[-count:])]
+        elif opcode in _FROM_MARK:
+            self.stack.append(_FROM_MARK[opcode](self.marked()))
+        elif opcode in _STORES:
+            self.memo[len(self.memo) if value is None else int(value)] = self.stack[-1]
+        elif opcode in _ACTIONS:
+            _ACTIONS[opcode](self, value)
+        elif opcode not in _NOTHING:
+            raise self.refusal(f"it has the instruction {opcode}")
+
+    def load(self, value: Any) -> None:
+        self.stack.append(self.memo[int(value)])
+
+    def append(self, _: Any) -> None:
+        value = self.stack.pop()
+        self.top(list).append(value)
+
+    def append_all(self, _: Any) -> None:
+        values = self.marked()
+        self.top(list).extend(values)
+
+    def set_item(self, _: Any) -> None:
+        pair = [self.stack.pop(-2), self.stack.pop()]
+        self.top(dict).update(_pairs(pair))
+
+    def set_all(self, _: Any) -> None:
+        values = self.marked()
+        self.top(dict).update(_pairs(values))
+
+    def name_of(self, value: Any) -> None:
+        """GLOBAL has the name itself, STACK_GLOBAL takes its two parts from the stack."""
+        text = " ".join((self.stack.pop(-2), self.stack.pop())) if value is None else value
+        if text not in _ALLOWED_NAMES:
+            raise self.refusal(f"it names `{text.replace(' ', '.')}`")
+        self.stack.append(_Name(text))
+
+    def marked(self) -> list[Any]:
+        """The values above the last mark, taken off."""
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def top(self, kind: type[Any]) -> Any:
+        """The value on top, which must be of that kind."""
+        if type(self.stack[-1]) is not kind:
+            raise self.refusal(f"it adds to a {type(self.stack[-1]).__name__}")
+        return self.stack[-1]
+
+    def call(self, _: Any) -> None:
+        """Puts an array or a type of numpy there, the only things that a call can stand for."""
+        function, arguments = self.stack.pop(-2), self.stack.pop()
+        if isinstance(function, _Name) and function.text in _RECONSTRUCT:
+            self.stack.append(PickledArray())
+        elif function == _Name("numpy dtype") and arguments and type(arguments[0]) is str:
+            self.stack.append(_Dtype(arguments[0]))
+        else:
+            raise self.refusal("it calls what is no array")
+
+    def build(self, _: Any) -> None:
+        """Takes over what a pickle says of an array; a type of one byte has no more to say."""
+        state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, _Dtype):
+            return
+        if not isinstance(made, PickledArray) or type(state) is not tuple or len(state) != 5:
+            raise self.refusal("it fills what is no array")
+        _, made.shape, dtype, made.fortran, values = state
+        made.dtype = dtype.text if isinstance(dtype, _Dtype) else "unknown"
+        if isinstance(values, _LongText):
+            made.start = values.start
+            if values.size != math.prod(made.shape):
+                raise self.refusal(f"an array of shape {made.shape} has {values.size:,} values")
+
+    def refusal(self, reason: str) -> UsageError:
+        return UsageError(
+            f"`{self.name}` is not read.",
+            f"It is a pickle that holds more than numbers, texts and an array: {reason}. Such a "
+            "file can run any program when it is unpickled, so it is not.",
+            "Download the archive again from www.cs.toronto.edu/~kriz/cifar.html, or use the "
+            "binary version.",
+        )
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {"TUPLE": tuple, "LIST": list, "DICT": _pairs}
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.load),
+    "APPEND": _Machine.append, "APPENDS": _Machine.append_all,
+    "SETITEM": _Machine.set_item, "SETITEMS": _Machine.set_all,
+    "GLOBAL": _Machine.name_of, "STACK_GLOBAL": _Machine.name_of,
+    "REDUCE": _Machine.call, "BUILD": _Machine.build,
+}  # fmt: skip
+_NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
+
+
+def read_pickle(content: bytes, name: str) -> Any:
+    """The lists, dicts, texts, numbers and arrays of bytes (`PickledArray`) in a pickle.
+
+    Nothing in it is run. Short byte strings come as texts (Latin-1).
+
+    Args:
+        content: The file.
+        name: Of the file, for messages.
+
+    Raises:
+        UsageError: It holds anything else, or is damaged.
+    """
+    machine = _Machine(name)
+    try:
+        for opcode, value, position in pickletools.genops(content):
+            machine.step(opcode.name, value, position or 0)
+        return machine.stack.pop()
+    except UsageError:
+        raise
+    # A damaged pickle leads to nearly any of these in genops and on the stack.
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeError) as error:
+        raise UsageError(
+            f"`{name}` cannot be read as a pickle.",
+            f"Reading it says: {error}.",
+            "Check that it was downloaded completely, then repeat.",
+        ) from error

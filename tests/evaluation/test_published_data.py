@@ -1,0 +1,71 @@
+"""Evaluations of data sets in their owners' own layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Silent
+from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.record import read_record
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import CLEAN
+from tests.data.published_files import CIFAR10, cifar_images, write_cifar10
+from tests.evaluation.photos import config, make_photos
+
+TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
+
+
+class Heard(Silent):
+    """What a run says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(tmp_path):
+    folder = write_cifar10(tmp_path, TEST, LABELS)
+    for number, (pixels, label) in enumerate(zip(TEST, LABELS, strict=True)):
+        target = tmp_path / "folders" / CIFAR10[label] / f"{number:04d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+    heard = Heard()
+    run = run_evaluation(config(folder, tmp_path / "run"), heard)
+    same = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
+    assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(heard.lines)
+    assert read_record(run).split == "test"
+    rows, others = (Store(r).rows("vmamba-pico", CLEAN, "cls") for r in (run, same))
+    ours = dict(zip(rows["image_id"].str[-4:], rows["prediction"], strict=True))
+    theirs = dict(zip(others["image_id"].str[-8:-4], others["prediction"], strict=True))
+    assert ours == theirs
+    assert len(ours) == 20
+    np.testing.assert_array_equal(table(run)["top1"].iloc[0], table(same)["top1"].iloc[0])
+
+
+@pytest.mark.parametrize(("split", "images"), [("train", 10), ("test", 20), ("all", 30)])
+def test_a_published_split_can_be_chosen(tmp_path, split, images):
+    folder = write_cifar10(tmp_path, TEST, LABELS)
+    run = run_evaluation(config(folder, tmp_path / "run", split=split))
+    assert read_record(run).dataset.images == images
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_raw_pixels_reach_the_models_through_any_number_of_workers(tmp_path, workers):
+    folder = write_cifar10(tmp_path, TEST, LABELS)
+    alone = run_evaluation(config(folder, tmp_path / "alone"))
+    run = run_evaluation(config(folder, tmp_path / "run", workers=workers))
+    assert table(run).equals(table(alone))
+
+
+def test_a_split_does_not_go_with_data_without_parts(tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    with pytest.raises(UsageError, match="`--split test` does not go with `photos`"):
+        run_evaluation(config(photos, tmp_path / "run", split="test"))
+    assert not (tmp_path / "run").exists()
