@@ -4,24 +4,58 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
+from robustcli.cli.study import current_invocation
+
+
+class Plan(Protocol):
+    """What a command would do."""
+
+    def as_json(self) -> str:
+        """One JSON object."""
+
+    def as_text(self) -> str:
+        """The same in lines."""
+
 
 def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
-    """Renders the report of `run` and prints its results, with its gates where the command has any."""
+    """Renders the report of `run` and prints its results; with `gates`, those of the run too."""
     from robustcli.reports.render import render
 
+    invocation = current_invocation()
+    if invocation is not None:
+        invocation.record(run)
     report = render(run)
-    if as_json and not gates:
-        click.echo((run / "results.json").read_text(encoding="utf-8"), nl=False)
-    elif as_json:
-        click.echo(json.dumps(results_document(run, gates=True), indent=1))
+    if as_json:
+        print_document(str(run), results_document(run, gates=gates))
     else:
         click.echo(results_table(run, gates=gates))
         if not quiet:
             click.echo(f"Report: {report}")
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Prints what `--dry-run` found out; of a study also its settings, in JSON."""
+    invocation = current_invocation()
+    if not as_json:
+        click.echo(plan.as_text())
+    elif invocation is None:
+        click.echo(plan.as_json())
+    else:
+        document = {"settings": invocation.settings, "forecast": json.loads(plan.as_json())}
+        print_document(f"run {invocation.number + 1}", document)
+
+
+def print_document(name: str, document: Any) -> None:
+    """Prints `document` as JSON; of a study with several runs all at the end, each by its name."""
+    invocation = current_invocation()
+    if invocation is None:
+        click.echo(json.dumps(document, indent=1))
+    else:
+        invocation.documents[name] = document
 
 
 def results_document(run: Path, *, gates: bool) -> Any:

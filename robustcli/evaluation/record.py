@@ -93,7 +93,7 @@ EVALUATION = RunKind(
     "an evaluation",
     "robust eval",
     ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
-    ("results.csv", "results.json", "report.md", "report.html", "gates.json", "study.json"),
+    ("results.csv", "results.json", "report.md", "report.html", "gates.json"),
     _differences,
     _kept,
     interrupted="partial",
