@@ -11,7 +11,7 @@ import click
 from robustcli.cli.study import current_invocation
 
 
-class Plan(Protocol):
+class PrintablePlan(Protocol):
     """What a command would do."""
 
     def as_json(self) -> str:
@@ -37,7 +37,7 @@ def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
             click.echo(f"Report: {report}")
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
+def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:
     """Prints what `--dry-run` found out; of a study also its settings, in JSON."""
     invocation = current_invocation()
     if not as_json:
@@ -70,7 +70,7 @@ def results_document(run: Path, *, gates: bool) -> Any:
 
 
 def results_table(run: Path, *, gates: bool = False) -> str:
-    """The table of `run` for a terminal; with `gates`, a line for each gate that was kept."""
+    """The table of `run` for a terminal; with `gates`, how many were kept."""
     from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
     from robustcli.reports.findings import read_findings
     from robustcli.reports.render import kind_of
@@ -82,9 +82,10 @@ def results_table(run: Path, *, gates: bool = False) -> str:
         return finetune_table(run)
     findings = read_findings(run)
     lines = [mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)]
-    if gates and findings.gates:  # what failed is the error of the command
-        kept = [result for result in findings.gates.gates if result.passed]
-        lines += [f"Gate kept: `{result.gate}`: {result.words}." for result in kept]
+    if gates and findings.gates:  # which failed is the error of the command
+        results = findings.gates.gates
+        kept = sum(result.passed for result in results)
+        lines.append(f"Gates: {kept} of {len(results)} kept; the report shows each.")
     if findings.is_partial:
         status = findings.record.status
         lines.append(f"Partial run (status: {status}): {findings.progress}.")

@@ -175,11 +175,10 @@ def _announce(context: click.Context, invocation: Invocation) -> None:
     of = f", run {invocation.number + 1} of {len(study.runs)}" if len(study.runs) > 1 else ""
     if params.get("dry_run") and not params["as_json"]:
         click.echo(f"Settings ({study.path}{of}):")
-        width = max(map(len, invocation.settings))
-        for name, setting in invocation.settings.items():
-            click.echo(
-                f"  {name + ':':<{width + 1}} {_shown(setting['value'])}  [{setting['from']}]"
-            )
+        rows = [(f"  {k}:", _shown(s["value"]), s["from"]) for k, s in invocation.settings.items()]
+        key, value = (max(len(row[column]) for row in rows) for column in (0, 1))
+        for row in rows:
+            click.echo(f"{row[0]:<{key}}  {row[1]:<{value}}  {row[2]}")
         click.echo("")
     elif of and not params["quiet"]:
         click.echo(f"{study.path}{of}.", err=True)
@@ -270,7 +269,7 @@ def read_study(path: Path, ctx: click.Context) -> Study:
         raise UsageError(
             f"`{path}` has {count} error{'s' if count > 1 else ''}.",
             "\n".join(f"  {path}:{line}: {text}" for line, text in sorted(reader.errors)),
-            f"`robust {reader.command} --help` lists the options; docs/studies.md shows study files.",
+            f"`robust {reader.command} --help` lists the options, docs/studies.md the form.",
         )
     return Study(path, hashlib.sha256(content).hexdigest(), runs)
 
@@ -371,6 +370,9 @@ class _Reader:
             return
         if value.tag == "tag:yaml.org,2002:null":
             return  # as if the line were not there
+        if not _is_plain(value):
+            self.error(value, f"`{_key(parameter)}`: the tag `{value.tag}` has no meaning here.")
+            return
         try:
             texts = self._texts(parameter, value)
             converted = parameter.type_cast_value(self.ctx, texts)
@@ -416,13 +418,17 @@ def _text(node: Node) -> str:
     """The text of a scalar.
 
     Raises:
-        click.UsageError: It is none, or has a tag of its own.
+        click.UsageError: It is none.
     """
-    if node.id != "scalar":
-        raise click.UsageError(f"expected a single value, got a {node.id}.")
-    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        raise click.UsageError(f"the tag `{node.tag}` has no meaning here.")
+    if node.id != "scalar" or not _is_plain(node):
+        raise click.UsageError(f"expected a single value, got a {node.id} (`{node.tag}`).")
     return str(node.value)
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a node has a tag of YAML's own types, as all without a written tag have."""
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    return kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map", "value")
 
 
 def _is_path(name: str | None, text: str, base: Path) -> bool:
