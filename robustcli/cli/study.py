@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
+from robustcli.core.ranks import is_first_process
 from robustcli.core.rundir import STUDY_FILE
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ def _check_folders(study: Study, contexts: Sequence[click.Context]) -> None:
 
 def _announce(context: click.Context, invocation: Invocation) -> None:
     """The number of the run, and with `--dry-run` its settings."""
+    if not is_first_process():
+        return
     params, study = context.params, invocation.study
     of = f", run {invocation.number + 1} of {len(study.runs)}" if len(study.runs) > 1 else ""
     if params.get("dry_run") and not params["as_json"]:
