@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli import shared_options as options
-from robustcli.cli.results import show
-from robustcli.cli.shared_options import FILE, Devices, Numbers, as_json, offline, quiet, together
+from robustcli.cli.results import show, show_plan
+from robustcli.cli.shared_options import (
+    FILE,
+    Devices,
+    Numbers,
+    as_json,
+    offline,
+    quiet,
+    together,
+)
+from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
@@ -87,11 +96,12 @@ _run = together(
 )  # fmt: skip
 
 
-@click.command("eval")
+@click.command("eval", cls=StudyCommand)
 @_what
 @_data
 @_model
 @_run
+@config_option
 @offline
 @as_json
 @quiet
@@ -113,7 +123,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
             from robustcli.evaluation.forecast import forecast
 
             plan = forecast(config, listener)
-            click.echo(plan.as_json() if as_json else plan.as_text())
+            show_plan(plan, as_json=as_json)
             return
         from robustcli.core.errors import GateError
         from robustcli.evaluation.evaluate import IncompleteRun, evaluate

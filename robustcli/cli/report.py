@@ -10,6 +10,7 @@ import click
 
 from robustcli.cli.results import results_document, results_table
 from robustcli.cli.shared_options import FILE, as_json, gates, quiet
+from robustcli.cli.study import joined_gates
 from robustcli.core.errors import GateError, UsageError
 
 
@@ -42,7 +43,7 @@ def command(
             if not quiet:
                 click.echo(f"Report: {report}")
     if failures:
-        raise joined(failures)
+        raise joined_gates(failures)
 
 
 def _failed_gates(
@@ -64,16 +65,3 @@ def _failed_gates(
             )
     records = {run: judge_run(run, wanted) for run in runs}
     return [gate_error(run, record) for run, record in records.items() if not record.passed]
-
-
-def joined(failures: Sequence[GateError]) -> GateError:
-    """One error that says what each of several says."""
-    if len(failures) == 1:
-        return failures[0]
-    text = "\n".join(f"{error.what}\n{error.why}" for error in failures)
-    return GateError(
-        f"Gates failed in {len(failures)} runs.",
-        text,
-        "The runs are complete; their reports show all numbers.",
-        failures[0].run,
-    )

@@ -160,14 +160,19 @@ class GatesRecord(Record):
 # From what a user types to gates that fit the run.
 
 
-def parse_gates(fail_under: Sequence[str], fail_drop: Sequence[str]) -> tuple[Gate, ...]:
-    """The gates of both options.
+def parse_gates(
+    fail_under: Sequence[str] | str, fail_drop: Sequence[str] | str
+) -> tuple[Gate, ...]:
+    """The gates of both options, each with one text or several.
 
     Raises:
         UsageError: One cannot be read.
     """
-    under = [_parsed("--fail-under", text) for text in fail_under]
-    return (*under, *(_parsed("--fail-drop", text) for text in fail_drop))
+    under, drop = ((o,) if isinstance(o, str) else o for o in (fail_under, fail_drop))
+    return (
+        *(_parsed("--fail-under", text) for text in under),
+        *(_parsed("--fail-drop", text) for text in drop),
+    )
 
 
 def _parsed(option: Literal["--fail-under", "--fail-drop"], text: str) -> Gate:
@@ -381,9 +386,7 @@ def _results(gate: Gate, scope: Scope, reader: _Reader) -> Iterator[GateResult]:
     for model in _models(gate, scope):
         if canonical(gate.target) == MEAN:
             value, interval = _mean(gate, model, cells, reader)
-            count = len(cells)
-            target = f"mean over {count} transform{'s' if count > 1 else ''}"
-            yield _result(gate, scope.task, model, target, value, interval)
+            yield _result(gate, scope.task, model, _mean_label(cells), value, interval)
             continue
         for cell in cells:
             value, interval = _of_cell(gate, model, cell, reader)
@@ -438,6 +441,14 @@ def _result(
         measure="drop" if gate.is_drop else ("top1" if task == "cls" else "dice"), unit=unit,
         value=scaled, low=low, high=high, limit=gate.limit, passed=passed, certain=certain,
     )  # fmt: skip
+
+
+def _mean_label(cells: Sequence[Cell]) -> str:
+    count = len({cell.transform for cell in cells})
+    transforms = f"{count} transform{'s' if count > 1 else ''}"
+    if len(cells) > count:
+        return f"mean over {len(cells)} severities of {transforms}"
+    return f"mean over {transforms}"
 
 
 def _label(cell: Cell) -> str:

@@ -94,7 +94,7 @@ EVALUATION = RunKind(
     "robust eval",
     ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
     (
-        *("results.csv", "results.json", "report.md", "report.html", "gates.json", "study.json"),
+        *("results.csv", "results.json", "report.md", "report.html", "gates.json"),
         *("statistics.json", "verdicts.csv", "classes.csv"),
     ),
     _differences,
