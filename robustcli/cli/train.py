@@ -83,7 +83,7 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
     config = TrainConfig(**settings)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.training.train_plan import forecast_training
+            from robustcli.training.train_forecast import forecast_training
 
             plan = forecast_training(config, listener)
             click.echo(plan.as_json() if as_json else plan.as_text())

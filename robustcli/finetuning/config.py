@@ -10,7 +10,7 @@ from typing import Literal
 
 from robustcli.core.names import file_name
 from robustcli.finetuning.record import Mode
-from robustcli.finetuning.rules import FreezeRule, make_rule
+from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
 
 

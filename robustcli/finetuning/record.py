@@ -117,9 +117,6 @@ class FinetuneRecord(BaseRunRecord):
     device: str
 
 
-# The folder of a fine-tuning: what belongs to it, and what may continue in it.
-
-
 PROFILING = ".profiling"
 """Folder of the training that `--profile-only` begins; it does not stay."""
 _FLAGS = {

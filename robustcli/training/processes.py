@@ -31,7 +31,6 @@ from torch.distributed import (  # type: ignore[attr-defined,unused-ignore]
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
 from robustcli.core.ranks import Ranks, ranks, store
-from robustcli.training.training_task import Enough
 
 SILENCE = 120.0
 """Seconds without a sign of life after which a process counts as dead."""
@@ -47,6 +46,10 @@ _OF_LAUNCHED = (
 _ERRORS: dict[int, type[RobustError]] = {1: RunError, 2: UsageError, 3: MachineError}
 _LOST = ("gloo", "nccl", "connection", "by peer", "socket", "broken pipe")
 T = TypeVar("T")
+
+
+class Enough(Exception):  # noqa: N818  nothing went wrong
+    """Ends a training that has given all that was asked of it, in all its processes at once."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,7 @@ class Peers:
         return value
 
     def _check_reports(
-        self, number: int, own: Mapping[str, Any], error: RobustError | None
+        self, number: int, first: Mapping[str, Any], error: RobustError | None
     ) -> None:
         assert self.keys is not None
         keys = self.keys
@@ -297,7 +300,7 @@ class Peers:
             if "error" in report:
                 raise _error(Failure(rank, *report["error"]), self.place)
         for rank, report in reports.items():
-            _check_same(rank, self.place, own["facts"], report["facts"])
+            _check_same(rank, self.place, first["facts"], report["facts"])
         keys.set(f"agreed/{number}", "1")
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
@@ -332,10 +335,6 @@ _ENDED = "ended while the others were working."
 @contextmanager
 def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
     """The processes of this job, met; one that fails inside tells the others why.
-
-    Args:
-        place: Which process this is.
-        children: The others, where this process started them.
 
     Raises:
         RunError: Not all processes came.
@@ -392,12 +391,12 @@ def launched(count: int, run: Path) -> Iterator[Peers]:
         timeout=timedelta(seconds=600),
     )  # fmt: skip
     before = {name: os.environ.get(name) for name in _OF_LAUNCHED}
-    said = {
+    variables = {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(server.port), _RUN: str(run.absolute()), "RANK": "0", "LOCAL_RANK": "0",
     }  # fmt: skip
     children: list[subprocess.Popen[bytes]] = []
-    os.environ.update(said)
+    os.environ.update(variables)
     try:
         for rank in map(str, range(1, count)):
             place = {"RANK": rank, "LOCAL_RANK": rank}
@@ -487,14 +486,16 @@ def _error(failure: Failure, place: Ranks) -> RobustError:
     return kind(f"{who} cannot go on: {failure.what}", failure.why, failure.todo)
 
 
-def _check_same(rank: int, place: Ranks, own: Mapping[str, str], other: Mapping[str, str]) -> None:
-    """Nothing, if process `rank` trains with what the first one trains with.
+def _check_same(
+    rank: int, place: Ranks, first: Mapping[str, str], other: Mapping[str, str]
+) -> None:
+    """Compares what process `rank` and the first one train with.
 
     Raises:
         UsageError: Something differs; the message names it.
     """
-    for name in dict.fromkeys((*own, *other)):
-        mine, theirs = own.get(name, "missing"), other.get(name, "missing")
+    for name in dict.fromkeys((*first, *other)):
+        mine, theirs = first.get(name, "missing"), other.get(name, "missing")
         if mine != theirs:
             raise UsageError(
                 f"Process {rank} of {place.world} does not train with the same {name}.",

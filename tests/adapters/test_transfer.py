@@ -18,7 +18,7 @@ from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import heads_in
 from robustcli.adapters.transfer import is_encoder_file, load_encoder, transfer
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.pretrained import heads_of
+from robustcli.finetuning.starts import heads_of
 from robustcli.models.architectures import architecture
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state

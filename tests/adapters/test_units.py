@@ -10,7 +10,7 @@ from PIL import Image
 
 from robustcli.adapters.preprocessing import Preprocessing, grey, overridden
 from robustcli.core.errors import UsageError
-from robustcli.training.lit_segmenter import luma
+from robustcli.training.lit_module import luma
 
 OWN = Preprocessing(256, 224)
 

@@ -17,10 +17,8 @@ import pytest
 
 from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
-from tests.training.classifier_runs import tiny
-from tests.training.pairs import write_pairs
-from tests.training.photos import write_photos
-from tests.training.runs import small
+from tests.training.images import write_pairs, write_photos
+from tests.training.runs import small, tiny_classifier
 from tests.training.test_ddp import environment
 
 pytestmark = pytest.mark.slow
@@ -82,11 +80,6 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("script") / "train.py"
     file.write_text(_TRAIN)
     return file
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs") / "data", 14)
 
 
 def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
@@ -259,7 +252,7 @@ _VALIDATE = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.classifier_runs import tiny
+from tests.training.runs import tiny
 from tests.training.runs import small
 from tests.training.test_jobs import STILL, ULVM
 
@@ -283,7 +276,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     pairs, photos = write_pairs(folder / "pairs", 33), write_photos(folder / "paints", 11)
     run_training(small(pairs, folder / "own", **ULVM, **STILL))
     run_training(small(pairs, folder / "paper", **ULVM, **STILL, protocol="paper"))
-    run_training(tiny(photos, folder / "classes", **STILL))
+    run_training(tiny_classifier(photos, folder / "classes", **STILL))
     return pairs, photos, folder
 
 
