@@ -135,9 +135,8 @@ def _decided(
 
 def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, peers: Peers) -> None:
     out = plan.run / mode
-    shared = None if peers.alone else peers
     training = plan.mode_plan(mode, out)
-    train(training, modes.start(mode, out), listener, shared)
+    train(training, modes.start(mode, out), listener, peers)
     plan.task.export(training)
 
 
@@ -149,12 +148,16 @@ def _profile(plan: FinetunePlan, modes: Modes, listener: ModeListener, peers: Pe
         return
     peers.tell("profile")
     listener.begin("profile")
-    out = plan.run / PROFILING
-    shared = None if peers.alone else peers
-    with suppress(Enough):
-        train(plan.mode_plan("full", out), modes.profiling(), listener, shared)
-    shutil.rmtree(out, ignore_errors=True)
+    _train_until_profiled(plan, modes, listener, peers)
+    shutil.rmtree(plan.run / PROFILING, ignore_errors=True)
     listener.begin("")
+
+
+def _train_until_profiled(
+    plan: FinetunePlan, modes: Modes, listener: Listener, peers: Peers | None
+) -> None:
+    with suppress(Enough):
+        train(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), listener, peers)
 
 
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
@@ -166,12 +169,11 @@ def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
     """Computes in a process of torchrun that is not the first; it ends with its one training."""
-    if plan.config.profile_only:
-        if peers.hear() != _THERE:
-            _help_profiling(plan, modes, peers)
-        end_of_others()
-    (mode,) = plan.config.modes
-    _train(plan, modes, mode, Silent(), peers)
+    if not plan.config.profile_only:
+        (mode,) = plan.config.modes
+        _train(plan, modes, mode, Silent(), peers)
+    elif peers.hear() != _THERE:
+        _train_until_profiled(plan, modes, Silent(), peers)
     end_of_others()
 
 
@@ -179,17 +181,12 @@ def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped:
     """Computes in a process that the first one started for the training into `helped`."""
     run = plan.run.absolute()
     if helped == run / PROFILING:
-        _help_profiling(plan, modes, None)
+        _train_until_profiled(plan, modes, Silent(), None)
         end_of_others()
     for mode in _in_order(plan.config):
         if helped == run / mode:
             out = plan.run / mode
-            train(plan.mode_plan(mode, out), modes.start(mode, out), None)
+            train(plan.mode_plan(mode, out), modes.start(mode, out))
     if plan.config.sweep:
         help_sweep(plan, network, helped)
     end_of_others()
-
-
-def _help_profiling(plan: FinetunePlan, modes: Modes, peers: Peers | None) -> None:
-    with suppress(Enough):
-        train(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), None, peers)

@@ -124,7 +124,7 @@ def train(
     """Trains as `plan` says from `start` on; see `run_training`."""
     place = ranks()
     listener = (listener if place.first else None) or Silent()
-    with nullcontext(peers) if peers is not None else meeting(place) as met:
+    with nullcontext(peers) if peers is not None and not peers.alone else meeting(place) as met:
         prepared = met.together(lambda: _prepare(plan, start), lambda prepared: prepared.facts)
         return _run(prepared, listener, met)
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
@@ -23,7 +18,15 @@ from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
 from tests.finetuning.tunings import Tune, network, tuning, write_pretrained
 from tests.training.images import write_pairs
-from tests.training.runs import Heard, Run
+from tests.training.runs import (
+    Heard,
+    Interrupting,
+    Run,
+    kill_when_stopped,
+    last_weights,
+    same,
+    weights_of,
+)
 
 HALF = FreezeRule(quantile=0.5, scope="all")
 
@@ -33,20 +36,6 @@ def whole(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -
     """An unbroken run of all three modes."""
     heard, out = Heard(), tmp_path_factory.mktemp("whole") / "run"
     return run_finetuning(tuning(data, out, weights, rule=HALF), heard), heard
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(run / "weights.safetensors"))
-
-
-def last(run: Path) -> dict[str, torch.Tensor]:
-    """The network after the last epoch."""
-    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return {name.removeprefix("network."): tensor for name, tensor in kept.items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def decisions(run: Path) -> pd.DataFrame:
@@ -91,7 +80,7 @@ def test_frozen_tensors_stand_still_and_leave_the_optimizer(tune: Tune, weights:
     """With momentum and weight decay on, which would move them otherwise."""
     rule = FreezeRule(pattern="encoder.*")
     run = run_finetuning(tune(mode="freeze", rule=rule))
-    before, after = weights_of(weights.parent), last(run / "freeze")
+    before, after = weights_of(weights.parent), last_weights(run / "freeze")
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.startswith("encoder.")} == frozen(run)
     costs = ModeCosts.model_validate_json((run / "freeze" / "costs.json").read_text())
@@ -112,7 +101,7 @@ def test_names_wait_where_a_number_of_steps_is_given(tune: Tune, weights: Path) 
     left = record.parameters - int(rows["count"][rows["frozen"] == 1].sum())
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
     assert steps == [record.parameters] * 4 + [left] * 5
-    before, after = weights_of(weights.parent), last(run / "freeze")
+    before, after = weights_of(weights.parent), last_weights(run / "freeze")
     assert not torch.equal(
         before["encoder.stem.0.conv1.weight"], after["encoder.stem.0.conv1.weight"]
     )
@@ -166,19 +155,11 @@ def test_a_killed_run_ends_with_the_same_weights(
 ) -> None:
     """A real process, killed in the second epoch of the mode that freezes, after its freeze."""
     run = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(data), str(weights), str(run)],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.readline() == "second epoch\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    kill_when_stopped(_CHILD, data, weights, run)
     heard = Heard()
     run_finetuning(tune(run, rule=HALF), heard)
     for mode in ("scratch", "full", "freeze"):
-        assert same(last(run / mode), last(whole[0] / mode))
+        assert same(last_weights(run / mode), last_weights(whole[0] / mode))
         assert same(weights_of(run / mode), weights_of(whole[0] / mode))
     assert not any("freeze: Epoch 1 of" in line for line in heard.lines)
     for file in ("frozen.csv", "gradients.parquet"):
@@ -190,34 +171,16 @@ def test_a_killed_run_ends_with_the_same_weights(
 
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.training.runs import Heard
 from tests.finetuning.test_mode_trainings import HALF
 from tests.finetuning.tunings import tuning
-
-class Stops(Heard):
-    def advance(self, count):
-        super().advance(count)
-        if self.done == 20:  # two steps into the second epoch of three
-            print("second epoch", flush=True)
-            time.sleep(600)
+from tests.training.runs import Stopping
 
 data, weights, run = map(Path, sys.argv[1:])
-run_finetuning(tuning(data, run, weights, rule=HALF), Stops())
+run_finetuning(tuning(data, run, weights, rule=HALF), Stopping(after=19))  # in the second epoch
 """
-
-
-class _Interrupting(Heard):
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def advance(self, count: int) -> None:
-        super().advance(count)
-        if self.done > self.after:
-            raise KeyboardInterrupt
 
 
 def test_an_interruption_while_profiling(tune: Tune, tmp_path: Path) -> None:
@@ -226,10 +189,10 @@ def test_an_interruption_while_profiling(tune: Tune, tmp_path: Path) -> None:
         tune(tmp_path / "one", mode="freeze", rule=HALF, profile_iterations=5)
     )
     with pytest.raises(KeyboardInterrupt):
-        run_finetuning(config, _Interrupting(after=12))  # in the fourth step, after an epoch
+        run_finetuning(config, Interrupting(after=12))  # in the fourth step, after an epoch
     assert not (tmp_path / "run" / "gradients.parquet").exists()
     run = run_finetuning(config)
-    assert same(last(run / "freeze"), last(unbroken / "freeze"))
+    assert same(last_weights(run / "freeze"), last_weights(unbroken / "freeze"))
     file = "gradients.parquet"
     assert (run / file).read_bytes() == (unbroken / file).read_bytes()
 
@@ -264,7 +227,7 @@ def test_a_profile_from_a_file_freezes_before_the_first_step(
     run = run_finetuning(config)
     assert (run / "frozen.csv").read_bytes() == (whole[0] / "frozen.csv").read_bytes()
     assert (run / "gradients.parquet").read_bytes() == profile.read_bytes()
-    before, after = weights_of(weights.parent), last(run / "freeze")
+    before, after = weights_of(weights.parent), last_weights(run / "freeze")
     assert all(torch.equal(before[name], after[name]) for name in frozen(run))
     record = read_finetune_record(run)
     assert record.profile == str(profile)
@@ -333,7 +296,7 @@ def test_a_gradient_that_is_no_number(
     with pytest.raises(RunError, match=message):
         run_finetuning(tune(mode="freeze", rule=HALF))
     assert read_finetune_record(tmp_path / "run").status == "failed"
-    kept = last(tmp_path / "run" / "freeze")
+    kept = last_weights(tmp_path / "run" / "freeze")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +27,7 @@ from robustcli.training.record import AVERAGED
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import Tune, tuning, write_pretrained
 from tests.training.images import write_pairs
-from tests.training.runs import FEW, RECIPE, Heard
+from tests.training.runs import FEW, RECIPE, Heard, kill_when_stopped, same, weights_of
 
 CHANNELS = ("R", "G", "rgb_to_0_1")
 
@@ -89,44 +85,24 @@ def test_a_killed_run_ends_with_the_same_weights(
     monkeypatch.setattr(recipes, "NAMED_RECIPES", dict(recipes.NAMED_RECIPES))
     whole = run_finetuning(short(data, tmp_path / "whole", weights), Heard())
     run = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(data), str(run), str(weights)],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.readline() == "second epoch\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    kill_when_stopped(_CHILD, data, run, weights)
     heard = Heard()
     run_finetuning(short(data, run, weights), heard)
     assert not any("freeze: Epoch 1 of" in line for line in heard.lines)
-    one, other = (load_file(r / "freeze" / "weights.safetensors") for r in (run, whole))
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert same(weights_of(run / "freeze"), weights_of(whole / "freeze"))
     assert (run / "frozen.csv").read_bytes() == (whole / "frozen.csv").read_bytes()
     metrics = [pd.read_csv(r / "freeze" / "metrics.csv") for r in (run, whole)]
     assert metrics[0][AVERAGED].tolist() == metrics[1][AVERAGED].tolist()
 
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.finetuning.test_nnunet import FEW, short
-from tests.training.runs import Heard
+from tests.finetuning.test_nnunet import short
+from tests.training.runs import Stopping
 
-class Stops(Heard):
-    def say(self, line):
-        super().say(line)
-        self.first = self.done if "Epoch 1 of" in line else getattr(self, "first", None)
-
-    def advance(self, count):
-        super().advance(count)
-        if getattr(self, "first", None) is not None and self.done > self.first:
-            print("second epoch", flush=True)
-            time.sleep(600)
-
-run_finetuning(short(*map(Path, sys.argv[1:])), Stops())
+run_finetuning(short(*map(Path, sys.argv[1:])), Stopping(after=12))  # in the second epoch
 """
 
 

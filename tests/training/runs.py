@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
@@ -43,6 +49,56 @@ class Heard:
 
     def advance(self, count: int) -> None:
         self.done += count
+
+
+class Interrupting(Heard):
+    """Presses Ctrl+C when more than `after` images were seen."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        if self.done > self.after:
+            raise KeyboardInterrupt
+
+
+class Stopping(Interrupting):
+    """Prints a line and waits to be killed when more than `after` images were seen."""
+
+    def advance(self, count: int) -> None:
+        try:
+            super().advance(count)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)  # noqa: T201
+            time.sleep(600)
+
+
+def kill_when_stopped(code: str, *arguments: object) -> None:
+    """Runs `code` in a process of its own, and kills that when its listener is `Stopping`."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stopped\n"
+        child.kill()
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights that a training ended with."""
+    return dict(load_file(run / "weights.safetensors"))
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The network after the last epoch."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name.removeprefix("network."): tensor for name, tensor in state.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 Run = tuple[Path, Heard]

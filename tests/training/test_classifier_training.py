@@ -24,7 +24,7 @@ from robustcli.training.record import VALIDATIONS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.transforms.base import Cell
 from tests.training.images import write_photos
-from tests.training.runs import TINY_VMAMBA, Heard, Run, tiny_classifier, words_of
+from tests.training.runs import TINY_VMAMBA, Heard, Run, same, tiny_classifier, weights_of, words_of
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,6 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_training(
         tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"), heard
     ), heard
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(run / "weights.safetensors")
 
 
 def test_it_says_what_it_does(whole: Run) -> None:
@@ -147,9 +141,7 @@ def test_a_killed_training_ends_with_the_same_weights(
         with pytest.raises(_KilledError):
             run_training(config)
     run = run_training(config)
-    expected = weights_of(whole[0])
-    for name, tensor in weights_of(run).items():
-        assert torch.equal(tensor, expected[name]), name
+    assert same(weights_of(run), weights_of(whole[0]))
 
 
 def test_it_learns_three_colours(photos: Path, tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +16,6 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from robustcli.adapters.training_run import read_header
 from robustcli.core.errors import RunError, UsageError
@@ -37,7 +34,16 @@ from robustcli.training.trainer import DurableCheckpoints, default_workers, is_t
 from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
 from tests.training.images import write_pairs
-from tests.training.runs import SMALL, Heard, Run, small
+from tests.training.runs import (
+    SMALL,
+    Heard,
+    Interrupting,
+    Run,
+    kill_when_stopped,
+    same,
+    small,
+    weights_of,
+)
 
 
 def test_the_peak_grows_with_what_is_taken() -> None:
@@ -60,15 +66,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An unbroken training."""
     heard = Heard()
     return run_training(small(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(run / "weights.safetensors"))
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_it_leaves_what_the_record_promises(whole: Run) -> None:
@@ -187,26 +184,18 @@ def test_fresh_discards(whole: Run, data: Path, tmp_path: Path) -> None:
     run_training(small(data, run, epochs=1, lr=0.5))
     (run / "mine.txt").write_text("not the run's")
     run_training(small(data, run, fresh=True))
-    assert same(run, whole[0])
+    assert same(weights_of(run), weights_of(whole[0]))
     assert (run / "mine.txt").is_file()
 
 
 def test_a_killed_run_ends_with_the_same_weights(whole: Run, data: Path, tmp_path: Path) -> None:
     """A real process, killed in the middle of its second epoch."""
     run = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(data), str(run)],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.readline() == "second epoch\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    kill_when_stopped(_CHILD, data, run)
     assert not (run / "weights.safetensors").exists()
     heard = Heard()
     run_training(small(data, run), heard)
-    assert same(run, whole[0])
+    assert same(weights_of(run), weights_of(whole[0]))
     assert not any("Epoch 1 of" in line for line in heard.lines)
     usual, resumed = (pd.read_csv(r / "metrics.csv") for r in (whole[0], run))
     timed = ["seconds", "waiting_share"]
@@ -215,19 +204,12 @@ def test_a_killed_run_ends_with_the_same_weights(whole: Run, data: Path, tmp_pat
 
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import Heard, small
+from tests.training.runs import Stopping, small
 
-class Stops(Heard):
-    def advance(self, count):
-        super().advance(count)
-        if self.done == 20:  # two steps into the second epoch of three
-            print("second epoch", flush=True)
-            time.sleep(600)
-
-run_training(small(Path(sys.argv[1]), Path(sys.argv[2])), Stops())
+run_training(small(*map(Path, sys.argv[1:])), Stopping(after=19))  # in the second epoch of three
 """
 
 
@@ -241,27 +223,16 @@ def test_what_is_dropped_out_does_not_hang_on_the_interruption(data: Path, tmp_p
     one, other = tmp_path / "one", tmp_path / "other"
     run_training(small(data, one, **said))
     with pytest.raises(KeyboardInterrupt):
-        run_training(small(data, other, **said), _Interrupting(after=3))
+        run_training(small(data, other, **said), Interrupting(after=3))
     torch.manual_seed(12345)
     run_training(small(data, other, **said))
-    assert same(one, other)
-
-
-class _Interrupting(Heard):
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def advance(self, count: int) -> None:
-        super().advance(count)
-        if self.done > self.after:
-            raise KeyboardInterrupt
+    assert same(weights_of(one), weights_of(other))
 
 
 def test_ctrl_c_stays_ctrl_c(data: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run_training(small(data, tmp_path / "run"), _Interrupting(after=13))
+        run_training(small(data, tmp_path / "run"), Interrupting(after=13))
     assert signal.getsignal(signal.SIGINT) == before
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
@@ -272,7 +243,7 @@ def test_more_epochs_go_on_where_the_schedule_allows_it(data: Path, tmp_path: Pa
     run_training(small(data, long, **said))
     run_training(small(data, short, **said, epochs=2))
     run_training(small(data, short, **said, epochs=3))
-    assert same(long, short)
+    assert same(weights_of(long), weights_of(short))
     one, other = (table(run / "test").drop(columns="model") for run in (long, short))
     pd.testing.assert_frame_equal(one, other)
     assert read_train_record(short).recipe.epochs == 3
@@ -327,7 +298,7 @@ def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, mo
     assert metrics["step"].tolist() == [2, 4]  # three batches an epoch, two a step
     assert (metrics["grad_norm"] > 0.1).all()  # before clipping
     assert metrics["train_loss"].notna().all()
-    assert torch.bfloat16 not in {tensor.dtype for tensor in weights(run).values()}
+    assert torch.bfloat16 not in {tensor.dtype for tensor in weights_of(run).values()}
 
 
 def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path: Path) -> None:
@@ -396,7 +367,7 @@ def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path:
     for file in (folders[1] / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
     runs = [run_training(small(folder, folder / "run")) for folder in folders]
-    assert same(*runs)
+    assert same(*map(weights_of, runs))
     tables = [table(run / "test")["dice"].tolist() for run in runs]
     assert tables[0] == tables[1]
     masks = [read_train_record(run).dataset.masks for run in runs]

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 from torchmetrics.functional.classification import binary_f1_score
 
 from robustcli.adapters.load import ModelRequest, load
@@ -25,7 +24,16 @@ from robustcli.training.procedures.nnunet import NnUNetModule, poly_lr
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
 from robustcli.training.samples import MaskBatch
 from robustcli.training.trainer import DurableCheckpoints
-from tests.training.runs import RECIPE, TINY_UMAMBA, Heard, Run, tiny_umamba
+from tests.training.runs import (
+    RECIPE,
+    TINY_UMAMBA,
+    Heard,
+    Interrupting,
+    Run,
+    same,
+    tiny_umamba,
+    weights_of,
+)
 
 TIMED = ["seconds", "waiting_share"]
 LIGHT = recipes.NAMED_RECIPES["nnunet-light"]
@@ -45,11 +53,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         return run_training(
             tiny_umamba(data, tmp_path_factory.mktemp("whole") / "run"), heard
         ), heard
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = (load_file(run / "weights.safetensors") for run in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: Run) -> None:
@@ -105,19 +108,13 @@ def test_the_held_out_images_are_measured_and_reported(whole: Run) -> None:
 def test_an_interrupted_training_ends_with_the_same_weights(
     whole: Run, data: Path, tmp_path: Path
 ) -> None:
-    class Interrupting(Heard):
-        def advance(self, count: int) -> None:
-            super().advance(count)
-            if self.done > 18:
-                raise KeyboardInterrupt
-
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run_training(tiny_umamba(data, run), Interrupting())
+        run_training(tiny_umamba(data, run), Interrupting(after=18))
     assert len(pd.read_csv(run / "metrics.csv")) == 1
     torch.manual_seed(99)
     run_training(tiny_umamba(data, run))
-    assert same(run, whole[0])
+    assert same(weights_of(run), weights_of(whole[0]))
     usual, resumed = (pd.read_csv(r / "metrics.csv").drop(columns=TIMED) for r in (whole[0], run))
     pd.testing.assert_frame_equal(usual, resumed)
 
