@@ -16,7 +16,7 @@ from robustcli.core.io import write_bytes, write_text
 from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import Saving, saving
 from robustcli.finetuning.gradients import mamba_parameters, read_profile, statistics, unmeasured
-from robustcli.finetuning.record import DECISIONS, FROZEN, PROFILE
+from robustcli.finetuning.record import DECISION_COLUMNS, DECISIONS, PROFILE
 from robustcli.finetuning.selection import Decision, freeze_decisions
 
 
@@ -25,7 +25,7 @@ def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Modul
     shapes = {n: "x".join(map(str, p.shape)) or "1" for n, p in network.named_parameters()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FROZEN)
+    writer.writerow(DECISION_COLUMNS)
     for d in decisions:
         statistic = "" if d.statistic is None else repr(d.statistic)
         row = [d.name, shapes[d.name], d.count, int(d.mamba), statistic, int(d.frozen), d.why]
@@ -69,7 +69,7 @@ def write_known(plan: FinetunePlan, decisions: Sequence[Decision], network: nn.M
     write_decisions(plan.run / DECISIONS, decisions, network)
 
 
-def announce(
+def announce_decisions(
     decisions: Sequence[Decision], plan: FinetunePlan, network: nn.Module,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip

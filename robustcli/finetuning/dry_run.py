@@ -11,11 +11,16 @@ from torch import nn
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.decide import announce, known_decisions, named_decisions, saving_of
+from robustcli.finetuning.decide import (
+    announce_decisions,
+    known_decisions,
+    named_decisions,
+    saving_of,
+)
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
 from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
-from robustcli.training.train_forecast import TrainForecast, forecast
+from robustcli.training.train_forecast import TrainForecast, forecast_plan
 from robustcli.training.train_plan import try_out
 
 
@@ -106,8 +111,8 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
     decisions = known_decisions(plan, network) or named_decisions(plan, network)
     start = replace(plan.training.config, weights=None, untrained=True)
     if decisions is not None:
-        announce(decisions, plan, network, listener.say)
-    of_mode = forecast(replace(plan.training, config=start, run=plan.run))
+        announce_decisions(decisions, plan, network, listener.say)
+    of_mode = forecast_plan(replace(plan.training, config=start, run=plan.run))
     return FinetuneForecast(
         training=replace(
             of_mode,

@@ -23,11 +23,11 @@ from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
-from robustcli.finetuning.starts import FINETUNE_TASKS, FinetuneTask, Pretrained, fill
+from robustcli.finetuning.starts import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
 from robustcli.training.record import RecipeRecord, read_train_record, recipe_differences
-from robustcli.training.train_plan import complete_plan, look_up
+from robustcli.training.train_plan import complete_plan, look_up_training
 from robustcli.training.training_task import TrainInputs, TrainPlan
 
 
@@ -134,7 +134,7 @@ class FinetunePlan:
         network, origin = plan.task.network(start, plan.entry, plan.index)
         if mode == "scratch" or pretrained is None:
             return network, origin
-        fill(network, pretrained, self.entry, self.heads)
+        fill_body(network, pretrained, self.entry, self.heads)
         return network, pretrained.origin
 
 
@@ -153,7 +153,7 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     pretrained = task.pretrained(config, entry)
     typed = config.training if pretrained is None else _following(config.training, pretrained)
     typed = replace(task.sized(typed, entry), out=None)
-    inputs = look_up(typed)
+    inputs = look_up_training(typed)
     training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
     run = config.directory(training.run)
     check_folder(run)

@@ -28,7 +28,7 @@ from robustcli.models.ss2d import SS2D
 
 StatisticKind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
 STATISTIC_KINDS: tuple[str, ...] = get_args(StatisticKind)
-SCANS = (Mamba, BidirectionalMamba, SS2D)
+SCAN_MODULES = (Mamba, BidirectionalMamba, SS2D)
 _NOTHING = (math.nan,) * len(STATISTIC_KINDS)
 SCHEMA = pa.schema(
     [
@@ -68,7 +68,7 @@ def mamba_parameters(network: nn.Module) -> frozenset[str]:
     """The names of the parameters inside state-space blocks, found by the type of the module."""
     inside = set()
     for place, module in network.named_modules():
-        if isinstance(module, SCANS):
+        if isinstance(module, SCAN_MODULES):
             prefix = f"{place}." if place else ""
             inside |= {f"{prefix}{name}" for name, _ in module.named_parameters()}
     return frozenset(inside)

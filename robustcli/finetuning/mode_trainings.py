@@ -17,7 +17,7 @@ from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import Ranks, ranks
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.decide import (
-    announce,
+    announce_decisions,
     frozen_names,
     known_decisions,
     saving_of,
@@ -44,7 +44,7 @@ from robustcli.finetuning.record import (
 )
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.sweep import help_sweep, run_sweep
-from robustcli.training.engine import train
+from robustcli.training.engine import run_plan
 from robustcli.training.processes import Enough, Peers, end_of_others, helped_run, meeting
 from robustcli.training.train_plan import try_out
 
@@ -104,7 +104,7 @@ def _lead(
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
         write_known(plan, decisions, network)
-        announce(decisions, plan, network, listener.say)
+        announce_decisions(decisions, plan, network, listener.say)
     peers.tell("train")
     if config.profile_only:
         _profile(plan, modes, listener, peers)
@@ -130,13 +130,13 @@ def _decided(
 ) -> None:
     if ranks().first:
         write_decisions(plan.run / DECISIONS, decisions, network)
-        announce(decisions, plan, network, listener.say)
+        announce_decisions(decisions, plan, network, listener.say)
 
 
 def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, peers: Peers) -> None:
     out = plan.run / mode
     training = plan.mode_plan(mode, out)
-    train(training, modes.start(mode, out), listener, peers)
+    run_plan(training, modes.start(mode, out), listener, peers)
     plan.task.export(training)
 
 
@@ -157,7 +157,7 @@ def _train_until_profiled(
     plan: FinetunePlan, modes: Modes, listener: Listener, peers: Peers | None
 ) -> None:
     with suppress(Enough):
-        train(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), listener, peers)
+        run_plan(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), listener, peers)
 
 
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
@@ -186,7 +186,7 @@ def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped:
     for mode in _in_order(plan.config):
         if helped == run / mode:
             out = plan.run / mode
-            train(plan.mode_plan(mode, out), modes.start(mode, out))
+            run_plan(plan.mode_plan(mode, out), modes.start(mode, out))
     if plan.config.sweep:
         help_sweep(plan, network, helped)
     end_of_others()

@@ -22,7 +22,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
 from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
-from robustcli.finetuning.gradients import SCANS
+from robustcli.finetuning.gradients import SCAN_MODULES
 from robustcli.finetuning.record import COSTS, ITERATIONS, Mode, ModeCosts
 from robustcli.finetuning.selection import Decision
 from robustcli.training.processes import Enough
@@ -145,7 +145,7 @@ def projections(network: nn.Module) -> list[str]:
     return [
         f"{place}.{name}" if place else name
         for place, module in network.named_modules()
-        if isinstance(module, SCANS)
+        if isinstance(module, SCAN_MODULES)
         for name, child in module.named_children()
         if name in _PROJECTIONS and isinstance(child, nn.Linear)
     ]

@@ -33,7 +33,7 @@ PROFILE, DECISIONS, ITERATIONS, COSTS = (
     "gradients.parquet", "frozen.csv", "iterations.csv", "costs.json"
 )  # fmt: skip
 NNUNET = "nnunet"
-FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
+DECISION_COLUMNS = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
 """Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
 statistic (empty where it never had a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")

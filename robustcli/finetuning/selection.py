@@ -85,7 +85,7 @@ def _several() -> UsageError:
     )
 
 
-SHARES = (
+COMMON_RULES = (
     FreezeRule(threshold=DOCUMENTED),
     FreezeRule(quantile=0.5),
     FreezeRule(quantile=0.3, scope="all"),

@@ -32,16 +32,16 @@ from robustcli.data.named_datasets import SEGMENTATION
 from robustcli.data.sources import default_data
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.nnunet_export import export_nnunet
-from robustcli.finetuning.selection import SHARES, FreezeRule
+from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
 from robustcli.models.umamba import Pair, UMamba, without_aliases
 from robustcli.nnunet.files import NnUNetModel, find_checkpoint, is_results_folder, trained_model
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.classifier_training import no_data
 from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import BUNDLED, OWN
+from robustcli.training.recipes import BUNDLED, OWN_RECIPE
 from robustcli.training.training_task import TrainPlan
 
-Say = Callable[[str], None]
+Announcer = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class FinetuneTask(ABC):
     """What `--pretrained` may name, in words."""
 
     @abstractmethod
-    def with_defaults(self, config: FinetuneConfig, entry: ModelEntry, say: Say) -> FinetuneConfig:
+    def with_defaults(
+        self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
+    ) -> FinetuneConfig:
         """`config` with the default network and data where none are named; `say` hears of them.
 
         Raises:
@@ -99,7 +101,7 @@ class FinetuneTask(ABC):
         return training
 
     def usual_recipe(
-        self, training: TrainConfig, entry: ModelEntry, data: str, say: Say
+        self, training: TrainConfig, entry: ModelEntry, data: str, say: Announcer
     ) -> TrainConfig:
         """`training` with the default recipe on the data set `data`, of which `say` hears."""
         return training
@@ -143,10 +145,12 @@ class FinetuneTask(ABC):
 class ClassifierFinetuning(FinetuneTask):
     """Which class an image shows; a sweep also trains the last layer alone."""
 
-    rules: ClassVar[Sequence[FreezeRule]] = (*SHARES, FreezeRule(pattern="*"))
+    rules: ClassVar[Sequence[FreezeRule]] = (*COMMON_RULES, FreezeRule(pattern="*"))
     files: ClassVar[str] = "a file of weights, or a training run"
 
-    def with_defaults(self, config: FinetuneConfig, entry: ModelEntry, say: Say) -> FinetuneConfig:
+    def with_defaults(
+        self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
+    ) -> FinetuneConfig:
         """See `FinetuneTask.with_defaults`: there is no default data set."""
         if config.training.data is None:
             raise no_data(entry)
@@ -214,16 +218,18 @@ class SegmenterFinetuning(FinetuneTask):
     """
 
     rules: ClassVar[Sequence[FreezeRule]] = (
-        *SHARES[:2],
+        *COMMON_RULES[:2],
         FreezeRule(pattern="mamba_layer.*"),
-        *SHARES[2:],
+        *COMMON_RULES[2:],
         FreezeRule(pattern="encoder.stem.*,encoder.stages.0.*"),
         FreezeRule(pattern="encoder.stem.*,encoder.stages.[01].*"),
         FreezeRule(pattern="encoder.*"),
     )
     files: ClassVar[str] = "a file of weights, a training run, or a results folder of nnU-Net"
 
-    def with_defaults(self, config: FinetuneConfig, entry: ModelEntry, say: Say) -> FinetuneConfig:
+    def with_defaults(
+        self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
+    ) -> FinetuneConfig:
         """See `FinetuneTask.with_defaults`: the bundled network and the target data."""
         training = config.training
         small = BUNDLED_MODELS.get(canonical(training.model))
@@ -263,7 +269,7 @@ class SegmenterFinetuning(FinetuneTask):
         return heads_of(entry)
 
     def usual_recipe(
-        self, training: TrainConfig, entry: ModelEntry, data: str, say: Say
+        self, training: TrainConfig, entry: ModelEntry, data: str, say: Announcer
     ) -> TrainConfig:
         """See `FinetuneTask.usual_recipe`.
 
@@ -275,7 +281,7 @@ class SegmenterFinetuning(FinetuneTask):
             return small
         say(
             "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
-            f"{NNUNET_RECIPE}-light` is the same for a CPU, `--recipe {OWN}` is ours."
+            f"{NNUNET_RECIPE}-light` is the same for a CPU, `--recipe {OWN_RECIPE}` is ours."
         )
         return replace(training, recipe=NNUNET_RECIPE)
 
@@ -318,7 +324,7 @@ FINETUNE_TASKS: dict[str, FinetuneTask] = {
 }  # fmt: skip
 
 
-def fill(
+def fill_body(
     network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
 ) -> None:
     """Copies the weights into `network` but for its heads.
@@ -362,7 +368,7 @@ def heads_of(entry: ModelEntry) -> tuple[str, ...]:
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
-def _default_target(say: Say) -> str:
+def _default_target(say: Announcer) -> str:
     default = default_data(SEGMENTATION)
     if default.origin != "bundled":
         say(f"No --data: using {default.data} ({default.origin}).")

@@ -30,7 +30,7 @@ from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.modes import ModeListener, Modes
 from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
-from robustcli.training.engine import train
+from robustcli.training.engine import run_plan
 from robustcli.training.lit_module import LitModule
 from robustcli.training.train_forecast import make_step
 
@@ -169,7 +169,7 @@ def _trained(plan: FinetunePlan, candidate: Candidate, listener: ModeListener) -
     out = plan.run / SWEPT / name
     listener.begin(name)
     start = Modes(plan, candidate.decisions).start("freeze", out)
-    return train(plan.mode_plan("freeze", out), start, listener)
+    return run_plan(plan.mode_plan("freeze", out), start, listener)
 
 
 def name_of(rule: FreezeRule) -> str:

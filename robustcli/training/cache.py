@@ -25,7 +25,7 @@ MEMORY_SHARE = 0.5
 """Of the available memory, what decoded samples may take; the rest is for the network."""
 _AHEAD = 64  # samples decoded ahead of where they are stored
 
-Pixels = NDArray[np.uint8]
+PixelArray = NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
@@ -36,8 +36,8 @@ class Decoded(NamedTuple):
         mask: (H, W), 0, 1 or `mask_values.IGNORED`; (0, 0) for a sample with a class.
     """
 
-    image: Pixels
-    mask: Pixels = np.empty((0, 0), np.uint8)
+    image: PixelArray
+    mask: PixelArray = np.empty((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _mapped(kept: list[Decoded], rest: Iterator[Decoded], file: Path) -> list[De
     return list(_views(np.memmap(file, np.uint8, mode="r"), shapes))
 
 
-def _views(pixels: Pixels, shapes: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[Decoded]:
+def _views(pixels: PixelArray, shapes: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[Decoded]:
     start = 0
     for shapes_of_sample in shapes:
         arrays = []

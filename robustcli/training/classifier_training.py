@@ -27,7 +27,7 @@ from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, ImageData
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
-from robustcli.training.recipes import CLASS_RECIPES, SMOOTHINGS, Recipe, shortened
+from robustcli.training.recipes import CLASS_RECIPES, SMOOTHINGS, Recipe, shortened_recipe
 from robustcli.training.record import SplitRecord
 from robustcli.training.samples import RandomCrops, WholePhotos, collate_photos, crop_name
 from robustcli.training.training_task import (
@@ -42,7 +42,7 @@ from robustcli.training.training_task import (
 _SEEN = 16  # images by which the data of a training is known again
 
 
-class Classification(TrainingTask):
+class ClassifierTraining(TrainingTask):
     """Which class an image shows."""
 
     name: ClassVar[Literal["cls", "seg"]] = "cls"
@@ -170,7 +170,7 @@ def class_recipe(config: TrainConfig, window: int) -> Recipe:
         config.recipe or next(iter(CLASS_RECIPES)), CLASS_RECIPES,
         kind="recipe of classifiers", listing="robust list recipes",
     )  # fmt: skip
-    recipe = shortened(CLASS_RECIPES[name]) if config.quick else CLASS_RECIPES[name]
+    recipe = shortened_recipe(CLASS_RECIPES[name]) if config.quick else CLASS_RECIPES[name]
     return replace(recipe, **changes, precision=config.precision)
 
 

@@ -37,25 +37,19 @@ from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.lit_module import LitModule
 from robustcli.training.processes import Peers, end_of_others, launched, meeting
-from robustcli.training.record import (
-    AVERAGED,
-    TRAINING,
-    VALIDATIONS,
-    RecipeRecord,
-    TrainRecord,
-)
+from robustcli.training.record import AVERAGED, TRAINING, VALIDATIONS, RecipeRecord, TrainRecord
 from robustcli.training.train_plan import plan_training, try_out
 from robustcli.training.trainer import (
     BEST,
-    CHECKPOINTS,
+    CHECKPOINT_FOLDER,
     LAST,
     DurableCheckpoints,
     KeepLastAndBest,
     MetricsLog,
-    Progress,
     SeededSteps,
+    TrainProgress,
     WaitingTime,
-    fit,
+    fit_run,
     is_trained,
     without_chatter,
 )
@@ -117,7 +111,7 @@ def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
         return _run(peers.together(prepare, lambda prepared: prepared.facts), listener, peers)
 
 
-def train(
+def run_plan(
     plan: TrainPlan, start: TrainStart, listener: Listener | None = None,
     peers: Peers | None = None,
 ) -> Path:  # fmt: skip
@@ -224,20 +218,20 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
         decoded_once(samples, run / "cache", processes=machine.devices) as decoded,
         DeviceMonitor(machine.device) as monitor,
     ):
-        train, val = decoded[:train_images], decoded[train_images:]
+        run_plan, val = decoded[:train_images], decoded[train_images:]
 
         def count() -> list[Decoded]:
             if first:
-                count_splits(plan, train, val)
+                count_splits(plan, run_plan, val)
             return decoded
 
         peers.together(count, lambda decoded: {"pixels": _digest(decoded)})
-        data = task.batches(plan, train, val)
+        data = task.batches(plan, run_plan, val)
         lit_module = task.lit_module(plan, prepared.start.network, data)
         if not fitted:
             with peers.in_group(machine.device):
                 trainer = make_trainer(plan, peers.place, listener, prepared.start.callbacks)
-                fit(trainer, lit_module, data, run)
+                fit_run(trainer, lit_module, data, run)
         if first:
             count_costs(run, monitor)
     return lit_module
@@ -263,7 +257,7 @@ def make_trainer(
     callbacks: list[pl.Callback] = [
         SeededSteps(plan.config.seed),
         *extra,
-        Progress(listener, plan.per_epoch),
+        TrainProgress(listener, plan.per_epoch),
         MetricsLog(run, waiting, listener, validation),
         KeepLastAndBest(run, best=plan.procedure.keeps_best, monitor=plan.monitor),
     ]
@@ -312,7 +306,7 @@ class Chosen:
 
 def chosen_weights(run: Path, *, best: bool) -> Chosen:
     """The weights of the best epoch by what was watched, or of the last one."""
-    folder = run / CHECKPOINTS
+    folder = run / CHECKPOINT_FOLDER
     checkpoint = DurableCheckpoints().load_checkpoint(folder / (BEST if best else LAST))
     state = {
         key.removeprefix(_PREFIX): tensor
@@ -353,9 +347,9 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def count_splits(plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]) -> None:
+def count_splits(plan: TrainPlan, run_plan: Sequence[Decoded], val: Sequence[Decoded]) -> None:
     """Writes which image is in which part, and counts them in the record."""
-    counts = plan.task.counts(plan, train, val)
+    counts = plan.task.counts(plan, run_plan, val)
     write_splits(plan.run / "splits.csv", plan.splits)
     TRAINING.update(plan.run, splits=counts)
 

@@ -53,7 +53,7 @@ class Enough(Exception):  # noqa: N818  nothing went wrong
 
 
 @dataclass(frozen=True)
-class Failure:
+class ProcessFailure:
     """Why the processes cannot go on.
 
     Args:
@@ -207,7 +207,7 @@ class Peers:
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process has failed; the first to say so is believed."""
         if self.keys is not None and not self._stop.is_set():
-            self._post(self.keys, Failure(self.place.rank, *_parts(error)))
+            self._post(self.keys, ProcessFailure(self.place.rank, *_parts(error)))
 
     def watch(self) -> None:
         """Shows that this process lives and looks after the others, in a thread, until `leave`."""
@@ -217,7 +217,7 @@ class Peers:
 
     def _watch(self, keys: Store) -> None:
         since: float | None = None
-        failure: Failure | None = None
+        failure: ProcessFailure | None = None
         beats = 0
         while not self._stop.wait(_BEAT):
             try:
@@ -232,7 +232,7 @@ class Peers:
                 if time.monotonic() - since > GRACE:
                     self._abort(failure)
 
-    def _look(self, keys: Store) -> Failure | None:
+    def _look(self, keys: Store) -> ProcessFailure | None:
         """What has gone wrong elsewhere, if anything has."""
         for rank in range(self.place.world):
             if rank == self.place.rank or keys.check([f"left/{rank}"]):
@@ -256,18 +256,20 @@ class Peers:
         silent = now - self._seen[rank][1]
         return f"It gave no sign of life for {silent:.0f} seconds." if silent > SILENCE else None
 
-    def _abort(self, failure: Failure) -> NoReturn:
+    def _abort(self, failure: ProcessFailure) -> NoReturn:
         """Ends this process, which hangs in a call that waits for one that is gone."""
         if self.place.first or failure.rank == 0:
             print(f"Error: {_error(failure, self.place)}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(failure.code)
 
-    def _post(self, keys: Store, failure: Failure) -> None:
+    def _post(self, keys: Store, failure: ProcessFailure) -> None:
         with suppress(RuntimeError):
             keys.compare_set("failure", "", json.dumps(vars(failure)))
 
-    def _failure(self, keys: Store) -> Failure | None:
-        return Failure(**json.loads(keys.get("failure"))) if keys.check(["failure"]) else None
+    def _failure(self, keys: Store) -> ProcessFailure | None:
+        return (
+            ProcessFailure(**json.loads(keys.get("failure"))) if keys.check(["failure"]) else None
+        )
 
     def _hear(self, key: str, rank: int) -> bytes:
         """The value of `key`, which process `rank` will set."""
@@ -298,7 +300,7 @@ class Peers:
             raise error
         for rank, report in reports.items():
             if "error" in report:
-                raise _error(Failure(rank, *report["error"]), self.place)
+                raise _error(ProcessFailure(rank, *report["error"]), self.place)
         for rank, report in reports.items():
             _check_same(rank, self.place, first["facts"], report["facts"])
         keys.set(f"agreed/{number}", "1")
@@ -307,7 +309,7 @@ class Peers:
         """Raises what ended another process, on which `error` followed here."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
-        failure: Failure | None = None
+        failure: ProcessFailure | None = None
         try:
             while failure is None and time.monotonic() < deadline:
                 failure = self._failure(self.keys)
@@ -315,13 +317,13 @@ class Peers:
         except RuntimeError:
             failure = _gone(0, self.place, first_line(error))
         if failure is None:
-            failure = Failure(
+            failure = ProcessFailure(
                 self.place.rank, 1, "The processes of this training have lost each other.",
                 first_line(error), _GO_ON,
             )  # fmt: skip
         self._raise(failure, error)
 
-    def _raise(self, failure: Failure, cause: BaseException | None = None) -> NoReturn:
+    def _raise(self, failure: ProcessFailure, cause: BaseException | None = None) -> NoReturn:
         """Raises `failure` in the process that tells of it, and ends the others silently."""
         if self.place.first or _is_gone(failure, 0) or failure.rank == self.place.rank:
             raise _error(failure, self.place) from cause
@@ -462,11 +464,11 @@ def _parts(error: BaseException) -> tuple[int, str, str, str]:
     return 1, f"{type(error).__name__}: {first_line(error)}", "", _GO_ON
 
 
-def _gone(rank: int, place: Ranks, how: str) -> Failure:
-    return Failure(rank, 1, f"Process {rank} of {place.world} {_ENDED}", how, _GO_ON)
+def _gone(rank: int, place: Ranks, how: str) -> ProcessFailure:
+    return ProcessFailure(rank, 1, f"Process {rank} of {place.world} {_ENDED}", how, _GO_ON)
 
 
-def _is_gone(failure: Failure, rank: int) -> bool:
+def _is_gone(failure: ProcessFailure, rank: int) -> bool:
     return failure.rank == rank and failure.what.endswith(_ENDED)
 
 
@@ -477,7 +479,7 @@ def _ending(code: int) -> str:
     return f"Its exit code was {code}."
 
 
-def _error(failure: Failure, place: Ranks) -> RobustError:
+def _error(failure: ProcessFailure, place: Ranks) -> RobustError:
     """The error by which the process at `place` tells of `failure`."""
     kind = _ERRORS.get(failure.code, RunError)
     if failure.rank == place.rank or _is_gone(failure, failure.rank):

@@ -49,7 +49,7 @@ EXTENDABLE = frozenset({"constant"})
 
 
 BUNDLED = "nuclei-mini"
-OWN = "patient"
+OWN_RECIPE = "patient"
 """What one types for our own recipe where another serves when none is named."""
 _PAPER = "Crews and Whalen 2024, training notebooks"
 _OURS = "ours"
@@ -163,7 +163,7 @@ PAPER_RECIPES: dict[str, Recipe] = {
 is taken to be as UMambaBot's."""
 _NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, in the paper's manner")
 _PATIENT = Recipe(
-    OWN, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
+    OWN_RECIPE, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
     clip=1.0, augmentation="light",
 )  # fmt: skip
 PATIENT_RECIPES: dict[str, Recipe] = {
@@ -216,13 +216,13 @@ def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False
     if protocol == "patient":
         return own_recipe(model, quick=quick)
     recipe = PAPER_RECIPES.get(model, _NOT_IN_THE_PAPER)
-    return shortened(recipe) if quick else recipe
+    return shortened_recipe(recipe) if quick else recipe
 
 
 def own_recipe(model: str, *, quick: bool = False) -> Recipe:
     """Our own for `model` under protocol `patient`, on data of any size."""
     recipe = PATIENT_RECIPES.get(model, _PATIENT)
-    return shortened(recipe) if quick else recipe
+    return shortened_recipe(recipe) if quick else recipe
 
 
 def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
@@ -244,7 +244,7 @@ def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
     )
 
 
-def shortened(recipe: Recipe) -> Recipe:
+def shortened_recipe(recipe: Recipe) -> Recipe:
     """The shortest of its kind that shows something: two epochs of few images or patches."""
     few: dict[str, Any] = {"images_per_epoch": 512 if recipe.loss in SMOOTHINGS else 128}
     if recipe.patches is not None:
@@ -267,7 +267,7 @@ def listed() -> Iterator[tuple[str, str, Recipe]]:
         yield f"--recipe {name}", "by class", recipe
 
 
-def describe(recipe: Recipe) -> str:
+def describe_recipe(recipe: Recipe) -> str:
     """The recipe in a line, for announcing it."""
     per_epoch = "" if recipe.images_per_epoch is None else f" of {recipe.images_per_epoch} images"
     if recipe.patches is not None:
@@ -286,9 +286,9 @@ def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
     Raises:
         UsageError: No recipe is called so; the message offers the nearest names.
     """
-    names = (*NAMED_RECIPES, OWN)
+    names = (*NAMED_RECIPES, OWN_RECIPE)
     registered = find(name, names, kind="recipe", listing="robust list recipes")
-    if registered == OWN:
+    if registered == OWN_RECIPE:
         return own_recipe(model, quick=quick)
     recipe = NAMED_RECIPES[registered]
-    return shortened(recipe) if quick else recipe
+    return shortened_recipe(recipe) if quick else recipe

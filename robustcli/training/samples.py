@@ -25,7 +25,7 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.data.mask_values import IGNORED
-from robustcli.training.cache import DecodedSubset, Pixels
+from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
 
 
@@ -157,7 +157,7 @@ def _crop_box(
 
 
 @dataclass(frozen=True)
-class Tile:
+class CountedWindow:
     """A window of an image, and which of its pixels count.
 
     Args:
@@ -177,14 +177,14 @@ class Tile:
     columns: int
 
 
-def tiles(height: int, width: int, side: int) -> Iterator[Tile]:
+def tiles(height: int, width: int, side: int) -> Iterator[CountedWindow]:
     """Windows of `side` pixels that count every pixel of an image once.
 
     Where windows overlap, the earlier one counts. An image smaller than a window is padded.
     """
     for top, first_row, rows in _spans(height, side):
         for left, first_column, columns in _spans(width, side):
-            yield Tile(top, left, first_row, first_column, rows, columns)
+            yield CountedWindow(top, left, first_row, first_column, rows, columns)
 
 
 def _spans(length: int, side: int) -> Iterator[tuple[int, int, int]]:
@@ -200,7 +200,7 @@ def _spans(length: int, side: int) -> Iterator[tuple[int, int, int]]:
         counted = start + side
 
 
-def window(pixels: Pixels, top: int, left: int, side: int) -> Pixels:
+def window(pixels: PixelArray, top: int, left: int, side: int) -> PixelArray:
     """The window of `pixels` (H, W, ...) at `top`, `left`; a smaller image lies in its middle.
 
     It is continued by reflection, as in prediction, and so is the mask: what the network sees there
@@ -295,7 +295,7 @@ class AllWindows(Dataset[MaskSample]):
 
     def __init__(self, subset: DecodedSubset, side: int) -> None:
         self.subset, self.side = subset, side
-        self.tiles: list[tuple[int, Tile]] = [
+        self.tiles: list[tuple[int, CountedWindow]] = [
             (place, tile)
             for place, decoded in enumerate(subset.decoded)
             for tile in tiles(decoded.mask.shape[0], decoded.mask.shape[1], side)
@@ -393,7 +393,7 @@ class WholePhotos(Dataset[PhotoSample]):
     def __getitem__(self, place: int) -> PhotoSample:
         return self.sample(place, self.preprocessing.apply(self.subset.decoded[place].image))
 
-    def sample(self, place: int, pixels: Pixels) -> PhotoSample:
+    def sample(self, place: int, pixels: PixelArray) -> PhotoSample:
         """The sample of the photo at `place`, which looks like RGB `pixels` (S, S, 3)."""
         image = _channels_first(self.preprocessing.coloured(pixels))
         return PhotoSample(image, self.subset.targets[place], self.subset.ids[place], place)
@@ -433,7 +433,7 @@ class RandomCrops(Dataset[PhotoSample]):
         return len(self.photos)
 
 
-def _channels_first(pixels: Pixels) -> Tensor:
+def _channels_first(pixels: PixelArray) -> Tensor:
     """(H, W, C) or (H, W) to a tensor (C, H, W) of its own, so that a mapped file can close."""
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]

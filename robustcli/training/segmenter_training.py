@@ -22,7 +22,7 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.tasks.record import pairs_record
-from robustcli.training.cache import Decoded, DecodedSubset, Pixels
+from robustcli.training.cache import Decoded, DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule
 from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
@@ -46,7 +46,7 @@ LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
 _OVERLAP = 0.5  # of nnU-Net's windows
 
 
-class Segmentation(TrainingTask):
+class SegmenterTraining(TrainingTask):
     """Foreground and background of every pixel."""
 
     name: ClassVar[Literal["cls", "seg"]] = "seg"
@@ -142,7 +142,7 @@ class Segmentation(TrainingTask):
 
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
-        probability = threshold(plan.recipe, probabilities=is_probability(network))
+        probability = foreground_threshold(plan.recipe, probabilities=is_probability(network))
         return RecordedFacts(
             pairs_record(plan.index),
             plan.config.protocol,
@@ -158,7 +158,7 @@ class Segmentation(TrainingTask):
             arguments=dict(plan.config.model_args),
             window=plan.recipe.window,
             channels=plan.channels,
-            threshold=threshold(plan.recipe, probabilities=is_probability(network)),
+            threshold=foreground_threshold(plan.recipe, probabilities=is_probability(network)),
             protocol=plan.config.protocol,
             trained_on=plan.index.digest,
             images_sha256=hash_ids(plan.splits.train),
@@ -203,7 +203,7 @@ def mask_recipe(config: TrainConfig, model: str, data: str) -> Recipe:
     return replace(recipe, **changes, precision=config.precision)
 
 
-def threshold(recipe: Recipe, *, probabilities: bool) -> float:
+def foreground_threshold(recipe: Recipe, *, probabilities: bool) -> float:
     """The probability from which a pixel is foreground.
 
     Args:
@@ -220,7 +220,7 @@ def decision_words(probability: float) -> str:
     return f"probability >= {probability:g}"
 
 
-def split_record(part: Dataset, masks: Iterable[Pixels]) -> SplitRecord:
+def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
     empty = sum(not (mask == 1).any() for mask in masks)
     return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty)

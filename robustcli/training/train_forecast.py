@@ -16,7 +16,7 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.lit_module import LitModule
 from robustcli.training.recipes import Protocol, Recipe
 from robustcli.training.train_plan import plan_training, try_out
-from robustcli.training.trainer import CHECKPOINTS, LAST
+from robustcli.training.trainer import CHECKPOINT_FOLDER, LAST
 from robustcli.training.training_task import TrainPlan
 
 _ONLY_OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")  # in a recipe
@@ -103,10 +103,10 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    return forecast(plan_training(config, listener))
+    return forecast_plan(plan_training(config, listener))
 
 
-def forecast(plan: TrainPlan) -> TrainForecast:
+def forecast_plan(plan: TrainPlan) -> TrainForecast:
     """The forecast for `plan`, by two training steps on made-up images."""
     config = plan.config
     weights = None if config.untrained else config.weights
@@ -131,7 +131,7 @@ def forecast(plan: TrainPlan) -> TrainForecast:
         seconds=_seconds(plan, plan.task.lit_module(plan, network)),
         pixels_bytes=_pixels(plan),
         disk_bytes=_TENSORS_KEPT * _BYTES * parameters,
-        started=(plan.run / CHECKPOINTS / LAST).is_file() and not config.fresh,
+        started=(plan.run / CHECKPOINT_FOLDER / LAST).is_file() and not config.fresh,
     )
 
 

@@ -18,16 +18,16 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import check_folder
 from robustcli.data.subsets import take
-from robustcli.training.classifier_training import Classification
+from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
 from robustcli.training.procedures import procedure_of
-from robustcli.training.recipes import Recipe, describe
-from robustcli.training.segmenter_training import Segmentation
+from robustcli.training.recipes import Recipe, describe_recipe
+from robustcli.training.segmenter_training import SegmenterTraining
 from robustcli.training.trainer import Machine, machine
 from robustcli.training.training_task import TrainingTask, TrainInputs, TrainPlan
 
 TRAINING_TASKS: dict[str, TrainingTask] = {
-    task.name: task for task in (Classification(), Segmentation())
+    task.name: task for task in (ClassifierTraining(), SegmenterTraining())
 }
 _LEAST = 2  # images that a batch norm of one value per channel needs
 
@@ -38,10 +38,10 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    return complete_plan(config, look_up(config), listener)
+    return complete_plan(config, look_up_training(config), listener)
 
 
-def look_up(config: TrainConfig) -> TrainInputs:
+def look_up_training(config: TrainConfig) -> TrainInputs:
     """Network, data and devices that `config` names; the data set is opened here and nowhere else.
 
     Raises:
@@ -172,7 +172,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test))
     )
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
-    listener.say(describe(plan.recipe))
+    listener.say(describe_recipe(plan.recipe))
     if plan.grey:
         listener.say(GREY.format(plan.entry.name))
     if plan.least > 1:

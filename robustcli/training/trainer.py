@@ -78,7 +78,7 @@ class SeededSteps(pl.Callback):
         torch.manual_seed(identity_seed("step", *identity, bits=63))
 
 
-class Progress(pl.Callback):
+class TrainProgress(pl.Callback):
     """Moves the listener's bar, in training images."""
 
     def __init__(self, listener: Listener, per_epoch: int) -> None:
@@ -105,7 +105,7 @@ class Progress(pl.Callback):
         self._left = self.per_epoch
 
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINT_FOLDER = "checkpoints"
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 
@@ -121,7 +121,7 @@ class KeepLastAndBest(Checkpoint):
     """
 
     def __init__(self, run: Path, *, best: bool, monitor: str) -> None:
-        self.folder, self.best, self.monitor = run / CHECKPOINTS, best, monitor
+        self.folder, self.best, self.monitor = run / CHECKPOINT_FOLDER, best, monitor
         self.best_value: float | None = None
         self.best_epoch: int | None = None
 
@@ -290,7 +290,7 @@ def without_chatter() -> Iterator[None]:
 DEFAULT_WORKERS = 8
 
 
-def fit(
+def fit_run(
     trainer: pl.Trainer, lit_module: LitModule, data: pl.LightningDataModule, run: Path
 ) -> None:
     """Trains `lit_module` from the last finished epoch of `run` on, if there is one.
@@ -299,14 +299,14 @@ def fit(
         RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
         KeyboardInterrupt: As the user asked; Lightning would end the process instead.
     """
-    last = run / CHECKPOINTS / LAST
+    last = run / CHECKPOINT_FOLDER / LAST
     with without_chatter(), _interruptible(trainer):
         trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
 
 
 def is_trained(run: Path, epochs: int) -> bool:
     """Whether the last checkpoint of `run` is that of its last epoch: of all, or stopped early."""
-    last = run / CHECKPOINTS / LAST
+    last = run / CHECKPOINT_FOLDER / LAST
     if not last.is_file():
         return False
     checkpoint = DurableCheckpoints().load_checkpoint(last)

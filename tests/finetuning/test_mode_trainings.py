@@ -12,7 +12,7 @@ import torch
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning.mode_trainings import run_finetuning
-from robustcli.finetuning.record import FROZEN, STEPS, ModeCosts, read_finetune_record
+from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
@@ -111,7 +111,7 @@ def test_the_profile_decides_after_its_steps(whole: Run) -> None:
     run, heard = whole
     profile, rows = pd.read_parquet(run / "gradients.parquet"), decisions(run)
     assert sorted(profile["iteration"].unique()) == [0, 1]
-    assert tuple(rows.columns) == FROZEN
+    assert tuple(rows.columns) == DECISION_COLUMNS
     means = profile.groupby("name")["mean_abs"].mean()
     assert rows.set_index("name")["statistic"].to_dict() == pytest.approx(means.to_dict())
     heads = rows["name"].str.startswith("decoder.seg_layers.")

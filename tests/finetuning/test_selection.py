@@ -12,7 +12,7 @@ from torch import nn
 
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.decide import (
-    announce,
+    announce_decisions,
     frozen_names,
     known_decisions,
     saving_of,
@@ -21,7 +21,7 @@ from robustcli.finetuning.decide import (
 )
 from robustcli.finetuning.finetune_plan import plan_finetuning
 from robustcli.finetuning.gradients import STATISTIC_KINDS, Statistic
-from robustcli.finetuning.record import FROZEN
+from robustcli.finetuning.record import DECISION_COLUMNS
 from robustcli.finetuning.selection import (
     Decision,
     FreezeRule,
@@ -215,7 +215,7 @@ def test_what_is_told(tune: Tune) -> None:
     said: list[str] = []
     decisions = known_decisions(plan, network())
     assert decisions is not None
-    announce(decisions, plan, network(), said.append)
+    announce_decisions(decisions, plan, network(), said.append)
     count = sum(d.frozen for d in decisions)
     (line,) = said
     assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")
@@ -231,7 +231,7 @@ def test_a_line_per_tensor(tmp_path: Path) -> None:
     ]
     write_decisions(tmp_path / "frozen.csv", decisions, net)
     rows = pd.read_csv(tmp_path / "frozen.csv", dtype={"shape": str})
-    assert tuple(rows.columns) == FROZEN
+    assert tuple(rows.columns) == DECISION_COLUMNS
     assert rows["shape"].tolist() == ["1", "8x3x3x3"]
     assert rows["statistic"].isna().tolist() == [True, False]
     assert rows["statistic"][1] == 1.25e-7

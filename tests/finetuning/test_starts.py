@@ -18,7 +18,7 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.starts import (
     Pretrained,
     SegmenterFinetuning,
-    fill,
+    fill_body,
     heads_of,
     light,
     no_weights,
@@ -261,7 +261,7 @@ def test_a_bare_checkpoint(tmp_path: Path) -> None:
     given = read_file(tmp_path / "bare.pth", UMAMBA_PRETRAINED, TINY)
     other = network_pretrained(seed=8)
     heads = {k: v.clone() for k, v in other.state_dict().items() if ".seg_layers." in k}
-    fill(other, given, UMAMBA_PRETRAINED, heads_of(UMAMBA_PRETRAINED))
+    fill_body(other, given, UMAMBA_PRETRAINED, heads_of(UMAMBA_PRETRAINED))
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, heads.get(name, made.state_dict()[name]))
 
@@ -302,7 +302,7 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
     other = create.create("umamba-enc", given.arguments)
     before = {k: v.clone() for k, v in other.state_dict().items()}
     with pytest.raises(UsageError, match="do not fit"):
-        fill(other, given, entry, heads_of(entry))
+        fill_body(other, given, entry, heads_of(entry))
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
 
 
@@ -313,7 +313,7 @@ def test_any_other_network_is_filled_by_the_same_rule(tmp_path: Path) -> None:
     save_file(theirs.state_dict(), tmp_path / "unet.safetensors")
     given = read_file(tmp_path / "unet.safetensors", entry, {"features": [4, 8]})
     ours = create.create("unet", {"features": [4, 8]})
-    fill(ours, given, entry, heads_of(entry))
+    fill_body(ours, given, entry, heads_of(entry))
     kept = {n for n, t in ours.state_dict().items() if not torch.equal(t, theirs.state_dict()[n])}
     assert kept == {"conv.weight", "conv.bias"}
     assert heads_of(entry) == ("conv.",)
@@ -327,7 +327,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     del state[gone]
     before = {k: v.clone() for k, v in ours.state_dict().items()}
     with pytest.raises(UsageError, match="The weights of `here` do not fit `unet`") as caught:
-        fill(ours, Pretrained("here", {}, state), entry, heads_of(entry))
+        fill_body(ours, Pretrained("here", {}, state), entry, heads_of(entry))
     assert f"`{gone}` is missing" in caught.value.why
     assert ", not (" in caught.value.why
     assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.training.cache import Decoded, Pixels
+from robustcli.training.cache import Decoded, PixelArray
 
 
-def disc(number: int, height: int, width: int) -> tuple[Pixels, Pixels]:
+def disc(number: int, height: int, width: int) -> tuple[PixelArray, PixelArray]:
     """An image (H, W, 3) and its mask (H, W) of 0 and 1."""
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[:height, :width]

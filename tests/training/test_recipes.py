@@ -22,7 +22,7 @@ from robustcli.training.recipes import (
     SCHEDULES,
     Recipe,
     constant,
-    describe,
+    describe_recipe,
     listed,
     recipe_for,
     recipe_named,
@@ -61,7 +61,7 @@ def test_they_are_listed_as_they_are_typed() -> None:
 
 
 def test_iterations_in_the_line() -> None:
-    line = describe(NAMED_RECIPES["nnunet"])
+    line = describe_recipe(NAMED_RECIPES["nnunet"])
     assert "1000 epochs of 250 iterations, batch 12, window 256, ce-minus-dice loss, SGD" in line
 
 
@@ -138,7 +138,7 @@ def test_quick_is_shorter() -> None:
 
 def test_a_recipe_in_a_line() -> None:
     recipe = replace(recipe_for("unet", "paper", "lgg"), images_per_epoch=128)
-    assert describe(recipe) == (
+    assert describe_recipe(recipe) == (
         "Recipe `paper` (Crews and Whalen 2024, training notebooks): 100 epochs of 128 images, "
         "batch 64, window 256, dice loss, Adam at 0.0003, constant, augmentation none."
     )

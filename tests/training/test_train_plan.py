@@ -24,8 +24,8 @@ from robustcli.training.recipes import recipe_for
 from robustcli.training.segmenter_training import (
     LOGIT_HALF,
     decision_words,
+    foreground_threshold,
     split_record,
-    threshold,
 )
 from robustcli.training.train_forecast import forecast_training, step_seconds
 from robustcli.training.train_plan import plan_training
@@ -191,9 +191,9 @@ def test_a_logit_of_a_half_as_a_probability(tmp_path: Path) -> None:
     assert pytest.approx(1 / (1 + math.exp(-0.5)), abs=1e-15) == LOGIT_HALF
     data = write_pairs(tmp_path / "data", 10)
     recipe = plan_training(small(data, tmp_path / "run", protocol="paper"), Heard()).recipe
-    assert threshold(recipe, probabilities=False) == LOGIT_HALF
-    assert threshold(recipe, probabilities=True) == 0.5
-    assert threshold(replace(recipe, decision="probability"), probabilities=False) == 0.5
+    assert foreground_threshold(recipe, probabilities=False) == LOGIT_HALF
+    assert foreground_threshold(recipe, probabilities=True) == 0.5
+    assert foreground_threshold(replace(recipe, decision="probability"), probabilities=False) == 0.5
 
 
 def test_the_decision_in_words() -> None:

@@ -20,8 +20,8 @@ from robustcli.training.trainer import (
     DurableCheckpoints,
     KeepLastAndBest,
     MetricsLog,
-    Progress,
     SeededSteps,
+    TrainProgress,
     WaitingTime,
     without_chatter,
 )
@@ -119,7 +119,7 @@ def test_a_step_that_the_loss_scaler_skipped_has_no_norm(tmp_path: Path) -> None
 
 def test_progress_counts_the_images_of_all_processes_and_no_more() -> None:
     heard = Heard()
-    bar = Progress(heard, per_epoch=10)
+    bar = TrainProgress(heard, per_epoch=10)
     two = trainer(epoch=1, world_size=2)
     bar.on_train_start(two, MODULE)
     assert (heard.total, heard.done) == (40, 10)

@@ -25,13 +25,13 @@ from robustcli.models.weight_decay import everything_decays, parameter_groups
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.planner import SMALLEST_EDGE, Topology, batch_size, topology
-from robustcli.training.cache import DecodedSubset, Pixels
+from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, BatchSettings
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.losses import TwoClasses
 from robustcli.training.procedures.base import Procedure
-from robustcli.training.recipes import OWN, Patchwise, Recipe
+from robustcli.training.recipes import OWN_RECIPE, Patchwise, Recipe
 from robustcli.training.record import AVERAGED
 from robustcli.training.samples import MaskSample, collate_masks
 from robustcli.training.trainer import Machine
@@ -155,7 +155,7 @@ class PatchSamples(Dataset[MaskSample]):
         shown = [place for place, mask in enumerate(masks) if (mask == 1).any()]
         self.patches = Patches(self.load, len(masks), shown, sampling, phase)
 
-    def load(self, place: int) -> tuple[Pixels, Pixels]:
+    def load(self, place: int) -> tuple[PixelArray, PixelArray]:
         """Image and mask number `place`."""
         return self.subset.decoded[place]
 
@@ -294,7 +294,7 @@ class NNUNet(Procedure):
                 raise UsageError(
                     f"`--{name} {options[name]}` does not go with `--recipe {config.recipe}`.",
                     why,
-                    f"Leave out `--{name}`, or use `--recipe {OWN}`.",
+                    f"Leave out `--{name}`, or use `--recipe {OWN_RECIPE}`.",
                 )
 
     @property
@@ -326,13 +326,13 @@ class NNUNet(Procedure):
             raise UsageError(
                 f"`--recipe {self.recipe.name}` trains on one device.",
                 f"Its dice is that of a whole batch, which {machine.world} processes would share.",
-                f"Leave out `--devices` and torchrun, or use `--recipe {OWN}`.",
+                f"Leave out `--devices` and torchrun, or use `--recipe {OWN_RECIPE}`.",
             )
         if grey:
             raise UsageError(
                 f"`--recipe {self.recipe.name}` takes colour images.",
                 "It normalises three channels as nnU-Net does; the network reads one.",
-                f"Leave out `--model-arg` for its channels, or use `--recipe {OWN}`.",
+                f"Leave out `--model-arg` for its channels, or use `--recipe {OWN_RECIPE}`.",
             )
 
     def planned(self, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset) -> Recipe:
