@@ -173,7 +173,7 @@ def test_a_training_whose_test_is_partial_is_not_complete(
         with pytest.raises(IncompleteRun, match="9 of 10 predictions are missing"):
             run_training(config)
     assert read_train_record(tmp_path / "run").status == "failed"
-    monkeypatch.setattr("robustcli.training.engine.fit", None)  # a second training would fail
+    monkeypatch.setattr("robustcli.training.engine.fit_run", None)  # a second training would fail
     run_training(config)
     assert read_train_record(tmp_path / "run").status == "complete"
     assert read_record(tmp_path / "run" / "test").status == "complete"
