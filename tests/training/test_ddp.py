@@ -67,9 +67,9 @@ _SCRIPT_DDP = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import tiny
+from tests.training.runs import tiny_classifier
 
-run_training(tiny(sys.argv[1], Path(sys.argv[2]), epochs=2, devices=2))
+run_training(tiny_classifier(sys.argv[1], Path(sys.argv[2]), epochs=2, devices=2))
 print("finished")
 """
 

@@ -28,7 +28,7 @@ _TRAIN = """
 import os, signal, sys
 from pathlib import Path
 from robustcli.core.errors import RobustError
-from robustcli.training import callbacks, engine
+from robustcli.training import engine, trainer
 from tests.training.runs import small
 
 data, out, devices, what = sys.argv[1:]
@@ -40,12 +40,12 @@ if dies and what == "other pixels":
 if dies and what == "dies at once":
     os._exit(3)
 
-def die(self, trainer, *rest):
-    if dies and trainer.current_epoch == 1:
+def die(self, lightning, *rest):
+    if dies and lightning.current_epoch == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if what == "dies in training":
-    callbacks.SeededSteps.on_train_batch_start = die
+    trainer.SeededSteps.on_train_batch_start = die
 said = {"model": "ulvm", "model_args": {}, "window": 32, "loss": "bce"}
 try:
     engine.run_training(small(Path(data), Path(out), **said, devices=int(devices)))
@@ -252,15 +252,14 @@ _VALIDATE = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import tiny
-from tests.training.runs import small
+from tests.training.runs import small, tiny_classifier
 from tests.training.test_jobs import STILL, ULVM
 
 pairs, photos, out = map(Path, sys.argv[1:])
 for config in (
     small(pairs, out / "own", **ULVM, **STILL),
     small(pairs, out / "paper", **ULVM, **STILL, protocol="paper"),
-    tiny(photos, out / "classes", **STILL),
+    tiny_classifier(photos, out / "classes", **STILL),
 ):
     try:
         run_training(config)
