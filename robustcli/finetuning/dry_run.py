@@ -30,7 +30,6 @@ class FinetuneForecast:
 
     Args:
         training: Of one mode, with the time of all its steps.
-        modes: What would be trained.
         profile_iterations: Steps that would be profiled; 0 where nothing needs them.
         decisions: Of every tensor; None where a profile would decide later.
         saving: By what is frozen; None likewise.

@@ -80,11 +80,8 @@ class FinetunePlan:
     """A fine-tuning, looked up and checked: everything that is handed down from here.
 
     Args:
-        config: With all defaults.
         pretrained: The weights to start from; None for an ImageNet encoder, or from nothing.
         training: The plan of every mode's training, but for folder and start.
-        run: The folder.
-        profile_iterations: Profiled steps.
     """
 
     config: FinetuneConfig
@@ -153,7 +150,7 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     pretrained = task.pretrained(config, entry)
     typed = config.training if pretrained is None else _following(config.training, pretrained)
     typed = replace(task.sized(typed, entry), out=None)
-    inputs = look_up_training(typed)
+    inputs = look_up_training(typed, entry)
     training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
     run = config.directory(training.run)
     check_folder(run)

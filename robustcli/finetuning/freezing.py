@@ -114,7 +114,6 @@ class ProfileGradients(pl.Callback):
     """Takes the gradients of every optimizer step, before clipping and with the loss scale undone.
 
     Args:
-        network: Whose gradients.
         iterations: How many steps are profiled; None for all.
         on_full: Receives the rows of the profile once it is full.
     """

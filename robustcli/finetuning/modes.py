@@ -227,10 +227,8 @@ class Modes:
     """What the trainings of a fine-tuning begin with.
 
     Args:
-        plan: The fine-tuning.
         decisions: What is frozen from the first step on; None where a profile decides it.
         on_profile: Receives the rows of a full profile.
-        on_decisions: Receives what follows from it.
     """
 
     plan: FinetunePlan

@@ -49,9 +49,6 @@ class Pretrained:
     """Weights, and the network that they are for.
 
     Args:
-        origin: Where they come from, in words.
-        arguments: For the network's builder.
-        state: The weights.
         plan: What they were trained with, where nnU-Net did it.
     """
 

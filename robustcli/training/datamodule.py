@@ -19,8 +19,6 @@ class EpochOrder(Sampler[tuple[int, int]]):
     """The images of an epoch in an order drawn from seed, epoch and their ids; each with the epoch.
 
     Args:
-        ids: The images.
-        seed: Of the run.
         most: Images of an epoch; None for all.
         rank: Which of `world` processes this one is; each takes every `world`-th image.
         world: How many processes share the images. They get equally many: the first images of the
@@ -102,8 +100,6 @@ class Batches(Sampler[list[Any]]):
 
     Args:
         sampler: The samples of this process; Lightning finds it here to tell it the epoch.
-        batch_size: The usual number of samples.
-        least: Fewest samples of a batch.
     """
 
     def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
@@ -126,8 +122,6 @@ class BatchSettings:
     """How batches are made, whatever is in them.
 
     Args:
-        seed: Of the run.
-        workers: Loader processes; 0 for none.
         pin: Whether batches go through pinned memory, for CUDA.
         least: Fewest images of a training batch; see `batch_sizes`.
         ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).

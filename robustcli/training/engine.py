@@ -295,8 +295,6 @@ class Chosen:
 
     Args:
         epoch: After which they were, the first being 1.
-        why: Why these, in words.
-        state: The network's own.
     """
 
     epoch: int

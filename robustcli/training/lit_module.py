@@ -238,8 +238,6 @@ class SegmenterModule(LitModule):
     """A segmenter in training.
 
     Args:
-        network: The network.
-        recipe: How it is trained.
         channels: Order in which it takes the colours; `grey` for their luma alone.
         decays: Which parameters weight decay touches.
         val_groups: The group of each validation sample, by its number.
@@ -342,8 +340,6 @@ class ClassifierModule(LitModule):
     """A classifier in training.
 
     Args:
-        network: The network.
-        recipe: How it is trained.
         decays: Which parameters weight decay touches.
         preprocessing: With mean and standard deviation of the images, which leave the CPU as bytes.
         val_images: How many images there are to validate on.

@@ -54,15 +54,7 @@ class Enough(Exception):  # noqa: N818  nothing went wrong
 
 @dataclass(frozen=True)
 class ProcessFailure:
-    """Why the processes cannot go on.
-
-    Args:
-        rank: The process that failed.
-        code: The exit code that its error asks for.
-        what: The first part of its message.
-        why: The second.
-        todo: The third.
-    """
+    """Why the processes cannot go on: the failed one, its exit code, and its message's parts."""
 
     rank: int
     code: int
@@ -75,7 +67,6 @@ class Peers:
     """The processes of one training, as one of them sees them; alone it has nobody to talk to.
 
     Args:
-        place: Which one this is.
         keys: The store that they share; None where there is one process.
         children: Processes that this one started, from rank 1 on.
     """

@@ -63,7 +63,6 @@ class Patchwise:
 
     Args:
         iterations: Batches of an epoch, each an optimizer step.
-        validation_iterations: Batches of a validation pass.
         momentum: Of SGD, with Nesterov's correction.
         exponent: Of the learning rate's decay by the epoch.
         oversampling: The share of a batch, at its end, that is sure to show foreground.

@@ -31,7 +31,6 @@ class Validation:
     Args:
         columns: Of `metrics.csv`.
         score: The one of them that the best epoch has the highest value of.
-        word: What that is, in a sentence.
     """
 
     columns: tuple[str, ...]

@@ -227,7 +227,6 @@ class MaskBatch(NamedTuple):
     Args:
         images: RGB (B, 3, S, S), uint8, or float32 in [0, 1] where they were resized.
         masks: (B, 1, S, S), 0, 1 or `IGNORED`; uint8, or float32 and soft where they were resized.
-        ids: The image of each.
         numbers: Of each sample, int64 (B): which image, or in validation which window.
         counted: Which pixels count in validation, bool (B, 1, S, S); those to ignore never do.
         constant: The images, by id, that have a single value per channel.
@@ -349,7 +348,6 @@ class PhotoBatch(NamedTuple):
     Args:
         images: RGB or greyscale, uint8 (B, C, S, S).
         targets: The class of each, int64 (B).
-        ids: The image of each.
         numbers: The place of each image in its subset, int64 (B).
         constant: The images, by id, that have a single value per channel.
     """
@@ -406,10 +404,7 @@ class RandomCrops(Dataset[PhotoSample]):
     """A random crop of a photo; asked for by epoch and place.
 
     Args:
-        subset: The photos.
         preprocessing: The network's own; without augmentation nothing else is done.
-        augmentation: A name of CROPS.
-        seed: Of the run.
     """
 
     def __init__(

@@ -30,19 +30,9 @@ class TrainForecast:
     """What is to be done; seconds come from the second of two steps on made-up images.
 
     Args:
-        out: The run's folder.
         protocol: How a segmenter is split and scored.
-        images: Of each part.
-        groups: Of each part.
-        grouping: What a group is.
-        model: The network.
-        parameters: How many it has.
-        decision: What the network's answer is.
-        recipe: With all overrides.
-        steps: Of the optimizer, in all.
         seconds: For all epochs with their validation; the held-out images come on top.
         pixels_bytes: Of the decoded images, by the first of them.
-        disk_bytes: Of checkpoints and weights.
         started: Whether the folder holds a training to go on with.
     """
 

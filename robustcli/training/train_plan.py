@@ -41,14 +41,17 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     return complete_plan(config, look_up_training(config), listener)
 
 
-def look_up_training(config: TrainConfig) -> TrainInputs:
+def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> TrainInputs:
     """Network, data and devices that `config` names; the data set is opened here and nowhere else.
+
+    `entry` is the network where it was looked up before.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    entry = resolve(config.model)
-    _check_named(config)
+    if entry is None:
+        entry = resolve(config.model)
+        _check_named(config)
     _check_task(entry, config)
     task = TRAINING_TASKS[entry.task]
     task.check(entry, config)

@@ -115,7 +115,6 @@ class KeepLastAndBest(Checkpoint):
     Not Lightning's ModelCheckpoint, which forgets the best score when a run's folder was moved.
 
     Args:
-        run: The run's folder.
         best: Whether the epoch with the highest value is kept too; the earlier one of equals.
         monitor: What the value is, as it is logged.
     """

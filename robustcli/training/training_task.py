@@ -44,12 +44,8 @@ class TrainInputs:
     """What a training takes, looked up once: network, data set and devices.
 
     Args:
-        task: What the network is for.
-        entry: The network.
-        dataset: All of the data set, opened.
         index: The images of it that `--limit` leaves.
         splits: These, split for training, validation and testing.
-        machine: Devices and processes.
     """
 
     task: TrainingTask
@@ -65,9 +61,6 @@ class TrainPlan(TrainInputs):
     """A training, looked up and checked: everything that is handed down from here.
 
     Args:
-        config: As typed, with all defaults.
-        recipe: With all overrides.
-        run: The folder.
         least: Fewest images of a training batch of one process.
         grey: Whether the network gets greyscale images.
     """
@@ -135,7 +128,6 @@ class TrainStart:
 
     Args:
         network: With the weights that it starts from.
-        origin: Where these come from, in words.
         callbacks: What Lightning calls besides the usual.
         export: Of the trained network's state: that of the plain network, to be written.
     """
