@@ -40,16 +40,15 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving
 from robustcli.finetuning.gradients import GradientProfile
 from robustcli.finetuning.gradients import statistics as gradient_statistics
-from robustcli.finetuning.mode_costs import peak_resident, start_anew
-from robustcli.finetuning.pretrained import heads_of
-from robustcli.finetuning.rules import DOCUMENTED, FreezeRule
-from robustcli.finetuning.selection import freeze_decisions
+from robustcli.finetuning.modes import peak_resident, start_anew
+from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, freeze_decisions
+from robustcli.finetuning.starts import heads_of
 from robustcli.training.cache import Decoded
 from robustcli.training.datamodule import DecodedPairs
-from robustcli.training.lit_segmenter import outputs
+from robustcli.training.lit_module import outputs
 from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
 from robustcli.training.recipes import NAMED_RECIPES, Recipe
-from robustcli.training.samples import Batch
+from robustcli.training.samples import MaskBatch
 
 RULES = {
     "mamba below 1e-6": FreezeRule(threshold=DOCUMENTED),
@@ -82,7 +81,7 @@ class Trainee:
         hold_statistics(self.module.network)
         self.optimizer = self.module.make_optimizer()
 
-    def backward(self, batch: Batch) -> tuple[float, float]:
+    def backward(self, batch: MaskBatch) -> tuple[float, float]:
         """Forward and backward; seconds of both."""
         began = time.perf_counter()
         loss = self.module.loss(outputs(self.module.network, batch.images), batch.masks)
@@ -100,7 +99,7 @@ class Trainee:
         self.optimizer.zero_grad()
         return time.perf_counter() - began
 
-    def step(self, batch: Batch) -> Seconds:
+    def step(self, batch: MaskBatch) -> Seconds:
         """A whole step; seconds of its three parts."""
         return np.array([*self.backward(batch), self.update()])
 
@@ -118,7 +117,7 @@ def start(name: str) -> nn.Module:
     return network.train()
 
 
-def batches(recipe: Recipe) -> list[Batch]:
+def batches(recipe: Recipe) -> list[MaskBatch]:
     """Augmented, normalised patches of the bundled stained cells."""
     pairs = open_dataset(DATA, Masks(surveyed=False)).samples[:IMAGES]
     decoded = [Decoded(image, mask.view(np.uint8)) for image, mask in map(decode_pair, pairs)]
@@ -127,13 +126,13 @@ def batches(recipe: Recipe) -> list[Batch]:
     return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
 
 
-def cycle(given: Sequence[Batch]) -> Iterator[Batch]:
+def cycle(given: Sequence[MaskBatch]) -> Iterator[MaskBatch]:
     """The batches again and again."""
     while True:
         yield from given
 
 
-def profiled(trainee: Trainee, stream: Iterator[Batch], iterations: int) -> GradientProfile:
+def profiled(trainee: Trainee, stream: Iterator[MaskBatch], iterations: int) -> GradientProfile:
     """The profile of the next steps of `trainee`, and prints what it costs."""
     profile = GradientProfile(trainee.module.network)
     shares = []
@@ -167,7 +166,7 @@ def trainees(first: Trainee, profile: GradientProfile, model: str) -> dict[str, 
     return found
 
 
-def alternate(known: dict[str, Trainee], stream: Iterator[Batch], rounds: int) -> None:
+def alternate(known: dict[str, Trainee], stream: Iterator[MaskBatch], rounds: int) -> None:
     """Lets each train a step per round, the first of them another one in every round."""
     names = list(known)
     for turn in range(rounds + 1):
@@ -216,7 +215,7 @@ def print_memory(model: str, size: int, batch: int) -> None:
     cpu, recipe = torch.device("cpu"), recipe_of(size, batch)
     trainee = Trainee(NnUNetModule(start(model), recipe))
     images = torch.rand(batch, 3, size, size)
-    made = Batch(images, images[:, :1].round(), [], torch.arange(batch), images[:, :1] > 0)
+    made = MaskBatch(images, images[:, :1].round(), [], torch.arange(batch), images[:, :1] > 0)
     start_anew(cpu)
     before = peak_resident(cpu)
     for _ in range(2):

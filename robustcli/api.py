@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from robustcli.evaluation.verification_result import Verification
-    from robustcli.finetuning.rules import FreezeRule
+    from robustcli.finetuning.selection import FreezeRule
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def finetune(
         pretrained: A file of weights, a training run, or a results folder of nnU-Net; None for the
             bundled weights.
         mode: What is trained; `all` is scratch, full and freeze.
-        rule: What is frozen (`robustcli.finetuning.rules.FreezeRule`); None for the documented
+        rule: What is frozen (`robustcli.finetuning.selection.FreezeRule`); None for the documented
             threshold.
         profile_iterations: Profiled steps.
         profile: A profile to take instead of measuring one.
@@ -260,7 +260,7 @@ def finetune(
     """
     from robustcli.finetuning.config import FinetuneConfig
     from robustcli.finetuning.mode_trainings import run_finetuning
-    from robustcli.finetuning.rules import make_rule
+    from robustcli.finetuning.selection import make_rule
     from robustcli.training.config import TrainConfig
 
     training = TrainConfig(

@@ -108,7 +108,7 @@ def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
 
 def _config(values: dict[str, Any]) -> FinetuneConfig:
     from robustcli.finetuning.config import FinetuneConfig
-    from robustcli.finetuning.rules import make_rule
+    from robustcli.finetuning.selection import make_rule
     from robustcli.training.config import TrainConfig
 
     rule = make_rule(**{name: values.pop(name) for name in _RULE})

@@ -103,7 +103,7 @@ def _datasets() -> list[ListedRow]:
 
 
 def _recipes() -> list[ListedRow]:
-    from robustcli.training.recipes import listed, listed_by_name, listed_classes
+    from robustcli.training.recipes import listed
 
     return [
         {
@@ -119,7 +119,7 @@ def _recipes() -> list[ListedRow]:
             "expected dice": recipe.expected_dice,
             "source": recipe.source,
         }
-        for model, protocol, recipe in (*listed(), *listed_by_name(), *listed_classes())
+        for model, protocol, recipe in listed()
     ]
 
 

@@ -86,7 +86,7 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
     config = TrainConfig(**settings)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.training.train_plan import forecast_training
+            from robustcli.training.train_forecast import forecast_training
 
             plan = forecast_training(config, listener)
             show_plan(plan, as_json=as_json)

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robustcli.adapters.cache_paths import hash_state
 from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import ModelRequest, load, resolve
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS, header_beside, weights_in
@@ -25,7 +25,7 @@ from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.evaluate import TASKS
+from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.record import RunRecord
 from robustcli.evaluation.stored_rows import StoredRows
 from robustcli.evaluation.verification_result import Difference, EvaluationCheck
@@ -33,8 +33,7 @@ from robustcli.tasks.base import ORIGINAL, Task, measure
 from robustcli.tasks.heldout import mask_values_of
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN, Cell
-from robustcli.transforms.registry import TransformCell
-from robustcli.transforms.registry import resolve as resolve_transforms
+from robustcli.transforms.registry import TransformCell, resolve_transforms
 
 SAMPLE = 8
 """Blocks that are recomputed unless the user says how many."""
@@ -209,7 +208,7 @@ class RecordedModels:
 
     def __init__(self, run: Path, record: RunRecord, config: VerifyConfig) -> None:
         self.run, self.record, self.config = run, record, config
-        self.task: Task[Any] = TASKS[record.task]()
+        self.task: Task[Any] = EVALUATION_TASKS[record.task]()
         self._own = run.parent / WEIGHTS if run.name == "test" else None
 
     @cached_property
@@ -279,7 +278,7 @@ class RecordedModels:
         if self._own is None or not self._own.is_file() or "trained here" not in model.pretraining:
             return None
         try:
-            here = hash_state(read_weights(self._own))
+            here = state_digest(read_weights(self._own))
         except RobustError as error:
             here = error.what
         if here == model.weights_sha256:

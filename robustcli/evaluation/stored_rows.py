@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from robustcli.data.dataset import Sample
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.evaluate import TASKS
+from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.record import RunRecord
 from robustcli.evaluation.row_comparison import COMPARISONS, RowDifference
 from robustcli.evaluation.store import INPUT_SCHEMA, Store
@@ -69,7 +69,7 @@ class StoredRows:
 
     def rows(self, block: Block) -> list[Row] | None:
         """The rows of a block; None where its file is damaged."""
-        schema = TASKS[self.record.task]().schema(self.record.dataset)
+        schema = EVALUATION_TASKS[self.record.task]().schema(self.record.dataset)
         return self._read(self.path(block), schema)
 
     def inputs(self, view: str, cell: Cell, number: int) -> dict[str, Row] | None:

@@ -25,8 +25,8 @@ from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import choose_device, device_name
-from robustcli.evaluation.evaluate import TASKS
 from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.recorded_inputs import (
@@ -155,7 +155,7 @@ def _recompute(
     listener: Listener,
 ) -> None:
     record = stored.record
-    task: Task[Any] = TASKS[record.task]()
+    task: Task[Any] = EVALUATION_TASKS[record.task]()
     config = EvalConfig(
         (), (), seed=record.seed, apply_at=record.apply_at, precision=record.precision
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 from robustcli.core.names import file_name
 from robustcli.finetuning.record import Mode
-from robustcli.finetuning.rules import FreezeRule, make_rule
+from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
 
 
@@ -24,11 +24,9 @@ class FinetuneConfig:
         pretrained: Weights to start from: a file, a training run, or a results folder of nnU-Net.
             None for the bundled ones, or those that the network's recipe starts from.
         mode: What is trained; `all` is scratch, full and freeze.
-        rule: What is frozen.
         profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all,
             or for none where names decide.
         profile: Take this profile instead of measuring one.
-        profile_only: Stop when the profile is there.
         iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
         sweep: Also train by other rules (`FinetuneProtocol.rules`), and time what each saves.
     """

@@ -1,4 +1,4 @@
-"""What is frozen, where that is known before any step; and how decisions are told and kept."""
+"""What is frozen, where that is known before any step; how decisions are announced and written."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from robustcli.core.io import write_bytes, write_text
 from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import Saving, saving
 from robustcli.finetuning.gradients import mamba_parameters, read_profile, statistics, unmeasured
-from robustcli.finetuning.record import DECISIONS, FROZEN, PROFILE
+from robustcli.finetuning.record import DECISION_COLUMNS, DECISIONS, PROFILE
 from robustcli.finetuning.selection import Decision, freeze_decisions
-
-# `OUT/frozen.csv`: what became of every tensor, and why.
 
 
 def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Module) -> None:
-    """Writes `decisions` on the tensors of `network` to `path`, durably."""
+    """Writes `decisions` on the tensors of `network` to `path` (`OUT/frozen.csv`), durably."""
     shapes = {n: "x".join(map(str, p.shape)) or "1" for n, p in network.named_parameters()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FROZEN)
+    writer.writerow(DECISION_COLUMNS)
     for d in decisions:
-        said = "" if d.statistic is None else repr(d.statistic)
-        writer.writerow([d.name, shapes[d.name], d.count, int(d.mamba), said, int(d.frozen), d.why])
+        statistic = "" if d.statistic is None else repr(d.statistic)
+        row = [d.name, shapes[d.name], d.count, int(d.mamba), statistic, int(d.frozen), d.why]
+        writer.writerow(row)
     write_text(path, text.getvalue())
 
 
@@ -63,19 +62,17 @@ def named_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | 
     return freeze_decisions(unmeasured(network), plan.config.rule, plan.heads)
 
 
-def keep_known(plan: FinetunePlan, decisions: Sequence[Decision], network: nn.Module) -> None:
+def write_known(plan: FinetunePlan, decisions: Sequence[Decision], network: nn.Module) -> None:
     """Writes decisions that were known before any step, and the profile that they are from."""
     if plan.config.profile is not None:
         write_bytes(plan.run / PROFILE, plan.config.profile.read_bytes())
     write_decisions(plan.run / DECISIONS, decisions, network)
 
 
-def tell(
-    decisions: Sequence[Decision],
-    plan: FinetunePlan,
-    network: nn.Module,
+def announce_decisions(
+    decisions: Sequence[Decision], plan: FinetunePlan, network: nn.Module,
     say: Callable[[str], None],
-) -> None:
+) -> None:  # fmt: skip
     """Says how much is frozen; where it is nothing, why."""
     frozen = [d for d in decisions if d.frozen]
     total = sum(d.count for d in decisions)
@@ -112,11 +109,10 @@ def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> 
     recipe = plan.training.recipe
     images = torch.rand(_TRIED, *plan.training.input_shape)
     moments = _MOMENTS[recipe.optimizer]
-    found = saving(network.train(), frozen, images, _any_loss, moments=moments)
+    tried = saving(network.train(), frozen, images, _any_loss, moments=moments)
     times = recipe.batch_size * recipe.accumulate / _TRIED
-    return replace(
-        found, flops=round(times * found.flops), flops_saved=round(times * found.flops_saved)
-    )
+    flops, saved = round(times * tried.flops), round(times * tried.flops_saved)
+    return replace(tried, flops=flops, flops_saved=saved)
 
 
 def _any_loss(output: Tensor | Sequence[Tensor]) -> Tensor:

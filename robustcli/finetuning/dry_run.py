@@ -11,12 +11,17 @@ from torch import nn
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.decide import known_decisions, named_decisions, saving_of, tell
+from robustcli.finetuning.decide import (
+    announce_decisions,
+    known_decisions,
+    named_decisions,
+    saving_of,
+)
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
 from robustcli.finetuning.freezing import Saving
 from robustcli.finetuning.selection import Decision
-from robustcli.training.train_plan import TrainForecast, forecast
-from robustcli.training.trial import try_out
+from robustcli.training.train_forecast import TrainForecast, forecast_plan
+from robustcli.training.train_plan import try_out
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,6 @@ class FinetuneForecast:
 
     Args:
         training: Of one mode, with the time of all its steps.
-        modes: What would be trained.
         profile_iterations: Steps that would be profiled; 0 where nothing needs them.
         decisions: Of every tensor; None where a profile would decide later.
         saving: By what is frozen; None likewise.
@@ -41,7 +45,7 @@ class FinetuneForecast:
 
     def as_json(self) -> str:
         """One JSON object."""
-        return json.dumps({**asdict(self), "training": self.training.told()}, indent=2)
+        return json.dumps({**asdict(self), "training": self.training.as_dict()}, indent=2)
 
     def as_text(self) -> str:
         """The same in lines, the tensors last."""
@@ -67,7 +71,7 @@ class FinetuneForecast:
         )
 
     def _frozen(self) -> list[str]:
-        found, saved = self.decisions or (), self.saving
+        decisions, saved = self.decisions or (), self.saving
         lines = []
         if saved is not None:
             lines = [
@@ -76,15 +80,15 @@ class FinetuneForecast:
                 f"Work:       {_of(saved.flops_saved, saved.flops)} operations of a step less "
                 "(convolutions and matrix products; the scan is not counted)",
             ]
-        width = max((len(d.name) for d in found), default=0)
+        width = max((len(d.name) for d in decisions), default=0)
         return lines + [
             f"  {d.name:<{width}}  {_value(d)}  {'frozen' if d.frozen else 'trained'}: {d.why}"
-            for d in found
+            for d in decisions
         ]
 
 
-def _of(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} ({part / max(whole, 1):.1%})"
+def _of(part: int, total: int) -> str:
+    return f"{part:,} of {total:,} ({part / max(total, 1):.1%})"
 
 
 def _value(decision: Decision) -> str:
@@ -106,25 +110,25 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
     decisions = known_decisions(plan, network) or named_decisions(plan, network)
     start = replace(plan.training.config, weights=None, untrained=True)
     if decisions is not None:
-        tell(decisions, plan, network, listener.say)
-    one = forecast(replace(plan.training, config=start, run=plan.run))
+        announce_decisions(decisions, plan, network, listener.say)
+    of_mode = forecast_plan(replace(plan.training, config=start, run=plan.run))
     return FinetuneForecast(
         training=replace(
-            one,
-            disk_bytes=one.disk_bytes * len(config.modes),
+            of_mode,
+            disk_bytes=of_mode.disk_bytes * len(config.modes),
             started=has_record(plan.run) and not start.fresh,
         ),
         modes=config.modes,
         profile_iterations=_profiled(plan, decisions),
         decisions=decisions,
         saving=_saving(plan, network, decisions),
-        sweep=len(plan.protocol.rules) if config.sweep else 0,
+        sweep=len(plan.task.rules) if config.sweep else 0,
     )
 
 
 def _profiled(plan: FinetunePlan, decisions: Sequence[Decision] | None) -> int:
-    wanted = plan.config.profile_only or "freeze" in plan.config.modes
-    return plan.profile_iterations if wanted and decisions is None else 0
+    profiles = plan.config.profile_only or "freeze" in plan.config.modes
+    return plan.profile_iterations if profiles and decisions is None else 0
 
 
 def _saving(

@@ -22,17 +22,13 @@ from robustcli.core.ranks import ranks
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.pretrained import Pretrained
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
-from robustcli.finetuning.starts import FinetuneProtocol, protocol_of
+from robustcli.finetuning.starts import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
-from robustcli.training.record import read_train_record, recipe_differences
-from robustcli.training.run_record import recipe_record
-from robustcli.training.train_plan import complete_plan, look_up
+from robustcli.training.record import RecipeRecord, read_train_record, recipe_differences
+from robustcli.training.train_plan import complete_plan, look_up_training
 from robustcli.training.training_task import TrainInputs, TrainPlan
-
-# Which options of a fine-tuning exclude each other.
 
 
 def check_flags(config: FinetuneConfig) -> None:
@@ -84,11 +80,8 @@ class FinetunePlan:
     """A fine-tuning, looked up and checked: everything that is handed down from here.
 
     Args:
-        config: With all defaults.
         pretrained: The weights to start from; None for an ImageNet encoder, or from nothing.
         training: The plan of every mode's training, but for folder and start.
-        run: The folder.
-        profile_iterations: Profiled steps.
     """
 
     config: FinetuneConfig
@@ -108,14 +101,14 @@ class FinetunePlan:
         return self.training.recipe.epochs * self.training.steps_per_epoch
 
     @property
-    def protocol(self) -> FinetuneProtocol:
+    def task(self) -> FinetuneTask:
         """What is particular to classifiers or segmenters."""
-        return protocol_of(self.entry)
+        return FINETUNE_TASKS[self.entry.task]
 
     @cached_property
     def heads(self) -> tuple[str, ...]:
         """Beginnings of the names of the layers that are new in this task."""
-        return self.protocol.heads(self.entry, lambda: self.network("scratch")[0])
+        return self.task.heads(self.entry, lambda: self.network("scratch")[0])
 
     def mode_plan(self, mode: Mode, out: Path) -> TrainPlan:
         """The plan of the training of `mode` into the folder `out`.
@@ -135,10 +128,10 @@ class FinetunePlan:
         plan, pretrained = self.training, self.pretrained
         random = mode == "scratch" or pretrained is not None
         start = replace(plan.config, weights=None, untrained=random)
-        network, origin = plan.task.network(start, plan.index)
+        network, origin = plan.task.network(start, plan.entry, plan.index)
         if mode == "scratch" or pretrained is None:
             return network, origin
-        self.protocol.fill(network, pretrained, self.entry, self.heads)
+        fill_body(network, pretrained, self.entry, self.heads)
         return network, pretrained.origin
 
 
@@ -148,14 +141,16 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    protocol = protocol_of(_network_named(config))
-    config = protocol.with_defaults(config, listener.say)
-    entry = resolve(config.training.model)
+    entry = _network_named(config)
+    task = FINETUNE_TASKS[entry.task]
+    config = task.with_defaults(config, entry, listener.say)
     check_flags(config)
-    pretrained = protocol.pretrained(config, entry)
+    if config.training.model != entry.name:
+        entry = resolve(config.training.model)
+    pretrained = task.pretrained(config, entry)
     typed = config.training if pretrained is None else _following(config.training, pretrained)
-    typed = replace(protocol.sized(typed, entry), out=None)
-    inputs = look_up(typed)
+    typed = replace(task.sized(typed, entry), out=None)
+    inputs = look_up_training(typed, entry)
     training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
     run = config.directory(training.run)
     check_folder(run)
@@ -181,7 +176,7 @@ def _network_named(config: FinetuneConfig) -> ModelEntry:
     if names_run(name):
         raise UsageError(
             f"`{name}` is a folder of a training.",
-            "The network is named, and where it starts from is said apart.",
+            "MODEL names the network; `--pretrained` says where it starts from.",
             f"Use `robust finetune {entry.network} --pretrained {name}`.",
         )
     return entry
@@ -194,10 +189,10 @@ def _following(training: TrainConfig, pretrained: Pretrained) -> TrainConfig:
 def _with_recipe(
     config: FinetuneConfig, typed: TrainConfig, inputs: TrainInputs, say: Callable[[str], None]
 ) -> TrainConfig:
-    """With the recipe that serves when none is named, and the epochs that the steps come to."""
-    protocol, data = protocol_of(inputs.entry), inputs.index.name
-    training = protocol.usual_recipe(typed, inputs.entry, data, say)
-    steps = config.iterations or protocol.usual_steps(typed, training, data)
+    """`typed` with the default recipe where none is named, and the epochs that the steps take."""
+    task, data = FINETUNE_TASKS[inputs.entry.task], inputs.index.name
+    training = task.usual_recipe(typed, inputs.entry, data, say)
+    steps = config.iterations or task.usual_steps(typed, training, data)
     if steps is None:
         return training
     per_epoch = complete_plan(training, inputs, Silent()).steps_per_epoch
@@ -224,16 +219,8 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
     return asked
 
 
-# The record of a fine-tuning, before it begins.
-
-
 def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
-    """The record of a fine-tuning that begins.
-
-    Args:
-        plan: The fine-tuning.
-        network: The network, for its size.
-    """
+    """The record of a fine-tuning that begins."""
     config, pretrained, now = plan.config, plan.pretrained, datetime.now(UTC)
     profile, by_name = config.profile, config.at_once
     return FinetuneRecord(
@@ -271,7 +258,7 @@ def _sha256(path: Path) -> str:
 
 def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:
     """Sentences on the settings in which the trainings of the modes so far differ from `plan`."""
-    recipe = recipe_record(plan.training.recipe)
+    recipe = RecipeRecord.of(plan.training.recipe)
     for mode in old.modes:
         if has_record(plan.run / mode):
             yield from recipe_differences(read_train_record(plan.run / mode).recipe, recipe)

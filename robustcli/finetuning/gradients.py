@@ -28,7 +28,7 @@ from robustcli.models.ss2d import SS2D
 
 StatisticKind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
 STATISTIC_KINDS: tuple[str, ...] = get_args(StatisticKind)
-SCANS = (Mamba, BidirectionalMamba, SS2D)
+SCAN_MODULES = (Mamba, BidirectionalMamba, SS2D)
 _NOTHING = (math.nan,) * len(STATISTIC_KINDS)
 SCHEMA = pa.schema(
     [
@@ -68,7 +68,7 @@ def mamba_parameters(network: nn.Module) -> frozenset[str]:
     """The names of the parameters inside state-space blocks, found by the type of the module."""
     inside = set()
     for place, module in network.named_modules():
-        if isinstance(module, SCANS):
+        if isinstance(module, SCAN_MODULES):
             prefix = f"{place}." if place else ""
             inside |= {f"{prefix}{name}" for name, _ in module.named_parameters()}
     return frozenset(inside)
@@ -96,12 +96,12 @@ class GradientProfile:
         Where one is not finite, nothing is taken: float16's loss scaler skips such a step, and
         otherwise it ends the training.
         """
-        found = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-        if not found:
+        gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        if not gradients:
             return
-        numbers = _measure(list(found.values()))
+        numbers = _measure(list(gradients.values()))
         if torch.isfinite(numbers).all():
-            self.measured.append((tuple(found), numbers))
+            self.measured.append((tuple(gradients), numbers))
 
     def rows(self) -> pd.DataFrame:
         """A row per iteration and tensor; the numbers are NaN where it had no gradient."""
@@ -112,9 +112,9 @@ class GradientProfile:
                 "mamba": name in self._mamba,
                 "weight_rms": self._weight_rms[name],
                 "iteration": iteration,
-                **dict(zip(STATISTIC_KINDS, found.get(name, _NOTHING), strict=True)),
+                **dict(zip(STATISTIC_KINDS, numbers.get(name, _NOTHING), strict=True)),
             }
-            for iteration, found in enumerate(map(_by_name, self.measured))
+            for iteration, numbers in enumerate(map(_by_name, self.measured))
             for name, parameter in self._parameters.items()
         ]
         return pd.DataFrame(rows, columns=SCHEMA.names)
@@ -162,9 +162,6 @@ def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
     }  # fmt: skip
 
 
-# A gradient profile as a file, `gradients.parquet`, and whether one is of a given network.
-
-
 def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
     """Writes a profile of `model` as Parquet, durably."""
     schema = SCHEMA.with_metadata({"model": model})
@@ -200,22 +197,25 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
 def _check_same(
     path: Path, rows: pd.DataFrame, network: nn.Module, origin: str, model: str
 ) -> None:
-    own = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    ours = {name: tuple(p.shape) for name, p in network.named_parameters()}
     theirs = {name: statistic.shape for name, statistic in statistics(rows).items()}
-    names = dict.fromkeys([*theirs, *own])
-    other = [name for name in names if own.get(name) != theirs.get(name)]
-    if other:
+    names = dict.fromkeys([*theirs, *ours])
+    different = [name for name in names if ours.get(name) != theirs.get(name)]
+    if different:
         raise UsageError(
             f"`--profile {path}` is of another model.",
-            f"It was made of `{origin}`; {_difference(other[0], own, theirs, model)} "
-            f"({len(other)} of {len(names)} tensors differ).",
+            f"It was made of `{origin}`; {_difference(different[0], ours, theirs, model)} "
+            f"({len(different)} of {len(names)} tensors differ).",
             "Profile this model with `--profile-only`.",
         )
 
 
 def _difference(
-    name: str, own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], model: str
+    name: str,
+    ours: Mapping[str, tuple[int, ...]],
+    theirs: Mapping[str, tuple[int, ...]],
+    model: str,
 ) -> str:
     if name in theirs:
         return f"`{model}` has no `{name}` of shape {theirs[name]}"
-    return f"it lacks `{name}` of shape {own[name]}, which `{model}` has"
+    return f"it lacks `{name}` of shape {ours[name]}, which `{model}` has"

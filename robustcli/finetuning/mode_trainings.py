@@ -17,12 +17,12 @@ from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import Ranks, ranks
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.decide import (
+    announce_decisions,
     frozen_names,
-    keep_known,
     known_decisions,
     saving_of,
-    tell,
     write_decisions,
+    write_known,
 )
 from robustcli.finetuning.finetune_plan import (
     FinetunePlan,
@@ -44,10 +44,9 @@ from robustcli.finetuning.record import (
 )
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.sweep import help_sweep, run_sweep
-from robustcli.training.engine import train
-from robustcli.training.processes import Peers, end_of_others, helped_run, meeting
-from robustcli.training.training_task import Enough
-from robustcli.training.trial import try_out
+from robustcli.training.engine import run_plan
+from robustcli.training.processes import Enough, Peers, end_of_others, helped_run, meeting
+from robustcli.training.train_plan import try_out
 
 _THERE = "the profile is there"
 _ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
@@ -57,25 +56,21 @@ _ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
 def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> Path:
     """Does what `config` asks for, as far as it is not there yet; returns the run's folder.
 
-    Args:
-        config: The settings.
-        listener: Who hears of the progress.
-
     Raises:
         UsageError: Something named does not exist or does not fit together, or nothing would be
             left to train.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
     """
     place = ranks()
-    heard = ModeListener((listener if place.first else None) or Silent())
+    of_modes = ModeListener((listener if place.first else None) or Silent())
     helped = helped_run()
     # A process that the first one started comes for one training, and meets the others there.
     with meeting(Ranks() if helped is not None else place) as peers:
         plan, network, decisions, new = peers.together(
-            lambda: _prepare(config, heard), lambda prepared: {}
+            lambda: _prepare(config, of_modes), lambda prepared: {}
         )
         modes = Modes(
-            plan, decisions, partial(_profiled, plan), partial(_decided, plan, network, heard)
+            plan, decisions, partial(_profiled, plan), partial(_decided, plan, network, of_modes)
         )
         if helped is not None:
             _help_launched(plan, modes, network, helped)
@@ -87,15 +82,15 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
                 plan.run, new, fresh=config.training.fresh, more=partial(mode_differences, plan)
             )
             with FINETUNING.closing(plan.run):
-                _lead(plan, modes, network, heard, peers)
+                _lead(plan, modes, network, of_modes, peers)
     return plan.run
 
 
 def _prepare(
-    config: FinetuneConfig, heard: ModeListener
+    config: FinetuneConfig, listener: ModeListener
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
     """Everything looked up, and nothing written yet."""
-    plan = plan_finetuning(config, heard)
+    plan = plan_finetuning(config, listener)
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
     decisions = known_decisions(plan, network)
@@ -103,22 +98,22 @@ def _prepare(
 
 
 def _lead(
-    plan: FinetunePlan, modes: Modes, network: nn.Module, heard: ModeListener, peers: Peers
+    plan: FinetunePlan, modes: Modes, network: nn.Module, listener: ModeListener, peers: Peers
 ) -> None:
     """All that was asked for, in the first process."""
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
-        keep_known(plan, decisions, network)
-        tell(decisions, plan, network, heard.say)
+        write_known(plan, decisions, network)
+        announce_decisions(decisions, plan, network, listener.say)
     peers.tell("train")
     if config.profile_only:
-        _profile(plan, modes, heard, peers)
+        _profile(plan, modes, listener, peers)
     for mode in _in_order(config):
-        heard.begin(mode)
-        _train(plan, modes, mode, heard, peers)
+        listener.begin(mode)
+        _train(plan, modes, mode, listener, peers)
     _count_saving(plan, network)
     if config.sweep:
-        run_sweep(plan, network, heard)
+        run_sweep(plan, network, listener)
 
 
 def _in_order(config: FinetuneConfig) -> list[Mode]:
@@ -131,35 +126,38 @@ def _profiled(plan: FinetunePlan, rows: pd.DataFrame) -> None:
 
 
 def _decided(
-    plan: FinetunePlan, network: nn.Module, heard: ModeListener, decisions: Sequence[Decision]
+    plan: FinetunePlan, network: nn.Module, listener: ModeListener, decisions: Sequence[Decision]
 ) -> None:
     if ranks().first:
         write_decisions(plan.run / DECISIONS, decisions, network)
-        tell(decisions, plan, network, heard.say)
+        announce_decisions(decisions, plan, network, listener.say)
 
 
-def _train(plan: FinetunePlan, modes: Modes, mode: Mode, heard: Listener, peers: Peers) -> None:
+def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, peers: Peers) -> None:
     out = plan.run / mode
-    shared = None if peers.alone else peers
     training = plan.mode_plan(mode, out)
-    train(training, modes.tuning(mode, out), heard, shared)
-    plan.protocol.export(training)
+    run_plan(training, modes.start(mode, out), listener, peers)
+    plan.task.export(training)
 
 
-def _profile(plan: FinetunePlan, modes: Modes, heard: ModeListener, peers: Peers) -> None:
+def _profile(plan: FinetunePlan, modes: Modes, listener: ModeListener, peers: Peers) -> None:
     """Leaves the profile of the first steps of full fine-tuning, and what it decides."""
     if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
-        heard.say(f"The profile is there: `{plan.run / PROFILE}`.")
+        listener.say(f"The profile is there: `{plan.run / PROFILE}`.")
         peers.tell(_THERE)
         return
     peers.tell("profile")
-    heard.begin("profile")
-    out = plan.run / PROFILING
-    shared = None if peers.alone else peers
+    listener.begin("profile")
+    _train_until_profiled(plan, modes, listener, peers)
+    shutil.rmtree(plan.run / PROFILING, ignore_errors=True)
+    listener.begin("")
+
+
+def _train_until_profiled(
+    plan: FinetunePlan, modes: Modes, listener: Listener, peers: Peers | None
+) -> None:
     with suppress(Enough):
-        train(plan.mode_plan("full", out), modes.profiling(), heard, shared)
-    shutil.rmtree(out, ignore_errors=True)
-    heard.begin("")
+        run_plan(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), listener, peers)
 
 
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
@@ -171,12 +169,11 @@ def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
     """Computes in a process of torchrun that is not the first; it ends with its one training."""
-    if plan.config.profile_only:
-        if peers.hear() != _THERE:
-            _help_profiling(plan, modes, peers)
-        end_of_others()
-    (mode,) = plan.config.modes
-    _train(plan, modes, mode, Silent(), peers)
+    if not plan.config.profile_only:
+        (mode,) = plan.config.modes
+        _train(plan, modes, mode, Silent(), peers)
+    elif peers.hear() != _THERE:
+        _train_until_profiled(plan, modes, Silent(), peers)
     end_of_others()
 
 
@@ -184,17 +181,12 @@ def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped:
     """Computes in a process that the first one started for the training into `helped`."""
     run = plan.run.absolute()
     if helped == run / PROFILING:
-        _help_profiling(plan, modes, None)
+        _train_until_profiled(plan, modes, Silent(), None)
         end_of_others()
     for mode in _in_order(plan.config):
         if helped == run / mode:
             out = plan.run / mode
-            train(plan.mode_plan(mode, out), modes.tuning(mode, out), None)
+            run_plan(plan.mode_plan(mode, out), modes.start(mode, out))
     if plan.config.sweep:
         help_sweep(plan, network, helped)
     end_of_others()
-
-
-def _help_profiling(plan: FinetunePlan, modes: Modes, peers: Peers | None) -> None:
-    with suppress(Enough):
-        train(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), None, peers)

@@ -1,34 +1,138 @@
-"""What each mode of a fine-tuning changes in a training."""
+"""What each mode of a fine-tuning changes in a training, and what training in it costs."""
 
 from __future__ import annotations
 
+import ctypes
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import write_text
 from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
 from robustcli.finetuning.finetune_plan import FinetunePlan
-from robustcli.finetuning.gradients import SCANS
-from robustcli.finetuning.mode_costs import MeasureCosts
-from robustcli.finetuning.profiler import FreezeAfterProfile, KeepFrozen, ProfileGradients
-from robustcli.finetuning.record import Mode
+from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.gradients import SCAN_MODULES
+from robustcli.finetuning.record import COSTS, ITERATIONS, Mode, ModeCosts
 from robustcli.finetuning.selection import Decision
-from robustcli.training.training_task import Enough, Tuning
+from robustcli.training.processes import Enough
+from robustcli.training.training_task import TrainStart
 
-# LoRA on the projections of state-space blocks, through peft.
-#
-# Source: Hu et al., "LoRA" (arXiv 2106.09685). The heads are new in the target task and train
-# whole; all else stands still. What is written is the plain network with the adapters merged.
+_PROCESS = Path("/proc/self")
+_RESET_PEAK = "5"  # Source: Linux, Documentation/filesystems/proc.rst, clear_refs
+
+
+def start_anew(device: torch.device) -> None:
+    """Counts the peak from now on: torch's on CUDA, else the process's, where the system tells."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError, AttributeError):  # not Linux, or not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with suppress(OSError):
+        (_PROCESS / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+
+
+def peak_resident(device: torch.device) -> int:
+    """Bytes at the peak since `start_anew`; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError, StopIteration):
+        lines = (_PROCESS / "status").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return 0
+
+
+class MeasureCosts(pl.Callback):
+    """Times every training step; memory and the optimizer's state as they are at the end.
+
+    A step is forward, backward and update, without the wait for its batch. The peak of memory is
+    that since the last change of what is trained, so a freeze shows.
+    """
+
+    def __init__(self, run: Path, network: nn.Module) -> None:
+        self.run, self.network = run, network
+        self.lines: list[tuple[int, float, int]] = []
+        self._started = 0.0
+        self._peak: int | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """The clock starts; memory is counted anew where what is trained has changed."""
+        if not self.lines or self.lines[-1][2] != trainable(self.network):
+            self._peak = None
+            start_anew(pl_module.device)
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """The clock stops; before a freeze that this very step brings about counts."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        elif pl_module.device.type == "mps":
+            torch.mps.synchronize()
+        seconds = time.perf_counter() - self._started
+        self.lines.append((trainer.global_step, seconds, trainable(self.network)))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What validation takes is not training's."""
+        self._peak = max(self._peak or 0, peak_resident(pl_module.device))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See `on_validation_start`."""
+        start_anew(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes what was measured, in the first process."""
+        if not trainer.is_global_zero:
+            return
+        costs = ModeCosts(
+            trainable=trainable(self.network),
+            optimizer_bytes=optimizer_bytes(trainer.optimizers[0]),
+            peak_memory_bytes=self._peak,
+        )
+        rows = "".join(f"{i},{seconds:.6f},{count}\n" for i, seconds, count in self.lines)
+        write_text(self.run / ITERATIONS, "iteration,seconds,trainable\n" + rows)
+        write_text(self.run / COSTS, costs.model_dump_json(indent=2) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"lines": list(self.lines), "peak": self._peak}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.lines = [(i, s, n) for i, s, n in state_dict["lines"]]
+        self._peak = state_dict["peak"]
+
+
+def trainable(network: nn.Module) -> int:
+    """Elements that training may move."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def optimizer_bytes(optimizer: Optimizer) -> int:
+    """Bytes of the tensors that `optimizer` keeps between steps."""
+    kept = (v for state in optimizer.state.values() for v in state.values())
+    return sum(v.numel() * v.element_size() for v in kept if isinstance(v, torch.Tensor))
 
 
 RANK, ALPHA = 8, 16
+"""Of LoRA on the projections of state-space blocks, through peft. The heads are new in the target
+task and train whole; all else stands still. Source: Hu et al., "LoRA" (arXiv 2106.09685)."""
 _PROJECTIONS = ("in_proj", "x_proj", "x_proj_b", "out_proj")
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
@@ -41,7 +145,7 @@ def projections(network: nn.Module) -> list[str]:
     return [
         f"{place}.{name}" if place else name
         for place, module in network.named_modules()
-        if isinstance(module, SCANS)
+        if isinstance(module, SCAN_MODULES)
         for name, child in module.named_children()
         if name in _PROJECTIONS and isinstance(child, nn.Linear)
     ]
@@ -95,15 +199,8 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-# A listener for several trainings one after the other.
-
-
 class ModeListener:
-    """Passes on what a mode's training says, with the mode's name before it.
-
-    Args:
-        listener: Who hears it.
-    """
+    """Passes on the lines of several trainings, each with the name of its mode before it."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener, self.mode = listener, ""
@@ -125,72 +222,53 @@ class ModeListener:
         self.listener.advance(count)
 
 
-Profiled = Callable[[pd.DataFrame], None]
-"""Receives the rows of a full profile."""
-Decided = Callable[[list[Decision]], None]
-"""Receives what follows from it."""
-
-
 @dataclass(frozen=True)
 class Modes:
-    """The tunings of a fine-tuning.
+    """What the trainings of a fine-tuning begin with.
 
     Args:
-        plan: The fine-tuning.
         decisions: What is frozen from the first step on; None where a profile decides it.
-        profiled: Is told when a profile is full.
-        decided: Is told when it has decided.
+        on_profile: Receives the rows of a full profile.
     """
 
     plan: FinetunePlan
     decisions: Sequence[Decision] | None
-    profiled: Profiled
-    decided: Decided
+    on_profile: Callable[[pd.DataFrame], None] = lambda rows: None
+    on_decisions: Callable[[list[Decision]], None] = lambda decisions: None
 
-    def tuning(self, mode: Mode, out: Path) -> Tuning:
-        """What `mode`, trained into the folder `out`, does otherwise than a plain training."""
-        return Tuning(
-            start=lambda _: self._start(mode),
-            callbacks=lambda network: [
-                MeasureCosts(out, network),
-                *self._freezing(mode, network),
-            ],
-            export=merged if mode == "lora" else dict,
-        )
-
-    def profiling(self) -> Tuning:
-        """The beginning of full fine-tuning, which ends with `Enough` when the profile is full."""
-        return Tuning(
-            start=lambda _: self._start("full"),
-            callbacks=lambda network: self._after_profile(network, self._decided_and_enough),
-        )
-
-    def _decided_and_enough(self, decisions: list[Decision]) -> None:
-        self.decided(decisions)
-        raise Enough
-
-    def _start(self, mode: Mode) -> tuple[nn.Module, str]:
-        network, origin = self.plan.network(mode)
+    def start(self, mode: Mode, out: Path) -> TrainStart:
+        """What `mode` begins with, when it is trained into the folder `out`."""
+        plan = self.plan
+        network, origin = plan.network(mode)
         if mode == "lora":
-            plan = self.plan
             adapt(network, plan.heads, name=plan.entry.name, seed=plan.config.training.seed)
-        return network, origin
+        callbacks = [MeasureCosts(out, network), *self._freezing(mode, network)]
+        return TrainStart(network, origin, callbacks, merged if mode == "lora" else dict)
+
+    def profiling(self) -> TrainStart:
+        """The beginning of full fine-tuning, which ends with `Enough` when the profile is full."""
+
+        def decided_and_enough(decisions: list[Decision]) -> None:
+            self.on_decisions(decisions)
+            raise Enough
+
+        network, origin = self.plan.network("full")
+        return TrainStart(network, origin, self._after_profile(network, decided_and_enough))
 
     def _freezing(self, mode: Mode, network: nn.Module) -> list[pl.Callback]:
         if mode == "lora":
-            return [KeepFrozen(network, _standing(network))]
+            frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
+            return [KeepFrozen(network, frozen)]
         if mode != "freeze":
             return []
         if self.decisions is not None:
             return [KeepFrozen(network, [d.name for d in self.decisions if d.frozen])]
-        return self._after_profile(network, self.decided)
+        return self._after_profile(network, self.on_decisions)
 
-    def _after_profile(self, network: nn.Module, decided: Decided) -> list[pl.Callback]:
+    def _after_profile(
+        self, network: nn.Module, on_decisions: Callable[[list[Decision]], None]
+    ) -> list[pl.Callback]:
         plan = self.plan
-        profiler = ProfileGradients(network, plan.profile_iterations, self.profiled)
-        freezing = FreezeAfterProfile(network, profiler, plan.config.rule, plan.heads, decided)
-        return [profiler, freezing]
-
-
-def _standing(network: nn.Module) -> list[str]:
-    return [name for name, p in network.named_parameters() if not p.requires_grad]
+        profiler = ProfileGradients(network, plan.profile_iterations, self.on_profile)
+        rule, heads = plan.config.rule, plan.heads
+        return [profiler, FreezeAfterProfile(network, profiler, rule, heads, on_decisions)]

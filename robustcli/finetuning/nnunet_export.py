@@ -32,9 +32,6 @@ def export_nnunet(plan: TrainPlan) -> bool:
 
     That is where it is no U-Mamba, or its stages do not double their features up to a limit, which
     no plan describes.
-
-    Args:
-        plan: The mode's training.
     """
     run = plan.run
     if plan.entry.family != "umamba":

@@ -33,7 +33,7 @@ PROFILE, DECISIONS, ITERATIONS, COSTS = (
     "gradients.parquet", "frozen.csv", "iterations.csv", "costs.json"
 )  # fmt: skip
 NNUNET = "nnunet"
-FROZEN = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
+DECISION_COLUMNS = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
 """Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
 statistic (empty where it never had a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
@@ -115,9 +115,6 @@ class FinetuneRecord(BaseRunRecord):
     iterations: int
     saving: SavingRecord | None = None
     device: str
-
-
-# The folder of a fine-tuning: what belongs to it, and what may continue in it.
 
 
 PROFILING = ".profiling"

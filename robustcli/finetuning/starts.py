@@ -1,21 +1,26 @@
-"""What fine-tuning starts from, and what it does otherwise for classifiers and for segmenters."""
+"""The weights and settings that a fine-tuning starts from, for classifiers and for segmenters.
+
+nnU-Net's rule for the weights of every network: all tensors but those of the heads must be there in
+the same shape; the heads stay as they were initialised, even where they would fit.
+Source: nnU-Net v2.1.1, `load_pretrained_weights`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from robustcli.adapters import timm_library
+from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
-from robustcli.adapters.load import resolve
-from robustcli.adapters.loading import heads_in
+from robustcli.adapters.loading import FAMILIES, differences, heads_in, shapes_of
 from robustcli.adapters.networks import learns
 from robustcli.adapters.trainable import start_weights, transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
@@ -25,30 +30,53 @@ from robustcli.data.named_datasets import SEGMENTATION
 from robustcli.data.sources import default_data
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.nnunet_export import export_nnunet
-from robustcli.finetuning.pretrained import Pretrained, fill, heads_of, read_pretrained
-from robustcli.finetuning.rules import SHARES, FreezeRule
-from robustcli.models.umamba import UMamba
+from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
+from robustcli.models.umamba import Pair, UMamba, without_aliases
+from robustcli.nnunet.files import NnUNetModel, find_checkpoint, is_results_folder, trained_model
+from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.classifier_training import no_data
 from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import BUNDLED, OWN
+from robustcli.training.recipes import BUNDLED, OWN_RECIPE
 from robustcli.training.training_task import TrainPlan
 
-# What fine-tuning does otherwise for classifiers than for segmenters; the rest of this
-# room does not know which it has.
+Announcer = Callable[[str], None]
 
 
-class FinetuneProtocol(ABC):
-    """What fine-tuning does otherwise for classifiers than for segmenters."""
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights, and the network that they are for.
+
+    Args:
+        plan: What they were trained with, where nnU-Net did it.
+    """
+
+    origin: str
+    arguments: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    plan: NnUNetPlan | None = None
+
+    @property
+    def patch(self) -> Pair | None:
+        """Of the plan."""
+        return None if self.plan is None else self.plan.patch
+
+
+class FinetuneTask(ABC):
+    """How fine-tuning differs between classifiers and segmenters; the defaults are for both."""
 
     rules: ClassVar[Sequence[FreezeRule]]
     """What a sweep tries."""
+    files: ClassVar[str]
+    """What `--pretrained` may name, in words."""
 
     @abstractmethod
-    def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
-        """`config` with what is taken where nothing is named, which `say` hears.
+    def with_defaults(
+        self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
+    ) -> FinetuneConfig:
+        """`config` with the default network and data where none are named; `say` hears of them.
 
         Raises:
-            UsageError: There is nothing to take.
+            UsageError: There is no default.
         """
 
     @abstractmethod
@@ -61,31 +89,16 @@ class FinetuneProtocol(ABC):
 
     @abstractmethod
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """Beginnings of the names of the layers that are new in the target task.
-
-        Args:
-            entry: What is known of the network.
-            network: Makes it.
-        """
-
-    @abstractmethod
-    def fill(
-        self, network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
-    ) -> None:
-        """Copies the weights into `network` but for its heads.
-
-        Raises:
-            UsageError: A tensor is missing or of another shape; nothing was copied.
-        """
+        """Beginnings of the names of the layers that are new in the target task."""
 
     def sized(self, training: TrainConfig, entry: ModelEntry) -> TrainConfig:
         """`training` with the window that the network's weights demand."""
         return training
 
     def usual_recipe(
-        self, training: TrainConfig, entry: ModelEntry, data: str, say: Callable[[str], None]
+        self, training: TrainConfig, entry: ModelEntry, data: str, say: Announcer
     ) -> TrainConfig:
-        """`training` with the recipe that serves on `data` where none is named; `say` hears it."""
+        """`training` with the default recipe on the data set `data`, of which `say` hears."""
         return training
 
     def usual_steps(self, typed: TrainConfig, training: TrainConfig, data: str) -> int | None:
@@ -102,167 +115,53 @@ class FinetuneProtocol(ABC):
         """Writes what the finished training of a mode leaves beside its training run: nothing."""
         return
 
+    def read_file(self, path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
+        """What `path` holds for the network `entry`: a training run, or a file of weights.
 
-# The defaults of `robust finetune` for segmenters, and the lines that announce them.
+        Args:
+            path: As typed.
+            entry: The network.
+            arguments: For its builder, as typed; they go before those of the file.
 
-
-TARGET = f"{BUNDLED}:stained"
-BUNDLED_MODELS = {"umamba": "umamba-pico"}
-"""Network to the small one of its kind whose weights come with this program."""
-NNUNET = "nnunet"
-_WINDOW, _BATCH = 128, 4
-_STEPS = {False: 360, True: 60}
-"""Of each mode by whether it shall be quick: 2 cores take them three times in under 10 minutes, or
-2; see `docs/finetune.md`."""
-_REPORTED_STEPS = 6000
-"""Of each mode by nnU-Net's recipe: "Exploring SSMs for Vision Tasks", 24 epochs of 250."""
-
-
-def with_defaults(config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
-    """`config` with the bundled network and the target data where none are named.
-
-    Args:
-        config: As typed.
-        say: Hears which, in a line each.
-    """
-    training = config.training
-    small = BUNDLED_MODELS.get(canonical(training.model))
-    if small and config.pretrained is None and training.data is None:
-        say(
-            f"No --pretrained and no --data: `{training.model}` is the bundled `{small}`, "
-            "pretrained on the fluorescence images of nuclei-mini."
-        )
-        training = replace(training, model=small)
-    if training.data is None:
-        training = replace(training, data=_target(say))
-    return replace(config, training=training)
+        Raises:
+            UsageError: There are no such weights, or they are of another network.
+        """
+        if not path.exists():
+            raise UsageError(
+                f"`--pretrained {path}` does not exist.",
+                f"Expected {self.files}.",
+                "Check the path; `--mode scratch` needs no weights.",
+            )
+        trained = read_trained(path, entry)
+        header = trained.header.arguments if trained.header else {}
+        return Pretrained(str(trained.path), {**header, **arguments}, trained.state)
 
 
-def _target(say: Callable[[str], None]) -> str:
-    found = default_data(SEGMENTATION)
-    if found.origin != "bundled":
-        say(f"No --data: using {found.data} ({found.origin}).")
-        return found.data
-    say(
-        f"No --data: using {TARGET}, 34 images (a demonstration set: with so few held out, the "
-        "intervals are wide)."
-    )
-    return TARGET
-
-
-def light(training: TrainConfig, data: str) -> TrainConfig:
-    """`training` with what 2 cores bear, where the user said nothing and the data are bundled.
-
-    Args:
-        training: As typed.
-        data: Name of the data set.
-    """
-    ours = data.partition(":")[0] == BUNDLED and training.protocol == "patient"
-    if not ours or training.recipe is not None:
-        return training
-    return replace(
-        training,
-        quick=False,
-        window=training.window or _WINDOW,
-        batch_size=training.batch_size or _BATCH,
-    )
-
-
-def usual_recipe(
-    training: TrainConfig, entry: ModelEntry, data: str, say: Callable[[str], None]
-) -> TrainConfig:
-    """`training` with the recipe that serves where the user names none.
-
-    That is a small one on bundled data, nnU-Net's for a U-Mamba, else the network's own.
-
-    Args:
-        training: As typed.
-        entry: The network.
-        data: Name of the data set.
-        say: Hears of nnU-Net's.
-    """
-    small = light(training, data)
-    typed = small is not training or training.recipe or training.protocol != "patient"
-    if entry.family != "umamba" or typed:
-        return small
-    say(
-        "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
-        f"{NNUNET}-light` is the same for a CPU, `--recipe {OWN}` is ours."
-    )
-    return replace(training, recipe=NNUNET)
-
-
-def usual_steps(typed: TrainConfig, training: TrainConfig, data: str) -> int | None:
-    """Steps of each mode where the user says none; None where the recipe's epochs hold.
-
-    Args:
-        typed: The settings as typed.
-        training: With the recipe of `usual_recipe`.
-        data: Name of the data set.
-    """
-    if typed.epochs is not None:
-        return None
-    if light(typed, data) is not typed:
-        return _STEPS[typed.quick]
-    return None if typed.quick or training.recipe == typed.recipe else _REPORTED_STEPS
-
-
-def no_weights(entry: ModelEntry) -> UsageError:
-    """The error where there is nothing to fine-tune from."""
-    small = BUNDLED_MODELS.get(entry.name)
-    bundled = f" The small `{small}` comes with weights." if small else ""
-    return UsageError(
-        f"`{entry.name}` has no weights here to fine-tune.",
-        f"Fine-tuning starts from trained weights.{bundled}",
-        "Name some with `--pretrained FILE|RUN|FOLDER` (a training run: `robust train seg --model "
-        f"{entry.name}`; or a results folder of nnU-Net), or train from random ones with "
-        "`--mode scratch`.",
-    )
-
-
-# Fine-tuning of classifiers: the weights that `robust eval` takes, for the classes of new data.
-
-
-class Classifiers(FinetuneProtocol):
+class ClassifierFinetuning(FinetuneTask):
     """Which class an image shows; a sweep also trains the last layer alone."""
 
-    rules: ClassVar[Sequence[FreezeRule]] = (*SHARES, FreezeRule(pattern="*"))
+    rules: ClassVar[Sequence[FreezeRule]] = (*COMMON_RULES, FreezeRule(pattern="*"))
+    files: ClassVar[str] = "a file of weights, or a training run"
 
-    def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
-        """See `FinetuneProtocol.with_defaults`: there is no target to take."""
+    def with_defaults(
+        self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
+    ) -> FinetuneConfig:
+        """See `FinetuneTask.with_defaults`: there is no default data set."""
         if config.training.data is None:
-            raise no_data(resolve(config.training.model))
+            raise no_data(entry)
         return config
 
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-        """See `FinetuneProtocol.pretrained`: a file or run, else what `robust eval` takes."""
+        """See `FinetuneTask.pretrained`: a file or run, else what `robust eval` takes."""
         if config.pretrained is not None:
-            return _named(config.pretrained, entry, config.training.model_args)
+            return self.read_file(config.pretrained, entry, config.training.model_args)
         if config.modes == ("scratch",) and entry.asset is None:
             return None
         return _published(config, entry)
 
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """See `FinetuneProtocol.heads`: what timm's contract calls the classifier."""
+        """See `FinetuneTask.heads`: what timm's contract calls the classifier."""
         return heads_in(network())
-
-    def fill(
-        self, network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
-    ) -> None:
-        """See `FinetuneProtocol.fill`."""
-        transfer(network, pretrained.state, entry, heads, pretrained.origin)
-
-
-def _named(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
-    if not path.exists():
-        raise UsageError(
-            f"`--pretrained {path}` does not exist.",
-            "Expected a file of weights, or a training run.",
-            "Check the path; `--mode scratch` needs no weights.",
-        )
-    trained = read_trained(path, entry)
-    said = trained.header.arguments if trained.header else {}
-    return Pretrained(str(trained.path), {**said, **arguments}, trained.state)
 
 
 def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
@@ -270,11 +169,10 @@ def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
     try:
         state, origin = _state(entry, training.model_args, offline=training.offline)
     except UsageError as error:
+        dry = " (A dry run downloads nothing either.)" if training.offline else ""
         raise UsageError(
             f"`{entry.name}` has no weights here to fine-tune.",
-            f"{error.what} {error.why} (A dry run downloads nothing either.)"
-            if training.offline
-            else f"{error.what} {error.why}",
+            f"{error.what} {error.why}{dry}",
             "Name a file or a training run with `--pretrained`, or train from random weights with "
             "`--mode scratch`.",
         ) from error
@@ -294,65 +192,104 @@ def _state(
     return state, f"{bundled}`{entry.name}`, trained on {entry.pretraining}"
 
 
-# Fine-tuning of segmenters: bundled weights and data, and nnU-Net's files in and out.
+TARGET = f"{BUNDLED}:stained"
+BUNDLED_MODELS = {"umamba": "umamba-pico"}
+"""Network to the small one of its kind whose weights come with this program."""
+NNUNET_RECIPE = "nnunet"
+_WINDOW, _BATCH = 128, 4
+_STEPS = {False: 360, True: 60}
+"""Of each mode on the bundled data, by `--quick`: 2 cores take them three times in under 10
+minutes, or 2; see `docs/finetune.md`."""
+_REPORTED_STEPS = 6000
+"""Of each mode by nnU-Net's recipe: "Exploring SSMs for Vision Tasks", 24 epochs of 250."""
+_SMP_HEAD = ("segmentation_head.",)
+_TWO_CLASSES = {"num_classes": 2, "in_channels": 3}  # foreground or not, in photos
 
 
-class Segmenters(FinetuneProtocol):
+class SegmenterFinetuning(FinetuneTask):
     """Foreground and background of every pixel; prefixes of U-Mamba save the most in a sweep.
 
-    Nothing before the first trained layer has a way back.
+    Nothing before the first trained layer needs a backward pass.
     """
 
     rules: ClassVar[Sequence[FreezeRule]] = (
-        *SHARES[:2],
+        *COMMON_RULES[:2],
         FreezeRule(pattern="mamba_layer.*"),
-        *SHARES[2:],
+        *COMMON_RULES[2:],
         FreezeRule(pattern="encoder.stem.*,encoder.stages.0.*"),
         FreezeRule(pattern="encoder.stem.*,encoder.stages.[01].*"),
         FreezeRule(pattern="encoder.*"),
     )
+    files: ClassVar[str] = "a file of weights, a training run, or a results folder of nnU-Net"
 
-    def with_defaults(self, config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
-        """See `FinetuneProtocol.with_defaults`."""
-        return with_defaults(config, say)
+    def with_defaults(
+        self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
+    ) -> FinetuneConfig:
+        """See `FinetuneTask.with_defaults`: the bundled network and the target data."""
+        training = config.training
+        small = BUNDLED_MODELS.get(canonical(training.model))
+        if small and config.pretrained is None and training.data is None:
+            say(
+                f"No --pretrained and no --data: `{training.model}` is the bundled `{small}`, "
+                "pretrained on the fluorescence images of nuclei-mini."
+            )
+            training = replace(training, model=small)
+        if training.data is None:
+            training = replace(training, data=_default_target(say))
+        return replace(config, training=training)
 
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-        """See `FinetuneProtocol.pretrained`."""
+        """See `FinetuneTask.pretrained`."""
         arguments = config.training.model_args
         if config.pretrained is not None:
-            return read_pretrained(config.pretrained, entry, arguments)
+            return self.read_file(config.pretrained, entry, arguments)
         if not learns(entry):
             return None
         if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
-            found = read_pretrained(local_path(entry), entry, arguments)
             origin = f"the bundled `{entry.name}`, trained on {entry.pretraining}"
-            return replace(found, origin=origin)
+            return replace(self.read_file(local_path(entry), entry, arguments), origin=origin)
         if config.modes == ("scratch",) or wants_imagenet(entry):
             return None
         raise no_weights(entry)
 
+    def read_file(self, path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
+        """See `FinetuneTask.read_file`: also a results folder or checkpoint of nnU-Net."""
+        checkpoint = path.suffix == ".pth" and (path.parent.parent / "plans.json").is_file()
+        if path.exists() and (is_results_folder(path) or checkpoint):
+            return _from_nnunet(path, entry, arguments)
+        return super().read_file(path, entry, arguments)
+
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """See `FinetuneProtocol.heads`: known by the family."""
+        """See `FinetuneTask.heads`: known by the family."""
         return heads_of(entry)
 
-    def fill(
-        self, network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
-    ) -> None:
-        """See `FinetuneProtocol.fill`."""
-        fill(network, pretrained, entry, heads)
-
     def usual_recipe(
-        self, training: TrainConfig, entry: ModelEntry, data: str, say: Callable[[str], None]
+        self, training: TrainConfig, entry: ModelEntry, data: str, say: Announcer
     ) -> TrainConfig:
-        """See `FinetuneProtocol.usual_recipe`."""
-        return usual_recipe(training, entry, data, say)
+        """See `FinetuneTask.usual_recipe`.
+
+        That is a small one on bundled data, nnU-Net's for a U-Mamba, else the network's own.
+        """
+        small = light(training, data)
+        typed = small is not training or training.recipe or training.protocol != "patient"
+        if entry.family != "umamba" or typed:
+            return small
+        say(
+            "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
+            f"{NNUNET_RECIPE}-light` is the same for a CPU, `--recipe {OWN_RECIPE}` is ours."
+        )
+        return replace(training, recipe=NNUNET_RECIPE)
 
     def usual_steps(self, typed: TrainConfig, training: TrainConfig, data: str) -> int | None:
-        """See `FinetuneProtocol.usual_steps`."""
-        return usual_steps(typed, training, data)
+        """See `FinetuneTask.usual_steps`."""
+        if typed.epochs is not None:
+            return None
+        if light(typed, data) is not typed:
+            return _STEPS[typed.quick]
+        return None if typed.quick or training.recipe == typed.recipe else _REPORTED_STEPS
 
     def sized(self, training: TrainConfig, entry: ModelEntry) -> TrainConfig:
-        """See `FinetuneProtocol.sized`: a U-Mamba-Enc's weights have its patch's size."""
+        """See `FinetuneTask.sized`: a U-Mamba-Enc's weights have its patch's size."""
         if entry.family != "umamba":
             return training
         network, _ = start_weights(entry.name, None, True, True, 0, training.model_args)
@@ -373,16 +310,113 @@ class Segmenters(FinetuneProtocol):
         return replace(training, window=height)
 
     def export(self, plan: TrainPlan) -> None:
-        """See `FinetuneProtocol.export`: a U-Mamba as nnU-Net has it."""
+        """See `FinetuneTask.export`: a U-Mamba as nnU-Net has it."""
         export_nnunet(plan)
 
 
-# Which protocol a model has.
+FINETUNE_TASKS: dict[str, FinetuneTask] = {
+    "cls": ClassifierFinetuning(), "seg": SegmenterFinetuning()
+}  # fmt: skip
 
 
-PROTOCOLS: dict[str, type[FinetuneProtocol]] = {"cls": Classifiers, "seg": Segmenters}
+def fill_body(
+    network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
+) -> None:
+    """Copies the weights into `network` but for its heads.
+
+    Raises:
+        UsageError: A tensor is missing or of another shape; nothing was copied. Each is named.
+    """
+    transfer(network, pretrained.state, entry, heads, pretrained.origin, patch=pretrained.patch)
 
 
-def protocol_of(entry: ModelEntry) -> FinetuneProtocol:
-    """The protocol of `entry`."""
-    return PROTOCOLS[entry.task]()
+def light(training: TrainConfig, data: str) -> TrainConfig:
+    """`training` with a window and batch for 2 cores, if the data are bundled and none is typed."""
+    bundled = data.partition(":")[0] == BUNDLED and training.protocol == "patient"
+    if not bundled or training.recipe is not None:
+        return training
+    return replace(
+        training,
+        quick=False,
+        window=training.window or _WINDOW,
+        batch_size=training.batch_size or _BATCH,
+    )
+
+
+def no_weights(entry: ModelEntry) -> UsageError:
+    """The error where there is nothing to fine-tune from."""
+    small = BUNDLED_MODELS.get(entry.name)
+    bundled = f" The small `{small}` comes with weights." if small else ""
+    return UsageError(
+        f"`{entry.name}` has no weights here to fine-tune.",
+        f"Fine-tuning starts from trained weights.{bundled}",
+        "Name some with `--pretrained FILE|RUN|FOLDER` (a training run: `robust train seg --model "
+        f"{entry.name}`; or a results folder of nnU-Net), or train from random ones with "
+        "`--mode scratch`.",
+    )
+
+
+def heads_of(entry: ModelEntry) -> tuple[str, ...]:
+    """Beginnings of the names of a segmenter's layers that are new in the target task."""
+    if entry.builder == "smp":
+        return _SMP_HEAD
+    return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
+
+
+def _default_target(say: Announcer) -> str:
+    default = default_data(SEGMENTATION)
+    if default.origin != "bundled":
+        say(f"No --data: using {default.data} ({default.origin}).")
+        return default.data
+    say(
+        f"No --data: using {TARGET}, 34 images (a demonstration set: with so few held out, the "
+        "intervals are wide)."
+    )
+    return TARGET
+
+
+def _from_nnunet(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
+    model = read_nnunet(path)
+    if canonical(model.model) != canonical(entry.network):
+        raise UsageError(
+            f"`--pretrained {path}` holds `{model.model}`.",
+            f"The network to fine-tune is `{entry.name}`.",
+            f"Use `robust finetune {model.model} --pretrained {path}`.",
+        )
+    if model.in_channels != _TWO_CLASSES["in_channels"]:
+        raise UsageError(
+            f"`--pretrained {path}` reads {model.in_channels} channels.",
+            f"They are {', '.join(model.plan.channel_names)}; images here have red, green, blue.",
+            "Use weights that were trained on images with three channels.",
+        )
+    options = {**model.options, **_TWO_CLASSES, **arguments}
+    origin = f"nnU-Net: {model.path} ({model.trainer}, {model.epochs} epochs)"
+    return Pretrained(origin, options, model.weights, model.plan)
+
+
+def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
+    """The model in a results folder of nnU-Net, a fold's folder, or a checkpoint by itself.
+
+    No code in a checkpoint is run: it is read by torch's restricted unpickler, in which the NumPy
+    numbers of nnU-Net's log are replaced by empty stand-ins (`robustcli.adapters.checkpoint`).
+
+    Raises:
+        UsageError: There is no checkpoint; it holds code or is damaged; it is of another network;
+            its plan is missing or does not fit its weights.
+    """
+    file = find_checkpoint(path, fold=fold)
+    model = trained_model(file, read_torch(file), without_aliases(read_weights(file)))
+    with torch.device("meta"):
+        network = networks.create(model.model, model.options)
+    expected, shapes = shapes_of(network.state_dict()), shapes_of(model.weights)
+    if expected != shapes:
+        height, width = model.plan.patch
+        raise UsageError(
+            f"The plan of `{model.path}` does not fit its weights.",
+            differences(expected, shapes),
+            f"The plan's patch is {height} x {width}, on which weights of `umamba-enc` depend: use "
+            "the plan that it was trained with."
+            if model.model == "umamba-enc"
+            else "Use the plan that it was trained with.",
+        )
+    return model

@@ -29,17 +29,10 @@ from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.modes import ModeListener, Modes
 from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
-from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import Decision, freeze_decisions
-from robustcli.training.engine import train
+from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
+from robustcli.training.engine import run_plan
 from robustcli.training.lit_module import LitModule
-from robustcli.training.trial import make_step
-
-# What freezing saves of a training step's time: timed in turns with a step that freezes nothing.
-#
-# One after the other in one process, so that whatever else the machine does meets all alike; the
-# order of the turns rotates.
-
+from robustcli.training.train_forecast import make_step
 
 _WARM = 2
 """Rounds that do not count: kernels are compiled and the optimizer's state is made in them."""
@@ -65,7 +58,10 @@ def seconds_ratios(
     lit_module: LitModule, frozen: Sequence[Collection[str]], size: int,
     device: torch.device, rounds: int = 15,
 ) -> list[Ratio]:  # fmt: skip
-    """A ratio for each set of frozen parameters.
+    """A ratio for each set of frozen parameters, timed in turns with a step that freezes nothing.
+
+    One after the other in one process, so that other load on the machine meets all alike; the order
+    of the turns rotates.
 
     Args:
         lit_module: The network with its recipe; it is copied and stays as it is.
@@ -85,11 +81,11 @@ def seconds_ratios(
 
 
 def _frozen(lit_module: LitModule, names: Collection[str]) -> LitModule:
-    own = copy.deepcopy(lit_module)
-    own.network.train()
-    freeze(own.network, names)
-    hold_statistics(own.network)
-    return own
+    copied = copy.deepcopy(lit_module)
+    copied.network.train()
+    freeze(copied.network, names)
+    hold_statistics(copied.network)
+    return copied
 
 
 def _ratio(ratios: NDArray[np.float64]) -> Ratio:
@@ -118,15 +114,15 @@ class Candidate:
 
 
 def candidates(
-    measured: Mapping[str, Statistic], own: FreezeRule, heads: Sequence[str],
+    measured: Mapping[str, Statistic], chosen: FreezeRule, heads: Sequence[str],
     rules: Sequence[FreezeRule],
 ) -> Iterator[Candidate]:  # fmt: skip
-    """The rules that make sense for a network: `own` and those of `rules`, each set once.
+    """The rules that make sense for a network: `chosen` and those of `rules`, each set once.
 
     One that fits no tensor of the network, or leaves only its heads, is left out.
     """
     seen: set[frozenset[str]] = set()
-    for rule in dict.fromkeys((own, *rules)):
+    for rule in dict.fromkeys((chosen, *rules)):
         try:
             candidate = Candidate(rule, freeze_decisions(measured, rule, heads))
         except UsageError:  # it fits nothing, or would leave nothing
@@ -136,56 +132,44 @@ def candidates(
             yield candidate
 
 
-def run_sweep(plan: FinetunePlan, network: nn.Module, heard: ModeListener) -> None:
-    """Trains by each rule, as far as it is not there yet, and writes `OUT/sweep.csv`.
-
-    Args:
-        plan: Of a fine-tuning whose profile and mode `full` are there.
-        network: As it begins.
-        heard: Hears of the progress.
-    """
-    found = _found(plan, network)
-    runs = [_trained(plan, candidate, heard) for candidate in found]
-    heard.begin("sweep")
-    heard.say(f"Timing a step under {len(found)} rules in turns with one that freezes nothing.")
+def run_sweep(plan: FinetunePlan, network: nn.Module, listener: ModeListener) -> None:
+    """Trains by each rule, as far as it is not there yet, and writes `OUT/sweep.csv`."""
+    rules = _candidates(plan, network)
+    runs = [_trained(plan, candidate, listener) for candidate in rules]
+    listener.begin("sweep")
+    listener.say(f"Timing a step under {len(rules)} rules in turns with one that freezes nothing.")
     lit_module = plan.training.task.lit_module(plan.training, network)
     size, device = plan.training.recipe.batch_size, plan.training.machine.device
-    ratios = seconds_ratios(lit_module, [candidate.frozen for candidate in found], size, device)
-    lines = [_line(plan, *one) for one in zip(found, ratios, runs, strict=True)]
+    ratios = seconds_ratios(lit_module, [candidate.frozen for candidate in rules], size, device)
+    lines = [_line(plan, *row) for row in zip(rules, ratios, runs, strict=True)]
     text = pd.DataFrame(lines, columns=list(SWEEPS[plan.entry.task])).to_csv(
         index=False, lineterminator="\n"
     )
     write_text(plan.run / SWEEP_FILE, text)
-    heard.begin("")
+    listener.begin("")
 
 
 def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
-    """Computes in a process that another one started for the training of a rule into `helped`.
-
-    Args:
-        plan: As of `run_sweep`.
-        network: As it begins.
-        helped: The folder of the training.
-    """
-    for candidate in _found(plan, network):
+    """Computes in a process that another one started for the training of a rule into `helped`."""
+    for candidate in _candidates(plan, network):
         if helped == (plan.run / SWEPT / name_of(candidate.rule)).absolute():
             _trained(plan, candidate, ModeListener(Silent()))
 
 
-def _found(plan: FinetunePlan, network: nn.Module) -> list[Candidate]:
+def _candidates(plan: FinetunePlan, network: nn.Module) -> list[Candidate]:
     rows = read_profile(plan.run / PROFILE, network, plan.entry.name)
-    return list(candidates(statistics(rows), plan.config.rule, plan.heads, plan.protocol.rules))
+    return list(candidates(statistics(rows), plan.config.rule, plan.heads, plan.task.rules))
 
 
-def _trained(plan: FinetunePlan, candidate: Candidate, heard: ModeListener) -> Path:
+def _trained(plan: FinetunePlan, candidate: Candidate, listener: ModeListener) -> Path:
     """The run that trained by the rule; that of `full` where it freezes nothing."""
     if not candidate.frozen:
         return plan.run / "full"
     name = name_of(candidate.rule)
     out = plan.run / SWEPT / name
-    heard.begin(name)
-    modes = Modes(plan, candidate.decisions, lambda _: None, lambda _: None)
-    return train(plan.mode_plan("freeze", out), modes.tuning("freeze", out), heard)
+    listener.begin(name)
+    start = Modes(plan, candidate.decisions).start("freeze", out)
+    return run_plan(plan.mode_plan("freeze", out), start, listener)
 
 
 def name_of(rule: FreezeRule) -> str:

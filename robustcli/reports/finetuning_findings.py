@@ -12,8 +12,8 @@ import pandas as pd
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     COSTS,
+    DECISION_COLUMNS,
     DECISIONS,
-    FROZEN,
     ITERATIONS,
     MODES,
     PROFILE,
@@ -167,7 +167,7 @@ def _mode(run: Path, mode: Mode) -> ModeRun:
 
 def _decisions(path: Path) -> pd.DataFrame:
     kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
-    table = pd.read_csv(path, dtype=kinds)[list(FROZEN)]
+    table = pd.read_csv(path, dtype=kinds)[list(DECISION_COLUMNS)]
     return table.astype({"mamba": bool, "frozen": bool})
 
 

@@ -4,87 +4,45 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
+from robustcli.adapters.model import Trial, check_scores
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.trainable import CLASSES, sized_preprocessing, start_classifier
 from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
-from robustcli.data import dataset
+from robustcli.data.dataset import Dataset
+from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
-from robustcli.data.subsets import take
 from robustcli.tasks.record import dataset_record
+from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, EpochOrder
-from robustcli.training.finish import evaluate_test_images, hash_ids
-from robustcli.training.lit_classifier import ClassificationModule
-from robustcli.training.lit_module import LitModule, decays_of
-from robustcli.training.overrides import check_protocol, class_recipe
-from robustcli.training.photos import (
-    DecodedPhotos,
-    Photo,
-    Sample,
-    TrainingSamples,
-    ValidationSamples,
-    collate,
-    decode_photo,
-)
-from robustcli.training.procedures.base import BatchSettings
-from robustcli.training.recipes import Recipe
+from robustcli.training.datamodule import BaseDataModule, ImageData
+from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
+from robustcli.training.recipes import CLASS_RECIPES, SMOOTHINGS, Recipe, shortened_recipe
 from robustcli.training.record import SplitRecord
-from robustcli.training.training_task import RecordedFacts, TrainingTask, TrainPlan
-
-# The batches of a classifier's training and validation, as Lightning asks for them.
-
-
-class ClassificationData(BaseDataModule):
-    """Training and validation batches.
-
-    Args:
-        train: What is trained on.
-        val: What is validated on.
-        recipe: With batch size and augmentation.
-        preprocessing: The network's own.
-        settings: How batches are made.
-    """
-
-    def __init__(
-        self, train: DecodedPhotos, val: DecodedPhotos, recipe: Recipe,
-        preprocessing: Preprocessing, settings: BatchSettings,
-    ) -> None:  # fmt: skip
-        super().__init__(collate, workers=settings.workers, pin=settings.pin, least=settings.least)
-        self.train, self.val, self.recipe, self.preprocessing = train, val, recipe, preprocessing
-        self.seed = settings.seed
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """The batches of an epoch; of each step, this process's share."""
-        recipe = self.recipe
-        samples = TrainingSamples(self.train, self.preprocessing, recipe.augmentation, self.seed)
-        rank, world = self.place()
-        order = EpochOrder(
-            self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
-        )
-        return self.loader(samples, order, recipe.batch_size // world, least=self.least)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation images; of them, this process's share."""
-        samples = ValidationSamples(self.val, self.preprocessing)
-        return self.shared(samples, len(samples), self.recipe.batch_size)
-
+from robustcli.training.samples import RandomCrops, WholePhotos, collate_photos, crop_name
+from robustcli.training.training_task import (
+    RecordedFacts,
+    TrainingTask,
+    TrainPlan,
+    evaluate_test_images,
+    hash_ids,
+    overridden_fields,
+)
 
 _SEEN = 16  # images by which the data of a training is known again
 
 
-class Classification(TrainingTask):
+class ClassifierTraining(TrainingTask):
     """Which class an image shows."""
 
     name: ClassVar[Literal["cls", "seg"]] = "cls"
@@ -101,77 +59,75 @@ class Classification(TrainingTask):
         if config.data is None:
             raise no_data(entry)
 
-    def open(self, config: TrainConfig) -> dataset.Dataset:
+    def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`: whatever classes the data has."""
-        assert config.data is not None, "`check` has seen to it"
+        assert config.data is not None, "see `check`"
         return open_dataset(config.data, Classes())
 
-    def limited(self, index: dataset.Dataset, config: TrainConfig) -> dataset.Dataset:
-        """See `TrainingTask.limited`."""
-        return take(index, limit=config.limit, seed=config.seed)
-
-    def split(self, index: dataset.Dataset, config: TrainConfig) -> Splits:
+    def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
         return split_dataset(index, seed=config.seed)
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""
-        return class_recipe(
-            config, sized_preprocessing(entry, config.model_args, config.window).crop
-        )
+        window = sized_preprocessing(entry, config.model_args, config.window).crop
+        return class_recipe(config, window)
 
     def way(self, config: TrainConfig) -> str:
         """See `TrainingTask.way`."""
         return "Parts"
 
-    def counted(self, part: dataset.Dataset) -> str:
+    def counted(self, part: Dataset) -> str:
         """See `TrainingTask.counted`."""
         return f"{len(part.samples)} images"
 
-    def network(self, config: TrainConfig, index: dataset.Dataset) -> tuple[nn.Module, str]:
+    def network(
+        self, config: TrainConfig, entry: ModelEntry, index: Dataset
+    ) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`: its last layer is new, whatever it starts from."""
         classes = len(index.classes.ids)
         weights = None if config.untrained else config.weights
         return start_classifier(
-            resolve(config.model), classes, config.model_args, seed=config.seed, weights=weights
+            entry, classes, config.model_args, seed=config.seed, weights=weights
         )
 
-    def decode(self, member: dataset.Sample) -> Photo:
-        """See `TrainingTask.decode`."""
-        return decode_photo(member.image)
+    def answer(self, network: nn.Module, images: Tensor) -> object:
+        """See `TrainingTask.answer`."""
+        return network(images)
+
+    def check_answer(self, answer: object, network: nn.Module, tried: Trial) -> None:
+        """See `TrainingTask.check_answer`."""
+        check_scores(answer, getattr(network, "num_classes", None), tried)
 
     def counts(
-        self, plan: TrainPlan, train: Sequence[Photo], val: Sequence[Photo]
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> dict[Split, SplitRecord]:
         """See `TrainingTask.counts`."""
         sizes = {name: len(getattr(plan.splits, name).samples) for name in SPLITS}
         return {name: SplitRecord(images=size, groups=size) for name, size in sizes.items()}
 
     def batches(
-        self, plan: TrainPlan, train: Sequence[Photo], val: Sequence[Photo]
-    ) -> ClassificationData:
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
+    ) -> ImageData:
         """See `TrainingTask.batches`."""
-        splits = plan.splits
-        return ClassificationData(
-            _with_pixels(splits.train, train), _with_pixels(splits.val, val), plan.recipe,
-            preprocessing_of(plan), plan.batch_settings(),
-        )  # fmt: skip
+        settings, preprocessing = plan.batch_settings(), _preprocessing(plan)
+        photos = DecodedSubset.of(plan.splits.train.samples, train)
+        crops = RandomCrops(photos, preprocessing, plan.recipe.augmentation, settings.seed)
+        validation = WholePhotos(DecodedSubset.of(plan.splits.val.samples, val), preprocessing)
+        return ImageData(photos.ids, crops, validation, collate_photos, plan.recipe, settings)
 
     def lit_module(
-        self, plan: TrainPlan, network: nn.Module, data: Any = None
-    ) -> ClassificationModule:
+        self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
+    ) -> ClassifierModule:
         """See `TrainingTask.lit_module`."""
-        return ClassificationModule(
+        return ClassifierModule(
             network.train(), plan.recipe, decays_of(plan.entry, network),
-            preprocessing=data.preprocessing if data
-            else Preprocessing(None, 1).of_channels(plan.input_shape[0]),
-            val_images=len(plan.splits.val.samples),
+            preprocessing=_preprocessing(plan), val_images=len(plan.splits.val.samples),
         )  # fmt: skip
 
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
-        index = plan.index
-        return RecordedFacts(dataset_record(index), None, "the class with the highest score")
+        return RecordedFacts(dataset_record(plan.index), None, "the class with the highest score")
 
     def header(self, plan: TrainPlan, network: nn.Module) -> ClassifierHeader:
         """See `TrainingTask.header`."""
@@ -185,7 +141,7 @@ class Classification(TrainingTask):
             label_space=space.name,
             classes=space.ids,
             class_names=space.names,
-            preprocessing=asdict(preprocessing_of(plan)),
+            preprocessing=asdict(_preprocessing(plan)),
             seen=_seen(plan.splits.train, plan.config.seed),
         )
 
@@ -197,8 +153,40 @@ class Classification(TrainingTask):
         evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
 
+def class_recipe(config: TrainConfig, window: int) -> Recipe:
+    """The recipe with the overrides of `config`.
+
+    Raises:
+        UsageError: An override is unknown or out of range.
+    """
+    changes = {**overridden_fields(config), "window": window}
+    if "loss" in changes:
+        changes["loss"] = find(
+            changes["loss"], SMOOTHINGS, kind="loss", listing="docs/train-cls.md"
+        )
+    if "augmentation" in changes:
+        changes["augmentation"] = crop_name(changes["augmentation"])
+    name = find(
+        config.recipe or next(iter(CLASS_RECIPES)), CLASS_RECIPES,
+        kind="recipe of classifiers", listing="robust list recipes",
+    )  # fmt: skip
+    recipe = shortened_recipe(CLASS_RECIPES[name]) if config.quick else CLASS_RECIPES[name]
+    return replace(recipe, **changes, precision=config.precision)
+
+
+def check_protocol(config: TrainConfig) -> None:
+    """Raises UsageError where a way of splitting, reading and scoring masks is asked for."""
+    if config.protocol != "patient":
+        raise UsageError(
+            f"`--protocol {config.protocol}` does not go with classifiers.",
+            "It is a way of splitting and scoring images with masks.",
+            "Leave it out: classifiers are split by image, class by class.",
+        )
+    check_no_masks(config.foreground, config.ignore)
+
+
 def no_data(entry: ModelEntry) -> UsageError:
-    """The error where nobody says what a classifier shall tell apart."""
+    """The error where no data set says which classes to tell apart."""
     return UsageError(
         f"No `--data`: there is nothing to train `{entry.name}` on.",
         "No set of photos with other classes comes with this program.",
@@ -207,17 +195,12 @@ def no_data(entry: ModelEntry) -> UsageError:
     )
 
 
-def preprocessing_of(plan: TrainPlan) -> Preprocessing:
+def _preprocessing(plan: TrainPlan) -> Preprocessing:
     """How photos become the network's input, in training, validation and evaluation."""
     return sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
 
 
-def _with_pixels(index: dataset.Dataset, photos: Sequence[Photo]) -> DecodedPhotos:
-    images = index.samples
-    return DecodedPhotos([i.image_id for i in images], photos, [i.target for i in images])
-
-
-def _seen(train: dataset.Dataset, seed: int) -> dict[str, str]:
+def _seen(train: Dataset, seed: int) -> dict[str, str]:
     """Some training images, by id, with the hash of their files."""
     drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
     return {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]}

@@ -70,9 +70,9 @@ class TrainConfig:
             del how["epochs"]  # more of them go on with the same run
         if recipe.patches is None:
             del how["patches"]
-        said = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
+        start = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         masks = mask_settings(self.foreground, self.ignore)
-        settings = [*said, self.seed, world, digest, how, *masks]
+        settings = [*start, self.seed, world, digest, how, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = file_name(self.model)
         return Path("runs") / f"train-{name}-{short}"

@@ -12,27 +12,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.core.machine import start_method
 from robustcli.core.seeds import identity_seed
-from robustcli.training.cache import Decoded
 from robustcli.training.recipes import Recipe
-from robustcli.training.samples import (
-    Sample,
-    TrainingSamples,
-    ValidationSamples,
-    WholeSamples,
-    collate,
-)
-
-# Samplers: the order of images in an epoch, and the size of each batch.
-#
-# The order is drawn from seed, epoch and the images' ids.
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
     """The images of an epoch in an order drawn from seed, epoch and their ids; each with the epoch.
 
     Args:
-        ids: The images.
-        seed: Of the run.
         most: Images of an epoch; None for all.
         rank: Which of `world` processes this one is; each takes every `world`-th image.
         world: How many processes share the images. They get equally many: the first images of the
@@ -114,8 +100,6 @@ class Batches(Sampler[list[Any]]):
 
     Args:
         sampler: The samples of this process; Lightning finds it here to tell it the epoch.
-        batch_size: The usual number of samples.
-        least: Fewest samples of a batch.
     """
 
     def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
@@ -133,125 +117,84 @@ class Batches(Sampler[list[Any]]):
         return batch_sizes(len(self.sampler), self.batch_size, self.least)
 
 
-# Data modules: the loaders that all of them share.
+@dataclass(frozen=True)
+class BatchSettings:
+    """How batches are made, whatever is in them.
+
+    Args:
+        pin: Whether batches go through pinned memory, for CUDA.
+        least: Fewest images of a training batch; see `batch_sizes`.
+        ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
+    """
+
+    seed: int
+    workers: int
+    pin: bool = False
+    least: int = 1
+    ignores: bool = False
 
 
 class BaseDataModule(pl.LightningDataModule):
-    """A data module's loaders.
+    """The loaders that all data modules share."""
 
-    Args:
-        collate: Makes a batch of samples.
-        workers: Loader processes; 0 for none.
-        pin: Whether batches go through pinned memory, for CUDA.
-        least: Fewest images of a training batch; see `order.batch_sizes`.
-    """
-
-    def __init__(
-        self, collate: Callable[[Sequence[Any]], Any], *, workers: int, pin: bool, least: int = 1
-    ) -> None:
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], settings: BatchSettings) -> None:
         super().__init__()
-        self.collate, self.workers, self.pin, self.least = collate, workers, pin, least
+        self.collate, self.settings = collate, settings
 
-    def loader(
-        self, samples: Dataset[Any], order: Sampler[Any], batch_size: int, *, least: int = 1
-    ) -> DataLoader[Any]:
-        """Batches of `samples` in `order`, each of at least `least`."""
-        batches: dict[str, Any] = {"batch_size": batch_size, "sampler": order}
-        if least > 1:
-            batches = {"batch_sampler": Batches(order, batch_size, least)}  # type: ignore[arg-type]
+    def loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Any]:
+        """Batches of `samples`; `batches` are the arguments of DataLoader that say which."""
+        workers = self.settings.workers
         return DataLoader(
             samples,
             **batches,
             collate_fn=self.collate,
-            num_workers=self.workers,
-            multiprocessing_context=start_method() if self.workers else None,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.pin,
+            num_workers=workers,
+            multiprocessing_context=start_method() if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=self.settings.pin,
         )
 
-    def shared(self, samples: Dataset[Any], count: int, batch_size: int) -> DataLoader[Any]:
-        """Of the batches of all `count` samples in their order, this process's share."""
-        rank, world = self.place()
-        return DataLoader(
-            samples,
-            batch_sampler=ShareOfBatches(count, batch_size, rank=rank, world=world),
-            collate_fn=self.collate,
-            num_workers=self.workers,
-            multiprocessing_context=start_method() if self.workers else None,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.pin,
-        )
 
-    def place(self) -> tuple[int, int]:
+class ImageData(BaseDataModule):
+    """Batches where an epoch is a pass over images.
+
+    Args:
+        ids: The training images.
+        train_samples: Samples of them, by (epoch, place).
+        val_samples: The validation samples, by number.
+        collate: Makes a batch of samples.
+        recipe: With the batch size and the number of images of an epoch.
+        settings: How batches are made.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], train_samples: Dataset[Any], val_samples: Any,
+        collate: Callable[[Sequence[Any]], Any], recipe: Recipe, settings: BatchSettings,
+    ) -> None:  # fmt: skip
+        super().__init__(collate, settings)
+        self.ids, self.train_samples, self.val_samples = ids, train_samples, val_samples
+        self.recipe = recipe
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The batches of an epoch; of each step, this process's share."""
+        recipe, least, (rank, world) = self.recipe, self.settings.least, self._rank()
+        order = EpochOrder(
+            self.ids, self.settings.seed, most=recipe.images_per_epoch, rank=rank, world=world
+        )
+        size = recipe.batch_size // world
+        if least > 1:
+            return self.loader(self.train_samples, batch_sampler=Batches(order, size, least))
+        return self.loader(self.train_samples, batch_size=size, sampler=order)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation samples; of them, this process's share."""
+        rank, world = self._rank()
+        count = len(self.val_samples)
+        share = ShareOfBatches(count, self.recipe.batch_size, rank=rank, world=world)
+        return self.loader(self.val_samples, batch_sampler=share)
+
+    def _rank(self) -> tuple[int, int]:
         """This process's number among those that train, and how many these are."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-
-# The data module of segmenters.
-
-
-@dataclass(frozen=True)
-class DecodedPairs:
-    """A subset of the data, decoded.
-
-    Args:
-        ids: The images.
-        decoded: Their pixels.
-    """
-
-    ids: Sequence[str]
-    decoded: Sequence[Decoded]
-
-
-class SegmentationData(BaseDataModule):
-    """Training and validation batches.
-
-    Args:
-        train: What is trained on.
-        val: What is validated on.
-        recipe: With batch size, window and augmentation.
-        seed: Of the run.
-        workers: Loader processes; 0 for none.
-        pin: Whether batches go through pinned memory, for CUDA.
-        least: Fewest images of a training batch.
-    """
-
-    def __init__(
-        self, train: DecodedPairs, val: DecodedPairs, recipe: Recipe, *, seed: int, workers: int,
-        pin: bool = False, least: int = 1,
-    ) -> None:  # fmt: skip
-        super().__init__(collate, workers=workers, pin=pin, least=least)
-        self.train, self.val, self.recipe, self.seed = train, val, recipe, seed
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """The batches of an epoch; of each step, this process's share."""
-        recipe = self.recipe
-        rank, world = self.place()
-        order = EpochOrder(
-            self.train.ids, self.seed, most=recipe.images_per_epoch, rank=rank, world=world
-        )
-        return self.loader(
-            self.train_samples(), order, recipe.batch_size // world, least=self.least
-        )
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation samples; of them, this process's share."""
-        samples = self.val_samples()
-        return self.shared(samples, len(samples), self.recipe.batch_size)
-
-    def train_samples(self) -> Dataset[Sample]:
-        """A random window of each training image."""
-        part, recipe = self.train, self.recipe
-        return TrainingSamples(
-            part.ids, part.decoded, recipe.window, recipe.augmentation, self.seed
-        )
-
-    def val_samples(self) -> ValidationSamples | WholeSamples:
-        """The windows of the validation images."""
-        return ValidationSamples(self.val.ids, self.val.decoded, self.recipe.window)
-
-    def val_images(self) -> list[int]:
-        """Of each validation sample, by its number, the place of its image."""
-        return self.val_samples().places

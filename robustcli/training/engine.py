@@ -9,97 +9,70 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
-from torch import nn
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
 
 from robustcli import __version__
+from robustcli.adapters.fetching import state_digest
+from robustcli.adapters.training_run import WEIGHTS, write_weights
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.ranks import Ranks, as_single_process, ranks
+from robustcli.core.machine import versions
+from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
 from robustcli.data.splits import write_splits
-from robustcli.evaluation.device import DeviceMonitor
-from robustcli.training.cache import Stored, decoded_once
+from robustcli.evaluation.device import DeviceMonitor, device_name
+from robustcli.models.mamba import Mamba
+from robustcli.models.scan.choice import choose_backend
+from robustcli.models.ss2d import SS2D
+from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
-from robustcli.training.finish import chosen_weights, save_weights
 from robustcli.training.lit_module import LitModule
 from robustcli.training.processes import Peers, end_of_others, launched, meeting
-from robustcli.training.record import TRAINING, TrainRecord
-from robustcli.training.run_record import train_record
-from robustcli.training.train_plan import plan_training
-from robustcli.training.trainer import fit, is_trained, make_trainer
-from robustcli.training.training_task import TrainPlan, Tuning
-from robustcli.training.trial import try_out
+from robustcli.training.record import AVERAGED, TRAINING, VALIDATIONS, RecipeRecord, TrainRecord
+from robustcli.training.train_plan import plan_training, try_out
+from robustcli.training.trainer import (
+    BEST,
+    CHECKPOINT_FOLDER,
+    LAST,
+    DurableCheckpoints,
+    KeepLastAndBest,
+    MetricsLog,
+    SeededSteps,
+    TrainProgress,
+    WaitingTime,
+    fit_run,
+    is_trained,
+    without_chatter,
+)
+from robustcli.training.training_task import TrainPlan, TrainStart
 
-# How much memory a training took.
-
-
-def peak_bytes() -> int:
-    """The most that this process has had in memory so far."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # Unix only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-# What the record counts during a training: images of each subset, memory and energy.
-
-
-def count_splits(plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]) -> None:
-    """Writes which image is in which part, and counts them in the record.
-
-    Args:
-        plan: With the subsets.
-        train: The decoded images of the training part.
-        val: Those of the validation part.
-    """
-    counts = plan.task.counts(plan, train, val)
-    write_splits(plan.run / "splits.csv", plan.splits)
-    TRAINING.update(plan.run, splits=counts)
-
-
-def count_costs(run: Path, monitor: DeviceMonitor) -> None:
-    """Adds what this process used to what those before it did: peak memory and energy."""
-    before, use = TRAINING.read(run), monitor.use()
-    peak = peak_bytes() if use is None else use.peak_memory_bytes
-    energy = None if use is None else use.energy_joules
-    TRAINING.update(
-        run,
-        peak_memory_bytes=max(peak, before.peak_memory_bytes or 0),
-        energy_joules=_sum(before.energy_joules, energy),
-    )
-
-
-def _sum(before: float | None, now: float | None) -> float | None:
-    return now if before is None else before + (now or 0.0)
-
-
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_DDP = "ddp_find_unused_parameters_true"  # UMambaBot has 451 parameters that no output depends on
+_PACKAGES = ("lightning", "monai")
+_PREFIX = "network."
+_BY_DICE = VALIDATIONS["seg"].score
+_WHY = {
+    validation.score: f"the best {validation.word} on the validation images"
+    for validation in VALIDATIONS.values()
+} | {AVERAGED: "the best moving average of the dice on validation patches"}
 _NOTHING, _TRAIN = "nothing is left to train", "train"  # what the first process tells the others
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A training that may begin.
-
-    Args:
-        plan: What was asked for, looked up.
-        tuning: What a fine-tuning changes.
-        network: With the weights that it starts from.
-        callbacks: Of fine-tuning.
-        record: What `run.json` says of it.
-    """
+    """A training that may begin: its plan, what it begins with, and what `run.json` says of it."""
 
     plan: TrainPlan
-    tuning: Tuning
-    network: nn.Module
-    callbacks: Sequence[pl.Callback]
+    start: TrainStart
     record: TrainRecord
 
     @property
@@ -122,10 +95,6 @@ class _Prepared:
 def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
     """Trains what `config` asks for, as far as it is not there yet; returns the run's folder.
 
-    Args:
-        config: The settings.
-        listener: Who hears of the progress.
-
     Raises:
         UsageError: Something named does not exist or does not fit together.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
@@ -133,37 +102,68 @@ def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
     """
     place = ranks()
     listener = (listener if place.first else None) or Silent()
+
+    def prepare() -> _Prepared:
+        plan = plan_training(config, listener)
+        return _prepare(plan, TrainStart(*plan.task.network(config, plan.entry, plan.index)))
+
     with meeting(place) as peers:
-        prepared = peers.together(
-            lambda: _prepare(plan_training(config, listener), Tuning()), lambda one: one.facts
-        )
-        return _run(prepared, listener, peers)
+        return _run(peers.together(prepare, lambda prepared: prepared.facts), listener, peers)
 
 
-def train(
-    plan: TrainPlan, tuning: Tuning, listener: Listener | None = None, peers: Peers | None = None
-) -> Path:
-    """Trains as `plan` and `tuning` say; see `run_training`.
-
-    Args:
-        plan: The training.
-        tuning: What a fine-tuning changes.
-        listener: Who hears of the progress.
-        peers: The processes of this job, where they have met already.
-    """
+def run_plan(
+    plan: TrainPlan, start: TrainStart, listener: Listener | None = None,
+    peers: Peers | None = None,
+) -> Path:  # fmt: skip
+    """Trains as `plan` says from `start` on; see `run_training`."""
     place = ranks()
     listener = (listener if place.first else None) or Silent()
-    with nullcontext(peers) if peers is not None else meeting(place) as met:
-        prepared = met.together(lambda: _prepare(plan, tuning), lambda one: one.facts)
+    with nullcontext(peers) if peers is not None and not peers.alone else meeting(place) as met:
+        prepared = met.together(lambda: _prepare(plan, start), lambda prepared: prepared.facts)
         return _run(prepared, listener, met)
 
 
-def _prepare(plan: TrainPlan, tuning: Tuning) -> _Prepared:
-    """The network with its weights, tried out; nothing is written yet."""
-    network, origin = tuning.start(plan)
-    try_out(plan, network)
-    record = train_record(plan, network, origin)
-    return _Prepared(plan, tuning, network, tuning.callbacks(network), record)
+def _prepare(plan: TrainPlan, start: TrainStart) -> _Prepared:
+    """Tries the network out; nothing is written yet."""
+    try_out(plan, start.network)
+    return _Prepared(plan, start, train_record(plan, start.network, start.origin))
+
+
+def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecord:
+    """The record of a training that begins; its splits are not counted yet."""
+    config, now = plan.config, datetime.now(UTC)
+    facts = plan.task.facts(plan, network)
+    return TrainRecord(
+        task=plan.task.name,
+        command=config.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.seed,
+        protocol=facts.protocol,
+        faults=list(facts.faults),
+        model=plan.entry.name,
+        family=plan.entry.family,
+        arguments=json.loads(json.dumps(dict(config.model_args))),  # as they will be read back
+        parameters=sum(p.numel() for p in network.parameters()),
+        initial_weights=origin,
+        initial_weights_sha256=state_digest(network.state_dict()),
+        dataset=facts.dataset,
+        grouping=plan.index.grouping,
+        splits={},
+        recipe=RecipeRecord.of(plan.recipe),
+        decision=facts.decision,
+        versions=versions() | {package: version(package) for package in _PACKAGES},
+        device=device_name(plan.machine.device),
+        devices=plan.machine.world,
+        scan_backend=_scan_backend(network, plan.machine.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _scan_backend(network: nn.Module, device: torch.device) -> str | None:
+    scans = any(isinstance(module, (Mamba, SS2D)) for module in network.modules())
+    return choose_backend(device, torch.float32) if scans else None
 
 
 def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
@@ -211,59 +211,158 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
     """The trained network; every process of the run does this, unless it is `fitted` already."""
     plan = prepared.plan
     task, splits, run, machine = plan.task, plan.splits, plan.run, plan.machine
-    members = (*splits.train.samples, *splits.val.samples)
-    count = len(splits.train.samples)
+    samples = (*splits.train.samples, *splits.val.samples)
+    train_images = len(splits.train.samples)
     first = peers.place.first
     with (
-        decoded_once(members, run / "cache", task.decode, processes=machine.devices) as decoded,
+        decoded_once(samples, run / "cache", processes=machine.devices) as decoded,
         DeviceMonitor(machine.device) as monitor,
     ):
-        train, val = decoded[:count], decoded[count:]
+        run_plan, val = decoded[:train_images], decoded[train_images:]
 
-        def look_at() -> list[Any]:
+        def count() -> list[Decoded]:
             if first:
-                count_splits(plan, train, val)
+                count_splits(plan, run_plan, val)
             return decoded
 
-        peers.together(look_at, lambda decoded: {"pixels": _digest(decoded)})
-        data = task.batches(plan, train, val)
-        lit_module = task.lit_module(plan, prepared.network, data)
+        peers.together(count, lambda decoded: {"pixels": _digest(decoded)})
+        data = task.batches(plan, run_plan, val)
+        lit_module = task.lit_module(plan, prepared.start.network, data)
         if not fitted:
             with peers.in_group(machine.device):
-                fit(_trainer(prepared, peers.place, listener), lit_module, data, run)
+                trainer = make_trainer(plan, peers.place, listener, prepared.start.callbacks)
+                fit_run(trainer, lit_module, data, run)
         if first:
             count_costs(run, monitor)
     return lit_module
 
 
-def _digest(decoded: Sequence[Stored]) -> str:
-    """Hash of the decoded images, by which several machines know that theirs are the same."""
-    found = hashlib.sha256()
-    for one in decoded:
-        for array in one.arrays:
-            found.update(repr(array.shape).encode())
-            found.update(np.ascontiguousarray(array).data)
-    return f"images {found.hexdigest()[:16]}"
+def _digest(decoded: Sequence[Decoded]) -> str:
+    """Hash of the decoded images, by which several machines compare theirs."""
+    digest = hashlib.sha256()
+    for pixels in decoded:
+        for array in pixels:
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return f"images {digest.hexdigest()[:16]}"
 
 
-def _trainer(prepared: _Prepared, place: Ranks, listener: Listener) -> pl.Trainer:
-    plan = prepared.plan
-    return make_trainer(
-        plan.run, plan.recipe, plan.machine, place, seed=plan.config.seed,
-        best=plan.procedure.keeps_best, per_epoch=plan.per_epoch, listener=listener,
-        validation=plan.task.validation, monitor=plan.monitor, extra=prepared.callbacks,
-    )  # fmt: skip
+@without_chatter()
+def make_trainer(
+    plan: TrainPlan, place: Ranks, listener: Listener, extra: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
+    """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's."""
+    run, recipe, machine, validation = plan.run, plan.recipe, plan.machine, plan.task.validation
+    waiting = WaitingTime()
+    callbacks: list[pl.Callback] = [
+        SeededSteps(plan.config.seed),
+        *extra,
+        TrainProgress(listener, plan.per_epoch),
+        MetricsLog(run, waiting, listener, validation),
+        KeepLastAndBest(run, best=plan.procedure.keeps_best, monitor=plan.monitor),
+    ]
+    if recipe.patience is not None:
+        callbacks.append(
+            EarlyStopping(validation.score, mode="max", patience=recipe.patience, verbose=False,
+                          check_on_train_epoch_end=True)
+        )  # fmt: skip
+    cuda = machine.device.type == "cuda"
+    return pl.Trainer(
+        accelerator="gpu" if cuda else machine.device.type,
+        devices=[machine.device.index or 0] if cuda and machine.world == 1 else machine.devices,
+        num_nodes=machine.nodes,
+        strategy=_DDP if machine.world > 1 else "auto",
+        precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.clip,
+        callbacks=callbacks,
+        plugins=[DurableCheckpoints(), environment(place)],
+        logger=TensorBoardLogger(run, name=None, version="tensorboard"),
+        profiler=waiting,
+        default_root_dir=run,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weights that a training ends with.
+
+    Args:
+        epoch: After which they were, the first being 1.
+    """
+
+    epoch: int
+    why: str
+    state: dict[str, Tensor]
+
+
+def chosen_weights(run: Path, *, best: bool) -> Chosen:
+    """The weights of the best epoch by what was watched, or of the last one."""
+    folder = run / CHECKPOINT_FOLDER
+    checkpoint = DurableCheckpoints().load_checkpoint(folder / (BEST if best else LAST))
+    state = {
+        key.removeprefix(_PREFIX): tensor
+        for key, tensor in checkpoint["state_dict"].items()
+        if key.startswith(_PREFIX)
+    }
+    epoch = int(checkpoint["epoch"]) + 1
+    if not best:
+        return Chosen(epoch, "the last epoch, as protocol `paper` has it", state)
+    kept = checkpoint["callbacks"][KeepLastAndBest.__qualname__]
+    return Chosen(epoch, f"{_WHY[kept.get('monitor', _BY_DICE)]}, {kept['best_dice']:.4f}", state)
 
 
 def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> None:
-    """Chooses the weights and measures them on the held-out images."""
+    """Chooses the weights, writes them and measures them on the held-out images."""
     plan = prepared.plan
     chosen = chosen_weights(plan.run, best=plan.procedure.keeps_best)
-    plain = replace(chosen, state=prepared.tuning.export(chosen.state))
-    digest = save_weights(plan, lit_module, plain)
+    state = prepared.start.export(chosen.state)
+    write_weights(plan.run / WEIGHTS, state, plan.task.header(plan, lit_module.network))
+    digest = state_digest(state)
     if TRAINING.read(plan.run).weights_sha256 not in (None, digest):
         shutil.rmtree(plan.run / "test", ignore_errors=True)  # of the weights before
     TRAINING.update(
         plan.run, chosen_epoch=chosen.epoch, chosen_why=chosen.why, weights_sha256=digest
     )
     plan.task.measure(plan, lit_module, chosen.state, listener)
+
+
+def peak_bytes() -> int:
+    """The most that this process has had in memory so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def count_splits(plan: TrainPlan, run_plan: Sequence[Decoded], val: Sequence[Decoded]) -> None:
+    """Writes which image is in which part, and counts them in the record."""
+    counts = plan.task.counts(plan, run_plan, val)
+    write_splits(plan.run / "splits.csv", plan.splits)
+    TRAINING.update(plan.run, splits=counts)
+
+
+def count_costs(run: Path, monitor: DeviceMonitor) -> None:
+    """Adds what this process used to what those before it did: peak memory and energy."""
+    before, use = TRAINING.read(run), monitor.use()
+    peak = peak_bytes() if use is None else use.peak_memory_bytes
+    energy = None if use is None else use.energy_joules
+    TRAINING.update(
+        run,
+        peak_memory_bytes=max(peak, before.peak_memory_bytes or 0),
+        energy_joules=_sum(before.energy_joules, energy),
+    )
+
+
+def _sum(before: float | None, now: float | None) -> float | None:
+    return now if before is None else before + (now or 0.0)

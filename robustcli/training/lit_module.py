@@ -1,20 +1,24 @@
-"""A network as Lightning trains it, whatever it is for: steps, checks, optimizer and schedule."""
+"""Networks as Lightning trains them: loss, checks for non-finite numbers, optimizer, validation."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.segmenter import at_size, foreground_logits, is_probability
 from robustcli.core.errors import RunError
+from robustcli.metrics.mask_scores import pooled_scores
 from robustcli.models.architectures import (
     Decays,
     architecture,
@@ -23,10 +27,9 @@ from robustcli.models.architectures import (
     vmamba_decays,
 )
 from robustcli.training.constant_images import without_gradient_of_constants
-from robustcli.training.recipes import SCHEDULES, Recipe
-
-# Stops a training on a non-finite loss or gradient, before anything of it is saved.
-
+from robustcli.training.losses import DeepSupervision, make_loss
+from robustcli.training.recipes import SCHEDULES, SMOOTHINGS, Recipe
+from robustcli.training.samples import MaskBatch, PhotoBatch
 
 _SHOWN = 8
 SCALER_TRIES = 32
@@ -69,8 +72,8 @@ def not_finite(
     what: str, ids: Sequence[str], constant: Sequence[str], epoch: int, step: int
 ) -> RunError:
     """The error for the user: which images, those of one value first, and what may help."""
-    odd = ", ".join(constant[:_SHOWN])
-    named = f" Of one value everywhere, and so most likely the reason: {odd}." if constant else ""
+    shown = ", ".join(constant[:_SHOWN])
+    named = f" Of one value everywhere, and so most likely the reason: {shown}." if constant else ""
     return RunError(
         f"{what} in epoch {epoch + 1}, step {step + 1}.",
         f"{images_in_words(ids)}{named}",
@@ -113,11 +116,6 @@ class LitModule(pl.LightningModule):
     """A network in training.
 
     Parameters whose `requires_grad` is off when the optimizer is made stay out of it.
-
-    Args:
-        network: The network.
-        recipe: How it is trained.
-        decays: Which parameters weight decay touches.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, decays: Decays) -> None:
@@ -155,25 +153,17 @@ class LitModule(pl.LightningModule):
         first = batch_idx % self.recipe.accumulate == 0
         self.recent_ids = batch.ids if first else self.recent_ids + batch.ids
         self.recent_constant = batch.constant if first else self.recent_constant + batch.constant
-        with self._told_of(batch), self._constants_bounded(batch):
-            loss = self.loss_of(batch)
-        check_loss(loss, batch.ids, batch.constant, self.current_epoch, self.global_step)
-        self._log("train_loss", loss.detach())
-        return loss
-
-    @contextmanager
-    def _told_of(self, batch: Identified) -> Iterator[None]:
-        """Adds the step and the images of `batch` to whatever is raised in the context."""
+        constants = without_gradient_of_constants(self.network) if batch.constant else nullcontext()
         try:
-            yield
+            with constants:
+                loss = self.loss_of(batch)
         except Exception as error:
             epoch, step = self.current_epoch + 1, self.global_step + 1
             error.add_note(f"It was in epoch {epoch}, step {step}; {images_in_words(batch.ids)}")
             raise
-
-    def _constants_bounded(self, batch: Identified) -> AbstractContextManager[None]:
-        """In batches with a constant image, norms pass no gradient to what does not vary."""
-        return without_gradient_of_constants(self.network) if batch.constant else nullcontext()
+        check_loss(loss, batch.ids, batch.constant, self.current_epoch, self.global_step)
+        self._log("train_loss", loss.detach())
+        return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of the gradient before clipping.
@@ -207,7 +197,7 @@ class LitModule(pl.LightningModule):
         }
 
     def start_losses(self, samples: int) -> None:
-        """No validation loss is known yet, of batches of `samples` in all."""
+        """Makes room for the validation losses of `samples` samples."""
         batches = -(-samples // self.recipe.batch_size)
         self._losses = torch.zeros(batches, dtype=torch.float32, device=self.device)
 
@@ -225,22 +215,195 @@ class LitModule(pl.LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
-# Which parameters get weight decay, by where the network comes from.
-
-
 _OURS = ("zoo", "vmamba", "vim")
 
 
 def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
-    """Our networks' own rules; of timm's classifiers timm's, and of other segmenters everything.
-
-    Args:
-        entry: What the network is.
-        network: The network, which timm's classifiers are asked.
-    """
+    """Our networks' own rules; of timm's classifiers timm's, and of other segmenters everything."""
     if entry.builder in _OURS:
         return architecture(entry.variant).decays()
     if entry.builder == "timm" and network is not None:
         spared = frozenset(getattr(network, "no_weight_decay", set)())
         return lambda name, parameter: name not in spared and vmamba_decays(name, parameter)
     return everything_decays
+
+
+def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits or probabilities of the foreground (B, 1, H, W), the first at the size of `images`.
+
+    Further ones, where there are any, are at the sizes that the network gives them.
+    """
+    answer = network(images)
+    levels = [answer] if isinstance(answer, Tensor) else list(answer)
+    height, width = images.shape[-2:]
+    return [at_size(levels[0], (height, width)), *map(foreground_logits, levels[1:])]
+
+
+class SegmenterModule(LitModule):
+    """A segmenter in training.
+
+    Args:
+        channels: Order in which it takes the colours; `grey` for their luma alone.
+        decays: Which parameters weight decay touches.
+        val_groups: The group of each validation sample, by its number.
+        ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
+    """
+
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, *, channels: str, decays: Decays,
+        val_groups: Sequence[str], ignores: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(network, recipe, decays)
+        self.channels, self.val_groups = channels, val_groups
+        self.probabilities, self.ignores = is_probability(network), ignores
+        self.loss = self.make_loss()
+        self._counts = torch.zeros(0)
+
+    @property
+    def input_channels(self) -> int:
+        """See `LitModule.input_channels`."""
+        return 1 if self.channels == "grey" else 3
+
+    def make_loss(self) -> nn.Module:
+        """Of what `outputs` gives and the masks, a scalar."""
+        loss = make_loss(self.recipe.loss, probabilities=self.probabilities, ignores=self.ignores)
+        return DeepSupervision(loss)
+
+    def pixels(self, batch: MaskBatch) -> Tensor:
+        """The images as the network takes them: float32 in [0, 1], its order of colours."""
+        images = batch.images
+        if self.channels == "grey":
+            images = luma(images)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return images.flip(1) if self.channels == "bgr" else images
+
+    def loss_of(self, batch: MaskBatch) -> Tensor:
+        """See `LitModule.loss_of`."""
+        loss: Tensor = self.loss(outputs(self.network, self.pixels(batch)), batch.masks)
+        return loss
+
+    def trial_loss(self, images: Tensor) -> Tensor:
+        """See `LitModule.trial_loss`."""
+        loss: Tensor = self.loss(outputs(self.network, images), images[:, :1].round())
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Sets all counts to 0."""
+        shape = (len(self.val_groups), 3)
+        self._counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.start_losses(len(self.val_groups))
+
+    def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
+        """Counts the pixels of a batch; an empty one only keeps the processes in step."""
+        if not batch.ids:
+            return
+        output = outputs(self.network, self.pixels(batch))
+        self.keep_loss(batch.numbers, self.loss(output, batch.masks))
+        predicted = self.foreground(output[0]) & batch.counted
+        true = (batch.masks > 0.5) & batch.counted
+        outcomes = [predicted & true, predicted & ~true, ~predicted & true]
+        counts = torch.stack(outcomes, dim=-1).sum((1, 2, 3))
+        self._counts[batch.numbers] = counts
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs dice and IoU, pooled within each group and averaged over groups.
+
+        The loss is the mean of the losses of batches, as the paper took it.
+        """
+        self.log_losses()
+        # Every sample was seen by one process; the others have counted nothing of it.
+        counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
+        self.log_scores(*pooled_scores(counts.cpu().numpy(), self.val_groups))
+
+    def log_scores(self, dice: float, iou: float) -> None:
+        """Logs the scores of a validation."""
+        self._log("val_dice", torch.tensor(dice, device=self.device))
+        self._log("val_iou", torch.tensor(iou, device=self.device))
+
+    def foreground(self, output: Tensor) -> Tensor:
+        """Which pixels are foreground, by the recipe's decision."""
+        if self.probabilities or self.recipe.decision == "logit":
+            return output >= 0.5
+        return output >= 0.0  # the logit of probability 0.5
+
+
+def luma(images: Tensor) -> Tensor:
+    """The greyscale of images (B, 3, H, W), RGB, in their own type: (B, 1, H, W).
+
+    Of uint8 as Pillow's `convert("L")` rounds it, so that evaluation sees the same values.
+    Source: ITU-R BT.601; Pillow, `libImaging/Convert.c`, L24.
+    """
+    if images.dtype == torch.uint8:
+        red, green, blue = images.to(torch.int32).unbind(1)
+        return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None].to(torch.uint8)
+    red, green, blue = images.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+class ClassifierModule(LitModule):
+    """A classifier in training.
+
+    Args:
+        decays: Which parameters weight decay touches.
+        preprocessing: With mean and standard deviation of the images, which leave the CPU as bytes.
+        val_images: How many images there are to validate on.
+    """
+
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, decays: Decays, *, preprocessing: Preprocessing,
+        val_images: int,
+    ) -> None:  # fmt: skip
+        super().__init__(network, recipe, decays)
+        self.mean: Tensor
+        self.std: Tensor
+        self.smoothing = SMOOTHINGS[recipe.loss]
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        self.val_images = val_images
+        self._right = torch.zeros(0)
+
+    @property
+    def input_channels(self) -> int:
+        """See `LitModule.input_channels`."""
+        return self.mean.shape[1]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The float32 logits of `images`: float32 in [0, 1], or uint8."""
+        values = images.float() / 255 if images.dtype == torch.uint8 else images
+        logits: Tensor = self.network((values - self.mean) / self.std)
+        return logits.float()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy with smoothed labels."""
+        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+
+    def loss_of(self, batch: PhotoBatch) -> Tensor:
+        """See `LitModule.loss_of`."""
+        return self.loss(self.logits(batch.images), batch.targets)
+
+    def trial_loss(self, images: Tensor) -> Tensor:
+        """See `LitModule.trial_loss`."""
+        targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        return self.loss(self.network(images).float(), targets)
+
+    def on_validation_epoch_start(self) -> None:
+        """Sets all counts to 0."""
+        self._right = torch.zeros(self.val_images, dtype=torch.int64, device=self.device)
+        self.start_losses(self.val_images)
+
+    def validation_step(self, batch: PhotoBatch, batch_idx: int) -> None:
+        """Which images of a batch are right; an empty one only keeps the processes in step."""
+        if not batch.ids:
+            return
+        logits = self.logits(batch.images)
+        self._right[batch.numbers] = (logits.argmax(1) == batch.targets).long()
+        self.keep_loss(batch.numbers, self.loss(logits, batch.targets))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the share of the validation images that are right."""
+        self.log_losses()
+        # Every image was seen by one process; the others have counted nothing of it.
+        right = self.trainer.strategy.reduce(self._right, reduce_op="sum")
+        self._log("val_top1", right.float().mean())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +20,13 @@ from torch import Tensor, nn
 from robustcli.core.names import find
 from robustcli.data.mask_values import IGNORED
 
-# MONAI's losses are the tests' oracle: importing them takes seconds, and its deep supervision also
-# computes the output of weight 0, whose NaN would spoil the sum.
-
-# A loss over several outputs of a network, highest resolution first.
-#
-# Source: nnU-Net v2.1.1, `DeepSupervisionWrapper` and `nnUNetTrainer._build_loss`.
-
 
 class DeepSupervision(nn.Module):
-    """`loss` over all outputs of a network; with one output it is `loss` itself."""
+    """`loss` over all outputs of a network; with one output it is `loss` itself.
+
+    Not MONAI's, which also computes the output of weight 0, whose NaN would spoil the sum.
+    Source: nnU-Net v2.1.1, `DeepSupervisionWrapper` and `nnUNetTrainer._build_loss`.
+    """
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -179,11 +177,6 @@ LOSSES: dict[str, Callable[..., SegmentationLoss]] = {
 def make_loss(name: str, *, probabilities: bool, ignores: bool = False) -> SegmentationLoss:
     """The loss called `name`.
 
-    Args:
-        name: One of LOSSES.
-        probabilities: Whether the network says probabilities; else logits.
-        ignores: Whether targets hold pixels to ignore.
-
     Raises:
         UsageError: No loss is called so.
     """
@@ -197,3 +190,125 @@ def loss_name(name: str) -> str:
         UsageError: No loss is called so; the message offers the nearest names.
     """
     return find(name, LOSSES, kind="loss", listing="docs/train-seg.md")
+
+
+SMOOTH = 1e-5
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The two terms, scalars: `cross_entropy` and `dice`, which is the dice itself, in 0..1."""
+
+    cross_entropy: Tensor
+    dice: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The loss, from -1 (perfect) upwards."""
+        return self.cross_entropy - self.dice
+
+
+class DiceCrossEntropy(nn.Module):
+    """nnU-Net's loss of one output: cross-entropy minus the soft dice of the foreground.
+
+    It is `CE - dice`, not `CE + 1 - dice`: a good network has a negative loss, down to -1.
+    Source: nnU-Net v2.1.1, `DC_and_CE_loss` and `MemoryEfficientSoftDiceLoss`; written anew from
+    the published formulas. Region-based labels (sigmoid, overlapping classes) are left out.
+
+    Args:
+        batch_dice: Whether the dice pools its sums over the batch, as 2D plans do; else the mean of
+            each image's own.
+        ignore_label: Target pixels of this value count nowhere.
+    """
+
+    def __init__(self, *, batch_dice: bool = True, ignore_label: int | None = None) -> None:
+        super().__init__()
+        self.batch_dice, self.ignore_label = batch_dice, ignore_label
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            logits: (N, C, H, W), before softmax.
+            target: (N, H, W) or (N, 1, H, W), classes 0..C-1 and the ignore label; any integers.
+        """
+        return self.parts(logits, target).total
+
+    def parts(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Both terms; arguments as of `forward`."""
+        labels = (target[:, 0] if target.ndim == logits.ndim else target).long()  # (N, H, W)
+        counted = torch.ones_like(labels, dtype=torch.bool)
+        if self.ignore_label is not None:
+            counted = labels != self.ignore_label
+            labels = labels.masked_fill(~counted, 0)
+        pixels = F.cross_entropy(logits, labels, reduction="none") * counted
+        return LossParts(
+            pixels.sum() / counted.sum().clamp_min(1),
+            soft_dice(logits.softmax(1), labels, counted, batch_dice=self.batch_dice),
+        )
+
+
+def soft_dice(
+    probabilities: Tensor, labels: Tensor, counted: Tensor, *, batch_dice: bool
+) -> Tensor:
+    """The mean soft dice of the foreground classes, a scalar in 0..1.
+
+    Args:
+        probabilities: (N, C, H, W).
+        labels: (N, H, W), int64 in 0..C-1.
+        counted: (N, H, W), the pixels that count.
+        batch_dice: Whether the sums run over the batch too.
+
+    Source: dice_c = (2 sum(p g) + 1e-5) / max(sum(g) + sum(p) + 1e-5, 1e-8).
+    """
+    truth = F.one_hot(labels, probabilities.shape[1]).movedim(-1, 1)[:, 1:]  # (N, C-1, H, W)
+    truth = truth * counted[:, None]
+    guess = probabilities[:, 1:] * counted[:, None]
+    axes = (0, 2, 3) if batch_dice else (2, 3)
+    both, true, guessed = (x.sum(axes) for x in (guess * truth, truth, guess))
+    return ((2 * both + SMOOTH) / (true + guessed + SMOOTH).clamp_min(1e-8)).mean()
+
+
+_SMALLEST = 1e-7  # under a probability of 0 or 1, whose logarithm is infinite
+
+
+class TwoClasses(nn.Module):
+    """nnU-Net's loss for networks that tell foreground from background, in float32.
+
+    Softmax and cross-entropy of two classes depend on the difference of the scores alone, which is
+    the logit of the foreground: a network with one output gets 0 as the score of the background.
+
+    Args:
+        probabilities: Whether the network says probabilities; else logits.
+        batch_dice: Whether the dice pools its sums over the batch.
+        ignore_label: Target pixels of this value count nowhere.
+    """
+
+    def __init__(
+        self, *, probabilities: bool, batch_dice: bool = True, ignore_label: int | None = None
+    ) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+        self.loss = DeepSupervision(
+            DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore_label)
+        )
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The loss, a scalar, from -1 (perfect) upwards.
+
+        Args:
+            outputs: Of the foreground, (B, 1, H, W), highest resolution first.
+            target: (B, 1, H, W), 0, 1 or the ignore label.
+        """
+        with torch.autocast(target.device.type, enabled=False):
+            scores = [class_scores(o.float(), probabilities=self.probabilities) for o in outputs]
+            loss: Tensor = self.loss(scores, target.long())
+            return loss
+
+
+def class_scores(output: Tensor, *, probabilities: bool) -> Tensor:
+    """Scores (B, 2, H, W) before softmax of foreground logits or probabilities (B, 1, H, W)."""
+    if not probabilities:
+        return torch.cat([torch.zeros_like(output), output], 1)
+    both = torch.cat([1 - output, output], 1)
+    return both.clamp_min(_SMALLEST).log()

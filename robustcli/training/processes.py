@@ -31,7 +31,6 @@ from torch.distributed import (  # type: ignore[attr-defined,unused-ignore]
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
 from robustcli.core.ranks import Ranks, ranks, store
-from robustcli.training.training_task import Enough
 
 SILENCE = 120.0
 """Seconds without a sign of life after which a process counts as dead."""
@@ -49,17 +48,13 @@ _LOST = ("gloo", "nccl", "connection", "by peer", "socket", "broken pipe")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why the processes cannot go on.
+class Enough(Exception):  # noqa: N818  nothing went wrong
+    """Ends a training that has given all that was asked of it, in all its processes at once."""
 
-    Args:
-        rank: The process that failed.
-        code: The exit code that its error asks for.
-        what: The first part of its message.
-        why: The second.
-        todo: The third.
-    """
+
+@dataclass(frozen=True)
+class ProcessFailure:
+    """Why the processes cannot go on: the failed one, its exit code, and its message's parts."""
 
     rank: int
     code: int
@@ -72,7 +67,6 @@ class Peers:
     """The processes of one training, as one of them sees them; alone it has nobody to talk to.
 
     Args:
-        place: Which one this is.
         keys: The store that they share; None where there is one process.
         children: Processes that this one started, from rank 1 on.
     """
@@ -204,7 +198,7 @@ class Peers:
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process has failed; the first to say so is believed."""
         if self.keys is not None and not self._stop.is_set():
-            self._post(self.keys, Failure(self.place.rank, *_parts(error)))
+            self._post(self.keys, ProcessFailure(self.place.rank, *_parts(error)))
 
     def watch(self) -> None:
         """Shows that this process lives and looks after the others, in a thread, until `leave`."""
@@ -214,7 +208,7 @@ class Peers:
 
     def _watch(self, keys: Store) -> None:
         since: float | None = None
-        failure: Failure | None = None
+        failure: ProcessFailure | None = None
         beats = 0
         while not self._stop.wait(_BEAT):
             try:
@@ -229,7 +223,7 @@ class Peers:
                 if time.monotonic() - since > GRACE:
                     self._abort(failure)
 
-    def _look(self, keys: Store) -> Failure | None:
+    def _look(self, keys: Store) -> ProcessFailure | None:
         """What has gone wrong elsewhere, if anything has."""
         for rank in range(self.place.world):
             if rank == self.place.rank or keys.check([f"left/{rank}"]):
@@ -253,18 +247,20 @@ class Peers:
         silent = now - self._seen[rank][1]
         return f"It gave no sign of life for {silent:.0f} seconds." if silent > SILENCE else None
 
-    def _abort(self, failure: Failure) -> NoReturn:
+    def _abort(self, failure: ProcessFailure) -> NoReturn:
         """Ends this process, which hangs in a call that waits for one that is gone."""
         if self.place.first or failure.rank == 0:
             print(f"Error: {_error(failure, self.place)}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(failure.code)
 
-    def _post(self, keys: Store, failure: Failure) -> None:
+    def _post(self, keys: Store, failure: ProcessFailure) -> None:
         with suppress(RuntimeError):
             keys.compare_set("failure", "", json.dumps(vars(failure)))
 
-    def _failure(self, keys: Store) -> Failure | None:
-        return Failure(**json.loads(keys.get("failure"))) if keys.check(["failure"]) else None
+    def _failure(self, keys: Store) -> ProcessFailure | None:
+        return (
+            ProcessFailure(**json.loads(keys.get("failure"))) if keys.check(["failure"]) else None
+        )
 
     def _hear(self, key: str, rank: int) -> bytes:
         """The value of `key`, which process `rank` will set."""
@@ -283,7 +279,7 @@ class Peers:
         return value
 
     def _check_reports(
-        self, number: int, own: Mapping[str, Any], error: RobustError | None
+        self, number: int, first: Mapping[str, Any], error: RobustError | None
     ) -> None:
         assert self.keys is not None
         keys = self.keys
@@ -295,16 +291,16 @@ class Peers:
             raise error
         for rank, report in reports.items():
             if "error" in report:
-                raise _error(Failure(rank, *report["error"]), self.place)
+                raise _error(ProcessFailure(rank, *report["error"]), self.place)
         for rank, report in reports.items():
-            _check_same(rank, self.place, own["facts"], report["facts"])
+            _check_same(rank, self.place, first["facts"], report["facts"])
         keys.set(f"agreed/{number}", "1")
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
         """Raises what ended another process, on which `error` followed here."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
-        failure: Failure | None = None
+        failure: ProcessFailure | None = None
         try:
             while failure is None and time.monotonic() < deadline:
                 failure = self._failure(self.keys)
@@ -312,13 +308,13 @@ class Peers:
         except RuntimeError:
             failure = _gone(0, self.place, first_line(error))
         if failure is None:
-            failure = Failure(
+            failure = ProcessFailure(
                 self.place.rank, 1, "The processes of this training have lost each other.",
                 first_line(error), _GO_ON,
             )  # fmt: skip
         self._raise(failure, error)
 
-    def _raise(self, failure: Failure, cause: BaseException | None = None) -> NoReturn:
+    def _raise(self, failure: ProcessFailure, cause: BaseException | None = None) -> NoReturn:
         """Raises `failure` in the process that tells of it, and ends the others silently."""
         if self.place.first or _is_gone(failure, 0) or failure.rank == self.place.rank:
             raise _error(failure, self.place) from cause
@@ -332,10 +328,6 @@ _ENDED = "ended while the others were working."
 @contextmanager
 def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
     """The processes of this job, met; one that fails inside tells the others why.
-
-    Args:
-        place: Which process this is.
-        children: The others, where this process started them.
 
     Raises:
         RunError: Not all processes came.
@@ -392,12 +384,12 @@ def launched(count: int, run: Path) -> Iterator[Peers]:
         timeout=timedelta(seconds=600),
     )  # fmt: skip
     before = {name: os.environ.get(name) for name in _OF_LAUNCHED}
-    said = {
+    variables = {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(server.port), _RUN: str(run.absolute()), "RANK": "0", "LOCAL_RANK": "0",
     }  # fmt: skip
     children: list[subprocess.Popen[bytes]] = []
-    os.environ.update(said)
+    os.environ.update(variables)
     try:
         for rank in map(str, range(1, count)):
             place = {"RANK": rank, "LOCAL_RANK": rank}
@@ -463,11 +455,11 @@ def _parts(error: BaseException) -> tuple[int, str, str, str]:
     return 1, f"{type(error).__name__}: {first_line(error)}", "", _GO_ON
 
 
-def _gone(rank: int, place: Ranks, how: str) -> Failure:
-    return Failure(rank, 1, f"Process {rank} of {place.world} {_ENDED}", how, _GO_ON)
+def _gone(rank: int, place: Ranks, how: str) -> ProcessFailure:
+    return ProcessFailure(rank, 1, f"Process {rank} of {place.world} {_ENDED}", how, _GO_ON)
 
 
-def _is_gone(failure: Failure, rank: int) -> bool:
+def _is_gone(failure: ProcessFailure, rank: int) -> bool:
     return failure.rank == rank and failure.what.endswith(_ENDED)
 
 
@@ -478,7 +470,7 @@ def _ending(code: int) -> str:
     return f"Its exit code was {code}."
 
 
-def _error(failure: Failure, place: Ranks) -> RobustError:
+def _error(failure: ProcessFailure, place: Ranks) -> RobustError:
     """The error by which the process at `place` tells of `failure`."""
     kind = _ERRORS.get(failure.code, RunError)
     if failure.rank == place.rank or _is_gone(failure, failure.rank):
@@ -487,14 +479,16 @@ def _error(failure: Failure, place: Ranks) -> RobustError:
     return kind(f"{who} cannot go on: {failure.what}", failure.why, failure.todo)
 
 
-def _check_same(rank: int, place: Ranks, own: Mapping[str, str], other: Mapping[str, str]) -> None:
-    """Nothing, if process `rank` trains with what the first one trains with.
+def _check_same(
+    rank: int, place: Ranks, first: Mapping[str, str], other: Mapping[str, str]
+) -> None:
+    """Compares what process `rank` and the first one train with.
 
     Raises:
         UsageError: Something differs; the message names it.
     """
-    for name in dict.fromkeys((*own, *other)):
-        mine, theirs = own.get(name, "missing"), other.get(name, "missing")
+    for name in dict.fromkeys((*first, *other)):
+        mine, theirs = first.get(name, "missing"), other.get(name, "missing")
         if mine != theirs:
             raise UsageError(
                 f"Process {rank} of {place.world} does not train with the same {name}.",

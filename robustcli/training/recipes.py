@@ -11,16 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from robustcli.core.names import find
 from robustcli.nnunet.normalisation import Channel
 
 Protocol = Literal["patient", "paper"]
 """How the images are split, and how a segmenter is trained and scored on them."""
-
-# Learning rates as pure functions of the step, so that going on needs nothing but the step.
-
 
 WARMUP_SHARE = 0.05
 FINAL_FACTOR = 0.01
@@ -32,12 +29,7 @@ def constant(step: int, total: int) -> float:
 
 
 def warmup_cosine(step: int, total: int) -> float:
-    """Linear from near 0 over the first 5 % of the steps, then half a cosine down to 1 %.
-
-    Args:
-        step: Steps done before.
-        total: Steps of the whole training.
-    """
+    """Linear from near 0 over the first 5 % of the steps, then half a cosine down to 1 %."""
     warm = max(1, round(WARMUP_SHARE * total))
     if step < warm:
         return (step + 1) / warm
@@ -57,24 +49,20 @@ EXTENDABLE = frozenset({"constant"})
 
 
 BUNDLED = "nuclei-mini"
-OWN = "patient"
+OWN_RECIPE = "patient"
 """What one types for our own recipe where another serves when none is named."""
 _PAPER = "Crews and Whalen 2024, training notebooks"
 _OURS = "ours"
 
 
-# What nnU-Net's way of training has beside the fields of every recipe.
-#
-# Source: nnU-Net v2.1.1, `nnUNetTrainer`.
-
-
 @dataclass(frozen=True)
 class Patchwise:
-    """Epochs of patches drawn at random, instead of passes over images.
+    """Epochs of patches drawn at random, instead of passes over images, as nnU-Net trains.
+
+    Source: nnU-Net v2.1.1, `nnUNetTrainer`.
 
     Args:
         iterations: Batches of an epoch, each an optimizer step.
-        validation_iterations: Batches of a validation pass.
         momentum: Of SGD, with Nesterov's correction.
         exponent: Of the learning rate's decay by the epoch.
         oversampling: The share of a batch, at its end, that is sure to show foreground.
@@ -103,11 +91,11 @@ class Recipe:
 
     Args:
         name: What the recipe is called where it is announced.
-        loss: A name of `losses.LOSSES`, or nnU-Net's own.
+        loss: A name of `losses.LOSSES` or SMOOTHINGS, or nnU-Net's own.
         optimizer: Its name in torch.optim.
         lr: Its highest learning rate.
         weight_decay: Per step, decoupled for AdamW.
-        schedule: A name of `schedules.SCHEDULES`, or nnU-Net's own.
+        schedule: A name of SCHEDULES, or nnU-Net's own.
         batch_size: Images a step over all processes.
         epochs: How many.
         window: Side of the squares that the network sees, in pixels.
@@ -115,7 +103,7 @@ class Recipe:
         accumulate: Steps whose gradients are added up.
         images_per_epoch: Images of an epoch; None for all.
         clip: Largest norm of the gradient; None for any.
-        augmentation: A name of `augmentations.AUGMENTATIONS`, or nnU-Net's own.
+        augmentation: A name of `samples.AUGMENTATIONS` or `CROPS`, or nnU-Net's own.
         patience: Epochs without better validation dice before stopping; None for never.
         precision: Of the forward pass.
         decision: Of what the 0.5 is that makes a pixel foreground.
@@ -174,7 +162,7 @@ PAPER_RECIPES: dict[str, Recipe] = {
 is taken to be as UMambaBot's."""
 _NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, in the paper's manner")
 _PATIENT = Recipe(
-    OWN, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
+    OWN_RECIPE, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
     clip=1.0, augmentation="light",
 )  # fmt: skip
 PATIENT_RECIPES: dict[str, Recipe] = {
@@ -189,30 +177,51 @@ _BUNDLED_EPOCHS = {
     (True, False): 50, (True, True): 14, (False, False): 16, (False, True): 2,
 }  # fmt: skip
 """Of (whether the network is small, whether it shall be quick)."""
-_QUICK_EPOCHS, _QUICK_IMAGES = 2, 128
+_NNUNET = Recipe(
+    "nnunet", "ce-minus-dice", "SGD", 1e-2, 3e-5, "poly", 12, 1000, 256,
+    "nnU-Net v2.1.1, nnUNetTrainer; batch and window are the plan's",
+    clip=12.0, augmentation="nnunet", patches=Patchwise(),
+)  # fmt: skip
+NAMED_RECIPES: dict[str, Recipe] = {
+    "nnunet": _NNUNET,
+    "nnunet-light": replace(
+        _NNUNET, name="nnunet-light", batch_size=4, epochs=20, window=128,
+        source="ours, for two CPU cores: nnU-Net v2.1.1 with fewer and smaller iterations, not "
+        "what its published scores were trained with",
+        patches=Patchwise(25, 10, most_patch=128, most_batch=4),
+    ),
+}  # fmt: skip
+"""By name; batch and window are at most what a plan says, see `nnunet.planned`."""
+SMOOTHINGS = {"cross-entropy": 0.0, "smoothed-cross-entropy": 0.1}
+"""Losses by name, and what each takes from the true class to spread over all.
+Source: Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7."""
+_CLASSES = Recipe(
+    "classes", "smoothed-cross-entropy", "AdamW", 5e-4, 0.05, "warmup-cosine", 64, 20, 0, "ours",
+    clip=1.0, augmentation="light",
+)  # fmt: skip
+CLASS_RECIPES: dict[str, Recipe] = {
+    "classes": _CLASSES,
+    "classes-light": replace(
+        _CLASSES, name="classes-light", batch_size=32, epochs=5, source="ours, for two CPU cores"
+    ),
+}
+"""By name; the window is the network's own. The first serves where none is named."""
 
 
 def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False) -> Recipe:
-    """The recipe that serves where the user says nothing.
-
-    Args:
-        model: Registered name of the network.
-        protocol: How it is trained and scored.
-        data: Name of the data set.
-        quick: The shortest one that shows something.
-    """
+    """The recipe that serves where the user says nothing."""
     if protocol == "patient" and data == BUNDLED:
         return _for_the_bundled(own_recipe(model), model, quick)
     if protocol == "patient":
         return own_recipe(model, quick=quick)
     recipe = PAPER_RECIPES.get(model, _NOT_IN_THE_PAPER)
-    return _shortened(recipe) if quick else recipe
+    return shortened_recipe(recipe) if quick else recipe
 
 
 def own_recipe(model: str, *, quick: bool = False) -> Recipe:
     """Our own for `model` under protocol `patient`, on data of any size."""
     recipe = PATIENT_RECIPES.get(model, _PATIENT)
-    return _shortened(recipe) if quick else recipe
+    return shortened_recipe(recipe) if quick else recipe
 
 
 def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
@@ -234,25 +243,30 @@ def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
     )
 
 
-def _shortened(recipe: Recipe) -> Recipe:
-    return replace(
-        recipe,
-        name=f"{recipe.name} quick",
-        epochs=_QUICK_EPOCHS,
-        images_per_epoch=_QUICK_IMAGES,
-        expected_dice=None,
-    )
+def shortened_recipe(recipe: Recipe) -> Recipe:
+    """The shortest of its kind that shows something: two epochs of few images or patches."""
+    few: dict[str, Any] = {"images_per_epoch": 512 if recipe.loss in SMOOTHINGS else 128}
+    if recipe.patches is not None:
+        few = {"patches": replace(recipe.patches, iterations=25, validation_iterations=2)}
+    return replace(recipe, name=f"{recipe.name} quick", epochs=2, expected_dice=None, **few)
 
 
-def listed() -> Iterator[tuple[str, Protocol, Recipe]]:
-    """Every row with the network and the protocol that it is for; `*` stands for all others."""
+def listed() -> Iterator[tuple[str, str, Recipe]]:
+    """Every row with what it is for or how it is typed, and how the data are split.
+
+    `*` stands for all other networks.
+    """
     for name, recipe in {**PAPER_RECIPES, "*": _NOT_IN_THE_PAPER}.items():
         yield name, "paper", recipe
     for name, recipe in {**PATIENT_RECIPES, "*": _PATIENT}.items():
         yield name, "patient", recipe
+    for name, recipe in NAMED_RECIPES.items():
+        yield f"--recipe {name}", "patient", recipe
+    for name, recipe in CLASS_RECIPES.items():
+        yield f"--recipe {name}", "by class", recipe
 
 
-def describe(recipe: Recipe) -> str:
+def describe_recipe(recipe: Recipe) -> str:
     """The recipe in a line, for announcing it."""
     per_epoch = "" if recipe.images_per_epoch is None else f" of {recipe.images_per_epoch} images"
     if recipe.patches is not None:
@@ -265,92 +279,15 @@ def describe(recipe: Recipe) -> str:
     )
 
 
-# The recipes that serve where the user names one: nnU-Net's own training, and a small one of it.
-#
-# Source: nnU-Net v2.1.1, `nnUNetTrainer`.
-
-
-_NNUNET = Recipe(
-    "nnunet", "ce-minus-dice", "SGD", 1e-2, 3e-5, "poly", 12, 1000, 256,
-    "nnU-Net v2.1.1, nnUNetTrainer; batch and window are the plan's",
-    clip=12.0, augmentation="nnunet", patches=Patchwise(),
-)  # fmt: skip
-NAMED_RECIPES: dict[str, Recipe] = {
-    "nnunet": _NNUNET,
-    "nnunet-light": replace(
-        _NNUNET, name="nnunet-light", batch_size=4, epochs=20, window=128,
-        source="ours, for two CPU cores: nnU-Net v2.1.1 with fewer and smaller iterations, not "
-        "what its published scores were trained with",
-        patches=Patchwise(25, 10, most_patch=128, most_batch=4),
-    ),
-}  # fmt: skip
-"""By name; batch and window are at most what a plan says, see `nnunet.planned`."""
-_QUICK_NNUNET_EPOCHS, _QUICK_ITERATIONS, _QUICK_VALIDATION = 2, 25, 2
-
-
 def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
     """The recipe called `name`.
-
-    Args:
-        name: One of NAMED_RECIPES, or `recipes.OWN`.
-        model: Registered name of the network.
-        quick: The shortest of its kind that shows something.
 
     Raises:
         UsageError: No recipe is called so; the message offers the nearest names.
     """
-    names = (*NAMED_RECIPES, OWN)
-    found = find(name, names, kind="recipe", listing="robust list recipes")
-    if found == OWN:
+    names = (*NAMED_RECIPES, OWN_RECIPE)
+    registered = find(name, names, kind="recipe", listing="robust list recipes")
+    if registered == OWN_RECIPE:
         return own_recipe(model, quick=quick)
-    return _shortened_nnunet(NAMED_RECIPES[found]) if quick else NAMED_RECIPES[found]
-
-
-def _shortened_nnunet(recipe: Recipe) -> Recipe:
-    assert recipe.patches is not None
-    fewer = replace(
-        recipe.patches, iterations=_QUICK_ITERATIONS, validation_iterations=_QUICK_VALIDATION
-    )
-    return replace(recipe, name=f"{recipe.name} quick", epochs=_QUICK_NNUNET_EPOCHS, patches=fewer)
-
-
-def listed_by_name() -> Iterator[tuple[str, Protocol, Recipe]]:
-    """Every row, as `recipes.listed` gives its own: here with what the user types."""
-    for name, recipe in NAMED_RECIPES.items():
-        yield f"--recipe {name}", "patient", recipe
-
-
-# How classifiers are trained: rows of data, which need no torch to be listed.
-
-
-SMOOTHINGS = {"cross-entropy": 0.0, "smoothed-cross-entropy": 0.1}
-"""Losses by name, and what each takes from the true class to spread over all.
-Source: Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7."""
-_CLASSES = Recipe(
-    "classes", "smoothed-cross-entropy", "AdamW", 5e-4, 0.05, "warmup-cosine", 64, 20, 0, "ours",
-    clip=1.0, augmentation="light",
-)  # fmt: skip
-CLASS_RECIPES: dict[str, Recipe] = {
-    "classes": _CLASSES,
-    "classes-light": replace(
-        _CLASSES, name="classes-light", batch_size=32, epochs=5, source="ours, for two CPU cores"
-    ),
-}
-"""By name; the window is the network's own. The first serves where none is named."""
-_QUICK_CLASSIFIER_EPOCHS, _QUICK_CLASSIFIER_IMAGES = 2, 512
-
-
-def quick(recipe: Recipe) -> Recipe:
-    """The shortest of its kind that shows something."""
-    return replace(
-        recipe,
-        name=f"{recipe.name} quick",
-        epochs=_QUICK_CLASSIFIER_EPOCHS,
-        images_per_epoch=_QUICK_CLASSIFIER_IMAGES,
-    )
-
-
-def listed_classes() -> Iterator[tuple[str, str, Recipe]]:
-    """Every row with what the user types and how its data are split."""
-    for name, recipe in CLASS_RECIPES.items():
-        yield f"--recipe {name}", "by class", recipe
+    recipe = NAMED_RECIPES[registered]
+    return shortened_recipe(recipe) if quick else recipe

@@ -13,7 +13,7 @@ RUN/baseline/            the same of Otsu's threshold
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
-from robustcli.training.recipes import EXTENDABLE, Patchwise, Protocol
+from robustcli.training.recipes import EXTENDABLE, Patchwise, Protocol, Recipe
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Validation:
     Args:
         columns: Of `metrics.csv`.
         score: The one of them that the best epoch has the highest value of.
-        word: What that is, in a sentence.
     """
 
     columns: tuple[str, ...]
@@ -91,6 +90,13 @@ class RecipeRecord(Record):
     patches: Patchwise | None = None
     source: str
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> RecipeRecord:
+        """The record of `recipe`, whose `decision` the training's record has in words."""
+        fields = asdict(recipe)
+        fields.pop("decision")
+        return cls(**fields)
+
 
 class SplitRecord(Record):
     """One part of the data: images, groups, and a segmenter's images without any foreground."""
@@ -136,9 +142,6 @@ class TrainRecord(BaseRunRecord):
     energy_joules: float | None = None
 
 
-# The folder of a training: what belongs to it, and what may continue in it.
-
-
 _FLAGS = {
     "model": "`--model`",
     "arguments": "`--model-arg`",
@@ -166,7 +169,7 @@ _RECIPE_FLAGS = {
 
 
 def _differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
-    """What of `new` would lead to other weights than `old` began with."""
+    """Sentences on the settings of `new` that would lead to other weights than those of `old`."""
     yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
     yield from changed_fields(old, new, _FLAGS)
     yield from recipe_differences(old.recipe, new.recipe)

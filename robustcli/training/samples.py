@@ -1,7 +1,13 @@
-"""Samples of training and validation: functions of (seed, epoch, image id) and of nothing else."""
+"""What a training step sees of an image: windows, crops and augmentation, by (seed, epoch, id).
+
+A sample depends on nothing else: neither the order of images nor the number of loader processes
+changes it. Torchvision's transforms draw from torch's global generator, which is set to a seed of
+its own for every image and put back afterwards.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,31 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.tv_tensors import Image, Mask, wrap
 
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.data.mask_values import IGNORED
-from robustcli.training.cache import Decoded, Pixels
+from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
-
-# What a training image may look like otherwise: image and mask are changed together.
-#
-# Made of torchvision's transforms. They draw from torch's global generator, which is set to a seed
-# of its own for every image and put back afterwards; so neither the order of the images nor the
-# number of workers changes what an image becomes.
 
 
 class RightAngle(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """A turn by 0, 90, 180 or 270 degrees, each as likely; for square images."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """How many quarter turns."""
+        """Draws the number of quarter turns."""
         return {"turns": int(torch.randint(4, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """The turned image or mask, still known as one: what comes after moves only these."""
+        """The turned image or mask, of the same type, so that later transforms know it."""
         return wrap(torch.rot90(inpt, params["turns"], (-2, -1)), like=inpt)
 
 
@@ -50,10 +51,7 @@ def _light() -> v2.Transform:
 
 @cache
 def _strong() -> v2.Transform:
-    """Also turned, shifted and scaled freely (what comes into view is black and background).
-
-    Hue stays: changing it takes as long as all of the rest.
-    """
+    """What comes into view is black and background. Hue stays: it takes as long as all the rest."""
     return v2.Compose(
         [
             *(turn() for turn in _TURNS),
@@ -68,9 +66,9 @@ def _strong() -> v2.Transform:
 
 
 AUGMENTATIONS = {"none": None, "light": _light, "strong": _strong}
-"""`light`: flips, turns by right angles, brightness and contrast up to 20 %. `strong`: also turned,
-sheared, shifted and scaled freely and sometimes blurred, brightness, contrast and saturation up to
-40 %."""
+"""Of images with masks. `light`: flips, turns by right angles, brightness and contrast up to 20 %.
+`strong`: also turned, sheared, shifted and scaled freely and sometimes blurred, brightness,
+contrast and saturation up to 40 %."""
 
 
 def augmentation_name(name: str) -> str:
@@ -100,12 +98,67 @@ def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tenso
     return changed.as_subclass(Tensor), moved.as_subclass(Tensor)
 
 
-# Square windows out of images of any size: a random one for training, all for validation.
+@dataclass(frozen=True)
+class Crops:
+    """Random crops; `least` is the smallest share of the photo's area, in (0, 1]."""
+
+    least: float
+
+
+CROPS: dict[str, Crops | None] = {"none": None, "light": Crops(0.5), "strong": Crops(0.08)}
+"""Of photos with classes. `light`: a crop of at least half of the area, mirrored half of the time.
+`strong`: of at least 8 %, as ImageNet's networks are trained. `none`: as it is evaluated."""
+_CROP_TRIES = 10
+_CROP_RATIOS = (3 / 4, 4 / 3)
+
+
+def crop_name(name: str) -> str:
+    """The registered spelling of `name`.
+
+    Raises:
+        UsageError: No augmentation is called so; the message offers the nearest names.
+    """
+    return find(name, CROPS, kind="augmentation", listing="docs/train-cls.md")
+
+
+def random_crop(
+    image: Tensor, crops: Crops, side: int, interpolation: str, rng: np.random.Generator
+) -> Tensor:
+    """A random crop of uint8 `image` (3, H, W) at (3, side, side), mirrored half of the time."""
+    top, left, height, width = _crop_box(image.shape[1], image.shape[2], crops, rng)
+    mode = InterpolationMode(interpolation)
+    crop = v2.functional.resized_crop(
+        image, top, left, height, width, [side, side], mode, antialias=True
+    )
+    mirrored: Tensor = v2.functional.horizontal_flip(crop) if rng.random() < 0.5 else crop
+    return mirrored.to(torch.uint8)
+
+
+def _crop_box(
+    height: int, width: int, crops: Crops, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop.
+
+    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6, as torchvision's
+    RandomResizedCrop has it: an area and a ratio of the sides are drawn, up to ten times. Its
+    `get_params` draws from torch's global generator; here each image has its own.
+    """
+    low, high = (math.log(ratio) for ratio in _CROP_RATIOS)
+    for _ in range(_CROP_TRIES):
+        area = height * width * rng.uniform(crops.least, 1)
+        ratio = math.exp(rng.uniform(low, high))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            top = int(rng.integers(0, height - down + 1))
+            return top, int(rng.integers(0, width - across + 1)), down, across
+    across = min(width, round(height * _CROP_RATIOS[1]))
+    down = min(height, round(width / _CROP_RATIOS[0]))
+    return (height - down) // 2, (width - across) // 2, down, across
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A window of an image, and what of it counts.
+class CountedWindow:
+    """A window of an image, and which of its pixels count.
 
     Args:
         top: First row of the window in the image.
@@ -124,14 +177,14 @@ class Tile:
     columns: int
 
 
-def tiles(height: int, width: int, side: int) -> Iterator[Tile]:
+def tiles(height: int, width: int, side: int) -> Iterator[CountedWindow]:
     """Windows of `side` pixels that count every pixel of an image once.
 
     Where windows overlap, the earlier one counts. An image smaller than a window is padded.
     """
     for top, first_row, rows in _spans(height, side):
         for left, first_column, columns in _spans(width, side):
-            yield Tile(top, left, first_row, first_column, rows, columns)
+            yield CountedWindow(top, left, first_row, first_column, rows, columns)
 
 
 def _spans(length: int, side: int) -> Iterator[tuple[int, int, int]]:
@@ -147,11 +200,11 @@ def _spans(length: int, side: int) -> Iterator[tuple[int, int, int]]:
         counted = start + side
 
 
-def window(pixels: Pixels, top: int, left: int, side: int) -> Pixels:
-    """The window of `pixels` (H, W, ...) at `top`, `left`; a smaller image in the middle of it.
+def window(pixels: PixelArray, top: int, left: int, side: int) -> PixelArray:
+    """The window of `pixels` (H, W, ...) at `top`, `left`; a smaller image lies in its middle.
 
-    It is continued by reflection, as prediction does it, and so is the mask: what the network sees
-    there is foreground all the same.
+    It is continued by reflection, as in prediction, and so is the mask: what the network sees there
+    is foreground all the same.
     """
     part = pixels[top : top + side, left : left + side]
     short = [side - length for length in part.shape[:2]]
@@ -168,13 +221,12 @@ def random_place(height: int, width: int, side: int, *identity: object) -> tuple
     return top, int(rng.integers(0, max(0, width - side) + 1))
 
 
-class Batch(NamedTuple):
-    """What a step gets.
+class MaskBatch(NamedTuple):
+    """A batch of images with masks.
 
     Args:
         images: RGB (B, 3, S, S), uint8, or float32 in [0, 1] where they were resized.
         masks: (B, 1, S, S), 0, 1 or `IGNORED`; uint8, or float32 and soft where they were resized.
-        ids: The image of each.
         numbers: Of each sample, int64 (B): which image, or in validation which window.
         counted: Which pixels count in validation, bool (B, 1, S, S); those to ignore never do.
         constant: The images, by id, that have a single value per channel.
@@ -188,8 +240,8 @@ class Batch(NamedTuple):
     constant: tuple[str, ...] = ()
 
 
-class Sample(NamedTuple):
-    """One of a batch."""
+class MaskSample(NamedTuple):
+    """One of a `MaskBatch`."""
 
     image: Tensor
     mask: Tensor
@@ -198,129 +250,185 @@ class Sample(NamedTuple):
     counted: Tensor
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate_masks(samples: Sequence[MaskSample]) -> MaskBatch:
     """The batch of `samples`; without any, an empty one of no height and width."""
     if not samples:
         nothing = torch.empty(0, 1, 0, 0)
-        return Batch(nothing, nothing, [], torch.empty(0, dtype=torch.long), nothing.bool())
+        return MaskBatch(nothing, nothing, [], torch.empty(0, dtype=torch.long), nothing.bool())
     images, masks, ids, numbers, counted = zip(*samples, strict=True)
     stacked = torch.stack(images)
-    return Batch(
-        stacked,
-        torch.stack(masks),
-        list(ids),
-        torch.tensor(numbers),
-        torch.stack(counted),
+    return MaskBatch(
+        stacked, torch.stack(masks), list(ids), torch.tensor(numbers), torch.stack(counted),
         constant_ids(stacked, ids),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TrainingSamples(Dataset[Sample]):
-    """A random window of an image, augmented; asked for by epoch and place.
+class RandomWindows(Dataset[MaskSample]):
+    """A random window of an image, augmented; asked for by epoch and place."""
 
-    Args:
-        ids: The images.
-        decoded: Their pixels.
-        side: Of the window.
-        augmentation: A name of AUGMENTATIONS.
-        seed: Of the run.
-    """
-
-    ids: Sequence[str]
-    decoded: Sequence[Decoded]
+    subset: DecodedSubset
     side: int
     augmentation: str
     seed: int
 
-    def __getitem__(self, drawn: tuple[int, int]) -> Sample:
+    def __getitem__(self, drawn: tuple[int, int]) -> MaskSample:
         epoch, place = drawn
-        one, identity = self.decoded[place], (self.seed, epoch, self.ids[place])
-        top, left = random_place(*one.mask.shape, self.side, *identity)
-        seed = identity_seed("augmentation", *identity, bits=63)
+        decoded, image_id = self.subset.decoded[place], self.subset.ids[place]
+        identity = (self.seed, epoch, image_id)
+        top, left = random_place(*decoded.mask.shape, self.side, *identity)
         image, mask = augment(
-            _channels_first(window(one.image, top, left, self.side)),
-            _channels_first(window(one.mask, top, left, self.side)),
+            _channels_first(window(decoded.image, top, left, self.side)),
+            _channels_first(window(decoded.mask, top, left, self.side)),
             name=self.augmentation,
-            seed=seed,
+            seed=identity_seed("augmentation", *identity, bits=63),
         )
-        return Sample(
-            image.contiguous(), mask.contiguous(), self.ids[place], place, mask != IGNORED
-        )
+        return MaskSample(image.contiguous(), mask.contiguous(), image_id, place, mask != IGNORED)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.subset.ids)
 
 
-class ValidationSamples(Dataset[Sample]):
-    """Every window of every image, so that every pixel counts once."""
+class AllWindows(Dataset[MaskSample]):
+    """Every window of every image, so that every pixel counts once; `places` are their images."""
 
-    def __init__(self, ids: Sequence[str], decoded: Sequence[Decoded], side: int) -> None:
-        self.ids, self.decoded, self.side = ids, decoded, side
-        self.tiles: list[tuple[int, Tile]] = [
+    def __init__(self, subset: DecodedSubset, side: int) -> None:
+        self.subset, self.side = subset, side
+        self.tiles: list[tuple[int, CountedWindow]] = [
             (place, tile)
-            for place, one in enumerate(decoded)
-            for tile in tiles(one.mask.shape[0], one.mask.shape[1], side)
+            for place, decoded in enumerate(subset.decoded)
+            for tile in tiles(decoded.mask.shape[0], decoded.mask.shape[1], side)
         ]
+        self.places = [place for place, _ in self.tiles]
 
-    def __getitem__(self, number: int) -> Sample:
+    def __getitem__(self, number: int) -> MaskSample:
         place, tile = self.tiles[number]
-        one = self.decoded[place]
+        decoded = self.subset.decoded[place]
         counted = torch.zeros(1, self.side, self.side, dtype=torch.bool)
         rows = slice(tile.first_row, tile.first_row + tile.rows)
         counted[:, rows, tile.first_column : tile.first_column + tile.columns] = True
-        mask = _channels_first(window(one.mask, tile.top, tile.left, self.side))
-        return Sample(
-            _channels_first(window(one.image, tile.top, tile.left, self.side)),
-            mask,
-            self.ids[place],
-            number,
-            counted & (mask != IGNORED),
-        )
+        image = _channels_first(window(decoded.image, tile.top, tile.left, self.side))
+        mask = _channels_first(window(decoded.mask, tile.top, tile.left, self.side))
+        return MaskSample(image, mask, self.subset.ids[place], number, counted & (mask != IGNORED))
 
     def __len__(self) -> int:
         return len(self.tiles)
 
-    @property
-    def places(self) -> list[int]:
-        """Of each sample, the place of its image."""
-        return [place for place, _ in self.tiles]
 
-
-class WholeSamples(Dataset[Sample]):
+class ResizedImages(Dataset[MaskSample]):
     """Whole images and masks, resized as the paper did, so that edges of masks become soft.
 
     Source: torchvision 0.15's `Resize` of tensors: bilinear, without antialiasing.
     """
 
-    def __init__(self, ids: Sequence[str], decoded: Sequence[Decoded], side: int) -> None:
-        self.ids, self.decoded, self.side = ids, decoded, side
+    def __init__(self, subset: DecodedSubset, side: int) -> None:
+        self.subset, self.side, self.places = subset, side, list(range(len(subset.ids)))
 
-    def __getitem__(self, drawn: int | tuple[int, int]) -> Sample:
+    def __getitem__(self, drawn: int | tuple[int, int]) -> MaskSample:
         place = drawn if isinstance(drawn, int) else drawn[1]
-        one = self.decoded[place]
+        decoded = self.subset.decoded[place]
         counted = torch.ones(1, self.side, self.side, dtype=torch.bool)
-        image = resized(_channels_first(one.image).float() / 255, self.side)
-        mask = resized(_channels_first(one.mask).float(), self.side)
-        return Sample(image, mask, self.ids[place], place, counted)
+        image = self._resized(_channels_first(decoded.image).float() / 255)
+        mask = self._resized(_channels_first(decoded.mask).float())
+        return MaskSample(image, mask, self.subset.ids[place], place, counted)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.subset.ids)
 
-    @property
-    def places(self) -> list[int]:
-        """Of each sample, the place of its image."""
-        return list(range(len(self)))
-
-
-def resized(pixels: Tensor, side: int) -> Tensor:
-    """`pixels` (C, H, W), float32, at (C, side, side)."""
-    if pixels.shape[1:] == (side, side):
-        return pixels
-    return F.interpolate(pixels[None], (side, side), mode="bilinear", align_corners=False)[0]
+    def _resized(self, pixels: Tensor) -> Tensor:
+        size = (self.side, self.side)
+        if pixels.shape[1:] == size:
+            return pixels
+        return F.interpolate(pixels[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _channels_first(pixels: Pixels) -> Tensor:
+class PhotoBatch(NamedTuple):
+    """A batch of photos with classes.
+
+    Args:
+        images: RGB or greyscale, uint8 (B, C, S, S).
+        targets: The class of each, int64 (B).
+        numbers: The place of each image in its subset, int64 (B).
+        constant: The images, by id, that have a single value per channel.
+    """
+
+    images: Tensor
+    targets: Tensor
+    ids: list[str]
+    numbers: Tensor
+    constant: tuple[str, ...] = ()
+
+
+class PhotoSample(NamedTuple):
+    """One of a `PhotoBatch`."""
+
+    image: Tensor
+    target: int
+    image_id: str
+    number: int
+
+
+def collate_photos(samples: Sequence[PhotoSample]) -> PhotoBatch:
+    """The batch of `samples`; without any, an empty one of no height and width."""
+    if not samples:
+        none = torch.empty(0, dtype=torch.long)
+        return PhotoBatch(torch.empty(0, 3, 0, 0), none, [], none)
+    images, targets, ids, numbers = zip(*samples, strict=True)
+    stacked = torch.stack(images)
+    return PhotoBatch(
+        stacked, torch.tensor(targets), list(ids), torch.tensor(numbers),
+        constant_ids(stacked, ids),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WholePhotos(Dataset[PhotoSample]):
+    """Each photo once, as the network is evaluated."""
+
+    subset: DecodedSubset
+    preprocessing: Preprocessing
+
+    def __getitem__(self, place: int) -> PhotoSample:
+        return self.sample(place, self.preprocessing.apply(self.subset.decoded[place].image))
+
+    def sample(self, place: int, pixels: PixelArray) -> PhotoSample:
+        """The sample of the photo at `place`, which looks like RGB `pixels` (S, S, 3)."""
+        image = _channels_first(self.preprocessing.coloured(pixels))
+        return PhotoSample(image, self.subset.targets[place], self.subset.ids[place], place)
+
+    def __len__(self) -> int:
+        return len(self.subset.ids)
+
+
+class RandomCrops(Dataset[PhotoSample]):
+    """A random crop of a photo; asked for by epoch and place.
+
+    Args:
+        preprocessing: The network's own; without augmentation nothing else is done.
+    """
+
+    def __init__(
+        self, subset: DecodedSubset, preprocessing: Preprocessing, augmentation: str, seed: int
+    ) -> None:
+        self.photos, self.crops, self.seed = (
+            WholePhotos(subset, preprocessing), CROPS[augmentation], seed
+        )  # fmt: skip
+
+    def __getitem__(self, drawn: tuple[int, int]) -> PhotoSample:
+        epoch, place = drawn
+        if self.crops is None:
+            return self.photos[place]
+        subset, preprocessing = self.photos.subset, self.photos.preprocessing
+        rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, subset.ids[place]))
+        image = _channels_first(subset.decoded[place].image)
+        crop = random_crop(image, self.crops, preprocessing.crop, preprocessing.interpolation, rng)
+        return self.photos.sample(place, crop.permute(1, 2, 0).numpy())
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+
+def _channels_first(pixels: PixelArray) -> Tensor:
     """(H, W, C) or (H, W) to a tensor (C, H, W) of its own, so that a mapped file can close."""
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]

@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.model import Trial, check_finite
 from robustcli.adapters.networks import learns
 from robustcli.adapters.segmenter import is_probability
 from robustcli.adapters.trainable import start_weights
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.data.dataset import Dataset, Sample
+from robustcli.data.dataset import Dataset
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
-from robustcli.data.subsets import take
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.tasks.record import pairs_record
-from robustcli.training.cache import Decoded, decode_masked
+from robustcli.training.cache import Decoded, DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, DecodedPairs
-from robustcli.training.finish import evaluate_test_images, hash_ids
-from robustcli.training.lit_module import LitModule
-from robustcli.training.lit_segmenter import SegmentationModule
-from robustcli.training.overrides import recipe_of
+from robustcli.training.datamodule import BaseDataModule
+from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
+from robustcli.training.losses import loss_name
 from robustcli.training.procedures import procedure_of
-from robustcli.training.recipes import Recipe
+from robustcli.training.recipes import Recipe, recipe_for, recipe_named
 from robustcli.training.record import SplitRecord
-from robustcli.training.run_record import decision_words, split_record, threshold
-from robustcli.training.training_task import RecordedFacts, TrainingTask, TrainPlan
-
-
-def ignores(plan: TrainPlan) -> bool:
-    """Whether the masks of the data hold pixels that count nowhere."""
-    index = plan.index
-    reading = index.reading
-    return reading is not None and bool(reading.ignored)
-
-
-def with_pixels(index: Dataset, decoded: Sequence[Decoded]) -> DecodedPairs:
-    """The pairs of `index` with their pixels."""
-    return DecodedPairs([pair.image_id for pair in index.samples], decoded)
-
+from robustcli.training.samples import augmentation_name
+from robustcli.training.training_task import (
+    RecordedFacts,
+    TrainingTask,
+    TrainPlan,
+    evaluate_test_images,
+    hash_ids,
+    overridden_fields,
+    typed_options,
+)
 
 BASELINE = "otsu"
+LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
 _OVERLAP = 0.5  # of nnU-Net's windows
 
 
-class Segmentation(TrainingTask):
+class SegmenterTraining(TrainingTask):
     """Foreground and background of every pixel."""
 
     name: ClassVar[Literal["cls", "seg"]] = "seg"
@@ -76,10 +71,6 @@ class Segmentation(TrainingTask):
         """See `TrainingTask.open`."""
         return open_dataset(config.data, Masks(config.foreground, config.ignore))
 
-    def limited(self, index: Dataset, config: TrainConfig) -> Dataset:
-        """See `TrainingTask.limited`."""
-        return take(index, limit=config.limit, seed=config.seed)
-
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
         if config.protocol == "paper":
@@ -88,7 +79,7 @@ class Segmentation(TrainingTask):
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`."""
-        recipe = recipe_of(config, entry.name, splits.train.name)
+        recipe = mask_recipe(config, entry.name, splits.train.name)
         return procedure_of(recipe).planned(config, entry, splits.train)
 
     def way(self, config: TrainConfig) -> str:
@@ -100,16 +91,23 @@ class Segmentation(TrainingTask):
         images, kind = f"{len(part.samples)} images", part.grouping
         return images if kind == "image" else f"{images} of {len(part.groups)} {kind}s"
 
-    def network(self, config: TrainConfig, index: Dataset) -> tuple[nn.Module, str]:
+    def network(
+        self, config: TrainConfig, entry: ModelEntry, index: Dataset
+    ) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`."""
         return start_weights(
             config.model, config.weights, config.untrained, config.offline, config.seed,
             config.model_args,
         )  # fmt: skip
 
-    def decode(self, member: Sample) -> Decoded:
-        """See `TrainingTask.decode`."""
-        return decode_masked(member)
+    def answer(self, network: nn.Module, images: Tensor) -> object:
+        """See `TrainingTask.answer`: the output of the highest resolution."""
+        return outputs(network, images)[0]
+
+    def check_answer(self, answer: object, network: nn.Module, tried: Trial) -> None:
+        """See `TrainingTask.check_answer`."""
+        assert isinstance(answer, Tensor)
+        check_finite(answer.float(), tried)
 
     def counts(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
@@ -117,38 +115,34 @@ class Segmentation(TrainingTask):
         """See `TrainingTask.counts`: with the images that hold no foreground."""
         splits = plan.splits
         _check_foreground(splits.train, train)
-        masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.samples)
-        empty = sum(not (mask == 1).any() for mask in masks)
-        test = SplitRecord(
-            images=len(splits.test.samples), groups=len(splits.test.groups), empty=empty
-        )
+        test_masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.samples)
         return {
-            "train": split_record(splits.train, train),
-            "val": split_record(splits.val, val),
-            "test": test,
+            "train": split_record(splits.train, (decoded.mask for decoded in train)),
+            "val": split_record(splits.val, (decoded.mask for decoded in val)),
+            "test": split_record(splits.test, test_masks),
         }
 
     def batches(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> BaseDataModule:
         """See `TrainingTask.batches`."""
-        splits = plan.splits
         return plan.procedure.data(
-            with_pixels(splits.train, train), with_pixels(splits.val, val),
-            plan.batch_settings(ignores=ignores(plan)),
-        )  # fmt: skip
+            DecodedSubset.of(plan.splits.train.samples, train),
+            DecodedSubset.of(plan.splits.val.samples, val),
+            plan.batch_settings(ignores=_ignores(plan)),
+        )
 
     def lit_module(
-        self, plan: TrainPlan, network: nn.Module, data: Any = None
-    ) -> SegmentationModule:
+        self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
+    ) -> SegmenterModule:
         """See `TrainingTask.lit_module`."""
         return plan.procedure.module(
-            network, plan.entry, plan.splits.val, data, grey=plan.grey, ignores=ignores(plan)
+            network, plan.entry, plan.splits.val, data, grey=plan.grey, ignores=_ignores(plan)
         )
 
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
-        probability = threshold(plan.recipe, probabilities=is_probability(network))
+        probability = foreground_threshold(plan.recipe, probabilities=is_probability(network))
         return RecordedFacts(
             pairs_record(plan.index),
             plan.config.protocol,
@@ -164,7 +158,7 @@ class Segmentation(TrainingTask):
             arguments=dict(plan.config.model_args),
             window=plan.recipe.window,
             channels=plan.channels,
-            threshold=threshold(plan.recipe, probabilities=is_probability(network)),
+            threshold=foreground_threshold(plan.recipe, probabilities=is_probability(network)),
             protocol=plan.config.protocol,
             trained_on=plan.index.digest,
             images_sha256=hash_ids(plan.splits.train),
@@ -177,15 +171,69 @@ class Segmentation(TrainingTask):
     ) -> None:
         """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`."""
         run, test = plan.run, plan.splits.test.samples
-        module = cast("SegmentationModule", lit_module)
-        plan.procedure.score(run, module, chosen, test, self.decode, plan.machine.device)
+        module = cast("SegmenterModule", lit_module)
+        plan.procedure.score(run, module, chosen, test, plan.machine.device)
         listener.say(f"Measuring on the {len(test)} held-out images.")
         evaluate_test_images(plan, str(run), run / "test")
         evaluate_test_images(plan, BASELINE, run / "baseline")
 
 
+def mask_recipe(config: TrainConfig, model: str, data: str) -> Recipe:
+    """The recipe for network `model` on the data set `data`, with the overrides of `config`.
+
+    Raises:
+        UsageError: An override is unknown, out of range, or against the protocol.
+    """
+    if config.recipe is None:
+        recipe = recipe_for(model, config.protocol, data, quick=config.quick)
+    elif config.protocol == "paper":
+        raise UsageError(
+            f"`--recipe {config.recipe}` does not go with `--protocol paper`.",
+            "That protocol has each network's own published recipe.",
+            "Leave out one of the two.",
+        )
+    else:
+        recipe = recipe_named(config.recipe, model, quick=config.quick)
+    procedure_of(recipe).check_options(config, typed_options(config))
+    changes = overridden_fields(config)
+    if "loss" in changes:
+        changes["loss"] = loss_name(changes["loss"])
+    if "augmentation" in changes:
+        changes["augmentation"] = augmentation_name(changes["augmentation"])
+    return replace(recipe, **changes, precision=config.precision)
+
+
+def foreground_threshold(recipe: Recipe, *, probabilities: bool) -> float:
+    """The probability from which a pixel is foreground.
+
+    Args:
+        recipe: With the decision.
+        probabilities: Whether the network says probabilities, which have no logit to threshold.
+    """
+    return LOGIT_HALF if recipe.decision == "logit" and not probabilities else 0.5
+
+
+def decision_words(probability: float) -> str:
+    """The decision as reports name it."""
+    if probability == LOGIT_HALF:
+        return "logit >= 0.5, that is probability >= 0.622"
+    return f"probability >= {probability:g}"
+
+
+def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
+    """How many images, groups, and images without foreground a part has."""
+    empty = sum(not (mask == 1).any() for mask in masks)
+    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty)
+
+
+def _ignores(plan: TrainPlan) -> bool:
+    """Whether the masks of the data hold pixels that count nowhere."""
+    reading = plan.index.reading
+    return reading is not None and bool(reading.ignored)
+
+
 def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:
-    if not any((one.mask == 1).any() for one in decoded):
+    if not any((pixels.mask == 1).any() for pixels in decoded):
         raise UsageError(
             f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
             "From empty masks a network learns to find nothing.",

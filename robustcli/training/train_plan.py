@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
+import torch
+from torch import nn
+
+from robustcli.adapters import model
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import names_run, resolve
-from robustcli.adapters.model import GREY
+from robustcli.adapters.model import AUTOCAST, GREY
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import check_folder
-from robustcli.training.callbacks import FOLDER, LAST
-from robustcli.training.classifier_training import Classification
+from robustcli.data.subsets import take
+from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
-from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
-from robustcli.training.recipes import Protocol, Recipe, describe
-from robustcli.training.segmenter_training import Segmentation
+from robustcli.training.recipes import Recipe, describe_recipe
+from robustcli.training.segmenter_training import SegmenterTraining
 from robustcli.training.trainer import Machine, machine
 from robustcli.training.training_task import TrainingTask, TrainInputs, TrainPlan
-from robustcli.training.trial import step_seconds, try_out
 
-# Which training task a model is for.
-
-
-TASKS: dict[str, type[TrainingTask]] = {task.name: task for task in (Classification, Segmentation)}
-
-
-def training_task(entry: ModelEntry) -> TrainingTask:
-    """The task of training `entry`."""
-    return TASKS[entry.task]()
-
-
+TRAINING_TASKS: dict[str, TrainingTask] = {
+    task.name: task for task in (ClassifierTraining(), SegmenterTraining())
+}
 _LEAST = 2  # images that a batch norm of one value per channel needs
 
 
@@ -45,24 +38,27 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    return complete_plan(config, look_up(config), listener)
+    return complete_plan(config, look_up_training(config), listener)
 
 
-def look_up(config: TrainConfig) -> TrainInputs:
+def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> TrainInputs:
     """Network, data and devices that `config` names; the data set is opened here and nowhere else.
+
+    `entry` is the network where it was looked up before.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    entry = resolve(config.model)
-    _check_named(config)
+    if entry is None:
+        entry = resolve(config.model)
+        _check_named(config)
     _check_task(entry, config)
-    task = training_task(entry)
+    task = TRAINING_TASKS[entry.task]
     task.check(entry, config)
     on = machine(config.device, config.devices)
     _check_precision(config, on)
     dataset = task.open(config)
-    index = task.limited(dataset, config)
+    index = take(dataset, limit=config.limit, seed=config.seed)
     return TrainInputs(task, entry, dataset, index, task.split(index, config), on)
 
 
@@ -76,9 +72,8 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
     grey = input_channels(config.model_args) == 1
     procedure_of(recipe).check(inputs.machine, grey=grey)
     _check_shares(recipe, inputs.machine)
-    run = config.directory(
-        recipe, f"{inputs.index.digest} {inputs.index.contents}", inputs.machine.world
-    )
+    digest = f"{inputs.index.digest} {inputs.index.contents}"
+    run = config.directory(recipe, digest, inputs.machine.world)
     check_folder(run)
     plan = _with_least(TrainPlan(**vars(inputs), config=config, recipe=recipe, run=run, grey=grey))
     _announce(plan, listener)
@@ -88,7 +83,7 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
 def _with_least(plan: TrainPlan) -> TrainPlan:
     """`plan` with the fewest images of a batch that the network's batch norms can learn from.
 
-    They are looked at only where a batch would hold one image, as for that a network is built.
+    The network is built for this only if a batch would hold one image.
 
     Raises:
         UsageError: Such a network would get one image a step.
@@ -96,7 +91,7 @@ def _with_least(plan: TrainPlan) -> TrainPlan:
     if 1 not in plan.batches:
         return plan
     start = replace(plan.config, untrained=plan.config.weights is None, offline=True)
-    network, _ = plan.task.network(start, plan.index)
+    network, _ = plan.task.network(start, plan.entry, plan.index)
     norms = try_out(plan, network)
     if not norms:
         return plan
@@ -141,7 +136,7 @@ def _check_named(config: TrainConfig) -> None:
     if names_run(config.model):
         raise UsageError(
             f"`--model {config.model}` is a folder.",
-            "The network is named, and where it starts from is said apart.",
+            "`--model` names the network; `--weights` says where it starts from.",
             f"Use `--model NETWORK --weights {config.model}/weights.safetensors`.",
         )
 
@@ -180,7 +175,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test))
     )
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
-    listener.say(describe(plan.recipe))
+    listener.say(describe_recipe(plan.recipe))
     if plan.grey:
         listener.say(GREY.format(plan.entry.name))
     if plan.least > 1:
@@ -201,135 +196,41 @@ def _all_devices(on: Machine) -> str:
     )
 
 
-# The dry run: what a training would take in time, memory and disk space.
+def try_out(plan: TrainPlan, network: nn.Module) -> Sequence[str]:
+    """Puts one made-up image through `network` on the device of this process, without learning.
 
+    No other process takes part, and the network comes back to where it was, as it was.
 
-OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")
-"""Fields of a recipe."""
-_BYTES = 4
-_TENSORS_KEPT = 7  # two checkpoints of weights and two moments, and the weights alone
-_FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes two products for the forward's one
-
-
-@dataclass(frozen=True)
-class TrainForecast:
-    """What is to be done; seconds come from the second of two steps on made-up images.
-
-    Args:
-        out: The run's folder.
-        protocol: How a segmenter is split and scored.
-        images: Of each part.
-        groups: Of each part.
-        grouping: What a group is.
-        model: The network.
-        parameters: How many it has.
-        decision: What the network's answer is.
-        recipe: With all overrides.
-        steps: Of the optimizer, in all.
-        seconds: For all epochs with their validation; the held-out images come on top.
-        pixels_bytes: Of the decoded images, by the first of them.
-        disk_bytes: Of checkpoints and weights.
-        started: Whether the folder holds a training to go on with.
-    """
-
-    out: str
-    protocol: Protocol | None
-    images: dict[str, int]
-    groups: dict[str, int]
-    grouping: str
-    model: str
-    parameters: int
-    decision: str
-    recipe: Recipe
-    steps: int
-    seconds: float
-    pixels_bytes: int
-    disk_bytes: int
-    started: bool
-
-    def as_json(self) -> str:
-        """One JSON object."""
-        return json.dumps(self.told(), indent=2)
-
-    def told(self) -> dict[str, Any]:
-        """What is known, by name; of a classifier without what only segmenters have."""
-        told = asdict(self)
-        if self.protocol is None:
-            for name in OF_SEGMENTERS:
-                told["recipe"].pop(name)
-        return told
-
-    def as_text(self) -> str:
-        """The same in lines."""
-        parts = ", ".join(
-            f"{name} {count:,} images of {self.groups[name]:,} {self.grouping}s"
-            for name, count in self.images.items()
-        )
-        goes_on = " (there: it would go on)" if self.started else ""
-        recipe = f"{self.recipe.name}: {self.recipe.epochs} epochs, {self.steps:,} steps"
-        return "\n".join(
-            [
-                f"Run:        {self.out}{goes_on}",
-                f"Protocol:   {self.protocol}, {self.decision}"
-                if self.protocol
-                else f"Answer:     {self.decision}",
-                f"Data:       {parts}",
-                f"Model:      {self.model}, {self.parameters:,} parameters",
-                f"Recipe:     {recipe}",
-                f"Memory:     {self.pixels_bytes / 1e6:,.0f} MB of decoded images",
-                f"Disk:       {self.disk_bytes / 1e6:,.0f} MB",
-                f"Time:       about {self.seconds:,.0f} s on this machine, by two trial steps",
-            ]
-        )
-
-
-def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
-    """The forecast for `config`. Nothing is downloaded and nothing is written.
+    Returns:
+        The batch norms that saw a single value per channel, and so cannot train on one image.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: The network cannot take such an image, or answers otherwise than its task does.
     """
-    return forecast(plan_training(config, listener))
+    entry, shape, recipe = plan.entry, plan.input_shape, plan.recipe
+    kind, arguments = f"{entry.builder}:{entry.variant}", plan.config.model_args
+    tried = model.Trial(entry.name, kind, arguments, shape, "--window", recipe.precision)
+    device, home = _device_of_rank(plan.machine), next(network.parameters()).device
+    autocast, learns = AUTOCAST.get(recipe.precision), network.training
+
+    def forward() -> object:
+        images = model.made_up_image(shape).to(device).float() / 255
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            return plan.task.answer(network, images)
+
+    network.to(device).eval()
+    try:
+        with model.norms_of_one_value(network) as norms:
+            answer = model.first_pass(forward, tried)
+    finally:
+        network.to(home).train(learns)
+    plan.task.check_answer(answer, network, tried)
+    return norms
 
 
-def forecast(plan: TrainPlan) -> TrainForecast:
-    """The forecast for `plan`, by two training steps on made-up images."""
-    config = plan.config
-    weights = None if config.untrained else config.weights
-    start = replace(config, weights=weights, untrained=weights is None, offline=True)
-    network, _ = plan.task.network(start, plan.index)
-    try_out(plan, network)
-    parts = {name: getattr(plan.splits, name) for name in ("train", "val", "test")}
-    steps = plan.recipe.epochs * plan.steps_per_epoch
-    parameters = sum(p.numel() for p in network.parameters())
-    facts = plan.task.facts(plan, network)
-    return TrainForecast(
-        out=str(plan.run),
-        protocol=facts.protocol,
-        images={name: len(part.samples) for name, part in parts.items()},
-        groups={name: len(part.groups) for name, part in parts.items()},
-        grouping=plan.index.grouping,
-        model=plan.entry.name,
-        parameters=parameters,
-        decision=facts.decision,
-        recipe=plan.recipe,
-        steps=steps,
-        seconds=_seconds(plan, plan.task.lit_module(plan, network)),
-        pixels_bytes=_pixels(plan),
-        disk_bytes=_TENSORS_KEPT * _BYTES * parameters,
-        started=(plan.run / FOLDER / LAST).is_file() and not config.fresh,
-    )
-
-
-def _pixels(plan: TrainPlan) -> int:
-    held = (*plan.splits.train.samples, *plan.splits.val.samples)
-    return sum(array.nbytes for array in plan.task.decode(held[0]).arrays) * len(held)
-
-
-def _seconds(plan: TrainPlan, lit_module: LitModule) -> float:
-    recipe = plan.recipe
-    size = max(1, recipe.batch_size // plan.machine.world)
-    step = step_seconds(lit_module, size, plan.machine.device)
-    batches = len(plan.batches)
-    validation = _FORWARD_SHARE * plan.val_batches
-    return recipe.epochs * step * (batches + validation)
+def _device_of_rank(machine: Machine) -> torch.device:
+    """The device of this process among several, as Lightning will choose it."""
+    device = machine.device
+    if device.type == "cuda" and machine.world > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device

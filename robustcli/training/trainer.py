@@ -1,12 +1,16 @@
-"""Lightning's Trainer as a run needs it."""
+"""Lightning's Trainer as a run needs it: its callbacks, checkpoints, devices and precision."""
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+import math
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,31 +18,203 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from robustcli.core.errors import RunError, UsageError, first_line
-from robustcli.core.io import replacing
+from robustcli.core.io import replacing, write_text
 from robustcli.core.listener import Listener
 from robustcli.core.machine import start_method, usable_cores
-from robustcli.core.ranks import Ranks, environment, ranks
+from robustcli.core.ranks import ranks
+from robustcli.core.seeds import identity_seed
 from robustcli.evaluation.device import choose_device
-from robustcli.training.callbacks import (
-    FOLDER,
-    LAST,
-    KeepLastAndBest,
-    MetricsLog,
-    Progress,
-    SeededSteps,
-    WaitingTime,
-)
 from robustcli.training.lit_module import LitModule
-from robustcli.training.recipes import Recipe
-from robustcli.training.record import Validation
+from robustcli.training.record import AVERAGED, Validation
 
-# Lightning's checkpoints written durably and read without running code.
+_FETCH = "train_dataloader_next"
+
+
+class WaitingTime(Profiler):
+    """Sums the seconds spent fetching batches, until they are taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Starts the clock where `action_name` fetches a batch."""
+        if action_name.endswith(_FETCH):
+            self._started = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Stops the clock."""
+        if action_name.endswith(_FETCH):
+            self.seconds += time.perf_counter() - self._started
+
+    def take(self) -> float:
+        """The seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def summary(self) -> str:
+        """Nothing: the share stands in `metrics.csv`."""
+        return ""
+
+
+class SeededSteps(pl.Callback):
+    """Seeds torch before each step: what is dropped out in it is the same after an interruption."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Each process draws otherwise."""
+        identity = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.manual_seed(identity_seed("step", *identity, bits=63))
+
+
+class TrainProgress(pl.Callback):
+    """Moves the listener's bar, in training images."""
+
+    def __init__(self, listener: Listener, per_epoch: int) -> None:
+        self.listener, self.per_epoch = listener, per_epoch
+        self._left = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the bar after the epochs that are finished."""
+        epochs = trainer.max_epochs or 0
+        self.listener.start(self.per_epoch * epochs, self.per_epoch * trainer.current_epoch)
+        self._left = self.per_epoch
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Counts the other processes' images too; where they do not divide, no more than all."""
+        count = min(self._left, len(batch.ids) * trainer.world_size)
+        self._left -= count
+        self.listener.advance(count)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The next epoch begins."""
+        self._left = self.per_epoch
+
+
+CHECKPOINT_FOLDER = "checkpoints"
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class KeepLastAndBest(Checkpoint):
+    """Saves after every epoch.
+
+    Not Lightning's ModelCheckpoint, which forgets the best score when a run's folder was moved.
+
+    Args:
+        best: Whether the epoch with the highest value is kept too; the earlier one of equals.
+        monitor: What the value is, as it is logged.
+    """
+
+    def __init__(self, run: Path, *, best: bool, monitor: str) -> None:
+        self.folder, self.best, self.monitor = run / CHECKPOINT_FOLDER, best, monitor
+        self.best_value: float | None = None
+        self.best_epoch: int | None = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The best one first: were this process killed in between, the epoch is done again."""
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.best and (
+            self.best_value is None or math.isnan(self.best_value) or value > self.best_value
+        ):
+            self.best_value, self.best_epoch = value, trainer.current_epoch + 1
+            trainer.save_checkpoint(self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LAST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far; the first key has the name that it got when only dice was kept."""
+        return {
+            "best_dice": self.best_value, "best_epoch": self.best_epoch, "monitor": self.monitor
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.best_value, self.best_epoch = state_dict["best_dice"], state_dict["best_epoch"]
+
+
+METRICS_FILE = "metrics.csv"
+_LOGGED = ("train_loss", "grad_norm", "val_loss")
+
+
+class MetricsLog(pl.Callback):
+    """Its lines are part of the checkpoint, so that both always tell of the same epochs."""
+
+    def __init__(
+        self, run: Path, waiting: WaitingTime, listener: Listener, validation: Validation
+    ) -> None:
+        self.file, self.waiting, self.listener = run / METRICS_FILE, waiting, listener
+        self.validation = validation
+        self.rows: list[dict[str, float]] = []
+        self._started = self._trained = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first epoch of this process begins."""
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The epoch's steps are done."""
+        self._trained = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes all lines anew, durably."""
+        now = time.perf_counter()
+        training = self._trained - self._started
+        metrics = trainer.callback_metrics
+        names = (*_LOGGED, *self.validation.columns)
+        logged = {name: float(metrics.get(name, math.nan)) for name in names}
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": now - self._started,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "waiting_share": min(1.0, self.waiting.take() / max(training, 1e-9)),
+            **logged,
+        }
+        self.rows.append({name: row[name] for name in self.validation.metrics})
+        if AVERAGED in metrics:
+            self.rows[-1][AVERAGED] = float(metrics[AVERAGED])
+        self._started = time.perf_counter()
+        if trainer.is_global_zero:
+            write_text(self.file, as_csv(self.rows))
+            self.listener.say(self._line(trainer.max_epochs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All lines so far."""
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.rows = list(state_dict["rows"])
+
+    def _line(self, epochs: int | None) -> str:
+        row, validation = self.rows[-1], self.validation
+        return (
+            f"Epoch {row['epoch']} of {epochs}: training loss {row['train_loss']:.4f}, validation "
+            f"loss {row['val_loss']:.4f}, {validation.word} {row[validation.score]:.4f}, "
+            f"{row['seconds']:.1f} s."
+        )
+
+
+def as_csv(rows: list[dict[str, float]]) -> str:
+    """`rows`, at least one, under their columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 class DurableCheckpoints(CheckpointIO):
@@ -79,9 +255,6 @@ class DurableCheckpoints(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-# Silences Lightning's own messages; the listener hears what matters of them.
-
-
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _KNOWN = (
     # Loader processes cost more than they bring where images are cached: `--workers` decides.
@@ -113,13 +286,10 @@ def without_chatter() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-# Fitting: resumes from the last checkpoint and passes Ctrl+C on.
-
-
 DEFAULT_WORKERS = 8
 
 
-def fit(
+def fit_run(
     trainer: pl.Trainer, lit_module: LitModule, data: pl.LightningDataModule, run: Path
 ) -> None:
     """Trains `lit_module` from the last finished epoch of `run` on, if there is one.
@@ -128,14 +298,14 @@ def fit(
         RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
         KeyboardInterrupt: As the user asked; Lightning would end the process instead.
     """
-    last = run / FOLDER / LAST
+    last = run / CHECKPOINT_FOLDER / LAST
     with without_chatter(), _interruptible(trainer):
         trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
 
 
 def is_trained(run: Path, epochs: int) -> bool:
     """Whether the last checkpoint of `run` is that of its last epoch: of all, or stopped early."""
-    last = run / FOLDER / LAST
+    last = run / CHECKPOINT_FOLDER / LAST
     if not last.is_file():
         return False
     checkpoint = DurableCheckpoints().load_checkpoint(last)
@@ -169,10 +339,6 @@ def default_workers(device: torch.device) -> int:
     if device.type != "cuda" or start_method() != "fork":
         return 0
     return min(DEFAULT_WORKERS, max(1, usable_cores() - 1))
-
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-_DDP = "ddp_find_unused_parameters_true"  # UMambaBot has 451 parameters that no output depends on
 
 
 @dataclass(frozen=True)
@@ -236,72 +402,11 @@ def _check_devices(device: torch.device, name: str, count: int) -> None:
             "Each process computes on a device of its own.",
             "Use `--device cuda` or `--device cpu`, or one process.",
         )
-    there = torch.cuda.device_count()
-    if device.type == "cuda" and there < count:
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and gpus < count:
         raise UsageError(
-            f"{count} processes need {count} GPUs; this machine shows {there}.",
+            f"{count} processes need {count} GPUs; this machine shows {gpus}.",
             "Each process computes on a GPU of its own, that of its number on the machine.",
-            f"Use `--devices {there}` or `--devices all`. Under SLURM let every task see all GPUs "
+            f"Use `--devices {gpus}` or `--devices all`. Under SLURM let every task see all GPUs "
             "of its machine (`--gpus-per-node`, not `--gpus-per-task`).",
         )
-
-
-@without_chatter()
-def make_trainer(
-    run: Path, recipe: Recipe, on: Machine, place: Ranks, *, seed: int, best: bool, per_epoch: int,
-    listener: Listener, validation: Validation, monitor: str, extra: Sequence[pl.Callback] = (),
-) -> pl.Trainer:  # fmt: skip
-    """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's.
-
-    Args:
-        run: The run's folder.
-        recipe: How long, how precise, how clipped.
-        on: Devices and processes.
-        place: Which of the processes this one is.
-        seed: Of the run.
-        best: Whether the best epoch is kept beside the last.
-        per_epoch: Images of an epoch, for the listener.
-        listener: Who hears of the progress.
-        validation: What is logged of the validation images.
-        monitor: What the best epoch has the highest value of.
-        extra: More callbacks, called before those that log and save.
-    """
-    waiting = WaitingTime()
-    callbacks: list[pl.Callback] = [
-        SeededSteps(seed),
-        *extra,
-        Progress(listener, per_epoch),
-        MetricsLog(run, waiting, listener, validation),
-        KeepLastAndBest(run, best=best, monitor=monitor),
-    ]
-    if recipe.patience is not None:
-        callbacks.append(
-            EarlyStopping(validation.score, mode="max", patience=recipe.patience, verbose=False,
-                          check_on_train_epoch_end=True)
-        )  # fmt: skip
-    return pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(on.device.type, on.device.type),
-        devices=_devices(on),
-        num_nodes=on.nodes,
-        strategy=_DDP if on.world > 1 else "auto",
-        precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]
-        max_epochs=recipe.epochs,
-        accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=recipe.clip,
-        callbacks=callbacks,
-        plugins=[DurableCheckpoints(), environment(place)],
-        logger=TensorBoardLogger(run, name=None, version="tensorboard"),
-        profiler=waiting,
-        default_root_dir=run,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _devices(on: Machine) -> int | list[int]:
-    if on.device.type == "cuda" and on.world == 1:
-        return [on.device.index or 0]
-    return on.devices

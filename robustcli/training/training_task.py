@@ -1,11 +1,12 @@
 """The plan of a training, and what differs in it between classifiers and segmenters.
 
-A task says what data there are, how they are split and decoded, what Lightning trains on them, and
-what is measured in the end. `segmenter_training` and `classifier_training` have its members.
+A task says what data there are, how they are split, what Lightning trains on them, and what is
+measured in the end. `segmenter_training` and `classifier_training` have its members.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +18,22 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.model import Trial
 from robustcli.adapters.training_run import Header
+from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset
 from robustcli.data.splits import Split, Splits
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.tasks.record import DatasetRecord
-from robustcli.training.cache import Stored
+from robustcli.training.cache import Decoded
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import batch_sizes
+from robustcli.training.datamodule import BaseDataModule, BatchSettings, batch_sizes
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
-from robustcli.training.procedures.base import BatchSettings, Procedure
+from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import Protocol, Recipe
 from robustcli.training.record import VALIDATIONS, SplitRecord, Validation
 from robustcli.training.trainer import Machine, default_workers
@@ -38,12 +44,8 @@ class TrainInputs:
     """What a training takes, looked up once: network, data set and devices.
 
     Args:
-        task: What the network is for.
-        entry: The network.
-        dataset: The whole data set, opened.
         index: The images of it that `--limit` leaves.
         splits: These, split for training, validation and testing.
-        machine: Devices and processes.
     """
 
     task: TrainingTask
@@ -59,9 +61,6 @@ class TrainPlan(TrainInputs):
     """A training, looked up and checked: everything that is handed down from here.
 
     Args:
-        config: As typed, with all defaults.
-        recipe: With all overrides.
-        run: The folder.
         least: Fewest images of a training batch of one process.
         grey: Whether the network gets greyscale images.
     """
@@ -123,30 +122,19 @@ class TrainPlan(TrainInputs):
         )  # fmt: skip
 
 
-def _own_start(plan: TrainPlan) -> tuple[nn.Module, str]:
-    return plan.task.network(plan.config, plan.index)
-
-
-def _no_callbacks(network: nn.Module) -> Sequence[pl.Callback]:
-    return ()
-
-
-class Enough(Exception):  # noqa: N818  nothing went wrong
-    """Ends a training that has given all that was wanted of it, in all its processes at once."""
-
-
 @dataclass(frozen=True)
-class Tuning:
-    """What a fine-tuning changes in a training; the defaults are those of a plain training.
+class TrainStart:
+    """What a training begins with; the defaults are those of a plain training.
 
     Args:
-        start: Gives the network that training begins with, and where its weights come from.
-        callbacks: Of that network: what Lightning calls besides the usual.
+        network: With the weights that it starts from.
+        callbacks: What Lightning calls besides the usual.
         export: Of the trained network's state: that of the plain network, to be written.
     """
 
-    start: Callable[[TrainPlan], tuple[nn.Module, str]] = _own_start
-    callbacks: Callable[[nn.Module], Sequence[pl.Callback]] = _no_callbacks
+    network: nn.Module
+    origin: str
+    callbacks: Sequence[pl.Callback] = ()
     export: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
@@ -172,23 +160,15 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
-        """Nothing, if the network can be trained as `config` says.
-
-        Raises:
-            UsageError: It cannot; the message says why.
-        """
+        """Raises UsageError if the network cannot be trained as `config` says."""
 
     @abstractmethod
     def open(self, config: TrainConfig) -> Dataset:
-        """The whole data set that `config` names.
+        """The data set that `config` names, all of it.
 
         Raises:
             UsageError: There is none, or it is not known what it shows.
         """
-
-    @abstractmethod
-    def limited(self, index: Dataset, config: TrainConfig) -> Dataset:
-        """The images of `index` that `config` leaves."""
 
     @abstractmethod
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
@@ -215,20 +195,22 @@ class TrainingTask(ABC):
         """What a part holds, in words."""
 
     @abstractmethod
-    def network(self, config: TrainConfig, index: Dataset) -> tuple[nn.Module, str]:
+    def network(
+        self, config: TrainConfig, entry: ModelEntry, index: Dataset
+    ) -> tuple[nn.Module, str]:
         """The network as training begins with it, and where its weights come from, in words."""
 
     @abstractmethod
-    def decode(self, member: Any) -> Stored:
-        """What is kept of an image while it is trained on.
+    def answer(self, network: nn.Module, images: Tensor) -> object:
+        """What `network` answers to `images` (B, C, H, W), as its training takes it."""
 
-        Raises:
-            RunError: A file cannot be decoded.
-        """
+    @abstractmethod
+    def check_answer(self, answer: object, network: nn.Module, tried: Trial) -> None:
+        """Raises UsageError if `answer` is none of a network of this task."""
 
     @abstractmethod
     def counts(
-        self, plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> dict[Split, SplitRecord]:
         """What the record says of the parts, of which two are decoded.
 
@@ -238,13 +220,13 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def batches(
-        self, plan: TrainPlan, train: Sequence[Any], val: Sequence[Any]
-    ) -> pl.LightningDataModule:
+        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
+    ) -> BaseDataModule:
         """The batches of training and validation, of decoded images."""
 
     @abstractmethod
     def lit_module(
-        self, plan: TrainPlan, network: nn.Module, data: pl.LightningDataModule | None = None
+        self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
     ) -> LitModule:
         """What Lightning trains.
 
@@ -266,11 +248,65 @@ class TrainingTask(ABC):
     def measure(
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
-        """Measures the weights that are in the run's folder on the held-out images.
+        """Measures the weights that are in the run's folder on the held-out images."""
 
-        Args:
-            plan: The training.
-            lit_module: What was trained.
-            chosen: The state of its network in the chosen epoch.
-            listener: Hears of it.
-        """
+
+_OVERRIDES = {
+    "epochs": "epochs", "lr": "lr", "batch_size": "batch_size", "accumulate": "accumulate",
+    "loss": "loss", "aug": "augmentation", "window": "window", "clip": "clip",
+    "patience": "patience",
+}  # fmt: skip
+"""Field of the settings to field of the recipe."""
+
+
+def typed_options(config: TrainConfig) -> dict[str, Any]:
+    """The overrides of the recipe that were typed, by the name of the option.
+
+    Raises:
+        UsageError: A number is not above 0.
+    """
+    every = {name: getattr(config, name) for name in _OVERRIDES}
+    options = {name: value for name, value in every.items() if value is not None}
+    for name, value in options.items():
+        if not isinstance(value, str) and not value > 0:
+            flag = name.replace("_", "-")
+            raise UsageError(f"`--{flag} {value}` is out of range.", "It must be above 0.")
+    return options
+
+
+def overridden_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields of the recipe that `config` overrides; raises as `typed_options` does."""
+    return {_OVERRIDES[name]: value for name, value in typed_options(config).items()}
+
+
+def hash_ids(part: Dataset) -> str:
+    """SHA-256 (hex) over the ids of the images, a line each, in order."""
+    return hashlib.sha256("".join(f"{s.image_id}\n" for s in part.samples).encode()).hexdigest()
+
+
+def evaluate_test_images(plan: TrainPlan, model: str, out: Path) -> None:
+    """Evaluates `model` on the held-out images of the training, into the folder `out`.
+
+    Raises:
+        IncompleteRun: Some images were not evaluated; the same command computes the rest.
+    """
+    config = plan.config
+    run_evaluation(
+        EvalConfig(
+            models=(ModelRequest(model),),
+            transforms=("identity",),
+            data=config.data,
+            dataset=plan.dataset,
+            out=out,
+            split="test",
+            splits_of=plan.run,
+            seed=config.seed,
+            precision=config.precision,
+            device=config.device,
+            workers=config.workers,
+            offline=config.offline,
+            foreground=config.foreground,
+            ignore=config.ignore,
+            command=config.command,
+        )
+    )

@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from robustcli.adapters.preprocessing import INTERPOLATIONS, Preprocessing, grey, overridden
 from robustcli.core.errors import UsageError
-from robustcli.training.lit_segmenter import luma
+from robustcli.training.lit_module import luma
 
 # Height and width: landscape, portrait, square, odd, smaller than the crop in one or both sides.
 SIZES = [(48, 80), (80, 48), (64, 64), (37, 61), (61, 37), (20, 90), (91, 15), (7, 5), (1, 1)]

@@ -28,7 +28,7 @@ from robustcli.adapters.trainable import (
     transfer,
 )
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.pretrained import heads_of
+from robustcli.finetuning.starts import heads_of
 from robustcli.models.architectures import architecture
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state

@@ -13,10 +13,10 @@ import robustcli
 from robustcli.core.errors import RunError
 from robustcli.finetuning import mode_trainings
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.rules import FreezeRule
+from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.config import TrainConfig
 from tests.cli.conftest import Robust
-from tests.training.pairs import write_pairs
+from tests.training.images import write_pairs
 
 TINY = ["--data", "pairs", "--recipe", "patient", "--epochs", "2", "--window", "32", "--batch-size",
         "4", "--device", "cpu", "--workers", "0", "--profile-iterations", "2"]  # fmt: skip

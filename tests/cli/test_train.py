@@ -15,8 +15,7 @@ from robustcli.training import engine
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import read_train_record
 from tests.cli.conftest import Robust
-from tests.training.pairs import write_pairs
-from tests.training.photos import write_photos
+from tests.training.images import write_pairs, write_photos
 
 TINY = ["--model", "ulvm", "--epochs", "1", "--window", "32", "--batch-size", "4", "--device",
         "cpu", "--workers", "0"]  # fmt: skip

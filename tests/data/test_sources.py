@@ -25,7 +25,7 @@ from robustcli.data.sources import (
     open_dataset,
     variable_for,
 )
-from tests.training.photos import write_photos
+from tests.training.images import write_photos
 
 MASKS = Masks(surveyed=False)
 Photos = Callable[..., Path]

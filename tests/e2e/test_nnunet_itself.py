@@ -19,7 +19,7 @@ from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
 from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.pairs import write_pairs
+from tests.training.images import write_pairs
 
 pytest.importorskip("nnunetv2", reason="nnunetv2==2.1.2 is not installed")
 

@@ -14,7 +14,7 @@ from robustcli.finetuning.record import read_finetune_record
 from robustcli.training.record import read_train_record
 from tests.finetuning.test_mode_trainings import HALF
 from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.pairs import write_pairs
+from tests.training.images import write_pairs
 from tests.training.test_ddp import environment
 
 _SCRIPT = """

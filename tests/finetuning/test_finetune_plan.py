@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,27 @@ import pytest
 import torch
 
 from robustcli.core.errors import UsageError
+from robustcli.data import sources
 from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.dry_run import forecast_finetuning
 from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.mode_trainings import run_finetuning
+from robustcli.finetuning.record import read_finetune_record
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.starts import SegmenterFinetuning
 from robustcli.training.config import TrainConfig
+from robustcli.training.engine import run_training
+from robustcli.training.train_forecast import forecast_training
 from tests.adapters import nnunet_files
-from tests.finetuning.tunings import TINY, tuning, write_pretrained
-from tests.training.pairs import write_pairs
-from tests.training.runs import Heard
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pretrained(tmp_path_factory.mktemp("weights") / "weights.safetensors")
+from tests.finetuning.tunings import TINY, Tune, tuning
+from tests.training.images import write_photos
+from tests.training.runs import Heard, small
 
 
 def test_modes_differ_in_the_body_and_agree_in_the_heads(
-    data: Path, weights: Path, tmp_path: Path
+    tune: Tune, weights: Path, tmp_path: Path
 ) -> None:
-    plan = plan_finetuning(tuning(data, tmp_path / "run", weights), Heard())
+    plan = plan_finetuning(tune(), Heard())
     (scratch, _), (full, origin) = plan.network("scratch"), plan.network("full")
     again, _ = plan.network("freeze")
     for name, tensor in full.state_dict().items():
@@ -68,11 +67,9 @@ def test_scratch_alone_knows_the_bundled_weights_of_the_modes_that_may_join(
         ({"epochs": 4, "profile_iterations": None}, 4, 6),
     ],
 )
-def test_how_long_it_is(
-    data: Path, weights: Path, tmp_path: Path, said: dict[str, Any], epochs: int, profiled: int
-) -> None:
+def test_how_long_it_is(tune: Tune, said: dict[str, Any], epochs: int, profiled: int) -> None:
     """Three steps are an epoch; a profile takes 20, but at most half of all."""
-    plan = plan_finetuning(tuning(data, tmp_path / "run", weights, **said), Heard())
+    plan = plan_finetuning(tune(**said), Heard())
     assert (plan.training.recipe.epochs, plan.steps) == (epochs, 3 * epochs)
     assert plan.profile_iterations == profiled
 
@@ -151,14 +148,12 @@ def test_what_stops_it(
     assert not (tmp_path / "run").exists()
 
 
-def test_torchrun_takes_one_mode(
-    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchrun_takes_one_mode(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     for name, value in (said | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="torchrun trains one mode at a time"):
-        plan_finetuning(tuning(data, tmp_path / "run", weights), Heard())
+        plan_finetuning(tune(), Heard())
 
 
 def test_a_folder_is_no_network(data: Path, weights: Path, tmp_path: Path) -> None:
@@ -183,8 +178,8 @@ class _Code:
         return Path.touch, (self.trace,)
 
 
-def test_weights_that_do_not_fit_stop_it_by_name(data: Path, weights: Path, tmp_path: Path) -> None:
-    config = tuning(data, tmp_path / "run", weights, model_args={"features": [4, 12]})
+def test_weights_that_do_not_fit_stop_it_by_name(tune: Tune) -> None:
+    config = tune(model_args={"features": [4, 12]})
     with pytest.raises(UsageError, match="do not fit") as caught:
         plan_finetuning(config, Heard())
     assert "`mamba_layer.mamba.in_proj.weight` is (32, 8), not (48, 12)" in caught.value.why
@@ -194,3 +189,110 @@ def test_a_foreign_folder_is_not_written_into(data: Path, weights: Path, tmp_pat
     (tmp_path / "mine.txt").write_text("not a run")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         plan_finetuning(tuning(data, tmp_path, weights), Heard())
+
+
+def test_without_a_profile_it_says_that_one_decides(tune: Tune, tmp_path: Path) -> None:
+    told = forecast_finetuning(tune(), Heard())
+    assert (told.decisions, told.saving, told.profile_iterations) == (None, None, 2)
+    assert told.training.steps == 9
+    text = told.as_text()
+    assert "Modes:      scratch, full, freeze; the time is for each of 3" in text
+    assert "decided by a profile of the first 2 steps" in text
+    assert "Sweep:" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_says_how_much_more_it_is(tune: Tune) -> None:
+    told = forecast_finetuning(tune(sweep=True), Heard())
+    assert (
+        f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each as long"
+        in told.as_text()
+    )
+
+
+def test_names_say_exactly_what_the_run_then_freezes(tune: Tune, tmp_path: Path) -> None:
+    rule = FreezeRule(pattern="encoder.*")
+    config = tune(mode="freeze", rule=rule, epochs=1)
+    told = forecast_finetuning(config, Heard())
+    assert told.decisions is not None
+    assert told.saving is not None
+    run_finetuning(config)
+    saving = read_finetune_record(tmp_path / "run").saving
+    assert saving is not None
+    assert saving.model_dump() == vars(told.saving)
+    frozen = [d.count for d in told.decisions if d.frozen]
+    assert told.saving.frozen == sum(frozen)
+    text = told.as_text()
+    assert f"Frozen:     {sum(frozen):,} of {told.saving.parameters:,} (" in text
+    assert text.count("frozen: fits `encoder.*`") == len(frozen)
+    assert forecast_finetuning(config, Heard()).training.started
+
+
+def test_nothing_is_frozen_in_other_modes(tune: Tune) -> None:
+    told = forecast_finetuning(tune(mode="full"), Heard())
+    assert told.profile_iterations == 0
+    assert "Freezing:   none in these modes" in told.as_text()
+    profile = tune(profile_only=True)
+    assert "none: the profile only" in forecast_finetuning(profile, Heard()).as_text()
+
+
+def test_it_is_json_too(tune: Tune, tmp_path: Path) -> None:
+    rule = FreezeRule(pattern="encoder.*")
+    told = forecast_finetuning(tune(tmp_path / "r", rule=rule), Heard())
+    parsed = json.loads(told.as_json())
+    assert parsed["modes"] == ["scratch", "full", "freeze"]
+    assert {d["frozen"] for d in parsed["decisions"]} == {True, False}
+
+
+def test_what_would_be_refused_is_refused_now(tune: Tune, tmp_path: Path) -> None:
+    rule = FreezeRule(pattern="nothing")
+    with pytest.raises(UsageError, match="`--freeze nothing` fits no parameter"):
+        forecast_finetuning(tune(tmp_path / "r", rule=rule), Heard())
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was opened so far; every way to open a data set ends in one of these two functions."""
+    seen: list[str] = []
+    for name in ("_with_classes", "_with_masks"):
+        opening = getattr(sources, name)
+
+        def counted(*arguments: object, _opening: object = opening) -> object:
+            seen.append(str(arguments[0]))
+            return _opening(*arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(sources, name, counted)
+    return seen
+
+
+@pytest.mark.parametrize("iterations", [{"iterations": 4}, {}])
+def test_a_fine_tuning_of_three_modes(
+    tune: Tune, data: Path, openings: list[str], iterations: dict[str, int]
+) -> None:
+    config = tune(**(iterations or {"epochs": 2}))
+    forecast_finetuning(config, Heard())
+    assert openings == [str(data)]
+    run = run_finetuning(config)
+    assert openings == [str(data)] * 2
+    assert all((run / mode / "test" / "run.json").is_file() for mode in config.modes)
+    run_finetuning(config)
+    assert openings == [str(data)] * 3
+
+
+def test_a_training_with_its_measurements(data: Path, openings: list[str], tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", epochs=1)
+    forecast_training(config, Heard())
+    assert openings == [str(data)]
+    run = run_training(config)
+    assert openings == [str(data)] * 2
+    assert all((run / part / "run.json").is_file() for part in ("test", "baseline"))
+
+
+def test_a_training_of_a_classifier(openings: list[str], tmp_path: Path) -> None:
+    data = write_photos(tmp_path / "photos", 6)
+    config = small(
+        data, tmp_path / "run", model="resnet18", model_args={}, window=32, epochs=1, lr=None
+    )
+    run = run_training(config)
+    assert openings == [str(data)]
+    assert (run / "test" / "run.json").is_file()

@@ -1,12 +1,25 @@
-"""A frozen parameter does not move, whatever the optimizer; what it saves is counted."""
+"""A frozen parameter does not move; gradients are profiled while a network trains."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from robustcli.finetuning.freezing import freeze, hold_statistics, saving
+from robustcli.finetuning.freezing import (
+    FreezeAfterProfile,
+    KeepFrozen,
+    ProfileGradients,
+    forget_frozen,
+    freeze,
+    hold_statistics,
+    saving,
+)
+from robustcli.finetuning.selection import Decision, FreezeRule
 from robustcli.models.architectures import architecture
 
 
@@ -99,3 +112,128 @@ def test_mamba_alone_saves_little_of_a_u_mamba() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(KeyError):
         freeze(network(), ["9.weight"])
+
+
+MODULE: Any = None
+
+
+def network_profiler() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+def trainer(optimizer: torch.optim.Optimizer | None = None) -> Any:
+    return SimpleNamespace(optimizers=[] if optimizer is None else [optimizer])
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    net(torch.ones(3, 2) + torch.arange(3)[:, None]).square().mean().backward()
+    optimizer.step()
+
+
+def held(optimizer: torch.optim.Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def test_moments_of_frozen_tensors_are_forgotten_and_empty_groups_stay() -> None:
+    net = network_profiler()
+    groups = [{"params": list(layer.parameters())} for layer in net]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
+    step(net, optimizer)
+    net[0].requires_grad_(False)
+    forget_frozen(optimizer)
+    assert held(optimizer) == [0, 2, 2]
+    assert len(optimizer.state) == 4
+    before = net[0].weight.clone()
+    step(net, optimizer)
+    assert torch.equal(net[0].weight, before)
+
+
+def test_names_are_frozen_before_the_optimizer_and_norms_stand_still() -> None:
+    net = network_profiler()
+    keep = KeepFrozen(net, ["0.weight", "0.bias", "1.weight", "1.bias"])
+    keep.setup(trainer(), MODULE, "fit")
+    assert [n for n, p in net.named_parameters() if p.requires_grad] == ["2.weight", "2.bias"]
+    net.train()
+    keep.on_train_batch_start(trainer(), MODULE, None, 0)
+    assert not net[1].training
+    assert net[0].training
+
+
+def test_a_resumed_run_has_the_same_set() -> None:
+    net = network_profiler()
+    keep = KeepFrozen(net)
+    keep.load_state_dict(KeepFrozen(network_profiler(), ["0.weight"]).state_dict())
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    keep.on_fit_start(trainer(optimizer), MODULE)
+    assert held(optimizer) == [5]
+    assert not net[0].weight.requires_grad
+
+
+def test_the_rule_decides_once_after_the_last_profiled_step() -> None:
+    net, told = network_profiler(), list[list[Decision]]()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    profiler = ProfileGradients(net, 2)
+    freezing = FreezeAfterProfile(
+        net, profiler, FreezeRule(quantile=0.5, scope="all"), ["2."], told.append
+    )
+    for count in (0, 1, 1):
+        step(net, optimizer)
+        profiler.on_before_optimizer_step(trainer(), MODULE, optimizer)
+        freezing.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
+        assert len(told) == count
+    (decisions,) = told
+    assert sum(d.frozen for d in decisions) == 2  # of four that are no heads
+    assert held(optimizer) == [4]
+    again = FreezeAfterProfile(net, profiler, FreezeRule(1.0), [], told.append)
+    again.load_state_dict(freezing.state_dict())
+    again.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
+    assert (len(told), again.names) == (1, [d.name for d in decisions if d.frozen])
+
+
+NONE: Any = SimpleNamespace()
+
+
+def steps(profiler: ProfileGradients, layer: nn.Linear, values: list[float]) -> None:
+    for value in values:
+        layer.weight.grad = torch.full_like(layer.weight, value)
+        profiler.on_before_optimizer_step(NONE, NONE, NONE)
+
+
+def test_so_many_steps_are_taken_and_told_once() -> None:
+    layer, told = nn.Linear(2, 1, bias=False), list[pd.DataFrame]()
+    profiler = ProfileGradients(layer, 2, told.append)
+    steps(profiler, layer, [1.0])
+    assert not profiler.full
+    steps(profiler, layer, [2.0, 3.0])
+    assert profiler.full
+    (rows,) = told
+    assert rows["mean_abs"].tolist() == [1.0, 2.0]
+
+
+def test_without_a_number_it_goes_on() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    profiler = ProfileGradients(layer)
+    steps(profiler, layer, [1.0] * 5)
+    assert not profiler.full
+    assert len(profiler.profile) == 5
+
+
+def test_what_is_no_number_does_not_count() -> None:
+    """As where float16's loss scaler skips a step."""
+    layer = nn.Linear(2, 1, bias=False)
+    profiler = ProfileGradients(layer, 2)
+    steps(profiler, layer, [torch.inf, 1.0, torch.nan, 2.0])
+    assert profiler.profile.rows()["mean_abs"].tolist() == [1.0, 2.0]
+
+
+def test_a_resumed_profile_is_that_of_an_unbroken_run() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    whole, first = ProfileGradients(layer, 3), ProfileGradients(layer, 3)
+    steps(whole, layer, [1.0, 2.0, 3.0])
+    steps(first, layer, [1.0, 2.0])
+    second = ProfileGradients(layer, 3)
+    second.load_state_dict(first.state_dict())
+    steps(second, layer, [3.0])
+    pd.testing.assert_frame_equal(second.profile.rows(), whole.profile.rows())

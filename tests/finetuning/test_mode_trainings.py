@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning.mode_trainings import run_finetuning
-from robustcli.finetuning.record import FROZEN, STEPS, ModeCosts, read_finetune_record
-from robustcli.finetuning.rules import FreezeRule
-from robustcli.training.lit_segmenter import SegmentationModule
+from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read_finetune_record
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
-from tests.finetuning.tunings import network, tuning, write_pretrained
-from tests.training.pairs import write_pairs
-from tests.training.runs import Heard
+from tests.finetuning.tunings import Tune, network, tuning, write_pretrained
+from tests.training.images import write_pairs
+from tests.training.runs import (
+    Heard,
+    Interrupting,
+    Run,
+    kill_when_stopped,
+    last_weights,
+    same,
+    weights_of,
+)
 
 HALF = FreezeRule(quantile=0.5, scope="all")
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Data and weights."""
-    folder = tmp_path_factory.mktemp("given")
-    return write_pairs(folder / "data", 14), write_pretrained(folder / "weights.safetensors")
-
-
-@pytest.fixture(scope="module")
-def whole(given: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+def whole(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An unbroken run of all three modes."""
     heard, out = Heard(), tmp_path_factory.mktemp("whole") / "run"
-    return run_finetuning(tuning(*given[:1], out, given[1], rule=HALF), heard), heard
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(run / "weights.safetensors"))
-
-
-def last(run: Path) -> dict[str, torch.Tensor]:
-    """The network after the last epoch."""
-    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return {name.removeprefix("network."): tensor for name, tensor in kept.items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return run_finetuning(tuning(data, out, weights, rule=HALF), heard), heard
 
 
 def decisions(run: Path) -> pd.DataFrame:
@@ -65,7 +47,7 @@ def frozen(run: Path) -> set[str]:
     return set(rows["name"][rows["frozen"] == 1])
 
 
-def test_it_leaves_what_the_record_promises(whole: tuple[Path, Heard]) -> None:
+def test_it_leaves_what_the_record_promises(whole: Run) -> None:
     run, _ = whole
     left = {path.name for path in run.iterdir() if path.name[0] != "."}
     assert left == {"run.json", "gradients.parquet", "frozen.csv", "scratch", "full", "freeze"}
@@ -78,13 +60,13 @@ def test_it_leaves_what_the_record_promises(whole: tuple[Path, Heard]) -> None:
         assert (steps["seconds"] > 0).all()
 
 
-def test_the_record_says_what_was_done(whole: tuple[Path, Heard], given: tuple[Path, Path]) -> None:
+def test_the_record_says_what_was_done(weights: Path, whole: Run) -> None:
     record = read_finetune_record(whole[0])
     assert (record.status, record.model, record.modes) == (
         "complete", "umamba", ["scratch", "full", "freeze"],
     )  # fmt: skip
     assert (record.epochs, record.iterations, record.profile_iterations) == (3, 9, 2)
-    assert (record.pretrained, record.profile) == (str(given[1]), "measured")
+    assert (record.pretrained, record.profile) == (str(weights), "measured")
     assert record.heads == ["decoder.seg_layers."]
     assert (record.rule.quantile, record.rule.scope) == (0.5, "all")
     assert record.saving is not None
@@ -94,13 +76,11 @@ def test_the_record_says_what_was_done(whole: tuple[Path, Heard], given: tuple[P
     assert 0 < record.saving.flops_saved < record.saving.flops
 
 
-def test_frozen_tensors_stand_still_and_leave_the_optimizer(
-    given: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_frozen_tensors_stand_still_and_leave_the_optimizer(tune: Tune, weights: Path) -> None:
     """With momentum and weight decay on, which would move them otherwise."""
     rule = FreezeRule(pattern="encoder.*")
-    run = run_finetuning(tuning(given[0], tmp_path / "run", given[1], mode="freeze", rule=rule))
-    before, after = weights(given[1].parent), last(run / "freeze")
+    run = run_finetuning(tune(mode="freeze", rule=rule))
+    before, after = weights_of(weights.parent), last_weights(run / "freeze")
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.startswith("encoder.")} == frozen(run)
     costs = ModeCosts.model_validate_json((run / "freeze" / "costs.json").read_text())
@@ -112,30 +92,26 @@ def test_frozen_tensors_stand_still_and_leave_the_optimizer(
     assert not (run / "gradients.parquet").exists()
 
 
-def test_names_wait_where_a_number_of_steps_is_given(
-    given: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_names_wait_where_a_number_of_steps_is_given(tune: Tune, weights: Path) -> None:
     rule = FreezeRule(pattern="encoder.*")
-    run = run_finetuning(
-        tuning(given[0], tmp_path / "run", given[1], mode="freeze", rule=rule, profile_iterations=4)
-    )
+    run = run_finetuning(tune(mode="freeze", rule=rule, profile_iterations=4))
     record, rows = read_finetune_record(run), decisions(run)
     assert (record.profile, record.profile_iterations) == ("measured", 4)
     assert frozen(run) == {name for name in rows["name"] if name.startswith("encoder.")}
     left = record.parameters - int(rows["count"][rows["frozen"] == 1].sum())
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
     assert steps == [record.parameters] * 4 + [left] * 5
-    before, after = weights(given[1].parent), last(run / "freeze")
+    before, after = weights_of(weights.parent), last_weights(run / "freeze")
     assert not torch.equal(
         before["encoder.stem.0.conv1.weight"], after["encoder.stem.0.conv1.weight"]
     )
 
 
-def test_the_profile_decides_after_its_steps(whole: tuple[Path, Heard]) -> None:
+def test_the_profile_decides_after_its_steps(whole: Run) -> None:
     run, heard = whole
     profile, rows = pd.read_parquet(run / "gradients.parquet"), decisions(run)
     assert sorted(profile["iteration"].unique()) == [0, 1]
-    assert tuple(rows.columns) == FROZEN
+    assert tuple(rows.columns) == DECISION_COLUMNS
     means = profile.groupby("name")["mean_abs"].mean()
     assert rows.set_index("name")["statistic"].to_dict() == pytest.approx(means.to_dict())
     heads = rows["name"].str.startswith("decoder.seg_layers.")
@@ -149,7 +125,7 @@ def test_the_profile_decides_after_its_steps(whole: tuple[Path, Heard]) -> None:
     assert any(f"freeze: Frozen: {half} of {len(rows)} tensors" in line for line in heard.lines)
 
 
-def test_modes_begin_alike_and_see_the_same_data(whole: tuple[Path, Heard]) -> None:
+def test_modes_begin_alike_and_see_the_same_data(whole: Run) -> None:
     run, heard = whole
     course = {m: pd.read_csv(run / m / "metrics.csv") for m in ("scratch", "full", "freeze")}
     norm = {m: rows["grad_norm"].tolist() for m, rows in course.items()}
@@ -164,37 +140,27 @@ def test_modes_begin_alike_and_see_the_same_data(whole: tuple[Path, Heard]) -> N
     assert len(announced) == 1
 
 
-def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(
-    given: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(tune: Tune) -> None:
     heard = Heard()
     rule = FreezeRule(threshold=0.0)
-    config = tuning(given[0], tmp_path / "run", given[1], rule=rule, epochs=1)
+    config = tune(rule=rule, epochs=1)
     run = run_finetuning(config, heard)
-    assert same(weights(run / "full"), weights(run / "freeze"))
+    assert same(weights_of(run / "full"), weights_of(run / "freeze"))
     assert any("Frozen: 0 of" in line for line in heard.lines)
     assert any("The smallest statistic in scope is" in line for line in heard.lines)
 
 
 def test_a_killed_run_ends_with_the_same_weights(
-    whole: tuple[Path, Heard], given: tuple[Path, Path], tmp_path: Path
+    tune: Tune, data: Path, weights: Path, whole: Run, tmp_path: Path
 ) -> None:
     """A real process, killed in the second epoch of the mode that freezes, after its freeze."""
     run = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, *map(str, given), str(run)],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.readline() == "second epoch\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    kill_when_stopped(_CHILD, data, weights, run)
     heard = Heard()
-    run_finetuning(tuning(given[0], run, given[1], rule=HALF), heard)
+    run_finetuning(tune(run, rule=HALF), heard)
     for mode in ("scratch", "full", "freeze"):
-        assert same(last(run / mode), last(whole[0] / mode))
-        assert same(weights(run / mode), weights(whole[0] / mode))
+        assert same(last_weights(run / mode), last_weights(whole[0] / mode))
+        assert same(weights_of(run / mode), weights_of(whole[0] / mode))
     assert not any("freeze: Epoch 1 of" in line for line in heard.lines)
     for file in ("frozen.csv", "gradients.parquet"):
         assert (run / file).read_bytes() == (whole[0] / file).read_bytes()
@@ -205,68 +171,42 @@ def test_a_killed_run_ends_with_the_same_weights(
 
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.training.runs import Heard
 from tests.finetuning.test_mode_trainings import HALF
 from tests.finetuning.tunings import tuning
-
-class Stops(Heard):
-    def advance(self, count):
-        super().advance(count)
-        if self.done == 20:  # two steps into the second epoch of three
-            print("second epoch", flush=True)
-            time.sleep(600)
+from tests.training.runs import Stopping
 
 data, weights, run = map(Path, sys.argv[1:])
-run_finetuning(tuning(data, run, weights, rule=HALF), Stops())
+run_finetuning(tuning(data, run, weights, rule=HALF), Stopping(after=19))  # in the second epoch
 """
 
 
-class _Interrupting(Heard):
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def advance(self, count: int) -> None:
-        super().advance(count)
-        if self.done > self.after:
-            raise KeyboardInterrupt
-
-
-def test_an_interruption_while_profiling(
-    whole: tuple[Path, Heard], given: tuple[Path, Path], tmp_path: Path
-) -> None:
-    config = tuning(
-        given[0], tmp_path / "run", given[1], mode="freeze", rule=HALF, profile_iterations=5
-    )
+def test_an_interruption_while_profiling(tune: Tune, tmp_path: Path) -> None:
+    config = tune(mode="freeze", rule=HALF, profile_iterations=5)
     unbroken = run_finetuning(
-        tuning(given[0], tmp_path / "one", given[1], mode="freeze", rule=HALF, profile_iterations=5)
+        tune(tmp_path / "one", mode="freeze", rule=HALF, profile_iterations=5)
     )
     with pytest.raises(KeyboardInterrupt):
-        run_finetuning(config, _Interrupting(after=12))  # in the fourth step, after an epoch
+        run_finetuning(config, Interrupting(after=12))  # in the fourth step, after an epoch
     assert not (tmp_path / "run" / "gradients.parquet").exists()
     run = run_finetuning(config)
-    assert same(last(run / "freeze"), last(unbroken / "freeze"))
+    assert same(last_weights(run / "freeze"), last_weights(unbroken / "freeze"))
     file = "gradients.parquet"
     assert (run / file).read_bytes() == (unbroken / file).read_bytes()
 
 
-def test_the_same_command_again_does_nothing(
-    whole: tuple[Path, Heard], given: tuple[Path, Path]
-) -> None:
+def test_the_same_command_again_does_nothing(tune: Tune, whole: Run) -> None:
     run, heard = whole[0], Heard()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
-    run_finetuning(tuning(given[0], run, given[1], rule=HALF), heard)
+    run_finetuning(tune(run, rule=HALF), heard)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
     assert sum("is finished: nothing is left to do" in line for line in heard.lines) == 3
 
 
-def test_a_profile_alone_is_that_of_the_mode_that_freezes(
-    whole: tuple[Path, Heard], given: tuple[Path, Path], tmp_path: Path
-) -> None:
-    config = tuning(given[0], tmp_path / "run", given[1], rule=HALF, profile_only=True)
+def test_a_profile_alone_is_that_of_the_mode_that_freezes(tune: Tune, whole: Run) -> None:
+    config = tune(rule=HALF, profile_only=True)
     run = run_finetuning(config)
     left = {path.name for path in run.iterdir()} - {".owner"}
     assert left == {"run.json", "gradients.parquet", "frozen.csv"}
@@ -280,38 +220,34 @@ def test_a_profile_alone_is_that_of_the_mode_that_freezes(
 
 
 def test_a_profile_from_a_file_freezes_before_the_first_step(
-    whole: tuple[Path, Heard], given: tuple[Path, Path], tmp_path: Path
+    tune: Tune, weights: Path, whole: Run
 ) -> None:
     profile = whole[0] / "gradients.parquet"
-    config = tuning(given[0], tmp_path / "run", given[1], mode="freeze", rule=HALF, profile=profile)
+    config = tune(mode="freeze", rule=HALF, profile=profile)
     run = run_finetuning(config)
     assert (run / "frozen.csv").read_bytes() == (whole[0] / "frozen.csv").read_bytes()
     assert (run / "gradients.parquet").read_bytes() == profile.read_bytes()
-    before, after = weights(given[1].parent), last(run / "freeze")
+    before, after = weights_of(weights.parent), last_weights(run / "freeze")
     assert all(torch.equal(before[name], after[name]) for name in frozen(run))
     record = read_finetune_record(run)
     assert record.profile == str(profile)
     assert record.profile_sha256 is not None
 
 
-def test_a_profile_of_another_model(
-    whole: tuple[Path, Heard], given: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_profile_of_another_model(tune: Tune, whole: Run, tmp_path: Path) -> None:
     other = write_pretrained(tmp_path / "other.safetensors", features=[4, 12])
-    config = tuning(
-        given[0], tmp_path / "run", other, rule=HALF, profile=whole[0] / "gradients.parquet"
-    )
+    config = tune(tmp_path / "run", other, rule=HALF, profile=whole[0] / "gradients.parquet")
     with pytest.raises(UsageError, match=r"`--profile .*` is of another model") as caught:
         run_finetuning(config)
     assert "has no `encoder.stages.1.0.conv1.weight` of shape (8, 4, 3, 3)" in caught.value.why
     assert not (tmp_path / "run").exists()
 
 
-def test_modes_join_a_run_that_is_there(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_modes_join_a_run_that_is_there(tune: Tune, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run_finetuning(tuning(given[0], out, given[1], mode="full", epochs=1))
+    run_finetuning(tune(out, mode="full", epochs=1))
     assert not (out / "frozen.csv").exists()
-    run_finetuning(tuning(given[0], out, given[1], mode="freeze", rule=HALF, epochs=1))
+    run_finetuning(tune(out, mode="freeze", rule=HALF, epochs=1))
     record = read_finetune_record(out)
     assert (record.modes, record.status, record.rule.quantile) == (
         ["full", "freeze"], "complete", 0.5,
@@ -320,20 +256,19 @@ def test_modes_join_a_run_that_is_there(given: tuple[Path, Path], tmp_path: Path
 
 
 def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
-    given: tuple[Path, Path], tmp_path: Path
+    tune: Tune, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     high = FreezeRule(threshold=1e9, scope="all")
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
-        run_finetuning(tuning(given[0], out, given[1], rule=high))
+        run_finetuning(tune(out, rule=high))
     assert read_finetune_record(out).status == "failed"
     assert [path.name for path in out.iterdir() if path.name[0] != "." and path.is_dir()] == [
         "freeze"
     ]  # nothing else yet
     highest = float(caught.value.todo.split("threshold is ")[1].split(",")[0])
     useful = FreezeRule(threshold=highest, scope="all")
-    config = tuning(
-        given[0], tmp_path / "other", given[1], mode="freeze", rule=useful,
+    config = tune(tmp_path / "other", mode="freeze", rule=useful,
         profile=out / "gradients.parquet", epochs=1,
     )  # fmt: skip
     rows = decisions(run_finetuning(config))
@@ -342,12 +277,12 @@ def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
 
 
 def test_a_gradient_that_is_no_number(
-    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = SegmentationModule.training_step
+    usual = SegmenterModule.training_step
     steps = 0
 
-    def spoiled(self: SegmentationModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def spoiled(self: SegmenterModule, batch: Any, batch_idx: int) -> torch.Tensor:
         nonlocal steps
         steps += 1
         loss = usual(self, batch, batch_idx)
@@ -356,42 +291,40 @@ def test_a_gradient_that_is_no_number(
             parameter.register_hook(lambda gradient: gradient * torch.nan)
         return loss
 
-    monkeypatch.setattr(SegmentationModule, "training_step", spoiled)
+    monkeypatch.setattr(SegmenterModule, "training_step", spoiled)
     message = r"parameters \(`decoder.seg_layers.0.bias`\) is not finite in epoch 2, step 5"
     with pytest.raises(RunError, match=message):
-        run_finetuning(tuning(given[0], tmp_path / "run", given[1], mode="freeze", rule=HALF))
+        run_finetuning(tune(mode="freeze", rule=HALF))
     assert read_finetune_record(tmp_path / "run").status == "failed"
-    kept = last(tmp_path / "run" / "freeze")
+    kept = last_weights(tmp_path / "run" / "freeze")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
 
 
 def test_a_profile_is_not_taken_from_gradients_that_are_no_numbers(
-    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = SegmentationModule.training_step
+    usual = SegmenterModule.training_step
 
-    def spoiled(self: SegmentationModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def spoiled(self: SegmenterModule, batch: Any, batch_idx: int) -> torch.Tensor:
         parameter = self.network.get_parameter("encoder.stem.0.conv1.bias")
         parameter.register_hook(lambda gradient: gradient * torch.nan)
         return usual(self, batch, batch_idx)
 
-    monkeypatch.setattr(SegmentationModule, "training_step", spoiled)
+    monkeypatch.setattr(SegmenterModule, "training_step", spoiled)
     with pytest.raises(RunError, match="is not finite in epoch 1, step 1"):
-        run_finetuning(tuning(given[0], tmp_path / "run", given[1], profile_only=True))
+        run_finetuning(tune(profile_only=True))
     assert not (tmp_path / "run" / "gradients.parquet").exists()
 
 
-def test_target_data_without_foreground(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_target_data_without_foreground(data: Path, weights: Path, tmp_path: Path) -> None:
     empty = write_pairs(tmp_path / "data", 5, empty=True)
     with pytest.raises(UsageError, match="None of the 3 training images of `data` has any fore"):
-        run_finetuning(tuning(empty, tmp_path / "run", given[1]))
+        run_finetuning(tuning(empty, tmp_path / "run", weights))
 
 
-def test_lora_trains_adapters_and_leaves_a_plain_network(
-    given: tuple[Path, Path], tmp_path: Path
-) -> None:
-    run = run_finetuning(tuning(given[0], tmp_path / "run", given[1], mode="lora"))
-    before, after = weights(given[1].parent), weights(run / "lora")
+def test_lora_trains_adapters_and_leaves_a_plain_network(tune: Tune, weights: Path) -> None:
+    run = run_finetuning(tune(mode="lora"))
+    before, after = weights_of(weights.parent), weights_of(run / "lora")
     assert after.keys() == before.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name for name in moved if not name.startswith("decoder.seg_layers.")} == {
@@ -400,19 +333,15 @@ def test_lora_trains_adapters_and_leaves_a_plain_network(
     network().load_state_dict(after)  # strictly
     assert table(run / "lora" / "test")["dice"].between(0, 1).all()
     again = Heard()
-    run_finetuning(tuning(given[0], tmp_path / "run", given[1], mode="lora"), again)
+    run_finetuning(tune(mode="lora"), again)
     assert any("nothing is left to do" in line for line in again.lines)
 
 
-def test_a_network_without_state_space_blocks(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_network_without_state_space_blocks(tune: Tune, tmp_path: Path) -> None:
     heard = Heard()
     said: dict[str, Any] = {"model": "unet", "model_args": {"features": [4, 8]}, "epochs": 1}
-    start = run_finetuning(tuning(given[0], tmp_path / "one", None, mode="scratch", **said))
-    run_finetuning(
-        tuning(given[0], tmp_path / "two", start / "scratch", mode="freeze", **said), heard
-    )
+    start = run_finetuning(tune(tmp_path / "one", None, mode="scratch", **said))
+    run_finetuning(tune(tmp_path / "two", start / "scratch", mode="freeze", **said), heard)
     assert any("`unet` has no state-space block" in line for line in heard.lines)
     with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
-        run_finetuning(
-            tuning(given[0], tmp_path / "three", start / "scratch", mode="lora", **said), heard
-        )
+        run_finetuning(tune(tmp_path / "three", start / "scratch", mode="lora", **said), heard)

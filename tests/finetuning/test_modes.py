@@ -1,24 +1,42 @@
-"""What each mode changes in a training."""
+"""What each mode changes in a training, and what it costs."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from robustcli.adapters import networks
 from robustcli.core.errors import UsageError
+from robustcli.finetuning import modes
 from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
-from robustcli.finetuning.mode_costs import MeasureCosts
-from robustcli.finetuning.modes import ALPHA, RANK, ModeListener, Modes, adapt, merged, projections
-from robustcli.finetuning.profiler import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.modes import (
+    ALPHA,
+    RANK,
+    MeasureCosts,
+    ModeListener,
+    Modes,
+    adapt,
+    merged,
+    optimizer_bytes,
+    peak_resident,
+    projections,
+    start_anew,
+    trainable,
+)
+from robustcli.finetuning.record import STEPS, ModeCosts
 from robustcli.finetuning.selection import Decision
-from robustcli.training.training_task import Enough
+from robustcli.training.processes import Enough
 from tests.finetuning.tunings import network, tuning, write_pretrained
-from tests.training.pairs import write_pairs
+from tests.training.images import write_pairs
 from tests.training.runs import Heard
 
 HEADS = ("decoder.seg_layers.",)
@@ -140,8 +158,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> FinetunePlan:
     )
 
 
-def modes(plan: FinetunePlan, known: list[Decision] | None = None) -> Modes:
-    return Modes(plan, known, lambda rows: None, lambda decisions: None)
+def modes_of(plan: FinetunePlan, known: list[Decision] | None = None) -> Modes:
+    return Modes(plan, known)
 
 
 @pytest.mark.parametrize(
@@ -155,14 +173,12 @@ def modes(plan: FinetunePlan, known: list[Decision] | None = None) -> Modes:
 )
 def test_who_watches(plan: FinetunePlan, tmp_path: Path, mode: str, kinds: list[type]) -> None:
     """Costs come before the freeze that a step brings about."""
-    made = modes(plan).tuning(mode, tmp_path)  # type: ignore[arg-type]
-    network, _ = made.start(plan.training)
-    assert [type(callback) for callback in made.callbacks(network)] == kinds
+    start = modes_of(plan).start(mode, tmp_path)  # type: ignore[arg-type]
+    assert [type(callback) for callback in start.callbacks] == kinds
 
 
 def test_known_decisions_need_no_profile(plan: FinetunePlan, tmp_path: Path) -> None:
-    made = modes(plan, KNOWN).tuning("freeze", tmp_path)
-    _, keep = made.callbacks(made.start(plan.training)[0])
+    _, keep = modes_of(plan, KNOWN).start("freeze", tmp_path).callbacks
     assert isinstance(keep, KeepFrozen)
     assert keep.names == [KNOWN[0].name]
 
@@ -170,21 +186,104 @@ def test_known_decisions_need_no_profile(plan: FinetunePlan, tmp_path: Path) -> 
 def test_adapters_are_written_merged_and_all_else_as_it_is(
     plan: FinetunePlan, tmp_path: Path
 ) -> None:
-    lora = modes(plan).tuning("lora", tmp_path)
-    adapted = lora.start(plan.training)[0].state_dict()
-    plain = modes(plan).tuning("full", tmp_path).start(plan.training)[0].state_dict()
+    lora, full = (modes_of(plan).start(mode, tmp_path) for mode in ("lora", "full"))
+    adapted, plain = lora.network.state_dict(), full.network.state_dict()
     merged = lora.export(adapted)
     assert merged.keys() == plain.keys() != adapted.keys()
     assert all(torch.equal(merged[name], plain[name]) for name in plain)  # B begins at 0
-    unchanged = modes(plan).tuning("full", tmp_path).export(plain)
+    unchanged = full.export(plain)
     assert all(unchanged[name] is plain[name] for name in plain)
 
 
 def test_a_profile_alone_ends_when_it_has_decided(plan: FinetunePlan) -> None:
-    made = modes(plan).profiling()
-    profiler, freezing = made.callbacks(made.start(plan.training)[0])
+    profiler, freezing = modes_of(plan).profiling().callbacks
     assert isinstance(profiler, ProfileGradients)
     assert profiler.iterations == 2
     assert isinstance(freezing, FreezeAfterProfile)
     with pytest.raises(Enough):
-        freezing.tell([])
+        freezing.on_decisions([])
+
+
+MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
+
+
+def trained(run: Path, measured: MeasureCosts, steps: range, optimizer: Any) -> None:
+    for step in steps:
+        trainer: Any = SimpleNamespace(
+            is_global_zero=True, global_step=step, optimizers=[optimizer]
+        )
+        measured.on_train_batch_start(trainer, MODULE, None, step)
+        measured.on_train_batch_end(trainer, MODULE, None, None, step)
+    measured.on_validation_start(trainer, MODULE)
+    measured.on_validation_end(trainer, MODULE)
+    measured.on_train_end(trainer, MODULE)
+
+
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the system tells, in this order."""
+    told: list[int] = []
+    monkeypatch.setattr(modes, "peak_resident", lambda device: told.pop(0))
+    monkeypatch.setattr(modes, "start_anew", lambda device: None)
+    return told
+
+
+def test_a_line_per_step_and_the_costs_at_the_end(tmp_path: Path, peaks: list[int]) -> None:
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    measured = MeasureCosts(tmp_path, net)
+    peaks.append(500)
+    trained(tmp_path, measured, range(1, 3), optimizer)
+    net.bias.requires_grad_(False)
+    again = MeasureCosts(tmp_path, net)  # after an interruption
+    again.load_state_dict(measured.state_dict())
+    peaks.append(300)
+    trained(tmp_path, again, range(3, 5), optimizer)
+    lines = pd.read_csv(tmp_path / "iterations.csv")
+    assert tuple(lines.columns) == STEPS
+    assert lines["iteration"].tolist() == [1, 2, 3, 4]
+    assert lines["trainable"].tolist() == [8, 8, 6, 6]
+    costs = ModeCosts.model_validate_json((tmp_path / "costs.json").read_text())
+    assert (costs.trainable, costs.peak_memory_bytes) == (6, 300)  # since the freeze
+    assert costs.optimizer_bytes == optimizer_bytes(optimizer) == 2 * 4 * 8 + 2 * 4
+
+
+def test_without_a_freeze_the_peak_is_that_of_all_epochs(tmp_path: Path, peaks: list[int]) -> None:
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    measured = MeasureCosts(tmp_path, net)
+    for peak in (500, 300):
+        peaks.append(peak)
+        trained(tmp_path, measured, range(1, 2), optimizer)
+    costs = ModeCosts.model_validate_json((tmp_path / "costs.json").read_text())
+    assert (costs.peak_memory_bytes, costs.optimizer_bytes) == (500, 0)
+
+
+def test_trainable_counts_elements() -> None:
+    net = nn.Linear(3, 2)
+    assert trainable(net) == 8
+    net.weight.requires_grad_(False)
+    assert trainable(net) == 2
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_what_was_taken_counts_until_it_is_started_anew() -> None:
+    start_anew(CPU)
+    before = peak_resident(CPU)
+    block = bytearray(1 << 27)
+    block[::4096] = b"x" * len(block[::4096])
+    with_block = peak_resident(CPU)
+    assert with_block >= before + (1 << 26)
+    del block
+    assert peak_resident(CPU) > with_block - (1 << 26)  # the kernel counts in batches
+
+
+def test_a_system_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "_PROCESS", tmp_path / "nowhere")
+    start_anew(CPU)
+    assert peak_resident(CPU) == 0

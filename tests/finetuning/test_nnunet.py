@@ -1,11 +1,8 @@
-"""Fine-tuning with nnU-Net's recipe: what the plan of the pretrained weights decides."""
+"""Fine-tuning with nnU-Net's recipe and files."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +15,19 @@ from robustcli.adapters.training_run import read_header
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune_plan import plan_finetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
-from robustcli.finetuning.rules import make_rule
+from robustcli.finetuning.nnunet_export import export_nnunet
+from robustcli.finetuning.selection import make_rule
+from robustcli.finetuning.starts import read_nnunet
+from robustcli.nnunet.files import TRAINERS
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.plans_json import make_plan
 from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import AVERAGED
 from tests.adapters import nnunet_files
-from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.nnunet_trainings import FEW, RECIPE
-from tests.training.pairs import write_pairs
-from tests.training.runs import Heard
+from tests.finetuning.tunings import Tune, tuning, write_pretrained
+from tests.training.images import write_pairs
+from tests.training.runs import FEW, RECIPE, Heard, kill_when_stopped, same, weights_of
 
 CHANNELS = ("R", "G", "rgb_to_0_1")
 
@@ -80,50 +79,68 @@ def short(data: Path, run: Path, weights: Path) -> FinetuneConfig:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real process, killed in the second epoch, after its freeze."""
     monkeypatch.setattr(recipes, "NAMED_RECIPES", dict(recipes.NAMED_RECIPES))
-    data = write_pairs(tmp_path / "data", 14)
-    weights = write_pretrained(tmp_path / "weights.safetensors")
     whole = run_finetuning(short(data, tmp_path / "whole", weights), Heard())
     run = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(data), str(run), str(weights)],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.readline() == "second epoch\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    kill_when_stopped(_CHILD, data, run, weights)
     heard = Heard()
     run_finetuning(short(data, run, weights), heard)
     assert not any("freeze: Epoch 1 of" in line for line in heard.lines)
-    one, other = (load_file(r / "freeze" / "weights.safetensors") for r in (run, whole))
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert same(weights_of(run / "freeze"), weights_of(whole / "freeze"))
     assert (run / "frozen.csv").read_bytes() == (whole / "frozen.csv").read_bytes()
     metrics = [pd.read_csv(r / "freeze" / "metrics.csv") for r in (run, whole)]
     assert metrics[0][AVERAGED].tolist() == metrics[1][AVERAGED].tolist()
 
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.finetuning.test_nnunet import FEW, short
-from tests.training.runs import Heard
+from tests.finetuning.test_nnunet import short
+from tests.training.runs import Stopping
 
-class Stops(Heard):
-    def say(self, line):
-        super().say(line)
-        self.first = self.done if "Epoch 1 of" in line else getattr(self, "first", None)
-
-    def advance(self, count):
-        super().advance(count)
-        if getattr(self, "first", None) is not None and self.done > self.first:
-            print("second epoch", flush=True)
-            time.sleep(600)
-
-run_finetuning(short(*map(Path, sys.argv[1:])), Stops())
+run_finetuning(short(*map(Path, sys.argv[1:])), Stopping(after=12))  # in the second epoch
 """
+
+
+@pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
+def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: str) -> None:
+    made = nnunet_files.network(model)
+    top = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(made))
+    config = tuning(data, tmp_path / "run", top, model=model, mode="full", window=32, epochs=1)
+    mode = run_finetuning(config) / "full"
+    (results,) = (mode / "nnunet").iterdir()
+    assert results.name == f"{TRAINERS[model]}__nnUNetPlans__2d"
+    assert {p.name for p in results.iterdir()} == {"plans.json", "dataset.json", "fold_all"}
+    found = read_nnunet(results)
+    assert (found.model, found.num_classes, found.epochs) == (model, 2, 1)
+    ours = load_file(mode / "weights.safetensors")
+    assert found.weights.keys() == ours.keys()
+    assert all(torch.equal(found.weights[name], ours[name]) for name in ours)
+    assert found.plan.labels == ("background", "foreground")
+    assert {channel.scheme for channel in found.plan.channels} == {"rgb_to_0_1"}  # as trained
+    content = torch.load(results / "fold_all" / "checkpoint_final.pth", weights_only=True)
+    theirs = nnunet_files.checkpoint(made)
+    assert content.keys() == theirs.keys()
+    assert content["network_weights"].keys() == theirs["network_weights"].keys()
+
+
+def test_without_a_plan_one_is_made_of_the_network(tune: Tune) -> None:
+    run = run_finetuning(tune(mode="freeze", epochs=1))
+    (results,) = (run / "freeze" / "nnunet").iterdir()
+    found = read_nnunet(results)
+    assert found.plan.options["features"] == (4, 8)
+    assert found.plan.patch == (16, 16)
+    assert json.dumps(dict(found.plan.plans))  # as upstream's JSON
+
+
+def test_features_of_no_plan_leave_none(tune: Tune, tmp_path: Path) -> None:
+    weights = write_pretrained(tmp_path / "weights.safetensors", features=[4, 12])
+    config = tune(pretrained=weights, mode="full", epochs=1)
+    run = run_finetuning(config)
+    assert not (run / "full" / "nnunet").exists()
+    plan = plan_finetuning(config, Heard())
+    assert not export_nnunet(plan.mode_plan("full", run / "full"))

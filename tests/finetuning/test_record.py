@@ -1,25 +1,151 @@
-"""`run.json` of a fine-tuning."""
+"""The settings, the record and the folder of a fine-tuning."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.finetune_plan import finetune_record, plan_finetuning
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.finetune_plan import (
+    FinetunePlan,
+    finetune_record,
+    mode_differences,
+    plan_finetuning,
+)
 from robustcli.finetuning.record import FINETUNING, read_finetune_record
-from robustcli.finetuning.rules import FreezeRule
-from tests.finetuning.tunings import network, tuning, write_pretrained
-from tests.training.pairs import write_pairs
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.training.config import TrainConfig
+from tests.finetuning.tunings import Tune, network, write_pretrained
 from tests.training.runs import Heard
 
+CONFIG = FinetuneConfig(TrainConfig("smp:Unet/resnet18"))
+TRAINING = Path("runs/train-x-0a1b2c3d")
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    weights = write_pretrained(tmp_path / "weights.safetensors")
+
+def test_without_more_it_is_the_documented_command() -> None:
+    assert CONFIG.rule == FreezeRule(threshold=1e-6, scope="mamba", kind="mean_abs")
+    assert CONFIG.modes == ("scratch", "full", "freeze")
+    assert replace(CONFIG, mode="lora").modes == ("lora",)
+    assert replace(CONFIG, profile_only=True).modes == ()
+
+
+def test_the_folder_is_named_by_what_is_common_to_the_modes() -> None:
+    usual = CONFIG.directory(TRAINING)
+    assert usual.parent == Path("runs")
+    assert usual.name.startswith("finetune-smp-Unet-resnet18-")
+    assert replace(CONFIG, mode="full", profile_only=True).directory(TRAINING) == usual
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"pretrained": Path("w")},
+        {"rule": FreezeRule(quantile=0.3)},
+        {"profile_iterations": 3},
+        {"profile": Path("p")},
+        {"iterations": 7},
+    ],
+)
+def test_other_settings_have_another_folder(other: dict[str, object]) -> None:
+    changed = replace(CONFIG, **other)  # type: ignore[arg-type]
+    assert changed.directory(TRAINING) != CONFIG.directory(TRAINING)
+    assert CONFIG.directory(Path("runs/train-y")) != CONFIG.directory(TRAINING)
+    named = replace(changed, training=replace(CONFIG.training, out=Path("mine")))
+    assert named.directory(TRAINING) == Path("mine")
+
+
+def opened(tune: Tune, out: Path, **said: Any) -> FinetunePlan:
+    plan = plan_finetuning(tune(out, **said), Heard())
+    out.mkdir(exist_ok=True)
+    new = finetune_record(plan, plan.network("full")[0])
+    fresh = plan.training.config.fresh
+    FINETUNING.open(out, new, fresh=fresh, more=partial(mode_differences, plan))
+    return plan
+
+
+def test_what_the_record_says_at_first(tune: Tune, tmp_path: Path) -> None:
+    opened(tune, tmp_path / "run", mode="freeze")
+    record = read_finetune_record(tmp_path / "run")
+    assert (record.status, record.modes, record.saving) == ("running", ["freeze"], None)
+    assert (record.rule.threshold, record.rule.scope) == (1e-6, "mamba")
+    assert record.parameters > 1000
+    assert len(str(record.pretrained_sha256)) == 64
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"seed": 1}, "`--seed` was 0, now it is 1|images are others"),
+        ({"limit": 12}, "images are others: 14 of `data`, now 12"),
+        ({"epochs": 4}, r"epochs .*`--iterations`.* was 3, now it is 4"),
+        ({"rule": FreezeRule(1e-3)}, r"The threshold .* was 1e-06, now it is 0.001"),
+        ({"rule": FreezeRule(1e-6, scope="all")}, "`--freeze-scope` was mamba, now it is all"),
+        ({"rule": FreezeRule(1e-6, kind="rms")}, "`--statistic` was mean_abs, now it is rms"),
+        ({"rule": FreezeRule(pattern="encoder")}, "`--freeze` was None, now it is encoder"),
+        ({"profile_iterations": 3}, "`--profile-iterations` was 2, now it is 3"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    tune: Tune, tmp_path: Path, said: dict[str, Any], named: str
+) -> None:
+    opened(tune, tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a fine-tuning with other settings") as caught:
+        opened(tune, tmp_path / "run", **said)
+    assert re.search(named, caught.value.why)
+    assert "`--fresh`" in caught.value.todo
+
+
+def test_other_weights_are_refused(tune: Tune, tmp_path: Path) -> None:
+    opened(tune, tmp_path / "run")
+    other = write_pretrained(tmp_path / "other.safetensors", seed=8)
+    with pytest.raises(UsageError, match=r"\(`--pretrained`\) was"):
+        opened(tune, tmp_path / "run", pretrained=other)
+
+
+def test_modes_add_up_and_commands_are_kept(tune: Tune, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    opened(tune, out, mode="full", rule=FreezeRule(1e-3))
+    created = read_finetune_record(out).created
+    opened(tune, out, mode="freeze")  # nothing was frozen yet, so the rule may be another
+    opened(tune, out, mode="scratch")
+    record = read_finetune_record(out)
+    assert record.modes == ["scratch", "full", "freeze"]
+    assert record.created == created
+    assert record.rule.threshold == 1e-6
+
+
+def test_fresh_discards_what_is_the_runs(tune: Tune, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    opened(tune, out)
+    (out / "freeze" / "checkpoints").mkdir(parents=True)
+    (out / "sweep" / "encoder").mkdir(parents=True)
+    error = "error-20260102-030405-17.txt"
+    ours = (error, f"freeze/{error}", "freeze/costs.json", "gradients.parquet", "frozen.csv",
+            "sweep.csv")  # fmt: skip
+    for name in (*ours, "sweep/encoder/run.json", "mine.txt"):
+        (out / name).write_text("x")
+    opened(tune, out, fresh=True, epochs=4)
+    assert {p.name for p in out.rglob("*") if p.is_file()} == {"run.json", "mine.txt"}
+    FINETUNING.discard(out)
+    assert not (out / "run.json").exists()
+
+
+def test_another_kind_of_run_is_not_taken_over(tune: Tune, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"kind": "train"}')
+    with pytest.raises(UsageError, match="is not the record of a fine-tuning"):
+        opened(tune, tmp_path / "run")
+
+
+def test_what_is_written_is_read(tune: Tune, tmp_path: Path) -> None:
     rule = FreezeRule(quantile=0.3, kind="rms", scope="all")
-    config = tuning(write_pairs(tmp_path / "data", 14), tmp_path / "run", weights, rule=rule)
-    record = finetune_record(plan_finetuning(config, Heard()), network())
+    record = finetune_record(plan_finetuning(tune(rule=rule), Heard()), network())
     FINETUNING.write(tmp_path / "run", record)
     assert read_finetune_record(tmp_path / "run") == record
     assert (record.rule.quantile, record.rule.kind, record.rule.scope) == (0.3, "rms", "all")

@@ -1,15 +1,67 @@
-"""What each rule freezes, on statistics small enough to decide by hand."""
+"""Rules of what to freeze, what they choose, and how it is announced."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from robustcli.core.errors import UsageError
+from robustcli.finetuning.decide import (
+    announce_decisions,
+    frozen_names,
+    known_decisions,
+    saving_of,
+    write_decisions,
+    write_known,
+)
+from robustcli.finetuning.finetune_plan import plan_finetuning
 from robustcli.finetuning.gradients import STATISTIC_KINDS, Statistic
-from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.selection import fits_pattern, freeze_decisions
+from robustcli.finetuning.record import DECISION_COLUMNS
+from robustcli.finetuning.selection import (
+    Decision,
+    FreezeRule,
+    fits_pattern,
+    freeze_decisions,
+    make_rule,
+)
+from tests.finetuning.tunings import Tune, network
+from tests.training.runs import Heard
+
+
+@pytest.mark.parametrize("value", [-1e-6, math.inf, math.nan])
+def test_threshold_must_be_a_size(value: float) -> None:
+    with pytest.raises(UsageError, match="not a size of a gradient"):
+        FreezeRule(threshold=value)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 30.0])
+def test_quantile_must_be_a_share(value: float) -> None:
+    with pytest.raises(UsageError, match="not a share"):
+        FreezeRule(quantile=value)
+
+
+@pytest.mark.parametrize("given", [{}, {"threshold": 1e-6, "quantile": 0.3}])
+def test_one_rule_at_a_time(given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        FreezeRule(**given)  # type: ignore[arg-type]
+
+
+def test_a_rule_from_options() -> None:
+    assert make_rule() == FreezeRule(threshold=1e-6)
+    assert make_rule(relative=0.1) == FreezeRule(threshold=0.1, relative=True)
+    assert make_rule(quantile=0.3, scope="all", kind="rms") == FreezeRule(
+        quantile=0.3, kind="rms", scope="all"
+    )
+    assert make_rule(pattern="x") == FreezeRule(pattern="x")
+    with pytest.raises(UsageError, match="exclude each other"):
+        make_rule(threshold=1.0, relative=1.0)
+    with pytest.raises(UsageError, match="`--freeze-relative -1` is not a size"):
+        make_rule(relative=-1.0)
 
 
 def statistic(value: float, *, mamba: bool = True, rms: float = 1.0) -> Statistic:
@@ -123,3 +175,65 @@ def test_the_highest_useful_threshold_is_rounded_down() -> None:
     assert "threshold is 0.000123, which" in caught.value.todo
     useful = freeze_decisions(network, FreezeRule(threshold=1.23e-4))
     assert [d.frozen for d in useful] == [False, True]
+
+
+def test_names_decide_at_once_and_thresholds_later(tune: Tune) -> None:
+    rule = FreezeRule(pattern="encoder")
+    by_name = plan_finetuning(tune(rule=rule), Heard())
+    decisions = known_decisions(by_name, network())
+    assert decisions is not None
+    assert {d.name.split(".")[0] for d in decisions if d.frozen} == {"encoder"}
+    assert known_decisions(plan_finetuning(tune(), Heard()), network()) is None
+    alone = plan_finetuning(tune(rule=rule, profile_only=True), Heard())
+    assert known_decisions(alone, network()) is None
+
+
+def test_the_file_gives_the_names_back(tune: Tune) -> None:
+    plan = plan_finetuning(tune(rule=FreezeRule(pattern="encoder")), Heard())
+    decisions = known_decisions(plan, network())
+    assert decisions is not None
+    write_known(plan, decisions, network())
+    assert frozen_names(plan.run) == [d.name for d in decisions if d.frozen]
+    assert pd.read_csv(plan.run / "frozen.csv")["statistic"].isna().all()
+
+
+def test_a_frozen_prefix_saves_its_backward_pass(tune: Tune) -> None:
+    plan, net = plan_finetuning(tune(), Heard()), network()
+    names = [name for name, _ in net.named_parameters()]
+    prefix = [name for name in names if name.startswith("encoder.")]
+    saved = saving_of(plan, prefix, net)
+    assert saved.parameters == sum(p.numel() for p in net.parameters())
+    assert saved.frozen == sum(p.numel() for n, p in net.named_parameters() if n in prefix)
+    assert saved.optimizer_bytes == 8 * saved.parameters
+    assert 0.2 < saved.flops_saved / saved.flops < 0.6
+    assert saving_of(plan, [], net).flops_saved == 0
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_what_is_told(tune: Tune) -> None:
+    plan = plan_finetuning(tune(rule=FreezeRule(pattern="encoder")), Heard())
+    said: list[str] = []
+    decisions = known_decisions(plan, network())
+    assert decisions is not None
+    announce_decisions(decisions, plan, network(), said.append)
+    count = sum(d.frozen for d in decisions)
+    (line,) = said
+    assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")
+
+
+def test_a_line_per_tensor(tmp_path: Path) -> None:
+    net = nn.Module()
+    net.scale = nn.Parameter(torch.tensor(1.0))
+    net.layer = nn.Conv2d(3, 8, 3, bias=False)
+    decisions = [
+        Decision("scale", 1, True, None, False, "never had a gradient"),
+        Decision("layer.weight", 216, False, 1.25e-7, True, "below 1e-06, with a comma"),
+    ]
+    write_decisions(tmp_path / "frozen.csv", decisions, net)
+    rows = pd.read_csv(tmp_path / "frozen.csv", dtype={"shape": str})
+    assert tuple(rows.columns) == DECISION_COLUMNS
+    assert rows["shape"].tolist() == ["1", "8x3x3x3"]
+    assert rows["statistic"].isna().tolist() == [True, False]
+    assert rows["statistic"][1] == 1.25e-7
+    assert rows[["mamba", "frozen"]].to_numpy().tolist() == [[1, 0], [0, 1]]
+    assert rows["why"][1] == "below 1e-06, with a comma"

@@ -16,29 +16,28 @@ from robustcli.finetuning import sweep
 from robustcli.finetuning.gradients import Statistic
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import SWEEP, SWEEP_FILE
-from robustcli.finetuning.rules import FreezeRule
-from robustcli.finetuning.starts import Segmenters
+from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.starts import SegmenterFinetuning
 from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios
 from robustcli.models.architectures import architecture, everything_decays
-from robustcli.training.lit_segmenter import SegmentationModule
+from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.recipes import recipe_for
-from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.pairs import write_pairs
+from tests.finetuning.tunings import Tune
 from tests.training.runs import Heard
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def module() -> SegmentationModule:
+def module() -> SegmenterModule:
     network = architecture("unet").build(features=(8, 16))
-    return SegmentationModule(
+    return SegmenterModule(
         network, recipe_for("unet", "patient", "x"), channels="rgb", decays=everything_decays,
         val_groups=(),
     )  # fmt: skip
 
 
-def test_a_step_without_a_way_back_is_shorter(module: SegmentationModule) -> None:
+def test_a_step_without_a_way_back_is_shorter(module: SegmenterModule) -> None:
     names = [name for name, _ in module.network.named_parameters()]
     head = [name for name in names if "head" in name or name.startswith(names[-1].split(".")[0])]
     kept = {name: p.detach().clone() for name, p in module.network.named_parameters()}
@@ -52,12 +51,12 @@ def test_a_step_without_a_way_back_is_shorter(module: SegmentationModule) -> Non
 
 
 def test_ratios_are_of_the_same_round(
-    module: SegmentationModule, monkeypatch: pytest.MonkeyPatch
+    module: SegmenterModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that gets slower from round to round changes no ratio; two rounds do not count."""
     order: list[float] = []
 
-    def fake(own: SegmentationModule, size: int, device: torch.device) -> Callable[[], float]:
+    def fake(own: SegmenterModule, size: int, device: torch.device) -> Callable[[], float]:
         share = 1.0 if all(p.requires_grad for p in own.network.parameters()) else 0.5
 
         def step() -> float:
@@ -74,7 +73,7 @@ def test_ratios_are_of_the_same_round(
     assert order == [1.0, 0.5, 0.5, 1.0] * 4
 
 
-RULES = Segmenters.rules
+RULES = SegmenterFinetuning.rules
 
 ENCODER = ["encoder.stages.0.w", "encoder.stages.1.w", "encoder.stages.2.w"]
 NAMES = (*ENCODER, "mamba_layer.A_log", "mamba_layer.D", "head.w")
@@ -123,23 +122,18 @@ def test_every_rule_has_a_folder_of_its_own() -> None:
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in names)
 
 
-@pytest.fixture
-def given(tmp_path: Path) -> tuple[Path, Path]:
-    return write_pairs(tmp_path / "data", 14), write_pretrained(tmp_path / "w.safetensors")
-
-
 def test_what_a_sweep_leaves(
-    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: Tune, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))
-    monkeypatch.setattr(Segmenters, "rules", rules)
+    monkeypatch.setattr(SegmenterFinetuning, "rules", rules)
     ratios = [Ratio(0.7, 0.6, 0.8), Ratio(1.0, 0.9, 1.1), Ratio(0.5, 0.4, 0.6)]
     asked = []
     monkeypatch.setattr(
         sweep, "seconds_ratios", lambda module, frozen, size, device: asked.append(frozen) or ratios
     )
     out, own = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
-    config = tuning(given[0], out, given[1], rule=own, epochs=1, profile_iterations=1, sweep=True)
+    config = tune(out, rule=own, epochs=1, profile_iterations=1, sweep=True)
     run_finetuning(config, Heard())
     rows = pd.read_csv(out / SWEEP_FILE)
     assert list(rows) == list(SWEEP)
@@ -149,25 +143,23 @@ def test_what_a_sweep_leaves(
     assert rows["dice"][1] == table(out / "full" / "test")["dice"][0]
     swept = out / "sweep" / "name-encoder._"
     assert rows["dice"][2] == table(swept / "test")["dice"][0]
-    weights, start = load_file(swept / "weights.safetensors"), load_file(given[1])
+    trained, start = load_file(swept / "weights.safetensors"), load_file(weights)
     for name in asked[0][2]:
-        assert torch.equal(weights[name], start[name])
+        assert torch.equal(trained[name], start[name])
     before = (out / SWEEP_FILE).read_bytes()
     run_finetuning(config, Heard())
     assert (out / SWEEP_FILE).read_bytes() == before
 
 
-def test_a_sweep_needs_gradients(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_sweep_needs_gradients(tune: Tune) -> None:
     rule = FreezeRule(pattern="encoder.*")
-    config = tuning(given[0], tmp_path / "run", given[1], epochs=1, sweep=True, rule=rule)
+    config = tune(epochs=1, sweep=True, rule=rule)
     with pytest.raises(UsageError, match=r"`--sweep` needs a profile; `--freeze encoder\.\*`"):
         run_finetuning(config, Heard())
 
 
 @pytest.mark.parametrize("said", [{"mode": "freeze"}, {"mode": "full"}, {"profile_only": True}])
-def test_a_sweep_needs_full_and_a_profile(
-    given: tuple[Path, Path], tmp_path: Path, said: dict[str, object]
-) -> None:
-    config = tuning(given[0], tmp_path / "run", given[1], epochs=1, sweep=True, **said)
+def test_a_sweep_needs_full_and_a_profile(tune: Tune, said: dict[str, object]) -> None:
+    config = tune(epochs=1, sweep=True, **said)
     with pytest.raises(UsageError, match=r"`--sweep` compares with(.|\n)*Use `--mode all`"):
         run_finetuning(config, Heard())

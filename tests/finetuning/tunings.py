@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
 
+Tune = Callable[..., FinetuneConfig]
 TINY: dict[str, Any] = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
 _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precision", "protocol",
              "devices", "model", "model_args", "data", "patience", "quick", "recipe"}  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.finetuning.pretrained import read_nnunet
+from robustcli.finetuning.starts import read_nnunet
 from robustcli.models.umamba import build
 from robustcli.nnunet.files import (
     TRAINERS,

@@ -8,9 +8,9 @@ import pandas as pd
 
 from robustcli.finetuning.record import (
     COSTS,
+    DECISION_COLUMNS,
     DECISIONS,
     FINETUNING,
-    FROZEN,
     ITERATIONS,
     PROFILE,
     STEPS,
@@ -157,7 +157,7 @@ def decisions(plan: FinetunePlan) -> pd.DataFrame:
         )
         for name, shape, mamba, size in plan.tensors
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(FROZEN))
+    return pd.DataFrame(rows, columns=list(DECISION_COLUMNS))
 
 
 def _why(mamba: bool, size: float) -> str:

@@ -16,7 +16,7 @@ from robustcli.data.sources import Classes, open_dataset
 from robustcli.tasks.heldout import TrainingData, choose_part, read_parts, training_data
 from tests.evaluation.cells import OTSU, pairs_in
 from tests.evaluation.trained import make_training
-from tests.training.photos import write_photos
+from tests.training.images import write_photos
 
 IDS = [f"{number}.png" for number in range(10)]
 PARTS = {name: "train" if n < 6 else "val" if n < 8 else "test" for n, name in enumerate(IDS)}

@@ -1,13 +1,20 @@
-"""Trainings of seconds: a very small U-Net on a dozen discs."""
+"""Trainings of seconds: very small networks on a dozen discs or photos of three colours."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from robustcli.training.config import TrainConfig
+from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
 
 SMALL = {"features": [4, 8]}
 
@@ -42,3 +49,84 @@ class Heard:
 
     def advance(self, count: int) -> None:
         self.done += count
+
+
+class Interrupting(Heard):
+    """Presses Ctrl+C when more than `after` images were seen."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        if self.done > self.after:
+            raise KeyboardInterrupt
+
+
+class Stopping(Interrupting):
+    """Prints a line and waits to be killed when more than `after` images were seen."""
+
+    def advance(self, count: int) -> None:
+        try:
+            super().advance(count)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)  # noqa: T201
+            time.sleep(600)
+
+
+def kill_when_stopped(code: str, *arguments: object) -> None:
+    """Runs `code` in a process of its own, and kills that when its listener is `Stopping`."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stopped\n"
+        child.kill()
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights that a training ended with."""
+    return dict(load_file(run / "weights.safetensors"))
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The network after the last epoch."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name.removeprefix("network."): tensor for name, tensor in state.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+Run = tuple[Path, Heard]
+"""The folder of a training, and what its listener heard."""
+TINY_VMAMBA: dict[str, Any] = {"depths": [1, 1], "dim": 8}
+
+
+def tiny_classifier(data: Path | str | None, out: Path, **said: Any) -> TrainConfig:
+    """A training of three epochs of two or three steps."""
+    usual: dict[str, Any] = {
+        "model": "vmamba-pico", "model_args": TINY_VMAMBA, "epochs": 3, "batch_size": 10,
+        "device": "cpu", "lr": 0.01,
+    }  # fmt: skip
+    place = None if data is None else str(data)
+    return TrainConfig(data=place, out=out, **{**usual, **said})
+
+
+TINY_UMAMBA = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
+FEW = Patchwise(4, 2, most_patch=16, most_batch=3)
+RECIPE: Recipe = replace(
+    NAMED_RECIPES["nnunet-light"], epochs=3, batch_size=3, window=16, patches=FEW
+)
+
+
+def tiny_umamba(data: Path, out: Path, **said: Any) -> TrainConfig:
+    """A training of three epochs; with `RECIPE` in the place of `nnunet-light`, of four steps."""
+    usual: dict[str, Any] = {
+        "model": "umamba-pico", "model_args": TINY_UMAMBA, "epochs": 3, "device": "cpu",
+        "recipe": "nnunet-light", "batch_size": 3,
+    }  # fmt: skip
+    return TrainConfig(data=str(data), out=out, **{**usual, **said})

@@ -23,29 +23,19 @@ from robustcli.training.engine import run_training
 from robustcli.training.record import VALIDATIONS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.transforms.base import Cell
-from tests.training.classifier_runs import TINY, tiny
-from tests.training.photos import write_photos
-from tests.training.runs import Heard, words_of
+from tests.training.images import write_photos
+from tests.training.runs import TINY_VMAMBA, Heard, Run, same, tiny_classifier, weights_of, words_of
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos") / "paints", 12)
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     heard = Heard()
-    return run_training(tiny(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
+    return run_training(
+        tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"), heard
+    ), heard
 
 
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(run / "weights.safetensors")
-
-
-def test_it_says_what_it_does(whole: tuple[Path, Heard]) -> None:
+def test_it_says_what_it_does(whole: Run) -> None:
     lines = "\n".join(whole[1].lines)
     assert "Parts: train 30 images, val 3 images, test 3 images" in lines
     assert "Recipe `classes` (ours): 3 epochs, batch 10, window 32" in lines
@@ -53,7 +43,7 @@ def test_it_says_what_it_does(whole: tuple[Path, Heard]) -> None:
     assert "dice" not in lines
 
 
-def test_the_record_and_the_curves_are_a_classifiers(whole: tuple[Path, Heard]) -> None:
+def test_the_record_and_the_curves_are_a_classifiers(whole: Run) -> None:
     run = whole[0]
     record = read_train_record(run)
     assert (record.task, record.status, record.model) == ("cls", "complete", "vmamba-pico")
@@ -67,7 +57,7 @@ def test_the_record_and_the_curves_are_a_classifiers(whole: tuple[Path, Heard]) 
     assert record.chosen_why.startswith("the best top-1 on the validation images")
 
 
-def test_nothing_in_the_folder_speaks_of_dice(whole: tuple[Path, Heard]) -> None:
+def test_nothing_in_the_folder_speaks_of_dice(whole: Run) -> None:
     run = whole[0]
     render(run)
     for file in ["metrics.csv", "report.md", "report.html", "results.csv"]:
@@ -76,11 +66,11 @@ def test_nothing_in_the_folder_speaks_of_dice(whole: tuple[Path, Heard]) -> None
     assert "most frequent class" in training_table(run)
 
 
-def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) -> None:
+def test_the_weights_say_how_to_use_them(whole: Run, photos: Path) -> None:
     header = read_header(whole[0] / "weights.safetensors")
     assert isinstance(header, ClassifierHeader)
     assert header.classes == ("blue", "green", "red")
-    assert (header.model, header.arguments) == ("vmamba-pico", TINY)
+    assert (header.model, header.arguments) == ("vmamba-pico", TINY_VMAMBA)
     assert header.preprocessing["crop"] == 32
     assert set(header.seen) <= {
         i for i, part in read_splits(whole[0] / "splits.csv").items() if part == "train"
@@ -93,7 +83,7 @@ def test_the_weights_say_how_to_use_them(whole: tuple[Path, Heard], data: Path) 
     assert torch.equal(classifier.logits(images), again.logits(images))
 
 
-def test_the_held_out_images_are_those_that_were_measured(whole: tuple[Path, Heard]) -> None:
+def test_the_held_out_images_are_those_that_were_measured(whole: Run) -> None:
     run = whole[0]
     parts = read_splits(run / "splits.csv")
     rows = Store(run / "test").rows("run", Cell("identity", 0), "cls")
@@ -106,27 +96,25 @@ def test_the_held_out_images_are_those_that_were_measured(whole: tuple[Path, Hea
     }
 
 
-def _evaluated(run: Path, data: Path, out: Path, **said: Any) -> tuple[pd.DataFrame, Heard]:
+def _evaluated(run: Path, photos: Path, out: Path, **said: Any) -> tuple[pd.DataFrame, Heard]:
     heard = Heard()
     config = EvalConfig(
-        (ModelRequest(str(run)),), ("identity",), data=str(data), out=out, device="cpu", **said
+        (ModelRequest(str(run)),), ("identity",), data=str(photos), out=out, device="cpu", **said
     )
     run_evaluation(config, heard)
     return table(out), heard
 
 
 def test_its_own_data_is_evaluated_without_what_it_was_trained_on(
-    whole: tuple[Path, Heard], data: Path, tmp_path: Path
+    whole: Run, photos: Path, tmp_path: Path
 ) -> None:
-    found, heard = _evaluated(whole[0], data, tmp_path / "own")
+    found, heard = _evaluated(whole[0], photos, tmp_path / "own")
     assert found["n"].tolist() == [3]
     assert "held out" in "\n".join(heard.lines)
-    assert _evaluated(whole[0], data, tmp_path / "all", split="all")[0]["n"].tolist() == [36]
+    assert _evaluated(whole[0], photos, tmp_path / "all", split="all")[0]["n"].tolist() == [36]
 
 
-def test_other_photos_with_the_same_names_are_all_evaluated(
-    whole: tuple[Path, Heard], tmp_path: Path
-) -> None:
+def test_other_photos_with_the_same_names_are_all_evaluated(whole: Run, tmp_path: Path) -> None:
     other = write_photos(tmp_path / "paints", 5, seed=9)
     assert _evaluated(whole[0], other, tmp_path / "other")[0]["n"].tolist() == [15]
 
@@ -136,9 +124,9 @@ class _KilledError(Exception):
 
 
 def test_a_killed_training_ends_with_the_same_weights(
-    whole: tuple[Path, Heard], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robustcli.training.callbacks import KeepLastAndBest
+    from robustcli.training.trainer import KeepLastAndBest
 
     usual = KeepLastAndBest.on_train_epoch_end
 
@@ -147,24 +135,24 @@ def test_a_killed_training_ends_with_the_same_weights(
         if trainer.current_epoch == 0:
             raise _KilledError
 
-    config = tiny(data, tmp_path / "run")
+    config = tiny_classifier(photos, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(KeepLastAndBest, "on_train_epoch_end", killed)
         with pytest.raises(_KilledError):
             run_training(config)
     run = run_training(config)
-    expected = weights_of(whole[0])
-    for name, tensor in weights_of(run).items():
-        assert torch.equal(tensor, expected[name]), name
+    assert same(weights_of(run), weights_of(whole[0]))
 
 
-def test_it_learns_three_colours(data: Path, tmp_path: Path) -> None:
-    run = run_training(tiny(data, tmp_path / "run", epochs=8))
+def test_it_learns_three_colours(photos: Path, tmp_path: Path) -> None:
+    run = run_training(tiny_classifier(photos, tmp_path / "run", epochs=8))
     assert pd.read_csv(run / "metrics.csv")["val_top1"].iloc[-1] == 1.0
 
 
-def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path / "run", model="resnet10t", model_args={}, window=48, epochs=1)
+def test_batch_norm_and_a_window_of_ones_own(photos: Path, tmp_path: Path) -> None:
+    config = tiny_classifier(
+        photos, tmp_path / "run", model="resnet10t", model_args={}, window=48, epochs=1
+    )
     run = run_training(config)
     classifier = load(ModelRequest(str(run)), "cls")
     assert (classifier.preprocessing.crop, classifier.facts.label_space) == (48, "paints")
@@ -176,7 +164,10 @@ def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"model_args": {**TINY, "num_classes": 3}}, "`--model-arg num_classes` does not go with"),
+        (
+            {"model_args": {**TINY_VMAMBA, "num_classes": 3}},
+            "`--model-arg num_classes` does not go with",
+        ),
         ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
         (
             {"model": "vim-t", "model_args": {}, "window": 40},
@@ -188,23 +179,21 @@ def test_batch_norm_and_a_window_of_ones_own(data: Path, tmp_path: Path) -> None
     ],
 )
 def test_what_cannot_be_trained(
-    data: Path, tmp_path: Path, said: dict[str, Any], message: str
+    photos: Path, tmp_path: Path, said: dict[str, Any], message: str
 ) -> None:
-    given = {"data": data, **said}
+    given = {"data": photos, **said}
     with pytest.raises(UsageError, match=message):
-        run_training(tiny(given.pop("data"), tmp_path / "run", **given))
+        run_training(tiny_classifier(given.pop("data"), tmp_path / "run", **given))
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_from_a_file_keeps_all_but_the_head(
-    whole: tuple[Path, Heard], tmp_path: Path
-) -> None:
+def test_going_on_from_a_file_keeps_all_but_the_head(whole: Run, tmp_path: Path) -> None:
     two = write_photos(tmp_path / "two", 6)
     for photo in (two / "red").iterdir():
         photo.unlink()
-    config = tiny(two, tmp_path / "run", weights=whole[0], model_args={})
+    config = tiny_classifier(two, tmp_path / "run", weights=whole[0], model_args={})
     plan = plan_training(config, Heard())
-    network, origin = plan.task.network(config, plan.index)
+    network, origin = plan.task.network(config, plan.entry, plan.index)
     state, given = network.state_dict(), weights_of(whole[0])
     assert origin == str(whole[0] / "weights.safetensors")
     for name, tensor in state.items():

@@ -1,36 +1,43 @@
-"""The order of images: a permutation that hangs on seed, epoch and ids."""
+"""Pixels decoded once, and the batches of an epoch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from robustcli.training import datamodule
+from robustcli.core.errors import RunError, UsageError
+from robustcli.data.sources import Masks, open_dataset
+from robustcli.training import cache, datamodule
+from robustcli.training.cache import DecodedSubset, decoded_once
 from robustcli.training.datamodule import (
     Batches,
-    DecodedPairs,
+    BatchSettings,
     EpochOrder,
-    SegmentationData,
+    ImageData,
     ShareOfBatches,
     batch_sizes,
 )
-from robustcli.training.procedures.paper import WholeImages
+from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Recipe, recipe_for
-from tests.training.pairs import decoded
+from tests.training.images import decoded, disc, write_pairs
 
-TRAIN = DecodedPairs([f"t{i}" for i in range(7)], decoded(7))
-VAL = DecodedPairs(["v0", "v1"], decoded(2, 50, 30))
+TRAIN = DecodedSubset([f"t{i}" for i in range(7)], decoded(7))
+VAL = DecodedSubset(["v0", "v1"], decoded(2, 50, 30))
 
 
-def data(*, workers: int = 0, whole: bool = False, **said: object) -> SegmentationData:
-    recipe: Recipe = recipe_for("unet", "patient", "x")
-    recipe = replace(recipe, batch_size=3, window=24, **said)  # type: ignore[arg-type]
-    kind = WholeImages if whole else SegmentationData
-    return kind(TRAIN, VAL, recipe, seed=1, workers=workers)
+def data(*, workers: int = 0, whole: bool = False, **changes: object) -> ImageData:
+    recipe: Recipe = recipe_for("unet", "paper" if whole else "patient", "x")
+    recipe = replace(recipe, batch_size=3, window=24, **changes)  # type: ignore[arg-type]
+    made = procedure_of(recipe).data(TRAIN, VAL, BatchSettings(1, workers))
+    assert isinstance(made, ImageData)
+    return made
 
 
 def test_an_epoch_is_every_image_once_the_last_batch_being_smaller() -> None:
@@ -52,8 +59,8 @@ def test_validation_is_every_window_in_order() -> None:
 def test_samples_are_numbered_and_know_their_image() -> None:
     numbers = [n for batch in data().val_dataloader() for n in batch.numbers.tolist()]
     assert numbers == list(range(12))
-    assert data().val_images() == [0] * 6 + [1] * 6
-    assert data(whole=True).val_images() == [0, 1]
+    assert data().val_samples.places == [0] * 6 + [1] * 6
+    assert data(whole=True).val_samples.places == [0, 1]
 
 
 def test_whole_images_where_the_paper_takes_them() -> None:
@@ -179,3 +186,84 @@ def test_validation_samples_come_once_in_the_batches_of_one_process(
     batches = [batch for share in shares for batch in share if batch]
     assert sorted(batches) == list(ShareOfBatches(count, batch_size))
     assert sorted(number for batch in batches for number in batch) == list(range(count))
+
+
+MASKS = Masks(surveyed=False)
+
+
+@pytest.fixture
+def data_cache(tmp_path: Path) -> Path:
+    folder = write_pairs(tmp_path / "data", 3)
+    image, mask = disc(99, 20, 50)
+    Image.fromarray(image).save(folder / "images" / "odd.png")
+    Image.fromarray(mask * 255).save(folder / "masks" / "odd.png")
+    return folder
+
+
+@pytest.mark.parametrize("budget", [None, 0, 32 * 32 * 4])
+def test_the_pixels_are_those_of_the_files(
+    data_cache: Path, tmp_path: Path, budget: int | None
+) -> None:
+    pairs = open_dataset(str(data_cache), MASKS).samples
+    with decoded_once(pairs, tmp_path / "cache", budget=budget) as found:
+        mapped = [isinstance(one.image.base, np.memmap) for one in found]
+        assert set(mapped) == {budget is not None}
+        for pair, one in zip(pairs, found, strict=True):
+            image = np.asarray(Image.open(pair.image.path))
+            mask = np.asarray(Image.open(pair.mask.path))
+            assert np.array_equal(one.image, image)
+            assert np.array_equal(one.mask * 255, mask)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_mapped_file_goes_away_after_an_error_too(data_cache: Path, tmp_path: Path) -> None:
+    pairs = open_dataset(str(data_cache), MASKS).samples
+    context = decoded_once(pairs, tmp_path / "cache", budget=0)
+    context.__enter__()
+    assert list((tmp_path / "cache").iterdir())
+    error = KeyError()
+    assert not context.__exit__(KeyError, error, None)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_file_is_named(data_cache: Path, tmp_path: Path) -> None:
+    pairs = open_dataset(str(data_cache), MASKS).samples
+    (data_cache / "images" / "001.png").write_bytes(b"\x89PNG no more")
+    with (
+        pytest.raises(RunError, match=r"The pair `.*001.*` cannot be read"),
+        decoded_once(pairs, tmp_path / "cache"),
+    ):
+        pass
+
+
+def test_a_mask_of_another_size_is_refused(data_cache: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(data_cache / "masks" / "001.png")
+    with (
+        pytest.raises(UsageError, match="differ in size"),
+        decoded_once(
+            open_dataset(str(data_cache), MASKS).samples,
+            tmp_path / "cache",
+        ),
+    ):
+        pass
+
+
+def test_a_full_disk_is_told(data_cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.write_text("a file where the folder should be")
+    with (
+        pytest.raises(RunError, match="Cannot write"),
+        decoded_once(open_dataset(str(data_cache), MASKS).samples, folder, budget=0),
+    ):
+        pass
+
+
+def test_processes_share_the_memory(
+    data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = open_dataset(str(data_cache), MASKS).samples
+    needed = 3 * 32 * 32 * 4 + 20 * 50 * 4
+    monkeypatch.setattr(cache, "available_bytes", lambda: 2 * needed)
+    for processes, mapped in ((1, False), (2, True)):
+        with decoded_once(pairs, tmp_path / "cache", processes=processes) as found:
+            assert isinstance(found[0].image.base, np.memmap) == mapped

@@ -13,10 +13,8 @@ import pytest
 
 from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
-from tests.training.classifier_runs import tiny
-from tests.training.pairs import write_pairs
-from tests.training.photos import write_photos
-from tests.training.runs import small
+from tests.training.images import write_pairs, write_photos
+from tests.training.runs import small, tiny_classifier
 
 # Without batch normalisation, whose statistics would be those of half a batch.
 _SAID: dict[str, Any] = {
@@ -69,9 +67,9 @@ _SCRIPT_DDP = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.classifier_runs import tiny
+from tests.training.runs import tiny_classifier
 
-run_training(tiny(sys.argv[1], Path(sys.argv[2]), epochs=2, devices=2))
+run_training(tiny_classifier(sys.argv[1], Path(sys.argv[2]), epochs=2, devices=2))
 print("finished")
 """
 
@@ -89,7 +87,7 @@ def test_two_processes_come_to_the_numbers_of_one(tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("finished") == 1
     assert read_train_record(run).devices == 2
-    single = run_training(tiny(data, tmp_path / "single", epochs=2))
+    single = run_training(tiny_classifier(data, tmp_path / "single", epochs=2))
     metrics, expected = (pd.read_csv(r / "metrics.csv") for r in (run, single))
     assert metrics["step"].tolist() == expected["step"].tolist() == [3, 6]
     for column in ("train_loss", "grad_norm", "val_top1"):

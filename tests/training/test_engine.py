@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from robustcli.adapters.training_run import read_header
 from robustcli.core.errors import RunError, UsageError
@@ -27,13 +25,25 @@ from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
 from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.store import Store
 from robustcli.reports.training_findings import paper_scores
-from robustcli.training import engine
-from robustcli.training.engine import run_training
-from robustcli.training.lit_segmenter import SegmentationModule
-from robustcli.training.record import METRICS, read_train_record
+from robustcli.training import engine, trainer
+from robustcli.training.engine import chosen_weights, run_training
+from robustcli.training.lit_module import SegmenterModule
+from robustcli.training.record import AVERAGED, METRICS, read_train_record
+from robustcli.training.train_plan import plan_training
+from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
+from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
-from tests.training.pairs import write_pairs
-from tests.training.runs import SMALL, Heard, small
+from tests.training.images import write_pairs
+from tests.training.runs import (
+    SMALL,
+    Heard,
+    Interrupting,
+    Run,
+    kill_when_stopped,
+    same,
+    small,
+    weights_of,
+)
 
 
 def test_the_peak_grows_with_what_is_taken() -> None:
@@ -52,27 +62,13 @@ def test_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An unbroken training."""
     heard = Heard()
     return run_training(small(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(run / "weights.safetensors"))
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_it_leaves_what_the_record_promises(whole: tuple[Path, Heard]) -> None:
+def test_it_leaves_what_the_record_promises(whole: Run) -> None:
     run, _ = whole
     left = {path.name for path in run.iterdir() if path.name[0] != "."}
     assert left == {
@@ -82,7 +78,7 @@ def test_it_leaves_what_the_record_promises(whole: tuple[Path, Heard]) -> None:
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_the_record_says_what_was_done(whole: tuple[Path, Heard]) -> None:
+def test_the_record_says_what_was_done(whole: Run) -> None:
     record = read_train_record(whole[0])
     assert (record.status, record.protocol, record.model) == ("complete", "patient", "unet")
     assert (record.recipe.epochs, record.recipe.window, record.recipe.lr) == (3, 16, 0.01)
@@ -97,7 +93,7 @@ def test_the_record_says_what_was_done(whole: tuple[Path, Heard]) -> None:
     assert (record.initial_weights, record.scan_backend) == ("none: initialised with seed 0", None)
 
 
-def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(whole: tuple[Path, Heard]) -> None:
+def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(whole: Run) -> None:
     run, heard = whole
     metrics = pd.read_csv(run / "metrics.csv")
     assert tuple(metrics.columns) == METRICS
@@ -113,7 +109,7 @@ def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(whole: tuple[Path,
     assert any(line.startswith("Epoch 3 of 3: training loss") for line in heard.lines)
 
 
-def test_the_weights_tell_how_to_use_them(whole: tuple[Path, Heard]) -> None:
+def test_the_weights_tell_how_to_use_them(whole: Run) -> None:
     run, _ = whole
     header, record = read_header(run / "weights.safetensors"), read_train_record(run)
     assert header is not None
@@ -122,7 +118,7 @@ def test_the_weights_tell_how_to_use_them(whole: tuple[Path, Heard]) -> None:
     assert header.trained_on == record.dataset.digest
 
 
-def test_the_held_out_images_are_measured_and_so_is_otsu(whole: tuple[Path, Heard]) -> None:
+def test_the_held_out_images_are_measured_and_so_is_otsu(whole: Run) -> None:
     run, _ = whole
     splits = pd.read_csv(run / "splits.csv")
     held_out = int((splits["split"] == "test").sum())
@@ -132,7 +128,7 @@ def test_the_held_out_images_are_measured_and_so_is_otsu(whole: tuple[Path, Hear
         assert found["dice"].between(0, 1).all()
 
 
-def test_a_finished_run_says_so(whole: tuple[Path, Heard], data: Path) -> None:
+def test_a_finished_run_says_so(whole: Run, data: Path) -> None:
     run, heard = whole[0], Heard()
     before = (run / "weights.safetensors").stat().st_mtime_ns
     assert run_training(small(data, run), heard) == run
@@ -154,7 +150,7 @@ def test_a_finished_run_says_so(whole: tuple[Path, Heard], data: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_by_name(
-    whole: tuple[Path, Heard], data: Path, said: dict[str, Any], named: str
+    whole: Run, data: Path, said: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(UsageError, match="holds a training with other settings") as caught:
         run_training(small(data, whole[0], **said))
@@ -173,43 +169,33 @@ def test_a_training_whose_test_is_partial_is_not_complete(
         raise IncompleteRun(run, "9 of 10 predictions are missing.", "", "")
 
     with monkeypatch.context() as patched:
-        patched.setattr("robustcli.training.finish.run_evaluation", partial)
+        patched.setattr("robustcli.training.training_task.run_evaluation", partial)
         with pytest.raises(IncompleteRun, match="9 of 10 predictions are missing"):
             run_training(config)
     assert read_train_record(tmp_path / "run").status == "failed"
-    monkeypatch.setattr("robustcli.training.engine.fit", None)  # a second training would fail
+    monkeypatch.setattr("robustcli.training.engine.fit_run", None)  # a second training would fail
     run_training(config)
     assert read_train_record(tmp_path / "run").status == "complete"
     assert read_record(tmp_path / "run" / "test").status == "complete"
 
 
-def test_fresh_discards(whole: tuple[Path, Heard], data: Path, tmp_path: Path) -> None:
+def test_fresh_discards(whole: Run, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_training(small(data, run, epochs=1, lr=0.5))
     (run / "mine.txt").write_text("not the run's")
     run_training(small(data, run, fresh=True))
-    assert same(run, whole[0])
+    assert same(weights_of(run), weights_of(whole[0]))
     assert (run / "mine.txt").is_file()
 
 
-def test_a_killed_run_ends_with_the_same_weights(
-    whole: tuple[Path, Heard], data: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_with_the_same_weights(whole: Run, data: Path, tmp_path: Path) -> None:
     """A real process, killed in the middle of its second epoch."""
     run = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(data), str(run)],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    assert child.stdout.readline() == "second epoch\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    kill_when_stopped(_CHILD, data, run)
     assert not (run / "weights.safetensors").exists()
     heard = Heard()
     run_training(small(data, run), heard)
-    assert same(run, whole[0])
+    assert same(weights_of(run), weights_of(whole[0]))
     assert not any("Epoch 1 of" in line for line in heard.lines)
     usual, resumed = (pd.read_csv(r / "metrics.csv") for r in (whole[0], run))
     timed = ["seconds", "waiting_share"]
@@ -218,19 +204,12 @@ def test_a_killed_run_ends_with_the_same_weights(
 
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import Heard, small
+from tests.training.runs import Stopping, small
 
-class Stops(Heard):
-    def advance(self, count):
-        super().advance(count)
-        if self.done == 20:  # two steps into the second epoch of three
-            print("second epoch", flush=True)
-            time.sleep(600)
-
-run_training(small(Path(sys.argv[1]), Path(sys.argv[2])), Stops())
+run_training(small(*map(Path, sys.argv[1:])), Stopping(after=19))  # in the second epoch of three
 """
 
 
@@ -244,27 +223,16 @@ def test_what_is_dropped_out_does_not_hang_on_the_interruption(data: Path, tmp_p
     one, other = tmp_path / "one", tmp_path / "other"
     run_training(small(data, one, **said))
     with pytest.raises(KeyboardInterrupt):
-        run_training(small(data, other, **said), _Interrupting(after=3))
+        run_training(small(data, other, **said), Interrupting(after=3))
     torch.manual_seed(12345)
     run_training(small(data, other, **said))
-    assert same(one, other)
-
-
-class _Interrupting(Heard):
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def advance(self, count: int) -> None:
-        super().advance(count)
-        if self.done > self.after:
-            raise KeyboardInterrupt
+    assert same(weights_of(one), weights_of(other))
 
 
 def test_ctrl_c_stays_ctrl_c(data: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run_training(small(data, tmp_path / "run"), _Interrupting(after=13))
+        run_training(small(data, tmp_path / "run"), Interrupting(after=13))
     assert signal.getsignal(signal.SIGINT) == before
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
@@ -275,7 +243,7 @@ def test_more_epochs_go_on_where_the_schedule_allows_it(data: Path, tmp_path: Pa
     run_training(small(data, long, **said))
     run_training(small(data, short, **said, epochs=2))
     run_training(small(data, short, **said, epochs=3))
-    assert same(long, short)
+    assert same(weights_of(long), weights_of(short))
     one, other = (table(run / "test").drop(columns="model") for run in (long, short))
     pd.testing.assert_frame_equal(one, other)
     assert read_train_record(short).recipe.epochs == 3
@@ -301,15 +269,15 @@ def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_and_names_the_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = SegmentationModule.pixels
+    usual = SegmenterModule.pixels
     steps = 0
 
-    def spoiled(self: SegmentationModule, batch: Any) -> torch.Tensor:
+    def spoiled(self: SegmenterModule, batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         return usual(self, batch) * (np.nan if steps == 6 else 1)  # in the second epoch
 
-    monkeypatch.setattr(SegmentationModule, "pixels", spoiled)
+    monkeypatch.setattr(SegmenterModule, "pixels", spoiled)
     run = tmp_path / "run"
     with pytest.raises(RunError, match="The loss is nan in epoch 2, step 5") as caught:
         run_training(small(data, run))
@@ -330,7 +298,7 @@ def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, mo
     assert metrics["step"].tolist() == [2, 4]  # three batches an epoch, two a step
     assert (metrics["grad_norm"] > 0.1).all()  # before clipping
     assert metrics["train_loss"].notna().all()
-    assert torch.bfloat16 not in {tensor.dtype for tensor in weights(run).values()}
+    assert torch.bfloat16 not in {tensor.dtype for tensor in weights_of(run).values()}
 
 
 def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path: Path) -> None:
@@ -399,10 +367,79 @@ def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path:
     for file in (folders[1] / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
     runs = [run_training(small(folder, folder / "run")) for folder in folders]
-    assert same(*runs)
+    assert same(*map(weights_of, runs))
     tables = [table(run / "test")["dice"].tolist() for run in runs]
     assert tables[0] == tables[1]
     masks = [read_train_record(run).dataset.masks for run in runs]
     assert masks[0] is None
     assert masks[1] is not None
     assert masks[1].foreground == ["128"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for name, epoch in (("best", 3), ("last", 7)):
+        content = {
+            "epoch": epoch,
+            "state_dict": {"network.w": torch.full((2,), float(epoch)), "loss.x": torch.zeros(1)},
+            "callbacks": {
+                "KeepLastAndBest": {"best_dice": 0.87654, "best_epoch": 4},
+                "EarlyStopping{'monitor': 'val_dice'}": {"wait_count": 1, "patience": 2},
+            },
+        }
+        DurableCheckpoints().save_checkpoint(content, tmp_path / "checkpoints" / f"{name}.ckpt")
+    return tmp_path
+
+
+def test_the_best_or_the_last(run: Path) -> None:
+    best, last = (chosen_weights(run, best=best) for best in (True, False))
+    assert (best.epoch, last.epoch) == (4, 8)
+    assert best.why == "the best dice on the validation images, 0.8765"
+    assert last.why == "the last epoch, as protocol `paper` has it"
+    assert best.state.keys() == {"w"}
+    assert (best.state["w"].tolist(), last.state["w"].tolist()) == ([3, 3], [7, 7])
+
+
+def test_the_reason_names_what_was_watched(run: Path) -> None:
+    file = run / "checkpoints" / "best.ckpt"
+    content = DurableCheckpoints().load_checkpoint(file)
+    content["callbacks"]["KeepLastAndBest"]["monitor"] = AVERAGED
+    DurableCheckpoints().save_checkpoint(content, file)
+    why = chosen_weights(run, best=True).why
+    assert why == "the best moving average of the dice on validation patches, 0.8765"
+
+
+@pytest.mark.parametrize(("epochs", "done"), [(8, True), (9, False)])
+def test_a_training_is_done_after_its_last_epoch(run: Path, epochs: int, done: bool) -> None:
+    assert is_trained(run, epochs) == done
+
+
+def test_or_when_it_was_stopped_early(run: Path) -> None:
+    file = run / "checkpoints" / "last.ckpt"
+    content = DurableCheckpoints().load_checkpoint(file)
+    content["callbacks"]["EarlyStopping{'monitor': 'val_dice'}"]["wait_count"] = 2
+    DurableCheckpoints().save_checkpoint(content, file)
+    assert is_trained(run, 100)
+
+
+def test_nothing_is_not_done(tmp_path: Path) -> None:
+    assert not is_trained(tmp_path, 1)
+
+
+def test_the_ids_are_hashed_a_line_each(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "data", 3)
+    train = plan_training(small(data, tmp_path / "run"), Heard()).splits.train
+    (pair,) = train.samples
+    assert hash_ids(train) == hashlib.sha256(f"{pair.image_id}\n".encode()).hexdigest()
+
+
+def test_the_cpu_is_not_shared_with_loader_processes() -> None:
+    assert default_workers(torch.device("cpu")) == 0
+    assert 1 <= default_workers(torch.device("cuda")) <= 8
+
+
+def test_where_loader_processes_would_copy_the_images_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer, "start_method", lambda: "spawn")
+    assert default_workers(torch.device("cuda")) == 0

@@ -17,10 +17,8 @@ import pytest
 
 from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
-from tests.training.classifier_runs import tiny
-from tests.training.pairs import write_pairs
-from tests.training.photos import write_photos
-from tests.training.runs import small
+from tests.training.images import write_pairs, write_photos
+from tests.training.runs import small, tiny_classifier
 from tests.training.test_ddp import environment
 
 pytestmark = pytest.mark.slow
@@ -30,7 +28,7 @@ _TRAIN = """
 import os, signal, sys
 from pathlib import Path
 from robustcli.core.errors import RobustError
-from robustcli.training import callbacks, engine
+from robustcli.training import engine, trainer
 from tests.training.runs import small
 
 data, out, devices, what = sys.argv[1:]
@@ -42,12 +40,12 @@ if dies and what == "other pixels":
 if dies and what == "dies at once":
     os._exit(3)
 
-def die(self, trainer, *rest):
-    if dies and trainer.current_epoch == 1:
+def die(self, lightning, *rest):
+    if dies and lightning.current_epoch == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if what == "dies in training":
-    callbacks.SeededSteps.on_train_batch_start = die
+    trainer.SeededSteps.on_train_batch_start = die
 said = {"model": "ulvm", "model_args": {}, "window": 32, "loss": "bce"}
 try:
     engine.run_training(small(Path(data), Path(out), **said, devices=int(devices)))
@@ -82,11 +80,6 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("script") / "train.py"
     file.write_text(_TRAIN)
     return file
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs") / "data", 14)
 
 
 def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
@@ -259,15 +252,14 @@ _VALIDATE = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.classifier_runs import tiny
-from tests.training.runs import small
+from tests.training.runs import small, tiny_classifier
 from tests.training.test_jobs import STILL, ULVM
 
 pairs, photos, out = map(Path, sys.argv[1:])
 for config in (
     small(pairs, out / "own", **ULVM, **STILL),
     small(pairs, out / "paper", **ULVM, **STILL, protocol="paper"),
-    tiny(photos, out / "classes", **STILL),
+    tiny_classifier(photos, out / "classes", **STILL),
 ):
     try:
         run_training(config)
@@ -283,7 +275,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     pairs, photos = write_pairs(folder / "pairs", 33), write_photos(folder / "paints", 11)
     run_training(small(pairs, folder / "own", **ULVM, **STILL))
     run_training(small(pairs, folder / "paper", **ULVM, **STILL, protocol="paper"))
-    run_training(tiny(photos, folder / "classes", **STILL))
+    run_training(tiny_classifier(photos, folder / "classes", **STILL))
     return pairs, photos, folder
 
 

@@ -1,18 +1,34 @@
-"""A loss or a gradient that is no number stops the training and says where."""
+"""Networks as Lightning trains them: outputs, decay, and steps that are not finite."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import RunError
-from robustcli.models.architectures import everything_decays, mamba_decays, vmamba_decays
-from robustcli.training.lit_module import check_gradient, check_loss, decays_of, gradient_norm
+from robustcli.models.architectures import (
+    architecture,
+    everything_decays,
+    mamba_decays,
+    vmamba_decays,
+)
+from robustcli.training.constant_images import constant_ids, without_gradient_of_constants
+from robustcli.training.lit_module import (
+    SegmenterModule,
+    check_gradient,
+    check_loss,
+    decays_of,
+    gradient_norm,
+    outputs,
+)
+from robustcli.training.recipes import recipe_for
+from robustcli.training.samples import MaskBatch
 
 
 def test_everything_decays_in_every_segmenter() -> None:
@@ -74,3 +90,148 @@ def test_the_norm_is_over_all_gradients_that_there_are() -> None:
     assert gradient_norm(network.parameters()).item() == pytest.approx(math.sqrt(6 * 4 + 2))
     expected = nn.utils.get_total_norm(p.grad for p in network.parameters() if p.grad is not None)
     assert gradient_norm(network.parameters()).item() == pytest.approx(expected.item())
+
+
+RECIPE = recipe_for("unet", "patient", "x")
+
+
+def module(network: nn.Module | None = None, **said: str) -> SegmenterModule:
+    channels = said.pop("channels", "rgb")
+    return SegmenterModule(
+        network or nn.Conv2d(3, 1, 1), replace(RECIPE, **said), channels=channels,  # type: ignore[arg-type]
+        decays=everything_decays, val_groups=(),
+    )  # fmt: skip
+
+
+def batch(images: torch.Tensor) -> MaskBatch:
+    empty = torch.zeros(len(images), 1, 1, 1)
+    return MaskBatch(images, empty, ["x"] * len(images), torch.arange(len(images)), empty.bool())
+
+
+def test_bytes_become_zero_to_one_in_the_networks_order() -> None:
+    pixel = torch.tensor([255, 51, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    assert module().pixels(batch(pixel)).flatten().tolist() == pytest.approx([1, 0.2, 0])
+    swapped = module(channels="bgr").pixels(batch(pixel))
+    assert swapped.flatten().tolist() == pytest.approx([0, 0.2, 1])
+    resized = torch.tensor([0.5, 0.25, 1.0]).reshape(1, 3, 1, 1)
+    assert torch.equal(module().pixels(batch(resized)), resized)
+
+
+def test_the_decision_is_the_recipes() -> None:
+    said = torch.tensor([-0.1, 0.1, 0.49, 0.5])
+    assert module().foreground(said).tolist() == [False, True, True, True]
+    by_logit = module(decision="logit").foreground(said)
+    assert by_logit.tolist() == [False, False, False, True]
+    probabilities = module(architecture("ulvm").build())
+    assert probabilities.probabilities
+    assert probabilities.foreground(said).tolist() == [False, False, False, True]
+
+
+def test_frozen_parameters_stay_out_of_the_optimizer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
+    network[0].requires_grad_(False)
+    one = module(network)
+    one._trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    made = one.configure_optimizers()
+    (group,) = made["optimizer"].param_groups
+    assert group["params"] == list(network[1].parameters())
+    assert group["weight_decay"] == 0.01
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
+def test_one_output_at_the_size_of_the_images() -> None:
+    network = architecture("segformer").build().eval()
+    (said,) = outputs(network, torch.zeros(1, 3, 64, 64))
+    assert said.shape == (1, 1, 64, 64)
+
+
+class Deep(nn.Module):
+    """Two classes at two resolutions."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Background always 1, foreground 3 or 2."""
+        b, _, h, w = x.shape
+        ones = torch.ones(b, 1, h, w)
+        half = ones[..., ::2, ::2]
+        return [torch.cat([ones, 3 * ones], 1), torch.cat([half, 2 * half], 1)]
+
+
+def test_every_resolution_of_deep_supervision_as_a_foreground_logit() -> None:
+    fine, coarse = outputs(Deep(), torch.zeros(2, 3, 8, 8))
+    assert (fine.shape, coarse.shape) == ((2, 1, 8, 8), (2, 1, 4, 4))
+    assert fine.unique().tolist() == [2.0]
+    assert coarse.unique().tolist() == [1.0]
+
+
+SIDE = 64
+
+
+def gradients(network: nn.Module, images: Tensor, *, bounded: bool) -> dict[str, Tensor]:
+    network.zero_grad()
+    if bounded:
+        with without_gradient_of_constants(network):
+            out = network(images)
+    else:
+        out = network(images)
+    levels = [out] if isinstance(out, Tensor) else out
+    torch.stack([level.square().mean() for level in levels]).sum().backward()
+    return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def norm(found: dict[str, Tensor]) -> float:
+    return float(torch.stack([one.norm() for one in found.values()]).norm())
+
+
+def test_constant_images_are_found_by_id() -> None:
+    images = torch.randint(0, 256, (4, 3, 9, 11), dtype=torch.uint8)
+    images[1] = 0
+    images[2] = torch.tensor([7, 90, 255], dtype=torch.uint8)[:, None, None]
+    images[3] = 8
+    images[3, 2, 8, 10] = 9
+    assert constant_ids(images, ["a", "b", "c", "d"]) == ("b", "c")
+
+
+@pytest.mark.parametrize("name", ["ulvm", "ulvm_v5", "umamba", "umambabot", "segformer", "unet"])
+def test_a_black_image_does_not_spoil_the_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    network = architecture(name).build().train()
+    images = torch.rand(2, 3, SIDE, SIDE)
+    usual = norm(gradients(network, images, bounded=False))
+    images[1] = 0
+    assert norm(gradients(network, images, bounded=True)) < 10 * usual + 1
+
+
+def test_what_is_mended_is_there() -> None:
+    """The fault itself: without the bound the gradient of a black image leaves float32."""
+    torch.manual_seed(0)
+    network = architecture("ulvm").build().train()
+    assert not norm(gradients(network, torch.zeros(2, 3, SIDE, SIDE), bounded=False)) < 1e30
+
+
+@pytest.mark.parametrize("name", ["ulvm", "umamba", "unet", "vmunet"])
+def test_gradients_of_other_images_stay_the_same_to_the_bit(name: str) -> None:
+    torch.manual_seed(0)
+    network = architecture(name).build().eval()  # no dropout, no running averages
+    images = torch.rand(2, 3, SIDE, SIDE)
+    plain = gradients(network, images, bounded=False)
+    bounded = gradients(network, images, bounded=True)
+    assert plain.keys() == bounded.keys()
+    assert all(torch.equal(plain[name], bounded[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.BatchNorm2d(4), nn.LayerNorm(4)],
+)
+def test_each_norm_passes_nothing_of_what_does_not_vary(module: nn.Module) -> None:
+    images = torch.rand(2, 4, 5, 4)
+    alone = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
+    constant = images.clone()
+    constant[1 if alone else slice(None)] = 0.5
+    x = constant.requires_grad_()
+    with without_gradient_of_constants(module):
+        out = module(x)
+    (out * torch.rand_like(out)).sum().backward()
+    assert x.grad is not None
+    assert not x.grad[1].any()
+    assert bool(x.grad[0].any()) is alone

@@ -18,13 +18,13 @@ from robustcli.data.mask_values import IGNORED
 from robustcli.training.losses import (
     LOSSES,
     DeepSupervision,
+    DiceCrossEntropy,
     SegmentationLoss,
     loss_name,
     make_loss,
     shrunk,
     supervision_weights,
 )
-from robustcli.training.procedures.nnunet import DiceCrossEntropy
 
 
 def fixed() -> tuple[Tensor, Tensor]:

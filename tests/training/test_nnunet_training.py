@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 from torchmetrics.functional.classification import binary_f1_score
 
 from robustcli.adapters.load import ModelRequest, load
@@ -23,11 +22,18 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.procedures.nnunet import NnUNetModule, poly_lr
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
-from robustcli.training.samples import Batch
+from robustcli.training.samples import MaskBatch
 from robustcli.training.trainer import DurableCheckpoints
-from tests.training.nnunet_trainings import RECIPE, TINY, tiny
-from tests.training.pairs import write_pairs
-from tests.training.runs import Heard
+from tests.training.runs import (
+    RECIPE,
+    TINY_UMAMBA,
+    Heard,
+    Interrupting,
+    Run,
+    same,
+    tiny_umamba,
+    weights_of,
+)
 
 TIMED = ["seconds", "waiting_share"]
 LIGHT = recipes.NAMED_RECIPES["nnunet-light"]
@@ -39,25 +45,17 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An unbroken training."""
     heard = Heard()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
-        return run_training(tiny(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
+        return run_training(
+            tiny_umamba(data, tmp_path_factory.mktemp("whole") / "run"), heard
+        ), heard
 
 
-def same(one: Path, other: Path) -> bool:
-    a, b = (load_file(run / "weights.safetensors") for run in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: tuple[Path, Heard]) -> None:
+def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: Run) -> None:
     run, heard = whole
     metrics = pd.read_csv(run / "metrics.csv")
     assert tuple(metrics.columns) == (*METRICS, AVERAGED)
@@ -70,7 +68,7 @@ def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: tuple[Path, 
     assert (heard.total, heard.done) == (36, 36)
 
 
-def test_the_record_names_recipe_and_choice(whole: tuple[Path, Heard]) -> None:
+def test_the_record_names_recipe_and_choice(whole: Run) -> None:
     record = read_train_record(whole[0])
     assert record.recipe.patches == RECIPE.patches
     assert (record.recipe.batch_size, record.recipe.window) == (3, 16)
@@ -79,7 +77,7 @@ def test_the_record_names_recipe_and_choice(whole: tuple[Path, Heard]) -> None:
     assert "moving average of the dice on validation patches" in str(record.chosen_why)
 
 
-def test_the_weights_alone_say_how_to_predict(whole: tuple[Path, Heard]) -> None:
+def test_the_weights_alone_say_how_to_predict(whole: Run) -> None:
     """As nnU-Net: the image normalised and padded with zeros, the scores of its flips averaged."""
     header = read_header(whole[0] / "weights.safetensors")
     assert header is not None
@@ -97,7 +95,7 @@ def test_the_weights_alone_say_how_to_predict(whole: tuple[Path, Heard]) -> None
     np.testing.assert_allclose(segmenter.probabilities([image])[0], expected, atol=1e-5)
 
 
-def test_the_held_out_images_are_measured_and_reported(whole: tuple[Path, Heard]) -> None:
+def test_the_held_out_images_are_measured_and_reported(whole: Run) -> None:
     assert table(whole[0] / "test")["dice"].between(0, 1).all()
     render(whole[0])
     report = (whole[0] / "report.md").read_text()
@@ -108,57 +106,52 @@ def test_the_held_out_images_are_measured_and_reported(whole: tuple[Path, Heard]
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
-    whole: tuple[Path, Heard], data: Path, tmp_path: Path
+    whole: Run, data: Path, tmp_path: Path
 ) -> None:
-    class Interrupting(Heard):
-        def advance(self, count: int) -> None:
-            super().advance(count)
-            if self.done > 18:
-                raise KeyboardInterrupt
-
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run_training(tiny(data, run), Interrupting())
+        run_training(tiny_umamba(data, run), Interrupting(after=18))
     assert len(pd.read_csv(run / "metrics.csv")) == 1
     torch.manual_seed(99)
-    run_training(tiny(data, run))
-    assert same(run, whole[0])
+    run_training(tiny_umamba(data, run))
+    assert same(weights_of(run), weights_of(whole[0]))
     usual, resumed = (pd.read_csv(r / "metrics.csv").drop(columns=TIMED) for r in (whole[0], run))
     pd.testing.assert_frame_equal(usual, resumed)
 
 
-def test_another_recipe_does_not_go_on_with_it(whole: tuple[Path, Heard], data: Path) -> None:
+def test_another_recipe_does_not_go_on_with_it(whole: Run, data: Path) -> None:
     with pytest.raises(UsageError, match="training with other settings") as caught:
-        run_training(tiny(data, whole[0], recipe=None, model_args=TINY))
+        run_training(tiny_umamba(data, whole[0], recipe=None, model_args=TINY_UMAMBA))
     assert "`--recipe` was nnunet-light, now it is patient" in caught.value.why
 
 
-def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> None:
+def test_its_validation_is_nnunets_pseudo_dice(whole: Run) -> None:
     """The last epoch's, from the checkpoint's weights and torchmetrics."""
     run, _ = whole
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Watching(NnUNetModule):
-        def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
             with torch.inference_mode():
                 seen.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
 
-    from robustcli.training.cache import decode_masked, decoded_once
-    from robustcli.training.datamodule import DecodedPairs
+    from robustcli.training.cache import DecodedSubset, decoded_once
+    from robustcli.training.datamodule import BatchSettings
     from robustcli.training.procedures.nnunet import PatchData
     from robustcli.training.train_plan import plan_training
 
     record = read_train_record(run)
-    config = tiny(Path(record.dataset.location), run)
+    config = tiny_umamba(Path(record.dataset.location), run)
     selection = plan_training(config, Heard())
     network = load(ModelRequest(str(run)), "seg").network
     state = DurableCheckpoints().load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
     module = Watching(network, selection.recipe)
     pairs = selection.splits.val.samples
-    with decoded_once(pairs, run / "cache", decode_masked) as decoded:
-        part = DecodedPairs([pair.image_id for pair in pairs], decoded)
-        loader = PatchData(part, part, selection.recipe, seed=0, workers=0).val_dataloader()
+    with decoded_once(pairs, run / "cache") as decoded:
+        part = DecodedSubset.of(pairs, decoded)
+        data = PatchData(part, part, selection.recipe, BatchSettings(0, 0))
+        loader = data.val_dataloader()
         loader.batch_sampler.sampler.set_epoch(2)  # type: ignore[attr-defined]
         for number, batch in enumerate(loader):
             module.validation_step(batch, number)
@@ -170,14 +163,14 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: tuple[Path, Heard]) -> Non
 
 @pytest.mark.parametrize(
     ("model", "arguments"),
-    [("unet", {"features": [4, 8]}), ("ulvm", {}), ("umamba-enc", TINY)],
+    [("unet", {"features": [4, 8]}), ("ulvm", {}), ("umamba-enc", TINY_UMAMBA)],
 )
 def test_other_networks_train_too(
     data: Path, tmp_path: Path, model: str, arguments: dict[str, Any]
 ) -> None:
     """A single logit, probabilities, and state-space blocks at several resolutions."""
     said = {"model": model, "model_args": arguments, "window": 32 if model == "ulvm" else 16}
-    run = run_training(tiny(data, tmp_path / "run", **said, epochs=1))
+    run = run_training(tiny_umamba(data, tmp_path / "run", **said, epochs=1))
     metrics = pd.read_csv(run / "metrics.csv")
     assert not metrics.isna().any(axis=None)
     assert table(run / "test")["dice"].between(0, 1).all()
@@ -185,7 +178,7 @@ def test_other_networks_train_too(
 
 def test_two_devices_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="`--recipe nnunet-light` trains on one device"):
-        run_training(tiny(data, tmp_path / "run", devices=2, batch_size=4))
+        run_training(tiny_umamba(data, tmp_path / "run", devices=2, batch_size=4))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,16 +1,20 @@
-"""The recipes against the table of the paper's notebooks, row by row."""
+"""The recipes against the table of the paper's notebooks, and their overrides."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from robustcli.core.errors import UsageError
+from robustcli.training.classifier_training import check_protocol, class_recipe
+from robustcli.training.config import TrainConfig
 from robustcli.training.losses import LOSSES
 from robustcli.training.recipes import (
     BUNDLED,
+    CLASS_RECIPES,
     EXTENDABLE,
     NAMED_RECIPES,
     PAPER_RECIPES,
@@ -18,14 +22,14 @@ from robustcli.training.recipes import (
     SCHEDULES,
     Recipe,
     constant,
-    describe,
+    describe_recipe,
     listed,
-    listed_by_name,
     recipe_for,
     recipe_named,
     warmup_cosine,
 )
 from robustcli.training.samples import AUGMENTATIONS
+from robustcli.training.segmenter_training import mask_recipe
 
 
 def test_a_recipe_by_its_name() -> None:
@@ -50,13 +54,14 @@ def test_our_own_has_a_name_too() -> None:
 
 
 def test_they_are_listed_as_they_are_typed() -> None:
-    rows = list(listed_by_name())
-    assert [name for name, _, _ in rows] == ["--recipe nnunet", "--recipe nnunet-light"]
-    assert all(recipe is NAMED_RECIPES[name.split()[1]] for name, _, recipe in rows)
+    rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
+    every = {**NAMED_RECIPES, **CLASS_RECIPES}
+    assert rows == {f"--recipe {name}": recipe for name, recipe in every.items()}
+    assert list(every) == ["nnunet", "nnunet-light", "classes", "classes-light"]
 
 
 def test_iterations_in_the_line() -> None:
-    line = describe(NAMED_RECIPES["nnunet"])
+    line = describe_recipe(NAMED_RECIPES["nnunet"])
     assert "1000 epochs of 250 iterations, batch 12, window 256, ce-minus-dice loss, SGD" in line
 
 
@@ -91,11 +96,11 @@ def test_the_papers_rows(name: str) -> None:
 
 
 def test_every_row_is_listed_with_what_it_is_for() -> None:
-    rows = {(name, protocol): recipe for name, protocol, recipe in listed()}
+    rows = {(name, how): recipe for name, how, recipe in listed() if name[0] != "-"}
     assert len(rows) == len(TABLE) + 1 + len(PATIENT_RECIPES) + 1
     for (name, protocol), recipe in rows.items():
         serves = "none of them" if name == "*" else name
-        assert recipe_for(serves, protocol, "lgg") == recipe
+        assert recipe_for(serves, protocol, "lgg") == recipe  # type: ignore[arg-type]
 
 
 def test_there_are_thirteen() -> None:
@@ -133,7 +138,7 @@ def test_quick_is_shorter() -> None:
 
 def test_a_recipe_in_a_line() -> None:
     recipe = replace(recipe_for("unet", "paper", "lgg"), images_per_epoch=128)
-    assert describe(recipe) == (
+    assert describe_recipe(recipe) == (
         "Recipe `paper` (Crews and Whalen 2024, training notebooks): 100 epochs of 128 images, "
         "batch 64, window 256, dice loss, Adam at 0.0003, constant, augmentation none."
     )
@@ -165,3 +170,95 @@ def test_only_what_ignores_the_length_may_be_extended() -> None:
     for name, factor in SCHEDULES.items():
         same = all(factor(step, 100) == factor(step, 150) for step in range(100))
         assert same == (name in EXTENDABLE)
+
+
+def test_the_window_is_the_networks() -> None:
+    recipe = class_recipe(TrainConfig("x"), 224)
+    assert (recipe.name, recipe.window, recipe.optimizer, recipe.clip) == (
+        "classes", 224, "AdamW", 1.0,
+    )  # fmt: skip
+    assert recipe.loss == "smoothed-cross-entropy"
+
+
+def test_overrides_and_the_quick_one() -> None:
+    config = TrainConfig(
+        "x", recipe="classes-light", quick=True, lr=0.1, aug="Strong", precision="bf16"
+    )
+    recipe = class_recipe(config, 32)
+    assert recipe.name == "classes-light quick"
+    assert (recipe.epochs, recipe.images_per_epoch, recipe.batch_size) == (2, 512, 32)
+    assert (recipe.lr, recipe.augmentation, recipe.precision) == (0.1, "strong", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"loss": "dice"}, "`dice`"),
+        ({"aug": "heavy"}, "`heavy`"),
+        ({"recipe": "nnunet"}, "`nnunet`"),
+        ({"lr": 0}, "out of range"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        class_recipe(TrainConfig("x", **said), 32)
+
+
+def test_a_protocol_of_masks_is_refused() -> None:
+    check_protocol(TrainConfig("x"))
+    with pytest.raises(UsageError, match="`--protocol paper` does not go with classifiers"):
+        check_protocol(TrainConfig("x", protocol="paper"))
+
+
+def recipe(**said: Any) -> Any:
+    config = TrainConfig(model="unet", **said)
+    return mask_recipe(config, "unet", "some data")
+
+
+def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
+    plain = recipe()
+    changed = recipe(
+        epochs=3, lr=0.5, batch_size=6, accumulate=2, loss="Dice", aug="STRONG", window=96,
+        clip=2.5, patience=4, precision="bf16",
+    )  # fmt: skip
+    assert (changed.epochs, changed.lr, changed.batch_size, changed.accumulate) == (3, 0.5, 6, 2)
+    assert (changed.loss, changed.augmentation, changed.window) == ("dice", "strong", 96)
+    assert (changed.clip, changed.patience, changed.precision) == (2.5, 4, "bf16")
+    assert (changed.optimizer, changed.schedule) == (plain.optimizer, plain.schedule)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"lr": 0.0}, "`--lr 0.0` is out of range"),
+        ({"lr": float("nan")}, "`--lr nan` is out of range"),
+        ({"batch_size": -1}, "`--batch-size -1` is out of range"),
+        ({"loss": "dise"}, "No loss is called `dise`"),
+        ({"aug": "ligt"}, "No augmentation is called `ligt`"),
+        ({"protocol": "paper", "aug": "light"}, "`--aug light` does not go with `--protocol pap"),
+        ({"protocol": "paper", "patience": 3}, "`--patience 3` does not go with `--protocol pap"),
+        ({"protocol": "paper", "recipe": "nnunet"}, "`--recipe nnunet` does not go with `--proto"),
+        ({"recipe": "nnunett"}, "No recipe is called `nnunett`"),
+        ({"recipe": "nnunet", "loss": "dice"}, "`--loss dice` does not go with `--recipe nnunet"),
+        ({"recipe": "nnunet", "aug": "light"}, "`--aug light` does not go with `--recipe nnunet"),
+        ({"recipe": "nnunet", "accumulate": 2}, "`--accumulate 2` does not go with `--recipe nn"),
+        ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
+    ],
+)
+def test_what_is_refused(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe(**said)
+
+
+def test_the_paper_may_be_told_to_augment_nothing() -> None:
+    assert recipe(protocol="paper", aug="none").augmentation == "none"
+
+
+def test_our_recipe_by_name_takes_what_nnunets_does_not() -> None:
+    assert recipe(recipe="patient", loss="dice", accumulate=2, patience=3).loss == "dice"
+
+
+def test_a_recipe_by_name_can_be_shortened_and_slowed() -> None:
+    found = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
+    assert (found.name, found.epochs, found.lr, found.clip) == ("nnunet", 24, 0.02, 1.0)
+    assert (found.precision, found.optimizer) == ("bf16", "SGD")

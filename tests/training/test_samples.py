@@ -14,23 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import padded
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import IGNORED
-from robustcli.training.cache import Decoded
+from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.samples import (
     AUGMENTATIONS,
-    TrainingSamples,
-    ValidationSamples,
-    WholeSamples,
+    CROPS,
+    AllWindows,
+    Crops,
+    RandomCrops,
+    RandomWindows,
+    ResizedImages,
+    WholePhotos,
+    _crop_box,
     augment,
     augmentation_name,
-    collate,
+    collate_masks,
+    collate_photos,
+    crop_name,
+    random_crop,
     random_place,
     tiles,
     window,
 )
-from tests.training.pairs import decoded, disc
+from tests.training.images import decoded, disc
 
 
 def pair(number: int = 0, side: int = 48) -> tuple[Tensor, Tensor]:
@@ -107,8 +116,8 @@ PIXELS = decoded(4)
 
 def training(
     ids: Sequence[str] = IDS, pixels: Sequence[Decoded] = PIXELS, augmentation: str = "none"
-) -> TrainingSamples:
-    return TrainingSamples(ids, pixels, 24, augmentation, seed=7)
+) -> RandomWindows:
+    return RandomWindows(DecodedSubset(ids, pixels), 24, augmentation, seed=7)
 
 
 def test_a_sample_is_a_window_of_its_image() -> None:
@@ -138,7 +147,7 @@ def test_neither_order_nor_place_in_the_list_matters() -> None:
 
 
 def test_validation_sees_every_pixel_once() -> None:
-    samples = ValidationSamples(IDS, PIXELS, 20)
+    samples = AllWindows(DecodedSubset(IDS, PIXELS), 20)
     seen = np.zeros(len(IDS), int)
     foreground = np.zeros(len(IDS), int)
     for number in range(len(samples)):
@@ -152,7 +161,7 @@ def test_validation_sees_every_pixel_once() -> None:
 
 
 def test_whole_images_are_resized_as_torchvision_0_15_did() -> None:
-    sample = WholeSamples(IDS, PIXELS, 31)[1]
+    sample = ResizedImages(DecodedSubset(IDS, PIXELS), 31)[1]
     image = torch.from_numpy(PIXELS[1].image).permute(2, 0, 1).float() / 255
     mask = torch.from_numpy(PIXELS[1].mask)[None].float()
     assert torch.allclose(sample.image, resize(image, [31, 31], antialias=False), atol=1e-6)
@@ -162,14 +171,14 @@ def test_whole_images_are_resized_as_torchvision_0_15_did() -> None:
 
 def test_images_of_the_right_size_stay_as_they_are() -> None:
     pixels = decoded(1, 32, 32)
-    sample = WholeSamples(("x",), pixels, 32)[0, 0]
+    sample = ResizedImages(DecodedSubset(("x",), pixels), 32)[0, 0]
     assert torch.equal(sample.image * 255, torch.from_numpy(pixels[0].image).permute(2, 0, 1))
     assert set(sample.mask.unique().tolist()) == {0.0, 1.0}
 
 
 def test_a_batch_keeps_what_its_samples_are() -> None:
     samples = [training()[0, place] for place in (3, 1)]
-    batch = collate(samples)
+    batch = collate_masks(samples)
     assert batch.ids == ["d", "b"]
     assert batch.numbers.tolist() == [3, 1]
     assert torch.equal(batch.images[1], samples[1].image)
@@ -186,7 +195,7 @@ def test_ignored_pixels_do_not_count(augmentation: str) -> None:
     for sample in trained:
         assert set(sample.mask.unique().tolist()) <= {0, 1, IGNORED}
         assert torch.equal(sample.counted, sample.mask != IGNORED)
-    windows = [ValidationSamples(("a",), marked, 24)[i] for i in range(4)]
+    windows = [AllWindows(DecodedSubset(("a",), marked), 24)[i] for i in range(4)]
     assert sum(int(sample.counted.sum()) for sample in windows) == (mask != IGNORED).sum()
 
 
@@ -233,3 +242,74 @@ def test_places_hang_on_identity_and_reach_every_corner() -> None:
 
 def test_a_small_image_has_one_place() -> None:
     assert random_place(5, 5, 10, "x") == (0, 0)
+
+
+def test_a_part_is_drawn_from_its_generator_alone() -> None:
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    first, again, other = (
+        random_crop(image, Crops(0.5), 32, "bilinear", np.random.default_rng(seed))
+        for seed in (1, 1, 2)
+    )
+    assert (first.shape, first.dtype) == ((3, 32, 32), torch.uint8)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("least", [0.08, 0.5])
+def test_the_area_of_a_part_is_between_its_limits(least: float) -> None:
+    boxes = [_crop_box(100, 140, Crops(least), np.random.default_rng(seed)) for seed in range(300)]
+    shares = [height * width / 14_000 for _, _, height, width in boxes]
+    assert least - 0.02 < min(shares) < least + 0.1
+    assert 0.9 < max(shares) <= 1
+    assert all(0 <= t <= 100 - h and 0 <= left <= 140 - w for t, left, h, w in boxes)
+
+
+def test_what_fits_no_ratio_is_cut_in_the_middle() -> None:
+    assert _crop_box(300, 10, Crops(1.0), np.random.default_rng(0)) == (143, 0, 13, 10)
+
+
+def test_half_of_the_parts_are_mirrored() -> None:
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    image[:, :, :4] = 255
+    left = [
+        int(random_crop(image, Crops(1.0), 8, "bilinear", np.random.default_rng(s))[0, 4, 0]) > 127
+        for s in range(200)
+    ]
+    assert 70 < sum(left) < 130
+
+
+def test_names() -> None:
+    assert crop_name("LIGHT") == "light"
+    assert CROPS["none"] is None
+    with pytest.raises(UsageError, match="`heavy`"):
+        crop_name("heavy")
+
+
+OWN = Preprocessing(resize=16, crop=16, interpolation="bilinear")
+PIXELS_PHOTOS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
+PART = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
+
+
+def test_epoch_and_id_decide_and_not_the_place() -> None:
+    samples = RandomCrops(PART, OWN, "light", seed=3)
+    turned = DecodedSubset(["b", "a"], PART.decoded[::-1], [0, 1])
+    again = RandomCrops(turned, OWN, "light", seed=3)
+    assert torch.equal(samples[0, 0].image, again[0, 1].image)
+    assert not torch.equal(samples[0, 0].image, samples[1, 0].image)
+    other = RandomCrops(PART, OWN, "light", seed=4)
+    assert not torch.equal(samples[0, 0].image, other[0, 0].image)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+    plain, seen = RandomCrops(PART, OWN, "none", seed=3), WholePhotos(PART, OWN)
+    expected = torch.from_numpy(OWN.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
+    assert torch.equal(plain[5, 1].image, seen[1].image)
+    assert torch.equal(seen[1].image, expected)
+
+
+def test_a_batch_keeps_ids_and_classes_together() -> None:
+    seen = WholePhotos(PART, OWN)
+    batch = collate_photos([seen[1], seen[0]])
+    assert batch.images.shape == (2, 3, 16, 16)
+    assert batch.ids == ["b", "a"]
+    assert (batch.targets.tolist(), batch.numbers.tolist()) == ([0, 1], [1, 0])

@@ -1,16 +1,148 @@
-"""Lightning is silent, and only Lightning."""
+"""The callbacks, checkpoints and silence of Lightning's Trainer."""
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from robustcli.core.errors import RunError
-from robustcli.training.trainer import DurableCheckpoints, without_chatter
+from robustcli.training.record import AVERAGED, METRICS, VALIDATIONS
+from robustcli.training.trainer import (
+    DurableCheckpoints,
+    KeepLastAndBest,
+    MetricsLog,
+    SeededSteps,
+    TrainProgress,
+    WaitingTime,
+    without_chatter,
+)
+from tests.training.runs import Heard
+
+
+def test_only_fetching_counts_and_taking_starts_anew() -> None:
+    clock = WaitingTime()
+    with clock.profile("[_TrainingEpochLoop].train_dataloader_next"):
+        time.sleep(0.02)
+    with clock.profile("run_training_epoch"):
+        time.sleep(0.02)
+    assert clock.take() == pytest.approx(0.02, abs=0.015)
+    assert clock.take() == 0
+    assert clock.summary() == ""
+
+
+MODULE: Any = None
+
+
+def trainer(epoch: int = 0, **said: Any) -> Any:
+    usual = {
+        "current_epoch": epoch, "global_step": 5, "global_rank": 0, "world_size": 1,
+        "is_global_zero": True, "max_epochs": 4, "callback_metrics": {},
+        "optimizers": [SimpleNamespace(param_groups=[{"lr": 0.25}])],
+    }  # fmt: skip
+    return SimpleNamespace(**(usual | said))
+
+
+def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
+    kept = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
+    for epoch, dice in enumerate([0.5, 0.7, 0.7, 0.6]):
+        saved: list[str] = []
+        kept.on_train_epoch_end(
+            trainer(
+                epoch,
+                callback_metrics={"val_dice": torch.tensor(dice)},
+                save_checkpoint=lambda path, saved=saved: saved.append(path.name),
+            ),
+            MODULE,
+        )
+        assert saved == [*(["best.ckpt"] if epoch < 2 else []), "last.ckpt"]
+    assert kept.best_epoch == 2
+    again = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
+    again.load_state_dict(kept.state_dict())
+    assert (again.best_value, again.best_epoch) == (kept.best_value, 2)
+
+
+def test_what_is_no_number_is_best_only_where_nothing_else_is(tmp_path: Path) -> None:
+    kept = KeepLastAndBest(tmp_path, best=True, monitor=AVERAGED)
+    best = []
+    for epoch, value in enumerate([math.nan, 0.2, math.nan, 0.3]):
+        saved: list[str] = []
+        kept.on_train_epoch_end(
+            trainer(
+                epoch,
+                callback_metrics={AVERAGED: torch.tensor(value), "val_dice": torch.tensor(1.0)},
+                save_checkpoint=lambda path, saved=saved: saved.append(path.name),
+            ),
+            MODULE,
+        )
+        best.append("best.ckpt" in saved)
+    assert best == [True, True, False, True]
+    assert kept.state_dict()["monitor"] == AVERAGED
+
+
+def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    logged = {
+        "train_loss": 0.5,
+        "grad_norm": 2.0,
+        "val_loss": 0.4,
+        "val_dice": 0.8,
+        "val_iou": 0.7,
+    }
+    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    log.on_train_start(trainer(), MODULE)
+    log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)
+    state = log.state_dict()
+    log.on_train_epoch_end(trainer(1, callback_metrics=logged), MODULE)
+    again = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    again.load_state_dict(state)
+    again.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_dice": 0.9}), MODULE)
+    written = pd.read_csv(tmp_path / "metrics.csv")
+    assert tuple(written.columns) == METRICS
+    assert written["epoch"].tolist() == [1, 2]
+    assert written["val_dice"].tolist() == [0.8, 0.9]
+    assert written["lr"].tolist() == [0.25, 0.25]
+
+
+def test_a_step_that_the_loss_scaler_skipped_has_no_norm(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    log.on_train_epoch_end(trainer(callback_metrics={"train_loss": 1.0}), MODULE)
+    assert pd.read_csv(tmp_path / "metrics.csv")["grad_norm"].isna().all()
+
+
+def test_progress_counts_the_images_of_all_processes_and_no_more() -> None:
+    heard = Heard()
+    bar = TrainProgress(heard, per_epoch=10)
+    two = trainer(epoch=1, world_size=2)
+    bar.on_train_start(two, MODULE)
+    assert (heard.total, heard.done) == (40, 10)
+    for _ in range(3):  # two processes with two images each: the last step holds a repeated one
+        bar.on_train_batch_end(two, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
+    assert heard.done == 20
+    bar.on_train_epoch_end(two, MODULE)
+    bar.on_train_batch_end(two, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
+    assert heard.done == 24
+
+
+@pytest.mark.parametrize("other", [{"epoch": 1}, {"global_rank": 1}, {"step": 1}, {"seed": 1}])
+def test_a_step_draws_what_is_its_own(other: dict[str, int]) -> None:
+    def drawn(seed: int = 0, step: int = 0, epoch: int = 0, global_rank: int = 0) -> torch.Tensor:
+        torch.rand(3)
+        SeededSteps(seed).on_train_batch_start(
+            trainer(epoch, global_rank=global_rank), MODULE, None, step
+        )
+        return torch.rand(4)
+
+    assert torch.equal(drawn(), drawn())
+    assert not torch.equal(drawn(), drawn(**other))
+
 
 IO = DurableCheckpoints()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.procedures.nnunet import NNUNet
 from robustcli.training.procedures.paper import Paper
-from robustcli.training.procedures.standard import Standard
 from robustcli.training.recipes import Recipe
 
 
@@ -13,4 +12,4 @@ def procedure_of(recipe: Recipe) -> Procedure:
     """The procedure that `recipe` is for; the only place that asks."""
     if recipe.patches is not None:
         return NNUNet(recipe)
-    return Standard(recipe) if recipe.paper_batch is None else Paper(recipe)
+    return Procedure(recipe) if recipe.paper_batch is None else Paper(recipe)

@@ -1,9 +1,8 @@
-"""A procedure: what is trained on, how, which epoch is taken, what is scored, what is refused."""
+"""What a procedure decides; ours: passes over cut windows, the best epoch by validation."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,42 +13,21 @@ from torch import nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.nnunet.normalisation import Channel
-from robustcli.training.cache import Decoded
+from robustcli.training.cache import DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, DecodedPairs
-from robustcli.training.lit_segmenter import SegmentationModule
+from robustcli.training.datamodule import BaseDataModule, BatchSettings, ImageData
+from robustcli.training.lit_module import SegmenterModule, decays_of
 from robustcli.training.recipes import Recipe
+from robustcli.training.samples import AllWindows, RandomWindows, collate_masks
 from robustcli.training.trainer import Machine
 
 
 @dataclass(frozen=True)
-class BatchSettings:
-    """How batches are made, whatever is in them.
-
-    Args:
-        seed: Of the run.
-        workers: Loader processes; 0 for none.
-        pin: Whether batches go through pinned memory, for CUDA.
-        least: Fewest images of a training batch.
-        ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
-    """
-
-    seed: int
-    workers: int
-    pin: bool = False
-    least: int = 1
-    ignores: bool = False
-
-
-@dataclass(frozen=True)
-class Procedure(ABC):
-    """One way to train with a recipe.
+class Procedure:
+    """One way to train with a recipe. This one is ours; the others derive from it.
 
     Lengths, the monitored value and what is refused hold for every network; data module, LitModule
     and scores are those of segmenters. Classifiers bring their own (`classifier_training`).
-
-    Args:
-        recipe: With all overrides.
     """
 
     recipe: Recipe
@@ -61,39 +39,25 @@ class Procedure(ABC):
     refused: ClassVar[Mapping[str, str]] = {}
     """Options that have no meaning here, and why: a sentence, or part of one."""
 
-    @abstractmethod
-    def images_per_epoch(self, available: int) -> int:
-        """Training images of an epoch, or patches of them, where so many images are there."""
+    def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
+        """Validates the overrides `options` by name; those in `refused` raise UsageError."""
+        return
 
-    @abstractmethod
+    def check(self, machine: Machine, *, grey: bool) -> None:
+        """Validates devices and channels; raises UsageError where the procedure lacks them."""
+        return
+
+    def planned(self, config: TrainConfig, entry: ModelEntry, train: Dataset) -> Recipe:
+        """The recipe with what depends on network and images and the user has not set."""
+        return self.recipe
+
+    def images_per_epoch(self, available: int) -> int:
+        """Training images of an epoch, or patches of them, of `available` images."""
+        return min(self.recipe.images_per_epoch or available, available)
+
     def val_batches(self, images: int) -> float:
         """Batches of a validation pass over so many images, about: an image may be several."""
-
-    @abstractmethod
-    def data(
-        self, train: DecodedPairs, val: DecodedPairs, settings: BatchSettings
-    ) -> BaseDataModule:
-        """The data module of a segmenter.
-
-        Raises:
-            UsageError: The procedure needs foreground in both subsets, and one has none.
-        """
-
-    @abstractmethod
-    def module(
-        self, network: nn.Module, entry: ModelEntry, val: Dataset, data: BaseDataModule | None, *,
-        grey: bool, ignores: bool,
-    ) -> SegmentationModule:  # fmt: skip
-        """The LitModule of a segmenter.
-
-        Args:
-            network: The network; put into training mode.
-            entry: What is known of it.
-            val: The pairs that are validated on.
-            data: Their batches; None where nothing is validated.
-            grey: Whether the network gets greyscale images.
-            ignores: Whether masks hold pixels to ignore.
-        """
+        return images / self.recipe.batch_size
 
     def monitor(self, score: str) -> str:
         """The logged value that the best epoch has the highest of, for a task's `score`."""
@@ -104,34 +68,48 @@ class Procedure(ABC):
         """How each channel is normalised beyond division by 255; empty where it is not."""
         return ()
 
-    def check(self, machine: Machine, *, grey: bool) -> None:
-        """Validates devices and channels; raises UsageError where they do not go together."""
-        return
+    def data(
+        self, train: DecodedSubset, val: DecodedSubset, settings: BatchSettings
+    ) -> BaseDataModule:
+        """The data module of a segmenter.
 
-    def check_options(self, config: TrainConfig, given: Mapping[str, Any]) -> None:
-        """Validates the overrides `given`, by option; those in `refused` raise UsageError."""
-        return
+        Raises:
+            UsageError: The procedure needs foreground in both subsets, and one has none.
+        """
+        window, augmentation = self.recipe.window, self.recipe.augmentation
+        windows = RandomWindows(train, window, augmentation, settings.seed)
+        return ImageData(
+            train.ids, windows, AllWindows(val, window), collate_masks, self.recipe, settings
+        )
 
-    def planned(self, config: TrainConfig, entry: ModelEntry, train: Dataset) -> Recipe:
-        """The recipe with what depends on network and images and the user has not set."""
-        return self.recipe
+    def module(
+        self, network: nn.Module, entry: ModelEntry, val: Dataset, data: BaseDataModule | None, *,
+        grey: bool, ignores: bool,
+    ) -> SegmenterModule:  # fmt: skip
+        """The LitModule of a segmenter; dice and IoU are pooled by the groups of `val`.
+
+        Args:
+            network: The network; put into training mode.
+            entry: What is known of it.
+            val: The pairs that are validated on.
+            data: Their batches; None where nothing is validated.
+            grey: Whether the network gets greyscale images.
+            ignores: Whether masks hold pixels to ignore.
+        """
+        places = data.val_samples.places if isinstance(data, ImageData) else []
+        return SegmenterModule(
+            network.train(), self.recipe, channels="grey" if grey else self.channels,
+            decays=decays_of(entry), val_groups=[val.samples[place].group for place in places],
+            ignores=ignores,
+        )  # fmt: skip
 
     def faults(self, model: str) -> list[str]:
-        """What is known to be wrong with the procedure, and is done all the same."""
+        """Known faults of the procedure, which it keeps to stay comparable."""
         return []
 
     def score(
-        self, run: Path, module: SegmentationModule, chosen: Mapping[str, Any],
-        test: Sequence[Sample], decode: Callable[[Sample], Decoded], device: torch.device,
+        self, run: Path, module: SegmenterModule, chosen: Mapping[str, Any],
+        test: Sequence[Sample], device: torch.device,
     ) -> None:  # fmt: skip
-        """Writes the procedure's own scores of the held-out images into `run`: none.
-
-        Args:
-            run: The folder.
-            module: What was trained.
-            chosen: The state of its network in the chosen epoch.
-            test: The held-out pairs.
-            decode: Reads one of them.
-            device: Where the network runs.
-        """
+        """Writes the procedure's own scores of the held-out images into `run`: here none."""
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,20 +14,18 @@ from torch.utils.data import DataLoader
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.data.dataset import Sample
-from robustcli.training.cache import Decoded, decoded_once
+from robustcli.training.cache import DecodedSubset, decoded_once
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import DecodedPairs, SegmentationData
-from robustcli.training.lit_segmenter import SegmentationModule, outputs
-from robustcli.training.procedures.base import BatchSettings
-from robustcli.training.procedures.standard import Standard
+from robustcli.training.datamodule import BatchSettings, ImageData
+from robustcli.training.lit_module import SegmenterModule, outputs
+from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import PAPER_RECIPES
 from robustcli.training.record import PAPER
-from robustcli.training.samples import Batch, WholeSamples, collate
+from robustcli.training.samples import ResizedImages, collate_masks
 
 PAPER_FILE = "paper.parquet"
-Row = dict[str, object]
 
-_ALL = (
+_FAULTS = (
     "Slices of one patient are in training and in test: the split is by slice, not by patient.",
     "The dice is pooled over batches of {batch} slices and averaged over the batches, the last and "
     "smaller one counting as much; it is neither per image nor per patient.",
@@ -40,8 +38,8 @@ _ALL = (
     "is another one of the same kind.",
 )
 _LOGIT = "A pixel is foreground where the logit is at least 0.5, that is probability 0.622."
-_NOT_THERE = "The paper has no such network; it is trained and scored as its others were."
-_OF_MODEL = {
+_NOT_IN_PAPER = "The paper has no such network; it is trained and scored as its others were."
+_FAULTS_OF_MODEL = {
     "unet": "Its batches of evaluation hold 64 slices, those of all others 16: another statistic.",
     "segformer": "Images and masks are resized to 224 pixels, which makes the masks soft at their "
     "edges: dice counts them softly, IoU wherever they are above 0.",
@@ -50,19 +48,7 @@ _OF_MODEL = {
 }
 
 
-class WholeImages(SegmentationData):
-    """Batches of whole images and masks, resized as the paper did."""
-
-    def train_samples(self) -> WholeSamples:
-        """See `SegmentationData.train_samples`."""
-        return WholeSamples(self.train.ids, self.train.decoded, self.recipe.window)
-
-    def val_samples(self) -> WholeSamples:
-        """See `SegmentationData.val_samples`."""
-        return WholeSamples(self.val.ids, self.val.decoded, self.recipe.window)
-
-
-class Paper(Standard):
+class Paper(Procedure):
     """Whole images in OpenCV's order of colours; the last epoch; dice over batches of images."""
 
     channels: ClassVar[Literal["rgb", "bgr"]] = "bgr"
@@ -72,91 +58,74 @@ class Paper(Standard):
         "patience": "it takes the last epoch, whatever validation says",
     }
 
-    def check_options(self, config: TrainConfig, given: Mapping[str, Any]) -> None:
+    def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
         """See `Procedure.check_options`."""
         for name, why in self.refused.items():
-            if name in given and given[name] != "none":
+            if name in options and options[name] != "none":
                 raise UsageError(
-                    f"`--{name} {given[name]}` does not go with `--protocol paper`.",
+                    f"`--{name} {options[name]}` does not go with `--protocol paper`.",
                     f"That protocol is done as the paper did it: {why}.",
                     f"Leave out `--{name}`, or use `--protocol patient`.",
                 )
 
-    def data(
-        self, train: DecodedPairs, val: DecodedPairs, settings: BatchSettings
-    ) -> SegmentationData:
-        """See `Procedure.data`."""
-        return WholeImages(
-            train, val, self.recipe, seed=settings.seed, workers=settings.workers,
-            pin=settings.pin, least=settings.least,
-        )  # fmt: skip
+    def data(self, train: DecodedSubset, val: DecodedSubset, settings: BatchSettings) -> ImageData:
+        """See `Procedure.data`: whole images and masks, resized as the paper did."""
+        images, val_images = (ResizedImages(part, self.recipe.window) for part in (train, val))
+        return ImageData(train.ids, images, val_images, collate_masks, self.recipe, settings)
 
     def faults(self, model: str) -> list[str]:
         """See `Procedure.faults`."""
-        found = [text.format(batch=self.recipe.paper_batch) for text in _ALL]
+        faults = [text.format(batch=self.recipe.paper_batch) for text in _FAULTS]
         if self.recipe.decision == "logit":
-            found.append(_LOGIT)
-        if model in _OF_MODEL:
-            found.append(_OF_MODEL[model])
+            faults.append(_LOGIT)
+        if model in _FAULTS_OF_MODEL:
+            faults.append(_FAULTS_OF_MODEL[model])
         if model not in PAPER_RECIPES:
-            found.append(_NOT_THERE)
-        return found
+            faults.append(_NOT_IN_PAPER)
+        return faults
 
     def score(
-        self, run: Path, module: SegmentationModule, chosen: Mapping[str, Any],
-        test: Sequence[Sample], decode: Callable[[Sample], Decoded], device: torch.device,
+        self, run: Path, module: SegmenterModule, chosen: Mapping[str, Any],
+        test: Sequence[Sample], device: torch.device,
     ) -> None:  # fmt: skip
         """Writes `RUN/paper.parquet` from the test images, in the order of their ids."""
         module.network.load_state_dict(chosen)
         module.to(device)
-        with decoded_once(test, run / "cache", decode) as decoded:
-            ids = [pair.image_id for pair in test]
-            samples = WholeSamples(ids, decoded, self.recipe.window)
+        with decoded_once(test, run / "cache") as decoded:
+            samples = ResizedImages(DecodedSubset.of(test, decoded), self.recipe.window)
             write_paper_rows(run, module, samples, batch_size=min(16, self.recipe.batch_size))
 
 
 @torch.inference_mode()
 def write_paper_rows(
-    run: Path, module: SegmentationModule, samples: WholeSamples, *, batch_size: int
+    run: Path, module: SegmenterModule, samples: ResizedImages, *, batch_size: int
 ) -> None:
-    """Writes `RUN/paper.parquet`: the columns of PAPER for every image, in order.
-
-    Args:
-        run: The run's folder.
-        module: With the weights to score, on its device.
-        samples: The test images, sorted.
-        batch_size: Images a forward pass; it changes no number.
-    """
+    """Writes `RUN/paper.parquet`: the columns of PAPER for every image, in order."""
     module.eval()
-    rows: list[Row] = []
-    for batch in DataLoader(samples, batch_size, collate_fn=collate):
-        rows.extend(_rows(module, batch))
+    rows: list[dict[str, object]] = []
+    for batch in DataLoader(samples, batch_size, collate_fn=collate_masks):
+        images = module.pixels(batch._replace(images=batch.images.to(module.device)))
+        predicted = module.foreground(outputs(module.network, images)[0]).cpu()
+        rows.extend(paper_rows(batch.ids, predicted, batch.masks))
     with replacing(run / PAPER_FILE) as beside:
         pd.DataFrame(rows, columns=list(PAPER)).to_parquet(beside)
 
 
-def _rows(module: SegmentationModule, batch: Batch) -> Iterator[Row]:
-    images = module.pixels(batch._replace(images=batch.images.to(module.device)))
-    said = module.foreground(outputs(module.network, images)[0]).cpu()
-    yield from paper_rows(batch.ids, said, batch.masks)
-
-
-def paper_rows(ids: Sequence[str], said: Tensor, masks: Tensor) -> Iterator[Row]:
+def paper_rows(ids: Sequence[str], predicted: Tensor, masks: Tensor) -> Iterator[dict[str, object]]:
     """One row per image.
 
     Args:
         ids: The images.
-        said: Foreground as predicted, bool (B, 1, H, W).
+        predicted: Foreground as predicted, bool (B, 1, H, W).
         masks: Foreground as it is, 0 to 1, (B, 1, H, W).
     """
-    p, t = said.flatten(1).double(), masks.flatten(1).double()
-    true = t > 0
-    for i, image_id in enumerate(ids):
+    foreground, target = predicted.flatten(1), masks.flatten(1).double()
+    for image_id, p, t in zip(ids, foreground, target, strict=True):
         yield {
             "image_id": image_id,
-            "intersection": float((p[i] * t[i]).sum()),
-            "predicted": float(p[i].sum()),
-            "target": float(t[i].sum()),
-            "overlap": int((said.flatten(1)[i] & true[i]).sum()),
-            "union": int((said.flatten(1)[i] | true[i]).sum()),
+            "intersection": float((p.double() * t).sum()),
+            "predicted": float(p.double().sum()),
+            "target": float(t.sum()),
+            "overlap": int((p & (t > 0)).sum()),
+            "union": int((p | (t > 0)).sum()),
         }

@@ -1,4 +1,4 @@
-"""nnU-Net's loss from foreground scores is that from class scores."""
+"""How recipes are trained: our way, the paper's and nnU-Net's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,46 +17,159 @@ from torch import Tensor, nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.adapters.segmenter import foreground_logits
+from robustcli.adapters.trainable import start_weights
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.models.architectures import architecture
+from robustcli.models.architectures import architecture, everything_decays
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
-from robustcli.training.cache import Decoded
+from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import DecodedPairs
-from robustcli.training.losses import DeepSupervision, supervision_weights
-from robustcli.training.procedures.nnunet import (
+from robustcli.training.datamodule import BatchSettings, ImageData
+from robustcli.training.lit_module import SegmenterModule
+from robustcli.training.losses import (
+    DeepSupervision,
     DiceCrossEntropy,
+    TwoClasses,
+    class_scores,
+    supervision_weights,
+)
+from robustcli.training.procedures.base import Procedure
+from robustcli.training.procedures.nnunet import (
+    NNUNet,
     NnUNetModule,
     PatchData,
     PatchOrder,
-    TwoClasses,
-    class_scores,
     moving_average,
     planned,
     poly_lr,
 )
-from robustcli.training.recipes import NAMED_RECIPES, Recipe
-from robustcli.training.record import AVERAGED
-from robustcli.training.samples import Batch
+from robustcli.training.procedures.paper import Paper, paper_rows, write_paper_rows
+from robustcli.training.recipes import NAMED_RECIPES, Recipe, recipe_for
+from robustcli.training.record import AVERAGED, PAPER
+from robustcli.training.samples import AllWindows, MaskBatch, ResizedImages
+from robustcli.training.train_plan import plan_training
 from tests.models import golden
-from tests.training.nnunet_trainings import RECIPE, TINY
-from tests.training.pairs import decoded, write_pairs
+from tests.training.images import decoded, write_pairs
+from tests.training.runs import RECIPE, TINY_UMAMBA, Heard, small
+
+PART, ONE = DecodedSubset(["a", "b"], decoded(2)), DecodedSubset(["c"], decoded(1))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return small(write_pairs(tmp_path / "data", 14), tmp_path / "run", workers=1)
+
+
+def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig) -> None:
+    plan = plan_training(config, Heard())
+    assert type(plan.procedure) is Procedure
+    data = plan.procedure.data(PART, ONE, plan.batch_settings())
+    assert isinstance(data, ImageData)
+    assert isinstance(data.val_samples, AllWindows)
+    assert data.settings.workers == 1
+    network, _ = start_weights("unet", None, True, True, 0, config.model_args)
+    module = plan.task.lit_module(plan, network.eval(), data)
+    assert isinstance(module, SegmenterModule)
+    assert len(module.val_groups) == len(data.val_samples)
+    assert network.training
+    assert (plan.monitor, plan.channels, plan.procedure.keeps_best) == ("val_dice", "rgb", True)
+    assert (plan.procedure.normalised, plan.procedure.faults("unet")) == ((), [])
+
+
+def test_the_papers_takes_whole_images_and_the_last_epoch(config: TrainConfig) -> None:
+    plan = plan_training(TrainConfig(**{**vars(config), "protocol": "paper"}), Heard())
+    assert type(plan.procedure) is Paper
+    data = plan.procedure.data(PART, ONE, plan.batch_settings())
+    assert isinstance(data, ImageData)
+    assert isinstance(data.val_samples, ResizedImages)
+    assert (plan.channels, plan.procedure.keeps_best) == ("bgr", False)
+    assert len(plan.procedure.faults("unet")) > 3
+
+
+def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig) -> None:
+    said = {**vars(config), "recipe": "nnunet-light"}
+    plan = plan_training(TrainConfig(**said), Heard())
+    assert type(plan.procedure) is NNUNet
+    assert isinstance(plan.procedure.data(PART, PART, plan.batch_settings()), PatchData)
+    network, _ = start_weights("unet", None, True, True, 0, config.model_args)
+    assert isinstance(plan.task.lit_module(plan, network), NnUNetModule)
+    assert (plan.per_epoch, plan.steps_per_epoch) == (25 * 4, 25)
+    assert plan.val_batches == 10
+    assert plan.monitor == AVERAGED
+    assert [channel.scheme for channel in plan.procedure.normalised] == ["zscore"] * 3
+
+
+def of(model: str) -> str:
+    return "\n".join(Paper(recipe_for(model, "paper", "lgg")).faults(model))
+
+
+@pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])
+def test_the_faults_of_all(model: str) -> None:
+    for said in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
+                 "Nothing is augmented", "seeded"):  # fmt: skip
+        assert said in of(model)
+
+
+def test_the_faults_of_some() -> None:
+    assert "batches of 64 slices" in of("unet")
+    assert "batches of 16 slices" in of("ulvm")
+    assert "probability 0.622" in of("umambabot")
+    assert "0.622" not in of("ulvm")
+    assert "224 pixels" in of("segformer")
+    assert "not on record" in of("resnet50_seg")
+    assert "has no such network" in of("vmunet")
+
+
+def test_rows_by_hand() -> None:
+    said = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1]]).bool().reshape(2, 1, 2, 2)
+    mask = torch.tensor([[0.5, 0, 0.25, 0], [0, 0, 0, 0]]).reshape(2, 1, 2, 2)
+    first, second = paper_rows(["a", "b"], said, mask)
+    assert tuple(first.values()) == ("a", 0.5, 2.0, 0.75, 1, 3)
+    assert tuple(second.values()) == ("b", 0.0, 1.0, 0.0, 0, 1)
+
+
+class Redness(nn.Module):
+    """Logits that are high where the third channel, which is red in BGR, is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class: 0.5 exactly between ground and disc."""
+        return self.scale * (x[:, 2:] - x[:, :1] - 0.3) + 0.5
+
+
+def test_the_rows_of_a_network_that_is_right(tmp_path: Path) -> None:
+    pixels = decoded(5, 32, 32)
+    recipe = recipe_for("unet", "paper", "x")
+    module = SegmenterModule(
+        Redness(), recipe, channels="bgr", decays=everything_decays, val_groups=()
+    )
+    ids = [f"{i}" for i in range(5)]
+    write_paper_rows(tmp_path, module, ResizedImages(DecodedSubset(ids, pixels), 32), batch_size=2)
+    rows = pd.read_parquet(tmp_path / "paper.parquet")
+    assert tuple(rows.columns) == PAPER
+    assert rows["image_id"].tolist() == ids
+    area = [int(one.mask.sum()) for one in pixels]
+    for column in PAPER[1:]:
+        assert rows[column].tolist() == area
+
 
 MASKS = Masks(surveyed=False)
 
-TRAIN = DecodedPairs([f"t{i}" for i in range(7)], decoded(7))
-VAL = DecodedPairs(["v0", "v1"], decoded(2, 50, 30))
+TRAIN = DecodedSubset([f"t{i}" for i in range(7)], decoded(7))
+VAL = DecodedSubset(["v0", "v1"], decoded(2, 50, 30))
 
 
-def data(*, seed: int = 1, workers: int = 0, val: DecodedPairs = VAL) -> PatchData:
-    return PatchData(TRAIN, val, RECIPE, seed=seed, workers=workers)
+def data(*, seed: int = 1, workers: int = 0, val: DecodedSubset = VAL) -> PatchData:
+    return PatchData(TRAIN, val, RECIPE, BatchSettings(seed, workers))
 
 
-def epoch(made: PatchData, number: int, phase: str = "train") -> list[Batch]:
+def epoch(made: PatchData, number: int, phase: str = "train") -> list[MaskBatch]:
     loader = getattr(made, f"{phase}_dataloader")()
     loader.batch_sampler.sampler.set_epoch(number)
     return list(loader)
@@ -93,8 +207,8 @@ def test_epoch_and_seed_are_all_that_counts(phase: str) -> None:
 
 def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
     """In training, what is turned and flipped may lose it again."""
-    bare = [replace(one, mask=one.mask * 0) for one in decoded(3)]
-    mixed = DecodedPairs(
+    bare = [one._replace(mask=one.mask * 0) for one in decoded(3)]
+    mixed = DecodedSubset(
         ["a", "b", "c", "d"], [*bare, Decoded(decoded(4)[3].image, decoded(4)[3].mask)]
     )
     batches = [b for n in range(5) for b in epoch(data(val=mixed), n, "val")]
@@ -102,7 +216,7 @@ def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
 
 
 def test_no_foreground_at_all_is_refused() -> None:
-    bare = DecodedPairs(["a"], [replace(one, mask=one.mask * 0) for one in decoded(1)])
+    bare = DecodedSubset(["a"], [one._replace(mask=one.mask * 0) for one in decoded(1)])
     with pytest.raises(UsageError, match="nothing to learn from in the val images"):
         data(val=bare)
 
@@ -119,8 +233,8 @@ def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
     some = decoded(2, 64, 64)
     nothing = Decoded(some[0].image, np.zeros_like(some[0].mask))
     nothing.mask[:32] = IGNORED
-    part = DecodedPairs(["shown", "void"], [some[1], nothing])
-    made = PatchData(part, part, RECIPE, seed=1, workers=0, ignores=True)
+    part = DecodedSubset(["shown", "void"], [some[1], nothing])
+    made = PatchData(part, part, RECIPE, BatchSettings(1, 0, ignores=True))
     assert made.train.patches._with_foreground == (0,)
     batches = epoch(made, 0) + epoch(made, 0, "val")
     assert any((batch.masks == IGNORED).any() for batch in batches)
@@ -222,12 +336,12 @@ def test_labels_of_any_whole_type(dtype: Any) -> None:
 
 
 def umamba() -> nn.Module:
-    options: dict[str, Any] = TINY
+    options: dict[str, Any] = TINY_UMAMBA
     return architecture("umamba-pico").build(**options)
 
 
 def test_a_umamba_answers_at_every_resolution() -> None:
-    options: dict[str, Any] = {**TINY, "features": [4, 4, 8], "strides": [1, 2, 2]}
+    options: dict[str, Any] = {**TINY_UMAMBA, "features": [4, 4, 8], "strides": [1, 2, 2]}
     network = architecture("umamba-pico").build(**options)
     NnUNetModule(network, RECIPE)
     assert [o.shape[-1] for o in network(torch.rand(1, 3, 16, 16))] == [16, 8]

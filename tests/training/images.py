@@ -1,4 +1,4 @@
-"""Made-up pairs: bright discs on a dark ground, as files and as an index."""
+"""Made-up images: discs with masks, and photos of three colours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.training.cache import Decoded, Pixels
+from robustcli.training.cache import Decoded, PixelArray
 
 
-def disc(number: int, height: int, width: int) -> tuple[Pixels, Pixels]:
+def disc(number: int, height: int, width: int) -> tuple[PixelArray, PixelArray]:
     """An image (H, W, 3) and its mask (H, W) of 0 and 1."""
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[:height, :width]
@@ -35,3 +35,18 @@ def write_pairs(folder: Path, count: int, *, size: int = 32, empty: bool = False
         Image.fromarray(image).save(folder / "images" / f"{number:03d}.png")
         Image.fromarray(mask * (0 if empty else 255)).save(folder / "masks" / f"{number:03d}.png")
     return folder
+
+
+COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
+
+
+def write_photos(root: Path, each: int = 12, side: int = 32, seed: int = 0) -> Path:
+    """`each` noisy photos of each colour, in a folder of its own; of two sizes."""
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            shape = (side, side + 8 * (number % 2), 3)
+            pixels = np.clip(rng.normal(colour, 60, shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:03}.png")
+    return root

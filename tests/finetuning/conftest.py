@@ -1,0 +1,44 @@
+"""Data and weights that several files fine-tune; nothing is written into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustcli.finetuning.config import FinetuneConfig
+from tests.finetuning.tunings import tuning, write_pretrained
+from tests.training.images import write_pairs, write_photos
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen discs with masks."""
+    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photos of each of three colours."""
+    return write_photos(tmp_path_factory.mktemp("photos") / "paints", 12)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a very small U-Mamba."""
+    return write_pretrained(tmp_path_factory.mktemp("weights") / "weights.safetensors")
+
+
+@pytest.fixture
+def tune(data: Path, weights: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
+    """The settings of a fine-tuning of `weights` on `data` into `tmp_path / "run"`."""
+
+    def config(
+        out: Path = tmp_path / "run", pretrained: Path | None = weights, data: Path = data,
+        **said: Any,
+    ) -> FinetuneConfig:  # fmt: skip
+        return tuning(data, out, pretrained, **said)
+
+    return config
