@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
+from robustcli.adapters.load import entry_of
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.listener import Listener, Silent
@@ -192,7 +192,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
         UsageError: Something named does not exist or does not fit together.
     """
     cells = resolve_transforms(config.transforms, config.severities, config.plugins)
-    entries = [resolve(request.name) for request in config.models]
+    entries = [entry_of(request, offline=config.offline) for request in config.models]
     names = tuple(entry.name for entry in entries)
     _check_distinct(names)
     task = task_of(entries)

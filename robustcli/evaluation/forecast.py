@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
@@ -65,7 +65,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
 
     The trial runs the real work on a few images, classifiers with freshly initialised networks.
     """
-    evaluation = look_up(config, listener)
+    evaluation = look_up(replace(config, offline=True), listener)
     plan = _plan(evaluation)
     missing = plan.forwards
     if has_record(evaluation.run) and not config.fresh:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.load import ModelRequest
 from robustcli.adapters.training_run import write_weights
 from robustcli.data.dataset import Dataset
 from robustcli.evaluation.config import EvalConfig
