@@ -300,10 +300,14 @@ def _imported(name: str) -> Any:
         sys.path.remove(folder)
         if folder not in sys.path:  # for what the module imports later, behind everything else
             sys.path.append(folder)
+    home = module.__name__
     for part in attribute.split("."):
         if not hasattr(module, part):
-            public = [key for key, value in vars(module).items()
-                      if not key.startswith("_") and callable(value)]  # fmt: skip
+            public = [
+                key
+                for key, value in vars(module).items()
+                if isinstance(value, nn.Module) or getattr(value, "__module__", "") == home
+            ]
             raise UsageError(
                 f"`{module_name}` has no `{attribute}`.",
                 f"It has {', '.join(f'`{key}`' for key in public[:_SHOWN])}." if public else "",
@@ -545,7 +549,8 @@ def _answer(answers: Answers, size: tuple[int, int, int], count: int = 1) -> Ten
     with torch.inference_mode():
         if answers.batch is None:
             return answers.raw((images - 0.5) / 0.25)
-        return answers((images - 0.5) / 0.25)
+        answer: Tensor = answers((images - 0.5) / 0.25)
+        return answer
 
 
 def _takes_two(answers: Answers, size: tuple[int, int, int]) -> bool:

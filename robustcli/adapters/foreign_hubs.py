@@ -147,16 +147,23 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
         )
     transformers.utils.logging.disable_progress_bar()
     try:
-        network: nn.Module = getattr(transformers, loader).from_pretrained(
+        network, info = getattr(transformers, loader).from_pretrained(
             found.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            dtype=torch.float32, output_loading_info=False,
+            dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or torch, for each kind of damage
         raise UsageError(
             f"transformers cannot load `{request.name}`.", f"It says: {first_line(error)}.",
             "Check its files, and the version of transformers that it asks for.",
         ) from error  # fmt: skip
-    _check_weights(network, found)
+    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if missing:
+        raise UsageError(
+            f"`{found.origin}` lacks weights of its network.",
+            f"{len(missing)} are not in its files (`{missing[0]}`, ...), and weights are never made "
+            "up.",
+            "Name a repository with a trained head.",
+        )
     labels = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
     ordered = tuple(labels[n] for n in sorted(labels))
     named = bool(ordered) and not all(label == f"LABEL_{n}" for n, label in enumerate(ordered))
@@ -172,27 +179,6 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
         channels=int(config.get("num_channels", 3)),
         users_code=False,
     )
-
-
-def _check_weights(network: nn.Module, found: Repository) -> None:
-    """Raises UsageError where the files lack weights of the network: they would be made up."""
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in found.folder.glob(f"*{_SAFE}"):
-        with safe_open(path, framework="pt") as file:
-            names |= set(file.keys())
-    buffers = {name for name, _ in network.named_buffers()}
-    parameters = [name for name, _ in network.named_parameters() if name not in buffers]
-    # transformers renames some tensors while it reads; what is missing by count is missing.
-    missing = [name for name in parameters if name not in names]
-    if missing and len(names) < len(parameters):
-        raise UsageError(
-            f"`{found.origin}` lacks weights of its network.",
-            f"{len(missing)} of {len(parameters)} are not in its files (`{missing[0]}`, ...), and "
-            "weights are never made up.",
-            "Name a repository with a trained head.",
-        )
 
 
 def _processor(found: Repository) -> Preprocessing | None:
