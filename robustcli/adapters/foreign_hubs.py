@@ -160,8 +160,7 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
     if missing:
         raise UsageError(
             f"`{found.origin}` lacks weights of its network.",
-            f"{len(missing)} are not in its files (`{missing[0]}`, ...), and weights are never made "
-            "up.",
+            f"{len(missing)} are not in its files (`{missing[0]}`, ...): they would be random.",
             "Name a repository with a trained head.",
         )
     labels = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
