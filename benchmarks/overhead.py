@@ -65,7 +65,8 @@ def run_seconds(data: Path, out: Path, model: str) -> tuple[float, float, int]:
 
 def forward_seconds(model: str, inputs: int, batch: int = 32) -> float:
     """Seconds of the same number of forward passes with nothing else going on."""
-    from robustcli.adapters.load import ModelRequest, load
+    from robustcli.adapters.catalogue import ModelRequest
+    from robustcli.adapters.load import load
 
     classifier = load(ModelRequest(model, untrained=True), "cls")
     side = classifier.preprocessing.crop

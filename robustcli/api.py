@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.foreign import borrowed
 from robustcli.adapters.training_run import weights_in
 from robustcli.evaluation import evaluate as evaluation
 from robustcli.evaluation.cell_table import table
@@ -26,9 +27,13 @@ from robustcli.training.record import TrainRecord, read_train_record
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from robustcli.evaluation.verification_result import Verification
     from robustcli.finetuning.selection import FreezeRule
+
+
+ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Finetuning:
 
 
 def evaluate(
-    model: str | Sequence[str],
+    model: ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike],
     data: str | Path | None,
     transforms: str | Sequence[str],
     *,
@@ -128,12 +133,15 @@ def evaluate(
     model_args: Mapping[str, Any] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     untrained: bool = False,
+    classes: Sequence[str] | None = None,
     **options: Any,
 ) -> Run:
     """The run that `robust eval` would make, computed as far as it is missing.
 
     Args:
-        model: One name or several.
+        model: One or several names; or torch.nn.Modules in memory, classes of them or functions
+            that return one. A dictionary gives each its name in tables. A network in memory comes
+            back in its mode and on its device.
         data: A folder, tar, manifest or data set name; None for the default of the label space.
         transforms: Names, globs or presets, one or several.
         out: Folder of the run.
@@ -141,6 +149,8 @@ def evaluate(
         model_args: For the model's builder.
         preprocessing: `resize`, `crop`, `interpolation`, `mean`, `std` to override.
         untrained: Evaluate the network as initialised.
+        classes: Names of the outputs of a network of one's own, in their order; else they are
+            recognised by their number, or named by `label_space`.
         options: Further fields of `robustcli.evaluation.config.EvalConfig` (`severities`, `seed`,
             `per_class`, `limit`, `quick`, `fail_under`, `fail_drop`, `device`, `devices`,
             `precision`, `batch_size`, `workers`, ...).
@@ -151,7 +161,7 @@ def evaluate(
             finished blocks are kept.
         GateError: The run is complete, and a number breaks a limit of `fail_under` or `fail_drop`.
     """
-    names = [model] if isinstance(model, str) else list(model)
+    models = _by_name(model)
     wanted = [transforms] if isinstance(transforms, str) else list(transforms)
     requests = tuple(
         ModelRequest(
@@ -161,12 +171,33 @@ def evaluate(
             dict(preprocessing or {}),
             options.get("label_space"),
             untrained,
+            module,
+            None if classes is None else tuple(classes),
         )
-        for name in names
+        for name, module in models
     )
     place = None if data is None else str(data)
     config = EvalConfig(requests, tuple(wanted), place, Path(out), **options)
-    return Run(evaluation.evaluate(config))
+    with borrowed(module for _, module in models):
+        return Run(evaluation.evaluate(config))
+
+
+def _by_name(
+    model: ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike],
+) -> list[tuple[str, object]]:
+    """Each model's name, and the network in memory or what builds it; None where a name is all."""
+    if isinstance(model, Mapping):
+        return [
+            (one if isinstance(one, str) else name, None if isinstance(one, str) else one)
+            for name, one in model.items()
+        ]
+    several = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    return [
+        (one, None)
+        if isinstance(one, str)
+        else (getattr(one, "__name__", None) or type(one).__name__, one)
+        for one in several
+    ]
 
 
 def compare(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 IN1K = "ImageNet-1K only"
 FOREGROUND = "foreground"
@@ -38,7 +39,7 @@ class ModelEntry:
 
     name: str
     family: str
-    builder: Literal["vmamba", "vim", "timm", "zoo", "smp", "otsu"]
+    builder: Literal["vmamba", "vim", "timm", "zoo", "smp", "otsu", "foreign"]
     variant: str
     parameters: int
     published: float | None
@@ -63,6 +64,35 @@ class ModelEntry:
     def network(self) -> str:
         """The name of the network itself, whichever training run the entry is of."""
         return f"smp:{self.variant}" if self.builder == "smp" else self.variant
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One `--model` with what was said about it.
+
+    Args:
+        name: A name of the catalogue or of timm, `smp:ARCHITECTURE/ENCODER`, the folder of a
+            training run, or a foreign network: `module:attribute`, a TorchScript or ONNX file,
+            `hf:`, `hf-hub:` or `open-clip:`.
+        weights: A file or the folder of a training run; None for the official weights.
+        arguments: For the builder (`--model-arg`).
+        preprocessing: Fields of Preprocessing, or of a segmenter's MaskPreprocessing, to override.
+        label_space: What the classes are, where the weights do not say it.
+        untrained: Evaluate the network as initialised; it is marked everywhere.
+        module: A network in memory, or what builds one.
+        classes: Names of the outputs of a foreign network, in their order.
+        opened: The foreign model once it was opened; the same request never opens it twice.
+    """
+
+    name: str
+    weights: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    label_space: str | None = None
+    untrained: bool = False
+    module: Any = field(default=None, compare=False, repr=False)
+    classes: tuple[str, ...] | None = None
+    opened: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
 
 
 _PAPER = "https://github.com/lxaw/mamba-tumor-seg"
@@ -122,8 +152,6 @@ def segmenters() -> Iterator[ModelEntry]:
         task="seg",
     )  # fmt: skip
 
-
-__all__ = ["CATALOGUE", "IN1K", "ModelEntry"]
 
 _VMAMBA = "https://github.com/MzeroMiko/VMamba"
 _RELEASES = f"{_VMAMBA}/releases/download"

@@ -157,8 +157,8 @@ KINDS: tuple[FileKind, ...] = (
     FileKind(
         "a TorchScript archive", lambda file: file.holds("/constants.pkl"),
         "It holds a program beside the weights, which would have to be run to read them.",
-        "Where you trust it, save its weights alone: "
-        "`torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)`.",
+        "To measure that program, name the file as the model: `--model FILE`. Or, where you trust "
+        "it, save its weights alone: `torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)`.",
     ),
     FileKind(
         "an archive of torch.export",
@@ -170,7 +170,8 @@ KINDS: tuple[FileKind, ...] = (
     FileKind(
         "an ONNX file", _is_onnx,
         "It holds a graph whose weights have lost the names of the network.",
-        "Name the PyTorch file that it was exported from.",
+        "To measure that graph, name the file as the model (`--model FILE`); else name the PyTorch "
+        "file that it was exported from.",
     ),
     FileKind(
         "a NumPy file", lambda file: file.begins(b"\x93NUMPY") or file.holds(".npy"),
@@ -227,6 +228,15 @@ def sniff(path: Path) -> Sniffed:
     """
     with path.open("rb") as file:
         return Sniffed(path, path.stat().st_size, file.read(_HEAD))
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether `path` is an archive that `torch.jit.save` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return sniff(path).holds("/constants.pkl")
 
 
 def is_safetensors(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters import smp_library, timm_library
-from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import local_path, official_weights, state_digest
+from robustcli.adapters.foreign import kind_of, open_foreign
 from robustcli.adapters.model import GREY, ModelFacts
 from robustcli.adapters.networks import BUILDERS, learns, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
@@ -37,28 +38,6 @@ from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
 _SHOWN = 5  # classes in a message
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """One `--model` with what was said about it.
-
-    Args:
-        name: A name of the catalogue or of timm, `smp:ARCHITECTURE/ENCODER`, or the folder of a
-            training run.
-        weights: A file or the folder of a training run; None for the official weights.
-        arguments: For the builder (`--model-arg`).
-        preprocessing: Fields of Preprocessing, or of a segmenter's MaskPreprocessing, to override.
-        label_space: What the classes are, where the weights do not say it.
-        untrained: Evaluate the network as initialised; it is marked everywhere.
-    """
-
-    name: str
-    weights: Path | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    label_space: str | None = None
-    untrained: bool = False
 
 
 @overload
@@ -95,6 +74,10 @@ def load(
         UsageError: Unknown name, a model of another task, missing or foreign weights, or an
             argument that does not fit.
     """
+    if kind_of(request) is not None:
+        opened = open_foreign(request, offline=offline)
+        check_task(entry_of(request, offline=offline), task or opened.task)
+        return opened.model
     entry = resolve(request.name)
     check_task(entry, task or entry.task)
     weights = _find_weights(entry, request, offline=offline)
@@ -124,6 +107,23 @@ def load(
     return Classifier(network, preprocessing, _with_classes(facts, entry, request, network), notes)
 
 
+def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
+    """`resolve` for a request, whose network may be a foreign one: that is opened to know its task.
+
+    Raises:
+        UsageError: Nothing is called so, or the foreign network cannot be used.
+    """
+    if kind_of(request) is None:
+        return resolve(request.name)
+    opened = open_foreign(request, offline=offline)
+    facts = opened.model.facts
+    return ModelEntry(
+        facts.name, facts.family, "foreign", request.name, facts.parameters, None,
+        facts.pretraining, "your own", facts.weights, label_space=facts.label_space,
+        task=opened.task,
+    )  # fmt: skip
+
+
 def resolve(name: str) -> ModelEntry:
     """The catalogue's entry for `name`, or one made for a training run or for another library.
 
@@ -137,19 +137,18 @@ def resolve(name: str) -> ModelEntry:
         return smp_library.entry(name)
     if names_run(name):
         return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
+    if kind_of(ModelRequest(name)) is not None:
+        raise UsageError(
+            f"`{name}` can be evaluated, but not trained or fine-tuned here.",
+            "Its network is not one of the catalogue, of timm or of smp.",
+            "`robust eval` and `robust predict` take it; train it with its own code.",
+        )
     if timm_library.known(name):
         plain = timm_library.plain_name(name)
         return ModelEntry(
             plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
             f"https://huggingface.co/timm/{plain}",
         )  # fmt: skip
-    if name.startswith(("hf-hub:", "hf_hub:")):
-        raise UsageError(
-            f"`{name}` is no model of timm's own on the hub.",
-            "Of the hub, only the models `hf-hub:timm/NAME` are known by name.",
-            "Download its file, and name its architecture: `--model NAME --weights FILE` (and "
-            "`--label-space FILE` where its classes are not ImageNet's).",
-        )
     close = [*nearest(name, CATALOGUE), *timm_library.suggestions(name)]
     raise UsageError(
         f"No model is called `{name}`.",
@@ -201,7 +200,7 @@ def weights_path(request: ModelRequest) -> Path | None:
 
     None for official weights that are downloaded, and for an untrained network.
     """
-    if request.untrained:
+    if request.untrained or kind_of(request) is not None:
         return None
     if request.weights is not None:
         return request.weights
@@ -301,6 +300,10 @@ def answers_in(request: ModelRequest) -> LabelSpace:
     Raises:
         UsageError: The named label space is none, or contradicts the weights.
     """
+    if kind_of(request) is not None:
+        space = open_foreign(request, offline=True).space
+        assert space is not None, "only classifiers are asked for their classes"
+        return space
     header = header_for(request)
     named = None if request.label_space is None else label_space(request.label_space)
     if not isinstance(header, ClassifierHeader):

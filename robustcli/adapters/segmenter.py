@@ -159,6 +159,8 @@ class MaskPreprocessing:
         threshold: Probability from which a pixel is foreground, in [0, 1].
         overlap: Share of a window's side that the next one covers again, in [0, 1).
         nnunet: Of a network trained nnU-Net's way: how it predicts.
+        mean: Subtracted from the values, per channel; None for networks that take them as they are.
+        std: Their divisor after that, per channel; None likewise.
     """
 
     window: int
@@ -166,6 +168,8 @@ class MaskPreprocessing:
     threshold: float = 0.5
     overlap: float = 0.5
     nnunet: NnUNetInference | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
@@ -202,7 +206,7 @@ class MaskPreprocessing:
         Raises:
             UsageError: A field is unknown or a value out of range.
         """
-        known = [field.name for field in fields(self)]
+        known = [field.name for field in fields(self) if field.name not in ("mean", "std")]
         for name in changes:
             if name not in known:
                 raise UsageError(
@@ -391,6 +395,12 @@ class Segmenter:
         images = pixels.float() if self._nnunet else pixels.float() / 255
         if self.preprocessing.channels == "bgr":
             images = images.flip(1)
+        if self.preprocessing.mean is not None and self.preprocessing.std is not None:
+            mean, std = (
+                torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+                for values in (self.preprocessing.mean, self.preprocessing.std)
+            )
+            images = (images - mean) / std
         autocast = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             return raw_output(network or self._scores, images).float()

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _what = together(
     click.option("--model", "models", multiple=True, required=True,
-                 help="A model of `robust list models`, any timm name, or the folder of a training "
-                 "run; repeatable."),
+                 help="A model of `robust list models`, any timm name, the folder of a training "
+                 "run, or a network of your own (docs/own-models.md); repeatable."),
     click.option("--transform", "transforms", multiple=True, required=True,
                  help="A transform's name, a glob, or a preset (paper21, imagenet-c, all); "
                  "repeatable."),
@@ -142,7 +142,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 def _config(values: dict[str, Any]) -> EvalConfig:
     import os
 
-    from robustcli.adapters.load import ModelRequest
+    from robustcli.adapters.catalogue import ModelRequest
     from robustcli.core.errors import UsageError
     from robustcli.evaluation.config import EvalConfig
 

@@ -58,7 +58,8 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
 
 
 def _segmenter(values: dict[str, Any]) -> Segmenter:
-    from robustcli.adapters.load import ModelRequest, load
+    from robustcli.adapters.catalogue import ModelRequest
+    from robustcli.adapters.load import load
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(values["device"])

@@ -7,7 +7,7 @@ import json
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.model import Precision
 from robustcli.core.names import file_name
 from robustcli.data.mask_values import mask_settings
@@ -54,10 +54,12 @@ class EvalConfig(TaskConfig):
 
 
 def _changes(request: ModelRequest) -> object:
-    said = (
+    said: tuple[object, ...] = (
         request.weights,
         dict(request.arguments),
         dict(request.preprocessing),
         request.untrained,
     )
+    if request.classes is not None:
+        said = (*said, request.classes)
     return [request.name, *said] if any(said) else None

@@ -345,6 +345,15 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
     if count == 1:
         yield Group(place)
         return
+    for request in config.models:
+        if request.module is not None:
+            raise UsageError(
+                f"`devices={config.devices}` does not go with `{request.name}`, a network in "
+                "memory.",
+                "The other processes cannot take it from here.",
+                'Name a function that builds it (model="my_package.my_module:build"), or start one '
+                "process per device with torchrun.",
+            )
     with _started(config, count) as group:
         yield group
 

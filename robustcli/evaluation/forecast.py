@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -85,7 +85,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
 
     The trial runs the real work on a few images, classifiers with freshly initialised networks.
     """
-    evaluation = look_up(config, listener)
+    evaluation = look_up(replace(config, offline=True), listener)
     plan = _plan(evaluation)
     missing = _missing(evaluation, plan)
     per_image = _seconds_per_image(evaluation) if missing else 0.0

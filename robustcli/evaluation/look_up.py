@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
+from robustcli.adapters.load import entry_of
 from robustcli.adapters.model import Model
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -110,7 +110,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     _check_quick(config)
     gates = parse_gates(config.fail_under, config.fail_drop)
     cells = resolve_transforms(config.transforms, config.severities, config.plugins)
-    entries = [resolve(request.name) for request in config.models]
+    entries = [entry_of(request, offline=config.offline) for request in config.models]
     names = tuple(entry.name for entry in entries)
     _check_distinct(names)
     task = task_of(entries)

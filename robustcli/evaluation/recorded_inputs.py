@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robustcli.adapters.catalogue import FOREGROUND
+from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.load import ModelRequest, load, resolve
+from robustcli.adapters.load import load, resolve
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS, header_beside, weights_in
 from robustcli.core.errors import MachineError, RobustError, UsageError

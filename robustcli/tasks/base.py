@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.model import Model, ModelFacts
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.classifier import Classifier, Predictions
-from robustcli.adapters.load import ModelRequest, answers_in, header_for, load, names_run
+from robustcli.adapters.foreign import kind_of, names_classes
+from robustcli.adapters.load import answers_in, header_for, load, names_run
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
@@ -216,7 +218,8 @@ class Classification(Task[Classifier]):
 
         Weights that the user names are here, and say how many classes there are: they are read.
         """
-        if request.weights is not None or names_run(request.name):
+        foreign = kind_of(request) is not None
+        if foreign or request.weights is not None or names_run(request.name):
             return load(request, "cls", offline=True)
         return load(replace(request, untrained=True), "cls")
 
@@ -270,7 +273,7 @@ def _opened(config: TaskConfig) -> Dataset:
     """
     space = _classes(config)
     trained = _were_trained_here(config)
-    given = trained or config.label_space is not None
+    given = trained or config.label_space is not None or any(map(names_classes, config.models))
     try:
         return open_dataset(
             config.data,

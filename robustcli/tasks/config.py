@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import ValueOption
 from robustcli.tasks.record import SplitOrAll

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robustcli.adapters.load import ModelRequest, weights_path
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import weights_path
 from robustcli.adapters.training_run import ClassifierHeader, header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener

@@ -162,7 +162,8 @@ class MaskPreprocessingRecord(Record):
     """How a segmenter sees an image: window in pixels, threshold on the foreground probability.
 
     `overlap` is the share of the window that neighbours have in common in an image that is larger;
-    `nnunet` is there where the network predicts as nnU-Net's do.
+    `nnunet` is there where the network predicts as nnU-Net's do, `mean` and `std` where values are
+    shifted and scaled.
     """
 
     window: int
@@ -170,6 +171,8 @@ class MaskPreprocessingRecord(Record):
     threshold: float
     overlap: float
     nnunet: NnUNetInference | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class ModelRecord(Record):

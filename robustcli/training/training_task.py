@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelEntry, ModelRequest
 from robustcli.adapters.model import Trial
 from robustcli.adapters.training_run import Header
 from robustcli.core.errors import UsageError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.model import (
     Trial,
     check_finite,

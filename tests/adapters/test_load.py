@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustcli.adapters.catalogue import CATALOGUE, IN1K
+from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.load import ModelRequest, load, resolve
+from robustcli.adapters.load import load, resolve
 from robustcli.adapters.networks import BUILDERS, OFFICIAL, PICO
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.load import load
 from robustcli.adapters.networks import BUILDERS, create, create_model
 from robustcli.adapters.segmenter import MaskPreprocessing, Otsu
 from robustcli.core.errors import UsageError

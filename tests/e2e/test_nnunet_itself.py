@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.networks import create
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.models.umamba import UMamba

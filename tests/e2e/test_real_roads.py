@@ -7,7 +7,8 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 import robustcli
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 

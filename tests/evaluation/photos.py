@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.data.dataset import Dataset
 from robustcli.evaluation.config import EvalConfig

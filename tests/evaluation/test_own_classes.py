@@ -100,7 +100,7 @@ def test_a_label_file_of_a_bundled_name_is_not_that_label_space(folder: Path) ->
 
 
 def test_a_dry_run_knows_the_classes_too(folder: Path) -> None:
-    from robustcli.adapters.load import ModelRequest
+    from robustcli.adapters.catalogue import ModelRequest
     from robustcli.core.listener import Silent
     from robustcli.evaluation.config import EvalConfig
     from robustcli.evaluation.forecast import forecast

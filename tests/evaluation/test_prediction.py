@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Silent

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.data.dataset import Dataset
 from robustcli.data.splits import split_dataset, write_splits

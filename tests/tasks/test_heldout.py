@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.sources import Classes, open_dataset

@@ -14,7 +14,8 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Silent

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.training_run import ClassifierHeader, read_header
 from robustcli.core.errors import UsageError
 from robustcli.data.splits import read_splits

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_f1_score
 
-from robustcli.adapters.load import ModelRequest, load
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.adapters.training_run import read_header
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table

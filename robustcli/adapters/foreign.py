@@ -1,0 +1,730 @@
+"""Networks outside of the catalogue, made ready to measure: a user's own, and those of hubs.
+
+Where such a network comes from is told by its name (`kind_of`); `foreign_network`, `foreign_files`
+and `foreign_hubs` make a `ForeignNetwork` of it. Here it is tried with a made-up image, which says
+whether it classifies or segments, how many classes there are, which size it takes, and whether it
+answers with logits or probabilities. What is decided so is announced.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
+from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.fetching import state_digest
+from robustcli.adapters.loading import choose, load_strictly, shapes_of
+from robustcli.adapters.model import ModelFacts, made_up_image
+from robustcli.adapters.preprocessing import Preprocessing, overridden
+from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
+from robustcli.core.errors import RobustError, RunError, UsageError, first_line
+from robustcli.core.names import TaskName
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
+from robustcli.models.mamba import BidirectionalMamba, Mamba
+from robustcli.models.ss2d import SS2D
+
+Kind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
+FILES = (".pt", ".pth", ".ts", ".jit", ".torchscript")
+_IMPORT = re.compile(r"(?:.*\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
+_PREFIXES: dict[str, Kind] = {
+    "hf": "hf", "hf-hub": "timm-hub", "hf_hub": "timm-hub", "open-clip": "open-clip"
+}  # fmt: skip
+_HF_TIMM = re.compile(r"hf[-_]hub:timm/", re.IGNORECASE)
+_SIDES = (224, 256, 384, 512, 128, 96, 64, 48, 32, 28)  # tried in this order
+_WINDOW = 256
+_SHARE = 224 / 256
+_EXACT = 1e-3  # how near to 1 a sum of float32 or float16 probabilities is
+_SMALLEST = 1e-12  # the probability whose logarithm stands for that of 0
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ForeignNetwork:
+    """A network as it was found, before it is tried.
+
+    Args:
+        network: Float32, on the CPU, in eval mode; it takes normalised images (B, C, H, W).
+        family: Of networks, for the record.
+        origin: Where its weights come from, for the record.
+        digest: SHA-256 of its file, or of its weights in memory.
+        pretraining: What its weights saw, in words.
+        preprocessing: Its own, where it says so.
+        preprocessing_source: What says so.
+        classes: What its outputs mean, in their order, where it says so.
+        side: The only size in pixels that it takes, where it says so.
+        channels: The only number of channels that it takes, where it says so.
+        batch: The only number of images that it takes at once, where it says so.
+        parameters: How many it has, where its parameters are not torch's.
+        space: The classes as the user named them, where the network was built for them.
+        notes: What is to be announced.
+        arguments: What the user said of how it is made.
+        users_code: Whether it is code of the user, whose errors are shown with file and line.
+    """
+
+    network: nn.Module
+    family: str
+    origin: str
+    digest: str
+    pretraining: str
+    preprocessing: Preprocessing | None = None
+    preprocessing_source: str = ""
+    classes: tuple[str, ...] | None = None
+    side: int | None = None
+    channels: int | None = None
+    batch: int | None = None
+    parameters: int | None = None
+    space: LabelSpace | None = None
+    notes: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    users_code: bool = True
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A foreign network that was tried: its task, classes and preprocessing are known.
+
+    Args:
+        task: `cls` or `seg`, by the dimensions of its answer.
+        model: Ready to measure.
+        space: The classes of a classifier's outputs.
+        names_classes: Whether the classes are the network's or the user's own, not recognised by
+            their number.
+    """
+
+    task: TaskName
+    model: Classifier | Segmenter
+    space: LabelSpace | None
+    names_classes: bool
+
+
+# Where a network comes from, told by its name.
+
+
+def kind_of(request: ModelRequest) -> Kind | None:
+    """Where the network of `request` comes from; None for names of the catalogue, timm and runs."""
+    name = request.name
+    if request.module is not None:
+        return "memory"
+    prefix = name.partition(":")[0].lower()
+    if prefix in _PREFIXES:
+        return None if _HF_TIMM.match(name) else _PREFIXES[prefix]
+    if _IMPORT.fullmatch(name) and prefix != "smp":
+        return "import"
+    suffix = Path(name).suffix.lower()
+    if suffix == ".onnx":
+        return "onnx"
+    return "torchscript" if suffix in FILES else None
+
+
+def foreign_name(request: ModelRequest) -> str:
+    """The name that rows and tables carry: of a file or a folder its last part."""
+    kind = kind_of(request)
+    if kind in ("torchscript", "onnx"):
+        return Path(request.name).name
+    prefix, colon, rest = request.name.partition(":")
+    if kind == "import" and prefix.endswith(".py"):
+        return f"{Path(prefix).name}:{rest}"
+    if kind in ("hf", "timm-hub") and Path(rest).expanduser().is_dir():
+        return f"{prefix}{colon}{Path(rest).expanduser().resolve().name}"
+    return request.name
+
+
+def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
+    """The foreign model of `request`, opened once for each request.
+
+    Raises:
+        UsageError: There is no such network, it cannot be made, or it does not answer as a
+            classifier or a segmenter.
+        MachineError: The package that reads it is not installed.
+    """
+    if not request.opened:
+        request.opened.append(_tried(request, _found(request, offline=offline)))
+    opened: ForeignModel = request.opened[0]
+    return opened
+
+
+def names_classes(request: ModelRequest) -> bool:
+    """Whether `request` is of an opened foreign network whose classes are its own or the user's."""
+    return bool(request.opened) and bool(request.opened[0].names_classes)
+
+
+def _found(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
+    from robustcli.adapters import foreign_files, foreign_hubs
+
+    kind = kind_of(request)
+    if request.untrained and kind not in ("memory", "import", "open-clip"):
+        raise UsageError(
+            f"`--untrained` does not go with `{request.name}`.",
+            "Its weights are in the file or on the hub.",
+            "Leave it out.",
+        )
+    if kind in ("memory", "import"):
+        return _users_network(request)
+    if request.weights is not None and kind != "open-clip":
+        raise UsageError(
+            f"`--weights {request.weights}` does not go with `{request.name}`.",
+            "It holds its own weights.",
+            "Leave out `--weights`.",
+        )
+    if kind == "torchscript":
+        return foreign_files.torchscript(request)
+    if kind == "onnx":
+        return foreign_files.onnx(request)
+    if kind == "hf":
+        return foreign_hubs.transformers_model(request, offline=offline)
+    if kind == "timm-hub":
+        return foreign_hubs.timm_model(request, offline=offline)
+    return foreign_hubs.clip_model(request, offline=offline)
+
+
+# A user's own network: in memory, or by import.
+
+
+def _users_network(request: ModelRequest) -> ForeignNetwork:
+    builds = request.module if request.module is not None else _imported(request.name)
+    arguments = dict(request.arguments)
+    if isinstance(builds, nn.Module):
+        if arguments:
+            raise UsageError(
+                f"`{request.name}` takes no `--model-arg`.",
+                "It is a network, not a function that builds one.",
+                "Leave it out, or name the function or the class.",
+            )
+        network: object = builds
+    elif callable(builds):
+        network = _built(request.name, builds, arguments)
+    else:
+        network = builds
+    if not isinstance(network, nn.Module):
+        what = "returns" if network is not builds else "is"
+        raise UsageError(
+            f"`{request.name}` {what} a {type(network).__name__}, not a network.",
+            "Expected a torch.nn.Module, a class of one, or a function that returns one.",
+            "Name such an object after the colon.",
+        )
+    if any(p.is_meta for p in network.parameters()):
+        raise UsageError(
+            f"`{request.name}` has parameters on torch's `meta` device.", "They hold no values.",
+            "Load its weights first.",
+        )  # fmt: skip
+    network = network.float().eval()
+    origin = "in memory" if request.module is not None else f"made by `{request.name}`"
+    if request.weights is not None:
+        if builds is request.module and isinstance(builds, nn.Module):
+            raise UsageError(
+                "`weights` does not go with a network in memory.", "It holds its own weights.",
+                "Load them into it with `load_state_dict`, or give the function that builds it.",
+            )  # fmt: skip
+        _load_weights(network, request.weights, request.name)
+        origin = str(request.weights)
+    config = getattr(network, "pretrained_cfg", None)
+    own = _timm_preprocessing(network) if config else None
+    return ForeignNetwork(
+        network,
+        family=type(network).__name__.lower(),
+        origin=origin,
+        digest=state_digest(network.state_dict()),
+        pretraining="none (untrained)" if request.untrained else "unknown (a network of one's own)",
+        preprocessing=own,
+        preprocessing_source="its timm configuration",
+        arguments=arguments,
+    )
+
+
+@contextmanager
+def borrowed(modules: Iterable[object]) -> Iterator[None]:
+    """Gives the networks among `modules` back as they were: mode, device, type and values."""
+    saved = [
+        (
+            [(module, module.training) for module in network.modules()],
+            [(parameter, parameter.data) for parameter in network.parameters()],
+            [(module, dict(module._buffers)) for module in network.modules()],
+        )
+        for network in modules
+        if isinstance(network, nn.Module)
+    ]
+    try:
+        yield
+    finally:
+        for modes, parameters, buffers in saved:
+            for parameter, data in parameters:
+                parameter.data = data
+            for module, values in buffers:
+                module._buffers.update(values)
+            for module, training in modes:
+                module.training = training
+
+
+def _timm_preprocessing(network: nn.Module) -> Preprocessing | None:
+    from robustcli.adapters import timm_library
+
+    try:
+        return timm_library.preprocessing(network)
+    except (UsageError, KeyError, TypeError, AttributeError):
+        return None  # an attribute of that name is no promise
+
+
+def _imported(name: str) -> Any:
+    """The object that `module:attribute` names; the working folder is searched first."""
+    module_name, _, attribute = name.rpartition(":")
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        module = _module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(f"{error.name}."):
+            raise users_error(f"`{name}` cannot be imported.", error) from error
+        raise UsageError(
+            f"There is no module `{error.name}`, which `--model {name}` names.",
+            f"It was looked for in `{folder}` and among the installed packages.",
+            "Run the command in the folder that holds the package, or name the file: "
+            "`--model FILE.py:build`.",
+        ) from error
+    except Exception as error:
+        raise users_error(f"`{name}` cannot be imported.", error) from error
+    except SystemExit as error:
+        raise users_error(f"`{name}` ends the program when it is imported.", error) from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:  # for what the module imports later, behind everything else
+            sys.path.append(folder)
+    home = module.__name__
+    for part in attribute.split("."):
+        if not hasattr(module, part):
+            public = [
+                key
+                for key, value in vars(module).items()
+                if isinstance(value, nn.Module) or getattr(value, "__module__", "") == home
+            ]
+            raise UsageError(
+                f"`{module_name}` has no `{attribute}`.",
+                f"It has {', '.join(f'`{key}`' for key in public[:_SHOWN])}." if public else "",
+                "Name the function, the class or the network after the colon.",
+            )
+        module = getattr(module, part)
+    return module
+
+
+def _module(name: str) -> Any:
+    from importlib import import_module
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    if not name.endswith(".py"):
+        return import_module(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"There is no file `{path}`.", "", "Check the path.")
+    spec = spec_from_file_location(f"robust_users_{path.stem}", path.resolve())
+    assert spec is not None, "the name ends in .py"
+    assert spec.loader is not None, "the name ends in .py"
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
+    """What `build` makes; what it draws is the same every time, and nobody else's draws change."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build(**arguments)
+    except RobustError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise users_error(f"`{name}` failed, called with ({given}).", error) from error
+
+
+def _load_weights(network: nn.Module, path: Path, name: str) -> None:
+    choice = choose(read_weights(path), shapes_of(network.state_dict()))
+    load_strictly(network, choice.state, model=name, origin=str(path), advice=None)
+    choice.announce(str(path))
+
+
+_LIBRARIES = tuple(
+    str(Path(place).resolve())
+    for place in {
+        *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+        str(Path(torch.__file__).parents[1]), str(Path(__file__).parents[1]),
+    }
+)  # fmt: skip
+
+
+def users_error(what: str, error: BaseException) -> UsageError:
+    """The error of a user's code, with the file and the line where it arose."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [f for f in frames if not f.filename.startswith((*_LIBRARIES, "<"))]
+        last = (theirs or list(frames))[-1]
+        line = f" (`{last.line}`)" if last.line else ""
+        place = f"{last.filename}:{last.lineno}{line}"
+    said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
+    return UsageError(what, f"{said}, at {place}.", "Correct that line, and repeat the command.")
+
+
+# What a network answers, brought into one form.
+
+
+class Answers(nn.Module):
+    """A foreign network whose answers are logits: (B, classes), or (B, classes, h, w).
+
+    Args:
+        found: The network.
+        name: For messages.
+    """
+
+    def __init__(self, found: ForeignNetwork, name: str) -> None:
+        super().__init__()
+        self.network, self.users_code, self.model_name = found.network, found.users_code, name
+        self.batch = found.batch
+        self.num_classes: int | None = None
+        self.probabilities = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits; probabilities become their logarithms, or of one class their logits.
+
+        Raises:
+            RunError: The network fails, or does not answer once for each image.
+        """
+        if self.batch is None:
+            answers = self.raw(images)
+        else:
+            answers = torch.cat([self._padded(part) for part in images.split(self.batch)])
+        if answers.ndim not in (2, 4) or len(answers) != len(images):
+            raise RunError(
+                f"`{self.model_name}` does not answer once for each image.",
+                f"For {len(images)} images it gives the shape {tuple(answers.shape)}.",
+                "Its first dimension must be that of the images.",
+            )
+        if not self.probabilities:
+            return answers
+        answers = answers.float()
+        if answers.shape[1] == 1:
+            return torch.logit(answers, _SMALLEST)
+        return answers.clamp(min=_SMALLEST).log()
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """The answers for at most a batch, filled up by its last image."""
+        assert self.batch is not None, "only called with a fixed batch"
+        missing = self.batch - len(images)
+        more = images[-1:].expand(missing, -1, -1, -1)
+        return self.raw(torch.cat([images, more]) if missing else images)[: len(images)]
+
+    def raw(self, images: Tensor) -> Tensor:
+        """What the network answers, as one tensor."""
+        try:
+            found = _tensor(self.network(images))
+        except (torch.OutOfMemoryError, MemoryError, RobustError):
+            raise
+        except Exception as error:
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise  # whoever calls halves the batch
+            shape = tuple(images.shape)
+            what = f"`{self.model_name}` fails on an input of shape {shape}."
+            told = users_error(what, error)
+            raise RunError(told.what, told.why, told.todo) from error
+        if found is None:
+            raise RunError(
+                f"`{self.model_name}` answers with no tensor of scores.",
+                "Expected (images, classes) of a classifier or (images, classes, h, w) of a "
+                "segmenter; alone, first of a list, or under `logits` or `out`.",
+                "Wrap it in a module that returns its scores.",
+            )
+        if found.ndim == 4 and tuple(found.shape[2:]) == (1, 1):
+            return found.flatten(1)  # a classifier of convolutions alone
+        return found[:, None] if found.ndim == 3 else found
+
+
+def _tensor(answer: Any) -> Tensor | None:
+    """The scores in what a network returned."""
+    for key in ("logits", "out"):
+        if isinstance(answer, Mapping) and key in answer:
+            answer = answer[key]
+        elif not isinstance(answer, Tensor) and hasattr(answer, key):
+            answer = getattr(answer, key)
+    if isinstance(answer, list | tuple) and answer:
+        answer = answer[0]
+    return answer if isinstance(answer, Tensor) and answer.is_floating_point() else None
+
+
+# The first pass, and what it decides.
+
+
+def _tried(request: ModelRequest, found: ForeignNetwork) -> ForeignModel:
+    name = foreign_name(request)
+    answers = Answers(found, name)
+    notes = list(found.notes)
+    size, scores = _first_answer(answers, found, request)
+    if found.batch is None and not _takes_two(answers, size):
+        answers.batch = 1
+        notes.append(f"`{name}` takes one image at a time.")
+    task: TaskName = "cls" if scores.ndim == 2 else "seg"
+    answers.num_classes = scores.shape[1]
+    answers.probabilities = _are_probabilities(answers, scores, size, notes)
+    space, names_classes = None, False
+    if task == "cls":
+        space, names_classes = _space(request, found, scores.shape[1], notes)
+    network: nn.Module = answers
+    facts = ModelFacts(
+        name=name,
+        family=found.family,
+        builder=f"{kind_of(request)}:{request.name if request.module is None else name}",
+        arguments=dict(found.arguments),
+        parameters=sum(p.numel() for p in network.parameters())
+        if found.parameters is None
+        else found.parameters,
+        weights=found.origin,
+        weights_sha256=found.digest,
+        pretraining=found.pretraining,
+        untrained=request.untrained,
+        label_space=FOREGROUND if space is None else space.name,
+        scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
+    )
+    if task == "seg":
+        notes += _foreground_notes(name, found, scores.shape[1])
+        masks = _mask_preprocessing(request, found, size, notes)
+        return ForeignModel(task, Segmenter(network, masks, facts, notes=tuple(notes)), None, False)
+    own = _preprocessing(request, found, size, notes)
+    return ForeignModel(task, Classifier(network, own, facts, tuple(notes)), space, names_classes)
+
+
+def _first_answer(
+    answers: Answers, found: ForeignNetwork, request: ModelRequest
+) -> tuple[tuple[int, int, int], Tensor]:
+    """The first size that the network takes, and its answer to one made-up image of that size.
+
+    A size that the user, the network or its preprocessing says is the only one that is tried.
+    """
+    chosen = request.preprocessing.get("crop") or found.side
+    own = found.preprocessing
+    if chosen is None and own is not None:
+        chosen = own.crop
+    sides = _SIDES if chosen is None else (int(chosen),)
+    given = request.preprocessing.get("mean") or request.preprocessing.get("std")
+    many = found.channels or (None if given is None else len(given))
+    if many is None and own is not None:
+        many = own.channels
+    problem: RobustError | None = None
+    for channels in (3, 1) if many is None else (many,):
+        for side in sides:
+            size = (channels, side, side)
+            try:
+                scores = _answer(answers, size)
+            except RunError as error:
+                problem = problem or error
+                continue
+            if scores.ndim in (2, 4):
+                return size, scores
+            problem = problem or RunError(
+                f"`{answers.model_name}` answers neither as a classifier nor as a segmenter.",
+                f"For one image it gives the shape {tuple(scores.shape)}; expected (1, classes) or "
+                "(1, classes, h, w).",
+                "Wrap it in a module that returns such scores.",
+            )
+    assert problem is not None, "one size was tried"
+    tried = "" if len(sides) == 1 else (
+        f" None of the sizes {', '.join(map(str, sides))} works, with 3 channels or 1;"
+        " name its own with `--crop`."
+    )  # fmt: skip
+    raise UsageError(problem.what, problem.why, problem.todo + tried)
+
+
+def _answer(answers: Answers, size: tuple[int, int, int], count: int = 1) -> Tensor:
+    images = made_up_image(size).float().repeat(count, 1, 1, 1) / 255
+    with torch.inference_mode():
+        if answers.batch is None:
+            return answers.raw((images - 0.5) / 0.25)
+        answer: Tensor = answers((images - 0.5) / 0.25)
+        return answer
+
+
+def _takes_two(answers: Answers, size: tuple[int, int, int]) -> bool:
+    try:
+        return len(_answer(answers, size, 2)) == 2
+    except RobustError:
+        return False
+
+
+def _are_probabilities(
+    answers: Answers, scores: Tensor, size: tuple[int, int, int], notes: list[str]
+) -> bool:
+    """Whether the answers are probabilities: in [0, 1], and of several classes with the sum 1."""
+    scores = scores.float()
+    inside = bool(((scores >= 0) & (scores <= 1)).all())
+    summed = scores.shape[1] == 1 or bool(((scores.sum(1) - 1).abs() <= _EXACT).all())
+    if inside and summed:
+        notes.append(
+            f"`{answers.model_name}` answers with probabilities, judged by a made-up image."
+        )
+        return True
+    if scores.ndim == 4 and scores.shape[1] == 1:
+        notes.append(f"`{answers.model_name}` answers with logits, judged by a made-up image.")
+    return False
+
+
+# Classes.
+
+
+def _space(
+    request: ModelRequest, found: ForeignNetwork, outputs: int, notes: list[str]
+) -> tuple[LabelSpace, bool]:
+    """The classes of the outputs, and whether somebody named them.
+
+    Raises:
+        UsageError: Nobody named them, and their number is that of no label space; or their number
+            is another one than named.
+    """
+    name = foreign_name(request)
+    if request.classes is not None:
+        space = _named_space(request.classes, name)
+    elif request.label_space is not None:
+        space = label_space(request.label_space)
+    elif found.space is not None:
+        space = found.space
+    elif found.classes is not None:
+        space = _named_space(found.classes, name)
+    else:
+        by_count = [s for s in map(label_space, BUNDLED_SPACES) if len(s.ids) == outputs]
+        if not by_count:
+            raise UsageError(
+                f"`{name}` has {outputs} outputs, and what they mean is not known.",
+                "Recognised by their number are "
+                + " and ".join(f"{s.name} ({len(s.ids)})" for s in map(label_space, BUNDLED_SPACES))
+                + ".",
+                "Name its classes with `--label-space FILE`, one class a line, in the order of its "
+                "outputs; in Python with `classes=[...]`.",
+            )
+        notes.append(
+            f"`{name}` has {outputs} outputs: they are read as {by_count[0].name}, in its order "
+            "(`--label-space` names others)."
+        )
+        return by_count[0], False
+    if len(space.ids) != outputs:
+        raise UsageError(
+            f"`{name}` has {outputs} outputs; `{space.name}` has {len(space.ids)} classes.",
+            "",
+            "Name the network's own classes with `--label-space FILE`, one class a line, in the "
+            "order of its outputs; in Python with `classes=[...]`.",
+        )
+    return space, space.name not in BUNDLED_SPACES
+
+
+def _named_space(classes: Sequence[str], name: str) -> LabelSpace:
+    """The label space of `classes`: a bundled one where they are its classes in its order."""
+    words = tuple(str(one) for one in classes)
+    if len(set(words)) != len(words):
+        twice = next(word for word in words if words.count(word) > 1)
+        raise UsageError(
+            f"Two classes of `{name}` are called `{twice}`.", "Names tell classes apart.",
+            "Give each its own name with `--label-space FILE`.",
+        )  # fmt: skip
+    for space in map(label_space, BUNDLED_SPACES):
+        if len(space.ids) != len(words):
+            continue
+        known = [_index(space, word) for word in words]
+        named = [(n, index) for n, index in enumerate(known) if index is not None]
+        if all(n == index for n, index in named) and len(named) >= 0.9 * len(words):
+            return space
+    return LabelSpace(f"classes of {name}", words, words)
+
+
+def _index(space: LabelSpace, word: str) -> int | None:
+    """The class that `word` means, of ImageNet also as `tench, Tinca tinca`."""
+    index = space.index_of(word)
+    return space.index_of(word.split(",")[0]) if index is None else index
+
+
+def _foreground_notes(name: str, found: ForeignNetwork, outputs: int) -> list[str]:
+    if outputs == 1:
+        return []
+    background = f"`{found.classes[0]}`" if found.classes else "class 0"
+    others = ", ".join(f"`{one}`" for one in (found.classes or ())[1 : _SHOWN + 1])
+    more = ", ..." if len(found.classes or ()) > _SHOWN + 1 else ""
+    foreground = f"{others}{more}" if others else "all others"
+    return [f"`{name}` has {outputs} classes: background is {background}, foreground {foreground}."]
+
+
+# Preprocessing.
+
+
+def _preprocessing(
+    request: ModelRequest, found: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
+) -> Preprocessing:
+    """The network's own or the usual one, under what the user says; announced."""
+    name, (channels, side, _) = foreign_name(request), size
+    if found.preprocessing is not None:
+        own, source = found.preprocessing, f"as {found.preprocessing_source} says"
+    else:
+        whole = side < _SIDES[0]  # small pictures are not cut
+        resize = side if whole else round(side / _SHARE)
+        own = Preprocessing(resize, side, "bilinear").of_channels(channels)
+        source = "by default"
+    result, more = overridden(own, request.preprocessing)
+    notes.extend(more)
+    lacking = {"resize", "crop", "interpolation", "mean", "std"} - set(request.preprocessing)
+    if lacking:
+        notes.append(f"`{name}`, {source}: {_in_words(result, lacking)}.")
+    return result
+
+
+def _in_words(own: Preprocessing, fields: set[str]) -> str:
+    values = {
+        "resize": f"resize {own.resize}" if own.mode == "center" else f"squash to {own.resize}",
+        "crop": f"crop {own.crop}",
+        "interpolation": own.interpolation,
+        "mean": f"mean {','.join(f'{v:.4g}' for v in own.mean)}",
+        "std": f"std {','.join(f'{v:.4g}' for v in own.std)}",
+    }
+    flags = ", ".join(f"`--{key}`" for key in values if key in fields)
+    return ", ".join(text for key, text in values.items() if key in fields) + f" (set by {flags})"
+
+
+def _mask_preprocessing(
+    request: ModelRequest, found: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
+) -> MaskPreprocessing:
+    """Windows of the network's size; images keep theirs.
+
+    Raises:
+        UsageError: The user asks for a resize.
+    """
+    name, (channels, side, _) = foreign_name(request), size
+    for option in ("resize", "interpolation"):
+        if option in request.preprocessing:
+            raise UsageError(
+                f"`--{option}` does not go with the segmenter `{name}`.",
+                "Images keep their size, so that masks can be compared pixel by pixel.",
+                "Leave it out; `--crop` sets the side of its window.",
+            )
+    own = found.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
+    given = {key: request.preprocessing[key] for key in ("mean", "std")
+             if key in request.preprocessing}  # fmt: skip
+    scaled, more = overridden(own.of_channels(channels), given)
+    notes.extend(more)
+    fixed = found.side or request.preprocessing.get("crop") or found.preprocessing
+    window = side if fixed or side != _SIDES[0] else _WINDOW
+    plain = not any(scaled.mean) and set(scaled.std) == {1.0}
+    masks = MaskPreprocessing(
+        window,
+        mean=None if plain else scaled.mean,
+        std=None if plain else scaled.std,
+    ).of_channels(channels)
+    source = f"as {found.preprocessing_source} says" if found.preprocessing else "by default"
+    values = "values in [0, 1]" if plain else _in_words(scaled, {"mean", "std"})
+    if {"crop", "mean", "std"} - set(request.preprocessing):
+        notes.append(f"`{name}`, {source}: windows of {window} pixels (`--crop`), {values}.")
+    return replace(masks)

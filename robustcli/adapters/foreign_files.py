@@ -1,0 +1,230 @@
+"""Networks in files that hold their own program: TorchScript and ONNX.
+
+TorchScript is run by torch's interpreter for it, ONNX by onnxruntime. Neither unpickles Python
+objects, and no Python code comes from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.file_kinds import is_torchscript
+from robustcli.adapters.foreign import ForeignNetwork
+from robustcli.core.errors import MachineError, UsageError, first_line
+from robustcli.data.download import file_sha256
+
+_UNKNOWN = "unknown (weights from a file)"
+_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64
+}  # fmt: skip
+
+
+def torchscript(request: ModelRequest) -> ForeignNetwork:
+    """The network in a file of `torch.jit.save`.
+
+    Raises:
+        UsageError: There is no such file, or it is of another kind.
+    """
+    path = _checked(request)
+    try:
+        scripted = is_torchscript(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not scripted:
+        raise UsageError(
+            f"`{path}` is no TorchScript archive.",
+            "A file of weights says nothing of its network.",
+            f"Name the network as well: `--model NAME --weights {path}`, or for your own "
+            f"`--model my_package.my_module:build --weights {path}`.",
+        )
+    try:
+        with warnings.catch_warnings():
+            # torch recommends torch.export for new files; these are read as long as torch can
+            warnings.filterwarnings("ignore", message=".*torch.jit.load.*deprecated")
+            network: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:  # damaged archives fail anywhere in torch's reader
+        raise _unreadable(path, error) from error
+    return ForeignNetwork(
+        network.float().eval(),
+        family="torchscript",
+        origin=str(path),
+        digest=file_sha256(path),
+        pretraining=_UNKNOWN,
+        notes=(f"`{path}` is a program: torch's TorchScript interpreter runs it, not Python.",),
+    )
+
+
+def _checked(request: ModelRequest) -> Path:
+    path = Path(request.name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"There is no file `{path}`.", "", "Check the path given to `--model`.")
+    if request.arguments:
+        raise UsageError(
+            f"`{path}` takes no `--model-arg`.", "It is a finished network.", "Leave it out."
+        )
+    return path
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"`{path}` cannot be read as a network.", f"Reading it says: {first_line(error)}.",
+        "Export it again; a partial copy is the usual cause.",
+    )  # fmt: skip
+
+
+# ONNX.
+
+
+class OnnxNetwork(nn.Module):
+    """A graph that onnxruntime computes, as a module: images (B, C, H, W) to its first output.
+
+    Args:
+        path: The file.
+        runtime: The package onnxruntime.
+    """
+
+    def __init__(self, path: Path, runtime: Any) -> None:
+        super().__init__()
+        self.path, self.runtime = path, runtime
+        self.sessions: dict[str, Any] = {}
+        session = self._session("cpu")
+        inputs = session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
+            told = "; ".join(f"`{one.name}` {one.type} {one.shape}" for one in inputs)
+            raise UsageError(
+                f"`{path}` does not take images.",
+                f"Its inputs: {told}. Expected one of floats with the shape (images, channels, "
+                "height, width).",
+                "Export the network that takes normalised images.",
+            )
+        self.name, shape = inputs[0].name, list(inputs[0].shape)
+        self.value_type = _TYPES[inputs[0].type]
+        self.last = shape[3] in (1, 3) and shape[1] not in (1, 3)  # channels last
+        sides = shape[1:3] if self.last else shape[2:]
+        self.channels = _fixed(shape[3 if self.last else 1])
+        self.batch, self.sides = _fixed(shape[0]), tuple(map(_fixed, sides))
+        self.outputs = [one.name for one in session.get_outputs()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The first output, on the device of the images.
+
+        Raises:
+            UsageError: Another precision is asked for than the graph's own.
+        """
+        if torch.is_autocast_enabled(images.device.type):
+            raise UsageError(
+                f"`{self.path}` computes in the precision that it was exported with.",
+                "So `--precision` has no meaning for an ONNX file.",
+                "Leave out `--precision`, or export the file with the other precision.",
+            )
+        values = images.permute(0, 2, 3, 1) if self.last else images
+        array = np.ascontiguousarray(values.cpu().numpy().astype(self.value_type, copy=False))
+        (answer,) = self._session(images.device.type).run(self.outputs[:1], {self.name: array})
+        if answer.ndim == 4 and self.last:
+            answer = np.moveaxis(answer, 3, 1)
+        return torch.from_numpy(np.ascontiguousarray(answer)).float().to(images.device)
+
+    def _session(self, device: str) -> Any:
+        """The session that computes on a type of device: the GPU where onnxruntime has one."""
+        there = self.runtime.get_available_providers()
+        gpu = ["CUDAExecutionProvider"] if device == "cuda" else []
+        providers = [*(one for one in gpu if one in there), "CPUExecutionProvider"]
+        if providers[0] not in self.sessions:
+            options = self.runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3  # warnings of the exporter's graph help nobody here
+            self.sessions[providers[0]] = self.runtime.InferenceSession(
+                str(self.path), options, providers=providers
+            )
+        return self.sessions[providers[0]]
+
+
+def _fixed(length: object) -> int | None:
+    """A length that the graph fixes; dynamic ones have a name or nothing."""
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def onnx(request: ModelRequest) -> ForeignNetwork:
+    """The network in an ONNX file; its batch and its size may be fixed.
+
+    Raises:
+        MachineError: onnxruntime is not installed.
+        UsageError: There is no such file, it is damaged, or it takes no square images.
+    """
+    path = _checked(request)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError(
+            f"`{path}` needs onnxruntime.", "It is not installed.",
+            "Install it: `pip install 'robustcli[onnx]'`.",
+        ) from error  # fmt: skip
+    try:
+        network = OnnxNetwork(path, onnxruntime)
+    except UsageError:
+        raise
+    except Exception as error:  # onnxruntime has a class of its own for each kind of damage
+        raise _unreadable(path, error) from error
+    height, width = network.sides
+    if height != width:
+        raise UsageError(
+            f"`{path}` takes images of {height} x {width} pixels.",
+            "Images are cut to squares here.",
+            "Export it for squares, or with free height and width.",
+        )
+    notes = []
+    if network.batch is not None:
+        notes.append(f"`{path.name}` takes {network.batch} images at a time: the rest is padded.")
+    if len(network.outputs) > 1:
+        shown = ", ".join(f"`{name}`" for name in network.outputs[1:])
+        notes.append(
+            f"`{path.name}` has several outputs: `{network.outputs[0]}` is taken, not {shown}."
+        )
+    return ForeignNetwork(
+        network.eval(),
+        family="onnx",
+        origin=str(path),
+        digest=_digest(path),
+        pretraining=_UNKNOWN,
+        side=height,
+        channels=network.channels,
+        batch=network.batch,
+        parameters=_parameters(path),
+        notes=tuple(notes),
+        users_code=False,
+    )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the file, and of the files beside it that hold its weights where they are large.
+
+    Exporters name them after the file: `net.onnx.data`, `net.onnx_data`.
+    """
+    beside = sorted(p for p in path.parent.glob(f"{path.name}?*") if p.is_file())
+    if not beside:
+        return file_sha256(path)
+    parts = [file_sha256(one) for one in (path, *beside)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _parameters(path: Path) -> int:
+    """How many numbers the graph's initialisers hold; 0 where the package onnx is not installed."""
+    try:
+        import onnx as library
+    except ImportError:
+        return 0
+    graph = library.load(str(path), load_external_data=False).graph
+    return sum(_count(tensor.dims) for tensor in graph.initializer)
+
+
+def _count(lengths: Sequence[int]) -> int:
+    return int(np.prod(lengths, dtype=np.int64)) if lengths else 1

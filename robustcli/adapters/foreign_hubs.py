@@ -1,0 +1,421 @@
+"""Networks of the Hugging Face hub, or of a folder in its format, and open_clip's.
+
+`hf:ORG/NAME` is transformers', `hf-hub:ORG/NAME` timm's; `@REVISION` after the name pins a version,
+and the commit is recorded in any case. Weights are read from safetensors only, and no code of a
+repository is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.adapters import timm_library
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.checkpoint import read_weights
+from robustcli.adapters.fetching import hub, state_digest, why_none
+from robustcli.adapters.foreign import ForeignNetwork
+from robustcli.adapters.loading import choose, load_strictly, shapes_of
+from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from robustcli.core.errors import MachineError, UsageError, first_line
+from robustcli.data.labels import LabelSpace, label_space
+
+_FILES = ["*.json", "*.safetensors"]
+_SAFE = ".safetensors"
+_PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
+_RESCALE = 1 / 255
+_TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder in the hub's format: its files, and where they are from."""
+
+    folder: Path
+    origin: str
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of it.
+
+        Raises:
+            UsageError: It is not there, or no JSON object.
+        """
+        try:
+            content = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"`{self.origin}` has no readable `{name}`.", first_line(error),
+                "Name a model in the format of the hub.",
+            ) from error  # fmt: skip
+        if not isinstance(content, dict):
+            raise UsageError(f"`{name}` of `{self.origin}` is no JSON object.")
+        return content
+
+
+def repository(name: str, *, offline: bool) -> Repository:
+    """The repository `ORG/NAME` or `ORG/NAME@REVISION` of the hub, or a local folder.
+
+    Raises:
+        UsageError: It is not there, or holds no safetensors.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _with_safetensors(Repository(folder, str(folder)))
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        with hub(offline=offline):
+            place = Path(
+                snapshot_download(
+                    repo, revision=revision or None, allow_patterns=_FILES, local_files_only=offline
+                )
+            )
+    except Exception as error:  # the client raises classes of four libraries
+        raise UsageError(
+            f"`{name}` could not be had from the Hugging Face hub.",
+            f"The reason: {why_none(error, offline=offline)}.",
+            "Check the name (`ORG/NAME`, `ORG/NAME@REVISION`), or name a folder with its files.",
+        ) from error
+    commit = place.name  # the cache keeps a folder for each commit
+    return _with_safetensors(Repository(place, f"https://huggingface.co/{repo}@{commit}"))
+
+
+def _with_safetensors(found: Repository) -> Repository:
+    if any(found.folder.glob(f"*{_SAFE}")):
+        return found
+    raise UsageError(
+        f"`{found.origin}` holds no weights as safetensors.",
+        "Other files of weights may hold code, and are not read.",
+        "Convert it (`model.save_pretrained(FOLDER, safe_serialization=True)`), and name the "
+        "folder; on the hub, look for a revision with safetensors (`@refs/pr/NUMBER`).",
+    )
+
+
+def _name_of(request: ModelRequest) -> str:
+    return request.name.partition(":")[2]
+
+
+# transformers.
+
+
+def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
+    """An image classifier or a semantic segmenter of transformers.
+
+    Raises:
+        MachineError: transformers is not installed.
+        UsageError: It is for another task, needs code of its own, or cannot be read.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MachineError(
+            f"`{request.name}` needs transformers.", "It is not installed.",
+            "Install it: `pip install 'robustcli[hf]'`.",
+        ) from error  # fmt: skip
+    if request.arguments:
+        raise UsageError(
+            f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",
+            "Leave it out.",
+        )  # fmt: skip
+    found = repository(_name_of(request), offline=offline)
+    config = found.read("config.json")
+    kind = next(iter(config.get("architectures") or ()), "")
+    auto = {
+        "ForImageClassification": "AutoModelForImageClassification",
+        "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    }
+    loader = next((auto[end] for end in auto if kind.endswith(end)), None)
+    if "auto_map" in config:
+        raise UsageError(
+            f"`{request.name}` needs Python code of its own, which is not run.",
+            "Its `config.json` has an `auto_map`.",
+            "Load it yourself where you trust it, and name a function: `--model my_module:build`.",
+        )
+    if loader is None:
+        raise UsageError(
+            f"`{request.name}` is no image classifier and no semantic segmenter.",
+            f"Its architecture is `{kind or 'not stated'}`.",
+            "Name a model of the task image-classification or image-segmentation.",
+        )
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        network, info = getattr(transformers, loader).from_pretrained(
+            found.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            dtype=torch.float32, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # of transformers, safetensors or torch, for each kind of damage
+        raise UsageError(
+            f"transformers cannot load `{request.name}`.", f"It says: {first_line(error)}.",
+            "Check its files, and the version of transformers that it asks for.",
+        ) from error  # fmt: skip
+    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if missing:
+        raise UsageError(
+            f"`{found.origin}` lacks weights of its network.",
+            f"{len(missing)} are not in its files (`{missing[0]}`, ...): they would be random.",
+            "Name a repository with a trained head.",
+        )
+    labels = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
+    ordered = tuple(labels[n] for n in sorted(labels))
+    named = bool(ordered) and not all(label == f"LABEL_{n}" for n, label in enumerate(ordered))
+    return ForeignNetwork(
+        network.float().eval(),
+        family=str(config.get("model_type", "transformers")),
+        origin=found.origin,
+        digest=state_digest(network.state_dict()),
+        pretraining="see its model card",
+        preprocessing=_processor(found),
+        preprocessing_source="its `preprocessor_config.json`",
+        classes=ordered if named else None,
+        channels=int(config.get("num_channels", 3)),
+        users_code=False,
+    )
+
+
+def _processor(found: Repository) -> Preprocessing | None:
+    """The preprocessing that `preprocessor_config.json` says; None where there is none.
+
+    Raises:
+        UsageError: It scales values otherwise than by 255.
+    """
+    if not (found.folder / "preprocessor_config.json").is_file():
+        return None
+    said = found.read("preprocessor_config.json")
+    if said.get("do_rescale", True) and abs(said.get("rescale_factor", _RESCALE) - _RESCALE) > 1e-9:
+        raise UsageError(
+            f"The image processor of `{found.origin}` scales values by "
+            f"{said.get('rescale_factor')}, not by 1/255.",
+            "Values are scaled to [0, 1] here before mean and std.",
+            "Load it yourself, and name a function: `--model my_module:build`.",
+        )
+    mean, std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    filter_ = _PIL.get(int(said.get("resample", 2)), "bilinear")
+    resized, cut = _side(said.get("size")), _side(said.get("crop_size"))
+    resize = resized if said.get("do_resize", True) else None
+    crops = said.get("do_center_crop", said.get("crop_size") is not None)
+    size = said.get("size")
+    shortest = isinstance(size, dict) and "shortest_edge" in size
+    if shortest and "crop_pct" in said and resized is not None:  # ConvNeXt's processor
+        if resized < 384:
+            return Preprocessing(
+                int(resized / said["crop_pct"]), resized, filter_, tuple(mean), tuple(std)
+            )
+        shortest = False
+    crop = cut if crops and cut is not None else resized
+    if crop is None:
+        return None
+    mode = "center" if shortest or (crops and cut is not None and cut != resized) else "squash"
+    if mode == "squash" and resize is None:
+        mode = "center"
+    return Preprocessing(
+        resize, crop, filter_, tuple(mean), tuple(std), "center" if mode == "center" else "squash"
+    )
+
+
+def _side(size: object) -> int | None:
+    """The side in pixels that a processor's size says; None for rectangles and nothing."""
+    if isinstance(size, int):
+        return size
+    if not isinstance(size, Mapping):
+        return None
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"])
+    height, width = size.get("height"), size.get("width")
+    return int(height) if height is not None and height == width else None
+
+
+# timm's own format on the hub.
+
+
+def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
+    """A network of timm that anyone put on the hub: `config.json` and `model.safetensors`.
+
+    Raises:
+        UsageError: It is no model of timm, or its weights do not fit.
+    """
+    if request.arguments:
+        raise UsageError(
+            f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",
+            "Leave it out.",
+        )  # fmt: skip
+    found = repository(_name_of(request), offline=offline)
+    config = found.read("config.json")
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or not timm_library.known(architecture):
+        raise UsageError(
+            f"`{request.name}` is no model of timm.",
+            f"Its `config.json` names the architecture `{architecture}`.",
+            "For a model of transformers, write `hf:ORG/NAME`.",
+        )
+    own = config.get("pretrained_cfg") or {}
+    classes = int(config.get("num_classes", own.get("num_classes", 1000)))
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+    arguments = {**(config.get("model_args") or {}), "num_classes": classes}
+    network = timm_library.create(
+        architecture, {**arguments, "pretrained_cfg_overlay": _overlay(settings)}
+    )
+    files = sorted(found.folder.glob(f"*{_SAFE}"))
+    state = read_weights(next((f for f in files if f.name == "model.safetensors"), files[0]))
+    choice = choose(state, shapes_of(network.state_dict()))
+    load_strictly(network, choice.state, model=architecture, origin=found.origin, advice=None)
+    labels = config.get("label_names") or own.get("label_names")
+    return ForeignNetwork(
+        network.float().eval(),
+        family=architecture,
+        origin=found.origin,
+        digest=state_digest(network.state_dict()),
+        pretraining="see its model card",
+        preprocessing=timm_library.preprocessing(network),
+        preprocessing_source="its timm configuration",
+        classes=tuple(map(str, labels)) if isinstance(labels, list) else None,
+        users_code=False,
+    )
+
+
+def _overlay(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a repository says of preprocessing, without what would download anything."""
+    keys = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "num_classes")
+    return {key: settings[key] for key in keys if settings.get(key) is not None}
+
+
+# open_clip: zero-shot classification by the names of classes.
+
+
+class ZeroShot(nn.Module):
+    """A CLIP as a classifier: the image's cosine to the text of each class, scaled.
+
+    Args:
+        clip: The model of open_clip; only its image half is kept.
+        texts: Features (classes, D) of the classes, of length 1.
+    """
+
+    def __init__(self, clip: Any, texts: Tensor) -> None:
+        super().__init__()
+        self.visual = clip.visual
+        self.register_buffer("texts", texts)
+        self.register_buffer("scale", clip.logit_scale.detach().exp())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        features = self.visual(images)
+        features = F.normalize(features[0] if isinstance(features, tuple) else features, dim=-1)
+        assert isinstance(self.texts, Tensor), "a buffer"
+        assert isinstance(self.scale, Tensor), "a buffer"
+        logits: Tensor = self.scale * features @ self.texts.T
+        return logits
+
+
+def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
+    """A CLIP of open_clip as a zero-shot classifier of the named classes.
+
+    Raises:
+        MachineError: open_clip is not installed.
+        UsageError: The model or its weights are unknown or not here, or the template has no `{}`.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MachineError(
+            f"`{request.name}` needs open_clip.", "It is not installed.",
+            "Install it: `pip install 'robustcli[clip]'`.",
+        ) from error  # fmt: skip
+    arguments = dict(request.arguments)
+    template = str(arguments.pop("prompt", _TEMPLATE))
+    if arguments or "{}" not in template:
+        raise UsageError(
+            f"`{request.name}` takes one `--model-arg`: `prompt=TEXT`, with `{{}}` for the class.",
+            f"Got {', '.join(f'{k}={v}' for k, v in request.arguments.items())}.",
+            f"For example `--model-arg prompt='{_TEMPLATE}'`.",
+        )
+    name, _, tag = _name_of(request).partition("/")
+    if name not in open_clip.list_models():
+        from robustcli.core.names import nearest
+
+        close = nearest(name, open_clip.list_models())
+        raise UsageError(
+            f"open_clip has no model `{name}`.",
+            f"Did you mean {' or '.join(f'`{one}`' for one in close)}?" if close else "",
+            "Write `open-clip:MODEL/PRETRAINED`, such as `open-clip:ViT-B-32/laion2b_s34b_b79k`.",
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    weights = request.weights or (Path(tag) if tag and Path(tag).is_file() else None)
+    if weights is None and not request.untrained and tag not in tags:
+        raise UsageError(
+            f"`{request.name}` names no weights of `{name}`.",
+            f"It has {', '.join(f'`{one}`' for one in tags[:8]) or 'none'}.",
+            "Write `open-clip:MODEL/PRETRAINED`, or name a file with `--weights FILE`.",
+        )
+    space = _space_of(request)
+    by_tag = weights is None and not request.untrained
+    try:
+        with hub(offline=offline), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            clip = open_clip.create_model(
+                name, pretrained=tag if by_tag else None, load_weights=by_tag, weights_only=True
+            ).float().eval()  # fmt: skip
+            tokens = open_clip.get_tokenizer(name)
+    except Exception as error:  # of the hub's client, or open_clip's own
+        raise UsageError(
+            f"The weights of `{request.name}` could not be had.",
+            f"The reason: {why_none(error, offline=offline)}.",
+            "Name a copy with `--weights FILE`.",
+        ) from error
+    if weights is not None:
+        choice = choose(read_weights(weights), shapes_of(clip.state_dict()))
+        load_strictly(clip, choice.state, model=name, origin=str(weights), advice=None)
+    with torch.inference_mode():
+        words = [template.format(_plain(one)) for one in space.names]
+        texts = torch.cat(
+            [clip.encode_text(tokens(words[n : n + 64]), normalize=True)
+             for n in range(0, len(words), 64)]
+        )  # fmt: skip
+    network = ZeroShot(clip, texts.clone())
+    origin = "none: initialised with seed 0" if request.untrained else str(weights or tag)
+    default = "" if "prompt" in request.arguments else " (`--model-arg prompt=TEXT` changes it)"
+    return ForeignNetwork(
+        network.eval(),
+        family="clip",
+        origin=f"open_clip {name}, {origin}",
+        digest=state_digest(network.state_dict()),
+        pretraining="none (untrained)" if request.untrained
+        else f"image and text pairs (open_clip, {tag or 'weights from a file'})",
+        preprocessing=_clip_preprocessing(clip.visual.preprocess_cfg),
+        preprocessing_source="its configuration of open_clip",
+        space=space,
+        arguments={"prompt": template},
+        notes=(f"`{request.name}` classifies by the text `{template}` of each class of "
+               f"{space.name}{default}.",),
+        users_code=False,
+    )  # fmt: skip
+
+
+def _space_of(request: ModelRequest) -> LabelSpace:
+    """The classes whose names become texts: those of the user, or ImageNet's."""
+    if request.classes is not None:
+        return LabelSpace("classes", request.classes, request.classes)
+    return label_space(request.label_space or "imagenet-1k")
+
+
+def _plain(name: str) -> str:
+    """A class as people write it."""
+    return name.replace("_", " ").split(",")[0]
+
+
+def _clip_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    size = config["size"]
+    side = int(size if isinstance(size, int) else size[0])
+    squash = config.get("resize_mode", "shortest") == "squash"
+    return Preprocessing(
+        side, side, str(config.get("interpolation", "bicubic")), tuple(config["mean"]),
+        tuple(config["std"]), "squash" if squash else "center",
+    )  # fmt: skip

@@ -1,0 +1,580 @@
+"""A network of one's own: by import, in memory, TorchScript, ONNX."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import robustcli
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.foreign import foreign_name, kind_of, open_foreign
+from robustcli.adapters.load import load, resolve
+from robustcli.core import machine
+from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.data.labels import label_space
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import CLEAN
+
+SMALL = {"resize": 32, "crop": 32}
+CODE = """
+import torch
+from torch import nn
+
+
+def build(width=8):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Linear(16 * width, 10),
+    )
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+instance = Net()
+number = 3
+
+
+def divides():
+    return 1 / 0
+
+
+class Fails(Net):
+    def forward(self, x):
+        return x.no_such_attribute
+"""
+
+
+class Small(nn.Module):
+    """Ten classes, with a normalisation whose statistics training would change."""
+
+    def __init__(self, outputs: int = 10, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)
+        self.fc, self.head = nn.Linear(8, outputs), head or nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.fc(self.norm(self.conv(x)).relu().mean((2, 3))))
+
+
+@pytest.fixture
+def network() -> Small:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "users_package").mkdir()
+    (tmp_path / "users_package" / "__init__.py").touch()
+    (tmp_path / "users_package" / "nets.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.startswith("users_package")]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path
+
+
+def evaluate(model: object, out: Path, **options: object) -> robustcli.Run:
+    settings = {"limit": 24, "device": "cpu", "workers": 0, "preprocessing": SMALL, **options}
+    data = settings.pop("data", "cifar10-mini")
+    return robustcli.evaluate(model, data, "grayscale", out=out, **settings)  # type: ignore[arg-type]
+
+
+def rows(run: robustcli.Run, model: str):
+    return Store(run.path).rows(model, CLEAN, "cls").sort_values("image_id", ignore_index=True)
+
+
+def script(network: nn.Module, path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(network, torch.rand(2, 3, 32, 32)), str(path))
+    return str(path)
+
+
+def export(network: nn.Module, path: Path, *, batch: int, free: bool) -> str:
+    pytest.importorskip("onnx", reason="needs the extra `onnx`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+    axes = {"x": {0: "n", 2: "h", 3: "w"}} if free else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.rand(batch, 3, 32, 32),), str(path), dynamo=False, input_names=["x"],
+            dynamic_axes=axes,
+        )  # fmt: skip
+    return str(path)
+
+
+def assert_same_answers(run: robustcli.Run, first: str, second: str, tolerance: float) -> None:
+    one, other = rows(run, first), rows(run, second)
+    assert one["prediction"].tolist() == other["prediction"].tolist()
+    for column in ("probability", "target_probability"):
+        np.testing.assert_allclose(one[column], other[column], atol=tolerance)
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vmamba-pico", None),
+        ("resnet18.a1_in1k", None),
+        ("smp:Unet/resnet34", None),
+        ("hf-hub:timm/resnet18", None),
+        ("hf-hub:someone/resnet18", "timm-hub"),
+        ("hf:org/name", "hf"),
+        ("open-clip:ViT-B-32/openai", "open-clip"),
+        ("package.module:build", "import"),
+        ("folder/file.py:Net", "import"),
+        ("nets/a.ts", "torchscript"),
+        ("a.pt", "torchscript"),
+        ("a.onnx", "onnx"),
+    ],
+)
+def test_where_a_network_comes_from_is_told_by_its_name(name: str, kind: str | None) -> None:
+    assert kind_of(ModelRequest(name)) == kind
+
+
+def test_a_file_is_called_by_its_last_part() -> None:
+    assert foreign_name(ModelRequest("a/b/net.ts")) == "net.ts"
+    assert foreign_name(ModelRequest("a/b/net.py:build")) == "net.py:build"
+
+
+def test_what_is_not_of_the_catalogue_is_not_trained() -> None:
+    with pytest.raises(UsageError, match="can be evaluated, but not trained"):
+        resolve("package.module:build")
+
+
+# The same network through every door.
+
+
+def test_memory_and_torchscript_and_onnx_answer_alike(tmp_path: Path, network: Small) -> None:
+    models = {
+        "memory": network,
+        "script": script(network, tmp_path / "net.ts"),
+        "fixed": export(network, tmp_path / "fixed.onnx", batch=5, free=False),
+        "free": export(network, tmp_path / "free.onnx", batch=1, free=True),
+    }
+    run = evaluate(models, tmp_path / "run", batch_size=7)
+    assert_same_answers(run, "memory", "net.ts", 0)
+    # onnxruntime sums in another order: float32 rounding of a few hundred terms
+    assert_same_answers(run, "memory", "fixed.onnx", 1e-5)
+    assert_same_answers(run, "memory", "free.onnx", 1e-5)
+    expected = sum(p.numel() for p in network.parameters())
+    by_name = {m.name: m for m in run.record.models}
+    assert by_name["memory"].parameters == by_name["net.ts"].parameters == expected
+    # the exporter folds the normalisation into the convolution
+    assert 0 < by_name["fixed.onnx"].parameters <= expected
+
+
+def test_vmamba_pico_is_the_same_by_name_in_memory_and_as_torchscript(tmp_path: Path) -> None:
+    weights = Path(robustcli.__file__).parent / "assets" / "vmamba-pico.safetensors"
+    pico = robustcli.create_model("vmamba-pico", weights=weights)
+    own = load(ModelRequest("vmamba-pico"), "cls").preprocessing
+    preprocessing = {
+        key: getattr(own, key) for key in ("resize", "crop", "interpolation", "mean", "std")
+    }
+    run = evaluate({"mine": pico}, tmp_path / "run", preprocessing=preprocessing)
+    evaluate("vmamba-pico", tmp_path / "run", preprocessing=None)
+    assert_same_answers(run, "mine", "vmamba-pico", 0)
+    hashes = {model.weights_sha256 for model in run.record.models}
+    assert len(hashes) == 1
+
+
+def test_a_function_and_a_class_and_a_network_by_import(package: Path) -> None:
+    for name, parameters in (("build", 3 * 8 * 9 + 8 + 1290), ("Net", 280), ("instance", 280)):
+        model = load(ModelRequest(f"users_package.nets:{name}", preprocessing=SMALL), "cls")
+        assert model.facts.parameters == parameters
+    wide = load(ModelRequest("users_package.nets:build", None, {"width": 4}, SMALL), "cls")
+    assert wide.facts.arguments == {"width": 4}
+    by_file = load(ModelRequest("users_package/nets.py:build", None, {"width": 4}, SMALL), "cls")
+    assert by_file.facts.weights_sha256 == wide.facts.weights_sha256  # built with one seed
+
+
+def test_a_network_by_import_with_weights(
+    package: Path, network: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(package)
+    trained = import_module("users_package.nets").build()
+    nn.init.constant_(trained[-1].bias, 7.0)
+    torch.save(trained.state_dict(), "w.pt")
+    name = "users_package.nets:build"
+    model = load(ModelRequest(name, Path("w.pt"), preprocessing=SMALL), "cls")
+    assert model.facts.weights == "w.pt"
+    assert torch.equal(model.network.state_dict()["network.4.bias"], trained[-1].bias)
+    torch.save(network.state_dict(), "other.pt")
+    with pytest.raises(UsageError, match="does not hold the weights of"):
+        load(ModelRequest(name, Path("other.pt"), preprocessing=SMALL), "cls")
+
+
+def test_several_processes_build_it_by_import(package: Path) -> None:
+    name = "users_package.nets:build"
+    alone = evaluate(name, package / "one")
+    shared = evaluate(name, package / "two", devices=2)
+    expected = rows(alone, name)["probability"]
+    np.testing.assert_allclose(expected, rows(shared, name)["probability"], atol=1e-6)
+
+
+# In memory.
+
+
+def test_a_network_in_memory_comes_back_as_it_was(tmp_path: Path, network: Small) -> None:
+    network.double().train()
+    network.norm.eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    pointer = network.fc.weight.data_ptr()
+    evaluate(network, tmp_path / "run")
+    assert network.training
+    assert not network.norm.training
+    assert network.fc.weight.data_ptr() == pointer
+    after = network.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert after["norm.running_mean"].dtype == torch.float64
+    with pytest.raises(UsageError):
+        evaluate(network, tmp_path / "run", classes=["a"])
+    assert network.training
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_do_not_need_the_network(
+    tmp_path: Path, network: Small, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network.head = _Unpicklable()
+    monkeypatch.setattr(machine, "start_method", lambda: method)
+    run = evaluate(network, tmp_path / "run", workers=2)
+    assert run.table()["n"].tolist() == [24, 24]
+
+
+class _Unpicklable(nn.Identity):
+    def __reduce__(self) -> str:
+        raise TypeError("not to be pickled")
+
+
+def test_several_processes_are_refused(tmp_path: Path, network: Small) -> None:
+    with pytest.raises(UsageError, match=r"network in memory(.|\n)*other processes cannot take it"):
+        evaluate(network, tmp_path / "run", devices=2)
+
+
+def test_the_same_again_computes_nothing_and_other_weights_are_refused(
+    tmp_path: Path, network: Small
+) -> None:
+    run = evaluate(network, tmp_path / "run")
+    first = run.record
+    again = evaluate(network, tmp_path / "run")
+    assert len(list((again.path / "sessions").iterdir())) == 1
+    assert again.record.models == first.models
+    nn.init.zeros_(network.fc.weight)
+    with pytest.raises(UsageError, match="`Small`: the hash of the weights"):
+        evaluate(network, tmp_path / "run")
+
+
+def test_weights_do_not_go_with_a_network_in_memory(tmp_path: Path, network: Small) -> None:
+    with pytest.raises(UsageError, match="`weights` does not go with a network in memory"):
+        evaluate(network, tmp_path / "run", weights=tmp_path / "w.pt")
+
+
+# Classes, and what the answers are.
+
+
+def test_classes_in_another_order_score_alike(tmp_path: Path, network: Small) -> None:
+    ids = label_space("cifar10").ids
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    torch.manual_seed(0)
+    shuffled = Small().eval()
+    shuffled.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        shuffled.fc.weight.copy_(network.fc.weight[order])
+        shuffled.fc.bias.copy_(network.fc.bias[order])
+    plain = evaluate(network, tmp_path / "plain")
+    own = evaluate(shuffled, tmp_path / "own", classes=[ids[i] for i in order])
+    assert own.record.dataset.label_space != "cifar10"
+    one, other = rows(plain, "Small"), rows(own, "Small")
+    correct = (one["prediction"] == one["target"]).tolist()
+    assert correct == (other["prediction"] == other["target"]).tolist()
+    assert [order[p] for p in other["prediction"]] == one["prediction"].tolist()
+
+
+def test_an_unknown_number_of_outputs_wants_names(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has 7 outputs, and what they mean is not known"):
+        evaluate(Small(7), tmp_path / "run")
+    with pytest.raises(UsageError, match="has 10 outputs; `imagenet-1k` has 1000 classes"):
+        evaluate(Small(), tmp_path / "run", label_space="imagenet-1k")
+    with pytest.raises(UsageError, match="Two classes of `Small` are called `a`"):
+        evaluate(Small(2), tmp_path / "run", classes=["a", "a"])
+
+
+def test_probabilities_are_recognised(tmp_path: Path, network: Small) -> None:
+    soft = Small(head=nn.Softmax(1)).eval()
+    soft.load_state_dict(network.state_dict())
+    run = evaluate({"logits": network, "soft": soft}, tmp_path / "run")
+    assert_same_answers(run, "logits", "soft", 1e-6)  # a logarithm and its exponential in float32
+
+
+class Answer(nn.Module):
+    """Answers in another form than a tensor of scores."""
+
+    def __init__(self, form: object) -> None:
+        super().__init__()
+        self.form, self.conv = form, nn.Conv2d(3, 10, 3)
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.form(self.conv(x))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda maps: {"logits": maps.mean((2, 3))},
+        lambda maps: (maps.mean((2, 3)), maps),
+        lambda maps: maps.mean((2, 3), keepdim=True),
+    ],
+)
+def test_scores_are_found_in_what_is_returned(form: object) -> None:
+    found = open_foreign(ModelRequest("x", preprocessing=SMALL, module=Answer(form)), offline=True)
+    assert (found.task, found.space.ids) == ("cls", label_space("cifar10").ids)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (lambda maps: maps.mean(), "neither as a classifier nor as a segmenter"),
+        (lambda maps: "cat", "no tensor of scores"),
+        (lambda maps: maps.mean((2, 3)).argmax(1), "no tensor of scores"),
+        (lambda maps: maps.no_attribute, r"AttributeError(.|\n)*test_foreign\.py:\d+"),
+    ],
+)
+def test_answers_that_are_no_scores(form: object, words: str) -> None:
+    request = ModelRequest("x", preprocessing=SMALL, module=Answer(form))
+    with pytest.raises(UsageError, match=words):
+        open_foreign(request, offline=True)
+
+
+def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="NaN"):
+        evaluate(Answer(lambda maps: maps.mean((2, 3)) * float("nan")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_takes_one_image_at_a_time(tmp_path: Path) -> None:
+    class One(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.view(1, 3, 32, 32))
+
+    torch.manual_seed(0)
+    one, many = One(), Small()
+    many.load_state_dict(one.state_dict())
+    run = evaluate({"one": one, "many": many}, tmp_path / "run", batch_size=7)
+    assert_same_answers(run, "one", "many", 1e-6)  # convolutions of other batch sizes round anew
+
+
+def test_a_failure_later_names_the_users_line(tmp_path: Path) -> None:
+    class Late(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 4:
+                raise ValueError("too many for me")
+            return super().forward(x)
+
+    with pytest.raises(RunError, match=r"(?s)fails on an input.*too many for me, at .*foreign\.py"):
+        evaluate(Late(), tmp_path / "run", batch_size=8)
+
+
+def test_grey_and_fixed_sizes_are_found() -> None:
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(28 * 28, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.view(-1, 28 * 28)) if x.shape[1:] == (1, 28, 28) else self.fc(x)
+
+    model = open_foreign(ModelRequest("x", module=Grey()), offline=True).model
+    assert (model.preprocessing.channels, model.preprocessing.crop) == (1, 28)
+    assert any("crop 28" in note for note in model.notes)
+
+
+def test_the_default_preprocessing_is_announced(network: Small) -> None:
+    model = open_foreign(ModelRequest("x", module=network), offline=True).model
+    own = model.preprocessing
+    assert (own.resize, own.crop, own.interpolation) == (256, 224, "bilinear")
+    assert any("by default: resize 256, crop 224" in note for note in model.notes)
+    said = {**SMALL, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    model = open_foreign(ModelRequest("x", preprocessing=said, module=network), offline=True).model
+    assert not any("by default" in note for note in model.notes)
+
+
+# What a user can do wrong.
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("users_package.nets:divides", r"ZeroDivisionError(.|\n)*nets\.py:27 \(`return 1 / 0`\)"),
+        ("users_package.nets:Fails", r"no_such_attribute(.|\n)*nets\.py:32"),
+        ("users_package.nets:number", "is a int, not a network"),
+        ("users_package.nets:absent", "has no `absent`(.|\n)*`build`"),
+        ("users_package.absent:build", "no module `users_package.absent`"),
+        ("absent.py:build", "no file `absent.py`"),
+        ("broken.py:build", r"SyntaxError(.|\n)*broken\.py:2"),
+        ("needs.py:build", r"No module named 'a_package_that_is_not_there'(.|\n)*needs\.py:1"),
+        ("absent.onnx", "no file `absent.onnx`"),
+        ("weights.pt", "no TorchScript archive(.|\n)*--weights"),
+    ],
+)
+def test_errors_of_the_users_code(package: Path, name: str, words: str) -> None:
+    Path("broken.py").write_text("x = 1\nx = = 2\n")
+    Path("needs.py").write_text("import a_package_that_is_not_there\n")
+    torch.save({"w": torch.zeros(2)}, "weights.pt")
+    with pytest.raises(UsageError, match=words):
+        load(ModelRequest(name, preprocessing=SMALL))
+
+
+def test_arguments_that_do_not_fit(package: Path) -> None:
+    with pytest.raises(UsageError, match="takes no `--model-arg`"):
+        load(ModelRequest("users_package.nets:instance", None, {"width": 4}, SMALL))
+    with pytest.raises(UsageError, match=r"called with \(depth=4\)(.|\n)*unexpected keyword"):
+        load(ModelRequest("users_package.nets:build", None, {"depth": 4}, SMALL))
+
+
+def test_damaged_files_are_refused(tmp_path: Path, network: Small) -> None:
+    path = Path(script(network, tmp_path / "net.ts"))
+    content = bytearray(path.read_bytes())
+    content[200:1200] = bytes(1000)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"net\.ts`"):
+        load(ModelRequest(str(path)))
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08\x12no graph at all")
+    with pytest.raises(UsageError, match="cannot be read as a network"):
+        load(ModelRequest(str(tmp_path / "net.onnx")))
+
+
+@pytest.mark.parametrize(
+    ("package_name", "model", "extra"),
+    [
+        ("onnxruntime", "net.onnx", "onnx"),
+        ("transformers", "hf:org/name", "hf"),
+        ("open_clip", "open-clip:ViT-B-32/openai", "clip"),
+    ],
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package_name: str, model: str, extra: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").touch()
+    monkeypatch.setitem(sys.modules, package_name, None)
+    with pytest.raises(MachineError, match=rf"pip install 'robustcli\[{extra}\]'"):
+        load(ModelRequest(model), offline=True)
+
+
+def test_a_changed_file_is_refused(tmp_path: Path, network: Small) -> None:
+    path = script(network, tmp_path / "net.ts")
+    evaluate(path, tmp_path / "run")
+    nn.init.zeros_(network.fc.weight)
+    script(network, tmp_path / "net.ts")
+    with pytest.raises(UsageError, match=r"`net.ts`: the hash of the weights"):
+        evaluate(path, tmp_path / "run")
+
+
+# Segmenters.
+
+
+class Masks(nn.Module):
+    """Foreground where an image is bright, in the form that `form` makes of its logits."""
+
+    def __init__(self, form: object) -> None:
+        super().__init__()
+        self.form, self.conv = form, nn.Conv2d(3, 1, 1)
+        nn.init.constant_(self.conv.weight, 4.0)
+        nn.init.constant_(self.conv.bias, -3.0)
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.form(self.conv(x))  # type: ignore[operator]
+
+
+def test_segmenters_are_told_by_their_answer_in_every_form(tmp_path: Path) -> None:
+    forms = {
+        "logits": lambda s: s,
+        "probabilities": torch.sigmoid,
+        "two": lambda s: torch.cat([-s / 2, s / 2], 1),
+        "softmax": lambda s: {"out": torch.cat([-s / 2, s / 2], 1).softmax(1)},
+        "flat": lambda s: s[:, 0],
+    }
+    run = robustcli.evaluate(
+        {name: Masks(form) for name, form in forms.items()}, "nuclei-mini", "grayscale",
+        out=tmp_path / "run", limit=3, device="cpu", workers=0,
+    )  # fmt: skip
+    table = run.table()
+    clean = table[table["transform"] == "identity"]
+    assert clean["dice"].nunique() == 1
+    assert 0 < clean["dice"].iloc[0] < 1
+    counts = [Store(run.path).rows(name, CLEAN, "seg")["tp"].sum() for name in forms]
+    assert len(set(counts)) == 1
+
+
+def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> None:
+    image = np.full((40, 50, 3), 128, np.uint8)
+    said = {"crop": 32, "mean": (0.25,) * 3, "std": (0.5,) * 3}
+    request = ModelRequest("x", preprocessing=said, module=Masks(lambda s: s))
+    model = load(request, "seg")
+    expected = 1 / (1 + np.exp(-(12 * (128 / 255 - 0.25) / 0.5 - 3)))
+    np.testing.assert_allclose(model.probabilities([image])[0], expected, rtol=1e-5)
+    assert model.preprocessing.window == 32
+    with pytest.raises(UsageError, match="`--resize` does not go with the segmenter"):
+        load(ModelRequest("x", preprocessing={"resize": 32}, module=Masks(lambda s: s)))
+
+
+def test_a_classifier_does_not_predict_masks(network: Small) -> None:
+    with pytest.raises(UsageError, match="is a classifier"):
+        load(ModelRequest("x", preprocessing=SMALL, module=network), "seg")
+
+
+# The command line, from the working folder.
+
+
+def test_the_command_takes_a_network_of_ones_own(package: Path) -> None:
+    import json
+    import subprocess
+
+    command = [
+        sys.executable, "-m", "robustcli", "eval", "--model", "users_package.nets:build",
+        "--model-arg", "width=4", "--transform", "grayscale", "--data", "cifar10-mini", "--limit",
+        "10", "--resize", "32", "--crop", "32", "--device", "cpu",
+    ]  # fmt: skip
+    dry = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+    assert json.loads(dry.stdout)["predictions"] == 20
+    assert not Path("runs").exists()
+    done = subprocess.run([*command, "--out", "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "they are read as cifar10" in done.stdout + done.stderr
+    record = robustcli.Run(Path("run")).record.models[0]
+    assert record.arguments == {"width": 4}
+    assert record.builder == "import:users_package.nets:build"
+    wrong = subprocess.run(
+        [*command[:5], "users_package.nets:divides", *command[8:]], capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert "nets.py:27" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_code_is_not_imported_unless_it_is_named(package: Path) -> None:
+    Path("models.py").write_text(textwrap.dedent("raise SystemExit('imported')"))
+    load(ModelRequest("users_package.nets:build", preprocessing=SMALL))
+    with pytest.raises(UsageError, match="ends the program when it is imported"):
+        load(ModelRequest("models:build", preprocessing=SMALL))
