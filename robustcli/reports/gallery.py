@@ -20,6 +20,7 @@ from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
 from robustcli.metrics.calibration import reliability
 from robustcli.reports.figures.comparisons import (
+    BIN_IMAGES,
     PAIRS_ABREAST,
     draw_bars,
     draw_differences,
@@ -262,7 +263,8 @@ def _reliability(findings: Findings) -> tuple[Picture, ...]:
     draw_reliability(panels, findings.run / path)
     caption = (
         "Reliability: the share that is right over the confidence, in bins of equal width with "
-        "95 % Wilson intervals; larger markers hold more images. Dotted: as right as confident; "
+        f"95 % Wilson intervals, where a bin has {BIN_IMAGES} images; larger markers hold more of "
+        "them. Dotted: as right as confident; "
         "below it a model is overconfident."
     )
     return (Picture(path, caption),)
@@ -284,7 +286,7 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
         Tile(
             found[photo.image_id],
             photo.target,
-            f"wrong {photo.wrong} of {photo.answers}:\n{photo.called}",
+            f"{photo.wrong} of {photo.answers} wrong,\ntaken for {photo.called}",
         )
         for photo in photos
     ]

@@ -384,6 +384,7 @@ def _difference_legend(figure: Figure, names: Sequence[str], style: Mapping[str,
 
 
 RELIABILITY_COLUMNS = 6
+BIN_IMAGES = 5  # bins with fewer are noise; they are drawn only where there are no others
 
 
 def draw_reliability(
@@ -424,6 +425,7 @@ def draw_reliability(
 def _reliability(axes: Axes, bins: Sequence[ReliabilityBin], series: tuple[str, Look]) -> None:
     name, style = series
     total = sum(b.n for b in bins)
+    bins = [b for b in bins if b.n >= BIN_IMAGES] or bins
     x, y = [100 * b.confidence for b in bins], [100 * b.correct / b.n for b in bins]
     ends = [wilson_interval(b.correct, b.n) for b in bins]
     axes.vlines(
