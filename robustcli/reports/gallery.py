@@ -238,9 +238,12 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     names = [model.name for model in findings.models]
     draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
     rest = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
+    means = any(verdict.severity is None for verdict in findings.statistics.verdicts)
+    over = ", means over severities where there are several" if means else ""
     caption = (
-        f"Differences of {measure.name} with paired 95 % intervals. Coloured: shown after Holm's "
-        f"correction, in the colour of the model that is ahead; grey and hollow: not shown.{rest}"
+        f"Differences of {measure.name} with paired 95 % intervals{over}. Coloured: shown after "
+        "Holm's correction, in the colour of the model that is ahead; grey and hollow: not "
+        f"shown.{rest}"
     )
     return (Picture(path, caption),)
 
