@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from robustcli.reports.classifier_statistics import Anchor, ClassifierStatistics
 from robustcli.reports.finetuning_findings import Finetuning, ModeRun, read_finetuning
 from robustcli.reports.finetuning_results import Pace, against_full, pace
 from robustcli.reports.finetuning_words import chosen_from, verdict
@@ -33,7 +34,7 @@ from robustcli.reports.numbers import (
     statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
-from robustcli.reports.statistics import Anchor, Statistics
+from robustcli.reports.statistics import Statistics
 from robustcli.reports.training_findings import HeldOutResults, Training, read_training
 from robustcli.reports.training_results import Score, group_score, pooled, published
 
@@ -155,7 +156,8 @@ def mask_table(table: pd.DataFrame) -> str:
 
 def statistics_lines(statistics: Statistics) -> list[str]:
     """One line per pair of models, and one per model that misses its published accuracy."""
-    missed = [anchor for anchor in statistics.anchors if anchor.status == "outside"]
+    anchors = statistics.anchors if isinstance(statistics, ClassifierStatistics) else []
+    missed = [anchor for anchor in anchors if anchor.status == "outside"]
     return [*statistics.sentences, *map(_warning, missed)]
 
 
