@@ -71,7 +71,13 @@ def results_document(run: Path, *, gates: bool) -> Any:
 
 def results_table(run: Path, *, gates: bool = False) -> str:
     """The table of `run` for a terminal; with `gates`, how many were kept."""
-    from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
+    from robustcli.reports.console import (
+        accuracy_table,
+        finetune_table,
+        mask_table,
+        statistics_lines,
+        training_table,
+    )
     from robustcli.reports.findings import read_findings
     from robustcli.reports.pages import kind_of
 
@@ -82,6 +88,7 @@ def results_table(run: Path, *, gates: bool = False) -> str:
         return finetune_table(run)
     findings = read_findings(run)
     lines = [mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)]
+    lines += statistics_lines(findings.statistics)
     if gates and findings.gates:  # which failed is the error of the command
         results = findings.gates.gates
         kept = sum(result.passed for result in results)

@@ -21,13 +21,13 @@ from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.gates import Gate, Scope, check_gates, parse_gates
 from robustcli.tasks.base import Data, Task
-from robustcli.tasks.classification import Classification
-from robustcli.tasks.segmentation import Segmentation
+from robustcli.tasks.classification import ClassificationTask
+from robustcli.tasks.segmentation import SegmentationTask
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, resolve_transforms
 
 EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
-    task.name: task for task in (Classification, Segmentation)
+    task.name: task for task in (ClassificationTask, SegmentationTask)
 }
 
 

@@ -130,8 +130,9 @@ class ClassShare:
 
 def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
     """The share of each class that `rows` have, by index."""
-    counts = pd.Series(is_correct(rows)).groupby(rows["target"].to_numpy()).agg(["size", "sum"])
-    return [ClassShare(int(c), int(n), int(k)) for c, n, k in counts.itertuples()]
+    targets, owner = np.unique(rows["target"].to_numpy(), return_inverse=True)
+    n, correct = np.bincount(owner), np.bincount(owner, is_correct(rows))
+    return [ClassShare(int(t), int(n[i]), int(correct[i])) for i, t in enumerate(targets)]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from robustcli.data.subsets import quick_look, take
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.pictures import SamplePicture
-from robustcli.tasks.record import DatasetRecord, ModelCost, ModelRecord, SplitOrAll
+from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelCost, ModelRecord
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell
 
@@ -69,7 +69,7 @@ class Data:
     record: DatasetRecord
     pool: Pool
     grouping: str | None = None
-    split: SplitOrAll | None = None
+    split: EvaluatedPart | None = None
 
 
 def taken(dataset: Dataset, config: TaskConfig) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Literal
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import ValueOption
-from robustcli.tasks.record import SplitOrAll
+from robustcli.tasks.record import EvaluatedPart
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TaskConfig:
     per_class: int | None = None
     limit: int | None = None
     quick: bool = False
-    split: Literal["auto"] | SplitOrAll = "auto"
+    split: Literal["auto"] | EvaluatedPart = "auto"
     splits_of: Path | None = None
     seed: int = 0
     apply_at: Literal["original", "crop"] = "original"

@@ -17,7 +17,7 @@ from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.transforms.base import Cell
 
-SplitOrAll = Literal["all", "train", "val", "test"]
+EvaluatedPart = Literal["all", "train", "val", "test"]
 
 
 # Data.
@@ -205,7 +205,7 @@ class ModelCost(Record):
 
 PANELS_FOLDER = "panels"
 PANELS_FILE = "panels.json"
-Rank = Literal["best", "median", "worst"]
+CaseRank = Literal["best", "median", "worst"]
 
 
 class Panel(Record):
@@ -221,7 +221,7 @@ class Panel(Record):
     """
 
     model: str
-    rank: Rank
+    rank: CaseRank
     number: int
     image_id: str
     group: str
