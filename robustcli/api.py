@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustcli.adapters.load import ModelRequest
-from robustcli.adapters.training_run import weights_in
-from robustcli.evaluation import evaluate as evaluation
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.finetuning.record import (
     DECISIONS,
@@ -21,13 +17,18 @@ from robustcli.finetuning.record import (
     read_finetune_record,
 )
 from robustcli.reports.comparison import Comparison, read_comparison
-from robustcli.reports.render import render
 from robustcli.training.record import TrainRecord, read_train_record
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from robustcli.finetuning.rules import FreezeRule
+
+
+def _render(run: Path) -> Path:
+    from robustcli.reports.render import render  # draws pictures: a second to import
+
+    return render(run)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Run:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        return render(self.path)
+        return _render(self.path)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Training:
     @property
     def weights(self) -> Path:
         """The chosen weights; the folder itself is a model name too."""
+        from robustcli.adapters.training_run import weights_in
+
         return weights_in(self.path)
 
     @property
@@ -73,7 +76,7 @@ class Training:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        return render(self.path)
+        return _render(self.path)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Finetuning:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        return render(self.path)
+        return _render(self.path)
 
 
 def evaluate(
@@ -148,6 +151,11 @@ def evaluate(
         RunError: Computing failed, rows are missing at the end, or another process works in `out`;
             finished blocks are kept.
     """
+    # Reading runs, comparing and reporting them needs no torch.
+    from robustcli.adapters.load import ModelRequest
+    from robustcli.evaluation import evaluate as evaluation
+    from robustcli.evaluation.config import EvalConfig
+
     names = [model] if isinstance(model, str) else list(model)
     wanted = [transforms] if isinstance(transforms, str) else list(transforms)
     requests = tuple(
@@ -175,8 +183,8 @@ def compare(
         runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
             models (`RUN:MODE` of a fine-tuning).
         out: Folder for a report; None for none.
-        force_common: Compares what the runs have in common where they differ; `left_out` of the
-            result says what that leaves out.
+        force_common: Compares what the runs have in common where they differ; `differences` and
+            `left_out` of the result say what that is.
 
     Raises:
         UsageError: There are fewer than two models, a run has no results yet, or runs differ in

@@ -25,7 +25,8 @@ def comparison_text(comparison: Comparison) -> str:
     """The tables and sentences for a terminal, in ASCII."""
     pairs = comparison.pairs
     parts = [
-        *(f"Left out: {sentence}" for sentence in comparison.left_out),
+        *(f"The runs differ. {sentence}" for sentence in comparison.differences),
+        *(f"Left out. {sentence}" for sentence in comparison.left_out),
         *(str(announcement) for announcement in comparison.announcements),
     ]
     blocks = ["\n".join(parts)] if parts else []
