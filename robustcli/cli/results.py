@@ -22,7 +22,13 @@ def show(run: Path, *, as_json: bool, quiet: bool) -> None:
 
 def results_table(run: Path) -> str:
     """The table of `run` for a terminal."""
-    from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
+    from robustcli.reports.console import (
+        accuracy_table,
+        finetune_table,
+        mask_table,
+        statistics_lines,
+        training_table,
+    )
     from robustcli.reports.findings import read_findings
     from robustcli.reports.pages import kind_of
 
@@ -33,6 +39,7 @@ def results_table(run: Path) -> str:
         return finetune_table(run)
     findings = read_findings(run)
     shown = mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)
+    shown = "\n".join([shown, *statistics_lines(findings.statistics)])
     if not findings.is_partial:
         return shown
     return f"{shown}\nPartial run (status: {findings.record.status}): {findings.progress}."

@@ -93,7 +93,10 @@ EVALUATION = RunKind(
     "an evaluation",
     "robust eval",
     ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
-    ("results.csv", "results.json", "report.md", "report.html"),
+    (
+        *("results.csv", "results.json", "report.md", "report.html"),
+        *("statistics.json", "verdicts.csv", "classes.csv"),
+    ),
     _differences,
     _kept,
     interrupted="partial",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustcli.metrics.intervals import PairedCounts, paired_interval, wilson_interval
+from robustcli.metrics.intervals import Interval, PairedCounts, paired_interval, wilson_interval
 from robustcli.metrics.rows import common_images
 
 
@@ -101,6 +101,55 @@ def image_change(inputs: pd.DataFrame) -> ImageChange:
 def _paired_counts(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> PairedCounts:
     counts = (before & after, before & ~after, ~before & after, ~before & ~after)
     return PairedCounts(*(int(count.sum()) for count in counts))
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """How often images of one class are right.
+
+    Args:
+        target: Index of the class.
+        n: Its images.
+        correct: Those that are right.
+    """
+
+    target: int
+    n: int
+    correct: int
+
+    @property
+    def share(self) -> float:
+        """The share that is right."""
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % Wilson interval of `share`."""
+        return wilson_interval(self.correct, self.n)
+
+
+def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
+    """The share of each class that `rows` have, by index."""
+    targets, owner = np.unique(rows["target"].to_numpy(), return_inverse=True)
+    n, correct = np.bincount(owner), np.bincount(owner, is_correct(rows))
+    return [ClassShare(int(t), int(n[i]), int(correct[i])) for i, t in enumerate(targets)]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of class `target` are called `prediction`, another class."""
+
+    target: int
+    prediction: int
+    count: int
+
+
+def confusions(rows: pd.DataFrame, most: int) -> list[Confusion]:
+    """The `most` frequent confusions of `rows`, ties by the indices of the classes."""
+    wrong = rows.loc[~is_correct(rows), ["target", "prediction"]]
+    counts = wrong.groupby(["target", "prediction"], as_index=False).agg(n=("target", "size"))
+    counts = counts.sort_values("n", ascending=False, kind="stable").head(most)
+    return [Confusion(int(t), int(p), int(n)) for t, p, n in counts.to_numpy()]
 
 
 def is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:

@@ -111,8 +111,7 @@ def verdicts(
         ValueError: The models have different images in a cell, and `common` is False; the message
             names models and cell.
     """
-    cells = [(transform, severity) for transform, severity in _cells(rows)]
-    return _table(rows, [(t, s, [(t, s)]) for t, s in cells], task, bootstrap, common)
+    return _table(rows, [(t, s, [(t, s)]) for t, s in _cells(rows)], task, bootstrap, common)
 
 
 def transform_verdicts(
@@ -120,7 +119,8 @@ def transform_verdicts(
 ) -> list[Verdict]:
     """A verdict for each pair of models and each transform, by its mean over severities.
 
-    A transform with one severity is judged as in `verdicts`. With several, the number of an image
+    A transform with one severity is judged as in `verdicts`, and so is one whose full range
+    (severity 0) was measured beside others: that one counts. With several, the number of an image
     (or group) is its mean over the severities that both models have: classifiers get an exact
     sign-flip test of these (McNemar's where there is one severity) and the adjusted Wald interval.
 
@@ -133,16 +133,22 @@ def transform_verdicts(
     Raises:
         ValueError: See `verdicts`.
     """
-    transforms: dict[str, list[CellKey]] = {}
-    for cell in _cells(rows):
-        transforms.setdefault(cell[0], []).append(cell)
-    tables = [(t, c[0][1] if len(c) == 1 else None, c) for t, c in transforms.items()]
-    return _table(rows, tables, task, bootstrap, common)
+    transforms = _by_transform(_cells(rows))
+    lines = [(t, c[0][1] if len(c) == 1 else None, c) for t, c in transforms.items()]
+    return _table(rows, lines, task, bootstrap, common)
 
 
 def _cells(rows: ModelRows) -> list[CellKey]:
     """All cells, in the order in which the models have them."""
     return list(dict.fromkeys(cell for cells in rows.values() for cell in cells))
+
+
+def _by_transform(cells: Iterable[CellKey]) -> dict[str, list[CellKey]]:
+    """The cells that stand for each transform: its full range alone, or else all severities."""
+    transforms: dict[str, list[CellKey]] = {}
+    for cell in cells:
+        transforms.setdefault(cell[0], []).append(cell)
+    return {t: [(t, 0)] if (t, 0) in found else found for t, found in transforms.items()}
 
 
 def _table(
@@ -452,7 +458,7 @@ class Rank:
 
     Args:
         model: The model.
-        mean: Mean over transforms (of the means over severities) of top-1, or of dice.
+        mean: Mean over transforms of top-1, or of dice; severities as in `transform_verdicts`.
         low: Lower end of its 95 % bootstrap interval; None with one image or group.
         high: Its upper end.
         probabilities: Of the first rank, the second, ...: the share of resamples; models that tie
@@ -487,14 +493,16 @@ def rank_probabilities(
         ValueError: See `verdicts`.
     """
     models = list(rows)
-    cells = [cell for cell in _cells(rows) if all(cell in rows[model] for model in models)]
-    if not models or not cells:
+    shared = [cell for cell in _cells(rows) if all(cell in rows[model] for model in models)]
+    transforms = _by_transform(shared).values()
+    cells = [cell for of_transform in transforms for cell in of_transform]
+    weights = [1 / len(of) / len(transforms) for of in transforms for _ in of]
+    if not cells:
         return []
     frames = _paired(rows, models, cells, common)
     n = len(frames[0])
     if not n:
         return []
-    weights = _transform_weights(cells)
     scores = np.column_stack(
         [
             sum(weight * _VALUES[task](frame) for weight, frame in zip(weights, part, strict=True))
@@ -513,12 +521,6 @@ def rank_probabilities(
         Rank(models[i], float(means[i]), low[i], high[i], tuple(shares[i]), n, groups)
         for i in order
     ]
-
-
-def _transform_weights(cells: Sequence[CellKey]) -> list[float]:
-    """What each cell counts in the mean over transforms of the means over severities."""
-    names = [transform for transform, _ in cells]
-    return [1 / names.count(name) / len(set(names)) for name in names]
 
 
 def _rank_shares(draws: Values) -> Values:

@@ -34,10 +34,12 @@ from robustcli.reports.numbers import (
     megabytes,
     p_value,
     percent,
+    percent_range,
     seconds,
     statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
+from robustcli.reports.statistics import Anchor, Statistics
 from robustcli.reports.training_findings import (
     HeldOutResults,
     Score,
@@ -162,6 +164,22 @@ def mask_table(table: pd.DataFrame) -> str:
         table: `metrics.table` of a run of segmenters.
     """
     return _plain(comparison_table(table, _DICE))
+
+
+def statistics_lines(statistics: Statistics) -> list[str]:
+    """One line per pair of models, and one per model that misses its published accuracy."""
+    missed = [anchor for anchor in statistics.anchors if anchor.status == "outside"]
+    return [*statistics.sentences, *map(_warning, missed)]
+
+
+def _warning(anchor: Anchor) -> str:
+    n = anchor.n
+    return (
+        f"WARNING: {anchor.model} has {percent(anchor.top1, n)} % "
+        f"({percent_range(anchor.low, anchor.high, n, '-')}) on ImageNet-1K's validation images, "
+        f"published are {percent(anchor.published, n)} %. Check crop, mean and std, the order of "
+        f"classes, and the tag of the weights. Here: {anchor.settings}."
+    )
 
 
 def training_table(run: Path) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
+from robustcli.metrics.severity_scores import breaking_points
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.measure import DICE, TOP1
-from robustcli.reports.pages import Page
+from robustcli.reports.pages import Page, to_csv
+from robustcli.reports.statistics import statistics_json, verdicts_table
 
 _MEASURES = {"cls": TOP1, "seg": DICE}
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
@@ -22,7 +27,24 @@ def evaluation_report(run: Path) -> Page:
     """
     findings = read_findings(run)
     gallery = draw_gallery(findings, _MEASURES[findings.record.task])
-    return Page(findings.table, evaluation_text(findings, gallery))
+    return Page(findings.table, evaluation_text(findings, gallery), _files(findings))
+
+
+def _files(findings: Findings) -> dict[str, str]:
+    statistics = findings.statistics
+    more = {
+        "breaking_points": [asdict(point) for point in breaking_points(findings.table)],
+        "corruption_errors": {
+            "normaliser": "AlexNet's errors on ImageNet-C (Hendrycks and Dietterich 2019)",
+            "models": [asdict(error) for error in findings.corruption_errors],
+        },
+    }
+    files = {"statistics.json": statistics_json(statistics, more)}
+    if statistics.verdicts:
+        files["verdicts.csv"] = to_csv(verdicts_table(statistics))
+    if statistics.classes:
+        files["classes.csv"] = to_csv(pd.DataFrame(map(asdict, statistics.classes)))
+    return files
 
 
 def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:

@@ -21,6 +21,7 @@ from robustcli.metrics.severity_scores import (
 )
 from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
+from robustcli.reports.statistics import Statistics
 from robustcli.tasks.record import ModelRecord
 
 Row = dict[str, Any]
@@ -87,6 +88,11 @@ class Findings:
     table: pd.DataFrame
     sessions: list[Session]
     skipped: pd.DataFrame
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What the rows say beyond the table."""
+        return Statistics(self.run, self.record)
 
     @property
     def models(self) -> list[ModelRecord]:
@@ -164,6 +170,13 @@ class Findings:
             cell = row["transform"], row["severity"]
             lines.setdefault(cell, Line(*cell, [])).rows.append(row)
         return list(lines.values())
+
+    @property
+    def representative_lines(self) -> list[Line]:
+        """The lines of untouched images and of each transform: its full range, or its highest."""
+        shown = representatives(self.table)[["transform", "severity"]].itertuples(index=False)
+        cells = {(str(t), int(s)) for t, s in shown} | {("identity", 0)}
+        return [line for line in self.lines if (line.transform, line.severity) in cells]
 
     @property
     def breaking_points(self) -> dict[str, dict[str, BreakingPoint]]:

@@ -11,16 +11,35 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from robustcli.core.errors import UsageError
 from robustcli.core.names import file_name
+from robustcli.data.dataset import FileRef, contents_digest
+from robustcli.data.decode import UnreadableImage, decode
+from robustcli.data.tar import is_tar, list_tar
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
-from robustcli.reports.figures.comparisons import draw_bars, draw_dots, draw_multiples
+from robustcli.metrics.calibration import reliability
+from robustcli.reports.figures.comparisons import (
+    BIN_IMAGES,
+    PAIRS_ABREAST,
+    draw_bars,
+    draw_differences,
+    draw_dots,
+    draw_multiples,
+    draw_reliability,
+)
 from robustcli.reports.figures.images import Case, Tile, draw_contact, draw_panels
 from robustcli.reports.findings import Findings
 from robustcli.reports.markdown import Picture
 from robustcli.reports.measure import TOP1, Extremes, Measure, extremes
 from robustcli.reports.numbers import decimal, fraction, is_missing
-from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord, Panel, read_panels
+from robustcli.tasks.record import (
+    DatasetRecord,
+    MaskPreprocessingRecord,
+    ModelRecord,
+    Panel,
+    read_panels,
+)
 from robustcli.transforms.base import CLEAN, Cell
 
 # What belongs on the contact sheets: the samples that the run left, with their PSNR.
@@ -178,6 +197,11 @@ class Gallery:
     multiples: tuple[Picture, ...] = ()
     contact: tuple[Picture, ...] = ()
     cases: tuple[Picture, ...] = ()
+    differences: tuple[Picture, ...] = ()
+    reliability: tuple[Picture, ...] = ()
+    hard_photos: tuple[Picture, ...] = ()
+    no_hard_photos: str = ""
+    """Why there is no picture of the hardest images, where there could be one."""
 
 
 NO_PICTURES = Gallery()
@@ -189,13 +213,125 @@ def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
     graded = _graded(measured)
     shown = findings.models if findings.record.task == "seg" else []
     cases = (case_figures(findings, model, findings.run, model.name) for model in shown)
+    photos, no_photos = _hard_photos(findings)
     return Gallery(
         _bars(findings.run, measured, measure),
         _overview(findings.run, measured[~graded], measure),
         _multiples(findings.run, measured, measured[graded], measure),
         _contact(findings),
         tuple(picture for pictures in cases for picture in pictures),
+        _differences(findings, measure),
+        _reliability(findings),
+        photos,
+        no_photos,
     )
+
+
+def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
+    pairs = findings.statistics.pairs
+    if not pairs:
+        return ()
+    best = findings.statistics.ranking[0].model if findings.statistics.ranking else None
+    # Of many pairs, those of the best model say most.
+    order = sorted(pairs, key=lambda pair: best not in pair)[:PAIRS_ABREAST]
+    path = f"{FOLDER}/differences.png"
+    names = [model.name for model in findings.models]
+    draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
+    rest = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
+    caption = (
+        f"Differences of {measure.name} with paired 95 % intervals. Coloured: shown after Holm's "
+        f"correction, in the colour of the model that is ahead; grey and hollow: not shown.{rest}"
+    )
+    return (Picture(path, caption),)
+
+
+def _reliability(findings: Findings) -> tuple[Picture, ...]:
+    rows = findings.statistics.rows
+    if findings.record.task != "cls":
+        return ()
+    panels = {
+        line.label: {
+            model: reliability(cells[line.transform, line.severity])
+            for model, cells in rows.items()
+        }
+        for line in findings.representative_lines
+        if all(len(cells[line.transform, line.severity]) for cells in rows.values())
+    }
+    if not panels:
+        return ()
+    path = f"{FOLDER}/reliability.png"
+    draw_reliability(panels, findings.run / path)
+    caption = (
+        "Reliability: the share that is right over the confidence, in bins of equal width with "
+        f"95 % Wilson intervals, where a bin has {BIN_IMAGES} images; larger markers hold more of "
+        "them. Dotted: as right as confident; "
+        "below it a model is overconfident."
+    )
+    return (Picture(path, caption),)
+
+
+def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
+    """The sheet of the hardest images, or why there is none."""
+    photos = findings.statistics.hard_photos
+    if not photos:
+        return (), ""
+    clean = next(iter(findings.statistics.rows.values())).get((CLEAN.transform, CLEAN.severity))
+    if clean is None or len(clean) != findings.expected:
+        return (), "not all untouched images have been evaluated yet"
+    ids = [*clean["image_id"], *findings.skipped["image_id"]]
+    found = images_of(findings.record.dataset, ids, [photo.image_id for photo in photos])
+    if isinstance(found, str):
+        return (), found
+    tiles = [
+        Tile(
+            found[photo.image_id],
+            photo.target,
+            f"{photo.wrong} of {photo.answers} wrong,\ntaken for {photo.called}",
+        )
+        for photo in photos
+    ]
+    path = f"{FOLDER}/hard_photos.png"
+    draw_contact(_in_lines(tiles), findings.run / path)
+    caption = (
+        "The untouched images with the most wrong answers over all models and transforms: the true "
+        "class, how many answers are wrong, and the wrong class that is given most often."
+    )
+    return (Picture(path, caption),), ""
+
+
+def images_of(
+    dataset: DatasetRecord, all_ids: Sequence[str], wanted: Sequence[str]
+) -> dict[str, NDArray[np.uint8]] | str:
+    """The pixels of the images `wanted` by id, or why they are not shown.
+
+    They are shown only where the files of the data set are still those of the run.
+
+    Args:
+        dataset: The data of a run.
+        all_ids: The ids of all its images.
+        wanted: Some of them.
+    """
+    if dataset.contents is None:
+        return "the run is of an older version, which did not record what its images hold"
+    location = Path(dataset.location)
+    if is_tar(location):
+        try:
+            members = {file.relative: file for file in list_tar(location).files}
+        except UsageError:
+            members = {}
+        files = [members[image_id] for image_id in all_ids if image_id in members]
+    else:
+        folder = location if location.is_dir() else location.parent
+        files = [FileRef(i, folder / i) for i in all_ids if (folder / i).is_file()]
+    if len(files) < len(all_ids):
+        return f"the images are not (all) at `{dataset.location}` on this machine"
+    if contents_digest(files) != dataset.contents:
+        return f"the images at `{dataset.location}` are no longer those of the run"
+    by_id = {file.relative: file for file in files}
+    try:
+        return {image_id: decode(by_id[image_id]) for image_id in wanted}
+    except (OSError, UnreadableImage):
+        return f"the images at `{dataset.location}` cannot be read"
 
 
 def _graded(table: pd.DataFrame) -> pd.Series:

@@ -51,6 +51,11 @@ class Measure:
         """The name at the start of a sentence."""
         return self.name[0].upper() + self.name[1:]
 
+    def signed(self, value: float, n: int) -> str:
+        """A difference of numbers of `n` images as text, with its sign."""
+        text = self.show(value, n)
+        return f"+{text}" if value > 0 and text.strip("0.") else text
+
     def value(self, row: Mapping[str, Any] | pd.Series) -> str:
         """The number of `row` as text."""
         return self.show(row[self.column], int(row["n"]))

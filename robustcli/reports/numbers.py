@@ -81,6 +81,13 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
+def probability(value: float) -> str:
+    """A probability from resamples, in percent with the sign."""
+    if 0 < value < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.999 < value < 1 else f"{100 * value:.1f} %"
+
+
 def statistic(value: float | None) -> str:
     """A statistic with two digits."""
     if value is None or is_missing(value):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -33,15 +34,23 @@ class Page:
     """A report: its numbers for other programs, and its Markdown.
 
     The figures that the Markdown names are drawn already.
+
+    Args:
+        results: For `results.csv` and `results.json`.
+        markdown: For `report.md` and `report.html`.
+        files: The contents of further files, by name.
     """
 
     results: pd.DataFrame
     markdown: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_page(page: Page, folder: Path) -> Path:
-    """Writes results.csv, results.json, report.html and report.md to `folder`; the last's path."""
+    """Writes the files of `page` to `folder`; the path of report.md."""
     write_results(folder, page.results)
+    for name, content in page.files.items():
+        write_text(folder / name, content)
     write_text(folder / "report.html", to_html(page.markdown, folder))
     write_text(folder / "report.md", page.markdown)
     return folder / "report.md"
@@ -54,8 +63,13 @@ def write_results(run: Path, table: pd.DataFrame) -> None:
         run: Directory of the run.
         table: `metrics.table` of the run; a missing number is empty in CSV and null in JSON.
     """
-    write_text(run / "results.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(run / "results.csv", to_csv(table))
     write_text(run / "results.json", to_json(table))
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """`table` as CSV; a missing number is empty."""
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def to_json(table: pd.DataFrame) -> str:

@@ -179,6 +179,14 @@ def test_a_transform_with_one_severity_is_judged_as_its_cell():
     assert transform_verdicts(models, "cls", BOOTSTRAP) == verdicts(models, "cls", BOOTSTRAP)
 
 
+def test_the_full_range_of_a_transform_counts_alone():
+    cells = {("fog", s): rows([s != 2, 0, 1]) for s in (1, 2, 0)}
+    models = {"a": cells, "b": {cell: rows([0, 0, 0]) for cell in cells}}
+    (found,) = transform_verdicts(models, "cls", BOOTSTRAP)
+    assert (found.severity, found.difference) == (0, 2 / 3)
+    assert rank_probabilities(models, "cls", BOOTSTRAP)[0].mean == pytest.approx(2 / 3)
+
+
 def test_a_segmenters_mean_over_severities():
     found = {"a": ([90, 80, 70], [60, 50, 90]), "b": ([70, 60, 90], [10, 20, 60])}
     models = {m: {("fog", s): mask_rows(t) for s, t in enumerate(p, 1)} for m, p in found.items()}

@@ -165,7 +165,7 @@ def test_best_and_worst_are_by_dice(tmp_path: Path) -> None:
     found = mask_findings(tmp_path)
     rows = found.of_model("a")
     ranked = rows[rows["transform"] != "identity"].sort_values("dice")
-    assert line_of(evaluation_text(found), "`a`")[1:4] == [
+    assert line_of(section(evaluation_text(found), "Best and worst"), "`a`")[1:4] == [
         f"`{ranked.iloc[-1]['transform']}` {ranked.iloc[-1]['dice']:.3f}",
         f"`{ranked.iloc[0]['transform']}` {ranked.iloc[0]['dice']:.3f}",
         f"{rows.iloc[0]['dice']:.3f}",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from robustcli.metrics.calibration import ReliabilityBin
+from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.severity_scores import KEPT
+from robustcli.metrics.verdicts import Verdict
 from robustcli.reports.figures.canvas import (
     GREY,
     Look,
@@ -291,3 +295,148 @@ def _show_ticks_above_gaps(grid: NDArray[np.object_], panels: int, columns: int)
     """Shared axes label the last line only; panels above an unused place need labels too."""
     for axes in grid.flat[max(0, panels - columns) : panels]:
         axes.tick_params(labelbottom=True)
+
+
+# Differences of pairs of models, transform by transform, with their paired intervals.
+
+
+PAIRS_ABREAST = 3
+
+
+def draw_differences(
+    pairs: Mapping[tuple[str, str], Sequence[Verdict]],
+    models: Sequence[str],
+    path: Path,
+    measure: Measure = TOP1,
+) -> None:
+    """Draws a panel per pair: the first model's number minus the second's, largest on top.
+
+    A difference that is shown has the colour and the marker of the model that is ahead, others are
+    hollow and grey.
+
+    Args:
+        pairs: Verdicts by pair, at least one pair; the first PAIRS_ABREAST pairs are drawn.
+        models: All models of the run, whose places decide their colours.
+        path: The PNG to write.
+        measure: What the differences are of.
+    """
+    drawn = list(pairs.items())[:PAIRS_ABREAST]
+    style = dict(looks(models))
+    lines = max(len(verdicts) for _, verdicts in drawn)
+    with styled():
+        size = (3.4 + 3.6 * len(drawn), 1.5 + 0.21 * lines)
+        figure = Figure(figsize=size, layout="constrained")
+        row = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for axes, ((first, second), verdicts) in zip(row, drawn, strict=True):
+            ordered = sorted(verdicts, key=lambda v: (v.transform != "identity", -v.difference))
+            for place, verdict in enumerate(ordered):
+                _difference(axes, place, verdict, style, measure)
+            names = ["identity (clean)" if _is_clean(v) else _verdict_label(v) for v in ordered]
+            axes.set_yticks(range(len(ordered)), names)
+            axes.set_ylim(len(ordered) - 0.4, -0.6)
+            axes.tick_params(axis="y", length=0)
+            axes.axvline(0, color="#222222", linewidth=0.9)
+            measure_axis(axes, "x", measure)
+            axes.set_xlabel(f"{wrapped(first, 28)} minus {wrapped(second, 28)} ({measure.unit})")
+        _difference_legend(figure, [name for pair, _ in drawn for name in pair], style)
+    save(figure, path)
+
+
+def _is_clean(verdict: Verdict) -> bool:
+    return verdict.transform == "identity"
+
+
+def _verdict_label(verdict: Verdict) -> str:
+    if verdict.severity is None:
+        return f"{verdict.transform}, mean of severities"
+    return cell_label(verdict.transform, verdict.severity)
+
+
+def _difference(
+    axes: Axes, place: int, verdict: Verdict, style: Mapping[str, Look], measure: Measure
+) -> None:
+    ahead = {"first ahead": verdict.first, "second ahead": verdict.second}.get(verdict.outcome)
+    colour, marker = (GREY, "o") if ahead is None else (style[ahead].colour, style[ahead].marker)
+    value = measure.scale * verdict.difference
+    if verdict.low is not None and verdict.high is not None:
+        ends = [measure.scale * verdict.low, measure.scale * verdict.high]
+        axes.plot(ends, [place, place], color=colour, linewidth=1.3, solid_capstyle="butt")
+    face = "white" if ahead is None else colour
+    axes.plot([value], [place], marker, color=colour, markerfacecolor=face, markersize=5)
+
+
+def _difference_legend(figure: Figure, names: Sequence[str], style: Mapping[str, Look]) -> None:
+    handles = [
+        Line2D([], [], color=style[name].colour, marker=style[name].marker, label=f"{name} ahead")
+        for name in dict.fromkeys(names)
+    ]
+    open_mark = Line2D(
+        [], [], color=GREY, marker="o", markerfacecolor="white", label="no difference shown"
+    )
+    labels = [*(f"{name} ahead" for name in names), "no difference shown"]
+    columns = max(1, int(figure.get_figwidth() / legend_width(labels)))
+    figure.legend(
+        handles=[*handles, open_mark], loc="outside upper center", ncols=columns, frameon=False
+    )
+
+
+# Reliability: accuracy over confidence, one panel per transform.
+
+
+RELIABILITY_COLUMNS = 6
+BIN_IMAGES = 5  # bins with fewer are noise; they are drawn only where there are no others
+
+
+def draw_reliability(
+    panels: Mapping[str, Mapping[str, Sequence[ReliabilityBin]]], path: Path
+) -> None:
+    """Draws the share that is right over the mean confidence of each bin; the diagonal is ideal.
+
+    The bars are 95 % Wilson intervals, and the area of a marker grows with the images of its bin.
+
+    Args:
+        panels: By title, the bins of each model, in the order of the run; at least one panel.
+        path: The PNG to write.
+    """
+    columns = min(RELIABILITY_COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
+    models = list(next(iter(panels.values())))
+    with styled():
+        width = max(1.0 + 1.65 * columns, legend_width(models), 3.6)
+        figure = Figure(figsize=(width, 1.1 + 1.75 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, (title, bins) in zip(grid.flat, panels.items(), strict=False):
+            axes.plot([0, 100], [0, 100], color="#999999", linestyle=":", linewidth=0.9)
+            for model, style in looks(models):
+                _reliability(axes, bins[model], (model, style))
+            light_grid(axes)
+            axes.set_aspect("equal")
+            axes.set_title(wrapped(title, 20), fontsize=8.5)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        grid[0, 0].set(xlim=(0, 102), ylim=(0, 102), xticks=[0, 50, 100], yticks=[0, 50, 100])
+        _show_ticks_above_gaps(grid, len(panels), columns)
+        figure.supxlabel("confidence: probability of the prediction (%)", fontsize=9)
+        figure.supylabel("right (%)", fontsize=9)
+        legend(figure, grid[0, 0])
+    save(figure, path)
+
+
+def _reliability(axes: Axes, bins: Sequence[ReliabilityBin], series: tuple[str, Look]) -> None:
+    name, style = series
+    total = sum(b.n for b in bins)
+    bins = [b for b in bins if b.n >= BIN_IMAGES] or bins
+    x, y = [100 * b.confidence for b in bins], [100 * b.correct / b.n for b in bins]
+    ends = [wilson_interval(b.correct, b.n) for b in bins]
+    axes.vlines(
+        x,
+        [100 * end.low for end in ends],
+        [100 * end.high for end in ends],
+        color=style.colour,
+        linewidth=0.8,
+        alpha=0.45,
+    )
+    axes.plot(x, y, color=style.colour, linewidth=1.1)
+    sizes = [4 + 60 * b.n / total for b in bins]
+    axes.scatter(x, y, s=sizes, color=style.colour, marker=style.marker, linewidth=0)
+    axes.plot([], [], color=style.colour, marker=style.marker, markersize=4, label=name)

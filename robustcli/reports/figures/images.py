@@ -32,9 +32,12 @@ PHOTO_DPI = 100
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture and the text above it; a picture that is not there leaves a grey box."""
+    """One picture and the text above it; a file that is not there leaves a grey box.
 
-    picture: Path
+    `picture` is a file, or pixels: uint8 (H, W, 3).
+    """
+
+    picture: Path | NDArray[np.uint8]
     title: str
     note: str
 
@@ -86,9 +89,11 @@ def _text(tile: Tile) -> str:
     return f"{wrapped(tile.title, 24)}\n{tile.note}"
 
 
-def _pixels(path: Path) -> NDArray[np.uint8] | None:
+def _pixels(source: Path | NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    if isinstance(source, np.ndarray):
+        return source
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             return np.asarray(picture.convert("RGB"))
     except OSError:
         return None

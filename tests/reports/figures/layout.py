@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from robustcli.reports.figures import (
     canvas,
     comparisons,
-    forest,
     freezing_figures,
     images,
+    ranking,
     training_figures,
 )
 
@@ -34,7 +34,7 @@ def caught(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
         FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         figures.append(figure)
 
-    for module in (comparisons, forest, freezing_figures, images, training_figures):
+    for module in (comparisons, freezing_figures, images, ranking, training_figures):
         monkeypatch.setattr(module, "save", catch)
     with canvas.styled():
         draw()

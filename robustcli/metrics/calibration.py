@@ -1,0 +1,143 @@
+"""How far a classifier's confidence, the probability of its prediction, can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustcli.metrics.class_scores import is_correct
+from robustcli.metrics.intervals import Bootstrap, Interval
+
+BINS = 15
+_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The numbers of one cell.
+
+    Args:
+        n: Images.
+        error: The share that is wrong.
+        confidence: Mean probability of the prediction.
+        ece: Expected calibration error over `BINS` bins of equal width.
+        ece_low: Lower end of its 95 % percentile bootstrap interval; None with one image.
+        ece_high: Its upper end.
+        brier: Top-label Brier score: mean of (probability of the prediction minus 1 if it is
+            right, else 0), squared. It needs no other class's probability.
+        brier_low: Lower end of its 95 % percentile bootstrap interval; None with one image.
+        brier_high: Its upper end.
+        aurc: Area under the risk-coverage curve.
+    """
+
+    n: int
+    error: float
+    confidence: float
+    ece: float
+    ece_low: float | None
+    ece_high: float | None
+    brier: float
+    brier_low: float | None
+    brier_high: float | None
+    aurc: float
+
+
+def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
+    """The calibration of `rows` (columns: `PREDICTION_SCHEMA`); None where there are none.
+
+    Args:
+        rows: Of one model and cell.
+        bootstrap: Its seed and confidence. There are 2,000 resamples, fewer of many images.
+
+    Sources: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On calibration of modern neural networks,
+    ICML 2017 (expected calibration error); G. W. Brier, Monthly Weather Review 78 (1950).
+    """
+    n = len(rows)
+    if not n:
+        return None
+    confidence, right = _confidence(rows), is_correct(rows).astype(np.float64)
+    in_bin = np.equal.outer(_bins(confidence), np.arange(BINS))  # (n, BINS)
+    gaps = np.where(in_bin, (confidence - right)[:, None], 0.0)
+    squares = (confidence - right) ** 2
+    ece_low, ece_high, brier_low, brier_high = None, None, None, None
+    if n > 1:
+        draws = min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // n))
+        means = replace(bootstrap, draws=draws).means(np.column_stack([gaps, squares]))
+        ece_low, ece_high = _ends(np.abs(means[:, :BINS]).sum(axis=1), bootstrap.confidence)
+        brier_low, brier_high = _ends(means[:, BINS], bootstrap.confidence)
+    return Calibration(
+        n,
+        1 - float(right.mean()),
+        float(confidence.mean()),
+        float(np.abs(gaps.sum(axis=0)).sum() / n),
+        ece_low,
+        ece_high,
+        float(squares.mean()),
+        brier_low,
+        brier_high,
+        risk_coverage_area(confidence, right == 0),
+    )
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The images whose confidence lies in one bin.
+
+    Args:
+        n: Images, at least one.
+        correct: Those that are right.
+        confidence: Their mean confidence.
+    """
+
+    n: int
+    correct: int
+    confidence: float
+
+
+def reliability(rows: pd.DataFrame) -> list[ReliabilityBin]:
+    """The bins of `ece` that hold an image, by confidence."""
+    confidence, right = _confidence(rows), is_correct(rows)
+    bins = _bins(confidence)
+    n, correct = np.bincount(bins, minlength=BINS), np.bincount(bins, right, minlength=BINS)
+    sums = np.bincount(bins, confidence, minlength=BINS)
+    return [
+        ReliabilityBin(int(n[b]), int(correct[b]), float(sums[b] / n[b]))
+        for b in range(BINS)
+        if n[b]
+    ]
+
+
+def risk_coverage_area(confidence: Values, wrong: NDArray[np.bool_]) -> float:
+    """The mean, over k, of the error among the k most confident images; lower is better.
+
+    A confidence that says nothing gives the error of all images. Images of equal confidence count
+    as their mean, so that the order of rows does not matter.
+
+    Source: Y. Geifman, R. El-Yaniv, Selective classification for deep neural networks, NeurIPS
+    2017; Y. Geifman, G. Uziel, R. El-Yaniv, Bias-reduced uncertainty estimation, ICLR 2019.
+    """
+    _, level = np.unique(-confidence, return_inverse=True)  # the most confident level is 0
+    errors = np.bincount(level, wrong) / np.bincount(level)
+    in_order = np.sort(level)
+    risks = np.cumsum(errors[in_order]) / np.arange(1, len(wrong) + 1)
+    return float(risks.mean())
+
+
+def _confidence(rows: pd.DataFrame) -> Values:
+    # A softmax in single precision can exceed 1 by its rounding.
+    return np.clip(rows["probability"].to_numpy(dtype=np.float64), 0, 1)
+
+
+def _bins(confidence: Values) -> NDArray[np.int64]:
+    """The bin of each confidence: 0 is up to 1 / BINS, its upper end included."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def _ends(draws: Values, confidence: float) -> Interval:
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(float(low), float(high))

@@ -1,0 +1,352 @@
+"""Reports beyond their table: verdicts, calibration, classes, photos, published accuracy."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from sklearn.metrics import brier_score_loss, confusion_matrix
+
+from robustcli.adapters.catalogue import CATALOGUE, IN1K
+from robustcli.cli.results import results_table
+from robustcli.data.dataset import FileRef, contents_digest
+from robustcli.evaluation.record import EVALUATION
+from robustcli.evaluation.store import Store, write_rows
+from robustcli.metrics.columns import PREDICTION_SCHEMA
+from robustcli.metrics.verdicts import holm
+from robustcli.reports.findings import Findings, read_findings
+from robustcli.reports.gallery import images_of
+from robustcli.reports.render import render
+from robustcli.tasks.record import ModelRecord
+from robustcli.transforms.base import Cell
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.builders import _record as made_up_record
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.page_parts import line_of, section
+
+TWO = (model("a"), model("b"))
+FOG, SNOW = paper21()[:2]
+
+
+def run_of(
+    run: Path,
+    answers: Mapping[str, Sequence[Sequence[int]]],
+    targets: Sequence[int],
+    ids: Sequence[str] | None = None,
+    models: Sequence[ModelRecord] = (),
+    **dataset: Any,
+) -> Path:
+    """A run of the given answers: by model, those under identity and then under FOG, SNOW, ..."""
+    cells = (IDENTITY, *paper21())[: len(next(iter(answers.values())))]
+    plan = RunPlan(models=models or [model(name) for name in answers], transforms=cells)
+    plan = replace(plan, images=len(targets), dataset=dataset)
+    EVALUATION.write(run, made_up_record(plan))
+    ids = ids or [f"photos/{n:04}.jpg" for n in range(len(targets))]
+    for name, of_model in answers.items():
+        for transform, given in zip(cells, of_model, strict=True):
+            rows = [_row(i, t, p) for i, t, p in zip(ids, targets, given, strict=True)]
+            path = Store(run).prediction_path(name, Cell(transform.name, transform.severity), 0)
+            write_rows(path, rows, PREDICTION_SCHEMA)
+    return run
+
+
+def _row(image_id: str, target: int, prediction: int) -> dict[str, object]:
+    probability = 0.9 if target == prediction else 0.6
+    known = {"image_id": image_id, "target": target, "prediction": prediction, "top5": [prediction]}
+    of_target = probability if target == prediction else 0.1
+    return known | {"probability": probability, "target_probability": of_target}
+
+
+def written(run: Path) -> dict[str, Any]:
+    render(run)
+    document: dict[str, Any] = json.loads((run / "statistics.json").read_text("utf-8"))
+    return document
+
+
+# Verdicts.
+
+
+def better_run(run: Path) -> Path:
+    """40 images: `a` is right on 36 / 36 / 20, `b` on 20 / 35 / 34."""
+    right = {"a": (36, 36, 20), "b": (20, 35, 34)}
+    answers = {m: [[1] * k + [0] * (40 - k) for k in counts] for m, counts in right.items()}
+    return run_of(run, answers, [1] * 40)
+
+
+def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> None:
+    document = written(better_run(tmp_path))
+    p = [
+        stats.binomtest(16, 16).pvalue,
+        stats.binomtest(1, 1).pvalue,
+        stats.binomtest(0, 14).pvalue,
+    ]
+    assert [v["p"] for v in document["verdicts"]] == pytest.approx(p)
+    assert [v["p_adjusted"] for v in document["verdicts"]] == pytest.approx(holm(p))
+    assert [v["difference"] for v in document["verdicts"]] == pytest.approx([0.4, 0.025, -0.35])
+    outcomes = [v["outcome"] for v in document["verdicts"]]
+    assert outcomes == ["first ahead", "no difference shown", "second ahead"]
+    (claim,) = document["claims"]
+    assert (claim["ahead"], claim["behind"], claim["open"]) == (0, 1, 1), "identity is no transform"
+
+
+def test_the_claim_stands_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
+    run = better_run(tmp_path)
+    claim = "b is ahead of a on 1 of 2 transforms, behind on 0, no difference shown on 1."
+    assert claim in render(run).read_text("utf-8")
+    assert claim in results_table(run)
+
+
+def test_the_page_has_a_line_per_transform_with_the_word(tmp_path: Path) -> None:
+    page = render(better_run(tmp_path)).read_text("utf-8")
+    table = section(page, "`a` minus `b`")
+    assert line_of(table, "`identity`")[1].startswith("+40.0 (")
+    assert line_of(table, f"`{FOG.name}`")[4] == "no difference shown at n = 40"
+    assert line_of(table, f"`{SNOW.name}`")[4] == "**`b` ahead** at n = 40"
+
+
+def test_verdicts_csv_has_the_same_lines(tmp_path: Path) -> None:
+    document = written(better_run(tmp_path))
+    with (tmp_path / "verdicts.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["p_adjusted"]) for line in lines] == pytest.approx(
+        [v["p_adjusted"] for v in document["verdicts"]]
+    )
+    assert {line["level"] for line in lines} == {"transform"}
+
+
+def test_single_severities_are_judged_beside_their_mean(tmp_path: Path) -> None:
+    cells = (IDENTITY, *imagenet_c()[:5])
+    document = written(build_run(tmp_path, RunPlan(models=TWO, transforms=cells)))
+    mean = document["verdicts"][1]
+    assert mean["severity"] is None
+    severities = [v for v in document["severity_verdicts"] if v["transform"] == mean["transform"]]
+    assert [v["severity"] for v in severities] == [1, 2, 3, 4, 5]
+    assert mean["difference"] == pytest.approx(np.mean([v["difference"] for v in severities]))
+
+
+def test_clean_images_alone_are_judged_too(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {"a": [[1] * 20], "b": [[1] * 4 + [0] * 16]}, [1] * 20)
+    assert "a is ahead of b on clean images." in render(run).read_text("utf-8")
+    assert "a is ahead of b on clean images." in results_table(run)
+
+
+def test_one_model_has_no_verdict_but_all_else(tmp_path: Path) -> None:
+    run = build_run(tmp_path, RunPlan())
+    document = written(run)
+    assert document["verdicts"] == document["claims"] == document["ranking"] == []
+    assert not (run / "verdicts.csv").exists()
+    assert len(document["calibration"]) == 22
+    assert "Which model is better" not in (run / "report.md").read_text("utf-8")
+
+
+def test_an_unfinished_run_compares_what_both_models_have(tmp_path: Path) -> None:
+    run = better_run(tmp_path)
+    path = Store(run).prediction_path("b", Cell("identity", 0), 0)
+    rows = Store(run).rows("b", Cell("identity", 0), "cls").head(10).to_dict("records")
+    write_rows(path, rows, PREDICTION_SCHEMA)
+    document = written(run)
+    assert [v["n"] for v in document["verdicts"]] == [10, 40, 40]
+    assert "compared on the images that both models have so far" in (run / "report.md").read_text()
+
+
+def test_a_run_without_any_rows_has_empty_statistics(tmp_path: Path) -> None:
+    document = written(build_run(tmp_path, RunPlan(models=TWO, done=0)))
+    assert document["verdicts"] == document["ranking"] == document["calibration"] == []
+
+
+def test_too_few_groups_for_any_verdict_are_named(tmp_path: Path) -> None:
+    models = (segmenter("a"), segmenter("b"))
+    run = build_masks(tmp_path, MaskPlan(models=models, groups=5))
+    page = render(run).read_text("utf-8")
+    # The smallest p of 5 groups is 2 / 32; over 7 lines Holm multiplies it by 7.
+    assert "**Too few patients for a verdict.**" in page
+    assert "0.44" in page
+    assert json.loads((run / "statistics.json").read_text())["calibration"] == []
+
+
+@pytest.mark.parametrize("models", [3, 5])
+def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: int) -> None:
+    names = [model(f"m{i}") for i in range(models)]
+    run = build_run(tmp_path, RunPlan(models=names, transforms=(IDENTITY, FOG)))
+    document = written(run)
+    assert len(document["claims"]) == models * (models - 1) // 2
+    page = (run / "report.md").read_text("utf-8")
+    assert ("Only 6 of 10 pairs are listed" in page) == (models == 5)
+    assert (run / "figures/differences.png").is_file()
+
+
+# Flips and agreement.
+
+
+def test_flips_and_agreement_are_counted_by_hand(tmp_path: Path) -> None:
+    answers = {"a": [[1, 1, 1, 2, 2], [1, 1, 2, 1, 3]], "b": [[1, 2, 1, 2, 3], [1, 1, 1, 1, 1]]}
+    document = written(run_of(tmp_path, answers, [1] * 5))
+    flips = document["flips"][0]
+    changes = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong", "unchanged")
+    assert [flips[key] for key in changes] == [1, 1, 1, 2]
+    assert flips["rate"] == 3 / 5
+    agreement = document["agreement"][0]
+    counts = ("both_right", "first_only", "second_only", "wrong_alike", "wrong_differently")
+    assert [agreement[key] for key in counts] == [2, 1, 0, 1, 1]
+
+
+# Calibration.
+
+
+def test_the_brier_score_is_scikit_learns(tmp_path: Path) -> None:
+    run = build_run(tmp_path, RunPlan())
+    document = written(run)
+    rows = Store(run).rows("vmamba-b", Cell("identity", 0), "cls")
+    expected = brier_score_loss(rows["prediction"] == rows["target"], rows["probability"])
+    first = document["calibration"][0]
+    assert first["brier"] == pytest.approx(expected)
+    page = section((run / "report.md").read_text("utf-8"), "Top-label Brier score")
+    assert line_of(page, "`identity`")[1].startswith(f"{expected:.3f} (")
+
+
+# Classes.
+
+
+def test_classes_and_confusions_are_counted(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    targets = np.repeat([0, 1, 2], 20)
+    answers = [np.where(generator.random(60) < 0.6, targets, generator.integers(3, size=60))]
+    answers += [generator.integers(3, size=60), generator.integers(3, size=60)]
+    document = written(run_of(tmp_path, {"a": answers}, targets))
+    with (tmp_path / "classes.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    matrix = confusion_matrix(targets, answers[0])
+    assert [int(line["correct"]) for line in lines] == matrix.diagonal().tolist()
+    assert lines[0]["name"] == "tench"
+    under = [np.mean(a[:20] == 0) for a in answers[1:]]
+    assert float(lines[0]["transformed_top1"]) == pytest.approx(np.mean(under))
+    both = confusion_matrix([*targets, *targets], [*answers[1], *answers[2]])
+    np.fill_diagonal(both, 0)
+    assert document["confusions"][0]["transformed"] == both.max()
+    assert document["confusions"][0]["images"] == 40
+
+
+def test_classes_with_few_images_are_not_ranked(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {"a": [[0, 1, 2, 3], [0, 1, 2, 0]]}, [0, 1, 2, 3])
+    assert "Not listed: no two classes have 5" in render(run).read_text("utf-8")
+
+
+def test_classes_of_ones_own_are_named_by_their_folders(tmp_path: Path) -> None:
+    ids = [f"val/{name}/{n}.png" for name in ("ant", "b|ee") for n in range(6)]
+    run = run_of(tmp_path, {"a": [[0] * 12] * 2}, [0] * 6 + [1] * 6, ids, label_space="insects")
+    names = read_findings(run).statistics.class_names
+    assert names == {0: "ant", 1: "b|ee"}
+    page = render(run).read_text("utf-8")
+    assert line_of(section(page, "Most frequent confusions"), r"`b\|ee`")
+
+
+# The hardest photos.
+
+
+def photo_run(tmp_path: Path) -> Path:
+    folder, ids = tmp_path / "photos", [f"{n}.png" for n in range(6)]
+    folder.mkdir()
+    for number, name in enumerate(ids):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / name)
+    digest = contents_digest(FileRef(name, folder / name) for name in ids)
+    where = {"location": str(folder), "contents": digest}
+    answers = {"a": [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]]}
+    return run_of(tmp_path / "run", answers, [1] * 6, ids, **where)
+
+
+def test_the_hardest_photos_are_those_with_the_most_wrong_answers(tmp_path: Path) -> None:
+    document = written(photo_run(tmp_path))
+    photos = document["hard_photos"]
+    assert [(p["image_id"], p["wrong"]) for p in photos] == [
+        ("5.png", 2), ("3.png", 1), ("4.png", 1),
+    ]  # fmt: skip
+    assert (tmp_path / "run/figures/hard_photos.png").is_file()
+    assert "figures/hard_photos.png" in (tmp_path / "run/report.md").read_text("utf-8")
+
+
+def test_photos_come_from_the_data_of_the_run_alone(tmp_path: Path) -> None:
+    run = photo_run(tmp_path)
+    dataset, ids = read_findings(run).record.dataset, [f"{n}.png" for n in range(6)]
+    found = images_of(dataset, ids, ["5.png"])
+    assert not isinstance(found, str)
+    assert found["5.png"][0, 0].tolist() == [200, 0, 0]
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "photos/0.png")
+    assert "no longer those of the run" in str(images_of(dataset, ids, ["5.png"]))
+    (tmp_path / "photos/0.png").unlink()
+    assert "not (all) at" in str(images_of(dataset, ids, ["5.png"]))
+    older = dataset.model_copy(update={"contents": None})
+    assert "older version" in str(images_of(older, ids, ["5.png"]))
+
+
+def test_without_the_photos_the_page_says_why(tmp_path: Path) -> None:
+    run = photo_run(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "gone")
+    page = section(render(run).read_text("utf-8"), "Photos with the most wrong answers")
+    assert "No pictures: the images are not (all) at" in page
+    assert not (run / "figures/hard_photos.png").exists()
+
+
+# Published accuracy.
+
+
+def anchored(run: Path, correct: int, n: int = 200, **changes: Any) -> Findings:
+    """A run of swin-t (published: 81.388 %), of whose `n` images `correct` are right."""
+    entry = CATALOGUE["swin-t"]
+    record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}", **changes)
+    ids = [f"val/n01440764/ILSVRC2012_val_{i:08}.JPEG" for i in range(n)]
+    answers = {"swin-t": [[0] * correct + [1] * (n - correct)]}
+    return read_findings(run_of(run, answers, [0] * n, ids, [record]))
+
+
+def test_a_clean_accuracy_near_the_published_one_is_confirmed(tmp_path: Path) -> None:
+    (anchor,) = anchored(tmp_path, 163).statistics.anchors
+    interval = stats.binomtest(163, 200).proportion_ci(method="wilson")
+    assert (anchor.low, anchor.high) == pytest.approx((interval.low, interval.high))
+    assert (anchor.published, anchor.status) == (0.81388, "inside")
+    assert "agrees with the published 81.4 %" in render(tmp_path).read_text("utf-8")
+    assert "WARNING" not in results_table(tmp_path)
+
+
+def test_one_outside_of_its_interval_is_said_loudly(tmp_path: Path) -> None:
+    (anchor,) = anchored(tmp_path, 140).statistics.anchors
+    assert anchor.status == "outside"
+    assert "**Clean accuracy is not the published one.**" in render(tmp_path).read_text("utf-8")
+    printed = results_table(tmp_path)
+    assert "WARNING: swin-t has 70.0 % (63.3-75.9)" in printed
+    assert "crop 224, bicubic, mean 0.5, 0.5, 0.5" in printed
+
+
+def test_other_photos_than_the_validation_set_say_nothing(tmp_path: Path) -> None:
+    entry = CATALOGUE["swin-t"]
+    record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}")
+    for ids, words in (
+        ([f"n01440764_{i}.JPEG" for i in range(20)], "training images"),
+        ([f"n01440764_tench_{i}.JPEG" for i in range(20)], "probably training images"),
+    ):
+        run = run_of(tmp_path / words, {"swin-t": [[1] * 20]}, [0] * 20, ids, [record])
+        (anchor,) = read_findings(run).statistics.anchors
+        assert anchor.status == "not comparable"
+        assert words in render(run).read_text("utf-8")
+        assert "WARNING" not in results_table(run)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"untrained": True}, {"pretraining": "trained here"}, {"arguments": {"img_size": 384}}],
+)
+def test_other_weights_than_the_published_ones_have_no_anchor(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    entry = CATALOGUE["swin-t"]
+    record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}")
+    record = record.model_copy(update=changes)
+    run = run_of(tmp_path, {"swin-t": [[1] * 20]}, [0] * 20, None, [record])
+    assert read_findings(run).statistics.anchors == []
