@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from robustcli.reports.classifier_statistics import Anchor, ClassifierStatistics
 from robustcli.reports.finetuning_findings import (
     Finetuning,
     ModeRun,
@@ -39,7 +40,7 @@ from robustcli.reports.numbers import (
     statistic,
 )
 from robustcli.reports.scoring import Difference, Scoring
-from robustcli.reports.statistics import Anchor, Statistics
+from robustcli.reports.statistics import Statistics
 from robustcli.reports.training_findings import (
     HeldOutResults,
     Score,
@@ -168,7 +169,8 @@ def mask_table(table: pd.DataFrame) -> str:
 
 def statistics_lines(statistics: Statistics) -> list[str]:
     """One line per pair of models, and one per model that misses its published accuracy."""
-    missed = [anchor for anchor in statistics.anchors if anchor.status == "outside"]
+    anchors = statistics.anchors if isinstance(statistics, ClassifierStatistics) else []
+    missed = [anchor for anchor in anchors if anchor.status == "outside"]
     return [*statistics.sentences, *map(_warning, missed)]
 
 

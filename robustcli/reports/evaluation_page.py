@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from robustcli.metrics.severity_scores import breaking_points
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page, to_csv
-from robustcli.reports.statistics import statistics_json, verdicts_table
+from robustcli.reports.statistics import statistics_json
 
 _MEASURES = {"cls": TOP1, "seg": DICE}
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
@@ -39,12 +37,8 @@ def _files(findings: Findings) -> dict[str, str]:
             "models": [asdict(error) for error in findings.corruption_errors],
         },
     }
-    files = {"statistics.json": statistics_json(statistics, more)}
-    if statistics.verdicts:
-        files["verdicts.csv"] = to_csv(verdicts_table(statistics))
-    if statistics.classes:
-        files["classes.csv"] = to_csv(pd.DataFrame(map(asdict, statistics.classes)))
-    return files
+    tables = {name: to_csv(table) for name, table in statistics.tables().items()}
+    return {"statistics.json": statistics_json(statistics, more), **tables}
 
 
 def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:

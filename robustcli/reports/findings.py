@@ -19,6 +19,7 @@ from robustcli.metrics.severity_scores import (
     breaking_points,
     corruption_errors,
 )
+from robustcli.reports.classifier_statistics import ClassifierStatistics
 from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
 from robustcli.reports.statistics import Statistics
@@ -27,6 +28,7 @@ from robustcli.tasks.record import ModelRecord
 Row = dict[str, Any]
 """A row of an evaluation's table, by column."""
 MODELS_NAMED = 3
+_STATISTICS = {"cls": ClassifierStatistics, "seg": Statistics}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Findings:
     @cached_property
     def statistics(self) -> Statistics:
         """What the rows say beyond the table."""
-        return Statistics(self.run, self.record)
+        return _STATISTICS[self.record.task](self.run, self.record)
 
     @property
     def models(self) -> list[ModelRecord]:

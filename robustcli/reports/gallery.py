@@ -19,6 +19,7 @@ from robustcli.data.tar import is_tar, list_tar
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
 from robustcli.metrics.calibration import reliability
+from robustcli.reports.classifier_statistics import ClassifierStatistics
 from robustcli.reports.figures.comparisons import (
     BIN_IMAGES,
     PAIRS_ABREAST,
@@ -211,8 +212,7 @@ def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
     """Draws every picture of `measure` that the run has data for."""
     measured = findings.table[findings.table[measure.column].notna()]
     graded = _graded(measured)
-    shown = findings.models if findings.record.task == "seg" else []
-    cases = (case_figures(findings, model, findings.run, model.name) for model in shown)
+    cases = (case_figures(findings, m, findings.run, m.name) for m in findings.models)
     photos, no_photos = _hard_photos(findings)
     return Gallery(
         _bars(findings.run, measured, measure),
@@ -238,17 +238,21 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     names = [model.name for model in findings.models]
     draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
     rest = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
+    means = any(verdict.severity is None for verdict in findings.statistics.verdicts)
+    over = ", means over severities where there are several" if means else ""
     caption = (
-        f"Differences of {measure.name} with paired 95 % intervals. Coloured: shown after Holm's "
-        f"correction, in the colour of the model that is ahead; grey and hollow: not shown.{rest}"
+        f"Differences of {measure.name} with paired 95 % intervals{over}. Coloured: shown after "
+        "Holm's correction, in the colour of the model that is ahead; grey and hollow: not "
+        f"shown.{rest}"
     )
     return (Picture(path, caption),)
 
 
 def _reliability(findings: Findings) -> tuple[Picture, ...]:
-    rows = findings.statistics.rows
-    if findings.record.task != "cls":
+    statistics = findings.statistics
+    if not isinstance(statistics, ClassifierStatistics):
         return ()
+    rows = statistics.rows
     panels = {
         line.label: {
             model: reliability(cells[line.transform, line.severity])
@@ -272,10 +276,11 @@ def _reliability(findings: Findings) -> tuple[Picture, ...]:
 
 def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
     """The sheet of the hardest images, or why there is none."""
-    photos = findings.statistics.hard_photos
-    if not photos:
+    statistics = findings.statistics
+    if not isinstance(statistics, ClassifierStatistics) or not statistics.hard_photos:
         return (), ""
-    clean = next(iter(findings.statistics.rows.values())).get((CLEAN.transform, CLEAN.severity))
+    photos = statistics.hard_photos
+    clean = next(iter(statistics.rows.values())).get((CLEAN.transform, CLEAN.severity))
     if clean is None or len(clean) != findings.expected:
         return (), "not all untouched images have been evaluated yet"
     ids = [*clean["image_id"], *findings.skipped["image_id"]]

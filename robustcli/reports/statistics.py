@@ -1,4 +1,4 @@
-"""What an evaluation's rows say beyond its table: verdicts, ranks, calibration, classes, anchors.
+"""What the rows of any evaluation say beyond its table: verdicts on models, and their ranks.
 
 Everything is computed from the rows when it is first asked for, so that old runs have it too.
 """
@@ -6,148 +6,32 @@ Everything is computed from the rows when it is first asked for, so that old run
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
-from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
-from robustcli.core.errors import UsageError
-from robustcli.data.labels import label_space
 from robustcli.evaluation.record import RunRecord
 from robustcli.evaluation.store import Store
-from robustcli.metrics.calibration import BINS, Calibration, calibration
-from robustcli.metrics.class_scores import class_shares, confusions, is_correct
-from robustcli.metrics.intervals import Bootstrap, Interval, wilson_interval
+from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.paired import smallest_p
 from robustcli.metrics.verdicts import (
     ALPHA,
-    Agreement,
     CellKey,
     Claim,
-    Flips,
     Rank,
     Verdict,
-    agreements,
     claims,
-    flips,
     rank_probabilities,
     transform_verdicts,
     verdicts,
 )
-from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN, Cell
 
 CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
-CLASS_IMAGES = 5
-"""Clean images that a class must have to be among the worst and best classes."""
-MODELS_SHOWN, CLASSES_SHOWN, CONFUSIONS_SHOWN, PHOTOS_SHOWN = 5, 5, 10, 10
-_COLUMNS = {
-    "cls": ["image_id", "target", "prediction", "probability", "target_probability"],
-    "seg": ["image_id", "group", "tp", "fp", "fn"],
-}
-
-
-@dataclass(frozen=True)
-class ClassNumbers:
-    """One class as one model sees it.
-
-    Args:
-        model: The model.
-        target: Index of the class.
-        name: Its name.
-        n: Its untouched images.
-        correct: Those that are right.
-        top1: The share that is right.
-        top1_low: Lower end of its 95 % Wilson interval.
-        top1_high: Its upper end.
-        transformed_top1: The mean of the same share over all transforms and severities.
-    """
-
-    model: str
-    target: int
-    name: str
-    n: int
-    correct: int
-    top1: float
-    top1_low: float
-    top1_high: float
-    transformed_top1: float | None
-
-
-@dataclass(frozen=True)
-class ConfusionNumbers:
-    """How often a model calls images of one class another class.
-
-    Args:
-        model: The model.
-        target: Name of the true class.
-        prediction: Name of the class that it is called.
-        clean: Untouched images to which this happens.
-        transformed: Transformed images to which this happens, all cells together.
-        images: Transformed images of the class, all cells together.
-    """
-
-    model: str
-    target: str
-    prediction: str
-    clean: int
-    transformed: int
-    images: int
-
-
-@dataclass(frozen=True)
-class HardPhoto:
-    """An image that models often get wrong.
-
-    Args:
-        image_id: The image.
-        target: Name of its class.
-        wrong: Answers that are wrong, over models and transforms (clean among them).
-        answers: All of them.
-        called: The wrong class that it is called most often.
-    """
-
-    image_id: str
-    target: str
-    wrong: int
-    answers: int
-    called: str
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A model's clean accuracy against the accuracy that was published for it.
-
-    Args:
-        model: Its name in the run.
-        published: Top-1 as published, in [0, 1].
-        source: Where it was published.
-        n: Images of the run.
-        top1: Clean accuracy of the run.
-        low: Lower end of its 95 % Wilson interval.
-        high: Its upper end.
-        status: `inside` or `outside` the interval; `not comparable` where the images are not
-            those of ImageNet's validation set.
-        images: Whose images they are, as far as their names say.
-        settings: The preprocessing and the weights of the run, in words.
-    """
-
-    model: str
-    published: float
-    source: str
-    n: int
-    top1: float
-    low: float
-    high: float
-    status: Literal["inside", "outside", "not comparable"]
-    images: str
-    settings: str
 
 
 @dataclass(frozen=True)
@@ -160,6 +44,34 @@ class Statistics:
     run: Path
     record: RunRecord
 
+    columns: ClassVar[Sequence[str]] = ("image_id", "group", "tp", "fp", "fn")
+    """The columns of rows that statistics need."""
+    test: ClassVar[str] = "sign-flip test of the dice of groups"
+    """What the verdicts are by, in words."""
+
+    @property
+    def unit(self) -> str:
+        """What is resampled and tested, in the singular."""
+        return self.record.grouping or "image"
+
+    @property
+    def words(self) -> str:
+        """How differences are tested, in sentences."""
+        return (
+            f"Test: sign flips of the differences of single {self.unit}s; interval: paired "
+            f"bootstrap over {self.unit}s."
+        )
+
+    @property
+    def mean_words(self) -> str:
+        """How a transform with several severities is tested, in words."""
+        return f"each {self.unit}'s mean over them"
+
+    @staticmethod
+    def smallest_p(units: int) -> float:
+        """The smallest p that so many units can give."""
+        return smallest_p(units)
+
     @cached_property
     def rows(self) -> dict[str, dict[CellKey, pd.DataFrame]]:
         """The rows of every model and cell."""
@@ -167,7 +79,7 @@ class Statistics:
         return {
             model.name: {
                 (t.name, t.severity): store.rows(
-                    model.name, Cell(t.name, t.severity), task, _COLUMNS[task]
+                    model.name, Cell(t.name, t.severity), task, self.columns
                 )
                 for t in self.record.transforms
             }
@@ -229,8 +141,7 @@ class Statistics:
     def smallest_adjusted_p(self) -> float:
         """The smallest adjusted p that one line of `verdicts` can have."""
         units = max((verdict.groups for verdict in self.verdicts), default=0)
-        one = 2.0 ** (1 - units) if self.record.task == "cls" else smallest_p(units)
-        return min(1.0, one * max(1, len(self.verdicts)))
+        return min(1.0, self.smallest_p(units) * max(1, len(self.verdicts)))
 
     @cached_property
     def ranking(self) -> list[Rank]:
@@ -241,182 +152,17 @@ class Statistics:
         task = self.record.task
         return rank_probabilities(rows, task, self.bootstrap, common=True)
 
-    @cached_property
-    def agreements(self) -> list[Agreement]:
-        """How each pair of classifiers answers each cell; empty for segmenters."""
-        return agreements(self.rows, common=True) if self.record.task == "cls" else []
+    def more(self) -> dict[str, Any]:
+        """Further lists of `statistics.json`, by key."""
+        return {}
 
-    @cached_property
-    def flips(self) -> list[Flips]:
-        """What each cell does to the answers of each classifier; empty for segmenters."""
-        return flips(self.rows, CLEAN_CELL) if self.record.task == "cls" else []
-
-    # Whether the confidence of classifiers can be trusted.
-
-    @cached_property
-    def calibration(self) -> dict[tuple[str, str, int], Calibration]:
-        """By model, transform and severity, of cells with rows; empty for segmenters."""
-        if self.record.task != "cls":
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables that have files of their own, by file name."""
+        levels = (("transform", self.verdicts), ("severity", self.severity_verdicts))
+        lines = [{"level": level} | _verdict(v) for level, table in levels for v in table]
+        if not lines:
             return {}
-        cells = {
-            (model, *cell): calibration(rows, self.bootstrap)
-            for model, of_model in self.rows.items()
-            for cell, rows in of_model.items()
-        }
-        return {key: found for key, found in cells.items() if found is not None}
-
-    # Which classes and images are hard.
-
-    @cached_property
-    def class_names(self) -> Mapping[int, str]:
-        """The name of each class that the run has images of or answers with."""
-        clean = self._clean_rows()
-        targets = {int(c) for rows in clean for c in pd.unique(rows["target"])}
-        answers = {
-            int(c)
-            for cells in self.rows.values()
-            for rows in cells.values()
-            for c in pd.unique(rows["prediction"])
-        }
-        known = _names(self.record.dataset.label_space)
-        folders = _class_folders(clean[0]) if clean else {}
-        return {
-            target: known[target] if target < len(known) else folders.get(target, f"class {target}")
-            for target in sorted(targets | answers)
-        }
-
-    def _clean_rows(self) -> list[pd.DataFrame]:
-        found = (cells.get(CLEAN_CELL) for cells in self.rows.values())
-        return [rows for rows in found if rows is not None and len(rows)]
-
-    @cached_property
-    def classes(self) -> list[ClassNumbers]:
-        """Every class of every classifier, by model and index; empty for segmenters."""
-        if self.record.task != "cls":
-            return []
-        return [line for model in self.rows for line in self._classes_of(model)]
-
-    def _classes_of(self, model: str) -> Iterator[ClassNumbers]:
-        cells = self.transformed[model].values()
-        shares = [{c.target: c.share for c in class_shares(rows)} for rows in cells if len(rows)]
-        clean = self.rows[model].get(CLEAN_CELL)
-        for line in [] if clean is None or clean.empty else class_shares(clean):
-            under = [share[line.target] for share in shares if line.target in share]
-            yield ClassNumbers(
-                model,
-                line.target,
-                self.class_names[line.target],
-                line.n,
-                line.correct,
-                line.share,
-                *line.interval,
-                float(np.mean(under)) if under else None,
-            )
-
-    @property
-    def extreme_classes(self) -> list[tuple[str, ClassNumbers]]:
-        """The worst and the best classes of the first models, each with the word.
-
-        The worst have the lowest upper ends of their intervals, the best the highest lower ends.
-        """
-        return [pair for model in list(self.rows)[:MODELS_SHOWN] for pair in self._extremes(model)]
-
-    def _extremes(self, model: str) -> list[tuple[str, ClassNumbers]]:
-        lines = [c for c in self.classes if c.model == model and c.n >= CLASS_IMAGES]
-        most = min(CLASSES_SHOWN, len(lines) // 2)
-        worst = sorted(lines, key=lambda c: (c.top1_high, c.transformed_top1 or 0.0))[:most]
-        best = sorted(lines, key=lambda c: (-c.top1_low, -(c.transformed_top1 or 0.0)))[:most]
-        return [*(("worst", line) for line in worst), *(("best", line) for line in best[::-1])]
-
-    @cached_property
-    def confusions(self) -> list[ConfusionNumbers]:
-        """The most frequent confusions of each classifier, over all transforms together."""
-        if self.record.task != "cls":
-            return []
-        return [line for model in self.rows for line in self._confusions_of(model)]
-
-    def _confusions_of(self, model: str) -> Iterator[ConfusionNumbers]:
-        cells = [rows for rows in self.transformed[model].values() if len(rows)]
-        clean = self.rows[model].get(CLEAN_CELL)
-        everything = pd.concat(cells or ([] if clean is None else [clean]))
-        sizes = everything["target"].value_counts()
-        for line in confusions(everything, CONFUSIONS_SHOWN):
-            clean_count = 0
-            if clean is not None:
-                alike = clean["target"].eq(line.target) & clean["prediction"].eq(line.prediction)
-                clean_count = int(alike.sum())
-            yield ConfusionNumbers(
-                model,
-                self.class_names[line.target],
-                self.class_names[line.prediction],
-                clean_count,
-                line.count if cells else 0,
-                int(sizes[line.target]) if cells else 0,
-            )
-
-    @cached_property
-    def hard_photos(self) -> list[HardPhoto]:
-        """The images with the most wrong answers, the least probable true classes first."""
-        if self.record.task != "cls":
-            return []
-        frames = [rows for cells in self.rows.values() for rows in cells.values() if len(rows)]
-        if not frames:
-            return []
-        rows = pd.concat(frames, ignore_index=True)
-        rows["wrong"] = ~is_correct(rows)
-        by_image = rows.groupby("image_id", sort=True).agg(
-            wrong=("wrong", "sum"),
-            answers=("wrong", "size"),
-            target=("target", "first"),
-            probability=("target_probability", "mean"),
-        )
-        by_image["share"] = by_image["wrong"] / by_image["answers"]
-        order = ["share", "probability"]
-        hardest = by_image[by_image["wrong"] > 0].sort_values(
-            order, ascending=[False, True], kind="stable"
-        )
-        return [self._hard_photo(rows, line) for line in hardest.head(PHOTOS_SHOWN).itertuples()]
-
-    def _hard_photo(self, rows: pd.DataFrame, line: Any) -> HardPhoto:
-        answers = rows.loc[rows["image_id"].eq(line.Index) & rows["wrong"], "prediction"]
-        called = int(answers.mode().iloc[0])
-        names = self.class_names
-        return HardPhoto(
-            str(line.Index),
-            names[int(line.target)],
-            int(line.wrong),
-            int(line.answers),
-            names[called],
-        )
-
-    # Whether the set-up is right: clean accuracy against the published one.
-
-    @cached_property
-    def anchors(self) -> list[Anchor]:
-        """One per model with a published ImageNet-1K accuracy, if its weights may be those."""
-        if self.record.task != "cls" or self.record.dataset.label_space != "imagenet-1k":
-            return []
-        found = (self._anchor(model) for model in self.record.models)
-        return [anchor for anchor in found if anchor is not None]
-
-    def _anchor(self, model: ModelRecord) -> Anchor | None:
-        entry, clean = _published(model), self.rows[model.name].get(CLEAN_CELL)
-        if entry is None or entry.published is None or clean is None or clean.empty:
-            return None
-        published, correct, n = entry.published / 100, int(is_correct(clean).sum()), len(clean)
-        interval = wilson_interval(correct, n)
-        images = _whose_images(clean["image_id"])
-        return Anchor(
-            model.name,
-            published,
-            entry.source,
-            n,
-            correct / n,
-            *interval,
-            _status(published, interval) if images == _VALIDATION else "not comparable",
-            images,
-            _settings(model),
-        )
+        return {"verdicts.csv": pd.DataFrame(lines).astype({"severity": "Int64"})}
 
 
 def _on_clean_images(verdict: Verdict) -> str:
@@ -425,66 +171,6 @@ def _on_clean_images(verdict: Verdict) -> str:
         return f"Between {names[0]} and {names[1]} no difference is shown on clean images."
     ahead, behind = names if verdict.outcome == "first ahead" else names[::-1]
     return f"{ahead} is ahead of {behind} on clean images."
-
-
-def _names(space: str) -> Sequence[str]:
-    """The names of the classes of a bundled label space; none of another."""
-    try:
-        return label_space(space).names
-    except UsageError:
-        return ()
-
-
-def _class_folders(rows: pd.DataFrame) -> dict[int, str]:
-    """The innermost folder of each class's images, where all of them lie in one of that name."""
-    folders = rows["image_id"].astype(str).str.split("/").str[-2]
-    names = folders.groupby(rows["target"].to_numpy()).agg(["first", "nunique"])
-    return {int(t): str(name) for t, name, count in names.itertuples() if count == 1}
-
-
-# ImageNet-1K's validation images are named so by the benchmark, its training images thus.
-_VALIDATION = "images of ImageNet-1K's validation set"
-_NAMES = (
-    (re.compile(r"(?:.*/)?ILSVRC2012_val_\d{8}\.\w+"), _VALIDATION),
-    (re.compile(r"(?:.*/)?n\d{8}_\d+\.\w+"), "training images of ImageNet-1K, by their names"),
-)
-_OTHERS = (
-    "images that are not named as ImageNet-1K's validation set (`ILSVRC2012_val_00000001.JPEG`); "
-    "samples of one photo per class are probably training images"
-)
-
-
-def _whose_images(image_ids: Iterable[str]) -> str:
-    ids = list(map(str, image_ids))
-    for pattern, words in _NAMES:
-        if all(pattern.fullmatch(image_id) for image_id in ids):
-            return words
-    return _OTHERS
-
-
-def _status(published: float, interval: Interval) -> Literal["inside", "outside"]:
-    return "inside" if interval.low <= published <= interval.high else "outside"
-
-
-def _published(model: ModelRecord) -> ModelEntry | None:
-    """The catalogue's entry for `model`, if its weights may be the published ones."""
-    if model.untrained or model.label_space != "imagenet-1k":
-        return None
-    for entry in CATALOGUE.values():
-        if model.builder == f"{entry.builder}:{entry.variant}" and entry.published is not None:
-            official = model.pretraining in (entry.pretraining, "unknown (weights from a file)")
-            return entry if official and not model.arguments else None
-    return None
-
-
-def _settings(model: ModelRecord) -> str:
-    steps = model.preprocessing.model_dump()
-    mean, std = (", ".join(f"{value:g}" for value in steps[name]) for name in ("mean", "std"))
-    resize = "no resize" if steps["resize"] is None else f"resize {steps['resize']}"
-    return (
-        f"{resize}, crop {steps['crop']}, {steps['interpolation']}, mean {mean}, std {std}, "
-        f"weights {model.weights}"
-    )
 
 
 # The files for other programs.
@@ -497,38 +183,16 @@ def statistics_json(statistics: Statistics, extra: Mapping[str, Any]) -> str:
         statistics: Of one run.
         extra: More of them, by key.
     """
-    task = statistics.record.task
     document = {
         "schema_version": 1,
         "alpha": ALPHA,
         "correction": "Holm 1979, over all lines of a list of verdicts",
-        "test": {
-            "cls": "McNemar's exact test; of means over severities the exact sign-flip test",
-            "seg": "sign-flip test of the dice of groups",
-        }[task],
+        "test": statistics.test,
         "claims": [asdict(claim) | {"sentence": claim.sentence()} for claim in statistics.claims],
         "verdicts": [_verdict(verdict) for verdict in statistics.verdicts],
         "severity_verdicts": [_verdict(verdict) for verdict in statistics.severity_verdicts],
         "ranking": [asdict(rank) for rank in statistics.ranking],
-        "agreement": [
-            asdict(line)
-            | {"n": line.n, "share": line.share, "error_consistency": line.error_consistency}
-            for line in statistics.agreements
-        ],
-        "flips": [
-            asdict(line)
-            | {"n": line.n, "rate": line.rate}
-            | dict(zip(("rate_low", "rate_high"), line.rate_interval, strict=True))
-            for line in statistics.flips
-        ],
-        "calibration_bins": BINS,
-        "calibration": [
-            dict(zip(("model", "transform", "severity"), key, strict=True)) | asdict(numbers)
-            for key, numbers in statistics.calibration.items()
-        ],
-        "confusions": [asdict(line) for line in statistics.confusions],
-        "hard_photos": [asdict(line) for line in statistics.hard_photos],
-        "anchors": [asdict(line) for line in statistics.anchors],
+        **statistics.more(),
         **extra,
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -536,11 +200,3 @@ def statistics_json(statistics: Statistics, extra: Mapping[str, Any]) -> str:
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return asdict(verdict) | {"outcome": verdict.outcome}
-
-
-def verdicts_table(statistics: Statistics) -> pd.DataFrame:
-    """The verdicts as a table; `level` says whether a line is of a transform or of a severity."""
-    levels = (("transform", statistics.verdicts), ("severity", statistics.severity_verdicts))
-    lines = [{"level": level} | _verdict(v) for level, table in levels for v in table]
-    table = pd.DataFrame(lines)
-    return table.astype({"severity": "Int64"}) if lines else table

@@ -104,7 +104,7 @@ def test_best_worst_clean_and_mean_of_each_model(tmp_path: Path) -> None:
     whole = rows[(rows["transform"] != "identity") & (rows["severity"] == 0)]
     ranked = whole.sort_values("top1")
     worst, best = ranked.iloc[0], ranked.iloc[-1]
-    assert line_of(evaluation_text(found), "`b`") == [
+    assert line_of(section(evaluation_text(found), "Best and worst"), "`b`") == [
         "`b`",
         f"`{best['transform']}` {100 * best['top1']:.1f}",
         f"`{worst['transform']}` {100 * worst['top1']:.1f}",

@@ -169,7 +169,7 @@ def test_too_few_groups_for_any_verdict_are_named(tmp_path: Path) -> None:
     # The smallest p of 5 groups is 2 / 32; over 7 lines Holm multiplies it by 7.
     assert "**Too few patients for a verdict.**" in page
     assert "0.44" in page
-    assert json.loads((run / "statistics.json").read_text())["calibration"] == []
+    assert "calibration" not in json.loads((run / "statistics.json").read_text())
 
 
 @pytest.mark.parametrize("models", [3, 5])

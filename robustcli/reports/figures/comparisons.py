@@ -331,8 +331,7 @@ def draw_differences(
             ordered = sorted(verdicts, key=lambda v: (v.transform != "identity", -v.difference))
             for place, verdict in enumerate(ordered):
                 _difference(axes, place, verdict, style, measure)
-            names = ["identity (clean)" if _is_clean(v) else _verdict_label(v) for v in ordered]
-            axes.set_yticks(range(len(ordered)), names)
+            axes.set_yticks(range(len(ordered)), [_label(verdict) for verdict in ordered])
             axes.set_ylim(len(ordered) - 0.4, -0.6)
             axes.tick_params(axis="y", length=0)
             axes.axvline(0, color="#222222", linewidth=0.9)
@@ -342,14 +341,9 @@ def draw_differences(
     save(figure, path)
 
 
-def _is_clean(verdict: Verdict) -> bool:
-    return verdict.transform == "identity"
-
-
-def _verdict_label(verdict: Verdict) -> str:
-    if verdict.severity is None:
-        return f"{verdict.transform}, mean of severities"
-    return cell_label(verdict.transform, verdict.severity)
+def _label(verdict: Verdict) -> str:
+    clean = verdict.transform == "identity"
+    return "identity (clean)" if clean else cell_label(verdict.transform, verdict.severity or 0)
 
 
 def _difference(

@@ -13,7 +13,15 @@ from matplotlib.text import Annotation
 from numpy.typing import NDArray
 
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.figures.comparisons import draw_bars, draw_dots, draw_multiples
+from robustcli.metrics.calibration import ReliabilityBin
+from robustcli.metrics.verdicts import Verdict
+from robustcli.reports.figures.comparisons import (
+    draw_bars,
+    draw_differences,
+    draw_dots,
+    draw_multiples,
+    draw_reliability,
+)
 from robustcli.reports.measure import DICE, extremes
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.figures.layout import (
@@ -206,3 +214,53 @@ def test_dice_have_the_axis_of_fractions(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert figure.axes[0].get_ylim() == (0, 1)
     line = figure.axes[0].lines[0]
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), graded["dice"])
+
+
+# Differences and reliability.
+
+
+def verdict_of(transform: str, difference: float, p_adjusted: float) -> Verdict:
+    ends = (difference - 0.05, difference + 0.05, p_adjusted, p_adjusted)
+    return Verdict(LONG, "model-1", transform, 0, 100, 100, difference, *ends)
+
+
+def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        verdict_of("identity", 0.01, 1.0),
+        verdict_of("piecewise_affine_of_a_long_name", 0.2, 0.001),
+        verdict_of("fog", -0.1, 0.04),
+    ]
+    models = [LONG, "model-1"]
+    pairs = {(LONG, "model-1"): found}
+    figure = caught(monkeypatch, lambda: draw_differences(pairs, models, Path()))
+    assert_nothing_clipped(figure)
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "identity (clean)", "piecewise_affine_of_a_long_name", "fog",
+    ]  # fmt: skip
+    points = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
+    assert [line.get_xdata()[0] for line in points] == pytest.approx([1, 20, -10])
+    colours = {line.get_color() for line in points}
+    assert len(colours) == 3, "not shown, the first ahead, the second ahead"
+    intervals = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert any(list(x) == pytest.approx([15, 25]) for x in intervals)
+
+
+def test_at_most_three_pairs_stand_abreast(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [f"m{i}" for i in range(4)]
+    pairs = {(models[0], other): [verdict_of("fog", 0.1, 1.0)] for other in models[1:]}
+    pairs[models[1], models[2]] = pairs[models[0], models[1]]
+    everyone = [*models, LONG, "model-1"]
+    figure = caught(monkeypatch, lambda: draw_differences(pairs, everyone, Path()))
+    assert len(figure.axes) == 3
+
+
+def test_reliability_shows_each_bin_at_its_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    bins = [ReliabilityBin(10, 2, 0.3), ReliabilityBin(90, 81, 0.95), ReliabilityBin(1, 1, 0.1)]
+    panels = {f"transform-{i}": {LONG: bins, "other": bins[:1]} for i in range(8)}
+    figure = caught(monkeypatch, lambda: draw_reliability(panels, Path()))
+    assert_nothing_clipped(figure)
+    drawn = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(drawn) == 8
+    line = drawn[0].lines[1]
+    assert np.column_stack(line.get_data()) == pytest.approx(np.array([[30, 20], [95, 90]]))
