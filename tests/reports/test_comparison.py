@@ -508,3 +508,8 @@ def test_groups_too_few_for_any_verdict_are_named(tmp_path: Path, groups: int, t
     if groups == 5:
         assert "With 5 patients and 2 tests no adjusted p can be below 0.12" in str(announcement)
         assert [line.verdict.p for line in comparison.lines] == [2 / 2**5] * 2
+
+
+def test_every_column_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    assert set(COLUMNS) <= set(re.findall(r"`([a-z_]+)`", page.split("## Files")[1]))
