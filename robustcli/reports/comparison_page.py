@@ -55,9 +55,11 @@ def _on_clean_images(comparison: Comparison, line: Line) -> str:
     else:
         p = p_value(verdict.p_adjusted)
         why = f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}"
+    group = comparison.grouping
+    groups = "" if group == "image" else f" of {counted(verdict.groups, group)}"
     return (
         f"On untouched images {verdict.first} minus {verdict.second} is {by}: {line.word}; {why}, "
-        f"n = {verdict.n:,}."
+        f"n = {verdict.n:,}{groups}."
     )
 
 
