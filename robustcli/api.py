@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.adapters.foreign import borrowed
-from robustcli.adapters.training_run import weights_in
-from robustcli.evaluation import evaluate as evaluation
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.finetuning.record import (
     DECISIONS,
@@ -22,7 +18,6 @@ from robustcli.finetuning.record import (
     read_finetune_record,
 )
 from robustcli.reports.comparison import Comparison, read_comparison
-from robustcli.reports.render import render
 from robustcli.training.record import TrainRecord, read_train_record
 
 if TYPE_CHECKING:
@@ -34,6 +29,12 @@ if TYPE_CHECKING:
 
 
 ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
+
+
+def _render(run: Path) -> Path:
+    from robustcli.reports.render import render  # draws pictures: a second to import
+
+    return render(run)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Run:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        return render(self.path)
+        return _render(self.path)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Training:
     @property
     def weights(self) -> Path:
         """The chosen weights; the folder itself is a model name too."""
+        from robustcli.adapters.training_run import weights_in
+
         return weights_in(self.path)
 
     @property
@@ -79,7 +82,7 @@ class Training:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        return render(self.path)
+        return _render(self.path)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Finetuning:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        return render(self.path)
+        return _render(self.path)
 
 
 def evaluate(
@@ -161,6 +164,11 @@ def evaluate(
             finished blocks are kept.
         GateError: The run is complete, and a number breaks a limit of `fail_under` or `fail_drop`.
     """
+    # Reading runs, comparing and reporting them needs no torch.
+    from robustcli.adapters.foreign import borrowed
+    from robustcli.evaluation import evaluate as evaluation
+    from robustcli.evaluation.config import EvalConfig
+
     models = _by_name(model)
     wanted = [transforms] if isinstance(transforms, str) else list(transforms)
     requests = tuple(
@@ -209,8 +217,8 @@ def compare(
         runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
             models (`RUN:MODE` of a fine-tuning).
         out: Folder for a report; None for none.
-        force_common: Compares what the runs have in common where they differ; `left_out` of the
-            result says what that leaves out.
+        force_common: Compares what the runs have in common where they differ; `differences` and
+            `left_out` of the result say what that is.
 
     Raises:
         UsageError: There are fewer than two models, a run has no results yet, or runs differ in

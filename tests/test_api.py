@@ -10,6 +10,7 @@ import pytest
 import robustcli
 from robustcli import api
 from robustcli.adapters.networks import create_model
+from robustcli.reports.comparison import Comparison
 
 
 def test_every_door_leads_to_its_function() -> None:
@@ -21,6 +22,8 @@ def test_every_door_leads_to_its_function() -> None:
     assert robustcli.Training is api.Training
     assert robustcli.Finetuning is api.Finetuning
     assert callable(robustcli.finetune)
+    assert robustcli.compare is api.compare
+    assert robustcli.Comparison is Comparison
 
 
 def test_an_unknown_attribute() -> None:

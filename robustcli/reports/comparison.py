@@ -95,13 +95,18 @@ class Comparison:
 
     Args:
         models: At least two.
-        paired: Their rows.
-        left_out: What the runs do not have in common, in sentences; empty where they match.
+        paired: Their rows, and what these leave out.
+        differences: Settings in which the runs differ, in sentences; empty where they match.
     """
 
     models: Sequence[ComparedModel]
     paired: PairedRows
-    left_out: Sequence[str]
+    differences: Sequence[str]
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """The rows that are not compared, in sentences: what the runs do not have in common."""
+        return self.paired.left_out
 
     @property
     def record(self) -> RunRecord:
@@ -291,6 +296,7 @@ class Comparison:
                 }
                 for model in self.models
             ],
+            "differences": list(self.differences),
             "left_out": list(self.left_out),
             "announcements": [str(announcement) for announcement in self.announcements],
             "claims": [{**asdict(c), "sentence": c.sentence()} for c in self.claims],
@@ -344,16 +350,15 @@ def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -
     paired = read_rows(models)
     if paired.left_out and not force_common:
         raise _not_alike(paired.left_out)
-    left_out = [*unmatched, *paired.left_out]
     cells = next(iter(paired.rows.values()))
     if not cells or not len(next(iter(cells.values()))):
         raise UsageError(
             "These runs have no finished transform of the same images in common.",
-            "\n".join(left_out),
+            "\n".join([*unmatched, *paired.left_out]),
             "Finish runs that are partial (repeat their command), or evaluate the models with the "
             "same data, transforms and seed.",
         )
-    return Comparison(models, paired, left_out)
+    return Comparison(models, paired, unmatched)
 
 
 def _not_alike(sentences: Sequence[str]) -> UsageError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
@@ -14,7 +13,7 @@ from robustcli.metrics.verdicts import RANK_DRAWS, Rank
 from robustcli.reports.comparison import Comparison, Line, preprocessing
 from robustcli.reports.console import grid
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, percent
+from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, probability
 from robustcli.reports.pages import Page, write_page
 
 PAIRS_SHOWN = 6
@@ -25,7 +24,8 @@ def comparison_text(comparison: Comparison) -> str:
     """The tables and sentences for a terminal, in ASCII."""
     pairs = comparison.pairs
     parts = [
-        *(f"Left out: {sentence}" for sentence in comparison.left_out),
+        *(f"The runs differ. {sentence}" for sentence in comparison.differences),
+        *(f"Left out. {sentence}" for sentence in comparison.left_out),
         *(str(announcement) for announcement in comparison.announcements),
     ]
     blocks = ["\n".join(parts)] if parts else []
@@ -46,18 +46,20 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def _on_clean_images(comparison: Comparison, line: Line) -> str:
-    verdict, scoring = line.verdict, comparison.scoring
-    by = f"{scoring.apart(verdict.difference)}{scoring.unit} of {scoring.measure.name}"
+    verdict, scoring, measure = line.verdict, comparison.scoring, comparison.scoring.measure
+    by = f"{measure.signed(verdict.difference, verdict.n)}{scoring.unit} of {measure.name}"
     if verdict.low is not None:
-        by += f" ({scoring.apart(verdict.low)} to {scoring.apart(verdict.high)})"
+        by += f" ({measure.show_range(verdict.low, verdict.high, verdict.n, ' to ')})"
     if verdict.p_adjusted is None:
         why = f"one {comparison.grouping} allows no test"
     else:
         p = p_value(verdict.p_adjusted)
         why = f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}"
+    group = comparison.grouping
+    groups = "" if group == "image" else f" of {counted(verdict.groups, group)}"
     return (
         f"On untouched images {verdict.first} minus {verdict.second} is {by}: {line.word}; {why}, "
-        f"n = {verdict.n:,}."
+        f"n = {verdict.n:,}{groups}."
     )
 
 
@@ -68,20 +70,17 @@ def _pair_table(comparison: Comparison, pair: tuple[str, str]) -> str:
         *("first", "second", "difference", "95 % interval", "p (Holm)", "verdict"),
     )
     lines = comparison.of_pair(pair, comparison.lines)
-    return grid(header, [(line.label, *row(comparison, line)) for line in lines])
+    return grid(header, [(line.label, *_row(comparison, line)) for line in lines])
 
 
-def row(comparison: Comparison, line: Line) -> tuple[str, str, str, str, str, str]:
+def _row(comparison: Comparison, line: Line) -> tuple[str, str, str, str, str, str]:
     """Both scores, their difference, its interval, the adjusted p and the verdict, as text."""
-    verdict, scoring, measure = line.verdict, comparison.scoring, comparison.scoring.measure
-    ends = MISSING
-    if verdict.low is not None:
-        ends = f"{scoring.apart(verdict.low)} to {scoring.apart(verdict.high)}"
+    verdict, measure = line.verdict, comparison.scoring.measure
     return (
         measure.show(line.first_score, verdict.n),
         measure.show(line.second_score, verdict.n),
-        scoring.apart(verdict.difference),
-        ends,
+        measure.signed(verdict.difference, verdict.n),
+        measure.show_range(verdict.low, verdict.high, verdict.n, " to "),
         p_value(verdict.p_adjusted),
         line.word,
     )
@@ -89,26 +88,25 @@ def row(comparison: Comparison, line: Line) -> tuple[str, str, str, str, str, st
 
 def _rank_table(comparison: Comparison) -> str:
     ranks = [f"P(rank {number + 1})" for number in range(len(comparison.models))]
-    header = (ranked_by(comparison), comparison.scoring.measure.name, "95 % interval", *ranks)
-    return grid(header, [(rank.model, *rank_row(comparison, rank)) for rank in comparison.ranks])
+    header = (_ranked_by(comparison), comparison.scoring.measure.name, "95 % interval", *ranks)
+    return grid(header, [(rank.model, *_rank_row(comparison, rank)) for rank in comparison.ranks])
 
 
-def ranked_by(comparison: Comparison) -> str:
+def _ranked_by(comparison: Comparison) -> str:
     """What the mean of a ranking is over."""
     if not comparison.transforms:
         return "untouched images"
     return f"mean over {counted(len(comparison.transforms), 'transform')}"
 
 
-def rank_row(comparison: Comparison, rank: Rank) -> tuple[str, ...]:
+def _rank_row(comparison: Comparison, rank: Rank) -> tuple[str, ...]:
     """The mean, its interval and the probability of each rank, as text."""
     measure = comparison.scoring.measure
-    probabilities = [percent(share, rank.n) for share in rank.probabilities]
+    shares = [probability(share) for share in rank.probabilities]
     return (
         measure.show(rank.mean, rank.n),
         measure.show_range(rank.low, rank.high, rank.n, " to "),
-        *(f"{share} %" for share in probabilities or ()),
-        *(MISSING for _ in range(len(comparison.models) - len(probabilities))),
+        *(shares or [MISSING] * len(comparison.models)),
     )
 
 
@@ -155,28 +153,18 @@ def check_out(out: Path) -> None:
 def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     """Draws the figures into `out`/figures."""
     # Matplotlib takes longer to import than a comparison for the terminal takes.
-    from robustcli.reports.figures.forest import ForestLine, draw_forest, draw_ranks
+    from robustcli.reports.figures.comparisons import draw_differences
+    from robustcli.reports.figures.ranking import draw_ranks
 
-    scoring, forests = comparison.scoring, {}
-    scale, unit = scoring.measure.scale, scoring.measure.unit
+    measure, forests = comparison.scoring.measure, {}
     for number, pair in enumerate(comparison.pairs[:PAIRS_SHOWN], start=1):
-        verdicts = {line.label: line.verdict for line in comparison.of_pair(pair, comparison.lines)}
-        lines = [
-            ForestLine(
-                label,
-                scale * verdict.difference,
-                scale * (verdict.difference if verdict.low is None else verdict.low),
-                scale * (verdict.difference if verdict.high is None else verdict.high),
-                verdict.outcome,
-            )
-            for label, verdict in verdicts.items()
-        ]
+        verdicts = [line.verdict for line in comparison.of_pair(pair, comparison.lines)]
         path = f"figures/pair-{number}.png"
-        draw_forest(lines, pair, unit, out / path)
+        draw_differences({pair: verdicts}, comparison.labels, out / path, measure)
         caption = (
-            f"{scoring.measure.title} of {pair[0]} minus that of {pair[1]} under each transform, "
-            "with paired 95 % intervals. Filled: a difference is shown (p at most 0.05 after "
-            "Holm's correction over all lines of all pairs); hollow: none is."
+            f"{measure.title} of {pair[0]} minus that of {pair[1]}, with paired 95 % intervals. "
+            "Coloured: shown after Holm's correction, in the colour of the model that is ahead; "
+            "grey and hollow: not shown."
         )
         forests[pair] = (Picture(path, caption),)
     ranks = [rank for rank in comparison.ranks if rank.probabilities]
@@ -185,7 +173,7 @@ def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     path = "figures/ranks.png"
     draw_ranks([rank.model for rank in ranks], [r.probabilities for r in ranks], out / path)
     caption = (
-        f"How sure the ranking by the {ranked_by(comparison)} is: the share of {RANK_DRAWS:,} "
+        f"How sure the ranking by the {_ranked_by(comparison)} is: the share of {RANK_DRAWS:,} "
         f"resamples of the {comparison.grouping}s in which a model has each rank."
     )
     return ComparisonGallery(forests, (Picture(path, caption),))
@@ -202,9 +190,5 @@ def comparison_page(
         conclusions=conclusions(comparison),
         command=command,
         pairs=comparison.pairs[:PAIRS_SHOWN],
-        row=partial(row, comparison),
-        rank_row=partial(rank_row, comparison),
-        ranked_by=ranked_by(comparison),
         preprocessing=preprocessing,
-        draws=RANK_DRAWS,
     )

@@ -78,9 +78,9 @@ class Statistics:
         store, task = Store(self.run), self.record.task
         return {
             model.name: {
-                (t.name, t.severity): store.rows(model.name, Cell(t.name, t.severity), task)[
-                    list(self.columns)
-                ]
+                (t.name, t.severity): store.rows(
+                    model.name, Cell(t.name, t.severity), task, self.columns
+                )
                 for t in self.record.transforms
             }
             for model in self.record.models

@@ -18,6 +18,7 @@ from robustcli.reports.figures import (
     comparisons,
     freezing_figures,
     images,
+    ranking,
     training_figures,
 )
 
@@ -33,7 +34,7 @@ def caught(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
         FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         figures.append(figure)
 
-    for module in (comparisons, freezing_figures, images, training_figures):
+    for module in (comparisons, freezing_figures, images, ranking, training_figures):
         monkeypatch.setattr(module, "save", catch)
     with canvas.styled():
         draw()

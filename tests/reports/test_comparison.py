@@ -1,0 +1,515 @@
+"""Models of several runs: found by name, refused where runs differ, and compared image by image."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.record import EVALUATION, TransformRecord, read_record
+from robustcli.reports.compared_runs import find_models
+from robustcli.reports.comparison import COLUMNS, Comparison, read_comparison
+from robustcli.tasks.record import MasksRecord
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.compared import (
+    PLAN,
+    TRANSFORMS,
+    evaluated,
+    rewrite_pixels,
+    rewrite_targets,
+    rows_of,
+    two,
+)
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.train_runs import TrainPlan, build_class_training, build_training
+
+MASKS = MaskPlan(transforms=TRANSFORMS[:2], panels=False)
+LOWER_THRESHOLD = segmenter("any").preprocessing.model_copy(update={"threshold": 0.4})
+
+
+# Numbers.
+
+
+def test_every_line_is_made_of_both_models_on_the_same_images(tmp_path: Path) -> None:
+    runs = two(tmp_path)
+    table = read_comparison(runs).table()
+    assert list(table.columns) == list(COLUMNS)
+    assert table["transform"].tolist() == [transform.name for transform in TRANSFORMS]
+    p_values = []
+    for _, row in table.iterrows():
+        first, second = (
+            rows_of(run, name, row["transform"]).set_index("image_id")
+            for run, name in zip(runs, ("vmamba-b", "swin-b"), strict=True)
+        )
+        hits = first["prediction"] == first["target"]
+        other = second["prediction"] == second["target"]
+        assert (row["first_score"], row["second_score"]) == (hits.mean(), other.mean())
+        assert row["difference"] == pytest.approx(hits.mean() - other.mean())
+        won, lost = int((hits & ~other).sum()), int((~hits & other).sum())
+        p_values.append(binomtest(won, won + lost).pvalue)
+        assert row["p"] == pytest.approx(p_values[-1])
+        assert row["low"] < row["difference"] < row["high"]
+    # Holm by hand: the smallest p times the number of lines, the next times one less, ...
+    adjusted, highest = {}, 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[int(index)] = highest
+    assert table["p_adjusted"].tolist() == pytest.approx([adjusted[i] for i in range(4)])
+
+
+def test_of_segmenters_groups_are_compared(tmp_path: Path) -> None:
+    runs = [
+        build_masks(tmp_path / name, replace(MASKS, models=(segmenter(name),), base=base))
+        for name, base in (("a", 0.85), ("b", 0.6))
+    ]
+    comparison = read_comparison(runs)
+    (line,) = comparison.clean_lines
+    means = []
+    for run in runs:
+        store = comparison.models[runs.index(run)].run
+        rows = store.images(comparison.models[runs.index(run)].model, ("identity", 0))
+        pooled = rows.groupby("group")[["tp", "fp", "fn"]].sum()
+        means.append((2 * pooled["tp"] / (2 * pooled["tp"] + pooled["fp"] + pooled["fn"])).mean())
+    assert (line.first_score, line.second_score) == pytest.approx(tuple(means))
+    assert line.verdict.difference == pytest.approx(means[0] - means[1])
+    assert (comparison.n, comparison.groups, comparison.grouping) == (24, 8, "patient")
+    assert line.verdict.p == pytest.approx(2 / 2**8), "every patient is better"
+    assert line.word == "a ahead"
+    assert (comparison.agreements, comparison.flips) == ([], [])
+
+
+def test_models_of_one_run_are_compared_among_each_other(tmp_path: Path) -> None:
+    models = tuple(model(name) for name in ("a", "b", "c"))
+    build_run(tmp_path / "run", replace(PLAN, models=models))
+    comparison = read_comparison([tmp_path / "run"])
+    assert comparison.pairs == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert len(comparison.lines) == 3 * len(TRANSFORMS)
+    assert [rank.model for rank in comparison.ranks] == ["a", "b", "c"]
+    assert sum(comparison.ranks[0].probabilities) == pytest.approx(1)
+    assert [(c.first, c.second, c.transforms) for c in comparison.claims] == [
+        ("a", "b", 3),
+        ("a", "c", 3),
+        ("b", "c", 3),
+    ]
+
+
+def test_transforms_with_severities_count_once_and_are_listed_one_by_one(tmp_path: Path) -> None:
+    severities = (IDENTITY, *paper21()[:1], *imagenet_c(severities=(1, 3))[:2])
+    runs = two(tmp_path, replace(PLAN, transforms=severities))
+    comparison = read_comparison(runs)
+    table = comparison.table()
+    assert table["level"].tolist() == ["transform"] * 3 + ["severity"] * 4
+    mean = table[table["transform"] == "c_gaussian_noise"]
+    assert mean["severity"].isna().tolist() == [True, False, False]
+    assert mean["first_score"].iloc[0] == pytest.approx(mean["first_score"].iloc[1:].mean())
+    assert mean["difference"].iloc[0] == pytest.approx(mean["difference"].iloc[1:].mean())
+    assert [line.label for line in comparison.lines][-1] == "c_gaussian_noise, mean over severities"
+    assert comparison.claims[0].transforms == 2
+    assert [rank.n for rank in comparison.ranks] == [80, 80]
+
+
+def test_the_ranking_is_over_transforms_else_over_untouched_images(tmp_path: Path) -> None:
+    comparison = read_comparison(two(tmp_path))
+    means = [
+        np.mean(
+            [
+                (rows["prediction"] == rows["target"]).mean()
+                for transform in TRANSFORMS[1:]
+                for rows in [rows_of(tmp_path / "a", "vmamba-b", transform.name)]
+            ]
+        )
+    ]
+    assert comparison.ranks[0].mean == pytest.approx(means[0])
+    clean = read_comparison(two(tmp_path / "clean", replace(PLAN, transforms=(IDENTITY,))))
+    assert clean.ranks[0].mean == clean.clean_lines[0].first_score
+    assert (clean.claims, clean.transforms) == ([], [])
+
+
+def test_flips_and_agreement_sum_to_the_images(tmp_path: Path) -> None:
+    comparison = read_comparison(two(tmp_path))
+    assert [agreement.n for agreement in comparison.agreements] == [80] * 4
+    assert [flips.n for flips in comparison.flips] == [80] * 6
+    first, second = rows_of(tmp_path / "a", "vmamba-b"), rows_of(tmp_path / "b", "swin-b")
+    same = (first["prediction"] == second["prediction"]).mean()
+    assert comparison.agreements[0].share == pytest.approx(same)
+
+
+def test_the_document_holds_all_of_it(tmp_path: Path) -> None:
+    comparison = read_comparison(two(tmp_path))
+    document = json.loads(comparison.as_json())
+    assert [m["label"] for m in document["models"]] == ["vmamba-b", "swin-b"]
+    assert document["models"][1]["weights_sha256"] == "04" * 32
+    assert (document["task"], document["score"], document["n"]) == ("cls", "top1", 80)
+    assert len(document["verdicts"]) == len(comparison.table())
+    assert document["verdicts"][0]["difference"] == comparison.table()["difference"].iloc[0]
+    assert document["claims"][0]["sentence"] == comparison.claims[0].sentence()
+    assert len(document["agreement"]) == 4
+    assert len(document["flips"]) == 6
+    assert (document["differences"], document["left_out"]) == ([], [])
+
+
+# From what is typed to models.
+
+
+def labels(*names: Path | str) -> list[str]:
+    return [found.label for found in find_models([str(name) for name in names])[0]]
+
+
+def test_a_model_of_a_run_by_name(tmp_path: Path) -> None:
+    hub = "hf-hub:timm/resnet18"
+    plan = replace(PLAN, models=(model("a"), model(hub), model("b")), transforms=(IDENTITY,))
+    run = build_run(tmp_path / "odd:name", plan)
+    assert labels(run) == ["a", hub, "b"]
+    assert labels(f"{run}:{hub}", f"{run}:b") == [hub, "b"]
+    assert labels(f"{run}:a", run) == ["a", hub, "b"], "one that is named twice counts once"
+    with pytest.raises(UsageError, match=r"No model of this run is called `c`"):
+        find_models([f"{run}:c", str(run)])
+
+
+def test_models_with_the_same_name_are_told_apart_by_their_runs(tmp_path: Path) -> None:
+    plan = replace(PLAN, transforms=(IDENTITY,))
+    runs = [evaluated(tmp_path / name, "vmamba-b", plan=plan) for name in ("x/run", "y/run")]
+    other = evaluated(tmp_path / "other", "swin-b", plan=plan)
+    assert labels(*runs, other) == ["vmamba-b (x/run)", "vmamba-b (y/run)", "swin-b"]
+
+
+def test_trainings_and_modes_are_compared_on_their_held_out_images(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    build_training(first, TrainPlan(base=0.9))
+    build_training(second, TrainPlan(base=0.6))
+    comparison = read_comparison([first, second])
+    assert comparison.labels == ["ulvm_v5 (first)", "ulvm_v5 (second)"]
+    assert comparison.clean_lines[0].word == "ulvm_v5 (first) ahead"
+    assert any("another seed of a training" in str(a) for a in comparison.announcements)
+    tuned = build_finetuning(tmp_path / "tuned")
+    modes = ["umamba-pico scratch", "umamba-pico full", "umamba-pico freeze"]
+    assert labels(tuned) == modes
+    assert labels(f"{tuned}:full", f"{tuned}:freeze") == modes[1:]
+    assert labels(tuned / "full", f"{tuned}:scratch") == ["umamba-pico", modes[0]]
+    assert labels(tuned, first) == [*modes, "ulvm_v5"]
+    classifier = build_class_training(tmp_path / "class")
+    assert labels(classifier, f"{classifier}:vim", first) == ["vim", "ulvm_v5"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["alone"], "only one model to compare: `vmamba-b`"),
+        (["alone", "alone:vmamba-b"], "only one model to compare"),
+        (["nowhere", "alone"], "`nowhere` is not a run"),
+        (["begun", "alone"], "`begun` has no results on held-out images yet"),
+        (["profiled", "alone"], "`profiled` has no results on held-out images yet"),
+        (["newer", "alone"], "is not the record of an evaluation"),
+    ],
+)
+def test_what_cannot_be_compared_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluated(Path("alone"), "vmamba-b")
+    build_training(Path("begun"), TrainPlan(measured=False))
+    build_finetuning(Path("profiled"), FinetunePlan(modes=()))
+    newer = evaluated(Path("newer"), "swin-b") / "run.json"
+    newer.write_text(newer.read_text().replace('"seed"', '"seeds": 3, "seed"', 1))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_comparison(names)
+
+
+# What keeps runs from being compared, and what of it can be forced.
+
+
+def changed_parameters() -> list[TransformRecord]:
+    parameters = {"strength": [0.0, 0.7], "per_channel": True}
+    changed = TRANSFORMS[2].model_copy(update={"parameters": parameters})
+    return [*TRANSFORMS[:2], changed, TRANSFORMS[3]]
+
+
+DIFFERENT: dict[str, tuple[RunPlan, str]] = {
+    "images": (
+        replace(PLAN, images=60, dataset={"digest": "00" * 32, "subset": "60 images"}),
+        r"80 of `imagenet-val`, digest cdcdcdcd in `.*a`; 60 of `imagenet-val` \(60 images\), "
+        r"digest 00000000 in `.*b`",
+    ),
+    "contents": (
+        replace(PLAN, dataset={"contents": "01" * 32, "location": "copy"}),
+        r"other contents .*`photos/val`, digest efefefef in `.*a`; `copy`, digest 01010101 in",
+    ),
+    "seed": (replace(PLAN, record={"seed": 1}), r"`--seed`\): 0 in `.*a`; 1 in `.*b`"),
+    "apply_at": (replace(PLAN, record={"apply_at": "crop"}), r"`--apply-at`: original in"),
+    "transforms": (
+        replace(PLAN, transforms=TRANSFORMS[:3]),
+        r"`.*b` lacks `crop`",
+    ),
+    "severities": (
+        replace(PLAN, transforms=(IDENTITY, *paper21(3)[:3])),
+        r"`.*b` lacks `additive_gaussian_noise`, `affine`, `crop`\.\n.*`.*a` lacks "
+        r"`additive_gaussian_noise, severity 3`",
+    ),
+    "parameters": (
+        replace(PLAN, transforms=changed_parameters()),
+        r"parameters of `affine`: strength = \[0.0, 0.5\] in `.*a`; strength = \[0.0, 0.7\] in",
+    ),
+    "unreadable": (
+        replace(PLAN, skipped=(("class-01/photo-00001.jpeg", "cut off"),)),
+        r"could not be read: 0 \(none\) in `.*a`; 1 \(class-01/photo-00001.jpeg\) in `.*b`",
+    ),
+    "partial": (
+        replace(PLAN, done=0.5, record={"status": "partial"}),
+        r"Not finished: `identity` of `swin-b` \(40 of 80 images\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_runs_that_differ_are_refused_with_the_difference(tmp_path: Path, name: str) -> None:
+    plan, message = DIFFERENT[name]
+    with pytest.raises(UsageError, match=message) as refused:
+        read_comparison(two(tmp_path, other=plan))
+    assert "--force-common" in refused.value.todo
+
+
+def forced(folder: Path, name: str, edit: Callable[[Path], None] = lambda _: None) -> Comparison:
+    runs = two(folder, other=DIFFERENT[name][0])
+    edit(runs[1])
+    return read_comparison(runs, force_common=True)
+
+
+def cells(comparison: Comparison) -> list[str]:
+    return [line.verdict.transform for line in comparison.lines]
+
+
+def test_common_images_are_compared_on_request(tmp_path: Path) -> None:
+    comparison = forced(tmp_path, "images")
+    assert (comparison.n, cells(comparison)) == (60, [t.name for t in TRANSFORMS])
+    (left_out,) = comparison.left_out
+    assert left_out.startswith("Images that not every run has: class-")
+    assert left_out.endswith("and 16 more.")
+    first = rows_of(tmp_path / "a", "vmamba-b").head(60)
+    share = (first["prediction"] == first["target"]).mean()
+    assert comparison.clean_lines[0].first_score == pytest.approx(share)
+    assert "60 of `imagenet-val`" in comparison.differences[0]
+
+
+def test_of_changed_files_those_with_other_pixels_are_left_out(tmp_path: Path) -> None:
+    comparison = forced(tmp_path, "contents", lambda run: rewrite_pixels(run, "identity", slice(3)))
+    assert comparison.n == 77
+    assert comparison.left_out[0] == (
+        "Images whose files hold other pixels: class-00/photo-00000.jpeg, "
+        "class-01/photo-00001.jpeg, class-02/photo-00002.jpeg."
+    )
+
+
+def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:
+    comparison = forced(tmp_path, "images", lambda run: rewrite_targets(run, "swin-b", 5))
+    assert comparison.n == 55
+    assert any(s.startswith("Images of another class: class-00") for s in comparison.left_out)
+
+
+def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:
+    same = forced(tmp_path / "same", "seed")
+    assert len(same.lines) == 4, "these transforms gave the same pixels"
+    other = forced(tmp_path / "other", "seed", lambda run: rewrite_pixels(run, "affine", slice(9)))
+    assert cells(other) == ["identity", "additive_gaussian_noise", "crop"]
+    assert list(other.left_out) == ["Other pixels after the transform: `affine`."]
+
+
+def test_where_pixels_are_not_recorded_nothing_shows_that_they_are_the_same(tmp_path: Path) -> None:
+    runs = two(tmp_path, other=DIFFERENT["seed"][0])
+    for block in (runs[1] / "inputs").rglob("transform=crop/*/*.parquet"):
+        block.unlink()
+    comparison = read_comparison(runs, force_common=True)
+    assert cells(comparison) == ["identity", "additive_gaussian_noise", "affine"]
+
+
+def test_with_other_crops_only_untouched_images_can_be_shown_to_be_the_same(tmp_path: Path) -> None:
+    seen = model("vmamba-b", view="original")
+    plan = replace(PLAN, models=(seen,), record={"apply_at": "crop"})
+    comparison = read_comparison(two(tmp_path, other=plan), force_common=True)
+    assert cells(comparison) == ["identity"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("transforms", ["identity", "additive_gaussian_noise", "affine"]),
+        ("severities", ["identity"]),
+        ("parameters", [t.name for t in TRANSFORMS]),
+        ("unreadable", [t.name for t in TRANSFORMS]),
+    ],
+)
+def test_common_transforms_are_compared_on_request(
+    tmp_path: Path, name: str, expected: list[str]
+) -> None:
+    comparison = forced(tmp_path, name)
+    assert cells(comparison) == expected
+    assert comparison.differences
+    assert comparison.n == (79 if name == "unreadable" else 80)
+
+
+def test_of_a_partial_run_finished_transforms_are_compared_on_request(tmp_path: Path) -> None:
+    runs = two(tmp_path)
+    for block in (runs[1] / "predictions").rglob("transform=affine/*/block-000002.parquet"):
+        block.unlink()
+    EVALUATION.update(runs[1], status="partial")
+    with pytest.raises(UsageError, match=r"Not finished: `affine` of `swin-b` \(64 of 80 images"):
+        read_comparison(runs)
+    comparison = read_comparison(runs, force_common=True)
+    assert cells(comparison) == ["identity", "additive_gaussian_noise", "crop"]
+    assert comparison.n == 80
+    with pytest.raises(UsageError, match="no finished transform of the same images in common"):
+        forced(tmp_path / "nothing", "partial")
+
+
+def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) -> None:
+    run = build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",)))
+    with pytest.raises(UsageError, match=r"Mode freeze of .* is not measured yet"):
+        read_comparison([run])
+    comparison = read_comparison([run], force_common=True)
+    assert comparison.labels == ["umamba-pico scratch", "umamba-pico full"]
+    assert "Mode freeze" in comparison.differences[0]
+
+
+def test_equal_settings_do_not_hide_other_pixels(tmp_path: Path) -> None:
+    """As another version of a library would give: one block of images suffices to see it."""
+    runs = two(tmp_path)
+    rewrite_pixels(runs[1], "affine", slice(None))
+    with pytest.raises(UsageError, match="Other pixels after the transform: `affine`"):
+        read_comparison(runs)
+
+
+def test_the_seed_of_untouched_images_means_nothing(tmp_path: Path) -> None:
+    clean = replace(PLAN, transforms=(IDENTITY,))
+    comparison = read_comparison(two(tmp_path, clean, replace(clean, record={"seed": 7})))
+    assert (len(comparison.lines), comparison.differences) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": {"tolerance": 3}}, "The tolerance of masks: none in .*; 3 pixels in"),
+        (
+            {"models": (segmenter("b", preprocessing=LOWER_THRESHOLD),)},
+            "is foreground: 0.5 in .*; 0.4 in",
+        ),
+        (
+            {
+                "dataset": {
+                    "masks": MasksRecord(
+                        foreground=["128"], background=None, ignored=[], channel="colour",
+                        words="foreground is `128`",
+                    )
+                }
+            },
+            "How masks are read .*: as usual in .*; foreground is `128` in",
+        ),
+        ({"grouping": "photo"}, "What a group of images is: patient in .*; photo in"),
+    ],
+)  # fmt: skip
+def test_segmenters_whose_masks_are_judged_otherwise_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    first = build_masks(tmp_path / "a", replace(MASKS, models=(segmenter("a"),)))
+    plan = replace(MASKS, **{"models": (segmenter("b"),), **changes})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        read_comparison([first, build_masks(tmp_path / "b", plan)])
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_other_tasks_and_classes_are_never_compared(tmp_path: Path, force: bool) -> None:
+    classes = evaluated(tmp_path / "a", "vmamba-b")
+    masks = build_masks(tmp_path / "m", MASKS)
+    with pytest.raises(UsageError, match=r"The task: classification in .*; segmentation in"):
+        read_comparison([classes, masks], force_common=force)
+    plan = replace(PLAN, dataset={"label_space": "mine", "classes": 3})
+    other = evaluated(tmp_path / "b", "swin-b", plan=plan)
+    with pytest.raises(UsageError, match=r"`imagenet-1k` \(10 classes\) in .*; `mine`"):
+        read_comparison([classes, other], force_common=force)
+
+
+# What limits the meaning of a comparison.
+
+
+@pytest.mark.parametrize(
+    ("model_changes", "record", "title", "words"),
+    [
+        ({"pretraining": "imagenet-22k"}, {}, "Mixed pretraining.", "`swin-b` (imagenet-22k)"),
+        ({"untrained": True}, {}, "Untrained model.", "evaluated on request: `swin-b`."),
+        ({}, {"precision": "bf16"}, "Precision differs.", "`vmamba-b`: fp32; `swin-b`: bf16."),
+        ({}, {"device": "NVIDIA H100"}, "Device differs.", "`swin-b`: NVIDIA H100."),
+        ({}, {"versions": {"torch": "2.14.1"}}, "Versions differ.", "torch 2.14.1."),
+    ],
+)
+def test_what_is_no_reason_to_refuse_is_announced(
+    tmp_path: Path,
+    model_changes: dict[str, object],
+    record: dict[str, object],
+    title: str,
+    words: str,
+) -> None:
+    plan = replace(PLAN, models=(model("b", **model_changes),), record=record)  # type: ignore[arg-type]
+    comparison = read_comparison(two(tmp_path, other=plan))
+    announced = {a.title: a.sentence for a in comparison.announcements}
+    assert list(announced) == [title]
+    assert words in announced[title]
+
+
+def test_other_preprocessing_is_announced(tmp_path: Path) -> None:
+    preprocessing = model("a").preprocessing.model_copy(update={"crop": 192, "resize": None})
+    plan = replace(PLAN, models=(model("b", preprocessing=preprocessing),))
+    (announcement,) = read_comparison(two(tmp_path, other=plan)).announcements
+    assert announcement.title == "Preprocessing differs."
+    assert "`vmamba-b`: resize 256, crop 224, bicubic, mean 0.5, 0.5, 0.5" in announcement.sentence
+    assert "`swin-b`: no resize, crop 192" in announcement.sentence
+
+
+def test_runs_of_older_versions_are_compared_by_ids_and_pixels(tmp_path: Path) -> None:
+    comparison = read_comparison(two(tmp_path, other=replace(PLAN, dataset={})))
+    (announcement,) = comparison.announcements
+    assert announcement.title == "Older run."
+    assert read_record(tmp_path / "b").dataset.contents is None
+    assert str(tmp_path / "b") in announcement.sentence
+    assert str(tmp_path / "a") not in announcement.sentence
+
+
+def test_the_same_weights_twice_are_called_so(tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path / name, "vmamba-b") for name in ("before", "after")]
+    comparison = read_comparison(runs)
+    assert [a.title for a in comparison.announcements] == ["The same network."]
+    assert all(line.verdict.p == 1 for line in comparison.lines)
+    assert [rank.probabilities for rank in comparison.ranks] == [(0.5, 0.5), (0.5, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "title"), [(1, "One patient only."), (5, "Too little to show a difference.")]
+)
+def test_groups_too_few_for_any_verdict_are_named(tmp_path: Path, groups: int, title: str) -> None:
+    runs = [
+        build_masks(
+            tmp_path / name,
+            replace(
+                MASKS, models=(segmenter(name, weights_sha256=name * 64),), base=base,
+                groups=groups, dataset={"contents": "ef" * 32},
+            ),
+        )
+        for name, base in (("a", 0.9), ("b", 0.5))
+    ]  # fmt: skip
+    comparison = read_comparison(runs)
+    (announcement,) = comparison.announcements
+    assert announcement.title == title
+    assert {line.verdict.outcome for line in comparison.lines} == {"no difference shown"}
+    if groups == 5:
+        assert "With 5 patients and 2 tests no adjusted p can be below 0.12" in str(announcement)
+        assert [line.verdict.p for line in comparison.lines] == [2 / 2**5] * 2
+
+
+def test_every_column_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    assert set(COLUMNS) <= set(re.findall(r"`([a-z_]+)`", page.split("## Files")[1]))
