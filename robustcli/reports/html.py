@@ -30,6 +30,7 @@ MOST_BYTES = 5_000_000
 """What a page weighs at most: pictures that do not fit are left out, and the page says so."""
 _CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
 _CHART_SCALE = 1.5  # pixels of a chart for one of the page, so that all have letters of one size
+_LONG_NAME = 32  # characters of a name that may be torn in a table, as a hash or a path
 _LONGEST_PHOTO = 256  # pixels of the longer side
 
 
@@ -275,43 +276,49 @@ class _Dressing:
 
     def _table(self, tokens: Sequence[Token]) -> Iterator[Token]:
         """A table that scrolls on its own, with a caption, row headers, and links to photos."""
-        columns = [
-            _text(tokens[n + 1]) for n, token in enumerate(tokens) if token.type == "th_open"
-        ]
         number = self.captions[self.heading] = self.captions.get(self.heading, 0) + 1
         caption = escape(self.heading + (f" ({number})" if number > 1 else ""))
         yield _raw(f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">\n')
         yield tokens[0]
         yield _raw(f'<caption class="hidden">{caption}</caption>\n')
-        linked = columns[:1] == ["transform"]
-        column, label, head, link = 0, "", False, ""
+        columns: list[str] = []
+        row: list[str] = []
         for index, token in enumerate(tokens[1:], 1):
+            link = ""
             if token.type == "tr_open":
-                column = -1
-            if token.type in ("th_open", "td_open"):
-                column += 1
-                left = "left" in str(token.attrs.pop("style", "left"))
-                token.attrSet("class", "text" if left else "num")
-                head = token.type == "td_open" and column == 0 and left
-                if token.type == "th_open" or head:
-                    token.tag = "th"
-                    token.attrSet("scope", "row" if head else "col")
-                if head:
-                    label = _text(tokens[index + 1])
-                link = ""
-                if linked and token.type == "td_open" and column and self.photos is not None:
-                    link = _link(self.photos, label, columns[column])
-                yield token
-                if link:
-                    yield _raw(link, "html_inline")
-            elif token.type == "td_close":
-                if link:
-                    yield _raw("</a>", "html_inline")
-                token.tag = "th" if head and column == 0 else "td"
-                yield token
-            else:
-                yield token
+                row = []
+            elif token.type in ("th_open", "td_open"):
+                row.append(_text(tokens[index + 1]))
+                _mark_cell(token, tokens[index + 2], first=len(row) == 1)
+                _allow_breaks(tokens[index + 1])
+                if token.type == "th_open":
+                    columns.append(row[-1])
+                elif len(row) > 1 and columns[0] == "transform" and self.photos is not None:
+                    link = _link(self.photos, row[0], columns[len(row) - 1])
+            yield token
+            if link:
+                yield _raw(link, "html_inline")
+                tokens[index + 1].meta["linked"] = True
+            elif token.meta.get("linked"):
+                yield _raw("</a>", "html_inline")
         yield _raw("</div>\n")
+
+
+def _mark_cell(opening: Token, closing: Token, *, first: bool) -> None:
+    """Says how a cell is aligned, and makes the first of a row its header."""
+    left = "left" in str(opening.attrs.pop("style", "left"))
+    opening.attrSet("class", "text" if left else "num")
+    row_header = opening.type == "td_open" and first and left
+    if row_header or opening.type == "th_open":
+        opening.tag = closing.tag = "th"
+        opening.attrSet("scope", "row" if row_header else "col")
+
+
+def _allow_breaks(inline: Token) -> None:
+    """Long names, as hashes and paths, may be torn."""
+    for child in inline.children or ():
+        if child.type == "code_inline" and len(child.content) > _LONG_NAME:
+            child.attrSet("class", "long")
 
 
 def _link(photos: PhotoSheet, label: str, model: str) -> str:

@@ -21,6 +21,7 @@ from robustcli.transforms.base import CLEAN, Cell
 
 MOST_PHOTOS = 6
 """Photos of a cell in a page, unless the user says otherwise."""
+_NBSP = "\N{NO-BREAK SPACE}"
 _DIGITS = 1000  # images, as whose share a probability is rounded: one decimal
 
 
@@ -173,11 +174,11 @@ class _Reader:
         first = row.iloc[0]
         if self.findings.record.task == "cls":
             sure = percent(float(first["probability"]), _DIGITS)
-            words = f"{self.names(int(first['prediction']))} ({sure} %)"
+            words = f"{self.names(int(first['prediction']))} ({sure}{_NBSP}%)"
             right = int(first["prediction"]) == int(first["target"])
             if not right:
                 of_target = percent(float(first["target_probability"]), _DIGITS)
-                words += f"; true class {of_target} %"
+                words += f"; true class {of_target}{_NBSP}%"
             return Answer(model, words, right)
         mask = sample.mask(self.findings.run, cell, model)
         words = f"dice {fraction(float(dice(row)[0]))}"
