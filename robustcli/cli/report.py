@@ -10,20 +10,48 @@ import click
 from robustcli.cli.results import results_table
 from robustcli.cli.shared_options import FILE, as_json, quiet
 
+# As `reports.render.FORMATS`, which is imported where it is needed: `--help` must be quick.
+FORMATS = ("latex", "csv", "json", "markdown", "html")
+
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
 @click.option("--out", type=FILE, help="Write one report over several trainings into this folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Print one document of this format instead of the table: LaTeX tables (booktabs), all "
+    "numbers as CSV or JSON, or the whole report.",
+)
+@click.option("--file", type=FILE, help="Write the document of --format into this file.")
+@click.option(
+    "--html-samples",
+    type=click.IntRange(min=0),
+    help="How many photos a cell of report.html opens at most, of those that the run keeps; 0 for "
+    "none.  [default: 6]",
+)
 @as_json
 @quiet
-def command(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
+def command(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    form: str | None,
+    file: Path | None,
+    html_samples: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Write the reports of RUNS again from their files, without torch and without the images."""
     from robustcli.reports.render import render, render_zoo
 
+    if form is not None or file is not None:
+        _print_document(runs, out, form, file, html_samples, as_json=as_json, quiet=quiet)
+        return
     if out is not None:
         reports, runs = [render_zoo(runs, out)], (out,)
     else:
-        reports = [render(run) for run in runs]
+        reports = [render(run, html_samples) for run in runs]
     if as_json:
         results = {str(run): json.loads((run / "results.json").read_text("utf-8")) for run in runs}
         click.echo(json.dumps(results, indent=2))
@@ -33,3 +61,38 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool, quiet: bool
             click.echo(results_table(run))
         if not quiet:
             click.echo(f"Report: {report}")
+
+
+def _print_document(
+    runs: tuple[Path, ...], out: Path | None, form: str | None, file: Path | None,
+    html_samples: int | None, *, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from robustcli.core.errors import UsageError
+    from robustcli.core.io import write_text
+    from robustcli.reports.render import FORMATS, document, zoo_document
+
+    chosen = next((each for each in FORMATS if each == form), None)
+    if chosen is None:
+        raise UsageError("`--file` has no document.", "", f"Add `--format {FORMATS[0]}`.")
+    if as_json:
+        raise UsageError(
+            f"`--json` and `--format {form}` both say what is printed.",
+            "",
+            "Use `--json` for the results of all runs, or `--format json` for those of one.",
+        )
+    if len(runs) > 1 and out is None:
+        raise UsageError(
+            f"`--format {form}` makes one document; got {len(runs)} runs.",
+            "",
+            "Name one run, or compare trainings with `--out FOLDER`.",
+        )
+    if out is None:
+        content = document(runs[0], chosen, html_samples)
+    else:
+        content = zoo_document(runs, out, chosen)
+    if file is None:
+        click.echo(content, nl=False)
+        return
+    write_text(file, content)
+    if not quiet:
+        click.echo(f"Written: {file}", err=True)

@@ -23,6 +23,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from robustcli.core.errors import RunError
+from robustcli.reports.numbers import counted
 from robustcli.reports.photos import Photo, PhotoSheet
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,7 +50,9 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
     room = _Room(MOST_BYTES - len(markdown.encode()) * 3 - len(_style()) - len(_script()))
     dressing = _Dressing(folder, room, photos)
     body = parser.renderer.render(list(dressing.dressed(tokens)), parser.options, {})
-    cells, note = ([], "") if photos is None else _photo_cells(photos, room)
+    cells = [] if photos is None else _photo_cells(photos, room)
+    if photos is not None and not cells:
+        return to_html(markdown, folder)  # no table may link to photos that are not there
     chapters = [
         *dressing.chapters,
         *([_Heading("photos", "Photos behind the cells")] * bool(cells)),
@@ -66,14 +69,14 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
             body=Markup(body),
             cells=cells,
             clean=cells[0].anchor if cells else "",
-            note=note,
+            sheet=photos,
         )
     )
 
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         autoescape=True,
@@ -81,6 +84,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["counted"] = counted
+    return environment
 
 
 @cache
@@ -372,8 +377,8 @@ class _ShownCell:
     photos: list[_ShownPhoto]
 
 
-def _photo_cells(sheet: PhotoSheet, room: _Room) -> tuple[list[_ShownCell], str]:
-    """The cells with as many photos as fit, the same ones in each, and a sentence on how many."""
+def _photo_cells(sheet: PhotoSheet, room: _Room) -> list[_ShownCell]:
+    """The cells with as many photos as fit, the same ones in each; none where not one fits."""
     shown: Mapping[str, list[_ShownPhoto]] = {cell.label: [] for cell in sheet.cells}
     count = 0
     for number in range(1, sheet.most + 1):
@@ -389,12 +394,11 @@ def _photo_cells(sheet: PhotoSheet, room: _Room) -> tuple[list[_ShownCell], str]
         for label, photo in row.items():
             shown[label].append(photo)
     if not count:
-        return [], ""
-    cells = [
+        return []
+    return [
         _ShownCell(f"photos-{number}", cell.label, shown[cell.label])
         for number, cell in enumerate(sheet.cells, 1)
     ]
-    return cells, sheet.note(count)
 
 
 def _shown(photo: Photo) -> _ShownPhoto:

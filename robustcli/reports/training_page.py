@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import fraction
 from robustcli.reports.pages import Page
@@ -26,10 +28,15 @@ def training_report(run: Path) -> Page:
         UsageError: There is no readable training.
     """
     training = read_training(run)
-    results = (
+    text = training_text(training, draw_training_gallery(training))
+    return Page(results_of_training(training), text)
+
+
+def results_of_training(training: Training) -> pd.DataFrame:
+    """The numbers of one training: a row with the columns of its task."""
+    return (
         class_results(training) if training.record.task == "cls" else training_results([training])
     )
-    return Page(results, training_text(training, draw_training_gallery(training)))
 
 
 def training_text(training: Training, gallery: TrainingGallery = NO_PICTURES) -> str:

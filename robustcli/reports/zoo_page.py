@@ -20,14 +20,23 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     Raises:
         UsageError: There is no readable training in one of them, or `out` is one of them.
     """
-    different = {run.resolve(): run for run in runs}
-    if out.resolve() in different:
+    if out.resolve() in {run.resolve() for run in runs}:
         raise UsageError(
             f"`--out {out}` is one of the trainings to compare.",
             "The comparison would overwrite that training's own report.",
             "Name another folder.",
         )
-    trainings = [read_training(run) for run in different.values()]
+    trainings = read_zoo(runs)
+    return Page(training_results(trainings), zoo_text(trainings, draw_zoo_gallery(trainings, out)))
+
+
+def read_zoo(runs: Sequence[Path]) -> list[Training]:
+    """The trainings in `runs`, each once.
+
+    Raises:
+        UsageError: There is no readable training of a segmenter in one of them.
+    """
+    trainings = [read_training(run) for run in {run.resolve(): run for run in runs}.values()]
     other = next((one for one in trainings if one.record.task != "seg"), None)
     if other is not None:
         raise UsageError(
@@ -35,7 +44,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
             "Several trainings are compared by dice, which it has none of.",
             "Render it alone: `robust report RUN`.",
         )
-    return Page(training_results(trainings), zoo_text(trainings, draw_zoo_gallery(trainings, out)))
+    return trainings
 
 
 def zoo_text(trainings: Sequence[Training], gallery: TrainingGallery = NO_PICTURES) -> str:
