@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robustcli.core.errors import RunError
 from robustcli.core.io import replacing
 from robustcli.core.names import TaskName, model_folder
 from robustcli.metrics.columns import ROW_SCHEMAS
@@ -89,8 +90,33 @@ def _file_name(block: int) -> str:
     return f"block-{block:06d}.parquet"
 
 
+def _table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The rows of one file; columns of `schema` that it does not have are null.
+
+    Mapped, in one thread: that takes half the time of `pq.read_table` with files of a block's size.
+    """
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            rows = file.read(use_threads=False)
+        if rows.schema.equals(schema):
+            return rows
+        columns = [
+            rows[field.name].cast(field.type)
+            if field.name in rows.column_names
+            else pa.nulls(len(rows), field.type)
+            for field in schema
+        ]
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"`{path}` is damaged.",
+            f"Its rows cannot be read: {error}.",
+            "Remove this file and repeat `robust eval`: only its block is computed again.",
+        ) from error
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def _read(folder: Path, schema: pa.Schema) -> pd.DataFrame:
     files = sorted(folder.glob("block-*.parquet"))
-    tables = [pq.read_table(file, schema=schema, partitioning=None) for file in files]
+    tables = [_table(file, schema) for file in files]
     rows: pd.DataFrame = pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
     return rows

@@ -22,7 +22,7 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 from PIL import Image
 
-from robustcli.core.errors import RunError
+from robustcli.core.io import reading
 from robustcli.reports.numbers import counted
 from robustcli.reports.photos import Photo, PhotoSheet
 
@@ -145,8 +145,7 @@ class _Embedded:
 
 def _drawing(path: Path) -> _Embedded:
     """The picture `path` without a loss, as WebP where that is smaller than the file."""
-    content = _read(path)
-    picture = _decoded(path, content)
+    picture, content = _decoded(path), path.read_bytes()
     white = picture.resize((200, 200), Image.Resampling.NEAREST).histogram()
     packed = io.BytesIO()
     picture.save(packed, "WEBP", lossless=True, method=4, quality=75)
@@ -161,7 +160,7 @@ def _drawing(path: Path) -> _Embedded:
 
 def _photograph(path: Path) -> _Embedded:
     """The picture `path`, small and compressed as photos are."""
-    picture = _decoded(path, _read(path))
+    picture = _decoded(path)
     picture.thumbnail((_LONGEST_PHOTO, _LONGEST_PHOTO), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small = max(picture.size) < 96  # of pixels that count one by one
@@ -175,28 +174,13 @@ def _legible(width: int, height: int) -> tuple[int, int]:
     return times * width, times * height
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _damaged(path, str(error.strerror or error)) from error
-
-
-def _decoded(path: Path, content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.mode == "RGBA":
-                flat = Image.new("RGBA", picture.size, "white")
-                return Image.alpha_composite(flat, picture).convert("RGB")
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, "It is not a picture.") from error
-
-
-def _damaged(path: Path, why: str) -> RunError:
-    return RunError(
-        f"Cannot read `{path}`.", why, "Remove the file: the report is made without this picture."
-    )
+def _decoded(path: Path) -> Image.Image:
+    todo = "Remove the file: the report is made without this picture."
+    with reading(path, todo), Image.open(path) as picture:
+        if picture.mode == "RGBA":
+            flat = Image.new("RGBA", picture.size, "white")
+            return Image.alpha_composite(flat, picture).convert("RGB")
+        return picture.convert("RGB")
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -417,7 +401,7 @@ def _weight(photo: _ShownPhoto) -> int:
 
 def _overlay(path: Path) -> str:
     """The mask `path` (0 and 255) as a picture to lie on its photo: transparent outside."""
-    picture = _decoded(path, _read(path)).convert("L").point(lambda value: int(value > 127))
+    picture = _decoded(path).convert("L").point(lambda value: int(value > 127))
     picture.putpalette([0, 0, 0, 224, 64, 251])
     content = io.BytesIO()
     picture.save(content, "PNG", transparency=bytes([0, 110]), bits=1, optimize=True)
