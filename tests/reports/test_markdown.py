@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import jinja2
 import pytest
+from PIL import Image
 
 from robustcli.reports import markdown
 from robustcli.reports.evaluation_page import evaluation_report
@@ -262,7 +264,7 @@ def test_text_is_set_to_the_left_and_numbers_to_the_right(tmp_path: Path) -> Non
 
 def test_pictures_are_inside_the_page_with_their_captions(templates: Path) -> None:
     (templates / "figures").mkdir()
-    (templates / "figures/a (b)_.png").write_bytes(b"\x89PNG picture")
+    Image.new("RGB", (1, 1), (9, 8, 7)).save(templates / "figures/a (b)_.png")
     macros = Path(markdown.__file__).parent / "templates" / "macros.md.j2"
     (templates / "macros.md.j2").write_text(macros.read_text())
     text = '{% from "macros.md.j2" import pictures %}\n# T\n\n{{ pictures([picture]) }}\n\nAfter.'
@@ -272,8 +274,9 @@ def test_pictures_are_inside_the_page_with_their_captions(templates: Path) -> No
     outline = Outline(to_html(page, templates))
     (image,) = outline.images
     kind, _, content = str(image["src"]).partition(",")
-    assert kind == "data:image/png;base64"
-    assert base64.b64decode(content) == b"\x89PNG picture"
+    assert kind == "data:image/webp;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as shown_picture:
+        assert shown_picture.convert("RGB").getpixel((0, 0)) == (9, 8, 7)
     assert image["alt"] == caption
     assert outline.found[2:] == [("figcaption", caption), ("p", "After.")]
 
