@@ -23,6 +23,8 @@ from robustcli.evaluation.evaluate import BLOCK_SIZE
 from robustcli.evaluation.store import INPUT_SCHEMA, Store
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.transforms.base import Cell
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the made-up runs are those of the tests
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 
 MOST = {"seconds": 10.0, "peak memory, MB": 1000.0, "report.html, MB": 5.0}
