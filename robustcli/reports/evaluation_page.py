@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from robustcli.reports.cell_photos import read_photos
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page
-from robustcli.reports.photos import read_photos
 
 _MEASURES = {"cls": TOP1, "seg": DICE}
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}

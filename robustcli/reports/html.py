@@ -23,8 +23,8 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from robustcli.core.io import reading
+from robustcli.reports.cell_photos import Photo, PhotoSheet
 from robustcli.reports.numbers import counted
-from robustcli.reports.photos import Photo, PhotoSheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 5_000_000

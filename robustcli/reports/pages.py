@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.io import write_text
+from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
-from robustcli.reports.photos import PhotoSheet
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""

@@ -15,9 +15,9 @@ from PIL import Image
 from robustcli.core.errors import RobustError
 from robustcli.evaluation.store import Store
 from robustcli.reports import html
+from robustcli.reports.cell_photos import read_photos
 from robustcli.reports.findings import read_findings
 from robustcli.reports.html import to_html
-from robustcli.reports.photos import read_photos
 from robustcli.reports.render import render
 from robustcli.tasks.record import SamplePhoto, write_sample_photos
 from robustcli.transforms.base import Cell
