@@ -61,6 +61,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/transforms.py
 	$(BIN)/python benchmarks/segmenters.py
 	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/reports.py
 
 $(sort $(VENV)/bin/python $(NEWEST)/bin/python $(OLDEST)/bin/python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -13,35 +13,56 @@ from robustcli.cli.shared_options import FILE, as_json, gates, quiet
 from robustcli.cli.study import joined_gates
 from robustcli.core.errors import GateError, UsageError
 
+# As `reports.render.FORMATS`, which is imported where it is needed: `--help` must be quick.
+FORMATS = ("latex", "csv", "json", "markdown", "html")
+
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
 @click.option("--out", type=FILE, help="Write one report over several trainings into this folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Print one document of this format instead of the table: LaTeX tables (booktabs), all "
+    "numbers as CSV or JSON, or the whole report.",
+)
+@click.option("--file", type=FILE, help="Write the document of --format into this file.")
+@click.option(
+    "--html-samples",
+    type=click.IntRange(min=0),
+    help="How many photos a cell of report.html opens at most, of those that the run keeps; 0 for "
+    "none.  [default: 6]",
+)
 @gates
 @as_json
 @quiet
 def command(
-    runs: tuple[Path, ...], out: Path | None, fail_under: tuple[str, ...],
-    fail_drop: tuple[str, ...], as_json: bool, quiet: bool,
+    runs: tuple[Path, ...], out: Path | None, form: str | None, file: Path | None,
+    html_samples: int | None, fail_under: tuple[str, ...], fail_drop: tuple[str, ...],
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Write the reports of RUNS again from their files, without torch and without the images."""
     from robustcli.reports.render import render, render_zoo
 
-    failures = _failed_gates(runs, out, fail_under, fail_drop)
-    if out is not None:
-        reports, runs = [render_zoo(runs, out)], (out,)
-    else:
-        reports = [render(run) for run in runs]
     gated = bool(fail_under or fail_drop)
-    if as_json:
-        documents = {str(run): results_document(run, gates=gated) for run in runs}
-        click.echo(json.dumps(documents, indent=2))
+    failures = _failed_gates(runs, out, fail_under, fail_drop)
+    if form is not None or file is not None:
+        _print_document(runs, out, form, file, html_samples, as_json=as_json, quiet=quiet)
     else:
-        for run, report in zip(runs, reports, strict=True):
-            if out is None:
-                click.echo(results_table(run, gates=gated))
-            if not quiet:
-                click.echo(f"Report: {report}")
+        if out is not None:
+            reports, runs = [render_zoo(runs, out)], (out,)
+        else:
+            reports = [render(run, html_samples) for run in runs]
+        if as_json:
+            documents = {str(run): results_document(run, gates=gated) for run in runs}
+            click.echo(json.dumps(documents, indent=2))
+        else:
+            for run, report in zip(runs, reports, strict=True):
+                if out is None:
+                    click.echo(results_table(run, gates=gated))
+                if not quiet:
+                    click.echo(f"Report: {report}")
     if failures:
         raise joined_gates(failures)
 
@@ -65,3 +86,37 @@ def _failed_gates(
             )
     records = {run: judge_run(run, wanted) for run in runs}
     return [gate_error(run, record) for run, record in records.items() if not record.passed]
+
+
+def _print_document(
+    runs: tuple[Path, ...], out: Path | None, form: str | None, file: Path | None,
+    html_samples: int | None, *, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from robustcli.core.io import write_text
+    from robustcli.reports.render import FORMATS, document, zoo_document
+
+    chosen = next((each for each in FORMATS if each == form), None)
+    if chosen is None:
+        raise UsageError("`--file` has no document.", "", f"Add `--format {FORMATS[0]}`.")
+    if as_json:
+        raise UsageError(
+            f"`--json` and `--format {form}` both say what is printed.",
+            "",
+            "Use `--json` for the results of all runs, or `--format json` for those of one.",
+        )
+    if len(runs) > 1 and out is None:
+        raise UsageError(
+            f"`--format {form}` makes one document; got {len(runs)} runs.",
+            "",
+            "Name one run, or compare trainings with `--out FOLDER`.",
+        )
+    if out is None:
+        content = document(runs[0], chosen, html_samples)
+    else:
+        content = zoo_document(runs, out, chosen)
+    if file is None:
+        click.echo(content, nl=False)
+        return
+    write_text(file, content)
+    if not quiet:
+        click.echo(f"Written: {file}", err=True)

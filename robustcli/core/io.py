@@ -69,6 +69,34 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, SyntaxError, NotImplementedError)
+"""What readers of JSON, CSV, Parquet and pictures raise of content that is not theirs."""
+
+
+@contextmanager
+def reading(
+    path: Path, todo: str = "Restore the file, or compute the run again."
+) -> Iterator[None]:
+    """Names the file `path` of a run where what reads it inside finds it damaged.
+
+    Args:
+        path: The file.
+        todo: What the user can do.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        why = str(error).strip().splitlines()
+        raise RunError(
+            f"`{path}` is damaged.",
+            f"It cannot be read: {'; '.join(line.strip() for line in why[:2])}.",
+            todo,
+        ) from error
+
+
 def _fsync(path: Path) -> None:
     if _WINDOWS and path.is_dir():
         return  # Windows opens no folders; NTFS journals names by itself

@@ -116,10 +116,17 @@ class RunKind(Generic[RecordT]):
                 f"It holds no `{RECORD_FILE}`.",
                 "Name a folder that `--out` made.",
             )
+        newest = self.record.model_fields["schema_version"].default
         try:
-            return self.record.model_validate_json(path.read_text(encoding="utf-8"))
+            record = self.record.model_validate_json(path.read_text(encoding="utf-8"))
+            if record.schema_version > newest:
+                raise _newer(path, f"Its format is {record.schema_version}, known is {newest}.")
+            return record
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "extra_forbidden" and _is_one_of(self.record, path):
+                name = ".".join(map(str, first["loc"]))
+                raise _newer(path, f"This version does not know `{name}`.") from error
             raise UsageError(
                 f"`{path}` is not the record of {self.name}.",
                 f"{first['msg']} at {'.'.join(map(str, first['loc'])) or 'the top'}.",
@@ -217,6 +224,20 @@ class RunKind(Generic[RecordT]):
             self.update(run, status=self.interrupted)
             raise
         self.update(run, status=ending.status)
+
+
+def _is_one_of(record: type[BaseRunRecord], path: Path) -> bool:
+    """Whether all fields that `record` must have are in the file `path`."""
+    keys = json.loads(path.read_text(encoding="utf-8")).keys()
+    return all(name in keys for name, field in record.model_fields.items() if field.is_required())
+
+
+def _newer(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"`{path}` was written by a newer version of `robust`.",
+        why,
+        "Update this one: `pip install --upgrade robustcli`.",
+    )
 
 
 def has_record(run: Path) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from robustcli.core.io import write_text
+from robustcli.core.io import reading, write_text
 from robustcli.core.rundir import Record
 from robustcli.tasks.record import ModelCost
 
@@ -44,8 +44,12 @@ def write_session(run: Path, identity: str, session: Session) -> None:
 def read_sessions(run: Path) -> list[Session]:
     """Every session of the run, oldest first."""
     files = (run / "sessions").glob("*.json")
-    sessions = [Session.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
-    return sorted(sessions, key=lambda session: session.started)
+    return sorted(map(_read, files), key=lambda session: session.started)
+
+
+def _read(file: Path) -> Session:
+    with reading(file, "Remove the file: the report is made without the costs of this session."):
+        return Session.model_validate_json(file.read_text(encoding="utf-8"))
 
 
 # What a run cost, summed over the sessions that worked on it.

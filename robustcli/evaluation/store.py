@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robustcli.core.errors import RunError
 from robustcli.core.io import replacing
 from robustcli.core.names import TaskName, model_folder
 from robustcli.metrics.columns import ROW_SCHEMAS
@@ -116,11 +117,19 @@ def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFra
 
 
 def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
+    """The rows of one file; columns of `schema` that it does not have are null."""
     # `pq.read_table` makes a data set of each file, which takes eight times as long.
-    with pa.memory_map(str(path)) as content, pq.ParquetFile(content) as file:
-        columns = set(file.schema_arrow.names)
-        table = file.read([n for n in schema.names if n in columns], use_threads=False)
-    for field in schema:
-        if field.name not in columns:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(schema.names).cast(schema)
+    try:
+        with pa.memory_map(str(path)) as content, pq.ParquetFile(content) as file:
+            columns = set(file.schema_arrow.names)
+            table = file.read([n for n in schema.names if n in columns], use_threads=False)
+        for field in schema:
+            if field.name not in columns:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table.select(schema.names).cast(schema)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"`{path}` is damaged.",
+            f"Its rows cannot be read: {error}.",
+            "Remove this file and repeat `robust eval`: only its block is computed again.",
+        ) from error

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from robustcli.metrics.severity_scores import breaking_points
+from robustcli.reports.cell_photos import read_photos
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page, to_csv
-from robustcli.reports.photos import read_photos
 from robustcli.reports.statistics import statistics_json
 
 _MEASURES = {"cls": TOP1, "seg": DICE}

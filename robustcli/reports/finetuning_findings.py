@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     COSTS,
@@ -26,7 +27,7 @@ from robustcli.finetuning.record import (
     read_finetune_record,
 )
 from robustcli.reports.scoring import SCORINGS, Difference, Scoring
-from robustcli.reports.training_findings import Training, read_training
+from robustcli.reports.training_findings import Training, read_table, read_training
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def read_finetuning(run: Path) -> Finetuning:
         record,
         tuple(_mode(run, mode) for mode in begun),
         _decisions(decisions) if decisions.is_file() else None,
-        pd.read_parquet(profile) if profile.is_file() else None,
-        pd.read_csv(sweep)[list(SWEEPS[record.task])] if sweep.is_file() else None,
+        read_table(profile) if profile.is_file() else None,
+        read_table(sweep, SWEEPS[record.task]) if sweep.is_file() else None,
     )
 
 
@@ -158,17 +159,23 @@ def _mode(run: Path, mode: Mode) -> ModeRun:
     return ModeRun(
         mode,
         read_training(run / mode),
-        pd.read_csv(steps)[list(STEPS)]
+        read_table(steps, STEPS)
         if steps.is_file()
         else pd.DataFrame(columns=list(STEPS), dtype=float),
-        ModeCosts.model_validate_json(costs.read_bytes()) if costs.is_file() else None,
+        _costs(costs) if costs.is_file() else None,
     )
+
+
+def _costs(path: Path) -> ModeCosts:
+    with reading(path):
+        return ModeCosts.model_validate_json(path.read_bytes())
 
 
 def _decisions(path: Path) -> pd.DataFrame:
     kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
-    table = pd.read_csv(path, dtype=kinds)[list(DECISION_COLUMNS)]
-    return table.astype({"mamba": bool, "frozen": bool})
+    with reading(path):
+        table = pd.read_csv(path, dtype=kinds)[list(DECISION_COLUMNS)]
+        return table.astype({"mamba": bool, "frozen": bool})
 
 
 @dataclass(frozen=True)

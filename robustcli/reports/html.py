@@ -22,14 +22,16 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 from PIL import Image
 
-from robustcli.core.errors import RunError
-from robustcli.reports.photos import Photo, PhotoSheet
+from robustcli.core.io import reading
+from robustcli.reports.cell_photos import Photo, PhotoSheet
+from robustcli.reports.numbers import counted
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 5_000_000
 """What a page weighs at most: pictures that do not fit are left out, and the page says so."""
 _CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
 _CHART_SCALE = 1.5  # pixels of a chart for one of the page, so that all have letters of one size
+_LONG_NAME = 32  # characters of a name that may be torn in a table, as a hash or a path
 _LONGEST_PHOTO = 256  # pixels of the longer side
 
 
@@ -48,7 +50,9 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
     room = _Room(MOST_BYTES - len(markdown.encode()) * 3 - len(_style()) - len(_script()))
     dressing = _Dressing(folder, room, photos)
     body = parser.renderer.render(list(dressing.dressed(tokens)), parser.options, {})
-    cells, note = ([], "") if photos is None else _photo_cells(photos, room)
+    cells = [] if photos is None else _photo_cells(photos, room)
+    if photos is not None and not cells:
+        return to_html(markdown, folder)  # no table may link to photos that are not there
     chapters = [
         *dressing.chapters,
         *([_Heading("photos", "Photos behind the cells")] * bool(cells)),
@@ -65,14 +69,14 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
             body=Markup(body),
             cells=cells,
             clean=cells[0].anchor if cells else "",
-            note=note,
+            sheet=photos,
         )
     )
 
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         autoescape=True,
@@ -80,6 +84,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["counted"] = counted
+    return environment
 
 
 @cache
@@ -139,8 +145,7 @@ class _Embedded:
 
 def _drawing(path: Path) -> _Embedded:
     """The picture `path` without a loss, as WebP where that is smaller than the file."""
-    content = _read(path)
-    picture = _decoded(path, content)
+    picture, content = _decoded(path), path.read_bytes()
     white = picture.resize((200, 200), Image.Resampling.NEAREST).histogram()
     packed = io.BytesIO()
     picture.save(packed, "WEBP", lossless=True, method=4, quality=75)
@@ -155,7 +160,7 @@ def _drawing(path: Path) -> _Embedded:
 
 def _photograph(path: Path) -> _Embedded:
     """The picture `path`, small and compressed as photos are."""
-    picture = _decoded(path, _read(path))
+    picture = _decoded(path)
     picture.thumbnail((_LONGEST_PHOTO, _LONGEST_PHOTO), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small = max(picture.size) < 96  # of pixels that count one by one
@@ -169,28 +174,13 @@ def _legible(width: int, height: int) -> tuple[int, int]:
     return times * width, times * height
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _damaged(path, str(error.strerror or error)) from error
-
-
-def _decoded(path: Path, content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.mode == "RGBA":
-                flat = Image.new("RGBA", picture.size, "white")
-                return Image.alpha_composite(flat, picture).convert("RGB")
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, "It is not a picture.") from error
-
-
-def _damaged(path: Path, why: str) -> RunError:
-    return RunError(
-        f"Cannot read `{path}`.", why, "Remove the file: the report is made without this picture."
-    )
+def _decoded(path: Path) -> Image.Image:
+    todo = "Remove the file: the report is made without this picture."
+    with reading(path, todo), Image.open(path) as picture:
+        if picture.mode == "RGBA":
+            flat = Image.new("RGBA", picture.size, "white")
+            return Image.alpha_composite(flat, picture).convert("RGB")
+        return picture.convert("RGB")
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -275,43 +265,49 @@ class _Dressing:
 
     def _table(self, tokens: Sequence[Token]) -> Iterator[Token]:
         """A table that scrolls on its own, with a caption, row headers, and links to photos."""
-        columns = [
-            _text(tokens[n + 1]) for n, token in enumerate(tokens) if token.type == "th_open"
-        ]
         number = self.captions[self.heading] = self.captions.get(self.heading, 0) + 1
         caption = escape(self.heading + (f" ({number})" if number > 1 else ""))
         yield _raw(f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">\n')
         yield tokens[0]
         yield _raw(f'<caption class="hidden">{caption}</caption>\n')
-        linked = columns[:1] == ["transform"]
-        column, label, head, link = 0, "", False, ""
+        columns: list[str] = []
+        row: list[str] = []
         for index, token in enumerate(tokens[1:], 1):
+            link = ""
             if token.type == "tr_open":
-                column = -1
-            if token.type in ("th_open", "td_open"):
-                column += 1
-                left = "left" in str(token.attrs.pop("style", "left"))
-                token.attrSet("class", "text" if left else "num")
-                head = token.type == "td_open" and column == 0 and left
-                if token.type == "th_open" or head:
-                    token.tag = "th"
-                    token.attrSet("scope", "row" if head else "col")
-                if head:
-                    label = _text(tokens[index + 1])
-                link = ""
-                if linked and token.type == "td_open" and column and self.photos is not None:
-                    link = _link(self.photos, label, columns[column])
-                yield token
-                if link:
-                    yield _raw(link, "html_inline")
-            elif token.type == "td_close":
-                if link:
-                    yield _raw("</a>", "html_inline")
-                token.tag = "th" if head and column == 0 else "td"
-                yield token
-            else:
-                yield token
+                row = []
+            elif token.type in ("th_open", "td_open"):
+                row.append(_text(tokens[index + 1]))
+                _mark_cell(token, tokens[index + 2], first=len(row) == 1)
+                _allow_breaks(tokens[index + 1])
+                if token.type == "th_open":
+                    columns.append(row[-1])
+                elif len(row) > 1 and columns[0] == "transform" and self.photos is not None:
+                    link = _link(self.photos, row[0], columns[len(row) - 1])
+            yield token
+            if link:
+                yield _raw(link, "html_inline")
+                tokens[index + 1].meta["linked"] = True
+            elif token.meta.get("linked"):
+                yield _raw("</a>", "html_inline")
         yield _raw("</div>\n")
+
+
+def _mark_cell(opening: Token, closing: Token, *, first: bool) -> None:
+    """Says how a cell is aligned, and makes the first of a row its header."""
+    left = "left" in str(opening.attrs.pop("style", "left"))
+    opening.attrSet("class", "text" if left else "num")
+    row_header = opening.type == "td_open" and first and left
+    if row_header or opening.type == "th_open":
+        opening.tag = closing.tag = "th"
+        opening.attrSet("scope", "row" if row_header else "col")
+
+
+def _allow_breaks(inline: Token) -> None:
+    """Long names, as hashes and paths, may be torn."""
+    for child in inline.children or ():
+        if child.type == "code_inline" and len(child.content) > _LONG_NAME:
+            child.attrSet("class", "long")
 
 
 def _link(photos: PhotoSheet, label: str, model: str) -> str:
@@ -365,8 +361,8 @@ class _ShownCell:
     photos: list[_ShownPhoto]
 
 
-def _photo_cells(sheet: PhotoSheet, room: _Room) -> tuple[list[_ShownCell], str]:
-    """The cells with as many photos as fit, the same ones in each, and a sentence on how many."""
+def _photo_cells(sheet: PhotoSheet, room: _Room) -> list[_ShownCell]:
+    """The cells with as many photos as fit, the same ones in each; none where not one fits."""
     shown: Mapping[str, list[_ShownPhoto]] = {cell.label: [] for cell in sheet.cells}
     count = 0
     for number in range(1, sheet.most + 1):
@@ -382,12 +378,11 @@ def _photo_cells(sheet: PhotoSheet, room: _Room) -> tuple[list[_ShownCell], str]
         for label, photo in row.items():
             shown[label].append(photo)
     if not count:
-        return [], ""
-    cells = [
+        return []
+    return [
         _ShownCell(f"photos-{number}", cell.label, shown[cell.label])
         for number, cell in enumerate(sheet.cells, 1)
     ]
-    return cells, sheet.note(count)
 
 
 def _shown(photo: Photo) -> _ShownPhoto:
@@ -406,7 +401,7 @@ def _weight(photo: _ShownPhoto) -> int:
 
 def _overlay(path: Path) -> str:
     """The mask `path` (0 and 255) as a picture to lie on its photo: transparent outside."""
-    picture = _decoded(path, _read(path)).convert("L").point(lambda value: int(value > 127))
+    picture = _decoded(path).convert("L").point(lambda value: int(value > 127))
     picture.putpalette([0, 0, 0, 224, 64, 251])
     content = io.BytesIO()
     picture.save(content, "PNG", transparency=bytes([0, 110]), bits=1, optimize=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
 from robustcli.core.io import write_text
 from robustcli.core.rundir import RECORD_FILE
+from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
-from robustcli.reports.photos import PhotoSheet
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""
 
 KINDS = ("cls", "seg", "train", "finetune")
 """Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings."""
@@ -49,12 +52,21 @@ class Page:
     photos: PhotoSheet | None = None
 
 
-def write_page(page: Page, folder: Path) -> Path:
-    """Writes the files of `page` to `folder`; the path of report.md."""
+def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
+    """Writes the files of `page` to `folder`; the path of report.md.
+
+    Args:
+        page: The report.
+        folder: Made where it does not exist.
+        photos: How many photos a cell opens at most, in HTML; None for six.
+    """
+    sheet = page.photos
+    if sheet is not None and photos is not None:
+        sheet = replace(sheet, most=photos)
     write_results(folder, page.results)
     for name, content in page.files.items():
         write_text(folder / name, content)
-    write_text(folder / "report.html", to_html(page.markdown, folder, page.photos))
+    write_text(folder / "report.html", to_html(page.markdown, folder, sheet))
     write_text(folder / "report.md", page.markdown)
     return folder / "report.md"
 
@@ -71,8 +83,20 @@ def write_results(run: Path, table: pd.DataFrame) -> None:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """`table` as CSV; a missing number is empty."""
-    return str(table.to_csv(index=False, lineterminator="\n"))
+    """`table` as CSV that is harmless in a spreadsheet.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, which makes it
+    a text there; numbers stay numbers.
+    """
+    harmless = table.copy()
+    for name in table.select_dtypes(exclude="number").columns:
+        harmless[name] = table[name].map(_no_formula)
+    return harmless.to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: object) -> object:
+    formula = isinstance(value, str) and value.startswith(_FORMULA)
+    return f"'{value}" if formula else value
 
 
 def to_json(table: pd.DataFrame) -> str:

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
+import pandas as pd
+
+from robustcli.evaluation.cell_table import table
 from robustcli.reports.evaluation_page import evaluation_report
-from robustcli.reports.finetuning_page import finetuning_report
-from robustcli.reports.pages import Page, kind_of, write_page
-from robustcli.reports.training_page import training_report, zoo_report
+from robustcli.reports.finetuning_findings import read_finetuning
+from robustcli.reports.finetuning_page import finetuning_report, finetuning_results
+from robustcli.reports.latex import (
+    evaluation_tables,
+    finetuning_tables,
+    training_tables,
+    zoo_tables,
+)
+from robustcli.reports.pages import Page, kind_of, to_csv, to_json, write_page
+from robustcli.reports.training_findings import read_training
+from robustcli.reports.training_page import (
+    read_zoo,
+    results_of_training,
+    training_report,
+    training_results,
+    zoo_report,
+)
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": evaluation_report,
@@ -16,21 +34,37 @@ _KINDS: dict[str, Callable[[Path], Page]] = {
     "train": training_report,
     "finetune": finetuning_report,
 }
+_RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "cls": table,
+    "seg": table,
+    "train": lambda run: results_of_training(read_training(run)),
+    "finetune": lambda run: finetuning_results(read_finetuning(run)),
+}
+_TABLES: dict[str, Callable[[Path], str]] = {
+    "cls": evaluation_tables,
+    "seg": evaluation_tables,
+    "train": training_tables,
+    "finetune": finetuning_tables,
+}
+Format = Literal["latex", "csv", "json", "markdown", "html"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+_SUFFIXES = {"markdown": ".md", "html": ".html"}
 
 
-def render(run: Path) -> Path:
+def render(run: Path, photos: int | None = None) -> Path:
     """Writes results.csv, results.json, figures/, report.html and report.md; the last one's path.
 
     Rendering the same run again gives the same files.
 
     Args:
         run: Directory of an evaluation, of a training or of a fine-tuning, finished or not.
+        photos: How many photos a cell of an evaluation opens at most, in HTML; None for six.
 
     Raises:
         UsageError: There is no readable run.
         RunError: A file could not be written.
     """
-    return write_page(_KINDS[kind_of(run)](run), run)
+    return write_page(_KINDS[kind_of(run)](run), run, photos)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:
@@ -45,3 +79,32 @@ def render_zoo(runs: Sequence[Path], out: Path) -> Path:
         RunError: A file could not be written.
     """
     return write_page(zoo_report(runs, out), out)
+
+
+def document(run: Path, form: Format, photos: int | None = None) -> str:
+    """The report of `run` as one document; of `csv`, `json` and `latex` nothing is written.
+
+    The Markdown names pictures in `run`/figures, so for it and for HTML `run` is rendered.
+
+    Raises:
+        UsageError: There is no readable run.
+    """
+    if form in ("markdown", "html"):
+        return render(run, photos).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
+    if form == "latex":
+        return _TABLES[kind_of(run)](run)
+    return _numbers(_RESULTS[kind_of(run)](run), form)
+
+
+def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
+    """The report over several trainings as one document; see `document` and `render_zoo`."""
+    if form in ("markdown", "html"):
+        return render_zoo(runs, out).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
+    trainings = read_zoo(runs)
+    if form == "latex":
+        return zoo_tables(trainings)
+    return _numbers(training_results(trainings), form)
+
+
+def _numbers(results: pd.DataFrame, form: Format) -> str:
+    return to_csv(results) if form == "csv" else to_json(results)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import Bootstrap
@@ -152,11 +153,22 @@ def read_training(run: Path) -> Training:
 def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=float)
-    return pd.read_csv(path)[list(columns)]
+    return read_table(path, columns)
 
 
 def _paper(path: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(path, columns=list(PAPER)) if path.is_file() else None
+    return read_table(path, PAPER) if path.is_file() else None
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The CSV or Parquet file `path` of a run, with `columns` or all of them.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    with reading(path):
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return table if columns is None else table[list(columns)]
 
 
 def _held(run: Path) -> HeldOutResults | None:

@@ -253,10 +253,15 @@ def training_report(run: Path) -> Page:
         UsageError: There is no readable training.
     """
     training = read_training(run)
-    results = (
+    text = training_text(training, draw_training_gallery(training))
+    return Page(results_of_training(training), text)
+
+
+def results_of_training(training: Training) -> pd.DataFrame:
+    """The numbers of one training: a row with the columns of its task."""
+    return (
         class_results(training) if training.record.task == "cls" else training_results([training])
     )
-    return Page(results, training_text(training, draw_training_gallery(training)))
 
 
 def training_text(training: Training, gallery: TrainingGallery = NO_PICTURES) -> str:
@@ -287,15 +292,24 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     Raises:
         UsageError: There is no readable training in one of them, or `out` is one of them.
     """
-    folders = {run.resolve(): run for run in runs}
-    if out.resolve() in folders:
+    if out.resolve() in {run.resolve() for run in runs}:
         raise UsageError(
             f"`--out {out}` is one of the trainings to compare.",
             "The comparison would overwrite that training's own report.",
             "Name another folder.",
         )
-    zoo = Zoo([read_training(run) for run in folders.values()])
-    classifier = next((t for t in zoo.trainings if t.record.task != "seg"), None)
+    zoo = Zoo(read_zoo(runs))
+    return Page(training_results(zoo.trainings), zoo_text(zoo, draw_zoo_gallery(zoo, out)))
+
+
+def read_zoo(runs: Sequence[Path]) -> list[Training]:
+    """The trainings in `runs`, each once.
+
+    Raises:
+        UsageError: There is no readable training of a segmenter in one of them.
+    """
+    trainings = [read_training(run) for run in {run.resolve(): run for run in runs}.values()]
+    classifier = next((t for t in trainings if t.record.task != "seg"), None)
     if classifier is not None:
         raise UsageError(
             f"`{classifier.run}` is the training of a classifier.",
@@ -303,7 +317,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
             "Render it alone (`robust report RUN`), or compare classifiers image by image with "
             "`robust compare`.",
         )
-    return Page(training_results(zoo.trainings), zoo_text(zoo, draw_zoo_gallery(zoo, out)))
+    return trainings
 
 
 def zoo_text(zoo: Zoo, gallery: TrainingGallery = NO_PICTURES) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter
 
 from robustcli.adapters.catalogue import FOREGROUND
-from robustcli.core.io import write_bytes
+from robustcli.core.io import reading, write_bytes
 from robustcli.core.names import model_folder
 from robustcli.core.rundir import Record
 from robustcli.data.dataset import Dataset
@@ -242,7 +242,10 @@ _PANELS = TypeAdapter(list[Panel])
 def read_panels(run: Path) -> list[Panel]:
     """The panels of a run, model by model, best first; none where nothing was drawn."""
     path = run / PANELS_FOLDER / PANELS_FILE
-    return _PANELS.validate_json(path.read_bytes()) if path.is_file() else []
+    if not path.is_file():
+        return []
+    with reading(path, "Remove the file: repeating the command draws the cases again."):
+        return _PANELS.validate_json(path.read_bytes())
 
 
 def write_panels(run: Path, panels: list[Panel]) -> None:
@@ -291,7 +294,10 @@ _PHOTOS = TypeAdapter(list[SamplePhoto])
 def read_sample_photos(run: Path) -> list[SamplePhoto]:
     """The photos of which a run keeps pictures; none in runs of older versions."""
     path = run / SAMPLES_FOLDER / PHOTOS_FILE
-    return _PHOTOS.validate_json(path.read_bytes()) if path.is_file() else []
+    if not path.is_file():
+        return []
+    with reading(path, "Remove the file: repeating the command chooses the photos again."):
+        return _PHOTOS.validate_json(path.read_bytes())
 
 
 def write_sample_photos(run: Path, photos: list[SamplePhoto]) -> None:

@@ -124,3 +124,49 @@ def test_a_partial_run_is_1_and_not_4(robust: Robust, tmp_path: Path) -> None:
     told = robust("report", "half", "--fail-under", "clean=100")
     assert told.code == 1
     assert "is not complete (status: partial)" in told.err
+
+
+@pytest.mark.parametrize("form", ["latex", "csv", "json", "markdown", "html"])
+def test_one_document_on_standard_output_or_in_a_file(robust: Robust, run: Path, form: str) -> None:
+    told = robust("report", "run", "--format", form)
+    assert told.code == 0
+    starts = {"latex": "% Tables", "csv": "model,", "json": "[", "markdown": "# Top", "html": "<!D"}
+    assert told.out.startswith(starts[form])
+    assert (run / "report.md").exists() == (form in ("markdown", "html"))
+    written = robust("report", "run", "--format", form, "--file", "out/x.txt")
+    assert (written.code, written.out) == (0, "")
+    assert Path("out/x.txt").read_text() == told.out
+
+
+def test_documents_hold_the_numbers_of_the_results(robust: Robust, run: Path) -> None:
+    robust("report", "run")
+    for form in ("csv", "json"):
+        told = robust("report", "run", "--format", form).out
+        assert told == (run / f"results.{form}").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--file", "x"), "`--file` has no document"),
+        (("--format", "csv", "--json"), "both say what is printed"),
+        (("other", "--format", "csv"), "makes one document; got 2 runs"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    robust: Robust, run: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    told = robust("report", "run", *arguments)
+    assert (told.code, told.out) == (2, "")
+    assert named in told.err
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(robust: Robust, tmp_path: Path) -> None:
+    names = ("=1+1", "+1", "-1", "@x", "plain=1")
+    plan = RunPlan(models=tuple(map(model, names)), transforms=(IDENTITY,), images=5)
+    build_run(tmp_path / "run", plan)
+    lines = robust("report", "run", "--format", "csv").out.splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["'=1+1", "'+1", "'-1", "'@x", "plain=1"]
+    assert all(float(line.split(",")[-7]) >= 0 for line in lines if line.split(",")[-7])
+    records = json.loads(robust("report", "run", "--format", "json").out)
+    assert [record["model"] for record in records] == list(names)

@@ -44,7 +44,17 @@ def test_a_key_of_a_newer_program_is_named(tmp_path):
     run = build_run(tmp_path, RunPlan())
     content = json.loads((run / RECORD_FILE).read_text())
     (run / RECORD_FILE).write_text(json.dumps(content | {"colour": "blue"}))
-    with pytest.raises(UsageError, match="Extra inputs are not permitted at colour"):
+    with pytest.raises(
+        UsageError, match=r"(?s)newer version of `robust`.*\n.*does not know `colour`"
+    ):
+        read_record(run)
+
+
+def test_a_format_of_a_newer_program_is_refused(tmp_path):
+    run = build_run(tmp_path, RunPlan())
+    content = json.loads((run / RECORD_FILE).read_text())
+    (run / RECORD_FILE).write_text(json.dumps(content | {"schema_version": 2}))
+    with pytest.raises(UsageError, match=r"(?s)newer version of `robust`.*is 2, known is 1"):
         read_record(run)
 
 

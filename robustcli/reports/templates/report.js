@@ -60,7 +60,7 @@
       if (!/\s/.test(text.slice(0, all.length - unit.length).slice(-1))) return NaN; // as `3x3`, `0a1b`
       return plain(digits);
     }
-    if (!unit && /^[\w/.:]/.test(rest)) return NaN; // as a date or a version: 1.2.3
+    if (!unit && /^(?:[\w/.:]|-\d+-\d)/.test(rest)) return NaN; // as a version or a date
     let value = plain(digits) * (unit ? UNITS[unit] : 1);
     const second = unit && /^\s+(\d+)\s*(min|s)\b/.exec(rest);
     if (second) value += plain(second[1]) * UNITS[second[2]];
@@ -204,13 +204,15 @@
           answersFor(copy, model);
           masksFor(copy, model);
           copy.querySelector(".truth")?.remove();
-          copy.prepend(make("p", { className: "label", textContent: version.dataset.cell }));
+          copy.prepend(make("p", { className: "label", textContent: version === clean ? "clean" : version.dataset.cell }));
           return copy;
         });
         const name = make("h3", { textContent: figure.querySelector(".truth").textContent });
         return make("section", { className: "pair" }, name, ...versions);
       });
-      open(`${section.dataset.cell}: ${model}`, link, note, ...pairs);
+      const number = link.textContent.trim();
+      open(`${section.dataset.cell}, ${model}: ${number}`, link, note,
+        make("div", { className: "pairs" }, ...pairs));
     });
   }
 })();

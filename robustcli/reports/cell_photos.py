@@ -15,12 +15,13 @@ from robustcli.data.labels import BUNDLED_SPACES, label_space
 from robustcli.evaluation.store import Store
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.findings import Findings
-from robustcli.reports.numbers import cell_label, counted, fraction, percent
+from robustcli.reports.numbers import cell_label, fraction, percent
 from robustcli.tasks.record import SamplePhoto, read_sample_photos
 from robustcli.transforms.base import CLEAN, Cell
 
 MOST_PHOTOS = 6
 """Photos of a cell in a page, unless the user says otherwise."""
+_NBSP = "\N{NO-BREAK SPACE}"
 _DIGITS = 1000  # images, as whose share a probability is rounded: one decimal
 
 
@@ -72,6 +73,7 @@ class PhotoSheet:
 
     Args:
         cells: `identity`, which has the clean photos, is the first.
+        models: Of the run, by name.
         images: Of the run.
         kept: How many of them the run keeps.
         most: How many the page is to hold.
@@ -79,43 +81,33 @@ class PhotoSheet:
     """
 
     cells: tuple[PhotoCell, ...]
+    models: tuple[str, ...]
     images: int
     kept: int
     most: int
     masks: bool
 
-    def note(self, shown: int) -> str:
-        """Which of the photos a page with `shown` photos a cell holds."""
-        words = f"{counted(shown, 'photo')} of {counted(self.images, 'image')}"
-        words += ", spread evenly over the run's list." if shown > 1 else "."
-        if self.kept > shown:
-            words += f" The run keeps {self.kept}."
-        if self.masks:
-            words += (
-                " Yellow: the outline of the true mask. Violet: the predicted mask (where several "
-                "models are compared, that of the first one until a cell is opened)."
-            )
-        return words
 
-
-def read_photos(findings: Findings, most: int = MOST_PHOTOS) -> PhotoSheet | None:
-    """The photos of an evaluation; None where it keeps none, or none are to be shown."""
+def read_photos(findings: Findings) -> PhotoSheet | None:
+    """The photos of an evaluation; None where it keeps none."""
     kept = _kept(findings)
-    if not kept or most < 1:
+    if not kept:
         return None
     reader = _Reader(findings)
     order = sorted(findings.record.transforms, key=lambda t: t.name != "identity")
     cells = [
         PhotoCell(
             cell_label(t.name, t.severity),
-            tuple(reader.photos(Cell(t.name, t.severity), kept[:most])),
+            tuple(reader.photos(Cell(t.name, t.severity), kept)),
         )
         for t in order
     ]
     if not any(cell.photos for cell in cells):
         return None
     masks = findings.record.task == "seg"
-    return PhotoSheet(tuple(cells), findings.record.dataset.images, len(kept), most, masks)
+    models = tuple(model.name for model in findings.models)
+    images = findings.record.dataset.images
+    return PhotoSheet(tuple(cells), models, images, len(kept), MOST_PHOTOS, masks)
 
 
 def _kept(findings: Findings) -> list[SamplePhoto]:
@@ -173,11 +165,11 @@ class _Reader:
         first = row.iloc[0]
         if self.findings.record.task == "cls":
             sure = percent(float(first["probability"]), _DIGITS)
-            words = f"{self.names(int(first['prediction']))} ({sure} %)"
+            words = f"{self.names(int(first['prediction']))} ({sure}{_NBSP}%)"
             right = int(first["prediction"]) == int(first["target"])
             if not right:
                 of_target = percent(float(first["target_probability"]), _DIGITS)
-                words += f"; true class {of_target} %"
+                words += f"; true class {of_target}{_NBSP}%"
             return Answer(model, words, right)
         mask = sample.mask(self.findings.run, cell, model)
         words = f"dice {fraction(float(dice(row)[0]))}"

@@ -1,0 +1,356 @@
+"""The tables of a run for a paper: LaTeX with booktabs, with captions that say what they are of.
+
+Every value is escaped, so that any name compiles with pdfLaTeX, XeLaTeX and LuaLaTeX.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from robustcli.reports.findings import Findings, Line, read_findings
+from robustcli.reports.finetuning_findings import (
+    Finetuning,
+    ModeRun,
+    against_full,
+    frozen_elements,
+    pace,
+    read_finetuning,
+)
+from robustcli.reports.markdown import TEMPLATES
+from robustcli.reports.measure import DICE, IOU, TOP1, Measure
+from robustcli.reports.numbers import (
+    MISSING,
+    as_printed,
+    counted,
+    p_value,
+    percent,
+    seconds,
+    signed,
+    thousands,
+)
+from robustcli.reports.training_findings import Score, Training, group_score, pooled, read_training
+from robustcli.reports.zoo_rows import Zoo
+
+LONGEST = 45
+"""Rows that fit on a page; a longer table is a `longtable`."""
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+# LaTeX's own characters, and others that keyboards do not have but reports do.
+_SPECIAL = {character: f"\\{character}" for character in "{}$&#_%"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\char34{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{GREATER-THAN OR EQUAL TO}": r"$\geq$",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
+    "\N{LEFT DOUBLE QUOTATION MARK}": r"\textquotedblleft{}",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": r"\textquotedblright{}",
+    "\N{LEFT SINGLE QUOTATION MARK}": r"\textquoteleft{}",
+    "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
+}
+
+
+@dataclass(frozen=True)
+class LatexTable:
+    """One table.
+
+    Args:
+        kind: Which caption it has: a name of `templates/tables.tex.j2`.
+        label: After `tab:`.
+        heads: Of its columns.
+        left: How many columns, from the first, hold text; the others hold numbers.
+        rows: As text, or as finished LaTeX (Markup).
+        values: What the caption needs.
+    """
+
+    kind: str
+    label: str
+    heads: Sequence[str]
+    left: int
+    rows: Sequence[Sequence[str]]
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> Markup:
+        """How the columns are aligned."""
+        return Markup("l" * self.left + "r" * (len(self.heads) - self.left))
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it goes over several pages."""
+        return len(self.rows) > LONGEST
+
+
+def tex(value: object) -> Markup:
+    """`value` as LaTeX shows it letter for letter; Markup is LaTeX already.
+
+    What pdfLaTeX has no letter for in its usual fonts is shown by its number: U+4E2D.
+    """
+    if isinstance(value, Markup):
+        return value
+    line = " ".join(str(MISSING if value is None else value).split())
+    return Markup("".join(map(_letter, line)))
+
+
+def _letter(character: str) -> str:
+    if character in _SPECIAL:
+        return _SPECIAL[character]
+    if character.isascii() and character.isprintable():
+        return character
+    if character.isalpha() and ord(character) < 0x100:  # the letters of Western Europe
+        return character
+    return f"U+{ord(character):04X}"
+
+
+def cell(value: str) -> Markup:
+    """`value`, where it is a number with a minus sign and no hyphen."""
+    return tex(value if isinstance(value, Markup) else _MINUS.sub("\N{MINUS SIGN}", value))
+
+
+def name(value: object) -> Markup:
+    """A name of a model, a transform or a data set."""
+    return Markup(rf"\texttt{{{tex(value)}}}")
+
+
+def bold(value: str) -> Markup:
+    """A number that stands out."""
+    return Markup(rf"\textbf{{{tex(value)}}}")
+
+
+def evaluation_tables(run: Path) -> str:
+    """The scores and the drops of the evaluation in `run`.
+
+    Raises:
+        UsageError: There is no readable run.
+    """
+    findings = read_findings(run)
+    measures = [TOP1] if findings.record.task == "cls" else [DICE, IOU]
+    tables = [_scores(findings, measure) for measure in measures]
+    if findings.transforms:
+        tables.append(_drops(findings, measures[0]))
+    return _document(tables, [run], partial=findings.is_partial)
+
+
+def _scores(findings: Findings, measure: Measure) -> LatexTable:
+    several = len(findings.models) > 1
+
+    def score(row: Mapping[str, object], line: Line) -> str:
+        if not row["n"]:
+            return "not yet"
+        value = measure.value(row)
+        highest = several and row[measure.column] == line.highest(measure)
+        return Markup("{} ({})").format(
+            bold(value) if highest else tex(value), tex(measure.value_range(row))
+        )
+
+    rows = [[name(line.label), *(score(row, line) for row in line.rows)] for line in findings.lines]
+    return _by_model("scores", findings, measure, rows)
+
+
+def _drops(findings: Findings, measure: Measure) -> LatexTable:
+    def drop(row: Mapping[str, object]) -> str:
+        n = int(str(row[measure.paired]))
+        if not n:
+            return "not yet"
+        low, high = row["drop_low"], row["drop_high"]
+        interval = measure.show_range(low, high, n, " to ")  # type: ignore[arg-type]
+        return f"{measure.show(row['drop'], n)} ({interval})"  # type: ignore[arg-type]
+
+    rows = [
+        [name(line.label), *(drop(row) for row in line.rows)]
+        for line in findings.lines
+        if line.transform != "identity"
+    ]
+    return _by_model("drops", findings, measure, rows)
+
+
+def _by_model(
+    kind: str, findings: Findings, measure: Measure, rows: Sequence[Sequence[str]]
+) -> LatexTable:
+    record = findings.record
+    values = {
+        "measure": measure,
+        "findings": findings,
+        "record": record,
+        "several": len(findings.models) > 1,
+        "version": _version(record.versions),
+    }
+    heads = ["transform", *(name(model.name) for model in findings.models)]
+    return LatexTable(kind, f"{kind}-{measure.column}", heads, 1, rows, values)
+
+
+def training_tables(run: Path) -> str:
+    """The scores of the training in `run`, beside what needs no training.
+
+    Raises:
+        UsageError: There is no readable training.
+    """
+    training = read_training(run)
+    scoring, rows = training.scoring, []
+    for label, numbers in (
+        (name(training.record.model), None if training.test is None else training.test.numbers),
+        (scoring.floor_words, training.baseline_numbers),
+    ):
+        if numbers is None:
+            rows.append([label, MISSING, MISSING])
+        elif "top1" in numbers and "top1_low" not in numbers:
+            rows.append([label, percent(numbers["top1"], int(numbers["n"])), MISSING])
+        else:
+            rows.append([label, scoring.shown(numbers), scoring.second_shown(numbers)])
+    paper = pooled(training)
+    if paper is not None:
+        label = Markup("{}, pooled over batches of {}").format(
+            name(training.record.model), paper.batch
+        )
+        rows.insert(1, [label, *_shown(paper.score)])
+    heads = ["", scoring.measure.name, scoring.second]
+    values = _of_training(training)
+    table = LatexTable("training", "training", heads, 1, rows, values)
+    return _document([table], [run], partial=training.is_partial)
+
+
+def _shown(score: Score | None) -> tuple[str, str]:
+    if score is None or score.dice is None:
+        return MISSING, MISSING
+    iou = MISSING if score.iou is None else f"{score.iou:.3f}{score.iou_range}"
+    return f"{score.dice:.3f}{score.dice_range}", iou
+
+
+def _of_training(training: Training) -> dict[str, object]:
+    test = training.test
+    return {
+        "record": training.record,
+        "scoring": training.scoring,
+        "n": 0 if test is None else int(test.numbers["n"]),
+        "groups": 0 if test is None else test.groups,
+        "version": _version(training.record.versions),
+    }
+
+
+def zoo_tables(trainings: Sequence[Training]) -> str:
+    """`trainings` beside the published numbers of their networks."""
+    zoo, rows = Zoo(trainings), []
+    for row in zoo.rows:
+        printed = row.printed
+        rows.append(
+            [
+                name(row.label),
+                thousands(row.parameters),
+                MISSING if printed is None else as_printed(printed.dice),
+                MISSING if printed is None else as_printed(printed.iou),
+                *_shown(row.score),
+                signed(row.difference),
+            ]
+        )
+    for floor in zoo.baselines:
+        label = f"Otsu's threshold{f', {floor.images}' if floor.images else ''}"
+        rows.append([label, "0", MISSING, MISSING, *_shown(group_score(floor.numbers)), MISSING])
+    heads = ["network", "parameters", "printed dice", "printed IoU", "dice", "IoU", "difference"]
+    values = {
+        "trainings": [_of_training(training) for training in trainings],
+        "several": zoo.image_sets > 1,
+    }
+    partial = any(training.is_partial for training in trainings)
+    table = LatexTable("zoo", "zoo", heads, 1, rows, values)
+    return _document([table], [training.run for training in trainings], partial=partial)
+
+
+def finetuning_tables(run: Path) -> str:
+    """The modes of the fine-tuning in `run`, compared with full fine-tuning.
+
+    Raises:
+        UsageError: There is no readable fine-tuning.
+    """
+    finetuning = read_finetuning(run)
+    scoring = finetuning.scoring
+    against = f"{scoring.measure.name} minus full"
+    heads = [
+        "mode",
+        scoring.measure.name,
+        scoring.second,
+        against,
+        "p",
+        "s per iteration",
+        "frozen",
+    ]
+    rows = [_mode(finetuning, mode) for mode in finetuning.modes]
+    training = finetuning.training
+    values = {"finetuning": finetuning, **({} if training is None else _of_training(training))}
+    values |= {"record": finetuning.record, "scoring": scoring}
+    table = LatexTable("finetuning", "finetuning", heads, 1, rows, {"n": 0, **values})
+    return _document([table], [run], partial=finetuning.is_partial)
+
+
+def _mode(finetuning: Finetuning, run: ModeRun) -> list[str]:
+    test, scoring = run.training.test, finetuning.scoring
+    scores = (
+        [MISSING, MISSING]
+        if test is None
+        else [scoring.shown(test.numbers), scoring.second_shown(test.numbers)]
+    )
+    compared = against_full(finetuning, run.mode)
+    difference = MISSING
+    if compared is not None:
+        ends = ""
+        if compared.low is not None and compared.high is not None:
+            ends = f" ({scoring.apart(compared.low)} to {scoring.apart(compared.high)})"
+        difference = f"{scoring.apart(compared.value)}{ends}"
+    steady, frozen = pace(run), frozen_elements(run)
+    return [
+        name(run.mode),
+        *scores,
+        difference,
+        p_value(None if compared is None else compared.p),
+        MISSING if steady is None else seconds(steady.median),
+        MISSING if frozen is None else thousands(frozen),
+    ]
+
+
+def _version(versions: Mapping[str, str]) -> str:
+    return versions.get("robustcli") or versions.get("robust") or "of an unknown version"
+
+
+def _document(tables: Sequence[LatexTable], runs: Sequence[Path], *, partial: bool) -> str:
+    page = (
+        _environment()
+        .get_template("tables.tex.j2")
+        .render(tables=tables, folders=[run.resolve().name for run in runs], partial=partial)
+    )
+    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=tex,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        variable_start_string="<<",
+        variable_end_string=">>",
+        block_start_string="<%",
+        block_end_string="%>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters |= {"cell": cell, "name": name, "counted": counted, "thousands": thousands}
+    return environment

@@ -1,0 +1,308 @@
+"""report.html in headless Chromium: what a reader clicks, types and sees."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from robustcli.reports.html import to_html
+from robustcli.reports.render import render
+from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.train_runs import build_training
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (set CHROMIUM to its program)"),
+]
+
+HOSTILE = "</script><script>alert(1)</script>|\"'`=1+1"
+SORTED = """# Sorting
+
+| name | value | time | few | date |
+|:--|--:|--:|--:|:--|
+| a9 | 75.5 (70.1\N{EN DASH}80.7) | 1 h 5 min | > 5 | 2024-10-02 |
+| a10 | **9.25-10.5** | 48 min 28 s | 5 | 2024-9-30 |
+| b | \N{EN DASH} | 231 ms | 1 | 2024-10-01 |
+| C | 1,234.5 | 12.0 s | < 0.001 | 2023-01-01 |
+| d | -3.5 (-4.0 to -3.0) | 3 h 0 min | 0.0009 | 2024-10-03 |
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    models = (model("vmamba-b"), model(HOSTILE))
+    modes = FinetunePlan(modes=("scratch", "full", "freeze"))
+    segmenters = (segmenter("ulvm_v5"), segmenter("unet"))
+    runs = {
+        "evaluation": build_run(
+            folder / "cls", RunPlan(models=models, transforms=(IDENTITY, *paper21()))
+        ),
+        "segmenters": build_masks(folder / "seg", MaskPlan(models=segmenters)),
+        "training": build_training(folder / "train"),
+        "fine-tuning": build_finetuning(folder / "tune", modes),
+    }
+    for run in runs.values():
+        render(run)
+    return {name: run / "report.html" for name, run in runs.items()}
+
+
+def texts(browser: Browser, selector: str) -> list[str]:
+    shown: list[str] = browser.js(
+        f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent.trim())"
+    )
+    return shown
+
+
+@pytest.mark.parametrize("name", ["evaluation", "segmenters", "training", "fine-tuning"])
+def test_a_page_asks_for_nothing_complains_of_nothing_and_fits_a_phone(
+    browser: Browser, pages: dict[str, Path], name: str
+) -> None:
+    browser.requests.clear()
+    browser.complaints.clear()
+    for width in (1300, 700, 360):
+        for dark in (False, True):
+            browser.open(pages[name], width=width, dark=dark)
+            wide, room = browser.js("[document.documentElement.scrollWidth, innerWidth]")
+            assert wide <= room == width
+            assert browser.js("(window.scrollTo(999, 0), window.scrollX)") == 0
+    assert {url for url in browser.requests if not url.startswith("data:")} == {
+        pages[name].resolve().as_uri()
+    }
+    assert browser.complaints == []
+    assert browser.js("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+
+
+def test_the_policy_stops_what_a_page_would_ask_for(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    """Otherwise the test above could pass because nothing would ever be noticed."""
+    browser.open(pages["training"])
+    browser.requests.clear()
+    browser.complaints.clear()
+    assert browser.js("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'stopped')")
+    assert any("Content Security Policy" in words for words in browser.complaints)
+    assert browser.js(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
+        "document.body.append(s); return window.ran ?? 0; })()"
+    ) == 0  # fmt: skip
+
+
+def test_a_name_of_code_is_shown_and_not_run(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["evaluation"])
+    assert HOSTILE in texts(browser, "thead th")
+    assert browser.js("document.scripts.length") == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "downwards", "missing"),
+    [
+        (0, ["d", "C", "b", "a10", "a9"], []),
+        (1, ["C", "a9", "a10", "d"], ["b"]),
+        (2, ["d", "a9", "a10", "C", "b"], []),
+        (3, ["a9", "a10", "b", "C", "d"], []),
+        (4, ["d", "a9", "b", "a10", "C"], []),
+    ],
+)
+def test_columns_are_sorted_by_what_they_mean(
+    browser: Browser, tmp_path: Path, column: int, downwards: list[str], missing: list[str]
+) -> None:
+    """Intervals by their number, times by their length, dashes last in both directions."""
+    page = tmp_path / "sorted.html"
+    page.write_text(to_html(SORTED, tmp_path), "utf-8")
+    browser.open(page)
+    original = texts(browser, "tbody th")
+    seen = {}
+    for _ in range(2):
+        browser.click("thead .sort", column)
+        state = browser.js(f"document.querySelectorAll('thead th')[{column}].ariaSort")
+        seen[state] = texts(browser, "tbody th")
+        assert state in texts(browser, "[aria-live]")[0]
+    if column in (0, 4):
+        assert list(seen) == ["ascending", "descending"]
+    else:
+        assert list(seen) == ["descending", "ascending"]
+    assert seen["descending"] == downwards + missing
+    assert seen["ascending"] == downwards[::-1] + missing
+    browser.click("thead .sort", column)
+    assert texts(browser, "tbody th") == original
+    assert browser.js("document.querySelector('[aria-sort]')") is None
+
+
+def test_the_keyboard_skips_to_the_content_and_sorts(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["evaluation"])
+    browser.key("Tab", 9)
+    assert browser.js("document.activeElement.className") == "skip"
+    assert browser.js("document.activeElement.getBoundingClientRect().top") >= 0
+    browser.js("document.querySelectorAll('.sort')[3].focus()")
+    browser.key("Enter", 13, "\r")
+    assert browser.js("document.querySelectorAll('thead th')[3].ariaSort") == "descending"
+    style = "getComputedStyle(document.activeElement).outlineStyle"
+    browser.key("Tab", 9)
+    assert browser.js(style) == "solid", "the focus is to be seen"
+
+
+def test_a_filter_leaves_rows_with_all_its_words(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["evaluation"])
+    shown = "[...document.querySelector('.tools + .scroll').querySelectorAll('tbody tr')]"
+    browser.js("document.querySelector('.tools input').focus()")
+    browser.call("Input.insertText", text="GAUSSIAN noise")
+    visible = f"{shown}.filter(r => r.offsetParent).map(r => r.cells[0].textContent)"
+    assert browser.js(visible) == ["additive_gaussian_noise"]
+    assert texts(browser, ".tools span")[0] == "1 of 22 rows"
+    browser.media("print")
+    assert len(browser.js(visible)) == 22, "paper has no filter"
+    browser.media("screen")
+    browser.js("document.querySelector('.tools input').value = ''")
+    browser.call("Input.insertText", text=" ")
+    assert len(browser.js(visible)) == 22
+    assert texts(browser, ".tools span")[0] == "22 rows"
+
+
+def test_a_picture_is_enlarged_and_escape_gives_the_focus_back(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["training"])
+    browser.js("document.querySelectorAll('.zoom')[1].focus()")
+    browser.key("Enter", 13, "\r")
+    assert browser.js("document.querySelector('dialog').open")
+    small = browser.js("document.querySelectorAll('.zoom img')[1].getBoundingClientRect().width")
+    large = browser.js("document.querySelector('dialog img').getBoundingClientRect().width")
+    assert large > small
+    assert browser.js("document.querySelector('dialog').contains(document.activeElement)")
+    browser.key("Escape", 27)
+    assert not browser.js("document.querySelector('dialog').open")
+    assert browser.js("document.activeElement === document.querySelectorAll('.zoom')[1]")
+
+
+def test_a_cell_opens_its_photos_beside_the_clean_ones(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["evaluation"])
+    cell = browser.js(
+        "[...document.querySelectorAll('a.photos')].findIndex("
+        f"a => a.dataset.model === {json.dumps(HOSTILE)}"
+        "&& a.closest('tr').cells[0].textContent === 'invert')"
+    )
+    browser.click("a.photos", cell)
+    assert browser.js("document.querySelector('dialog').open")
+    assert texts(browser, "#dialog-title")[0].startswith(f"invert, {HOSTILE}: ")
+    assert texts(browser, "dialog p")[0].startswith("1 photo of 60 images")
+    assert texts(browser, "dialog .label") == ["clean", "invert"]
+    clean, changed = browser.js("[...document.querySelectorAll('dialog img')].map(i => i.src)")
+    assert clean != changed
+    first = texts(browser, "dialog .answers li:first-child")
+    assert all(words.startswith(HOSTILE) for words in first)
+    assert "right" in first[0]
+    assert "75.0\N{NO-BREAK SPACE}%" in first[0]
+    browser.click(".close")
+    assert not browser.js("document.querySelector('dialog').open")
+    assert browser.js("document.activeElement.className") == "photos"
+
+
+def test_light_and_dark_have_contrast_and_the_switch_wins(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1 for text, of every colour of text on every ground."""
+    background = "getComputedStyle(document.body).backgroundColor"
+    for dark in (False, True):
+        browser.open(pages["evaluation"], dark=dark)
+        browser.js("try { localStorage.clear() } catch {}")
+        browser.open(pages["evaluation"], dark=dark)
+        assert (luminance(browser.js(background)) < 0.2) == dark
+        for _ in range(2):
+            for ink in ("--ink", "--soft", "--link", "--good", "--bad"):
+                for ground in ("--paper", "--raised", "--hover"):
+                    assert contrast(browser, ink, ground) >= 4.5, (ink, ground, dark)
+            was = luminance(browser.js(background))
+            browser.click(".theme")
+            assert (luminance(browser.js(background)) < 0.2) != (was < 0.2)
+    browser.js("try { localStorage.clear() } catch {}")
+
+
+def contrast(browser: Browser, ink: str, ground: str) -> float:
+    script = (
+        "(name => { const e = document.createElement('i'); e.style.color = `var(${name})`;"
+        "document.body.append(e); const c = getComputedStyle(e).color; e.remove(); return c; })"
+    )
+    one, other = (luminance(browser.js(f"{script}('{name}')")) for name in (ink, ground))
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `rgb(r, g, b)`. Source: WCAG 2.2, definitions."""
+    channels = [int(part) / 255 for part in colour.strip("rgba()").split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_without_scripts_it_is_a_page_with_photos_at_its_end(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.scripts(allowed=False)
+    try:
+        browser.open(pages["evaluation"], width=360)
+        wide, room = browser.js("[document.documentElement.scrollWidth, innerWidth]")
+        assert wide <= room
+        assert texts(browser, "button, input, dialog") == []
+        assert browser.js(
+            "[...document.querySelectorAll('a[href^=\"#\"]')].every("
+            "a => document.getElementById(a.hash.slice(1)))"
+        )
+        browser.click("a.photos", 3)
+        assert browser.js("location.hash") == "#photos-2"
+    finally:
+        browser.scripts(allowed=True)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "segmenters", "training", "fine-tuning"])
+def test_a_screen_reader_finds_its_way(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    browser.open(pages[name])
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    nodes = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in tree
+        if not node["ignored"]
+    ]
+    roles = [role for role, _ in nodes]
+    assert roles.count("main") == roles.count("navigation") == 1
+    for role, label in nodes:
+        if role in ("image", "button", "link", "table", "region", "searchbox", "dialog"):
+            assert label.strip(), f"a {role} without a name"
+    assert roles.count("table") >= 3
+    assert browser.js("document.documentElement.lang") == "en"
+    ids = browser.js("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    tags = browser.js("[...document.querySelectorAll('main :is(h1, h2, h3)')].map(e => e.tagName)")
+    levels = [int(tag[1]) for tag in tags]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_paper_shows_everything_and_no_controls(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["fine-tuning"], dark=True)
+    browser.media("print")
+    hidden = ".side, .skip, .tools, dialog"
+    assert browser.js(
+        f"[...document.querySelectorAll('{hidden}')].every(e => e.offsetParent === null)"
+    )
+    assert browser.js(
+        "[...document.querySelectorAll('.scroll')].every(e => e.scrollHeight <= e.clientHeight + 1)"
+    )
+    assert luminance(browser.js("getComputedStyle(document.body).color")) < 0.01
+    browser.media("screen")
