@@ -228,13 +228,13 @@ def _send_wandb(publication: Publication, destination: Destination, say: Say) ->
     folder = Path(destination.location or os.environ.get("WANDB_DIR") or ".").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _offline_runs(folder, publication.key)
-    if mode == "offline" and publication.digest in earlier.values():
-        there = next(path for path, digest in earlier.items() if digest == publication.digest)
-        return Sent("unchanged", str(there), publication.key)
+    latest = list(earlier.items())[-1:]
+    if mode == "offline" and latest and latest[0][1] == publication.digest:
+        return Sent("unchanged", str(latest[0][0]), publication.key)
     settings = wandb.Settings(
         console="off", disable_code=True, disable_git=True, save_code=False, silent=True,
-        x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
-        program="robust publish", host="", username="", email="",
+        x_save_requirements=False, x_disable_meta=True, x_disable_stats=True,
+        x_disable_machine_info=True, program="robust publish", host="", username="", email="",
     )  # fmt: skip
     run = wandb.init(
         project=destination.named("WANDB_PROJECT"), id=publication.key, resume="allow",
