@@ -198,7 +198,11 @@ def _section(publication: Publication, results: _Results) -> str:
         measure=_MEASURES[record.task],
         lines=lines,
         partial=publication.partial,
-        versions=record.versions,
+        software=" and ".join(
+            f"{name} {record.versions[name]}"
+            for name in ("robust", "torch")
+            if name in record.versions
+        ),
         device=record.device,
         precision=record.precision,
         seed=record.seed,

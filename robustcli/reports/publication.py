@@ -93,9 +93,10 @@ class Redactor:
         text = _IN_URL.sub(rf"\g<1>{_HIDDEN}@", text)
         for place, shown in self._places:
             if len(place) > 1:
-                inside = re.compile(rf"(?<![\w.~+/=-]){re.escape(place)}(?:/|(?![\w.-]))")
-                text = inside.sub(f"{shown}/" if shown else "./", text)
-        return _HOMES.sub("~", text).replace("~//", "~/")
+                start = rf"(?<![\w.~+/=-]){re.escape(place)}"
+                text = re.sub(rf"{start}[\\/]", f"{shown}/" if shown else "", text)
+                text = re.sub(rf"{start}(?![\w.-])", shown or ".", text)
+        return _HOMES.sub("~", text)
 
     def path(self, value: str) -> str:
         """`value`, which may be a path: an absolute one of elsewhere keeps its last part."""
