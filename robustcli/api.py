@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from robustcli.evaluation.verification_result import Verification
     from robustcli.finetuning.selection import FreezeRule
+    from robustcli.reports.publishing import Published
 
 
 ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
@@ -341,3 +342,26 @@ def verify(
     return run_verification(
         VerifyConfig(Path(run), sample, weights=tuple(map(Path, moved)), **options)
     )
+
+
+def publish(
+    run: str | Path, to: Literal["mlflow", "wandb", "trackio", "hub-card"], **options: Any
+) -> Published:
+    """Sends a run to a tracker, or writes its model card.
+
+    Args:
+        run: The folder of an evaluation, a training or a fine-tuning.
+        to: Where to.
+        options: Further fields of `robustcli.reports.publishing.PublishConfig` (`project`,
+            `tracking`, `name`, `partial`, `pictures`, `out`, `model`, `dataset_id`, `dry_run`,
+            `offline`, ...).
+
+    Raises:
+        UsageError: There is no readable run, it is partial, or `offline` forbids it.
+        MachineError: The tracker's package is not installed.
+        RunError: The tracker refused, or a file could not be written.
+    """
+    from robustcli.reports.publishing import PublishConfig
+    from robustcli.reports.publishing import publish as send_run
+
+    return send_run(PublishConfig(Path(run), to, **options))

@@ -23,6 +23,10 @@ GUARDED = {
     "triton": "comes with torch's CUDA builds; without it its scan backend is off",
     "segmentation_models_pytorch": "the extra `smp`; without it its networks say how to install it",
     "nnunetv2": "compared with where it is installed",
+    "mlflow": "the extra `mlflow`; `robust publish` says how to install it",
+    "wandb": "the extra `wandb`; `robust publish` says how to install it",
+    "trackio": "the extra `trackio`; `robust publish` says how to install it",
+    "yaml": "comes with huggingface-hub; reads back what that wrote",
     "_typeshed": "exists for the type checker alone",
 }
 

@@ -1,0 +1,327 @@
+"""A model card's section and metadata with the results of a run, and `.eval_results` files.
+
+Sources: huggingface/hub-docs, `modelcard.md` (`model-index`), `docs/hub/eval-results.md` and
+`eval_results.yaml` (`.eval_results/*.yaml`: a list of entries with `dataset.id`, `dataset.task_id`
+and `value`, each variant of one benchmark in a file of its own, told apart by `notes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustcli.core.errors import UsageError
+from robustcli.core.io import write_text
+from robustcli.core.names import file_name
+from robustcli.finetuning.record import MODES
+from robustcli.reports.findings import Findings, read_findings
+from robustcli.reports.markdown import from_template
+from robustcli.reports.measure import DICE, TOP1, Measure
+from robustcli.reports.numbers import cell_label, is_missing
+from robustcli.reports.publication import Publication
+from robustcli.tasks.record import ModelRecord
+
+BEGIN, END = "<!-- robust:begin -->", "<!-- robust:end -->"
+YAML_BEGIN, YAML_END = "# robust:begin", "# robust:end"
+_OURS = "# Written by `robust publish`"
+_MEASURES: Mapping[str, Measure] = {"cls": TOP1, "seg": DICE}
+_HUB_TASKS = {"cls": "image-classification", "seg": "image-segmentation"}
+_METRICS = {
+    "cls": (("top1", "accuracy", "top-1"), ("top5", "accuracy", "top-5")),
+    "seg": (("dice", "dice", "dice"), ("iou", "iou", "IoU")),
+}
+"""Per task: column of the results, type of the metric on the Hub, its name."""
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What the card is of, and what the Hub calls the data.
+
+    Args:
+        out: Folder of the card.
+        model: Of the run, or a mode of a fine-tuning; None where there is only one.
+        dataset_id: `ORG/NAME` on the Hub; without it no `.eval_results` are written.
+        task_id: The task in that data set's `eval.yaml`.
+        dataset_revision: Of the data set on the Hub.
+        source_url: Where the results are shown.
+    """
+
+    out: Path
+    model: str | None = None
+    dataset_id: str | None = None
+    task_id: str = "default"
+    dataset_revision: str | None = None
+    source_url: str | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The results of the model that the card is of."""
+
+    findings: Findings
+    model: ModelRecord
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        table = self.findings.of_model(self.model.name)
+        return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def card_files(publication: Publication, config: CardConfig) -> dict[Path, str]:
+    """The files of the card by their path, ready to be written.
+
+    Raises:
+        UsageError: The run has several models, or a file is there that is somebody's own.
+    """
+    results = _results(publication, config.model)
+    metadata = _metadata(publication, results, config)
+    section = f"{BEGIN}\n{_section(publication, results).strip()}\n{END}"
+    path = config.out / "README.md"
+    text = _updated(path, metadata, section) if path.is_file() else _new(results, metadata, section)
+    _validate(path, text)
+    files = {path: text}
+    if config.dataset_id is not None:
+        files |= _eval_results(publication, results, config)
+    return files
+
+
+def write_card(publication: Publication, config: CardConfig) -> list[Path]:
+    """Writes `README.md` and `.eval_results/*.yaml` to the folder of the card; returns the paths.
+
+    An existing card changes between its marked lines alone.
+
+    Raises:
+        UsageError: See `card_files`; nothing is written then.
+        RunError: A file could not be written.
+    """
+    files = card_files(publication, config)
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)
+
+
+def _results(publication: Publication, wanted: str | None) -> _Results:
+    """The held-out results of the model that was named, or of the only one.
+
+    Raises:
+        UsageError: It is not there, or there are several and none was named.
+    """
+    run = publication.run
+    if publication.kind == "train":
+        findings = read_findings(run / "test")
+        return _Results(findings, findings.models[0])
+    if publication.kind == "finetune":
+        modes = [mode for mode in MODES if (run / mode / "test" / "run.json").is_file()]
+        mode = _chosen(run, wanted, list(modes), "modes")
+        findings = read_findings(run / mode / "test")
+        return _Results(findings, findings.models[0])
+    findings = read_findings(run)
+    name = _chosen(run, wanted, [model.name for model in findings.models], "models")
+    return _Results(findings, next(one for one in findings.models if one.name == name))
+
+
+def _chosen(run: Path, wanted: str | None, names: list[str], kind: str) -> str:
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted in names:
+        return str(wanted)
+    raise UsageError(
+        f"`{run}` has the {kind} {', '.join(f'`{name}`' for name in names)}"
+        + (f", not `{wanted}`." if wanted else "."),
+        "A model card is of one model.",
+        f"Name it: `--model {names[0]}`." if names else "Evaluate it first.",
+    )
+
+
+# The metadata and the section.
+
+
+def _metadata(publication: Publication, results: _Results, config: CardConfig) -> str:
+    """`model-index` as YAML."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+    from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined,unused-ignore]
+
+    record, task = results.findings.record, results.findings.record.task
+    dataset = record.dataset
+    entries = [
+        EvalResult(
+            task_type=_HUB_TASKS[task],
+            dataset_type=config.dataset_id or file_name(dataset.name),
+            dataset_name=dataset.name,
+            dataset_config=cell_label(row["transform"], int(row["severity"])),
+            dataset_split=record.split or None,
+            dataset_revision=config.dataset_revision,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(float(row[column]), 6),
+            metric_args=_arguments(publication, row, column, _MEASURES[task]),
+            source_name="robust" if config.source_url else None,
+            source_url=config.source_url,
+        )
+        for row in results.rows
+        for column, kind, name in _METRICS[task]
+        if not is_missing(row.get(column))
+    ]
+    index = eval_results_to_model_index(results.model.name, entries)
+    return str(yaml_dump({"model-index": index}))
+
+
+def _arguments(
+    publication: Publication, row: Mapping[str, Any], column: str, measure: Measure
+) -> dict[str, Any]:
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    interval = (
+        {}
+        if is_missing(low) or is_missing(high)
+        else {
+            "low": round(float(str(low)), 6),
+            "high": round(float(str(high)), 6),
+            "interval": measure.interval,
+        }
+    )
+    return {"n": int(row["n"]), **interval, "run": publication.digest}
+
+
+def _section(publication: Publication, results: _Results) -> str:
+    record = results.findings.record
+    lines = [
+        {"label": cell_label(row["transform"], int(row["severity"])), "row": row}
+        for row in results.rows
+    ]
+    return from_template(
+        "hub_card",
+        model=results.model,
+        dataset=record.dataset,
+        measure=_MEASURES[record.task],
+        lines=lines,
+        partial=publication.partial,
+        software=" and ".join(
+            f"{name} {record.versions[name]}"
+            for name in ("robust", "torch")
+            if name in record.versions
+        ),
+        device=record.device,
+        precision=record.precision,
+        seed=record.seed,
+        digest=publication.digest,
+    )
+
+
+# The card: a new one, or the marked lines of one that is there.
+
+
+def _new(results: _Results, metadata: str, section: str) -> str:
+    front = f"---\n{YAML_BEGIN}\n{metadata}{YAML_END}\n---\n"
+    return f"{front}\n# {results.model.name}\n\n{section}\n"
+
+
+def _updated(path: Path, metadata: str, section: str) -> str:
+    """The card in `path` with its marked lines replaced; everything else is kept letter for letter.
+
+    Raises:
+        UsageError: It has no marked lines, or metadata of its own beside them.
+    """
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UsageError(
+            f"`{path}` is a model card without a place for the results.",
+            "Only what stands between two marked lines is ever changed.",
+            f"Put these two lines, once, where the results are to go:\n{BEGIN}\n{END}\n"
+            "and for `model-index` these two into its front matter (between the `---`):\n"
+            f"{YAML_BEGIN}\n{YAML_END}",
+        )
+    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+    text = f"{before}{section}{after}"
+    lines = text.splitlines(keepends=True)
+    marks = [number for number, line in enumerate(lines) if line.strip() in (YAML_BEGIN, YAML_END)]
+    end = next((n for n, line in enumerate(lines) if n and line.strip() == "---"), 0)
+    if not marks:
+        return text
+    if len(marks) != 2 or marks[1] > end or lines[marks[0]].strip() != YAML_BEGIN:
+        raise UsageError(
+            f"The marked lines in the front matter of `{path}` are not in order.",
+            f"Expected one `{YAML_BEGIN}` and then one `{YAML_END}`, both between the `---`.",
+            "Correct them, or remove both: then the metadata stays as it is.",
+        )
+    rest = [*lines[1 : marks[0]], *lines[marks[1] + 1 : end]]
+    if any(line.startswith("model-index:") for line in rest):
+        raise UsageError(
+            f"`{path}` has a `model-index` of its own outside of the marked lines.",
+            "A card has only one.",
+            "Remove it, or remove the two marked lines: then the metadata stays as it is.",
+        )
+    return "".join([*lines[: marks[0] + 1], metadata, *lines[marks[1] :]])
+
+
+def _validate(path: Path, text: str) -> None:
+    """Raises UsageError where the Hub's own library cannot read the card; nothing is uploaded."""
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard(text)
+    except Exception as error:
+        raise UsageError(
+            f"The front matter of `{path}` cannot be read.",
+            f"The Hub's library says: {str(error).splitlines()[0]}.",
+            "Correct it, then repeat the command.",
+        ) from error
+
+
+# `.eval_results/*.yaml`.
+
+
+def _eval_results(
+    publication: Publication, results: _Results, config: CardConfig
+) -> dict[Path, str]:
+    """A file for each transform; raises UsageError where one is there that is not ours."""
+    from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined,unused-ignore]
+
+    record = results.findings.record
+    measure = _MEASURES[record.task]
+    files = {}
+    for row in results.rows:
+        severity = f"-severity-{int(row['severity'])}" if int(row["severity"]) else ""
+        name = f"robust-{file_name(results.model.name)}-{row['transform']}{severity}.yaml"
+        path = config.out / ".eval_results" / name
+        if path.is_file() and not path.read_text(encoding="utf-8").startswith(_OURS):
+            raise UsageError(
+                f"`{path}` is there and was not written by `robust publish`.",
+                "It is not overwritten.",
+                "Move it, or use another `--out`.",
+            )
+        if is_missing(row[measure.column]):
+            continue
+        entry: dict[str, Any] = {
+            "dataset": {"id": config.dataset_id, "task_id": config.task_id},
+            "value": round(float(row[measure.column]), 6),
+            "date": record.updated.date().isoformat(),
+        }
+        if config.dataset_revision:
+            entry["dataset"]["revision"] = config.dataset_revision
+        if config.source_url:
+            entry["source"] = {"url": config.source_url, "name": "robust"}
+        entry["notes"] = _notes(publication, results, row, measure)
+        files[path] = f"{_OURS}; run {publication.key}.\n{yaml_dump([entry])}"
+    return files
+
+
+def _notes(
+    publication: Publication, results: _Results, row: Mapping[str, Any], measure: Measure
+) -> str:
+    dataset = results.findings.record.dataset
+    label = cell_label(row["transform"], int(row["severity"]))
+    where = "on untouched images" if row["transform"] == "identity" else f"under {label}"
+    part = f", {dataset.subset}" if dataset.subset else ""
+    low, high = row[f"{measure.column}_low"], row[f"{measure.column}_high"]
+    interval = "no interval" if is_missing(low) else f"{measure.interval}: {low:.4f} to {high:.4f}"
+    parts = [
+        f"{measure.name} (a fraction) of {results.model.name} {where}",
+        interval,
+        f"n = {int(row['n'])} of {dataset.images_available} images{part}",
+        *(["partial run"] if publication.partial else []),
+        f"robust run {publication.digest}",
+    ]
+    return "; ".join(parts)

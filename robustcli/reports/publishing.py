@@ -1,0 +1,173 @@
+"""`robust publish` from its settings to what was sent, or would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from robustcli.reports.hub_card import CardConfig, card_files, write_card
+from robustcli.reports.publication import Publication, read_publication
+from robustcli.reports.trackers import Destination, Sent, send
+
+Target = Literal["mlflow", "wandb", "trackio", "hub-card"]
+_SHOWN = 12
+"""Parameters and metrics in the text of a dry run; JSON has all."""
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """All settings of `robust publish`; see its `--help` for their meaning."""
+
+    run: Path
+    destination: Target
+    project: str | None = None
+    tracking: str | None = None
+    name: str | None = None
+    partial: bool = False
+    pictures: bool = True
+    out: Path | None = None
+    model: str | None = None
+    dataset_id: str | None = None
+    task_id: str = "default"
+    dataset_revision: str | None = None
+    source_url: str | None = None
+    dry_run: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was sent, or would be.
+
+    Args:
+        publication: All of it.
+        target: Where to.
+        sent: What the tracker has now; None for a dry run or a card.
+        files: Of the card that were written, or would be.
+        dry_run: Whether nothing was sent or written.
+        note: What was left out, and why; empty for nothing.
+    """
+
+    publication: Publication
+    target: Target
+    sent: Sent | None
+    files: dict[str, str]
+    dry_run: bool
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        publication = self.publication
+        return {
+            "run": publication.name,
+            "to": self.target,
+            "dry_run": self.dry_run,
+            "key": publication.key,
+            "digest": publication.digest,
+            "partial": publication.partial,
+            "sent": None if self.sent is None else asdict(self.sent),
+            "parameters": publication.parameters,
+            "metrics": publication.metrics,
+            "epochs": len(publication.epochs),
+            "files": self.files if self.target == "hub-card" else _sizes(publication),
+            "note": self.note,
+        }
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        publication = self.publication
+        if self.target == "hub-card":
+            begun = "Would write" if self.dry_run else "Wrote"
+            lines = [f"{begun} {path}" for path in self.files]
+            lines += [text for path, text in self.files.items() if self.dry_run and path == _CARD]
+            return "\n".join([*lines, *([self.note] if self.note else [])])
+        if self.sent is not None and self.sent.state == "unchanged":
+            return (
+                f"`{publication.name}` is in {self.sent.place} already, as run "
+                f"{self.sent.run_id}: nothing was sent."
+            )
+        count = (
+            f"{len(publication.parameters)} parameters, {len(publication.metrics)} metrics, "
+            + (f"{len(publication.epochs)} epochs, " if publication.epochs else "")
+            + f"{len(_sizes(publication))} files"
+        )
+        marked = " (marked as partial)" if publication.partial else ""
+        if self.sent is not None:
+            return (
+                f"`{publication.name}`{marked} was {self.sent.state} in {self.sent.place} as run "
+                f"{self.sent.run_id}: {count}."
+            )
+        return "\n".join(
+            [f"Would send `{publication.name}`{marked}: {count}.", *self._everything()]
+        )
+
+    def _everything(self) -> list[str]:
+        publication = self.publication
+        parameters = [f"  {name} = {value}" for name, value in publication.parameters.items()]
+        metrics = [f"  {name} = {value:.6g}" for name, value in publication.metrics.items()]
+        files = [f"  {name} ({size:,} bytes)" for name, size in _sizes(publication).items()]
+        return [
+            *("Parameters:", *_some(parameters)),
+            *("Metrics:", *_some(metrics)),
+            *("Files:", *files),
+        ]
+
+
+_CARD = "README.md"
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"  ... and {more} more (`--json` has all)"] if more > 0 else [])]
+
+
+def _sizes(publication: Publication) -> dict[str, int]:
+    return {name: len(content) for name, content in publication.files().items()}
+
+
+def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> Published:
+    """Sends a run to a tracker, or writes its model card.
+
+    Args:
+        config: The settings.
+        say: Hears of defaults that are taken.
+
+    Raises:
+        UsageError: There is no readable run, it is partial, or `--offline` forbids it.
+        MachineError: The tracker's package is not installed.
+        RunError: The tracker refused, or a file could not be written.
+    """
+    publication = read_publication(
+        config.run, partial=config.partial, pictures=config.pictures, rendered=not config.dry_run
+    )
+    if config.destination == "hub-card":
+        return _card(publication, config)
+    destination = Destination(
+        config.destination, config.project, config.tracking, config.name, config.offline
+    )
+    sent = None if config.dry_run else send(publication, destination, say)
+    return Published(publication, config.destination, sent, {}, config.dry_run)
+
+
+def _card(publication: Publication, config: PublishConfig) -> Published:
+    out = config.out or config.run / "hub-card"
+    card = CardConfig(
+        out, config.model, config.dataset_id, config.task_id, config.dataset_revision,
+        config.source_url,
+    )  # fmt: skip
+    files = card_files(publication, card)
+    if not config.dry_run:
+        write_card(publication, card)
+    note = (
+        ""
+        if config.dataset_id
+        else "No .eval_results files: the Hub asks for the name of a benchmark data set in them "
+        "(`--dataset-id ORG/NAME`, and `--task-id`)."
+    )
+    named = {
+        (path.relative_to(out).as_posix() if config.dry_run else str(path)): text
+        for path, text in files.items()
+    }
+    return Published(publication, "hub-card", None, named, config.dry_run, note)

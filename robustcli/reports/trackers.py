@@ -1,0 +1,363 @@
+"""Sends a publication to MLflow, Weights & Biases or Trackio; the same run is never there twice.
+
+Each tracker finds the run by its key (`Publication.key`). Where it has it with the same digest,
+nothing is sent; with another digest (the run was continued), what is there is brought up to date.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import netrc
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from robustcli.core.errors import MachineError, RunError, UsageError, first_line
+from robustcli.reports.publication import Publication
+
+Tracker = Literal["mlflow", "wandb", "trackio"]
+Say = Callable[[str], None]
+PROJECT = "robust"
+_KEY, _DIGEST = "robust.run_key", "robust.run_digest"
+_MARKER = "robust.json"
+"""In the folder of an offline run of Weights & Biases: key and digest of what it holds."""
+_LOCAL_SCHEMES = ("", "file", "sqlite")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run goes.
+
+    Args:
+        tracker: Which one.
+        project: Experiment of MLflow, project of the others; None for the tracker's environment
+            variable, else `robust`.
+        location: Tracking URI of MLflow, folder of the others; None for what the tracker's own
+            environment variables say.
+        name: What the run is called there; None for its folder.
+        offline: Forbids the network.
+    """
+
+    tracker: Tracker
+    project: str | None = None
+    location: str | None = None
+    name: str | None = None
+    offline: bool = False
+
+    def named(self, variable: str | None = None) -> str:
+        """The project."""
+        return self.project or os.environ.get(variable or "") or PROJECT
+
+    def called(self, publication: Publication) -> str:
+        """The name of the run."""
+        return self.name or publication.name
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a publication.
+
+    Args:
+        state: `created`, `updated`, or `unchanged` where the tracker had all of it.
+        place: Where the run is, for the user.
+        run_id: Its id there.
+    """
+
+    state: Literal["created", "updated", "unchanged"]
+    place: str
+    run_id: str
+
+
+def send(publication: Publication, destination: Destination, say: Say = lambda _: None) -> Sent:
+    """Sends `publication` to `destination`; `say` hears of defaults and of what cannot be changed.
+
+    Raises:
+        MachineError: The tracker's package is not installed.
+        UsageError: `--offline` forbids where the tracker is configured to send.
+        RunError: The tracker refused.
+    """
+    senders = {"mlflow": _send_mlflow, "wandb": _send_wandb, "trackio": _send_trackio}
+    try:
+        return senders[destination.tracker](publication, destination, say)
+    except (MachineError, UsageError, RunError):
+        raise
+    except Exception as error:
+        raise RunError(
+            f"`{destination.tracker}` did not take the run.",
+            f"It says: {first_line(error)}.",
+            "Mend that and repeat the command: what has arrived is found by its key.",
+        ) from error
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MachineError(
+            f"`--to {name}` needs the package `{name}`.",
+            f"It cannot be imported: {first_line(error)}.",
+            f"Install it: `pip install 'robustcli[{name}]'`.",
+        ) from error
+
+
+@contextmanager
+def _written(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A temporary folder with `files`."""
+    with tempfile.TemporaryDirectory(prefix="robust-") as folder:
+        for name, content in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield Path(folder)
+
+
+def _refuse_network(place: str) -> UsageError:
+    return UsageError(
+        f"`--offline` forbids sending to `{place}`.",
+        "The tracker is configured for a server on the network.",
+        "Leave out `--offline`, or name a local store with `--tracking`.",
+    )
+
+
+# MLflow: one run per key. It does not change parameters: what differs becomes a tag.
+
+
+def _send_mlflow(publication: Publication, destination: Destination, say: Say) -> Sent:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow = _package("mlflow")
+    entities = import_module("mlflow.entities")
+    uri = destination.location or mlflow.get_tracking_uri()
+    uri = uri if "://" in uri or uri == "databricks" else Path(uri).expanduser().absolute().as_uri()
+    if (destination.offline and urlsplit(uri).scheme not in _LOCAL_SCHEMES) or uri == "databricks":
+        raise _refuse_network(uri)
+    if uri.startswith("file:"):
+        # MLflow 3 asks for this where a folder is the store; a database (sqlite:///FILE) is newer.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = _experiment(client, destination)
+    if destination.offline and not _is_local(experiment.artifact_location):
+        raise _refuse_network(experiment.artifact_location)
+    earlier = client.search_runs(
+        [experiment.experiment_id], f"tags.`{_KEY}` = '{publication.key}'", max_results=1
+    )
+    if earlier and earlier[0].data.tags.get(_DIGEST) == publication.digest:
+        return Sent("unchanged", uri, earlier[0].info.run_id)
+    run = earlier[0] if earlier else client.create_run(
+        experiment.experiment_id, run_name=destination.called(publication)
+    )  # fmt: skip
+    run_id, known = run.info.run_id, run.data
+    parameters = {_mlflow_name(name): value for name, value in publication.parameters.items()}
+    changed = {
+        name: value for name, value in parameters.items() if known.params.get(name, value) != value
+    }
+    if changed:
+        say(
+            f"MLflow does not change parameters: {len(changed)} that differ now are tags "
+            f"`changed.NAME` ({', '.join(sorted(changed)[:3])})."
+        )
+    new = [
+        entities.Param(name, value)
+        for name, value in parameters.items()
+        if name not in known.params
+    ]
+    tags = {_KEY: publication.key, "robust.partial": str(publication.partial).lower()}
+    tags |= {f"changed.{name}": value for name, value in changed.items()}
+    now = int(run.info.start_time)
+    metrics = [
+        entities.Metric(_mlflow_name(name), value, now, 0)
+        for name, value in publication.metrics.items()
+        if known.metrics.get(_mlflow_name(name)) != value
+    ]
+    metrics += _new_epochs(client, run_id, publication, entities.Metric, now)
+    for items, most, argument in ((new, 100, "params"), (metrics, 1000, "metrics")):
+        for first in range(0, len(items), most):
+            client.log_batch(run_id, **{argument: items[first : first + most]})
+    client.log_batch(run_id, tags=[entities.RunTag(name, value) for name, value in tags.items()])
+    with _written(publication.files()) as folder:
+        client.log_artifacts(run_id, str(folder))
+    client.set_tag(run_id, _DIGEST, publication.digest)  # last: an interrupted sending is repeated
+    client.set_terminated(run_id, "FINISHED")
+    return Sent("updated" if earlier else "created", uri, run_id)
+
+
+def _is_local(place: str) -> bool:
+    """Whether a store of MLflow is on this machine: a path, or a URI without a host."""
+    parts = urlsplit(place)
+    return parts.scheme in _LOCAL_SCHEMES and not parts.netloc
+
+
+def _experiment(client: Any, destination: Destination) -> Any:
+    name = destination.named("MLFLOW_EXPERIMENT_NAME")
+    experiment = client.get_experiment_by_name(name)
+    return experiment or client.get_experiment(client.create_experiment(name))
+
+
+def _new_epochs(
+    client: Any, run_id: str, publication: Publication, metric: Any, now: int
+) -> list[Any]:
+    """The numbers of the epochs that the tracker does not have yet."""
+    names = {name for _, numbers in publication.epochs for name in numbers}
+    there = {name: {one.step for one in client.get_metric_history(run_id, name)} for name in names}
+    return [
+        metric(name, value, now, epoch)
+        for epoch, numbers in publication.epochs
+        for name, value in numbers.items()
+        if epoch not in there[name]
+    ]
+
+
+def _mlflow_name(name: str) -> str:
+    """`name` in the characters that MLflow allows."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+# Weights & Biases: the key is the id of the run, so that its server joins what is sent again.
+
+
+def _send_wandb(publication: Publication, destination: Destination, say: Say) -> Sent:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    wandb = _package("wandb")
+    mode = _wandb_mode(destination, say)
+    folder = Path(destination.location or os.environ.get("WANDB_DIR") or ".").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _offline_runs(folder, publication.key)
+    latest = list(earlier.items())[-1:]
+    if mode == "offline" and latest and latest[0][1] == publication.digest:
+        return Sent("unchanged", str(latest[0][0]), publication.key)
+    settings = wandb.Settings(
+        console="off", disable_code=True, disable_git=True, save_code=False, silent=True,
+        x_save_requirements=False, x_disable_meta=True, x_disable_stats=True,
+        x_disable_machine_info=True, program="robust publish", host="", username="", email="",
+    )  # fmt: skip
+    run = wandb.init(
+        project=destination.named("WANDB_PROJECT"), id=publication.key, resume="allow",
+        name=destination.called(publication), dir=str(folder), mode=mode, settings=settings,
+        job_type=publication.kind, tags=["partial"] if publication.partial else None,
+    )  # fmt: skip
+    if dict(run.config).get("run_digest") == publication.digest:
+        there = str(run.url)
+        run.finish()
+        return Sent("unchanged", there, publication.key)
+    known = bool(dict(run.config)) or bool(earlier)
+    run.config.update(publication.parameters, allow_val_change=True)
+    for epoch, numbers in publication.epochs:
+        run.log(numbers, step=epoch)
+    pictures = {
+        name: wandb.Image(str(path))
+        for name, path in publication.pictures.items()
+        if path.suffix == ".png"
+    }
+    table = wandb.Table(dataframe=publication.table.astype(object).where(
+        publication.table.notna(), None
+    ))  # fmt: skip
+    run.log({"results": table, **pictures})
+    run.summary.update(publication.metrics)
+    with _written(publication.files()) as written:
+        artifact = wandb.Artifact(f"robust-{publication.key}", type="robust-run")
+        for name in publication.files():
+            artifact.add_file(str(written / name), name=name)
+        run.log_artifact(artifact)
+        marker = {"key": publication.key, "digest": publication.digest}
+        marker_file = Path(run.dir) / _MARKER
+        marker_file.write_text(json.dumps(marker), encoding="utf-8")
+        place = str(Path(run.dir).parent if mode == "offline" else run.url)
+        run.finish()
+    if mode == "offline":
+        say(f"Nothing left this machine; `wandb sync {Path(run.dir).parent}` sends it.")
+    return Sent("updated" if known else "created", place, publication.key)
+
+
+def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offline"]:
+    asked = os.environ.get("WANDB_MODE", "")
+    if destination.offline or asked in ("offline", "dryrun"):
+        return "offline"
+    if asked == "disabled":
+        raise UsageError(
+            "`WANDB_MODE=disabled` sends nothing and keeps nothing.",
+            "",
+            "Unset it, or use `WANDB_MODE=offline`.",
+        )
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    with suppress(OSError, netrc.NetrcParseError):
+        if netrc.netrc(os.environ.get("NETRC")).authenticators(host):
+            return "online"
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    say("No login of Weights & Biases on this machine (`wandb login`): the run is kept offline.")
+    return "offline"
+
+
+def _offline_runs(folder: Path, key: str) -> dict[Path, str]:
+    """The offline runs of that id below `folder`, with the digest of what each holds."""
+    found = {}
+    for path in sorted((folder / "wandb").glob(f"offline-run-*-{key}")):
+        with suppress(OSError, ValueError, KeyError):
+            marker = json.loads((path / "files" / _MARKER).read_text(encoding="utf-8"))
+            found[path] = str(marker["digest"])
+    return found
+
+
+# Trackio: a run of that key in the local store is replaced.
+
+
+def _send_trackio(publication: Publication, destination: Destination, say: Say) -> Sent:
+    server = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
+    if server and destination.offline:
+        raise _refuse_network(server)
+    if destination.location:
+        os.environ["TRACKIO_DIR"] = str(Path(destination.location).expanduser().absolute())
+    if not server:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it would ask the Hub for the user's name
+    trackio = _package("trackio")
+    project, name = destination.named("TRACKIO_PROJECT"), destination.called(publication)
+    earlier = [] if server else _trackio_runs(trackio, project, publication.key)
+    if any((run.config or {}).get("run_digest") == publication.digest for run in earlier):
+        return Sent("unchanged", _trackio_place(project, server), earlier[0].name)
+    for run in earlier:
+        run.delete()
+    with redirect_stdout(io.StringIO()):  # it prints how to open its dashboard
+        run = trackio.init(
+            project=project, name=name, group=publication.kind, config=publication.parameters,
+            resume="allow" if server else "never", embed=False,
+            auto_log_gpu=False, auto_log_cpu=False,
+        )  # fmt: skip
+        for epoch, numbers in publication.epochs:
+            trackio.log(numbers, step=epoch)
+        last = max((epoch for epoch, _ in publication.epochs), default=0)
+        table = publication.table.astype(object).where(publication.table.notna(), None)
+        pictures = {
+            name: trackio.Image(str(path))
+            for name, path in publication.pictures.items()
+            if path.suffix == ".png"
+        }
+        everything = {"results": trackio.Table(dataframe=table), **publication.metrics, **pictures}
+        trackio.log(everything, step=last)
+        with _written(publication.files()) as folder:
+            trackio.log_artifact(folder, name=f"robust-{publication.key}", type="robust-run")
+            trackio.finish()
+    if server:
+        say("A server of Trackio adds what is sent again to the run of the same name.")
+    return Sent("updated" if earlier else "created", _trackio_place(project, server), run.name)
+
+
+def _trackio_runs(trackio: Any, project: str, key: str) -> list[Any]:
+    """The runs of that key in the local store."""
+    try:
+        runs = list(trackio.Api().runs(project))
+    except ValueError:  # there is no such project yet
+        return []
+    return [run for run in runs if (run.config or {}).get("run_key") == key]
+
+
+def _trackio_place(project: str, server: str | None) -> str:
+    if server:
+        return server
+    folder = import_module("trackio.utils").TRACKIO_DIR
+    return str(Path(folder) / f"{project}.db")

@@ -1,0 +1,253 @@
+"""Runs that are reproduced, and runs whose files, data or weights were changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import robustcli
+from robustcli.adapters.load import ModelRequest
+from robustcli.core.errors import MachineError, UsageError
+from robustcli.data.sources import Masks, open_dataset
+from robustcli.evaluation.evaluate import evaluate
+from robustcli.evaluation.recorded_inputs import VerifyConfig
+from robustcli.evaluation.verification import verify
+from robustcli.evaluation.verification_result import Verification
+from tests.evaluation.cells import OTSU, make_pairs
+from tests.evaluation.photos import config, make_photos
+from tests.evaluation.trained import make_training
+
+BLOCK = "predictions/model=vmamba-pico/transform=additive_gaussian_noise/severity=0"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the photos and, in `run`, an evaluation of them."""
+    folder = tmp_path_factory.mktemp("photos")
+    make_photos(folder / "data")
+    evaluate(config(folder / "data", folder / "run", "additive_gaussian_noise", "fliplr"))
+    return folder
+
+
+@pytest.fixture
+def run(photos: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(photos / "run", tmp_path / "run"))
+
+
+def checked(run: Path, **changes: Any) -> Verification:
+    return verify(VerifyConfig(run, **{"device": "cpu", "sample": None} | changes))
+
+
+def found(run: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
+    """Place, quantity and image of each difference."""
+    (check,) = checked(run, **changes).checks
+    return [(one.place, one.quantity, one.image_id) for one in check.differences]
+
+
+def edit(file: Path, row: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+    """Changes a row of `file`; returns its image."""
+    table = pq.read_table(file, partitioning=None)
+    rows = table.to_pylist()
+    rows[row] |= change(rows[row])
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    return str(rows[row]["image_id"])
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_an_untouched_run_is_reproduced_and_not_written_to(run: Path) -> None:
+    before = fingerprint(run)
+    result = checked(run)
+    (check,) = result.checks
+    assert result.reproduced
+    assert (check.blocks, len(check.sampled), check.rows) == (3, 3, 36)
+    assert (check.pixels, check.equal_pixels) == (36, 36)
+    assert (check.agreement.rows, check.agreement.equal, check.agreement.tied) == (36, 36, 0)
+    assert check.causes == []
+    assert fingerprint(run) == before
+
+
+def test_the_sample_is_drawn_by_seed_and_covers_transforms_first(photos: Path) -> None:
+    drawn = [checked(photos / "run", sample=2, seed=seed).checks[0].sampled for seed in (0, 0, 5)]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 2
+    everything = checked(photos / "run").checks[0].sampled
+    assert set(drawn[2]) < set(everything)
+
+
+def test_an_edited_row_is_named(run: Path) -> None:
+    file = run / BLOCK / "block-000000.parquet"
+    image = edit(file, 4, lambda row: {"probability": row["probability"] + 0.01})
+    (check,) = checked(run).checks
+    difference = next(one for one in check.differences if one.place == "predictions")
+    assert (difference.image_id, difference.transform) == (image, "additive_gaussian_noise")
+    assert difference.model == "vmamba-pico"
+    assert difference.stored == pytest.approx(difference.recomputed + 0.01, abs=1e-6)
+    assert image in difference.words
+    assert str(round(difference.stored, 6)) in difference.words
+
+
+def test_a_wrong_label_is_found_in_blocks_that_are_not_recomputed(run: Path) -> None:
+    sampled = checked(run, sample=1).checks[0].sampled
+    unsampled = next(one for one in checked(run).checks[0].sampled if one not in sampled)
+    model, transform, severity, number = unsampled.split("/")
+    folder = f"predictions/model={model}/transform={transform}/severity={severity}"
+    image = edit(run / folder / f"block-{int(number):06d}.parquet", 0, lambda row: {"target": 9})
+    assert ("rows", "target", image) in found(run, sample=1)
+
+
+def test_a_flipped_bit_is_found(run: Path) -> None:
+    file = run / BLOCK / "block-000000.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 4] ^= 1
+    file.write_bytes(content)
+    (check,) = checked(run).checks
+    assert not check.reproduced
+    assert all(one.transform == "additive_gaussian_noise" for one in check.differences)
+
+
+def test_a_missing_row_is_named(run: Path) -> None:
+    file = run / BLOCK / "block-000000.parquet"
+    table = pq.read_table(file, partitioning=None)
+    pq.write_table(table.slice(1), file)
+    image = table["image_id"][0].as_py()
+    assert ("rows", "rows of the image", image) in found(run)
+
+
+def test_other_pixels_are_named(run: Path) -> None:
+    file = run / "inputs/view=original/transform=fliplr/severity=0/block-000000.parquet"
+    image = edit(file, 2, lambda _: {"digest": "0" * 32})
+    assert found(run) == [("pixels", "digest of the pixels", image)]
+    noise = run / "inputs/view=original/transform=additive_gaussian_noise/severity=0"
+    image = edit(noise / "block-000000.parquet", 1, lambda row: {"psnr_db": row["psnr_db"] + 1})
+    assert ("pixels", "PSNR (dB)", image) in found(run)
+
+
+def test_an_edited_table_of_results_is_found(run: Path) -> None:
+    robustcli.Run(run).report()
+    assert found(run, sample=1) == []
+    table = run / "results.csv"
+    lines = table.read_text().splitlines()
+    fields = lines[1].split(",")
+    fields[5] = "0.99"
+    table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
+    assert found(run, sample=1) == [("results.csv", "top1", None)]
+
+
+def test_other_versions_and_parameters_are_listed(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    record["device"] = "NVIDIA H100"
+    record["transforms"][1]["parameters"] = {"sigma": 1}
+    (run / "run.json").write_text(json.dumps(record))
+    (check,) = checked(run).checks
+    assert [one.place for one in check.differences] == ["parameters"]
+    assert any(cause.startswith("torch ") and "1.0 then" in cause for cause in check.causes)
+    assert any("NVIDIA H100 then" in cause for cause in check.causes)
+    assert check.tolerance.value == 5e-3  # of probability: a GPU and a CPU
+
+
+def test_data_that_moved_are_named_by_the_user(photos: Path, run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["dataset"]["location"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(MachineError, match="--data DIR"):
+        checked(run)
+    assert checked(run, data=str(photos / "data")).reproduced
+
+
+def test_other_data_under_the_same_names_are_not_the_runs(
+    photos: Path, run: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(photos / "data", tmp_path / "other"))
+    with Image.open(other / "cat" / "1.png") as picture:
+        picture.transpose(Image.Transpose.ROTATE_180).save(other / "cat" / "1.png")
+    with pytest.raises(MachineError, match=r"`cat/1\.png` has other pixels"):
+        checked(run, data=str(other))
+    (other / "cat" / "1.png").unlink()
+    with pytest.raises(MachineError, match=r"1 of the 12 images .*\n.*`cat/1\.png`"):
+        checked(run, data=str(other))
+
+
+def test_other_weights_are_not_the_runs(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["models"][0]["weights_sha256"] = "ab" * 32
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(MachineError, match=r"The weights of `vmamba-pico` are not here") as caught:
+        checked(run)
+    assert "--weights FILE" in str(caught.value)
+
+
+def test_runs_with_nothing_to_verify(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(UsageError, match="is not a run"):
+        checked(tmp_path)
+    shutil.rmtree(run / "predictions")
+    with pytest.raises(UsageError, match="has no predictions yet"):
+        checked(run)
+
+
+@pytest.fixture
+def segmenters(tmp_path: Path) -> Path:
+    """A folder with pairs, a training of them, and in its `test` their evaluation."""
+    pairs = make_pairs(tmp_path / "data")
+    training = make_training(tmp_path / "net", open_dataset(str(pairs), Masks(surveyed=False)))
+    models = (ModelRequest(str(training)), OTSU)
+    evaluate(config(pairs, training / "test", "affine", models=models, split="all"))
+    head = {"kind": "train", "status": "complete"}
+    (training / "run.json").write_text(json.dumps(head))
+    return training
+
+
+def test_segmenters_and_their_training(segmenters: Path) -> None:
+    result = checked(segmenters)
+    (check,) = result.checks
+    assert result.reproduced, result.as_text()
+    assert check.run == segmenters / "test"
+    assert check.agreement.rows == check.agreement.equal == 9 * 2 * 2
+    file = segmenters / "test/predictions/model=otsu/transform=affine/severity=0"
+    image = edit(
+        file / "block-000000.parquet", 0, lambda row: {"tp": row["tp"] - 30, "fn": row["fn"] + 30}
+    )
+    assert ("predictions", "counts of pixels", image) in found(segmenters)
+
+
+def test_weights_of_a_training_that_were_replaced(segmenters: Path) -> None:
+    other = make_training(
+        segmenters.parent / "other",
+        open_dataset(str(segmenters.parent / "data" / "pairs.csv"), Masks(surveyed=False)),
+        seed=1,
+    )
+    kept = segmenters.parent / "kept.safetensors"
+    (segmenters / "weights.safetensors").rename(kept)
+    shutil.copy(other / "weights.safetensors", segmenters / "weights.safetensors")
+    assert [place for place, _, _ in found(segmenters)] == ["weights"]
+    (segmenters / "weights.safetensors").unlink()
+    with pytest.raises(MachineError, match="The weights of `net` are not here"):
+        checked(segmenters)
+    assert checked(segmenters, weights=(kept,)).reproduced
+
+
+def test_json_says_the_same_as_the_text(run: Path) -> None:
+    edit(run / BLOCK / "block-000000.parquet", 4, lambda _: {"probability": 0.0})
+    result = robustcli.verify(run, sample=None, device="cpu")
+    document = json.loads(result.as_json())
+    assert document["reproduced"] is False
+    (evaluation,) = document["evaluations"]
+    assert evaluation["answers"]["rows"] == 36
+    assert {one["place"] for one in evaluation["differences"]} <= {"rows", "predictions"}
+    assert result.as_text().startswith(f"This machine does NOT reproduce `{run}`.")

@@ -1,0 +1,156 @@
+"""What of a run is sent: numbers, digests, and no secrets or private paths."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.reports.publication import Redactor, read_publication
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.finetune_runs import build_finetuning
+from tests.reports.train_runs import build_class_training, build_training
+
+PLAN = RunPlan(
+    models=(model("vmamba-b"), model("hf-hub:timm/swin.b")),
+    transforms=(IDENTITY, paper21()[0], *imagenet_c(severities=(1, 3))[:2]),
+    images=40,
+)
+
+
+@pytest.fixture
+def redactor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Redactor:
+    (tmp_path / "ann" / "work").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "ann" / "work")
+    return Redactor(
+        tmp_path / "ann", {"MY_TOKEN": "s3cr3t-value", "PATH": "/usr/bin:/bin", "A_KEY": "short"}
+    )
+
+
+def test_paths_are_relative_or_below_a_tilde(redactor: Redactor, tmp_path: Path) -> None:
+    home = tmp_path / "ann"
+    assert redactor.text(f"at {home}/work/runs/a and {home}/photos.") == "at runs/a and ~/photos."
+    assert redactor.text(f'"{home}"') == '"~"'
+    assert redactor.text("`/home/bob/x`, /Users/Eve/y, /root/z") == "`~/x`, ~/y, ~/z"
+    assert redactor.text(r"C:\Users\Bob\x and C:/Users/Bob/y") == r"~\x and ~/y"
+    assert redactor.text("https://example.org/home/bob") == "https://example.org/home/bob"
+    assert redactor.text("data:image/png;base64,AB/home/xyz/AA") == (
+        "data:image/png;base64,AB/home/xyz/AA"
+    )
+    assert redactor.path("/mnt/share/imagenet") == ".../imagenet"
+    assert redactor.path("runs/a") == "runs/a"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "s3cr3t-value",
+        "hf_abcdefghijklmnopqrstuvwxyz0123",
+        "ghp_abcdefghijklmnopqrstuvwxyz0123",
+        "AKIAABCDEFGHIJKLMNOP",
+    ],
+)
+def test_secrets_are_hidden(redactor: Redactor, secret: str) -> None:
+    for text in (f"--x {secret}", f"https://host/?q={secret}&b=1", f'{{"a": "{secret}"}}'):
+        assert secret not in redactor.text(text)
+
+
+def test_passwords_are_hidden_by_their_names(redactor: Redactor) -> None:
+    assert redactor.text("password=abc&x=1") == "password=***&x=1"
+    assert redactor.text("api_key: abc") == "api_key: ***"
+    assert redactor.text("https://ann:pw@host/x") == "https://***@host/x"
+    assert redactor.text("short tokens of a text") == "short tokens of a text"
+
+
+def test_commands_lose_folders_of_elsewhere(redactor: Redactor, tmp_path: Path) -> None:
+    command = f"robust eval --weights=/mnt/a/w.pt --data {tmp_path}/ann/d --out '/mnt/b c'"
+    assert redactor.command(command) == "robust eval --weights=.../w.pt --data ~/d --out .../b c"
+
+
+def test_metrics_are_the_table(tmp_path: Path) -> None:
+    publication = read_publication(build_run(tmp_path / "run", PLAN))
+    table = pd.read_csv(tmp_path / "run" / "results.csv")
+    row = table[(table["transform"] == "c_gaussian_noise") & (table["severity"] == 3)].iloc[0]
+    prefix = "vmamba-b/c_gaussian_noise/severity-3"
+    for column in ("n", "correct", "top1", "top1_low", "top1_high", "drop"):
+        assert publication.metrics[f"{prefix}/{column}"] == row[column]
+    assert "hf-hub-timm-swin.b/additive_gaussian_noise/top1" in publication.metrics
+    assert "vmamba-b/identity/psnr_db" not in publication.metrics  # infinite
+    numbers = table.drop(columns=["model", "transform", "severity"])
+    finite = numbers.replace([float("inf")], float("nan")).notna().to_numpy().sum()
+    assert len(publication.metrics) == finite
+
+
+def test_parameters_hold_versions_and_digests(tmp_path: Path) -> None:
+    parameters = read_publication(build_run(tmp_path / "run", PLAN)).parameters
+    assert parameters["models.vmamba-b.weights_sha256"] == "ab" * 32
+    assert parameters["models.hf-hub-timm-swin.b.pretraining"] == "imagenet-1k"
+    assert parameters["transforms.c_gaussian_noise-severity-3.parameters.severity"] == "3"
+    assert {"dataset.digest", "versions.torch", "seed", "run_digest"} <= set(parameters)
+    assert re.fullmatch("[0-9a-f]{64}", parameters["publisher.code_sha256"])
+
+
+def test_the_key_stays_and_the_digest_follows_the_numbers(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", PLAN)
+    first = read_publication(run)
+    assert (read_publication(run).key, read_publication(run).digest) == (first.key, first.digest)
+    moved = read_publication(Path(shutil.copytree(run, tmp_path / "moved")))
+    assert (moved.key, moved.digest) == (first.key, first.digest)
+    more = replace(PLAN, transforms=(*PLAN.transforms, paper21()[1]))
+    continued = read_publication(build_run(tmp_path / "run", more))
+    assert continued.key == first.key
+    assert continued.digest != first.digest
+    file = next(moved.run.glob("predictions/*/transform=identity/*/*.parquet"))
+    rows = pd.read_parquet(file)
+    rows.loc[0, "probability"] = 0.5
+    rows.to_parquet(file)
+    assert read_publication(moved.run).digest != first.digest
+
+
+def test_a_partial_run_is_refused_unless_it_is_marked(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", replace(PLAN, done=0.5))
+    with pytest.raises(UsageError, match=r"is partial: .* predictions are missing") as caught:
+        read_publication(run)
+    assert "--partial" in str(caught.value)
+    publication = read_publication(run, partial=True)
+    assert publication.partial
+    assert publication.parameters["partial"] == "true"
+
+
+def test_trainings_have_epochs_and_finetunings_modes(tmp_path: Path) -> None:
+    training = read_publication(build_training(tmp_path / "train"))
+    metrics = pd.read_csv(tmp_path / "train" / "metrics.csv")
+    assert [epoch for epoch, _ in training.epochs] == list(metrics["epoch"])
+    assert training.epochs[0][1]["epoch/train_loss"] == metrics["train_loss"][0]
+    assert any(name.endswith("/dice_low") for name in training.metrics)
+    classes = read_publication(build_class_training(tmp_path / "classes"))
+    assert any(name.endswith("/top1") for name in classes.metrics)
+    finetuning = read_publication(build_finetuning(tmp_path / "finetune"))
+    assert {name.split("/")[0] for name in finetuning.metrics} >= {"full", "freeze"}
+    assert finetuning.epochs == []
+
+
+def test_files_are_cleaned_and_hold_no_image_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    location = "/home/ann/photos"
+    record = {"command": "robust eval --x 0123456789abcdef"}
+    plan = replace(PLAN, dataset={"location": location}, record=record)
+    run = build_run(tmp_path / "run", plan)
+    publication = read_publication(run)
+    files = publication.files()
+    assert set(files) >= {"report.md", "report.html", "results.csv", "results.json", "run.json"}
+    assert all(name.startswith("figures/") for name in set(files) - set(publication.texts))
+    everything = b"".join(files.values()) + json.dumps(publication.parameters).encode()
+    assert b"/home/ann" not in everything
+    assert b"0123456789abcdef" not in everything
+    assert b"~/photos" in files["report.md"]
+    plain = read_publication(run, pictures=False).files()
+    assert set(plain) == {"report.md", "results.csv", "results.json", "run.json"}

@@ -1,0 +1,247 @@
+"""Runs in local stores of the trackers, read back with the trackers' own functions.
+
+The trackers are optional: where one is not installed, its tests are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from robustcli.core.errors import MachineError, UsageError
+from robustcli.reports import trackers
+from robustcli.reports.publication import Publication, read_publication
+from robustcli.reports.trackers import Destination, send
+from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+from tests.reports.train_runs import build_training
+
+# Warnings of the trackers and of what they import are theirs.
+pytestmark = pytest.mark.filterwarnings("ignore")
+PLAN = RunPlan(
+    models=(model("hf-hub:timm/swin.b"),), transforms=(IDENTITY, paper21()[0]), images=20
+)
+MORE = replace(PLAN, transforms=(IDENTITY, *paper21()[:2]), record={"precision": "bf16"})
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "WANDB_PROJECT", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def publication(tmp_path: Path) -> Publication:
+    return read_publication(build_run(tmp_path / "run", PLAN))
+
+
+def continued(publication: Publication) -> Publication:
+    return read_publication(build_run(publication.run, MORE))
+
+
+def installed(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"`{name}` is an optional package")
+
+
+@pytest.fixture(params=["sqlite", "file"])
+def mlflow_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    installed("mlflow")
+    if request.param == "file":
+        return str(tmp_path / "mlruns")
+    pytest.importorskip("sqlalchemy", reason="MLflow's database store needs it")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_mlflow(
+    publication: Publication, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a database keeps its artifacts in ./mlruns
+    destination = Destination("mlflow", "study", mlflow_uri, offline=True)
+    sent = send(publication, destination)
+    assert sent.state == "created"
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
+    run = client.get_run(sent.run_id)
+    assert run.info.run_name == "run"
+    assert client.get_experiment(run.info.experiment_id).name == "study"
+    assert run.data.params == publication.parameters
+    assert run.data.metrics == publication.metrics
+    assert {one.path for one in client.list_artifacts(sent.run_id)} >= {"report.md", "figures"}
+    copied = Path(client.download_artifacts(sent.run_id, "results.csv", str(tmp_path)))
+    pd.testing.assert_frame_equal(pd.read_csv(copied), publication.table)
+
+    assert send(publication, destination) == replace(sent, state="unchanged")
+    more, heard = continued(publication), list[str]()
+    updated = send(more, destination, heard.append)
+    assert updated == replace(sent, state="updated")
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    run = client.get_run(sent.run_id)
+    assert run.data.metrics == more.metrics
+    assert run.data.params["precision"] == "fp32"
+    assert run.data.tags["changed.precision"] == "bf16"
+    assert "MLflow does not change parameters" in heard[0]
+
+
+def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = str(tmp_path / "mlruns")
+    training = read_publication(build_training(tmp_path / "train"))
+    sent = send(training, Destination("mlflow", location=uri))
+    send(replace(training, digest="another"), Destination("mlflow", location=uri))
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    history = client.get_metric_history(sent.run_id, "epoch/train_loss")
+    losses = pd.read_csv(tmp_path / "train" / "metrics.csv").set_index("epoch")["train_loss"]
+    assert {one.step: one.value for one in history} == pytest.approx(dict(losses))
+    assert len(history) == len(losses)
+
+
+def test_offline_refuses_servers(publication: Publication, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("mlflow")
+    with pytest.raises(UsageError, match=r"`--offline` forbids sending to `https://host\.test`"):
+        send(publication, Destination("mlflow", location="https://host.test", offline=True))
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "ann/space")
+    with pytest.raises(UsageError, match="`--offline` forbids sending to `ann/space`"):
+        send(publication, Destination("trackio", offline=True))
+
+
+def test_wandb_offline(publication: Publication, tmp_path: Path) -> None:
+    installed("wandb")
+    heard: list[str] = []
+    destination = Destination("wandb", "study", str(tmp_path / "wb"))
+    sent = send(publication, destination, heard.append)  # without a login
+    assert (sent.state, sent.run_id) == ("created", publication.key)
+    assert "No login of Weights & Biases" in heard[0]
+    config, summary = read_wandb(Path(sent.place), publication.key)
+    assert {name: json.loads(value) for name, value in config.items() if name != "_wandb"} == (
+        publication.parameters
+    )
+    numbers = {name: json.loads(value) for name, value in summary.items()}
+    assert {name: numbers[name] for name in publication.metrics} == publication.metrics
+    (table,) = Path(sent.place).rglob("results*.table.json")
+    written = json.loads(table.read_text())
+    assert written["columns"] == list(publication.table.columns)
+    assert len(written["data"]) == len(publication.table)
+
+    assert send(publication, destination) == replace(sent, state="unchanged")
+    updated = send(continued(publication), destination)
+    assert (updated.state, updated.run_id) == ("updated", publication.key)
+    folders = sorted(path.name for path in (tmp_path / "wb" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert all(name.endswith(publication.key) for name in folders)  # one run, once synchronised
+    kept = [path.name for path in Path(updated.place).rglob("*") if path.is_file()]
+    assert "wandb-metadata.json" not in kept  # host, user, paths, arguments
+    assert "requirements.txt" not in kept
+
+
+def read_wandb(folder: Path, key: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Config and summary in an offline run, as JSON by name."""
+    from wandb.proto import wandb_internal_pb2
+
+    config: dict[str, str] = {}
+    summary: dict[str, str] = {}
+    for content in log_records((folder / f"run-{key}.wandb").read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(content)
+        for update in (*record.run.config.update, *record.config.update):
+            config[update.key or "/".join(update.nested_key)] = update.value_json
+        for update in record.summary.update:
+            summary[update.key or "/".join(update.nested_key)] = update.value_json
+    return config, summary
+
+
+def log_records(content: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log with a header of 7 bytes; blocks of 32 KiB.
+
+    Source: github.com/google/leveldb, doc/log_format.md.
+    """
+    place, begun = 7, b""
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        begun += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            yield begun
+            begun = b""
+
+
+def test_trackio(publication: Publication, tmp_path: Path) -> None:
+    """In a process of its own: Trackio takes its folder when it is imported."""
+    installed("trackio")
+    import subprocess
+    import sys
+
+    script = tmp_path / "check.py"
+    script.write_text(_TRACKIO)
+    more = tmp_path / "more"
+    build_run(more, MORE)
+    command = [sys.executable, "-W", "ignore", str(script), str(publication.run), str(more)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "store")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["states"] == ["created", "unchanged", "updated"]
+    assert told["runs"] == ["run"]
+    assert told["config"] == read_publication(more).parameters | {"run": "run"}
+    assert told["metrics"] == pytest.approx(read_publication(more).metrics)
+    assert told["steps"] == 1
+
+
+_TRACKIO = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from robustcli.reports.publication import read_publication
+from robustcli.reports.trackers import Destination, send
+
+run, more, store = map(Path, sys.argv[1:])
+destination = Destination("trackio", "study", str(store), name="run", offline=True)
+first = read_publication(run)
+states = [send(first, destination).state, send(first, destination).state]
+second = read_publication(more)
+assert second.key == first.key
+states.append(send(second, destination).state)
+
+import trackio
+from trackio.sqlite_storage import SQLiteStorage
+
+runs = list(trackio.Api().runs("study"))
+config = {k: v for k, v in runs[0].config.items() if not k.startswith("_")}
+config["run"] = "run"
+logs = SQLiteStorage.get_logs("study", "run", run_id=runs[0].id)
+metrics = {k: v for k, v in logs[-1].items() if k in second.metrics}
+print(json.dumps({"states": states, "runs": [one.name for one in runs], "config": config,
+                  "metrics": metrics, "steps": len(logs)}))
+"""
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    publication: Publication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(trackers, "import_module", missing)
+    for tracker in ("mlflow", "wandb", "trackio"):
+        with pytest.raises(MachineError, match=rf"pip install 'robustcli\[{tracker}\]'"):
+            send(publication, Destination(tracker))  # type: ignore[arg-type]
