@@ -29,13 +29,17 @@ _what = together(
                  help="A model of `robust list models`, any timm name, or the folder of a training "
                  "run; repeatable."),
     click.option("--transform", "transforms", multiple=True, required=True,
-                 help="A transform's name, a glob, or a preset (paper21, imagenet-c, all); "
+                 help="A transform's name, a glob, or a preset (paper21, imagenet-c, published, "
+                 "all); "
                  "repeatable."),
     click.option("--severity", "severities", type=Numbers(int),
                  help="Severities 1 to 5, such as 1,3,5. [default: strength drawn from the full "
                  "range]"),
     click.option("--plugin", "plugins", multiple=True, type=FILE,
                  help="A Python file that defines transforms; repeatable."),
+    click.option("--published", "published", multiple=True, type=FILE,
+                 help="The folder of a corruption benchmark as published (ImageNet-C, CIFAR-10-C): "
+                 "its pictures are the transforms published/NAME; repeatable."),
     click.option("--apply-at", type=click.Choice(["original", "crop"]), default="original",
                  show_default=True,
                  help="Transform the image as decoded, or after the model's resize and crop."),

@@ -24,6 +24,7 @@ class EvalConfig(TaskConfig):
     _: KW_ONLY
     severities: tuple[int, ...] | None = None
     plugins: tuple[Path, ...] = ()
+    published: tuple[Path, ...] = ()
     precision: Precision = "fp32"
     device: str = "auto"
     devices: int | str | None = None

@@ -19,6 +19,7 @@ from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
+from robustcli.evaluation.published import bind_published, find_published
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import Classification
 from robustcli.tasks.segmentation import Segmentation
@@ -100,7 +101,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
         UsageError: Something named does not exist or does not fit together.
     """
     _check_quick(config)
-    cells = resolve_transforms(config.transforms, config.severities, config.plugins)
+    published = find_published(config.published)
+    cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
     entries = [resolve(request.name) for request in config.models]
     names = tuple(entry.name for entry in entries)
     _check_distinct(names)
@@ -111,8 +113,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
-    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
-    return Evaluation(config, task, data, by_cell, names, device, run)
+    return Evaluation(config, task, data, bind_published(cells, data.dataset), names, device, run)
 
 
 def _check_quick(config: EvalConfig) -> None:

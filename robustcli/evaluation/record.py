@@ -93,7 +93,7 @@ EVALUATION = RunKind(
     "an evaluation",
     "robust eval",
     ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
-    ("results.csv", "results.json", "report.md", "report.html"),
+    ("results.csv", "results.json", "report.md", "report.html", "parity.json"),
     _differences,
     _kept,
     interrupted="partial",

@@ -48,7 +48,7 @@ from robustcli.tasks.record import (
     PreprocessingRecord,
     dataset_record,
 )
-from robustcli.transforms.base import Cell
+from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # A classifier's inputs: images transformed, then resized and cropped as each model does it.
@@ -103,14 +103,20 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
         for cell in models:
             needed = {self.model_views[model] for model in models[cell]}
             bases = needed | set(views[cell]) if self.at_crop else {ORIGINAL}
-            made = {v: self._apply_all(cell, ids, clean[v]) for v in bases}
-            seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in needed}
+            made = {v: self._apply_all(cell, ids, clean[v], v) for v in bases}
+            seen = made
+            if not self.at_crop:
+                seen = {v: self._fit_all(v, made[ORIGINAL], cell) for v in needed}
             measures = {v: list(map(measure, clean[v], made[v])) for v in views[cell]}
             stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in needed}
             yield Prepared(cell, Views(targets, stacked), measures)
 
-    def _apply_all(self, cell: Cell, ids: list[str], images: list[Pixels]) -> list[Pixels]:
+    def _apply_all(
+        self, cell: Cell, ids: list[str], images: list[Pixels], view: str
+    ) -> list[Pixels]:
         made = [self._apply(cell, name, image) for name, image in zip(ids, images, strict=True)]
+        if self.at_crop and self.transforms[cell].transform.replaces:
+            return self._fit_all(view, made, cell)
         for before, after in zip(images, made, strict=True):
             if self.at_crop and before.shape != after.shape:
                 raise RunError(
@@ -123,10 +129,12 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
     def _apply(self, cell: Cell, image_id: str, pixels: Pixels) -> Pixels:
         seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
         transform = self.transforms[cell].transform
-        return transform.apply(pixels, seed=seed, severity=cell.severity)
+        return transform.for_image(pixels, image_id=image_id, seed=seed, severity=cell.severity)
 
-    def _fit_all(self, view: str, images: list[Pixels]) -> list[Pixels]:
-        return [self.preprocessing[view].apply(image) for image in images]
+    def _fit_all(self, view: str, images: list[Pixels], cell: Cell = CLEAN) -> list[Pixels]:
+        own, made = self.preprocessing[view], self.transforms.get(cell)
+        fit = own.apply_to_crop if made and made.transform.precropped else own.apply
+        return [fit(image) for image in images]
 
 
 def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
@@ -197,7 +205,9 @@ class Classification(Task[Classifier]):
         _check_split(config, whole)
         for note in whole.notes:
             listener.say(note)
-        part = choose_part(whole, config.split, trainings_of(config), listener).index
+        chosen = choose_part(whole, config.split, trainings_of(config), listener)
+        part = chosen.index
+        evaluated = chosen.split if whole.evaluated else None
         index = taken(part, config)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
@@ -205,7 +215,9 @@ class Classification(Task[Classifier]):
                 f"No --data: using {index.name}{kind}, {len(index.samples)} images, "
                 f"{index.location}."
             )
-        return Data(index.samples, dataset_record(index), pool_of(part))
+        return Data(
+            index.samples, dataset_record(index), pool_of(part), split=evaluated, dataset=index
+        )
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""
