@@ -50,7 +50,12 @@ _data = together(
     click.option("--label-space",
                  help="The classes: imagenet-1k, cifar10, or a file with one class per line."),
     click.option("--labels", type=FILE,
-                 help="A file with the class of each image, for a folder without subfolders."),
+                 help="A file with the class of each image, for a folder without subfolders; or "
+                 "ReaL's real.json."),
+    click.option("--answers", type=click.Choice(["auto", "all", "present"]), default="auto",
+                 show_default=True,
+                 help="Classes that models may answer: all, or those present in the data; auto "
+                 "does as the owners of the data (ImageNet-A and ImageNet-R: present)."),
     click.option("--per-class", type=click.IntRange(1),
                  help="Use only this many images of each class."),
     options.limit,

@@ -135,6 +135,7 @@ class Sample:
         split: `train`, `val` or `test` where the data set says so itself; else None.
         reading: How the masks of its data set are read; None for classes, and where none was
             decided, so that each mask is read by its own values.
+        also: Indices of other classes that are as true as `truth`.
     """
 
     image: FileRef
@@ -142,6 +143,7 @@ class Sample:
     group: str
     split: str | None = None
     reading: MaskReading | None = None
+    also: tuple[int, ...] = ()
 
     @property
     def image_id(self) -> str:
@@ -185,6 +187,8 @@ class Dataset:
         subset: In words, which part was taken (`15 per class, seed 0`); None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
         evaluated: The split that its owners evaluate on, where the data set has one; else None.
+        answers: The classes that a model may answer with, where its owners (or the user) say that
+            it is not all; else None.
         tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
             where the field counts this data set so; else None.
         notes: What the user should know of how the data were read, a line each.
@@ -200,6 +204,7 @@ class Dataset:
     subset: str | None = None
     demonstration: bool = False
     evaluated: Literal["val", "test"] | None = None
+    answers: tuple[int, ...] | None = None
     tolerance: int | None = None
     notes: tuple[str, ...] = ()
     reading: MaskReading | None = None
@@ -219,11 +224,14 @@ class Dataset:
     def digest(self) -> str:
         r"""SHA-256 (hex) of `image_id NUL target LF` of every sample, in order, as UTF-8.
 
-        Of masks the group stands in place of the target.
+        Of masks the group stands in place of the target; of several true classes all are there,
+        with commas.
         """
         digest = hashlib.sha256()
         for sample in self.samples:
             known = sample.group if self.label_space is None else sample.target
+            if sample.also:
+                known = ",".join(map(str, (sample.target, *sample.also)))
             digest.update(f"{sample.image_id}\0{known}\n".encode())
         return digest.hexdigest()
 

@@ -43,12 +43,14 @@ class Labelled(Generic[LabelT]):
         label: The name of its class, or the file of its mask.
         split: `train`, `val` or `test` where the data says it; else None.
         group: What is never in two parts; None where nothing but the image itself is known.
+        also: Names of other classes that are as true.
     """
 
     image: FileRef
     label: LabelT
     split: str | None = None
     group: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,13 @@ from robustcli.data.named_datasets import (
     find_named,
     require_tar,
 )
+from robustcli.data.natural_shifts import (
+    Answers,
+    NaturalShift,
+    allowed_answers,
+    find_shift,
+    read_real_labels,
+)
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
 from robustcli.data.tar import COMPRESSED_SUFFIXES, is_tar, list_tar
 
@@ -63,12 +70,14 @@ class Classes:
         labels: File with the label of each image, for folders and tars that do not tell.
         splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
             say the split of an image. Always so in training.
+        answers: Which classes a model may answer with.
     """
 
     model: str | None = None
     label_space: str | LabelSpace | None = None
     labels: Path | None = None
     splits: bool = False
+    answers: Answers = "auto"
 
 
 @dataclass(frozen=True)
@@ -229,24 +238,32 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     if named and named.label_space == SEGMENTATION:
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
+    shift: NaturalShift | None = None
     wanted: WantedClasses
     if truth.model is None:
         path = _location(data, named)
         wanted = AnyClasses(_name(path))
     else:
         given = truth.label_space or (named.label_space if named else None)
-        space = find_label_space(given, notes.append) if isinstance(given, str) else given
         path = _location(data, named)
+        shift = find_shift(path) if truth.model == "imagenet-1k" else None
+        given = given or (truth.model if shift else None)
+        space = find_label_space(given, notes.append) if isinstance(given, str) else given
         wanted = ModelClasses(space, truth.model)
     layout = _class_layout(path, truth, wanted, notes.append)
-    space = _label_space(path, {one.label for one in layout.labelled}, wanted)
-    targets = {label: _target(space, label) for label in {one.label for one in layout.labelled}}
+    labels = {label for one in layout.labelled for label in (one.label, *one.also)}
+    space = _label_space(path, labels, wanted)
+    targets = {label: _target(space, label) for label in labels}
     samples = [
-        Sample(one.image, targets[one.label], one.image.relative, one.split)
+        Sample(one.image, targets[one.label], one.image.relative, one.split,
+               also=tuple(targets[label] for label in one.also))
         for one in layout.labelled
-    ]
+    ]  # fmt: skip
+    answers = None
+    if truth.model is not None:
+        answers = allowed_answers(path, shift, set(targets.values()), truth.answers, notes.append)
     dataset = _dataset(path, named, samples, notes)
-    return replace(dataset, label_space=space, evaluated=layout.evaluated)
+    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
 
 
 def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
@@ -264,7 +281,10 @@ def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -
             raise _labels_not_needed(path, truth.labels, "CIFAR's files name the class")
         return published
     if truth.labels is not None:
-        return read_labels(truth.labels, _innermost(files) if packed else files, say)
+        is_real = truth.labels.suffix.lower() == ".json"
+        return (read_real_labels if is_real else read_labels)(
+            truth.labels, _innermost(files) if packed else files, say
+        )
     # A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
     recognisers = class_recognisers(wanted, splits=truth.splits or truth.model is None)
     layout = None

@@ -46,6 +46,7 @@ class EvalConfig(TaskConfig):
             return self.out
         changes = [change for change in map(_changes, self.models) if change is not None]
         masks = mask_settings(self.foreground, self.ignore)
+        masks += [] if self.answers == "auto" else [self.answers]
         settings = [digest, self.seed, self.apply_at, self.precision, *changes, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         first = file_name(self.models[0].name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -59,9 +60,10 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Views:
-    """True classes, and per view uint8 (n, channels, crop, crop)."""
+    """True classes, others that are as true, and per view uint8 (n, channels, crop, crop)."""
 
     targets: list[int]
+    also: list[tuple[int, ...]]
     views: dict[str, Tensor]
 
 
@@ -97,6 +99,7 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
     ) -> Iterator[Prepared[Views]]:
         """The views of the models that lack rows, and the measures of the views that lack them."""
         ids, targets = [item.image_id for item in items], [item.target for item in items]
+        also = [item.also for item in items]
         clean = {ORIGINAL: list(decoded)}
         if self.at_crop:
             clean = {v: self._fit_all(v, clean[ORIGINAL]) for v in self.preprocessing}
@@ -109,7 +112,7 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
                 seen = {v: self._fit_all(v, made[ORIGINAL], cell) for v in needed}
             measures = {v: list(map(measure, clean[v], made[v])) for v in views[cell]}
             stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in needed}
-            yield Prepared(cell, Views(targets, stacked), measures)
+            yield Prepared(cell, Views(targets, also, stacked), measures)
 
     def _apply_all(
         self, cell: Cell, ids: list[str], images: list[Pixels], view: str
@@ -149,11 +152,16 @@ def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
 
 
 class ClassRows:
-    """One classifier answering batches of views."""
+    """One classifier answering batches of views.
 
-    def __init__(self, classifier: Classifier) -> None:
+    Args:
+        classifier: The model.
+        answers: The classes that it may answer with; None for all of its own.
+    """
+
+    def __init__(self, classifier: Classifier, answers: Sequence[int] | None = None) -> None:
         self.view = classifier.preprocessing.view
-        self.forward = Forward(classifier)
+        self.forward = Forward(classifier, partial(classifier.predict, answers=answers))
 
     @property
     def cost(self) -> ModelCost:
@@ -161,24 +169,35 @@ class ClassRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[Views]) -> list[Row]:
-        """One row an image (columns: `PREDICTION_SCHEMA`)."""
-        targets = batch.inputs.targets
-        pieces = self.forward(batch.inputs.views[self.view], torch.tensor(targets))
+        """One row an image (columns: `PREDICTION_SCHEMA`).
+
+        Where several classes are true, its target is the one that the model ranks highest.
+        """
+        inputs = batch.inputs
+        pieces = self.forward(inputs.views[self.view], _truths(inputs))
         answers = [answer for piece in pieces for answer in _rows(piece)]
-        named = zip(batch.image_ids, targets, answers, strict=True)
-        return [{"image_id": name, "target": target, **answer} for name, target, answer in named]
+        named = zip(batch.image_ids, answers, strict=True)
+        return [{"image_id": name, **answer} for name, answer in named]
+
+
+def _truths(inputs: Views) -> torch.Tensor:
+    """The true classes (n, most of an image); images with fewer repeat their first."""
+    width = 1 + max(map(len, inputs.also), default=0)
+    rows = zip(inputs.targets, inputs.also, strict=True)
+    return torch.tensor([[t, *also, *[t] * (width - 1 - len(also))] for t, also in rows])
 
 
 def _rows(piece: Predictions) -> list[Row]:
     return [
         {
+            "target": int(target),
             "prediction": int(top5[0]),
             "top5": top5.tolist(),
             "probability": float(probability),
             "target_probability": float(of_target),
         }
-        for top5, probability, of_target in zip(
-            piece.top5, piece.probability, piece.target_probability, strict=True
+        for top5, probability, target, of_target in zip(
+            piece.top5, piece.probability, piece.target, piece.target_probability, strict=True
         )
     ]
 
@@ -262,7 +281,7 @@ class Classification(Task[Classifier]):
 
     def predictor(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
         """See `Task.predictor`."""
-        return ClassRows(model)
+        return ClassRows(model, dataset.answers)
 
     def sample(
         self, data: Data, models: Mapping[str, Classifier], config: TaskConfig
@@ -286,7 +305,13 @@ def _opened(config: TaskConfig) -> Dataset:
     try:
         return open_dataset(
             config.data,
-            Classes(space.name, space if given else None, config.labels, splits=trained),
+            Classes(
+                space.name,
+                space if given else None,
+                config.labels,
+                splits=trained,
+                answers=config.answers,
+            ),
         )
     except UsageError:
         _check_heads(config)
