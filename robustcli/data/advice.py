@@ -9,12 +9,12 @@ from pathlib import Path
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import nearest
+from robustcli.data.archives import TAR_SUFFIXES, is_tar
 from robustcli.data.dataset import Dataset, FileRef
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, ModelClasses, label_space
 from robustcli.data.listing import IMAGE_SUFFIXES
 from robustcli.data.named_datasets import DATASETS, LIST_DATASETS, SEGMENTATION, NamedDataset
 from robustcli.data.tables import TABLE_SUFFIXES
-from robustcli.data.tar import TAR_SUFFIXES, is_tar
 
 _SHOWN = 5
 _CORRUPTED = re.compile(r"(?:[^/]+/){1,3}[1-5]/[^/]+/[^/]+")  # blur/defocus_blur/3/n01440764/a.JPEG
@@ -51,8 +51,8 @@ def unreadable_kind(data: str) -> UsageError:
     """`data` is a file of a kind that holds no data set."""
     return UsageError(
         f"`{data}` cannot be read as data.",
-        f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}) or a tar "
-        f"({', '.join(TAR_SUFFIXES)}).",
+        f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}), a tar "
+        f"({', '.join(TAR_SUFFIXES)}) or a zip.",
         "Unpack other archives first; for a single image, name the folder above its folder.",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,6 +45,7 @@ class FileRef:
         member: Its name in the file at `path`; None for a file of its own.
         offset: First byte of the member in that file.
         size: Length of the member in bytes.
+        unpacked: Its length once decompressed, of a deflated member of a zip; else None.
         raw: How its bytes are pixels, where they are not an image file.
     """
 
@@ -52,6 +54,7 @@ class FileRef:
     member: str | None = None
     offset: int = 0
     size: int = 0
+    unpacked: int | None = None
     raw: RawPixels | None = None
 
     def __str__(self) -> str:
@@ -78,7 +81,7 @@ class FileRef:
     def length(self) -> int:
         """Its length in bytes; 0 where the file is not there."""
         if self.member is not None:
-            return self.size
+            return self.size if self.unpacked is None else self.unpacked
         try:
             return self.path.stat().st_size
         except OSError:
@@ -94,7 +97,18 @@ class FileRef:
             return self.path.read_bytes()
         with self.path.open("rb", buffering=0) as archive:
             archive.seek(self.offset)
-            return archive.read(self.size)
+            content = archive.read(self.size)
+        return content if self.unpacked is None else self._inflated(content, self.unpacked)
+
+    def _inflated(self, content: bytes, length: int) -> bytes:
+        """Of a deflated member, never more than it was listed with."""
+        try:
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, length + 1)
+        except zlib.error as error:
+            raise OSError(f"damaged in its archive: {error}") from error
+        if len(inflated) != length:
+            raise OSError("damaged in its archive: its length is another one")
+        return inflated
 
 
 def contents_digest(files: Iterable[FileRef]) -> str:

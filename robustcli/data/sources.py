@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data import advice
+from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list_zip
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
@@ -21,6 +22,7 @@ from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
     Layout,
+    by_tiny_imagenet,
     class_recognisers,
     find_layout,
     unwrapped,
@@ -47,7 +49,7 @@ from robustcli.data.natural_shifts import (
     read_real_labels,
 )
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
-from robustcli.data.tar import COMPRESSED_SUFFIXES, is_tar, list_tar
+from robustcli.data.webdataset import names_shards, read_shards
 
 if TYPE_CHECKING:
     from robustcli.data.mask_values import ValueOption
@@ -223,7 +225,8 @@ def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
 
 
 def _is_there(data: str) -> bool:
-    return find_named(data) is not None or Path(data).expanduser().exists()
+    known = find_named(data) is not None or names_shards(data)
+    return known or Path(data).expanduser().exists()
 
 
 def _in_folder(dataset: Dataset, whole: str, folder: str) -> Dataset:
@@ -267,24 +270,19 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
 
 
 def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
-    if _is_table(path):
-        if truth.labels is not None:
-            raise _labels_not_needed(path, truth.labels, "A manifest names the label")
-        return read_class_manifest(path, say)
-    files = _listed(path, IMAGE_SUFFIXES, say)
-    packed = not path.is_dir()
+    holds_labels = _is_table(path) or names_shards(str(path))
+    files = [] if holds_labels else _listed(path, IMAGE_SUFFIXES, say)
     if not files:
-        published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, unheard))
-        if published is None:
-            raise advice.no_images(path, advice.CLASSES_IN_WORDS)
-        if truth.labels is not None:
-            raise _labels_not_needed(path, truth.labels, "CIFAR's files name the class")
-        return published
+        return _labelled_by_itself(path, truth.labels, say)
+    packed = not path.is_dir()
     if truth.labels is not None:
         is_real = truth.labels.suffix.lower() == ".json"
         return (read_real_labels if is_real else read_labels)(
             truth.labels, _innermost(files) if packed else files, say
         )
+    tiny = by_tiny_imagenet(path, files, lambda: _listed(path, frozenset({".txt"}), unheard))
+    if tiny is not None:
+        return tiny
     # A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
     recognisers = class_recognisers(wanted, splits=truth.splits or truth.model is None)
     layout = None
@@ -297,12 +295,22 @@ def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -
     return layout
 
 
-def _labels_not_needed(path: Path, labels: Path, reason: str) -> UsageError:
-    return UsageError(
-        f"`--labels {labels}` does not go with `--data {path}`.",
-        f"{reason} of each image itself.",
-        "Leave out `--labels`.",
-    )
+def _labelled_by_itself(path: Path, labels: Path | None, say: Say) -> Layout[str]:
+    """Data that are no image files in folders: each form names the class of every image."""
+    if labels is not None:
+        raise UsageError(
+            f"`--labels {labels}` does not go with `--data {path}`.",
+            "It names the class of each image itself.",
+            "Leave out `--labels`.",
+        )
+    if _is_table(path):
+        return read_class_manifest(path, say)
+    if names_shards(str(path)):
+        return read_shards(str(path), say)
+    published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, unheard))
+    if published is None:
+        raise advice.no_images(path, advice.CLASSES_IN_WORDS)
+    return published
 
 
 def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: WantedClasses) -> bool:
@@ -366,9 +374,7 @@ def groups_file(location: Path) -> Path:
     """Where a table of groups may lie: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
     if location.is_dir():
         return location / "groups.csv"
-    name = location.name.lower()
-    suffix = next((s for s in COMPRESSED_SUFFIXES if name.endswith(s)), ".tar")
-    return location.with_name(location.name[: -len(suffix)] + ".groups.csv")
+    return location.with_name(archive_stem(location) + ".groups.csv")
 
 
 def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
@@ -398,7 +404,8 @@ def _location(data: str, named: NamedDataset | None) -> Path:
     if named:
         return require_tar(named)
     path = Path(data).expanduser()
-    if not (path.is_dir() or is_tar(path) or path.suffix.lower() in TABLE_SUFFIXES):
+    is_archive = is_tar(path) or is_zip(path)
+    if not (path.is_dir() or is_archive or path.suffix.lower() in TABLE_SUFFIXES):
         raise advice.unreadable_kind(data)
     return path
 
@@ -409,7 +416,8 @@ def _is_table(path: Path) -> bool:
 
 def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
     """The files in a folder or archive whose names have these suffixes."""
-    listing = (list_folder if path.is_dir() else list_tar)(path, suffixes)
+    packed = list_zip if is_zip(path) else list_tar
+    listing = (list_folder if path.is_dir() else packed)(path, suffixes)
     for note in listing.notes(path):
         say(note)
     return listing.files

@@ -150,7 +150,7 @@ class ArrayPictures(Pictures):
         row = (severity - 1) * self.images + int(place)
         size = self.pixels.height * self.pixels.width * 3
         return FileRef(
-            str(place), self.path, f"row {row}", self.start + row * size, size, self.pixels
+            str(place), self.path, f"row {row}", self.start + row * size, size, raw=self.pixels
         )
 
     def places(self, dataset: Dataset, name: str) -> dict[str, Place]:
