@@ -140,12 +140,14 @@ def evaluate(
         preprocessing: `resize`, `crop`, `interpolation`, `mean`, `std` to override.
         untrained: Evaluate the network as initialised.
         options: Further fields of `robustcli.evaluation.config.EvalConfig` (`severities`, `seed`,
-            `per_class`, `limit`, `device`, `devices`, `precision`, `batch_size`, `workers`, ...).
+            `per_class`, `limit`, `quick`, `fail_under`, `fail_drop`, `device`, `devices`,
+            `precision`, `batch_size`, `workers`, ...).
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
         RunError: Computing failed, rows are missing at the end, or another process works in `out`;
             finished blocks are kept.
+        GateError: The run is complete, and a number breaks a limit of `fail_under` or `fail_drop`.
     """
     names = [model] if isinstance(model, str) else list(model)
     wanted = [transforms] if isinstance(transforms, str) else list(transforms)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli import shared_options as options
-from robustcli.cli.results import show
+from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import (
     FILE,
     Devices,
@@ -19,6 +19,7 @@ from robustcli.cli.shared_options import (
     quiet,
     together,
 )
+from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
@@ -100,14 +101,16 @@ _run = together(
     options.workers,
     options.fresh,
     options.dry_run,
+    options.gates,
 )  # fmt: skip
 
 
-@click.command("eval")
+@click.command("eval", cls=StudyCommand)
 @_what
 @_data
 @_model
 @_run
+@config_option
 @offline
 @as_json
 @quiet
@@ -129,17 +132,20 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
             from robustcli.evaluation.forecast import forecast
 
             plan = forecast(config, listener)
-            click.echo(plan.as_json() if as_json else plan.as_text())
+            show_plan(plan, as_json=as_json)
             return
+        from robustcli.core.errors import GateError
         from robustcli.evaluation.evaluate import IncompleteRun, evaluate
 
         try:
             run = evaluate(config, listener)
-        except IncompleteRun as error:
-            show(error.run, as_json=as_json, quiet=quiet)
+        except (IncompleteRun, GateError) as error:
+            gated = isinstance(error, GateError)
+            show(error.run, as_json=as_json, quiet=quiet, gates=gated)
             raise
     if first:
-        show(run, as_json=as_json, quiet=quiet)
+        gated = bool(config.fail_under or config.fail_drop)
+        show(run, as_json=as_json, quiet=quiet, gates=gated)
 
 
 def _config(values: dict[str, Any]) -> EvalConfig:

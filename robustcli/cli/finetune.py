@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli import shared_options as options
-from robustcli.cli.results import show
+from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet, together
+from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
     from robustcli.finetuning.config import FinetuneConfig
@@ -68,11 +69,12 @@ _OWN = (
 )
 
 
-@click.command("finetune")
+@click.command("finetune", cls=StudyCommand)
 @_what
 @_rule
 @options.recipe
 @options.run
+@config_option
 @offline
 @as_json
 @quiet
@@ -92,7 +94,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
             from robustcli.finetuning.dry_run import forecast_finetuning
 
             plan = forecast_finetuning(config, listener)
-            click.echo(plan.as_json() if as_json else plan.as_text())
+            show_plan(plan, as_json=as_json)
             return
         run = _finetuned(config, listener)
     show(run, as_json=as_json, quiet=quiet)

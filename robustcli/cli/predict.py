@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustcli.cli import shared_options as options
+from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
     from robustcli.adapters.segmenter import Segmenter
 
 
-@click.command("predict")
+@click.command("predict", cls=StudyCommand)
 @click.option("--model", required=True, help="A segmenter, or the folder of a training run.")
 @options.weights
 @options.model_arguments("arguments")
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @options.device
 @options.precision
 @click.option("--fresh", is_flag=True, help="Compute masks that exist again.")
+@config_option
 @offline
 @as_json
 @quiet
@@ -50,7 +52,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
             overlays=values["overlays"], fresh=values["fresh"], listener=listener,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps([str(mask) for mask in done.masks], indent=1))
+        print_document(str(out), [str(mask) for mask in done.masks])
     elif not quiet:
         click.echo(f"{len(done.masks)} masks in `{out}`, {done.kept} of them from before.")
 

@@ -2,26 +2,75 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, Protocol
 
 import click
 
+from robustcli.cli.study import current_invocation
 
-def show(run: Path, *, as_json: bool, quiet: bool) -> None:
-    """Renders the report of `run` and prints its results."""
+
+class PrintablePlan(Protocol):
+    """What a command would do."""
+
+    def as_json(self) -> str:
+        """One JSON object."""
+
+    def as_text(self) -> str:
+        """The same in lines."""
+
+
+def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
+    """Renders the report of `run` and prints its results; with `gates`, those of the run too."""
     from robustcli.reports.render import render
 
+    invocation = current_invocation()
+    if invocation is not None:
+        invocation.record(run)
     report = render(run)
     if as_json:
-        click.echo((run / "results.json").read_text(encoding="utf-8"), nl=False)
-        return
-    click.echo(results_table(run))
-    if not quiet:
-        click.echo(f"Report: {report}")
+        print_document(str(run), results_document(run, gates=gates))
+    else:
+        click.echo(results_table(run, gates=gates))
+        if not quiet:
+            click.echo(f"Report: {report}")
 
 
-def results_table(run: Path) -> str:
-    """The table of `run` for a terminal."""
+def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:
+    """Prints what `--dry-run` found out; of a study also its settings, in JSON."""
+    invocation = current_invocation()
+    if not as_json:
+        click.echo(plan.as_text())
+    elif invocation is None:
+        click.echo(plan.as_json())
+    else:
+        document = {"settings": invocation.settings, "forecast": json.loads(plan.as_json())}
+        print_document(f"run {invocation.number + 1}", document)
+
+
+def print_document(name: str, document: Any) -> None:
+    """Prints `document` as JSON; of a study with several runs all at the end, each by its name."""
+    invocation = current_invocation()
+    if invocation is None:
+        click.echo(json.dumps(document, indent=1))
+    else:
+        invocation.documents[name] = document
+
+
+def results_document(run: Path, *, gates: bool) -> Any:
+    """The records of a rendered run; with its gates, `{"results": records, "gates": gates}`."""
+    from robustcli.evaluation.gates import read_gates
+
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    if not gates:
+        return results
+    checked = read_gates(run)
+    return {"results": results, "gates": checked and checked.model_dump(mode="json")}
+
+
+def results_table(run: Path, *, gates: bool = False) -> str:
+    """The table of `run` for a terminal; with `gates`, how many were kept."""
     from robustcli.reports.console import accuracy_table, finetune_table, mask_table, training_table
     from robustcli.reports.findings import read_findings
     from robustcli.reports.render import kind_of
@@ -32,7 +81,12 @@ def results_table(run: Path) -> str:
     if kind == "finetune":
         return finetune_table(run)
     findings = read_findings(run)
-    shown = mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)
-    if not findings.is_partial:
-        return shown
-    return f"{shown}\nPartial run (status: {findings.record.status}): {findings.progress}."
+    lines = [mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)]
+    if gates and findings.gates:  # which failed is the error of the command
+        results = findings.gates.gates
+        kept = sum(result.passed for result in results)
+        lines.append(f"Gates: {kept} of {len(results)} kept; the report shows each.")
+    if findings.is_partial:
+        status = findings.record.status
+        lines.append(f"Partial run (status: {status}): {findings.progress}.")
+    return "\n".join(lines)

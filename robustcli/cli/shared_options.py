@@ -142,6 +142,15 @@ fresh = click.option(
 )
 dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 
+gates = together(
+    click.option("--fail-under", multiple=True, metavar="[MODEL:]TARGET=NUMBER",
+                 help="Exit with code 4 where top-1 in percent (dice 0 to 1 for segmenters) is "
+                 "lower; a target is a transform, a glob, `clean` or `mean`; repeatable."),
+    click.option("--fail-drop", multiple=True, metavar="[[MODEL:]TARGET=]NUMBER",
+                 help="Exit with code 4 where more percentage points (dice for segmenters) are "
+                 "lost against clean images; repeatable."),
+)  # fmt: skip
+
 
 def model_arguments(name: str) -> Callable[[Function], Function]:
     """The option `--model-arg`, whose values come as the parameter `name`."""

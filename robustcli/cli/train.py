@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from robustcli.cli import shared_options as options
-from robustcli.cli.results import show
+from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import as_json, offline, quiet, together
+from robustcli.cli.study import StudyCommand, config_option
 
 _start = together(
     options.weights,
@@ -42,10 +43,11 @@ def command() -> None:
     """Train a segmenter (seg) or a classifier (cls)."""
 
 
-@command.command("seg")
+@command.command("seg", cls=StudyCommand)
 @_masks
 @options.recipe
 @options.run
+@config_option
 @offline
 @as_json
 @quiet
@@ -59,10 +61,11 @@ def seg(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     _train({"task": "seg", **options.settings(values)}, as_json, quiet, dry_run)
 
 
-@command.command("cls")
+@command.command("cls", cls=StudyCommand)
 @_classes
 @options.recipe
 @options.run
+@config_option
 @offline
 @as_json
 @quiet
@@ -86,7 +89,7 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
             from robustcli.training.train_plan import forecast_training
 
             plan = forecast_training(config, listener)
-            click.echo(plan.as_json() if as_json else plan.as_text())
+            show_plan(plan, as_json=as_json)
             return
         from robustcli.training.engine import run_training
 

@@ -41,6 +41,20 @@ class MachineError(RobustError):
     exit_code = 3
 
 
+class GateError(RobustError):
+    """A complete run breaks a limit of `--fail-under` or `--fail-drop` (exit code 4).
+
+    Args:
+        run: Its folder.
+    """
+
+    exit_code = 4
+
+    def __init__(self, what: str, why: str, todo: str, run: Path) -> None:
+        super().__init__(what, why, todo)
+        self.run = run
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
     """What `error` of another library says, in one line of at most `most` characters."""
     lines = str(error).strip().splitlines()

@@ -34,6 +34,8 @@ from robustcli.core.errors import RunError, UsageError, errors_of
 from robustcli.core.io import refused, replacing, write_text
 
 RECORD_FILE = "run.json"
+STUDY_FILE = "study.json"
+"""The settings of a command that was called with a study file, see `cli.study`."""
 ERROR_FILES = f"error-{'[0-9]' * 8}-{'[0-9]' * 6}-[0-9]*.txt"
 """Glob of the tracebacks in a run's folder: date, time and process, see `cli.failures`."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
@@ -198,7 +200,7 @@ class RunKind(Generic[RecordT]):
         """Removes what a run consists of, and nothing that somebody else put there."""
         for name in (*self.folders, *self.temporary):
             shutil.rmtree(run / name, ignore_errors=True)
-        for pattern in (RECORD_FILE, ERROR_FILES, *self.files):
+        for pattern in (RECORD_FILE, STUDY_FILE, ERROR_FILES, *self.files):
             for path in run.glob(pattern):
                 path.unlink(missing_ok=True)
 

@@ -33,6 +33,8 @@ class EvalConfig(TaskConfig):
     allow_unreadable: float = 0.01
     fresh: bool = False
     offline: bool = False
+    fail_under: tuple[str, ...] = ()
+    fail_drop: tuple[str, ...] = ()
     command: str = "robustcli.evaluate(...)"
 
     def directory(self, digest: str) -> Path:

@@ -36,6 +36,7 @@ from robustcli.evaluation.distributed import (
     in_words,
 )
 from robustcli.evaluation.forecast import announce_quick
+from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
@@ -83,6 +84,7 @@ def run_evaluation(
         IncompleteRun: Rows that were asked for are missing at the end.
         RunError: Computing failed, or another process works in the folder; finished blocks are
             kept.
+        GateError: All is computed, and a number breaks a limit of `config`.
     """
     group = group or Group()
     with group.alive(listener or Silent()) as heard:
@@ -101,7 +103,18 @@ def run_evaluation(
         with EVALUATION.held(evaluation.run, heard.say) as ownership:
             record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
             _lead(evaluation, models, record, heard, group, ownership.check)
+            _check_gates(evaluation)
     return evaluation.run
+
+
+def _check_gates(evaluation: Evaluation) -> None:
+    """Raises GateError where the finished run breaks a limit; results of earlier gates go."""
+    if not evaluation.gates:
+        (evaluation.run / GATES_FILE).unlink(missing_ok=True)
+        return
+    record = judge(evaluation.run, evaluation.gates, evaluation.scope)
+    if not record.passed:
+        raise gate_error(evaluation.run, record)
 
 
 def help_first() -> int:

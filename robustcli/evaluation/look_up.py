@@ -19,6 +19,7 @@ from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
+from robustcli.evaluation.gates import Gate, Scope, check_gates, parse_gates
 from robustcli.evaluation.published import bind_published, find_published
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import Classification
@@ -60,6 +61,7 @@ class Evaluation:
         names: Of the models.
         device: Where this process computes.
         run: The run's folder.
+        gates: Limits that its numbers must keep.
     """
 
     config: EvalConfig
@@ -69,6 +71,12 @@ class Evaluation:
     names: tuple[str, ...]
     device: torch.device
     run: Path
+    gates: tuple[Gate, ...] = ()
+
+    @property
+    def scope(self) -> Scope:
+        """What this command evaluates, whatever else the run holds."""
+        return Scope(self.task.name, self.names, tuple(self.cells))
 
     @property
     def block_size(self) -> int:
@@ -101,6 +109,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
         UsageError: Something named does not exist or does not fit together.
     """
     _check_quick(config)
+    gates = parse_gates(config.fail_under, config.fail_drop)
     published = find_published(config.published)
     cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
     entries = [resolve(request.name) for request in config.models]
@@ -108,12 +117,15 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     _check_distinct(names)
     task = task_of(entries)
     task.check(config)
+    named = tuple(Cell(c.transform.name, c.severity) for c in cells)
+    check_gates(gates, Scope(task.name, names, named))
     config = task.with_defaults(config, listener)
     device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
-    return Evaluation(config, task, data, bind_published(cells, data.dataset), names, device, run)
+    by_cell = bind_published(cells, data.dataset)
+    return Evaluation(config, task, data, by_cell, names, device, run, gates)
 
 
 def _check_quick(config: EvalConfig) -> None:

@@ -93,7 +93,10 @@ EVALUATION = RunKind(
     "an evaluation",
     "robust eval",
     ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
-    ("results.csv", "results.json", "report.md", "report.html", "parity.json"),
+    (
+        *("results.csv", "results.json", "report.md", "report.html"),
+        *("gates.json", "parity.json"),
+    ),
     _differences,
     _kept,
     interrupted="partial",

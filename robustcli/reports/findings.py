@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.gates import GatesRecord, read_gates
 from robustcli.evaluation.published import (
     PUBLISHED_PREFIX,
     Likeness,
@@ -118,6 +119,11 @@ class Findings:
     table: pd.DataFrame
     sessions: list[Session]
     skipped: pd.DataFrame
+
+    @property
+    def gates(self) -> GatesRecord | None:
+        """The limits that were last checked; None where none were."""
+        return read_gates(self.run)
 
     @property
     def models(self) -> list[ModelRecord]:

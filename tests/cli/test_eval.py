@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from robustcli.core.errors import RunError
 from robustcli.evaluation import evaluate
@@ -298,3 +300,94 @@ def test_missing_weights_give_address_file_and_flag(robust: Robust, tmp_path: Pa
 def test_with_json_a_refusal_prints_nothing_on_standard_output(robust: Robust) -> None:
     told = robust(*eval_of("vmamba-pcio"), "--json")
     assert (told.code, told.out) == (2, "")
+
+
+def test_a_quick_look_says_its_error_and_time_before_it_runs(robust: Robust) -> None:
+    typed = ["eval", *MODEL, "--transform", "fliplr", "--quick", "--workers", "0", "--out", "run",
+             "--device", "cpu"]  # fmt: skip
+    told = robust(*typed)
+    assert told.code == 0
+    _, quick, time, *_ = told.err.splitlines()
+    low, high = binomtest(190, 381).proportion_ci(method="wilson")
+    assert quick == (
+        f"Quick look at 381 of 960 images: top-1 will be known to +-{50 * (high - low):.1f} "
+        "percentage points or better (95 %)."
+    )
+    assert re.fullmatch(
+        r"It will take about .* on this machine, by a short trial; all 960 images would take .*\.",
+        time,
+    )
+    record = read_record(Path("run"))
+    assert record.dataset.images == 381
+    subset = "quick look: 381 images spread over the classes, seed 0"
+    assert record.dataset.subset == subset
+    assert subset in Path("run/report.md").read_text("utf-8")
+    again = robust(*typed)
+    assert "It will take" not in again.err
+    forecast = json.loads(robust(*typed, "--dry-run", "--json").out)
+    assert (forecast["images"], forecast["pool_images"]) == (381, 960)
+    assert "+-5.0 percentage points" in forecast["precision"]
+
+
+@pytest.mark.parametrize("option", ["--limit", "--per-class"])
+def test_a_quick_look_chooses_its_size_itself(robust: Robust, option: str) -> None:
+    told = robust("eval", *MODEL, "--transform", "fliplr", "--quick", option, "3")
+    assert told.code == 2
+    assert f"`--quick` does not go with `{option}`" in told.err
+
+
+def test_a_quick_look_at_masks_counts_groups(robust: Robust) -> None:
+    told = robust("eval", "--model", "otsu", "--transform", "fliplr", "--quick", "--dry-run",
+                  "--split", "all")  # fmt: skip
+    assert told.code == 0
+    groups = 62
+    typical, worst = (1.96 * spread / groups**0.5 for spread in (0.2, 0.5))
+    assert f"mean dice over {groups} of " in told.out
+    assert f"about +-{typical:.2f} (95 %) if it differs" in told.out
+    assert f"at worst +-{worst:.2f}" in told.out
+
+
+GATED = [*SMALL, "--transform", "fliplr", "--out", "run"]
+
+
+def test_gates_end_with_4_and_say_why(robust: Robust) -> None:
+    told = robust(*GATED, "--fail-under", "fliplr=100", "--fail-drop", "90")
+    assert told.code == 4
+    assert "Error: 1 of 2 gates failed in `run`.\n  `--fail-under fliplr=100`: `vmamba-pico`, " in (
+        told.err
+    )
+    assert "Gates: 1 of 2 kept" in told.out
+    assert "**Gates: 1 of 2 failed.**" in Path("run/report.md").read_text("utf-8")
+    assert "**failed**: `--fail-under fliplr=100`: `vmamba-pico`, fliplr: top-1" in (
+        Path("run/report.md").read_text("utf-8")
+    )
+    assert read_record(Path("run")).status == "complete"
+
+
+def test_a_complete_run_is_gated_again(robust: Robust) -> None:
+    assert robust(*GATED, "--fail-under", "fliplr=0").code == 0
+    told = robust(*GATED, "--fail-under", "clean=100", "--json")
+    assert told.code == 4
+    document = json.loads(told.out)
+    assert [row["transform"] for row in document["results"]] == ["identity", "fliplr"]
+    (gate,) = document["gates"]["gates"]
+    assert not gate["passed"]
+    assert gate["value"] == pytest.approx(100 * document["results"][0]["top1"])
+    assert robust(*GATED).code == 0
+    assert not Path("run/gates.json").exists()
+    assert "Gates" not in Path("run/report.md").read_text("utf-8")
+
+
+def test_a_gate_for_another_transform_ends_before_anything_runs(robust: Robust) -> None:
+    told = robust(*GATED, "--fail-under", "flipud=70")
+    assert told.code == 2
+    assert "names a transform that is not in the run: `flipud`" in told.err
+    assert not Path("run").exists()
+
+
+def test_missing_rows_come_before_gates(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = evaluate.shared
+    monkeypatch.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
+    told = robust(*GATED, "--fail-under", "fliplr=100")
+    assert told.code == 1
+    assert "gates" not in told.err

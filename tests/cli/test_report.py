@@ -80,3 +80,47 @@ def test_it_needs_no_torch(run: Path) -> None:
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     assert "identity" in told.stdout
+
+
+def test_stored_runs_can_be_gated(robust: Robust, run: Path) -> None:
+    kept = robust("report", "run", "--fail-under", "clean=10")
+    assert (kept.code, kept.err) == (0, "")
+    assert "Gates: 1 of 1 kept" in kept.out
+    told = robust("report", "run", "--fail-under", "mean=99", "--fail-drop", "0", "--json")
+    assert told.code == 4
+    document = json.loads(told.out)["run"]
+    assert document["results"][0]["transform"] == "identity"
+    assert document["gates"]["gates"][0]["target"] == "mean over 2 transforms"
+    assert "`--fail-under mean=99`: `vmamba-b`, mean over 2 transforms: top-1" in told.err
+    assert "**Gates:" in (run / "report.md").read_text("utf-8")
+
+
+def test_gates_of_several_runs_are_told_together(robust: Robust, run: Path, tmp_path: Path) -> None:
+    build_run(tmp_path / "other", PLAN)
+    told = robust("report", "run", "other", "--fail-under", "clean=100")
+    assert told.code == 4
+    assert told.err.startswith("Error: Gates failed in 2 runs.\n1 of 1 gates failed in `run`.\n")
+    assert "in `other`" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--fail-under", "fog=70"], 2, "names a transform that is not in the run: `fog`"),
+        (["--fail-under", "clean=70", "--out", "zoo"], 2, "Gates limit the numbers of evaluations"),
+    ],
+)
+def test_gates_that_do_not_fit(
+    robust: Robust, run: Path, arguments: list[str], code: int, message: str
+) -> None:
+    told = robust("report", "run", *arguments)
+    assert (told.code, told.out) == (code, "")
+    assert message in told.err
+    assert not (run / "gates.json").exists()
+
+
+def test_a_partial_run_is_1_and_not_4(robust: Robust, tmp_path: Path) -> None:
+    build_run(tmp_path / "half", RunPlan(images=60, done=0.5, record={"status": "partial"}))
+    told = robust("report", "half", "--fail-under", "clean=100")
+    assert told.code == 1
+    assert "is not complete (status: partial)" in told.err

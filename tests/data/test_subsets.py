@@ -10,10 +10,19 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
 
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, Sample
-from robustcli.data.subsets import take
+from robustcli.data.labels import LabelSpace
+from robustcli.data.subsets import (
+    QUICK_GROUPS,
+    QUICK_IMAGES,
+    QUICK_PER_GROUP,
+    QUICK_SPREAD,
+    quick_look,
+    take,
+)
 from tests.data.sets import ids, seed_by_hand, with_classes, with_masks
 
 PINNED = ["airplane/014.jpg", "airplane/020.jpg", "airplane/048.jpg", "airplane/083.jpg"]
@@ -151,3 +160,46 @@ def test_numbers_below_one(make: Make, number: int) -> None:
         take(make(5), limit=number, seed=0)
     with pytest.raises(UsageError, match=f"`--per-class {number}` takes no images"):
         take(make(5), per_class=number, limit=None, seed=0)
+
+
+def test_a_quick_look_has_the_fewest_images_that_allow_5_points() -> None:
+    """Of a share of one half, where its interval is widest; SciPy is the oracle."""
+
+    def half_width(images: int) -> float:
+        interval = binomtest(images // 2, images).proportion_ci(method="wilson")
+        return float(interval.high - interval.low) / 2
+
+    assert half_width(QUICK_IMAGES + 1) < 0.05  # an even number: exactly one half
+    assert half_width(QUICK_IMAGES - 1) > 0.05
+    z = norm.ppf(0.975)
+    of_groups = [z * QUICK_SPREAD / groups**0.5 for groups in (QUICK_GROUPS, QUICK_GROUPS - 1)]
+    assert of_groups[0] <= 0.05 < of_groups[1]
+
+
+def test_a_quick_look_spreads_over_classes_and_is_marked() -> None:
+    dataset = with_classes(*[100] * 10)
+    quick = quick_look(dataset, seed=3)
+    assert ids(quick) == ids(take(dataset, limit=QUICK_IMAGES, seed=3))
+    counts = Counter(sample.target for sample in quick.samples)
+    assert set(counts.values()) == {38, 39}
+    assert quick.subset == "quick look: 381 images spread over the classes, seed 3"
+
+
+def test_a_quick_look_has_an_image_of_each_of_many_classes() -> None:
+    space = LabelSpace("many", *[tuple(f"c{n:03}" for n in range(500))] * 2)
+    quick = quick_look(with_classes(*[3] * 500, space=space), seed=0)
+    assert sorted(sample.target for sample in quick.samples) == list(range(500))
+
+
+def test_a_quick_look_at_masks_takes_few_images_of_many_groups() -> None:
+    quick = quick_look(with_masks(*[9] * 80), seed=0)
+    counts = Counter(sample.group for sample in quick.samples)
+    assert (len(counts), set(counts.values())) == (QUICK_GROUPS, {QUICK_PER_GROUP})
+    assert quick.subset == "quick look: 248 images of 62 patients, seed 0"
+    few = quick_look(with_masks(9, 2, 9), seed=0)
+    assert sorted(Counter(sample.group for sample in few.samples).values()) == [2, 4, 4]
+
+
+@pytest.mark.parametrize("dataset", [with_classes(20, 20), with_masks(4, 3)])
+def test_a_quick_look_at_a_small_data_set_is_all_of_it(dataset: Dataset) -> None:
+    assert quick_look(dataset, seed=0) == dataset

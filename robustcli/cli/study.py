@@ -1,0 +1,482 @@
+"""Study files: the options of a command in a YAML file, `--config study.yaml`.
+
+Keys are the long options of the command, with `-` or `_`; what is typed beside `--config` overrides
+them. A key `command` names the command that the file is for, a key `runs` lists several runs, each
+with the keys in which it differs. A scalar is read as its text, just as it would be typed after the
+option, so that YAML's own guesses (`no` as false, `1e-4` as text) change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from robustcli.core.errors import GateError, UsageError
+from robustcli.core.names import canonical, nearest
+from robustcli.core.ranks import is_first_process
+from robustcli.core.rundir import STUDY_FILE
+
+if TYPE_CHECKING:
+    from yaml.nodes import MappingNode, Node
+
+COMMAND, RUNS = "command", "runs"
+_META = "robustcli.study"
+_UNRECORDED = ("config", "help", "as_json", "quiet", "dry_run")  # options that change no result
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of one option from a study file, converted, and the line it stands in."""
+
+    value: Any
+    line: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file: for each run, its settings by the name of the click parameter."""
+
+    path: Path
+    sha256: str
+    runs: tuple[Mapping[str, Setting], ...]
+
+
+@dataclass
+class Invocation:
+    """One call of a command with a study file.
+
+    Args:
+        study: The file.
+        args: What was typed after the command.
+        number: Of the run in progress, from 0.
+        settings: Of the run in progress, see `_settings`.
+        documents: JSON documents of finished runs by the run's folder, printed together at the end.
+    """
+
+    study: Study
+    args: tuple[str, ...]
+    number: int = 0
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    documents: dict[str, Any] = field(default_factory=dict)
+
+    def record(self, run: Path) -> None:
+        """Writes the resolved settings to `RUN/study.json`."""
+        from robustcli.core.io import write_text
+
+        content = {
+            "schema_version": 1,
+            "file": str(self.study.path),
+            "sha256": self.study.sha256,
+            "run": self.number + 1,
+            "runs": len(self.study.runs),
+            "settings": self.settings,
+        }
+        write_text(run / STUDY_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def current_invocation() -> Invocation | None:
+    """The study that the running command was called with; None where there is none."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(_META)
+
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", expose_value=False,
+    help="A YAML file with options of this command; what is typed overrides it (docs/studies.md).",
+)  # fmt: skip
+
+
+class StudyCommand(click.Command):
+    """A command with `--config`: it runs once for each run of the study file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it, with the settings of the file between flags and defaults."""
+        if _META not in ctx.meta and not ctx.resilient_parsing:
+            typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
+            file = typed.get("config")
+            if isinstance(file, str | Path) and not typed.get("help"):
+                study = read_study(Path(file), ctx)
+                ctx.meta[_META] = Invocation(study, tuple(args))
+                ctx.default_map = _default_map(study, 0)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Invokes the command for each run; gates that fail end the command after the last run.
+
+        Raises:
+            GateError: Gates of some runs failed.
+            UsageError: Two runs would share a folder.
+        """
+        invocation: Invocation | None = ctx.meta.get(_META)
+        if invocation is None:
+            return super().invoke(ctx)
+        contexts = [ctx]
+        for number in range(1, len(invocation.study.runs)):
+            defaults = _default_map(invocation.study, number)
+            contexts.append(
+                self.make_context(
+                    ctx.info_name, list(invocation.args), ctx.parent, default_map=defaults
+                )
+            )
+        _check_folders(invocation.study, contexts)
+        failures: list[GateError] = []
+        try:
+            for number, context in enumerate(contexts):
+                invocation.number = number
+                invocation.settings = _settings(self, context, invocation.study, number)
+                _announce(context, invocation)
+                try:
+                    with context:
+                        super().invoke(context)
+                except GateError as error:
+                    failures.append(error)
+        finally:
+            _print_documents(invocation)
+        if failures:
+            raise joined_gates(failures)
+        return None
+
+
+def joined_gates(failures: Sequence[GateError]) -> GateError:
+    """One error that says what each of several says."""
+    if len(failures) == 1:
+        return failures[0]
+    return GateError(
+        f"Gates failed in {len(failures)} runs.",
+        "\n".join(f"{error.what}\n{error.why}" for error in failures),
+        "The runs are complete; their reports show all numbers.",
+        failures[0].run,
+    )
+
+
+def _check_folders(study: Study, contexts: Sequence[click.Context]) -> None:
+    folders = [str(Path(context.params["out"])) for context in contexts if context.params["out"]]
+    shared = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if shared is not None:
+        raise UsageError(
+            f"Several runs of `{study.path}` have the folder `{shared}`.",
+            "Each run needs a folder of its own.",
+            f"Give each entry of `{RUNS}` its own `out`, or none for a name from its settings.",
+        )
+
+
+def _announce(context: click.Context, invocation: Invocation) -> None:
+    """The number of the run, and with `--dry-run` its settings."""
+    if not is_first_process():
+        return
+    params, study = context.params, invocation.study
+    of = f", run {invocation.number + 1} of {len(study.runs)}" if len(study.runs) > 1 else ""
+    if params.get("dry_run") and not params["as_json"]:
+        click.echo(f"Settings ({study.path}{of}):")
+        rows = [(f"  {k}:", _shown(s["value"]), s["from"]) for k, s in invocation.settings.items()]
+        key, value = (max(len(row[column]) for row in rows) for column in (0, 1))
+        for row in rows:
+            click.echo(f"{row[0]:<{key}}  {row[1]:<{value}}  {row[2]}")
+        click.echo("")
+    elif of and not params["quiet"]:
+        click.echo(f"{study.path}{of}.", err=True)
+
+
+def _shown(value: object) -> str:
+    if value is None or value == []:
+        return "not set"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _print_documents(invocation: Invocation) -> None:
+    documents = invocation.documents
+    if documents and len(invocation.study.runs) == 1:
+        click.echo(json.dumps(*documents.values(), indent=1))
+    elif documents:
+        click.echo(json.dumps(documents, indent=1))
+
+
+def _default_map(study: Study, number: int) -> dict[str, Any]:
+    return {name: setting.value for name, setting in study.runs[number].items()}
+
+
+def _settings(
+    command: click.Command, context: click.Context, study: Study, number: int
+) -> dict[str, dict[str, Any]]:
+    """By key, the value that holds and where it comes from: flag, environment, file or default."""
+    settings = {}
+    for parameter in command.params:
+        name = parameter.name
+        if name is None or name in _UNRECORDED:
+            continue
+        source = context.get_parameter_source(name)
+        origin = "default"
+        if source is ParameterSource.COMMANDLINE:
+            origin = "flag"
+        elif source is ParameterSource.ENVIRONMENT:
+            origin = "environment"
+        elif source is ParameterSource.DEFAULT_MAP:
+            origin = f"{study.path}:{study.runs[number][name].line}"
+        settings[_key(parameter)] = {"value": _plain(context.params[name]), "from": origin}
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON writes it; pairs of `--model-arg` as KEY=VALUE."""
+    if isinstance(value, tuple):
+        if len(value) == 2 and isinstance(value[0], str) and not isinstance(value[1], str | Path):
+            return f"{value[0]}={value[1]}"
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# From a file to settings that the command accepts.
+
+
+def read_study(path: Path, ctx: click.Context) -> Study:
+    """The settings in the file at `path` for the command of `ctx`.
+
+    Raises:
+        UsageError: It cannot be read, is for another command, or has errors; all are reported.
+    """
+    import yaml  # takes 30 ms that commands without a study file do not pay
+
+    try:
+        content = path.read_bytes()
+        root = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UsageError(
+            f"`--config {path}` cannot be read.",
+            f"The file system says: {error.strerror or error}.",
+            "Name a YAML file with options of the command.",
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = path if mark is None else f"{path}:{mark.line + 1}"
+        raise UsageError(
+            f"`{where}` is not YAML.",
+            f"{getattr(error, 'problem', None) or error}.",
+            "Write one `option: value` a line, such as `model: vmamba-pico`.",
+        ) from error
+    reader = _Reader(path, ctx)
+    runs = reader.runs(root)
+    if reader.errors:
+        count = len(reader.errors)
+        raise UsageError(
+            f"`{path}` has {count} error{'s' if count > 1 else ''}.",
+            "\n".join(f"  {path}:{line}: {text}" for line, text in sorted(reader.errors)),
+            f"`robust {reader.command} --help` lists the options, docs/studies.md the form.",
+        )
+    return Study(path, hashlib.sha256(content).hexdigest(), runs)
+
+
+class _Reader:
+    """Reads the nodes of a study file and gathers what is wrong with them.
+
+    Args:
+        path: The file.
+        ctx: Of the command.
+    """
+
+    def __init__(self, path: Path, ctx: click.Context) -> None:
+        self.path, self.ctx = path, ctx
+        self.command = _command_name(ctx)
+        self.parameters = {
+            canonical(_key(p)): p
+            for p in ctx.command.params
+            if p.name not in ("config", "help") and p.name is not None
+        }
+        self.errors: list[tuple[int, str]] = []
+
+    def error(self, node: Node, text: str) -> None:
+        """Notes what is wrong at `node`."""
+        entry = (node.start_mark.line + 1, text)
+        if entry not in self.errors:
+            self.errors.append(entry)
+
+    def runs(self, root: Node | None) -> tuple[Mapping[str, Setting], ...]:
+        """The settings of each run; only true where there are no errors.
+
+        Raises:
+            UsageError: The file is empty, no mapping, or for another command.
+        """
+        if root is None or root.id != "mapping":
+            raise UsageError(
+                f"`{self.path}` holds no options.",
+                "Expected lines such as `model: vmamba-pico`.",
+                f"`robust {self.command} --help` lists the options.",
+            )
+        common: dict[str, Setting] = {}
+        several: list[dict[str, Setting]] = []
+        for key, node, value in self._entries(root):
+            if key == COMMAND:
+                self._check_command(value)
+            elif key == RUNS:
+                several = self._several(value)
+            else:
+                self._add(common, key, node, value)
+        return tuple({**common, **run} for run in several) or (common,)
+
+    def _check_command(self, node: Node) -> None:
+        words = " ".join(str(node.value).split()) if node.id == "scalar" else None
+        if words is None:
+            self.error(node, f"`{COMMAND}` takes the name of a command, such as `{self.command}`.")
+        elif words.removeprefix("robust ") != self.command:
+            raise UsageError(
+                f"`{self.path}` is for `robust {words}`, not for `robust {self.command}`.",
+                f"Line {node.start_mark.line + 1} says `{COMMAND}: {words}`.",
+                "Use it with that command, or write another file for this one.",
+            )
+
+    def _several(self, node: Node) -> list[dict[str, Setting]]:
+        entries = node.value if node.id == "sequence" else []
+        if not entries:
+            self.error(node, f"`{RUNS}` takes a list with the options of each run.")
+        runs = []
+        for entry in entries:
+            settings: dict[str, Setting] = {}
+            if entry.id != "mapping":
+                self.error(entry, f"An entry of `{RUNS}` takes options, such as `data: DIR`.")
+                continue
+            for key, key_node, value in self._entries(entry):
+                if key in (COMMAND, RUNS):
+                    self.error(key_node, f"`{key}` stands at the top of the file only.")
+                else:
+                    self._add(settings, key, key_node, value)
+            runs.append(settings)
+        return runs
+
+    def _entries(self, mapping: MappingNode) -> Iterator[tuple[str, Node, Node]]:
+        """Key, its node and the value's node; keys that stand twice are errors."""
+        lines: dict[str, int] = {}
+        for node, value in mapping.value:
+            key = canonical(str(node.value)) if node.id == "scalar" else ""
+            if key in lines:
+                self.error(node, f"`{node.value}` stands in line {lines[key]} already.")
+                continue
+            lines[key] = node.start_mark.line + 1
+            yield key, node, value
+
+    def _add(self, settings: dict[str, Setting], key: str, node: Node, value: Node) -> None:
+        parameter = self.parameters.get(key)
+        if parameter is None:
+            close = nearest(key, [*self.parameters, COMMAND, RUNS])
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            self.error(node, f"`{node.value}` is no option of `robust {self.command}`.{hint}")
+            return
+        if value.tag == "tag:yaml.org,2002:null":
+            return  # as if the line were not there
+        if not _is_plain(value):
+            self.error(value, f"`{_key(parameter)}`: the tag `{value.tag}` has no meaning here.")
+            return
+        try:
+            texts = self._texts(parameter, value)
+            converted = parameter.type_cast_value(self.ctx, texts)
+        except click.UsageError as error:
+            self.error(value, f"`{_key(parameter)}`: {error.message}")
+            return
+        assert parameter.name is not None
+        settings[parameter.name] = Setting(converted, value.start_mark.line + 1)
+
+    def _texts(self, parameter: click.Parameter, node: Node) -> Any:
+        """The value as click gets it from a command line: texts, or a bool for a flag.
+
+        Raises:
+            click.UsageError: It has another shape than the option takes.
+        """
+        if getattr(parameter, "is_flag", False):
+            flag = _FLAGS.get(_text(node).lower())
+            if flag is None:
+                raise click.UsageError(f"expected true or false, got `{_text(node)}`.")
+            return flag
+        if parameter.multiple or parameter.nargs == -1:
+            nodes = node.value if node.id == "sequence" else [node]
+            if node.id == "mapping" and isinstance(parameter.type, _assignments()):
+                return tuple(f"{_text(key)}={_text(value)}" for key, value in node.value)
+            return tuple(self._located(parameter, _text(one)) for one in nodes)
+        if node.id == "sequence" and isinstance(parameter.type, _numbers()):
+            return ",".join(map(_text, node.value))
+        if node.id == "sequence":
+            raise click.UsageError(
+                f"it takes one value, got a list. Several runs in one call are a list `{RUNS}`."
+            )
+        return self._located(parameter, _text(node))
+
+    def _located(self, parameter: click.Parameter, text: str) -> str:
+        """`text`, and where it is a path, the path from the folder of the file."""
+        base = self.path.parent
+        if isinstance(parameter.type, click.Path) or _is_path(parameter.name, text, base):
+            return str(base / Path(text).expanduser())
+        return text
+
+
+def _text(node: Node) -> str:
+    """The text of a scalar.
+
+    Raises:
+        click.UsageError: It is none.
+    """
+    if node.id != "scalar" or not _is_plain(node):
+        raise click.UsageError(f"expected a single value, got a {node.id} (`{node.tag}`).")
+    return str(node.value)
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a node has a tag of YAML's own types, as all without a written tag have."""
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    return kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map", "value")
+
+
+def _is_path(name: str | None, text: str, base: Path) -> bool:
+    """Whether `text` means a file or folder, in options that take a path or a name."""
+    from robustcli.data.labels import BUNDLED_SPACES
+    from robustcli.data.named_datasets import DATASETS, find_named
+
+    place = base / Path(text).expanduser()
+    if name == "data":
+        if find_named(text) or find_named(text.rpartition(":")[0]):
+            return False
+        is_typo = "/" not in text and bool(nearest(text, [one.name for one in DATASETS]))
+        return place.exists() or not is_typo
+    if name == "label_space":
+        return canonical(text) not in BUNDLED_SPACES and place.is_file()
+    if name in ("model", "models"):
+        from robustcli.adapters.catalogue import CATALOGUE
+
+        return canonical(text) not in map(canonical, CATALOGUE) and (place / "run.json").is_file()
+    return False
+
+
+def _assignments() -> type:
+    from robustcli.cli.shared_options import Assignment
+
+    return Assignment
+
+
+def _numbers() -> type:
+    from robustcli.cli.shared_options import Numbers
+
+    return Numbers
+
+
+def _key(parameter: click.Parameter) -> str:
+    """What a parameter is called in a study file: its long option, or its name."""
+    long = [option for option in parameter.opts if option.startswith("--")]
+    return long[0].removeprefix("--") if long else str(parameter.name)
+
+
+def _command_name(ctx: click.Context) -> str:
+    """The words after `robust`: `eval`, `train seg`."""
+    words: list[str] = []
+    context: click.Context | None = ctx
+    while context is not None and context.parent is not None:
+        words.insert(0, context.info_name or "")
+        context = context.parent
+    return " ".join(words)

@@ -1,0 +1,457 @@
+"""Gates: limits that the numbers of a run must keep, so that a script can fail on a worse model.
+
+`--fail-under [MODEL:]TARGET=VALUE` asks for a score of at least VALUE, and
+`--fail-drop [[MODEL:]TARGET=]VALUE` for a loss against the untouched images of at most VALUE.
+Values are percent of top-1 (percentage points for losses) for classifiers, and dice from 0 to 1 for
+segmenters. A target is a transform, with `:SEVERITY` where only that one counts, a glob over
+transforms, `mean` (over all transforms) or, for scores, `clean`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from robustcli.core.errors import GateError, RunError, UsageError
+from robustcli.core.io import write_text
+from robustcli.core.names import TaskName, canonical, is_glob, nearest
+from robustcli.core.rundir import Record
+from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.evaluation.store import Store
+from robustcli.metrics.columns import cell_numbers
+from robustcli.metrics.intervals import Bootstrap, Interval
+from robustcli.metrics.mask_scores import dice
+from robustcli.transforms.base import CLEAN, Cell
+
+GATES_FILE = "gates.json"
+MEAN, CLEAN_TARGET, EVERY = "mean", "clean", "*"
+_SCORE: dict[TaskName, str] = {"cls": "top1", "seg": "dice"}
+_SCALE: dict[TaskName, float] = {"cls": 100.0, "seg": 1.0}
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One limit, as the user typed it.
+
+    Args:
+        option: `--fail-under` or `--fail-drop`.
+        text: What was typed after it.
+        limit: In the unit of the option: percent, percentage points, or dice.
+        target: A name or glob of transforms, `mean` or `clean`.
+        severity: Of the transform; None for every severity of the run.
+        model: A name or glob of models; None for all.
+    """
+
+    option: Literal["--fail-under", "--fail-drop"]
+    text: str
+    limit: float
+    target: str
+    severity: int | None = None
+    model: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.text}"
+
+    @property
+    def is_drop(self) -> bool:
+        """Whether it limits the loss against the untouched images."""
+        return self.option == "--fail-drop"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a command computes or reads: its task, models and cells."""
+
+    task: TaskName
+    models: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def transformed(self) -> tuple[Cell, ...]:
+        """The cells beside the untouched images."""
+        return tuple(cell for cell in self.cells if cell != CLEAN)
+
+
+def scope_of(record: RunRecord) -> Scope:
+    """All models and cells of a run."""
+    return Scope(
+        record.task,
+        tuple(model.name for model in record.models),
+        tuple(Cell(one.name, one.severity) for one in record.transforms),
+    )
+
+
+class GateResult(Record):
+    """One model and target held against one gate; numbers are in the unit of the gate.
+
+    `low` and `high` are the ends of the 95 % interval of `value`, None for a single group.
+    `certain` says that the interval does not contain the limit.
+    """
+
+    gate: str
+    model: str
+    target: str
+    measure: Literal["top1", "dice", "drop"]
+    unit: Literal["%", "points", "dice"]
+    value: float
+    low: float | None
+    high: float | None
+    limit: float
+    passed: bool
+    certain: bool
+
+    @property
+    def words(self) -> str:
+        """The result in a sentence."""
+        return f"`{self.model}`, {self.claim}"
+
+    @property
+    def claim(self) -> str:
+        """The same without the model."""
+        after = {"%": " %", "points": " percentage points", "dice": ""}[self.unit]
+        digits = 3 if self.unit == "dice" else 1
+        name = {"top1": "top-1", "dice": "dice", "drop": "drop"}[self.measure]
+        name = f"{name} in dice" if self.measure == "drop" and self.unit == "dice" else name
+        interval = "no interval: a single group"
+        if self.low is not None and self.high is not None:
+            interval = f"95 % interval {self.low:.{digits}f} to {self.high:.{digits}f}"
+        return (
+            f"{self.target}: {name} {self.value:.{digits}f}{after} ({interval}) is "
+            f"{self._side} the limit {self.limit:g}{after}, {self._certainty}"
+        )
+
+    @property
+    def _side(self) -> str:
+        if self.measure == "drop":
+            return "not above" if self.passed else "above"
+        return "not below" if self.passed else "below"
+
+    @property
+    def _certainty(self) -> str:
+        if self.low is None:
+            return "with unknown sampling error"
+        if self.certain:
+            return "and not by chance alone"
+        return "within sampling error: the interval contains the limit"
+
+
+class GatesRecord(Record):
+    """`RUN/gates.json`: the gates of the last command that checked any."""
+
+    schema_version: int = 1
+    passed: bool
+    gates: list[GateResult]
+
+    @property
+    def failed(self) -> list[GateResult]:
+        """The results that break their limit."""
+        return [result for result in self.gates if not result.passed]
+
+
+# From what a user types to gates that fit the run.
+
+
+def parse_gates(
+    fail_under: Sequence[str] | str, fail_drop: Sequence[str] | str
+) -> tuple[Gate, ...]:
+    """The gates of both options, each with one text or several.
+
+    Raises:
+        UsageError: One cannot be read.
+    """
+    under, drop = ((o,) if isinstance(o, str) else o for o in (fail_under, fail_drop))
+    return (
+        *(_parsed("--fail-under", text) for text in under),
+        *(_parsed("--fail-drop", text) for text in drop),
+    )
+
+
+def _parsed(option: Literal["--fail-under", "--fail-drop"], text: str) -> Gate:
+    left, equals, number = text.rpartition("=")
+    is_drop = option == "--fail-drop"
+    if not equals and is_drop:
+        left = EVERY
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if not left or not math.isfinite(limit):
+        examples = "`5` or `perspective=5`" if is_drop else "`perspective=70`, `clean=75` or `*=60`"
+        raise UsageError(
+            f"`{option} {text}` cannot be read.",
+            f"Expected {'NUMBER or ' if is_drop else ''}[MODEL:]TARGET=NUMBER, such as {examples}.",
+            "A target is a transform, a glob, `mean`" + ("." if is_drop else ", or `clean`."),
+        )
+    *before, last = left.split(":")
+    severity = None
+    if before and last.isdecimal():
+        severity, last = int(last), before.pop()
+    if is_drop and canonical(last) in (CLEAN_TARGET, CLEAN.transform):
+        raise UsageError(
+            f"`{option} {text}` limits nothing.",
+            "Untouched images lose nothing against themselves.",
+            "Name a transform, or use `--fail-under clean=NUMBER`.",
+        )
+    return Gate(option, text, limit, last, severity, ":".join(before) or None)
+
+
+def check_gates(gates: Sequence[Gate], scope: Scope) -> None:
+    """Checks that every gate has a limit that makes sense and something to limit.
+
+    Raises:
+        UsageError: A limit is out of range, or a gate names a model or transform that is not there.
+    """
+    for gate in gates:
+        _check_limit(gate, scope.task)
+        _models(gate, scope)
+        _cells(gate, scope)
+
+
+def _check_limit(gate: Gate, task: TaskName) -> None:
+    highest = 100 if task == "cls" else 1
+    unit = "percentage points" if gate.is_drop else "percent of top-1"
+    expected = f"{unit}, 0 to 100" if task == "cls" else "dice, 0 to 1"
+    if not 0 <= gate.limit <= highest:
+        raise UsageError(
+            f"`{gate}` is out of range.",
+            f"Expected {expected}; got {gate.limit:g}.",
+            "Write the limit in that unit.",
+        )
+    if task == "cls" and not gate.is_drop and 0 < gate.limit <= 1:
+        raise UsageError(
+            f"`{gate}` is {gate.limit:g} percent.",
+            "Limits of classifiers are percent of top-1, 0 to 100, not fractions.",
+            f"Write {100 * gate.limit:g} for {100 * gate.limit:g} %.",
+        )
+
+
+def _models(gate: Gate, scope: Scope) -> list[str]:
+    if gate.model is None:
+        return list(scope.models)
+    return _matching(gate, gate.model, scope.models, "model")
+
+
+def _cells(gate: Gate, scope: Scope) -> list[Cell]:
+    """The cells that a gate limits one by one; for `mean`, all that are averaged."""
+    target = canonical(gate.target)
+    if target in (CLEAN_TARGET, CLEAN.transform):
+        return [CLEAN]
+    transforms = list(dict.fromkeys(cell.transform for cell in scope.transformed))
+    if not transforms:
+        raise UsageError(
+            f"`{gate}` has nothing to limit.",
+            "Only untouched images (`identity`) are evaluated.",
+            "Add a `--transform`, or use `clean=NUMBER`.",
+        )
+    names = transforms
+    if target not in (MEAN, EVERY):
+        names = _matching(gate, gate.target, transforms, "transform")
+    cells = [
+        cell
+        for cell in scope.transformed
+        if cell.transform in names and gate.severity in (None, cell.severity)
+    ]
+    if not cells:
+        has = sorted({cell.severity for cell in scope.transformed if cell.transform in names})
+        raise UsageError(
+            f"`{gate}` names a severity that is not in the run.",
+            f"`{gate.target}` is evaluated at severity {', '.join(map(str, has))} "
+            "(0 is the full range).",
+            "Name one of these, or add it with `--severity`.",
+        )
+    return cells
+
+
+def _matching(gate: Gate, pattern: str, names: Sequence[str], kind: str) -> list[str]:
+    wanted = canonical(pattern)
+    if is_glob(pattern):
+        matches = [name for name in names if fnmatch.fnmatchcase(canonical(name), wanted)]
+    else:
+        matches = [name for name in names if canonical(name) == wanted]
+    if matches:
+        return matches
+    close = nearest(pattern, names)
+    has = ", ".join(f"`{name}`" for name in names)
+    raise UsageError(
+        f"`{gate}` names a {kind} that is not in the run: `{pattern}`.",
+        f"Did you mean `{close[0]}`?" if close else f"The run has {has}.",
+        f"Correct the gate, or add the {kind} to the run.",
+    )
+
+
+# From the rows of a finished run to results.
+
+
+def judge(run: Path, gates: Sequence[Gate], scope: Scope) -> GatesRecord:
+    """Holds the numbers of `run` against `gates` and writes `RUN/gates.json`.
+
+    Args:
+        run: Folder of an evaluation.
+        gates: At least one; `check_gates` accepts them.
+        scope: Which models and cells count.
+
+    Raises:
+        RunError: Rows that a gate needs are missing.
+    """
+    reader = _Reader(run)
+    results = [result for gate in gates for result in _results(gate, scope, reader)]
+    record = GatesRecord(passed=all(result.passed for result in results), gates=results)
+    write_text(run / GATES_FILE, record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
+    """`judge` for all models and cells of a stored run.
+
+    Raises:
+        UsageError: The folder holds no evaluation, or a gate does not fit it.
+        RunError: The run is not complete.
+    """
+    record = read_record(run)
+    scope = scope_of(record)
+    check_gates(gates, scope)
+    if record.status != "complete":
+        raise RunError(
+            f"`{run}` is not complete (status: {record.status}), so no gate can be checked.",
+            "Numbers over a part of the images would be held against limits for all of them.",
+            "Complete it with the same `robust eval` command, then check the gates again.",
+        )
+    return judge(run, gates, scope)
+
+
+def read_gates(run: Path) -> GatesRecord | None:
+    """The gates that were last checked on `run`; None where none were."""
+    path = run / GATES_FILE
+    return GatesRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def gate_error(run: Path, record: GatesRecord) -> GateError:
+    """The error for the user where gates of `run` failed."""
+    reasons = "\n".join(f"  `{result.gate}`: {result.words}." for result in record.failed)
+    return GateError(
+        f"{len(record.failed)} of {len(record.gates)} gates failed in `{run}`.",
+        reasons,
+        f"The run is complete; `{run / 'report.md'}` shows all of its numbers.",
+        run,
+    )
+
+
+class _Reader:
+    """The rows and numbers of a run; each cell is read once."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.store, self.record = run, Store(run), read_record(run)
+        self.expected = self.record.dataset.images - self.store.skipped()["image_id"].nunique()
+        self._rows: dict[tuple[str, Cell], pd.DataFrame] = {}
+
+    def rows(self, model: str, cell: Cell) -> pd.DataFrame:
+        """The rows of one cell.
+
+        Raises:
+            RunError: Some are missing.
+        """
+        key = (model, cell)
+        if key not in self._rows:
+            rows = self.store.rows(model, cell, self.record.task)
+            if len(rows) != self.expected or rows.empty:
+                raise RunError(
+                    f"`{self.run}` lacks rows of `{model}` under {_label(cell)}.",
+                    f"{len(rows):,} of {self.expected:,} are there, so no gate can be checked.",
+                    "Complete the run with the same `robust eval` command.",
+                )
+            self._rows[key] = rows
+        return self._rows[key]
+
+    def units(self, model: str, cell: Cell) -> pd.Series[float]:
+        """What the score is the mean of: by image whether it is right, or the dice by group."""
+        rows = self.rows(model, cell)
+        if self.record.task == "cls":
+            correct = (rows["prediction"] == rows["target"]).to_numpy(dtype=float)
+            return pd.Series(correct, index=rows["image_id"].to_numpy(dtype=object))
+        pooled = rows.groupby("group", sort=True)[["tp", "fp", "fn"]].sum()
+        return pd.Series(dice(pooled), index=pooled.index.to_numpy(dtype=object))
+
+
+def _results(gate: Gate, scope: Scope, reader: _Reader) -> Iterator[GateResult]:
+    cells = _cells(gate, scope)
+    for model in _models(gate, scope):
+        if canonical(gate.target) == MEAN:
+            value, interval = _mean(gate, model, cells, reader)
+            yield _result(gate, scope.task, model, _mean_label(cells), value, interval)
+            continue
+        for cell in cells:
+            value, interval = _of_cell(gate, model, cell, reader)
+            yield _result(gate, scope.task, model, _label(cell), value, interval)
+
+
+def _of_cell(gate: Gate, model: str, cell: Cell, reader: _Reader) -> tuple[float, Interval | None]:
+    """The number that the tables show for this cell."""
+    record = reader.record
+    clean = reader.rows(model, CLEAN)
+    numbers = cell_numbers(record.task, clean, reader.rows(model, cell), record.seed)
+    column = "drop" if gate.is_drop else _SCORE[record.task]
+    low, high = numbers[f"{column}_low"], numbers[f"{column}_high"]
+    return numbers[column], None if low is None else Interval(low, high)
+
+
+def _mean(
+    gate: Gate, model: str, cells: Sequence[Cell], reader: _Reader
+) -> tuple[float, Interval | None]:
+    """The mean over cells and its interval, which keeps the images (or groups) of all cells paired.
+
+    Each image has one value, its mean over the cells. The interval over images is the normal one
+    of their mean; over groups it is the bootstrap's, as for a single cell.
+    """
+    values = pd.concat([reader.units(model, cell) for cell in cells], axis=1).mean(axis=1)
+    if gate.is_drop:
+        values = reader.units(model, CLEAN) - values
+    of_unit = values.to_numpy(dtype=np.float64)
+    mean = float(of_unit.mean())
+    if reader.record.task == "seg":
+        return mean, Bootstrap(reader.record.seed).mean(of_unit)
+    if len(of_unit) < 2:
+        return mean, None
+    half = _Z95 * float(of_unit.std(ddof=1)) / math.sqrt(len(of_unit))
+    return mean, Interval(mean - half, mean + half)
+
+
+def _result(
+    gate: Gate, task: TaskName, model: str, target: str, value: float, interval: Interval | None
+) -> GateResult:
+    scale = _SCALE[task]
+    low, high = (None, None) if interval is None else (scale * interval.low, scale * interval.high)
+    # Rounded far below what is shown, so that 7 of 10 is not below a limit of 70 %.
+    scaled = round(scale * value, 9)
+    passed = scaled <= gate.limit if gate.is_drop else scaled >= gate.limit
+    certain = low is not None and high is not None and not low <= gate.limit <= high
+    unit: Literal["%", "points", "dice"] = "dice"
+    if task == "cls":
+        unit = "points" if gate.is_drop else "%"
+    return GateResult(
+        gate=str(gate), model=model, target=target,
+        measure="drop" if gate.is_drop else ("top1" if task == "cls" else "dice"), unit=unit,
+        value=scaled, low=low, high=high, limit=gate.limit, passed=passed, certain=certain,
+    )  # fmt: skip
+
+
+def _mean_label(cells: Sequence[Cell]) -> str:
+    count = len({cell.transform for cell in cells})
+    transforms = f"{count} transform{'s' if count > 1 else ''}"
+    if len(cells) > count:
+        return f"mean over {len(cells)} severities of {transforms}"
+    return f"mean over {transforms}"
+
+
+def _label(cell: Cell) -> str:
+    if cell == CLEAN:
+        return "clean images"
+    return f"{cell.transform}, severity {cell.severity}" if cell.severity else cell.transform

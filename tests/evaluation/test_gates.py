@@ -1,0 +1,205 @@
+"""Gates: what a user types, what it is held against, and the numbers that decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, norm
+
+from robustcli.core.errors import RunError, UsageError
+from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.gates import (
+    Gate,
+    GatesRecord,
+    Scope,
+    check_gates,
+    gate_error,
+    judge_run,
+    parse_gates,
+    read_gates,
+)
+from robustcli.evaluation.record import EVALUATION
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import CLEAN, Cell
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.mask_runs import MaskPlan, build_masks
+
+AFFINE, CROP = Cell("affine", 0), Cell("crop", 0)
+SCOPE = Scope("cls", ("a", "smp:Unet/resnet34"), (CLEAN, AFFINE, CROP, Cell("fog", 1)))
+PLAN = RunPlan(
+    models=(model("vmamba-b"), model("swin-b")),
+    transforms=(IDENTITY, *paper21()[:3], *imagenet_c(severities=(1, 3))[:2]),
+    images=60,
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return build_run(tmp_path / "run", PLAN)
+
+
+def judged(run: Path, *under: str, drop: tuple[str, ...] = ()) -> GatesRecord:
+    return judge_run(run, parse_gates(under, drop))
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "severity", "name", "limit"),
+    [
+        ("perspective=70", "perspective", None, None, 70),
+        ("vmamba-b:perspective=70.5", "perspective", None, "vmamba-b", 70.5),
+        ("fog:3=70", "fog", 3, None, 70),
+        ("swin-*:c_*:5=1e1", "c_*", 5, "swin-*", 10),
+        ("smp:Unet/resnet34:mean=0.7", "mean", None, "smp:Unet/resnet34", 0.7),
+        ("runs/a=b:clean=3", "clean", None, "runs/a=b", 3),
+    ],
+)
+def test_what_a_gate_says(
+    text: str, target: str, severity: int | None, name: str | None, limit: float
+) -> None:
+    (gate,) = parse_gates((text,), ())
+    assert gate == Gate("--fail-under", text, limit, target, severity, name)
+    assert not gate.is_drop
+
+
+def test_a_loss_alone_is_that_of_any_transform() -> None:
+    assert parse_gates((), "5") == (Gate("--fail-drop", "5", 5, "*"),)
+    assert parse_gates((), ["affine=5"]) == (Gate("--fail-drop", "affine=5", 5, "affine"),)
+
+
+@pytest.mark.parametrize("text", ["70", "=70", "affine=", "affine=x", "affine=nan", "affine=inf"])
+def test_what_is_no_gate(text: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read\.\nExpected \[MODEL:\]TARGET=NUMBER"):
+        parse_gates((text,), ())
+
+
+def test_untouched_images_lose_nothing() -> None:
+    with pytest.raises(UsageError, match="Untouched images lose nothing"):
+        parse_gates((), ("clean=5",))
+
+
+@pytest.mark.parametrize(
+    ("under", "drop", "message"),
+    [
+        (
+            ("afine=70",),
+            (),
+            r"that is not in the run: `afine`\.\nDid you mean `affine`",
+        ),
+        (
+            ("*noise*=70",),
+            (),
+            r"in the run: `\*noise\*`\.\nThe run has `affine`, `crop`, `fog`",
+        ),
+        (("b:affine=70",), (), r"names a model that is not in the run: `b`"),
+        (("fog:3=70",), (), r"a severity that is not in the run\.\n`fog` is evaluated at .* 1 "),
+        (("affine=700",), (), r"out of range\.\nExpected percent of top-1, 0 to 100; got 700"),
+        (("affine=0.7",), (), r"is 0\.7 percent\.(?s:.*)Write 70 for 70 %"),
+        ((), ("-1",), r"out of range\.\nExpected percentage points"),
+    ],
+)
+def test_gates_that_do_not_fit_the_run(
+    under: tuple[str, ...], drop: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_gates(parse_gates(under, drop), SCOPE)
+
+
+def test_gates_that_fit() -> None:
+    under = ("A:AFFINE=70", "smp:Unet/resnet34:c*=1.5", "mean=50", "identity=80", "*=0", "fog:1=9")
+    check_gates(parse_gates(under, ("0.5", "mean=3")), SCOPE)
+    segmenters = Scope("seg", ("a",), (CLEAN, AFFINE))
+    check_gates(parse_gates(("affine=0.7",), ("0.05",)), segmenters)
+    with pytest.raises(UsageError, match="Expected dice, 0 to 1; got 70"):
+        check_gates(parse_gates(("affine=70",), ()), segmenters)
+    with pytest.raises(UsageError, match="has nothing to limit"):
+        check_gates(parse_gates((), ("5",)), Scope("cls", ("a",), (CLEAN,)))
+
+
+def test_the_numbers_are_those_of_the_table(run: Path) -> None:
+    rows = table(run).set_index(["model", "transform", "severity"])
+    record = judged(run, "*=0", "clean=0", drop=("100",))
+    assert record.passed
+    assert len(record.gates) == 2 * (5 + 1 + 5)
+    found = {(r.model, r.target, r.measure): r for r in record.gates}
+    for (name, transform, severity), row in rows.iterrows():
+        label = f"{transform}, severity {severity}" if severity else transform
+        top1 = found[name, "clean images" if transform == "identity" else label, "top1"]
+        assert top1.value == pytest.approx(100 * row["correct"] / row["n"])
+        oracle = binomtest(int(row["correct"]), int(row["n"])).proportion_ci(method="wilson")
+        assert (top1.low, top1.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
+        if transform != "identity":
+            drop = found[name, label, "drop"]
+            assert drop.value == pytest.approx(100 * row["drop"])
+            assert (drop.low, drop.high) == pytest.approx((100 * row.drop_low, 100 * row.drop_high))
+
+
+def test_the_mean_is_paired_over_images(run: Path) -> None:
+    """By hand: each image has its mean over the transforms; the interval is that of their mean."""
+    cells = [Cell(one.name, one.severity) for one in PLAN.transforms[1:]]
+
+    def right(cell: Cell) -> np.ndarray:
+        rows = Store(run).rows("swin-b", cell, "cls").sort_values("image_id")
+        return (rows["prediction"] == rows["target"]).to_numpy(float)
+
+    of_image = np.mean([right(cell) for cell in cells], axis=0)
+    lost = right(CLEAN) - of_image
+    under, drop = judged(run, "swin-b:mean=0", drop=("swin-b:mean=100",)).gates
+    for result, values in ((under, of_image), (drop, lost)):
+        assert result.value == pytest.approx(100 * values.mean())
+        ends = norm.interval(0.95, values.mean(), values.std(ddof=1) / np.sqrt(len(values)))
+        assert (result.low, result.high) == pytest.approx(tuple(100 * end for end in ends))
+        assert result.target == "mean over 5 severities of 4 transforms"
+
+
+def test_a_limit_is_kept_exactly_at_it_and_chance_is_told_apart(run: Path) -> None:
+    row = table(run).set_index(["model", "transform"]).loc[("vmamba-b", "affine")]
+    value = float(100 * row["top1"])
+    kept, just, far = (
+        judged(run, f"vmamba-b:affine={limit!r}").gates[0]
+        for limit in (round(value, 9), value + 1, float(100 * row["top1_high"] + 1))
+    )
+    assert (kept.passed, kept.certain) == (True, False)
+    assert (just.passed, just.certain) == (False, False)
+    assert "within sampling error: the interval contains the limit" in just.words
+    assert (far.passed, far.certain) == (False, True)
+    assert "is below the limit" in far.words
+    assert "and not by chance alone" in far.words
+
+
+def test_what_is_judged_is_written_and_told(run: Path) -> None:
+    assert read_gates(run) is None
+    record = judged(run, "vmamba-b:affine=100", "clean=2")
+    assert read_gates(run) == record
+    assert [result.model for result in record.failed] == ["vmamba-b"]
+    error = gate_error(run, record)
+    assert error.exit_code == 4
+    assert error.what == f"1 of 3 gates failed in `{run}`."
+    assert "`--fail-under vmamba-b:affine=100`: `vmamba-b`, affine: top-1 " in error.why
+
+
+def test_segmenters_are_judged_by_dice(tmp_path: Path) -> None:
+    run = build_masks(tmp_path / "run", MaskPlan())
+    row = table(run).set_index("transform").loc["affine"]
+    under, drop = judged(run, "affine=0.99", drop=("affine=0.9",)).gates
+    assert (under.value, under.low, under.high) == pytest.approx(
+        (row["dice"], row["dice_low"], row["dice_high"])
+    )
+    assert (under.unit, under.measure, under.passed) == ("dice", "dice", False)
+    assert drop.value == pytest.approx(row["drop"], abs=1e-8)
+    means = judged(run, "mean=0").gates[0]
+    others = table(run).iloc[1:]
+    assert means.value == pytest.approx(others["dice"].mean())
+    assert means.low is not None
+    assert means.low < means.value
+
+
+def test_an_incomplete_run_is_not_judged(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", RunPlan(images=60, done=0.5))
+    with pytest.raises(RunError, match=r"lacks rows of `vmamba-b`.*\n30 of 60 are there"):
+        judged(run, "clean=0")
+    EVALUATION.update(run, status="partial")
+    with pytest.raises(RunError, match=r"is not complete \(status: partial\)") as raised:
+        judged(run, "clean=0")
+    assert raised.value.exit_code == 1
