@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,14 @@ from robustcli.adapters.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of n images: the classes of the five highest logits, best first, and two probabilities."""
+    """Of n images: the classes of the five highest logits, best first, and two probabilities.
+
+    `target` is the true class, of several the one that is ranked highest.
+    """
 
     top5: NDArray[np.int32]
     probability: NDArray[np.float32]
+    target: NDArray[np.int64]
     target_probability: NDArray[np.float32]
 
 
@@ -81,16 +86,35 @@ class Classifier:
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             return self.network(images)
 
-    def predict(self, views: Tensor, targets: Tensor) -> Predictions:
-        """The answers for uint8 views (n, C, H, W) whose true classes are `targets` (n)."""
-        probabilities = self.logits(views).softmax(1)
-        most = min(5, probabilities.shape[1])
+    def predict(
+        self, views: Tensor, targets: Tensor, answers: Sequence[int] | None = None
+    ) -> Predictions:
+        """The answers for uint8 views (n, C, H, W).
+
+        Args:
+            views: The images.
+            targets: Their true classes (n), or several an image (n, k), repeated where there are
+                fewer.
+            answers: The only classes that may be answered: the softmax is over their logits. None
+                for all.
+        """
+        logits, targets = self.logits(views), targets.to(self.device)
+        most = min(5, logits.shape[1])
+        if answers is not None:
+            others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+            others[list(answers)] = False
+            logits, most = logits.masked_fill(others, -torch.inf), min(most, len(answers))
+        probabilities = logits.softmax(1)
         best = probabilities.topk(most, 1)
-        of_target = probabilities.gather(1, targets.to(self.device)[:, None])
+        several = targets if targets.ndim == 2 else targets[:, None]
+        of_targets = probabilities.gather(1, several)
+        # Of equal probabilities that of the answer counts.
+        chosen = (of_targets + (several == best.indices[:, :1])).argmax(1, keepdim=True)
         return Predictions(
             best.indices.to(torch.int32).cpu().numpy(),
             best.values[:, 0].cpu().numpy(),
-            of_target[:, 0].cpu().numpy(),
+            several.gather(1, chosen)[:, 0].cpu().numpy(),
+            of_targets.gather(1, chosen)[:, 0].cpu().numpy(),
         )
 
     def _normalise(self, views: Tensor) -> Tensor:

@@ -114,6 +114,14 @@ class Preprocessing:
                 picture = picture.resize(size, INTERPOLATIONS[self.interpolation])
         return _centre(np.asarray(picture), self.crop)
 
+    def apply_to_crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The view of `image` (H, W, 3), which is a crop already: (crop, crop, 3).
+
+        It is cut, not resized; only one that is smaller than the crop is enlarged to it.
+        """
+        large = min(image.shape[:2]) >= self.crop
+        return replace(self, resize=None if large else self.crop, mode="center").apply(image)
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         assert self.resize is not None
         if self.mode == "squash":

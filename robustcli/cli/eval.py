@@ -30,13 +30,17 @@ _what = together(
                  help="A model of `robust list models`, any timm name, the folder of a training "
                  "run, or a network of your own (docs/own-models.md); repeatable."),
     click.option("--transform", "transforms", multiple=True, required=True,
-                 help="A transform's name, a glob, or a preset (paper21, imagenet-c, all); "
+                 help="A transform's name, a glob, or a preset (paper21, imagenet-c, published, "
+                 "all); "
                  "repeatable."),
     click.option("--severity", "severities", type=Numbers(int),
                  help="Severities 1 to 5, such as 1,3,5. [default: strength drawn from the full "
                  "range]"),
     click.option("--plugin", "plugins", multiple=True, type=FILE,
                  help="A Python file that defines transforms; repeatable."),
+    click.option("--published", "published", multiple=True, type=FILE,
+                 help="The folder of a corruption benchmark as published (ImageNet-C, CIFAR-10-C): "
+                 "its pictures are the transforms published/NAME; repeatable."),
     click.option("--apply-at", type=click.Choice(["original", "crop"]), default="original",
                  show_default=True,
                  help="Transform the image as decoded, or after the model's resize and crop."),
@@ -47,7 +51,12 @@ _data = together(
     click.option("--label-space",
                  help="The classes: imagenet-1k, cifar10, or a file with one class per line."),
     click.option("--labels", type=FILE,
-                 help="A file with the class of each image, for a folder without subfolders."),
+                 help="A file with the class of each image, for a folder without subfolders; or "
+                 "ReaL's real.json."),
+    click.option("--answers", type=click.Choice(["auto", "all", "present"]), default="auto",
+                 show_default=True,
+                 help="Classes that models may answer: all, or those present in the data; auto "
+                 "does as the owners of the data (ImageNet-A and ImageNet-R: present)."),
     click.option("--per-class", type=click.IntRange(1),
                  help="Use only this many images of each class."),
     options.limit,

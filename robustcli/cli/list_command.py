@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from robustcli.cli.shared_options import as_json
+from robustcli.cli.shared_options import FILE, as_json
 from robustcli.core.names import matching
 
 if TYPE_CHECKING:
     from robustcli.adapters.catalogue import ModelEntry
+    from robustcli.transforms.base import Transform
 
 ListedRow = dict[str, object]
 
@@ -21,10 +23,20 @@ ListedRow = dict[str, object]
 @click.argument("kind", type=click.Choice(["models", "transforms", "datasets", "recipes"]))
 @click.argument("pattern", default="*")
 @click.option("--wide", is_flag=True, help="All columns, in lines longer than 120.")
+@click.option(
+    "--published",
+    multiple=True,
+    type=FILE,
+    help="With transforms: also the pictures in the folder of a corruption benchmark.",
+)
 @as_json
-def command(kind: str, pattern: str, wide: bool, as_json: bool) -> None:
+def command(
+    kind: str, pattern: str, wide: bool, published: tuple[Path, ...], as_json: bool
+) -> None:
     """Show models, transforms, data sets or recipes whose names match PATTERN (default: all)."""
     rows = _ROWS[kind]()
+    if published:
+        rows += _published(kind, published)
     names = matching(pattern, [str(row["name"]) for row in rows], kind=kind.rstrip("s"),
                      listing=f"robust list {kind}")  # fmt: skip
     chosen = [row for row in rows if row["name"] in names]
@@ -73,17 +85,31 @@ def _weights_here(entry: ModelEntry) -> str:
 def _transforms() -> list[ListedRow]:
     from robustcli.transforms.registry import transforms
 
-    return [
-        {
-            "name": one.name,
-            "family": one.family,
-            "severities": ",".join(map(str, one.available())),
-            "moves pixels": "yes" if one.geometric else "no",
-            "parameters": "assumed" if one.assumed else "defined",
-            "does": one.summary,
-        }
-        for one in transforms()
-    ]
+    return [_transform_row(one) for one in transforms()]
+
+
+def _published(kind: str, folders: Sequence[Path]) -> list[ListedRow]:
+    from robustcli.core.errors import UsageError
+    from robustcli.evaluation.published import find_published
+
+    if kind != "transforms":
+        raise UsageError(
+            f"`--published` does not go with `robust list {kind}`.",
+            "It shows the pictures of a corruption benchmark, which are transforms.",
+            "Write `robust list transforms --published DIR`.",
+        )
+    return [_transform_row(one) for one in find_published(folders)]
+
+
+def _transform_row(one: Transform) -> ListedRow:
+    return {
+        "name": one.name,
+        "family": one.family,
+        "severities": ",".join(map(str, one.available())),
+        "moves pixels": "yes" if one.geometric else "no",
+        "parameters": "assumed" if one.assumed else "defined",
+        "does": one.summary,
+    }
 
 
 def _datasets() -> list[ListedRow]:
@@ -165,5 +191,6 @@ def _text(column: str, value: object) -> str:
         return ""
     if column == "severities":
         first, *others = str(value).split(",")
-        return f"{first}-{others[-1]}" if others else first
+        consecutive = others and int(others[-1]) - int(first) == len(others)
+        return f"{first}-{others[-1]}" if consecutive else str(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

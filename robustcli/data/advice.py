@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import nearest
+from robustcli.data.archives import TAR_SUFFIXES, is_tar
 from robustcli.data.dataset import Dataset, FileRef
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, ModelClasses, label_space
 from robustcli.data.listing import IMAGE_SUFFIXES
 from robustcli.data.named_datasets import DATASETS, LIST_DATASETS, SEGMENTATION, NamedDataset
 from robustcli.data.tables import TABLE_SUFFIXES
-from robustcli.data.tar import TAR_SUFFIXES, is_tar
 
 _SHOWN = 5
+_CORRUPTED = re.compile(r"(?:[^/]+/){1,3}[1-5]/[^/]+/[^/]+")  # blur/defocus_blur/3/n01440764/a.JPEG
 CLASSES_IN_WORDS = "Name the folder whose subfolders are the classes."
 LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
   DIR/images/NAME.png  DIR/masks/NAME.png                paired folders, at any depth
@@ -49,8 +51,8 @@ def unreadable_kind(data: str) -> UsageError:
     """`data` is a file of a kind that holds no data set."""
     return UsageError(
         f"`{data}` cannot be read as data.",
-        f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}) or a tar "
-        f"({', '.join(TAR_SUFFIXES)}).",
+        f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}), a tar "
+        f"({', '.join(TAR_SUFFIXES)}) or a zip.",
         "Unpack other archives first; for a single image, name the folder above its folder.",
     )
 
@@ -82,6 +84,8 @@ def has_classes(dataset: NamedDataset) -> UsageError:
 
 def no_images(location: Path, todo: str) -> UsageError:
     """There is no image at `location`; a tar there is suggested, else what `todo` says."""
+    if (location / "labels.npy").is_file():
+        return corruption_benchmark(location)
     tars = sorted(p.name for p in location.iterdir() if is_tar(p)) if location.is_dir() else []
     if tars:
         todo = f"To read a tar there, name it: `--data {location / tars[0]}`."
@@ -114,6 +118,8 @@ def no_classes(location: Path, files: Sequence[FileRef], wanted: ModelClasses) -
     folders = _folders(files)
     if not folders:
         return _flat(location, wanted)
+    if all(_CORRUPTED.fullmatch(file.relative) for file in files):
+        return corruption_benchmark(location)
     inner = [name for name in sorted(folders) if wanted.fit(_subfolders(files, name))]
     if inner:
         return UsageError(
@@ -122,6 +128,16 @@ def no_classes(location: Path, files: Sequence[FileRef], wanted: ModelClasses) -
             f"Use `--data {location / inner[0]}`.",
         )
     return unknown_labels(location, folders, wanted, "folder")
+
+
+def corruption_benchmark(location: Path) -> UsageError:
+    """The pictures at `location` are those of a benchmark like ImageNet-C or CIFAR-10-C."""
+    return UsageError(
+        f"`{location}` holds a corruption benchmark, not clean images.",
+        "Its pictures are transforms: each is compared with the clean image of the same name.",
+        f"Name it with `--published {location} --transform 'published/*'`, and the clean images "
+        "with `--data`. Without them a single folder `CORRUPTION/SEVERITY` can be `--data`.",
+    )
 
 
 def no_own_classes(location: Path, files: Sequence[FileRef]) -> UsageError:

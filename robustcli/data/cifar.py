@@ -128,7 +128,9 @@ def _images(
                 if label >= len(names):
                     _broken(file, f"image {row.relative} has class {label} of {len(names)}")
                 image_id = f"{split}/{number:0{_DIGITS[split]}d}"
-                image = FileRef(image_id, row.path, f"image {number}", row.offset, row.size, PLANAR)
+                image = FileRef(
+                    image_id, row.path, f"image {number}", row.offset, row.size, raw=PLANAR
+                )
                 yield Labelled(image, names[label], split)
                 number += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,6 +45,7 @@ class FileRef:
         member: Its name in the file at `path`; None for a file of its own.
         offset: First byte of the member in that file.
         size: Length of the member in bytes.
+        unpacked: Its length once decompressed, of a deflated member of a zip; else None.
         raw: How its bytes are pixels, where they are not an image file.
     """
 
@@ -52,6 +54,7 @@ class FileRef:
     member: str | None = None
     offset: int = 0
     size: int = 0
+    unpacked: int | None = None
     raw: RawPixels | None = None
 
     def __str__(self) -> str:
@@ -78,7 +81,7 @@ class FileRef:
     def length(self) -> int:
         """Its length in bytes; 0 where the file is not there."""
         if self.member is not None:
-            return self.size
+            return self.size if self.unpacked is None else self.unpacked
         try:
             return self.path.stat().st_size
         except OSError:
@@ -94,7 +97,18 @@ class FileRef:
             return self.path.read_bytes()
         with self.path.open("rb", buffering=0) as archive:
             archive.seek(self.offset)
-            return archive.read(self.size)
+            content = archive.read(self.size)
+        return content if self.unpacked is None else self._inflated(content, self.unpacked)
+
+    def _inflated(self, content: bytes, length: int) -> bytes:
+        """Of a deflated member, never more than it was listed with."""
+        try:
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, length + 1)
+        except zlib.error as error:
+            raise OSError(f"damaged in its archive: {error}") from error
+        if len(inflated) != length:
+            raise OSError("damaged in its archive: its length is another one")
+        return inflated
 
 
 def contents_digest(files: Iterable[FileRef]) -> str:
@@ -135,6 +149,7 @@ class Sample:
         split: `train`, `val` or `test` where the data set says so itself; else None.
         reading: How the masks of its data set are read; None for classes, and where none was
             decided, so that each mask is read by its own values.
+        also: Indices of other classes that are as true as `truth`.
     """
 
     image: FileRef
@@ -142,6 +157,7 @@ class Sample:
     group: str
     split: str | None = None
     reading: MaskReading | None = None
+    also: tuple[int, ...] = ()
 
     @property
     def image_id(self) -> str:
@@ -185,6 +201,8 @@ class Dataset:
         subset: In words, which part was taken (`15 per class, seed 0`); None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
         evaluated: The split that its owners evaluate on, where the data set has one; else None.
+        answers: The classes that a model may answer with, where its owners (or the user) say that
+            it is not all; else None.
         tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
             where the field counts this data set so; else None.
         notes: What the user should know of how the data were read, a line each.
@@ -200,6 +218,7 @@ class Dataset:
     subset: str | None = None
     demonstration: bool = False
     evaluated: Literal["val", "test"] | None = None
+    answers: tuple[int, ...] | None = None
     tolerance: int | None = None
     notes: tuple[str, ...] = ()
     reading: MaskReading | None = None
@@ -219,11 +238,14 @@ class Dataset:
     def digest(self) -> str:
         r"""SHA-256 (hex) of `image_id NUL target LF` of every sample, in order, as UTF-8.
 
-        Of masks the group stands in place of the target.
+        Of masks the group stands in place of the target; of several true classes all are there,
+        with commas.
         """
         digest = hashlib.sha256()
         for sample in self.samples:
             known = sample.group if self.label_space is None else sample.target
+            if sample.also:
+                known = ",".join(map(str, (sample.target, *sample.also)))
             digest.update(f"{sample.image_id}\0{known}\n".encode())
         return digest.hexdigest()
 

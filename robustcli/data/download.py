@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing, write_text
 from robustcli.core.names import find
+from robustcli.data.archives import decompress, list_tar
 from robustcli.data.named_datasets import (
     DATASETS,
     LIST_DATASETS,
@@ -24,7 +25,6 @@ from robustcli.data.named_datasets import (
     lock_on_this_machine,
     tar_path,
 )
-from robustcli.data.tar import decompress, list_tar
 
 if TYPE_CHECKING:
     from email.message import Message

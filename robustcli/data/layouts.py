@@ -43,12 +43,14 @@ class Labelled(Generic[LabelT]):
         label: The name of its class, or the file of its mask.
         split: `train`, `val` or `test` where the data says it; else None.
         group: What is never in two parts; None where nothing but the image itself is known.
+        also: Names of other classes that are as true.
     """
 
     image: FileRef
     label: LabelT
     split: str | None = None
     group: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,50 @@ def by_split_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
         for file in files
         if len(parts := file.relative.split("/")) > 2
     ]
+
+
+_TINY_IMAGES = re.compile(r"(train/n\d{8}|val|test)/images/[^/]+")
+TINY_ANNOTATIONS = "val/val_annotations.txt"
+
+
+def by_tiny_imagenet(
+    location: Path, files: Sequence[FileRef], texts: Callable[[], Sequence[FileRef]]
+) -> Layout[str] | None:
+    """Tiny ImageNet as published; None for other data.
+
+    `train/WNID/images/NAME.JPEG`, and `val/images/NAME.JPEG` whose classes are in
+    `val/val_annotations.txt`; the classes of `test/images` are not published.
+    Source: cs231n.stanford.edu/tiny-imagenet-200.zip.
+
+    Args:
+        location: The data set, for messages.
+        files: Its images, perhaps in one common outer folder.
+        texts: Lists its text files.
+
+    Raises:
+        UsageError: A validation image has no class.
+    """
+    inside = files if any(file.folder == "val" for file in files) else unwrapped(files)
+    validation = [file for file in inside if file.relative.startswith("val/images/")]
+    if not validation or not all(_TINY_IMAGES.fullmatch(file.relative) for file in inside):
+        return None
+    annotations = [file for file in texts() if f"/{file.relative}".endswith(f"/{TINY_ANNOTATIONS}")]
+    if not annotations:
+        return None
+    lines = (line.split() for line in annotations[0].read().decode("utf-8").splitlines())
+    labels = {line[0]: line[1] for line in lines if len(line) > 1}
+    missing = sorted(f.relative for f in validation if f.file_name not in labels)
+    if missing:
+        raise UsageError(
+            f"`{location}` is not complete: `{TINY_ANNOTATIONS}` has no class for {len(missing)} "
+            "images.",
+            f"Without a class: {quoted(missing)}.",
+            "Unpack the archive again.",
+        )
+    trained = [file for file in inside if file.folder == "train"]
+    labelled = [Labelled(file, file.relative.split("/")[1], "train") for file in trained]
+    labelled += [Labelled(file, labels[file.file_name], "val") for file in validation]
+    return Layout(tuple(labelled), evaluated="val")
 
 
 # Layouts of images with masks.

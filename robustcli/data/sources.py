@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data import advice
+from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list_zip
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
@@ -21,6 +22,7 @@ from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
     Layout,
+    by_tiny_imagenet,
     class_recognisers,
     find_layout,
     unwrapped,
@@ -39,8 +41,15 @@ from robustcli.data.named_datasets import (
     find_named,
     require_tar,
 )
+from robustcli.data.natural_shifts import (
+    Answers,
+    NaturalShift,
+    allowed_answers,
+    find_shift,
+    read_real_labels,
+)
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
-from robustcli.data.tar import COMPRESSED_SUFFIXES, is_tar, list_tar
+from robustcli.data.webdataset import names_shards, read_shards
 
 if TYPE_CHECKING:
     from robustcli.data.mask_values import ValueOption
@@ -63,12 +72,14 @@ class Classes:
         labels: File with the label of each image, for folders and tars that do not tell.
         splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
             say the split of an image. Always so in training.
+        answers: Which classes a model may answer with.
     """
 
     model: str | None = None
     label_space: str | LabelSpace | None = None
     labels: Path | None = None
     splits: bool = False
+    answers: Answers = "auto"
 
 
 @dataclass(frozen=True)
@@ -214,7 +225,8 @@ def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
 
 
 def _is_there(data: str) -> bool:
-    return find_named(data) is not None or Path(data).expanduser().exists()
+    known = find_named(data) is not None or names_shards(data)
+    return known or Path(data).expanduser().exists()
 
 
 def _in_folder(dataset: Dataset, whole: str, folder: str) -> Dataset:
@@ -229,42 +241,48 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     if named and named.label_space == SEGMENTATION:
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
+    shift: NaturalShift | None = None
     wanted: WantedClasses
     if truth.model is None:
         path = _location(data, named)
         wanted = AnyClasses(_name(path))
     else:
         given = truth.label_space or (named.label_space if named else None)
-        space = find_label_space(given, notes.append) if isinstance(given, str) else given
         path = _location(data, named)
+        shift = find_shift(path) if truth.model == "imagenet-1k" else None
+        given = given or (truth.model if shift else None)
+        space = find_label_space(given, notes.append) if isinstance(given, str) else given
         wanted = ModelClasses(space, truth.model)
     layout = _class_layout(path, truth, wanted, notes.append)
-    space = _label_space(path, {one.label for one in layout.labelled}, wanted)
-    targets = {label: _target(space, label) for label in {one.label for one in layout.labelled}}
+    labels = {label for one in layout.labelled for label in (one.label, *one.also)}
+    space = _label_space(path, labels, wanted)
+    targets = {label: _target(space, label) for label in labels}
     samples = [
-        Sample(one.image, targets[one.label], one.image.relative, one.split)
+        Sample(one.image, targets[one.label], one.image.relative, one.split,
+               also=tuple(targets[label] for label in one.also))
         for one in layout.labelled
-    ]
+    ]  # fmt: skip
+    answers = None
+    if truth.model is not None:
+        answers = allowed_answers(path, shift, set(targets.values()), truth.answers, notes.append)
     dataset = _dataset(path, named, samples, notes)
-    return replace(dataset, label_space=space, evaluated=layout.evaluated)
+    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
 
 
 def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
-    if _is_table(path):
-        if truth.labels is not None:
-            raise _labels_not_needed(path, truth.labels, "A manifest names the label")
-        return read_class_manifest(path, say)
-    files = _listed(path, IMAGE_SUFFIXES, say)
-    packed = not path.is_dir()
+    holds_labels = _is_table(path) or names_shards(str(path))
+    files = [] if holds_labels else _listed(path, IMAGE_SUFFIXES, say)
     if not files:
-        published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, unheard))
-        if published is None:
-            raise advice.no_images(path, advice.CLASSES_IN_WORDS)
-        if truth.labels is not None:
-            raise _labels_not_needed(path, truth.labels, "CIFAR's files name the class")
-        return published
+        return _labelled_by_itself(path, truth.labels, say)
+    packed = not path.is_dir()
     if truth.labels is not None:
-        return read_labels(truth.labels, _innermost(files) if packed else files, say)
+        is_real = truth.labels.suffix.lower() == ".json"
+        return (read_real_labels if is_real else read_labels)(
+            truth.labels, _innermost(files) if packed else files, say
+        )
+    tiny = by_tiny_imagenet(path, files, lambda: _listed(path, frozenset({".txt"}), unheard))
+    if tiny is not None:
+        return tiny
     # A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
     recognisers = class_recognisers(wanted, splits=truth.splits or truth.model is None)
     layout = None
@@ -277,12 +295,22 @@ def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -
     return layout
 
 
-def _labels_not_needed(path: Path, labels: Path, reason: str) -> UsageError:
-    return UsageError(
-        f"`--labels {labels}` does not go with `--data {path}`.",
-        f"{reason} of each image itself.",
-        "Leave out `--labels`.",
-    )
+def _labelled_by_itself(path: Path, labels: Path | None, say: Say) -> Layout[str]:
+    """Data that are no image files in folders: each form names the class of every image."""
+    if labels is not None:
+        raise UsageError(
+            f"`--labels {labels}` does not go with `--data {path}`.",
+            "It names the class of each image itself.",
+            "Leave out `--labels`.",
+        )
+    if _is_table(path):
+        return read_class_manifest(path, say)
+    if names_shards(str(path)):
+        return read_shards(str(path), say)
+    published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, unheard))
+    if published is None:
+        raise advice.no_images(path, advice.CLASSES_IN_WORDS)
+    return published
 
 
 def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: WantedClasses) -> bool:
@@ -346,9 +374,7 @@ def groups_file(location: Path) -> Path:
     """Where a table of groups may lie: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
     if location.is_dir():
         return location / "groups.csv"
-    name = location.name.lower()
-    suffix = next((s for s in COMPRESSED_SUFFIXES if name.endswith(s)), ".tar")
-    return location.with_name(location.name[: -len(suffix)] + ".groups.csv")
+    return location.with_name(archive_stem(location) + ".groups.csv")
 
 
 def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
@@ -378,7 +404,8 @@ def _location(data: str, named: NamedDataset | None) -> Path:
     if named:
         return require_tar(named)
     path = Path(data).expanduser()
-    if not (path.is_dir() or is_tar(path) or path.suffix.lower() in TABLE_SUFFIXES):
+    is_archive = is_tar(path) or is_zip(path)
+    if not (path.is_dir() or is_archive or path.suffix.lower() in TABLE_SUFFIXES):
         raise advice.unreadable_kind(data)
     return path
 
@@ -389,7 +416,8 @@ def _is_table(path: Path) -> bool:
 
 def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
     """The files in a folder or archive whose names have these suffixes."""
-    listing = (list_folder if path.is_dir() else list_tar)(path, suffixes)
+    packed = list_zip if is_zip(path) else list_tar
+    listing = (list_folder if path.is_dir() else packed)(path, suffixes)
     for note in listing.notes(path):
         say(note)
     return listing.files

@@ -24,6 +24,7 @@ class EvalConfig(TaskConfig):
     _: KW_ONLY
     severities: tuple[int, ...] | None = None
     plugins: tuple[Path, ...] = ()
+    published: tuple[Path, ...] = ()
     precision: Precision = "fp32"
     device: str = "auto"
     devices: int | str | None = None
@@ -47,6 +48,7 @@ class EvalConfig(TaskConfig):
             return self.out
         changes = [change for change in map(_changes, self.models) if change is not None]
         masks = mask_settings(self.foreground, self.ignore)
+        masks += [] if self.answers == "auto" else [self.answers]
         settings = [digest, self.seed, self.apply_at, self.precision, *changes, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         first = file_name(self.models[0].name)

@@ -13,6 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
+from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.evaluation.distributed import (
@@ -38,6 +40,7 @@ from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
+from robustcli.evaluation.published import update_parity
 from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
@@ -280,6 +283,30 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
         evaluation.run, evaluation.data, models, lambda name: store.rows(name, CLEAN, task.name),
         evaluation.cells.values(), evaluation.config.seed,
     )  # fmt: skip
+    update_parity(
+        evaluation.run, evaluation.cells, evaluation.data.items,
+        lambda samples, cells: _seen(evaluation, models, samples, cells),
+    )  # fmt: skip
+
+
+def _seen(
+    evaluation: Evaluation, models: Mapping[str, Model], samples: Sequence[Any],
+    cells: Sequence[Cell],
+) -> dict[Cell, Mapping[str, Any]]:  # fmt: skip
+    """By cell and model, what classifiers see of those samples that can be read."""
+    preparation: Any = evaluation.task.preparation(models, evaluation.cells, evaluation.config)
+    items, decoded = [], []
+    for item in samples:
+        with suppress(UnreadableImage):
+            decoded.append(preparation.decode(item))
+            items.append(item)
+    prepared = preparation.prepare(
+        items, decoded, models=dict.fromkeys(cells, tuple(models)), views=dict.fromkeys(cells, ())
+    )
+    return {
+        made.cell: {name: made.inputs.views[preparation.model_views[name]] for name in models}
+        for made in prepared
+    }
 
 
 # What is held against the plan at the end.

@@ -20,6 +20,7 @@ from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.gates import Gate, Scope, check_gates, parse_gates
+from robustcli.evaluation.published import bind_published, find_published
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.segmentation import SegmentationTask
@@ -109,19 +110,21 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     """
     _check_quick(config)
     gates = parse_gates(config.fail_under, config.fail_drop)
-    cells = resolve_transforms(config.transforms, config.severities, config.plugins)
+    published = find_published(config.published)
+    cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
     entries = [entry_of(request, offline=config.offline) for request in config.models]
     names = tuple(entry.name for entry in entries)
     _check_distinct(names)
     task = task_of(entries)
     task.check(config)
-    by_cell = {Cell(c.transform.name, c.severity): c for c in cells}
-    check_gates(gates, Scope(task.name, names, tuple(by_cell)))
+    named = tuple(Cell(c.transform.name, c.severity) for c in cells)
+    check_gates(gates, Scope(task.name, names, named))
     config = task.with_defaults(config, listener)
     device = choose_device(config.device, place)
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
+    by_cell = bind_published(cells, data.dataset)
     return Evaluation(config, task, data, by_cell, names, device, run, gates)
 
 

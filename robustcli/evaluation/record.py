@@ -94,7 +94,8 @@ EVALUATION = RunKind(
     "robust eval",
     ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
     (
-        *("results.csv", "results.json", "report.md", "report.html", "gates.json"),
+        *("results.csv", "results.json", "report.md", "report.html"),
+        *("gates.json", "parity.json"),
         *("statistics.json", "verdicts.csv", "classes.csv"),
     ),
     _differences,

@@ -79,7 +79,8 @@ ALEXNET_ERROR = {
     "jpeg_compression": 0.606500,
 }
 ALEXNET_CLEAN_ERROR = 0.4348
-FAMILY = "imagenet-c"
+FAMILIES = ("imagenet-c", "published")
+"""Our own corruptions of clean images, and the pictures that ImageNet-C's owners publish."""
 BENCHMARK_SEVERITIES = 5
 
 
@@ -89,12 +90,14 @@ class CorruptionError:
 
     Args:
         model: Its name in the run.
+        family: Of the corruptions, one of FAMILIES.
         mce: Mean corruption error.
         relative_mce: The same for the errors that the corruptions add to the clean error.
         by_corruption: The corruption error of each of the 15 corruptions.
     """
 
     model: str
+    family: str
     mce: float
     relative_mce: float
     by_corruption: dict[str, float]
@@ -103,7 +106,7 @@ class CorruptionError:
 def corruption_errors(
     table: pd.DataFrame, *, label_space: str, families: Mapping[str, str]
 ) -> list[CorruptionError]:
-    """The errors of every model that has them, in the order of the run.
+    """The errors of every model that has them, by family, then in the order of the run.
 
     A model has them when its 15 corruptions x 5 severities were all measured on one and the same
     number of images with ImageNet-1K's classes, which AlexNet's errors are about.
@@ -115,11 +118,12 @@ def corruption_errors(
     """
     if label_space != "imagenet-1k":
         return []
-    names = {t: benchmark_name(t) for t, family in families.items() if family == FAMILY}
     found = []
-    for model in table["model"].unique():
-        error = _of_model(str(model), table[table["model"] == model], names)
-        found += [] if error is None else [error]
+    for wanted in FAMILIES:
+        names = {t: benchmark_name(t) for t, family in families.items() if family == wanted}
+        for model in table["model"].unique():
+            error = _of_model(str(model), wanted, table[table["model"] == model], names)
+            found += [] if error is None else [error]
     return found
 
 
@@ -133,7 +137,7 @@ def benchmark_name(transform: str) -> str | None:
 
 
 def _of_model(
-    model: str, rows: pd.DataFrame, names: dict[str, str | None]
+    model: str, family: str, rows: pd.DataFrame, names: dict[str, str | None]
 ) -> CorruptionError | None:
     cells = rows.assign(corruption=rows["transform"].map(names)).dropna(subset="corruption")
     cells = cells[cells["severity"].between(1, BENCHMARK_SEVERITIES)]
@@ -145,7 +149,9 @@ def _of_model(
     relative = (error - (1 - clean["top1"].iloc[0])) / (alexnet - ALEXNET_CLEAN_ERROR)
     by_corruption = error / alexnet
     named = {name: float(by_corruption[name]) for name in ALEXNET_ERROR}
-    return CorruptionError(model, float(by_corruption.mean()), float(relative.mean()), named)
+    return CorruptionError(
+        model, family, float(by_corruption.mean()), float(relative.mean()), named
+    )
 
 
 def _same_images(cells: pd.DataFrame, clean: pd.DataFrame) -> bool:

@@ -11,9 +11,16 @@ import pandas as pd
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.gates import GatesRecord, read_gates
+from robustcli.evaluation.published import (
+    PUBLISHED_PREFIX,
+    Likeness,
+    counterpart,
+    read_parity,
+)
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.sessions import Costs, Session, Speed, costs, read_sessions, speed
 from robustcli.evaluation.store import Store
+from robustcli.metrics.paired import ClassDifference, class_difference
 from robustcli.metrics.severity_scores import (
     BreakingPoint,
     CorruptionError,
@@ -25,6 +32,7 @@ from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
 from robustcli.reports.statistics import Statistics
 from robustcli.tasks.record import ModelRecord
+from robustcli.transforms.base import Cell
 
 Row = dict[str, Any]
 """A row of an evaluation's table, by column."""
@@ -72,6 +80,29 @@ class ModelEnds:
     clean: float | None
     mean: float
     n: int
+
+
+@dataclass(frozen=True)
+class ParityLine:
+    """One corruption at one severity for one model: ours, and the published pictures.
+
+    Args:
+        corruption: Its published name.
+        severity: Of both.
+        model: The model.
+        ours: The row of our own corruption.
+        published: The row of the published pictures.
+        difference: Top-1 on the published ones minus that on ours, paired; None without images.
+        likeness: How like each other the two are; None where that was not measured.
+    """
+
+    corruption: str
+    severity: int
+    model: str
+    ours: Row
+    published: Row
+    difference: ClassDifference | None
+    likeness: Likeness | None
 
 
 @dataclass(frozen=True)
@@ -200,6 +231,30 @@ class Findings:
         families = {t.name: t.family for t in self.record.transforms}
         space = self.record.dataset.label_space
         return corruption_errors(self.table, label_space=space, families=families)
+
+    @cached_property
+    def parity(self) -> list[ParityLine]:
+        """Our corruptions beside the published ones of the same name, where the run has both."""
+        if all(t.family != "published" for t in self.record.transforms):
+            return []
+        store, lines = (
+            Store(self.run),
+            {(line.transform, line.severity): line for line in self.lines},
+        )
+        alike = {(one.transform, one.severity, one.model): one for one in read_parity(self.run)}
+        found = []
+        for (name, severity), line in lines.items():
+            own = lines.get((counterpart(name), severity))
+            if own is None or not name.startswith(PUBLISHED_PREFIX):
+                continue
+            for ours, published in zip(own.rows, line.rows, strict=True):
+                model = str(published["model"])
+                rows = [store.rows(model, Cell(t, severity), "cls") for t in (own.transform, name)]
+                found.append(ParityLine(
+                    name.removeprefix(PUBLISHED_PREFIX), severity, model, ours, published,
+                    class_difference(*rows), alike.get((name, severity, model)),
+                ))  # fmt: skip
+        return found
 
     @property
     def speeds(self) -> list[Speed]:

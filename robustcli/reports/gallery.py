@@ -13,9 +13,9 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import file_name
+from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.data.decode import UnreadableImage, decode
-from robustcli.data.tar import is_tar, list_tar
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
 from robustcli.metrics.calibration import reliability
@@ -319,9 +319,10 @@ def images_of(
     if dataset.contents is None:
         return "the run is of an older version, which did not record what its images hold"
     location = Path(dataset.location)
-    if is_tar(location):
+    if is_tar(location) or is_zip(location):
+        listing = list_zip if is_zip(location) else list_tar
         try:
-            members = {file.relative: file for file in list_tar(location).files}
+            members = {file.relative: file for file in listing(location).files}
         except UsageError:
             members = {}
         files = [members[image_id] for image_id in all_ids if image_id in members]

@@ -28,7 +28,8 @@ from robustcli.evaluation.record import read_record
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.reports.findings import read_findings
 from robustcli.reports.finetuning_findings import read_finetuning
-from robustcli.reports.render import kind_of, render
+from robustcli.reports.pages import kind_of
+from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
 from robustcli.training.record import read_train_record
 

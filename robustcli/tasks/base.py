@@ -63,6 +63,7 @@ class Data:
         pool: From which `--quick`, `--limit` or `--per-class` took the images.
         grouping: What a group of images is, in the singular, where there are groups.
         split: Which part of the data set they are, where it has parts.
+        dataset: The images with their classes; None where they have masks.
     """
 
     items: tuple[Any, ...]
@@ -70,6 +71,7 @@ class Data:
     pool: Pool
     grouping: str | None = None
     split: EvaluatedPart | None = None
+    dataset: Dataset | None = None
 
 
 def taken(dataset: Dataset, config: TaskConfig) -> Dataset:

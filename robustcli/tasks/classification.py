@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -49,7 +50,7 @@ from robustcli.tasks.record import (
     PreprocessingRecord,
     dataset_record,
 )
-from robustcli.transforms.base import Cell
+from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # A classifier's inputs: images transformed, then resized and cropped as each model does it.
@@ -57,9 +58,10 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 @dataclass(frozen=True)
 class Views:
-    """True classes, and per view uint8 (n, channels, crop, crop)."""
+    """True classes, others that are as true, and per view uint8 (n, channels, crop, crop)."""
 
     targets: list[int]
+    also: list[tuple[int, ...]]
     views: dict[str, Tensor]
 
 
@@ -95,20 +97,27 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
     ) -> Iterator[Prepared[Views]]:
         """The views of the models that lack rows, and the measures of the views that lack them."""
         ids, targets = [item.image_id for item in items], [item.target for item in items]
+        also = [item.also for item in items]
         clean = {ORIGINAL: list(decoded)}
         if self.at_crop:
             clean = {v: self._fit_all(v, clean[ORIGINAL]) for v in self.preprocessing}
         for cell in models:
             needed = {self.model_views[model] for model in models[cell]}
             bases = needed | set(views[cell]) if self.at_crop else {ORIGINAL}
-            made = {v: self._apply_all(cell, ids, clean[v]) for v in bases}
-            seen = made if self.at_crop else {v: self._fit_all(v, made[ORIGINAL]) for v in needed}
+            made = {v: self._apply_all(cell, ids, clean[v], v) for v in bases}
+            seen = made
+            if not self.at_crop:
+                seen = {v: self._fit_all(v, made[ORIGINAL], cell) for v in needed}
             measures = {v: list(map(measure, clean[v], made[v])) for v in views[cell]}
             stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in needed}
-            yield Prepared(cell, Views(targets, stacked), measures)
+            yield Prepared(cell, Views(targets, also, stacked), measures)
 
-    def _apply_all(self, cell: Cell, ids: list[str], images: list[Pixels]) -> list[Pixels]:
+    def _apply_all(
+        self, cell: Cell, ids: list[str], images: list[Pixels], view: str
+    ) -> list[Pixels]:
         made = [self._apply(cell, name, image) for name, image in zip(ids, images, strict=True)]
+        if self.at_crop and self.transforms[cell].transform.replaces:
+            return self._fit_all(view, made, cell)
         for before, after in zip(images, made, strict=True):
             if self.at_crop and before.shape != after.shape:
                 raise RunError(
@@ -121,10 +130,12 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
     def _apply(self, cell: Cell, image_id: str, pixels: Pixels) -> Pixels:
         seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
         transform = self.transforms[cell].transform
-        return transform.apply(pixels, seed=seed, severity=cell.severity)
+        return transform.for_image(pixels, image_id=image_id, seed=seed, severity=cell.severity)
 
-    def _fit_all(self, view: str, images: list[Pixels]) -> list[Pixels]:
-        return [self.preprocessing[view].apply(image) for image in images]
+    def _fit_all(self, view: str, images: list[Pixels], cell: Cell = CLEAN) -> list[Pixels]:
+        own, made = self.preprocessing[view], self.transforms.get(cell)
+        fit = own.apply_to_crop if made and made.transform.precropped else own.apply
+        return [fit(image) for image in images]
 
 
 def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
@@ -139,11 +150,16 @@ def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
 
 
 class ClassRows:
-    """One classifier answering batches of views."""
+    """One classifier answering batches of views.
 
-    def __init__(self, classifier: Classifier) -> None:
+    Args:
+        classifier: The model.
+        answers: The classes that it may answer with; None for all of its own.
+    """
+
+    def __init__(self, classifier: Classifier, answers: Sequence[int] | None = None) -> None:
         self.view = classifier.preprocessing.view
-        self.forward = Forward(classifier)
+        self.forward = Forward(classifier, partial(classifier.predict, answers=answers))
 
     @property
     def cost(self) -> ModelCost:
@@ -151,24 +167,35 @@ class ClassRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[Views]) -> list[Row]:
-        """One row an image (columns: `PREDICTION_SCHEMA`)."""
-        targets = batch.inputs.targets
-        pieces = self.forward(batch.inputs.views[self.view], torch.tensor(targets))
+        """One row an image (columns: `PREDICTION_SCHEMA`).
+
+        Where several classes are true, its target is the one that the model ranks highest.
+        """
+        inputs = batch.inputs
+        pieces = self.forward(inputs.views[self.view], _truths(inputs))
         answers = [answer for piece in pieces for answer in _rows(piece)]
-        named = zip(batch.image_ids, targets, answers, strict=True)
-        return [{"image_id": name, "target": target, **answer} for name, target, answer in named]
+        named = zip(batch.image_ids, answers, strict=True)
+        return [{"image_id": name, **answer} for name, answer in named]
+
+
+def _truths(inputs: Views) -> torch.Tensor:
+    """The true classes (n, most of an image); images with fewer repeat their first."""
+    width = 1 + max(map(len, inputs.also), default=0)
+    rows = zip(inputs.targets, inputs.also, strict=True)
+    return torch.tensor([[t, *also, *[t] * (width - 1 - len(also))] for t, also in rows])
 
 
 def _rows(piece: Predictions) -> list[Row]:
     return [
         {
+            "target": int(target),
             "prediction": int(top5[0]),
             "top5": top5.tolist(),
             "probability": float(probability),
             "target_probability": float(of_target),
         }
-        for top5, probability, of_target in zip(
-            piece.top5, piece.probability, piece.target_probability, strict=True
+        for top5, probability, target, of_target in zip(
+            piece.top5, piece.probability, piece.target, piece.target_probability, strict=True
         )
     ]
 
@@ -195,7 +222,9 @@ class ClassificationTask(Task[Classifier]):
         _check_split(config, whole)
         for note in whole.notes:
             listener.say(note)
-        part = choose_part(whole, config.split, trainings_of(config), listener).index
+        chosen = choose_part(whole, config.split, trainings_of(config), listener)
+        part = chosen.index
+        evaluated = chosen.split if whole.evaluated else None
         index = taken(part, config)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
@@ -203,7 +232,9 @@ class ClassificationTask(Task[Classifier]):
                 f"No --data: using {index.name}{kind}, {len(index.samples)} images, "
                 f"{index.location}."
             )
-        return Data(index.samples, dataset_record(index), pool_of(part))
+        return Data(
+            index.samples, dataset_record(index), pool_of(part), split=evaluated, dataset=index
+        )
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""
@@ -249,7 +280,7 @@ class ClassificationTask(Task[Classifier]):
 
     def predictor(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
         """See `Task.predictor`."""
-        return ClassRows(model)
+        return ClassRows(model, dataset.answers)
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig
@@ -273,7 +304,13 @@ def _opened(config: TaskConfig) -> Dataset:
     try:
         return open_dataset(
             config.data,
-            Classes(space.name, space if given else None, config.labels, splits=trained),
+            Classes(
+                space.name,
+                space if given else None,
+                config.labels,
+                splits=trained,
+                answers=config.answers,
+            ),
         )
     except UsageError:
         _check_heads(config)

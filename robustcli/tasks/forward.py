@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ class Forward:
     """Runs one model; halves the piece it computes at once whenever memory runs out.
 
     Args:
-        model: On its device; `predict` takes equally long inputs, one entry an image.
+        model: On its device.
+        predict: Takes equally long inputs, one entry an image; None for the model's own.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, predict: Callable[..., Any] | None = None) -> None:
         self.model = model
+        self.predict = predict or model.predict
         self.cost = ModelCost()
         self.most: int | None = None
 
@@ -46,7 +48,7 @@ class Forward:
     def _pieces(self, inputs: tuple[Tensor | Sequence[Any], ...], images: int) -> list[Any]:
         size = self.most or images
         starts = range(0, images, size)
-        return [self.model.predict(*(part[at : at + size] for part in inputs)) for at in starts]
+        return [self.predict(*(part[at : at + size] for part in inputs)) for at in starts]
 
     def _halve(self, size: int, error: Exception) -> None:
         if not _is_out_of_memory(error):

@@ -94,7 +94,9 @@ class SamplePicture:
         name, severity = cell.transform.name, cell.severity
         own = image_seed(seed, name, severity, self.image_id)
         if self.mask is None:
-            changed = cell.transform.apply(self.pixels, seed=own, severity=severity)
+            changed = cell.transform.for_image(
+                self.pixels, image_id=self.image_id, seed=own, severity=severity
+            )
             return SamplePicture(self.image_id, changed)
         moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=own, severity=severity)
         return SamplePicture(self.image_id, *moved)

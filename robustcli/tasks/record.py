@@ -43,6 +43,7 @@ class DatasetRecord(Record):
     `contents` is the hash of what their files hold (`data.dataset.contents_digest`); runs of older
     versions have none.
 
+    `answers` are the classes that models may answer with, where it is not all.
     `tolerance` (pixels) is written only of data whose masks are compared with one, `masks` only
     where they are read in an unusual way.
     """
@@ -57,6 +58,7 @@ class DatasetRecord(Record):
     demonstration: bool
     digest: str
     contents: str | None = None
+    answers: list[int] | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
 
@@ -74,6 +76,7 @@ def dataset_record(index: Dataset) -> DatasetRecord:
         demonstration=index.demonstration,
         digest=index.digest,
         contents=index.contents,
+        answers=None if index.answers is None else list(index.answers),
     )
 
 
@@ -133,6 +136,12 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
             else f"Its images were those of `{old.location}`; the files of the same names in "
             f"`{new.location}` are others (`--data`)."
         )
+    if old.answers != new.answers:
+        before, now = (
+            "all of theirs" if one.answers is None else f"{len(one.answers)} of the data"
+            for one in (old, new)
+        )
+        yield f"Models answered with other classes: {before}; now {now} (`--answers`)."
     if old.masks != new.masks:
         before, now = (
             "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words

@@ -366,6 +366,12 @@ def _senseless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
             "They see the whole image at its own size, so there is no crop to transform.",
             "Leave it out: transforms act on the decoded image.",
         )
+    if config.answers != "auto":
+        yield (
+            f"--answers {config.answers}",
+            "They tell foreground from background.",
+            "Leave it out.",
+        )
     if config.label_space is not None or config.labels is not None:
         yield (
             "--label-space" if config.labels is None else "--labels",

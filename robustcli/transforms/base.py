@@ -74,7 +74,7 @@ def _value_at(value: Any, severity: int) -> Any:
 
 Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
 Mask: TypeAlias = NDArray[Any]  # (H, W) labels: bool or an integer type, values within int32
-TransformFamily: TypeAlias = Literal["identity", "paper21", "imagenet-c", "plugin"]
+TransformFamily: TypeAlias = Literal["identity", "paper21", "imagenet-c", "plugin", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,9 @@ class Transform(ABC):
             that has no strength.
         assumed: Whether the parameters are assumed, because the paper gives none.
         summary: One line for a listing.
+        replaces: Whether it gives another picture of the same scene, which takes the place of the
+            decoded image even where transforms act on crops.
+        precropped: Whether that picture is a crop already, so that models do not resize it.
     """
 
     name: str
@@ -99,6 +102,8 @@ class Transform(ABC):
     ranged: bool = True
     assumed: bool = False
     summary: str = ""
+    replaces: bool = False
+    precropped: bool = False
 
     def available(self) -> tuple[int, ...]:
         """Every severity it has, 0 included where it exists, in rising order."""
@@ -127,6 +132,10 @@ class Transform(ABC):
         """
         self._check(image, severity)
         return _owned(self._changed(image, seed=seed, severity=severity))
+
+    def for_image(self, image: Image, *, image_id: str, seed: int, severity: int) -> Image:
+        """`apply` to the image called `image_id`, on which only published pictures depend."""
+        return self.apply(image, seed=seed, severity=severity)
 
     def apply_with_mask(
         self, image: Image, mask: Mask, *, seed: int, severity: int

@@ -93,7 +93,7 @@ def _check_somewhere(severity: int, group: Sequence[Transform], pattern: str) ->
     )
 
 
-PRESETS = ("paper21", "imagenet-c", "all")
+PRESETS = ("paper21", "imagenet-c", "published", "all")
 LISTING = "robust list transforms"
 
 _BUILT_IN: tuple[Transform, ...] = (IDENTITY, *PAPER21, *IMAGENET_C)
@@ -124,7 +124,10 @@ def transforms() -> tuple[Transform, ...]:
 
 
 def resolve_transforms(
-    patterns: Sequence[str], severities: Sequence[int] | None, plugins: Sequence[Path] = ()
+    patterns: Sequence[str],
+    severities: Sequence[int] | None,
+    plugins: Sequence[Path] = (),
+    published: Sequence[Transform] = (),
 ) -> list[TransformCell]:
     """The cells that a command line asks for: `identity` first, then as typed, each once.
 
@@ -136,12 +139,13 @@ def resolve_transforms(
         patterns: Names in any spelling, globs, presets (`PRESETS`).
         severities: The wish of `--severity`; None or empty for none.
         plugins: Python files with more transforms.
+        published: The corruptions of a benchmark, as published.
 
     Raises:
         UsageError: Nothing is called so (with the nearest name), a severity is not there, or a
             plugin cannot be used.
     """
-    known = {one.name: one for one in _registered(tuple(plugins))}
+    known = {one.name: one for one in (*_registered(tuple(plugins)), *published)}
     wanted = tuple(sorted(set(severities or ())))
     chosen: dict[tuple[str, int], None] = {(IDENTITY.name, 0): None}
     for pattern in patterns:
@@ -173,12 +177,19 @@ def _installed() -> tuple[Transform, ...]:
 
 def _named(pattern: str, known: dict[str, Transform]) -> list[Transform]:
     preset = canonical(pattern)
+    if preset.startswith("published") and all(t.family != "published" for t in known.values()):
+        raise UsageError(
+            f"`--transform {pattern}` needs the published pictures.",
+            "No folder of a corruption benchmark is named.",
+            "Name it with `--published DIR`, the clean images with `--data`.",
+        )
     if preset == "all":
         return list(known.values())
     if preset in PRESETS:
         return [one for one in known.values() if one.family == preset]
     spelling = re.sub(r"\s+", "-", canonical(pattern))
     spelling = re.sub(r"^imagenet-?c[-/:]", NAME_PREFIX, spelling)
+    spelling = re.sub(r"^published[/:]", "published-", spelling)
     if spelling not in {canonical(name) for name in known}:
         spelling = _ALIASES.get(spelling, spelling)
     return [known[name] for name in matching(spelling, known, kind="transform", listing=LISTING)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import tarfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 CIFAR10 = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -117,8 +117,19 @@ def tar_of(folder: Path, target: Path, mode: str = "w:gz") -> Path:
     return target
 
 
-def npy(array: np.ndarray) -> bytes:
-    """`array` as numpy saves it."""
-    content = io.BytesIO()
-    np.save(content, array)
-    return content.getvalue()
+def write_tree(folder: Path, pictures: dict[tuple[str, int, str], np.ndarray]) -> Path:
+    """A tree of PNGs: by corruption, severity and `CLASS/NAME`."""
+    for (corruption, severity, name), pixels in pictures.items():
+        target = folder / corruption / str(severity) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target, "PNG")
+    return folder
+
+
+def write_cifar_c(folder: Path, arrays: dict[str, np.ndarray], labels: list[int]) -> Path:
+    """`CORRUPTION.npy` of (5 n, 32, 32, 3) and `labels.npy`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "labels.npy", np.tile(np.array(labels, np.uint8), 5))
+    return folder

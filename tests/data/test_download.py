@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data import download, named_datasets
+from robustcli.data.archives import list_tar
 from robustcli.data.download import (
     InterruptedTransferError,
     PartialDownload,
@@ -27,7 +28,6 @@ from robustcli.data.download import (
 )
 from robustcli.data.named_datasets import DATASETS, data_home, lock_on_this_machine
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.data.tar import list_tar
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
+from robustcli.data.archives import is_tar, list_tar
 from robustcli.data.dataset import Dataset, FileRef
 from robustcli.data.decode import decode
 from robustcli.data.listing import FileListing, list_folder
 from robustcli.data.named_datasets import data_home
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.data.tar import is_tar, list_tar
 
 MakeTar = Callable[..., Path]
 NAMES = ["./cat/a.jpg", "cat/b.jpg", "dog/c.JPEG", "dog/._c.JPEG", "notes.txt"]

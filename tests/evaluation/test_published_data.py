@@ -12,9 +12,10 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
+from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.transforms.base import CLEAN
 from tests.data.published_files import CIFAR10, cifar_images, write_cifar10
-from tests.evaluation.photos import config, make_photos
+from tests.evaluation.photos import CLASSES, config, make_photos
 
 TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
 
@@ -69,3 +70,17 @@ def test_a_split_does_not_go_with_data_without_parts(tmp_path):
     with pytest.raises(UsageError, match="`--split test` does not go with `photos`"):
         run_evaluation(config(photos, tmp_path / "run", split="test"))
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_among_the_classes_of_the_data_are_recorded_and_never_mixed(tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    run = run_evaluation(config(photos, tmp_path / "run", answers="present"))
+    classes = [CIFAR10.index(name) for name in CLASSES]
+    assert read_record(run).dataset.answers == sorted(classes)
+    rows = Store(run).rows("vmamba-pico", CLEAN, "cls")
+    assert set(rows["prediction"]) <= set(classes)
+    assert rows["top5"].map(len).eq(4).all()
+    text = evaluation_report(run).markdown
+    assert "Models answer only with the 4 classes of the data" in text
+    with pytest.raises(UsageError, match=r"Models answered with other classes.*--answers"):
+        run_evaluation(config(photos, tmp_path / "run"))

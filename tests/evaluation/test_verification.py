@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import robustcli
-from robustcli.adapters.load import ModelRequest
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.evaluate import evaluate

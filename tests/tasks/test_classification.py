@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from scipy.special import softmax
 
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
+from robustcli.tasks.base import Batch
+from robustcli.tasks.classification import ClassRows, Views
+from robustcli.transforms.base import CLEAN
 from robustcli.transforms.registry import image_seed, resolve_transforms
 from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
@@ -35,3 +44,55 @@ def test_at_crop_is_resize_then_transform_and_measures_each_view(index, tmp_path
     expected = affine.apply(LARGE.apply(decode(ref.image)), seed=seed, severity=0)
     assert np.array_equal(batch.inputs.views[LARGE.view][0].numpy().transpose(1, 2, 0), expected)
     assert set(batch.measures) == {SMALL.view, LARGE.view}
+
+
+# Answers among some classes, and several true classes.
+
+
+LOGITS = torch.tensor([[2.0, 1.0, 4.0, 0.0, 3.0, -1.0, 0.5], [0.0, 5.0, 1.0, 2.0, 2.0, 9.0, 3.0]])
+
+
+def classifier() -> Classifier:
+    """A model whose logits are LOGITS of the row that its image's first pixel says."""
+
+    class Network(torch.nn.Module):
+        num_classes = 7
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return LOGITS[(images[:, 0, 0, 0] * 255).round().long()]
+
+    own = Preprocessing(None, 1, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Classifier(Network().eval(), own, SimpleNamespace(name="fixed"))
+
+
+IMAGES = torch.tensor([0, 1], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)
+
+
+def test_masked_answers_are_the_softmax_over_the_logits_that_are_left():
+    kept = [0, 3, 4, 6]
+    made = classifier().predict(IMAGES, torch.tensor([3, 0]), answers=kept)
+    left = LOGITS[:, kept].numpy().astype(np.float64)
+    share = softmax(left, axis=1)
+    order = np.argsort(-left, axis=1)
+    assert made.top5.tolist() == np.array(kept)[order].tolist()  # four classes, not five
+    np.testing.assert_allclose(made.probability, share.max(1), rtol=1e-6)
+    np.testing.assert_allclose(made.target_probability, [share[0, 1], share[1, 0]], rtol=1e-6)
+    assert made.target.tolist() == [3, 0]
+
+
+def test_an_answer_is_right_where_it_is_any_of_the_true_classes():
+    targets = torch.tensor([[0, 2, 3], [0, 4, 4]])
+    made = classifier().predict(IMAGES, targets)
+    share = softmax(LOGITS.numpy().astype(np.float64), axis=1)
+    assert made.top5[:, 0].tolist() == [2, 5]
+    assert made.target.tolist() == [2, 4]  # right, and of the wrong answer the best-ranked one
+    np.testing.assert_allclose(made.target_probability, [share[0, 2], share[1, 4]], rtol=1e-6)
+
+
+def test_rows_hold_the_true_class_that_the_model_ranks_highest():
+    views = Views([0, 3], [(2,), ()], {classifier().preprocessing.view: IMAGES})
+    batch = Batch(0, 0, 1, CLEAN, ("fixed",), ["a", "b"], views, {}, [])
+    rows = ClassRows(classifier()).rows(batch)
+    assert [(row["image_id"], row["target"], row["prediction"]) for row in rows] == [
+        ("a", 2, 2), ("b", 3, 5),
+    ]  # fmt: skip

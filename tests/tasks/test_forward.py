@@ -29,7 +29,7 @@ class Small:
             raise self.error
         top5 = targets[:, None].to(torch.int32).numpy()
         chance = views[:, 0, 0, 0].numpy().astype(np.float32)
-        return Predictions(top5, chance, chance)
+        return Predictions(top5, chance, targets.numpy(), chance)
 
 
 VIEWS = torch.arange(11, dtype=torch.uint8)[:, None, None, None].expand(11, 3, 2, 2)

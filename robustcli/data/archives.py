@@ -1,14 +1,24 @@
-"""Photos inside a tar: listed once, then read by offset without opening the archive again."""
+"""Photos inside a tar or zip: listed once, then read by offset without opening it again.
+
+A plain tar and a zip are read in place. A compressed tar cannot be read at random: it is first
+decompressed, once, into the data home.
+"""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import lzma
+import stat
+import struct
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import LONGEST_NAME, replacing, shortened
@@ -16,8 +26,28 @@ from robustcli.data.dataset import FileRef
 from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, list_tree, named_like_image, stable
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
-COMPRESSED_SUFFIXES = (".tar.gz", ".tgz")
+
+def _zstandard(path: Path) -> BinaryIO:
+    import pyarrow as pa  # the standard library has it from Python 3.14 on
+
+    stream: BinaryIO = pa.input_stream(str(path), compression="zstd")
+    return stream
+
+
+_Opener: TypeAlias = Callable[[Path], Any]
+_OPENERS: dict[str, _Opener] = {
+    ".tar.gz": gzip.open, ".tgz": gzip.open,
+    ".tar.bz2": bz2.open, ".tbz2": bz2.open, ".tbz": bz2.open,
+    ".tar.xz": lzma.open, ".txz": lzma.open,
+    ".tar.zst": _zstandard, ".tzst": _zstandard,
+}  # fmt: skip
+COMPRESSED_SUFFIXES = tuple(_OPENERS)
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
+ZIP_SUFFIX = ".zip"
+_MOST_UNPACKED = 2**30
+"""Bytes of one member of a zip; no photo is so large."""
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LONGEST_LINK = 4096
 _MOST_HOPS = 40
 """Links that lead to links: as many as Linux follows."""
 
@@ -27,10 +57,21 @@ def is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
+def is_zip(path: Path) -> bool:
+    """Whether `path` is named like a zip."""
+    return path.name.lower().endswith(ZIP_SUFFIX)
+
+
+def archive_stem(path: Path) -> str:
+    """The name of an archive without its suffixes."""
+    name, suffixes = path.name, (*COMPRESSED_SUFFIXES, ".tar", ZIP_SUFFIX)
+    suffix = next((s for s in suffixes if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
 def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """Every image in the tar at `path`, with its place in the (uncompressed) archive.
 
-    A compressed tar cannot be read at random: it is first decompressed, once, into the data home.
     What counts is what would count in the folder that the tar unpacks to (`listing.list_tree`): of
     two members of one name the last; hard and symbolic links inside the archive are what they lead
     to. Nothing outside of the archive is ever read.
@@ -50,9 +91,87 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             f"Reading it says: {error}.",
             "Check that it was downloaded completely (`tar tf FILE` lists it), then repeat.",
         ) from error
-    listing = list_tree(_InTar(root, "", False, root), suffixes)
+    listing = list_tree(_InArchive(root, "", False, root), suffixes)
     outside = [stable(name) for name in outside if named_like_image(name, suffixes)]
     return replace(listing, unreached=sorted([*listing.unreached, *outside]))
+
+
+def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
+    """Every image in the zip at `path`, with its place in it, by the rules of `list_tar`.
+
+    Raises:
+        UsageError: The file is no zip, is damaged or encrypted, or a member is packed in a way that
+            is not read or would unpack to more than a photo.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            root, outside = _zip_tree(path, archive, file, suffixes)
+    except (zipfile.BadZipFile, EOFError, OSError, struct.error, NotImplementedError) as error:
+        raise UsageError(
+            f"`{path}` cannot be read as a zip archive.",
+            f"Reading it says: {error}.",
+            "Check that it was downloaded completely (`unzip -t FILE` tests it), then repeat.",
+        ) from error
+    listing = list_tree(_InArchive(root, "", False, root), suffixes)
+    outside = [stable(name) for name in outside if named_like_image(name, suffixes)]
+    return replace(listing, unreached=sorted([*listing.unreached, *outside]))
+
+
+def _zip_tree(
+    path: Path, archive: zipfile.ZipFile, file: BinaryIO, suffixes: frozenset[str]
+) -> tuple[_Member, list[str]]:
+    root, outside = _Member(path, (), inside={}), []
+    for info in archive.infolist():
+        parts = _parts(info.filename)
+        if parts is None:
+            outside.append(info.filename)
+            continue
+        member, mode = _Member(path, parts), info.external_attr >> 16
+        if info.is_dir():
+            member.inside = {}
+        elif stat.S_ISLNK(mode):
+            linked = archive.read(info).decode("utf-8") if info.file_size < _LONGEST_LINK else "/"
+            if not linked.startswith("/"):
+                member.target = _parts("/".join((*parts[:-1], linked)))
+        elif named_like_image(info.filename, suffixes):
+            _check_zipped(path, info)
+            member.ref = _zipped(path, info, file)
+        else:
+            continue
+        if parts:
+            _put(root, member)
+    return root, outside
+
+
+def _check_zipped(path: Path, info: zipfile.ZipInfo) -> None:
+    if info.flag_bits & 1:
+        raise UsageError(
+            f"`{path}` is encrypted.", f"`{info.filename}` needs a password.", "Unpack it yourself."
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UsageError(
+            f"`{path}` is packed in a way that is not read.",
+            f"`{info.filename}` has compression type {info.compress_type}; stored (0) and deflated "
+            "(8) are read.",
+            "Unpack it, or pack it anew: `zip -r NEW.zip FOLDER`.",
+        )
+    if info.file_size > _MOST_UNPACKED:
+        raise UsageError(
+            f"`{path}` is not read: `{info.filename}` would unpack to {info.file_size:,} bytes.",
+            "No photo is so large; it may be made to fill the memory (a zip bomb).",
+            "Take that member out, or unpack the archive yourself.",
+        )
+
+
+def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
+    """The member, whose bytes follow a header of its own that may differ from the directory's."""
+    file.seek(info.header_offset)
+    signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != b"PK\3\4":
+        raise zipfile.BadZipFile(f"`{info.filename}` is not where the directory says")
+    start = info.header_offset + _LOCAL_HEADER.size + name + extra
+    unpacked = info.file_size if info.compress_type == zipfile.ZIP_DEFLATED else None
+    return FileRef("", path, info.filename, start, info.compress_size, unpacked=unpacked)
 
 
 @dataclass(eq=False)
@@ -63,7 +182,7 @@ class _Member:
         archive: The uncompressed tar.
         parts: The names that lead to it.
         inside: Of a folder, what is in it.
-        info: Of a plain file, where it lies.
+        ref: Of a plain file, where it lies.
         target: Of a link, the names that lead to what it stands for, counted from the root; None
             where that is outside.
     """
@@ -71,7 +190,7 @@ class _Member:
     archive: Path
     parts: tuple[str, ...]
     inside: dict[str, _Member] | None = None
-    info: tarfile.TarInfo | None = None
+    ref: FileRef | None = None
     target: tuple[str, ...] | None = None
 
 
@@ -87,7 +206,7 @@ def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
         if info.isdir():
             member.inside = {}
         elif info.isreg() and not info.issparse():
-            member.info = info
+            member.ref = FileRef("", plain, info.name, info.offset_data, info.size)
         elif info.islnk():
             member.target = _parts(info.linkname)
         elif info.issym() and not info.linkname.startswith("/"):
@@ -135,7 +254,7 @@ def _resolve(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | No
     place = root
     for name in parts:
         inner = place.inside.get(name) if place.inside is not None else None
-        while inner is not None and inner.inside is None and inner.info is None:
+        while inner is not None and inner.inside is None and inner.ref is None:
             if inner.target is None or hops == _MOST_HOPS:
                 return None
             hops += 1
@@ -147,7 +266,7 @@ def _resolve(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | No
 
 
 @dataclass(frozen=True)
-class _InTar:
+class _InArchive:
     """A member as `listing.list_tree` walks to it."""
 
     member: _Member
@@ -156,41 +275,40 @@ class _InTar:
     root: _Member
 
     def identity(self) -> str | None:
-        if self.member.inside is None and self.member.info is None:
+        if self.member.inside is None and self.member.ref is None:
             raise LookupError(self.name)
         return None if self.member.inside is None else "/".join(self.member.parts)
 
-    def children(self) -> Iterator[_InTar]:
+    def children(self) -> Iterator[_InArchive]:
         for name, one in (self.member.inside or {}).items():
-            is_link = one.inside is None and one.info is None
+            is_link = one.inside is None and one.ref is None
             there = _resolve(self.root, one.parts) if is_link else one
-            yield _InTar(there or one, name, is_link, self.root)
+            yield _InArchive(there or one, name, is_link, self.root)
 
     def file(self, relative: str) -> FileRef:
-        info = self.member.info
-        assert info is not None
-        return FileRef(
-            stable(relative), self.member.archive, info.name, info.offset_data, info.size
-        )
+        assert self.member.ref is not None
+        return replace(self.member.ref, relative=stable(relative))
 
 
 def decompress(source: Path, target: Path) -> None:
-    """Writes the gzip file `source`, decompressed, to `target`, durably.
+    """Writes `source` (gzip, or what its suffix says), decompressed, to `target`, durably.
 
     Raises:
         RunError: The disk is full, or `target` cannot be written.
         tarfile.ReadError: `source` is damaged.
     """
-    with gzip.open(source, "rb") as packed, replacing(target) as beside, beside.open("wb") as out:
+    name = source.name.lower()
+    opener: _Opener = next((o for s, o in _OPENERS.items() if name.endswith(s)), gzip.open)
+    with opener(source) as packed, replacing(target) as beside, beside.open("wb") as out:
         while chunk := _unpacked(packed):
             out.write(chunk)
 
 
-def _unpacked(packed: gzip.GzipFile) -> bytes:
+def _unpacked(packed: BinaryIO) -> bytes:
     """The next bytes; what is wrong with the source is never taken for a refusal to write."""
     try:
         return packed.read(1 << 20)
-    except (EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
         raise tarfile.ReadError(str(error)) from error
 
 
@@ -221,8 +339,7 @@ def _no_room(path: Path, target: Path, reason: str) -> RunError:
         f"`{path}` cannot be decompressed into the data home: cannot write `{target}`.",
         reason if reason.startswith("The file system says") else f"The file system says: {reason}.",
         "Name another data home with the environment variable ROBUST_HOME (a folder with room for "
-        f"the whole archive), or decompress it yourself: `gunzip -k {path.name}`, then name the "
-        "`.tar`.",
+        "the whole archive), or decompress it yourself and name the `.tar`.",
     )
 
 

@@ -1,0 +1,125 @@
+"""WebDataset shards: `name-{000000..000009}.tar` with `KEY.jpg` and `KEY.cls` (or `KEY.json`).
+
+A shard is read like any tar: listed once, then each image by its offset. A key is the name up to
+its first dot, as WebDataset takes it.
+
+Source: github.com/webdataset/webdataset, its description of the format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from robustcli.core.errors import UsageError
+from robustcli.data.advice import quoted
+from robustcli.data.archives import archive_stem, is_tar, list_tar
+from robustcli.data.dataset import FileRef
+from robustcli.data.layouts import Labelled, Layout
+from robustcli.data.listing import IMAGE_SUFFIXES
+from robustcli.data.tables import Say
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LABEL_SUFFIXES = frozenset({".cls", ".json"})
+_JSON_KEYS = ("cls", "label", "class", "target", "wnid")
+_MOST_SHARDS = 100_000
+
+
+def names_shards(data: str) -> bool:
+    """Whether `data` is a pattern of shards."""
+    return _BRACES.search(data) is not None and is_tar(Path(data))
+
+
+def shards(pattern: str) -> list[Path]:
+    """The shards that a pattern stands for, in order; they need not be there.
+
+    Raises:
+        UsageError: A range runs backwards, or there are too many.
+    """
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [Path(pattern).expanduser()]
+    first, last = int(match[1]), int(match[2])
+    if last < first or last - first >= _MOST_SHARDS:
+        raise UsageError(
+            f"`{match[0]}` in `{pattern}` is no range of shards.",
+            f"Expected the first and the last number, at most {_MOST_SHARDS:,} apart.",
+            "Write for example `name-{000000..000009}.tar`.",
+        )
+    width = len(match[1]) if match[1].startswith("0") else 0
+    spelled = (f"{number:0{width}d}" for number in range(first, last + 1))
+    return [
+        path
+        for number in spelled
+        for path in shards(pattern[: match.start()] + number + pattern[match.end() :])
+    ]
+
+
+def read_shards(pattern: str, say: Say) -> Layout[str]:
+    """The images of all shards, `SHARD/KEY.jpg`, with their classes.
+
+    Args:
+        pattern: With the numbers of the shards in braces.
+        say: Hears what was left out.
+
+    Raises:
+        UsageError: Shards are missing, or an image has no class or a key several images.
+    """
+    paths = shards(pattern)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of the {len(paths)} shards of `{pattern}` are missing.",
+            f"Missing: {quoted(missing)}.",
+            "Download them, or name only the numbers that are there.",
+        )
+    return Layout(tuple(one for path in paths for one in _of_shard(path, say)))
+
+
+def _of_shard(path: Path, say: Say) -> Iterator[Labelled[str]]:
+    listing = list_tar(path, IMAGE_SUFFIXES | _LABEL_SUFFIXES)
+    for note in listing.notes(path):
+        say(note)
+    by_key: dict[str, dict[str, FileRef]] = defaultdict(dict)
+    for file in listing.files:
+        folder, slash, name = file.relative.rpartition("/")
+        key, _, extension = name.partition(".")
+        by_key[f"{folder}{slash}{key}"][f".{extension.lower()}"] = file
+    for key, files in sorted(by_key.items()):
+        images = sorted(files.keys() & IMAGE_SUFFIXES)
+        if len(images) > 1:
+            _unclear(path, key, f"It has {len(images)} images: {quoted(images)}.")
+        if images:
+            image = files[images[0]]
+            yield Labelled(
+                replace(image, relative=f"{archive_stem(path)}/{image.relative}"),
+                _label(path, key, files),
+            )
+
+
+def _label(path: Path, key: str, files: dict[str, FileRef]) -> str:
+    if ".cls" in files:
+        return files[".cls"].read().decode("utf-8", "replace").strip()
+    if ".json" not in files:
+        _unclear(path, key, f"It has {quoted(sorted(files))}, no `.cls` or `.json`.")
+    try:
+        known = json.loads(files[".json"].read())
+    except ValueError as error:
+        _unclear(path, key, f"Its `.json` cannot be read: {error}.")
+    label = next((known[k] for k in _JSON_KEYS if isinstance(known, dict) and k in known), None)
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        _unclear(path, key, f"Its `.json` has no {' or '.join(f'`{k}`' for k in _JSON_KEYS)}.")
+    return str(label)
+
+
+def _unclear(path: Path, key: str, reason: str) -> NoReturn:
+    raise UsageError(
+        f"The class of `{key}` in the shard `{path}` is not known.",
+        reason,
+        "Every key needs one image and `KEY.cls` (a class or its number) or `KEY.json`.",
+    )

@@ -1,0 +1,278 @@
+"""Zips, compressed tars, WebDataset shards, Tiny ImageNet: read like the folder in them."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import lzma
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.data.archives import list_tar, list_zip
+from robustcli.data.decode import UnreadableImage, decode, image_size
+from robustcli.data.labels import label_space
+from robustcli.data.listing import list_folder
+from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.webdataset import shards
+from tests.data.conftest import jpeg
+
+NAMES = ["cat/a.jpg", "cat/b.jpg", "dog/c.JPEG", "dog/._c.JPEG", "notes.txt"]
+WNIDS = label_space("imagenet-1k").ids
+
+
+def write_zip(path, files, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def files():
+    return {name: jpeg(name) for name in NAMES}
+
+
+# Zips.
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_has_what_its_folder_has(tmp_path, files, method):
+    path = write_zip(tmp_path / "photos.zip", files, method)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "folder")
+    inside = {f.relative: f for f in list_zip(path).files}
+    unpacked = {f.relative: f for f in list_folder(tmp_path / "folder").files}
+    assert inside.keys() == unpacked.keys() == {"cat/a.jpg", "cat/b.jpg", "dog/c.JPEG"}
+    for name, file in inside.items():
+        assert file.read() == files[name]
+        assert file.length == len(files[name])
+        assert image_size(file) == image_size(unpacked[name])
+    sets = [open_dataset(str(p), Classes("cifar10")) for p in (path, tmp_path / "folder")]
+    assert sets[0].digest == sets[1].digest
+    assert sets[0].contents == sets[1].contents
+
+
+def test_local_headers_of_another_length_than_the_directorys_are_followed(tmp_path, files):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            with archive.open(name, "w", force_zip64=True) as file:  # 20 more bytes, there only
+                file.write(content)
+    assert {f.relative: f.read() for f in list_zip(path).files} == {
+        name: files[name] for name in NAMES[:3]
+    }
+
+
+def test_members_outside_and_links_of_a_zip(tmp_path, files):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat/a.jpg", files["cat/a.jpg"])
+        archive.writestr("../out.jpg", files["cat/b.jpg"])
+        links = {"in": "a.jpg", "etc": "/etc/passwd", "up": "../../x.jpg", "self": "self.jpg"}
+        for name, target in ((f"cat/{name}.jpg", target) for name, target in links.items()):
+            info = zipfile.ZipInfo(name)
+            info.create_system, info.external_attr = 3, 0o120777 << 16
+            archive.writestr(info, target)
+    listing = list_zip(path)
+    assert {f.relative: f.read() for f in listing.files} == {
+        "cat/a.jpg": files["cat/a.jpg"],
+        "cat/in.jpg": files["cat/a.jpg"],
+    }
+    assert listing.unreached == ["../out.jpg", "cat/etc.jpg", "cat/self.jpg", "cat/up.jpg"]
+
+
+def changed_directory(path, offset, value):
+    """Writes `value` into the central directory entry of a zip with one member."""
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + offset : entry + offset + len(value)] = value
+    path.write_bytes(content)
+
+
+def test_a_member_that_would_fill_the_memory_is_refused(tmp_path):
+    path = write_zip(tmp_path / "bomb.zip", {"cat/a.bmp": bytes(10_000)})
+    changed_directory(path, 24, struct.pack("<I", 2**31))
+    with pytest.raises(UsageError, match=r"would unpack to 2,147,483,648 bytes"):
+        list_zip(path)
+
+
+def test_a_member_longer_than_it_says_is_never_unpacked_further(tmp_path):
+    path = write_zip(tmp_path / "bomb.zip", {"cat/a.bmp": bytes(10_000_000)})
+    changed_directory(path, 24, struct.pack("<I", 1000))
+    with pytest.raises(UnreadableImage, match="its length is another one"):
+        decode(list_zip(path).files[0])
+
+
+def test_encrypted_and_rarely_packed_members_are_refused(tmp_path, files):
+    path = write_zip(tmp_path / "locked.zip", {"a.jpg": files["cat/a.jpg"]})
+    changed_directory(path, 8, struct.pack("<H", 1))
+    with pytest.raises(UsageError, match="is encrypted"):
+        list_zip(path)
+    with pytest.raises(UsageError, match=r"compression type 14"):
+        list_zip(write_zip(tmp_path / "x.zip", files, zipfile.ZIP_LZMA))
+
+
+@pytest.mark.parametrize("end", [0, 30, -30])
+def test_a_zip_that_breaks_off_is_an_error(tmp_path, files, end):
+    path = write_zip(tmp_path / "photos.zip", files)
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(UsageError, match="cannot be read as a zip archive"):
+        list_zip(path)
+
+
+def test_damaged_deflated_bytes_are_an_unreadable_image(tmp_path):
+    path = write_zip(tmp_path / "photos.zip", {"cat/a.bmp": bytes(range(256)) * 40})
+    file = list_zip(path).files[0]
+    content = bytearray(path.read_bytes())
+    content[file.offset : file.offset + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match="damaged in its archive"):
+        decode(file)
+
+
+# Tars of every compression.
+
+
+@pytest.mark.parametrize("suffix", [".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".TAR.XZ"])
+def test_compressed_tars_have_what_the_plain_one_has(tmp_path, files, suffix):
+    plain = write_tar(tmp_path / "photos.tar", files)
+    content = plain.read_bytes()
+    path = tmp_path / f"packed{suffix}"
+    if "zst" in suffix:
+        path.write_bytes(pa.Codec("zstd").compress(content, asbytes=True))
+    else:
+        path.write_bytes((bz2 if "b" in suffix else lzma).compress(content))
+    expected = {f.relative: f.read() for f in list_tar(plain).files}
+    assert {f.relative: f.read() for f in list_tar(path).files} == expected
+    assert len(expected) == 3
+    whole = path.read_bytes()
+    (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match="cannot be read as a tar archive"):
+        list_tar(tmp_path / f"cut{suffix}")
+
+
+# WebDataset.
+
+
+def test_ranges_of_shards_are_expanded_in_order():
+    assert [str(p) for p in shards("a-{08..11}.tar")] == [f"a-{n:02d}.tar" for n in range(8, 12)]
+    assert [str(p) for p in shards("a-{8..10}.tar")] == ["a-8.tar", "a-9.tar", "a-10.tar"]
+    assert len(shards("{0..1}/a-{000..002}.tar")) == 6
+    with pytest.raises(UsageError, match="no range of shards"):
+        shards("a-{5..2}.tar")
+
+
+@pytest.fixture
+def three_shards(tmp_path):
+    for shard in range(3):
+        content = {}
+        for index in range(2):
+            key = f"{shard}{index}"
+            content[f"{key}.jpg"] = jpeg(key)
+            if shard == 2:
+                content[f"{key}.json"] = json.dumps({"label": 7, "width": 8}).encode()
+            else:
+                content[f"{key}.cls"] = f"{shard * 2 + index}\n".encode()
+        write_tar(tmp_path / f"val-{shard:06d}.tar", content)
+    return str(tmp_path / "val-{000000..000002}.tar")
+
+
+def test_shards_are_one_data_set(three_shards):
+    dataset = open_dataset(three_shards, Classes("cifar10", "cifar10"))
+    assert [(s.image_id, s.target) for s in dataset.samples] == [
+        ("val-000000/00.jpg", 0), ("val-000000/01.jpg", 1),
+        ("val-000001/10.jpg", 2), ("val-000001/11.jpg", 3),
+        ("val-000002/20.jpg", 7), ("val-000002/21.jpg", 7),
+    ]  # fmt: skip
+    for sample in dataset.samples:
+        assert sample.image.read() == jpeg(sample.image_id[-6:-4])
+        assert decode(sample.image).shape[2] == 3
+    with pytest.raises(UsageError, match=r"numbers|label space"):
+        open_dataset(three_shards, Classes("cifar10"))  # numbers, and not all of them
+
+
+def test_missing_shards_are_named(three_shards, tmp_path):
+    (tmp_path / "val-000001.tar").unlink()
+    with pytest.raises(UsageError, match=r"1 of the 3 shards[\s\S]*`val-000001\.tar`"):
+        open_dataset(three_shards, Classes("cifar10", "cifar10"))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"a.jpg": b"x"}, r"no `\.cls` or `\.json`"),
+        ({"a.jpg": b"x", "a.png": b"x", "a.cls": b"1"}, "has 2 images"),
+        ({"a.jpg": b"x", "a.json": b"{"}, "cannot be read"),
+        ({"a.jpg": b"x", "a.json": b'{"width": 3}'}, "has no `cls`"),
+        ({"a.jpg": b"x", "a.json": b"[1]"}, "has no `cls`"),
+    ],
+)
+def test_unclear_keys_of_shards_are_named(tmp_path, content, named):
+    write_tar(tmp_path / "s-0.tar", content)
+    with pytest.raises(UsageError, match=named):
+        open_dataset(str(tmp_path / "s-{0..0}.tar"), Classes("cifar10", "cifar10"))
+
+
+# Tiny ImageNet.
+
+
+@pytest.fixture(params=["folder", "zip", "outer"])
+def tiny(request, tmp_path):
+    lines = ["val_0.JPEG\tn02124075\t0\t32\t44\t62", "val_1.JPEG\tn01443537\t1\t2\t3\t4"]
+    content = {
+        **{f"train/{w}/images/{w}_{i}.JPEG": jpeg(f"{w}{i}")
+           for w in ("n01443537", "n02124075") for i in range(2)},
+        "train/n01443537/n01443537_boxes.txt": b"n01443537_0.JPEG\t0\t1\t2\t3",
+        "val/images/val_0.JPEG": jpeg("v0"), "val/images/val_1.JPEG": jpeg("v1"),
+        "val/val_annotations.txt": "\n".join(lines).encode(),
+        "test/images/test_0.JPEG": jpeg("t0"),
+        "wnids.txt": b"n02124075\nn01443537", "words.txt": b"n02124075\tEgyptian cat",
+    }  # fmt: skip
+    inside = {f"tiny-imagenet-200/{name}": value for name, value in content.items()}
+    if request.param == "zip":
+        return write_zip(tmp_path / "tiny-imagenet-200.zip", inside)
+    for name, value in inside.items():
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(value)
+    return tmp_path / "tiny-imagenet-200" if request.param == "folder" else tmp_path
+
+
+def test_tiny_imagenet_has_its_classes_and_splits(tiny):
+    dataset = open_dataset(str(tiny), Classes("imagenet-1k"))
+    known = {s.image_id: (WNIDS[s.target], s.split) for s in dataset.samples}
+    assert known == {
+        **{f"train/{w}/images/{w}_{i}.JPEG": (w, "train")
+           for w in ("n01443537", "n02124075") for i in range(2)},
+        "val/images/val_0.JPEG": ("n02124075", "val"),
+        "val/images/val_1.JPEG": ("n01443537", "val"),
+    }  # fmt: skip
+    assert dataset.evaluated == "val"
+    own = open_dataset(str(tiny), Classes())
+    assert own.classes.ids == ("n01443537", "n02124075")
+    assert np.array_equal([s.target for s in own.samples if s.split == "val"], [1, 0])
+
+
+def test_a_validation_image_without_annotation_is_named(tmp_path):
+    path = write_zip(tmp_path / "tiny.zip", {
+        "train/n01443537/images/a.JPEG": jpeg("a"), "val/images/v.JPEG": jpeg("v"),
+        "val/val_annotations.txt": b"w.JPEG\tn01443537\t0\t0\t1\t1",
+    })  # fmt: skip
+    with pytest.raises(UsageError, match=r"Without a class: `val/images/v\.JPEG`"):
+        open_dataset(str(path), Classes("imagenet-1k"))
