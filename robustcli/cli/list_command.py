@@ -75,14 +75,14 @@ def _transforms() -> list[ListedRow]:
 
     return [
         {
-            "name": one.name,
-            "family": one.family,
-            "severities": ",".join(map(str, one.available())),
-            "moves pixels": "yes" if one.geometric else "no",
-            "parameters": "assumed" if one.assumed else "defined",
-            "does": one.summary,
+            "name": entry.name,
+            "family": entry.family,
+            "severities": ",".join(map(str, entry.available())),
+            "moves pixels": "yes" if entry.geometric else "no",
+            "parameters": "assumed" if entry.assumed else "defined",
+            "does": entry.summary,
         }
-        for one in transforms()
+        for entry in transforms()
     ]
 
 
@@ -91,14 +91,14 @@ def _datasets() -> list[ListedRow]:
 
     return [
         {
-            "name": one.name,
-            "for": one.label_space,
-            "images": one.images,
-            "here": "yes" if one.bundled or installed(one.name) else "no",
-            "licence": one.licence,
-            "source": one.source,
+            "name": entry.name,
+            "for": entry.label_space,
+            "images": entry.images,
+            "here": "yes" if entry.bundled or installed(entry.name) else "no",
+            "licence": entry.licence,
+            "source": entry.source,
         }
-        for one in DATASETS
+        for entry in DATASETS
     ]
 
 
