@@ -117,14 +117,14 @@ def _datasets() -> list[ListedRow]:
 
     return [
         {
-            "name": one.name,
-            "for": one.label_space,
-            "images": one.images,
-            "here": "yes" if one.bundled or installed(one.name) else "no",
-            "licence": one.licence,
-            "source": one.source,
+            "name": entry.name,
+            "for": entry.label_space,
+            "images": entry.images,
+            "here": "yes" if entry.bundled or installed(entry.name) else "no",
+            "licence": entry.licence,
+            "source": entry.source,
         }
-        for one in DATASETS
+        for entry in DATASETS
     ]
 
 
