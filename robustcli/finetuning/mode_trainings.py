@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -40,7 +39,6 @@ from robustcli.finetuning.record import (
     PROFILING,
     FinetuneRecord,
     Mode,
-    SavingRecord,
 )
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.sweep import help_sweep, run_sweep
@@ -163,8 +161,8 @@ def _train_until_profiled(
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
     """Adds to the record what the frozen tensors save by count."""
     if (plan.run / DECISIONS).is_file():
-        saved = saving_of(plan, frozen_names(plan.run), network)
-        FINETUNING.update(plan.run, saving=SavingRecord(**asdict(saved)))
+        saving = saving_of(plan, frozen_names(plan.run), network)
+        FINETUNING.update(plan.run, saving=saving)
 
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:

@@ -63,7 +63,12 @@ class RuleRecord(Record):
 
 
 class SavingRecord(Record):
-    """What freezing saves by count; see `freezing.Saving`. Operations are of a training step."""
+    """What a set of frozen tensors saves by count.
+
+    Bytes are those of the optimizer's state, and `flops` those of the convolutions and matrix
+    products in one training step (the scan is not among them), each with nothing frozen, and what
+    of them freezing leaves out.
+    """
 
     parameters: int
     frozen: int
