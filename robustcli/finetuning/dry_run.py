@@ -26,7 +26,7 @@ from robustcli.training.train_plan import try_out
 
 @dataclass(frozen=True)
 class FinetuneForecast:
-    """What is to be done.
+    """What a fine-tuning would do.
 
     Args:
         training: Of one mode, with the time of all its steps.
@@ -44,13 +44,13 @@ class FinetuneForecast:
     sweep: int = 0
 
     def as_json(self) -> str:
-        """One JSON object."""
+        """The forecast as one JSON object."""
         saving = self.saving and self.saving.model_dump()
         fields = {**asdict(self), "training": self.training.as_dict(), "saving": saving}
         return json.dumps(fields, indent=2)
 
     def as_text(self) -> str:
-        """The same in lines, the tensors last."""
+        """The forecast as lines of text, the tensors last."""
         times = len(self.modes) or 1
         lines = [
             self.training.as_text(),

@@ -108,7 +108,7 @@ class ProfileGradients(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """One more iteration."""
+        """Profiles one more iteration."""
         if self.full:
             return
         self.profile.add()
@@ -116,11 +116,11 @@ class ProfileGradients(pl.Callback):
             self.on_full(self.profile.rows())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed profile is that of an unbroken run."""
+        """The profile so far, so that a resumed run has the same."""
         return {"measured": self.profile.measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the profile."""
         self.profile.measured = list(state_dict["measured"])
 
 
@@ -131,17 +131,17 @@ class KeepFrozen(pl.Callback):
         self.network, self.names = network, list(names)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before the optimizer is built."""
+        """Freezes `names` before the optimizer is built."""
         freeze(self.network, self.names)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A checkpoint has told its names, the optimizer's state is not restored yet."""
+        """Freezes the names of a checkpoint, before the optimizer's state is restored."""
         self.leave_out(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Lightning wakes every module after a validation."""
+        """Holds the statistics again: Lightning puts all modules into training mode."""
         hold_statistics(self.network)
 
     def leave_out(self, trainer: pl.Trainer) -> None:
@@ -174,7 +174,7 @@ class FreezeAfterProfile(KeepFrozen):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Decides after the last profiled step; the next one trains the rest."""
+        """Decides after the last profiled step; the next step trains what is left."""
         if self.done or not self.profiler.full:
             return
         self.done = True

@@ -52,7 +52,7 @@ fine-tuning, and the dice (of a classifier the top-1) on the held-out images."""
 
 
 class RuleRecord(Record):
-    """What was frozen by; see `selection.FreezeRule`."""
+    """The rule of what is frozen; see `selection.FreezeRule`."""
 
     threshold: float | None
     quantile: float | None
@@ -147,7 +147,7 @@ _RULE_FLAGS = {
 
 
 def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
-    """What of `new` would lead to other results than `old` began with.
+    """Sentences on the settings of `new` that would lead to other results than those of `old`.
 
     The rule may change as long as only modes were trained that freeze nothing.
     """
@@ -159,7 +159,7 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
 
 
 def _kept(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:
-    """The modes so far, and what freezing was found to save."""
+    """The modes so far, and what freezing saves."""
     modes = [mode for mode in MODES if mode in (*old.modes, *new.modes)]
     return {"modes": modes, "saving": old.saving}
 
