@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from robustcli.core.io import write_bytes, write_text
 from robustcli.finetuning.finetune_plan import FinetunePlan
-from robustcli.finetuning.freezing import Saving, saving
+from robustcli.finetuning.freezing import saving
 from robustcli.finetuning.gradients import mamba_parameters, read_profile, statistics, unmeasured
-from robustcli.finetuning.record import DECISION_COLUMNS, DECISIONS, PROFILE
+from robustcli.finetuning.record import DECISION_COLUMNS, DECISIONS, PROFILE, SavingRecord
 from robustcli.finetuning.selection import Decision, freeze_decisions
 
 
@@ -104,7 +103,7 @@ def _lowest(decisions: Sequence[Decision], scope: str, heads: tuple[str, ...]) -
     return min(scoped, key=lambda d: d.statistic or 0.0, default=None)
 
 
-def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> Saving:
+def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> SavingRecord:
     """What freezing the parameters called `frozen` saves in a training step of the run."""
     recipe = plan.training.recipe
     images = torch.rand(_TRIED, *plan.training.input_shape)
@@ -112,7 +111,7 @@ def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> 
     tried = saving(network.train(), frozen, images, _any_loss, moments=moments)
     times = recipe.batch_size * recipe.accumulate / _TRIED
     flops, saved = round(times * tried.flops), round(times * tried.flops_saved)
-    return replace(tried, flops=flops, flops_saved=saved)
+    return tried.model_copy(update={"flops": flops, "flops_saved": saved})
 
 
 def _any_loss(output: Tensor | Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from robustcli.finetuning.decide import (
     saving_of,
 )
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
-from robustcli.finetuning.freezing import Saving
+from robustcli.finetuning.record import SavingRecord
 from robustcli.finetuning.selection import Decision
 from robustcli.training.train_forecast import TrainForecast, forecast_plan
 from robustcli.training.train_plan import try_out
@@ -26,7 +26,7 @@ from robustcli.training.train_plan import try_out
 
 @dataclass(frozen=True)
 class FinetuneForecast:
-    """What is to be done.
+    """What a fine-tuning would do.
 
     Args:
         training: Of one mode, with the time of all its steps.
@@ -40,15 +40,17 @@ class FinetuneForecast:
     modes: Sequence[str]
     profile_iterations: int
     decisions: Sequence[Decision] | None
-    saving: Saving | None
+    saving: SavingRecord | None
     sweep: int = 0
 
     def as_json(self) -> str:
-        """One JSON object."""
-        return json.dumps({**asdict(self), "training": self.training.as_dict()}, indent=2)
+        """The forecast as one JSON object."""
+        saving = self.saving and self.saving.model_dump()
+        fields = {**asdict(self), "training": self.training.as_dict(), "saving": saving}
+        return json.dumps(fields, indent=2)
 
     def as_text(self) -> str:
-        """The same in lines, the tensors last."""
+        """The forecast as lines of text, the tensors last."""
         times = len(self.modes) or 1
         lines = [
             self.training.as_text(),
@@ -133,7 +135,7 @@ def _profiled(plan: FinetunePlan, decisions: Sequence[Decision] | None) -> int:
 
 def _saving(
     plan: FinetunePlan, network: nn.Module, decisions: Sequence[Decision] | None
-) -> Saving | None:
+) -> SavingRecord | None:
     if decisions is None:
         return None
     return saving_of(plan, [d.name for d in decisions if d.frozen], network)

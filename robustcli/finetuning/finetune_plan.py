@@ -92,7 +92,7 @@ class FinetunePlan:
 
     @property
     def entry(self) -> ModelEntry:
-        """What is known of the network."""
+        """The catalogue entry of the network."""
         return self.training.entry
 
     @property
@@ -102,7 +102,7 @@ class FinetunePlan:
 
     @property
     def task(self) -> FinetuneTask:
-        """What is particular to classifiers or segmenters."""
+        """How fine-tuning differs for classifiers and segmenters."""
         return FINETUNE_TASKS[self.entry.task]
 
     @cached_property
@@ -166,7 +166,7 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
 
 
 def first_mode(plan: FinetunePlan) -> Mode:
-    """A mode whose network the run has: without weights there is only the one from nothing."""
+    """The mode whose network is tried out: `scratch` where it is the only one, else `full`."""
     return "scratch" if plan.config.modes == ("scratch",) else "full"
 
 

@@ -9,7 +9,6 @@ its parameters are frozen. Layers before the first trainable one then build no g
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustcli.finetuning.gradients import GradientProfile, statistics
+from robustcli.finetuning.record import SavingRecord
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 
 _Norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -49,36 +49,10 @@ def hold_statistics(network: nn.Module) -> None:
                 module.eval()
 
 
-@dataclass(frozen=True)
-class Saving:
-    """What a set of frozen tensors saves.
-
-    Args:
-        parameters: All elements.
-        frozen: Frozen elements.
-        optimizer_bytes: Of the optimizer's state with nothing frozen.
-        optimizer_bytes_saved: Of it that the frozen ones would have taken.
-        flops: Of convolutions and matrix products in one training step with nothing frozen;
-            the scan is not among them.
-        flops_saved: Of them that freezing leaves out.
-    """
-
-    parameters: int
-    frozen: int
-    optimizer_bytes: int
-    optimizer_bytes_saved: int
-    flops: int
-    flops_saved: int
-
-
 def saving(
-    network: nn.Module,
-    names: Collection[str],
-    sample: Tensor,
-    loss: Callable[[Tensor], Tensor],
-    *,
-    moments: int,
-) -> Saving:
+    network: nn.Module, names: Collection[str], sample: Tensor,
+    loss: Callable[[Tensor], Tensor], *, moments: int,
+) -> SavingRecord:  # fmt: skip
     """What freezing `names` saves in a training step on `sample`; the network comes back as it was.
 
     Args:
@@ -99,8 +73,10 @@ def saving(
             p.requires_grad_(before[name])
     counts = {name: p.numel() for name, p in parameters.items()}
     total, gone = sum(counts.values()), sum(counts[name] for name in set(names) & set(counts))
-    state = 4 * moments
-    return Saving(total, gone, state * total, state * gone, full, full - frozen_flops)
+    return SavingRecord(
+        parameters=total, frozen=gone, optimizer_bytes=4 * moments * total,
+        optimizer_bytes_saved=4 * moments * gone, flops=full, flops_saved=full - frozen_flops,
+    )  # fmt: skip
 
 
 def _flops(network: nn.Module, sample: Tensor, loss: Callable[[Tensor], Tensor]) -> int:
@@ -132,7 +108,7 @@ class ProfileGradients(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """One more iteration."""
+        """Profiles one more iteration."""
         if self.full:
             return
         self.profile.add()
@@ -140,11 +116,11 @@ class ProfileGradients(pl.Callback):
             self.on_full(self.profile.rows())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed profile is that of an unbroken run."""
+        """The profile so far, so that a resumed run has the same."""
         return {"measured": self.profile.measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the profile."""
         self.profile.measured = list(state_dict["measured"])
 
 
@@ -155,17 +131,17 @@ class KeepFrozen(pl.Callback):
         self.network, self.names = network, list(names)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before the optimizer is built."""
+        """Freezes `names` before the optimizer is built."""
         freeze(self.network, self.names)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A checkpoint has told its names, the optimizer's state is not restored yet."""
+        """Freezes the names of a checkpoint, before the optimizer's state is restored."""
         self.leave_out(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Lightning wakes every module after a validation."""
+        """Holds the statistics again: Lightning puts all modules into training mode."""
         hold_statistics(self.network)
 
     def leave_out(self, trainer: pl.Trainer) -> None:
@@ -198,7 +174,7 @@ class FreezeAfterProfile(KeepFrozen):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Decides after the last profiled step; the next one trains the rest."""
+        """Decides after the last profiled step; the next step trains what is left."""
         if self.done or not self.profiler.full:
             return
         self.done = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -40,7 +39,6 @@ from robustcli.finetuning.record import (
     PROFILING,
     FinetuneRecord,
     Mode,
-    SavingRecord,
 )
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.sweep import help_sweep, run_sweep
@@ -89,7 +87,7 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
 def _prepare(
     config: FinetuneConfig, listener: ModeListener
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
-    """Everything looked up, and nothing written yet."""
+    """Looks everything up; nothing is written yet."""
     plan = plan_finetuning(config, listener)
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
@@ -100,7 +98,7 @@ def _prepare(
 def _lead(
     plan: FinetunePlan, modes: Modes, network: nn.Module, listener: ModeListener, peers: Peers
 ) -> None:
-    """All that was asked for, in the first process."""
+    """Does all that was asked for, in the first process."""
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
         write_known(plan, decisions, network)
@@ -141,7 +139,7 @@ def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, pee
 
 
 def _profile(plan: FinetunePlan, modes: Modes, listener: ModeListener, peers: Peers) -> None:
-    """Leaves the profile of the first steps of full fine-tuning, and what it decides."""
+    """Writes the profile of the first steps of full fine-tuning, and what it decides."""
     if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
         listener.say(f"The profile is there: `{plan.run / PROFILE}`.")
         peers.tell(_THERE)
@@ -163,12 +161,12 @@ def _train_until_profiled(
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
     """Adds to the record what the frozen tensors save by count."""
     if (plan.run / DECISIONS).is_file():
-        saved = saving_of(plan, frozen_names(plan.run), network)
-        FINETUNING.update(plan.run, saving=SavingRecord(**asdict(saved)))
+        saving = saving_of(plan, frozen_names(plan.run), network)
+        FINETUNING.update(plan.run, saving=saving)
 
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
-    """Computes in a process of torchrun that is not the first; it ends with its one training."""
+    """Trains in a process of torchrun that is not the first, and ends it."""
     if not plan.config.profile_only:
         (mode,) = plan.config.modes
         _train(plan, modes, mode, Silent(), peers)
@@ -178,7 +176,7 @@ def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
 
 
 def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped: Path) -> NoReturn:
-    """Computes in a process that the first one started for the training into `helped`."""
+    """Trains in a process that the first one started for the run folder `helped`, and ends it."""
     run = plan.run.absolute()
     if helped == run / PROFILING:
         _train_until_profiled(plan, modes, Silent(), None)

@@ -70,7 +70,7 @@ class MeasureCosts(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """The clock starts; memory is counted anew where what is trained has changed."""
+        """Starts the clock; counts memory anew if the set of trained parameters has changed."""
         if not self.lines or self.lines[-1][2] != trainable(self.network):
             self._peak = None
             start_anew(pl_module.device)
@@ -80,7 +80,7 @@ class MeasureCosts(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """The clock stops; before a freeze that this very step brings about counts."""
+        """Stops the clock, before any freeze that this step leads to."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         elif pl_module.device.type == "mps":
@@ -89,7 +89,7 @@ class MeasureCosts(pl.Callback):
         self.lines.append((trainer.global_step, seconds, trainable(self.network)))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What validation takes is not training's."""
+        """Takes the peak before validation, whose memory does not count."""
         self._peak = max(self._peak or 0, peak_resident(pl_module.device))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,7 +110,7 @@ class MeasureCosts(pl.Callback):
         write_text(self.run / COSTS, costs.model_dump_json(indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The lines and the peak so far."""
         return {"lines": list(self.lines), "peak": self._peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class MeasureCosts(pl.Callback):
 
 
 def trainable(network: nn.Module) -> int:
-    """Elements that training may move."""
+    """Elements of the parameters that are trained."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
@@ -206,15 +206,15 @@ class ModeListener:
         self.listener, self.mode = listener, ""
 
     def begin(self, mode: str) -> None:
-        """The training of `mode` follows."""
+        """Sets the mode that later lines belong to."""
         self.mode = mode
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Passes on `text` after the name of the mode."""
         self.listener.say(f"{self.mode}: {text}" if self.mode else text)
 
     def start(self, total: int, done: int) -> None:
-        """The training itself begins."""
+        """See `Listener`."""
         self.listener.start(total, done)
 
     def advance(self, count: int) -> None:

@@ -28,7 +28,7 @@ _IN_UNIT = "RGBTo01Normalization"
 
 
 def export_nnunet(plan: TrainPlan) -> bool:
-    """Writes the trained network of a mode, if that is not done; False if it cannot be.
+    """Writes the trained network of a mode unless it is there; returns False if nnU-Net has none.
 
     That is where it is no U-Mamba, or its stages do not double their features up to a limit, which
     no plan describes.

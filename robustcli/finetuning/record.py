@@ -52,7 +52,7 @@ fine-tuning, and the dice (of a classifier the top-1) on the held-out images."""
 
 
 class RuleRecord(Record):
-    """What was frozen by; see `selection.FreezeRule`."""
+    """The rule of what is frozen; see `selection.FreezeRule`."""
 
     threshold: float | None
     quantile: float | None
@@ -63,7 +63,12 @@ class RuleRecord(Record):
 
 
 class SavingRecord(Record):
-    """What freezing saves by count; see `freezing.Saving`. Operations are of a training step."""
+    """What a set of frozen tensors saves by count.
+
+    Bytes are those of the optimizer's state, and `flops` those of the convolutions and matrix
+    products in one training step (the scan is not among them), each with nothing frozen, and what
+    of them freezing leaves out.
+    """
 
     parameters: int
     frozen: int
@@ -142,7 +147,7 @@ _RULE_FLAGS = {
 
 
 def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
-    """What of `new` would lead to other results than `old` began with.
+    """Sentences on the settings of `new` that would lead to other results than those of `old`.
 
     The rule may change as long as only modes were trained that freeze nothing.
     """
@@ -154,7 +159,7 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
 
 
 def _kept(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:
-    """The modes so far, and what freezing was found to save."""
+    """The modes so far, and what freezing saves."""
     modes = [mode for mode in MODES if mode in (*old.modes, *new.modes)]
     return {"modes": modes, "saving": old.saving}
 

@@ -98,7 +98,7 @@ and of all tensors."""
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one tensor, with its statistic (None where it is not needed) and why."""
+    """Whether one tensor is frozen, its statistic (None where it is not needed), and why."""
 
     name: str
     count: int

@@ -57,7 +57,7 @@ class Pretrained:
 
     @property
     def patch(self) -> Pair | None:
-        """Of the plan."""
+        """The patch of the plan, in pixels; None without a plan."""
         return None if self.plan is None else self.plan.patch
 
 

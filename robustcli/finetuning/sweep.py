@@ -103,12 +103,12 @@ class Candidate:
 
     @property
     def frozen(self) -> list[str]:
-        """Names of the tensors that stand still."""
+        """Names of the frozen tensors."""
         return [d.name for d in self.decisions if d.frozen]
 
     @property
     def share(self) -> float:
-        """Of the elements, those that stand still."""
+        """The share of the elements that are frozen."""
         total = sum(d.count for d in self.decisions)
         return sum(d.count for d in self.decisions if d.frozen) / total
 
@@ -133,7 +133,7 @@ def candidates(
 
 
 def run_sweep(plan: FinetunePlan, network: nn.Module, listener: ModeListener) -> None:
-    """Trains by each rule, as far as it is not there yet, and writes `OUT/sweep.csv`."""
+    """Trains by each rule that was not trained yet, and writes `OUT/sweep.csv`."""
     rules = _candidates(plan, network)
     runs = [_trained(plan, candidate, listener) for candidate in rules]
     listener.begin("sweep")
@@ -150,7 +150,7 @@ def run_sweep(plan: FinetunePlan, network: nn.Module, listener: ModeListener) ->
 
 
 def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
-    """Computes in a process that another one started for the training of a rule into `helped`."""
+    """Trains by one rule in a process that another one started for the run folder `helped`."""
     for candidate in _candidates(plan, network):
         if helped == (plan.run / SWEPT / name_of(candidate.rule)).absolute():
             _trained(plan, candidate, ModeListener(Silent()))
@@ -173,7 +173,7 @@ def _trained(plan: FinetunePlan, candidate: Candidate, listener: ModeListener) -
 
 
 def name_of(rule: FreezeRule) -> str:
-    """A name for `rule` that can be one of a folder."""
+    """The name of the folder of `rule`."""
     if rule.pattern is not None:
         kept = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
         return "name-" + "".join(kept)

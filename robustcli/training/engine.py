@@ -186,7 +186,7 @@ def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
 
 
 def _help(peers: Peers, prepared: _Prepared) -> NoReturn:
-    """Computes what the first process tells, and ends this one."""
+    """Trains if the first process says so, and ends this process."""
     if peers.hear() == _TRAIN:
         _train(peers, prepared, Silent(), fitted=False)
     end_of_others()

@@ -64,7 +64,7 @@ class ProcessFailure:
 
 
 class Peers:
-    """The processes of one training, as one of them sees them; alone it has nobody to talk to.
+    """The processes of one training, as one of them sees them; a single process has no peers.
 
     Args:
         keys: The store that they share; None where there is one process.
@@ -169,7 +169,7 @@ class Peers:
                 torch.distributed.destroy_process_group()
 
     def leave(self) -> None:
-        """Ends the watch: what follows, this process does alone."""
+        """Ends the watch: from here on this process works alone."""
         if self.keys is not None and not self._stop.is_set():
             self._stop.set()
             with suppress(RuntimeError):  # the first process, which hosts the store, may be gone
@@ -224,7 +224,7 @@ class Peers:
                     self._abort(failure)
 
     def _look(self, keys: Store) -> ProcessFailure | None:
-        """What has gone wrong elsewhere, if anything has."""
+        """The failure of another process, if there is one."""
         for rank in range(self.place.world):
             if rank == self.place.rank or keys.check([f"left/{rank}"]):
                 continue
@@ -297,7 +297,7 @@ class Peers:
         keys.set(f"agreed/{number}", "1")
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
-        """Raises what ended another process, on which `error` followed here."""
+        """Raises the failure of another process that caused `error` here."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
         failure: ProcessFailure | None = None
@@ -327,7 +327,7 @@ _ENDED = "ended while the others were working."
 
 @contextmanager
 def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
-    """The processes of this job, met; one that fails inside tells the others why.
+    """Connects the processes of this job; one that fails inside tells the others why.
 
     Raises:
         RunError: Not all processes came.
@@ -498,6 +498,6 @@ def _check_same(
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether `error` may be what a process meets when another one is gone."""
+    """Whether `error` may come from another process being gone."""
     text = str(error).lower()
     return any(word in text for word in _LOST)

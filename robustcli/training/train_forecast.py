@@ -27,7 +27,7 @@ _FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes two products for
 
 @dataclass(frozen=True)
 class TrainForecast:
-    """What is to be done; seconds come from the second of two steps on made-up images.
+    """What a training would do; seconds come from the second of two steps on made-up images.
 
     Args:
         protocol: How a segmenter is split and scored.
@@ -52,7 +52,7 @@ class TrainForecast:
     started: bool
 
     def as_json(self) -> str:
-        """One JSON object."""
+        """The forecast as one JSON object."""
         return json.dumps(self.as_dict(), indent=2)
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class TrainForecast:
         return fields
 
     def as_text(self) -> str:
-        """The same in lines."""
+        """The forecast as lines of text."""
         parts = ", ".join(
             f"{name} {count:,} images of {self.groups[name]:,} {self.grouping}s"
             for name, count in self.images.items()

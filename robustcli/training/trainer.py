@@ -73,7 +73,7 @@ class SeededSteps(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Each process draws otherwise."""
+        """Seeds by run, epoch, step and process."""
         identity = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         torch.manual_seed(identity_seed("step", *identity, bits=63))
 
@@ -101,7 +101,7 @@ class TrainProgress(pl.Callback):
         self.listener.advance(count)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The next epoch begins."""
+        """Counts the images of the next epoch from 0."""
         self._left = self.per_epoch
 
 
@@ -110,7 +110,7 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class KeepLastAndBest(Checkpoint):
-    """Saves after every epoch.
+    """Saves a checkpoint of the last epoch, and one of the best.
 
     Not Lightning's ModelCheckpoint, which forgets the best score when a run's folder was moved.
 
@@ -125,7 +125,7 @@ class KeepLastAndBest(Checkpoint):
         self.best_epoch: int | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The best one first: were this process killed in between, the epoch is done again."""
+        """Saves the best one first: if the process is killed in between, the epoch is repeated."""
         value = float(trainer.callback_metrics[self.monitor])
         if self.best and (
             self.best_value is None or math.isnan(self.best_value) or value > self.best_value
@@ -150,7 +150,7 @@ _LOGGED = ("train_loss", "grad_norm", "val_loss")
 
 
 class MetricsLog(pl.Callback):
-    """Its lines are part of the checkpoint, so that both always tell of the same epochs."""
+    """Writes `metrics.csv`, whose lines are part of the checkpoint: both have the same epochs."""
 
     def __init__(
         self, run: Path, waiting: WaitingTime, listener: Listener, validation: Validation
@@ -161,15 +161,15 @@ class MetricsLog(pl.Callback):
         self._started = self._trained = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The first epoch of this process begins."""
+        """Starts the clock of the first epoch."""
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The epoch's steps are done."""
+        """Takes the time when the epoch's steps are done."""
         self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes all lines anew, durably."""
+        """Adds the line of the epoch and writes all lines, durably."""
         now = time.perf_counter()
         training = self._trained - self._started
         metrics = trainer.callback_metrics
@@ -209,7 +209,7 @@ class MetricsLog(pl.Callback):
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
-    """`rows`, at least one, under their columns."""
+    """`rows`, at least one, as CSV with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -272,7 +272,7 @@ _KNOWN = (
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """Silences Lightning's notes and the warnings that are about what is done on purpose."""
+    """Silences Lightning's notes, and warnings about what is intended here."""
     before = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
         for name in _LOGGERS:
@@ -318,7 +318,7 @@ def is_trained(run: Path, epochs: int) -> bool:
 
 @contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Lightning answers Ctrl+C with exit code 1, and leaves the process deaf to further ones."""
+    """Restores Ctrl+C, which Lightning turns into exit code 1 and then ignores."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -343,7 +343,7 @@ def default_workers(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on.
+    """The devices and processes of a run.
 
     Args:
         device: The device of this process, or of the first one.

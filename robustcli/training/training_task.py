@@ -187,7 +187,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def way(self, config: TrainConfig) -> str:
-        """How the parts are made and scored, in a word or two."""
+        """How the data are split and scored, in a word or two."""
 
     @abstractmethod
     def counted(self, part: Dataset) -> str:
@@ -205,7 +205,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def check_answer(self, answer: object, network: nn.Module, tried: Trial) -> None:
-        """Raises UsageError if `answer` is none of a network of this task."""
+        """Raises UsageError if no network of this task can give `answer`."""
 
     @abstractmethod
     def counts(

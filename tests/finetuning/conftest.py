@@ -10,19 +10,9 @@ import pytest
 
 from robustcli.finetuning.config import FinetuneConfig
 from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.images import write_pairs, write_photos
+from tests.training.conftest import data, photos
 
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen discs with masks."""
-    return write_pairs(tmp_path_factory.mktemp("discs") / "data", 14)
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve photos of each of three colours."""
-    return write_photos(tmp_path_factory.mktemp("photos") / "paints", 12)
+__all__ = ["data", "photos", "tune", "weights"]
 
 
 @pytest.fixture(scope="session")

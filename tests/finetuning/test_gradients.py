@@ -81,11 +81,6 @@ def test_scan_parameters_are_found_by_type(name: str, part: str) -> None:
     assert found < {n for n, _ in network.named_parameters()}
 
 
-def test_what_is_no_number_is_no_iteration() -> None:
-    found = statistics(profiled(two_layers(), [[math.nan, 1.0], [2.0, 2.0]]))
-    assert found["0.weight"].by_kind["mean_abs"] == 2.0
-
-
 def test_without_a_profile_all_but_the_gradients_is_known() -> None:
     found = unmeasured(two_layers())
     assert list(found) == ["0.weight", "1.weight"]

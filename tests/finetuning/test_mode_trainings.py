@@ -17,7 +17,6 @@ from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
 from tests.finetuning.tunings import Tune, network, tuning, write_pretrained
-from tests.training.images import write_pairs
 from tests.training.runs import (
     Heard,
     Interrupting,
@@ -314,12 +313,6 @@ def test_a_profile_is_not_taken_from_gradients_that_are_no_numbers(
     with pytest.raises(RunError, match="is not finite in epoch 1, step 1"):
         run_finetuning(tune(profile_only=True))
     assert not (tmp_path / "run" / "gradients.parquet").exists()
-
-
-def test_target_data_without_foreground(data: Path, weights: Path, tmp_path: Path) -> None:
-    empty = write_pairs(tmp_path / "data", 5, empty=True)
-    with pytest.raises(UsageError, match="None of the 3 training images of `data` has any fore"):
-        run_finetuning(tuning(empty, tmp_path / "run", weights))
 
 
 def test_lora_trains_adapters_and_leaves_a_plain_network(tune: Tune, weights: Path) -> None:

@@ -149,15 +149,3 @@ def test_what_is_written_is_read(tune: Tune, tmp_path: Path) -> None:
     FINETUNING.write(tmp_path / "run", record)
     assert read_finetune_record(tmp_path / "run") == record
     assert (record.rule.quantile, record.rule.kind, record.rule.scope) == (0.3, "rms", "all")
-
-
-def test_a_folder_without_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is not a run\."):
-        read_finetune_record(tmp_path)
-
-
-def test_another_kind_of_record(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"kind": "train", "status": "complete"}')
-    with pytest.raises(UsageError, match="is not the record of a fine-tuning") as caught:
-        read_finetune_record(tmp_path)
-    assert "`robust finetune`" in caught.value.todo

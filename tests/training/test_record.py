@@ -171,11 +171,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_train_record(tmp_path) == one
 
 
-def test_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run"):
-        read_train_record(tmp_path)
-
-
 def test_another_file_of_that_name(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"kind": "eval"}')
     with pytest.raises(UsageError, match="is not the record of a training"):

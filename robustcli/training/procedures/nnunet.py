@@ -116,7 +116,7 @@ class NnUNetModule(SegmenterModule):
         self._log(AVERAGED, Tensor([value])[0].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The average goes on after an interruption."""
+        """Keeps the average, which continues after an interruption."""
         checkpoint[AVERAGED] = self.average
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
