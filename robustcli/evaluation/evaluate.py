@@ -45,9 +45,9 @@ from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import Data, Task
-from robustcli.tasks.classification import Classification
+from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.pictures import write_samples
-from robustcli.tasks.segmentation import Segmentation
+from robustcli.tasks.segmentation import SegmentationTask
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell
 from robustcli.transforms.registry import resolve as resolve_transforms
@@ -119,7 +119,9 @@ def help_first() -> int:
 # Before anything is computed: everything is looked up once, cheapest checks first.
 
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (Classification, Segmentation)}
+TASKS: dict[str, type[Task[Any]]] = {
+    task.name: task for task in (ClassificationTask, SegmentationTask)
+}
 
 
 def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
-from robustcli.tasks.record import DatasetRecord, ModelRecord, Split, dataset_differences
+from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelRecord, dataset_differences
 
 
 class TransformRecord(Record):
@@ -40,7 +40,7 @@ class RunRecord(BaseRunRecord):
     versions: dict[str, str]
     device: str
     grouping: str | None = None
-    split: Split | None = None
+    split: EvaluatedPart | None = None
 
 
 # What decides a row. Device, versions, workers and batch size change no more than rounding.

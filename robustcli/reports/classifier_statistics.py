@@ -245,7 +245,10 @@ class ClassifierStatistics(Statistics):
     def _confusions_of(self, model: str) -> Iterator[ConfusionNumbers]:
         cells = [rows for rows in self.transformed[model].values() if len(rows)]
         clean = self.rows[model].get(CLEAN_CELL)
-        everything = pd.concat(cells or ([] if clean is None else [clean]))
+        frames = cells or ([] if clean is None else [clean])
+        if not frames:
+            return
+        everything = pd.concat(frames)
         sizes = everything["target"].value_counts()
         for line in confusions(everything, CONFUSIONS_SHOWN):
             clean_count = 0

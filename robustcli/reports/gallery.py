@@ -46,8 +46,8 @@ from robustcli.transforms.base import CLEAN, Cell
 # What belongs on the contact sheets: the samples that the run left, with their PSNR.
 
 
-ABREAST = 5
-TRIED = 100  # images among which an evaluation looks for one with foreground
+_ABREAST = 5
+_TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _split(
 
 
 def _in_lines(tiles: list[Tile]) -> list[list[Tile]]:
-    return [tiles[start : start + ABREAST] for start in range(0, len(tiles), ABREAST)]
+    return [tiles[start : start + _ABREAST] for start in range(0, len(tiles), _ABREAST)]
 
 
 def _tile(findings: Findings, transform: TransformRecord) -> Tile:
@@ -126,7 +126,7 @@ def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
         if not block.is_file():
             return pd.DataFrame()
         return pd.read_parquet(block, partitioning=None).head(1)
-    rows = store.rows(first.name, CLEAN, "seg").head(TRIED)
+    rows = store.rows(first.name, CLEAN, "seg").head(_TRIED)
     shown = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])["image_id"].head(1)
     inputs = store.inputs(first.view, cell)
     return inputs[inputs["image_id"].isin(shown)]
@@ -186,7 +186,7 @@ def _pixels(path: Path, mode: str) -> NDArray[np.uint8]:
         return np.asarray(picture.convert(mode))
 
 
-FOLDER = "figures"
+_FOLDER = "figures"
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     best = findings.statistics.ranking[0].model if findings.statistics.ranking else None
     # Of many pairs, those of the best model say most.
     order = sorted(pairs, key=lambda pair: best not in pair)[:PAIRS_ABREAST]
-    path = f"{FOLDER}/differences.png"
+    path = f"{_FOLDER}/differences.png"
     names = [model.name for model in findings.models]
     draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
     rest = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
@@ -263,7 +263,7 @@ def _reliability(findings: Findings) -> tuple[Picture, ...]:
     }
     if not panels:
         return ()
-    path = f"{FOLDER}/reliability.png"
+    path = f"{_FOLDER}/reliability.png"
     draw_reliability(panels, findings.run / path)
     caption = (
         "Reliability: the share that is right over the confidence, in bins of equal width with "
@@ -295,7 +295,7 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
         )
         for photo in photos
     ]
-    path = f"{FOLDER}/hard_photos.png"
+    path = f"{_FOLDER}/hard_photos.png"
     draw_contact(_in_lines(tiles), findings.run / path)
     caption = (
         "The untouched images with the most wrong answers over all models and transforms: the true "
@@ -350,7 +350,7 @@ def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ..
     ends = extremes(table, by=measure)
     if not ends.best:
         return ()
-    path = f"{FOLDER}/best_and_worst.png"
+    path = f"{_FOLDER}/best_and_worst.png"
     draw_bars(table, ends, run / path, measure)
     return (Picture(path, _bars_caption(ends, measure)),)
 
@@ -371,7 +371,7 @@ def _bars_caption(ends: Extremes, measure: Measure) -> str:
 def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
     if set(table["transform"]) <= {"identity"}:
         return ()
-    path = f"{FOLDER}/all_transforms.png"
+    path = f"{_FOLDER}/all_transforms.png"
     draw_dots(table, run / path, measure)
     caption = (
         f"{measure.title} per transform with {measure.interval}, sorted by the mean over the "
@@ -385,7 +385,7 @@ def _multiples(
 ) -> tuple[Picture, ...]:
     if graded.empty:
         return ()
-    path = f"{FOLDER}/severities.png"
+    path = f"{_FOLDER}/severities.png"
     draw_multiples(graded, table[table["transform"] == "identity"], run / path, measure)
     caption = (
         f"{measure.title} over severity with {measure.interval} (shaded). Dashed: {measure.clean}; "
@@ -408,7 +408,7 @@ def _sheet(
 ) -> tuple[Picture, ...]:
     if not lines:
         return ()
-    path = f"{FOLDER}/{name}.png"
+    path = f"{_FOLDER}/{name}.png"
     draw_contact(lines, run / path)
     caption = f"{subject}, with the run's own seed; PSNR as the run measured it."
     return (Picture(path, caption),)

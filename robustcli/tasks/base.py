@@ -26,7 +26,7 @@ from robustcli.core.names import TaskName
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.pictures import SamplePicture
-from robustcli.tasks.record import DatasetRecord, ModelCost, ModelRecord, Split
+from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelCost, ModelRecord
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell
 
@@ -57,7 +57,7 @@ class Data:
     items: tuple[Any, ...]
     record: DatasetRecord
     grouping: str | None = None
-    split: Split | None = None
+    split: EvaluatedPart | None = None
 
 
 # Inputs, made in loader workers.

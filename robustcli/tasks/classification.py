@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcli.adapters.classifier import Classifier, Predictions
@@ -39,7 +38,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, trainings_of
-from robustcli.tasks.pictures import SamplePicture, first_readable
+from robustcli.tasks.pictures import Pixels, SamplePicture, first_readable
 from robustcli.tasks.record import (
     DatasetRecord,
     ModelCost,
@@ -51,9 +50,6 @@ from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # A classifier's inputs: images transformed, then resized and cropped as each model does it.
-
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ def _rows(piece: Predictions) -> list[Row]:
 # Classifiers: one class an image, top-1 and top-5.
 
 
-class Classification(Task[Classifier]):
+class ClassificationTask(Task[Classifier]):
     """Which class an image shows."""
 
     name: ClassVar[TaskName] = "cls"

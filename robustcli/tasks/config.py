@@ -9,7 +9,7 @@ from typing import Literal
 from robustcli.adapters.load import ModelRequest
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import ValueOption
-from robustcli.tasks.record import Split
+from robustcli.tasks.record import EvaluatedPart
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TaskConfig:
     labels: Path | None = None
     per_class: int | None = None
     limit: int | None = None
-    split: Literal["auto"] | Split = "auto"
+    split: Literal["auto"] | EvaluatedPart = "auto"
     splits_of: Path | None = None
     seed: int = 0
     apply_at: Literal["original", "crop"] = "original"

@@ -17,7 +17,7 @@ from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_values import NONZERO
 from robustcli.data.splits import read_splits
 from robustcli.tasks.config import TaskConfig
-from robustcli.tasks.record import MasksRecord, Split
+from robustcli.tasks.record import EvaluatedPart, MasksRecord
 
 # What a model was trained on, as far as its files tell, so that it is not tested on that.
 
@@ -134,12 +134,12 @@ class ChosenPart:
     """Some images of the data, and which part of it they are."""
 
     index: Dataset
-    split: Split
+    split: EvaluatedPart
 
 
 def choose_part(
     index: Dataset,
-    wanted: Literal["auto"] | Split,
+    wanted: Literal["auto"] | EvaluatedPart,
     trainings: Sequence[TrainingData],
     listener: Listener,
 ) -> ChosenPart:
@@ -165,7 +165,7 @@ def choose_part(
                 f"`{training.model}` was trained on some of these images: the numbers flatter it."
             )
         return ChosenPart(index, "all")
-    split: Split = "test" if wanted == "auto" else wanted
+    split: EvaluatedPart = "test" if wanted == "auto" else wanted
     part = _of_trainings(index, split, known) if known else _own(index, split)
     if wanted == "auto":
         listener.say(
@@ -176,7 +176,7 @@ def choose_part(
     return ChosenPart(part, split)
 
 
-def _of_trainings(index: Dataset, split: Split, known: Sequence[TrainingData]) -> Dataset:
+def _of_trainings(index: Dataset, split: EvaluatedPart, known: Sequence[TrainingData]) -> Dataset:
     for training in known:
         if not training.parts:
             raise _unknown_parts(training)
@@ -196,7 +196,7 @@ def _of_trainings(index: Dataset, split: Split, known: Sequence[TrainingData]) -
     return _part(index, ids, f"{split} part of {names}")
 
 
-def _own(index: Dataset, split: Split) -> Dataset:
+def _own(index: Dataset, split: EvaluatedPart) -> Dataset:
     ids = frozenset(pair.image_id for pair in index.samples if pair.split == split)
     if not ids:
         given = sorted({pair.split for pair in index.samples if pair.split is not None})

@@ -18,8 +18,8 @@ from robustcli.core.io import write_bytes
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
-from robustcli.metrics.mask_scores import dice
-from robustcli.tasks.record import Panel, Rank, read_panels, write_panels
+from robustcli.metrics.mask_scores import Mask, dice
+from robustcli.tasks.record import CaseRank, Panel, read_panels, write_panels
 from robustcli.transforms.registry import TransformCell, image_seed
 
 # The outline of a mask, drawn on its image.
@@ -27,8 +27,7 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
 def outlined(image: Pixels, mask: Mask) -> Pixels:
@@ -219,16 +218,16 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
     ]
 
 
-def _places(count: int) -> list[tuple[Rank, int, int]]:
+def _places(count: int) -> list[tuple[CaseRank, int, int]]:
     """Rank, number and place of the cases to show among `count` in falling order."""
     near_median = sorted(range(count), key=lambda place: (abs(place - (count - 1) / 2), place))
-    orders: dict[Rank, list[int]] = {
+    orders: dict[CaseRank, list[int]] = {
         "best": list(range(count)),
         "worst": list(range(count))[::-1],
         "median": near_median,
     }
     taken: set[int] = set()
-    chosen: list[tuple[Rank, int, int]] = []
+    chosen: list[tuple[CaseRank, int, int]] = []
     for number in range(1, OF_EACH + 1):
         for rank, order in orders.items():
             place = next((place for place in order if place not in taken), None)

@@ -16,7 +16,7 @@ from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
 
-Split = Literal["all", "train", "val", "test"]
+EvaluatedPart = Literal["all", "train", "val", "test"]
 
 
 # Data.
@@ -201,7 +201,7 @@ class ModelCost(Record):
 
 PANELS_FOLDER = "panels"
 PANELS_FILE = "panels.json"
-Rank = Literal["best", "median", "worst"]
+CaseRank = Literal["best", "median", "worst"]
 
 
 class Panel(Record):
@@ -217,7 +217,7 @@ class Panel(Record):
     """
 
     model: str
-    rank: Rank
+    rank: CaseRank
     number: int
     image_id: str
     group: str

@@ -26,7 +26,7 @@ from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.subsets import take
 from robustcli.metrics.columns import mask_schema
-from robustcli.metrics.mask_scores import near_counts
+from robustcli.metrics.mask_scores import Mask, near_counts
 from robustcli.tasks.base import (
     ORIGINAL,
     Batch,
@@ -42,7 +42,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
-from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels
+from robustcli.tasks.pictures import Pixels, SamplePicture, first_pair, update_panels
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
@@ -61,7 +61,6 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 PERCENTILE = 95
 BOUNDARY_TOLERANCE = 2.0  # pixels
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,6 @@ def _box(mask: Mask) -> tuple[slice, slice]:
 # mask as it is. Where a transform changes the size of the image, the mask changes with it.
 
 
-Pixels = NDArray[np.uint8]  # (H, W, 3)
 MaskOrIgnore = NDArray[Any]  # (H, W): bool, or uint8 with pixels to ignore, see `masks.decode_mask`
 
 
@@ -241,7 +239,7 @@ def _pixels(mask: NDArray[np.bool_]) -> int:
 # Segmenters: foreground and background of every pixel, dice and IoU.
 
 
-class Segmentation(Task[Segmenter]):
+class SegmentationTask(Task[Segmenter]):
     """Where something is in an image."""
 
     name: ClassVar[TaskName] = "seg"

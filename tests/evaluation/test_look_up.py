@@ -7,13 +7,13 @@ import pytest
 from robustcli.adapters.load import resolve
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.evaluate import task_of
-from robustcli.tasks.classification import Classification
-from robustcli.tasks.segmentation import Segmentation
+from robustcli.tasks.classification import ClassificationTask
+from robustcli.tasks.segmentation import SegmentationTask
 
 
 def test_the_models_decide():
-    assert isinstance(task_of([resolve("vmamba-pico")]), Classification)
-    assert isinstance(task_of([resolve("unet"), resolve("otsu")]), Segmentation)
+    assert isinstance(task_of([resolve("vmamba-pico")]), ClassificationTask)
+    assert isinstance(task_of([resolve("unet"), resolve("otsu")]), SegmentationTask)
 
 
 @pytest.mark.parametrize("names", [("vmamba-pico", "unet"), ("unet", "vmamba-pico")])

@@ -12,19 +12,19 @@ from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.tasks.record import (
+    CaseRank,
     DatasetRecord,
     MaskPreprocessingRecord,
     ModelCost,
     ModelRecord,
     Panel,
-    Rank,
     write_panels,
 )
 from robustcli.transforms.base import Cell
 from tests.builders import IDENTITY, WHEN, paper21
 
 AREA = 64 * 64
-RANKS: tuple[Rank, ...] = ("best", "median", "worst")
+RANKS: tuple[CaseRank, ...] = ("best", "median", "worst")
 
 
 def segmenter(name: str, **changes: object) -> ModelRecord:

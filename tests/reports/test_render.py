@@ -43,7 +43,7 @@ def test_the_page_and_the_tables_say_the_same(run: Path) -> None:
 
 def test_every_picture_of_the_markdown_exists_and_is_inside_the_html(run: Path) -> None:
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", render(run).read_text())
-    assert len(pictures) == len(list((run / "figures").iterdir())) == 5
+    assert len(pictures) == len(list((run / "figures").iterdir())) == 7
     assert all((run / picture).is_file() for picture in pictures)
     html = (run / "report.html").read_text()
     assert html.count("data:image/png;base64,") == len(pictures)

@@ -35,9 +35,9 @@ from robustcli.reports.numbers import cell_label
 # The transforms that models stand best and worst, as grouped bars with 95 % intervals.
 
 
-GROUP = 0.84
-LABELS_UPRIGHT_FROM = 3
-HEADROOM = 1.14
+_GROUP = 0.84
+_LABELS_UPRIGHT_FROM = 3
+_HEADROOM = 1.14
 
 
 def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure = TOP1) -> None:
@@ -74,8 +74,8 @@ def _bar_panel(
 ) -> None:
     for position, (model, style) in enumerate(looks(models)):
         rows = table[table["model"] == model].set_index(["transform", "severity"])
-        offset = (position - (len(models) - 1) / 2) * GROUP / len(models)
-        _bars(axes, rows.loc[list(cells)], offset, GROUP / len(models), (model, style), measure)
+        offset = (position - (len(models) - 1) / 2) * _GROUP / len(models)
+        _bars(axes, rows.loc[list(cells)], offset, _GROUP / len(models), (model, style), measure)
     labels = [wrapped(cell_label(*cell)) for cell in cells]
     axes.set_xticks(range(len(cells)), labels)
     axes.tick_params(axis="x", length=0)
@@ -87,7 +87,7 @@ def _bar_panel(
 def _top(table: pd.DataFrame, cells: Sequence[tuple[str, int]], measure: Measure) -> float:
     """The upper end of the axis: the highest interval shown, and room for its number."""
     rows = table.set_index(["transform", "severity"]).loc[list(cells)]
-    return measure.scale * float(measure.ends(rows)[1].max()) * HEADROOM
+    return measure.scale * float(measure.ends(rows)[1].max()) * _HEADROOM
 
 
 def _bars(
@@ -111,7 +111,7 @@ def _bars(
         edgecolor="white",
         error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#222222"},
     )
-    upright = width < GROUP / (LABELS_UPRIGHT_FROM - 1) - 1e-9
+    upright = width < _GROUP / (_LABELS_UPRIGHT_FROM - 1) - 1e-9
     tops = measure.scale * measure.ends(rows)[1]
     for centre, top, (_, row) in zip(centres, tops, rows.iterrows(), strict=True):
         axes.annotate(
@@ -129,8 +129,8 @@ def _bars(
 # All transforms in one picture: a dot with its 95 % interval per model, best transform on top.
 
 
-SPREAD = 0.62
-MARGIN = 0.03  # of the whole scale
+_SPREAD = 0.62
+_MARGIN = 0.03  # of the whole scale
 
 
 def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
@@ -150,7 +150,7 @@ def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         for position, (model, style) in enumerate(looks(models)):
-            offset = (position - (len(models) - 1) / 2) * SPREAD / len(models)
+            offset = (position - (len(models) - 1) / 2) * _SPREAD / len(models)
             _model(axes, rows[rows["model"] == model], order, offset, (model, style), measure)
         _dress_dots(axes, rows, order, measure)
         legend(figure, axes)
@@ -201,15 +201,15 @@ def _dress_dots(
     for line in range(1, len(order)):
         axes.axhline(line - 0.5, color="#eeeeee", linewidth=0.6, zorder=0)
     lowest, highest = measure.ends(rows)
-    low = measure.scale * (float(lowest.min()) - MARGIN)
-    high = measure.scale * (float(highest.max()) + MARGIN)
+    low = measure.scale * (float(lowest.min()) - _MARGIN)
+    high = measure.scale * (float(highest.max()) + _MARGIN)
     axes.set_xlim(max(0.0, low), min(measure.scale, high))
 
 
 # A measure over severity, one panel per transform, with the line where half of it is lost.
 
 
-COLUMNS = 5
+_COLUMNS = 5
 
 
 def draw_multiples(
@@ -224,7 +224,7 @@ def draw_multiples(
         measure: What is drawn.
     """
     transforms = [str(name) for name in table["transform"].unique()]
-    columns = min(COLUMNS, len(transforms))
+    columns = min(_COLUMNS, len(transforms))
     lines = -(-len(transforms) // columns)
     with styled():
         width = max(1.2 + 1.75 * columns, legend_width(list(table["model"].unique())))
@@ -377,7 +377,7 @@ def _difference_legend(figure: Figure, names: Sequence[str], style: Mapping[str,
 # Reliability: accuracy over confidence, one panel per transform.
 
 
-RELIABILITY_COLUMNS = 6
+_RELIABILITY_COLUMNS = 6
 BIN_IMAGES = 5  # bins with fewer are noise; they are drawn only where there are no others
 
 
@@ -392,7 +392,7 @@ def draw_reliability(
         panels: By title, the bins of each model, in the order of the run; at least one panel.
         path: The PNG to write.
     """
-    columns = min(RELIABILITY_COLUMNS, len(panels))
+    columns = min(_RELIABILITY_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     models = list(next(iter(panels.values())))
     with styled():
