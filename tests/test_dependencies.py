@@ -22,6 +22,10 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 GUARDED = {
     "triton": "comes with torch's CUDA builds; without it its scan backend is off",
     "segmentation_models_pytorch": "the extra `smp`; without it its networks say how to install it",
+    "onnx": "the extra `onnx`; without it the parameters of an ONNX file are not counted",
+    "onnxruntime": "the extra `onnx`; without it ONNX files say how to install it",
+    "transformers": "the extra `hf`; without it `hf:` names say how to install it",
+    "open_clip": "the extra `clip`; without it `open-clip:` names say how to install it",
     "nnunetv2": "compared with where it is installed",
     "mlflow": "the extra `mlflow`; `robust publish` says how to install it",
     "wandb": "the extra `wandb`; `robust publish` says how to install it",

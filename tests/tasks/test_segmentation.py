@@ -355,7 +355,8 @@ def test_a_finished_run_says_what_it_was(cells, tmp_path):
     }  # fmt: skip
     seen = record.models[1].preprocessing.model_dump()
     assert seen == {
-        "window": 64, "channels": "rgb", "threshold": 0.5, "overlap": 0.5, "nnunet": None
+        "window": 64, "channels": "rgb", "threshold": 0.5, "overlap": 0.5, "nnunet": None,
+        "mean": None, "std": None,
     }  # fmt: skip
     assert [model.untrained for model in record.models] == [False, True]
     assert read_sessions(run)[0].models["otsu"].images == 18
