@@ -168,8 +168,8 @@ def _config(values: dict[str, Any]) -> EvalConfig:
             "Run the command once for each model with the same `--out`: the results join.",
         )
     overrides = ("resize", "crop", "interpolation", "mean", "std")
-    given = {name: values.pop(name) for name in overrides}
-    preprocessing = {name: value for name, value in given.items() if value is not None}
+    overridden = {name: values.pop(name) for name in overrides}
+    preprocessing = {name: value for name, value in overridden.items() if value is not None}
     requests = tuple(
         ModelRequest(name, weights, arguments, preprocessing, values["label_space"], untrained)
         for name in names

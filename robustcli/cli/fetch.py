@@ -23,8 +23,8 @@ def command(names: tuple[str, ...], offline: bool, as_json: bool, quiet: bool) -
         click.echo(json.dumps([{"name": f.name, "path": str(f.path), "sha256": f.sha256,
                                 "pinned": f.pinned} for f in fetched], indent=2))  # fmt: skip
         return
-    for one in fetched:
-        click.echo(f"{one.name}: {one.path}")
+    for file in fetched:
+        click.echo(f"{file.name}: {file.path}")
         if not quiet:
-            known = "as published" if one.pinned else "none is published; remembered from now on"
-            click.echo(f"  SHA-256 {one.sha256} ({known})")
+            known = "as published" if file.pinned else "none is published; remembered from now on"
+            click.echo(f"  SHA-256 {file.sha256} ({known})")

@@ -58,7 +58,7 @@ _rule = together(
                  help="Also train with other freezing rules, for a curve of time saved and score."),
 )  # fmt: skip
 _RULE = ("threshold", "relative", "quantile", "pattern", "scope", "kind")
-_OWN = (
+_FINETUNING = (
     "pretrained",
     "mode",
     "iterations",
@@ -112,5 +112,5 @@ def _config(values: dict[str, Any]) -> FinetuneConfig:
     from robustcli.training.config import TrainConfig
 
     rule = make_rule(**{name: values.pop(name) for name in _RULE})
-    own = {name: values.pop(name) for name in _OWN}
-    return FinetuneConfig(TrainConfig(**options.settings(values)), rule=rule, **own)
+    settings = {name: values.pop(name) for name in _FINETUNING}
+    return FinetuneConfig(TrainConfig(**options.settings(values)), rule=rule, **settings)

@@ -21,7 +21,6 @@ from click.core import ParameterSource
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.ranks import is_first_process
-from robustcli.core.rundir import STUDY_FILE
 
 if TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node
@@ -72,6 +71,7 @@ class Invocation:
     def record(self, run: Path) -> None:
         """Writes the resolved settings to `RUN/study.json`."""
         from robustcli.core.io import write_text
+        from robustcli.core.rundir import STUDY_FILE
 
         content = {
             "schema_version": 1,

@@ -15,7 +15,7 @@ from robustcli.adapters.load import load
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation import evaluate, runner
+from robustcli.evaluation import evaluate, look_up, runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -228,7 +228,7 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
 )
 def test_two_models_do_not_share_a_folder_of_rows(names):
     with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
-        evaluate._check_distinct(names)
+        look_up._check_distinct(names)
 
 
 def test_two_models_of_one_name_are_refused(photos, tmp_path):
