@@ -85,7 +85,7 @@ def _weights_here(entry: ModelEntry) -> str:
 def _transforms() -> list[ListedRow]:
     from robustcli.transforms.registry import transforms
 
-    return [_transform_row(one) for one in transforms()]
+    return [_transform_row(transform) for transform in transforms()]
 
 
 def _published(kind: str, folders: Sequence[Path]) -> list[ListedRow]:
@@ -98,17 +98,17 @@ def _published(kind: str, folders: Sequence[Path]) -> list[ListedRow]:
             "It shows the pictures of a corruption benchmark, which are transforms.",
             "Write `robust list transforms --published DIR`.",
         )
-    return [_transform_row(one) for one in find_published(folders)]
+    return [_transform_row(transform) for transform in find_published(folders)]
 
 
-def _transform_row(one: Transform) -> ListedRow:
+def _transform_row(transform: Transform) -> ListedRow:
     return {
-        "name": one.name,
-        "family": one.family,
-        "severities": ",".join(map(str, one.available())),
-        "moves pixels": "yes" if one.geometric else "no",
-        "parameters": "assumed" if one.assumed else "defined",
-        "does": one.summary,
+        "name": transform.name,
+        "family": transform.family,
+        "severities": ",".join(map(str, transform.available())),
+        "moves pixels": "yes" if transform.geometric else "no",
+        "parameters": "assumed" if transform.assumed else "defined",
+        "does": transform.summary,
     }
 
 
