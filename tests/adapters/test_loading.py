@@ -316,3 +316,7 @@ def test_real_convolutions_stay() -> None:
     state = {"layers.0.blocks.0.op.conv2d.weight": torch.ones(4, 1, 1, 1),
              "layers.0.blocks.0.mlp.fc1.weight": torch.ones(4, 2, 3, 3)}  # fmt: skip
     assert [tuple(t.shape) for t in vmamba_names(state).values()] == [(4, 1, 1, 1), (4, 2, 3, 3)]
+
+
+def test_every_family_of_networks_is_known_by_its_files() -> None:
+    assert {entry.family for entry in ARCHITECTURES.values()} == set(FAMILIES)
