@@ -234,7 +234,8 @@ class ClassifierStatistics(Statistics):
         lines = [c for c in self.classes if c.model == model and c.n >= CLASS_IMAGES]
         most = min(CLASSES_SHOWN, len(lines) // 2)
         worst = sorted(lines, key=lambda c: (c.top1_high, c.transformed_top1 or 0.0))[:most]
-        best = sorted(lines, key=lambda c: (-c.top1_low, -(c.transformed_top1 or 0.0)))[:most]
+        others = [c for c in lines if c not in worst]
+        best = sorted(others, key=lambda c: (-c.top1_low, -(c.transformed_top1 or 0.0)))[:most]
         return [*(("worst", line) for line in worst), *(("best", line) for line in best[::-1])]
 
     @cached_property

@@ -299,6 +299,6 @@ def test_timms_own_spellings_are_the_same_model(before: str) -> None:
     assert untrained.facts.name == TIMM
 
 
-def test_another_model_of_the_hub_is_no_name() -> None:
-    with pytest.raises(UsageError, match=r"no model of timm's own(.|\n)*--weights FILE"):
+def test_another_model_of_the_hub_is_evaluated_and_not_trained() -> None:
+    with pytest.raises(UsageError, match=r"can be evaluated, but not trained(.|\n)*robust eval"):
         resolve("hf-hub:somebody/resnet18")

@@ -45,6 +45,7 @@ class Table:
         answers = Predictions(
             best.indices.to(torch.int32).numpy(),
             best.values[:, 0].numpy(),
+            targets.numpy(),
             self.probabilities.gather(1, targets[:, None])[:, 0].numpy(),
         )
         named = zip(batch.image_ids, batch.inputs.targets, _rows(answers), strict=True)
@@ -52,7 +53,7 @@ class Table:
 
 
 BATCH: Batch[Any] = Batch(
-    0, 0, 1, Cell("identity", 0), ("table",), IDS, Views(TARGETS, {}), {}, []
+    0, 0, 1, Cell("identity", 0), ("table",), IDS, Views(TARGETS, [()] * len(TARGETS), {}), {}, []
 )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def test_trainings_and_modes_are_compared_on_their_held_out_images(tmp_path: Pat
         (["nowhere", "alone"], "`nowhere` is not a run"),
         (["begun", "alone"], "`begun` has no results on held-out images yet"),
         (["profiled", "alone"], "`profiled` has no results on held-out images yet"),
-        (["newer", "alone"], "is not the record of an evaluation"),
+        (["newer", "alone"], "was written by a newer version"),
     ],
 )
 def test_what_cannot_be_compared_at_all(
