@@ -90,7 +90,7 @@ def _transforms() -> list[ListedRow]:
 
 def _published(kind: str, folders: Sequence[Path]) -> list[ListedRow]:
     from robustcli.core.errors import UsageError
-    from robustcli.evaluation.published import find_published
+    from robustcli.evaluation.published_corruptions import find_published
 
     if kind != "transforms":
         raise UsageError(

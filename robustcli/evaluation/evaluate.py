@@ -40,7 +40,7 @@ from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
-from robustcli.evaluation.published import update_parity
+from robustcli.evaluation.published_corruptions import update_parity
 from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session

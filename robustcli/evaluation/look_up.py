@@ -20,7 +20,7 @@ from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.gates import Gate, Scope, check_gates, parse_gates
-from robustcli.evaluation.published import bind_published, find_published
+from robustcli.evaluation.published_corruptions import bind_published, find_published
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.segmentation import SegmentationTask

@@ -314,7 +314,7 @@ class ClassifierStatistics(Statistics):
             return None
         published, correct, n = entry.published / 100, int(is_correct(clean).sum()), len(clean)
         interval = wilson_interval(correct, n)
-        images = _whose_images(clean["image_id"])
+        images = self._unlike_published or _whose_images(clean["image_id"])
         return Anchor(
             model.name,
             published,
@@ -326,6 +326,17 @@ class ClassifierStatistics(Statistics):
             images,
             _settings(model),
         )
+
+    @property
+    def _unlike_published(self) -> str | None:
+        """Why clean accuracy here is another measure than the published one."""
+        if self.record.dataset.several_labels:
+            return (
+                "images with several true classes (ReaL labels); published are the original labels"
+            )
+        if self.record.dataset.answers is not None:
+            return "answers among a part of the classes only; published are answers among all"
+        return None
 
     # Files.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.gates import GatesRecord, read_gates
-from robustcli.evaluation.published import (
+from robustcli.evaluation.published_corruptions import (
     PUBLISHED_PREFIX,
     Likeness,
     counterpart,

@@ -319,7 +319,11 @@ def _opened(config: TaskConfig) -> Dataset:
 
 def _check_split(config: TaskConfig, dataset: Dataset) -> None:
     """Refuses `--split` where neither a training nor the data say what is in a part."""
-    if config.split in ("auto", "all") or dataset.evaluated is not None or _were_trained_here(config):
+    if (
+        config.split in ("auto", "all")
+        or dataset.evaluated is not None
+        or _were_trained_here(config)
+    ):
         return
     raise UsageError(
         f"`--split {config.split}` does not go with `{dataset.name}`.",

@@ -43,7 +43,8 @@ class DatasetRecord(Record):
     `contents` is the hash of what their files hold (`data.dataset.contents_digest`); runs of older
     versions have none.
 
-    `answers` are the classes that models may answer with, where it is not all.
+    `answers` are the classes that models may answer with, where it is not all. `several_labels`:
+    whether images have several true classes, as with ReaL labels.
     `tolerance` (pixels) is written only of data whose masks are compared with one, `masks` only
     where they are read in an unusual way.
     """
@@ -59,6 +60,7 @@ class DatasetRecord(Record):
     digest: str
     contents: str | None = None
     answers: list[int] | None = None
+    several_labels: bool | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
 
@@ -77,6 +79,7 @@ def dataset_record(index: Dataset) -> DatasetRecord:
         digest=index.digest,
         contents=index.contents,
         answers=None if index.answers is None else list(index.answers),
+        several_labels=any(sample.also for sample in index.samples) or None,
     )
 
 

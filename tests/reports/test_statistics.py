@@ -339,6 +339,26 @@ def test_other_photos_than_the_validation_set_say_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"several_labels": True}, "several true classes"),
+        ({"answers": [0, 1]}, "a part of the classes"),
+    ],
+)
+def test_labels_and_answers_of_another_kind_are_not_the_published_measure(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    anchored(tmp_path, 100)
+    record = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    record["dataset"] |= changes
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (anchor,) = read_findings(tmp_path).statistics.anchors
+    assert anchor.status == "not comparable"
+    assert words in render(tmp_path).read_text("utf-8")
+    assert "WARNING" not in results_table(tmp_path)
+
+
+@pytest.mark.parametrize(
     "changes",
     [{"untrained": True}, {"pretraining": "trained here"}, {"arguments": {"img_size": 384}}],
 )

@@ -18,7 +18,7 @@ from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
-from robustcli.evaluation.published import bind_published, find_published, read_parity
+from robustcli.evaluation.published_corruptions import bind_published, find_published, read_parity
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.paired import class_difference
