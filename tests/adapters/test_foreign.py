@@ -17,6 +17,7 @@ import robustcli
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.foreign import foreign_name, kind_of, open_foreign
 from robustcli.adapters.load import load, resolve
+from robustcli.cli import main
 from robustcli.core import machine
 from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.data.labels import label_space
@@ -222,6 +223,7 @@ def test_a_network_by_import_with_weights(
         load(ModelRequest(name, Path("other.pt"), preprocessing=SMALL), "cls")
 
 
+@pytest.mark.slow
 def test_several_processes_build_it_by_import(package: Path) -> None:
     name = "users_package.nets:build"
     alone = evaluate(name, package / "one")
@@ -250,7 +252,7 @@ def test_a_network_in_memory_comes_back_as_it_was(tmp_path: Path, network: Small
     assert network.training
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_do_not_need_the_network(
     tmp_path: Path, network: Small, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,31 +548,33 @@ def test_a_classifier_does_not_predict_masks(network: Small) -> None:
 # The command line, from the working folder.
 
 
-def test_the_command_takes_a_network_of_ones_own(package: Path) -> None:
+def test_the_command_takes_a_network_of_ones_own(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import json
-    import subprocess
 
-    command = [
-        sys.executable, "-m", "robustcli", "eval", "--model", "users_package.nets:build",
-        "--model-arg", "width=4", "--transform", "grayscale", "--data", "cifar10-mini", "--limit",
-        "10", "--resize", "32", "--crop", "32", "--device", "cpu",
-    ]  # fmt: skip
-    dry = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, text=True)
-    assert dry.returncode == 0, dry.stderr
-    assert json.loads(dry.stdout)["predictions"] == 20
+    def robust(network: str, *arguments: str) -> tuple[object, str, str]:
+        small = ("--data", "cifar10-mini", "--limit", "10", "--resize", "32", "--crop", "32")
+        settings = ("--transform", "grayscale", *small, "--device", "cpu", "--workers", "0")
+        with pytest.raises(SystemExit) as stopped:
+            main(["eval", "--model", network, *settings, *arguments], prog_name="robust")
+        return (stopped.value.code, *capsys.readouterr())
+
+    named = ("users_package.nets:build", "--model-arg", "width=4")
+    code, out, err = robust(*named, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["predictions"] == 20
     assert not Path("runs").exists()
-    done = subprocess.run([*command, "--out", "run"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "they are read as cifar10" in done.stdout + done.stderr
+    code, out, err = robust(*named, "--out", "run")
+    assert code == 0, err
+    assert "they are read as cifar10" in out + err
     record = robustcli.Run(Path("run")).record.models[0]
     assert record.arguments == {"width": 4}
     assert record.builder == "import:users_package.nets:build"
-    wrong = subprocess.run(
-        [*command[:5], "users_package.nets:divides", *command[8:]], capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert "nets.py:27" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    code, _, err = robust("users_package.nets:divides")
+    assert code == 2
+    assert "nets.py:27" in err
+    assert "Traceback" not in err
 
 
 def test_code_is_not_imported_unless_it_is_named(package: Path) -> None:

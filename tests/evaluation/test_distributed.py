@@ -259,6 +259,7 @@ def torchrun(photos, out, world, *more, restarts=0):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_run_and_one_process_tells(photos, plain, tmp_path):
     ended = torchrun(photos, tmp_path / "run", 2)
     assert ended.returncode == 0, ended.stderr

@@ -149,6 +149,7 @@ def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(tune: Tune) -> Non
     assert any("The smallest statistic in scope is" in line for line in heard.lines)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(
     tune: Tune, data: Path, weights: Path, whole: Run, tmp_path: Path
 ) -> None:
