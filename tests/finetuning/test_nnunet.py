@@ -102,7 +102,7 @@ from robustcli.finetuning.mode_trainings import run_finetuning
 from tests.finetuning.test_nnunet import short
 from tests.training.runs import Stopping
 
-run_finetuning(short(*map(Path, sys.argv[1:])), Stopping(after=12))  # in the second epoch
+run_finetuning(short(*map(Path, sys.argv[1:])), Stopping(after=19))  # in the second epoch
 """
 
 
