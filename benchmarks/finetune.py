@@ -43,8 +43,7 @@ from robustcli.finetuning.gradients import statistics as gradient_statistics
 from robustcli.finetuning.modes import peak_resident, start_anew
 from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, freeze_decisions
 from robustcli.finetuning.starts import heads_of
-from robustcli.training.cache import Decoded
-from robustcli.training.datamodule import DecodedPairs
+from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.lit_module import outputs
 from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
 from robustcli.training.recipes import NAMED_RECIPES, Recipe
@@ -121,7 +120,7 @@ def batches(recipe: Recipe) -> list[MaskBatch]:
     """Augmented, normalised patches of the bundled stained cells."""
     pairs = open_dataset(DATA, Masks(surveyed=False)).samples[:IMAGES]
     decoded = [Decoded(image, mask.view(np.uint8)) for image, mask in map(decode_pair, pairs)]
-    part = DecodedPairs([pair.image_id for pair in pairs], decoded)
+    part = DecodedSubset.of(pairs, decoded)
     loader = PatchData(part, part, recipe, seed=0, workers=0).train_dataloader()
     return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robustcli.evaluation.evaluate import BLOCK_SIZE
+from robustcli.evaluation.config import BLOCK_SIZE
 from robustcli.evaluation.store import INPUT_SCHEMA, Store
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.transforms.base import Cell

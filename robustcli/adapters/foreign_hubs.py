@@ -8,6 +8,7 @@ repository is run.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,9 @@ def _name_of(request: ModelRequest) -> str:
 
 # transformers.
 
+OLDEST_TRANSFORMERS = (4, 56)
+"""The first version that loads weights in a given `dtype`; as in `pyproject.toml`."""
+
 
 def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     """An image classifier or a semantic segmenter of transformers.
@@ -120,6 +124,14 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
             f"`{request.name}` needs transformers.", "It is not installed.",
             "Install it: `pip install 'robustcli[hf]'`.",
         ) from error  # fmt: skip
+    installed = tuple(int(number) for number in re.findall(r"\d+", transformers.__version__)[:2])
+    if installed < OLDEST_TRANSFORMERS:
+        needed = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise MachineError(
+            f"`{request.name}` needs transformers {needed} or newer.",
+            f"Version {transformers.__version__} is installed.",
+            "Install a newer one: `pip install --upgrade 'robustcli[hf]'`.",
+        )
     if request.arguments:
         raise UsageError(
             f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",

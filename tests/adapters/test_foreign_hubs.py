@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from robustcli.adapters.foreign import open_foreign
 from robustcli.adapters.foreign_hubs import repository
 from robustcli.adapters.load import load
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import MachineError, UsageError
 from robustcli.data.labels import label_space
 
 CIFAR = label_space("cifar10").ids
@@ -31,7 +33,7 @@ def photo(side: tuple[int, int] = (50, 40)) -> np.ndarray[Any, Any]:
 
 def vit(folder: Path, labels: tuple[str, ...] = CIFAR, **processor: object) -> Path:
     """A tiny ViT of transformers with its processor."""
-    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    transformers = pytest.importorskip("transformers", "4.56", reason="needs the extra `hf`")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -160,7 +162,7 @@ def test_a_head_is_never_made_up(tmp_path: Path) -> None:
 
 
 def test_a_segmenter_of_transformers_answers_as_transformers_does(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    transformers = pytest.importorskip("transformers", "4.56", reason="needs the extra `hf`")
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[1, 1], hidden_sizes=[8, 8],
@@ -301,3 +303,13 @@ def test_what_open_clip_does_not_have(tiny_clip: str) -> None:
         load(ModelRequest("open-clip:tiny-clip"), offline=True)
     with pytest.raises(UsageError, match=r"`prompt=TEXT`, with `{}`"):
         load(ModelRequest("open-clip:tiny-clip", None, {"prompt": "no place"}), offline=True)
+
+
+def test_a_transformers_that_is_too_old_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = ModuleType("transformers")
+    old.__version__ = "4.48.0.dev0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", old)
+    with pytest.raises(MachineError, match=r"4\.56 or newer(.|\n)*4\.48\.0\.dev0 is installed"):
+        load(ModelRequest(f"hf:{tmp_path}"))
