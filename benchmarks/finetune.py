@@ -44,6 +44,7 @@ from robustcli.finetuning.modes import peak_resident, start_anew
 from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, freeze_decisions
 from robustcli.finetuning.starts import heads_of
 from robustcli.training.cache import Decoded, DecodedSubset
+from robustcli.training.datamodule import BatchSettings
 from robustcli.training.lit_module import outputs
 from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
 from robustcli.training.recipes import NAMED_RECIPES, Recipe
@@ -121,7 +122,7 @@ def batches(recipe: Recipe) -> list[MaskBatch]:
     pairs = open_dataset(DATA, Masks(surveyed=False)).samples[:IMAGES]
     decoded = [Decoded(image, mask.view(np.uint8)) for image, mask in map(decode_pair, pairs)]
     part = DecodedSubset.of(pairs, decoded)
-    loader = PatchData(part, part, recipe, seed=0, workers=0).train_dataloader()
+    loader = PatchData(part, part, recipe, BatchSettings(seed=0, workers=0)).train_dataloader()
     return [batch for batch, _ in zip(loader, range(BATCHES), strict=False)]
 
 

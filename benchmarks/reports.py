@@ -112,7 +112,7 @@ def main() -> int:
                "report.html, MB": size / 1e6}  # fmt: skip
     print(f"(of the seconds, {imports:.1f} are imports; of a processor's time, {busy:.1f} s)")
     for name, number in numbers.items():
-        print(f"{name}: {number:.2f} (promised: at most {MOST[name]:g})")
+        print(f"{name}: {number:.2f} (goal: at most {MOST[name]:g})")
     return int(any(numbers[name] > most for name, most in MOST.items()))
 
 
