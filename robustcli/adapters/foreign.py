@@ -292,6 +292,8 @@ def _imported(name: str) -> Any:
             "Run the command in the folder that holds the package, or name the file: "
             "`--model FILE.py:build`.",
         ) from error
+    except RobustError:
+        raise
     except Exception as error:
         raise users_error(f"`{name}` cannot be imported.", error) from error
     except SystemExit as error:

@@ -577,6 +577,12 @@ def test_the_command_takes_a_network_of_ones_own(
     assert "Traceback" not in err
 
 
+def test_a_file_that_is_not_there_is_no_error_of_anybodys_code() -> None:
+    with pytest.raises(UsageError, match=r"^There is no file `nowhere\.py`") as raised:
+        load(ModelRequest("nowhere.py:build"))
+    assert "line" not in str(raised.value)
+
+
 def test_code_is_not_imported_unless_it_is_named(package: Path) -> None:
     Path("models.py").write_text(textwrap.dedent("raise SystemExit('imported')"))
     load(ModelRequest("users_package.nets:build", preprocessing=SMALL))
