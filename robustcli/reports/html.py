@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
@@ -24,9 +24,9 @@ from PIL import Image
 
 from robustcli.core.io import reading
 from robustcli.reports.cell_photos import Photo, PhotoSheet
+from robustcli.reports.markdown import TEMPLATES, template_environment
 from robustcli.reports.numbers import counted
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 5_000_000
 """What a page weighs at most: pictures that do not fit are left out, and the page says so."""
 _CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
@@ -76,14 +76,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment(TEMPLATES, keep_trailing_newline=True)
     environment.filters["counted"] = counted
     return environment
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from robustcli.reports.findings import Findings, Line, read_findings
@@ -23,7 +23,7 @@ from robustcli.reports.finetuning_findings import (
     pace,
     read_finetuning,
 )
-from robustcli.reports.markdown import TEMPLATES
+from robustcli.reports.markdown import TEMPLATES, template_environment
 from robustcli.reports.measure import DICE, IOU, TOP1, Measure
 from robustcli.reports.numbers import (
     MISSING,
@@ -338,13 +338,9 @@ def _document(tables: Sequence[LatexTable], runs: Sequence[Path], *, partial: bo
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
+    environment = template_environment(
+        TEMPLATES,
         finalize=tex,
-        trim_blocks=True,
-        lstrip_blocks=True,
         variable_start_string="<<",
         variable_end_string=">>",
         block_start_string="<%",

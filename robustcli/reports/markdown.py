@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from inspect import isfunction
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -54,17 +55,27 @@ def from_template(template: str, **values: object) -> str:
     return tidy(_environment().get_template(f"{template}.md.j2").render(values))
 
 
+def template_environment(folder: Path, **settings: Any) -> Environment:
+    """How templates of reports are read: names without a value are errors, all values are escaped.
+
+    Args:
+        folder: Where they are.
+        settings: Further ones of Jinja's environment, as the page's language needs them.
+    """
+    return Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **settings,
+    )
+
+
 @cache
 def _environment() -> Environment:
     # With autoescape, what macros and filters return is Markup, here: finished Markdown.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=escaped,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment(TEMPLATES, finalize=escaped)
     # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
     shown = [*vars(numbers).values(), code, joined, marked, mono, settings]
     environment.filters |= {each.__name__: each for each in shown if isfunction(each)}
