@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from robustcli.evaluation.verification_result import Verification
     from robustcli.finetuning.selection import FreezeRule
     from robustcli.reports.publishing import Published
+    from robustcli.verification.verification_result import Verification
 
 
 ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
@@ -328,15 +328,15 @@ def verify(
         run: The folder of an evaluation, a training or a fine-tuning.
         sample: Blocks to recompute of each evaluation; None for all.
         weights: Files of weights or training runs that have moved; chosen by digest.
-        options: Further fields of `robustcli.evaluation.recorded_inputs.VerifyConfig` (`seed`,
+        options: Further fields of `robustcli.verification.recorded_inputs.VerifyConfig` (`seed`,
             `data`, `label_space`, `labels`, `plugins`, `device`, `offline`).
 
     Raises:
         UsageError: There is no readable run, or nothing in it to verify.
         MachineError: The data, the weights or a plugin of the run are not here.
     """
-    from robustcli.evaluation.recorded_inputs import VerifyConfig
-    from robustcli.evaluation.verification import verify as run_verification
+    from robustcli.verification.recorded_inputs import VerifyConfig
+    from robustcli.verification.verification import verify as run_verification
 
     moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)
     return run_verification(

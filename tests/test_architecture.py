@@ -21,6 +21,7 @@ FLOORS = (
     ("robustcli.reports",),
     ("robustcli.finetuning",),
     ("robustcli.training",),
+    ("robustcli.verification",),
     ("robustcli.evaluation",),
     ("robustcli.tasks",),
     ("robustcli.adapters",),

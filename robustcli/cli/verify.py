@@ -66,8 +66,8 @@ def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
     import os
 
     from robustcli.cli.progress import ConsoleListener
-    from robustcli.evaluation.recorded_inputs import VerifyConfig
-    from robustcli.evaluation.verification import verify
+    from robustcli.verification.recorded_inputs import VerifyConfig
+    from robustcli.verification.verification import verify
 
     backend = values.pop("scan_backend")
     if backend is not None:

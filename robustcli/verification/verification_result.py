@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.core.names import TaskName
-from robustcli.evaluation.row_comparison import COMPARISONS, Agreement, Tolerance
+from robustcli.verification.row_comparison import COMPARISONS, Agreement, Tolerance
 
 _SHOWN = 10
 """Differences in a text; JSON has all."""

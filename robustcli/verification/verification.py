@@ -29,25 +29,25 @@ from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.evaluation.record import RunRecord, read_record
-from robustcli.evaluation.recorded_inputs import (
+from robustcli.models.scan.choice import choose_backend
+from robustcli.tasks.base import Batch, Row, Task
+from robustcli.transforms.base import Cell
+from robustcli.transforms.registry import TransformCell
+from robustcli.verification.recorded_inputs import (
     RecordedModels,
     VerifyConfig,
     find_images,
     find_transforms,
 )
-from robustcli.evaluation.row_comparison import COMPARISONS, Agreement, DeviceKind
-from robustcli.evaluation.stored_rows import (
+from robustcli.verification.row_comparison import COMPARISONS, Agreement, DeviceKind
+from robustcli.verification.stored_rows import (
     Block,
     StoredRows,
     check_rows,
     check_table,
     row_difference,
 )
-from robustcli.evaluation.verification_result import Difference, EvaluationCheck, Verification
-from robustcli.models.scan.choice import choose_backend
-from robustcli.tasks.base import Batch, Row, Task
-from robustcli.transforms.base import Cell
-from robustcli.transforms.registry import TransformCell
+from robustcli.verification.verification_result import Difference, EvaluationCheck, Verification
 
 # The way from top to bottom.
 

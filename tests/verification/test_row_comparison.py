@@ -9,16 +9,11 @@ import pytest
 import torch
 
 from robustcli.adapters.classifier import Predictions
-from robustcli.evaluation.row_comparison import (
-    COMPARISONS,
-    Agreement,
-    RowDifference,
-    Tolerance,
-)
 from robustcli.tasks.base import Batch, Row
 from robustcli.tasks.classification import Views, _rows
 from robustcli.tasks.record import ModelCost
 from robustcli.transforms.base import Cell
+from robustcli.verification.row_comparison import COMPARISONS, Agreement, RowDifference, Tolerance
 
 PROBABILITIES = np.array(
     [

@@ -27,13 +27,13 @@ from robustcli.data.labels import BUNDLED_SPACES, LabelSpace
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.record import RunRecord
-from robustcli.evaluation.stored_rows import StoredRows
-from robustcli.evaluation.verification_result import Difference, EvaluationCheck
 from robustcli.tasks.base import ORIGINAL, Task, measure
 from robustcli.tasks.heldout import mask_values_of
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, resolve_transforms
+from robustcli.verification.stored_rows import StoredRows
+from robustcli.verification.verification_result import Difference, EvaluationCheck
 
 SAMPLE = 8
 """Blocks that are recomputed unless the user says how many."""

@@ -17,11 +17,11 @@ from robustcli.data.dataset import Sample
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.record import RunRecord
-from robustcli.evaluation.row_comparison import COMPARISONS, RowDifference
 from robustcli.evaluation.store import INPUT_SCHEMA, Store
-from robustcli.evaluation.verification_result import Difference, EvaluationCheck
 from robustcli.tasks.base import Row
 from robustcli.transforms.base import Cell
+from robustcli.verification.row_comparison import COMPARISONS, RowDifference
+from robustcli.verification.verification_result import Difference, EvaluationCheck
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.evaluate import evaluate
-from robustcli.evaluation.recorded_inputs import VerifyConfig
-from robustcli.evaluation.verification import verify
-from robustcli.evaluation.verification_result import Verification
+from robustcli.verification.recorded_inputs import VerifyConfig
+from robustcli.verification.verification import verify
+from robustcli.verification.verification_result import Verification
 from tests.evaluation.cells import OTSU, make_pairs
 from tests.evaluation.photos import config, make_photos
 from tests.evaluation.trained import make_training
