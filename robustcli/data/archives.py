@@ -23,7 +23,13 @@ from typing import Any, BinaryIO, TypeAlias
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import LONGEST_NAME, replacing, shortened
 from robustcli.data.dataset import FileRef
-from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, list_tree, named_like_image, stable
+from robustcli.data.listing import (
+    IMAGE_SUFFIXES,
+    FileListing,
+    list_tree,
+    named_like_image,
+    normalised_path,
+)
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
 
@@ -92,7 +98,7 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             "Check that it was downloaded completely (`tar tf FILE` lists it), then repeat.",
         ) from error
     listing = list_tree(_InArchive(root, "", False, root), suffixes)
-    outside = [stable(name) for name in outside if named_like_image(name, suffixes)]
+    outside = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
     return replace(listing, unreached=sorted([*listing.unreached, *outside]))
 
 
@@ -113,7 +119,7 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             "Check that it was downloaded completely (`unzip -t FILE` tests it), then repeat.",
         ) from error
     listing = list_tree(_InArchive(root, "", False, root), suffixes)
-    outside = [stable(name) for name in outside if named_like_image(name, suffixes)]
+    outside = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
     return replace(listing, unreached=sorted([*listing.unreached, *outside]))
 
 
@@ -287,7 +293,7 @@ class _InArchive:
 
     def file(self, relative: str) -> FileRef:
         assert self.member.ref is not None
-        return replace(self.member.ref, relative=stable(relative))
+        return replace(self.member.ref, relative=normalised_path(relative))
 
 
 def decompress(source: Path, target: Path) -> None:

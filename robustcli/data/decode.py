@@ -30,7 +30,7 @@ from robustcli.data.dataset import FileRef, RawPixels
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
 # says it is PostScript would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _WIDE_GREY_FORMATS = ("PNG", "PPM")
 _MOST_PIXELS = 2 * 89_478_485
 """Pillow's own limit, which a library may have switched off for the process."""
@@ -99,7 +99,7 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
     try:
         with silenced(*_WARNING_MODULES):
             while True:
-                with _STRICT, Image.open(source, formats=FORMATS) as image:
+                with _STRICT, Image.open(source, formats=IMAGE_FORMATS) as image:
                     if image.width * image.height > _MOST_PIXELS:
                         raise Image.DecompressionBombError
                     result = read(image)
@@ -113,7 +113,9 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
     except Image.DecompressionBombError as error:
         raise UnreadableImage("more pixels than a photo has (a decompression bomb?)") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not an image of a known kind ({', '.join(FORMATS)})") from error
+        raise UnreadableImage(
+            f"not an image of a known kind ({', '.join(IMAGE_FORMATS)})"
+        ) from error
     # Pillow's readers answer a corrupt file with almost any exception (ValueError, SyntaxError,
     # IndexError, struct.error, zlib.error, ...); one bad file must not end a run of hours.
     except Exception as error:

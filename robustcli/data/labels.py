@@ -134,7 +134,7 @@ def recognise_space(labels: Collection[str], prefer: str | None = None) -> Label
     return None
 
 
-def own_space(labels: Collection[str], name: str) -> LabelSpace:
+def label_space_of(labels: Collection[str], name: str) -> LabelSpace:
     """The label space that consists of `labels`: a bundled one where they are all of its classes.
 
     Args:
@@ -180,21 +180,21 @@ class AnyClasses:
 
     def fit(self, labels: Collection[str]) -> LabelSpace | None:
         """The label space of `labels`, or None."""
-        return own_space(labels, self.name) if len(set(labels)) > 1 else None
+        return label_space_of(labels, self.name) if len(set(labels)) > 1 else None
 
 
-WantedClasses: TypeAlias = ModelClasses | AnyClasses
+ExpectedClasses: TypeAlias = ModelClasses | AnyClasses
 
 
 @dataclass(frozen=True)
-class ClassLine:
+class ClassEntry:
     """One class: its id (a wnid, or the name where there is none) and its name."""
 
     id: str
     name: str
 
 
-def read_classes(path: Path, say: Say = unheard) -> tuple[ClassLine, ...]:
+def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
     """The classes in the classes file at `path`; position = class index.
 
     Args:
@@ -221,15 +221,15 @@ def read_classes(path: Path, say: Say = unheard) -> tuple[ClassLine, ...]:
     return tuple(classes)
 
 
-def _from_lines(text: str) -> list[ClassLine]:
+def _from_lines(text: str) -> list[ClassEntry]:
     classes = []
     for line in filter(None, map(str.strip, text.splitlines())):
         wnid = _WNID_AND_NAME.fullmatch(line)
-        classes.append(ClassLine(wnid[1], wnid[2] or wnid[1]) if wnid else ClassLine(line, line))
+        classes.append(ClassEntry(wnid[1], wnid[2] or wnid[1]) if wnid else ClassEntry(line, line))
     return classes
 
 
-def _from_table(path: Path, say: Say) -> list[ClassLine]:
+def _from_table(path: Path, say: Say) -> list[ClassEntry]:
     columns = read_columns(path, _COLUMNS, headless=_columns_by_content, say=say)
     names = columns.get("name") or columns.get("id")
     if names is None:
@@ -239,7 +239,7 @@ def _from_table(path: Path, say: Say) -> list[ClassLine]:
             "Add a first line such as `index,id,name`.",
         )
     ids = columns.get("id") or names
-    classes = [ClassLine(*pair) for pair in zip(ids, names, strict=True)]
+    classes = [ClassEntry(*pair) for pair in zip(ids, names, strict=True)]
     return _in_index_order(path, columns["index"], classes) if "index" in columns else classes
 
 
@@ -259,7 +259,7 @@ def _columns_by_content(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
     return found if len(found) == 2 else None
 
 
-def _in_index_order(path: Path, index: list[str], classes: list[ClassLine]) -> list[ClassLine]:
+def _in_index_order(path: Path, index: list[str], classes: list[ClassEntry]) -> list[ClassEntry]:
     if sorted(index) != sorted(map(str, range(len(classes)))):
         raise UsageError(
             f"`{path}` does not number its {len(classes)} classes from 0 to {len(classes) - 1}.",

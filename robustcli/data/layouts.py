@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 from robustcli.core.errors import UsageError
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
-from robustcli.data.labels import WantedClasses
+from robustcli.data.labels import ExpectedClasses
 from robustcli.data.listing import is_image
 
 LabelT = TypeVar("LabelT", str, FileRef)
@@ -110,7 +110,7 @@ def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
 # Layouts of images with classes.
 
 
-def class_recognisers(wanted: WantedClasses, *, splits: bool) -> list[Recogniser[str]]:
+def class_recognisers(wanted: ExpectedClasses, *, splits: bool) -> list[Recogniser[str]]:
     """The layouts of images with classes that are among `wanted`.
 
     Args:
@@ -122,7 +122,7 @@ def class_recognisers(wanted: WantedClasses, *, splits: bool) -> list[Recogniser
 
 
 def _only_if_fitting(
-    layout: Callable[[Sequence[FileRef]], list[Labelled[str]]], wanted: WantedClasses
+    layout: Callable[[Sequence[FileRef]], list[Labelled[str]]], wanted: ExpectedClasses
 ) -> Recogniser[str]:
     def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
         labelled = layout(files)

@@ -78,7 +78,7 @@ def named_like_image(name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bo
     return PurePosixPath(name).suffix.lower() in suffixes
 
 
-def stable(relative: str) -> str:
+def normalised_path(relative: str) -> str:
     """`relative` in one spelling: composed characters, and no bytes that are not UTF-8.
 
     File systems differ in how they store accents, and a name need not be valid UTF-8 at all.
@@ -142,13 +142,13 @@ def _walk(
             identity = node.identity()
         except LookupError:
             if named_like_image(node.name, suffixes):
-                (listing.leftovers if out else listing.unreached).append(stable(relative))
+                (listing.leftovers if out else listing.unreached).append(normalised_path(relative))
             continue
         if identity is None:
             if not named_like_image(node.name, suffixes):
                 continue
             if out:
-                listing.leftovers.append(stable(relative))
+                listing.leftovers.append(normalised_path(relative))
             else:
                 listing.files.append(node.file(relative))
         elif not out and identity not in above:
@@ -181,7 +181,7 @@ class _OnDisk:
             yield _OnDisk(one.path, one.name, link, real)
 
     def file(self, relative: str) -> FileRef:
-        return FileRef(stable(relative), Path(self.path))
+        return FileRef(normalised_path(relative), Path(self.path))
 
 
 def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:

@@ -13,7 +13,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.layouts import SPLIT_NAMES, Labelled, Layout
-from robustcli.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_folder, stable
+from robustcli.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_folder, normalised_path
 from robustcli.data.tables import (
     TABLE_SUFFIXES,
     Column,
@@ -214,7 +214,7 @@ def _files_named(
 
 def _file(base: Path, name: str) -> FileRef:
     inside = _normal(name)
-    return FileRef(stable(inside), base / inside)
+    return FileRef(normalised_path(inside), base / inside)
 
 
 def _normal(name: str) -> str:
@@ -322,14 +322,14 @@ def _labels_of(files: Sequence[FileRef], by_name: Mapping[str, str]) -> list[str
 
 def _labels_in_lines(lines: Sequence[str]) -> dict[str, str]:
     split = [line.split(maxsplit=1) for line in lines]
-    return {stable(pair[0]): pair[1] for pair in split if len(pair) == 2}
+    return {normalised_path(pair[0]): pair[1] for pair in split if len(pair) == 2}
 
 
 def _labels_in_table(path: Path, files: Sequence[FileRef], say: Say) -> dict[str, str]:
     columns = read_columns(
         path, (_LABELS_PATH, _LABELS_LABEL), headless=_labels_by_content(files), say=say
     )
-    names = map(stable, columns[_LABELS_PATH.name])
+    names = map(normalised_path, columns[_LABELS_PATH.name])
     return dict(zip(names, map(_without_boxes, columns[_LABELS_LABEL.name]), strict=True))
 
 
@@ -346,7 +346,11 @@ def _labels_by_content(files: Sequence[FileRef]) -> Headless:
     names = {*bare, *(file.relative for file in files), *(file.file_name for file in files)}
 
     def columns(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-        named = [i for i in range(len(rows[0])) if any(stable(r[i].strip()) in names for r in rows)]
+        named = [
+            i
+            for i in range(len(rows[0]))
+            if any(normalised_path(r[i].strip()) in names for r in rows)
+        ]
         if len(rows[0]) != 2 or len(named) != 1:
             return None
         return {_LABELS_PATH.name: named[0], _LABELS_LABEL.name: 1 - named[0]}

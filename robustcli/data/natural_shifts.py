@@ -22,7 +22,7 @@ from robustcli.data.labels import label_space
 from robustcli.data.layouts import Labelled, Layout
 from robustcli.data.tables import Say
 
-Answers: TypeAlias = Literal["auto", "all", "present"]
+AnswerClasses: TypeAlias = Literal["auto", "all", "present"]
 """Which classes a model may answer with: `auto` does as the owners of the data do."""
 
 
@@ -82,7 +82,7 @@ def find_shift(location: Path) -> NaturalShift | None:
 
 
 def allowed_answers(
-    location: Path, shift: NaturalShift | None, targets: Collection[int], answers: Answers,
+    location: Path, shift: NaturalShift | None, targets: Collection[int], answers: AnswerClasses,
     say: Say,
 ) -> tuple[int, ...] | None:  # fmt: skip
     """The classes that a model may answer with; None for all of its own.

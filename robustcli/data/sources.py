@@ -17,7 +17,7 @@ from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
-from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses, WantedClasses
+from robustcli.data.labels import AnyClasses, ExpectedClasses, LabelSpace, ModelClasses
 from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
@@ -42,7 +42,7 @@ from robustcli.data.named_datasets import (
     require_tar,
 )
 from robustcli.data.natural_shifts import (
-    Answers,
+    AnswerClasses,
     NaturalShift,
     allowed_answers,
     find_shift,
@@ -79,7 +79,7 @@ class Classes:
     label_space: str | LabelSpace | None = None
     labels: Path | None = None
     splits: bool = False
-    answers: Answers = "auto"
+    answers: AnswerClasses = "auto"
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
     shift: NaturalShift | None = None
-    wanted: WantedClasses
+    wanted: ExpectedClasses
     if truth.model is None:
         path = _location(data, named)
         wanted = AnyClasses(_name(path))
@@ -269,7 +269,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
 
 
-def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
+def _class_layout(path: Path, truth: Classes, wanted: ExpectedClasses, say: Say) -> Layout[str]:
     holds_labels = _is_table(path) or names_shards(str(path))
     files = [] if holds_labels else _listed(path, IMAGE_SUFFIXES, say)
     if not files:
@@ -313,7 +313,7 @@ def _labelled_by_itself(path: Path, labels: Path | None, say: Say) -> Layout[str
     return published
 
 
-def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: WantedClasses) -> bool:
+def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: ExpectedClasses) -> bool:
     """Whether `path` is the folder of one class: named like it, with images directly inside."""
     flat = all(file.folder is None for file in files)
     return flat and wanted.fit({path.resolve().name}) is not None
@@ -324,7 +324,7 @@ def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:
     return _innermost(inner) if inner else files
 
 
-def _label_space(path: Path, labels: set[str], wanted: WantedClasses) -> LabelSpace:
+def _label_space(path: Path, labels: set[str], wanted: ExpectedClasses) -> LabelSpace:
     space = wanted.fit(labels)
     if isinstance(wanted, AnyClasses):
         if space is None:

@@ -11,7 +11,7 @@ import pandas as pd
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.class_scores import ImageChange, image_change
-from robustcli.metrics.columns import COLUMNS, cell_numbers, share_columns
+from robustcli.metrics.columns import TABLE_COLUMNS, cell_numbers, share_columns
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN, Cell
 
@@ -27,7 +27,7 @@ def table(run: Path) -> pd.DataFrame:
     changes: dict[tuple[str, Cell], ImageChange] = {}
     rows = [row for model in record.models for row in _rows(store, record, model, changes)]
     floats = dict.fromkeys(share_columns(record.task), float)
-    return pd.DataFrame(rows, columns=list(COLUMNS[record.task])).astype(floats)
+    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS[record.task])).astype(floats)
 
 
 def _rows(

@@ -68,7 +68,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Scope:
+class GateScope:
     """What a command computes or reads: its task, models and cells."""
 
     task: TaskName
@@ -81,9 +81,9 @@ class Scope:
         return tuple(cell for cell in self.cells if cell != CLEAN)
 
 
-def scope_of(record: RunRecord) -> Scope:
+def scope_of(record: RunRecord) -> GateScope:
     """All models and cells of a run."""
-    return Scope(
+    return GateScope(
         record.task,
         tuple(model.name for model in record.models),
         tuple(Cell(one.name, one.severity) for one in record.transforms),
@@ -204,7 +204,7 @@ def _parsed(option: Literal["--fail-under", "--fail-drop"], text: str) -> Gate:
     return Gate(option, text, limit, last, severity, ":".join(before) or None)
 
 
-def check_gates(gates: Sequence[Gate], scope: Scope) -> None:
+def check_gates(gates: Sequence[Gate], scope: GateScope) -> None:
     """Checks that every gate has a limit that makes sense and something to limit.
 
     Raises:
@@ -234,13 +234,13 @@ def _check_limit(gate: Gate, task: TaskName) -> None:
         )
 
 
-def _models(gate: Gate, scope: Scope) -> list[str]:
+def _models(gate: Gate, scope: GateScope) -> list[str]:
     if gate.model is None:
         return list(scope.models)
     return _matching(gate, gate.model, scope.models, "model")
 
 
-def _cells(gate: Gate, scope: Scope) -> list[Cell]:
+def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
     """The cells that a gate limits one by one; for `mean`, all that are averaged."""
     target = canonical(gate.target)
     if target in (CLEAN_TARGET, CLEAN.transform):
@@ -291,7 +291,7 @@ def _matching(gate: Gate, pattern: str, names: Sequence[str], kind: str) -> list
 # From the rows of a finished run to results.
 
 
-def judge(run: Path, gates: Sequence[Gate], scope: Scope) -> GatesRecord:
+def judge(run: Path, gates: Sequence[Gate], scope: GateScope) -> GatesRecord:
     """Holds the numbers of `run` against `gates` and writes `RUN/gates.json`.
 
     Args:
@@ -381,7 +381,7 @@ class _Reader:
         return pd.Series(dice(pooled), index=pooled.index.to_numpy(dtype=object))
 
 
-def _results(gate: Gate, scope: Scope, reader: _Reader) -> Iterator[GateResult]:
+def _results(gate: Gate, scope: GateScope, reader: _Reader) -> Iterator[GateResult]:
     cells = _cells(gate, scope)
     for model in _models(gate, scope):
         if canonical(gate.target) == MEAN:

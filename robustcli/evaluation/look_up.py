@@ -19,7 +19,7 @@ from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
-from robustcli.evaluation.gates import Gate, Scope, check_gates, parse_gates
+from robustcli.evaluation.gates import Gate, GateScope, check_gates, parse_gates
 from robustcli.evaluation.published_corruptions import bind_published, find_published
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
@@ -74,9 +74,9 @@ class Evaluation:
     gates: tuple[Gate, ...] = ()
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> GateScope:
         """What this command evaluates, whatever else the run holds."""
-        return Scope(self.task.name, self.names, tuple(self.cells))
+        return GateScope(self.task.name, self.names, tuple(self.cells))
 
     @property
     def block_size(self) -> int:
@@ -118,7 +118,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     task = task_of(entries)
     task.check(config)
     named = tuple(Cell(c.transform.name, c.severity) for c in cells)
-    check_gates(gates, Scope(task.name, names, named))
+    check_gates(gates, GateScope(task.name, names, named))
     config = task.with_defaults(config, listener)
     device = choose_device(config.device, place)
     data = task.open(config, listener)

@@ -143,7 +143,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictedMasks:
     """Every mask, in the order of the images, and how many of them were there before."""
 
     masks: tuple[Path, ...]
@@ -158,7 +158,7 @@ def predict_masks(
     overlays: bool = False,
     fresh: bool = False,
     listener: Listener | None = None,
-) -> Predicted:
+) -> PredictedMasks:
     """The masks of `images`, computed as far as they are missing.
 
     A mask is a PNG with 0 and 255 of the image's size and stem; an overlay, `<stem>_overlay.png`
@@ -196,7 +196,7 @@ def predict_masks(
         listener.advance(len(some))
     if unreadable:
         raise _not_read(unreadable, len(jobs))
-    return Predicted(tuple(job.mask for job in jobs), len(there))
+    return PredictedMasks(tuple(job.mask for job in jobs), len(there))
 
 
 def _tag(segmenter: Segmenter) -> str:

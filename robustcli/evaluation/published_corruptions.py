@@ -50,7 +50,7 @@ _COMPARED = 8
 """Pictures whose size is compared with that of their clean images."""
 _CIFAR_TEST = re.compile(r"(?:.*/)?test/(\d+)")
 
-Place = str | int
+PictureKey = str | int
 """Where a picture lies in its cell: `WNID/NAME.JPEG`, or the row of an array."""
 
 
@@ -61,11 +61,11 @@ class Pictures(ABC):
     kind: str
 
     @abstractmethod
-    def file(self, severity: int, place: Place) -> FileRef:
+    def file(self, severity: int, place: PictureKey) -> FileRef:
         """The picture at `place`."""
 
     @abstractmethod
-    def places(self, dataset: Dataset, name: str) -> dict[str, Place]:
+    def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
         """By image id, where the picture of each clean image lies, the same at every severity.
 
         Raises:
@@ -73,7 +73,7 @@ class Pictures(ABC):
         """
 
     @abstractmethod
-    def missing(self, severity: int, places: Mapping[str, Place]) -> Iterator[str]:
+    def missing(self, severity: int, places: Mapping[str, PictureKey]) -> Iterator[str]:
         """The names of the pictures that are not there."""
 
 
@@ -90,11 +90,11 @@ class TreePictures(Pictures):
     severities: tuple[int, ...]
     kind = "ImageNet-C's tree"
 
-    def file(self, severity: int, place: Place) -> FileRef:
+    def file(self, severity: int, place: PictureKey) -> FileRef:
         """See `Pictures.file`."""
         return FileRef(str(place), self.folder / str(severity) / str(place))
 
-    def places(self, dataset: Dataset, name: str) -> dict[str, Place]:
+    def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
         """Of the class and name of the clean image; its suffix does not count."""
         names = _names_by_class(self.folder / str(self.severities[0]))
         by_stem = {
@@ -102,7 +102,7 @@ class TreePictures(Pictures):
             for folder, names_of_class in names.items()
             for name in names_of_class
         }
-        places: dict[str, Place] = {}
+        places: dict[str, PictureKey] = {}
         for sample in dataset.samples:
             folder = dataset.classes.ids[sample.target]
             file_name = PurePosixPath(sample.image_id).name
@@ -110,7 +110,7 @@ class TreePictures(Pictures):
             places[sample.image_id] = f"{folder}/{by_stem.get((folder, stem), file_name)}"
         return places
 
-    def missing(self, severity: int, places: Mapping[str, Place]) -> Iterator[str]:
+    def missing(self, severity: int, places: Mapping[str, PictureKey]) -> Iterator[str]:
         """See `Pictures.missing`."""
         names = _names_by_class(self.folder / str(severity))
         for place in places.values():
@@ -145,7 +145,7 @@ class ArrayPictures(Pictures):
     severities: tuple[int, ...] = SEVERITIES
     kind = "array of CIFAR-C"
 
-    def file(self, severity: int, place: Place) -> FileRef:
+    def file(self, severity: int, place: PictureKey) -> FileRef:
         """See `Pictures.file`."""
         row = (severity - 1) * self.images + int(place)
         size = self.pixels.height * self.pixels.width * 3
@@ -153,9 +153,9 @@ class ArrayPictures(Pictures):
             str(place), self.path, f"row {row}", self.start + row * size, size, raw=self.pixels
         )
 
-    def places(self, dataset: Dataset, name: str) -> dict[str, Place]:
+    def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
         """Rows are those of CIFAR's test images in the published order, `test/0000` and so on."""
-        places: dict[str, Place] = {}
+        places: dict[str, PictureKey] = {}
         for sample in dataset.samples:
             match = _CIFAR_TEST.fullmatch(sample.image_id)
             if match is None:
@@ -169,7 +169,7 @@ class ArrayPictures(Pictures):
         self._check_classes(dataset, places)
         return places
 
-    def _check_classes(self, dataset: Dataset, places: Mapping[str, Place]) -> None:
+    def _check_classes(self, dataset: Dataset, places: Mapping[str, PictureKey]) -> None:
         for sample in dataset.samples:
             row = int(places[sample.image_id])
             if row < self.images and self.labels[row] != sample.target:
@@ -180,7 +180,7 @@ class ArrayPictures(Pictures):
                     "CIFAR-10-C goes with CIFAR-10, CIFAR-100-C with CIFAR-100 (fine classes).",
                 )
 
-    def missing(self, severity: int, places: Mapping[str, Place]) -> Iterator[str]:
+    def missing(self, severity: int, places: Mapping[str, PictureKey]) -> Iterator[str]:
         """See `Pictures.missing`."""
         for place in places.values():
             if int(place) >= self.images:
@@ -188,7 +188,7 @@ class ArrayPictures(Pictures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published(Transform):
+class PublishedCorruption(Transform):
     """One corruption as published: the picture that belongs to a clean image, found by its id.
 
     Args:
@@ -198,7 +198,7 @@ class Published(Transform):
     """
 
     pictures: Pictures
-    places: Mapping[str, Place] = field(default_factory=dict, repr=False)
+    places: Mapping[str, PictureKey] = field(default_factory=dict, repr=False)
     digests: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     def for_image(self, image: Image, *, image_id: str, seed: int, severity: int) -> Image:
@@ -234,13 +234,13 @@ class Published(Transform):
 # What is there.
 
 
-def find_published(folders: Sequence[Path]) -> tuple[Published, ...]:
+def find_published(folders: Sequence[Path]) -> tuple[PublishedCorruption, ...]:
     """The corruptions in `folders`, sorted by name within each.
 
     Raises:
         UsageError: A folder holds none, or two have one name.
     """
-    found: dict[str, Published] = {}
+    found: dict[str, PublishedCorruption] = {}
     for folder in folders:
         corruptions = sorted(_corruptions(folder), key=lambda pair: pair[0])
         if not corruptions:
@@ -257,8 +257,8 @@ def find_published(folders: Sequence[Path]) -> tuple[Published, ...]:
     return tuple(found.values())
 
 
-def _transform(name: str, pictures: Pictures) -> Published:
-    return Published(
+def _transform(name: str, pictures: Pictures) -> PublishedCorruption:
+    return PublishedCorruption(
         name=PUBLISHED_PREFIX + name, family="published", geometric=False, replaces=True,
         severities=pictures.severities, ranged=False, pictures=pictures,
         summary=f"Published pictures ({pictures.kind})",
@@ -363,14 +363,14 @@ def bind_published(
     listed = list(cells)
     severities = defaultdict(list)
     for cell in listed:
-        if isinstance(cell.transform, Published):
+        if isinstance(cell.transform, PublishedCorruption):
             severities[cell.transform.name].append(cell.severity)
     transforms = {c.transform.name: c.transform for c in listed}
     missing: list[str] = []
-    shared: dict[tuple[Place, ...], dict[str, Place]] = {}
+    shared: dict[tuple[PictureKey, ...], dict[str, PictureKey]] = {}
     for name, chosen in severities.items():
         transform = transforms[name]
-        assert isinstance(transform, Published)
+        assert isinstance(transform, PublishedCorruption)
         if dataset is None:
             raise UsageError(
                 f"`{name}` does not go with segmenters.",
@@ -398,9 +398,9 @@ def bind_published(
 
 
 def _bound(
-    transform: Published, severities: Sequence[int], places: Mapping[str, Place],
+    transform: PublishedCorruption, severities: Sequence[int], places: Mapping[str, PictureKey],
     samples: Sequence[Sample],
-) -> Published:  # fmt: skip
+) -> PublishedCorruption:  # fmt: skip
     drawn = sorted(samples, key=lambda s: identity_seed("published", s.image_id))[:_DIGESTED]
     digests = {
         severity: contents_digest(
@@ -430,7 +430,7 @@ PARITY_FILE = "parity.json"
 PARITY_IMAGES = 16
 
 
-class Likeness(Record):
+class CorruptionParity(Record):
     """Our corruption beside the published one at one severity, as a model sees both.
 
     Args:
@@ -450,7 +450,7 @@ class Likeness(Record):
     psnr_db: float | None
 
 
-_LIKENESS = TypeAdapter(list[Likeness])
+_PARITIES = TypeAdapter(list[CorruptionParity])
 
 
 def counterpart(transform: str) -> str:
@@ -458,10 +458,10 @@ def counterpart(transform: str) -> str:
     return NAME_PREFIX + transform.removeprefix(PUBLISHED_PREFIX)
 
 
-def read_parity(run: Path) -> list[Likeness]:
+def read_parity(run: Path) -> list[CorruptionParity]:
     """What `update_parity` wrote; nothing where nothing was compared."""
     path = run / PARITY_FILE
-    return _LIKENESS.validate_json(path.read_bytes()) if path.is_file() else []
+    return _PARITIES.validate_json(path.read_bytes()) if path.is_file() else []
 
 
 def update_parity(
@@ -482,22 +482,22 @@ def update_parity(
     found = []
     for cell in cells:
         own = Cell(counterpart(cell.transform), cell.severity)
-        if not isinstance(cells[cell].transform, Published) or own not in cells:
+        if not isinstance(cells[cell].transform, PublishedCorruption) or own not in cells:
             continue
         inputs = seen(drawn, (own, cell))
         for model, theirs in inputs[cell].items():
             if (cell.transform, cell.severity, model) not in done:
-                found.append(_likeness(cell, model, np.asarray(inputs[own][model]), theirs))
+                found.append(_parity(cell, model, np.asarray(inputs[own][model]), theirs))
     if found:
-        write_bytes(run / PARITY_FILE, _LIKENESS.dump_json([*known, *found], indent=2) + b"\n")
+        write_bytes(run / PARITY_FILE, _PARITIES.dump_json([*known, *found], indent=2) + b"\n")
 
 
-def _likeness(cell: Cell, model: str, ours: NDArray[np.uint8], theirs: Any) -> Likeness:
+def _parity(cell: Cell, model: str, ours: NDArray[np.uint8], theirs: Any) -> CorruptionParity:
     differences = ours.astype(np.float64) - np.asarray(theirs)
     errors = np.square(differences).mean(axis=(1, 2, 3))
     other = errors[errors > 0]
     psnr = float((10 * np.log10(255**2 / other)).mean()) if len(other) else None
-    return Likeness(
+    return CorruptionParity(
         transform=cell.transform, severity=cell.severity, model=model, images=len(errors),
         identical=len(errors) - len(other), psnr_db=psnr,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from robustcli.metrics.intervals import Bootstrap, Interval
 
 BINS = 15
 _DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
-Values = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def reliability(rows: pd.DataFrame) -> list[ReliabilityBin]:
     ]
 
 
-def risk_coverage_area(confidence: Values, wrong: NDArray[np.bool_]) -> float:
+def risk_coverage_area(confidence: FloatArray, wrong: NDArray[np.bool_]) -> float:
     """The mean, over k, of the error among the k most confident images; lower is better.
 
     A confidence that says nothing gives the error of all images. Images of equal confidence count
@@ -127,17 +127,17 @@ def risk_coverage_area(confidence: Values, wrong: NDArray[np.bool_]) -> float:
     return float(risks.mean())
 
 
-def _confidence(rows: pd.DataFrame) -> Values:
+def _confidence(rows: pd.DataFrame) -> FloatArray:
     # A softmax in single precision can exceed 1 by its rounding.
     return np.clip(rows["probability"].to_numpy(dtype=np.float64), 0, 1)
 
 
-def _bins(confidence: Values) -> NDArray[np.int64]:
+def _bins(confidence: FloatArray) -> NDArray[np.int64]:
     """The bin of each confidence: 0 is up to 1 / BINS, its upper end included."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
-def _ends(draws: Values, confidence: float) -> Interval:
+def _ends(draws: FloatArray, confidence: float) -> Interval:
     tail = 50 * (1 - confidence)
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(float(low), float(high))

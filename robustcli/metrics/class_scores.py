@@ -28,7 +28,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CleanComparison:
     """The same images with and without the transform.
 
     Args:
@@ -66,7 +66,7 @@ def accuracy(rows: pd.DataFrame) -> Accuracy:
     return Accuracy(n, correct, correct / n, *interval, float(in_top5.mean()))
 
 
-def compare(clean: pd.DataFrame, rows: pd.DataFrame) -> Comparison:
+def compare_with_clean(clean: pd.DataFrame, rows: pd.DataFrame) -> CleanComparison:
     """What `rows` lost against `clean`, over the images (`image_id`) that both have.
 
     Args:
@@ -76,12 +76,12 @@ def compare(clean: pd.DataFrame, rows: pd.DataFrame) -> Comparison:
     both = common_images([clean, rows])
     n = len(both[0])
     if n == 0:
-        return Comparison(None, None, None, None, None, 0)
+        return CleanComparison(None, None, None, None, None, 0)
     before, after = map(is_correct, both)
     clean_top1, top1 = float(before.mean()), float(after.mean())
     low, high = paired_interval(_paired_counts(before, after))
     retention = top1 / clean_top1 if clean_top1 else None
-    return Comparison(clean_top1, clean_top1 - top1, retention, low, high, n)
+    return CleanComparison(clean_top1, clean_top1 - top1, retention, low, high, n)
 
 
 def image_change(inputs: pd.DataFrame) -> ImageChange:

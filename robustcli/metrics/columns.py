@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 
 from robustcli.core.names import TaskName
-from robustcli.metrics.class_scores import accuracy, compare
+from robustcli.metrics.class_scores import accuracy, compare_with_clean
 from robustcli.metrics.intervals import Bootstrap
-from robustcli.metrics.mask_scores import compare_masks, mask_scores
+from robustcli.metrics.mask_scores import compare_masks_with_clean, mask_scores
 
 # Rows. Of a segmenter they are counts of pixels at the image's own size; distances are in pixels,
 # null where the mask or the prediction is empty; `predicted_near` and `true_near` are there only
@@ -60,12 +60,12 @@ def mask_schema(tolerance: int | None) -> pa.Schema:
 # Tables. Shares are fractions in [0, 1].
 
 
-CLASS_COLUMNS = (
+CLASS_TABLE_COLUMNS = (
     *("model", "transform", "severity", "n", "correct", "top1", "top1_low", "top1_high", "top5"),
     *("clean_top1", "drop", "retention", "unchanged_share", "psnr_db"),
     *("drop_low", "drop_high", "paired_n"),
 )
-MASK_COLUMNS = (
+MASK_TABLE_COLUMNS = (
     *("model", "transform", "severity", "n", "groups", "dice", "dice_low", "dice_high"),
     *("iou", "iou_low", "iou_high", "dice_image", "dice_image_low", "dice_image_high"),
     *("dice_foreground", "precision", "recall", "hd95", "boundary_dice"),
@@ -86,13 +86,16 @@ _NO_SHARES = (
 )
 
 
-COLUMNS: Mapping[TaskName, tuple[str, ...]] = {"cls": CLASS_COLUMNS, "seg": MASK_COLUMNS}
+TABLE_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
+    "cls": CLASS_TABLE_COLUMNS,
+    "seg": MASK_TABLE_COLUMNS,
+}
 """In the order of the table."""
 
 
 def share_columns(task: TaskName) -> list[str]:
     """The columns that are numbers in their own right, not names or counts: float, or NaN."""
-    return [name for name in COLUMNS[task] if name not in _NO_SHARES]
+    return [name for name in TABLE_COLUMNS[task] if name not in _NO_SHARES]
 
 
 def cell_numbers(
@@ -110,12 +113,14 @@ def cell_numbers(
 
 
 def _class_numbers(clean: pd.DataFrame, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
-    return asdict(accuracy(rows)) | asdict(compare(clean, rows))
+    return asdict(accuracy(rows)) | asdict(compare_with_clean(clean, rows))
 
 
 def _mask_numbers(clean: pd.DataFrame, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
     bootstrap = Bootstrap(seed)
-    return asdict(mask_scores(rows, bootstrap)) | asdict(compare_masks(clean, rows, bootstrap))
+    return asdict(mask_scores(rows, bootstrap)) | asdict(
+        compare_masks_with_clean(clean, rows, bootstrap)
+    )
 
 
 _NUMBERS: Mapping[TaskName, Callable[[pd.DataFrame, pd.DataFrame, int], dict[str, Any]]] = {

@@ -32,7 +32,7 @@ from robustcli.metrics.rows import common_images
 # those of the one mask that the segmenter gives.
 
 
-Mask = NDArray[np.bool_]  # (H, W)
+BoolMask = NDArray[np.bool_]  # (H, W)
 
 
 class RelaxedScores(NamedTuple):
@@ -46,7 +46,7 @@ class RelaxedScores(NamedTuple):
     recall_high: float | None = None
 
 
-def near(mask: Mask, tolerance: int) -> Mask:
+def near(mask: BoolMask, tolerance: int) -> BoolMask:
     """The pixels within `tolerance` pixels of one of `mask` (H, W), its own among them.
 
     A dilation by a disk: exact, and far faster than measuring distances.
@@ -55,11 +55,11 @@ def near(mask: Mask, tolerance: int) -> Mask:
 
     steps = np.arange(-tolerance, tolerance + 1) ** 2
     disk = (np.add.outer(steps, steps) <= tolerance**2).astype(np.uint8)
-    found: Mask = cv2.dilate(mask.astype(np.uint8), disk).astype(np.bool_)
+    found: BoolMask = cv2.dilate(mask.astype(np.uint8), disk).astype(np.bool_)
     return found
 
 
-def near_counts(prediction: Mask, truth: Mask, tolerance: int) -> dict[str, object]:
+def near_counts(prediction: BoolMask, truth: BoolMask, tolerance: int) -> dict[str, object]:
     """Predicted pixels near the truth and true ones near the prediction, both masks (H, W)."""
     return {
         "predicted_near": int(np.count_nonzero(prediction & near(truth, tolerance))),
@@ -96,7 +96,7 @@ def _pooled_share(
 
 
 _COUNTS = ["tp", "fp", "fn"]
-Values = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class MaskScores:
 
 
 @dataclass(frozen=True)
-class MaskComparison:
+class CleanMaskComparison:
     """The same images with and without the transform.
 
     Args:
@@ -174,12 +174,12 @@ class MaskComparison:
     paired_groups: int
 
 
-def dice(counts: pd.DataFrame) -> Values:
+def dice(counts: pd.DataFrame) -> FloatArray:
     """2 tp / (2 tp + fp + fn) of every row; 1 where neither mask has a pixel."""
     return _share(2 * counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"])
 
 
-def iou(counts: pd.DataFrame) -> Values:
+def iou(counts: pd.DataFrame) -> FloatArray:
     """Tp / (tp + fp + fn) of every row; 1 where neither mask has a pixel."""
     return _share(counts["tp"], counts["tp"] + counts["fp"] + counts["fn"])
 
@@ -209,7 +209,9 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     )
 
 
-def compare_masks(clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskComparison:
+def compare_masks_with_clean(
+    clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap
+) -> CleanMaskComparison:
     """What `rows` lost against `clean`, over the images (`image_id`) that both have.
 
     Args:
@@ -219,17 +221,17 @@ def compare_masks(clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap)
     """
     both = common_images([clean, rows])
     if both[0].empty:
-        return MaskComparison(None, None, None, None, None, 0)
+        return CleanMaskComparison(None, None, None, None, None, 0)
     before, after = map(group_dice, both)
     clean_dice, changed = float(before.mean()), float(after.mean())
     interval = bootstrap.mean(before - after)
     retention = changed / clean_dice if clean_dice else None
-    return MaskComparison(
+    return CleanMaskComparison(
         clean_dice, clean_dice - changed, *_ends(interval), retention, len(before)
     )
 
 
-def group_dice(rows: pd.DataFrame) -> Values:
+def group_dice(rows: pd.DataFrame) -> FloatArray:
     """The dice of each group, its pixels pooled, groups sorted by name."""
     return dice(_pooled(rows))
 
@@ -240,7 +242,7 @@ def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _image_interval(
-    groups: pd.Series[str], values: Values, bootstrap: Bootstrap
+    groups: pd.Series[str], values: FloatArray, bootstrap: Bootstrap
 ) -> Interval | None:
     owner = pd.factorize(groups.to_numpy(dtype=object), sort=True)[0]
     images = np.bincount(owner).astype(np.float64)
@@ -251,7 +253,7 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
-def _share(part: pd.Series[int], whole: pd.Series[int]) -> Values:
+def _share(part: pd.Series[int], whole: pd.Series[int]) -> FloatArray:
     parts, wholes = part.to_numpy(dtype=float), whole.to_numpy(dtype=float)
     return np.divide(parts, wholes, out=np.ones(len(parts)), where=wholes > 0)
 
@@ -261,7 +263,7 @@ def _ratio(part: pd.Series[int], whole: pd.Series[int]) -> float | None:
     return int(part.sum()) / total if total else None
 
 
-def _mean(values: Values) -> float | None:
+def _mean(values: FloatArray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 

@@ -12,7 +12,7 @@ from robustcli.core.names import canonical
 # Breaking points: the severity from which on a model keeps less than half its accuracy.
 
 
-KEPT = 0.5
+BREAKING_RETENTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def breaking_points(table: pd.DataFrame) -> list[BreakingPoint]:
 
 
 def _point(model: str, transform: str, cells: pd.DataFrame) -> BreakingPoint:
-    broken = cells.loc[cells["retention"] < KEPT, "severity"]
+    broken = cells.loc[cells["retention"] < BREAKING_RETENTION, "severity"]
     lowest = None if broken.empty else int(broken.min())
     return BreakingPoint(model, transform, lowest, int(cells["severity"].max()))
 
@@ -79,7 +79,7 @@ ALEXNET_ERROR = {
     "jpeg_compression": 0.606500,
 }
 ALEXNET_CLEAN_ERROR = 0.4348
-FAMILIES = ("imagenet-c", "published")
+CORRUPTION_FAMILIES = ("imagenet-c", "published")
 """Our own corruptions of clean images, and the pictures that ImageNet-C's owners publish."""
 BENCHMARK_SEVERITIES = 5
 
@@ -119,7 +119,7 @@ def corruption_errors(
     if label_space != "imagenet-1k":
         return []
     found = []
-    for wanted in FAMILIES:
+    for wanted in CORRUPTION_FAMILIES:
         names = {t: benchmark_name(t) for t, family in families.items() if family == wanted}
         for model in table["model"].unique():
             error = _of_model(str(model), wanted, table[table["model"] == model], names)

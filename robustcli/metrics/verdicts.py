@@ -33,7 +33,7 @@ from robustcli.metrics.rows import common_images, have_same_images
 CellKey = tuple[str, int]
 """Transform and severity."""
 ModelRows = Mapping[str, Mapping[CellKey, pd.DataFrame]]
-Values = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Outcome = Literal["first ahead", "second ahead", "no difference shown"]
 
 ALPHA = 0.05
@@ -523,7 +523,7 @@ def rank_probabilities(
     ]
 
 
-def _rank_shares(draws: Values) -> Values:
+def _rank_shares(draws: FloatArray) -> FloatArray:
     """The share of each rank (models, ranks) in `draws` (draws, models), highest first."""
     models = draws.shape[1]
     rounded = np.round(draws, 12)  # equal models are equal whatever the order of their sums
@@ -531,11 +531,11 @@ def _rank_shares(draws: Values) -> Values:
     tied = (rounded[:, None, :] == rounded[:, :, None]).sum(axis=2)
     rank = np.arange(models)
     held = (rank >= better[..., None]) & (rank < (better + tied)[..., None])
-    shares: Values = (held / tied[..., None]).mean(axis=0)
+    shares: FloatArray = (held / tied[..., None]).mean(axis=0)
     return shares
 
 
-_VALUES: Mapping[TaskName, Callable[[pd.DataFrame], Values]] = {
+_VALUES: Mapping[TaskName, Callable[[pd.DataFrame], FloatArray]] = {
     "cls": lambda rows: is_correct(rows).astype(np.float64),
     "seg": group_dice,
 }

@@ -13,7 +13,7 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.gates import GatesRecord, read_gates
 from robustcli.evaluation.published_corruptions import (
     PUBLISHED_PREFIX,
-    Likeness,
+    CorruptionParity,
     counterpart,
     read_parity,
 )
@@ -102,7 +102,7 @@ class ParityLine:
     ours: Row
     published: Row
     difference: ClassDifference | None
-    likeness: Likeness | None
+    likeness: CorruptionParity | None
 
 
 @dataclass(frozen=True)

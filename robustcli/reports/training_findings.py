@@ -14,7 +14,7 @@ from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import Bootstrap
-from robustcli.metrics.mask_scores import MaskComparison, compare_masks
+from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import MISSING, counted, fraction_range
 from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
@@ -299,9 +299,9 @@ def headline(training: Training) -> Score | None:
     return group_score(training.test.numbers) if training.test else None
 
 
-def gain(training: Training) -> MaskComparison | None:
+def gain(training: Training) -> CleanMaskComparison | None:
     """Otsu's threshold (as `clean`) against the training, paired; None until both are there."""
     if training.test is None or training.baseline is None:
         return None
     bootstrap = Bootstrap(training.record.seed)
-    return compare_masks(training.baseline.rows, training.test.rows, bootstrap)
+    return compare_masks_with_clean(training.baseline.rows, training.test.rows, bootstrap)

@@ -74,7 +74,7 @@ class Data:
     dataset: Dataset | None = None
 
 
-def taken(dataset: Dataset, config: TaskConfig) -> Dataset:
+def select_subset(dataset: Dataset, config: TaskConfig) -> Dataset:
     """The images of `dataset` that `--quick`, or `--limit` and `--per-class`, take."""
     if config.quick:
         return quick_look(dataset, seed=config.seed)

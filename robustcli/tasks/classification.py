@@ -37,7 +37,7 @@ from robustcli.tasks.base import (
     facts_record,
     measure,
     pool_of,
-    taken,
+    select_subset,
 )
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
@@ -225,7 +225,7 @@ class ClassificationTask(Task[Classifier]):
         chosen = choose_part(whole, config.split, trainings_of(config), listener)
         part = chosen.index
         evaluated = chosen.split if whole.evaluated else None
-        index = taken(part, config)
+        index = select_subset(part, config)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
             listener.say(

@@ -9,7 +9,7 @@ from typing import Literal
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import ValueOption
-from robustcli.data.natural_shifts import Answers
+from robustcli.data.natural_shifts import AnswerClasses
 from robustcli.tasks.record import EvaluatedPart
 
 
@@ -31,7 +31,7 @@ class TaskConfig:
     per_class: int | None = None
     limit: int | None = None
     quick: bool = False
-    answers: Answers = "auto"
+    answers: AnswerClasses = "auto"
     split: Literal["auto"] | EvaluatedPart = "auto"
     splits_of: Path | None = None
     seed: int = 0

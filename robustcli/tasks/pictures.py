@@ -18,7 +18,7 @@ from robustcli.core.io import write_bytes
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
-from robustcli.metrics.mask_scores import Mask, dice
+from robustcli.metrics.mask_scores import BoolMask, dice
 from robustcli.tasks.record import (
     CaseRank,
     Panel,
@@ -39,7 +39,7 @@ TINT = 0.25  # share of the colour inside the outline
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
-def outlined(image: Pixels, mask: Mask) -> Pixels:
+def outlined(image: Pixels, mask: BoolMask) -> Pixels:
     """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
     The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
@@ -49,7 +49,7 @@ def outlined(image: Pixels, mask: Mask) -> Pixels:
     return drawn
 
 
-def overlaid(image: Pixels, mask: Mask) -> Pixels:
+def overlaid(image: Pixels, mask: BoolMask) -> Pixels:
     """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in OUTLINE_COLOUR."""
     tinted = image.copy()
     tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(OUTLINE_COLOUR)).astype(
@@ -58,7 +58,7 @@ def overlaid(image: Pixels, mask: Mask) -> Pixels:
     return outlined(tinted, mask)
 
 
-def outline(mask: Mask, width: int = 1) -> Mask:
+def outline(mask: BoolMask, width: int = 1) -> BoolMask:
     """The pixels of `mask` within `width` steps of a pixel outside it, or of the image's end."""
     inner = mask
     for _ in range(width):
@@ -66,9 +66,9 @@ def outline(mask: Mask, width: int = 1) -> Mask:
     return mask & ~inner
 
 
-def _eroded(mask: Mask) -> Mask:
+def _eroded(mask: BoolMask) -> BoolMask:
     framed = np.pad(mask, 1)
-    inner: Mask = mask & framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2]
+    inner: BoolMask = mask & framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2]
     return inner & framed[1:-1, 2:]
 
 
@@ -76,7 +76,7 @@ def _eroded(mask: Mask) -> Mask:
 
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
-KEPT = 6  # images at most
+MOST_PHOTOS = 6  # images at most
 IMAGES_PER_PHOTO = 20  # of the run: so the pictures take at most a twentieth of its time
 _MOST = 100  # images that are tried
 
@@ -156,7 +156,7 @@ def write_samples(
 
 def _first_of_parts(images: int) -> list[int]:
     """Where the parts of a list begin of each of which a photo is kept."""
-    parts = max(1, min(KEPT, images // IMAGES_PER_PHOTO))
+    parts = max(1, min(MOST_PHOTOS, images // IMAGES_PER_PHOTO))
     return [part * images // parts for part in range(parts)] if images else []
 
 

@@ -26,7 +26,7 @@ from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.metrics.columns import mask_schema
-from robustcli.metrics.mask_scores import Mask, near_counts
+from robustcli.metrics.mask_scores import BoolMask, near_counts
 from robustcli.tasks.base import (
     ORIGINAL,
     Batch,
@@ -39,7 +39,7 @@ from robustcli.tasks.base import (
     facts_record,
     measure,
     pool_of,
-    taken,
+    select_subset,
 )
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
@@ -78,7 +78,7 @@ class SurfaceDistance:
     boundary_dice: float
 
 
-def surface_distance(prediction: Mask, truth: Mask) -> SurfaceDistance | None:
+def surface_distance(prediction: BoolMask, truth: BoolMask) -> SurfaceDistance | None:
     """The distance of two masks (H, W); None where one has no pixel, and so no outline.
 
     MONAI would give infinity or NaN then, with a warning.
@@ -92,7 +92,7 @@ def surface_distance(prediction: Mask, truth: Mask) -> SurfaceDistance | None:
     return SurfaceDistance(hd95, near / sum(map(len, both)))
 
 
-def _distances(one: Mask, other: Mask) -> tuple[Tensor, ...]:
+def _distances(one: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:
     """From each pixel of one outline to the nearest of the other, and back, in pixels.
 
     Both measures come from these: MONAI's own two functions would find them twice.
@@ -106,7 +106,7 @@ def _distances(one: Mask, other: Mask) -> tuple[Tensor, ...]:
     return distances
 
 
-def _box(mask: Mask) -> tuple[slice, slice]:
+def _box(mask: BoolMask) -> tuple[slice, slice]:
     """The smallest box that holds the mask: outlines and distances in it are the same, and cheap.
 
     A pixel beside the box's edge has, beyond that edge, either background or the image's end, and
@@ -295,7 +295,7 @@ class SegmentationTask(Task[Segmenter]):
                 f"{whole.location}."
             )
         part = choose_part(whole, config.split, trainings_of(config), listener)
-        index = taken(part.index, config)
+        index = select_subset(part.index, config)
         record, pool = pairs_record(index), pool_of(part.index)
         return Data(index.samples, record, pool, index.grouping, part.split)
 

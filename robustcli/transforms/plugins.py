@@ -20,8 +20,8 @@ import numpy as np
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.transforms.base import Image, Mask, Transform
 
-Function: TypeAlias = Callable[[Image, np.random.Generator, Any], Image]
-F = TypeVar("F", bound=Callable[..., Any])
+PluginFunction: TypeAlias = Callable[[Image, np.random.Generator, Any], Image]
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _MARK = "_robust_transform"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -39,7 +39,7 @@ class Plugin:
     """
 
     name: str
-    function: Function
+    function: PluginFunction
     values: tuple[Any, ...]
     geometric: bool
 
@@ -88,7 +88,7 @@ class Plugin:
 
 def transform(
     *, severities: Sequence[Any] = (), name: str | None = None, geometric: bool = False
-) -> Callable[[F], F]:
+) -> Callable[[FunctionT], FunctionT]:
     """A decorator that makes `function(image, rng, value)` a transform; the function stays as is.
 
     Args:
@@ -102,7 +102,7 @@ def transform(
         UsageError: The name or the values are not as described.
     """
 
-    def mark(function: F) -> F:
+    def mark(function: FunctionT) -> FunctionT:
         chosen = name or function.__name__
         _check_declaration(chosen, severities)
         setattr(function, _MARK, Plugin(chosen, function, tuple(severities), geometric))
@@ -111,7 +111,7 @@ def transform(
     return mark
 
 
-def marked(objects: Iterable[object]) -> list[Plugin]:
+def marked_plugins(objects: Iterable[object]) -> list[Plugin]:
     """The plugins among `objects`, each once, in their order."""
     found = [vars(one)[_MARK] for one in objects if _MARK in getattr(one, "__dict__", {})]
     return list(dict.fromkeys(found))
@@ -143,7 +143,7 @@ def _size(array: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plugged(Transform):
+class PluginTransform(Transform):
     """A plugin's function.
 
     It crosses to another process by name: a loader worker loads the same file or package again.
@@ -157,7 +157,9 @@ class Plugged(Transform):
 
     plugin: Plugin = field(hash=False, compare=False)
     source: tuple[tuple[str, str], ...]
-    found: tuple[Callable[[Any], tuple[Plugged, ...]], Any] = field(hash=False, compare=False)
+    found: tuple[Callable[[Any], tuple[PluginTransform, ...]], Any] = field(
+        hash=False, compare=False
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to pickle it: where to find it again, for a function of a file has no import path."""
@@ -193,13 +195,13 @@ class Plugged(Transform):
         )
 
 
-def plugged(
+def plugin_transform(
     plugin: Plugin,
     source: dict[str, str],
-    found: tuple[Callable[[Any], tuple[Plugged, ...]], Any],
-) -> Plugged:
-    """The transform of `plugin`; see `Plugged` for `source` and `found`."""
-    return Plugged(
+    found: tuple[Callable[[Any], tuple[PluginTransform, ...]], Any],
+) -> PluginTransform:
+    """The transform of `plugin`; see `PluginTransform` for `source` and `found`."""
+    return PluginTransform(
         name=plugin.name,
         family="plugin",
         geometric=plugin.geometric,
@@ -213,10 +215,10 @@ def plugged(
 
 
 def _found_again(
-    found: tuple[Callable[[Any], tuple[Plugged, ...]], Any],
+    found: tuple[Callable[[Any], tuple[PluginTransform, ...]], Any],
     name: str,
     source: tuple[tuple[str, str], ...],
-) -> Plugged:
+) -> PluginTransform:
     load, argument = found
     for one in load(argument):
         if (one.name, one.source) == (name, source):
@@ -235,7 +237,7 @@ ENTRY_POINTS = "robustcli.transforms"
 _HINT = "`docs/transforms.md` shows a whole plugin."
 
 
-def from_file(path: Path) -> tuple[Plugged, ...]:
+def from_file(path: Path) -> tuple[PluginTransform, ...]:
     """The transforms that the Python file at `path` defines, in its order.
 
     Raises:
@@ -253,10 +255,10 @@ def from_file(path: Path) -> tuple[Plugged, ...]:
 
 
 @cache
-def _from_content(path: Path, content: bytes) -> tuple[Plugged, ...]:
+def _from_content(path: Path, content: bytes) -> tuple[PluginTransform, ...]:
     digest = hashlib.sha256(content).hexdigest()
     module = _executed(path, content, f"robust_plugin_{digest[:16]}")
-    found = marked(vars(module).values())
+    found = marked_plugins(vars(module).values())
     if not found:
         raise UsageError(
             f"The plugin `{path}` defines no transform.",
@@ -264,7 +266,7 @@ def _from_content(path: Path, content: bytes) -> tuple[Plugged, ...]:
             _HINT,
         )
     source = {"file": path.name, "sha256": digest}
-    return tuple(plugged(plugin, source, (from_file, path)) for plugin in found)
+    return tuple(plugin_transform(plugin, source, (from_file, path)) for plugin in found)
 
 
 def _executed(path: Path, content: bytes, name: str) -> ModuleType:
@@ -280,7 +282,7 @@ def _executed(path: Path, content: bytes, name: str) -> ModuleType:
     return module
 
 
-def from_entry_points(group: str = ENTRY_POINTS) -> tuple[Plugged, ...]:
+def from_entry_points(group: str = ENTRY_POINTS) -> tuple[PluginTransform, ...]:
     """The transforms of installed packages; each entry point names a module or one function.
 
     Raises:
@@ -290,18 +292,18 @@ def from_entry_points(group: str = ENTRY_POINTS) -> tuple[Plugged, ...]:
     return tuple(one for point in points for one in from_entry_point(point))
 
 
-def from_entry_point(point: EntryPoint) -> tuple[Plugged, ...]:
+def from_entry_point(point: EntryPoint) -> tuple[PluginTransform, ...]:
     """The transforms of one entry point (see `from_entry_points`)."""
     package = point.dist.name if point.dist else point.value
     try:
         target: Any = point.load()
     except Exception as error:
         raise _bad_package(package, point, f"{type(error).__name__}: {error}") from error
-    found = marked(vars(target).values() if isinstance(target, ModuleType) else [target])
+    found = marked_plugins(vars(target).values() if isinstance(target, ModuleType) else [target])
     if not found:
         raise _bad_package(package, point, "it defines no function marked with `@transform(...)`")
     source = {"package": package, "version": point.dist.version if point.dist else ""}
-    return tuple(plugged(plugin, source, (from_entry_point, point)) for plugin in found)
+    return tuple(plugin_transform(plugin, source, (from_entry_point, point)) for plugin in found)
 
 
 def _cannot_run(path: Path, error: BaseException) -> UsageError:

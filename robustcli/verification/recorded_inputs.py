@@ -33,7 +33,7 @@ from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, resolve_transforms
 from robustcli.verification.stored_rows import StoredRows
-from robustcli.verification.verification_result import Difference, EvaluationCheck
+from robustcli.verification.verification_result import Discrepancy, EvaluationCheck
 
 SAMPLE = 8
 """Blocks that are recomputed unless the user says how many."""
@@ -273,7 +273,7 @@ class RecordedModels:
             ),
         )
 
-    def _changed(self, model: ModelRecord) -> Difference | None:
+    def _changed(self, model: ModelRecord) -> Discrepancy | None:
         """How the weights of the training of this evaluation differ from those evaluated."""
         if self._own is None or not self._own.is_file() or "trained here" not in model.pretraining:
             return None
@@ -284,7 +284,7 @@ class RecordedModels:
         if here == model.weights_sha256:
             return None
         values = model.weights_sha256, here
-        return Difference("weights", f"digest of `{self._own}`", *values, model.name)
+        return Discrepancy("weights", f"digest of `{self._own}`", *values, model.name)
 
     def _ways(self, model: ModelRecord) -> Iterator[ModelRequest]:
         """How the weights of `model` may be had, the likeliest first; at least one."""
@@ -363,7 +363,7 @@ def find_transforms(
         parameters = None if found is None else _plain(found.transform.parameters(cell.severity))
         if found is None or parameters != _plain(recorded.parameters):
             check.differences.append(
-                Difference(
+                Discrepancy(
                     "parameters", "parameters of the transform", recorded.parameters, parameters,
                     transform=cell.transform, severity=cell.severity,
                 )

@@ -66,7 +66,7 @@ class RowDifference:
 
 
 @dataclass
-class Agreement:
+class AnswerAgreement:
     """How far the stored and the recomputed answers agree.
 
     Args:
@@ -82,7 +82,7 @@ class Agreement:
     tied: int = 0
     largest: float = 0.0
 
-    def add(self, other: Agreement) -> None:
+    def add(self, other: AnswerAgreement) -> None:
         """Counts the rows of `other` too."""
         self.rows, self.equal = self.rows + other.rows, self.equal + other.equal
         self.tied, self.largest = self.tied + other.tied, max(self.largest, other.largest)
@@ -96,7 +96,7 @@ class RowComparison(ABC):
     answers: ClassVar[str]
     """What equal answers are called in a sentence."""
     largest: ClassVar[str]
-    """What `Agreement.largest` is called in a sentence."""
+    """What `AnswerAgreement.largest` is called in a sentence."""
 
     @classmethod
     def tolerance(
@@ -118,7 +118,7 @@ class RowComparison(ABC):
         predictor: Predictor,
         stored: Mapping[str, Row],
         tolerance: Tolerance,
-        agreement: Agreement,
+        agreement: AnswerAgreement,
     ) -> Iterator[RowDifference]:
         """The differences of the rows of `batch`, which `predictor` answers again.
 
@@ -131,7 +131,7 @@ class RowComparison(ABC):
         """
 
 
-class ClassComparison(RowComparison):
+class ClassRowComparison(RowComparison):
     """Rows of classifiers."""
 
     tolerances: ClassVar[Mapping[Precision, tuple[float, float]]] = _CLASS_TOLERANCE
@@ -165,7 +165,7 @@ class ClassComparison(RowComparison):
         predictor: Predictor,
         stored: Mapping[str, Row],
         tolerance: Tolerance,
-        agreement: Agreement,
+        agreement: AnswerAgreement,
     ) -> Iterator[RowDifference]:
         """See `RowComparison.compare`.
 
@@ -189,7 +189,7 @@ class ClassComparison(RowComparison):
 
     def _other_classes(
         self, batch: Batch[Any], predictor: Predictor, pairs: Sequence[tuple[Row, Row]],
-        tolerance: float, agreement: Agreement,
+        tolerance: float, agreement: AnswerAgreement,
     ) -> Iterator[RowDifference]:  # fmt: skip
         for place in range(5):
             classes = [(_at(before, place), _at(now, place)) for before, now in pairs]
@@ -236,7 +236,7 @@ def _probabilities(
     ]
 
 
-class MaskComparison(RowComparison):
+class MaskRowComparison(RowComparison):
     """Rows of segmenters: counts of pixels, and distances of outlines where the counts are equal.
 
     Distances of outlines jump with single pixels, so they are judged only where no pixel differs.
@@ -263,7 +263,7 @@ class MaskComparison(RowComparison):
         predictor: Predictor,
         stored: Mapping[str, Row],
         tolerance: Tolerance,
-        agreement: Agreement,
+        agreement: AnswerAgreement,
     ) -> Iterator[RowDifference]:
         """See `RowComparison.compare`."""
         for now in predictor.rows(batch):
@@ -279,7 +279,7 @@ _NEAR = ("predicted_near", "true_near")
 
 
 def _mask_differences(
-    before: Row, now: Row, tolerance: float, agreement: Agreement
+    before: Row, now: Row, tolerance: float, agreement: AnswerAgreement
 ) -> Iterator[RowDifference]:
     image_id = str(now["image_id"])
     old, new = ({name: _number(row[name]) for name in _COUNTS} for row in (before, now))
@@ -326,4 +326,7 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-COMPARISONS: Mapping[TaskName, RowComparison] = {"cls": ClassComparison(), "seg": MaskComparison()}
+COMPARISONS: Mapping[TaskName, RowComparison] = {
+    "cls": ClassRowComparison(),
+    "seg": MaskRowComparison(),
+}

@@ -21,11 +21,11 @@ from robustcli.evaluation.store import INPUT_SCHEMA, Store
 from robustcli.tasks.base import Row
 from robustcli.transforms.base import Cell
 from robustcli.verification.row_comparison import COMPARISONS, RowDifference
-from robustcli.verification.verification_result import Difference, EvaluationCheck
+from robustcli.verification.verification_result import Discrepancy, EvaluationCheck
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """The rows of one model, one transform at one severity, and up to `block_size` images."""
 
     model: str
@@ -52,22 +52,22 @@ class StoredRows:
         self.damaged: dict[Path, str] = {}
 
     @cached_property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[RowBlock]:
         """All blocks that have a file, in the order of the record."""
         count = -(-self.record.dataset.images // self.record.block_size)
         return [
-            Block(model.name, cell, number)
+            RowBlock(model.name, cell, number)
             for model in self.record.models
             for cell in self.cells
             for number in range(count)
-            if self.path(Block(model.name, cell, number)).is_file()
+            if self.path(RowBlock(model.name, cell, number)).is_file()
         ]
 
-    def path(self, block: Block) -> Path:
+    def path(self, block: RowBlock) -> Path:
         """The file of a block."""
         return self.store.prediction_path(block.model, block.cell, block.number)
 
-    def rows(self, block: Block) -> list[Row] | None:
+    def rows(self, block: RowBlock) -> list[Row] | None:
         """The rows of a block; None where its file is damaged."""
         schema = EVALUATION_TASKS[self.record.task]().schema(self.record.dataset)
         return self._read(self.path(block), schema)
@@ -141,17 +141,17 @@ def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluati
                 check.differences.append(row_difference(block, "rows", difference))
 
 
-def _damaged(stored: StoredRows, path: Path, block: Block) -> Difference:
+def _damaged(stored: StoredRows, path: Path, block: RowBlock) -> Discrepancy:
     name = path.relative_to(stored.run).as_posix()
-    return Difference(
+    return Discrepancy(
         "rows", name, "a damaged file", "a file of rows", block.model, block.cell.transform,
         block.cell.severity, note=stored.damaged[path],
     )  # fmt: skip
 
 
-def row_difference(block: Block, place: str, difference: RowDifference) -> Difference:
+def row_difference(block: RowBlock, place: str, difference: RowDifference) -> Discrepancy:
     """The difference in a row of `block`."""
-    return Difference(
+    return Discrepancy(
         place, difference.quantity, difference.stored, difference.recomputed, block.model,
         block.cell.transform, block.cell.severity, difference.image_id, difference.note,
     )  # fmt: skip
@@ -171,7 +171,7 @@ def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
     except (ValueError, KeyError) as error:
         values = "cannot be read", "a table"
         check.differences.append(
-            Difference("results.csv", "the file", *values, note=str(error)[:200])
+            Discrepancy("results.csv", "the file", *values, note=str(error)[:200])
         )
         return
     for (model, transform, severity), expected in _lines_of(table(run)).items():
@@ -186,7 +186,7 @@ def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
         for quantity, values in lines.items():
             note = "what its rows give; `robust report` writes it anew"
             check.differences.append(
-                Difference("results.csv", quantity, *values, model, transform, severity, note=note)
+                Discrepancy("results.csv", quantity, *values, model, transform, severity, note=note)
             )
 
 

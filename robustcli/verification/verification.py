@@ -39,15 +39,15 @@ from robustcli.verification.recorded_inputs import (
     find_images,
     find_transforms,
 )
-from robustcli.verification.row_comparison import COMPARISONS, Agreement, DeviceKind
+from robustcli.verification.row_comparison import COMPARISONS, AnswerAgreement, DeviceKind
 from robustcli.verification.stored_rows import (
-    Block,
+    RowBlock,
     StoredRows,
     check_rows,
     check_table,
     row_difference,
 )
-from robustcli.verification.verification_result import Difference, EvaluationCheck, Verification
+from robustcli.verification.verification_result import Discrepancy, EvaluationCheck, Verification
 
 # The way from top to bottom.
 
@@ -127,12 +127,12 @@ def _kind_of(device: str) -> DeviceKind:
 
 def _sampled(
     stored: StoredRows, config: VerifyConfig, cells: Mapping[Cell, TransformCell]
-) -> list[Block]:
+) -> list[RowBlock]:
     """The blocks to recompute: of every model and transform one, as far as the sample reaches.
 
     Which ones depends on the seed and the name of each block alone.
     """
-    ranked: dict[tuple[str, Cell], list[Block]] = defaultdict(list)
+    ranked: dict[tuple[str, Cell], list[RowBlock]] = defaultdict(list)
     order = sorted(
         (block for block in stored.blocks if block.cell in cells),
         key=lambda block: identity_seed("verify", config.seed, block.name),
@@ -147,7 +147,7 @@ def _sampled(
 
 def _recompute(
     stored: StoredRows,
-    blocks: Sequence[Block],
+    blocks: Sequence[RowBlock],
     models: Mapping[str, Model],
     cells: Mapping[Cell, TransformCell],
     images: Mapping[str, Sample],
@@ -183,7 +183,7 @@ def _recompute(
             check.differences += _pixel_differences(batch, view, inputs[key] or {}, check)
         check.differences += _unreadable(batch, stored.skipped)
         for name in batch.models if batch.image_ids else ():
-            block, agreement = Block(name, batch.cell, batch.block), Agreement()
+            block, agreement = RowBlock(name, batch.cell, batch.block), AnswerAgreement()
             found = COMPARISONS[record.task].compare(
                 batch, predictors[name], rows[block], check.tolerance, agreement
             )
@@ -197,7 +197,7 @@ def _by_id(rows: list[Row] | None) -> dict[str, Row]:
 
 
 def _piece(
-    stored: StoredRows, number: int, blocks: Sequence[Block], images: Mapping[str, Sample]
+    stored: StoredRows, number: int, blocks: Sequence[RowBlock], images: Mapping[str, Sample]
 ) -> Piece:
     """The work on the sampled blocks of the same images, which are then decoded once."""
     views = {model.name: model.view for model in stored.record.models}
@@ -210,7 +210,7 @@ def _piece(
 
 def _pixel_differences(
     batch: Batch[Any], view: str, stored: Mapping[str, Row], check: EvaluationCheck
-) -> Iterator[Difference]:
+) -> Iterator[Discrepancy]:
     """Transformed images whose pixels are not the stored ones."""
     for image_id, made in zip(batch.image_ids, batch.measures[view], strict=True):
         row = stored.get(image_id)
@@ -224,7 +224,7 @@ def _pixel_differences(
                 continue
             quantity, before, now = "PSNR (dB)", str(row["psnr_db"]), str(made.psnr_db)
         cell = batch.cell
-        yield Difference(
+        yield Discrepancy(
             "pixels", quantity, before, now, None, cell.transform, cell.severity, image_id
         )
 
@@ -235,10 +235,10 @@ def _same_psnr(stored: Any, made: float) -> bool:
     return float(stored) == made or abs(float(stored) - made) <= 1e-9 * abs(made)
 
 
-def _unreadable(batch: Batch[Any], skipped: set[str]) -> Iterator[Difference]:
+def _unreadable(batch: Batch[Any], skipped: set[str]) -> Iterator[Discrepancy]:
     for image_id, reason in batch.unreadable:
         if image_id not in skipped:
-            yield Difference(
+            yield Discrepancy(
                 "rows", "image", "readable", "unreadable", image_id=image_id, note=reason
             )
 

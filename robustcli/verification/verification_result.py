@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.core.names import TaskName
-from robustcli.verification.row_comparison import COMPARISONS, Agreement, Tolerance
+from robustcli.verification.row_comparison import COMPARISONS, AnswerAgreement, Tolerance
 
 _SHOWN = 10
 """Differences in a text; JSON has all."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class Discrepancy:
     """Something of the run that is not as this machine computes it.
 
     Args:
@@ -90,8 +90,8 @@ class EvaluationCheck:
     rows: int = 0
     pixels: int = 0
     equal_pixels: int = 0
-    agreement: Agreement = field(default_factory=Agreement)
-    differences: list[Difference] = field(default_factory=list)
+    agreement: AnswerAgreement = field(default_factory=AnswerAgreement)
+    differences: list[Discrepancy] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

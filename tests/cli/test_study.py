@@ -273,9 +273,11 @@ def test_a_fine_tuning_takes_its_model_from_the_file(robust: Robust) -> None:
 def test_masks_of_a_study(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def note(segmenter: object, images: object, out: object, **_: object) -> prediction.Predicted:
+    def note(
+        segmenter: object, images: object, out: object, **_: object
+    ) -> prediction.PredictedMasks:
         seen.extend([images, out])
-        return prediction.Predicted((Path("m.png"),), 0)
+        return prediction.PredictedMasks((Path("m.png"),), 0)
 
     monkeypatch.setattr(prediction, "predict_masks", note)
     file = write("command: predict\nmodel: otsu\ndata: [a, b]\nout: masks\n", "s/study.yaml")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.labels import ClassLine, LabelSpace, label_space, read_classes, recognise_space
+from robustcli.data.labels import ClassEntry, LabelSpace, label_space, read_classes, recognise_space
 
 
 def _read(folder: Path, content: str, name: str = "classes.txt") -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def test_a_table_without_ids_or_indices(tmp_path: Path) -> None:
 
 def test_ids_alone_do(tmp_path: Path) -> None:
     (tmp_path / "c.tsv").write_text("wnid\tcolour\nn1\tred\n")
-    assert read_classes(tmp_path / "c.tsv") == (ClassLine("n1", "n1"),)
+    assert read_classes(tmp_path / "c.tsv") == (ClassEntry("n1", "n1"),)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.gates import (
     Gate,
+    GateScope,
     GatesRecord,
-    Scope,
     check_gates,
     gate_error,
     judge_run,
@@ -27,7 +27,7 @@ from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, pape
 from tests.reports.mask_runs import MaskPlan, build_masks
 
 AFFINE, CROP = Cell("affine", 0), Cell("crop", 0)
-SCOPE = Scope("cls", ("a", "smp:Unet/resnet34"), (CLEAN, AFFINE, CROP, Cell("fog", 1)))
+SCOPE = GateScope("cls", ("a", "smp:Unet/resnet34"), (CLEAN, AFFINE, CROP, Cell("fog", 1)))
 PLAN = RunPlan(
     models=(model("vmamba-b"), model("swin-b")),
     transforms=(IDENTITY, *paper21()[:3], *imagenet_c(severities=(1, 3))[:2]),
@@ -109,12 +109,12 @@ def test_gates_that_do_not_fit_the_run(
 def test_gates_that_fit() -> None:
     under = ("A:AFFINE=70", "smp:Unet/resnet34:c*=1.5", "mean=50", "identity=80", "*=0", "fog:1=9")
     check_gates(parse_gates(under, ("0.5", "mean=3")), SCOPE)
-    segmenters = Scope("seg", ("a",), (CLEAN, AFFINE))
+    segmenters = GateScope("seg", ("a",), (CLEAN, AFFINE))
     check_gates(parse_gates(("affine=0.7",), ("0.05",)), segmenters)
     with pytest.raises(UsageError, match="Expected dice, 0 to 1; got 70"):
         check_gates(parse_gates(("affine=70",), ()), segmenters)
     with pytest.raises(UsageError, match="has nothing to limit"):
-        check_gates(parse_gates((), ("5",)), Scope("cls", ("a",), (CLEAN,)))
+        check_gates(parse_gates((), ("5",)), GateScope("cls", ("a",), (CLEAN,)))
 
 
 def test_the_numbers_are_those_of_the_table(run: Path) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
-from robustcli.metrics.class_scores import accuracy, compare, image_change
+from robustcli.metrics.class_scores import accuracy, compare_with_clean, image_change
 
 
 def rows(target: list[int], prediction: list[int], ids: list[str] | None = None) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def test_no_rows_have_no_shares() -> None:
 def test_a_comparison_by_hand() -> None:
     clean = rows([0, 1, 2, 3, 4], [0, 1, 2, 3, 0])  # 4 of 5 right
     changed = rows([0, 1, 2, 3, 4], [0, 0, 0, 0, 4])  # 2 of 5 right
-    numbers = compare(clean, changed)
+    numbers = compare_with_clean(clean, changed)
     assert numbers.clean_top1 == 0.8
     assert numbers.drop == pytest.approx(0.4)
     assert numbers.retention == pytest.approx(0.5)
@@ -61,7 +61,7 @@ def test_a_comparison_by_hand() -> None:
 def test_a_comparison_is_over_the_images_that_both_have_whatever_their_order() -> None:
     clean = rows([0, 1, 2], [0, 1, 0], ["a", "b", "c"])
     changed = rows([2, 9, 0, 9], [2, 9, 1, 9], ["c", "x", "a", "y"])
-    numbers = compare(clean, changed)
+    numbers = compare_with_clean(clean, changed)
     assert numbers.paired_n == 2
     assert (numbers.clean_top1, numbers.drop, numbers.retention) == (0.5, 0.0, 1.0)
 
@@ -69,8 +69,8 @@ def test_a_comparison_is_over_the_images_that_both_have_whatever_their_order() -
 def test_the_interval_of_the_drop_uses_that_the_images_are_the_same() -> None:
     target = [0] * 100
     clean = rows(target, [0] * 80 + [1] * 20)
-    paired = compare(clean, rows(target, [0] * 70 + [1] * 30))
-    apart = compare(clean, rows(target, [1] * 30 + [0] * 70))
+    paired = compare_with_clean(clean, rows(target, [0] * 70 + [1] * 30))
+    apart = compare_with_clean(clean, rows(target, [1] * 30 + [0] * 70))
     assert paired.drop == apart.drop == pytest.approx(0.1)
     assert paired.drop_high is not None
     assert apart.drop_high is not None
@@ -78,13 +78,15 @@ def test_the_interval_of_the_drop_uses_that_the_images_are_the_same() -> None:
 
 
 def test_retention_of_nothing_is_missing() -> None:
-    numbers = compare(rows([0, 1], [1, 0]), rows([0, 1], [0, 1]))
+    numbers = compare_with_clean(rows([0, 1], [1, 0]), rows([0, 1], [0, 1]))
     assert (numbers.clean_top1, numbers.drop, numbers.retention) == (0.0, -1.0, None)
 
 
 @pytest.mark.parametrize("ids", [[], ["other"]])
 def test_without_shared_images_there_is_no_comparison(ids: list[str]) -> None:
-    numbers = compare(rows([0] * len(ids), [0] * len(ids), ids), rows([0], [0], ["mine"]))
+    numbers = compare_with_clean(
+        rows([0] * len(ids), [0] * len(ids), ids), rows([0], [0], ["mine"])
+    )
     assert numbers.paired_n == 0
     assert {numbers.clean_top1, numbers.drop, numbers.retention, numbers.drop_low} == {None}
 

@@ -18,7 +18,7 @@ from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import (
     RelaxedScores,
-    compare_masks,
+    compare_masks_with_clean,
     dice,
     iou,
     mask_scores,
@@ -141,7 +141,7 @@ def test_intervals_hold_the_score_and_know_the_groups():
 def test_the_drop_is_paired():
     clean = rows(*((f"g{n}", 40 + n, 5, 5) for n in range(20)))
     worse = clean.assign(tp=clean["tp"] - 20, fn=clean["fn"] + 20)
-    lost = compare_masks(clean, worse, BOOTSTRAP)
+    lost = compare_masks_with_clean(clean, worse, BOOTSTRAP)
     assert lost.clean_dice == pytest.approx(dice(clean).mean())
     assert lost.drop == pytest.approx(dice(clean).mean() - dice(worse).mean())
     assert lost.retention == pytest.approx(dice(worse).mean() / dice(clean).mean())
@@ -154,15 +154,15 @@ def test_the_drop_is_paired():
 def test_only_images_that_both_have_are_compared():
     clean = rows(("a", 10, 0, 0), ("a", 0, 9, 9), ("b", 10, 0, 0))
     part = clean.iloc[[0]].assign(tp=5, fn=5)
-    lost = compare_masks(clean, part, BOOTSTRAP)
+    lost = compare_masks_with_clean(clean, part, BOOTSTRAP)
     assert (lost.clean_dice, lost.drop) == (1.0, pytest.approx(1 - 10 / 15))
     assert (lost.paired_groups, lost.drop_low) == (1, None)
-    assert compare_masks(clean, rows(), BOOTSTRAP).drop is None
+    assert compare_masks_with_clean(clean, rows(), BOOTSTRAP).drop is None
 
 
 def test_nothing_is_kept_of_nothing():
     zero = rows(("a", 0, 5, 5), ("b", 0, 5, 5))
-    assert compare_masks(zero, zero, BOOTSTRAP).retention is None
+    assert compare_masks_with_clean(zero, zero, BOOTSTRAP).retention is None
 
 
 def test_the_order_of_rows_and_of_groups_changes_nothing():

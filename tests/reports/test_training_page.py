@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robustcli.metrics.intervals import Bootstrap
-from robustcli.metrics.mask_scores import compare_masks
+from robustcli.metrics.mask_scores import compare_masks_with_clean
 from robustcli.reports import training_page
 from robustcli.reports.figures.training_figures import Level, Point, Strip
 from robustcli.reports.measure import RELAXED
@@ -229,7 +229,7 @@ def test_a_gain_that_may_be_chance_is_called_so(
     training = read(tmp_path, TrainPlan())
     assert training.test is not None
     rows = training.test.rows
-    same = compare_masks(rows, rows, Bootstrap(0))
+    same = compare_masks_with_clean(rows, rows, Bootstrap(0))
     monkeypatch.setattr(training_page, "gain", lambda _: same)
     assert (
         "gains 0.000 (paired 95 % interval 0.000 to 0.000: it includes 0, so this can be chance)"

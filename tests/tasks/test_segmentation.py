@@ -31,7 +31,7 @@ from robustcli.evaluation.plan import EvaluationPlan, parts_of
 from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
-from robustcli.metrics.columns import MASK_COLUMNS, MASK_SCHEMA, mask_schema
+from robustcli.metrics.columns import MASK_SCHEMA, MASK_TABLE_COLUMNS, mask_schema
 from robustcli.tasks import segmentation
 from robustcli.tasks.base import ORIGINAL, Batch
 from robustcli.tasks.segmentation import (
@@ -367,7 +367,7 @@ def test_a_finished_run_says_what_it_was(cells, tmp_path):
 def test_the_table_has_the_promised_columns_and_a_flip_costs_otsu_nothing(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "fliplr", "gaussian_blur"))
     numbers = table(run)
-    assert tuple(numbers.columns) == MASK_COLUMNS
+    assert tuple(numbers.columns) == MASK_TABLE_COLUMNS
     numbers = numbers.set_index("transform")
     assert numbers["n"].tolist() == [9, 9, 9]
     assert numbers["groups"].tolist() == numbers["paired_groups"].tolist() == [3, 3, 3]

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.transforms import transform
-from robustcli.transforms.plugins import Plugged, Plugin, from_entry_points, from_file, marked
+from robustcli.transforms.plugins import (
+    Plugin,
+    PluginTransform,
+    from_entry_points,
+    from_file,
+    marked_plugins,
+)
 
 GROUP = "robustcli.transforms.made_by_a_test"  # so that installed plugins do not count
 
@@ -121,7 +127,7 @@ sys.stdout.buffer.write(one.apply(image, seed=3, severity=0).tobytes())
 """
 
 
-def _loaded(path: Path) -> dict[str, Plugged]:
+def _loaded(path: Path) -> dict[str, PluginTransform]:
     return {one.name: one for one in from_file(path)}
 
 
@@ -194,7 +200,7 @@ IMAGE = np.full((4, 6, 3), 100, np.uint8)
 
 
 def _marked(function: Any, **options: Any) -> Plugin:
-    return marked([transform(**options)(function)])[0]
+    return marked_plugins([transform(**options)(function)])[0]
 
 
 def test_the_function_stays_callable_and_is_found_once() -> None:
@@ -207,7 +213,7 @@ def test_the_function_stays_callable_and_is_found_once() -> None:
 
     assert transform(severities=[1, 2])(half) is half
     assert half(IMAGE, None, None)[0, 0, 0] == 50
-    found = marked([np, half, 3, half, "text"])
+    found = marked_plugins([np, half, 3, half, "text"])
     assert [(one.name, one.values, one.summary) for one in found] == [
         ("half", (1, 2), "Half as bright.")
     ]

@@ -13,7 +13,12 @@ from robustcli.tasks.base import Batch, Row
 from robustcli.tasks.classification import Views, _rows
 from robustcli.tasks.record import ModelCost
 from robustcli.transforms.base import Cell
-from robustcli.verification.row_comparison import COMPARISONS, Agreement, RowDifference, Tolerance
+from robustcli.verification.row_comparison import (
+    COMPARISONS,
+    AnswerAgreement,
+    RowDifference,
+    Tolerance,
+)
 
 PROBABILITIES = np.array(
     [
@@ -58,8 +63,8 @@ def stored() -> dict[str, Row]:
 
 def compared(
     rows: dict[str, Row], here: np.ndarray = PROBABILITIES, tolerance: float = 1e-4
-) -> tuple[list[RowDifference], Agreement]:
-    agreement = Agreement()
+) -> tuple[list[RowDifference], AnswerAgreement]:
+    agreement = AnswerAgreement()
     allowed = Tolerance(tolerance, "fp32", "cpu", "cpu", "of probability")
     found = COMPARISONS["cls"].compare(BATCH, Table(here), rows, allowed, agreement)
     return list(found), agreement
@@ -68,7 +73,7 @@ def compared(
 def test_the_same_answers_have_no_difference() -> None:
     differences, agreement = compared(stored())
     assert differences == []
-    assert agreement == Agreement(rows=2, equal=2, tied=0, largest=0.0)
+    assert agreement == AnswerAgreement(rows=2, equal=2, tied=0, largest=0.0)
 
 
 def test_a_prediction_that_flips_between_two_equal_probabilities_is_a_tie() -> None:
@@ -152,20 +157,20 @@ class Counts:
         return [MASK | OUTLINES]
 
 
-def mask_compared(**changes: Any) -> tuple[list[str], Agreement]:
-    agreement, rows = Agreement(), {"a": MASK | OUTLINES | changes}
+def mask_compared(**changes: Any) -> tuple[list[str], AnswerAgreement]:
+    agreement, rows = AnswerAgreement(), {"a": MASK | OUTLINES | changes}
     allowed = Tolerance(1e-3, "fp32", "cpu", "cuda", "of the pixels of an image")
     found = COMPARISONS["seg"].compare(BATCH, Counts(), rows, allowed, agreement)
     return [one.quantity for one in found], agreement
 
 
 def test_counts_may_differ_by_a_share_of_the_pixels() -> None:
-    assert mask_compared() == ([], Agreement(1, 1, 0, 0.0))
+    assert mask_compared() == ([], AnswerAgreement(1, 1, 0, 0.0))
     # 10,000 pixels: 10 may have another answer. 6 + 4 do, then 6 + 5.
-    assert mask_compared(tp=306, fn=94, fp=104, tn=9496) == ([], Agreement(1, 0, 1, 1e-3))
+    assert mask_compared(tp=306, fn=94, fp=104, tn=9496) == ([], AnswerAgreement(1, 0, 1, 1e-3))
     found, agreement = mask_compared(tp=306, fn=94, fp=105, tn=9495)
     assert found == ["counts of pixels"]
-    assert agreement == Agreement(1, 0, 0, 1.1e-3)
+    assert agreement == AnswerAgreement(1, 0, 0, 1.1e-3)
 
 
 def test_the_true_mask_cannot_differ() -> None:

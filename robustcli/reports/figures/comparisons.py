@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustcli.metrics.calibration import ReliabilityBin
 from robustcli.metrics.intervals import wilson_interval
-from robustcli.metrics.severity_scores import KEPT
+from robustcli.metrics.severity_scores import BREAKING_RETENTION
 from robustcli.metrics.verdicts import Verdict
 from robustcli.reports.figures.canvas import (
     GREY,
@@ -253,7 +253,7 @@ def _curve_panel(
     light_grid(axes)
 
 
-_LEVELS = ((1.0, "--"), (KEPT, ":"))
+_LEVELS = ((1.0, "--"), (BREAKING_RETENTION, ":"))
 
 
 def _line(axes: Axes, rows: pd.DataFrame, series: tuple[str, Look], measure: Measure) -> None:
