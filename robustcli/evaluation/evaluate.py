@@ -40,8 +40,8 @@ from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
-from robustcli.evaluation.published_corruptions import update_parity
-from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord, read_record
+from robustcli.evaluation.published_corruptions import compare_with_published
+from robustcli.evaluation.record import EVALUATION, PARITY, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, too_many_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
@@ -283,10 +283,13 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
         evaluation.run, evaluation.data, models, lambda name: store.rows(name, CLEAN, task.name),
         evaluation.cells.values(), evaluation.config.seed,
     )  # fmt: skip
-    update_parity(
-        evaluation.run, evaluation.cells, evaluation.data.items,
+    known = PARITY.read(evaluation.run)
+    added = compare_with_published(
+        evaluation.cells, evaluation.data.items, known,
         lambda samples, cells: _seen(evaluation, models, samples, cells),
     )  # fmt: skip
+    if added:
+        PARITY.write(evaluation.run, [*known, *added])
 
 
 def _seen(

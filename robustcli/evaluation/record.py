@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
-from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelRecord, dataset_differences
+from robustcli.tasks.record import (
+    DatasetRecord,
+    EvaluatedPart,
+    ModelRecord,
+    RecordList,
+    dataset_differences,
+)
 
 
 class TransformRecord(Record):
@@ -103,6 +109,31 @@ EVALUATION = RunKind(
     interrupted="partial",
 )
 """The run folders of `robust eval`."""
+
+
+class CorruptionParity(Record):
+    """Our corruption compared with the published one at the same severity, as a model sees both.
+
+    Args:
+        transform: The published corruption.
+        severity: The severity of both.
+        model: The model whose inputs are compared.
+        images: Compared images.
+        identical: Images with the same pixels in both.
+        psnr_db: Mean over the other images; None if there are none.
+    """
+
+    transform: str
+    severity: int
+    model: str
+    images: int
+    identical: int
+    psnr_db: float | None
+
+
+PARITY = RecordList(
+    CorruptionParity, "parity.json", "Remove the file: repeating the command compares them again."
+)
 
 
 def read_record(run: Path) -> RunRecord:

@@ -11,13 +11,8 @@ import pandas as pd
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.gates import GatesRecord, read_gates
-from robustcli.evaluation.published_corruptions import (
-    PUBLISHED_PREFIX,
-    CorruptionParity,
-    counterpart,
-    read_parity,
-)
-from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.evaluation.published_corruptions import PUBLISHED_PREFIX, counterpart
+from robustcli.evaluation.record import PARITY, CorruptionParity, RunRecord, read_record
 from robustcli.evaluation.sessions import Costs, Session, Speed, costs, read_sessions, speed
 from robustcli.evaluation.store import Store
 from robustcli.metrics.paired import ClassDifference, class_difference
@@ -241,7 +236,7 @@ class Findings:
             Store(self.run),
             {(line.transform, line.severity): line for line in self.lines},
         )
-        alike = {(one.transform, one.severity, one.model): one for one in read_parity(self.run)}
+        alike = {(one.transform, one.severity, one.model): one for one in PARITY.read(self.run)}
         found = []
         for (name, severity), line in lines.items():
             own = lines.get((counterpart(name), severity))

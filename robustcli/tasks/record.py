@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
@@ -18,16 +18,39 @@ from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.transforms.base import Cell
 
 EvaluatedPart = Literal["all", "train", "val", "test"]
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-# Data.
+class RecordList(Generic[RecordT]):
+    """A JSON file in a run's folder that holds a list of records.
+
+    Args:
+        record: The class of the records.
+        path: The file, relative to the run's folder.
+        remedy: What the user can do if the file is damaged.
+    """
+
+    def __init__(self, record: type[RecordT], path: str, remedy: str) -> None:
+        self._records, self._path, self._remedy = TypeAdapter(list[record]), path, remedy  # type: ignore[valid-type]
+
+    def read(self, run: Path) -> list[RecordT]:
+        """The records of `run`; an empty list without a file."""
+        path = run / self._path
+        if not path.is_file():
+            return []
+        with reading(path, self._remedy):
+            return self._records.validate_json(path.read_bytes())
+
+    def write(self, run: Path, records: list[RecordT]) -> None:
+        """Writes the file durably."""
+        write_bytes(run / self._path, self._records.dump_json(records, indent=2) + b"\n")
 
 
 class MasksRecord(Record):
-    """How the masks of a data set are read, where it is not as usual (0 and 1, or 0 and 255).
+    """How the masks of a data set are read, if not as usual (0 and 1, or 0 and 255).
 
     Values are as a user writes them (`128`, `#ff0000`); `foreground` is None for all that are not 0
-    or ignored, `background` for all others. `words` says the same in a sentence.
+    or ignored, `background` for all others. `words` is the same as a phrase.
     """
 
     foreground: list[str] | None
@@ -40,13 +63,10 @@ class MasksRecord(Record):
 class DatasetRecord(Record):
     """The images: how many, which, and the hash of their ids and labels in order.
 
-    `contents` is the hash of what their files hold (`data.dataset.contents_digest`); runs of older
-    versions have none.
-
-    `answers` are the classes that models may answer with, where it is not all. `several_labels`:
-    whether images have several true classes, as with ReaL labels.
-    `tolerance` (pixels) is written only of data whose masks are compared with one, `masks` only
-    where they are read in an unusual way.
+    `contents` is the hash of their files (`data.dataset.contents_digest`); runs of older versions
+    have none. `answers` are the classes that models may predict, None for all. `several_labels`:
+    whether images have several true classes, as with ReaL labels. `tolerance` (pixels) is written
+    only for data whose masks are compared with one, `masks` only if they are read in an unusual way.
     """
 
     name: str
@@ -65,44 +85,28 @@ class DatasetRecord(Record):
     masks: MasksRecord | None = None
 
 
-def dataset_record(index: Dataset) -> DatasetRecord:
-    """The record of the images."""
+def dataset_record(dataset: Dataset) -> DatasetRecord:
+    """The record of the images; the classes of images with masks are background and foreground."""
+    space, answers = dataset.label_space, dataset.answers
     return DatasetRecord(
-        name=index.name,
-        location=index.location,
-        label_space=index.classes.name,
-        classes=len(index.classes.ids),
-        images=len(index.samples),
-        images_available=index.available,
-        subset=index.subset,
-        demonstration=index.demonstration,
-        digest=index.digest,
-        contents=index.contents,
-        answers=None if index.answers is None else list(index.answers),
-        several_labels=any(sample.also for sample in index.samples) or None,
-    )
-
-
-def pairs_record(index: Dataset) -> DatasetRecord:
-    """The record of images with masks, whose classes are background and foreground."""
-    return DatasetRecord(
-        name=index.name,
-        location=index.location,
-        label_space=FOREGROUND,
-        classes=2,
-        images=len(index.samples),
-        images_available=index.available,
-        subset=index.subset,
-        demonstration=index.demonstration,
-        digest=index.digest,
-        contents=index.contents,
-        tolerance=index.tolerance,
-        masks=_masks_record(index.reading),
+        name=dataset.name,
+        location=dataset.location,
+        label_space=space.name if space else FOREGROUND,
+        classes=len(space.ids) if space else 2,
+        images=len(dataset.samples),
+        images_available=dataset.available,
+        subset=dataset.subset,
+        demonstration=dataset.demonstration,
+        digest=dataset.digest,
+        contents=dataset.contents,
+        answers=None if answers is None else list(answers),
+        several_labels=any(sample.also for sample in dataset.samples) or None,
+        tolerance=dataset.tolerance,
+        masks=_masks_record(dataset.reading),
     )
 
 
 def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
-    """The record of how masks are read; None for masks as nearly all are."""
     if reading is None or reading.is_standard:
         return None
     foreground, background = (
@@ -119,17 +123,14 @@ def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
 
 
 def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) -> Iterator[str]:
-    """Sentences that say which images, or which reading of masks, is another one.
+    """A sentence for each difference of images, answers, or the reading of masks.
 
-    Args:
-        old: Before.
-        new: Now.
-        options: The flags that choose the images.
+    `options` are the flags that choose the images.
     """
     if old.digest != new.digest:
         before, now = (
-            f"{one.images} of `{one.name}`{f' ({one.subset})' if one.subset else ''}"
-            for one in (old, new)
+            f"{record.images} of `{record.name}`{f' ({record.subset})' if record.subset else ''}"
+            for record in (old, new)
         )
         yield f"Its images are others: {before}, now {now} ({options})."
     elif old.contents and old.contents != new.contents:
@@ -141,19 +142,16 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
         )
     if old.answers != new.answers:
         before, now = (
-            "all of theirs" if one.answers is None else f"{len(one.answers)} of the data"
-            for one in (old, new)
+            "all of theirs" if record.answers is None else f"{len(record.answers)} of the data"
+            for record in (old, new)
         )
         yield f"Models answered with other classes: {before}; now {now} (`--answers`)."
     if old.masks != new.masks:
         before, now = (
-            "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
-            for one in (old, new)
+            "as usual (0 and 1, or 0 and 255)" if record.masks is None else record.masks.words
+            for record in (old, new)
         )
         yield f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`)."
-
-
-# Models.
 
 
 class PreprocessingRecord(Record):
@@ -173,9 +171,8 @@ class PreprocessingRecord(Record):
 class MaskPreprocessingRecord(Record):
     """How a segmenter sees an image: window in pixels, threshold on the foreground probability.
 
-    `overlap` is the share of the window that neighbours have in common in an image that is larger;
-    `nnunet` is there where the network predicts as nnU-Net's do, `mean` and `std` where values are
-    shifted and scaled.
+    `overlap` is the share of the window that neighbouring windows have in common; `nnunet` is set
+    if the network predicts as nnU-Net's do, `mean` and `std` if values are shifted and scaled.
     """
 
     window: int
@@ -212,11 +209,7 @@ class ModelCost(Record):
     seconds: float = 0.0
 
 
-# `RUN/panels/panels.json`: which images of a segmenter's run are shown, and why.
-
-
-PANELS_FOLDER = "panels"
-PANELS_FILE = "panels.json"
+PANELS_FOLDER, SAMPLES_FOLDER = "panels", "samples"
 CaseRank = Literal["best", "median", "worst"]
 
 
@@ -225,11 +218,11 @@ class Panel(Record):
 
     Args:
         model: Its name in the run.
-        rank: Among the groups with foreground, by dice.
+        rank: Its rank by dice among the groups with foreground.
         number: From 1, the most extreme (or the most typical) first.
-        image_id: Of the shown image.
-        group: That it stands for.
-        dice: Of the shown image.
+        image_id: The shown image.
+        group: The group that it represents.
+        dice: The dice of the shown image.
     """
 
     model: str
@@ -240,7 +233,7 @@ class Panel(Record):
     dice: float
 
     def folder(self, run: Path) -> Path:
-        """Where `image.png`, `truth.png` (0 and 255) and `prediction.png` are.
+        """The folder of `image.png`, `truth.png` (0 and 255) and `prediction.png`.
 
         `prediction.png` is the foreground probability times 255. All three have the image's own
         size, or are reduced alike.
@@ -248,37 +241,20 @@ class Panel(Record):
         return model_folder(run / PANELS_FOLDER, "", self.model) / f"{self.rank}-{self.number}"
 
 
-_PANELS = TypeAdapter(list[Panel])
-
-
-def read_panels(run: Path) -> list[Panel]:
-    """The panels of a run, model by model, best first; none where nothing was drawn."""
-    path = run / PANELS_FOLDER / PANELS_FILE
-    if not path.is_file():
-        return []
-    with reading(path, "Remove the file: repeating the command draws the cases again."):
-        return _PANELS.validate_json(path.read_bytes())
-
-
-def write_panels(run: Path, panels: list[Panel]) -> None:
-    """Writes `RUN/panels/panels.json` durably."""
-    write_bytes(run / PANELS_FOLDER / PANELS_FILE, _PANELS.dump_json(panels, indent=2) + b"\n")
-
-
-# `RUN/samples/photos.json`: which images the pictures of transformed samples are of.
-
-
-SAMPLES_FOLDER = "samples"
-PHOTOS_FILE = "photos.json"
+_PANELS = RecordList(
+    Panel, "panels/panels.json", "Remove the file: repeating the command draws the cases again."
+)
+read_panels, write_panels = _PANELS.read, _PANELS.write
+"""The panels of a run, model by model, best first."""
 
 
 class SamplePhoto(Record):
     """An image of which the run keeps a small picture under every transform.
 
     Args:
-        number: From 1. The first is that of the contact sheet.
+        number: From 1; the first is that of the contact sheet.
         image_id: Its id.
-        position: In the run's list of images, from 0; it says which block has its rows.
+        position: Its index in the run's list of images, which decides the block of its rows.
     """
 
     number: int
@@ -286,32 +262,23 @@ class SamplePhoto(Record):
     position: int
 
     def folder(self, run: Path) -> Path:
-        """Where its pictures are."""
+        """The folder of its pictures."""
         samples = run / SAMPLES_FOLDER
         return samples if self.number == 1 else samples / f"photo-{self.number}"
 
     def picture(self, run: Path, cell: Cell) -> Path:
-        """What the models see of it under `cell`."""
+        """The picture of what the models see under `cell`."""
         return self.folder(run) / f"{cell.transform}-s{cell.severity}.png"
 
     def mask(self, run: Path, cell: Cell, model: str) -> Path:
-        """What the segmenter `model` predicts for it under `cell`: 0 and 255."""
+        """The mask that the segmenter `model` predicts under `cell`: 0 and 255."""
         folder = model_folder(self.folder(run) / "masks", "", model)
         return folder / f"{cell.transform}-s{cell.severity}.png"
 
 
-_PHOTOS = TypeAdapter(list[SamplePhoto])
-
-
-def read_sample_photos(run: Path) -> list[SamplePhoto]:
-    """The photos of which a run keeps pictures; none in runs of older versions."""
-    path = run / SAMPLES_FOLDER / PHOTOS_FILE
-    if not path.is_file():
-        return []
-    with reading(path, "Remove the file: repeating the command chooses the photos again."):
-        return _PHOTOS.validate_json(path.read_bytes())
-
-
-def write_sample_photos(run: Path, photos: list[SamplePhoto]) -> None:
-    """Writes `RUN/samples/photos.json` durably."""
-    write_bytes(run / SAMPLES_FOLDER / PHOTOS_FILE, _PHOTOS.dump_json(photos, indent=2) + b"\n")
+_PHOTOS = RecordList(
+    SamplePhoto, "samples/photos.json",
+    "Remove the file: repeating the command chooses the photos again.",
+)  # fmt: skip
+read_sample_photos, write_sample_photos = _PHOTOS.read, _PHOTOS.write
+"""The photos of which a run keeps pictures; an empty list for runs of older versions."""

@@ -50,7 +50,7 @@ from robustcli.tasks.record import (
     MaskPreprocessingRecord,
     ModelCost,
     ModelRecord,
-    pairs_record,
+    dataset_record,
 )
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
@@ -296,7 +296,7 @@ class SegmentationTask(Task[Segmenter]):
             )
         part = choose_part(whole, config.split, trainings_of(config), listener)
         index = select_subset(part.index, config)
-        record, pool = pairs_record(index), pool_of(part.index)
+        record, pool = dataset_record(index), pool_of(part.index)
         return Data(index.samples, record, pool, index.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:

@@ -21,7 +21,7 @@ from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
 from robustcli.nnunet.normalisation import NnUNetInference
-from robustcli.tasks.record import pairs_record
+from robustcli.tasks.record import dataset_record
 from robustcli.training.cache import Decoded, DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule
@@ -144,7 +144,7 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.facts`."""
         probability = foreground_threshold(plan.recipe, probabilities=is_probability(network))
         return RecordedFacts(
-            pairs_record(plan.index),
+            dataset_record(plan.index),
             plan.config.protocol,
             decision_words(probability),
             plan.procedure.faults(plan.entry.name),

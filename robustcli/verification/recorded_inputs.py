@@ -1,6 +1,6 @@
-"""What the record of an evaluation names, found again: its images, models and transforms.
+"""Finds the images, models and transforms that the record of an evaluation names.
 
-Images are told by their contents, weights by their digest, transforms by their parameters.
+Images are identified by their contents, weights by their digest, transforms by their parameters.
 """
 
 from __future__ import annotations
@@ -36,22 +36,26 @@ from robustcli.verification.stored_rows import StoredRows
 from robustcli.verification.verification_result import Discrepancy, EvaluationCheck
 
 SAMPLE = 8
-"""Blocks that are recomputed unless the user says how many."""
+"""Blocks that are recomputed by default."""
+_WHERE_NOW = (
+    "Name where they are now: `--data DIR` (and `--label-space FILE` or `--labels FILE` where the "
+    "run had them and they have moved)."
+)
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """What is verified, and what lies elsewhere than when the run was made.
+    """What is verified, and the new places of files that have moved since the run.
 
     Args:
         run: The folder of an evaluation, a training or a fine-tuning.
         sample: Blocks to recompute of each evaluation; None for all.
-        seed: Which blocks.
-        data: Where the images are now; None for where the run found them.
-        weights: Files of weights, or training runs; those with the recorded digest are taken.
-        label_space: The classes file of the models, where it has moved.
-        labels: The file with the class of each image, where it has moved.
-        plugins: Files that define transforms, where they have moved.
+        seed: Decides which blocks.
+        data: Where the images are now; None for the place that the run records.
+        weights: Files of weights, or training runs; those with the recorded digest are used.
+        label_space: The classes file of the models.
+        labels: The file with the class of each image.
+        plugins: Files that define transforms.
         device: As `--device` takes it.
         offline: Forbids every download.
     """
@@ -68,59 +72,46 @@ class VerifyConfig:
     offline: bool = False
 
 
-_WHERE_NOW = (
-    "Name where they are now: `--data DIR` (and `--label-space FILE` or `--labels FILE` where the "
-    "run had them and they have moved)."
-)
-
-
-# The images, by their contents.
-
-
 def find_images(
     stored: StoredRows, models: RecordedModels, config: VerifyConfig, check: EvaluationCheck
 ) -> dict[str, Sample]:
-    """The images of the run by id, where the data here are those that the run saw.
+    """The images of the run by id.
 
     Raises:
-        MachineError: They are not here, or others.
+        MachineError: The images are not on this machine, or have other contents or classes.
     """
     record = stored.record.dataset
     foreground, ignore = mask_values_of(stored.run) or (None, None)
-    labels = config.labels or _typed_file(stored.record.command, "--labels")
+    labels = config.labels or _file_in(stored.record.command, "--labels")
     place = config.data or (record.name if record.demonstration else record.location)
-    opened = EvalConfig(
+    data_config = EvalConfig(
         models.requests, ("identity",), place, split="all", seed=stored.record.seed,
         label_space=models.label_space, labels=labels, foreground=foreground, ignore=ignore,
     )  # fmt: skip
+    part = f" ({record.subset})" if record.subset else ""
+    described = f"{record.images:,} images of `{record.name}`{part}"
     try:
-        data = models.task.open(opened, Silent())
+        data = models.task.open(data_config, Silent())
     except RobustError as error:
         raise MachineError(
             f"The images of `{stored.run}` cannot be opened here: {error.what}",
             error.why,
-            f"They were {_described(stored)}, in `{record.location}`. "
+            f"They were {described}, in `{record.location}`. "
             + (error.todo if record.demonstration else _WHERE_NOW),
         ) from error
     images = {item.image_id: item for item in data.items}
     ids = {name for names in stored.images.values() for name in names} | stored.skipped
-    everywhere = {n for names in stored.images.values() for n, common in names.items() if common}
-    lacking = sorted(everywhere - set(images))
-    if lacking:
+    in_all_files = {n for names in stored.images.values() for n, in_all in names.items() if in_all}
+    missing = sorted(in_all_files - set(images))
+    if missing:
         raise MachineError(
-            f"{len(lacking):,} of the {len(ids):,} images of `{stored.run}` are not in `{place}`.",
-            f"The first one is `{lacking[0]}`. The run saw {_described(stored)}.",
+            f"{len(missing):,} of the {len(ids):,} images of `{stored.run}` are not in `{place}`.",
+            f"The first one is `{missing[0]}`. The run saw {described}.",
             "Name the data set that the run saw: `--data DIR`.",
         )
-    kept = {name: images[name] for name in sorted(ids) if name in images}
-    _check_contents(stored, kept, place, check)
-    return kept
-
-
-def _described(stored: StoredRows) -> str:
-    record = stored.record.dataset
-    part = f" ({record.subset})" if record.subset else ""
-    return f"{record.images:,} images of `{record.name}`{part}"
+    run_images = {name: images[name] for name in sorted(ids) if name in images}
+    _check_contents(stored, run_images, place, check)
+    return run_images
 
 
 def _check_contents(
@@ -135,14 +126,14 @@ def _check_contents(
         )
         return
     samples = tuple(images.values())
-    masks = isinstance(samples[0].truth, FileRef)
-    here = Dataset(record.name, place, samples, None if masks else LabelSpace("", (), ()))
+    has_masks = isinstance(samples[0].truth, FileRef)
+    here = Dataset(record.name, place, samples, None if has_masks else LabelSpace("", (), ()))
+    labels = "groups" if has_masks else "classes"
     if here.digest != record.digest:
         raise MachineError(
-            f"The images in `{place}` have other {'groups' if masks else 'classes'} than those of "
-            f"`{stored.run}`.",
-            f"The digest of ids and {'groups' if masks else 'classes'} is {here.digest[:16]}..., "
-            f"the run's is {record.digest[:16]}....",
+            f"The images in `{place}` have other {labels} than those of `{stored.run}`.",
+            f"The digest of ids and {labels} is {here.digest[:16]}..., the run's is "
+            f"{record.digest[:16]}....",
             "Name the data set that the run saw: `--data DIR`.",
         )
     if record.contents and here.contents != record.contents:
@@ -160,7 +151,7 @@ def _check_contents(
 
 
 def _first_changed(stored: StoredRows, images: Mapping[str, Sample]) -> str | None:
-    """The first image whose untouched pixels do not have the stored digest; None for none known."""
+    """The id of the first image whose clean pixels lack the stored digest; None if unknown."""
     for number in stored.images:
         for name, row in (stored.inputs(ORIGINAL, CLEAN, number) or {}).items():
             try:
@@ -172,8 +163,8 @@ def _first_changed(stored: StoredRows, images: Mapping[str, Sample]) -> str | No
     return None
 
 
-def _typed(command: str, option: str) -> str | None:
-    """The value of `option` in the commands that a record keeps; the last one counts."""
+def _option_in(command: str, option: str) -> str | None:
+    """The value of `option` in the recorded commands; the last command counts."""
     value = None
     for line in command.splitlines():
         try:
@@ -188,83 +179,74 @@ def _typed(command: str, option: str) -> str | None:
     return value
 
 
-def _typed_file(command: str, option: str) -> Path | None:
-    """The file that a recorded command names by `option`, where it is still there."""
-    value = _typed(command, option)
+def _file_in(command: str, option: str) -> Path | None:
+    """The file that a recorded command names by `option`, if it still exists."""
+    value = _option_in(command, option)
     return Path(value) if value is not None and Path(value).is_file() else None
 
 
-# The models, by the digest of their weights.
-
-
 class RecordedModels:
-    """The models of a run.
-
-    Args:
-        run: The folder of the evaluation.
-        record: Of the run.
-        config: Where weights and classes are now.
-    """
+    """The models of the evaluation in the folder `run`, found by the digest of their weights."""
 
     def __init__(self, run: Path, record: RunRecord, config: VerifyConfig) -> None:
         self.run, self.record, self.config = run, record, config
         self.task: Task[Any] = EVALUATION_TASKS[record.task]()
-        self._own = run.parent / WEIGHTS if run.name == "test" else None
+        self._trained_weights = run.parent / WEIGHTS if run.name == "test" else None
 
     @cached_property
     def label_space(self) -> str | None:
-        """What the classes of the models are, where their weights do not say it."""
+        """The label space of the models, where their weights do not name it."""
         name = self.record.dataset.label_space
         if name == FOREGROUND:
             return None
-        typed = self.config.label_space or _typed(self.record.command, "--label-space")
-        if typed is not None:
-            return typed
-        usual = [_usual_space(model) for model in self.record.models]
-        return name if name in BUNDLED_SPACES and any(one != name for one in usual) else None
+        chosen = self.config.label_space or _option_in(self.record.command, "--label-space")
+        if chosen is not None:
+            return chosen
+        defaults = {_default_label_space(model) for model in self.record.models}
+        return name if name in BUNDLED_SPACES and defaults != {name} else None
 
     @cached_property
     def requests(self) -> tuple[ModelRequest, ...]:
-        """For each model of the record the first way of loading it; nothing is loaded yet."""
-        return tuple(next(self._ways(model)) for model in self.record.models)
+        """For each model of the record the first request that may load it; nothing is loaded."""
+        return tuple(next(self._requests_for(model)) for model in self.record.models)
 
     def loaded(self, names: set[str], check: EvaluationCheck) -> dict[str, Model]:
         """The models called `names`, with the recorded weights and preprocessing.
 
-        A training's own weights that are others than those it was evaluated with are a difference;
-        the model is then left out.
+        If the weights of a training have changed since its evaluation, that is a discrepancy, and
+        the model is left out.
 
         Raises:
-            MachineError: The weights of one are not here.
+            MachineError: The weights of a model are not on this machine.
         """
-        models = (model for model in self.record.models if model.name in names)
-        found = {model.name: self._load(model, check) for model in models}
-        return {name: model for name, model in found.items() if model is not None}
+        records = (model for model in self.record.models if model.name in names)
+        models = {record.name: self._load(record, check) for record in records}
+        return {name: model for name, model in models.items() if model is not None}
 
     def _load(self, model: ModelRecord, check: EvaluationCheck) -> Model | None:
-        changed = self._changed(model)
-        if changed is not None:
-            check.differences.append(changed)
+        changed_weights = self._changed_weights(model)
+        if changed_weights is not None:
+            check.differences.append(changed_weights)
             return None
-        tried = []
-        for request in self._ways(model):
+        attempts = []
+        for request in self._requests_for(model):
             try:
                 loaded = load(
                     request, self.record.task, seed=self.record.seed, offline=self.config.offline
                 )
             except RobustError as error:
-                tried.append(f"`{request.weights or request.name}`: {error.what} {error.why}")
+                attempts.append(f"`{request.weights or request.name}`: {error.what} {error.why}")
                 continue
             digest = loaded.facts.weights_sha256
             if digest == model.weights_sha256:
-                return _as_recorded(loaded, model)
-            tried.append(
+                return _with_recorded_preprocessing(loaded, model)
+            attempts.append(
                 f"`{request.weights or request.name}` has weights with the digest {digest[:16]}..."
             )
         raise MachineError(
             f"The weights of `{model.name}` are not here.",
             f"The run had `{model.weights}`, whose digest is {model.weights_sha256[:16]}.... "
-            f"Tried: {'; '.join(tried)}",
+            f"Tried: {'; '.join(attempts)}",
             "Name the file or the training run with these weights: `--weights FILE`"
             + (
                 "."
@@ -273,36 +255,37 @@ class RecordedModels:
             ),
         )
 
-    def _changed(self, model: ModelRecord) -> Discrepancy | None:
+    def _changed_weights(self, model: ModelRecord) -> Discrepancy | None:
         """How the weights of the training of this evaluation differ from those evaluated."""
-        if self._own is None or not self._own.is_file() or "trained here" not in model.pretraining:
+        path = self._trained_weights
+        if path is None or not path.is_file() or "trained here" not in model.pretraining:
             return None
         try:
-            here = state_digest(read_weights(self._own))
+            here = state_digest(read_weights(path))
         except RobustError as error:
             here = error.what
         if here == model.weights_sha256:
             return None
         values = model.weights_sha256, here
-        return Discrepancy("weights", f"digest of `{self._own}`", *values, model.name)
+        return Discrepancy("weights", f"digest of `{path}`", *values, model.name)
 
-    def _ways(self, model: ModelRecord) -> Iterator[ModelRequest]:
-        """How the weights of `model` may be had, the likeliest first; at least one."""
+    def _requests_for(self, model: ModelRecord) -> Iterator[ModelRequest]:
+        """Requests that may load the weights of `model`, the likeliest first; at least one."""
         arguments = dict(model.arguments)
         if model.untrained:
             yield ModelRequest(
                 model.name, None, arguments, label_space=self.label_space, untrained=True
             )
             return
-        own = [] if self._own is None else [self._own]
+        trained = [] if self._trained_weights is None else [self._trained_weights]
         recorded = Path(model.weights)
-        files = [*own, *self.config.weights, recorded, self.run.parent / recorded]
-        here = [file for file in files if file.exists() and model.weights != "none needed"]
-        for file in dict.fromkeys(here):
+        files = [*trained, *self.config.weights, recorded, self.run.parent / recorded]
+        existing = [file for file in files if file.exists() and model.weights != "none needed"]
+        for file in dict.fromkeys(existing):
             request = self._from_file(model, file)
             if request is not None:
                 yield request
-        if not model.pretraining.startswith("unknown") or not here:
+        if not model.pretraining.startswith("unknown") or not existing:
             yield ModelRequest(model.name, None, arguments, label_space=self.label_space)
 
     def _from_file(self, model: ModelRecord, file: Path) -> ModelRequest | None:
@@ -316,35 +299,31 @@ class RecordedModels:
         return ModelRequest(model.name, file, arguments, label_space=self.label_space)
 
 
-def _usual_space(model: ModelRecord) -> str:
+def _default_label_space(model: ModelRecord) -> str:
     try:
         return resolve(model.name).label_space
     except RobustError:
         return model.label_space  # a training's own name
 
 
-def _as_recorded(model: Any, record: ModelRecord) -> Model:
-    """`model` with the preprocessing of the record."""
-    names = [each.name for each in fields(model.preprocessing)]
+def _with_recorded_preprocessing(model: Any, record: ModelRecord) -> Model:
+    names = [field.name for field in fields(model.preprocessing)]
     recorded = {name: getattr(record.preprocessing, name) for name in names}
     preprocessing = type(model.preprocessing)(**recorded)
-    made: Model = type(model)(model.network, preprocessing, facts=model.facts, notes=model.notes)
-    return made
-
-
-# The transforms, with their parameters.
+    same: Model = type(model)(model.network, preprocessing, facts=model.facts, notes=model.notes)
+    return same
 
 
 def find_transforms(
     stored: StoredRows, config: VerifyConfig, check: EvaluationCheck
 ) -> dict[Cell, TransformCell]:
-    """The cells of the run that have the recorded parameters here.
+    """The cells of the run whose transforms have the recorded parameters.
 
     Raises:
-        MachineError: A transform is not here.
+        MachineError: A transform is not on this machine.
     """
-    typed = _typed_file(stored.record.command, "--plugin")
-    plugins = config.plugins or (() if typed is None else (typed,))
+    plugin = _file_in(stored.record.command, "--plugin")
+    plugins = config.plugins or (() if plugin is None else (plugin,))
     cells = {}
     for recorded in stored.record.transforms:
         cell = Cell(recorded.name, recorded.severity)
@@ -358,10 +337,10 @@ def find_transforms(
                 error.why,
                 "Name the file that defines it: `--plugin FILE`.",
             ) from error
-        by_cell = {Cell(one.transform.name, one.severity): one for one in resolved}
-        found = by_cell.get(cell)
-        parameters = None if found is None else _plain(found.transform.parameters(cell.severity))
-        if found is None or parameters != _plain(recorded.parameters):
+        by_cell = {Cell(c.transform.name, c.severity): c for c in resolved}
+        here = by_cell.get(cell)
+        parameters = None if here is None else _plain(here.transform.parameters(cell.severity))
+        if here is None or parameters != _plain(recorded.parameters):
             check.differences.append(
                 Discrepancy(
                     "parameters", "parameters of the transform", recorded.parameters, parameters,
@@ -369,10 +348,10 @@ def find_transforms(
                 )
             )  # fmt: skip
         else:
-            cells[cell] = found
+            cells[cell] = here
     return cells
 
 
 def _plain(parameters: Mapping[str, Any]) -> Any:
-    """`parameters` as they are read back from a record."""
+    """`parameters` after a round trip through JSON, as in a record."""
     return json.loads(json.dumps(parameters, default=str))

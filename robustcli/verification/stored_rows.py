@@ -1,4 +1,4 @@
-"""The rows in the folder of an evaluation, held against the data and against themselves."""
+"""The rows in the folder of an evaluation, checked against the data and for contradictions."""
 
 from __future__ import annotations
 
@@ -34,17 +34,12 @@ class RowBlock:
 
     @property
     def name(self) -> str:
-        """For a list."""
+        """Its parts, joined by slashes."""
         return f"{self.model}/{self.cell.transform}/{self.cell.severity}/{self.number}"
 
 
 class StoredRows:
-    """The rows in the folder of an evaluation, read once, each file by itself.
-
-    Args:
-        run: The folder.
-        record: Of the run.
-    """
+    """The rows in the folder `run` of an evaluation; `damaged` has the unreadable files."""
 
     def __init__(self, run: Path, record: RunRecord) -> None:
         self.run, self.record, self.store = run, record, Store(run)
@@ -55,54 +50,51 @@ class StoredRows:
     def blocks(self) -> list[RowBlock]:
         """All blocks that have a file, in the order of the record."""
         count = -(-self.record.dataset.images // self.record.block_size)
-        return [
+        blocks = (
             RowBlock(model.name, cell, number)
             for model in self.record.models
             for cell in self.cells
             for number in range(count)
-            if self.path(RowBlock(model.name, cell, number)).is_file()
-        ]
+        )
+        return [block for block in blocks if self.path(block).is_file()]
 
     def path(self, block: RowBlock) -> Path:
         """The file of a block."""
         return self.store.prediction_path(block.model, block.cell, block.number)
 
     def rows(self, block: RowBlock) -> list[Row] | None:
-        """The rows of a block; None where its file is damaged."""
+        """The rows of a block; None if its file is damaged."""
         schema = EVALUATION_TASKS[self.record.task]().schema(self.record.dataset)
         return self._read(self.path(block), schema)
 
     def inputs(self, view: str, cell: Cell, number: int) -> dict[str, Row] | None:
-        """What is stored of transformed images, by id; None where there is no readable file."""
+        """The measures of the transformed images, by image id; None without a readable file."""
         path = self.store.input_path(view, cell, number)
         rows = self._read(path, INPUT_SCHEMA) if path.is_file() else None
         return None if rows is None else {str(row["image_id"]): row for row in rows}
 
     @cached_property
     def skipped(self) -> set[str]:
-        """Images that the run could not read."""
+        """The ids of images that the run could not read."""
         return set(self.store.skipped()["image_id"])
 
     @cached_property
     def images(self) -> dict[int, dict[str, bool]]:
-        """The readable images of each block, sorted by id, and whether all of its files have them.
-
-        They are those that at least half of the files have.
-        """
-        seen: dict[int, Counter[str]] = defaultdict(Counter)
+        """By block: the ids that at least half of its files have, and whether all of them do."""
+        counts: dict[int, Counter[str]] = defaultdict(Counter)
         files: Counter[int] = Counter()
         for block in self.blocks:
             rows = self.rows(block)
             if rows is not None:
                 files[block.number] += 1
-                seen[block.number].update({str(row["image_id"]) for row in rows})
+                counts[block.number].update({str(row["image_id"]) for row in rows})
         return {
             number: {
-                name: names[name] == files[number]
-                for name in sorted(names)
-                if 2 * names[name] >= files[number]
+                image_id: count == files[number]
+                for image_id, count in sorted(of_block.items())
+                if 2 * count >= files[number]
             }
-            for number, names in seen.items()
+            for number, of_block in counts.items()
         }
 
     def _read(self, path: Path, schema: pa.Schema) -> list[Row] | None:
@@ -114,43 +106,40 @@ class StoredRows:
         return rows
 
 
-# Held against the data and against themselves.
-
-
 def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: EvaluationCheck) -> None:
     """Adds to `check` the damaged files, and the rows that contradict the data or themselves."""
     comparison = COMPARISONS[stored.record.task]
     for block in stored.blocks:
         rows = stored.rows(block)
         if rows is None:
-            check.differences.append(_damaged(stored, stored.path(block), block))
+            path = stored.path(block)
+            check.differences.append(
+                Discrepancy(
+                    "rows", path.relative_to(stored.run).as_posix(), "a damaged file",
+                    "a file of rows", block.model, block.cell.transform, block.cell.severity,
+                    note=stored.damaged[path],
+                )
+            )  # fmt: skip
             continue
         check.rows += len(rows)
-        names = Counter(str(row["image_id"]) for row in rows)
-        for name in stored.images[block.number]:
-            if name in images and names[name] != 1:
-                wrong = RowDifference(name, "rows of the image", names[name], 1)
-                check.differences.append(row_difference(block, "rows", wrong))
+        counts = Counter(str(row["image_id"]) for row in rows)
+        differences = [
+            RowDifference(image_id, "rows of the image", counts[image_id], 1)
+            for image_id in stored.images[block.number]
+            if image_id in images and counts[image_id] != 1
+        ]
         for row in rows:
-            name = str(row["image_id"])
-            if name not in images:
-                unknown = RowDifference(name, "image", name, None, "no image of the run")
-                check.differences.append(row_difference(block, "rows", unknown))
-                continue
-            for difference in comparison.contradictions(row, images[name]):
-                check.differences.append(row_difference(block, "rows", difference))
+            image_id = str(row["image_id"])
+            if image_id in images:
+                differences += comparison.contradictions(row, images[image_id])
+            else:
+                unknown = RowDifference(image_id, "image", image_id, None, "no image of the run")
+                differences.append(unknown)
+        check.differences += [in_block(block, "rows", difference) for difference in differences]
 
 
-def _damaged(stored: StoredRows, path: Path, block: RowBlock) -> Discrepancy:
-    name = path.relative_to(stored.run).as_posix()
-    return Discrepancy(
-        "rows", name, "a damaged file", "a file of rows", block.model, block.cell.transform,
-        block.cell.severity, note=stored.damaged[path],
-    )  # fmt: skip
-
-
-def row_difference(block: RowBlock, place: str, difference: RowDifference) -> Discrepancy:
-    """The difference in a row of `block`."""
+def in_block(block: RowBlock, place: str, difference: RowDifference) -> Discrepancy:
+    """The discrepancy for a difference in a row of `block`."""
     return Discrepancy(
         place, difference.quantity, difference.stored, difference.recomputed, block.model,
         block.cell.transform, block.cell.severity, difference.image_id, difference.note,
@@ -158,14 +147,14 @@ def row_difference(block: RowBlock, place: str, difference: RowDifference) -> Di
 
 
 def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
-    """Adds to `check` where `results.csv`, if it is there, has other numbers than its rows give.
+    """Adds to `check` the numbers of `results.csv`, if it exists, that its rows do not give.
 
-    Cells whose rows are known to be wrong are left out: their numbers follow the rows.
+    Cells whose rows are known to be wrong are left out, because their numbers follow the rows.
     """
     path = run / "results.csv"
-    if not path.is_file() or any("damaged" in str(one.stored) for one in check.differences):
+    if not path.is_file() or any("damaged" in str(d.stored) for d in check.differences):
         return
-    wrong = {(one.model, one.transform, one.severity) for one in check.differences}
+    wrong = {(d.model, d.transform, d.severity) for d in check.differences}
     try:
         written = _lines_of(pd.read_csv(path, dtype={"model": str, "transform": str}))
     except (ValueError, KeyError) as error:
@@ -179,32 +168,31 @@ def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
             continue
         line = written.get((model, transform, severity))
         if line is None:
-            lines: dict[str, tuple[Any, Any]] = {"line": ("none", "one")}
+            pairs: dict[str, tuple[Any, Any]] = {"line": ("none", "one")}
         else:
             both = ((name, (line[name], value)) for name, value in expected.items() if name in line)
-            lines = {name: values for name, values in both if not _same_number(*values)}
-        for quantity, values in lines.items():
-            note = "what its rows give; `robust report` writes it anew"
-            check.differences.append(
-                Discrepancy("results.csv", quantity, *values, model, transform, severity, note=note)
-            )
+            pairs = {name: pair for name, pair in both if not _is_same_number(*pair)}
+        note = "what its rows give; `robust report` writes it anew"
+        check.differences += [
+            Discrepancy("results.csv", quantity, *pair, model, transform, severity, note=note)
+            for quantity, pair in pairs.items()
+        ]
 
 
 def _lines_of(numbers: pd.DataFrame) -> dict[tuple[str, str, int], dict[str, Any]]:
     """The lines of a table of results by model, transform and severity."""
-    keys = ("model", "transform", "severity")
     lines = ({str(k): v for k, v in line.items()} for line in numbers.to_dict("records"))
     return {
-        (str(line[keys[0]]), str(line[keys[1]]), int(line[keys[2]])): {
-            name: value for name, value in line.items() if name not in keys
-        }
+        (str(line.pop("model")), str(line.pop("transform")), int(line.pop("severity"))): line
         for line in lines
     }
 
 
-def _same_number(written: Any, expected: Any) -> bool:
+def _is_same_number(written: Any, expected: Any) -> bool:
     try:
-        one, other = float(written), float(expected)
+        first, second = float(written), float(expected)
     except (TypeError, ValueError):
         return False
-    return (one != one and other != other) or one == other or abs(one - other) <= 1e-9 * abs(other)
+    if first != first or second != second:
+        return first != first and second != second
+    return first == second or abs(first - second) <= 1e-9 * abs(second)

@@ -1,9 +1,9 @@
 """Whether this machine reproduces a run: its rows are checked, and a sample of them recomputed.
 
-All rows are read and held against the data (images, classes, groups) and against themselves. Of
-the blocks (a model, a transform at a severity, up to 128 images) a sample is computed again as the
-run's record says: transformed pixels must have the stored digests, answers must be the same within
-`row_comparison.Tolerance`. Nothing is written.
+All rows are checked against the data (images, classes, groups) and for contradictions. Of the
+blocks (a model, a transform at a severity, up to 128 images) a sample is computed again as the
+run's record says: transformed pixels must have the stored digests, and predictions must agree
+within `row_comparison.Tolerance`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -39,17 +39,20 @@ from robustcli.verification.recorded_inputs import (
     find_images,
     find_transforms,
 )
-from robustcli.verification.row_comparison import COMPARISONS, AnswerAgreement, DeviceKind
+from robustcli.verification.row_comparison import (
+    COMPARISONS,
+    AnswerAgreement,
+    ComparedBlock,
+    DeviceKind,
+)
 from robustcli.verification.stored_rows import (
     RowBlock,
     StoredRows,
     check_rows,
     check_table,
-    row_difference,
+    in_block,
 )
 from robustcli.verification.verification_result import Discrepancy, EvaluationCheck, Verification
-
-# The way from top to bottom.
 
 
 def verify(config: VerifyConfig, listener: Listener | None = None) -> Verification:
@@ -57,11 +60,10 @@ def verify(config: VerifyConfig, listener: Listener | None = None) -> Verificati
 
     Raises:
         UsageError: There is no readable run, or it has nothing to verify yet.
-        MachineError: The data, the weights or a plugin of the run are not here.
+        MachineError: The data, the weights or a plugin of the run are not on this machine.
     """
-    heard = listener or Silent()
     folders = _evaluations(config.run)
-    checks = tuple(_check(folder, config, heard) for folder in folders)
+    checks = tuple(_check(folder, config, listener or Silent()) for folder in folders)
     return Verification(config.run, config.seed, checks)
 
 
@@ -91,9 +93,9 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
     record = read_record(run)
     stored = StoredRows(run, record)
     device = choose_device(config.device)
-    here: DeviceKind = "cpu" if device.type == "cpu" else "mps" if device.type == "mps" else "cuda"
-    comparison = COMPARISONS[record.task]
-    tolerance = comparison.tolerance(record.precision, _kind_of(record.device), here)
+    tolerance = COMPARISONS[record.task].tolerance(
+        record.precision, _device_kind(record.device), _device_kind(device.type)
+    )
     check = EvaluationCheck(run, record.task, record.status, tolerance, blocks=len(stored.blocks))
     if not stored.blocks:
         raise UsageError(
@@ -101,48 +103,43 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
             "Its folder holds no block of rows.",
             "Repeat the command that made it, then verify it.",
         )
-    models = RecordedModels(run, record, config)
-    images = find_images(stored, models, config, check)
+    recorded_models = RecordedModels(run, record, config)
+    images = find_images(stored, recorded_models, config, check)
     cells = find_transforms(stored, config, check)
     check_rows(stored, images, check)
-    blocks = _sampled(stored, config, cells)
-    loaded = models.loaded({block.model for block in blocks}, check)
-    for model in loaded.values():
+    blocks = _sample_blocks(stored, config, cells)
+    models = recorded_models.loaded({block.model for block in blocks}, check)
+    for model in models.values():
         model.to(device, record.precision)
-    blocks = [block for block in blocks if block.model in loaded]
+    blocks = [block for block in blocks if block.model in models]
     check.sampled = [block.name for block in blocks]
-    check.causes = _causes(record, device_name(device), loaded)
-    _recompute(stored, blocks, loaded, cells, images, check, listener)
+    check.causes = _causes(record, device_name(device), models)
+    _recompute(stored, blocks, models, cells, images, check, listener)
     check_table(run, record, check)
     return check
 
 
-def _kind_of(device: str) -> DeviceKind:
-    """The kind of the device that a record names in words."""
+def _device_kind(device: str) -> DeviceKind:
+    """The kind of a device, by its type or by its description in a record."""
     return "cpu" if device.startswith("cpu") else "mps" if device.startswith("mps") else "cuda"
 
 
-# The sample, recomputed.
-
-
-def _sampled(
+def _sample_blocks(
     stored: StoredRows, config: VerifyConfig, cells: Mapping[Cell, TransformCell]
 ) -> list[RowBlock]:
-    """The blocks to recompute: of every model and transform one, as far as the sample reaches.
+    """The blocks to recompute: first one of every model and transform, then a second one of each.
 
     Which ones depends on the seed and the name of each block alone.
     """
-    ranked: dict[tuple[str, Cell], list[RowBlock]] = defaultdict(list)
-    order = sorted(
-        (block for block in stored.blocks if block.cell in cells),
-        key=lambda block: identity_seed("verify", config.seed, block.name),
-    )
-    keyed = []
-    for block in order:
-        ranked[block.model, block.cell].append(block)
-        keyed.append((len(ranked[block.model, block.cell]), block))
-    keyed.sort(key=lambda pair: pair[0])  # stable: within a round in the order of the seed
-    return [block for _, block in keyed][: config.sample]
+    blocks = [block for block in stored.blocks if block.cell in cells]
+    blocks.sort(key=lambda block: identity_seed("verify", config.seed, block.name))
+    counts: dict[tuple[str, Cell], int] = defaultdict(int)
+    rounds: dict[RowBlock, int] = {}
+    for block in blocks:
+        rounds[block] = counts[block.model, block.cell]
+        counts[block.model, block.cell] += 1
+    blocks.sort(key=lambda block: rounds[block])  # stable: within a round in the order of the seed
+    return blocks[: config.sample]
 
 
 def _recompute(
@@ -154,6 +151,7 @@ def _recompute(
     check: EvaluationCheck,
     listener: Listener,
 ) -> None:
+    """Computes `blocks` again and adds to `check` how they differ from the stored ones."""
     record = stored.record
     task: Task[Any] = EVALUATION_TASKS[record.task]()
     config = EvalConfig(
@@ -171,29 +169,30 @@ def _recompute(
         parts_of(pieces, task.batch_sizes[device.type]), task.preparation(models, cells, config)
     )
     predictors = {name: task.predictor(model, record.dataset) for name, model in models.items()}
-    rows = {block: _by_id(stored.rows(block)) for block in blocks}
-    inputs: dict[tuple[str, Cell, int], dict[str, Row] | None] = {}
+    rows = {
+        block: {str(row["image_id"]): row for row in stored.rows(block) or ()} for block in blocks
+    }
+    inputs: dict[tuple[str, Cell, int], dict[str, Row]] = {}
     for batch in batch_stream(source, 0, pin=False):
         if isinstance(batch, RobustError):
             raise batch
         for view in batch.measures:
             key = (view, batch.cell, batch.block)
             if key not in inputs:
-                inputs[key] = stored.inputs(*key)
-            check.differences += _pixel_differences(batch, view, inputs[key] or {}, check)
-        check.differences += _unreadable(batch, stored.skipped)
+                inputs[key] = stored.inputs(*key) or {}
+            check.differences += _pixel_differences(batch, view, inputs[key], check)
+        check.differences += [
+            Discrepancy("rows", "image", "readable", "unreadable", image_id=image_id, note=reason)
+            for image_id, reason in batch.unreadable
+            if image_id not in stored.skipped
+        ]
         for name in batch.models if batch.image_ids else ():
-            block, agreement = RowBlock(name, batch.cell, batch.block), AnswerAgreement()
-            found = COMPARISONS[record.task].compare(
-                batch, predictors[name], rows[block], check.tolerance, agreement
-            )
-            check.differences += [row_difference(block, "predictions", one) for one in found]
-            check.agreement.add(agreement)
+            block = RowBlock(name, batch.cell, batch.block)
+            compared = ComparedBlock(rows[block], check.tolerance.value, AnswerAgreement())
+            differences = COMPARISONS[record.task].compare(batch, predictors[name], compared)
+            check.differences += [in_block(block, "predictions", d) for d in differences]
+            check.agreement.add(compared.agreement)
         listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
-
-
-def _by_id(rows: list[Row] | None) -> dict[str, Row]:
-    return {str(row["image_id"]): row for row in rows or ()}
 
 
 def _piece(
@@ -211,43 +210,33 @@ def _piece(
 def _pixel_differences(
     batch: Batch[Any], view: str, stored: Mapping[str, Row], check: EvaluationCheck
 ) -> Iterator[Discrepancy]:
-    """Transformed images whose pixels are not the stored ones."""
-    for image_id, made in zip(batch.image_ids, batch.measures[view], strict=True):
+    """The transformed images whose pixels are not the stored ones."""
+    for image_id, measures in zip(batch.image_ids, batch.measures[view], strict=True):
         row = stored.get(image_id)
         check.pixels += 1
-        quantity, before, now = "digest of the pixels", "no readable row", made.digest
+        quantity, before, now = "digest of the pixels", "no readable row", measures.digest
         if row is not None:
             before = str(row["digest"])
         if before == now and row is not None:
             check.equal_pixels += 1
-            if _same_psnr(row["psnr_db"], made.psnr_db) and row["changed"] == made.changed:
+            psnr_db = row["psnr_db"]
+            if _is_same_psnr(psnr_db, measures.psnr_db) and row["changed"] == measures.changed:
                 continue
-            quantity, before, now = "PSNR (dB)", str(row["psnr_db"]), str(made.psnr_db)
+            quantity, before, now = "PSNR (dB)", str(psnr_db), str(measures.psnr_db)
         cell = batch.cell
         yield Discrepancy(
             "pixels", quantity, before, now, None, cell.transform, cell.severity, image_id
         )
 
 
-def _same_psnr(stored: Any, made: float) -> bool:
+def _is_same_psnr(stored: Any, recomputed: float) -> bool:
     if stored is None or stored != stored:
-        return made != made
-    return float(stored) == made or abs(float(stored) - made) <= 1e-9 * abs(made)
-
-
-def _unreadable(batch: Batch[Any], skipped: set[str]) -> Iterator[Discrepancy]:
-    for image_id, reason in batch.unreadable:
-        if image_id not in skipped:
-            yield Discrepancy(
-                "rows", "image", "readable", "unreadable", image_id=image_id, note=reason
-            )
-
-
-# Where a difference may come from.
+        return recomputed != recomputed
+    return float(stored) == recomputed or abs(float(stored) - recomputed) <= 1e-9 * abs(recomputed)
 
 
 def _causes(record: RunRecord, device: str, models: Mapping[str, Model]) -> list[str]:
-    """Versions, device and backends that are others here than in the record."""
+    """Versions, device and scan backends that differ between this machine and the record."""
     here = versions()
     causes = [
         f"{name} {here.get(name, 'not installed')} here, {record.versions.get(name, 'none')} then"

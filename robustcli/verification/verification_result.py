@@ -1,4 +1,4 @@
-"""What a verification finds: differences, how far answers agree, and all of it as text or JSON."""
+"""The result of a verification: discrepancies and agreement, as text or JSON."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from typing import Any
 from robustcli.core.names import TaskName
 from robustcli.verification.row_comparison import COMPARISONS, AnswerAgreement, Tolerance
 
-_SHOWN = 10
-"""Differences in a text; JSON has all."""
+_MOST_IN_TEXT = 10
+"""Discrepancies that the text lists; JSON has all."""
 
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """Something of the run that is not as this machine computes it.
+    """A stored value that this machine does not reproduce.
 
     Args:
-        place: What it is about: `predictions`, `pixels`, `rows`, `parameters`, `weights`,
-            `results.csv`.
+        place: `predictions`, `pixels`, `rows`, `parameters`, `weights` or `results.csv`.
         quantity: Which number or text differs.
-        stored: In the run.
-        recomputed: Here, or what it contradicts.
-        model: Its name; None where it is no model's.
-        transform: With `severity`, under which it was.
+        stored: Its value in the run.
+        recomputed: Its value here, or the value that it contradicts.
+        model: None if no model is concerned.
+        transform: With `severity`, the cell; None if no cell is concerned.
         severity: 0 for the transform's full range.
-        image_id: Of the image; None for a whole file.
-        note: More on it.
+        image_id: None for a whole file.
+        note: An explanation.
     """
 
     place: str
@@ -44,17 +43,17 @@ class Discrepancy:
 
     @property
     def words(self) -> str:
-        """The difference in a line."""
-        at = f"{self.transform}, severity {self.severity}" if self.severity else self.transform
-        where = [
+        """The discrepancy in one line."""
+        cell = f"{self.transform}, severity {self.severity}" if self.severity else self.transform
+        subjects = [
             f"`{self.model}`" if self.model else "",
-            f"under {at}" if at else "",
+            f"under {cell}" if cell else "",
             f"`{self.image_id}`" if self.image_id else "",
         ]
-        named = " ".join(part for part in where if part)
+        subject = " ".join(filter(None, subjects))
         note = f" ({self.note})" if self.note else ""
         values = f"stored {_shown(self.stored)}, here {_shown(self.recomputed)}"
-        return f"{self.place}: {named}{', ' if named else ''}{self.quantity}: {values}{note}"
+        return f"{self.place}: {subject}{', ' if subject else ''}{self.quantity}: {values}{note}"
 
 
 def _shown(value: Any) -> str:
@@ -63,21 +62,21 @@ def _shown(value: Any) -> str:
 
 @dataclass
 class EvaluationCheck:
-    """One evaluation, held against what this machine computes.
+    """One evaluation, compared with what this machine computes.
 
     Args:
         run: Its folder.
-        task: Of its models.
-        status: Of its record.
-        blocks: In the run.
-        sampled: Of them recomputed, as `model/transform/severity/block`.
-        rows: All rows of models that were read and held against the data.
+        task: The task of its models.
+        status: The status in its record.
+        tolerance: The largest difference that counts as reproduced.
+        blocks: Blocks of the run.
+        sampled: Recomputed blocks, as `model/transform/severity/block`.
+        rows: All rows of models that were read and compared with the data.
         pixels: Transformed images whose digest was compared.
-        equal_pixels: Of them with the stored digest.
-        agreement: Of the recomputed answers.
-        tolerance: What counts as the same answer.
-        differences: What is not as it should be.
-        causes: Versions, devices and backends that differ: where a difference may come from.
+        equal_pixels: Those with the stored digest.
+        agreement: How the recomputed predictions agree.
+        differences: What is not reproduced.
+        causes: Versions, devices and backends that differ and may cause differences.
         notes: What could not be compared, and why.
     """
 
@@ -111,12 +110,12 @@ class Verification:
 
     @property
     def reproduced(self) -> bool:
-        """Whether this machine reproduces all that was compared."""
+        """Whether this machine reproduces everything that was compared."""
         return all(check.reproduced for check in self.checks)
 
     def as_json(self) -> str:
-        """All of it as a JSON document."""
-        checks = [
+        """The complete result as a JSON document."""
+        evaluations = [
             {
                 "run": str(check.run),
                 "reproduced": check.reproduced,
@@ -127,32 +126,26 @@ class Verification:
                 "pixels": {"compared": check.pixels, "equal": check.equal_pixels},
                 "answers": asdict(check.agreement),
                 "tolerance": asdict(check.tolerance),
-                "differences": [asdict(one) for one in check.differences],
+                "differences": [asdict(difference) for difference in check.differences],
                 "differs_here": check.causes,
                 "notes": check.notes,
             }
             for check in self.checks
         ]
-        whole = {
-            "run": str(self.run),
-            "reproduced": self.reproduced,
-            "seed": self.seed,
-            "evaluations": checks,
-        }
-        return json.dumps(whole, indent=1, default=str)
+        head = {"run": str(self.run), "reproduced": self.reproduced, "seed": self.seed}
+        return json.dumps({**head, "evaluations": evaluations}, indent=1, default=str)
 
     def as_text(self) -> str:
-        """All of it in lines, the answer first."""
-        answer = "reproduces" if self.reproduced else "does NOT reproduce"
-        lines = [f"This machine {answer} `{self.run}`."]
+        """The result in lines, the verdict first."""
+        verdict = "reproduces" if self.reproduced else "does NOT reproduce"
+        lines = [f"This machine {verdict} `{self.run}`."]
         for check in self.checks:
             lines += ["", *_lines(check)]
         return "\n".join(lines)
 
 
 def _lines(check: EvaluationCheck) -> Iterator[str]:
-    task = COMPARISONS[check.task]
-    agreement = check.agreement
+    comparison, agreement = COMPARISONS[check.task], check.agreement
     yield f"{check.run}"
     yield (
         f"  recomputed: {len(check.sampled):,} of {check.blocks:,} blocks; "
@@ -162,16 +155,17 @@ def _lines(check: EvaluationCheck) -> Iterator[str]:
     if agreement.rows:
         tied = f", {agreement.tied:,} tied within the tolerance" if agreement.tied else ""
         yield (
-            f"  equal {task.answers}: {agreement.equal:,} of {agreement.rows:,} "
+            f"  equal {comparison.answers}: {agreement.equal:,} of {agreement.rows:,} "
             f"({agreement.equal / agreement.rows:.2%}){tied}"
         )
-        yield f"  {task.largest}: {agreement.largest:.3g}; tolerance {check.tolerance.words}"
+        yield f"  {comparison.largest}: {agreement.largest:.3g}; tolerance {check.tolerance.words}"
     for note in check.notes:
         yield f"  note: {note}"
-    for difference in check.differences[:_SHOWN]:
+    for difference in check.differences[:_MOST_IN_TEXT]:
         yield f"  differs: {difference.words}"
-    if len(check.differences) > _SHOWN:
-        yield f"  ... and {len(check.differences) - _SHOWN:,} more differences (`--json` has all)"
+    if len(check.differences) > _MOST_IN_TEXT:
+        more = len(check.differences) - _MOST_IN_TEXT
+        yield f"  ... and {more:,} more differences (`--json` has all)"
     if check.causes:
         title = "likely causes" if check.differences else "differs here without effect"
         yield f"  {title}: {'; '.join(check.causes)}"

@@ -18,8 +18,8 @@ from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
-from robustcli.evaluation.published_corruptions import bind_published, find_published, read_parity
-from robustcli.evaluation.record import read_record
+from robustcli.evaluation.published_corruptions import bind_published, find_published
+from robustcli.evaluation.record import PARITY, read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.paired import class_difference
 from robustcli.metrics.severity_scores import ALEXNET_ERROR, corruption_errors
@@ -327,7 +327,7 @@ def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
         published=(tree,), severities=(1,), apply_at="crop", models=(model,),
     )  # fmt: skip
     run = run_evaluation(settings)
-    by_name = {one.transform: one for one in read_parity(run)}
+    by_name = {one.transform: one for one in PARITY.read(run)}
     assert by_name["published_gaussian_noise"].identical == 12
     assert by_name["published_gaussian_noise"].psnr_db is None
     lines = {line.corruption: line for line in read_findings(run).parity}

@@ -16,8 +16,8 @@ from robustcli.transforms.base import Cell
 from robustcli.verification.row_comparison import (
     COMPARISONS,
     AnswerAgreement,
+    ComparedBlock,
     RowDifference,
-    Tolerance,
 )
 
 PROBABILITIES = np.array(
@@ -65,9 +65,8 @@ def compared(
     rows: dict[str, Row], here: np.ndarray = PROBABILITIES, tolerance: float = 1e-4
 ) -> tuple[list[RowDifference], AnswerAgreement]:
     agreement = AnswerAgreement()
-    allowed = Tolerance(tolerance, "fp32", "cpu", "cpu", "of probability")
-    found = COMPARISONS["cls"].compare(BATCH, Table(here), rows, allowed, agreement)
-    return list(found), agreement
+    block = ComparedBlock(rows, tolerance, agreement)
+    return list(COMPARISONS["cls"].compare(BATCH, Table(here), block)), agreement
 
 
 def test_the_same_answers_have_no_difference() -> None:
@@ -159,9 +158,8 @@ class Counts:
 
 def mask_compared(**changes: Any) -> tuple[list[str], AnswerAgreement]:
     agreement, rows = AnswerAgreement(), {"a": MASK | OUTLINES | changes}
-    allowed = Tolerance(1e-3, "fp32", "cpu", "cuda", "of the pixels of an image")
-    found = COMPARISONS["seg"].compare(BATCH, Counts(), rows, allowed, agreement)
-    return [one.quantity for one in found], agreement
+    differences = COMPARISONS["seg"].compare(BATCH, Counts(), ComparedBlock(rows, 1e-3, agreement))
+    return [difference.quantity for difference in differences], agreement
 
 
 def test_counts_may_differ_by_a_share_of_the_pixels() -> None:
