@@ -19,9 +19,8 @@ from robustcli.transforms.base import CLEAN, Cell
 def table(run: Path) -> pd.DataFrame:
     """One row per (model, transform, severity) in the order of `run.json`.
 
-    The columns are those of the run's task in `metrics.columns`.
-    Shares are fractions in [0, 1]; a number that cannot be given is NaN.
-    A cell that is not finished is kept and counts the images it has; one cell is read at a time.
+    The columns are those of the run's task in `metrics.columns`. Shares are fractions in [0, 1]; an
+    undefined number is NaN. Unfinished cells are kept and count the images that they have.
     """
     record, store = read_record(run), Store(run)
     changes: dict[tuple[str, Cell], ImageChange] = {}

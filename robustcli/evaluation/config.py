@@ -1,4 +1,4 @@
-"""What a user asked `robust eval` for, before anything is looked up."""
+"""The settings of `robust eval`, before anything is looked up."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class EvalConfig(TaskConfig):
     command: str = "robustcli.evaluate(...)"
 
     def directory(self, digest: str) -> Path:
-        """Where the run goes: `out`, else a folder named by the first model and a hash of settings.
+        """The run's folder: `out`, or one named by the first model and a hash of the settings.
 
         Args:
-            digest: The hash of the image list. Models and transforms are not hashed, so that adding
-                one continues the same run; everything that changes existing rows is.
+            digest: The hash of the image list. Settings that change existing rows are hashed;
+                models and transforms are not, so that adding one continues the same run.
         """
         if self.out is not None:
             return self.out
@@ -56,12 +56,12 @@ class EvalConfig(TaskConfig):
 
 
 def _changes(request: ModelRequest) -> object:
-    said: tuple[object, ...] = (
-        request.weights,
-        dict(request.arguments),
-        dict(request.preprocessing),
-        request.untrained,
-    )
-    if request.classes is not None:
-        said = (*said, request.classes)
-    return [request.name, *said] if any(said) else None
+    options = [
+        *(request.weights, dict(request.arguments), dict(request.preprocessing)),
+        *(
+            (request.untrained,)
+            if request.classes is None
+            else (request.untrained, request.classes)
+        ),
+    ]
+    return [request.name, *options] if any(options) else None

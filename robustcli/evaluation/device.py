@@ -1,4 +1,4 @@
-"""The device a run computes on, and what it used of it."""
+"""The device of a run, and the memory, utilisation and energy that it used."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ def choose_device(name: str, place: Ranks | None = None) -> torch.device:
 
     Args:
         name: As `--device` takes it.
-        place: Of this process among those that share the work: each gets the CUDA device of its
-            number on its machine.
+        place: The rank of this process: each process of a machine gets its own CUDA device.
 
     Raises:
         UsageError: `name` is no device, or this machine lacks it.
     """
-    asked = name
+    option = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     try:
@@ -36,12 +35,12 @@ def choose_device(name: str, place: Ranks | None = None) -> torch.device:
             f"`--device {name}` is no device.", "", "Use auto, cpu, cuda, cuda:1 or mps."
         ) from error
     if place is not None and place.local_world > 1:
-        device = _own_device(device, place)
-    missing = {"cuda": not _has_cuda(device.index), "mps": not _has_mps()}.get(device.type, False)
-    if missing:
+        device = _device_of_rank(device, place)
+    has_cuda = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if not {"cuda": has_cuda, "mps": _has_mps()}.get(device.type, True):
         sharing = place is not None and place.local_world > 1
         raise UsageError(
-            f"`--device {asked}` is not on this machine"
+            f"`--device {option}` is not on this machine"
             + (f" for process {place.local_rank} of {place.local_world}." if place and sharing
                else "."),
             f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
@@ -54,12 +53,8 @@ def choose_device(name: str, place: Ranks | None = None) -> torch.device:
     return device
 
 
-def _own_device(device: torch.device, place: Ranks) -> torch.device:
-    """The device of one of several processes on a machine.
-
-    Raises:
-        UsageError: They would all share one.
-    """
+def _device_of_rank(device: torch.device, place: Ranks) -> torch.device:
+    """The device of one of several processes; raises UsageError if all would share one."""
     if device.type == "cpu":
         return device
     if device.type == "cuda" and device.index is None:
@@ -71,16 +66,12 @@ def _own_device(device: torch.device, place: Ranks) -> torch.device:
     )
 
 
-def _has_cuda(index: int | None) -> bool:
-    return torch.cuda.is_available() and (index or 0) < torch.cuda.device_count()
-
-
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, as reports name it."""
+    """The device as reports name it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     machine = platform.processor() or platform.machine()
@@ -90,7 +81,7 @@ def device_name(device: torch.device) -> str:
 class DeviceMonitor:
     """Measures peak memory, utilisation and energy of a CUDA device between enter and exit.
 
-    On other devices, or where NVML does not answer, the values it cannot have are None.
+    On other devices, or if NVML does not answer, the unknown values are None.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -117,7 +108,7 @@ class DeviceMonitor:
         self._stop.set()
 
     def use(self) -> DeviceUse | None:
-        """What was used so far; None on devices other than CUDA."""
+        """The usage so far; None on devices other than CUDA."""
         if self.device.type != "cuda":
             return None
         now = _energy(self._handle)
@@ -153,7 +144,7 @@ def _nvml_handle(device: torch.device) -> object | None:
 
 
 def _energy(handle: object | None) -> int | None:
-    """Millijoules since the driver was loaded; None where the device does not count them."""
+    """Millijoules since the driver was loaded; None if the device does not count them."""
     import pynvml
 
     try:

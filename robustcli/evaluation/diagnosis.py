@@ -1,4 +1,4 @@
-"""What this machine has for a run: versions, devices, scan backends, caches, disk."""
+"""Diagnoses this machine: versions, devices, scan backends, caches, disk."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Check:
 
 def diagnose() -> list[Check]:
     """Every check, in the order of the output. Takes a few seconds: kernels are tried for real."""
-    return [*_versions(), *_devices(), *_backends(), *_places()]
+    return [*_versions(), *_devices(), *_backends(), *_storage()]
 
 
 def _versions() -> Iterator[Check]:
-    for name, found in versions().items():
-        yield Check(name, "ok", found)
+    for name, version in versions().items():
+        yield Check(name, "ok", version)
     try:
         import torchvision.ops  # noqa: F401  a pair that does not fit fails here
     except (ImportError, RuntimeError) as error:
@@ -61,7 +61,9 @@ def _devices() -> Iterator[Check]:
 
 def _backends() -> Iterator[Check]:
     try:
-        serving = {device: choose_backend(device, torch.float32) for device in _computing()}
+        gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        kinds = ["cpu", *(kind for kind, available in gpus.items() if available)]
+        serving = {kind: choose_backend(torch.device(kind), torch.float32) for kind in kinds}
     except RobustError as error:
         yield Check("scan", "broken", f"{error.what} {error.why}")
         return
@@ -70,28 +72,23 @@ def _backends() -> Iterator[Check]:
         if reason is not None:
             yield Check(f"scan: {name}", "broken" if isinstance(reason, Broken) else "off", reason)
             continue
-        error_found = worst_error(backend)
-        serves = "".join(f"serves {d.type}, " for d, chosen in serving.items() if chosen == name)
+        largest_error = worst_error(backend)
+        serves = "".join(f"serves {kind}, " for kind, chosen in serving.items() if chosen == name)
         how = f", {cpu.describe()}" if name == "cpu" else ""
         yield Check(
             f"scan: {name}",
-            "ok" if error_found < MOST_ERROR else "broken",
-            f"{serves}differs from the float64 reference by {error_found:.1e} at most{how}",
+            "ok" if largest_error < MOST_ERROR else "broken",
+            f"{serves}differs from the float64 reference by {largest_error:.1e} at most{how}",
         )
 
 
-def _computing() -> list[torch.device]:
-    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return [torch.device("cpu"), *(torch.device(name) for name, there in gpus.items() if there)]
-
-
-def _places() -> Iterator[Check]:
+def _storage() -> Iterator[Check]:
     home = data_home()
     existing = next(p for p in (home, *home.parents) if p.exists())
     yield Check("downloads", "ok", f"{home}, {_free(existing)} free")
     yield Check("this folder", "ok", f"{Path.cwd()}, {_free(Path.cwd())} free")
-    here = [entry.name for entry in CATALOGUE.values() if is_here(entry)]
-    yield Check("weights here", "ok", ", ".join(here) or "none")
+    downloaded = [entry.name for entry in CATALOGUE.values() if is_here(entry)]
+    yield Check("weights here", "ok", ", ".join(downloaded) or "none")
 
 
 def _free(path: Path) -> str:

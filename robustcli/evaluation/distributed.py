@@ -1,12 +1,12 @@
-"""Several processes on one evaluation: who they are, what each computes, and who tells of it.
+"""Several processes on one evaluation: ranks, messages, heartbeats, and started processes.
 
-Rank 0 opens the run's folder, looks once at what is missing, and deals the pieces of work to all
-ranks by number. Before that every rank says what it would compute with (data, weights, transforms,
-versions), and a rank that differs is refused. At the end rank 0 waits for the others and holds the
-plan against the folder. Messages go through a key-value store: the one of torchrun, SLURM or MPI,
-or for `--devices N` one on the loopback address. They are JSON; nothing received is executed.
+Rank 0 opens the run's folder, finds the missing work once, and assigns its pieces to all ranks by
+number. Before that every rank sends its inputs (data, weights, transforms, versions), and a rank
+with other inputs is refused. At the end rank 0 waits for the others and checks the folder against
+the plan. Messages go through a key-value store: that of torchrun, SLURM or MPI, or for
+`--devices N` one on the loopback address. They are JSON; nothing received is executed.
 
-Nobody waits for ever: a waiting rank watches whether those it waits for still give signs of life.
+A waiting rank watches the heartbeats of the ranks it waits for, so none waits for ever.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
 
 RANK_BEAT_SECONDS = 1.0
-RANK_SILENCE_SECONDS = 60.0  # a rank that gives no sign of life for so long is taken for dead
+RANK_SILENCE_SECONDS = 60.0  # a rank without a heartbeat for this long counts as dead
 _POLL_SECONDS = 0.1
-_END_SECONDS = 10.0  # given to started processes to end by themselves
+_END_SECONDS = 10.0  # for started processes to end by themselves
 _CHILD = "import sys; from robustcli.evaluation.evaluate import help_first; sys.exit(help_first())"
 _KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
 
 
 class FirstProcessFailed(SystemExit):
-    """Ends a rank because rank 0 has failed, which says why; this rank need not say it again."""
+    """Ends a rank because rank 0 has failed and reports the error itself."""
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Group:
     """The ranks of one evaluation, as one of them sees them.
 
     Args:
-        place: This process among them.
-        messages: What they share; None where there is only one.
+        place: The rank of this process.
+        messages: The store that they share; None for a single process.
         children: The processes that this one started, by rank.
     """
 
@@ -73,10 +73,10 @@ class Group:
 
     @contextmanager
     def alive(self, listener: Listener) -> Iterator[Listener]:
-        """Gives signs of life, tells the others of an error, and sums up everybody's progress.
+        """Sends heartbeats, reports an error to the other ranks, and adds up their progress.
 
-        Yields the listener to use: of rank 0, `listener` hearing of all; of the others, one that
-        tells rank 0.
+        Yields the listener to use: at rank 0, `listener` with the progress of all ranks; at the
+        others, one that sends progress to rank 0.
         """
         if self.messages is None:
             yield listener
@@ -101,34 +101,33 @@ class Group:
             thread.join()
 
     def gather(self, name: str, value: object) -> dict[int, Any]:
-        """At rank 0, what every rank calls `name`; at the others an empty dictionary.
+        """At rank 0, the value of every rank under `name`; at the others an empty dictionary.
 
         Raises:
-            RobustError: A rank failed or gives no sign of life.
+            RobustError: A rank failed or died.
         """
         if self.messages is None:
             return {0: value}
         self.messages.set(f"{name}/{self.place.rank}", json.dumps(value))
         if not self.first:
             return {}
-        others = range(1, self.place.world)
-        gone = self._await({rank: f"{name}/{rank}" for rank in others})
-        if gone:
-            raise self._dead(gone)
         keys = {rank: f"{name}/{rank}" for rank in range(self.place.world)}
+        dead_ranks = self._await({rank: key for rank, key in keys.items() if rank})
+        if dead_ranks:
+            raise self._dead(dead_ranks)
         return {rank: json.loads(self.messages.get(key)) for rank, key in keys.items()}
 
     def tell(self, name: str, value: object) -> None:
-        """Rank 0 gives the others what they `hear`."""
+        """Sends a value from rank 0 to the others, which `hear` it."""
         if self.messages is not None:
             self.messages.set(name, json.dumps(value))
 
     def hear(self, name: str) -> Any:
-        """What rank 0 tells.
+        """The value that rank 0 sends under `name`.
 
         Raises:
-            FirstProcessFailed: It failed.
-            RunError: It gives no sign of life.
+            FirstProcessFailed: Rank 0 failed.
+            RunError: Rank 0 died.
         """
         assert self.messages is not None
         if self._await({0: name}):
@@ -136,10 +135,10 @@ class Group:
         return json.loads(self.messages.get(name))
 
     def finish(self) -> list[int]:
-        """Says that this rank's share is computed; rank 0 waits for the others.
+        """Reports that this rank's share is computed; rank 0 waits for the others.
 
         Returns:
-            At rank 0, the ranks that ended without a word.
+            At rank 0, the ranks that died.
 
         Raises:
             RobustError: A rank failed; the message is its own.
@@ -153,40 +152,40 @@ class Group:
         return self._await({rank: f"done/{rank}" for rank in range(1, self.place.world)})
 
     def _await(self, keys: Mapping[int, str]) -> list[int]:
-        """Waits until the store has every rank's key; the ranks that died before."""
+        """Waits until the store has every rank's key; returns the ranks that died before."""
         assert self.messages is not None
-        waiting, gone = dict(keys), []
+        waiting, dead_ranks = dict(keys), []
         while waiting:
             for rank, key in list(waiting.items()):
                 with _first_process_lost():
-                    there = self.messages.check([key])
-                    failed = not there and self.messages.check([f"error/{rank}"])
-                if there:
+                    arrived = self.messages.check([key])
+                    failed = not arrived and self.messages.check([f"error/{rank}"])
+                if arrived:
                     del waiting[rank]
                 elif failed:
                     self._raise_error_of(rank)
-                elif self._is_dead(rank) and not self.messages.check([key]):  # its last word
-                    gone.append(rank)
+                elif self._is_dead(rank) and not self.messages.check([key]):
+                    dead_ranks.append(rank)
                     del waiting[rank]
             if waiting:
                 time.sleep(_POLL_SECONDS)
-        return gone
+        return dead_ranks
 
     def _is_dead(self, rank: int) -> bool:
         assert self.messages is not None
         if rank in self.children:
             return self.children[rank].poll() is not None
         count = self.messages.add(f"beat/{rank}", 0)
-        last, since = self._beats.get(rank, (-1, 0.0))
-        if count != last:
+        last_count, last_time = self._beats.get(rank, (-1, 0.0))
+        if count != last_count:
             self._beats[rank] = (count, time.monotonic())
             return False
-        return time.monotonic() - since > RANK_SILENCE_SECONDS
+        return time.monotonic() - last_time > RANK_SILENCE_SECONDS
 
     def _beat(self, everyone: _Everyone | _Counter) -> None:
         assert self.messages is not None
         while not self._stop.wait(RANK_BEAT_SECONDS):
-            with suppress(RuntimeError):  # rank 0 is gone: noticed where something depends on it
+            with suppress(RuntimeError):  # rank 0 is gone: noticed by what depends on it
                 self.messages.add(f"beat/{self.place.rank}", 1)
                 everyone.look()
         with suppress(RuntimeError):
@@ -195,7 +194,9 @@ class Group:
     def _fail(self, error: Mapping[str, str]) -> None:
         assert self.messages is not None
         with suppress(RuntimeError):
-            self.messages.set(f"error/{self.place.rank}", json.dumps({**error, "host": _host()}))
+            self.messages.set(
+                f"error/{self.place.rank}", json.dumps({**error, "host": socket.gethostname()})
+            )
 
     def _raise_error_of(self, rank: int) -> None:
         assert self.messages is not None
@@ -203,29 +204,28 @@ class Group:
         kind = _KINDS[error["kind"]]
         if rank == 0:
             raise FirstProcessFailed(kind.exit_code)
-        who = f"Process {rank} of {self.place.world} ({error['host']}): "
-        raise kind(who + error["what"], error["why"], error["todo"])
+        sender = f"Process {rank} of {self.place.world} ({error['host']}): "
+        raise kind(sender + error["what"], error["why"], error["todo"])
 
-    def _dead(self, gone: Sequence[int]) -> RunError:
+    def _dead(self, dead_ranks: Sequence[int]) -> RunError:
         return RunError(
-            f"{in_words(gone, self.place.world)} ended without a word.",
+            f"{in_words(dead_ranks, self.place.world)} ended without a word.",
             "It was killed (out of memory?) or its machine is gone.",
             "See what it printed; the same command goes on.",
         )
 
 
-def in_words(gone: Sequence[int], world: int) -> str:
-    """The ranks `gone` for a message."""
-    numbers = ", ".join(map(str, gone))
-    return f"Process{'es' if len(gone) > 1 else ''} {numbers} of {world}"
+def in_words(ranks: Sequence[int], world: int) -> str:
+    """`Process 1 of 4`, or `Processes 1, 3 of 4`."""
+    return f"Process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {world}"
 
 
 class _Everyone:
-    """Rank 0's listener: what others advanced counts as well."""
+    """The listener of rank 0, which adds the progress of the other ranks."""
 
     def __init__(self, messages: Store, listener: Listener) -> None:
         self._messages, self._listener = messages, listener
-        self._lock, self._heard = threading.Lock(), 0
+        self._lock, self._reported = threading.Lock(), 0
         self._started = False
 
     def say(self, text: str) -> None:
@@ -245,16 +245,16 @@ class _Everyone:
             self._listener.advance(count)
 
     def look(self) -> None:
-        """Passes on what the others have done since the last look."""
+        """Passes on the progress of the others since the last call."""
         with self._lock:
             count = self._messages.add("progress", 0) if self._started else 0
-            if count > self._heard:
-                self._listener.advance(count - self._heard)
-                self._heard = count
+            if count > self._reported:
+                self._listener.advance(count - self._reported)
+                self._reported = count
 
 
 class _Counter(Silent):
-    """The listener of the other ranks: tells rank 0 how much was done."""
+    """The listener of the other ranks, which sends their progress to rank 0."""
 
     def __init__(self, messages: Store) -> None:
         self._messages, self._lock, self._count = messages, threading.Lock(), 0
@@ -265,7 +265,7 @@ class _Counter(Silent):
             self._count += count
 
     def look(self) -> None:
-        """Tells rank 0 what was done since the last look."""
+        """Sends the progress since the last call."""
         with self._lock:
             if self._count:
                 self._messages.add("progress", self._count)
@@ -285,13 +285,13 @@ def _first_process_lost() -> Iterator[None]:
 
 
 def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
-    """Refuses ranks that would compute with something else than rank 0.
+    """Refuses ranks whose inputs differ from those of rank 0.
 
     Args:
-        facts: By rank, what it computes with: names to JSON values.
+        facts: By rank, its inputs: names to JSON values.
 
     Raises:
-        UsageError: A rank differs; the message names the rank and what differs.
+        UsageError: A rank differs; the message names the rank and the first difference.
     """
     reference = facts[0]
     for rank in sorted(facts):
@@ -313,20 +313,16 @@ def _difference(ours: Any, theirs: Any) -> str:
             if ours.get(key) != theirs.get(key):
                 return f"`{key}`: {_difference(ours.get(key), theirs.get(key))}"
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        for mine, other in zip(ours, theirs, strict=True):
-            if mine != other:
-                return _difference(mine, other)
-    return f"{_short(theirs)} instead of {_short(ours)}."
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        for our_value, their_value in zip(ours, theirs, strict=True):
+            if our_value != their_value:
+                return _difference(our_value, their_value)
+    texts = ("nothing" if value is None else str(value) for value in (theirs, ours))
+    return " instead of ".join(t if len(t) <= 80 else f"{t[:77]}..." for t in texts) + "."
 
 
 @contextmanager
 def group_of(config: EvalConfig) -> Iterator[Group]:
-    """The ranks of the evaluation that `config` asks for: started elsewhere, here, or only one.
+    """The ranks of the evaluation: started by a launcher, started here, or a single one.
 
     Raises:
         UsageError: `--devices` names more devices than there are, or contradicts a launcher.
@@ -362,11 +358,11 @@ def count_devices(devices: int | str | None, device: str) -> int:
     """How many processes `--devices` asks for.
 
     Args:
-        devices: The option: a number, `all`, or None for one.
-        device: `--device`: which kind of device.
+        devices: A number, `all`, or None for one.
+        device: The value of `--device`.
 
     Raises:
-        UsageError: There are not so many GPUs, or one of them is named as well.
+        UsageError: There are fewer GPUs, or `device` names one of them.
     """
     if devices is None:
         return 1
@@ -378,16 +374,16 @@ def count_devices(devices: int | str | None, device: str) -> int:
             f"`{device}` is one device.",
             f"Use `--device {name}` with `--devices {devices}`.",
         )
-    there = torch.cuda.device_count() if cuda else 1
+    available = torch.cuda.device_count() if cuda else 1
     if devices == "all":
-        return there
+        return available
     count = int(devices)
-    if (name in ("cuda", "mps") or cuda) and count > there:
+    if (name in ("cuda", "mps") or cuda) and count > available:
         raise UsageError(
             f"`--devices {count}` is more than this machine has.",
-            f"torch sees {there} device{'s' if there > 1 else ''} of the kind "
+            f"torch sees {available} device{'s' if available > 1 else ''} of the kind "
             f"{'cuda' if cuda else name}.",
-            f"Use `--devices {there}`, or `--device cpu` for processes on the CPU.",
+            f"Use `--devices {available}`, or `--device cpu` for processes on the CPU.",
         )
     return count
 
@@ -399,15 +395,18 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        # Torch itself would listen on every address of the machine.
+        # By itself torch would listen on every address of the machine.
         messages = TCPStore(
             "127.0.0.1", port, count, is_master=True, wait_for_workers=False,
             timeout=timedelta(seconds=RANK_SILENCE_SECONDS), master_listen_fd=listening.detach(),
-            use_libuv=False,  # whose store takes no open socket in torch 2.6
+            use_libuv=False,  # in torch 2.6 its store takes no open socket
         )  # fmt: skip
     threads = torch.get_num_threads()
-    each = max(1, threads // count)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(each), "PYTHONPATH": _import_path()}
+    threads_per_rank = max(1, threads // count)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_per_rank)}
+    package = str(Path(__file__).parents[2])
+    import_path = filter(None, [package, os.environ.get("PYTHONPATH")])
+    environment["PYTHONPATH"] = os.pathsep.join(import_path)
     children: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for rank in range(1, count):
@@ -416,7 +415,7 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
             _send(children[rank], (config, port, rank, count))
-        torch.set_num_threads(each)
+        torch.set_num_threads(threads_per_rank)
         yield Group(Ranks(0, count, 0, count), messages, children)
         for child in children.values():
             with suppress(subprocess.TimeoutExpired):
@@ -432,27 +431,19 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
 
 
 def _send(child: subprocess.Popen[bytes], job: object) -> None:
-    """Hands `job` to a child. Its end of the pipe stays open as long as this process lives."""
+    """Sends `job` to a child; the pipe stays open as long as this process lives."""
     assert child.stdin is not None
     content = pickle.dumps(job)
-    with suppress(BrokenPipeError):  # it has ended: noticed by whoever waits for it
+    with suppress(BrokenPipeError):  # it has ended: noticed by the rank that waits for it
         child.stdin.write(len(content).to_bytes(8, "little") + content)
         child.stdin.flush()
 
 
-def _import_path() -> str:
-    package = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-
-
 def group_of_child() -> tuple[EvalConfig, Group]:
-    """The evaluation that a process was started for, and its place among those that share it.
-
-    Both come through standard input, from the process that started this one.
-    """
+    """The evaluation and the group of a started process, read from its standard input."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; rank 0 ends them
     config, port, rank, count = pickle.loads(_read(int.from_bytes(_read(8), "little")))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     timeout = timedelta(seconds=RANK_SILENCE_SECONDS)
@@ -475,7 +466,3 @@ def _read(size: int) -> bytes:
 def _end_with_parent() -> None:
     _read(1)
     os._exit(1)
-
-
-def _host() -> str:
-    return socket.gethostname()

@@ -1,8 +1,8 @@
-"""The evaluation from top to bottom: look up, load, plan, compute what is missing, close.
+"""The evaluation from top to bottom: look up, load, plan, compute the missing rows, close.
 
-A photo's way: `look_up` finds it, `plan_work` puts it into a block (`plan`), a loader worker
-decodes and transforms it (`loader`), the runner hands it to the models and writes their rows
-(`runner`, `store`). At the end the plan is held against the folder.
+The path of a photo: `look_up` finds it, `plan_work` assigns it to a block (`plan`), a loader worker
+decodes and transforms it (`loader`), and the runner passes it to the models and writes their rows
+(`runner`, `store`). At the end the folder is checked against the plan.
 """
 
 from __future__ import annotations
@@ -42,20 +42,15 @@ from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.published_corruptions import compare_with_published
 from robustcli.evaluation.record import EVALUATION, PARITY, RunRecord, TransformRecord, read_record
-from robustcli.evaluation.runner import Runner, too_many_unreadable
+from robustcli.evaluation.runner import Runner, check_readable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
 from robustcli.tasks.pictures import write_samples
 from robustcli.transforms.base import CLEAN, Cell
-from robustcli.transforms.registry import TransformCell
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
-    """A run that lacks rows that this command asked for.
-
-    Args:
-        run: Its folder.
-    """
+    """The run in the folder `run` lacks rows that this command asked for."""
 
     def __init__(self, run: Path, what: str, why: str, todo: str) -> None:
         super().__init__(what, why, todo)
@@ -63,7 +58,7 @@ class IncompleteRun(RunError):  # noqa: N818  it says what the run is
 
 
 def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
-    """`run_evaluation` in as many processes as `config` or a launcher such as torchrun says."""
+    """`run_evaluation` in as many processes as `config` or a launcher such as torchrun asks for."""
     with group_of(config) as group:
         return run_evaluation(config, listener, group)
 
@@ -71,44 +66,44 @@ def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
 def run_evaluation(
     config: EvalConfig, listener: Listener | None = None, group: Group | None = None
 ) -> Path:
-    """Computes what `config` asks for and is not there yet; returns the run's folder.
+    """Computes the missing rows of the run that `config` describes; returns the run's folder.
 
     Args:
         config: The settings.
-        listener: Hears of the progress.
+        listener: Receives the progress.
         group: The processes that share the work, each of which calls this; None for this one alone.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together, or a process of the
-            group would compute with something else.
-        IncompleteRun: Rows that were asked for are missing at the end.
+        UsageError: Something named does not exist or does not fit together, or the inputs of a
+            process of the group differ.
+        IncompleteRun: Requested rows are missing at the end.
         RunError: Computing failed, or another process works in the folder; finished blocks are
             kept.
-        GateError: All is computed, and a number breaks a limit of `config`.
+        GateError: Everything is computed, and a number breaks a limit of `config`.
     """
     group = group or Group()
-    with group.alive(listener or Silent()) as heard:
-        evaluation = look_up(config, heard, group.place)
+    with group.alive(listener or Silent()) as shared_listener:
+        evaluation = look_up(config, shared_listener, group.place)
         if config.quick and group.first and listener is not None:
-            announce_quick(evaluation, heard)
+            announce_quick(evaluation, shared_listener)
         models = load_models(evaluation)
         for note in (note for model in models.values() for note in model.notes):
-            heard.say(note)
+            shared_listener.say(note)
         record = new_record(evaluation, models)
         facts = group.gather("facts", _facts(config, record))
         if not group.first:
-            _follow(evaluation, models, heard, group)
+            _follow(evaluation, models, shared_listener, group)
             return evaluation.run
         check_ranks_agree(facts)
-        with EVALUATION.held(evaluation.run, heard.say) as ownership:
+        with EVALUATION.held(evaluation.run, shared_listener.say) as ownership:
             record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
-            _lead(evaluation, models, record, heard, group, ownership.check)
+            _lead(evaluation, models, record, shared_listener, group, ownership.check)
             _check_gates(evaluation)
     return evaluation.run
 
 
 def _check_gates(evaluation: Evaluation) -> None:
-    """Raises GateError where the finished run breaks a limit; results of earlier gates go."""
+    """Raises GateError if the finished run breaks a limit; removes results of earlier gates."""
     if not evaluation.gates:
         (evaluation.run / GATES_FILE).unlink(missing_ok=True)
         return
@@ -118,12 +113,12 @@ def _check_gates(evaluation: Evaluation) -> None:
 
 
 def help_first() -> int:
-    """The share of a process that `distributed` started; returns its exit code."""
+    """Computes the share of a process that `distributed` started; returns its exit code."""
     config, group = group_of_child()
     try:
         run_evaluation(config, Silent(), group)
     except RobustError as error:
-        return error.exit_code  # the first process tells
+        return error.exit_code  # the first process reports it
     return 0
 
 
@@ -152,7 +147,17 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
         block_size=evaluation.block_size,
         dataset=data.record,
         models=[task.model_record(model, config) for model in models.values()],
-        transforms=[_transform_record(cell) for cell in evaluation.cells.values()],
+        transforms=[
+            TransformRecord(
+                name=cell.transform.name,
+                severity=cell.severity,
+                family=cell.transform.family,
+                geometric=cell.transform.geometric,
+                parameters=cell.transform.parameters(cell.severity),
+                assumed=cell.transform.assumed,
+            )
+            for cell in evaluation.cells.values()
+        ],
         versions=versions(),
         device=device_name(evaluation.device),
         grouping=data.grouping,
@@ -160,20 +165,8 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
     )
 
 
-def _transform_record(cell: TransformCell) -> TransformRecord:
-    transform = cell.transform
-    return TransformRecord(
-        name=transform.name,
-        severity=cell.severity,
-        family=transform.family,
-        geometric=transform.geometric,
-        parameters=transform.parameters(cell.severity),
-        assumed=transform.assumed,
-    )
-
-
 def plan_work(record: RunRecord, evaluation: Evaluation) -> EvaluationPlan:
-    """What this command is to compute: its own models and transforms, not the run's others."""
+    """The plan of this command's models and transforms, without others of the run."""
     views = {m.name: m.view for m in record.models}
     return EvaluationPlan(
         Store(evaluation.run),
@@ -185,14 +178,11 @@ def plan_work(record: RunRecord, evaluation: Evaluation) -> EvaluationPlan:
     )
 
 
-# Rank 0 leads, the other ranks follow; each computes its share of the pieces of work.
-
-
 def _lead(
     evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord, listener: Listener,
     group: Group, check: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Rank 0: deals the work, computes its share, waits for the others, closes the run."""
+    """Rank 0 distributes the work, computes its share, waits for the others, closes the run."""
     config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
     with EVALUATION.closing(run) as ending:
         missing = plan.missing()
@@ -200,23 +190,27 @@ def _lead(
         group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
         done = plan.forwards - sum(piece.forwards for piece in missing)
         listener.start(plan.forwards, done)
-        _write_samples(evaluation, models)
+        write_samples(
+            run, evaluation.cells.values(), config.seed, evaluation.data.items,
+            lambda items: evaluation.task.sample(items, models, config),
+        )  # fmt: skip
         _compute(evaluation, models, record, pieces, listener, group, check)
-        gone = group.finish()
-        lacking = plan.missing()
-        if not lacking:
+        dead_ranks = group.finish()
+        still_missing = plan.missing()
+        if not still_missing:
             _finish(evaluation, models, plan.store)
-        _check_readable(config, plan)
-        if lacking or _whole(plan, read_record(run)).missing():
+        # The ranks together may have met too many unreadable images.
+        check_readable(set(plan.store.skipped()["image_id"]), _tolerated(config, len(plan.images)))
+        if still_missing or _plan_of_run(plan, read_record(run)).missing():
             ending.status = "partial"
-    if lacking:
-        raise _incomplete(run, plan, lacking, gone, group.place.world)
+    if still_missing:
+        raise _incomplete(run, plan, still_missing, dead_ranks, group.place.world)
 
 
 def _follow(
     evaluation: Evaluation, models: Mapping[str, Model], listener: Listener, group: Group
 ) -> None:
-    """Another rank: computes its share of the work that rank 0 deals."""
+    """Another rank computes its share of the work that rank 0 distributes."""
     work = group.hear("work")
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)
@@ -240,7 +234,7 @@ def _compute(
     source = Source(parts_of(share, batch_size), preparation)
     predictors = {name: task.predictor(model, record.dataset) for name, model in models.items()}
     store, schema = Store(evaluation.run), task.schema(record.dataset)
-    tolerated = int(config.allow_unreadable * record.dataset.images)
+    tolerated = _tolerated(config, record.dataset.images)
     runner = Runner(store, source, predictors, schema, listener, tolerated, check)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
@@ -262,19 +256,11 @@ def _compute(
 
 
 def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
-    """Loader workers of one of `processes`: on the CPU the models need the cores themselves."""
+    """Loader workers of one of `processes`; on the CPU the models need most of the cores."""
     if config.workers is not None:
         return config.workers
     cores = usable_cores() // processes
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(8, cores - 1))
-
-
-def _write_samples(evaluation: Evaluation, models: Mapping[str, Model]) -> None:
-    config, task = evaluation.config, evaluation.task
-    write_samples(
-        evaluation.run, evaluation.cells.values(), config.seed, evaluation.data.items,
-        lambda items: task.sample(items, models, config),
-    )  # fmt: skip
 
 
 def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -> None:
@@ -286,17 +272,17 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
     known = PARITY.read(evaluation.run)
     added = compare_with_published(
         evaluation.cells, evaluation.data.items, known,
-        lambda samples, cells: _seen(evaluation, models, samples, cells),
+        lambda samples, cells: _inputs_of(evaluation, models, samples, cells),
     )  # fmt: skip
     if added:
         PARITY.write(evaluation.run, [*known, *added])
 
 
-def _seen(
+def _inputs_of(
     evaluation: Evaluation, models: Mapping[str, Model], samples: Sequence[Any],
     cells: Sequence[Cell],
 ) -> dict[Cell, Mapping[str, Any]]:  # fmt: skip
-    """By cell and model, what classifiers see of those samples that can be read."""
+    """By cell and model, the inputs that classifiers see of the readable samples."""
     preparation: Any = evaluation.task.preparation(models, evaluation.cells, evaluation.config)
     items, decoded = [], []
     for item in samples:
@@ -307,24 +293,19 @@ def _seen(
         items, decoded, models=dict.fromkeys(cells, tuple(models)), views=dict.fromkeys(cells, ())
     )
     return {
-        made.cell: {name: made.inputs.views[preparation.model_views[name]] for name in models}
-        for made in prepared
+        cell_inputs.cell: {
+            name: cell_inputs.inputs.views[preparation.model_views[name]] for name in models
+        }
+        for cell_inputs in prepared
     }
 
 
-# What is held against the plan at the end.
+def _tolerated(config: EvalConfig, images: int) -> int:
+    return int(config.allow_unreadable * images)
 
 
-def _check_readable(config: EvalConfig, plan: EvaluationPlan) -> None:
-    """Raises RunError where the ranks together met too many unreadable images."""
-    unreadable = set(plan.store.skipped()["image_id"])
-    most = int(config.allow_unreadable * len(plan.images))
-    if len(unreadable) > most:
-        raise too_many_unreadable(unreadable, most)
-
-
-def _whole(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:
-    """The plan of every model and transform of the run's record, not only of this command's."""
+def _plan_of_run(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:
+    """The plan of all models and transforms in the run's record."""
     return replace(
         plan,
         models=tuple(model.name for model in record.models),
@@ -334,20 +315,21 @@ def _whole(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:
 
 
 def _incomplete(
-    run: Path, plan: EvaluationPlan, lacking: Sequence[Piece], gone: Sequence[int], world: int
-) -> IncompleteRun:
-    """Says how many rows of what are missing, and why where that is known."""
+    run: Path, plan: EvaluationPlan, missing: Sequence[Piece], dead_ranks: Sequence[int],
+    world: int,
+) -> IncompleteRun:  # fmt: skip
+    """The error that counts the missing rows, with the reason if it is known."""
     count = Counter[str]()
-    for piece in lacking:
+    for piece in missing:
         for cell, models in piece.models.items():
             for model in models:
                 count[f"`{model}` under {cell.transform}"] += len(piece.images)
     first = ", ".join(f"{n:,} of {what}" for what, n in count.most_common(3))
     more = f" and {len(count) - 3} more" if len(count) > 3 else ""
-    lost = sum(piece.forwards for piece in lacking)
+    lost = sum(piece.forwards for piece in missing)
     why = f"Missing: {first}{more}." if lost else "Measures of transformed images are missing."
-    if gone:
-        why = f"{in_words(gone, world)} ended without a word. {why}"
+    if dead_ranks:
+        why = f"{in_words(dead_ranks, world)} ended without a word. {why}"
     return IncompleteRun(
         run,
         f"The run in `{run}` is partial: {lost:,} of {plan.forwards:,} predictions are missing.",
@@ -356,25 +338,24 @@ def _incomplete(
     )
 
 
-# What ranks tell each other, as JSON.
-
-
 def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
-    """What all ranks must have in common, and the host, for messages."""
-    told = record.model_dump(mode="json")
+    """The inputs that all ranks must have in common, and the host, for messages."""
+    facts = record.model_dump(mode="json")
     models = {
         model["name"]: {k: v for k, v in model.items() if k != "scan_backend"}
-        for model in told["models"]
+        for model in facts["models"]
     }
     return {
         "host": socket.gethostname(),
-        "package versions": told["versions"],
-        "images": {k: told["dataset"][k] for k in ("digest", "contents", "images", "label_space")},
+        "package versions": facts["versions"],
+        "images": {k: facts["dataset"][k] for k in ("digest", "contents", "images", "label_space")},
         "models or weights": models,
-        "transforms": {f"{t['name']}:{t['severity']}": t["parameters"] for t in told["transforms"]},
+        "transforms": {
+            f"{t['name']}:{t['severity']}": t["parameters"] for t in facts["transforms"]
+        },
         "plugins": [hashlib.sha256(path.read_bytes()).hexdigest() for path in config.plugins],
         "settings": {
-            **{name: told[name] for name in ("task", "seed", "apply_at", "precision")},
+            **{name: facts[name] for name in ("task", "seed", "apply_at", "precision")},
             "batch_size": config.batch_size,
             "allow_unreadable": config.allow_unreadable,
         },
@@ -391,6 +372,6 @@ def _plain(piece: Piece) -> list[Any]:
 
 def _piece(plan: EvaluationPlan, plain: Sequence[Any]) -> Piece:
     block, cells = plain
-    models = {Cell(name, severity): tuple(those) for name, severity, those, _ in cells}
-    inputs = {Cell(name, severity): tuple(those) for name, severity, _, those in cells}
+    models = {Cell(name, severity): tuple(models) for name, severity, models, _ in cells}
+    inputs = {Cell(name, severity): tuple(views) for name, severity, _, views in cells}
     return Piece(block, plan.images_of(block), models, inputs)

@@ -1,6 +1,6 @@
-"""What an evaluation will compute, download and take, and how exactly a quick look can know it.
+"""Forecasts what an evaluation computes and downloads, its time, and the precision of a quick look.
 
-`--dry-run` prints the forecast and does nothing; `--quick` announces its part of it and goes on.
+`--dry-run` prints the forecast and stops; `--quick` announces its part of it and goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
-from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.fetching import is_here
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError
@@ -37,10 +37,11 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be done; `download_bytes` is four a parameter, `seconds` comes from a trial.
+    """The work of an evaluation.
 
-    `precision` says how exactly a quick look will know its numbers, and is None without `--quick`.
-    `pool_images` and `pool_seconds` are those of all images that a subset was taken from.
+    `download_bytes` is four per parameter, `seconds` comes from a trial. `precision` describes the
+    sampling error of a quick look; None without `--quick`. `pool_images` and `pool_seconds` are
+    those of all images from which a subset was drawn.
     """
 
     out: str
@@ -56,11 +57,11 @@ class Forecast:
     pool_seconds: float
 
     def as_json(self) -> str:
-        """One JSON object."""
+        """The forecast as a JSON object."""
         return json.dumps(asdict(self), indent=2)
 
     def as_text(self) -> str:
-        """The same in lines."""
+        """The forecast in lines."""
         pool = self.pool_images
         subset = f" of {pool:,} ({self.precision})" if self.precision else ""
         duration = f"about {_duration(self.seconds)} on this machine, by a short trial"
@@ -81,9 +82,9 @@ class Forecast:
 
 
 def forecast(config: EvalConfig, listener: Listener) -> Forecast:
-    """The forecast for `config`. Nothing is downloaded and nothing is written.
+    """The forecast for `config`; nothing is downloaded or written.
 
-    The trial runs the real work on a few images, classifiers with freshly initialised networks.
+    The trial computes a few images, classifiers with freshly initialised networks.
     """
     evaluation = look_up(replace(config, offline=True), listener)
     plan = _plan(evaluation)
@@ -108,9 +109,9 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
 
 
 def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
-    """Announces how many images a quick look takes, its sampling error, and its time.
+    """Announces the number of images of a quick look, its sampling error, and its time by a trial.
 
-    The time is found by a short trial; nothing is said of it where nothing is left to compute.
+    If nothing is left to compute, the time is left out.
     """
     images, pool = len(evaluation.data.items), evaluation.data.pool.images
     listener.say(f"Quick look at {images:,} of {pool:,} images: {precision_of(evaluation)}.")
@@ -126,11 +127,11 @@ def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
 
 
 def precision_of(evaluation: Evaluation) -> str:
-    """How exactly the numbers of the taken images will be known, before any is computed.
+    """The sampling error that the selected images will have, before any is computed.
 
-    Of classifiers: half of the Wilson interval of a share of one half, where it is widest. Of
-    segmenters, whose spread is not known before: half of the normal interval of a mean over groups
-    between which dice has a standard deviation of QUICK_SPREAD, and of 0.5, the largest possible.
+    For classifiers: half of the Wilson interval of a share of one half, where it is widest. For
+    segmenters, whose spread is unknown: half of the normal interval of a mean over groups between
+    which dice has a standard deviation of QUICK_SPREAD, and of 0.5, the largest possible.
     """
     data = evaluation.data
     if evaluation.task.name == "cls":
@@ -148,14 +149,13 @@ def precision_of(evaluation: Evaluation) -> str:
 
 
 def _missing(evaluation: Evaluation, plan: EvaluationPlan) -> int:
-    """Predictions that are not there yet; all of them where an earlier run will be discarded."""
+    """The number of missing predictions; all of them if an earlier run will be discarded."""
     if has_record(evaluation.run) and not evaluation.config.fresh:
         return sum(piece.forwards for piece in plan.missing())
     return plan.forwards
 
 
 def _duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
     if seconds < 100:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
@@ -169,58 +169,58 @@ def _plan(evaluation: Evaluation) -> EvaluationPlan:
 
 
 def _download(config: EvalConfig) -> int:
+    """The bytes to download; the weights of a segmenter are the user's own."""
     entries = [CATALOGUE.get(request.name) for request in config.models if not request.weights]
-    absent = [e for e in entries if e is not None and _is_downloaded(e) and not is_here(e)]
-    return sum(_BYTES_PER_PARAMETER * entry.parameters for entry in absent)
-
-
-def _is_downloaded(entry: ModelEntry) -> bool:
-    """Whether the weights come from somewhere: those of a segmenter are the user's own."""
-    return entry.builder == "timm" or entry.weights_url is not None
+    return sum(
+        _BYTES_PER_PARAMETER * entry.parameters
+        for entry in entries
+        if entry is not None
+        and (entry.builder == "timm" or entry.weights_url is not None)
+        and not is_here(entry)
+    )
 
 
 def _seconds_per_image(evaluation: Evaluation) -> float:
-    """For all cells and models: images are made by workers, models run on the device."""
+    """The time for all cells and models: workers make the inputs, models run on the device."""
     task, dataset = evaluation.task, evaluation.data.record
     models = evaluation.ready(task.trial_model(request) for request in evaluation.config.models)
     trial = _trial(evaluation, models)
-    answering = len(evaluation.cells) * sum(
-        _seconds_an_image(task.predictor(m, dataset), trial) for m in models.values()
+    predicting = len(evaluation.cells) * sum(
+        _prediction_seconds(task.predictor(m, dataset), trial) for m in models.values()
     )
-    cores = usable_cores()
     on_cpu = evaluation.device.type == "cpu"
-    both = trial.seconds + answering if on_cpu else max(trial.seconds, answering)
-    return both if cores == 1 else max(both / 2, trial.seconds, answering)
+    both = trial.seconds + predicting if on_cpu else max(trial.seconds, predicting)
+    return both if usable_cores() == 1 else max(both / 2, trial.seconds, predicting)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Seconds an image to decode it and make the inputs of all cells; one of these batches."""
+    """Seconds per image for decoding and the inputs of all cells, and one of these batches."""
 
     seconds: float
     batch: Batch[Any] | None
 
 
 def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
-    """A few images, spread over the data, under every transform of a run without any rows."""
+    """Makes the inputs of a few images, spread over the data, under every transform."""
     items, cells = evaluation.data.items, evaluation.cells
-    few = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
-    nowhere = Store(evaluation.run / "no such run")
-    plan = EvaluationPlan(nowhere, few, tuple(cells), tuple(models), (), len(few))
+    images = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
+    no_rows = Store(evaluation.run / "no such run")
+    plan = EvaluationPlan(no_rows, images, tuple(cells), tuple(models), (), len(images))
     preparation = evaluation.task.preparation(models, cells, evaluation.config)
-    parts, kept, seconds = parts_of(plan.missing(), len(few)), None, 0.0
+    parts, first_batch, seconds = parts_of(plan.missing(), len(images)), None, 0.0
     for _ in range(2):  # the first time also imports libraries and builds the transforms
         started = time.perf_counter()
         for batch in Source(parts, preparation):
             if isinstance(batch, RobustError):
                 raise batch
-            kept = kept or (batch if batch.image_ids else None)
+            first_batch = first_batch or (batch if batch.image_ids else None)
         seconds = time.perf_counter() - started
-    return _Trial(seconds / len(few), kept)
+    return _Trial(seconds / len(images), first_batch)
 
 
-def _seconds_an_image(model: Predictor, trial: _Trial) -> float:
-    """Seconds an image to answer, from the second of two times."""
+def _prediction_seconds(model: Predictor, trial: _Trial) -> float:
+    """Seconds per image for a prediction; the second of two calls is timed."""
     if trial.batch is None:
         return 0.0
     model.rows(trial.batch)

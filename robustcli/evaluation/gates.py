@@ -1,4 +1,4 @@
-"""Gates: limits that the numbers of a run must keep, so that a script can fail on a worse model.
+"""Gates: limits for the numbers of a run, so that a script can fail on a worse model.
 
 `--fail-under [MODEL:]TARGET=VALUE` asks for a score of at least VALUE, and
 `--fail-drop [[MODEL:]TARGET=]VALUE` for a loss against the untouched images of at most VALUE.
@@ -43,11 +43,11 @@ class Gate:
     """One limit, as the user typed it.
 
     Args:
-        option: `--fail-under` or `--fail-drop`.
-        text: What was typed after it.
+        option: The option.
+        text: Its value.
         limit: In the unit of the option: percent, percentage points, or dice.
         target: A name or glob of transforms, `mean` or `clean`.
-        severity: Of the transform; None for every severity of the run.
+        severity: None for every severity of the run.
         model: A name or glob of models; None for all.
     """
 
@@ -63,13 +63,13 @@ class Gate:
 
     @property
     def is_drop(self) -> bool:
-        """Whether it limits the loss against the untouched images."""
+        """Whether it limits the loss against the clean images."""
         return self.option == "--fail-drop"
 
 
 @dataclass(frozen=True)
 class GateScope:
-    """What a command computes or reads: its task, models and cells."""
+    """The task, models and cells that a command computes or reads."""
 
     task: TaskName
     models: tuple[str, ...]
@@ -77,7 +77,7 @@ class GateScope:
 
     @property
     def transformed(self) -> tuple[Cell, ...]:
-        """The cells beside the untouched images."""
+        """The cells except the clean images."""
         return tuple(cell for cell in self.cells if cell != CLEAN)
 
 
@@ -86,12 +86,12 @@ def scope_of(record: RunRecord) -> GateScope:
     return GateScope(
         record.task,
         tuple(model.name for model in record.models),
-        tuple(Cell(one.name, one.severity) for one in record.transforms),
+        tuple(Cell(t.name, t.severity) for t in record.transforms),
     )
 
 
 class GateResult(Record):
-    """One model and target held against one gate; numbers are in the unit of the gate.
+    """One model and target compared with one gate; numbers are in the unit of the gate.
 
     `low` and `high` are the ends of the 95 % interval of `value`, None for a single group.
     `certain` says that the interval does not contain the limit.
@@ -116,36 +116,28 @@ class GateResult(Record):
 
     @property
     def claim(self) -> str:
-        """The same without the model."""
+        """The result without the name of the model."""
         after = {"%": " %", "points": " percentage points", "dice": ""}[self.unit]
         digits = 3 if self.unit == "dice" else 1
         name = {"top1": "top-1", "dice": "dice", "drop": "drop"}[self.measure]
         name = f"{name} in dice" if self.measure == "drop" and self.unit == "dice" else name
+        side = "above" if self.measure == "drop" else "below"
+        certainty = "within sampling error: the interval contains the limit"
+        if self.low is None:
+            certainty = "with unknown sampling error"
+        elif self.certain:
+            certainty = "and not by chance alone"
         interval = "no interval: a single group"
         if self.low is not None and self.high is not None:
             interval = f"95 % interval {self.low:.{digits}f} to {self.high:.{digits}f}"
         return (
             f"{self.target}: {name} {self.value:.{digits}f}{after} ({interval}) is "
-            f"{self._side} the limit {self.limit:g}{after}, {self._certainty}"
+            f"{'not ' if self.passed else ''}{side} the limit {self.limit:g}{after}, {certainty}"
         )
-
-    @property
-    def _side(self) -> str:
-        if self.measure == "drop":
-            return "not above" if self.passed else "above"
-        return "not below" if self.passed else "below"
-
-    @property
-    def _certainty(self) -> str:
-        if self.low is None:
-            return "with unknown sampling error"
-        if self.certain:
-            return "and not by chance alone"
-        return "within sampling error: the interval contains the limit"
 
 
 class GatesRecord(Record):
-    """`RUN/gates.json`: the gates of the last command that checked any."""
+    """`RUN/gates.json`: the results of the last command that checked gates."""
 
     schema_version: int = 1
     passed: bool
@@ -157,16 +149,13 @@ class GatesRecord(Record):
         return [result for result in self.gates if not result.passed]
 
 
-# From what a user types to gates that fit the run.
-
-
 def parse_gates(
     fail_under: Sequence[str] | str, fail_drop: Sequence[str] | str
 ) -> tuple[Gate, ...]:
     """The gates of both options, each with one text or several.
 
     Raises:
-        UsageError: One cannot be read.
+        UsageError: A text cannot be parsed.
     """
     under, drop = ((o,) if isinstance(o, str) else o for o in (fail_under, fail_drop))
     return (
@@ -205,10 +194,10 @@ def _parsed(option: Literal["--fail-under", "--fail-drop"], text: str) -> Gate:
 
 
 def check_gates(gates: Sequence[Gate], scope: GateScope) -> None:
-    """Checks that every gate has a limit that makes sense and something to limit.
+    """Checks that the limit of every gate is in range and that it applies to something.
 
     Raises:
-        UsageError: A limit is out of range, or a gate names a model or transform that is not there.
+        UsageError: A limit is out of range, or a gate names an unknown model or transform.
     """
     for gate in gates:
         _check_limit(gate, scope.task)
@@ -241,7 +230,7 @@ def _models(gate: Gate, scope: GateScope) -> list[str]:
 
 
 def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
-    """The cells that a gate limits one by one; for `mean`, all that are averaged."""
+    """The cells that a gate limits one by one; for `mean`, those that are averaged."""
     target = canonical(gate.target)
     if target in (CLEAN_TARGET, CLEAN.transform):
         return [CLEAN]
@@ -261,10 +250,10 @@ def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
         if cell.transform in names and gate.severity in (None, cell.severity)
     ]
     if not cells:
-        has = sorted({cell.severity for cell in scope.transformed if cell.transform in names})
+        severities = sorted({c.severity for c in scope.transformed if c.transform in names})
         raise UsageError(
             f"`{gate}` names a severity that is not in the run.",
-            f"`{gate.target}` is evaluated at severity {', '.join(map(str, has))} "
+            f"`{gate.target}` is evaluated at severity {', '.join(map(str, severities))} "
             "(0 is the full range).",
             "Name one of these, or add it with `--severity`.",
         )
@@ -272,32 +261,29 @@ def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
 
 
 def _matching(gate: Gate, pattern: str, names: Sequence[str], kind: str) -> list[str]:
-    wanted = canonical(pattern)
+    spelling = canonical(pattern)
     if is_glob(pattern):
-        matches = [name for name in names if fnmatch.fnmatchcase(canonical(name), wanted)]
+        matches = [name for name in names if fnmatch.fnmatchcase(canonical(name), spelling)]
     else:
-        matches = [name for name in names if canonical(name) == wanted]
+        matches = [name for name in names if canonical(name) == spelling]
     if matches:
         return matches
     close = nearest(pattern, names)
-    has = ", ".join(f"`{name}`" for name in names)
+    known = ", ".join(f"`{name}`" for name in names)
     raise UsageError(
         f"`{gate}` names a {kind} that is not in the run: `{pattern}`.",
-        f"Did you mean `{close[0]}`?" if close else f"The run has {has}.",
+        f"Did you mean `{close[0]}`?" if close else f"The run has {known}.",
         f"Correct the gate, or add the {kind} to the run.",
     )
 
 
-# From the rows of a finished run to results.
-
-
 def judge(run: Path, gates: Sequence[Gate], scope: GateScope) -> GatesRecord:
-    """Holds the numbers of `run` against `gates` and writes `RUN/gates.json`.
+    """Compares the numbers of `run` with `gates` and writes `RUN/gates.json`.
 
     Args:
-        run: Folder of an evaluation.
+        run: The folder of an evaluation.
         gates: At least one; `check_gates` accepts them.
-        scope: Which models and cells count.
+        scope: The models and cells that are compared.
 
     Raises:
         RunError: Rows that a gate needs are missing.
@@ -329,13 +315,13 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
 
 
 def read_gates(run: Path) -> GatesRecord | None:
-    """The gates that were last checked on `run`; None where none were."""
+    """The results of the last check of `run`; None without any."""
     path = run / GATES_FILE
     return GatesRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def gate_error(run: Path, record: GatesRecord) -> GateError:
-    """The error for the user where gates of `run` failed."""
+    """The error that lists the failed gates of `run`."""
     reasons = "\n".join(f"  `{result.gate}`: {result.words}." for result in record.failed)
     return GateError(
         f"{len(record.failed)} of {len(record.gates)} gates failed in `{run}`.",
@@ -354,11 +340,7 @@ class _Reader:
         self._rows: dict[tuple[str, Cell], pd.DataFrame] = {}
 
     def rows(self, model: str, cell: Cell) -> pd.DataFrame:
-        """The rows of one cell.
-
-        Raises:
-            RunError: Some are missing.
-        """
+        """The rows of one cell; raises RunError if some are missing."""
         key = (model, cell)
         if key not in self._rows:
             rows = self.store.rows(model, cell, self.record.task)
@@ -372,7 +354,7 @@ class _Reader:
         return self._rows[key]
 
     def units(self, model: str, cell: Cell) -> pd.Series[float]:
-        """What the score is the mean of: by image whether it is right, or the dice by group."""
+        """The values whose mean is the score: correctness by image, or dice by group."""
         rows = self.rows(model, cell)
         if self.record.task == "cls":
             correct = (rows["prediction"] == rows["target"]).to_numpy(dtype=float)
@@ -385,16 +367,18 @@ def _results(gate: Gate, scope: GateScope, reader: _Reader) -> Iterator[GateResu
     cells = _cells(gate, scope)
     for model in _models(gate, scope):
         if canonical(gate.target) == MEAN:
-            value, interval = _mean(gate, model, cells, reader)
+            value, interval = _mean_of_cells(gate, model, cells, reader)
             yield _result(gate, scope.task, model, _mean_label(cells), value, interval)
             continue
         for cell in cells:
-            value, interval = _of_cell(gate, model, cell, reader)
+            value, interval = _cell_value(gate, model, cell, reader)
             yield _result(gate, scope.task, model, _label(cell), value, interval)
 
 
-def _of_cell(gate: Gate, model: str, cell: Cell, reader: _Reader) -> tuple[float, Interval | None]:
-    """The number that the tables show for this cell."""
+def _cell_value(
+    gate: Gate, model: str, cell: Cell, reader: _Reader
+) -> tuple[float, Interval | None]:
+    """The number in the tables for this cell, and its interval."""
     record = reader.record
     clean = reader.rows(model, CLEAN)
     numbers = cell_numbers(record.task, clean, reader.rows(model, cell), record.seed)
@@ -403,24 +387,24 @@ def _of_cell(gate: Gate, model: str, cell: Cell, reader: _Reader) -> tuple[float
     return numbers[column], None if low is None else Interval(low, high)
 
 
-def _mean(
+def _mean_of_cells(
     gate: Gate, model: str, cells: Sequence[Cell], reader: _Reader
 ) -> tuple[float, Interval | None]:
-    """The mean over cells and its interval, which keeps the images (or groups) of all cells paired.
+    """The mean over cells and its interval, with the images (or groups) of all cells paired.
 
-    Each image has one value, its mean over the cells. The interval over images is the normal one
-    of their mean; over groups it is the bootstrap's, as for a single cell.
+    Each image has one value, its mean over the cells. Over images the interval is the normal
+    interval of their mean; over groups it is the bootstrap interval, as for a single cell.
     """
     values = pd.concat([reader.units(model, cell) for cell in cells], axis=1).mean(axis=1)
     if gate.is_drop:
         values = reader.units(model, CLEAN) - values
-    of_unit = values.to_numpy(dtype=np.float64)
-    mean = float(of_unit.mean())
+    unit_values = values.to_numpy(dtype=np.float64)
+    mean = float(unit_values.mean())
     if reader.record.task == "seg":
-        return mean, Bootstrap(reader.record.seed).mean(of_unit)
-    if len(of_unit) < 2:
+        return mean, Bootstrap(reader.record.seed).mean(unit_values)
+    if len(unit_values) < 2:
         return mean, None
-    half = _Z95 * float(of_unit.std(ddof=1)) / math.sqrt(len(of_unit))
+    half = _Z95 * float(unit_values.std(ddof=1)) / math.sqrt(len(unit_values))
     return mean, Interval(mean - half, mean + half)
 
 
@@ -429,7 +413,7 @@ def _result(
 ) -> GateResult:
     scale = _SCALE[task]
     low, high = (None, None) if interval is None else (scale * interval.low, scale * interval.high)
-    # Rounded far below what is shown, so that 7 of 10 is not below a limit of 70 %.
+    # Rounded far below the digits of a message, so that 7 of 10 is not below a limit of 70 %.
     scaled = round(scale * value, 9)
     passed = scaled <= gate.limit if gate.is_drop else scaled >= gate.limit
     certain = low is not None and high is not None and not low <= gate.limit <= high

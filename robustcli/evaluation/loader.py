@@ -1,9 +1,8 @@
 """The stream of batches, made in worker processes: each image is decoded once.
 
-A worker takes a batch of images, decodes them, and then sends one transform after the other: memory
-is that of one batch, however many transforms there are. Worker number w of W makes the batches w,
-w + W, w + 2 W, ... of a list that was made before the workers began, so that no batch is made twice
-and none is left out, however fast or slow a worker is.
+A worker decodes a batch of images and then sends one transform after the other, so memory holds one
+batch, however many transforms there are. Worker w of W makes the batches w, w + W, w + 2 W, ... of
+a list that exists before the workers start, so every batch is made exactly once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from robustcli.tasks.base import Batch, Item, Preparation
 class Source(IterableDataset["Batch[Any] | RobustError"]):
     """The stream of the batches of `parts`, in their order within each worker.
 
-    An error for the user comes as an item: torch would bury an exception in a worker's traceback.
+    A RobustError is an item of the stream: torch would hide an exception in a worker's traceback.
     """
 
     parts: tuple[PieceBatch, ...]
@@ -45,12 +44,13 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
     def _batches(self, part: PieceBatch) -> Iterator[Batch[Any]]:
         items, decoded, unreadable = self._decode_all(part.images)
         ids = [item.image_id for item in items]
-        for made in self.preparation.prepare(
+        for prepared in self.preparation.prepare(
             items, decoded, models=part.piece.models, views=part.piece.inputs
         ):
+            models = part.piece.models[prepared.cell]
             yield Batch(
-                part.piece.block, part.number, part.of, made.cell, part.piece.models[made.cell],
-                ids, made.inputs, made.measures, unreadable,
+                part.piece.block, part.number, part.of, prepared.cell, models, ids,
+                prepared.inputs, prepared.measures, unreadable,
             )  # fmt: skip
 
     def _decode_all(
@@ -72,11 +72,10 @@ def batch_stream(
     """The batches of `source`.
 
     Args:
-        source: What is to be made.
-        workers: Processes that make it; 0 makes it in this one.
+        source: The batches.
+        workers: Worker processes; 0 for this process.
         pin: Whether tensors are put into page-locked memory, for a fast copy to a GPU.
-        start_method: How workers start (`fork`, `spawn`, `forkserver`); None takes that of the
-            system.
+        start_method: `fork`, `spawn` or `forkserver`; None for the system's.
     """
     return DataLoader(
         source,
@@ -90,7 +89,7 @@ def batch_stream(
 
 
 def _one_thread(_: int) -> None:
-    """OpenCV's and torch's own threads would fight with the other workers for the same cores."""
+    """Limits a worker to one thread: more would compete with the other workers for the cores."""
     import cv2
 
     cv2.setNumThreads(0)

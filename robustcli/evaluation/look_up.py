@@ -1,4 +1,4 @@
-"""What the settings of an evaluation name, looked up once before anything is computed."""
+"""Looks up everything that the settings of an evaluation name, once, before any computation."""
 
 from __future__ import annotations
 
@@ -33,11 +33,7 @@ EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
 
 
 def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
-    """The one task of all `entries`.
-
-    Raises:
-        UsageError: They are for different tasks.
-    """
+    """The task of all `entries`; raises UsageError if they are for different tasks."""
     first = {entry.task: entry for entry in reversed(entries)}
     if len(first) > 1:
         raise UsageError(
@@ -51,17 +47,17 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation with all that its settings name looked up, but no weights and no pixels.
+    """One evaluation with everything that its settings name, but without weights and pixels.
 
     Args:
         config: The settings.
-        task: What its models do.
-        data: What is evaluated.
+        task: The task of its models.
+        data: The images.
         cells: The transforms, by cell.
-        names: Of the models.
-        device: Where this process computes.
+        names: The names of the models.
+        device: The device of this process.
         run: The run's folder.
-        gates: Limits that its numbers must keep.
+        gates: Limits for its numbers.
     """
 
     config: EvalConfig
@@ -75,26 +71,26 @@ class Evaluation:
 
     @property
     def scope(self) -> GateScope:
-        """What this command evaluates, whatever else the run holds."""
+        """The models and cells of this command, without others of the run."""
         return GateScope(self.task.name, self.names, tuple(self.cells))
 
     @property
     def block_size(self) -> int:
-        """Images of a block in a run that begins now."""
+        """Images of a block in a new run."""
         return max(BLOCK_SIZE, self.config.batch_size or 0)
 
-    def ready(self, loaded: Iterable[Model]) -> dict[str, Model]:
-        """`loaded` by name, on the device, each tried out with a made-up image.
+    def ready(self, models: Iterable[Model]) -> dict[str, Model]:
+        """`models` by name, on the device, each tested with a synthetic image.
 
-        So what a network cannot take is said before anything is decoded or written.
+        So an unsuitable network is reported before anything is decoded or written.
 
         Raises:
             UsageError: A network cannot take the images that its preprocessing makes.
         """
-        models = {m.facts.name: m.to(self.device, self.config.precision) for m in loaded}
-        for model in models.values():
+        by_name = {m.facts.name: m.to(self.device, self.config.precision) for m in models}
+        for model in by_name.values():
             model.try_out()
-        return models
+        return by_name
 
 
 def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
@@ -102,8 +98,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
 
     Args:
         config: The settings.
-        listener: Hears of defaults.
-        place: Of this process among those that share the work, which decides its device.
+        listener: Receives a note for each default.
+        place: The rank of this process, which decides its device.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
@@ -117,8 +113,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     _check_distinct(names)
     task = task_of(entries)
     task.check(config)
-    named = tuple(Cell(c.transform.name, c.severity) for c in cells)
-    check_gates(gates, GateScope(task.name, names, named))
+    cell_keys = tuple(Cell(c.transform.name, c.severity) for c in cells)
+    check_gates(gates, GateScope(task.name, names, cell_keys))
     config = task.with_defaults(config, listener)
     device = choose_device(config.device, place)
     data = task.open(config, listener)

@@ -1,4 +1,4 @@
-"""Masks for images without any: what `robust predict` does."""
+"""Predicts masks for images without masks: the work of `robust predict`."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
 from robustcli.data.tables import Say, unheard
 from robustcli.tasks.forward import Forward
-from robustcli.tasks.pictures import overlaid
-
-# Which images get a mask, and where it goes.
-
+from robustcli.tasks.pictures import Pixels, overlaid
 
 OVERLAY = "_overlay"
-_MASK = "_mask"  # how the LGG set names the true mask beside its image
-_FILES_SHOWN = 3
+_MASK = "_mask"  # suffix of a true mask beside its image, as in the LGG set
+_FILES_SHOWN, _UNREADABLE_SHOWN = 3, 20
+_TAG = "robust"  # key of the PNG text with the hash of model and settings
+_MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # of a batch
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image, the file of its mask, and that of its overlay if one is wanted."""
+    """One image, the file of its mask, and the file of its overlay if one is requested."""
 
     image: Path
     mask: Path
@@ -44,7 +43,7 @@ class Job:
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """Every file that is written for this image."""
+        """The files that are written for this image."""
         return (self.mask,) if self.overlay is None else (self.mask, self.overlay)
 
 
@@ -54,38 +53,40 @@ def list_jobs(
     """The images in order, each with its outputs below `out`.
 
     An image of a folder keeps its path inside that folder, a single file its name; the mask has the
-    image's stem. Folders are searched to any depth. Left out are what lies below `out`, true masks
-    beside their images (`X_mask.tif` with `X.tif`) and the folder `masks` beside `images`; and, as
-    everywhere, leftovers of other programs (`say` hears how many).
+    image's stem. Folders are searched to any depth. Left out are files below `out`, true masks
+    beside their images (`X_mask.tif` with `X.tif`), the folder `masks` beside `images`, and
+    leftovers of other programs (`say` receives their number).
 
     Raises:
-        UsageError: There is nothing there, or two outputs would be one file, or an output would be
-            an image.
+        UsageError: There are no images, two outputs have the same path, or an output is an image.
     """
-    named = sorted(
-        _named(images, out.resolve(), say), key=lambda one: (one[1].as_posix(), str(one[0]))
-    )
-    if not named:
+    files = sorted(_images(images, out.resolve(), say), key=lambda f: (f[1].as_posix(), str(f[0])))
+    if not files:
         raise UsageError(
             f"There are no images in {' and '.join(f'`{path}`' for path in images)}.",
             "Expected a folder with image files (JPEG, PNG, TIFF, ...) or such files themselves.",
             "Check the path in `--data`.",
         )
-    jobs = tuple(_job(path, out, relative, overlays=overlays) for path, relative in named)
+    jobs = []
+    for path, relative in files:
+        stem = out / relative.parent / relative.stem
+        overlay = stem.with_name(f"{stem.name}{OVERLAY}.png") if overlays else None
+        jobs.append(Job(path, stem.with_name(f"{stem.name}.png"), overlay))
     _check_outputs(jobs)
-    return jobs
+    return tuple(jobs)
 
 
-def _named(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, PurePosixPath]]:
+def _images(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, PurePosixPath]]:
     for path in images:
         if path.is_dir():
             listing = list_folder(path)
             for note in listing.notes(path):
                 say(note)
-            found = [entry for entry in listing.files if not _is_below(entry.path, out)]
-            names = {entry.relative for entry in found}
-            kept = [entry for entry in found if not _is_true_mask(entry, names)]
-            yield from ((entry.path, PurePosixPath(entry.relative)) for entry in kept)
+            files = [file for file in listing.files if out not in file.path.resolve().parents]
+            names = {file.relative for file in files}
+            for file in files:
+                if not _is_true_mask(file, names):
+                    yield file.path, PurePosixPath(file.relative)
         elif path.is_file():
             yield path, PurePosixPath(path.name)
         else:
@@ -96,29 +97,21 @@ def _named(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, 
             )
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    return folder in path.resolve().parents
-
-
-def _is_true_mask(entry: FileRef, names: set[str]) -> bool:
-    path = PurePosixPath(entry.relative)
+def _is_true_mask(file: FileRef, names: set[str]) -> bool:
+    path = PurePosixPath(file.relative)
     image = path.with_name(path.stem.removesuffix(_MASK) + path.suffix)
-    beside = path.stem.endswith(_MASK) and str(image) in names
-    return beside or (entry.folder == "masks" and any(n.startswith("images/") for n in names))
-
-
-def _job(path: Path, out: Path, relative: PurePosixPath, *, overlays: bool) -> Job:
-    folder = out / relative.parent
-    overlay = folder / f"{relative.stem}{OVERLAY}.png" if overlays else None
-    return Job(path, folder / f"{relative.stem}.png", overlay)
+    is_beside_image = path.stem.endswith(_MASK) and str(image) in names
+    return is_beside_image or (
+        file.folder == "masks" and any(n.startswith("images/") for n in names)
+    )
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:
-    owners: dict[Path, list[Path]] = defaultdict(list)
+    images_of: dict[Path, list[Path]] = defaultdict(list)
     for job in jobs:
         for output in job.outputs:
-            owners[output].append(job.image)
-    clashes = [(output, paths) for output, paths in owners.items() if len(paths) > 1]
+            images_of[output].append(job.image)
+    clashes = [(output, paths) for output, paths in images_of.items() if len(paths) > 1]
     if clashes:
         output, paths = clashes[0]
         raise UsageError(
@@ -127,24 +120,18 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
             "Put them into folders of their own, which are kept, or predict them in turn.",
         )
     images = {job.image.resolve() for job in jobs}
-    over = [output for output in owners if output.resolve() in images]
-    if over:
+    overwritten = [output for output in images_of if output.resolve() in images]
+    if overwritten:
         raise UsageError(
-            f"`{over[0]}` is an image that would be overwritten by its mask.",
+            f"`{overwritten[0]}` is an image that would be overwritten by its mask.",
             "`--out` is where the images are.",
             "Choose another folder with `--out`.",
         )
 
 
-_TAG = "robust"  # of a PNG's text: which model and settings it comes from
-_MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # held at once
-_SHOWN = 20
-Pixels = NDArray[np.uint8]
-
-
 @dataclass(frozen=True)
 class PredictedMasks:
-    """Every mask, in the order of the images, and how many of them were there before."""
+    """All masks, in the order of the images, and how many of them existed before."""
 
     masks: tuple[Path, ...]
     kept: int
@@ -159,23 +146,23 @@ def predict_masks(
     fresh: bool = False,
     listener: Listener | None = None,
 ) -> PredictedMasks:
-    """The masks of `images`, computed as far as they are missing.
+    """Writes the missing masks of `images`.
 
     A mask is a PNG with 0 and 255 of the image's size and stem; an overlay, `<stem>_overlay.png`
     beside it, is the image with the mask drawn on it. Each is written durably as soon as it is
-    known, so that the same call again goes on.
+    computed, so the same call again continues.
 
     Args:
         segmenter: On its device.
-        images: Folders, whose inner folders are kept, or files.
+        images: Files, or folders, whose inner folders are kept.
         out: Folder for the masks.
         overlays: Whether to write overlays too.
-        fresh: Whether to compute masks again that are there.
-        listener: Hears of the progress.
+        fresh: Whether to compute existing masks again.
+        listener: Receives the progress.
 
     Raises:
-        UsageError: Nothing to do, outputs that clash, or files in the way; nothing is written.
-        RunError: Some images cannot be read (all others have their masks then).
+        UsageError: There are no images, outputs clash, or other files are in the way.
+        RunError: Some images cannot be read; all others have their masks.
     """
     listener = listener or Silent()
     jobs = list_jobs(images, out, overlays=overlays, say=listener.say)
@@ -185,38 +172,45 @@ def predict_masks(
             "0.299 red + 0.587 green + 0.114 blue."
         )
     tag = _tag(segmenter)
-    there = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
-    listener.start(len(jobs), len(there))
+    done = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
+    listener.start(len(jobs), len(done))
     forward = Forward(segmenter)
     unreadable: list[tuple[Path, str]] = []
-    for some in _batches([job for job in jobs if job not in there], unreadable):
-        masks = [mask for piece in forward([pixels for _, pixels in some]) for mask in piece]
-        for (job, pixels), mask in zip(some, masks, strict=True):
+    for batch in _batches([job for job in jobs if job not in done], unreadable):
+        masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
+        for (job, pixels), mask in zip(batch, masks, strict=True):
             _write(job, pixels, mask, tag)
-        listener.advance(len(some))
+        listener.advance(len(batch))
     if unreadable:
-        raise _not_read(unreadable, len(jobs))
-    return PredictedMasks(tuple(job.mask for job in jobs), len(there))
+        lines = [f"  {path}: {reason}" for path, reason in unreadable[:_UNREADABLE_SHOWN]]
+        if len(unreadable) > _UNREADABLE_SHOWN:
+            lines.append(f"  and {len(unreadable) - _UNREADABLE_SHOWN} more")
+        raise RunError(
+            f"{len(unreadable)} of {len(jobs)} images cannot be read; all others have their masks.",
+            "\n".join(lines),
+            "Repair or remove them; the same command again does only what is missing.",
+        )
+    return PredictedMasks(tuple(job.mask for job in jobs), len(done))
 
 
 def _tag(segmenter: Segmenter) -> str:
-    """What decides the masks, as a hash: masks of other settings are never taken for these."""
+    """The hash of everything that decides the masks, by which masks of other settings are told."""
     facts = segmenter.facts
-    decides = [facts.builder, facts.arguments, facts.weights_sha256, segmenter.precision]
-    sees = {k: v for k, v in asdict(segmenter.preprocessing).items() if v is not None}
-    settings = json.dumps([*decides, sees], default=str)
+    model = [facts.builder, facts.arguments, facts.weights_sha256, segmenter.precision]
+    preprocessing = {k: v for k, v in asdict(segmenter.preprocessing).items() if v is not None}
+    settings = json.dumps([*model, preprocessing], default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
-    """Whether all files of `job` are there.
+    """Whether all files of `job` exist.
 
     Raises:
-        UsageError: One is there that comes from elsewhere, or from other settings.
+        UsageError: An existing file was made by another program, or with other settings.
     """
-    found = {path: _tag_of(path) for path in job.outputs if path.exists()}
-    for path, other in found.items():
-        if other is None:
+    tags = {path: _tag_of(path) for path in job.outputs if path.exists()}
+    for path, existing_tag in tags.items():
+        if existing_tag is None:
             raise UsageError(
                 f"`{path}` is in the way.",
                 "It is no mask that this command made.",
@@ -224,7 +218,7 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
             )
         if fresh:
             continue
-        settings, _, image = other.partition(" ")
+        settings, _, image = existing_tag.partition(" ")
         if settings == tag and image not in ("", _image_hash(job.image)):  # "": of older versions
             raise UsageError(
                 f"`{path}` is the mask of another image.",
@@ -237,11 +231,11 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
                 "Masks of two kinds must not be mixed.",
                 "Choose another folder with `--out`, or make them anew with `--fresh`.",
             )
-    return len(found) == len(job.outputs) and not fresh
+    return len(tags) == len(job.outputs) and not fresh
 
 
 def _image_hash(path: Path) -> str:
-    """The beginning of the SHA-256 of a file; that of nothing where it cannot be read."""
+    """The beginning of the SHA-256 of a file; of no bytes if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -253,33 +247,33 @@ def _tag_of(path: Path) -> str | None:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             assert isinstance(image, PngImageFile)
-            found = image.text.get(_TAG)
+            tag = image.text.get(_TAG)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         return None
-    return None if found is None else str(found)
+    return None if tag is None else str(tag)
 
 
 def _batches(
     jobs: Sequence[Job], unreadable: list[tuple[Path, str]]
 ) -> Iterator[list[tuple[Job, Pixels]]]:
-    """The images a few at a time, decoded; those that cannot be are added to `unreadable`."""
-    some: list[tuple[Job, Pixels]] = []
+    """The decoded images in batches; those that cannot be decoded are added to `unreadable`."""
+    batch: list[tuple[Job, Pixels]] = []
     for job in jobs:
         try:
-            some.append((job, decode(FileRef(job.image.name, job.image))))
+            batch.append((job, decode(FileRef(job.image.name, job.image))))
         except UnreadableImage as error:
             unreadable.append((job.image, error.reason))
             continue
-        held = sum(pixels.shape[0] * pixels.shape[1] for _, pixels in some)
-        if len(some) == _MOST_IMAGES or held >= _MOST_PIXELS:
-            yield some
-            some = []
-    if some:
-        yield some
+        size = sum(pixels.shape[0] * pixels.shape[1] for _, pixels in batch)
+        if len(batch) == _MOST_IMAGES or size >= _MOST_PIXELS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _write(job: Job, pixels: Pixels, mask: NDArray[np.bool_], tag: str) -> None:
-    """The overlay first: where the mask is, the overlay is."""
+    """Writes the overlay before the mask, so that an existing mask has its overlay."""
     tag = f"{tag} {_image_hash(job.image)}"
     if job.overlay is not None:
         write_bytes(job.overlay, _png(overlaid(pixels, mask), tag))
@@ -291,14 +285,3 @@ def _png(pixels: Pixels, tag: str) -> bytes:
     text.add_text(_TAG, tag)
     Image.fromarray(pixels).save(content, "PNG", pnginfo=text)
     return content.getvalue()
-
-
-def _not_read(unreadable: Sequence[tuple[Path, str]], images: int) -> RunError:
-    lines = [f"  {path}: {reason}" for path, reason in unreadable[:_SHOWN]]
-    if len(unreadable) > _SHOWN:
-        lines.append(f"  and {len(unreadable) - _SHOWN} more")
-    return RunError(
-        f"{len(unreadable)} of {images} images cannot be read; all others have their masks.",
-        "\n".join(lines),
-        "Repair or remove them; the same command again does only what is missing.",
-    )

@@ -430,10 +430,8 @@ def compare_with_published(
         inputs = inputs_of(drawn, (ours, cell))
         for model, published in inputs[cell].items():
             if (cell.transform, cell.severity, model) not in known_keys:
-                differences = np.asarray(inputs[ours][model]).astype(np.float64) - np.asarray(
-                    published
-                )
-                errors = np.square(differences).mean(axis=(1, 2, 3))
+                our_pixels = np.asarray(inputs[ours][model]).astype(np.float64)
+                errors = np.square(our_pixels - np.asarray(published)).mean(axis=(1, 2, 3))
                 nonzero = errors[errors > 0]
                 psnr = float((10 * np.log10(255**2 / nonzero)).mean()) if len(nonzero) else None
                 parities.append(

@@ -1,4 +1,4 @@
-"""Computing what is missing: batches in, one durable row file per finished cell of a block."""
+"""Computes the missing rows: batches in, one durable row file per finished cell of a block."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class _Part:
 
 @dataclass
 class Runner:
-    """One process's work on a run.
+    """The work of one process on a run.
 
     Args:
-        store: Where rows go.
-        source: The batches that are missing.
+        store: Receives the rows.
+        source: The missing batches.
         models: By name.
-        schema: The columns of their rows.
-        listener: Who hears of the progress.
+        schema: The columns of the rows.
+        listener: Receives the progress.
         most_unreadable: How many unreadable images are tolerated.
-        check: Called before rows are written; raises where this process may not write any more.
+        check: Called before rows are written; raises if this process may not write any more.
     """
 
     store: Store
@@ -57,8 +57,8 @@ class Runner:
         """Computes every batch of the source.
 
         Raises:
-            RunError: Too many images are unreadable, a disk is full, or memory does not suffice for
-                one image. Finished blocks are kept.
+            RunError: Too many images are unreadable, a disk is full, or one image does not fit into
+                memory. Finished blocks are kept.
         """
         unreadable = set(self.store.skipped()["image_id"])
         stream = iter(batch_stream(self.source, workers, pin=pin))
@@ -72,8 +72,7 @@ class Runner:
                 raise batch
             unreadable |= {image_id for image_id, _ in batch.unreadable}
             self._take(batch)
-            if len(unreadable) > self.most_unreadable:
-                raise too_many_unreadable(unreadable, self.most_unreadable)
+            check_readable(unreadable, self.most_unreadable)
 
     def _take(self, batch: Batch[Any]) -> None:
         parts = self._parts[batch.block, batch.cell]
@@ -99,13 +98,13 @@ class Runner:
             raise
 
     def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
-        """Unreadable images first: rows must never be there without the reason why some lack."""
+        """Writes unreadable images first, so that every missing row has its reason on disk."""
         unreadable = [row for part in parts for row in part.unreadable]
         skipped = self.store.skipped_path(batch.block)
         if unreadable:
             write_rows(skipped, unreadable, SKIPPED_SCHEMA)
         else:
-            skipped.unlink(missing_ok=True)  # the images were mended since an earlier command
+            skipped.unlink(missing_ok=True)  # the images were repaired since an earlier command
         for view in batch.measures:
             rows = [row for part in parts for row in part.inputs[view]]
             write_rows(self.store.input_path(view, batch.cell, batch.block), rows, INPUT_SCHEMA)
@@ -122,11 +121,12 @@ def _input_rows(batch: Batch[Any], view: str) -> list[Row]:
     ]
 
 
-def too_many_unreadable(unreadable: set[str], most: int) -> RunError:
-    """The error where more images than `most` cannot be read."""
-    return RunError(
-        f"Images that cannot be read: {len(unreadable)}; tolerated: {most}.",
-        f"The first ones: {', '.join(sorted(unreadable)[:3])}.",
-        "Repair the data, or tolerate more with `--allow-unreadable 0.05` (a fraction): the same "
-        "command continues the run.",
-    )
+def check_readable(unreadable: set[str], most: int) -> None:
+    """Raises RunError if more than `most` images are unreadable."""
+    if len(unreadable) > most:
+        raise RunError(
+            f"Images that cannot be read: {len(unreadable)}; tolerated: {most}.",
+            f"The first ones: {', '.join(sorted(unreadable)[:3])}.",
+            "Repair the data, or tolerate more with `--allow-unreadable 0.05` (a fraction): the "
+            "same command continues the run.",
+        )

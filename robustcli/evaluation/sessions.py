@@ -1,6 +1,6 @@
-"""What computing cost: one JSON file per process that worked on a run.
+"""Time and resources of a run: one JSON file per process that worked on it.
 
-Timings live apart from the rows: an interrupted run ends with the same rows as an unbroken one.
+Timings are stored apart from the rows, so an interrupted run ends with the same rows as any other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from robustcli.tasks.record import ModelCost
 
 
 class DeviceUse(Record):
-    """CUDA only, through NVML and torch: peak bytes, mean utilisation in percent, joules."""
+    """Resources of a CUDA device, by NVML and torch; None: unknown."""
 
     peak_memory_bytes: int
     utilisation_percent: float | None
@@ -24,7 +24,7 @@ class DeviceUse(Record):
 
 
 class Session(Record):
-    """One process's work on the run."""
+    """The work of one process on the run."""
 
     started: datetime
     seconds: float
@@ -52,9 +52,6 @@ def _read(file: Path) -> Session:
         return Session.model_validate_json(file.read_text(encoding="utf-8"))
 
 
-# What a run cost, summed over the sessions that worked on it.
-
-
 @dataclass(frozen=True)
 class Speed:
     """The forward passes of one model: images, seconds, and images per second (None: none ran)."""
@@ -66,31 +63,22 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class DeviceCost:
-    """CUDA sessions only: peak bytes, mean utilisation in percent, joules; None: unknown."""
-
-    peak_memory_bytes: int
-    utilisation_percent: float | None
-    energy_joules: float | None
-
-
-@dataclass(frozen=True)
 class Costs:
-    """The whole run.
+    """The costs of a run, summed over its sessions.
 
     Args:
         sessions: How many processes worked on it.
-        seconds: Their time, added up.
+        seconds: The sum of their times.
         waiting_share: Share of that time in which the model waited for images; None without time.
-        devices: What they ran on, each named once with threads and batch size.
-        device: Memory, utilisation and energy; None when no session was on CUDA.
+        devices: Their distinct devices, with threads and batch size.
+        device: Memory, utilisation and energy; None if no session was on CUDA.
     """
 
     sessions: int
     seconds: float
     waiting_share: float | None
     devices: tuple[str, ...]
-    device: DeviceCost | None
+    device: DeviceUse | None
 
 
 def speed(sessions: Sequence[Session], model: str) -> Speed:
@@ -108,29 +96,27 @@ def costs(sessions: Sequence[Session]) -> Costs:
         len(sessions),
         seconds,
         waiting / seconds if seconds else None,
-        tuple(dict.fromkeys(_setting(session) for session in sessions)),
-        _device_cost(sessions),
+        tuple(
+            dict.fromkeys(
+                f"{session.device}, {session.threads} threads, batch size {session.batch_size}"
+                for session in sessions
+            )
+        ),
+        _device_use(sessions),
     )
 
 
-def _setting(session: Session) -> str:
-    return f"{session.device}, {session.threads} threads, batch size {session.batch_size}"
-
-
-def _device_cost(sessions: Sequence[Session]) -> DeviceCost | None:
+def _device_use(sessions: Sequence[Session]) -> DeviceUse | None:
     used = [(session.seconds, session.device_use) for session in sessions if session.device_use]
     if not used:
         return None
     energies = [use.energy_joules for _, use in used if use.energy_joules is not None]
-    return DeviceCost(
-        max(use.peak_memory_bytes for _, use in used),
-        _mean_utilisation(used),
-        sum(energies) if energies else None,
+    percents = [
+        (s, use.utilisation_percent) for s, use in used if use.utilisation_percent is not None
+    ]
+    seconds = sum(seconds for seconds, _ in percents)
+    return DeviceUse(
+        peak_memory_bytes=max(use.peak_memory_bytes for _, use in used),
+        utilisation_percent=sum(s * p for s, p in percents) / seconds if seconds else None,
+        energy_joules=sum(energies) if energies else None,
     )
-
-
-def _mean_utilisation(used: Sequence[tuple[float, DeviceUse]]) -> float | None:
-    """The mean over time: a long session counts for more than a short one."""
-    known = [(s, use.utilisation_percent) for s, use in used if use.utilisation_percent is not None]
-    total = sum(seconds for seconds, _ in known)
-    return sum(seconds * percent for seconds, percent in known) / total if total else None

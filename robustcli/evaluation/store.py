@@ -1,9 +1,10 @@
 """Durable rows: one Parquet file per (model, transform, severity) and block of images.
 
-A block file exists whole or not at all, so the files are the record of what is done:
-`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds what a model said
+A block file exists whole or not at all, so the files are the record of finished work:
+`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds predictions
 (columns: `metrics.columns`),
-`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` what the transform did.
+`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` the measures of the
+transformed images.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ class Store:
         self.run = run
 
     def prediction_path(self, model: str, cell: Cell, block: int) -> Path:
-        """Where the predictions of `model` for `cell` and `block` are or will be."""
+        """The file of the predictions of `model` for `cell` and `block`."""
         folder = model_folder(self.run / "predictions", "model=", model)
         return _cell_path(folder, cell) / _file_name(block)
 
     def input_path(self, view: str, cell: Cell, block: int) -> Path:
-        """Where the measures of the transformed images of `cell` and `block` are or will be."""
+        """The file of the measures of the transformed images of `cell` and `block`."""
         return _cell_path(self.run / "inputs" / f"view={view}", cell) / _file_name(block)
 
     def skipped_path(self, block: int) -> Path:
-        """Where the unreadable images of `block` are listed; absent when there are none."""
+        """The file that lists the unreadable images of `block`; absent if there are none."""
         return self.run / "skipped" / _file_name(block)
 
     def rows(
@@ -57,7 +58,8 @@ class Store:
     ) -> pd.DataFrame:
         """The finished rows of one model and cell, in image order.
 
-        Columns (`metrics.columns.ROW_SCHEMAS`; None for all) that a file does not have are null.
+        `columns` are those of `metrics.columns.ROW_SCHEMAS`, None for all; a column that a file
+        lacks is null.
         """
         schema = _chosen(ROW_SCHEMAS[task], columns)
         return _read(self.prediction_path(model, cell, 0).parent, schema)
@@ -69,10 +71,10 @@ class Store:
         """The finished image measures of one view and cell (columns: INPUT_SCHEMA).
 
         Args:
-            view: What models see, see `ModelRecord.view`.
+            view: See `ModelRecord.view`.
             cell: The transform with its severity.
-            columns: Those that are needed; None for all.
-            first_block: Reads the first block of images alone.
+            columns: None for all.
+            first_block: Reads only the first block of images.
         """
         block = self.input_path(view, cell, 0)
         pattern = block.name if first_block else _BLOCKS
@@ -95,7 +97,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema)
 
 
 def rows_in(path: Path) -> int | None:
-    """How many rows the file `path` has; None where it is not there or cannot be read."""
+    """The number of rows in the file `path`; None if it is missing or unreadable."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException):
@@ -117,7 +119,7 @@ def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFra
 
 
 def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of one file; columns of `schema` that it does not have are null."""
+    """The rows of one file; a column of `schema` that it lacks is null."""
     # `pq.read_table` makes a data set of each file, which takes eight times as long.
     try:
         with pa.memory_map(str(path)) as content, pq.ParquetFile(content) as file:

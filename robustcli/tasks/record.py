@@ -66,7 +66,7 @@ class DatasetRecord(Record):
     `contents` is the hash of their files (`data.dataset.contents_digest`); runs of older versions
     have none. `answers` are the classes that models may predict, None for all. `several_labels`:
     whether images have several true classes, as with ReaL labels. `tolerance` (pixels) is written
-    only for data whose masks are compared with one, `masks` only if they are read in an unusual way.
+    only for data whose masks are compared with one, `masks` only if their reading is unusual.
     """
 
     name: str
