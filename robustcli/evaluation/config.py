@@ -56,12 +56,7 @@ class EvalConfig(TaskConfig):
 
 
 def _changes(request: ModelRequest) -> object:
-    options = [
-        *(request.weights, dict(request.arguments), dict(request.preprocessing)),
-        *(
-            (request.untrained,)
-            if request.classes is None
-            else (request.untrained, request.classes)
-        ),
-    ]
+    options: list[object] = [request.weights, dict(request.arguments)]
+    options += [dict(request.preprocessing), request.untrained]
+    options += [] if request.classes is None else [request.classes]
     return [request.name, *options] if any(options) else None

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence, the probability of its prediction, can be trusted."""
+"""Calibration: how far the probability of a classifier's prediction can be trusted."""
 
 from __future__ import annotations
 
@@ -9,29 +9,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.metrics.class_scores import is_correct
-from robustcli.metrics.intervals import Bootstrap, Interval
+from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 
 BINS = 15
 _DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The numbers of one cell.
+    """The calibration of one cell with `n` images.
 
-    Args:
-        n: Images.
-        error: The share that is wrong.
-        confidence: Mean probability of the prediction.
-        ece: Expected calibration error over `BINS` bins of equal width.
-        ece_low: Lower end of its 95 % percentile bootstrap interval; None with one image.
-        ece_high: Its upper end.
-        brier: Top-label Brier score: mean of (probability of the prediction minus 1 if it is
-            right, else 0), squared. It needs no other class's probability.
-        brier_low: Lower end of its 95 % percentile bootstrap interval; None with one image.
-        brier_high: Its upper end.
-        aurc: Area under the risk-coverage curve.
+    `error` is the share of wrong predictions, `confidence` the mean probability of a prediction,
+    `ece` the expected calibration error over `BINS` bins of equal width, `aurc` the area under the
+    risk-coverage curve. `brier` is the top-label Brier score: the mean of (probability of the
+    prediction - 1 if it is correct, else 0)**2, which needs no other class's probability. The
+    intervals are 95 % percentile bootstrap intervals; None with one image.
     """
 
     n: int
@@ -47,11 +39,9 @@ class Calibration:
 
 
 def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
-    """The calibration of `rows` (columns: `PREDICTION_SCHEMA`); None where there are none.
+    """The calibration of the rows of one cell (columns: `PREDICTION_SCHEMA`); None without rows.
 
-    Args:
-        rows: Of one model and cell.
-        bootstrap: Its seed and confidence. There are 2,000 resamples, fewer of many images.
+    Of `bootstrap` seed and confidence count; there are 2,000 resamples, fewer of many images.
 
     Sources: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On calibration of modern neural networks,
     ICML 2017 (expected calibration error); G. W. Brier, Monthly Weather Review 78 (1950).
@@ -59,10 +49,10 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     n = len(rows)
     if not n:
         return None
-    confidence, right = _confidence(rows), is_correct(rows).astype(np.float64)
+    confidence, correct = _confidence(rows), is_correct(rows).astype(np.float64)
     in_bin = np.equal.outer(_bins(confidence), np.arange(BINS))  # (n, BINS)
-    gaps = np.where(in_bin, (confidence - right)[:, None], 0.0)
-    squares = (confidence - right) ** 2
+    gaps = np.where(in_bin, (confidence - correct)[:, None], 0.0)
+    squares = (confidence - correct) ** 2
     ece_low, ece_high, brier_low, brier_high = None, None, None, None
     if n > 1:
         draws = min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // n))
@@ -71,7 +61,7 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         brier_low, brier_high = _ends(means[:, BINS], bootstrap.confidence)
     return Calibration(
         n,
-        1 - float(right.mean()),
+        1 - float(correct.mean()),
         float(confidence.mean()),
         float(np.abs(gaps.sum(axis=0)).sum() / n),
         ece_low,
@@ -79,19 +69,13 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         float(squares.mean()),
         brier_low,
         brier_high,
-        risk_coverage_area(confidence, right == 0),
+        risk_coverage_area(confidence, correct == 0),
     )
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose confidence lies in one bin.
-
-    Args:
-        n: Images, at least one.
-        correct: Those that are right.
-        confidence: Their mean confidence.
-    """
+    """The images (at least one) whose confidence lies in one bin, and their mean confidence."""
 
     n: int
     correct: int
@@ -99,13 +83,16 @@ class ReliabilityBin:
 
 
 def reliability(rows: pd.DataFrame) -> list[ReliabilityBin]:
-    """The bins of `ece` that hold an image, by confidence."""
-    confidence, right = _confidence(rows), is_correct(rows)
+    """The non-empty bins of `ece`, by confidence."""
+    confidence, correct = _confidence(rows), is_correct(rows)
     bins = _bins(confidence)
-    n, correct = np.bincount(bins, minlength=BINS), np.bincount(bins, right, minlength=BINS)
+    n, correct_counts = (
+        np.bincount(bins, minlength=BINS),
+        np.bincount(bins, correct, minlength=BINS),
+    )
     sums = np.bincount(bins, confidence, minlength=BINS)
     return [
-        ReliabilityBin(int(n[b]), int(correct[b]), float(sums[b] / n[b]))
+        ReliabilityBin(int(n[b]), int(correct_counts[b]), float(sums[b] / n[b]))
         for b in range(BINS)
         if n[b]
     ]
@@ -114,8 +101,8 @@ def reliability(rows: pd.DataFrame) -> list[ReliabilityBin]:
 def risk_coverage_area(confidence: FloatArray, wrong: NDArray[np.bool_]) -> float:
     """The mean, over k, of the error among the k most confident images; lower is better.
 
-    A confidence that says nothing gives the error of all images. Images of equal confidence count
-    as their mean, so that the order of rows does not matter.
+    An uninformative confidence gives the error of all images. Images of equal confidence count as
+    their mean, so the order of rows does not matter.
 
     Source: Y. Geifman, R. El-Yaniv, Selective classification for deep neural networks, NeurIPS
     2017; Y. Geifman, G. Uziel, R. El-Yaniv, Bias-reduced uncertainty estimation, ICLR 2019.
@@ -133,7 +120,7 @@ def _confidence(rows: pd.DataFrame) -> FloatArray:
 
 
 def _bins(confidence: FloatArray) -> NDArray[np.int64]:
-    """The bin of each confidence: 0 is up to 1 / BINS, its upper end included."""
+    """The bin of each confidence; bin 0 ends at 1 / BINS, its upper end included."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 

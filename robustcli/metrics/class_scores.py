@@ -1,6 +1,6 @@
-"""The numbers of one cell from its rows: pure functions.
+"""The scores of one cell of a classifier from its rows: pure functions.
 
-Every share is a fraction in [0, 1]; a number that cannot be given is None.
+Every share is a fraction in [0, 1]; an undefined number is None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from robustcli.metrics.rows import common_images
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the rows are right; `top1_low` and `top1_high` are the 95 % Wilson interval."""
+    """Top-1 and top-5; `top1_low` and `top1_high` are the 95 % Wilson interval."""
 
     n: int
     correct: int
@@ -31,13 +31,9 @@ class Accuracy:
 class CleanComparison:
     """The same images with and without the transform.
 
-    Args:
-        clean_top1: Top-1 of the untouched images.
-        drop: `clean_top1` minus top-1 of the transformed images.
-        retention: Top-1 of the transformed images over `clean_top1`; None when that is 0.
-        drop_low: Lower end of the paired 95 % interval of `drop`.
-        drop_high: Its upper end.
-        paired_n: Images that both measurements have.
+    `drop` is `clean_top1` minus top-1 of the transformed images, with its paired 95 % interval;
+    `retention` is their quotient, None for a `clean_top1` of 0. `paired_n` counts the images that
+    both measurements have.
     """
 
     clean_top1: float | None
@@ -50,28 +46,25 @@ class CleanComparison:
 
 @dataclass(frozen=True)
 class ImageChange:
-    """What the transform did to the images: share left unchanged, mean PSNR of the changed ones."""
+    """The effect of a transform on images: share unchanged, mean PSNR of the changed ones."""
 
     unchanged_share: float | None
     psnr_db: float | None
 
 
 def accuracy(rows: pd.DataFrame) -> Accuracy:
-    """Top-1, top-5 and the interval of `rows` (columns: `store.PREDICTION_SCHEMA`)."""
+    """Top-1, top-5 and the interval of `rows` (columns: `PREDICTION_SCHEMA`)."""
     n, correct = len(rows), int(is_correct(rows).sum())
     if n == 0:
         return Accuracy(0, 0, None, None, None, None)
     interval = wilson_interval(correct, n)
-    in_top5 = _is_in_top5(rows)
-    return Accuracy(n, correct, correct / n, *interval, float(in_top5.mean()))
+    return Accuracy(n, correct, correct / n, *interval, float(_is_in_top5(rows).mean()))
 
 
 def compare_with_clean(clean: pd.DataFrame, rows: pd.DataFrame) -> CleanComparison:
-    """What `rows` lost against `clean`, over the images (`image_id`) that both have.
+    """The loss of `rows` against `clean`, over the images (`image_id`) that both have.
 
-    Args:
-        clean: Rows of one model on untouched images (columns: `store.PREDICTION_SCHEMA`).
-        rows: Rows of the same model on transformed images.
+    Both are rows of one model (columns: `PREDICTION_SCHEMA`), `clean` those of untouched images.
     """
     both = common_images([clean, rows])
     n = len(both[0])
@@ -79,16 +72,17 @@ def compare_with_clean(clean: pd.DataFrame, rows: pd.DataFrame) -> CleanComparis
         return CleanComparison(None, None, None, None, None, 0)
     before, after = map(is_correct, both)
     clean_top1, top1 = float(before.mean()), float(after.mean())
-    low, high = paired_interval(_paired_counts(before, after))
+    counts = (before & after, before & ~after, ~before & after, ~before & ~after)
+    low, high = paired_interval(PairedCounts(*(int(count.sum()) for count in counts)))
     retention = top1 / clean_top1 if clean_top1 else None
     return CleanComparison(clean_top1, clean_top1 - top1, retention, low, high, n)
 
 
 def image_change(inputs: pd.DataFrame) -> ImageChange:
-    """The share of unchanged images and the mean PSNR of the others (`store.INPUT_SCHEMA`).
+    """The share of unchanged images and the mean PSNR of the others (columns: `INPUT_SCHEMA`).
 
-    The PSNR of an unchanged image is infinite and that of an image whose size changed does not
-    exist, so both are left out of the mean; it is None when no image is left.
+    The PSNR of an unchanged image is infinite and that of an image whose size changed is undefined,
+    so both are left out of the mean; it is None if no image is left.
     """
     if inputs.empty:
         return ImageChange(None, None)
@@ -98,20 +92,9 @@ def image_change(inputs: pd.DataFrame) -> ImageChange:
     return ImageChange(float((~changed).mean()), float(finite.mean()) if len(finite) else None)
 
 
-def _paired_counts(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> PairedCounts:
-    counts = (before & after, before & ~after, ~before & after, ~before & ~after)
-    return PairedCounts(*(int(count.sum()) for count in counts))
-
-
 @dataclass(frozen=True)
 class ClassShare:
-    """How often images of one class are right.
-
-    Args:
-        target: Index of the class.
-        n: Its images.
-        correct: Those that are right.
-    """
+    """How many of the `n` images of the class `target` are predicted correctly."""
 
     target: int
     n: int
@@ -119,7 +102,7 @@ class ClassShare:
 
     @property
     def share(self) -> float:
-        """The share that is right."""
+        """The accuracy on this class."""
         return self.correct / self.n
 
     @property
@@ -129,7 +112,7 @@ class ClassShare:
 
 
 def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
-    """The share of each class that `rows` have, by index."""
+    """The accuracy on each class in `rows`, by class index."""
     targets, owner = np.unique(rows["target"].to_numpy(), return_inverse=True)
     n, correct = np.bincount(owner), np.bincount(owner, is_correct(rows))
     return [ClassShare(int(t), int(n[i]), int(correct[i])) for i, t in enumerate(targets)]
@@ -137,7 +120,7 @@ def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many images of class `target` are called `prediction`, another class."""
+    """How many images of class `target` are predicted as `prediction`, another class."""
 
     target: int
     prediction: int
@@ -163,5 +146,5 @@ def _is_in_top5(rows: pd.DataFrame) -> NDArray[np.bool_]:
     lists = rows["top5"].to_list()
     owner = np.repeat(np.arange(len(lists)), [len(classes) for classes in lists])
     hit = np.concatenate(lists) == rows["target"].to_numpy(dtype=int)[owner]
-    found: NDArray[np.bool_] = np.bincount(owner[hit], minlength=len(lists)) > 0
-    return found
+    in_top5: NDArray[np.bool_] = np.bincount(owner[hit], minlength=len(lists)) > 0
+    return in_top5

@@ -1,12 +1,12 @@
-"""The columns of each task: of a row, which is what a model says of an image, and of a table.
+"""The columns of each task: of a row, which is one prediction, and of a table.
 
-A table has one line of numbers per (model, transform, severity), made of the rows of that cell and
-of those of the untouched images.
+A table has one line of numbers per (model, transform, severity), computed from the rows of that
+cell and of the clean images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,11 +17,6 @@ from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import accuracy, compare_with_clean
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import compare_masks_with_clean, mask_scores
-
-# Rows. Of a segmenter they are counts of pixels at the image's own size; distances are in pixels,
-# null where the mask or the prediction is empty; `predicted_near` and `true_near` are there only
-# where the data have a tolerance.
-
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -45,19 +40,14 @@ _EXACT_MASK_SCHEMA = pa.schema(
 MASK_SCHEMA = pa.schema(
     [*_EXACT_MASK_SCHEMA, ("predicted_near", pa.int64()), ("true_near", pa.int64())]
 )
+"""Counts of pixels at the image's own size; distances in pixels, null if a mask is empty; the last
+two columns only for data with a tolerance."""
 ROW_SCHEMAS: Mapping[TaskName, pa.Schema] = {"cls": PREDICTION_SCHEMA, "seg": MASK_SCHEMA}
 
 
 def mask_schema(tolerance: int | None) -> pa.Schema:
-    """The columns that rows of segmenters are written with.
-
-    Args:
-        tolerance: Of the data, in pixels; None for data without, whose rows need fewer columns.
-    """
+    """The columns of rows of data with that tolerance in pixels; fewer without a tolerance."""
     return _EXACT_MASK_SCHEMA if tolerance is None else MASK_SCHEMA
-
-
-# Tables. Shares are fractions in [0, 1].
 
 
 CLASS_TABLE_COLUMNS = (
@@ -74,56 +64,35 @@ MASK_TABLE_COLUMNS = (
     *("clean_dice", "drop", "drop_low", "drop_high", "retention"),
     *("unchanged_share", "psnr_db", "paired_groups"),
 )
-_NO_SHARES = (
-    "model",
-    "transform",
-    "severity",
-    "n",
-    "correct",
-    "groups",
-    "paired_n",
-    "paired_groups",
+_NAMES_AND_COUNTS = (
+    *("model", "transform", "severity", "n", "correct", "groups", "paired_n", "paired_groups"),
 )
-
-
 TABLE_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
     "cls": CLASS_TABLE_COLUMNS,
     "seg": MASK_TABLE_COLUMNS,
 }
-"""In the order of the table."""
+"""In the order of the table; shares are fractions in [0, 1]."""
 
 
 def share_columns(task: TaskName) -> list[str]:
-    """The columns that are numbers in their own right, not names or counts: float, or NaN."""
-    return [name for name in TABLE_COLUMNS[task] if name not in _NO_SHARES]
+    """The columns that are neither names nor counts: float, or NaN."""
+    return [name for name in TABLE_COLUMNS[task] if name not in _NAMES_AND_COUNTS]
 
 
 def cell_numbers(
     task: TaskName, clean: pd.DataFrame, rows: pd.DataFrame, seed: int
 ) -> dict[str, Any]:
-    """The numbers of one cell, by column; None where one cannot be given.
+    """The numbers of one cell, by column; None for an undefined number.
 
     Args:
-        task: What the model does.
-        clean: Its rows on untouched images (columns: `ROW_SCHEMAS`).
+        task: The task of the model.
+        clean: Its rows of clean images (columns: `ROW_SCHEMAS`).
         rows: Its rows of the cell.
-        seed: Of the run, for bootstrap intervals.
+        seed: The run's, for bootstrap intervals.
     """
-    return _NUMBERS[task](clean, rows, seed)
-
-
-def _class_numbers(clean: pd.DataFrame, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
-    return asdict(accuracy(rows)) | asdict(compare_with_clean(clean, rows))
-
-
-def _mask_numbers(clean: pd.DataFrame, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    if task == "cls":
+        return asdict(accuracy(rows)) | asdict(compare_with_clean(clean, rows))
     bootstrap = Bootstrap(seed)
     return asdict(mask_scores(rows, bootstrap)) | asdict(
         compare_masks_with_clean(clean, rows, bootstrap)
     )
-
-
-_NUMBERS: Mapping[TaskName, Callable[[pd.DataFrame, pd.DataFrame, int], dict[str, Any]]] = {
-    "cls": _class_numbers,
-    "seg": _mask_numbers,
-}

@@ -1,4 +1,4 @@
-"""Two models on the same images: the difference, its interval and whether it may be chance."""
+"""Two models on the same images: the difference, its interval and its p-value."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ from numpy.typing import NDArray
 
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
-from robustcli.metrics.intervals import Bootstrap, Interval, PairedCounts, paired_interval
+from robustcli.metrics.intervals import (
+    Bootstrap,
+    FloatArray,
+    Interval,
+    PairedCounts,
+    paired_interval,
+)
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.rows import common_images
-
-# Whether paired differences are more than chance: the sign-flip (paired permutation) test.
-#
-# Where two ways of training do not differ, each difference could as well have had the other sign.
-# No form of the differences' distribution is assumed.
-#
-# Source: R. A. Fisher, The Design of Experiments, 1935, section 21; E. J. G. Pitman, Significance
-# tests which may be applied to samples from any populations, J. Roy. Stat. Soc. Suppl. 4 (1937).
-
 
 EXACT_UP_TO = 16  # differences: 65,536 ways to choose the signs
 SIGN_DRAWS = 20_000
@@ -32,21 +29,24 @@ _DIRECT_UP_TO = 10**7  # products: an exact sum of positive terms, before a Four
 _SAME = 1e-9  # of the largest sum: the same sum in another order counts as equal
 
 
-def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
-    """The two-sided p-value, in (0, 1], of the sum of `differences` being 0 but for chance.
+def sign_flip_p(differences: FloatArray, seed: int = 0) -> float:
+    """The two-sided p-value, in (0, 1], of the sign-flip (paired permutation) test.
 
-    Exact up to EXACT_UP_TO differences that are not 0, else from SIGN_DRAWS random signs, the
-    observed ones among them.
+    Under the null hypothesis each difference (one per independent unit) could as well have the
+    other sign; no distribution is assumed. Exact up to EXACT_UP_TO differences that are not 0, else
+    from SIGN_DRAWS random signs drawn with `seed`, the observed ones among them.
 
-    Args:
-        differences: One per independent unit, at least one.
-        seed: Of the random signs.
+    Source: R. A. Fisher, The Design of Experiments, 1935, section 21; E. J. G. Pitman, Significance
+    tests which may be applied to samples from any populations, J. Roy. Stat. Soc. Suppl. 4 (1937).
     """
     # SciPy's `permutation_test`, the oracle of the tests, draws other signs: p would change.
     values = differences[differences != 0]
     observed = abs(float(values.sum())) - _SAME * float(np.abs(values).sum())
     if len(values) <= EXACT_UP_TO:
-        return float((np.abs(_all_sums(values)) >= observed).mean())
+        sums = np.zeros(1)  # under every choice of signs
+        for value in values:
+            sums = np.concatenate([sums + value, sums - value])
+        return float((np.abs(sums) >= observed).mean())
     generator = np.random.default_rng(identity_seed(seed, "sign-flip"))
     extreme = 0
     for _ in range(0, SIGN_DRAWS, _AT_ONCE):
@@ -56,12 +56,9 @@ def sign_flip_p(differences: NDArray[np.float64], seed: int = 0) -> float:
 
 
 def exact_sign_flip_p(differences: NDArray[np.int64]) -> float:
-    """The exact p-value of the same test for whole numbers, however many: McNemar's for -1, 0, 1.
+    """The exact p-value of the same test for any number of small integers: McNemar's for -1, 0, 1.
 
     The distribution of the sum is the convolution of one binomial per size of difference.
-
-    Args:
-        differences: One per independent unit, in small whole numbers.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     if not len(sizes):
@@ -81,18 +78,14 @@ def exact_sign_flip_p(differences: NDArray[np.int64]) -> float:
     return float(min(1.0, max(positive[extreme].sum(), np.finfo(float).tiny)))
 
 
-def mean_interval(differences: NDArray[np.float64], confidence: float = 0.95) -> Interval:
+def mean_interval(differences: FloatArray, confidence: float = 0.95) -> Interval:
     """The adjusted Wald interval of the mean of paired differences in [-1, 1].
 
-    Two made-up units, of 1 and of -1, join the others; so it has a width where all are alike.
-
-    Args:
-        differences: One per independent unit.
-        confidence: Coverage, in (0, 1).
+    Two pseudo-units, 1 and -1, are added, so the interval has a width for equal differences.
 
     Source: D. G. Bonett, R. M. Price, Adjusted Wald confidence interval for a difference of
-    binomial proportions based on paired data, J. Educ. Behav. Stat. 37 (2012), which it is for
-    differences of -1, 0 and 1.
+    binomial proportions based on paired data, J. Educ. Behav. Stat. 37 (2012), for differences of
+    -1, 0 and 1.
     """
     n = len(differences) + 2
     mean = float(differences.sum()) / n
@@ -102,35 +95,15 @@ def mean_interval(differences: NDArray[np.float64], confidence: float = 0.95) ->
 
 
 def smallest_p(units: int) -> float:
-    """The smallest p-value that `units` differences can give at all."""
+    """The smallest possible p-value of `units` differences."""
     return 2.0 ** (1 - units) if units <= EXACT_UP_TO else 1 / (1 + SIGN_DRAWS)
-
-
-def _all_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sums under every choice of signs."""
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums + value, sums - value])
-    return sums
-
-
-# Two classifiers on the same images: how their top-1 differs, and whether by more than chance.
-#
-# Source of the test: Q. McNemar, Note on the sampling error of the difference between correlated
-# proportions or percentages, Psychometrika 12 (1947), in its exact form: of the images that only
-# one of both has right, each is as likely to be the one's or the other's.
 
 
 @dataclass(frozen=True)
 class ClassDifference:
-    """A classifier's top-1 minus a reference's.
+    """A classifier's top-1 minus a reference's over `n` images, with its paired 95 % interval.
 
-    Args:
-        n: Images that both have.
-        value: The difference of the shares that are right.
-        low: Lower end of its paired 95 % interval.
-        high: Its upper end.
-        p: Of McNemar's exact test, two-sided; 1 where both have the same images right.
+    `p` is that of McNemar's exact test, two-sided; 1 if both predict the same images correctly.
     """
 
     n: int
@@ -141,28 +114,26 @@ class ClassDifference:
 
     @property
     def groups(self) -> int:
-        """Independent units: every image is one."""
+        """The number of independent units; every image is one."""
         return self.n
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p that so many images can give."""
+        """The smallest possible p for `n` images."""
         return 2.0 ** (1 - self.n)
 
 
 def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> ClassDifference | None:
-    """What `rows` gains over `reference`, over the images that both have; None without any.
+    """The gain of `rows` over `reference` (columns: `PREDICTION_SCHEMA`) on their common images.
 
-    Args:
-        reference: Rows of one classifier (columns: `store.PREDICTION_SCHEMA`).
-        rows: Rows of the other one.
+    None without common images.
     """
     both = common_images([reference, rows])
     return hit_difference(*map(is_correct, both)) if len(both[0]) else None
 
 
 def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> ClassDifference:
-    """What `now` gains over `before`; each says which of the same images (at least one) are right.
+    """The gain of `now` over `before`, each the correctness of the same images (at least one).
 
     The interval is Newcombe's.
     """
@@ -173,7 +144,15 @@ def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> ClassDi
 
 
 def mcnemar_p(won: int, lost: int) -> float:
-    """The two-sided exact p-value of `won` against `lost` single hits being chance alone."""
+    """The two-sided p-value of McNemar's exact test.
+
+    Args:
+        won: Images that only the first classifier predicts correctly.
+        lost: Images that only the second one does.
+
+    Source: Q. McNemar, Note on the sampling error of the difference between correlated proportions
+    or percentages, Psychometrika 12 (1947).
+    """
     if won + lost == 0:
         return 1.0
     from scipy.stats import binomtest  # takes most of a second to import
@@ -181,25 +160,14 @@ def mcnemar_p(won: int, lost: int) -> float:
     return float(binomtest(won, won + lost, 0.5).pvalue)
 
 
-# Two segmenters on the same images: how much their dice differs, and whether by more than chance.
-#
-# The value, its interval and its p-value are all of one statistic: each group's dice (the pixels of
-# its images pooled) in one segmenter minus that in the other, averaged over the groups. What is
-# drawn and what is flipped is a group, such as a patient, since its images resemble each other.
-
-
 @dataclass(frozen=True)
 class MaskDifference:
-    """A segmenter's dice minus a reference's.
+    """A segmenter's dice minus a reference's over `n` images in `groups` groups.
 
-    Args:
-        n: Images that both have.
-        groups: Groups of these images.
-        dice: Difference of the dice pooled within groups and averaged over them.
-        low: Lower end of its paired 95 % bootstrap interval over groups; None with one group.
-        high: Its upper end.
-        p: Of the sign-flip test of the groups' differences, two-sided. None with one group.
-        smallest_p: The smallest p that so many groups can give.
+    `dice` is the difference of each group's dice (the pixels of its images pooled), averaged over
+    the groups. Interval (paired 95 % bootstrap) and `p` (two-sided sign-flip test) are of the same
+    statistic, over groups, because images of a group resemble each other; None with one group.
+    `smallest_p` is the smallest possible p for this number of groups.
     """
 
     n: int
@@ -212,19 +180,16 @@ class MaskDifference:
 
     @property
     def value(self) -> float:
-        """The difference, whatever it is of."""
+        """The difference, under the name that `ClassDifference` uses."""
         return self.dice
 
 
 def mask_difference(
     reference: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap
 ) -> MaskDifference | None:
-    """What `rows` gains over `reference`, over the images that both have; None without any.
+    """The gain of `rows` over `reference` (columns: `MASK_SCHEMA`) on their common images.
 
-    Args:
-        reference: Rows of one segmenter (columns: `store.MASK_SCHEMA`).
-        rows: Rows of the other one.
-        bootstrap: The run's resamples; its seed also draws the signs.
+    None without common images. The seed of `bootstrap` also draws the signs.
     """
     both = common_images([reference, rows])
     if both[0].empty:
@@ -233,16 +198,8 @@ def mask_difference(
     return dice_difference(after - before, len(both[0]), bootstrap)
 
 
-def dice_difference(
-    gained: NDArray[np.float64], images: int, bootstrap: Bootstrap
-) -> MaskDifference:
-    """The mean of `gained` with its interval and test.
-
-    Args:
-        gained: The difference of dice of each group, at least one.
-        images: Images of these groups.
-        bootstrap: See `mask_difference`.
-    """
+def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> MaskDifference:
+    """The mean of `gained`, the difference of dice of each group (at least one), with its test."""
     interval, groups = bootstrap.mean(gained), len(gained)
     return MaskDifference(
         images,

@@ -1,4 +1,4 @@
-"""The same images in several tables of rows: every paired number is over these."""
+"""The common images of several tables of rows, over which every paired number is computed."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         if not index.is_unique:
             image_id = index[index.duplicated()][0]
             raise ValueError(f"The image `{image_id}` has several rows in one table.")
-    shared = reduce(lambda kept, index: kept[kept.isin(index)], indexes[:-1], indexes[-1])
+    shared = reduce(lambda common, ids: common[common.isin(ids)], indexes[:-1], indexes[-1])
     return [
         frame.iloc[index.get_indexer(shared)] for frame, index in zip(frames, indexes, strict=True)
     ]
 
 
-def _in_same_order(one: pd.Series[str], other: pd.Series[str]) -> bool:
-    return len(one) == len(other) and bool(np.all(one.array == other.array))
+def _in_same_order(first: pd.Series[str], second: pd.Series[str]) -> bool:
+    return len(first) == len(second) and bool(np.all(first.array == second.array))

@@ -1,4 +1,4 @@
-"""How strong a transform must be: breaking points, and the corruption errors of ImageNet-C."""
+"""Scores over severities: breaking points, and the corruption errors of ImageNet-C."""
 
 from __future__ import annotations
 
@@ -9,21 +9,14 @@ import pandas as pd
 
 from robustcli.core.names import canonical
 
-# Breaking points: the severity from which on a model keeps less than half its accuracy.
-
-
 BREAKING_RETENTION = 0.5
 
 
 @dataclass(frozen=True)
 class BreakingPoint:
-    """Where one model breaks under one transform.
+    """The lowest severity with a retention below BREAKING_RETENTION; None if there is none.
 
-    Args:
-        model: Its name in the run.
-        transform: The transform's name.
-        severity: The lowest measured severity at which retention is below KEPT; None: at none.
-        strongest: The highest severity that was measured.
+    `strongest` is the highest measured severity.
     """
 
     model: str
@@ -35,29 +28,18 @@ class BreakingPoint:
 def breaking_points(table: pd.DataFrame) -> list[BreakingPoint]:
     """One point per model and transform with at least two severities above 0, in table order.
 
-    Severity 0 mixes all strengths of a transform, so it is no point on the scale.
-
-    Args:
-        table: `cell_table.table` of a run.
+    Severity 0 mixes all strengths of a transform, so it is left out of the `table` of the run
+    (`cell_table.table`).
     """
     graded = table[(table["severity"] > 0) & table["retention"].notna()]
-    return [
-        _point(str(model), str(transform), cells)
-        for (model, transform), cells in graded.groupby(["model", "transform"], sort=False)
-        if len(cells) > 1
-    ]
-
-
-def _point(model: str, transform: str, cells: pd.DataFrame) -> BreakingPoint:
-    broken = cells.loc[cells["retention"] < BREAKING_RETENTION, "severity"]
-    lowest = None if broken.empty else int(broken.min())
-    return BreakingPoint(model, transform, lowest, int(cells["severity"].max()))
-
-
-# Corruption errors of ImageNet-C: mCE and relative mCE, relative to AlexNet.
-#
-# Source: D. Hendrycks, T. Dietterich, Benchmarking neural network robustness to common corruptions
-# and perturbations, ICLR 2019, section 4.1; AlexNet's errors from the authors' code.
+    points = []
+    for (model, transform), cells in graded.groupby(["model", "transform"], sort=False):
+        if len(cells) > 1:
+            broken = cells.loc[cells["retention"] < BREAKING_RETENTION, "severity"]
+            lowest = None if broken.empty else int(broken.min())
+            strongest = int(cells["severity"].max())
+            points.append(BreakingPoint(str(model), str(transform), lowest, strongest))
+    return points
 
 
 # AlexNet's top-1 error on ImageNet-C, mean over the five severities.
@@ -80,7 +62,7 @@ ALEXNET_ERROR = {
 }
 ALEXNET_CLEAN_ERROR = 0.4348
 CORRUPTION_FAMILIES = ("imagenet-c", "published")
-"""Our own corruptions of clean images, and the pictures that ImageNet-C's owners publish."""
+"""Our own corruptions of clean images, and the published pictures of ImageNet-C."""
 BENCHMARK_SEVERITIES = 5
 
 
@@ -90,10 +72,13 @@ class CorruptionError:
 
     Args:
         model: Its name in the run.
-        family: Of the corruptions, one of FAMILIES.
+        family: The family of the corruptions, one of CORRUPTION_FAMILIES.
         mce: Mean corruption error.
         relative_mce: The same for the errors that the corruptions add to the clean error.
         by_corruption: The corruption error of each of the 15 corruptions.
+
+    Source: D. Hendrycks, T. Dietterich, Benchmarking neural network robustness to common
+    corruptions and perturbations, ICLR 2019, section 4.1; AlexNet's errors from the authors' code.
     """
 
     model: str
@@ -108,27 +93,29 @@ def corruption_errors(
 ) -> list[CorruptionError]:
     """The errors of every model that has them, by family, then in the order of the run.
 
-    A model has them when its 15 corruptions x 5 severities were all measured on one and the same
-    number of images with ImageNet-1K's classes, which AlexNet's errors are about.
+    A model has errors if all 15 corruptions x 5 severities were measured on the same number of
+    images with ImageNet-1K's classes, as AlexNet's were.
 
     Args:
         table: `cell_table.table` of the run.
-        label_space: The classes of its images.
-        families: Of its transforms, by name.
+        label_space: The name of the label space of its images.
+        families: The family of each transform, by name.
     """
     if label_space != "imagenet-1k":
         return []
-    found = []
-    for wanted in CORRUPTION_FAMILIES:
-        names = {t: benchmark_name(t) for t, family in families.items() if family == wanted}
+    errors = []
+    for corruption_family in CORRUPTION_FAMILIES:
+        transforms = [t for t, family in families.items() if family == corruption_family]
+        names = {transform: benchmark_name(transform) for transform in transforms}
         for model in table["model"].unique():
-            error = _of_model(str(model), wanted, table[table["model"] == model], names)
-            found += [] if error is None else [error]
-    return found
+            rows = table[table["model"] == model]
+            error = _corruption_error(str(model), corruption_family, rows, names)
+            errors += [] if error is None else [error]
+    return errors
 
 
 def benchmark_name(transform: str) -> str | None:
-    """The benchmark's name of a corruption, which `transform` may carry after a prefix."""
+    """The name of a corruption in the benchmark; `transform` may have a prefix before it."""
     spelling = canonical(transform)
     for name in ALEXNET_ERROR:
         if spelling == canonical(name) or spelling.endswith("-" + canonical(name)):
@@ -136,7 +123,7 @@ def benchmark_name(transform: str) -> str | None:
     return None
 
 
-def _of_model(
+def _corruption_error(
     model: str, family: str, rows: pd.DataFrame, names: dict[str, str | None]
 ) -> CorruptionError | None:
     cells = rows.assign(corruption=rows["transform"].map(names)).dropna(subset="corruption")

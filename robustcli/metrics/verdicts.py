@@ -1,15 +1,15 @@
-"""Which of several models is better, and how sure that is: pure functions of rows.
+"""Comparisons of several models with their uncertainty: pure functions of rows.
 
 Rows are given as `{model: {(transform, severity): rows}}`, with the columns of
-`metrics.columns.ROW_SCHEMAS`. Every number is over images that all the compared models have.
+`metrics.columns.ROW_SCHEMAS`. Every number is over images that all compared models have.
 
 The table of verdicts holds every pair of models in every cell; p-values are adjusted over the whole
-table, so that a table of chance results claims any difference with a probability of at most 5 %.
+table, so the probability of any false difference in a table is at most 5 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import is_correct
-from robustcli.metrics.intervals import Bootstrap, Interval, wilson_interval
+from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import (
     dice_difference,
@@ -33,11 +33,10 @@ from robustcli.metrics.rows import common_images, have_same_images
 CellKey = tuple[str, int]
 """Transform and severity."""
 ModelRows = Mapping[str, Mapping[CellKey, pd.DataFrame]]
-FloatArray = NDArray[np.float64]
 Outcome = Literal["first ahead", "second ahead", "no difference shown"]
 
 ALPHA = 0.05
-"""The family-wise error rate: a difference is shown where the adjusted p is at most this."""
+"""The family-wise error rate: a difference is shown if the adjusted p is at most this."""
 RANK_DRAWS = 2_000
 
 
@@ -57,20 +56,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two models under one transform.
+    """Two models under one transform, over `n` common images in `groups` independent units.
 
-    Args:
-        first: One model.
-        second: The other one.
-        transform: The transform's name.
-        severity: Its severity; None where the numbers are means over several severities.
-        n: Images that both have.
-        groups: Independent units among them: images, or a segmenter's groups of images.
-        difference: First minus second, a fraction: of top-1, or of dice averaged over groups.
-        low: Lower end of its paired 95 % interval; None where it does not exist (one group).
-        high: Its upper end.
-        p: Two-sided, of the paired test; None where it does not exist (one group).
-        p_adjusted: The same after Holm's correction over the table.
+    The units are images, or a segmenter's groups of images. `severity` is None for means over
+    several severities. `difference` is the top-1 (or the dice averaged over groups) of `first`
+    minus that of `second`, a fraction, with its paired 95 % interval and the two-sided `p` of the
+    paired test, None with one group; `p_adjusted` is Holm's over the table.
     """
 
     first: str
@@ -87,7 +78,7 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """Which model is ahead, if the adjusted p shows it at `ALPHA`."""
+        """Which model is ahead, if the adjusted p is significant at `ALPHA`."""
         if self.p_adjusted is None or self.p_adjusted > ALPHA:
             return "no difference shown"
         return "first ahead" if self.difference > 0 else "second ahead"
@@ -103,13 +94,12 @@ def verdicts(
 
     Args:
         rows: See the module.
-        task: What the models do.
+        task: The task of the models.
         bootstrap: The resamples of segmenters; its seed also draws the signs.
-        common: Compares the images that both models have; else they must have the same ones.
+        common: Compares the common images; otherwise both models must have the same images.
 
     Raises:
-        ValueError: The models have different images in a cell, and `common` is False; the message
-            names models and cell.
+        ValueError: The models have different images in a cell, and `common` is False.
     """
     return _table(rows, [(t, s, [(t, s)]) for t, s in _cells(rows)], task, bootstrap, common)
 
@@ -119,19 +109,10 @@ def transform_verdicts(
 ) -> list[Verdict]:
     """A verdict for each pair of models and each transform, by its mean over severities.
 
-    A transform with one severity is judged as in `verdicts`, and so is one whose full range
-    (severity 0) was measured beside others: that one counts. With several, the number of an image
-    (or group) is its mean over the severities that both models have: classifiers get an exact
-    sign-flip test of these (McNemar's where there is one severity) and the adjusted Wald interval.
-
-    Args:
-        rows: See the module.
-        task: See `verdicts`.
-        bootstrap: See `verdicts`.
-        common: See `verdicts`.
-
-    Raises:
-        ValueError: See `verdicts`.
+    Arguments and errors are those of `verdicts`. A transform with one severity is compared as
+    there, and so is the full range (severity 0) of a transform that has it. With several
+    severities, the number of an image (or group) is its mean over those that both models have:
+    classifiers get an exact sign-flip test of these and the adjusted Wald interval.
     """
     transforms = _by_transform(_cells(rows))
     lines = [(t, c[0][1] if len(c) == 1 else None, c) for t, c in transforms.items()]
@@ -139,16 +120,16 @@ def transform_verdicts(
 
 
 def _cells(rows: ModelRows) -> list[CellKey]:
-    """All cells, in the order in which the models have them."""
+    """All cells, in the order of the models."""
     return list(dict.fromkeys(cell for cells in rows.values() for cell in cells))
 
 
 def _by_transform(cells: Iterable[CellKey]) -> dict[str, list[CellKey]]:
-    """The cells that stand for each transform: its full range alone, or else all severities."""
+    """The cells of each transform: its full range if it was measured, else all severities."""
     transforms: dict[str, list[CellKey]] = {}
     for cell in cells:
         transforms.setdefault(cell[0], []).append(cell)
-    return {t: [(t, 0)] if (t, 0) in found else found for t, found in transforms.items()}
+    return {t: [(t, 0)] if (t, 0) in cells else cells for t, cells in transforms.items()}
 
 
 def _table(
@@ -196,16 +177,16 @@ def _compare_classes(
     first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], bootstrap: Bootstrap
 ) -> _Compared:
     if len(first) == 1:
-        one = hit_difference(is_correct(second[0]), is_correct(first[0]))
-        return one.n, one.groups, one.value, one.low, one.high, one.p
-    won = _hits(first) - _hits(second)
-    gained = won / len(first)
+        single = hit_difference(is_correct(second[0]), is_correct(first[0]))
+        return single.n, single.groups, single.value, single.low, single.high, single.p
+    gained_hits = _hits(first) - _hits(second)
+    gained, n = gained_hits / len(first), len(gained_hits)
     low, high = mean_interval(gained)
-    return len(won), len(won), float(gained.mean()), low, high, exact_sign_flip_p(won)
+    return n, n, float(gained.mean()), low, high, exact_sign_flip_p(gained_hits)
 
 
 def _hits(frames: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
-    """In how many of `frames` each image is right."""
+    """In how many of `frames` each image is predicted correctly."""
     hits: NDArray[np.int64] = np.stack([is_correct(rows) for rows in frames]).sum(axis=0)
     return hits
 
@@ -215,8 +196,8 @@ def _compare_masks(
 ) -> _Compared:
     gained = np.mean([group_dice(rows) for rows in first], axis=0)
     gained = gained - np.mean([group_dice(rows) for rows in second], axis=0)
-    one = dice_difference(gained, len(first[0]), bootstrap)
-    return one.n, one.groups, one.value, one.low, one.high, one.p
+    paired = dice_difference(gained, len(first[0]), bootstrap)
+    return paired.n, paired.groups, paired.value, paired.low, paired.high, paired.p
 
 
 _COMPARE: Mapping[
@@ -231,15 +212,9 @@ def _adjusted(table: Sequence[Verdict]) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class Claim:
-    """Over how many transforms one model is ahead of another.
+    """On how many transforms `first` is shown to be better, `second` is, or neither (`open`).
 
-    Args:
-        first: One model.
-        second: The other one.
-        ahead: Transforms on which `first` is shown to be better.
-        behind: Transforms on which `second` is.
-        open: Transforms on which no difference is shown.
-        n: Images of the transform with the fewest.
+    `n` is the number of images of the transform with the fewest.
     """
 
     first: str
@@ -251,15 +226,11 @@ class Claim:
 
     @property
     def transforms(self) -> int:
-        """How many transforms were compared."""
+        """The number of compared transforms."""
         return self.ahead + self.behind + self.open
 
     def sentence(self, thing: str = "transform") -> str:
-        """The claim in words, about the model with more transforms.
-
-        Args:
-            thing: What was compared, in the singular.
-        """
+        """The claim as a sentence; `thing` is what was compared, in the singular."""
         ahead, behind, first, second = self.ahead, self.behind, self.first, self.second
         if behind > ahead:
             ahead, behind, first, second = behind, ahead, second, first
@@ -278,10 +249,8 @@ class Claim:
 def claims(table: Iterable[Verdict]) -> list[Claim]:
     """One claim per pair of models, in the order of `table`.
 
-    Args:
-        table: `transform_verdicts` for a claim about transforms (each counts once, whatever number
-            of severities it has), or `verdicts` for one about cells; without the clean images where
-            the claim is to be about transforms alone.
+    `table` are `transform_verdicts` for claims about transforms (each counts once, however many
+    severities it has) or `verdicts` for claims about cells.
     """
     pairs: dict[tuple[str, str], list[Verdict]] = {}
     for line in table:
@@ -300,18 +269,10 @@ def claims(table: Iterable[Verdict]) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two classifiers answer the same images of one cell; the five counts sum to `n`.
+    """How two classifiers predict the same images of one cell; the five counts sum to `n`.
 
-    Args:
-        first: One model.
-        second: The other one.
-        transform: The transform's name.
-        severity: Its severity.
-        both_right: Images that both have right.
-        first_only: Images that only `first` has right.
-        second_only: Images that only `second` has right.
-        wrong_alike: Images to which both give the same wrong class.
-        wrong_differently: Images to which they give two wrong classes.
+    The counts are images that both predict correctly, only `first`, only `second`, both as the same
+    wrong class, and both as different wrong classes.
     """
 
     first: str
@@ -326,20 +287,20 @@ class Agreement:
 
     @property
     def n(self) -> int:
-        """Images that both have."""
+        """The number of common images."""
         right = self.both_right + self.first_only + self.second_only
         return right + self.wrong_alike + self.wrong_differently
 
     @property
     def share(self) -> float:
-        """The share of images to which both give the same class."""
+        """The share of images with the same prediction."""
         return (self.both_right + self.wrong_alike) / self.n
 
     @property
     def error_consistency(self) -> float | None:
-        """Cohen's kappa of being right: 1 for the same errors, 0 for as many alike as by chance.
+        """Cohen's kappa of correctness: 1 for errors on the same images, 0 for chance.
 
-        None where both have every image right, or every image wrong.
+        None if both predict every image correctly, or every image wrongly.
 
         Source: R. Geirhos, K. Meding, F. A. Wichmann, Beyond accuracy: quantifying trial-by-trial
         behaviour of CNNs and humans by measuring error consistency, NeurIPS 2020.
@@ -354,25 +315,20 @@ class Agreement:
 def agreements(rows: ModelRows, *, common: bool = False) -> list[Agreement]:
     """The agreement of each pair of classifiers in each cell that both have, pair by pair.
 
-    Args:
-        rows: See the module.
-        common: See `verdicts`.
-
-    Raises:
-        ValueError: See `verdicts`.
+    Arguments and errors are those of `verdicts`.
     """
     table = []
     for first, second in combinations(rows, 2):
         for cell in _cells(rows):
             if cell not in rows[first] or cell not in rows[second]:
                 continue
-            one, other = _paired(rows, (first, second), [cell], common)
-            right, also_right = is_correct(one), is_correct(other)
-            alike = one["prediction"].to_numpy() == other["prediction"].to_numpy()
-            if len(one):
-                wrong = ~right & ~also_right
+            frames = _paired(rows, (first, second), [cell], common)
+            hits, other_hits = map(is_correct, frames)
+            alike = np.equal(*(frame["prediction"].to_numpy() for frame in frames))
+            if len(hits):
+                wrong = ~hits & ~other_hits
                 counts = (
-                    *(right & also_right, right & ~also_right, ~right & also_right),
+                    *(hits & other_hits, hits & ~other_hits, ~hits & other_hits),
                     *(wrong & alike, wrong & ~alike),
                 )
                 table.append(Agreement(first, second, *cell, *(int(c.sum()) for c in counts)))
@@ -381,17 +337,7 @@ def agreements(rows: ModelRows, *, common: bool = False) -> list[Agreement]:
 
 @dataclass(frozen=True)
 class Flips:
-    """What a transform does to the answers of a classifier; the four counts sum to `n`.
-
-    Args:
-        model: The model.
-        transform: The transform's name.
-        severity: Its severity.
-        right_to_wrong: Images that are right only when clean.
-        wrong_to_right: Images that are right only under the transform.
-        wrong_to_other_wrong: Images that get two wrong classes.
-        unchanged: Images that get the same class.
-    """
+    """How a transform changes the predictions of a classifier; the four counts sum to `n`."""
 
     model: str
     transform: str
@@ -403,17 +349,17 @@ class Flips:
 
     @property
     def n(self) -> int:
-        """Images that both the clean cell and this one have."""
+        """The number of images that the clean cell and this one have in common."""
         return self.flipped + self.unchanged
 
     @property
     def flipped(self) -> int:
-        """Images whose class changes."""
+        """The number of images whose prediction changes."""
         return self.right_to_wrong + self.wrong_to_right + self.wrong_to_other_wrong
 
     @property
     def rate(self) -> float:
-        """The share of images whose class changes."""
+        """The share of images whose prediction changes."""
         return self.flipped / self.n
 
     @property
@@ -423,12 +369,7 @@ class Flips:
 
 
 def flips(rows: ModelRows, clean: CellKey) -> list[Flips]:
-    """The flips of each classifier in each of its cells but `clean`, over the images of both.
-
-    Args:
-        rows: See the module.
-        clean: The cell of the untouched images; a model without it has no flips.
-    """
+    """The flips of each classifier that has the cell `clean`, in each of its other cells."""
     table = []
     for model, cells in rows.items():
         for cell, frame in cells.items():
@@ -436,32 +377,24 @@ def flips(rows: ModelRows, clean: CellKey) -> list[Flips]:
                 continue
             before, after = common_images([cells[clean], frame])
             if len(before):
-                table.append(Flips(model, *cell, *_flip_counts(before, after)))
+                was_right, is_right = is_correct(before), is_correct(after)
+                same = before["prediction"].to_numpy() == after["prediction"].to_numpy()
+                changes = (was_right & ~is_right, ~was_right & is_right)
+                counts = (*changes, ~was_right & ~is_right & ~same, same)
+                table.append(Flips(model, *cell, *(int(count.sum()) for count in counts)))
     return table
-
-
-def _flip_counts(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[int]:
-    was_right, is_right = is_correct(before), is_correct(after)
-    same = before["prediction"].to_numpy() == after["prediction"].to_numpy()
-    for counted in (
-        was_right & ~is_right,
-        ~was_right & is_right,
-        ~was_right & ~is_right & ~same,
-        same,
-    ):
-        yield int(counted.sum())
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Where one model stands among all, by its mean over the transforms.
+    """The rank of one model by its mean over the transforms.
 
     Args:
         model: The model.
         mean: Mean over transforms of top-1, or of dice; severities as in `transform_verdicts`.
         low: Lower end of its 95 % bootstrap interval; None with one image or group.
         high: Its upper end.
-        probabilities: Of the first rank, the second, ...: the share of resamples; models that tie
+        probabilities: The share of resamples with the first rank, the second, ...; models that tie
             in a resample share its ranks. Empty with one image or group.
         n: Images that all models have in all cells.
         groups: Independent units among them.
@@ -481,22 +414,14 @@ def rank_probabilities(
 ) -> list[Rank]:
     """The models, best mean over transforms first, with the uncertainty of that order.
 
-    Resamples images (segmenters: groups); every model and transform gets the same ones.
-
-    Args:
-        rows: See the module; only cells that all models have count.
-        task: See `verdicts`.
-        bootstrap: Its seed and confidence; `RANK_DRAWS` resamples are drawn.
-        common: See `verdicts`.
-
-    Raises:
-        ValueError: See `verdicts`.
+    Arguments and errors are those of `verdicts`; only cells that all models have count. The same
+    `RANK_DRAWS` resamples of images (segmenters: of groups) are used for all models and transforms.
     """
     models = list(rows)
     shared = [cell for cell in _cells(rows) if all(cell in rows[model] for model in models)]
     transforms = _by_transform(shared).values()
-    cells = [cell for of_transform in transforms for cell in of_transform]
-    weights = [1 / len(of) / len(transforms) for of in transforms for _ in of]
+    cells = [cell for severities in transforms for cell in severities]
+    weights = [1 / len(cells) / len(transforms) for cells in transforms for _ in cells]
     if not cells:
         return []
     frames = _paired(rows, models, cells, common)
@@ -505,8 +430,11 @@ def rank_probabilities(
         return []
     scores = np.column_stack(
         [
-            sum(weight * _VALUES[task](frame) for weight, frame in zip(weights, part, strict=True))
-            for part in (frames[i : i + len(cells)] for i in range(0, len(frames), len(cells)))
+            sum(
+                weight * _SCORES[task](frame)
+                for weight, frame in zip(weights, of_model, strict=True)
+            )
+            for of_model in (frames[i : i + len(cells)] for i in range(0, len(frames), len(cells)))
         ]
     )  # (groups, models)
     means, groups = scores.mean(axis=0), len(scores)
@@ -526,7 +454,7 @@ def rank_probabilities(
 def _rank_shares(draws: FloatArray) -> FloatArray:
     """The share of each rank (models, ranks) in `draws` (draws, models), highest first."""
     models = draws.shape[1]
-    rounded = np.round(draws, 12)  # equal models are equal whatever the order of their sums
+    rounded = np.round(draws, 12)  # the same sum in another order of terms is equal
     better = (rounded[:, None, :] > rounded[:, :, None]).sum(axis=2)  # (draws, models)
     tied = (rounded[:, None, :] == rounded[:, :, None]).sum(axis=2)
     rank = np.arange(models)
@@ -535,7 +463,7 @@ def _rank_shares(draws: FloatArray) -> FloatArray:
     return shares
 
 
-_VALUES: Mapping[TaskName, Callable[[pd.DataFrame], FloatArray]] = {
+_SCORES: Mapping[TaskName, Callable[[pd.DataFrame], FloatArray]] = {
     "cls": lambda rows: is_correct(rows).astype(np.float64),
     "seg": group_dice,
 }

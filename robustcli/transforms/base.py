@@ -1,4 +1,4 @@
-"""What every transform is: one uint8 image in, one out, a function of image, seed and severity."""
+"""The base class of transforms: uint8 image in and out, a function of image, seed and severity."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
 
-# --- The one rule by which a parameter's range becomes severities 1 to 5 --------------------------
-
-
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -22,21 +19,15 @@ SEVERITIES = (1, 2, 3, 4, 5)
 class Span:
     """The range of a parameter, and the value in it that changes an image least.
 
-    Severity 0 draws from the whole range. Severity s goes s/5 of the way from `mild` to the far
-    end; a range that reaches to both sides of `mild` does so on either side, and which one is
-    drawn per image with equal chance. So severity 5 is the far end of the range.
-
-    Args:
-        low: Lower end.
-        high: Upper end.
-        mild: Value of least effect: the lower end, or the neutral value between the ends.
-        whole: Whether the parameter takes whole numbers only.
+    Severity 0 draws from the complete range. Severity s goes s/5 of the way from `mild` (the lower
+    end, or the neutral value between the ends) to the far end; with a `mild` between the ends, one
+    of the two sides is drawn per image with equal probability. `integer` parameters are rounded.
     """
 
     low: float
     high: float
     mild: float
-    whole: bool = False
+    integer: bool = False
 
     def at(self, severity: int) -> Any:
         """`{"range": [low, high]}` at severity 0, else a number or `{"one_of": [below, above]}`."""
@@ -50,26 +41,25 @@ class Span:
     def _part_way(self, end: float, severity: int) -> float:
         value = self.mild + (end - self.mild) * severity / SEVERITIES[-1]
         # Ten digits hide the binary rounding of 0.1 * 3 and are far finer than any pixel.
-        return round(value) if self.whole else round(value, 10)
+        return round(value) if self.integer else round(value, 10)
 
 
 def settings_at(settings: Mapping[str, Any], severity: int) -> dict[str, Any]:
     """`settings` with every `Span` in it replaced by its value at `severity`."""
-    return {name: _value_at(value, severity) for name, value in settings.items()}
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            value = settings_at(value, severity)
+        values[name] = value.at(severity) if isinstance(value, Span) else value
+    return values
 
 
 def has_span(settings: Mapping[str, Any]) -> bool:
-    """Whether any parameter in `settings` has a range, and so the transform has severities."""
+    """Whether any parameter in `settings` has a range, so that the transform has severities."""
     return any(
         isinstance(value, Span) or (isinstance(value, Mapping) and has_span(value))
         for value in settings.values()
     )
-
-
-def _value_at(value: Any, severity: int) -> Any:
-    if isinstance(value, Span):
-        return value.at(severity)
-    return settings_at(value, severity) if isinstance(value, Mapping) else value
 
 
 Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -83,15 +73,15 @@ class Transform(ABC):
 
     Args:
         name: Registered name, safe as the name of a folder.
-        family: Where it comes from.
+        family: Its origin.
         geometric: Whether it moves pixels, and so a mask too.
         severities: Its fixed strengths besides 0, mild to strong; empty if it has none.
         ranged: Whether severity 0 exists: the full range, or the fixed parameters of a transform
-            that has no strength.
+            without strengths.
         assumed: Whether the parameters are assumed, because the paper gives none.
         summary: One line for a listing.
-        replaces: Whether it gives another picture of the same scene, which takes the place of the
-            decoded image even where transforms act on crops.
+        replaces: Whether it replaces the decoded image by another picture of the same scene, even
+            if transforms act on crops.
         precropped: Whether that picture is a crop already, so that models do not resize it.
     """
 
@@ -106,15 +96,11 @@ class Transform(ABC):
     precropped: bool = False
 
     def available(self) -> tuple[int, ...]:
-        """Every severity it has, 0 included where it exists, in rising order."""
+        """All severities in rising order, including 0 if it exists."""
         return (0, *self.severities) if self.ranged else self.severities
 
     def parameters(self, severity: int) -> dict[str, Any]:
-        """What is handed to the function behind the transform, in types that JSON has.
-
-        Raises:
-            UsageError: The transform lacks this severity.
-        """
+        """The arguments of the underlying function, in JSON types; raises as `check_severity`."""
         self.check_severity(severity)
         return self._parameters(severity)
 
@@ -128,13 +114,13 @@ class Transform(ABC):
 
         Raises:
             UsageError: `image` is not such an image, or the transform lacks this severity.
-            RunError: The function behind the transform cannot handle this image.
+            RunError: The underlying function cannot handle this image.
         """
         self._check(image, severity)
-        return _owned(self._changed(image, seed=seed, severity=severity))
+        return _own_array(self._changed(image, seed=seed, severity=severity))
 
     def for_image(self, image: Image, *, image_id: str, seed: int, severity: int) -> Image:
-        """`apply` to the image called `image_id`, on which only published pictures depend."""
+        """`apply` to the image `image_id`; only published pictures depend on the id."""
         return self.apply(image, seed=seed, severity=severity)
 
     def apply_with_mask(
@@ -142,30 +128,32 @@ class Transform(ABC):
     ) -> tuple[Image, Mask]:
         """The image as `apply` gives it, and `mask` moved along with it.
 
-        Geometric transforms move the mask with the same parameters (nearest neighbour, 0 where
-        nothing was); the others return a copy. Its dtype is kept.
+        Geometric transforms move the mask with the same parameters (nearest neighbour, 0 outside
+        the image); the others return a copy. The dtype of the mask is kept.
 
         Raises:
             UsageError: As `apply`, or `mask` is not a (H, W) label map of the image's size.
             RunError: As `apply`.
         """
         self._check(image, severity)
-        _check_mask(mask, image)
+        if mask.shape != image.shape[:2] or mask.dtype.kind not in "biu":
+            raise UsageError(
+                "`mask` does not fit its image.",
+                f"Expected whole-number labels of shape {image.shape[:2]}, "
+                f"came {mask.dtype} of shape {mask.shape}.",
+                "Give one label per pixel of the image, as bool or an integer type.",
+            )
         changed, moved = self._moved(image, mask, seed=seed, severity=severity)
-        return _owned(changed), _owned(moved.astype(mask.dtype))
+        return _own_array(changed), _own_array(moved.astype(mask.dtype))
 
     def check_severity(self, severity: int) -> None:
-        """Nothing, if the transform has this severity.
-
-        Raises:
-            UsageError: It has not; the message lists what it has.
-        """
+        """Raises UsageError, with the available severities, if the transform lacks this one."""
         if severity in self.available():
             return
-        has = ", ".join(str(one) for one in self.available())
+        available = ", ".join(map(str, self.available()))
         raise UsageError(
             f"Transform `{self.name}` has no severity {severity}.",
-            f"It has {has}." if self.severities else "It has one strength only, severity 0.",
+            f"It has {available}." if self.severities else "It has one strength only, severity 0.",
             "Choose a severity it has with `--severity`, or leave the option out.",
         )
 
@@ -188,23 +176,9 @@ class Transform(ABC):
             )
 
 
-def _check_mask(mask: Mask, image: Image) -> None:
-    if mask.shape == image.shape[:2] and mask.dtype.kind in "biu":
-        return
-    raise UsageError(
-        "`mask` does not fit its image.",
-        f"Expected whole-number labels of shape {image.shape[:2]}, "
-        f"came {mask.dtype} of shape {mask.shape}.",
-        "Give one label per pixel of the image, as bool or an integer type.",
-    )
-
-
-def _owned(array: NDArray[Any]) -> NDArray[Any]:
-    # Flips come back as views, PIL's results read-only; the caller gets a plain array of its own.
+def _own_array(array: NDArray[Any]) -> NDArray[Any]:
+    # Flips return views and PIL read-only arrays; the caller gets a writable contiguous array.
     return np.require(array, requirements=["C", "O", "W"])
-
-
-# A cell of a run: what a run computes for each model.
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from robustcli.transforms.base import SEVERITIES, Image, Mask, Transform
 
-# The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then puts back:
-# sound only while no second thread does the same.
+# The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then restores:
+# correct only while no second thread does the same.
 ONE_AT_A_TIME = threading.Lock()
 SMALLEST_SIDE = 32  # `imgcorruptlike` refuses smaller images
 
@@ -57,8 +57,8 @@ class Corruption(Transform):
 def _elastically(mask: Mask, seed: int, severity: int) -> Mask:
     """`mask` (H, W) moved as `elastic_transform` moves an image of that size with that seed.
 
-    The corruption samples between neighbours, so what it makes of a picture of the coordinates is,
-    pixel by pixel, where it looked.
+    The corruption interpolates between neighbours, so a picture of the coordinates shows, pixel by
+    pixel, the place that was sampled.
     """
     from imagecorruptions.corruptions import elastic_transform  # type: ignore[import-untyped]
     from imgaug.random import temporary_numpy_seed
@@ -67,8 +67,8 @@ def _elastically(mask: Mask, seed: int, severity: int) -> Mask:
     last = max(mask.shape) - 1
     picture = np.stack([rows, columns, columns], axis=2) / last * 255
     with ONE_AT_A_TIME, temporary_numpy_seed(_narrow(seed)):
-        looked = elastic_transform(picture, severity) / 255 * last
-    row, column = np.rint(looked[..., :2]).astype(int).transpose(2, 0, 1)
+        sampled = elastic_transform(picture, severity) / 255 * last
+    row, column = np.rint(sampled[..., :2]).astype(int).transpose(2, 0, 1)
     moved: Mask = mask[row, column]
     return moved
 
@@ -86,7 +86,6 @@ def _narrow(seed: int) -> int:
 
 
 NAME_PREFIX = "c_"
-
 _SUMMARIES = {
     "gaussian_noise": "Gaussian noise",
     "shot_noise": "Poisson noise, as from too little light",

@@ -28,16 +28,14 @@ from robustcli.transforms.base import (
     settings_at,
 )
 
-# --- A transform made by one imgaug augmenter -----------------------------------------------------
-#
-# Each image gets a fresh augmenter: with one seed, imgaug gives a batch and a single image
-# different pixels for Affine, Cutout, PiecewiseAffine, FastSnowyLandscape and per-channel Multiply.
-# Making one costs 15 to 190 microseconds, and threads share no augmenter.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Augmented(Transform):
-    """An imgaug augmenter with its settings.
+    """An imgaug augmenter with its settings, made anew for each image.
+
+    With one seed, imgaug gives a batch and a single image different pixels for Affine, Cutout,
+    PiecewiseAffine, FastSnowyLandscape and per-channel Multiply. Making an augmenter costs 15 to
+    190 microseconds, and threads share none.
 
     Args:
         augmenter: Name of the class in `imgaug.augmenters`.
@@ -51,8 +49,8 @@ class Augmented(Transform):
         return settings_at(self.settings, severity)
 
     def _changed(self, image: Image, *, seed: int, severity: int) -> Image:
-        with _no_trouble(self.name, image), _no_warning(self.augmenter):
-            changed: Image = self._made(seed, severity)(image=image)
+        with _opencv_errors(self.name, image), _warnings_silenced(self.augmenter):
+            changed: Image = self._new_augmenter(seed, severity)(image=image)
         return changed
 
     def _moved(self, image: Image, mask: Mask, *, seed: int, severity: int) -> tuple[Image, Mask]:
@@ -60,17 +58,19 @@ class Augmented(Transform):
 
         labels = SegmentationMapsOnImage(mask.astype(np.int32), shape=image.shape)
         changed = self._changed(image, seed=seed, severity=severity)
-        made = self._made(seed, severity)
-        if hasattr(made, "keep_size"):
-            made.keep_size = False
-        with _no_trouble(self.name, image), _no_warning(self.augmenter):
-            moved = made(image=image, segmentation_maps=labels)[1].get_arr()
+        augmenter = self._new_augmenter(seed, severity)
+        if hasattr(augmenter, "keep_size"):
+            augmenter.keep_size = False
+        with _opencv_errors(self.name, image), _warnings_silenced(self.augmenter):
+            moved = augmenter(image=image, segmentation_maps=labels)[1].get_arr()
         return changed, _resized(moved, changed.shape[:2])
 
-    def _made(self, seed: int, severity: int) -> Any:
+    def _new_augmenter(self, seed: int, severity: int) -> Any:
         import imgaug.augmenters as iaa
 
-        settings = {name: _handed(value) for name, value in self._parameters(severity).items()}
+        settings = {
+            name: _imgaug_value(value) for name, value in self._parameters(severity).items()
+        }
         return getattr(iaa, self.augmenter)(**settings, seed=seed)
 
 
@@ -87,7 +87,7 @@ def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
     return mask[rows[:, None], columns]
 
 
-def _handed(value: Any) -> Any:
+def _imgaug_value(value: Any) -> Any:
     """`value` as imgaug takes it: a range as a tuple, a choice as `Choice`."""
     from imgaug.parameters import Choice
 
@@ -97,11 +97,11 @@ def _handed(value: Any) -> Any:
         return tuple(value["range"])
     if "one_of" in value:
         return Choice(list(value["one_of"]))
-    return {name: _handed(part) for name, part in value.items()}
+    return {name: _imgaug_value(part) for name, part in value.items()}
 
 
 @contextmanager
-def _no_warning(augmenter: str) -> Iterator[None]:
+def _warnings_silenced(augmenter: str) -> Iterator[None]:
     if augmenter != "PiecewiseAffine":
         yield
         return
@@ -111,7 +111,7 @@ def _no_warning(augmenter: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_trouble(name: str, image: Image) -> Iterator[None]:
+def _opencv_errors(name: str, image: Image) -> Iterator[None]:
     import cv2
 
     try:
@@ -170,7 +170,7 @@ PAPER21: tuple[Augmented, ...] = (
         "hue_and_saturation",
         "AddToHueAndSaturation",
         "Add up to +-50 to hue and to saturation, separately",
-        value=Span(-50, 50, mild=0, whole=True),
+        value=Span(-50, 50, mild=0, integer=True),
         per_channel=True,
     ),
     _row(
@@ -202,7 +202,7 @@ PAPER21: tuple[Augmented, ...] = (
         "fast_snowy_landscape",
         "FastSnowyLandscape",
         "Brighten dark pixels up to fourfold, as if snow lay on them",
-        lightness_threshold=Span(100, 255, mild=100, whole=True),
+        lightness_threshold=Span(100, 255, mild=100, integer=True),
         lightness_multiplier=Span(1, 4, mild=1),
     ),
     _row("fliplr", "Fliplr", "Mirror left to right, always", geometric=True, p=1.0),

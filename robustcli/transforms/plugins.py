@@ -1,4 +1,4 @@
-"""A user's own transform: one function, marked by the decorator `transform`."""
+"""Transforms of users: functions marked by the decorator `transform`, in files and packages."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from robustcli.transforms.base import Image, Mask, Transform
 PluginFunction: TypeAlias = Callable[[Image, np.random.Generator, Any], Image]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+ENTRY_POINTS = "robustcli.transforms"
 _MARK = "_robust_transform"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_HINT = "`docs/transforms.md` shows a whole plugin."
 
 
 @dataclass(frozen=True, eq=False)
 class Plugin:
-    """What a user said of one function.
+    """The declaration of one function.
 
     Args:
         name: Name on the command line.
-        function: Takes image, generator and value; gives the changed image.
-        values: Its third argument at severity 1, 2, ...; empty if it has no severities.
+        function: Takes image, generator and value; returns the changed image.
+        values: Its third argument at severity 1, 2, ...; empty without severities.
         geometric: Whether it moves pixels; then it is also called with masks (H, W).
     """
 
@@ -49,23 +51,20 @@ class Plugin:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     def call(self, array: Any, seed: int, value: Any) -> Any:
-        """What the function makes of a copy of `array`, with a generator seeded by `seed`.
+        """The function's result for a copy of `array`, with a generator seeded by `seed`.
 
         Raises:
-            RunError: The function raised, or did not give a uint8 image or labels as it got.
+            RunError: The function raised, or its result has another dtype or number of axes.
         """
         try:
             changed = self.function(array.copy(), np.random.default_rng(seed), value)
         except Exception as error:
             raise RunError(
-                f"Transform `{self.name}` failed on an image of {_size(array)} pixels.",
+                f"Transform `{self.name}` failed on an image of "
+                f"{array.shape[1]}x{array.shape[0]} pixels.",
                 f"Its function raised {type(error).__name__}: {error}",
                 "Correct the function, then repeat the command.",
             ) from error
-        self._check(changed, array)
-        return changed
-
-    def _check(self, changed: Any, array: Any) -> None:
         if (
             isinstance(changed, np.ndarray)
             and changed.dtype == array.dtype
@@ -73,7 +72,7 @@ class Plugin:
             and changed.shape[2:] == array.shape[2:]
             and changed.size
         ):
-            return
+            return changed
         came = type(changed).__name__
         if isinstance(changed, np.ndarray):
             came = f"{changed.dtype} of shape {changed.shape}"
@@ -92,9 +91,9 @@ def transform(
     """A decorator that makes `function(image, rng, value)` a transform; the function stays as is.
 
     Args:
-        severities: The values handed to the function at severity 1, 2, ..., mild to strong, of
-            types that JSON has. Without them it has severity 0 only and gets None.
-        name: Its name: lower case letters, digits and `_`; otherwise the function's own.
+        severities: The values passed to the function at severity 1, 2, ..., mild to strong, of
+            JSON types. Without them it has severity 0 only and gets None.
+        name: Its name: lower case letters, digits and `_`; by default the function's own.
         geometric: Whether it moves pixels. Then it is also called with masks of shape (H, W), with
             the same generator and value, and must not mix neighbouring labels.
 
@@ -103,9 +102,9 @@ def transform(
     """
 
     def mark(function: FunctionT) -> FunctionT:
-        chosen = name or function.__name__
-        _check_declaration(chosen, severities)
-        setattr(function, _MARK, Plugin(chosen, function, tuple(severities), geometric))
+        transform_name = name or function.__name__
+        _check_declaration(transform_name, severities)
+        setattr(function, _MARK, Plugin(transform_name, function, tuple(severities), geometric))
         return function
 
     return mark
@@ -113,8 +112,8 @@ def transform(
 
 def marked_plugins(objects: Iterable[object]) -> list[Plugin]:
     """The plugins among `objects`, each once, in their order."""
-    found = [vars(one)[_MARK] for one in objects if _MARK in getattr(one, "__dict__", {})]
-    return list(dict.fromkeys(found))
+    plugins = (vars(o)[_MARK] for o in objects if _MARK in getattr(o, "__dict__", {}))
+    return list(dict.fromkeys(plugins))
 
 
 def _check_declaration(name: str, severities: Sequence[Any]) -> None:
@@ -135,35 +134,26 @@ def _check_declaration(name: str, severities: Sequence[Any]) -> None:
         ) from error
 
 
-def _size(array: Any) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
-
-
-# --- A user's own function as a transform of the registry, and where it was found -----------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class PluginTransform(Transform):
-    """A plugin's function.
+    """A plugin's function as a transform.
 
-    It crosses to another process by name: a loader worker loads the same file or package again.
+    It is sent to another process by name: a loader worker loads the same file or package again.
 
     Args:
         plugin: The function and its values.
-        source: Where it was found, with a fingerprint, for the run's record: other code is another
+        source: Its file or package with a fingerprint, for the run's record: other code is another
             transform.
-        found: A function that can be pickled and finds it again, with its argument.
+        origin: A function that loads it, with its argument, both picklable.
     """
 
     plugin: Plugin = field(hash=False, compare=False)
     source: tuple[tuple[str, str], ...]
-    found: tuple[Callable[[Any], tuple[PluginTransform, ...]], Any] = field(
-        hash=False, compare=False
-    )
+    origin: Origin = field(hash=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How to pickle it: where to find it again, for a function of a file has no import path."""
-        return _found_again, (self.found, self.name, self.source)
+        """Pickles its origin, because a function of a file has no import path."""
+        return _load_again, (self.origin, self.name, self.source)
 
     def _parameters(self, severity: int) -> dict[str, Any]:
         return {"value": self._value(severity), **dict(self.source)}
@@ -177,30 +167,25 @@ class PluginTransform(Transform):
         if not self.geometric:
             return changed, mask
         moved = self.plugin.call(mask, seed, self._value(severity))
-        self._check_moved(mask, moved, changed)
+        new_labels = np.setdiff1d(moved, np.append(mask, 0))
+        if moved.shape != changed.shape[:2] or new_labels.size:
+            raise RunError(
+                f"Transform `{self.name}` does not move a mask as it moves its image.",
+                f"The mask has shape {moved.shape} for an image of {changed.shape[:2]}, with "
+                f"{new_labels.size} labels that it did not have before.",
+                "Use nearest-neighbour sampling where the array has two dimensions.",
+            )
         return changed, moved
 
     def _value(self, severity: int) -> Any:
         return self.plugin.values[severity - 1] if severity else None
 
-    def _check_moved(self, mask: Mask, moved: Mask, changed: Image) -> None:
-        invented = np.setdiff1d(moved, np.append(mask, 0))
-        if moved.shape == changed.shape[:2] and not invented.size:
-            return
-        raise RunError(
-            f"Transform `{self.name}` does not move a mask as it moves its image.",
-            f"The mask has shape {moved.shape} for an image of {changed.shape[:2]}, with "
-            f"{invented.size} labels that it did not have before.",
-            "Use nearest-neighbour sampling where the array has two dimensions.",
-        )
+
+Origin: TypeAlias = tuple[Callable[[Any], tuple[PluginTransform, ...]], Any]
 
 
-def plugin_transform(
-    plugin: Plugin,
-    source: dict[str, str],
-    found: tuple[Callable[[Any], tuple[PluginTransform, ...]], Any],
-) -> PluginTransform:
-    """The transform of `plugin`; see `PluginTransform` for `source` and `found`."""
+def plugin_transform(plugin: Plugin, source: dict[str, str], origin: Origin) -> PluginTransform:
+    """The transform of `plugin`; see `PluginTransform` for `source` and `origin`."""
     return PluginTransform(
         name=plugin.name,
         family="plugin",
@@ -210,31 +195,20 @@ def plugin_transform(
         summary=plugin.summary,
         plugin=plugin,
         source=tuple(source.items()),
-        found=found,
+        origin=origin,
     )
 
 
-def _found_again(
-    found: tuple[Callable[[Any], tuple[PluginTransform, ...]], Any],
-    name: str,
-    source: tuple[tuple[str, str], ...],
-) -> PluginTransform:
-    load, argument = found
-    for one in load(argument):
-        if (one.name, one.source) == (name, source):
-            return one
+def _load_again(origin: Origin, name: str, source: tuple[tuple[str, str], ...]) -> PluginTransform:
+    load, argument = origin
+    for loaded in load(argument):
+        if (loaded.name, loaded.source) == (name, source):
+            return loaded
     raise RunError(
         f"Transform `{name}` is not what it was when the run began.",
         f"Its code was changed meanwhile: expected {dict(source)}.",
         "Leave the plugin as it is during a run; repeat the command with `--fresh`.",
     )
-
-
-# --- Where users' own transforms are found: a file named by `--plugin`, or an entry point ---------
-
-
-ENTRY_POINTS = "robustcli.transforms"
-_HINT = "`docs/transforms.md` shows a whole plugin."
 
 
 def from_file(path: Path) -> tuple[PluginTransform, ...]:
@@ -257,29 +231,24 @@ def from_file(path: Path) -> tuple[PluginTransform, ...]:
 @cache
 def _from_content(path: Path, content: bytes) -> tuple[PluginTransform, ...]:
     digest = hashlib.sha256(content).hexdigest()
-    module = _executed(path, content, f"robust_plugin_{digest[:16]}")
-    found = marked_plugins(vars(module).values())
-    if not found:
-        raise UsageError(
-            f"The plugin `{path}` defines no transform.",
-            "Expected a function marked with `@transform(...)` from `robustcli.transforms`.",
-            _HINT,
-        )
-    source = {"file": path.name, "sha256": digest}
-    return tuple(plugin_transform(plugin, source, (from_file, path)) for plugin in found)
-
-
-def _executed(path: Path, content: bytes, name: str) -> ModuleType:
-    module = ModuleType(name)
+    module = ModuleType(f"robust_plugin_{digest[:16]}")
     module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses and pickle look a module up by its name
+    sys.modules[module.__name__] = module  # dataclasses and pickle look a module up by its name
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)
     except RobustError:
         raise
     except (Exception, SystemExit) as error:
         raise _cannot_run(path, error) from error
-    return module
+    plugins = marked_plugins(vars(module).values())
+    if not plugins:
+        raise UsageError(
+            f"The plugin `{path}` defines no transform.",
+            "Expected a function marked with `@transform(...)` from `robustcli.transforms`.",
+            _HINT,
+        )
+    source = {"file": path.name, "sha256": digest}
+    return tuple(plugin_transform(plugin, source, (from_file, path)) for plugin in plugins)
 
 
 def from_entry_points(group: str = ENTRY_POINTS) -> tuple[PluginTransform, ...]:
@@ -289,7 +258,7 @@ def from_entry_points(group: str = ENTRY_POINTS) -> tuple[PluginTransform, ...]:
         UsageError: An entry point cannot be loaded or names no transform.
     """
     points = sorted(entry_points(group=group), key=lambda point: (point.value, point.name))
-    return tuple(one for point in points for one in from_entry_point(point))
+    return tuple(loaded for point in points for loaded in from_entry_point(point))
 
 
 def from_entry_point(point: EntryPoint) -> tuple[PluginTransform, ...]:
@@ -299,11 +268,12 @@ def from_entry_point(point: EntryPoint) -> tuple[PluginTransform, ...]:
         target: Any = point.load()
     except Exception as error:
         raise _bad_package(package, point, f"{type(error).__name__}: {error}") from error
-    found = marked_plugins(vars(target).values() if isinstance(target, ModuleType) else [target])
-    if not found:
+    objects = vars(target).values() if isinstance(target, ModuleType) else [target]
+    plugins = marked_plugins(objects)
+    if not plugins:
         raise _bad_package(package, point, "it defines no function marked with `@transform(...)`")
     source = {"package": package, "version": point.dist.version if point.dist else ""}
-    return tuple(plugin_transform(plugin, source, (from_entry_point, point)) for plugin in found)
+    return tuple(plugin_transform(plugin, source, (from_entry_point, point)) for plugin in plugins)
 
 
 def _cannot_run(path: Path, error: BaseException) -> UsageError:

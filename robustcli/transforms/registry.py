@@ -1,4 +1,4 @@
-"""The one list of transforms, and how what a user types becomes cells of a run."""
+"""The list of all transforms, and how command-line patterns become cells of a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from robustcli.transforms.imagenet_c import IMAGENET_C, NAME_PREFIX
 from robustcli.transforms.paper21 import PAPER21
 from robustcli.transforms.plugins import from_entry_points, from_file
 
-# --- The clean image, evaluated beside every other transform --------------------------------------
-
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Transform):
-    """The same pixels."""
+    """The clean image, evaluated beside every other transform."""
 
     def _parameters(self, severity: int) -> dict[str, Any]:
         return {}
@@ -33,76 +31,16 @@ class Identity(Transform):
 
 IDENTITY = Identity(name="identity", family="identity", summary="The image as it is (clean)")
 
-
-# --- Which severities a transform takes, of those that the user asked for -------------------------
-
-
-NameAndSeverity = tuple[str, int]
-
-
-def cells_of_one(transform: Transform, wanted: Sequence[int]) -> list[NameAndSeverity]:
-    """The cells of a transform that was named.
-
-    Args:
-        transform: The transform.
-        wanted: Severities in rising order; empty for severity 0 where it exists, else all.
-
-    Raises:
-        UsageError: It lacks a wanted severity.
-    """
-    for severity in wanted:
-        transform.check_severity(severity)
-    return [(transform.name, severity) for severity in wanted or _unasked(transform)]
-
-
-def cells_of_group(
-    group: Sequence[Transform], wanted: Sequence[int], pattern: str
-) -> list[NameAndSeverity]:
-    """The cells of the transforms that a glob or preset stands for (`wanted` as above).
-
-    Raises:
-        UsageError: A wanted severity is nowhere in the group, or a transform with severities has
-            none of the wanted ones.
-    """
-    for severity in wanted:
-        _check_somewhere(severity, group, pattern)
-    return [(one.name, severity) for one in group for severity in _taken(one, wanted)]
-
-
-def _taken(transform: Transform, wanted: Sequence[int]) -> Sequence[int]:
-    if not wanted or not transform.severities:
-        return _unasked(transform)
-    taken = [severity for severity in wanted if severity in transform.available()]
-    if not taken:
-        transform.check_severity(wanted[0])
-    return taken
-
-
-def _unasked(transform: Transform) -> Sequence[int]:
-    return (0,) if transform.ranged else transform.severities
-
-
-def _check_somewhere(severity: int, group: Sequence[Transform], pattern: str) -> None:
-    have = sorted({one for transform in group for one in transform.available()})
-    if severity in have:
-        return
-    raise UsageError(
-        f"No transform of `{pattern}` has severity {severity}.",
-        f"They have {', '.join(str(one) for one in have)}.",
-        "Choose from these with `--severity`, or leave the option out.",
-    )
-
-
 PRESETS = ("paper21", "imagenet-c", "published", "all")
 LISTING = "robust list transforms"
 
 _BUILT_IN: tuple[Transform, ...] = (IDENTITY, *PAPER21, *IMAGENET_C)
-# Used only where no registered name is spelled so; `gaussian_blur` stays paper21's.
+# Used only if no registered name has this spelling; `gaussian_blur` stays paper21's.
 _ALIASES = {
     "clean": "identity",
     "multiply-0": "multiply_per_channel",
-    **{canonical(one.augmenter): one.name for one in PAPER21 if one.augmenter != "Multiply"},
-    **{canonical(one.corruption): one.name for one in IMAGENET_C},
+    **{canonical(t.augmenter): t.name for t in PAPER21 if t.augmenter != "Multiply"},
+    **{canonical(t.corruption): t.name for t in IMAGENET_C},
 }
 
 
@@ -129,45 +67,76 @@ def resolve_transforms(
     plugins: Sequence[Path] = (),
     published: Sequence[Transform] = (),
 ) -> list[TransformCell]:
-    """The cells that a command line asks for: `identity` first, then as typed, each once.
+    """The cells of a command line: `identity` first, then in the order of `patterns`, each once.
 
-    A name, glob or preset takes severity 0 where it exists, else all severities. Given
-    `severities` go to every transform: one that is named must have each of them; of a glob or a
-    preset each transform takes those that it has, and one without severities stays at 0.
+    Without `severities`, a transform takes severity 0 if it exists, else all. A transform that is
+    named must have each of the `severities`; of a glob or a preset each transform takes those that
+    it has, and one without severities stays at 0.
 
     Args:
         patterns: Names in any spelling, globs, presets (`PRESETS`).
-        severities: The wish of `--severity`; None or empty for none.
+        severities: The values of `--severity`; None or empty for none.
         plugins: Python files with more transforms.
         published: The corruptions of a benchmark, as published.
 
     Raises:
-        UsageError: Nothing is called so (with the nearest name), a severity is not there, or a
+        UsageError: A name is unknown (with the nearest name), a severity does not exist, or a
             plugin cannot be used.
     """
-    known = {one.name: one for one in (*_registered(tuple(plugins)), *published)}
-    wanted = tuple(sorted(set(severities or ())))
-    chosen: dict[tuple[str, int], None] = {(IDENTITY.name, 0): None}
+    known = {t.name: t for t in (*_registered(tuple(plugins)), *published)}
+    requested = tuple(sorted(set(severities or ())))
+    cells: dict[tuple[str, int], None] = {(IDENTITY.name, 0): None}
     for pattern in patterns:
-        group = _named(pattern, known)
+        group = _matching_transforms(pattern, known)
         if group == [IDENTITY]:
             continue
-        single = canonical(pattern) not in PRESETS and not is_glob(pattern)
-        cells = cells_of_one(group[0], wanted) if single else cells_of_group(group, wanted, pattern)
-        chosen.update(dict.fromkeys(cells))
-    return [TransformCell(known[name], severity) for name, severity in chosen]
+        is_name = canonical(pattern) not in PRESETS and not is_glob(pattern)
+        if not is_name:
+            _check_in_group(requested, group, pattern)
+        for transform in group:
+            for severity in _severities_of(transform, requested, is_name=is_name):
+                cells[transform.name, severity] = None
+    return [TransformCell(known[name], severity) for name, severity in cells]
+
+
+def _severities_of(
+    transform: Transform, requested: Sequence[int], *, is_name: bool
+) -> Sequence[int]:
+    """The severities that a transform takes of the requested ones.
+
+    Raises:
+        UsageError: It is named and lacks one of them, or has severities but none of these.
+    """
+    if not requested or not (is_name or transform.severities):
+        return (0,) if transform.ranged else transform.severities
+    available = [severity for severity in requested if severity in transform.available()]
+    if is_name or not available:
+        for severity in requested:
+            transform.check_severity(severity)
+    return available
+
+
+def _check_in_group(requested: Sequence[int], group: Sequence[Transform], pattern: str) -> None:
+    available = sorted({severity for transform in group for severity in transform.available()})
+    for severity in requested:
+        if severity not in available:
+            raise UsageError(
+                f"No transform of `{pattern}` has severity {severity}.",
+                f"They have {', '.join(map(str, available))}.",
+                "Choose from these with `--severity`, or leave the option out.",
+            )
 
 
 def image_seed(run_seed: int, transform: str, severity: int, image_id: str) -> int:
-    """The seed in `[0, 2**64)` for one image under one cell; it depends on nothing else."""
+    """The seed in `[0, 2**64)` for one image under one cell."""
     return identity_seed(run_seed, transform, severity, image_id)
 
 
 def _registered(plugins: tuple[Path, ...]) -> tuple[Transform, ...]:
-    files = [one for path in dict.fromkeys(plugins) for one in from_file(path)]
-    everything = (*_BUILT_IN, *_installed(), *files)
-    _check_distinct(everything)
-    return everything
+    from_files = [t for path in dict.fromkeys(plugins) for t in from_file(path)]
+    transforms = (*_BUILT_IN, *_installed(), *from_files)
+    _check_distinct(transforms)
+    return transforms
 
 
 @lru_cache(maxsize=1)
@@ -175,7 +144,7 @@ def _installed() -> tuple[Transform, ...]:
     return from_entry_points()
 
 
-def _named(pattern: str, known: dict[str, Transform]) -> list[Transform]:
+def _matching_transforms(pattern: str, known: dict[str, Transform]) -> list[Transform]:
     preset = canonical(pattern)
     if preset.startswith("published") and all(t.family != "published" for t in known.values()):
         raise UsageError(
@@ -186,7 +155,7 @@ def _named(pattern: str, known: dict[str, Transform]) -> list[Transform]:
     if preset == "all":
         return list(known.values())
     if preset in PRESETS:
-        return [one for one in known.values() if one.family == preset]
+        return [t for t in known.values() if t.family == preset]
     spelling = re.sub(r"\s+", "-", canonical(pattern))
     spelling = re.sub(r"^imagenet-?c[-/:]", NAME_PREFIX, spelling)
     spelling = re.sub(r"^published[/:]", "published-", spelling)
@@ -195,15 +164,15 @@ def _named(pattern: str, known: dict[str, Transform]) -> list[Transform]:
     return [known[name] for name in matching(spelling, known, kind="transform", listing=LISTING)]
 
 
-def _check_distinct(everything: Iterable[Transform]) -> None:
-    seen: dict[str, Transform] = {}
-    for one in everything:
-        name = canonical(one.name)
-        if name in PRESETS or name in seen:
-            taken = f"a transform of {seen[name].family}" if name in seen else "a preset"
+def _check_distinct(transforms: Iterable[Transform]) -> None:
+    by_name: dict[str, Transform] = {}
+    for transform in transforms:
+        name = canonical(transform.name)
+        if name in PRESETS or name in by_name:
+            owner = f"a transform of {by_name[name].family}" if name in by_name else "a preset"
             raise UsageError(
-                f"The plugin's transform `{one.name}` needs another name.",
-                f"That is already {taken}.",
+                f"The plugin's transform `{transform.name}` needs another name.",
+                f"That is already {owner}.",
                 "Rename the function, or give it a name: `@transform(name=...)`.",
             )
-        seen[name] = one
+        by_name[name] = transform

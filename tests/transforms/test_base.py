@@ -235,7 +235,7 @@ def test_two_sided_range_goes_both_ways() -> None:
 
 
 def test_whole_numbers_stay_whole() -> None:
-    values = [Span(100, 255, mild=100, whole=True).at(s) for s in range(1, 6)]
+    values = [Span(100, 255, mild=100, integer=True).at(s) for s in range(1, 6)]
     assert values == [131, 162, 193, 224, 255]
     assert all(isinstance(value, int) for value in values)
 

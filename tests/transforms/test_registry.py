@@ -1,10 +1,11 @@
-""""""
+"""The list of transforms, and the cells of a command line."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,6 @@ from robustcli.transforms.paper21 import PAPER21
 from robustcli.transforms.registry import (
     IDENTITY,
     TransformCell,
-    cells_of_group,
-    cells_of_one,
     image_seed,
     resolve_transforms,
     transforms,
@@ -174,34 +173,40 @@ BLUR = next(one for one in PAPER21 if one.name == "gaussian_blur")
 FOG = next(one for one in IMAGENET_C if one.corruption == "fog")
 
 
-def test_without_a_wish_severity_0_or_else_all() -> None:
-    assert cells_of_one(BLUR, ()) == [("gaussian_blur", 0)]
-    assert cells_of_one(FOG, ()) == [("c_fog", severity) for severity in (1, 2, 3, 4, 5)]
+def named(pattern: str, *severities: int) -> list[tuple[str, int]]:
+    cells = resolve_transforms((pattern,), severities)
+    return [(cell.transform.name, cell.severity) for cell in cells][1:]
 
 
-def test_a_named_transform_takes_every_wish() -> None:
-    assert cells_of_one(BLUR, (0, 3)) == [("gaussian_blur", 0), ("gaussian_blur", 3)]
+def grouped(*severities: int) -> list[tuple[str, int]]:
+    """The cells of FLIP, BLUR and FOG as members of one preset."""
+    group = [replace(member, family="published") for member in (FLIP, BLUR, FOG)]
+    cells = resolve_transforms(("published",), severities, published=group)
+    return [(cell.transform.name, cell.severity) for cell in cells][1:]
 
 
-def test_a_named_transform_must_have_each() -> None:
+def test_without_severities_0_or_else_all() -> None:
+    assert named("gaussian_blur") == [("gaussian_blur", 0)]
+    assert named("c_fog") == [("c_fog", severity) for severity in (1, 2, 3, 4, 5)]
+
+
+def test_a_named_transform_takes_every_severity_or_is_refused() -> None:
+    assert named("gaussian_blur", 0, 3) == [("gaussian_blur", 0), ("gaussian_blur", 3)]
     with pytest.raises(UsageError, match=r"`fliplr` has no severity 3.\nIt has one strength only"):
-        cells_of_one(FLIP, (0, 3))
+        named("fliplr", 0, 3)
 
 
 def test_in_a_group_each_takes_what_it_has() -> None:
-    assert cells_of_group((FLIP, BLUR, FOG), (0, 5), "all") == [
-        ("fliplr", 0),
-        ("gaussian_blur", 0),
-        ("gaussian_blur", 5),
-        ("c_fog", 5),
+    assert sorted(grouped(0, 5)) == [
+        *(("c_fog", 5), ("fliplr", 0)),
+        *(("gaussian_blur", 0), ("gaussian_blur", 5)),
     ]
 
 
-def test_in_a_group_a_severity_must_be_somewhere() -> None:
-    with pytest.raises(UsageError, match=r"No transform of `f\*` has severity 9.\nThey have 0, 1"):
-        cells_of_group((FLIP, FOG), (9,), "f*")
-
-
-def test_in_a_group_nothing_is_left_out_silently() -> None:
+def test_in_a_group_a_severity_must_be_somewhere_and_nothing_is_left_out_silently() -> None:
+    with pytest.raises(
+        UsageError, match=r"No transform of `published` has severity 9.\nThey have 0, 1"
+    ):
+        grouped(9)
     with pytest.raises(UsageError, match="`c_fog` has no severity 0"):
-        cells_of_group((FLIP, FOG), (0,), "f*")
+        grouped(0)
