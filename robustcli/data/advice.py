@@ -1,4 +1,4 @@
-"""What is wrong with the data that a user named, and what to do about it, in words."""
+"""The errors about data that cannot be used, with advice."""
 
 from __future__ import annotations
 
@@ -32,11 +32,8 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
 
 
-# There is no data, or it is of another kind.
-
-
 def nothing_there(data: str, *, masks: bool) -> UsageError:
-    """There is nothing at the path `data`; a data set of almost that name is suggested."""
+    """There is nothing at the path `data`; suggests a data set of a similar name."""
     close = nearest(data, (d.name for d in DATASETS if (d.label_space == SEGMENTATION) == masks))
     return UsageError(
         f"There is no data at `{data}`.",
@@ -48,7 +45,7 @@ def nothing_there(data: str, *, masks: bool) -> UsageError:
 
 
 def unreadable_kind(data: str) -> UsageError:
-    """`data` is a file of a kind that holds no data set."""
+    """`data` is a file of an unsupported kind."""
     return UsageError(
         f"`{data}` cannot be read as data.",
         f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}), a tar "
@@ -58,12 +55,7 @@ def unreadable_kind(data: str) -> UsageError:
 
 
 def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
-    """A data set for segmenters was named.
-
-    Args:
-        dataset: The data set.
-        model: Name of the model's label space; None in training, which takes any.
-    """
+    """A data set for segmenters was named; `model` is the model's label space, None in training."""
     fitting = "have classes" if model is None else f"are for `{model}`"
     return UsageError(
         f"`--data {dataset.name}` has masks, no classes.",
@@ -83,7 +75,7 @@ def has_classes(dataset: NamedDataset) -> UsageError:
 
 
 def no_images(location: Path, todo: str) -> UsageError:
-    """There is no image at `location`; a tar there is suggested, else what `todo` says."""
+    """There is no image at `location`; suggests a tar there, or else `todo`."""
     if (location / "labels.npy").is_file():
         return corruption_benchmark(location)
     tars = sorted(p.name for p in location.iterdir() if is_tar(p)) if location.is_dir() else []
@@ -97,7 +89,7 @@ def no_images(location: Path, todo: str) -> UsageError:
 
 
 def no_such_folder(data: str, dataset: Dataset, folder: str) -> UsageError:
-    """No image of `dataset`, which the user called `data`, lies in `folder`."""
+    """No image of `dataset`, named as `data`, lies in `folder`."""
     ids = [sample.image_id for sample in dataset.samples]
     counts = Counter(image_id.rpartition("/")[0] for image_id in ids if "/" in image_id)
     shown = ", ".join(f"`{name}` ({count})" for name, count in counts.most_common(_SHOWN))
@@ -110,24 +102,25 @@ def no_such_folder(data: str, dataset: Dataset, folder: str) -> UsageError:
     )
 
 
-# There are images, but their classes are not known or not those that were asked for.
-
-
-def no_classes(location: Path, files: Sequence[FileRef], wanted: ModelClasses) -> UsageError:
+def no_classes(location: Path, files: Sequence[FileRef], classes: ModelClasses) -> UsageError:
     """Images were found at `location`, but not their classes."""
     folders = _folders(files)
     if not folders:
-        return _flat(location, wanted)
+        return _flat(location, classes)
     if all(_CORRUPTED.fullmatch(file.relative) for file in files):
         return corruption_benchmark(location)
-    inner = [name for name in sorted(folders) if wanted.fit(_subfolders(files, name))]
+    paths = [file.relative.split("/") for file in files]
+    inner = [
+        name for name in sorted(folders)
+        if classes.fit({path[1] for path in paths if path[0] == name and len(path) > 2})
+    ]  # fmt: skip
     if inner:
         return UsageError(
             f"`{location}` is one level too high.",
             f"The folders below {quoted(inner)} are the classes, not {quoted(inner)}.",
             f"Use `--data {location / inner[0]}`.",
         )
-    return unknown_labels(location, folders, wanted, "folder")
+    return unknown_labels(location, folders, classes, "folder")
 
 
 def corruption_benchmark(location: Path) -> UsageError:
@@ -163,26 +156,29 @@ def one_class(location: Path, name: str) -> UsageError:
 
 
 def unknown_labels(
-    location: Path, labels: Collection[str], wanted: ModelClasses, kind: str = "label"
+    location: Path, labels: Collection[str], classes: ModelClasses, kind: str = "label"
 ) -> UsageError:
-    """The labels found at `location` fit no label space.
-
-    Args:
-        location: The data set, for the message.
-        labels: All different labels.
-        wanted: The classes that they should be.
-        kind: What carries the label (`folder`, `label`).
-    """
+    """The different `labels` at `location` fit no label space; `kind` is `folder` or `label`."""
     if all(label.isdecimal() for label in labels):
-        return _numbers(location, labels, wanted.given, kind)
-    space = wanted.given or _closest(labels)
+        return _only_numbers(location, labels, classes.label_space, kind)
+    bundled = [label_space(name) for name in BUNDLED_SPACES]
+    space = classes.label_space or max(
+        bundled, key=lambda s: sum(s.index_of(label) is not None for label in labels)
+    )
     unknown = sorted(label for label in labels if space.index_of(label) is None)
-    found = f"It has {len(labels)}: {quoted(sorted(labels))}."
+    matched = f"The label space `{space.name}` knows none of them."
+    if len(unknown) < len(labels):
+        close = nearest(unknown[0], (*space.names, *space.ids), most=1)
+        guess = f" (`{unknown[0]}`: did you mean `{close[0]}`?)" if close else ""
+        matched = (
+            f"The label space `{space.name}` knows {len(labels) - len(unknown)} of them, but not "
+            f"{quoted(unknown)}{guess}."
+        )
     return UsageError(
         f"The {kind}s of `{location}` are the classes of no known label space."
-        if wanted.given is None
+        if classes.label_space is None
         else f"The {kind}s of `{location}` are not all classes of `{space.name}`.",
-        f"{found} {_matched(space, len(labels), unknown)}",
+        f"It has {len(labels)}: {quoted(sorted(labels))}. {matched}",
         "Name the classes with `--label-space FILE` (one class a line, in the order of the model's "
         "outputs), or correct the data.",
     )
@@ -198,8 +194,8 @@ def other_label_space(location: Path, data: LabelSpace, model: str) -> UsageErro
     )
 
 
-def _flat(location: Path, wanted: ModelClasses) -> UsageError:
-    if wanted.fit({location.resolve().name}):
+def _flat(location: Path, classes: ModelClasses) -> UsageError:
+    if classes.fit({location.resolve().name}):
         return UsageError(
             f"`{location}` is the folder of a single class.",
             f"It holds images directly, and `{location.resolve().name}` is a class.",
@@ -213,7 +209,7 @@ def _flat(location: Path, wanted: ModelClasses) -> UsageError:
     )
 
 
-def _numbers(
+def _only_numbers(
     location: Path, labels: Collection[str], space: LabelSpace | None, kind: str
 ) -> UsageError:
     what = f"The {kind}s of `{location}` are numbers, {quoted(sorted(labels, key=int))}."
@@ -232,37 +228,15 @@ def _numbers(
     )
 
 
-def _matched(space: LabelSpace, labels: int, unknown: Sequence[str]) -> str:
-    if labels == len(unknown):
-        return f"The label space `{space.name}` knows none of them."
-    close = nearest(unknown[0], (*space.names, *space.ids), most=1)
-    guess = f" (`{unknown[0]}`: did you mean `{close[0]}`?)" if close else ""
-    known = labels - len(unknown)
-    return (
-        f"The label space `{space.name}` knows {known} of them, but not {quoted(unknown)}{guess}."
-    )
-
-
-def _closest(labels: Collection[str]) -> LabelSpace:
-    spaces = [label_space(name) for name in BUNDLED_SPACES]
-    return max(spaces, key=lambda s: sum(s.index_of(label) is not None for label in labels))
-
-
 def _folders(files: Sequence[FileRef]) -> set[str]:
     return {file.folder for file in files if file.folder is not None}
 
 
-def _subfolders(files: Sequence[FileRef], folder: str) -> set[str]:
-    inside = [file.relative.split("/") for file in files if file.folder == folder]
-    return {parts[1] for parts in inside if len(parts) > 2}
-
-
-# There are images, but which of them are masks is not known.
-
-
 def no_masks(location: Path, files: Sequence[FileRef]) -> UsageError:
     """Images were found at `location`, but in no known layout of images and masks."""
-    if location.name.lower() in ("images", "masks") or _is_one_patient(files):
+    is_flat = all(file.folder is None for file in files)
+    is_one_patient = is_flat and any(file.stem.endswith("_mask") for file in files)
+    if location.name.lower() in ("images", "masks") or is_one_patient:
         return UsageError(
             f"`{location}` is one level too low.",
             "It holds only one of the folders that belong together.",
@@ -275,17 +249,12 @@ def no_masks(location: Path, files: Sequence[FileRef]) -> UsageError:
     )
 
 
-def _is_one_patient(files: Sequence[FileRef]) -> bool:
-    flat = all(file.folder is None for file in files)
-    return flat and any(file.stem.endswith("_mask") for file in files)
-
-
 def groups_in_two_splits(
-    location: Path, torn: Sequence[str], groups: int, grouping: str
+    location: Path, divided: Sequence[str], groups: int, grouping: str
 ) -> UsageError:
-    """The data puts `torn` of its `groups` groups into more than one split."""
+    """The data puts the groups `divided`, of `groups`, into more than one split."""
     return UsageError(
-        f"`{location}` puts {len(torn)} of {groups} groups into more than one split.",
-        f"A {grouping} in training and test would make the test too easy: {quoted(torn)}.",
+        f"`{location}` puts {len(divided)} of {groups} groups into more than one split.",
+        f"A {grouping} in training and test would make the test too easy: {quoted(divided)}.",
         "Give all images of one group the same split, or none.",
     )

@@ -1,7 +1,7 @@
-"""Photos inside a tar or zip: listed once, then read by offset without opening it again.
+"""Images inside a tar or zip: listed once, then read by offset.
 
-A plain tar and a zip are read in place. A compressed tar cannot be read at random: it is first
-decompressed, once, into the data home.
+A plain tar and a zip are read in place. A compressed tar has no random access, so it is
+decompressed once into the data home.
 """
 
 from __future__ import annotations
@@ -50,12 +50,10 @@ _OPENERS: dict[str, _Opener] = {
 COMPRESSED_SUFFIXES = tuple(_OPENERS)
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 ZIP_SUFFIX = ".zip"
-_MOST_UNPACKED = 2**30
-"""Bytes of one member of a zip; no photo is so large."""
+_MOST_UNPACKED = 2**30  # bytes of one member of a zip; no photo is so large
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_LINK = 4096
-_MOST_HOPS = 40
-"""Links that lead to links: as many as Linux follows."""
+_MOST_HOPS = 40  # links to links, as many as Linux follows
 
 
 def is_tar(path: Path) -> bool:
@@ -76,15 +74,15 @@ def archive_stem(path: Path) -> str:
 
 
 def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
-    """Every image in the tar at `path`, with its place in the (uncompressed) archive.
+    """All images in the tar at `path`, with their offsets in the (uncompressed) archive.
 
-    What counts is what would count in the folder that the tar unpacks to (`listing.list_tree`): of
-    two members of one name the last; hard and symbolic links inside the archive are what they lead
-    to. Nothing outside of the archive is ever read.
+    The result is that of the folder to which the tar unpacks (`listing.list_tree`): of two members
+    of one name the last counts, and hard and symbolic links inside the archive are followed.
+    Nothing outside of the archive is read.
 
     Raises:
         UsageError: The file is no tar, or is damaged.
-        RunError: There is no room to decompress it, or the data home cannot be written.
+        RunError: The data home is full or cannot be written to.
     """
     try:
         plain = _decompressed(path) if path.name.lower().endswith(COMPRESSED_SUFFIXES) else path
@@ -97,17 +95,15 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             f"Reading it says: {error}.",
             "Check that it was downloaded completely (`tar tf FILE` lists it), then repeat.",
         ) from error
-    listing = list_tree(_InArchive(root, "", False, root), suffixes)
-    outside = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
-    return replace(listing, unreached=sorted([*listing.unreached, *outside]))
+    return _listed(root, outside, suffixes)
 
 
 def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
-    """Every image in the zip at `path`, with its place in it, by the rules of `list_tar`.
+    """All images in the zip at `path`, with their offsets, by the rules of `list_tar`.
 
     Raises:
-        UsageError: The file is no zip, is damaged or encrypted, or a member is packed in a way that
-            is not read or would unpack to more than a photo.
+        UsageError: The file is no zip, is damaged or encrypted, or a member has an unsupported
+            compression or would unpack to more than a photo.
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -118,9 +114,14 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             f"Reading it says: {error}.",
             "Check that it was downloaded completely (`unzip -t FILE` tests it), then repeat.",
         ) from error
+    return _listed(root, outside, suffixes)
+
+
+def _listed(root: _Member, outside: list[str], suffixes: frozenset[str]) -> FileListing:
+    """The listing of an archive from its tree and the names of members outside of it."""
     listing = list_tree(_InArchive(root, "", False, root), suffixes)
-    outside = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
-    return replace(listing, unreached=sorted([*listing.unreached, *outside]))
+    unreached = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
+    return replace(listing, unreached=sorted([*listing.unreached, *unreached]))
 
 
 def _zip_tree(
@@ -170,7 +171,7 @@ def _check_zipped(path: Path, info: zipfile.ZipInfo) -> None:
 
 
 def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
-    """The member, whose bytes follow a header of its own that may differ from the directory's."""
+    """The file of a member; its bytes follow a local header, whose length may differ."""
     file.seek(info.header_offset)
     signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
@@ -182,15 +183,14 @@ def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
 
 @dataclass(eq=False)
 class _Member:
-    """A place in the archive: a folder with `inside`, a file with `info`, or a link to `target`.
+    """A folder, a plain file, or a link in the archive.
 
     Args:
-        archive: The uncompressed tar.
-        parts: The names that lead to it.
-        inside: Of a folder, what is in it.
-        ref: Of a plain file, where it lies.
-        target: Of a link, the names that lead to what it stands for, counted from the root; None
-            where that is outside.
+        archive: The uncompressed archive.
+        parts: The parts of its path.
+        inside: The members of a folder.
+        ref: The file of a plain file.
+        target: The parts of a link's target, from the root; None if that is outside.
     """
 
     archive: Path
@@ -201,7 +201,7 @@ class _Member:
 
 
 def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
-    """The folder that the archive unpacks to, and the names of members that would lie outside."""
+    """The folder to which the archive unpacks, and the names of members outside of it."""
     root, outside = _Member(plain, (), inside={}), []
     for info in archive:
         parts = _parts(info.name)
@@ -223,23 +223,20 @@ def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
 
 
 def _parts(name: str) -> tuple[str, ...] | None:
-    """The names that lead to a member, as `tar` unpacks it; None where that is outside.
-
-    Like `tar`, a slash at the beginning does not count.
-    """
-    found: list[str] = []
+    """The parts of a member's path, without a leading slash as for `tar`; None if outside."""
+    parts: list[str] = []
     for part in name.split("/"):
-        if part == ".." and not found:
+        if part == ".." and not parts:
             return None
         if part == "..":
-            found.pop()
+            parts.pop()
         elif part not in ("", "."):
-            found.append(part)
-    return tuple(found)
+            parts.append(part)
+    return tuple(parts)
 
 
 def _put(root: _Member, member: _Member) -> None:
-    """Puts `member` into its folder, which is made where the archive does not name it."""
+    """Adds `member` to its folder, which is made if the archive does not name it."""
     folder = root
     for depth, name in enumerate(member.parts[:-1], 1):
         assert folder.inside is not None
@@ -251,15 +248,15 @@ def _put(root: _Member, member: _Member) -> None:
     assert folder.inside is not None
     before = folder.inside.get(member.parts[-1])
     if member.inside is not None and before is not None and before.inside is not None:
-        return  # a folder that is named after what is in it
+        return  # a folder that is named after its members
     folder.inside[member.parts[-1]] = member
 
 
 def _resolve(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | None:
-    """The member at `parts`, following every link on the way; None where there is none."""
-    place = root
+    """The member at `parts`, following all links on the way; None if there is none."""
+    member = root
     for name in parts:
-        inner = place.inside.get(name) if place.inside is not None else None
+        inner = member.inside.get(name) if member.inside is not None else None
         while inner is not None and inner.inside is None and inner.ref is None:
             if inner.target is None or hops == _MOST_HOPS:
                 return None
@@ -267,13 +264,13 @@ def _resolve(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | No
             inner = _resolve(root, inner.target, hops)
         if inner is None:
             return None
-        place = inner
-    return place
+        member = inner
+    return member
 
 
 @dataclass(frozen=True)
 class _InArchive:
-    """A member as `listing.list_tree` walks to it."""
+    """A member as a `listing.Node`."""
 
     member: _Member
     name: str
@@ -286,10 +283,10 @@ class _InArchive:
         return None if self.member.inside is None else "/".join(self.member.parts)
 
     def children(self) -> Iterator[_InArchive]:
-        for name, one in (self.member.inside or {}).items():
-            is_link = one.inside is None and one.ref is None
-            there = _resolve(self.root, one.parts) if is_link else one
-            yield _InArchive(there or one, name, is_link, self.root)
+        for name, member in (self.member.inside or {}).items():
+            is_link = member.inside is None and member.ref is None
+            target = _resolve(self.root, member.parts) if is_link else member
+            yield _InArchive(target or member, name, is_link, self.root)
 
     def file(self, relative: str) -> FileRef:
         assert self.member.ref is not None
@@ -297,7 +294,7 @@ class _InArchive:
 
 
 def decompress(source: Path, target: Path) -> None:
-    """Writes `source` (gzip, or what its suffix says), decompressed, to `target`, durably.
+    """Writes `source` (gzip, or by its suffix), decompressed, to `target`, durably.
 
     Raises:
         RunError: The disk is full, or `target` cannot be written.
@@ -311,7 +308,7 @@ def decompress(source: Path, target: Path) -> None:
 
 
 def _unpacked(packed: BinaryIO) -> bytes:
-    """The next bytes; what is wrong with the source is never taken for a refusal to write."""
+    """The next bytes; an error of the source is distinguished from an error of writing."""
     try:
         return packed.read(1 << 20)
     except (EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
@@ -319,7 +316,7 @@ def _unpacked(packed: BinaryIO) -> bytes:
 
 
 def _decompressed(path: Path) -> Path:
-    """The decompressed twin of `path` in the data home, made when it is not there yet."""
+    """The decompressed copy of `path` in the data home, made if it does not exist yet."""
     state = path.stat()
     identity = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -350,7 +347,7 @@ def _no_room(path: Path, target: Path, reason: str) -> RunError:
 
 
 def _check_complete(plain: Path, end: int) -> None:
-    """`tarfile` takes a cut or damaged header for the end; a whole archive ends in empty blocks."""
+    """Checks for the empty blocks at the end; `tarfile` takes a damaged header for the end."""
     with plain.open("rb") as archive:
         archive.seek(end)
         if archive.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

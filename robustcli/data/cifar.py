@@ -1,12 +1,10 @@
 """CIFAR-10 and CIFAR-100 as their author publishes them: Python's pickles, or the binary version.
 
-Images stay where they are: each becomes the range of bytes that it takes in its file, so that
-nothing is read but the labels until an image is needed.
+Each image is a range of bytes in its file; only the labels are read before an image is needed.
 
 The pickles are not unpickled. `read_pickle` walks through their opcodes (`pickletools.genops`,
-which only reads) and builds lists, dicts and texts itself; the only things of numpy that it knows
-are the three names that an array of bytes is made of. No object is ever made, and no function of a
-file is ever called.
+which only reads) and builds lists, dicts and texts itself; of NumPy it knows only the three names
+in the pickle of an array of bytes. No object is made and no function is called.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and the layouts
 on www.cs.toronto.edu/~kriz/cifar.html.
@@ -29,7 +27,7 @@ SIDE = 32
 IMAGE_BYTES = 3 * SIDE * SIDE
 PLANAR = RawPixels(SIDE, SIDE, planar=True)
 SUFFIXES = frozenset({"", ".bin", ".meta", ".txt"})
-"""Of the names of CIFAR's files; those of the pickles have none."""
+"""The suffixes of CIFAR's files; pickles have none."""
 _DIGITS = {"train": 5, "test": 4}
 
 
@@ -38,11 +36,11 @@ class _Version:
     """One published form of the data.
 
     Args:
-        parts: The files of each split, in their order.
+        parts: The files of each split, in order.
         names_file: The file with the names of the classes.
-        names_key: Their key in that pickle; None for a text file of one name a line.
+        names_key: Their key in that pickle; None for a text file with one name a line.
         labels_key: The key of the labels in the pickles of images; None for the binary version.
-        label_bytes: Of the binary version, the bytes before each image; the last one is the label.
+        label_bytes: Bytes before each image of the binary version; the last one is the label.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -50,10 +48,6 @@ class _Version:
     names_key: str | None = None
     labels_key: str | None = None
     label_bytes: int = 0
-
-    @property
-    def test_file(self) -> str:
-        return self.parts["test"][0]
 
 
 _TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
@@ -71,20 +65,19 @@ _VERSIONS = (
 def by_cifar_files(location: Path, files: Sequence[FileRef]) -> Layout[str] | None:
     """The images of CIFAR-10 or CIFAR-100, `train/00000` to `test/9999` in the published order.
 
-    Labels are those of the 100 fine classes for CIFAR-100.
-
-    Args:
-        location: The data set, for messages.
-        files: Everything in it whose name has one of `SUFFIXES`.
+    `files` are those of the data set with one of `SUFFIXES`; None if they are not CIFAR's. Labels
+    are those of the 100 fine classes for CIFAR-100.
 
     Raises:
-        UsageError: A file is missing or is not what it is published as, or a pickle holds more than
-            these data.
+        UsageError: A file is missing or differs from the published one, or a pickle holds other
+            objects.
     """
+    by_path = {file.relative.rpartition("/")[::2]: file for file in files}
     for version in _VERSIONS:
+        test_file = version.parts["test"][0]
         folders = sorted(
-            folder for folder, name in map(_split, files)
-            if name == version.test_file and _holds(files, folder, version.names_file)
+            folder for folder, name in by_path
+            if name == test_file and (folder, version.names_file) in by_path
         )  # fmt: skip
         if len(folders) > 1:
             raise UsageError(
@@ -93,20 +86,9 @@ def by_cifar_files(location: Path, files: Sequence[FileRef]) -> Layout[str] | No
                 "Name one of these folders with `--data`.",
             )
         if folders:
-            inside = {name: file for file in files for folder, name in [_split(file)]
-                      if folder == folders[0]}  # fmt: skip
-            labelled = tuple(_images(location, version, inside))
-            return Layout(labelled, evaluated="test")
+            inside = {name: file for (f, name), file in by_path.items() if f == folders[0]}
+            return Layout(tuple(_images(location, version, inside)), evaluated="test")
     return None
-
-
-def _split(file: FileRef) -> tuple[str, str]:
-    folder, _, name = file.relative.rpartition("/")
-    return folder, name
-
-
-def _holds(files: Sequence[FileRef], folder: str, name: str) -> bool:
-    return any(_split(file) == (folder, name) for file in files)
 
 
 def _images(
@@ -148,7 +130,7 @@ def _class_names(version: _Version, file: FileRef) -> list[str]:
 
 
 def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
-    """The class of each image of a file and the bytes that it takes there."""
+    """The class of each image of a file, and its bytes there."""
     content = file.read()
     if version.labels_key is None:
         record = version.label_bytes + IMAGE_BYTES
@@ -157,8 +139,8 @@ def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
         labels: Any = list(content[version.label_bytes - 1 :: record])
         first = version.label_bytes
     else:
-        record, known = IMAGE_BYTES, _dictionary(file, read_pickle(content, str(file)))
-        labels, array = known.get(version.labels_key), known.get("data")
+        record, content_dict = IMAGE_BYTES, _dictionary(file, read_pickle(content, str(file)))
+        labels, array = content_dict.get(version.labels_key), content_dict.get("data")
         if not isinstance(array, PickledArray) or array.start is None:
             _broken(file, "it has no array `data`")
         if not isinstance(labels, list) or not all(type(x) is int and x >= 0 for x in labels):
@@ -189,18 +171,11 @@ def _broken(file: FileRef, reason: str) -> NoReturn:
     )
 
 
-# A pickle's plain values, read without running anything.
-
-
 @dataclass
 class PickledArray:
-    """An array of numpy in a pickle, as its bytes lie there.
+    """The bytes of a NumPy array in a pickle; `start` is their offset there, once it is known.
 
-    Args:
-        shape: Its sizes.
-        dtype: As numpy writes it, such as `u1`.
-        fortran: Whether columns lie first.
-        start: The first byte of its values in the pickle; None while it was not told.
+    `fortran` is whether the array is column-major.
     """
 
     shape: tuple[int, ...] = ()
@@ -211,7 +186,7 @@ class PickledArray:
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class that a pickle names; it is never looked up."""
+    """A function or class named in a pickle; it is never looked up."""
 
     text: str
 
@@ -223,7 +198,7 @@ class _Dtype:
 
 @dataclass(frozen=True)
 class _LongText:
-    """The bytes of an array: where they begin in the pickle, and how many there are."""
+    """The bytes of an array: their offset in the pickle, and their number."""
 
     start: int
     size: int
@@ -235,7 +210,7 @@ _RECONSTRUCT = frozenset(
 _ALLOWED_NAMES = _RECONSTRUCT | {"numpy ndarray", "numpy dtype"}
 _LONG = 4096
 _HEADS = {"SHORT_BINSTRING": 2, "BINSTRING": 5, "SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9}
-"""Bytes of an opcode with the length of its text, before the text itself."""
+"""Bytes of an opcode and of the length of its text, before the text itself."""
 _VALUES = frozenset(
     {
         *("STRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
@@ -252,7 +227,7 @@ _STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 
 @dataclass
 class _Machine:
-    """The stack and the memory of the pickle that is being read."""
+    """The stack and the memo of a pickle that is being read."""
 
     name: str
     stack: list[Any] = field(default_factory=list)
@@ -260,7 +235,7 @@ class _Machine:
     memo: dict[int, Any] = field(default_factory=dict)
 
     def step(self, opcode: str, value: Any, position: int) -> None:
-        """Does what `opcode` says, or refuses."""
+        """Executes one opcode, or refuses it."""
         if opcode in _HEADS:
             text = value if isinstance(value, str) else value.decode("latin-1")
             start = position + _HEADS[opcode]
@@ -301,27 +276,27 @@ class _Machine:
         self.top(dict).update(_pairs(values))
 
     def name_of(self, value: Any) -> None:
-        """GLOBAL has the name itself, STACK_GLOBAL takes its two parts from the stack."""
+        """Pushes a name: the argument of GLOBAL, or for STACK_GLOBAL two values of the stack."""
         text = " ".join((self.stack.pop(-2), self.stack.pop())) if value is None else value
         if text not in _ALLOWED_NAMES:
             raise self.refusal(f"it names `{text.replace(' ', '.')}`")
         self.stack.append(_Name(text))
 
     def marked(self) -> list[Any]:
-        """The values above the last mark, taken off."""
+        """Pops the values above the last mark."""
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
     def top(self, kind: type[Any]) -> Any:
-        """The value on top, which must be of that kind."""
+        """The value on top, which must be of that type."""
         if type(self.stack[-1]) is not kind:
             raise self.refusal(f"it adds to a {type(self.stack[-1]).__name__}")
         return self.stack[-1]
 
     def call(self, _: Any) -> None:
-        """Puts an array or a type of numpy there, the only things that a call can stand for."""
+        """Pushes an array or a NumPy dtype, the only accepted results of a call."""
         function, arguments = self.stack.pop(-2), self.stack.pop()
         if isinstance(function, _Name) and function.text in _RECONSTRUCT:
             self.stack.append(PickledArray())
@@ -331,18 +306,18 @@ class _Machine:
             raise self.refusal("it calls what is no array")
 
     def build(self, _: Any) -> None:
-        """Takes over what a pickle says of an array; a type of one byte has no more to say."""
-        state, made = self.stack.pop(), self.stack[-1]
-        if isinstance(made, _Dtype):
+        """Sets the state of an array; that of a one-byte dtype is ignored."""
+        state, array = self.stack.pop(), self.stack[-1]
+        if isinstance(array, _Dtype):
             return
-        if not isinstance(made, PickledArray) or type(state) is not tuple or len(state) != 5:
+        if not isinstance(array, PickledArray) or type(state) is not tuple or len(state) != 5:
             raise self.refusal("it fills what is no array")
-        _, made.shape, dtype, made.fortran, values = state
-        made.dtype = dtype.text if isinstance(dtype, _Dtype) else "unknown"
+        _, array.shape, dtype, array.fortran, values = state
+        array.dtype = dtype.text if isinstance(dtype, _Dtype) else "unknown"
         if isinstance(values, _LongText):
-            made.start = values.start
-            if values.size != math.prod(made.shape):
-                raise self.refusal(f"an array of shape {made.shape} has {values.size:,} values")
+            array.start = values.start
+            if values.size != math.prod(array.shape):
+                raise self.refusal(f"an array of shape {array.shape} has {values.size:,} values")
 
     def refusal(self, reason: str) -> UsageError:
         return UsageError(
@@ -373,11 +348,7 @@ _NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
 def read_pickle(content: bytes, name: str) -> Any:
     """The lists, dicts, texts, numbers and arrays of bytes (`PickledArray`) in a pickle.
 
-    Nothing in it is run. Short byte strings come as texts (Latin-1).
-
-    Args:
-        content: The file.
-        name: Of the file, for messages.
+    Nothing in it is run. Short byte strings come as texts (Latin-1). `name` is for messages.
 
     Raises:
         UsageError: It holds anything else, or is damaged.
@@ -389,7 +360,7 @@ def read_pickle(content: bytes, name: str) -> Any:
         return machine.stack.pop()
     except UsageError:
         raise
-    # A damaged pickle leads to nearly any of these in genops and on the stack.
+    # A damaged pickle can raise any of these in genops and on the stack.
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeError) as error:
         raise UsageError(
             f"`{name}` cannot be read as a pickle.",

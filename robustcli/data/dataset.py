@@ -1,4 +1,4 @@
-"""A data set: its files, its samples with the class or the mask of each, and what names it."""
+"""Data sets: files, samples with a class or a mask, and the digests that identify them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,12 @@ from robustcli.data.labels import LabelSpace
 if TYPE_CHECKING:
     from robustcli.data.mask_values import MaskReading
 
-CONTENTS_READ = 64 * 2**20
-"""How many bytes of a data set are read to tell it from another one."""
+CONTENTS_READ = 64 * 2**20  # bytes of a data set that the contents digest covers
 
 
 @dataclass(frozen=True)
 class RawPixels:
-    """How the bytes of an image that is not encoded are its pixels, uint8, three colours.
-
-    Args:
-        height: In pixels.
-        width: In pixels.
-        planar: Whether the bytes are (3, height, width); else (height, width, 3).
-    """
+    """The layout of unencoded uint8 pixels: (height, width, 3); (3, height, width) if planar."""
 
     height: int
     width: int
@@ -37,7 +30,7 @@ class RawPixels:
 
 @dataclass(frozen=True)
 class FileRef:
-    """An image or a mask: a file on the disk, or a range of bytes in one. Nothing is read yet.
+    """An image or a mask: a file, or a range of bytes in one. Nothing is read yet.
 
     Args:
         relative: Its path inside the data set, with `/`: the same on every machine.
@@ -45,8 +38,8 @@ class FileRef:
         member: Its name in the file at `path`; None for a file of its own.
         offset: First byte of the member in that file.
         size: Length of the member in bytes.
-        unpacked: Its length once decompressed, of a deflated member of a zip; else None.
-        raw: How its bytes are pixels, where they are not an image file.
+        unpacked: The decompressed length of a deflated zip member; else None.
+        raw: The layout of its bytes if they are pixels, not an image file.
     """
 
     relative: str
@@ -79,7 +72,7 @@ class FileRef:
 
     @property
     def length(self) -> int:
-        """Its length in bytes; 0 where the file is not there."""
+        """Its length in bytes; 0 for a missing file."""
         if self.member is not None:
             return self.size if self.unpacked is None else self.unpacked
         try:
@@ -88,37 +81,31 @@ class FileRef:
             return 0
 
     def read(self) -> bytes:
-        """Its bytes, from the disk or out of its tar.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+        """Its bytes, from the disk or its archive; raises OSError if it cannot be read."""
         if self.member is None:
             return self.path.read_bytes()
         with self.path.open("rb", buffering=0) as archive:
             archive.seek(self.offset)
             content = archive.read(self.size)
-        return content if self.unpacked is None else self._inflated(content, self.unpacked)
-
-    def _inflated(self, content: bytes, length: int) -> bytes:
-        """Of a deflated member, never more than it was listed with."""
-        try:
-            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, length + 1)
+        if self.unpacked is None:
+            return content
+        try:  # never inflates more than the listed length
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, self.unpacked + 1)
         except zlib.error as error:
             raise OSError(f"damaged in its archive: {error}") from error
-        if len(inflated) != length:
+        if len(inflated) != self.unpacked:
             raise OSError("damaged in its archive: its length is another one")
         return inflated
 
 
 def contents_digest(files: Iterable[FileRef]) -> str:
-    r"""SHA-256 (hex) that tells the files of two data sets apart whose images have the same names.
+    r"""SHA-256 (hex) of files, which distinguishes data sets whose images have the same names.
 
-    Over `relative NUL bytes LF` for the length of every file, sorted, and then over
-    `relative NUL SHA-256 LF` for as many files as it takes to read CONTENTS_READ bytes, in an order
-    drawn from their paths. A small data set is read whole. Of a large one, whose reading would take
-    as long as an evaluation, a file that was edited and kept its length can pass unnoticed. A file
-    that cannot be read counts as empty.
+    Over `relative NUL length LF` of every file, sorted, and then over `relative NUL SHA-256 LF` of
+    as many files as it takes to read CONTENTS_READ bytes, in an order drawn from their paths. A
+    small data set is read completely; in a large one, whose reading would take as long as an
+    evaluation, an edited file of the same length can remain unnoticed. An unreadable file counts as
+    empty.
     """
     ordered = sorted(files, key=lambda file: file.relative)
     digest = hashlib.sha256()
@@ -139,17 +126,16 @@ def contents_digest(files: Iterable[FileRef]) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is true of it: its class or its mask.
+    """One image with its class or its mask.
 
     Args:
-        image: The image's file; its relative path names the sample.
+        image: The image's file; its relative path is the id of the sample.
         truth: Index of its class in the label space, or the file of its mask.
-        group: What is never in two parts of a split: a patient, a photo, or the image itself where
-            nothing else is known.
-        split: `train`, `val` or `test` where the data set says so itself; else None.
-        reading: How the masks of its data set are read; None for classes, and where none was
-            decided, so that each mask is read by its own values.
-        also: Indices of other classes that are as true as `truth`.
+        group: A patient, a photo, or by default the image; never in two parts of a split.
+        split: `train`, `val` or `test` if the data set has its own split; else None.
+        reading: How the masks of its data set are read; None for classes, and if each mask is read
+            by its own values.
+        also: Indices of other true classes.
     """
 
     image: FileRef
@@ -161,27 +147,19 @@ class Sample:
 
     @property
     def image_id(self) -> str:
-        """What names the sample, the same on every machine."""
+        """The id of the sample, the same on every machine."""
         return self.image.relative
 
     @property
     def target(self) -> int:
-        """Index of the image's class in the label space.
-
-        Raises:
-            TypeError: It has a mask.
-        """
+        """Index of the image's class in the label space; raises TypeError for a mask."""
         if isinstance(self.truth, FileRef):
             raise TypeError(f"`{self.image_id}` has a mask, no class")
         return self.truth
 
     @property
     def mask(self) -> FileRef:
-        """The file of the image's mask.
-
-        Raises:
-            TypeError: It has a class.
-        """
+        """The file of the image's mask; raises TypeError for a class."""
         if not isinstance(self.truth, FileRef):
             raise TypeError(f"`{self.image_id}` has a class, no mask")
         return self.truth
@@ -192,21 +170,20 @@ class Dataset:
     """The samples of a data set, sorted by id.
 
     Args:
-        name: What the data set is called in tables.
-        location: Where it lies on this machine.
+        name: Its name in tables.
+        location: Its path on this machine.
         samples: The images with their classes or masks.
         label_space: The classes that targets index; None for masks.
-        grouping: What a group is, in the singular: `patient`, `photo`, `image`.
-        available: How many samples there were before a part was taken.
-        subset: In words, which part was taken (`15 per class, seed 0`); None for all.
+        grouping: The kind of a group, in the singular: `patient`, `photo`, `image`.
+        available: The number of samples before a subset was drawn.
+        subset: A description of the subset (`15 per class, seed 0`); None for all.
         demonstration: Whether it is a small set for trying, not for published numbers.
-        evaluated: The split that its owners evaluate on, where the data set has one; else None.
-        answers: The classes that a model may answer with, where its owners (or the user) say that
-            it is not all; else None.
-        tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
-            where the field counts this data set so; else None.
-        notes: What the user should know of how the data were read, a line each.
-        reading: How their masks are read; None for classes, and where no mask was looked at.
+        evaluated: The split that its owners evaluate on; None without one.
+        answers: The classes that a model may predict, None for all.
+        tolerance: The distance from the truth in pixels within which a foreground pixel counts as
+            correct; None for data sets that are not scored so.
+        notes: Notes for the user on how the data were read.
+        reading: How their masks are read; None for classes, and if no mask was examined.
     """
 
     name: str
@@ -225,11 +202,7 @@ class Dataset:
 
     @property
     def classes(self) -> LabelSpace:
-        """The label space.
-
-        Raises:
-            TypeError: The images have masks.
-        """
+        """The label space; raises TypeError for images with masks."""
         if self.label_space is None:
             raise TypeError(f"`{self.name}` has masks, no classes")
         return self.label_space
@@ -238,20 +211,19 @@ class Dataset:
     def digest(self) -> str:
         r"""SHA-256 (hex) of `image_id NUL target LF` of every sample, in order, as UTF-8.
 
-        Of masks the group stands in place of the target; of several true classes all are there,
-        with commas.
+        For masks the group replaces the target; several true classes are joined by commas.
         """
         digest = hashlib.sha256()
         for sample in self.samples:
-            known = sample.group if self.label_space is None else sample.target
+            label = sample.group if self.label_space is None else sample.target
             if sample.also:
-                known = ",".join(map(str, (sample.target, *sample.also)))
-            digest.update(f"{sample.image_id}\0{known}\n".encode())
+                label = ",".join(map(str, (sample.target, *sample.also)))
+            digest.update(f"{sample.image_id}\0{label}\n".encode())
         return digest.hexdigest()
 
     @cached_property
     def contents(self) -> str:
-        """What the files of images and masks hold, as `contents_digest` tells it."""
+        """The `contents_digest` of the files of images and masks."""
         masks = [s.truth for s in self.samples if isinstance(s.truth, FileRef)]
         return contents_digest([*(sample.image for sample in self.samples), *masks])
 
@@ -261,6 +233,6 @@ class Dataset:
         return tuple(sorted({sample.group for sample in self.samples}))
 
     def part(self, ids: frozenset[str], subset: str) -> Dataset:
-        """The samples whose id is in `ids`, under the words `subset`."""
-        kept = tuple(sample for sample in self.samples if sample.image_id in ids)
-        return replace(self, samples=kept, subset=subset)
+        """The samples whose id is in `ids`; `subset` describes them."""
+        samples = tuple(sample for sample in self.samples if sample.image_id in ids)
+        return replace(self, samples=samples, subset=subset)

@@ -1,15 +1,15 @@
-"""Image files to RGB pixels, as torchvision's and timm's folder data sets decode them.
+"""Decodes image files to RGB pixels, as torchvision's and timm's folder data sets do.
 
-Both do `Image.open(file).convert("RGB")`: the EXIF orientation is not applied, an alpha channel is
+Both call `Image.open(file).convert("RGB")`: EXIF orientation is not applied, an alpha channel is
 dropped, CMYK goes through Pillow's own formula, greyscale is repeated three times.
 Source: torchvision.datasets.folder.pil_loader, timm.data.dataset.ImageDataset.
 
 Deviations: 16-bit greyscale keeps its high byte, as Pillow itself does for 16-bit colour; Pillow's
-`convert` clips it, which turns the photo white. An image of one colour whose alpha channel holds
-all that it shows is refused: without the alpha channel nothing would be left of it.
+`convert` clips it, which turns the photo white. An image of one colour with a varying alpha channel
+is refused: without the alpha channel its content would be lost.
 
-Pillow's settings belong to the whole process, and images are decoded in many threads: see
-`_StrictLoading` and `robustcli.core.silence`.
+Pillow's settings are global, and images are decoded in many threads: see `_StrictLoading` and
+`robustcli.core.silence`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from robustcli.core.silence import silenced
 from robustcli.data.dataset import FileRef, RawPixels
 
-# By content, whatever the suffix (ImageNet has a PNG named .JPEG). Others stay shut: a file that
-# says it is PostScript would start Ghostscript.
+# By content, whatever the suffix (ImageNet has a PNG named .JPEG). Other formats are not opened:
+# PostScript would start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _WIDE_GREY_FORMATS = ("PNG", "PPM")
-_MOST_PIXELS = 2 * 89_478_485
-"""Pillow's own limit, which a library may have switched off for the process."""
+_MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, which a library may have switched off
 # Their warnings (odd EXIF, transparency dropped, large but not too large) change no pixel.
 _WARNING_MODULES = (
     *("PIL.Image", "PIL.JpegImagePlugin", "PIL.MpoImagePlugin", "PIL.PngImagePlugin"),
@@ -44,11 +43,7 @@ ReadT = TypeVar("ReadT")
 
 
 class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not about the program
-    """An image that cannot be decoded whole.
-
-    Args:
-        reason: Why, in words, without the file's name.
-    """
+    """An image that cannot be decoded completely; `reason` does not contain the file's name."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -59,8 +54,8 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
     """The pixels of one image, uint8, shape (height, width, 3), RGB.
 
     Raises:
-        UnreadableImage: The file is missing, truncated, corrupt, too large to be a photo, or of a
-            kind that is not read.
+        UnreadableImage: The file is missing, truncated, corrupt, too large to be a photo, or of an
+            unsupported format.
     """
     try:
         content = ref.read()
@@ -80,18 +75,14 @@ def _raw_pixels(content: bytes, raw: RawPixels) -> NDArray[np.uint8]:
 
 
 def decode_bytes(content: bytes) -> NDArray[np.uint8]:
-    """The pixels of an encoded image, uint8, shape (height, width, 3), RGB.
-
-    Raises:
-        UnreadableImage: See `decode`.
-    """
+    """The pixels of an encoded image; see `decode`."""
     if not content:
         raise UnreadableImage("the file is empty")
     return read_image(io.BytesIO(content), _rgb)
 
 
 def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) -> ReadT:
-    """What `read` gives of the image in `source`, which it may load whole or not.
+    """The result of `read` for the opened image in `source`.
 
     Raises:
         UnreadableImage: The image cannot be opened or loaded, or `read` refuses it.
@@ -105,7 +96,7 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
                     result = read(image)
                     if not ImageFile.LOAD_TRUNCATED_IMAGES:
                         return result
-                # Another thread has just allowed truncated files: this one may be half a picture.
+                # Another thread has just allowed truncated files, so this one may be incomplete.
                 if isinstance(source, io.BytesIO):
                     source.seek(0)
     except (UnreadableImage, MemoryError):
@@ -123,10 +114,8 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    wide = image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format in _WIDE_GREY_FORMATS
-    )
-    if wide:
+    has_wide_format = image.mode == "I" and image.format in _WIDE_GREY_FORMATS
+    if has_wide_format or image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
@@ -144,18 +133,18 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 class _StrictLoading:
-    """While a thread is inside, Pillow refuses truncated files, even where a library allows them.
+    """While a thread is inside, Pillow refuses truncated files, even if a library allows them.
 
-    `ImageFile.LOAD_TRUNCATED_IMAGES` belongs to the process. It is touched only where it is set,
-    by the first thread that enters, and put back by the last one that leaves; a thread that put
-    back what it found would leave another thread's value behind.
+    `ImageFile.LOAD_TRUNCATED_IMAGES` is global. If it is set, the first thread that enters clears
+    it and the last one that leaves restores it; a thread that restored the value that it read would
+    restore another thread's.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Starts anew in a forked process, where the threads that were inside do not exist."""
+        """Resets the state in a forked process, where the threads that were inside do not exist."""
         if getattr(self, "_allowed", False):
             ImageFile.LOAD_TRUNCATED_IMAGES = True
         self._lock, self._inside, self._allowed = threading.Lock(), 0, False
@@ -178,15 +167,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_STRICT.forget)
 
 
-# How large an image is, by its file's header alone.
-
-
 def image_size(ref: FileRef) -> tuple[int, int]:
-    """Height and width in pixels, as `decode` would give them.
-
-    Raises:
-        UnreadableImage: The file is missing, or no image.
-    """
+    """Height and width in pixels from the file's header; raises UnreadableImage as `decode`."""
     if ref.raw is not None:
         return ref.raw.height, ref.raw.width
     try:

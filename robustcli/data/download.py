@@ -1,7 +1,7 @@
-"""Downloads by name or address: continued where they broke off, checked by SHA-256.
+"""Downloads by name or address: resumed after an interruption, checked by SHA-256.
 
-No library is used for the transfer: pooch continues nothing, and huggingface_hub continues without
-asking whether the server still has the same version of the file.
+No library is used for the transfer: pooch resumes nothing, and huggingface_hub resumes without
+checking whether the server still has the same version of the file.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _RANGE_NOT_SATISFIABLE = 416
 
 
 def fetch_dataset(name: str, *, offline: bool = False) -> Path:
-    """The tar of the data set called `name`, downloaded if it was not there.
+    """The tar of the data set called `name`, downloaded if it is missing.
 
     Raises:
         UsageError: No data set has that name, or it is missing and `offline` is set.
-        RunError: The download failed or is not what it should be.
+        RunError: The download failed or has wrong contents.
     """
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
     dataset = find_named(registered)
@@ -59,23 +59,23 @@ def fetch_dataset(name: str, *, offline: bool = False) -> Path:
 
 
 def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> str:
-    """The SHA-256 (hex) of the file at `target`, downloaded from `url` if it was not there.
+    """The SHA-256 (hex) of the file at `target`, downloaded from `url` if it is missing.
 
-    Where no hash is published, the first download is trusted: its hash is written to
-    `hash_path(target)`, and from then on the file must have that one.
+    Without a published hash, the first download is trusted: its hash is written to
+    `hash_path(target)`, and from then on the file must have it.
 
     Args:
         url: Address of the file.
-        target: Where it shall be. A broken-off download lies beside it as `.part` and is continued.
-        sha256: Published hash; None where there is none.
+        target: Its path. An interrupted download is kept beside it as `.part` and resumed.
+        sha256: Published hash, if there is one.
         offline: Forbids the network.
 
     Raises:
         UsageError: The file is missing and `offline` is set.
-        RunError: The download failed, or the file has another hash than it must have.
+        RunError: The download failed, or the file has another hash.
     """
     with _locked(target):
-        expected = sha256 or _remembered(target)
+        expected = sha256 or _trusted_hash(target)
         if not target.is_file():
             _download(url, target, expected, offline)
         actual = file_sha256(target)
@@ -94,7 +94,7 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_path(target: Path) -> Path:
-    """Where the hash of a file is kept that was trusted on its first download."""
+    """The file with the hash of a first download that was trusted."""
     return target.with_name(target.name + ".sha256")
 
 
@@ -109,9 +109,9 @@ def _locked(target: Path) -> ExitStack:
         ) from error
 
 
-def _remembered(target: Path) -> str | None:
-    known = hash_path(target)
-    return known.read_text(encoding="utf-8").strip() if known.is_file() else None
+def _trusted_hash(target: Path) -> str | None:
+    path = hash_path(target)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:
@@ -146,54 +146,46 @@ def _wrong_hash(target: Path, expected: str, actual: str, todo: str) -> RunError
     )
 
 
-# One HTTP download into a `.part` file that a later call can continue.
-
-
 class InterruptedTransferError(OSError):
-    """The connection ended before the whole file was there."""
+    """The connection ended before the file was complete."""
 
 
 @dataclass(frozen=True)
 class PartialDownload:
-    """What was downloaded so far, and the version of the file that it belongs to.
-
-    Args:
-        path: The file that grows.
-    """
+    """A partial download at `path`, and the version of the file to which it belongs."""
 
     path: Path
 
     @property
     def version_path(self) -> Path:
-        """Where the server's mark of the version (ETag or date) is kept."""
+        """The file with the server's mark of the version (ETag or date)."""
         return self.path.with_name(self.path.name + ".version")
 
     @property
     def version(self) -> str:
-        """The server's mark of the version; empty when it gave none that can be relied on."""
+        """The server's mark of the version; empty without a reliable one."""
         path = self.version_path
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     @property
     def size(self) -> int:
-        """Bytes that a later call can build on: 0 without a version, as two versions might mix."""
+        """Bytes that can be resumed: 0 without a version, because two versions might be mixed."""
         return self.path.stat().st_size if self.version and self.path.is_file() else 0
 
     def discard(self) -> None:
-        """Deletes what was downloaded."""
+        """Deletes the download."""
         self.path.unlink(missing_ok=True)
         self.version_path.unlink(missing_ok=True)
 
 
 def continue_download(url: str, partial: PartialDownload) -> None:
-    """Downloads `url` to `partial.path`, continuing it if the server still has the same version.
+    """Downloads `url` to `partial.path`, resuming it if the server still has the same version.
 
     Raises:
         OSError: The server cannot be reached or refuses, the disk is full, or the connection
-            ended early (`InterruptedTransferError`); what came so far is kept.
+            ended early (`InterruptedTransferError`); the received part is kept.
     """
-    # These take 30 ms to import, which listing data sets must not pay.
-    from http.client import HTTPException
+    from http.client import HTTPException  # takes 30 ms, which listing data sets must not pay
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
@@ -222,7 +214,7 @@ def continue_download(url: str, partial: PartialDownload) -> None:
 
 def _keep_version(partial: PartialDownload, headers: Message) -> None:
     etag = headers.get("ETag", "")
-    # RFC 9110, 13.1.5: a weak tag must not be used to continue a download.
+    # RFC 9110, 13.1.5: a weak tag must not be used to resume a download.
     version = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
     write_text(partial.version_path, version)
 
@@ -232,13 +224,13 @@ def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
     while chunk := response.read(_CHUNK):
         out.write(chunk)
         received += len(chunk)
-    # `read(n)` does not complain when the connection ends early.
+    # `read(n)` raises nothing if the connection ends early.
     if length is not None and received < int(length):
         raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 
 
 def _check_size(path: Path, start: int, headers: Message) -> None:
-    """On network folders locks do not exclude: two machines may have written to one file."""
+    """Detects that two machines wrote to one file, which locks on network folders may allow."""
     length, size = headers.get("Content-Length"), path.stat().st_size
     if length is not None and size != start + int(length):
         raise InterruptedTransferError(
@@ -246,15 +238,12 @@ def _check_size(path: Path, start: int, headers: Message) -> None:
         )
 
 
-# From a downloaded archive to the tar of a data set, checked by what it holds.
-
-
 def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
-    """Makes the tar `target` from the downloaded `packed`, which is then removed.
+    """Makes the tar `target` from the download `packed`, which is then removed.
 
     Raises:
-        RunError: The download is damaged or not `dataset`; it is removed, so that the next fetch
-            starts anew.
+        RunError: The download is damaged or not `dataset`; it is removed, so the next fetch
+            downloads again.
     """
     with replacing(target) as beside:
         try:

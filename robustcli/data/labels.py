@@ -1,4 +1,4 @@
-"""Label spaces: which classes there are, which index each has, and how folders name them."""
+"""Label spaces: classes, their indices, and their names in data sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LabelSpace:
 
     Args:
         name: `imagenet-1k`, `cifar10`, or the stem of the classes file.
-        ids: WordNet ids, or class names where there are none; position = class index.
+        ids: WordNet ids, or class names without them; position = class index.
         names: A readable name for each class. Two classes may share one (ImageNet's two cranes).
     """
 
@@ -41,11 +41,10 @@ class LabelSpace:
     names: tuple[str, ...]
 
     def index_of(self, label: str) -> int | None:
-        """The index of the class that `label` means; None when it means none, or more than one.
+        """The index of the class `label`; None for an unknown or ambiguous label.
 
-        Args:
-            label: An id, a name (case and punctuation do not count) or a 0-based decimal index.
-                Indices are not understood where classes are themselves named by numbers.
+        A label is an id, a name (case and punctuation do not count) or a 0-based decimal index;
+        indices are not accepted if classes are themselves named by numbers.
         """
         for index in (self._exact.get(label), self._spelled.get(_spelling(label))):
             if index is not None:
@@ -60,8 +59,8 @@ class LabelSpace:
 
     @cached_property
     def _spelled(self) -> dict[str, int]:
-        labels = (self.ids, self.names)
-        return _unambiguous((_spelling(one), i) for some in labels for i, one in enumerate(some))
+        pairs = (pair for labels in (self.ids, self.names) for pair in enumerate(labels))
+        return _unambiguous((_spelling(label), index) for index, label in pairs)
 
     @cached_property
     def _named_by_numbers(self) -> bool:
@@ -77,13 +76,13 @@ def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     indices: dict[str, set[int]] = {}
     for label, index in pairs:
         indices.setdefault(label, set()).add(index)
-    return {label: next(iter(found)) for label, found in indices.items() if len(found) == 1}
+    return {label: next(iter(of)) for label, of in indices.items() if len(of) == 1}
 
 
 def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
-    """The label space of that name, or the one that a classes file lists.
+    """The bundled label space of that name, or the one in a classes file.
 
-    A file with the very ids of a bundled label space is that label space, whatever its own name.
+    A file with the ids of a bundled label space is that label space, whatever its name.
 
     Raises:
         UsageError: Neither a label space nor a readable classes file.
@@ -100,9 +99,9 @@ def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
             "`--label-space FILE` with one class a line, in index order.",
         )
     space = _read_label_space(path, say)
-    if canonical(space.name) in BUNDLED_SPACES:  # other classes must not pass for these
+    if canonical(space.name) in BUNDLED_SPACES:  # other classes must not have this name
         space = replace(space, name=path.name)
-    return next((known for known in map(_bundled, BUNDLED_SPACES) if known.ids == space.ids), space)
+    return next((s for s in map(_bundled, BUNDLED_SPACES) if s.ids == space.ids), space)
 
 
 @cache
@@ -116,14 +115,10 @@ def _read_label_space(path: Path, say: Say = unheard) -> LabelSpace:
 
 
 def recognise_space(labels: Collection[str], prefer: str | None = None) -> LabelSpace | None:
-    """The bundled label space that knows every one of `labels`; None when there is none.
+    """The bundled label space that contains all `labels`, `prefer` first; None if there is none.
 
     Numbers are recognised only as the complete set 0 ... n-1 of the preferred label space:
-    ten folders `0` to `9` hold digits as likely as the first ten classes of ImageNet.
-
-    Args:
-        labels: Folder names, or the labels of a file; a subset of the classes is fine.
-        prefer: Name of the label space to try first (the model's own).
+    ten folders `0` to `9` may hold digits as well as the first ten classes of ImageNet.
     """
     numbers = any(label.isdecimal() for label in labels)
     for space in sorted(map(_bundled, BUNDLED_SPACES), key=lambda space: space.name != prefer):
@@ -135,12 +130,7 @@ def recognise_space(labels: Collection[str], prefer: str | None = None) -> Label
 
 
 def label_space_of(labels: Collection[str], name: str) -> LabelSpace:
-    """The label space that consists of `labels`: a bundled one where they are all of its classes.
-
-    Args:
-        labels: The different ones of a data set.
-        name: What it is called where it is none of the bundled ones.
-    """
+    """The label space of exactly these labels: a bundled one, or a new one called `name`."""
     space = recognise_space(labels)
     if space is not None and len({space.index_of(label) for label in labels}) == len(space.ids):
         return space
@@ -150,31 +140,27 @@ def label_space_of(labels: Collection[str], name: str) -> LabelSpace:
 
 @dataclass(frozen=True)
 class ModelClasses:
-    """Classes that a model can tell apart.
+    """The classes of a model.
 
     Args:
-        given: The label space that the user named; None to recognise it.
-        model: Name of the model's own, tried first.
+        label_space: The label space that the user named; None to recognise it.
+        model: The name of the model's own label space, which is tried first.
     """
 
-    given: LabelSpace | None
+    label_space: LabelSpace | None
     model: str
 
     def fit(self, labels: Collection[str]) -> LabelSpace | None:
-        """The label space that knows all of `labels`, or None."""
-        if self.given is None:
+        """The label space that contains all `labels`, or None."""
+        if self.label_space is None:
             return recognise_space(labels, prefer=self.model)
-        known = all(self.given.index_of(label) is not None for label in labels)
-        return self.given if known and labels else None
+        fits = all(self.label_space.index_of(label) is not None for label in labels)
+        return self.label_space if fits and labels else None
 
 
 @dataclass(frozen=True)
 class AnyClasses:
-    """Whatever classes a data set has, at least two.
-
-    Args:
-        name: What their label space is called where it is none of the bundled ones.
-    """
+    """Any classes, at least two; `name` is the name of a label space that is not bundled."""
 
     name: str
 
@@ -198,9 +184,9 @@ def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
     """The classes in the classes file at `path`; position = class index.
 
     Args:
-        path: A text file of one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
+        path: A text file with one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
             table with a column `name` or `id` (also `wnid`), and perhaps `index` (0, 1, 2, ...).
-        say: Hears what was read otherwise than as documented.
+        say: Receives a note about each deviation from the documented format.
 
     Raises:
         UsageError: The file cannot be read, is empty, or names a class twice.
@@ -211,10 +197,10 @@ def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
         raise UsageError(
             f"`{path}` names no class.", "It is empty.", "Write one class a line, in index order."
         )
-    twice, times = Counter(line.id for line in classes).most_common(1)[0]
+    frequent_id, times = Counter(entry.id for entry in classes).most_common(1)[0]
     if times > 1:
         raise UsageError(
-            f"`{path}` names the class `{twice}` {times} times.",
+            f"`{path}` names the class `{frequent_id}` {times} times.",
             "Every class must be listed once: its position is its index.",
             "Remove the repetition, or give the classes different ids (column `id`).",
         )
@@ -247,16 +233,16 @@ def _columns_by_content(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
     if len(rows[0]) != 2:
         return None
     numbers = sorted(map(str, range(len(rows))))
-    found = {}
+    columns = {}
     for column in (0, 1):
         cells = [row[column].strip() for row in rows]
         if sorted(cells) == numbers:
-            found["index"] = column
+            columns["index"] = column
         elif all(_WNID.fullmatch(cell) for cell in cells):
-            found["id"] = column
+            columns["id"] = column
         else:
-            found["name"] = column
-    return found if len(found) == 2 else None
+            columns["name"] = column
+    return columns if len(columns) == 2 else None
 
 
 def _in_index_order(path: Path, index: list[str], classes: list[ClassEntry]) -> list[ClassEntry]:
@@ -267,4 +253,4 @@ def _in_index_order(path: Path, index: list[str], classes: list[ClassEntry]) -> 
             "Correct the numbers, or remove the column: the order of the rows counts then.",
         )
     numbered = zip(map(int, index), classes, strict=True)
-    return [line for _, line in sorted(numbered, key=lambda pair: pair[0])]
+    return [entry for _, entry in sorted(numbered, key=lambda pair: pair[0])]

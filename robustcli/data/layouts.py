@@ -1,4 +1,4 @@
-"""How folders and file names say what each image shows: its class, or which file is its mask."""
+"""Layouts of folders and file names, from which the class or the mask of each image is known."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from robustcli.data.labels import ExpectedClasses
 from robustcli.data.listing import is_image
 
 LabelT = TypeVar("LabelT", str, FileRef)
-"""What an image is labelled with: the name of its class as the data spells it, or its mask."""
+"""The label of an image: the name of its class as in the data, or its mask."""
 
 SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""How folders and columns call the parts of a data set, in lower case."""
+"""The names of splits in folders and columns, in lower case."""
 # n01440764_tench.JPEG, n01440764_18.JPEG; or ILSVRC2012_val_00000293_n01440764.JPEG
 _WNID_IN_NAME = re.compile(r"(n\d{8})[_.-].*|.*[_.-](n\d{8})\.[^.]+")
 _MASK = "_mask"
 _ROAD_SPLITS = ("train", "val", "test")
 # 17278960_15_r1c2: tile in row 1 and column 2 of the aerial photo 17278960_15.
 _TILE = re.compile(r"_r\d+c\d+$")
-# Pixels: the true roads are centre lines of a map, drawn with one width, so their borders are off.
-_ROAD_TOLERANCE = 3
+_ROAD_TOLERANCE = 3  # pixels: true roads are centre lines of a map drawn with one width
 
 
 @dataclass(frozen=True)
 class Labelled(Generic[LabelT]):
-    """An image with what a layout or a table says of it.
+    """An image with its label from a layout or a table.
 
     Args:
         image: Its file.
         label: The name of its class, or the file of its mask.
-        split: `train`, `val` or `test` where the data says it; else None.
-        group: What is never in two parts; None where nothing but the image itself is known.
-        also: Names of other classes that are as true.
+        split: `train`, `val` or `test`; None if the data has no split.
+        group: Its group; None if the image is its own group.
+        also: Names of other true classes.
     """
 
     image: FileRef
@@ -55,14 +54,7 @@ class Labelled(Generic[LabelT]):
 
 @dataclass(frozen=True)
 class Layout(Generic[LabelT]):
-    """What was found in a folder, a tar or a table.
-
-    Args:
-        labelled: The images, in no particular order.
-        grouping: What a group is, in the singular: `patient`, `photo`, `image`.
-        tolerance: See `dataset.Dataset`.
-        evaluated: Likewise.
-    """
+    """The labelled images of a data set, in no particular order; see `Dataset` for the rest."""
 
     labelled: tuple[Labelled[LabelT], ...]
     grouping: str = "image"
@@ -71,74 +63,64 @@ class Layout(Generic[LabelT]):
 
 
 Recogniser: TypeAlias = Callable[[Path, Sequence[FileRef]], Layout[LabelT] | None]
-"""Of a data set's location and files: what one layout makes of them; None where it does not fit."""
+"""Reads the files of a data set in one layout; None if the layout does not fit."""
 
 
 def find_layout(
     location: Path, files: Sequence[FileRef], recognisers: Sequence[Recogniser[LabelT]], *,
     inside: bool,
 ) -> Layout[LabelT] | None:  # fmt: skip
-    """What `files` are in the first layout that fits; None where none does.
+    """The first layout that fits `files`; None if none does.
 
     Args:
         location: The data set, for messages.
-        files: All that was found.
+        files: Its files.
         recognisers: The layouts to try.
-        inside: Whether common outer folders do not count.
+        inside: Whether common outer folders are skipped.
 
     Raises:
-        UsageError: A layout fits, but files lack their partners.
+        UsageError: A layout fits, but images lack their masks.
     """
     level = files
     while level:
         for recognise in recognisers:
-            found = recognise(location, level)
-            if found is not None:
-                return found
+            layout = recognise(location, level)
+            if layout is not None:
+                return layout
         level = unwrapped(level) if inside else []
     return None
 
 
 def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
-    """The files with one common outer folder taken off their paths; none without such a folder."""
+    """The files without their common outer folder; an empty list without such a folder."""
     folders = {file.folder for file in files}
     if len(folders) != 1 or None in folders:
         return []
     return [replace(file, relative=file.relative.partition("/")[2]) for file in files]
 
 
-# Layouts of images with classes.
-
-
-def class_recognisers(wanted: ExpectedClasses, *, splits: bool) -> list[Recogniser[str]]:
-    """The layouts of images with classes that are among `wanted`.
-
-    Args:
-        wanted: The classes.
-        splits: Whether the class folders may lie in folders `train`, `val` and `test`.
-    """
+def class_recognisers(expected: ExpectedClasses, *, splits: bool) -> list[Recogniser[str]]:
+    """The layouts of images with these classes, with `splits` also in `train`, `val` and `test`."""
     folders = [by_split_folders, by_class_folders] if splits else [by_class_folders]
-    return [_only_if_fitting(layout, wanted) for layout in (*folders, by_wnid_in_name)]
 
+    def recogniser(label: Callable[[Sequence[FileRef]], list[Labelled[str]]]) -> Recogniser[str]:
+        def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
+            labelled = label(files)
+            fits = expected.fit({image.label for image in labelled}) is not None
+            return Layout(tuple(labelled)) if labelled and fits else None
 
-def _only_if_fitting(
-    layout: Callable[[Sequence[FileRef]], list[Labelled[str]]], wanted: ExpectedClasses
-) -> Recogniser[str]:
-    def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
-        labelled = layout(files)
-        fits = wanted.fit({one.label for one in labelled}) is not None
-        return Layout(tuple(labelled)) if labelled and fits else None
+        return recognise
 
-    return recognise
+    return [recogniser(label) for label in (*folders, by_wnid_in_name)]
 
 
 def by_class_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
-    """The images that lie in folders, labelled with the first folder; others are left out."""
+    """The images in folders, labelled with the first folder; others are left out."""
     return [Labelled(file, file.folder) for file in files if file.folder is not None]
 
 
 def by_wnid_in_name(files: Sequence[FileRef]) -> list[Labelled[str]]:
-    """Images without folders, labelled with the wnid in their names; none when one has no wnid."""
+    """Images without folders, labelled with the wnid in their names; none if one has no wnid."""
     matches = [_WNID_IN_NAME.fullmatch(file.file_name) for file in files if file.folder is None]
     labels = [match[1] or match[2] for match in matches if match]
     if len(labels) < len(files):
@@ -147,9 +129,9 @@ def by_wnid_in_name(files: Sequence[FileRef]) -> list[Labelled[str]]:
 
 
 def by_split_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
-    """The images below `train`, `val` and `test`, labelled with the folders inside; else none.
+    """The images below `train`, `val` and `test`, labelled with the folders inside.
 
-    Every outermost folder must be such a part, one of them the training part.
+    None if an outermost folder is no split, or the training split is missing.
     """
     folders = {file.folder for file in files if file.folder is not None}
     splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
@@ -173,12 +155,7 @@ def by_tiny_imagenet(
 
     `train/WNID/images/NAME.JPEG`, and `val/images/NAME.JPEG` whose classes are in
     `val/val_annotations.txt`; the classes of `test/images` are not published.
-    Source: cs231n.stanford.edu/tiny-imagenet-200.zip.
-
-    Args:
-        location: The data set, for messages.
-        files: Its images, perhaps in one common outer folder.
-        texts: Lists its text files.
+    Source: cs231n.stanford.edu/tiny-imagenet-200.zip. `texts` lists the text files.
 
     Raises:
         UsageError: A validation image has no class.
@@ -200,13 +177,10 @@ def by_tiny_imagenet(
             f"Without a class: {quoted(missing)}.",
             "Unpack the archive again.",
         )
-    trained = [file for file in inside if file.folder == "train"]
-    labelled = [Labelled(file, file.relative.split("/")[1], "train") for file in trained]
+    training = [file for file in inside if file.folder == "train"]
+    labelled = [Labelled(file, file.relative.split("/")[1], "train") for file in training]
     labelled += [Labelled(file, labels[file.file_name], "val") for file in validation]
     return Layout(tuple(labelled), evaluated="val")
-
-
-# Layouts of images with masks.
 
 
 def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
@@ -223,8 +197,8 @@ def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
 def by_patient(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
     """`<patient>/<name>.tif` and `<patient>/<name>_mask.tif`, as in Kaggle's LGG set.
 
-    Source: kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation. Its archive holds the folder
-    `kaggle_3m` twice; the outer one counts.
+    Source: kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation. Its archive contains the
+    folder `kaggle_3m` twice; the outer one counts.
     """
     inside = below(files, "kaggle_3m") or files
     masks = [file for file in inside if file.stem.endswith(_MASK)]
@@ -276,12 +250,7 @@ def match_stems(
 ) -> list[tuple[FileRef, FileRef]]:
     """Each image with the mask of its stem; a mask's may end in `_mask` where no image's does.
 
-    Arrays of numpy can be masks, not images: those beside images do not count.
-
-    Args:
-        location: The data set, for messages.
-        images: The images.
-        masks: The masks.
+    NumPy arrays can be masks, not images: those among the images are ignored.
 
     Raises:
         UsageError: An image has no mask or a mask no image, or two files have the same stem.
@@ -297,19 +266,19 @@ def match_stems(
 
 
 def _by_key(location: Path, keyed: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
-    found: dict[str, list[FileRef]] = defaultdict(list)
+    by_key: dict[str, list[FileRef]] = defaultdict(list)
     for key, file in keyed:
-        found[key].append(file)
-    twice = {key: files for key, files in found.items() if len(files) > 1}
-    if twice:
-        names = sorted(file.relative for file in twice[min(twice)])
+        by_key[key].append(file)
+    repeated = {key: files for key, files in by_key.items() if len(files) > 1}
+    if repeated:
+        names = sorted(file.relative for file in repeated[min(repeated)])
         raise UsageError(
-            f"`{location}` has {len(twice)} names more than once.",
+            f"`{location}` has {len(repeated)} names more than once.",
             f"{quoted(names)} differ in nothing but the suffix: which one belongs to "
             "which file is not known.",
             "Rename or remove all but one, or name the pairs in a CSV (`image,mask`).",
         )
-    return {key: files[0] for key, files in found.items()}
+    return {key: files[0] for key, files in by_key.items()}
 
 
 def _unmatched(

@@ -1,4 +1,4 @@
-"""Which image files there are under a folder, each with an id that is the same everywhere."""
+"""Lists the image files under a folder, each with an id that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Protocol
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import FileRef
 
-# Source: torchvision.datasets.folder.IMG_EXTENSIONS; and GIF, of which the first frame counts.
+# Source: torchvision.datasets.folder.IMG_EXTENSIONS; and GIF, of which the first frame is used.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 )
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
-"""Of masks, which may also be arrays of numpy."""
 _LEFTOVERS = frozenset(
     {
         *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),  # macOS, Windows
@@ -27,21 +26,21 @@ _LEFTOVERS = frozenset(
     }
 )
 """Files and folders that other programs leave in a data set, in lower case. Hidden ones
-(`.ipynb_checkpoints`, `._photo.jpg`, `.DS_Store`, `.git`) are known by their first character."""
+(`.ipynb_checkpoints`, `._photo.jpg`, `.DS_Store`, `.git`) start with a dot."""
 _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#snapshot"})
-"""Folders that may hold a copy of everything: they are not searched even to count what is there."""
+"""Folders that may hold a copy of everything; they are not even searched to count files."""
 
 
 @dataclass(frozen=True)
 class FileListing:
-    """What was found in a folder or a tar.
+    """The images in a folder or an archive, and what was left out of them.
 
     Args:
         files: The images, in no particular order.
-        leftovers: Relative paths of files that are named like images but were left by other
-            programs, or hidden (see `is_leftover`), sorted.
-        unreached: Relative paths of links that lead out of the tar or to nothing, and of members
-            that are no plain files or would be unpacked outside; named like images, sorted.
+        leftovers: Sorted relative paths of files named like images that are hidden or were left by
+            other programs (see `is_leftover`).
+        unreached: Sorted relative paths, named like images, of links that lead out of the archive
+            or to nothing, and of members that are no plain files or would be unpacked outside.
     """
 
     files: list[FileRef]
@@ -49,7 +48,7 @@ class FileListing:
     unreached: list[str] = field(default_factory=list)
 
     def notes(self, location: Path) -> Iterator[str]:
-        """What was left out, in a line for each kind."""
+        """A note for each kind of files that were left out."""
         for names, what in (
             (self.leftovers, "hidden or leftovers of other programs"),
             (self.unreached, "links that lead out of the archive or to nothing, or no plain files"),
@@ -63,25 +62,25 @@ class FileListing:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of that name never counts: hidden, or left by another program."""
+    """Whether a file or folder of that name is hidden, or was left by another program."""
     hidden = name.startswith(".") and name not in (".", "..")
     return hidden or name.lower() in _LEFTOVERS
 
 
 def is_image(path: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
-    """Whether the file at the relative `path` counts: by its suffix, and no part is a leftover."""
+    """Whether `path` has an image's suffix and no part of it is a leftover."""
     return named_like_image(path, suffixes) and not any(map(is_leftover, path.split("/")))
 
 
 def named_like_image(name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
-    """Whether a file of that name is an image by its suffix."""
+    """Whether a file name has an image's suffix."""
     return PurePosixPath(name).suffix.lower() in suffixes
 
 
 def normalised_path(relative: str) -> str:
-    """`relative` in one spelling: composed characters, and no bytes that are not UTF-8.
+    """`relative` with composed characters (NFC) and escaped bytes that are not UTF-8.
 
-    File systems differ in how they store accents, and a name need not be valid UTF-8 at all.
+    File systems differ in how they store accents, and a name need not be valid UTF-8.
     """
     if relative.isascii():
         return relative
@@ -90,7 +89,7 @@ def normalised_path(relative: str) -> str:
 
 
 class Node(Protocol):
-    """A file or a folder, on a disk or in a tar, to which `list_tree` walks."""
+    """A file or a folder, on a disk or in an archive, as `list_tree` visits it."""
 
     @property
     def name(self) -> str:
@@ -98,31 +97,27 @@ class Node(Protocol):
 
     @property
     def is_link(self) -> bool:
-        """Whether it stands for another place."""
+        """Whether it is a link."""
 
     def identity(self) -> str | None:
-        """Of a folder, what is the same for every link to it; of a file, None.
+        """For a folder, an identity that all links to it share; for a file, None.
 
         Raises:
             LookupError: It is neither, or a link to nothing.
         """
 
     def children(self) -> Iterable[Node]:
-        """What is in it, for a folder."""
+        """The entries of a folder."""
 
     def file(self, relative: str) -> FileRef:
-        """The file, found at the path `relative`."""
+        """The file, with the path `relative`."""
 
 
 def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
-    """Every image below `root`: the one rule for folders and tars.
+    """All files below the folder `root` with one of `suffixes`, for folders and archives alike.
 
-    A name that `is_leftover` never counts, nor does what is below it. Links are followed; one that
-    leads to a folder above it would make the walk endless, and is not.
-
-    Args:
-        root: A folder.
-        suffixes: Of the names of files that count, in lower case.
+    Leftovers and everything below them are left out. Links are followed, except those to a folder
+    above them, which would make the walk endless.
     """
     listing = FileListing([])
     _walk(root, "", frozenset({root.identity()}), suffixes, listing, left=False)
@@ -135,7 +130,7 @@ def _walk(
     folder: Node, prefix: str, above: frozenset[str | None], suffixes: frozenset[str],
     listing: FileListing, *, left: bool,
 ) -> None:  # fmt: skip
-    """Adds what is below `folder`; only counts it where the folder itself is `left` out."""
+    """Adds the files below `folder` to `listing`, as leftovers if the folder is `left` out."""
     for node in folder.children():
         relative, out = prefix + node.name, left or is_leftover(node.name)
         try:
@@ -160,7 +155,7 @@ def _walk(
 
 @dataclass(frozen=True)
 class _OnDisk:
-    """A file or folder of the file system; `real` is its path without links, for a folder."""
+    """A file or folder of the file system; `real` is a folder's path without links."""
 
     path: str
     name: str
@@ -172,13 +167,14 @@ class _OnDisk:
 
     def children(self) -> Iterator[_OnDisk]:
         assert self.real is not None
-        with os.scandir(self.path) as found:
-            entries = list(found)
-        for one in entries:
-            link, real = one.is_symlink(), None
-            if one.is_dir():
-                real = os.path.realpath(one.path) if link else f"{self.real}{os.sep}{one.name}"
-            yield _OnDisk(one.path, one.name, link, real)
+        with os.scandir(self.path) as scan:
+            entries = list(scan)
+        for entry in entries:
+            is_link, real = entry.is_symlink(), None
+            if entry.is_dir():
+                inside = f"{self.real}{os.sep}{entry.name}"
+                real = os.path.realpath(entry.path) if is_link else inside
+            yield _OnDisk(entry.path, entry.name, is_link, real)
 
     def file(self, relative: str) -> FileRef:
         return FileRef(normalised_path(relative), Path(self.path))
@@ -187,8 +183,8 @@ class _OnDisk:
 def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """Every image file below `root`, see `list_tree`.
 
-    Links to folders are followed, because data sets are often put together from links. A link to
-    nothing counts as an image, which is then found unreadable and named.
+    Links to folders are followed, because data sets are often assembled from links. A link to
+    nothing is listed as an image, which decoding then reports as unreadable.
 
     Raises:
         UsageError: A folder cannot be read.

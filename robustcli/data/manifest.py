@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +25,7 @@ from robustcli.data.tables import (
     unheard,
 )
 
-# The heading says what a group is, and the reports repeat it.
+# The heading is the kind of a group, which reports repeat.
 GROUPINGS = ("group", "patient", "subject", "case", "slide", "photo")
 _PATH = Column(
     "path",
@@ -47,16 +48,14 @@ _TRIED = 100  # rows by which the columns of a table without a header are recogn
 
 
 def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
-    """The images that the table at `path` lists, with their classes.
+    """The images in the table at `path`, with their classes.
 
-    Args:
-        path: A CSV, TSV or Parquet file with the columns `path`, `label` and perhaps `split`; a
-            path counts from the folder of the table.
-        say: Hears what was read otherwise than as documented.
+    The table is a CSV, TSV or Parquet file with the columns `path`, `label` and perhaps `split`;
+    paths are relative to the folder of the table.
 
     Raises:
-        UsageError: The table cannot be read, is empty, names an image twice, a file that is not
-            there, or a split of another name.
+        UsageError: The table cannot be read, is empty, or names an image twice, a missing file, or
+            an unknown split.
     """
     columns = read_columns(
         path, (_PATH, _LABEL, _SPLIT), say=say,
@@ -71,15 +70,9 @@ def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
 
 
 def read_mask_manifest(path: Path, say: Say = unheard) -> Layout[FileRef]:
-    """The images that the table at `path` lists, with their masks.
+    """The images in the table at `path`, with their masks; see `read_class_manifest`.
 
-    Args:
-        path: A CSV, TSV or Parquet file with the columns `image` and `mask`, perhaps one of
-            `GROUPINGS`, perhaps `split`; paths count from the folder of the table.
-        say: Hears what was read otherwise than as documented.
-
-    Raises:
-        UsageError: See `read_class_manifest`.
+    It has the columns `image` and `mask`, perhaps one of `GROUPINGS`, perhaps `split`.
     """
     columns = read_columns(
         path, (_IMAGE, _MASK, *_GROUPS, _SPLIT), say=say,
@@ -97,13 +90,10 @@ def read_mask_manifest(path: Path, say: Say = unheard) -> Layout[FileRef]:
 
 
 def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layout[FileRef]:
-    """`layout` with the groups (and splits) that the table at `path` gives to its images.
+    """`layout` with the groups (and splits) of its images from the table at `path`.
 
-    Args:
-        layout: Images of a folder or tar.
-        path: A table with the columns `image` (the image's id, with or without suffix), one of
-            `GROUPINGS` and perhaps `split`; lines about other images do not matter.
-        say: Hears what was read otherwise than as documented.
+    The table has the columns `image` (the image's id, with or without suffix), one of `GROUPINGS`
+    and perhaps `split`; lines about other images are ignored.
 
     Raises:
         UsageError: The table cannot be read, has no group, or lacks an image.
@@ -117,7 +107,7 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
             "Write a first line such as `image,patient`.",
         )
     rows = {_normal(name): row for row, name in enumerate(columns[_IMAGE.name])}
-    ids = [one.image.relative for one in layout.labelled]
+    ids = [labelled.image.relative for labelled in layout.labelled]
     row_of = [rows.get(image_id, rows.get(image_id.rpartition(".")[0])) for image_id in ids]
     missing = sorted(name for name, row in zip(ids, row_of, strict=True) if row is None)
     if missing:
@@ -128,35 +118,43 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
         )
     groups, splits = columns[grouping], _splits_in(path, columns, len(columns[grouping]))
     labelled = (
-        replace(one, group=groups[row], split=splits[row])
-        for one, row in zip(layout.labelled, row_of, strict=True)
+        replace(image, group=groups[row], split=splits[row])
+        for image, row in zip(layout.labelled, row_of, strict=True)
         if row is not None
     )
     return replace(layout, labelled=tuple(labelled), grouping=grouping)
 
 
 def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Layout[str]:
-    """Each image of `files` with the label that the file at `path` gives it.
+    """The images `files` with their labels from the file at `path`.
 
-    Args:
-        path: Lines `FILE LABEL`; or a table (CSV, TSV, Parquet); or one label a line, in the order
-            of the sorted file names. Files are named by path, by name, or by name without suffix;
-            files that are not in `files` do not matter.
-        files: The images that were found.
-        say: Hears what was read otherwise than as documented.
+    The file has lines `FILE LABEL`, or is a table (CSV, TSV, Parquet), or has one label a line in
+    the order of the sorted file names. Files are named by path, by name, or by name without suffix;
+    other files are ignored.
 
     Raises:
-        UsageError: The file cannot be read, or leaves an image without a label.
+        UsageError: The file cannot be read, or lacks the label of an image.
     """
     if path.suffix.lower() in TABLE_SUFFIXES:
         labels = _labels_of(files, _labels_in_table(path, files, say))
     else:
         lines = [line.strip() for line in read_text(path, say).splitlines() if line.strip()]
-        labels = _labels_of(files, _labels_in_lines(lines))
+        pairs = [line.split(maxsplit=1) for line in lines]
+        by_name = {normalised_path(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
+        labels = _labels_of(files, by_name)
         if not any(labels):
-            labels = _labels_of(files, _labels_in_table_of_any_name(path, files, say))
+            with suppress(UsageError):  # it may be no table either
+                labels = _labels_of(files, _labels_in_table(path, files, say))
         if not any(labels):
-            return _in_file_order(path, lines, files)
+            if len(lines) != len(files):
+                raise UsageError(
+                    f"`{path}` does not fit the images.",
+                    f"It names none of the {len(files)} files, so it must hold one label a line in "
+                    f"the order of the sorted file names; but it has {len(lines)} lines.",
+                    "Use lines `FILE LABEL`, or a CSV with the columns `path` and `label`.",
+                )
+            ordered = sorted(files, key=lambda file: file.relative)
+            return Layout(tuple(Labelled(*pair) for pair in zip(ordered, lines, strict=True)))
     missing = [file.relative for file, label in zip(files, labels, strict=True) if not label]
     if missing:
         raise UsageError(
@@ -167,41 +165,32 @@ def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Lay
     return Layout(tuple(Labelled(*pair) for pair in zip(files, labels, strict=True)))
 
 
-# What the rows of manifests say.
-
-
 def _files_named(
     table: Path, names: Sequence[str], *, say: Say = unheard,
     suffixes: frozenset[str] = IMAGE_SUFFIXES,
 ) -> list[FileRef]:  # fmt: skip
-    """The files that a table names, whether they are there or not.
+    """The files with the `names` in a table, whether they exist or not.
 
-    Paths count from the folder of the table. A name without ending or folder (`image_id`) stands
-    for the one file below that folder which is called so; where there are several, for none.
-
-    Args:
-        table: The table.
-        names: As it has them.
-        say: Hears which files such names stand for.
-        suffixes: Of the files that may be meant.
+    Paths are relative to the folder of the table. A name without suffix or folder (`image_id`)
+    means the one file of that name below that folder; an ambiguous name means none.
     """
     files = [_file(table.parent, name) for name in names]
     missing = [row for row, file in enumerate(files) if not file.path.is_file()]
     if not missing:
         return files
-    known: dict[str, list[FileRef]] = defaultdict(list)
+    by_name: dict[str, list[FileRef]] = defaultdict(list)
     for file in list_folder(table.parent, suffixes).files:
-        bare = file.relative[: -len(PurePosixPath(file.relative).suffix)]
-        for spelled in (bare, file.relative):
-            parts = spelled.split("/")
+        without_suffix = file.relative[: -len(PurePosixPath(file.relative).suffix)]
+        for path in (without_suffix, file.relative):
+            parts = path.split("/")
             for first in range(len(parts)):
-                known["/".join(parts[first:])].append(file)
+                by_name["/".join(parts[first:])].append(file)
     for row in missing:
         name = files[row].relative
-        meant = {file.relative: file for file in known.get(name, ())}
-        exact = [file for file in meant.values() if file.relative.rpartition(".")[0] == name]
-        if len(meant) == 1 or len(exact) == 1:
-            (files[row],) = meant.values() if len(meant) == 1 else exact
+        candidates = {file.relative: file for file in by_name.get(name, ())}
+        exact = [file for file in candidates.values() if file.relative.rpartition(".")[0] == name]
+        if len(candidates) == 1 or len(exact) == 1:
+            (files[row],) = candidates.values() if len(candidates) == 1 else exact
     resolved = [row for row in missing if files[row].path.is_file()]
     if len(resolved) == len(missing):
         first = resolved[0]
@@ -222,23 +211,22 @@ def _normal(name: str) -> str:
 
 
 def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
-    """Raises UsageError where the table at `path` lists no image, or one of them twice."""
     if not images:
         raise UsageError(
             f"`{path}` lists no image.", "It has a header only.", "Add one line for each image."
         )
     counts = Counter(image.relative for image in images)
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    if twice:
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
         raise UsageError(
-            f"`{path}` lists {len(twice)} image{'s' if len(twice) > 1 else ''} more than once.",
-            f"Repeated: {quoted(twice)}.",
+            f"`{path}` lists {len(repeated)} image{'s' if len(repeated) > 1 else ''} more than "
+            "once.",
+            f"Repeated: {quoted(repeated)}.",
             f"Every image has one {truth}: remove the repeated lines.",
         )
 
 
 def _check_there(path: Path, files: Sequence[FileRef]) -> None:
-    """Raises UsageError where some files of the table at `path` are not there."""
     missing = [file for file in files if not file.path.is_file()]
     if missing:
         raise UsageError(
@@ -250,16 +238,12 @@ def _check_there(path: Path, files: Sequence[FileRef]) -> None:
 
 
 def _grouping(columns: Mapping[str, list[str]]) -> str | None:
-    """The column of the groups, whose name is also what a group is; None where there is none."""
+    """The name of the column of the groups; None without one."""
     return next((name for name in GROUPINGS if name in columns), None)
 
 
 def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Sequence[str | None]:
-    """The split of each of the `rows` rows of the table at `path`, where it has such a column.
-
-    Raises:
-        UsageError: The column holds another word.
-    """
+    """The split of each of the `rows` rows; raises UsageError for an unknown split."""
     if _SPLIT.name not in columns:
         return [None] * rows
     words = columns[_SPLIT.name]
@@ -273,23 +257,20 @@ def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Seque
     return [SPLIT_NAMES[word.lower()] for word in words]
 
 
-# The columns of manifests without a header, by what they hold.
-
-
 def _class_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-    """One column of files, perhaps one of splits, and one that is left: the labels."""
+    """One column of files, perhaps one of splits, and the remaining one: the labels."""
     columns = range(len(rows[0]))
     files = [i for i in columns if all(_is_named(base, row[i].strip()) for row in rows[:_TRIED])]
     splits = [i for i in columns if all(row[i].strip().lower() in SPLIT_NAMES for row in rows)]
-    left = [i for i in columns if i not in (*files, *splits)]
-    if len(files) != 1 or len(left) != 1 or len(splits) > 1:
+    others = [i for i in columns if i not in (*files, *splits)]
+    if len(files) != 1 or len(others) != 1 or len(splits) > 1:
         return None
-    found = {_PATH.name: files[0], _LABEL.name: left[0]}
-    return found | ({_SPLIT.name: splits[0]} if splits else {})
+    indices = {_PATH.name: files[0], _LABEL.name: others[0]}
+    return indices | ({_SPLIT.name: splits[0]} if splits else {})
 
 
 def _mask_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-    """Two columns of files, the names in one of which say that they are masks."""
+    """Two columns of files, one of which has only names of masks."""
     if len(rows[0]) != 2:
         return None
     columns = [[row[i].strip() for row in rows] for i in (0, 1)]
@@ -304,25 +285,17 @@ def _mask_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[
 
 
 def _is_named(base: Path, name: str) -> bool:
-    """Whether there is a file `name` below `base`, with or without an image's ending."""
+    """Whether a file `name` exists below `base`, with or without an image's suffix."""
     path = _file(base, name).path
     return path.is_file() or any(
         path.with_name(path.name + suffix).is_file() for suffix in MASK_SUFFIXES if path.name
     )
 
 
-# What a file of labels says.
-
-
 def _labels_of(files: Sequence[FileRef], by_name: Mapping[str, str]) -> list[str]:
-    """The label of each file, by its path, its name or its bare name; empty where it has none."""
+    """The label of each file, by its path, name or name without suffix; empty for none."""
     spellings = ((f.relative, f.file_name, f.file_name.rpartition(".")[0]) for f in files)
     return [next((by_name[name] for name in names if name in by_name), "") for names in spellings]
-
-
-def _labels_in_lines(lines: Sequence[str]) -> dict[str, str]:
-    split = [line.split(maxsplit=1) for line in lines]
-    return {normalised_path(pair[0]): pair[1] for pair in split if len(pair) == 2}
 
 
 def _labels_in_table(path: Path, files: Sequence[FileRef], say: Say) -> dict[str, str]:
@@ -330,15 +303,10 @@ def _labels_in_table(path: Path, files: Sequence[FileRef], say: Say) -> dict[str
         path, (_LABELS_PATH, _LABELS_LABEL), headless=_labels_by_content(files), say=say
     )
     names = map(normalised_path, columns[_LABELS_PATH.name])
-    return dict(zip(names, map(_without_boxes, columns[_LABELS_LABEL.name]), strict=True))
-
-
-def _labels_in_table_of_any_name(path: Path, files: Sequence[FileRef], say: Say) -> dict[str, str]:
-    """Of a file that is not named like a table, what it says as one; nothing where it is none."""
-    try:
-        return _labels_in_table(path, files, say)
-    except UsageError:
-        return {}
+    # A label of Kaggle's may have boxes after the wnid: `n01978287 240 170 260 240`.
+    boxes = [(_WNID_AND_BOX.match(label), label) for label in columns[_LABELS_LABEL.name]]
+    labels = (match[1] if match else label for match, label in boxes)
+    return dict(zip(names, labels, strict=True))
 
 
 def _labels_by_content(files: Sequence[FileRef]) -> Headless:
@@ -356,21 +324,3 @@ def _labels_by_content(files: Sequence[FileRef]) -> Headless:
         return {_LABELS_PATH.name: named[0], _LABELS_LABEL.name: 1 - named[0]}
 
     return columns
-
-
-def _without_boxes(label: str) -> str:
-    """The wnid of Kaggle's `n01978287 240 170 260 240`, any other label as it is."""
-    boxes = _WNID_AND_BOX.match(label)
-    return boxes[1] if boxes else label
-
-
-def _in_file_order(path: Path, lines: Sequence[str], files: Sequence[FileRef]) -> Layout[str]:
-    if len(lines) != len(files):
-        raise UsageError(
-            f"`{path}` does not fit the images.",
-            f"It names none of the {len(files)} files, so it must hold one label a line in the "
-            f"order of the sorted file names; but it has {len(lines)} lines.",
-            "Use lines `FILE LABEL`, or a CSV with the columns `path` and `label`.",
-        )
-    ordered = sorted(files, key=lambda file: file.relative)
-    return Layout(tuple(Labelled(*pair) for pair in zip(ordered, lines, strict=True)))

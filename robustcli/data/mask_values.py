@@ -1,9 +1,8 @@
-"""Which values of masks are foreground, background or to be ignored: one decision for a data set.
+"""Decides which values of masks are foreground, background or ignored, once per data set.
 
-A mask file holds numbers, colours or transparency. What they mean is decided once, from the values
-of all masks (of a large set: of a sample that depends on nothing but the ids) and what the user
-says, and every mask is then read by that decision. A value that it does not know is an error that
-names the file; nothing is guessed file by file.
+A mask file holds numbers, colours or transparency. Their meaning is decided once, from the values
+of all masks (of a large set: of a sample that depends on the ids alone) and the user's options, and
+every mask is read by that decision. An unknown value is an error that names the file.
 """
 
 from __future__ import annotations
@@ -19,24 +18,21 @@ from numpy.typing import NDArray
 from robustcli.core.errors import UsageError
 
 IGNORED = 255
-"""In a mask as it is decoded: pixels that count neither in training nor in scores."""
+"""The label in a decoded mask of pixels that count neither in training nor in scores."""
 NONZERO = "nonzero"
 COLOUR_OFFSET = 1 << 32
-"""Added to the 24 bits of a colour, so that it is no grey value; greys are their one number."""
+"""Added to the 24 bits of a colour to distinguish it from grey values, which are one number."""
 OPAQUE = 255
 Value: TypeAlias = float
-"""A number as the file has it, or COLOUR_OFFSET + 0xRRGGBB."""
+"""A number as in the file, or COLOUR_OFFSET + 0xRRGGBB."""
 ValueOption: TypeAlias = "int | float | str | Sequence[int | float | str] | None"
-"""Values as a user names them: 128, "128", "1,2", "#ff0000", or several in a sequence."""
+"""Values in a user's notation: 128, "128", "1,2", "#ff0000", or a sequence of these."""
 
 STANDARD = (1, 255, 65535)
-"""How foreground is written in most sets; any of them is foreground where nothing else but 0 is."""
-_NEAR = 32
-"""A value of a lossy file this near to a known one is taken for it in the census."""
-_MOST_BETWEEN = 0.1
-"""The share of pixels of lossy files that may lie between the known values: blurred edges."""
-_PEAK, _PEAK_PIXELS = 0.005, 64
-"""The share (and the number) of pixels from which one value between is no blur but a class."""
+"""The usual values of foreground; any of them is foreground if 0 is the only other value."""
+_NEAR = 32  # the census takes a value of a lossy file this near to a known one for that one
+_MOST_BETWEEN = 0.1  # share of pixels of lossy files between the known values: blurred edges
+_PEAK, _PEAK_PIXELS = 0.005, 64  # share and number of pixels that make one value between a class
 _SHOWN = 8
 
 
@@ -47,9 +43,9 @@ class MaskReading:
     Args:
         foreground: Its values; None for everything that is neither 0 nor ignored.
         background: Its values; None for everything else.
-        ignored: Values of pixels that count nowhere.
-        channel: What holds the mask: the colours, or the transparency.
-        kind: What the files hold where it is not grey values of 8 bits, in words.
+        ignored: Values of ignored pixels.
+        channel: The channel of the mask: the colours, or the transparency.
+        kind: A description of contents other than 8-bit grey values.
     """
 
     foreground: tuple[Value, ...] | None
@@ -60,7 +56,7 @@ class MaskReading:
 
     @property
     def is_standard(self) -> bool:
-        """Whether the masks are bytes of 0 and 1, or of 0 and 255, as nearly all masks are."""
+        """Whether the masks are bytes of 0 and 1, or of 0 and 255, as most masks are."""
         return (
             self.channel == "colour"
             and not self.kind
@@ -72,13 +68,13 @@ class MaskReading:
 
     @property
     def known(self) -> tuple[Value, ...]:
-        """Every value that the decision names, and 0."""
+        """All values that the reading names, and 0."""
         return tuple(
             dict.fromkeys((0, *(self.background or ()), *(self.foreground or ()), *self.ignored))
         )
 
     def words(self) -> str:
-        """The decision in words."""
+        """The reading as a phrase."""
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
         background = "everything else" if self.background is None else shown_values(self.background)
         where = " of the alpha channel" if self.channel == "alpha" else ""
@@ -92,15 +88,15 @@ class Census:
     """The values of some masks and how many pixels have each.
 
     Args:
-        masks: How many masks were read.
-        of: How many there are.
-        exact: By (colour, alpha), pixels of files that keep values exactly.
-        lossy: By value, pixels of files whose compression blurs them.
+        total: The number of masks of the data set.
+        masks: The number of masks that were read.
+        exact: By (colour, alpha), pixels of losslessly compressed files.
+        lossy: By value, pixels of files with lossy compression.
         blurred_colours: Whether a lossy file has colours.
-        kinds: What files hold that are not grey values of 8 bits, in words.
+        kinds: Descriptions of contents other than 8-bit grey values.
     """
 
-    of: int
+    total: int
     masks: int = 0
     exact: Counter[tuple[Value, int]] = field(default_factory=Counter)
     lossy: Counter[Value] = field(default_factory=Counter)
@@ -109,15 +105,7 @@ class Census:
 
 
 def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
-    """The values that a user named.
-
-    Args:
-        option: As the user named them.
-        flag: The option, for the message.
-
-    Raises:
-        UsageError: It is no number and no colour.
-    """
+    """The values of an option; raises UsageError, naming `flag`, for no number or colour."""
     if option is None:
         return ()
     if isinstance(option, str):
@@ -128,18 +116,12 @@ def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
         parts = (option,)
     values = tuple(dict.fromkeys(_value(part, option, flag) for part in parts))
     if not values:
-        raise _no_value(option, flag)
+        raise _no_values_error(option, flag)
     return values
 
 
 def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
-    """The two options about masks in one spelling, for the hash of a run's settings.
-
-    Empty where the user gave neither.
-
-    Raises:
-        UsageError: It names no values.
-    """
+    """The two options about masks in a normal form, for the hash of a run's settings; or empty."""
     if foreground is None and ignore is None:
         return []
     named = NONZERO if _is_nonzero(foreground) else parse_values(foreground, "--foreground")
@@ -147,11 +129,7 @@ def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
 
 
 def check_no_masks(foreground: ValueOption, ignore: ValueOption) -> None:
-    """Refuses options about masks where the data have classes.
-
-    Raises:
-        UsageError: One of them was given.
-    """
+    """Raises UsageError if an option about masks is set for data with classes."""
     for flag, option in (("--foreground", foreground), ("--ignore", ignore)):
         if option is not None:
             raise UsageError(
@@ -171,20 +149,20 @@ def _value(part: Any, option: object, flag: str) -> Value:
         try:
             red, green, blue = bytes.fromhex(text[1:])
         except ValueError:
-            raise _no_value(option, flag) from None
+            raise _no_values_error(option, flag) from None
         if red == green == blue:
             return red
         return COLOUR_OFFSET + int(text[1:], 16)
     try:
         number = float(text)
     except ValueError:
-        raise _no_value(option, flag) from None
+        raise _no_values_error(option, flag) from None
     if not np.isfinite(number):
-        raise _no_value(option, flag)
+        raise _no_values_error(option, flag)
     return int(number) if number == int(number) else number
 
 
-def _no_value(option: object, flag: str) -> UsageError:
+def _no_values_error(option: object, flag: str) -> UsageError:
     extra = f", or `{NONZERO}`" if flag == "--foreground" else ""
     return UsageError(
         f"`{flag} {option}` names no values of masks.",
@@ -194,33 +172,33 @@ def _no_value(option: object, flag: str) -> UsageError:
 
 
 def shown_value(value: Value) -> str:
-    """A value as a user would write it."""
+    """A value in a user's notation."""
     if value >= COLOUR_OFFSET:
         return f"#{int(value) - COLOUR_OFFSET:06x}"
     return f"{value:g}" if isinstance(value, float) and value != int(value) else f"{int(value)}"
 
 
 def shown_values(values: Sequence[Value]) -> str:
-    """Values as a user would write them, with commas."""
+    """Values in a user's notation, separated by commas."""
     return ", ".join(map(shown_value, values)) or "nothing"
 
 
 def decide(
     census: Census, location: str, *, foreground: ValueOption = None, ignore: ValueOption = None
 ) -> tuple[MaskReading, list[str]]:
-    """How masks with these values are read, and notes about it for the user.
+    """The reading of masks with these values, and notes about it for the user.
 
-    Without `foreground`, masks of two values (beside those to ignore) are read: the larger one is
-    the foreground, of a colour and black the colour. Others are refused.
+    Without `foreground`, masks of two values (beside those to ignore) are accepted: the larger one
+    is the foreground, of a colour and black the colour.
 
     Args:
         census: The values.
         location: The data set, for messages.
-        foreground: Its values as the user named them, or `nonzero`.
+        foreground: The values of the foreground, or `nonzero`.
         ignore: The values to ignore.
 
     Raises:
-        UsageError: The values do not tell, or what the user says contradicts itself or the masks.
+        UsageError: The values are ambiguous, or the options contradict each other or the masks.
     """
     nonzero = _is_nonzero(foreground)
     named = () if nonzero else parse_values(foreground, "--foreground")
@@ -237,7 +215,7 @@ def decide(
         reading = MaskReading(None if nonzero else named, None, ignored, channel)
         _check_named(reading, counts, census, location)
     else:
-        reading = _by_values(counts, census, location, ignored, channel)
+        reading = _reading_of_two(counts, census, location, ignored, channel)
     reading = replace(reading, kind=" and ".join(sorted(census.kinds)))
     between = _check_lossy(reading, census, location)
     if census.blurred_colours:
@@ -250,7 +228,7 @@ def decide(
 
 
 def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
-    """Whether colours or transparency are the mask, and the pixels of each of their values."""
+    """Whether colours or transparency are the mask, and the number of pixels of each value."""
     colours: Counter[Value] = Counter()
     alphas: Counter[Value] = Counter()
     for (colour, alpha), pixels in census.exact.items():
@@ -260,11 +238,11 @@ def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"],
         return "colour", colours
     if len(colours) == 1 and not census.lossy:
         return "alpha", alphas
-    # Where each colour has one transparency, and what is transparent is black, nothing is lost.
+    # If each colour has one transparency, and transparent pixels are black, the colours suffice.
     alphas_of = {colour: {a for c, a in census.exact if c == colour} for colour in colours}
-    if all(len(of) == 1 for of in alphas_of.values()):
-        clear = [colour for colour, of in alphas_of.items() if of == {0}]
-        if clear in ([0], []):
+    if all(len(alphas) == 1 for alphas in alphas_of.values()):
+        transparent = [colour for colour, alphas in alphas_of.items() if alphas == {0}]
+        if transparent in ([0], []):
             return "colour", colours
     raise UsageError(
         f"The masks of `{location}` have colours and an alpha channel that say different things.",
@@ -274,14 +252,14 @@ def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"],
     )
 
 
-def _by_values(
+def _reading_of_two(
     counts: Mapping[Value, int], census: Census, location: str, ignored: tuple[Value, ...],
     channel: Literal["colour", "alpha"],
 ) -> MaskReading:  # fmt: skip
-    """The reading where the user names no foreground: two values decide by themselves."""
+    """The reading of two values for which the user names no foreground."""
     values = sorted(value for value in counts if value not in ignored)
     if not values and census.lossy:
-        values = [0, 255]  # whether the lossy files fit is checked by the caller
+        values = [0, 255]  # the caller checks whether the lossy files fit
     if any(value != value for value in counts):
         raise _not_two(counts, location, ignored, "Some pixels are no number (NaN).")
     if len(values) > 2:
@@ -293,15 +271,15 @@ def _by_values(
             "Name the value of the pixels that nobody annotated.",
         )
     if len(values) == 1:
-        only = values[0]
-        if only == 0:
-            unseen = (OPAQUE,) if census.lossy else STANDARD
-            return MaskReading(unseen, (0,), ignored, channel)
-        if only not in STANDARD:
+        value = values[0]
+        if value == 0:
+            foreground = (OPAQUE,) if census.lossy else STANDARD
+            return MaskReading(foreground, (0,), ignored, channel)
+        if value not in STANDARD:
             raise _not_two(counts, location, ignored, "")
-        return MaskReading((only,), (0,), ignored, channel)
+        return MaskReading((value,), (0,), ignored, channel)
     low, high = values
-    # Of two colours, or a colour and white, neither is the background by itself.
+    # Of two colours, or a colour and white, either may be the background.
     if high >= COLOUR_OFFSET and low != 0:
         raise _not_two(counts, location, ignored, "Neither of them is black.")
     if low < 0:
@@ -312,31 +290,27 @@ def _by_values(
 def _check_named(
     reading: MaskReading, counts: Mapping[Value, int], census: Census, location: str
 ) -> None:
-    """Raises UsageError where no mask has a value that the user named and all were counted."""
-    whole = census.masks == census.of and not census.lossy
-    lacking = [v for v in reading.foreground or () if v not in counts]
-    if whole and reading.foreground and len(lacking) == len(reading.foreground):
+    """Raises UsageError if all masks were counted and none has a value of the option."""
+    is_complete = census.masks == census.total and not census.lossy
+    missing = [v for v in reading.foreground or () if v not in counts]
+    if is_complete and reading.foreground and len(missing) == len(reading.foreground):
         raise UsageError(
-            f"No mask of `{location}` has the value {shown_values(lacking)}.",
+            f"No mask of `{location}` has the value {shown_values(missing)}.",
             f"Their values (share of the pixels): {_shares(counts)}.",
             "Name one of these with `--foreground`.",
         )
 
 
 def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
-    """The share of the lossy files' pixels that lies between the known values.
-
-    Raises:
-        UsageError: It is too large, or one value between is so frequent that it is a class.
-    """
+    """The share of the lossy files' pixels between the known values; raises if too large."""
     if not census.lossy:
         return 0.0
     known = _nearest_known(reading)
     between = blurred_share(census.lossy, known, _MOST_BETWEEN, _PEAK)
     total = sum(census.lossy.values())
-    # Values of 0 to 3 alone may have been the classes 0 and 1.
-    destroyed = max(census.lossy) <= _NEAR and census.lossy[0] < total * (1 - _PEAK)
-    if between is None or (destroyed and not census.exact):
+    # Values of 0 to 3 may have been the classes 0 and 1 before compression.
+    is_destroyed = max(census.lossy) <= _NEAR and census.lossy[0] < total * (1 - _PEAK)
+    if between is None or (is_destroyed and not census.exact):
         raise _not_two(
             census.lossy, location, reading.ignored,
             f"JPEG blurs edges, but these are not only {shown_values(known)} and blur.",
@@ -345,7 +319,7 @@ def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
 
 
 def _nearest_known(reading: MaskReading) -> list[Value]:
-    """The values one of which every pixel of a lossy file is taken for, rising."""
+    """The values to which the pixels of lossy files are rounded, rising."""
     known = sorted(value for value in reading.known if value < COLOUR_OFFSET)
     return [0, OPAQUE] if reading.foreground is None or len(known) == 1 else known
 
@@ -353,10 +327,10 @@ def _nearest_known(reading: MaskReading) -> list[Value]:
 def blurred_share(
     counts: Mapping[Value, int], known: Sequence[Value], most: float, peak: float
 ) -> float | None:
-    """Of values that compression has blurred, the share of pixels between the `known` ones.
+    """The share of pixels of lossy files between the `known` values.
 
-    None where these are more than `most`, or where one value between has more than `peak` of all
-    pixels (and more than a few): then it is a class of its own.
+    None if it is above `most`, or if one value between has more than the share `peak` of all pixels
+    (and more than a few), so that it is a class.
     """
     total = sum(counts.values())
     far = {v: n for v, n in counts.items() if min(abs(v - k) for k in known) > _NEAR}
@@ -369,9 +343,10 @@ def blurred_share(
 def _announcements(
     reading: MaskReading, counts: Mapping[Value, int], census: Census, between: float
 ) -> list[str]:
-    """Notes about the reading for the user: none for masks of 0 and 1, or of 0 and 255."""
+    """Notes about the reading for the user; none for masks of 0 and 1, or of 0 and 255."""
     notes = []
-    counted = "" if census.masks == census.of else f" (by {census.masks} of {census.of} masks)"
+    is_complete = census.masks == census.total
+    counted = "" if is_complete else f" (by {census.masks} of {census.total} masks)"
     if not reading.is_standard:
         shares = f"; values and their shares of the pixels: {_shares(counts)}" if counts else ""
         notes.append(f"Masks: {reading.words()}{counted}{shares}.")
@@ -415,27 +390,19 @@ def _shares(counts: Mapping[Value, int]) -> str:
     total = sum(counts.values()) or 1
     largest = sorted(counts, key=lambda value: (-counts[value], value))
     shown = sorted(largest[:_SHOWN])
-    words = [f"{shown_value(value)} ({_share(counts[value] / total)})" for value in shown]
+    shares = ((value, counts[value] / total) for value in shown)
+    words = (f"{shown_value(v)} ({f'{s:.1%}' if s >= 0.001 else 'under 0.1%'})" for v, s in shares)
     more = f" and {len(largest) - _SHOWN} others" if len(largest) > _SHOWN else ""
     return ", ".join(words) + more
-
-
-def _share(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"
 
 
 def labels_of(
     values: NDArray[Any], reading: MaskReading, *, lossy: bool
 ) -> tuple[NDArray[Any], list[Value]]:
-    """The mask as `reading` has it, and the values that it does not know.
+    """The mask of `values` (H, W), and the values that `reading` does not know.
 
-    Args:
-        values: (H, W), any numbers.
-        reading: The decision.
-        lossy: Whether each value stands for the nearest one that is named.
-
-    Returns:
-        bool where nothing is ignored, else uint8 with 0, 1 and IGNORED.
+    It is bool, or uint8 with 0, 1 and IGNORED if values are ignored. `lossy` values are rounded to
+    the nearest known one.
     """
     if lossy:
         steps = np.asarray(_nearest_known(reading), np.float64)
@@ -447,8 +414,8 @@ def labels_of(
         foreground = _any_of(values, reading.foreground)
     unknown: list[Value] = []
     if reading.background is not None and not lossy:
-        rest = ~(foreground | ignored | _any_of(values, reading.background))
-        unknown = [as_number(value) for value in np.unique(values[rest])]
+        others = ~(foreground | ignored | _any_of(values, reading.background))
+        unknown = [as_number(value) for value in np.unique(values[others])]
     if not reading.ignored:
         return foreground, unknown
     labels = foreground.astype(np.uint8)
@@ -456,21 +423,21 @@ def labels_of(
     return labels, unknown
 
 
-def _any_of(values: NDArray[Any], wanted: Iterable[Value]) -> NDArray[np.bool_]:
-    found = np.zeros(values.shape, bool)
-    for value in wanted:
-        found |= values == value
-    return found
+def _any_of(values: NDArray[Any], members: Iterable[Value]) -> NDArray[np.bool_]:
+    is_member = np.zeros(values.shape, bool)
+    for value in members:
+        is_member |= values == value
+    return is_member
 
 
 def as_number(value: Any) -> Value:
-    """A number of numpy as one of Python: an int where it is whole."""
+    """A NumPy number as a Python number: an int if it is integral."""
     number = float(value)
     return int(number) if np.isfinite(number) and number == int(number) else number
 
 
 def unknown_values(unknown: Sequence[Value], reading: MaskReading, place: str) -> UsageError:
-    """The error where a mask holds values that the decision for its data set does not know."""
+    """The error for values that the reading of the data set does not know."""
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     return UsageError(
         f"The mask `{place}` holds {shown_values(unknown[:_SHOWN])}{more}.",

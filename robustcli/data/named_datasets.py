@@ -1,4 +1,4 @@
-"""The data sets that have names: what they are, where they come from and where they are kept."""
+"""The named data sets: their contents, sources, and places on this machine."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from robustcli.core.names import canonical, find
 LIST_DATASETS = "robust list datasets"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 SEGMENTATION = "segmentation"
-"""What stands for a label space where images have masks."""
+"""Replaces the name of a label space for images with masks."""
 
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A data set that can be named.
+    """A data set that the user can name.
 
     Args:
-        name: What the user types.
+        name: Its name.
         label_space: Name of its label space; `SEGMENTATION` for images with masks.
-        images: How many images it has.
+        images: The number of its images.
         bundled: Whether it comes with the package.
-        source: Who made it and where it is described.
-        licence: The terms, in words.
-        url: Where it is downloaded from; None for bundled ones.
-        sha256: Published hash of that download; None where the source guarantees none.
-        default_for: Whether it serves its label space when no data is named.
+        source: Its authors and a reference.
+        licence: The terms of use.
+        url: The address of its download; None for a bundled one.
+        sha256: Published hash of that download; None if the source guarantees none.
+        default_for: Whether it is the default data for its label space.
     """
 
     name: str
@@ -83,34 +83,26 @@ DATASETS: tuple[NamedDataset, ...] = (
 
 
 def find_named(name: str) -> NamedDataset | None:
-    """The data set called `name` (`-`, `_` and case do not count); None when there is none."""
+    """The data set called `name` (`-`, `_` and case do not matter), or None."""
     return next((d for d in DATASETS if d.name == canonical(name)), None)
 
 
 def installed(name: str) -> Path | None:
-    """The tar of the data set called `name`; None while it is not downloaded.
-
-    Raises:
-        UsageError: No data set has that name.
-    """
+    """The tar of the data set `name`, or None; raises UsageError for an unknown name."""
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
     path = tar_path(next(d for d in DATASETS if d.name == registered))
     return path if path.is_file() else None
 
 
 def tar_path(dataset: NamedDataset) -> Path:
-    """Where the tar of `dataset` is or will be."""
+    """The path of the tar of `dataset`, which may not be downloaded yet."""
     if dataset.bundled:
         return Path(str(files("robustcli") / "assets" / f"{dataset.name}.tar"))
     return data_home() / "datasets" / f"{dataset.name}.tar"
 
 
 def require_tar(dataset: NamedDataset) -> Path:
-    """The tar of `dataset`.
-
-    Raises:
-        UsageError: It is not downloaded yet.
-    """
+    """The tar of `dataset`; raises UsageError if it is not downloaded yet."""
     path = tar_path(dataset)
     if not path.is_file():
         raise UsageError(
@@ -130,24 +122,21 @@ def data_home() -> Path:
 def lock_on_this_machine(target: Path) -> ExitStack:
     """A context in which no other process of this machine works on the file `target`.
 
-    It saves that two processes download or decompress the same; no content depends on it, for file
-    locks do not exclude on network folders, and some file systems have none (then nobody waits).
-    So what is made inside is checked, and renamed to `target` when it is whole.
-
-    Args:
-        target: The file; its folder is made, and the lock lies beside it.
+    It prevents two processes from downloading or decompressing the same file. Correctness must not
+    depend on it, because locks are unreliable on network folders and some file systems have none
+    (then no process waits): what is made inside is checked, and renamed to `target` when complete.
 
     Raises:
-        OSError: The folder cannot be made, or not be written to.
+        OSError: The folder of `target`, where the lock is, cannot be made or written to.
     """
     from filelock import FileLock  # listing data sets needs no locks
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock, held = FileLock(f"{target}.lock"), ExitStack()
+    lock, stack = FileLock(f"{target}.lock"), ExitStack()
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
-    held.callback(lock.release)
-    return held
+    stack.callback(lock.release)
+    return stack

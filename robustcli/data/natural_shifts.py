@@ -1,9 +1,8 @@
-"""Natural distribution shifts of ImageNet by name: their classes, and how their owners evaluate.
+"""Natural distribution shifts of ImageNet by name, their evaluation protocols, and ReaL labels.
 
-All are read in the layouts of `layouts`; what a name adds is how folders name the classes, and
-whether a model may answer with ImageNet's other classes. ImageNet-A and ImageNet-R have 200 of the
-1,000 classes, and their owners' evaluations keep only the logits of these: an answer outside of
-them cannot be given. Which 200 they are is what the folders say.
+All are read by `layouts`; the name decides whether a model may predict ImageNet's other classes.
+ImageNet-A and ImageNet-R have 200 of the 1,000 classes, those of their folders, and their authors
+evaluate only the logits of these.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from robustcli.data.layouts import Labelled, Layout
 from robustcli.data.tables import Say
 
 AnswerClasses: TypeAlias = Literal["auto", "all", "present"]
-"""Which classes a model may answer with: `auto` does as the owners of the data do."""
+"""The classes that a model may predict; `auto` follows the authors of the data."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class NaturalShift:
     """One data set.
 
     Args:
-        name: What it is called.
-        pattern: Of the names of its folder or archive, in canonical spelling.
-        classes: How many of ImageNet-1K's classes it has.
-        masked: Whether its owners let a model answer with these only.
-        source: Who made it.
+        name: Its name.
+        pattern: Matches the names of its folder or archive, in canonical spelling.
+        classes: The number of ImageNet-1K's classes that it has.
+        masked: Whether its authors let a model predict only these.
+        source: Its reference.
     """
 
     name: str
@@ -69,7 +68,7 @@ _GENERAL_FOLDERS = ("val", "test", "images", "data")
 
 
 def find_shift(location: Path) -> NaturalShift | None:
-    """The shift that the folder or archive at `location` is named after; None for other data."""
+    """The shift whose name the folder or archive at `location` has; None for other data."""
     location = location.resolve()
     names = [location.name.partition(".")[0]]
     if names[0].lower() in _GENERAL_FOLDERS:
@@ -85,17 +84,17 @@ def allowed_answers(
     location: Path, shift: NaturalShift | None, targets: Collection[int], answers: AnswerClasses,
     say: Say,
 ) -> tuple[int, ...] | None:  # fmt: skip
-    """The classes that a model may answer with; None for all of its own.
+    """The classes that a model may predict; None for all of its own.
 
     Args:
         location: The data set, for messages.
-        shift: What it is, where its owners say how to evaluate.
+        shift: Its evaluation protocol; None for other data.
         targets: The different classes of its images.
-        answers: The user's wish.
-        say: Hears of a restriction.
+        answers: The value of `--answers`.
+        say: Receives a note about a restriction.
 
     Raises:
-        UsageError: The owners' evaluation was asked for, but classes are missing.
+        UsageError: The authors' evaluation was requested, but classes are missing.
     """
     present = tuple(sorted(targets))
     if answers == "all" or (answers == "auto" and (shift is None or not shift.masked)):
@@ -118,19 +117,16 @@ def allowed_answers(
     return present
 
 
-# ReaL: labels of ImageNet's validation images, several an image.
-
-
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(?:\D.*)?")
 
 
 def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[str]:
-    """The images with their ReaL labels; images that have none are left out, as published.
+    """ImageNet's validation images with their ReaL labels; images without any are left out.
 
     Args:
         path: `real.json`: a list of the classes of each validation image, in their order.
         files: Images named `ILSVRC2012_val_00000001...`.
-        say: Hears how many were left out.
+        say: Receives the number of images that were left out.
 
     Raises:
         UsageError: The file is not such a list, or an image is not one of those.
@@ -169,14 +165,14 @@ def _real_list(path: Path) -> list[list[int]]:
         raise UsageError(
             f"`{path}` cannot be read as JSON.", f"{error}.", "Download `real.json` again."
         ) from error
-    known = isinstance(classes, list) and all(
-        isinstance(one, list) and all(type(i) is int and 0 <= i < 1000 for i in one)
-        for one in classes
+    is_valid = isinstance(classes, list) and all(
+        isinstance(indices, list) and all(type(i) is int and 0 <= i < 1000 for i in indices)
+        for indices in classes
     )
-    if not known:
+    if not is_valid:
         raise UsageError(
             f"`{path}` is no list of ReaL labels.",
             "Expected a list with a list of classes (0 to 999) for each validation image.",
             "Use `real.json` of github.com/google-research/reassessed-imagenet.",
         )
-    return [list(dict.fromkeys(one)) for one in classes]
+    return [list(dict.fromkeys(indices)) for indices in classes]

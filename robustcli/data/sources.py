@@ -1,4 +1,4 @@
-"""From what the user calls the data to a data set: folders, tars, tables and registered names."""
+"""Opens data sets from folders, archives, tables and registered names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
@@ -55,24 +55,23 @@ if TYPE_CHECKING:
     from robustcli.data.mask_values import ValueOption
 
 SETTINGS = Path("robust.toml")
-# Folders whose own names say little; the folder above is then part of the data set's name.
+# Uninformative names of folders; the parent folder is then part of the data set's name.
 _GENERAL = ("val", "validation", "valid", "test", "train", "images", "kaggle_3m", "tiff")
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What `open_dataset` finds out about each image: its class.
+    """Opens images with classes.
 
     Args:
-        model: Name of the label space that the model answers in; None in training, where the data
-            may have any classes: they are in the order of their names, or where they are all those
-            of a bundled label space, they are that.
+        model: Name of the model's label space; None in training, where the data may have any
+            classes: in the order of their names, or a bundled label space if they are all of its.
         label_space: The label space of the data, its name, or a classes file; None to recognise it.
-            Has no meaning without `model`.
-        labels: File with the label of each image, for folders and tars that do not tell.
-        splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
-            say the split of an image. Always so in training.
-        answers: Which classes a model may answer with.
+            Only used with `model`.
+        labels: A file with the label of each image, for folders and archives without classes.
+        splits: Whether the class folders may lie in folders `train`, `val` and `test`, which are
+            then the split of an image. Always so in training.
+        answers: The classes that a model may predict.
     """
 
     model: str | None = None
@@ -84,16 +83,13 @@ class Classes:
 
 @dataclass(frozen=True)
 class Masks:
-    """What `open_dataset` finds out about each image: its mask.
-
-    How the masks are read is decided once, for the whole data set, also where only a folder of it
-    is taken.
+    """Opens images with masks, whose reading is decided once for the whole data set.
 
     Args:
-        foreground: The values of the masks that are to be found (`mask_values.decide`); None to
-            decide by the values that the masks have.
-        ignore: The values that count nowhere.
-        surveyed: Whether masks are looked at; else each is later read by its own values.
+        foreground: The values of the foreground (`mask_values.decide`); None to decide by the
+            values of the masks.
+        ignore: The ignored values.
+        surveyed: Whether the masks are examined; else each is later read by its own values.
     """
 
     foreground: ValueOption = None
@@ -105,35 +101,37 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
     """All images of a data set with their classes or masks, sorted by id.
 
     Args:
-        data: A folder or tar in one of the layouts, a manifest, or the name of a data set; any of
-            them followed by `:FOLDER` for the images whose id lies in that folder. None for the
-            default of the model's label space (`default_data`), of masks `segmentation`.
-        truth: What is to be known of each image.
+        data: A folder or archive in one of the layouts, a manifest, or the name of a data set; any
+            of them followed by `:FOLDER` for the images in that folder. None for the default data
+            of the model's label space (`default_data`), or for masks of `segmentation`.
+        truth: Whether the images have classes or masks, and how to read these.
 
     Raises:
-        UsageError: There is no such data, its layout is not known, files lack their partners, its
-            classes are not known or not the model's, or what the values of its masks mean is not
-            known.
+        UsageError: There is no such data, its layout is unknown, images lack their masks, its
+            classes are unknown or not the model's, or the values of its masks are ambiguous.
     """
     if data is None:
-        served = truth.model if isinstance(truth, Classes) else SEGMENTATION
-        assert served is not None, "training names its data"
-        data = default_data(served).data
-    whole, folder = _whole_and_folder(data, masks=isinstance(truth, Masks))
-    named = find_named(whole)
+        label_space = truth.model if isinstance(truth, Classes) else SEGMENTATION
+        assert label_space is not None, "training names its data"
+        data = default_data(label_space).data
+    source, folder = _source_and_folder(data, masks=isinstance(truth, Masks))
+    named = find_named(source)
     if isinstance(truth, Classes):
-        dataset = _with_classes(whole, named, truth)
+        dataset = _with_classes(source, named, truth)
     else:
-        dataset = _with_masks(whole, named, truth)
-    return dataset if folder is None else _in_folder(dataset, whole, folder)
-
-
-# Which data a command takes when none is named; the caller announces it.
+        dataset = _with_masks(source, named, truth)
+    if folder is None:
+        return dataset
+    samples = tuple(s for s in dataset.samples if s.image_id.startswith(f"{folder}/"))
+    if not samples:
+        raise advice.no_such_folder(source, dataset, folder)
+    name = f"{dataset.name}:{folder}"
+    return replace(dataset, name=name, samples=samples, available=len(samples), evaluated=None)
 
 
 @dataclass(frozen=True)
 class DefaultData:
-    """The data taken where none is named, and what names it (for the line that announces it)."""
+    """The default data, and the origin of that default, which the caller announces."""
 
     data: str
     origin: str
@@ -151,10 +149,21 @@ def default_data(label_space: str) -> DefaultData:
     configured = _from_settings(label_space)
     if configured is not None:
         return DefaultData(configured, f"`{SETTINGS}`")
-    for dataset in DATASETS:
-        if dataset.default_for and dataset.label_space == label_space:
+    fitting = [dataset for dataset in DATASETS if dataset.label_space == label_space]
+    for dataset in fitting:
+        if dataset.default_for:
             return DefaultData(dataset.name, "bundled")
-    raise _none_set(label_space, variable)
+    ways = [
+        "--data DIR",
+        f"{variable}=DIR in the environment, or `{label_space}" + ' = "DIR"` below `[data]` in '
+        f"`{SETTINGS}`",
+        *(f"--data {d.name}, after `robust fetch {d.name}` ({d.images:,} images)" for d in fitting),
+    ]
+    raise UsageError(
+        f"No data is named for the label space `{label_space}`.",
+        "None comes with robust, and none is set.",
+        "Name some in one of these ways:\n" + "\n".join(f"  {way}" for way in ways),
+    )
 
 
 def variable_for(label_space: str) -> str:
@@ -165,18 +174,6 @@ def variable_for(label_space: str) -> str:
 def _from_settings(label_space: str) -> str | None:
     if not SETTINGS.is_file():
         return None
-    data = _data_table()
-    value = next((v for k, v in data.items() if canonical(k) == canonical(label_space)), None)
-    if value is not None and not isinstance(value, str):
-        raise UsageError(
-            f"`{SETTINGS}`: `{label_space}` must be a text.",
-            f"Expected the path or name of a data set, got `{value}`.",
-            f'Write `{label_space} = "DIR"` below `[data]`.',
-        )
-    return value
-
-
-def _data_table() -> dict[str, Any]:
     try:
         data = tomllib.loads(read_text(SETTINGS)).get("data", {})
     except tomllib.TOMLDecodeError as error:
@@ -189,52 +186,30 @@ def _data_table() -> dict[str, Any]:
             f"Got `{data}`.",
             'Write `[data]` on a line of its own and `imagenet-1k = "DIR"` below it.',
         )
-    return data
+    value = next((v for k, v in data.items() if canonical(k) == canonical(label_space)), None)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(
+            f"`{SETTINGS}`: `{label_space}` must be a text.",
+            f"Expected the path or name of a data set, got `{value}`.",
+            f'Write `{label_space} = "DIR"` below `[data]`.',
+        )
+    return value
 
 
-def _none_set(label_space: str, variable: str) -> UsageError:
-    ways = [
-        "--data DIR",
-        f"{variable}=DIR in the environment, or `{label_space}" + ' = "DIR"` below `[data]` in '
-        f"`{SETTINGS}`",
-        *(
-            f"--data {d.name}, after `robust fetch {d.name}` ({d.images:,} images)"
-            for d in DATASETS
-            if d.label_space == label_space
-        ),
-    ]
-    return UsageError(
-        f"No data is named for the label space `{label_space}`.",
-        "None comes with robust, and none is set.",
-        "Name some in one of these ways:\n" + "\n".join(f"  {way}" for way in ways),
-    )
-
-
-# From a path or a name to a data set.
-
-
-def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
-    """The data set that `data` names, and the folder of it where one is named."""
-    if _is_there(data):
+def _source_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
+    """The data set that `data` names, and its folder if one is named."""
+    if _exists(data):
         return data, None
-    whole, colon, folder = data.rpartition(":")
+    source, colon, folder = data.rpartition(":")
     # `C:\data` is a path, not the folder `\data` of a data set `C`.
-    if colon and folder and folder[0] not in "/\\" and _is_there(whole):
-        return whole, folder.strip("/")
+    if colon and folder and folder[0] not in "/\\" and _exists(source):
+        return source, folder.strip("/")
     raise advice.nothing_there(data, masks=masks)
 
 
-def _is_there(data: str) -> bool:
-    known = find_named(data) is not None or names_shards(data)
-    return known or Path(data).expanduser().exists()
-
-
-def _in_folder(dataset: Dataset, whole: str, folder: str) -> Dataset:
-    kept = tuple(s for s in dataset.samples if s.image_id.startswith(f"{folder}/"))
-    if not kept:
-        raise advice.no_such_folder(whole, dataset, folder)
-    name = f"{dataset.name}:{folder}"
-    return replace(dataset, name=name, samples=kept, available=len(kept), evaluated=None)
+def _exists(data: str) -> bool:
+    is_name = find_named(data) is not None or names_shards(data)
+    return is_name or Path(data).expanduser().exists()
 
 
 def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Dataset:
@@ -242,25 +217,25 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
     shift: NaturalShift | None = None
-    wanted: ExpectedClasses
+    expected: ExpectedClasses
+    path = _location(data, named)
     if truth.model is None:
-        path = _location(data, named)
-        wanted = AnyClasses(_name(path))
+        expected = AnyClasses(_name(path))
     else:
-        given = truth.label_space or (named.label_space if named else None)
-        path = _location(data, named)
         shift = find_shift(path) if truth.model == "imagenet-1k" else None
-        given = given or (truth.model if shift else None)
-        space = find_label_space(given, notes.append) if isinstance(given, str) else given
-        wanted = ModelClasses(space, truth.model)
-    layout = _class_layout(path, truth, wanted, notes.append)
-    labels = {label for one in layout.labelled for label in (one.label, *one.also)}
-    space = _label_space(path, labels, wanted)
-    targets = {label: _target(space, label) for label in labels}
+        space = truth.label_space or (named.label_space if named else None)
+        space = space or (truth.model if shift else None)
+        if isinstance(space, str):
+            space = find_label_space(space, notes.append)
+        expected = ModelClasses(space, truth.model)
+    layout = _class_layout(path, truth, expected, notes.append)
+    labels = {label for image in layout.labelled for label in (image.label, *image.also)}
+    space = _label_space(path, labels, expected)
+    targets = {label: index for label in labels if (index := space.index_of(label)) is not None}
     samples = [
-        Sample(one.image, targets[one.label], one.image.relative, one.split,
-               also=tuple(targets[label] for label in one.also))
-        for one in layout.labelled
+        Sample(labelled.image, targets[labelled.label], labelled.image.relative, labelled.split,
+               also=tuple(targets[label] for label in labelled.also))
+        for labelled in layout.labelled
     ]  # fmt: skip
     answers = None
     if truth.model is not None:
@@ -269,34 +244,34 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
 
 
-def _class_layout(path: Path, truth: Classes, wanted: ExpectedClasses, say: Say) -> Layout[str]:
+def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Say) -> Layout[str]:
     holds_labels = _is_table(path) or names_shards(str(path))
     files = [] if holds_labels else _listed(path, IMAGE_SUFFIXES, say)
     if not files:
-        return _labelled_by_itself(path, truth.labels, say)
-    packed = not path.is_dir()
+        return _self_labelled(path, truth.labels, say)
+    is_archive = not path.is_dir()
     if truth.labels is not None:
         is_real = truth.labels.suffix.lower() == ".json"
         return (read_real_labels if is_real else read_labels)(
-            truth.labels, _innermost(files) if packed else files, say
+            truth.labels, _innermost(files) if is_archive else files, say
         )
     tiny = by_tiny_imagenet(path, files, lambda: _listed(path, frozenset({".txt"}), unheard))
     if tiny is not None:
         return tiny
-    # A user cannot name a level inside a tar, so `test/<class>/0001.jpg` must do as it is.
-    recognisers = class_recognisers(wanted, splits=truth.splits or truth.model is None)
+    # A user cannot name a folder inside an archive, so outer folders are skipped there.
+    recognisers = class_recognisers(expected, splits=truth.splits or truth.model is None)
     layout = None
-    if packed or not _is_class_folder(path, files, wanted):
-        layout = find_layout(path, files, recognisers, inside=packed)
+    if is_archive or not _is_class_folder(path, files, expected):
+        layout = find_layout(path, files, recognisers, inside=is_archive)
     if layout is None:
-        if isinstance(wanted, AnyClasses):
+        if isinstance(expected, AnyClasses):
             raise advice.no_own_classes(path, files)
-        raise advice.no_classes(path, files, wanted)
+        raise advice.no_classes(path, files, expected)
     return layout
 
 
-def _labelled_by_itself(path: Path, labels: Path | None, say: Say) -> Layout[str]:
-    """Data that are no image files in folders: each form names the class of every image."""
+def _self_labelled(path: Path, labels: Path | None, say: Say) -> Layout[str]:
+    """Tables, shards and CIFAR's files, which contain the class of every image."""
     if labels is not None:
         raise UsageError(
             f"`--labels {labels}` does not go with `--data {path}`.",
@@ -313,10 +288,10 @@ def _labelled_by_itself(path: Path, labels: Path | None, say: Say) -> Layout[str
     return published
 
 
-def _is_class_folder(path: Path, files: Sequence[FileRef], wanted: ExpectedClasses) -> bool:
-    """Whether `path` is the folder of one class: named like it, with images directly inside."""
-    flat = all(file.folder is None for file in files)
-    return flat and wanted.fit({path.resolve().name}) is not None
+def _is_class_folder(path: Path, files: Sequence[FileRef], expected: ExpectedClasses) -> bool:
+    """Whether `path` has the name of a class, with images directly inside."""
+    is_flat = all(file.folder is None for file in files)
+    return is_flat and expected.fit({path.resolve().name}) is not None
 
 
 def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:
@@ -324,23 +299,17 @@ def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:
     return _innermost(inner) if inner else files
 
 
-def _label_space(path: Path, labels: set[str], wanted: ExpectedClasses) -> LabelSpace:
-    space = wanted.fit(labels)
-    if isinstance(wanted, AnyClasses):
+def _label_space(path: Path, labels: set[str], expected: ExpectedClasses) -> LabelSpace:
+    space = expected.fit(labels)
+    if isinstance(expected, AnyClasses):
         if space is None:
             raise advice.one_class(path, *labels)
         return space
     if space is None:
-        raise advice.unknown_labels(path, labels, wanted)
-    if canonical(space.name) != canonical(wanted.model):
-        raise advice.other_label_space(path, space, wanted.model)
+        raise advice.unknown_labels(path, labels, expected)
+    if canonical(space.name) != canonical(expected.model):
+        raise advice.other_label_space(path, space, expected.model)
     return space
-
-
-def _target(space: LabelSpace, label: str) -> int:
-    target = space.index_of(label)
-    assert target is not None, "the label space fits all labels"
-    return target
 
 
 def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
@@ -349,12 +318,12 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     path, notes = _location(data, named), list[str]()
     layout = _mask_layout(path, notes.append)
     samples = [
-        Sample(one.image, one.label, one.group or one.image.relative, one.split)
-        for one in layout.labelled
+        Sample(pair.image, pair.label, pair.group or pair.image.relative, pair.split)
+        for pair in layout.labelled
     ]
     _check_groups(path, samples, layout.grouping)
-    found = _dataset(path, named, samples, notes)
-    dataset = replace(found, grouping=layout.grouping, tolerance=layout.tolerance)
+    dataset = _dataset(path, named, samples, notes)
+    dataset = replace(dataset, grouping=layout.grouping, tolerance=layout.tolerance)
     return _surveyed(dataset, truth) if truth.surveyed else dataset
 
 
@@ -371,26 +340,25 @@ def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
 
 
 def groups_file(location: Path) -> Path:
-    """Where a table of groups may lie: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
+    """The path of an optional table of groups: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
     if location.is_dir():
         return location / "groups.csv"
     return location.with_name(archive_stem(location) + ".groups.csv")
 
 
 def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
-    """Refuses a group in two splits: it would leak from training to test."""
+    """Refuses a group in two splits, which would leak from training to test."""
     splits: dict[str, set[str | None]] = defaultdict(set)
     for sample in samples:
         splits[sample.group].add(sample.split)
-    torn = sorted(group for group, names in splits.items() if len(names) > 1)
-    if torn:
-        raise advice.groups_in_two_splits(path, torn, len(splits), grouping)
+    divided = sorted(group for group, names in splits.items() if len(names) > 1)
+    if divided:
+        raise advice.groups_in_two_splits(path, divided, len(splits), grouping)
 
 
 def _surveyed(dataset: Dataset, truth: Masks) -> Dataset:
-    """`dataset` with how all of its masks are read."""
-    # Imported here because a listing of data sets needs no numpy.
-    from robustcli.data.masks import survey
+    """`dataset` with the reading of its masks."""
+    from robustcli.data.masks import survey  # a listing of data sets needs no numpy
 
     masks = [sample.mask for sample in dataset.samples]
     reading, notes = survey(
@@ -416,8 +384,8 @@ def _is_table(path: Path) -> bool:
 
 def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
     """The files in a folder or archive whose names have these suffixes."""
-    packed = list_zip if is_zip(path) else list_tar
-    listing = (list_folder if path.is_dir() else packed)(path, suffixes)
+    list_archive = list_zip if is_zip(path) else list_tar
+    listing = (list_folder if path.is_dir() else list_archive)(path, suffixes)
     for note in listing.notes(path):
         say(note)
     return listing.files

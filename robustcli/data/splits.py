@@ -1,4 +1,4 @@
-"""Training, validation and test parts: drawn by class or group, or as the tumour paper did."""
+"""Splits into training, validation and test: by class or group, or as in the tumour paper."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from robustcli.data.tables import Column, read_columns
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-HELD_OUT = 0.1
-"""The share of the test part, and of the validation part."""
+HELD_OUT = 0.1  # share of the test split, and of the validation split
 _PAPER_TRAIN, _PAPER_SEED = 0.8, 37
 _HEADER = ("image_id", "group", "split")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set."""
+    """The three splits of a data set."""
 
     train: Dataset
     val: Dataset
@@ -40,42 +39,38 @@ class Splits:
 def split_dataset(dataset: Dataset, *, seed: int) -> Splits:
     """80/10/10 % of the images of each class; of images with masks, of the groups.
 
-    Of classes, each has at least one image in every part. Of groups, none is in two parts; how many
-    images and how many empty masks a part gets is left to chance: over the seeds 0 to 4, 59 to 71 %
-    of the slices in LGG's parts are empty.
+    Each class has at least one image in every split, and no group is in two splits. The number of
+    images and of empty masks in a split of groups is left to chance: over the seeds 0 to 4, 59 to
+    71 % of the slices in LGG's splits are empty.
 
-    What is drawn depends on the seed and on the image's id or the group alone, so the order of
-    files does not matter, and few of the old groups move when others join. Splits that the data
-    gives are kept; a part that it does not give is drawn from its training images.
-
-    Args:
-        dataset: The data, perhaps with splits of its own.
-        seed: Which images or groups.
+    The draw depends on the seed and on the image's id or the group alone, so the order of files
+    does not matter, and few groups change their split when others are added. Splits of the data set
+    are kept; one that it lacks is drawn from its training images.
 
     Raises:
-        UsageError: A class has too few images for three parts, or there are too few groups.
+        UsageError: A class has too few images for three splits, or there are too few groups.
     """
     missing = [n for n in ("test", "val") if all(s.split != n for s in dataset.samples)]
     if dataset.label_space is None:
-        parts, unit = _by_group(dataset, missing, seed), dataset.grouping
+        ids, unit = _by_group(dataset, missing, seed), dataset.grouping
     else:
-        parts, unit = _by_class(dataset, missing, seed), "image in each class"
+        ids, unit = _by_class(dataset, missing, seed), "image in each class"
     drawn = f"by {unit}, seed {seed}"
-    given = "as the data gives it" + (f", {missing[0]} {drawn}" if missing else "")
-    return _splits(dataset, parts, drawn if len(missing) == 2 else given)
+    from_data = "as the data gives it" + (f", {missing[0]} {drawn}" if missing else "")
+    return _splits(dataset, ids, drawn if len(missing) == 2 else from_data)
 
 
 def paper_splits(dataset: Dataset) -> Splits:
-    """80/10/10 % of the images, whatever their group, in the tumour paper's way.
+    """80/10/10 % of the images, whatever their group, as in the tumour paper.
 
     `train_test_split(ids, train_size=0.8, random_state=37)` over the sorted ids, then the rest
     0.5/0.5 with the same state. Its fault is kept: images of one patient lie in training and test.
-    Splits that the data gives do not count. The paper's own parts cannot be had again, because its
-    list came in the order of a file system.
+    Splits of the data set are ignored. The paper's own splits cannot be reproduced, because its
+    list had the order of a file system.
     Source: lxaw/mamba-tumor-seg @0d60b7a, the training notebooks.
 
     Raises:
-        UsageError: There are too few images for three parts.
+        UsageError: There are too few images for three splits.
     """
     ids = sorted(sample.image_id for sample in dataset.samples)
     train, rest = shuffled_in_two(ids, math.floor(_PAPER_TRAIN * len(ids)), _PAPER_SEED)
@@ -102,9 +97,9 @@ def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str
 
 
 def _by_group(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:
-    """The ids of each part. Groups stand in an order drawn from (seed, group) alone.
+    """The ids of each split: the first tenth of the ordered groups is for test, the last for val.
 
-    The first tenth of all groups is for test, the last for validation, the rest for training.
+    The order is drawn from (seed, group) alone.
     """
     groups: dict[str, set[str]] = {name: set() for name in SPLITS}
     for sample in dataset.samples:
@@ -113,57 +108,52 @@ def _by_group(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, 
     if len(free) <= len(missing):
         raise _too_few_groups(dataset, len(free), missing)
     count = _held_out(len(dataset.groups), len(free), len(missing))
-    ends = {"test": free[:count], "val": free[-count:]}
+    drawn = {"test": free[:count], "val": free[-count:]}
     for name in missing:
-        groups[name] = set(ends[name])
+        groups[name] = set(drawn[name])
         groups["train"] -= groups[name]
     return {
-        name: {sample.image_id for sample in dataset.samples if sample.group in part}
-        for name, part in groups.items()
+        name: {sample.image_id for sample in dataset.samples if sample.group in members}
+        for name, members in groups.items()
     }
 
 
 def _by_class(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:
-    """The ids of each part. Images of a class stand in an order drawn from (seed, id) alone."""
-    parts: dict[str, set[str]] = {name: set() for name in SPLITS}
-    of_class: dict[int, list[Sample]] = defaultdict(list)
+    """The ids of each split. Images of a class have an order drawn from (seed, id) alone."""
+    ids: dict[str, set[str]] = {name: set() for name in SPLITS}
+    by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:
-        of_class[sample.target].append(sample)
+        by_class[sample.target].append(sample)
     for target, class_id in enumerate(dataset.classes.ids):
-        members = of_class[target]
+        members = by_class[target]
         for sample in members:
-            parts[sample.split or "train"].add(sample.image_id)
-        free = _in_drawn_order(members, seed)
+            ids[sample.split or "train"].add(sample.image_id)
+        free = [sample.image_id for sample in members if (sample.split or "train") == "train"]
+        free.sort(key=lambda image_id: (identity_seed("split", seed, image_id), image_id))
         if len(free) <= len(missing):
             raise _too_few_in_class(dataset, class_id, len(free), missing)
         count = _held_out(len(members), len(free), len(missing))
         for number, name in enumerate(missing):
             drawn = set(free[number * count : (number + 1) * count])
-            parts[name] |= drawn
-            parts["train"] -= drawn
-    return parts
-
-
-def _in_drawn_order(samples: Sequence[Sample], seed: int) -> list[str]:
-    """The ids of those that the data does not keep out of training."""
-    free = [sample.image_id for sample in samples if (sample.split or "train") == "train"]
-    return sorted(free, key=lambda image_id: (identity_seed("split", seed, image_id), image_id))
+            ids[name] |= drawn
+            ids["train"] -= drawn
+    return ids
 
 
 def _held_out(total: int, free: int, missing: int) -> int:
-    """How many of `total` go into each missing part, so that one of `free` is left at least."""
+    """The size of each missing split of `total`, so that at least one of `free` is left."""
     return min(max(1, round(HELD_OUT * total)), (free - 1) // max(1, missing))
 
 
 def _too_few_groups(dataset: Dataset, free: int, missing: Sequence[str]) -> UsageError:
     kind, groups = dataset.grouping, dataset.groups
     if len(groups) == 1:
-        found = f"all images belong to the {kind} `{groups[0]}`"
+        available = f"all images belong to the {kind} `{groups[0]}`"
     else:
-        found = f"there {'is' if free == 1 else 'are'} {free} to draw from"
+        available = f"there {'is' if free == 1 else 'are'} {free} to draw from"
     return UsageError(
         f"`{dataset.name}` cannot be split by {kind}.",
-        f"{', '.join(['train', *missing])} need one {kind} each at least, but {found}.",
+        f"{', '.join(['train', *missing])} need one {kind} each at least, but {available}.",
         "Name more data, leave `--limit` out, or give the images their splits in a CSV "
         f"(`image,mask,split`). `--protocol paper` splits by image instead: one {kind} is then in "
         "training and test, and the score too good.",
@@ -182,9 +172,9 @@ def _too_few_in_class(
 
 
 def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], how: str) -> Splits:
-    whole = f"{dataset.subset}; " if dataset.subset else ""
+    subset = f"{dataset.subset}; " if dataset.subset else ""
     return Splits(
-        *(dataset.part(frozenset(ids[n]), f"{whole}{n} part, split {how}") for n in SPLITS)
+        *(dataset.part(frozenset(ids[n]), f"{subset}{n} part, split {how}") for n in SPLITS)
     )
 
 
@@ -201,11 +191,7 @@ def write_splits(path: Path, splits: Splits) -> None:
 
 
 def read_splits(path: Path) -> dict[str, Split]:
-    """The split of each image id, as `write_splits` wrote them.
-
-    Raises:
-        UsageError: The file cannot be read, or is none of that kind.
-    """
+    """The split of each image id in a file of `write_splits`; raises UsageError for another one."""
     columns = read_columns(path, (Column("image-id"), Column("split")))
     unknown = sorted(set(columns["split"]) - set(SPLITS))
     if unknown:

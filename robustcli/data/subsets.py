@@ -14,18 +14,18 @@ from robustcli.data.dataset import Dataset, Sample
 def take(
     dataset: Dataset, *, limit: int | None, seed: int, per_class: int | None = None
 ) -> Dataset:
-    """The part of `dataset` that was asked for, sorted by id.
+    """The requested subset of `dataset`, sorted by id.
 
-    Each image has a rank in its class (or, of images with masks, in its group), drawn from its id
-    and the seed alone. All first ranks come first, in an order of their own, then all second ones.
-    So 10 per class are among the 15 per class of the same seed, a smaller limit takes a part of
-    what a larger one takes, and images that join a class do not reshuffle the rest. Of images with
-    masks, the very first one of every split that the data gives goes before all others.
+    Each image has a rank in its class (for masks: in its group), drawn from its id and the seed
+    alone. Images are taken by rank, in a random order within a rank. So 10 per class are among the
+    15 per class of the same seed, a smaller limit takes a subset of a larger one, and images that
+    are added to a class do not reshuffle the rest. For masks, the first image of every split of the
+    data set comes before all others.
 
     Args:
-        dataset: The whole data set.
+        dataset: The data set.
         limit: Images at most, spread evenly over classes or groups; applies after `per_class`.
-        seed: Which images; the same seed takes the same images.
+        seed: Decides which images.
         per_class: Images of each class; None for all.
 
     Raises:
@@ -50,13 +50,13 @@ def take(
 
 
 QUICK_IMAGES = 381
-"""So many images give the share of right answers to within 5 points.
+"""Images that give top-1 to within 5 percentage points.
 
 Half of the 95 % Wilson interval of a share of one half, where it is widest, is
 z / (2 sqrt(n + z^2)) with z = 1.96: at most 0.05 from n = 381 on.
 """
 QUICK_GROUPS, QUICK_PER_GROUP = 62, 4
-"""So many groups give a mean dice to within 0.05 where it differs between groups by QUICK_SPREAD.
+"""Groups that give a mean dice to within 0.05 if its standard deviation over them is QUICK_SPREAD.
 
 1.96 QUICK_SPREAD / sqrt(groups) is at most 0.05 from 62 groups on.
 """
@@ -64,14 +64,10 @@ QUICK_SPREAD = 0.2
 
 
 def quick_look(dataset: Dataset, *, seed: int) -> Dataset:
-    """A part of `dataset` that is large enough for a first impression, drawn as `take` draws.
+    """A subset of `dataset` for a first impression, drawn as `take` does.
 
-    Of classes: QUICK_IMAGES images, or one of each class where there are more classes. Of masks: at
-    most QUICK_PER_GROUP images of each of QUICK_GROUPS groups. The whole of a smaller data set.
-
-    Args:
-        dataset: The data, perhaps a part of a data set.
-        seed: Which images.
+    Classes: QUICK_IMAGES images, or one of each class if there are more classes. Masks: at most
+    QUICK_PER_GROUP images of each of QUICK_GROUPS groups. A smaller data set is kept.
     """
     ranked = _ranked(dataset, seed)
     if dataset.label_space is not None:
@@ -80,8 +76,7 @@ def quick_look(dataset: Dataset, *, seed: int) -> Dataset:
         words = f"{len(samples)} images spread over the classes"
     else:
         groups = list(dict.fromkeys(sample.group for _, sample in ranked))[:QUICK_GROUPS]
-        chosen = frozenset(groups)
-        samples = [s for rank, s in ranked if rank < QUICK_PER_GROUP and s.group in chosen]
+        samples = [s for rank, s in ranked if rank < QUICK_PER_GROUP and s.group in set(groups)]
         spread = "" if dataset.grouping == "image" else f" of {len(groups)} {dataset.grouping}s"
         words = f"{len(samples)} images{spread}"
     if len(samples) == len(dataset.samples):
@@ -93,7 +88,6 @@ def _with_subset(dataset: Dataset, samples: Sequence[Sample], words: str) -> Dat
     return replace(
         dataset,
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
-        # The data set may be a part of another one itself.
         subset=f"{dataset.subset}: {words}" if dataset.subset else words,
     )
 
@@ -109,7 +103,7 @@ def _check_numbers(per_class: int | None, limit: int | None) -> None:
 
 
 def _ranked(dataset: Dataset, seed: int) -> list[tuple[int, Sample]]:
-    """The samples with their rank in their class or group, in the order in which they are taken."""
+    """The samples with their rank in their class or group, in the order of selection."""
     strata: dict[int | str, list[tuple[int, str, Sample]]] = defaultdict(list)
     for sample in dataset.samples:
         stratum = sample.group if dataset.label_space is None else sample.target

@@ -1,7 +1,7 @@
 """WebDataset shards: `name-{000000..000009}.tar` with `KEY.jpg` and `KEY.cls` (or `KEY.json`).
 
 A shard is read like any tar: listed once, then each image by its offset. A key is the name up to
-its first dot, as WebDataset takes it.
+its first dot, as in WebDataset.
 
 Source: github.com/webdataset/webdataset, its description of the format.
 """
@@ -36,10 +36,10 @@ def names_shards(data: str) -> bool:
 
 
 def shards(pattern: str) -> list[Path]:
-    """The shards that a pattern stands for, in order; they need not be there.
+    """The shards of a pattern in order, existing or not.
 
     Raises:
-        UsageError: A range runs backwards, or there are too many.
+        UsageError: A range is descending, or has too many shards.
     """
     match = _BRACES.search(pattern)
     if match is None:
@@ -52,20 +52,16 @@ def shards(pattern: str) -> list[Path]:
             "Write for example `name-{000000..000009}.tar`.",
         )
     width = len(match[1]) if match[1].startswith("0") else 0
-    spelled = (f"{number:0{width}d}" for number in range(first, last + 1))
+    before, after = pattern[: match.start()], pattern[match.end() :]
     return [
         path
-        for number in spelled
-        for path in shards(pattern[: match.start()] + number + pattern[match.end() :])
+        for number in range(first, last + 1)
+        for path in shards(f"{before}{number:0{width}d}{after}")
     ]
 
 
 def read_shards(pattern: str, say: Say) -> Layout[str]:
-    """The images of all shards, `SHARD/KEY.jpg`, with their classes.
-
-    Args:
-        pattern: With the numbers of the shards in braces.
-        say: Hears what was left out.
+    """The images of all shards of a pattern, `SHARD/KEY.jpg`, with their classes.
 
     Raises:
         UsageError: Shards are missing, or an image has no class or a key several images.
@@ -78,10 +74,10 @@ def read_shards(pattern: str, say: Say) -> Layout[str]:
             f"Missing: {quoted(missing)}.",
             "Download them, or name only the numbers that are there.",
         )
-    return Layout(tuple(one for path in paths for one in _of_shard(path, say)))
+    return Layout(tuple(labelled for path in paths for labelled in _shard_images(path, say)))
 
 
-def _of_shard(path: Path, say: Say) -> Iterator[Labelled[str]]:
+def _shard_images(path: Path, say: Say) -> Iterator[Labelled[str]]:
     listing = list_tar(path, IMAGE_SUFFIXES | _LABEL_SUFFIXES)
     for note in listing.notes(path):
         say(note)
@@ -108,10 +104,11 @@ def _label(path: Path, key: str, files: dict[str, FileRef]) -> str:
     if ".json" not in files:
         _unclear(path, key, f"It has {quoted(sorted(files))}, no `.cls` or `.json`.")
     try:
-        known = json.loads(files[".json"].read())
+        content = json.loads(files[".json"].read())
     except ValueError as error:
         _unclear(path, key, f"Its `.json` cannot be read: {error}.")
-    label = next((known[k] for k in _JSON_KEYS if isinstance(known, dict) and k in known), None)
+    values = content if isinstance(content, dict) else {}
+    label = next((values[key] for key in _JSON_KEYS if key in values), None)
     if isinstance(label, bool) or not isinstance(label, int | str):
         _unclear(path, key, f"Its `.json` has no {' or '.join(f'`{k}`' for k in _JSON_KEYS)}.")
     return str(label)
