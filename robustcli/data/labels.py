@@ -76,7 +76,7 @@ def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     indices: dict[str, set[int]] = {}
     for label, index in pairs:
         indices.setdefault(label, set()).add(index)
-    return {label: next(iter(of)) for label, of in indices.items() if len(of) == 1}
+    return {label: min(same) for label, same in indices.items() if len(same) == 1}
 
 
 def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:

@@ -45,6 +45,7 @@ from robustcli.evaluation.record import EVALUATION, PARITY, RunRecord, Transform
 from robustcli.evaluation.runner import Runner, check_readable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
+from robustcli.tasks.base import FinishedRows
 from robustcli.tasks.pictures import write_samples
 from robustcli.transforms.base import CLEAN, Cell
 
@@ -265,10 +266,11 @@ def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
 
 def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -> None:
     task = evaluation.task
-    task.finish(
+    finished = FinishedRows(
         evaluation.run, evaluation.data, models, lambda name: store.rows(name, CLEAN, task.name),
         evaluation.cells.values(), evaluation.config.seed,
     )  # fmt: skip
+    task.finish(finished)
     known = PARITY.read(evaluation.run)
     added = compare_with_published(
         evaluation.cells, evaluation.data.items, known,

@@ -49,7 +49,7 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
         ):
             models = part.piece.models[prepared.cell]
             yield Batch(
-                part.piece.block, part.number, part.of, prepared.cell, models, ids,
+                part.piece.block, part.number, part.count, prepared.cell, models, ids,
                 prepared.inputs, prepared.measures, unreadable,
             )  # fmt: skip
 

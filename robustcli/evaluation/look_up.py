@@ -135,10 +135,10 @@ def _check_quick(config: EvalConfig) -> None:
 
 
 def _check_distinct(names: tuple[str, ...]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
         raise UsageError(
-            f"`--model {twice.pop()}` was given twice.",
+            f"`--model {repeated.pop()}` was given twice.",
             "",
             "Use two runs to compare two weights of one model.",
         )

@@ -56,12 +56,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class PieceBatch:
-    """A batch of images of a piece, under all its cells: batch `number` (from 0) of `of`."""
+    """A batch of images of a piece, under all its cells: batch `number` (from 0) of `count`."""
 
     piece: Piece
     images: tuple[Item, ...]
     number: int
-    of: int
+    count: int
 
 
 @dataclass(frozen=True)

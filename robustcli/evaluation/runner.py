@@ -82,9 +82,9 @@ class Runner:
             [{"image_id": name, "reason": reason} for name, reason in batch.unreadable],
         )
         self.listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
-        if len(parts) == batch.of:
+        if len(parts) == batch.part_count:
             self.check()
-            self._write(batch, [parts[place] for place in range(batch.of)])
+            self._write(batch, [parts[place] for place in range(batch.part_count)])
             del self._parts[batch.block, batch.cell]
 
     def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:

@@ -458,8 +458,8 @@ def _rank_shares(draws: FloatArray) -> FloatArray:
     better = (rounded[:, None, :] > rounded[:, :, None]).sum(axis=2)  # (draws, models)
     tied = (rounded[:, None, :] == rounded[:, :, None]).sum(axis=2)
     rank = np.arange(models)
-    held = (rank >= better[..., None]) & (rank < (better + tied)[..., None])
-    shares: FloatArray = (held / tied[..., None]).mean(axis=0)
+    has_rank = (rank >= better[..., None]) & (rank < (better + tied)[..., None])
+    shares: FloatArray = (has_rank / tied[..., None]).mean(axis=0)
     return shares
 
 

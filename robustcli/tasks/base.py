@@ -1,7 +1,7 @@
-"""What an evaluation asks of a task; `classification` and `segmentation` are the two.
+"""The interface of a task of an evaluation: `classification` or `segmentation`.
 
 A task opens the data, loads the models, makes their inputs in loader workers, and turns their
-answers into rows. The rest of an evaluation does not know which of the two it serves.
+predictions into rows. The rest of an evaluation does not depend on the task.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 
 class Item(Protocol):
-    """Something to evaluate: an image, with what is known of it."""
+    """An image to evaluate, with its class or mask."""
 
     @property
     def image_id(self) -> str:
-        """The same on every machine."""
+        """The id of the image, the same on every machine."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How many images and groups of images there were before some were taken."""
+    """The number of images and groups before a subset was drawn."""
 
     images: int
     groups: int
@@ -55,15 +55,15 @@ class Pool:
 
 @dataclass(frozen=True)
 class Data:
-    """What is evaluated: looked up, not decoded.
+    """The images of an evaluation, not decoded yet.
 
     Args:
-        items: The images, with what is known of each.
-        record: What `run.json` says of them.
-        pool: From which `--quick`, `--limit` or `--per-class` took the images.
-        grouping: What a group of images is, in the singular, where there are groups.
-        split: Which part of the data set they are, where it has parts.
-        dataset: The images with their classes; None where they have masks.
+        items: The images, with their classes or masks.
+        record: Their record in `run.json`.
+        pool: The images from which `--quick`, `--limit` or `--per-class` drew these.
+        grouping: The kind of a group, in the singular; None without groups.
+        split: Their split of the data set; None without splits.
+        dataset: The images with their classes; None for masks.
     """
 
     items: tuple[Any, ...]
@@ -75,7 +75,7 @@ class Data:
 
 
 def select_subset(dataset: Dataset, config: TaskConfig) -> Dataset:
-    """The images of `dataset` that `--quick`, or `--limit` and `--per-class`, take."""
+    """The images of `dataset` that `--quick`, or `--limit` and `--per-class`, select."""
     if config.quick:
         return quick_look(dataset, seed=config.seed)
     return take(dataset, per_class=config.per_class, limit=config.limit, seed=config.seed)
@@ -86,7 +86,12 @@ def pool_of(dataset: Dataset) -> Pool:
     return Pool(len(dataset.samples), len(dataset.groups))
 
 
-# Inputs, made in loader workers.
+def announce_default(dataset: Dataset, config: TaskConfig, listener: Listener) -> None:
+    """Announces the default data set, if `config` names none."""
+    if config.data is None:
+        kind = " (a demonstration set)" if dataset.demonstration else ""
+        images = f"{len(dataset.samples)} images, {dataset.location}"
+        listener.say(f"No --data: using {dataset.name}{kind}, {images}.")
 
 
 ORIGINAL = "original"
@@ -97,7 +102,7 @@ InputsT = TypeVar("InputsT")
 
 @dataclass(frozen=True)
 class Prepared(Generic[InputsT]):
-    """One transform of some images: what models get, and per view that lacks them its measures."""
+    """One transform of some images: the models' inputs, and the missing measures by view."""
 
     cell: Cell
     inputs: InputsT
@@ -105,15 +110,11 @@ class Prepared(Generic[InputsT]):
 
 
 class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
-    """How images become inputs of models. It is sent to worker processes."""
+    """Makes the inputs of models from images; it is sent to worker processes."""
 
     @abstractmethod
     def decode(self, item: ItemT) -> DecodedT:
-        """The pixels of `item`.
-
-        Raises:
-            UnreadableImage: They cannot be had.
-        """
+        """The pixels of `item`; raises UnreadableImage if they cannot be decoded."""
 
     @abstractmethod
     def prepare(
@@ -124,11 +125,11 @@ class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[InputsT]]:
-        """What is missing of these images (perhaps none), cell by cell in the order of `models`.
+        """The missing inputs of these images (perhaps none), by cell in the order of `models`.
 
         Args:
             items: Some images.
-            decoded: What `decode` gave for each.
+            decoded: The result of `decode` for each.
             models: By cell, the models that lack its rows.
             views: By cell, the views that lack the measures of its images.
         """
@@ -138,14 +139,14 @@ class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
 class Batch(Generic[InputsT]):
     """One transform of one batch of images, as the runner receives it.
 
-    `models` lack these rows; `inputs` is what they get, for the images `image_ids`; `measures` has,
-    per view that lacks them, one entry an image. `unreadable` is (image id, reason) of the images
-    that are left out. This is part `part` (from 0) of the `of` parts of `block`'s rows in `cell`.
+    `models` lack these rows; `inputs` are theirs for the images `image_ids`; `measures` has, per
+    view that lacks them, one entry an image. `unreadable` has the id and reason of images that are
+    left out. This is part `part` (from 0) of `part_count` parts of `block`'s rows in `cell`.
     """
 
     block: int
     part: int
-    of: int
+    part_count: int
     cell: Cell
     models: tuple[str, ...]
     image_ids: list[str]
@@ -183,39 +184,41 @@ def mean_squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(np.square(difference).sum(dtype=np.int64)) / difference.size
 
 
-# Answers, and the task itself.
-
-
 class Predictor(Protocol):
-    """One model answering batches."""
+    """Predicts batches with one model."""
 
     @property
     def cost(self) -> ModelCost:
-        """What its forward passes took so far."""
+        """The cost of its forward passes so far."""
 
     def rows(self, batch: Batch[Any]) -> list[Row]:
         """The rows of the images of `batch`, at least one, in their order."""
 
 
-class Task(ABC, Generic[ModelT]):
-    """What a model does, from settings to rows.
+@dataclass(frozen=True)
+class FinishedRows(Generic[ModelT]):
+    """The finished rows of a command; `clean_rows` are those of a model by its name."""
 
-    `batch_sizes` are the images that it sends through a model at once, by type of device.
-    """
+    run: Path
+    data: Data
+    models: Mapping[str, ModelT]
+    clean_rows: Callable[[str], pd.DataFrame]
+    cells: Collection[TransformCell]
+    seed: int
+
+
+class Task(ABC, Generic[ModelT]):
+    """The task of a model, from settings to rows; `batch_sizes` are by type of device."""
 
     name: ClassVar[TaskName]
     batch_sizes: ClassVar[Mapping[str, int]]
 
     @abstractmethod
     def check(self, config: TaskConfig) -> None:
-        """Validates the settings.
-
-        Raises:
-            UsageError: One has no meaning for this task; the message says why.
-        """
+        """Raises UsageError for a setting that has no meaning for this task."""
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
-        """`config` with the settings that its models decide, each announced; most tasks have none.
+        """`config` with the settings that its models decide, each announced.
 
         Raises:
             UsageError: The models contradict each other.
@@ -224,7 +227,7 @@ class Task(ABC, Generic[ModelT]):
 
     @abstractmethod
     def open(self, config: TaskConfig, listener: Listener) -> Data:
-        """The images that `config` names; a default that is taken is announced.
+        """The images that `config` names; a default is announced.
 
         Raises:
             UsageError: There is no such data, or it does not fit the models.
@@ -236,13 +239,13 @@ class Task(ABC, Generic[ModelT]):
 
     @abstractmethod
     def model_record(self, model: ModelT, config: TaskConfig) -> ModelRecord:
-        """What `run.json` says of `model`."""
+        """The record of `model` in `run.json`."""
 
     @abstractmethod
     def preparation(
         self, models: Mapping[str, ModelT], cells: Mapping[Cell, TransformCell], config: TaskConfig
     ) -> Preparation[Any, Any, Any]:
-        """How a batch for `models` is made of decoded images."""
+        """The preparation of batches for `models`."""
 
     @abstractmethod
     def schema(self, dataset: DatasetRecord) -> pa.Schema:
@@ -250,42 +253,25 @@ class Task(ABC, Generic[ModelT]):
 
     @abstractmethod
     def predictor(self, model: ModelT, dataset: DatasetRecord) -> Predictor:
-        """`model`, answering batches of `preparation`, with rows that `dataset` asks for."""
+        """The predictor of `model` for batches of `preparation`, with the columns of `dataset`."""
 
     @abstractmethod
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, ModelT], config: TaskConfig
     ) -> SamplePicture | None:
-        """The first of `items` that shows what transforms do; None where none can be read."""
+        """The first of `items` that shows the effect of transforms; None if none is readable."""
 
-    def finish(
-        self,
-        run: Path,
-        data: Data,
-        models: Mapping[str, ModelT],
-        rows: Callable[[str], pd.DataFrame],
-        cells: Collection[TransformCell],
-        seed: int,
-    ) -> None:
-        """Adds to the folder `run` the pictures of finished rows; most tasks have none.
-
-        Args:
-            run: The run's folder.
-            data: What was evaluated.
-            models: By name.
-            rows: The finished rows of a model on untouched images, by its name.
-            cells: The transforms of the command.
-            seed: The run's.
-        """
+    def finish(self, finished: FinishedRows[ModelT]) -> None:
+        """Adds to the run's folder the pictures of finished rows; by default none."""
         return
 
     @abstractmethod
     def trial_model(self, request: ModelRequest) -> ModelT:
-        """A model that costs what the one of `request` costs, without any download."""
+        """A model with the cost of the one of `request`, without any download."""
 
 
 def facts_record(facts: ModelFacts, device: torch.device) -> dict[str, Any]:
     """The fields of a `ModelRecord` that do not depend on the task."""
-    told = asdict(facts)
-    scans = told.pop("scans")
-    return {**told, "scan_backend": choose_backend(device, torch.float32) if scans else None}
+    fields = asdict(facts)
+    scans = fields.pop("scans")
+    return {**fields, "scan_backend": choose_backend(device, torch.float32) if scans else None}

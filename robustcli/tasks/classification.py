@@ -1,4 +1,4 @@
-"""The evaluation of classifiers: how images become inputs, and answers become rows."""
+"""The evaluation of classifiers: the inputs from images, and the rows from predictions."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from robustcli.tasks.base import (
     Prepared,
     Row,
     Task,
+    announce_default,
     facts_record,
     measure,
     pool_of,
@@ -53,12 +54,10 @@ from robustcli.tasks.record import (
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
-# A classifier's inputs: images transformed, then resized and cropped as each model does it.
-
 
 @dataclass(frozen=True)
 class Views:
-    """True classes, others that are as true, and per view uint8 (n, channels, crop, crop)."""
+    """True classes, further true classes, and per view uint8 (n, channels, crop, crop)."""
 
     targets: list[int]
     also: list[tuple[int, ...]]
@@ -67,14 +66,10 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewPreparation(Preparation[Sample, Pixels, Views]):
-    """Images to views.
+    """Transforms images, then resizes and crops them as each model does.
 
-    Args:
-        transforms: By cell.
-        preprocessing: By the name of its view.
-        model_views: The view of each model.
-        seed: The run's.
-        at_crop: Whether transforms act on the views instead of the decoded image.
+    `preprocessing` is by the name of its view. With `at_crop` transforms act on the views instead
+    of the decoded image.
     """
 
     transforms: Mapping[Cell, TransformCell]
@@ -104,58 +99,52 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
         for cell in models:
             needed = {self.model_views[model] for model in models[cell]}
             bases = needed | set(views[cell]) if self.at_crop else {ORIGINAL}
-            made = {v: self._apply_all(cell, ids, clean[v], v) for v in bases}
-            seen = made
+            transformed = {v: self._apply_all(cell, ids, clean[v], v) for v in bases}
+            inputs = transformed
             if not self.at_crop:
-                seen = {v: self._fit_all(v, made[ORIGINAL], cell) for v in needed}
-            measures = {v: list(map(measure, clean[v], made[v])) for v in views[cell]}
-            stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in needed}
+                inputs = {v: self._fit_all(v, transformed[ORIGINAL], cell) for v in needed}
+            measures = {v: list(map(measure, clean[v], transformed[v])) for v in views[cell]}
+            stacked = {v: _stack(inputs[v], self.preprocessing[v]) for v in needed}
             yield Prepared(cell, Views(targets, also, stacked), measures)
 
     def _apply_all(
         self, cell: Cell, ids: list[str], images: list[Pixels], view: str
     ) -> list[Pixels]:
-        made = [self._apply(cell, name, image) for name, image in zip(ids, images, strict=True)]
-        if self.at_crop and self.transforms[cell].transform.replaces:
-            return self._fit_all(view, made, cell)
-        for before, after in zip(images, made, strict=True):
+        transform, transformed = self.transforms[cell].transform, []
+        for image_id, image in zip(ids, images, strict=True):
+            seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
+            transformed.append(
+                transform.for_image(image, image_id=image_id, seed=seed, severity=cell.severity)
+            )
+        if self.at_crop and transform.replaces:
+            return self._fit_all(view, transformed, cell)
+        for before, after in zip(images, transformed, strict=True):
             if self.at_crop and before.shape != after.shape:
                 raise RunError(
                     f"`{cell.transform}` changed the size of a crop.",
                     f"It made {after.shape[:2]} of {before.shape[:2]} pixels.",
                     "With `--apply-at crop` it must keep the size; use `--apply-at original`.",
                 )
-        return made
-
-    def _apply(self, cell: Cell, image_id: str, pixels: Pixels) -> Pixels:
-        seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
-        transform = self.transforms[cell].transform
-        return transform.for_image(pixels, image_id=image_id, seed=seed, severity=cell.severity)
+        return transformed
 
     def _fit_all(self, view: str, images: list[Pixels], cell: Cell = CLEAN) -> list[Pixels]:
-        own, made = self.preprocessing[view], self.transforms.get(cell)
-        fit = own.apply_to_crop if made and made.transform.precropped else own.apply
+        preprocessing, transform_cell = self.preprocessing[view], self.transforms.get(cell)
+        precropped = transform_cell is not None and transform_cell.transform.precropped
+        fit = preprocessing.apply_to_crop if precropped else preprocessing.apply
         return [fit(image) for image in images]
 
 
-def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
+def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
     """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
-    stacked = np.empty((len(images), own.channels, own.crop, own.crop), np.uint8)
-    for place, image in enumerate(images):
-        stacked[place] = own.coloured(image).transpose(2, 0, 1)
+    side = preprocessing.crop
+    stacked = np.empty((len(images), preprocessing.channels, side, side), np.uint8)
+    for number, image in enumerate(images):
+        stacked[number] = preprocessing.coloured(image).transpose(2, 0, 1)
     return torch.from_numpy(stacked)
 
 
-# A classifier's answers as rows.
-
-
 class ClassRows:
-    """One classifier answering batches of views.
-
-    Args:
-        classifier: The model.
-        answers: The classes that it may answer with; None for all of its own.
-    """
+    """Predicts batches of views with a classifier, among the classes `answers` (None: all)."""
 
     def __init__(self, classifier: Classifier, answers: Sequence[int] | None = None) -> None:
         self.view = classifier.preprocessing.view
@@ -163,23 +152,23 @@ class ClassRows:
 
     @property
     def cost(self) -> ModelCost:
-        """What its forward passes took."""
+        """The cost of its forward passes."""
         return self.forward.cost
 
     def rows(self, batch: Batch[Views]) -> list[Row]:
         """One row an image (columns: `PREDICTION_SCHEMA`).
 
-        Where several classes are true, its target is the one that the model ranks highest.
+        Of several true classes, the target is the one that the model ranks highest.
         """
         inputs = batch.inputs
         pieces = self.forward(inputs.views[self.view], _truths(inputs))
-        answers = [answer for piece in pieces for answer in _rows(piece)]
-        named = zip(batch.image_ids, answers, strict=True)
-        return [{"image_id": name, **answer} for name, answer in named]
+        rows = [row for piece in pieces for row in _rows(piece)]
+        named = zip(batch.image_ids, rows, strict=True)
+        return [{"image_id": image_id, **row} for image_id, row in named]
 
 
 def _truths(inputs: Views) -> torch.Tensor:
-    """The true classes (n, most of an image); images with fewer repeat their first."""
+    """The true classes (n, most of any image); images with fewer repeat their first."""
     width = 1 + max(map(len, inputs.also), default=0)
     rows = zip(inputs.targets, inputs.also, strict=True)
     return torch.tensor([[t, *also, *[t] * (width - 1 - len(also))] for t, also in rows])
@@ -200,11 +189,8 @@ def _rows(piece: Predictions) -> list[Row]:
     ]
 
 
-# Classifiers: one class an image, top-1 and top-5.
-
-
 class ClassificationTask(Task[Classifier]):
-    """Which class an image shows."""
+    """Classification: one class per image."""
 
     name: ClassVar[TaskName] = "cls"
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 128, "mps": 64, "cpu": 32}
@@ -214,36 +200,29 @@ class ClassificationTask(Task[Classifier]):
         check_no_masks(config.foreground, config.ignore)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
-        """See `Task.open`; the models must tell the same classes apart.
+        """See `Task.open`; all models must have the same classes.
 
-        Images that a model was trained on here are left out.
+        Images that a model was trained on are left out.
         """
-        whole = config.dataset or _opened(config)
-        _check_split(config, whole)
-        for note in whole.notes:
+        opened = config.dataset or _opened(config)
+        _check_split(config, opened)
+        for note in opened.notes:
             listener.say(note)
-        chosen = choose_part(whole, config.split, trainings_of(config), listener)
-        part = chosen.index
-        evaluated = chosen.split if whole.evaluated else None
-        index = select_subset(part, config)
-        if config.data is None:
-            kind = " (a demonstration set)" if index.demonstration else ""
-            listener.say(
-                f"No --data: using {index.name}{kind}, {len(index.samples)} images, "
-                f"{index.location}."
-            )
-        return Data(
-            index.samples, dataset_record(index), pool_of(part), split=evaluated, dataset=index
-        )
+        part = choose_part(opened, config.split, trainings_of(config), listener)
+        dataset = select_subset(part.dataset, config)
+        announce_default(dataset, config, listener)
+        split = part.split if opened.evaluated else None
+        record, pool = dataset_record(dataset), pool_of(part.dataset)
+        return Data(dataset.samples, record, pool, split=split, dataset=dataset)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Classifier:
         """See `Task.load`."""
         return load(request, "cls", seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Classifier:
-        """A freshly initialised network: it costs what the trained one costs.
+        """A freshly initialised network, whose cost is that of the trained one.
 
-        Weights that the user names are here, and say how many classes there are: they are read.
+        Weights that the user names exist, and decide the number of classes, so they are read.
         """
         foreign = kind_of(request) is not None
         if foreign or request.weights is not None or names_run(request.name):
@@ -252,11 +231,11 @@ class ClassificationTask(Task[Classifier]):
 
     def model_record(self, model: Classifier, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
-        own = model.preprocessing
+        preprocessing = model.preprocessing
         return ModelRecord(
             **facts_record(model.facts, model.device),
-            preprocessing=PreprocessingRecord(**asdict(own)),
-            view=own.view if config.apply_at == "crop" else ORIGINAL,
+            preprocessing=PreprocessingRecord(**asdict(preprocessing)),
+            view=preprocessing.view if config.apply_at == "crop" else ORIGINAL,
         )
 
     def preparation(
@@ -286,27 +265,28 @@ class ClassificationTask(Task[Classifier]):
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig
     ) -> SamplePicture | None:
         """The first readable photo, or the first model's crop of it."""
-        found = first_readable(items, lambda item: decode(item.image))
-        if found is None or config.apply_at == "original":
-            return found
-        return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
+        picture = first_readable(items, lambda item: decode(item.image))
+        if picture is None or config.apply_at == "original":
+            return picture
+        preprocessing = next(iter(models.values())).preprocessing
+        return replace(picture, pixels=preprocessing.apply(picture.pixels))
 
 
 def _opened(config: TaskConfig) -> Dataset:
     """The data, in the classes of the models.
 
     Raises:
-        UsageError: The models answer in different classes, or the data has others.
+        UsageError: The models have different classes, or the data has others.
     """
     space = _classes(config)
     trained = _were_trained_here(config)
-    given = trained or config.label_space is not None or any(map(names_classes, config.models))
+    is_named = trained or config.label_space is not None or any(map(names_classes, config.models))
     try:
         return open_dataset(
             config.data,
             Classes(
                 space.name,
-                space if given else None,
+                space if is_named else None,
                 config.labels,
                 splits=trained,
                 answers=config.answers,
@@ -318,7 +298,7 @@ def _opened(config: TaskConfig) -> Dataset:
 
 
 def _check_split(config: TaskConfig, dataset: Dataset) -> None:
-    """Refuses `--split` where neither a training nor the data say what is in a part."""
+    """Refuses `--split` if neither a training nor the data define splits."""
     if (
         config.split in ("auto", "all")
         or dataset.evaluated is not None
@@ -333,9 +313,9 @@ def _check_split(config: TaskConfig, dataset: Dataset) -> None:
 
 
 def _check_heads(config: TaskConfig) -> None:
-    """Raises UsageError where weights from a file are for another number of classes than named.
+    """Raises UsageError if weights from a file have another number of classes than the model.
 
-    That explains more than what does not fit between the classes and the data.
+    That is a better explanation than the mismatch of classes and data.
     """
     for request in config.models:
         if request.weights is not None and header_for(request) is None:
@@ -343,11 +323,7 @@ def _check_heads(config: TaskConfig) -> None:
 
 
 def _classes(config: TaskConfig) -> LabelSpace:
-    """The classes that all models tell apart.
-
-    Raises:
-        UsageError: They do not tell the same classes apart, in the same order.
-    """
+    """The classes of all models; raises UsageError if they differ in classes or order."""
     spaces = [answers_in(request) for request in config.models]
     for request, space in zip(config.models, spaces, strict=True):
         if space.ids != spaces[0].ids:

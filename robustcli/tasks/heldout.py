@@ -1,4 +1,4 @@
-"""Which part of the data is evaluated: what no model was trained on, unless the user says else."""
+"""Selects the part of the data to evaluate: by default what no model was trained on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from robustcli.data.splits import read_splits
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.record import EvaluatedPart, MasksRecord
 
-# What a model was trained on, as far as its files tell, so that it is not tested on that.
-
-
 SPLITS_FILE = "splits.csv"
 MaskValues = tuple[str | None, str | None]
 """`--foreground` and `--ignore`, as a user types them."""
@@ -34,30 +31,30 @@ class TrainingData:
 
     Args:
         model: The model, as the user named it.
-        digest: Of the list of images; None where the weights do not say it.
-        parts: Which part each image was in, by id; empty where that file is not there.
-        seen: Of some training images, by id, the SHA-256 of their files, where the weights say it.
-        mask_values: `--foreground` and `--ignore` of the training, where it had them.
+        digest: The digest of its images; None if the weights do not record it.
+        parts: The split of each image by id; empty if that file is missing.
+        file_hashes: The SHA-256 of the files of some training images by id, if recorded.
+        mask_values: `--foreground` and `--ignore` of the training, if it had them.
     """
 
     model: str
     digest: str | None
     parts: Mapping[str, str]
-    seen: Mapping[str, str] = field(default_factory=dict)
+    file_hashes: Mapping[str, str] = field(default_factory=dict)
     mask_values: MaskValues | None = None
 
-    def overlaps(self, index: Dataset) -> bool:
-        """Whether some images of `index` are among those of the training.
+    def overlaps(self, dataset: Dataset) -> bool:
+        """Whether some images of `dataset` are among those of the training.
 
-        Ids are paths inside the data set, so another name or place of its folder changes nothing.
-        But `cat/001.jpg` may be another photo in other data: where files of that name can be
-        compared with those of the training, these decide.
+        Ids are paths inside the data set, so its own path does not matter. But `cat/001.jpg` may be
+        another photo in other data: if the hashes of files of that name are known, these decide.
         """
-        there = [one for one in index.samples if one.image_id in self.seen]
-        if there:
-            return any(_hash(one) == self.seen[one.image_id] for one in there)
-        same = self.digest is not None and self.digest == index.digest
-        return same or any(one.image_id in self.parts for one in index.samples)
+        hashed = [sample for sample in dataset.samples if sample.image_id in self.file_hashes]
+        if hashed:
+            return any(_hash(sample) == self.file_hashes[sample.image_id] for sample in hashed)
+        if self.digest is not None and self.digest == dataset.digest:
+            return True
+        return any(sample.image_id in self.parts for sample in dataset.samples)
 
 
 def _hash(sample: Sample) -> str:
@@ -68,10 +65,10 @@ def _hash(sample: Sample) -> str:
 
 
 def training_data(request: ModelRequest) -> TrainingData | None:
-    """What the model of `request` was trained on; None where nothing tells.
+    """The training data of the model of `request`; None if unknown.
 
-    The weights' own header names the data; `splits.csv` in the run's folder the parts, or a file of
-    that ending beside bundled weights.
+    The header of the weights names the data, `splits.csv` in the run's folder (or a file with that
+    suffix beside bundled weights) the splits.
     """
     place = weights_path(request)
     if place is None:
@@ -79,47 +76,48 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     header = header_beside(weights_in(place))
     folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
     files = [place.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
-    found = next((file for file in files if file.is_file()), None)
-    parts = {} if found is None else read_splits(found)
+    splits_file = next((file for file in files if file.is_file()), None)
+    parts = {} if splits_file is None else read_splits(splits_file)
     if header is None and not parts:
         return None
-    seen = header.seen if isinstance(header, ClassifierHeader) else {}
+    file_hashes = header.seen if isinstance(header, ClassifierHeader) else {}
     digest = None if header is None else header.trained_on
     masks = next((v for v in map(mask_values_of, folders) if v is not None), None)
-    return TrainingData(request.name, digest, parts, seen, masks)
+    return TrainingData(request.name, digest, parts, file_hashes, masks)
 
 
 def mask_values_of(run: Path) -> MaskValues | None:
-    """The options that read the masks as the training in `run` read them; None for none."""
+    """The options that read masks as the training in `run` did; None for none."""
     try:
-        told = json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"].get("masks")
-        masks = MasksRecord.model_validate(told) if told else None
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        plain = record["dataset"].get("masks")
+        masks = MasksRecord.model_validate(plain) if plain else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None  # no run, or a damaged one: whoever reads its record says so
+        return None  # no run, or a damaged one, which reading its record reports
     if masks is None:
         return None
     ignore = ",".join(masks.ignored) or None
-    if masks.background is not None:  # the training told foreground by the masks' own two values
+    if masks.background is not None:  # the training decided by the two values of the masks
         return None if ignore is None else (None, ignore)
     return (NONZERO if masks.foreground is None else ",".join(masks.foreground)), ignore
 
 
 def in_flags(values: MaskValues) -> str:
     """The two options as a user types them."""
-    given = zip(("--foreground", "--ignore"), values, strict=True)
-    return " ".join(f"{flag} {value}" for flag, value in given if value is not None)
+    flags = zip(("--foreground", "--ignore"), values, strict=True)
+    return " ".join(f"{flag} {value}" for flag, value in flags if value is not None)
 
 
 def trainings_of(config: TaskConfig) -> list[TrainingData]:
-    """What the models of `config` were trained on here; nothing is known of other weights."""
-    found = [training_data(request) for request in config.models]
+    """The known training data of the models of `config`."""
+    trainings = [training_data(request) for request in config.models]
     if config.splits_of is not None:
-        found.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
-    return [training for training in found if training is not None]
+        trainings.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
+    return [training for training in trainings if training is not None]
 
 
 def read_parts(run: Path) -> Mapping[str, str]:
-    """The part of each image id in the training run `run`; empty where it does not say.
+    """The split of each image id in the training run `run`; empty without `splits.csv`.
 
     Raises:
         UsageError: Its `splits.csv` is damaged.
@@ -127,100 +125,98 @@ def read_parts(run: Path) -> Mapping[str, str]:
     return read_splits(run / SPLITS_FILE) if (run / SPLITS_FILE).is_file() else {}
 
 
-# Which part of the data is evaluated: what no model was trained on, unless the user says else.
-
-
 @dataclass(frozen=True)
 class ChosenPart:
-    """Some images of the data, and which part of it they are."""
+    """Some images of the data, and their split."""
 
-    index: Dataset
+    dataset: Dataset
     split: EvaluatedPart
 
 
 def choose_part(
-    index: Dataset,
-    wanted: Literal["auto"] | EvaluatedPart,
+    dataset: Dataset,
+    split: Literal["auto"] | EvaluatedPart,
     trainings: Sequence[TrainingData],
     listener: Listener,
 ) -> ChosenPart:
-    """The part of `index` to evaluate.
+    """The part of `dataset` to evaluate.
 
-    `auto` takes the held-out test images where a model was trained on images of `index`, else the
-    part that the owners of the data evaluate on, else all. With several such models these are the
-    images that all of them held out. A named part is that of the trainings, where there are any,
-    else the data's own.
+    `auto` selects the held-out test images if a model was trained on images of `dataset` (of
+    several such models those that all held out), else the split that the owners of the data
+    evaluate on, else all. A named split is that of the trainings, if there are any, else the data's
+    own.
 
     Args:
-        index: The whole data set.
-        wanted: As the user said it.
-        trainings: What the models were trained on.
-        listener: Hears what was taken, and of test images that are none.
+        dataset: The complete data set.
+        split: The value of `--split`.
+        trainings: The training data of the models.
+        listener: Receives the selection, and a warning if training images are evaluated.
 
     Raises:
-        UsageError: Which images are in the part is not known, or there are none.
+        UsageError: The images of the split are unknown, or there are none.
     """
-    known = [training for training in trainings if training.overlaps(index)]
-    if wanted == "auto" and not known and index.evaluated is not None:
-        part = _own(index, index.evaluated)
+    known = [training for training in trainings if training.overlaps(dataset)]
+    if split == "auto" and not known and dataset.evaluated is not None:
+        part = _own_split(dataset, dataset.evaluated)
         listener.say(
-            f"Only the {len(part.samples):,} {index.evaluated} images of `{index.name}` are used, "
-            f"as published, of {len(index.samples):,} (`--split all` takes all)."
+            f"Only the {len(part.samples):,} {dataset.evaluated} images of `{dataset.name}` are "
+            f"used, as published, of {len(dataset.samples):,} (`--split all` takes all)."
         )
-        return ChosenPart(part, index.evaluated)
-    if wanted == "all" or (wanted == "auto" and not known):
+        return ChosenPart(part, dataset.evaluated)
+    if split == "all" or (split == "auto" and not known):
         for training in known:
             listener.say(
                 f"`{training.model}` was trained on some of these images: the numbers flatter it."
             )
-        return ChosenPart(index, "all")
-    split: EvaluatedPart = "test" if wanted == "auto" else wanted
-    part = _of_trainings(index, split, known) if known else _own(index, split)
-    if wanted == "auto":
+        return ChosenPart(dataset, "all")
+    named: EvaluatedPart = "test" if split == "auto" else split
+    part = _of_trainings(dataset, named, known) if known else _own_split(dataset, named)
+    if split == "auto":
         listener.say(
             f"`{known[0].model}` was trained on this data: only the {len(part.samples)} of "
-            f"{len(index.samples)} images that were held out for testing are used "
+            f"{len(dataset.samples)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
-    return ChosenPart(part, split)
+    return ChosenPart(part, named)
 
 
-def _of_trainings(index: Dataset, split: EvaluatedPart, known: Sequence[TrainingData]) -> Dataset:
+def _of_trainings(dataset: Dataset, split: EvaluatedPart, known: Sequence[TrainingData]) -> Dataset:
     for training in known:
         if not training.parts:
             raise _unknown_parts(training)
     ids = frozenset(
-        pair.image_id
-        for pair in index.samples
-        if all(training.parts.get(pair.image_id) == split for training in known)
+        sample.image_id
+        for sample in dataset.samples
+        if all(training.parts.get(sample.image_id) == split for training in known)
     )
     names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in known))
     if not ids:
         raise UsageError(
-            f"No image of `{index.name}` is in the {split} part of {names}.",
-            f"All {len(index.samples)} images here are others, or were used otherwise in training.",
+            f"No image of `{dataset.name}` is in the {split} part of {names}.",
+            f"All {len(dataset.samples)} images here are others, or were used otherwise in "
+            "training.",
             "Name other data, evaluate models of different splits in separate runs, or take "
             "everything with `--split all`.",
         )
-    return _part(index, ids, f"{split} part of {names}")
+    return _part(dataset, ids, f"{split} part of {names}")
 
 
-def _own(index: Dataset, split: EvaluatedPart) -> Dataset:
-    ids = frozenset(pair.image_id for pair in index.samples if pair.split == split)
+def _own_split(dataset: Dataset, split: EvaluatedPart) -> Dataset:
+    ids = frozenset(sample.image_id for sample in dataset.samples if sample.split == split)
     if not ids:
-        given = sorted({pair.split for pair in index.samples if pair.split is not None})
+        splits = sorted({sample.split for sample in dataset.samples if sample.split is not None})
         raise UsageError(
-            f"`--split {split}` finds no images in `{index.name}`.",
-            f"The data has {', '.join(given)}."
-            if given
+            f"`--split {split}` finds no images in `{dataset.name}`.",
+            f"The data has {', '.join(splits)}."
+            if splits
             else "The data is not split, and no model was trained on it.",
             "Leave out `--split`, or name data with the folders or the column that tell.",
         )
-    return _part(index, ids, f"{split} part of the data's own split")
+    return _part(dataset, ids, f"{split} part of the data's own split")
 
 
-def _part(index: Dataset, ids: frozenset[str], words: str) -> Dataset:
-    return index.part(ids, f"{index.subset}, {words}" if index.subset else words)
+def _part(dataset: Dataset, ids: frozenset[str], words: str) -> Dataset:
+    return dataset.part(ids, f"{dataset.subset}, {words}" if dataset.subset else words)
 
 
 def _unknown_parts(training: TrainingData) -> UsageError:

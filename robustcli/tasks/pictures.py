@@ -31,9 +31,6 @@ from robustcli.tasks.record import (
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
-# The outline of a mask, drawn on its image.
-
-
 OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -72,33 +69,30 @@ def _eroded(mask: BoolMask) -> BoolMask:
     return inner & framed[1:-1, 2:]
 
 
-# Small pictures of what each transform does to a few images, kept with the run for its report.
-
-
 LONGEST_SAMPLE = 256  # pixels of the longer side
-MOST_PHOTOS = 6  # images at most
-IMAGES_PER_PHOTO = 20  # of the run: so the pictures take at most a twentieth of its time
-_MOST = 100  # images that are tried
+SAMPLE_PHOTOS = 6  # at most
+IMAGES_PER_PHOTO = 20  # of the run, so that pictures take at most a twentieth of its time
+_MOST_TRIED = 100  # images
 
 
 @dataclass(frozen=True)
 class SamplePicture:
-    """The image to show, (H, W, 3), and where it is drawn in, the mask that moves with it."""
+    """The image to show, (H, W, 3), and for segmenters the mask that moves with it."""
 
     image_id: str
     pixels: Pixels
     mask: NDArray[np.bool_] | None = None
 
     def under(self, cell: TransformCell, seed: int) -> SamplePicture:
-        """What the models see of it under `cell` in the run of seed `seed`."""
+        """The picture that the models see under `cell` in the run with that seed."""
         name, severity = cell.transform.name, cell.severity
-        own = image_seed(seed, name, severity, self.image_id)
+        seed = image_seed(seed, name, severity, self.image_id)
         if self.mask is None:
             changed = cell.transform.for_image(
-                self.pixels, image_id=self.image_id, seed=own, severity=severity
+                self.pixels, image_id=self.image_id, seed=seed, severity=severity
             )
             return SamplePicture(self.image_id, changed)
-        moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=own, severity=severity)
+        moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=seed, severity=severity)
         return SamplePicture(self.image_id, *moved)
 
     def png(self) -> bytes:
@@ -120,14 +114,14 @@ def write_samples(
     items: Sequence[Sample],
     choose: Callable[[Sequence[Sample]], SamplePicture | None],
 ) -> None:
-    """Writes small pictures of a few images under every cell, as far as they are missing.
+    """Writes the missing small pictures of a few images under every cell, for the report.
 
     Args:
         run: The run's folder.
-        cells: What to show.
-        seed: The run's: the pictures are those that the models see.
+        cells: The transforms to show.
+        seed: The run's.
         items: The images of the run.
-        choose: Gives the image to show of some of `items`, or None where there is none.
+        choose: Selects the image to show from a list of items, or None.
     """
     photos, chosen = read_sample_photos(run), dict[str, SamplePicture]()
     if not photos:
@@ -155,8 +149,8 @@ def write_samples(
 
 
 def _first_of_parts(images: int) -> list[int]:
-    """Where the parts of a list begin of each of which a photo is kept."""
-    parts = max(1, min(MOST_PHOTOS, images // IMAGES_PER_PHOTO))
+    """The first index of each part of the list of images, of which one photo is shown."""
+    parts = max(1, min(SAMPLE_PHOTOS, images // IMAGES_PER_PHOTO))
     return [part * images // parts for part in range(parts)] if images else []
 
 
@@ -167,8 +161,8 @@ def _cell(cell: TransformCell) -> Cell:
 def first_readable(
     items: Sequence[Sample], decode: Callable[[Sample], Pixels]
 ) -> SamplePicture | None:
-    """The first of `items` that can be decoded; None where that is none of the first 100."""
-    for item in items[:_MOST]:
+    """The first of the first 100 items that can be decoded, or None."""
+    for item in items[:_MOST_TRIED]:
         try:
             return SamplePicture(item.image_id, decode(item))
         except UnreadableImage:
@@ -179,7 +173,7 @@ def first_readable(
 def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
     """The first of the first 100 pairs that has foreground, else the first readable one."""
     first = None
-    for pair in pairs[:_MOST]:
+    for pair in pairs[:_MOST_TRIED]:
         try:
             image, mask = decode_pair(pair)
             sample = SamplePicture(pair.image_id, image, mask == 1)
@@ -198,15 +192,7 @@ def write_masks(
     pairs: Sequence[Sample],
     segmenters: Mapping[str, Segmenter],
 ) -> None:
-    """Writes the masks that `segmenters` predict for the photos of `write_samples`, if missing.
-
-    Args:
-        run: The run's folder.
-        cells: Under which the photos are shown.
-        seed: The run's.
-        pairs: The images of the run.
-        segmenters: By their names in the run.
-    """
+    """Writes the missing masks that `segmenters` predict for the photos of `write_samples`."""
     for photo in read_sample_photos(run):
         missing = [
             (name, cell)
@@ -225,9 +211,6 @@ def write_masks(
             write_bytes(photo.mask(run, _cell(cell), name), content)
 
 
-# Pictures of the best, the median and the worst cases of a segmenter, for its report.
-
-
 OF_EACH = 2
 LONGEST_PANEL = 512  # pixels of the longer side of a picture
 
@@ -238,13 +221,9 @@ def update_panels(
     segmenters: Mapping[str, Segmenter],
     rows: Callable[[str], pd.DataFrame],
 ) -> list[Panel]:
-    """The panels of the run, those of `segmenters` drawn anew where their choice has changed.
+    """The panels of the run; those of `segmenters` are drawn again if their choice has changed.
 
-    Args:
-        run: The run's folder.
-        pairs: The images of the run.
-        segmenters: By their names in the run.
-        rows: The rows of a segmenter on untransformed images, by its name.
+    `rows` are those of a segmenter on untransformed images, by its name.
     """
     drawn, by_id = read_panels(run), {pair.image_id: pair for pair in pairs}
     for name, segmenter in segmenters.items():
@@ -263,16 +242,13 @@ def update_panels(
 def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
     """The cases to show, best first: up to OF_EACH of each rank, no image twice.
 
-    A group stands in the order by the dice of its image with the most foreground, so that each case
-    is another patient and shows something. Groups without foreground are left out.
-
-    Args:
-        model: Whose rows they are.
-        rows: Of untransformed images (columns: `metrics.columns.MASK_SCHEMA`).
+    `rows` are the model's of untransformed images (columns: `MASK_SCHEMA`). Groups are ordered by
+    the dice of their image with the most foreground, so that each case is another patient and shows
+    something. Groups without foreground are left out.
     """
-    found = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
-    found = found[found["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])
-    cases = found.drop_duplicates("group").sort_values(
+    images = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
+    images = images[images["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])
+    cases = images.drop_duplicates("group").sort_values(
         ["dice", "image_id"], ascending=[False, True]
     )
     return [
@@ -289,22 +265,22 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
 
 
 def _places(count: int) -> list[tuple[CaseRank, int, int]]:
-    """Rank, number and place of the cases to show among `count` in falling order."""
+    """Rank, number and index of the cases to show among `count` in falling order."""
     near_median = sorted(range(count), key=lambda place: (abs(place - (count - 1) / 2), place))
     orders: dict[CaseRank, list[int]] = {
         "best": list(range(count)),
         "worst": list(range(count))[::-1],
         "median": near_median,
     }
-    taken: set[int] = set()
+    used: set[int] = set()
     chosen: list[tuple[CaseRank, int, int]] = []
     for number in range(1, OF_EACH + 1):
         for rank, order in orders.items():
-            place = next((place for place in order if place not in taken), None)
+            place = next((place for place in order if place not in used), None)
             if place is not None:
-                taken.add(place)
+                used.add(place)
                 chosen.append((rank, number, place))
-    return sorted(chosen, key=lambda one: one[2])
+    return sorted(chosen, key=lambda case: case[2])
 
 
 def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:

@@ -1,14 +1,12 @@
-"""The evaluation of segmenters: how images and masks become inputs, and answers become rows."""
+"""The evaluation of segmenters: the inputs from images and masks, and the rows from predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -32,10 +30,12 @@ from robustcli.tasks.base import (
     Batch,
     ConfigT,
     Data,
+    FinishedRows,
     Preparation,
     Prepared,
     Row,
     Task,
+    announce_default,
     facts_record,
     measure,
     pool_of,
@@ -55,23 +55,19 @@ from robustcli.tasks.record import (
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
-# How far the outlines of two masks lie apart: 95 % Hausdorff distance and surface dice.
-#
-# Source: MONAI, `compute_hausdorff_distance` and `compute_surface_dice`: an outline are the pixels
-# of a mask with a neighbour (of four) outside it or outside the image.
-
-
 PERCENTILE = 95
 BOUNDARY_TOLERANCE = 2.0  # pixels
 
 
 @dataclass(frozen=True)
 class SurfaceDistance:
-    """The two outlines against each other.
+    """The distance of two outlines: pixels with a neighbour (of four) outside the mask or image.
 
     Args:
         hd95: The larger of the two 95th percentiles of the distances from one to the other, pixels.
-        boundary_dice: Share of both outlines that lies within BOUNDARY_TOLERANCE of the other.
+        boundary_dice: Share of both outlines within BOUNDARY_TOLERANCE of the other.
+
+    Source: MONAI, `compute_hausdorff_distance` and `compute_surface_dice`.
     """
 
     hd95: float
@@ -79,27 +75,24 @@ class SurfaceDistance:
 
 
 def surface_distance(prediction: BoolMask, truth: BoolMask) -> SurfaceDistance | None:
-    """The distance of two masks (H, W); None where one has no pixel, and so no outline.
-
-    MONAI would give infinity or NaN then, with a warning.
-    """
+    """The distance of two masks (H, W); None if one is empty (MONAI returns infinity or NaN)."""
     if not (prediction.any() and truth.any()):
         return None
     box = _box(prediction | truth)
     both = _distances(prediction[box], truth[box])
-    hd95 = max(float(torch.quantile(one, PERCENTILE / 100)) for one in both)
-    near = sum(int((one <= BOUNDARY_TOLERANCE).sum()) for one in both)
+    hd95 = max(float(torch.quantile(distances, PERCENTILE / 100)) for distances in both)
+    near = sum(int((distances <= BOUNDARY_TOLERANCE).sum()) for distances in both)
     return SurfaceDistance(hd95, near / sum(map(len, both)))
 
 
-def _distances(one: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:
-    """From each pixel of one outline to the nearest of the other, and back, in pixels.
+def _distances(mask: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:
+    """The distances from each pixel of one outline to the other outline, and back, in pixels.
 
-    Both measures come from these: MONAI's own two functions would find them twice.
+    Both measures use them; MONAI's own two functions would compute them twice.
     """
     from monai.metrics.utils import get_edge_surface_distance
 
-    first, second = torch.from_numpy(one.copy()), torch.from_numpy(other.copy())
+    first, second = torch.from_numpy(mask.copy()), torch.from_numpy(other.copy())
     # MONAI 1.5 and 1.6 warn of an argument (`always_return_as_numpy`) that they pass themselves.
     with silenced("monai.utils.deprecate_utils"):
         _, distances, _ = get_edge_surface_distance(first, second, symmetric=True)
@@ -107,21 +100,12 @@ def _distances(one: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:
 
 
 def _box(mask: BoolMask) -> tuple[slice, slice]:
-    """The smallest box that holds the mask: outlines and distances in it are the same, and cheap.
+    """The bounding box of the mask, in which outlines and distances are the same, but cheap.
 
-    A pixel beside the box's edge has, beyond that edge, either background or the image's end, and
-    MONAI takes both for the outside.
+    Beyond the edge of the box is background or the end of the image, both outside for MONAI.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
-# A segmenter's inputs: images transformed at their own size, their masks moved along.
-#
-# A geometric transform moves the mask with the image's own parameters (nearest neighbour). What it
-# brings into view from outside the image (the corners of a rotation) is background in the mask, so
-# those pixels count: a model that sees foreground in them is wrong. The other transforms leave the
-# mask as it is. Where a transform changes the size of the image, the mask changes with it.
 
 
 MaskOrIgnore = NDArray[Any]  # (H, W): bool, or uint8 with pixels to ignore, see `masks.decode_mask`
@@ -129,7 +113,7 @@ MaskOrIgnore = NDArray[Any]  # (H, W): bool, or uint8 with pixels to ignore, see
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """Images of any sizes, the true mask of each at its size, and the group it belongs to."""
+    """Images of any sizes, the true mask of each at its size, and its group."""
 
     groups: list[str]
     images: list[Pixels]
@@ -138,23 +122,19 @@ class MaskedImages:
 
 @dataclass(frozen=True)
 class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
-    """Pairs to masked images.
+    """Transforms images at their own size, and their masks with them.
 
-    Args:
-        transforms: By cell.
-        seed: The run's.
+    A geometric transform moves the mask with the image's parameters (nearest neighbour), also to
+    another size. What comes into view from outside the image (the corners of a rotation) is
+    background in the mask, so foreground that a model predicts there is wrong. Other transforms
+    keep the mask.
     """
 
     transforms: Mapping[Cell, TransformCell]
     seed: int
 
     def decode(self, item: Sample) -> tuple[Pixels, MaskOrIgnore]:
-        """The pixels of the image and its mask.
-
-        Raises:
-            UnreadableImage: One of the two cannot be decoded.
-            UsageError: The two do not fit, or the mask has more than two values.
-        """
+        """See `masks.decode_pair`."""
         return decode_pair(item)
 
     def prepare(
@@ -168,8 +148,8 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
         """The transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
         for cell in models:
-            made = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
-            images, masks = [image for image, _ in made], [mask for _, mask in made]
+            moved = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
+            images, masks = [image for image, _ in moved], [mask for _, mask in moved]
             measures = {v: list(map(measure, clean, images)) for v in views[cell]}
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
@@ -181,16 +161,8 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
         return transform.apply_with_mask(*decoded, seed=seed, severity=cell.severity)
 
 
-# A segmenter's answers as rows: pixel counts and distances of outlines.
-
-
 class MaskRows:
-    """One segmenter answering batches of masked images.
-
-    Args:
-        segmenter: On its device.
-        tolerance: Of the data, in pixels; None for data without.
-    """
+    """Predicts batches of masked images with a segmenter; `tolerance` is that of the data."""
 
     def __init__(self, segmenter: Segmenter, tolerance: int | None = None) -> None:
         self.tolerance = tolerance
@@ -198,106 +170,97 @@ class MaskRows:
 
     @property
     def cost(self) -> ModelCost:
-        """What its forward passes took; comparing the masks is not in it."""
+        """The cost of its forward passes, without the comparison of masks."""
         return self.forward.cost
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
         """One row an image (columns: `mask_schema`)."""
-        found = [mask for piece in self.forward(batch.inputs.images) for mask in piece]
-        both = zip(batch.image_ids, batch.inputs.groups, found, batch.inputs.masks, strict=True)
+        inputs = batch.inputs
+        masks = [mask for piece in self.forward(inputs.images) for mask in piece]
+        images = zip(batch.image_ids, inputs.groups, masks, inputs.masks, strict=True)
         return [
-            {"image_id": name, "group": group, **mask_row(prediction, truth, self.tolerance)}
-            for name, group, prediction, truth in both
+            {"image_id": image_id, "group": group, **mask_row(mask, truth, self.tolerance)}
+            for image_id, group, mask, truth in images
         ]
 
 
 def mask_row(prediction: MaskOrIgnore, truth: MaskOrIgnore, tolerance: int | None = None) -> Row:
-    """What a row says of a predicted and a true mask, both (H, W).
+    """The columns of a row for a predicted and a true mask, both (H, W).
 
     Args:
-        prediction: Where foreground was found.
-        truth: Where it is: bool, or uint8 with 0, 1 and IGNORED. Ignored pixels are in no count,
-            and outlines are those of what is left.
-        tolerance: In pixels, for the counts of `relaxed`; None leaves them out.
+        prediction: The predicted mask.
+        truth: The true mask: bool, or uint8 with 0, 1 and IGNORED. Ignored pixels are neither
+            counted nor part of outlines.
+        tolerance: In pixels, for the counts of relaxed scores; None leaves them out.
     """
     counted = np.ones(truth.shape, bool) if truth.dtype == bool else truth != IGNORED
     prediction, truth = prediction & counted, truth == 1
     outlines = surface_distance(prediction, truth)
     row: Row = {
-        "tp": _pixels(prediction & truth),
-        "fp": _pixels(prediction & ~truth),
-        "fn": _pixels(~prediction & truth),
-        "tn": _pixels(~prediction & ~truth & counted),
+        "tp": int(np.count_nonzero(prediction & truth)),
+        "fp": int(np.count_nonzero(prediction & ~truth)),
+        "fn": int(np.count_nonzero(~prediction & truth)),
+        "tn": int(np.count_nonzero(~prediction & ~truth & counted)),
         "hd95": None if outlines is None else outlines.hd95,
         "boundary_dice": None if outlines is None else outlines.boundary_dice,
     }
     return row if tolerance is None else row | near_counts(prediction, truth, tolerance)
 
 
-def _pixels(mask: NDArray[np.bool_]) -> int:
-    return int(np.count_nonzero(mask))
-
-
-# Segmenters: foreground and background of every pixel, dice and IoU.
-
-
 class SegmentationTask(Task[Segmenter]):
-    """Where something is in an image."""
+    """Segmentation: foreground or background for each pixel."""
 
     name: ClassVar[TaskName] = "seg"
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 16, "cpu": 8}
 
     def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
-        for what, why, todo in _senseless(config):
+        for what, why, todo in _meaningless(config):
             raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
         """Reads the masks of the images of a training as that training read them.
 
-        Only where the user says nothing of their values, and only on these images: in other data
-        the same value may mean something else.
+        Only if the user sets no values, and only for these images: in other data the same value may
+        have another meaning.
         """
         if config.foreground is not None or config.ignore is not None:
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]
-        index = (
-            config.dataset or open_dataset(config.data, Masks(surveyed=False))
-            if trainings
-            else None
-        )
-        known = [one for one in trainings if index is not None and one.overlaps(index)]
-        said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
-        if not said:
+        if not trainings:
             return config
-        if len(said) > 1:
-            (first, one), (second, other) = list(said.items())[:2]
+        dataset = config.dataset or open_dataset(config.data, Masks(surveyed=False))
+        by_flags = {
+            in_flags(training.mask_values): training
+            for training in trainings
+            if training.mask_values is not None and training.overlaps(dataset)
+        }
+        if not by_flags:
+            return config
+        if len(by_flags) > 1:
+            (first, training), (second, other) = list(by_flags.items())[:2]
             raise UsageError(
-                f"`{one.model}` and `{other.model}` read the masks of this data differently.",
+                f"`{training.model}` and `{other.model}` read the masks of this data differently.",
                 f"One was trained with `{first}`, the other with `{second}`.",
                 "Say how they are to be read here, with `--foreground` and `--ignore`.",
             )
-        ((flags, training),) = said.items()
-        assert training.mask_values is not None, "they were chosen by it"
+        ((flags, training),) = by_flags.items()
+        assert training.mask_values is not None, "they were selected by it"
         listener.say(f"Masks are read as in the training of `{training.model}`: `{flags}`.")
         foreground, ignore = training.mask_values
         return replace(config, foreground=foreground, ignore=ignore)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = config.dataset or open_dataset(config.data, Masks(config.foreground, config.ignore))
-        for note in whole.notes:
+        masks = Masks(config.foreground, config.ignore)
+        opened = config.dataset or open_dataset(config.data, masks)
+        for note in opened.notes:
             listener.say(note)
-        if config.data is None:
-            kind = " (a demonstration set)" if whole.demonstration else ""
-            listener.say(
-                f"No --data: using {whole.name}{kind}, {len(whole.samples)} images, "
-                f"{whole.location}."
-            )
-        part = choose_part(whole, config.split, trainings_of(config), listener)
-        index = select_subset(part.index, config)
-        record, pool = dataset_record(index), pool_of(part.index)
-        return Data(index.samples, record, pool, index.grouping, part.split)
+        announce_default(opened, config, listener)
+        part = choose_part(opened, config.split, trainings_of(config), listener)
+        dataset = select_subset(part.dataset, config)
+        record, pool = dataset_record(dataset), pool_of(part.dataset)
+        return Data(dataset.samples, record, pool, dataset.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
         """See `Task.load`."""
@@ -338,22 +301,15 @@ class SegmentationTask(Task[Segmenter]):
         """The first image with foreground; its outline is drawn on every picture."""
         return first_pair(items)
 
-    def finish(
-        self,
-        run: Path,
-        data: Data,
-        models: Mapping[str, Segmenter],
-        rows: Callable[[str], pd.DataFrame],
-        cells: Collection[TransformCell],
-        seed: int,
-    ) -> None:
+    def finish(self, finished: FinishedRows[Segmenter]) -> None:
         """Draws the best, median and worst cases of each model, and its masks of the samples."""
-        update_panels(run, data.items, models, rows)
-        write_masks(run, cells, seed, data.items, models)
+        run, items, models = finished.run, finished.data.items, finished.models
+        update_panels(run, items, models, finished.clean_rows)
+        write_masks(run, finished.cells, finished.seed, items, models)
 
 
-def _senseless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
-    """The settings that mean nothing to a segmenter: what, why, what to do."""
+def _meaningless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
+    """The settings without meaning for a segmenter: what, why, what to do."""
     if config.per_class is not None:
         yield (
             f"--per-class {config.per_class}",

@@ -43,7 +43,7 @@ def chosen(index=INDEX, wanted="auto", trainings=(RUN,)):
     """The ids, the split and what was said."""
     heard = Heard()
     part = choose_part(index, wanted, trainings, heard)
-    return [pair.image_id for pair in part.index.samples], part.split, heard.lines
+    return [pair.image_id for pair in part.dataset.samples], part.split, heard.lines
 
 
 def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
@@ -53,13 +53,13 @@ def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
         "`run` was trained on this data: only the 2 of 10 images that were held out for testing "
         "are used (`--split all` takes all)."
     ]
-    assert choose_part(INDEX, "auto", [RUN], Heard()).index.subset == "test part of `run`"
+    assert choose_part(INDEX, "auto", [RUN], Heard()).dataset.subset == "test part of `run`"
 
 
 def test_the_ids_decide_where_the_list_is_another_one():
     part = replace(INDEX, samples=INDEX.samples[:9], subset="nine")
     assert chosen(part)[0] == ["8.png"]
-    assert choose_part(part, "auto", [RUN], Heard()).index.subset == "nine, test part of `run`"
+    assert choose_part(part, "auto", [RUN], Heard()).dataset.subset == "nine, test part of `run`"
 
 
 def test_models_of_other_data_and_of_none_take_everything_silently():
