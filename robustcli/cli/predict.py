@@ -54,7 +54,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     if as_json:
         print_document(str(out), [str(mask) for mask in done.masks])
     elif not quiet:
-        click.echo(f"{len(done.masks)} masks in `{out}`, {done.kept} of them from before.")
+        click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of them from before.")
 
 
 def _segmenter(values: dict[str, Any]) -> Segmenter:

@@ -371,18 +371,18 @@ def _not_two(
     likely = [value for value in values if value not in (0, ignorable)]
     example = shown_value(likely[-1] if likely else values[-1]) if values else "255"
     in_shell = f"'{example}'" if example.startswith("#") else example
-    ways = [f"Name what is to be found, such as `--foreground {in_shell}` (`1,2` for several, "
+    hints = [f"Name what is to be found, such as `--foreground {in_shell}` (`1,2` for several, "
             f"`{NONZERO}` for all that is not 0); everything else is then background."]  # fmt: skip
     if ignorable is not None:
-        ways.append(
+        hints.append(
             f"`--ignore {shown_value(ignorable)}` leaves that value out of training and scores."
         )
     else:
-        ways.append("`--ignore VALUE` leaves a value out of training and scores.")
+        hints.append("`--ignore VALUE` leaves a value out of training and scores.")
     return UsageError(
         f"Which value of the masks of `{location}` is the foreground is not known.",
         f"Their values (share of the pixels): {_shares(counts)}.{' ' + why if why else ''}",
-        " ".join(ways),
+        " ".join(hints),
     )
 
 

@@ -153,7 +153,7 @@ def default_data(label_space: str) -> DefaultData:
     for dataset in fitting:
         if dataset.default_for:
             return DefaultData(dataset.name, "bundled")
-    ways = [
+    options = [
         "--data DIR",
         f"{variable}=DIR in the environment, or `{label_space}" + ' = "DIR"` below `[data]` in '
         f"`{SETTINGS}`",
@@ -162,7 +162,7 @@ def default_data(label_space: str) -> DefaultData:
     raise UsageError(
         f"No data is named for the label space `{label_space}`.",
         "None comes with robust, and none is set.",
-        "Name some in one of these ways:\n" + "\n".join(f"  {way}" for way in ways),
+        "Name some in one of these ways:\n" + "\n".join(f"  {option}" for option in options),
     )
 
 

@@ -24,7 +24,7 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
 from robustcli.data.tables import Say, unheard
 from robustcli.tasks.forward import Forward
-from robustcli.tasks.pictures import Pixels, overlaid
+from robustcli.tasks.pictures import RGBPixels, overlaid
 
 OVERLAY = "_overlay"
 _MASK = "_mask"  # suffix of a true mask beside its image, as in the LGG set
@@ -134,7 +134,7 @@ class PredictedMasks:
     """All masks, in the order of the images, and how many of them existed before."""
 
     masks: tuple[Path, ...]
-    kept: int
+    existing: int
 
 
 def predict_masks(
@@ -255,9 +255,9 @@ def _tag_of(path: Path) -> str | None:
 
 def _batches(
     jobs: Sequence[Job], unreadable: list[tuple[Path, str]]
-) -> Iterator[list[tuple[Job, Pixels]]]:
+) -> Iterator[list[tuple[Job, RGBPixels]]]:
     """The decoded images in batches; those that cannot be decoded are added to `unreadable`."""
-    batch: list[tuple[Job, Pixels]] = []
+    batch: list[tuple[Job, RGBPixels]] = []
     for job in jobs:
         try:
             batch.append((job, decode(FileRef(job.image.name, job.image))))
@@ -272,7 +272,7 @@ def _batches(
         yield batch
 
 
-def _write(job: Job, pixels: Pixels, mask: NDArray[np.bool_], tag: str) -> None:
+def _write(job: Job, pixels: RGBPixels, mask: NDArray[np.bool_], tag: str) -> None:
     """Writes the overlay before the mask, so that an existing mask has its overlay."""
     tag = f"{tag} {_image_hash(job.image)}"
     if job.overlay is not None:
@@ -280,7 +280,7 @@ def _write(job: Job, pixels: Pixels, mask: NDArray[np.bool_], tag: str) -> None:
     write_bytes(job.mask, _png(np.where(mask, 255, 0).astype(np.uint8), tag))
 
 
-def _png(pixels: Pixels, tag: str) -> bytes:
+def _png(pixels: RGBPixels, tag: str) -> bytes:
     text, content = PngInfo(), io.BytesIO()
     text.add_text(_TAG, tag)
     Image.fromarray(pixels).save(content, "PNG", pnginfo=text)

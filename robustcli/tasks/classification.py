@@ -43,7 +43,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, trainings_of
-from robustcli.tasks.pictures import Pixels, SamplePicture, first_readable
+from robustcli.tasks.pictures import RGBPixels, SamplePicture, first_readable
 from robustcli.tasks.record import (
     DatasetRecord,
     ModelCost,
@@ -65,7 +65,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class ViewPreparation(Preparation[Sample, Pixels, Views]):
+class ViewPreparation(Preparation[Sample, RGBPixels, Views]):
     """Transforms images, then resizes and crops them as each model does.
 
     `preprocessing` is by the name of its view. With `at_crop` transforms act on the views instead
@@ -78,14 +78,14 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
     seed: int
     at_crop: bool
 
-    def decode(self, item: Sample) -> Pixels:
+    def decode(self, item: Sample) -> RGBPixels:
         """The pixels of the image, (H, W, 3)."""
         return decode(item.image)
 
     def prepare(
         self,
         items: Sequence[Sample],
-        decoded: Sequence[Pixels],
+        decoded: Sequence[RGBPixels],
         *,
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
@@ -108,8 +108,8 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
             yield Prepared(cell, Views(targets, also, stacked), measures)
 
     def _apply_all(
-        self, cell: Cell, ids: list[str], images: list[Pixels], view: str
-    ) -> list[Pixels]:
+        self, cell: Cell, ids: list[str], images: list[RGBPixels], view: str
+    ) -> list[RGBPixels]:
         transform, transformed = self.transforms[cell].transform, []
         for image_id, image in zip(ids, images, strict=True):
             seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
@@ -127,14 +127,14 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
                 )
         return transformed
 
-    def _fit_all(self, view: str, images: list[Pixels], cell: Cell = CLEAN) -> list[Pixels]:
+    def _fit_all(self, view: str, images: list[RGBPixels], cell: Cell = CLEAN) -> list[RGBPixels]:
         preprocessing, transform_cell = self.preprocessing[view], self.transforms.get(cell)
         precropped = transform_cell is not None and transform_cell.transform.precropped
         fit = preprocessing.apply_to_crop if precropped else preprocessing.apply
         return [fit(image) for image in images]
 
 
-def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
+def _stack(images: list[RGBPixels], preprocessing: Preprocessing) -> Tensor:
     """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
     side = preprocessing.crop
     stacked = np.empty((len(images), preprocessing.channels, side, side), np.uint8)

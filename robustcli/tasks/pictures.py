@@ -33,10 +33,10 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
-Pixels = NDArray[np.uint8]  # (H, W, 3)
+RGBPixels = NDArray[np.uint8]  # (H, W, 3)
 
 
-def outlined(image: Pixels, mask: BoolMask) -> Pixels:
+def outlined(image: RGBPixels, mask: BoolMask) -> RGBPixels:
     """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
     The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
@@ -46,7 +46,7 @@ def outlined(image: Pixels, mask: BoolMask) -> Pixels:
     return drawn
 
 
-def overlaid(image: Pixels, mask: BoolMask) -> Pixels:
+def overlaid(image: RGBPixels, mask: BoolMask) -> RGBPixels:
     """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in OUTLINE_COLOUR."""
     tinted = image.copy()
     tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(OUTLINE_COLOUR)).astype(
@@ -80,7 +80,7 @@ class SamplePicture:
     """The image to show, (H, W, 3), and for segmenters the mask that moves with it."""
 
     image_id: str
-    pixels: Pixels
+    pixels: RGBPixels
     mask: NDArray[np.bool_] | None = None
 
     def under(self, cell: TransformCell, seed: int) -> SamplePicture:
@@ -159,7 +159,7 @@ def _cell(cell: TransformCell) -> Cell:
 
 
 def first_readable(
-    items: Sequence[Sample], decode: Callable[[Sample], Pixels]
+    items: Sequence[Sample], decode: Callable[[Sample], RGBPixels]
 ) -> SamplePicture | None:
     """The first of the first 100 items that can be decoded, or None."""
     for item in items[:_MOST_TRIED]:

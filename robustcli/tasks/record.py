@@ -18,10 +18,10 @@ from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.transforms.base import Cell
 
 EvaluatedPart = Literal["all", "train", "val", "test"]
-RecordT = TypeVar("RecordT", bound=Record)
+ListedT = TypeVar("ListedT", bound=Record)
 
 
-class RecordList(Generic[RecordT]):
+class RecordList(Generic[ListedT]):
     """A JSON file in a run's folder that holds a list of records.
 
     Args:
@@ -30,10 +30,10 @@ class RecordList(Generic[RecordT]):
         remedy: What the user can do if the file is damaged.
     """
 
-    def __init__(self, record: type[RecordT], path: str, remedy: str) -> None:
+    def __init__(self, record: type[ListedT], path: str, remedy: str) -> None:
         self._records, self._path, self._remedy = TypeAdapter(list[record]), path, remedy  # type: ignore[valid-type]
 
-    def read(self, run: Path) -> list[RecordT]:
+    def read(self, run: Path) -> list[ListedT]:
         """The records of `run`; an empty list without a file."""
         path = run / self._path
         if not path.is_file():
@@ -41,7 +41,7 @@ class RecordList(Generic[RecordT]):
         with reading(path, self._remedy):
             return self._records.validate_json(path.read_bytes())
 
-    def write(self, run: Path, records: list[RecordT]) -> None:
+    def write(self, run: Path, records: list[ListedT]) -> None:
         """Writes the file durably."""
         write_bytes(run / self._path, self._records.dump_json(records, indent=2) + b"\n")
 

@@ -44,7 +44,13 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
-from robustcli.tasks.pictures import Pixels, SamplePicture, first_pair, update_panels, write_masks
+from robustcli.tasks.pictures import (
+    RGBPixels,
+    SamplePicture,
+    first_pair,
+    update_panels,
+    write_masks,
+)
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
@@ -116,12 +122,12 @@ class MaskedImages:
     """Images of any sizes, the true mask of each at its size, and its group."""
 
     groups: list[str]
-    images: list[Pixels]
+    images: list[RGBPixels]
     masks: list[MaskOrIgnore]
 
 
 @dataclass(frozen=True)
-class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
+class PairPreparation(Preparation[Sample, tuple[RGBPixels, MaskOrIgnore], MaskedImages]):
     """Transforms images at their own size, and their masks with them.
 
     A geometric transform moves the mask with the image's parameters (nearest neighbour), also to
@@ -133,14 +139,14 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
     transforms: Mapping[Cell, TransformCell]
     seed: int
 
-    def decode(self, item: Sample) -> tuple[Pixels, MaskOrIgnore]:
+    def decode(self, item: Sample) -> tuple[RGBPixels, MaskOrIgnore]:
         """See `masks.decode_pair`."""
         return decode_pair(item)
 
     def prepare(
         self,
         items: Sequence[Sample],
-        decoded: Sequence[tuple[Pixels, MaskOrIgnore]],
+        decoded: Sequence[tuple[RGBPixels, MaskOrIgnore]],
         *,
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
@@ -154,8 +160,8 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
     def _move(
-        self, cell: Cell, item: Sample, decoded: tuple[Pixels, MaskOrIgnore]
-    ) -> tuple[Pixels, MaskOrIgnore]:
+        self, cell: Cell, item: Sample, decoded: tuple[RGBPixels, MaskOrIgnore]
+    ) -> tuple[RGBPixels, MaskOrIgnore]:
         seed = image_seed(self.seed, cell.transform, cell.severity, item.image_id)
         transform = self.transforms[cell].transform
         return transform.apply_with_mask(*decoded, seed=seed, severity=cell.severity)

@@ -43,7 +43,7 @@ def read(path):
 
 def test_masks_have_the_size_and_name_of_their_images(index, images, otsu, tmp_path):
     made = predict_masks(otsu, [images], tmp_path / "out")
-    assert (len(made.masks), made.kept) == (9, 0)
+    assert (len(made.masks), made.existing) == (9, 0)
     for pair in index.samples:
         mask = read(tmp_path / "out" / pair.image.path.name)
         image, _ = decode_pair(pair)
@@ -69,17 +69,19 @@ def test_the_same_call_again_does_what_is_missing(images, otsu, tmp_path, monkey
     monkeypatch.setattr(
         prediction, "write_bytes", lambda p, c: written.append(p.name) or real(p, c)
     )
-    assert predict_masks(otsu, [images], out).kept == 8
+    assert predict_masks(otsu, [images], out).existing == 8
     assert written == ["bea-1.png"]
     after = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     assert {n for n in before if before[n] != after[n]} == {"bea-1.png"}
-    assert predict_masks(otsu, [images], out, fresh=True).kept == 0
+    assert predict_masks(otsu, [images], out, fresh=True).existing == 0
     assert len(written) == 10
 
 
 def test_overlays_that_are_asked_for_later_are_added(images, otsu, tmp_path):
     predict_masks(otsu, [images / "ann-0.png"], tmp_path / "out")
-    assert predict_masks(otsu, [images / "ann-0.png"], tmp_path / "out", overlays=True).kept == 0
+    assert (
+        predict_masks(otsu, [images / "ann-0.png"], tmp_path / "out", overlays=True).existing == 0
+    )
     assert (tmp_path / "out" / "ann-0_overlay.png").exists()
 
 
@@ -94,7 +96,7 @@ def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, other):
         changed = Segmenter(otsu.network, settings, otsu.facts)
     with pytest.raises(UsageError, match="was made by another model or with other settings"):
         predict_masks(changed, [images / "ann-0.png"], out)
-    assert predict_masks(changed, [images / "ann-0.png"], out, fresh=True).kept == 0
+    assert predict_masks(changed, [images / "ann-0.png"], out, fresh=True).existing == 0
 
 
 def test_masks_of_other_images_of_the_same_names_are_refused(images, otsu, tmp_path):
@@ -102,12 +104,12 @@ def test_masks_of_other_images_of_the_same_names_are_refused(images, otsu, tmp_p
     out = tmp_path / "out"
     other = shutil.copytree(images, tmp_path / "other")
     predict_masks(otsu, [images], out)
-    assert predict_masks(otsu, [other], out).kept == 9, "a copy is the same images"
+    assert predict_masks(otsu, [other], out).existing == 9, "a copy is the same images"
     first = sorted(other.glob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
     with pytest.raises(UsageError, match="is the mask of another image"):
         predict_masks(otsu, [other], out)
-    assert predict_masks(otsu, [other], out, fresh=True).kept == 0
+    assert predict_masks(otsu, [other], out, fresh=True).existing == 0
 
 
 @pytest.mark.parametrize("fresh", [False, True])
