@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.labels import LabelSpace, label_space
@@ -39,6 +41,17 @@ def with_masks(*counts: int, splits: Sequence[str | None] = ()) -> Dataset:
         for number in range(count)
     ]  # fmt: skip
     return Dataset("set", "place", tuple(samples), grouping="patient", available=len(samples))
+
+
+def load_recipe(name: str) -> ModuleType:
+    """The module `recipes/NAME.py`."""
+    file = Path(__file__).parents[2] / "recipes" / f"{name}.py"
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def ids(dataset: Dataset) -> list[str]:

@@ -48,9 +48,6 @@ def files():
     return {name: jpeg(name) for name in NAMES}
 
 
-# Zips.
-
-
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_has_what_its_folder_has(tmp_path, files, method):
     path = write_zip(tmp_path / "photos.zip", files, method)
@@ -146,9 +143,6 @@ def test_damaged_deflated_bytes_are_an_unreadable_image(tmp_path):
         decode(file)
 
 
-# Tars of every compression.
-
-
 @pytest.mark.parametrize("suffix", [".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".TAR.XZ"])
 def test_compressed_tars_have_what_the_plain_one_has(tmp_path, files, suffix):
     plain = write_tar(tmp_path / "photos.tar", files)
@@ -165,9 +159,6 @@ def test_compressed_tars_have_what_the_plain_one_has(tmp_path, files, suffix):
     (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UsageError, match="cannot be read as a tar archive"):
         list_tar(tmp_path / f"cut{suffix}")
-
-
-# WebDataset.
 
 
 def test_ranges_of_shards_are_expanded_in_order():
@@ -227,9 +218,6 @@ def test_unclear_keys_of_shards_are_named(tmp_path, content, named):
     write_tar(tmp_path / "s-0.tar", content)
     with pytest.raises(UsageError, match=named):
         open_dataset(str(tmp_path / "s-{0..0}.tar"), Classes("cifar10", "cifar10"))
-
-
-# Tiny ImageNet.
 
 
 @pytest.fixture(params=["folder", "zip", "outer"])

@@ -171,11 +171,6 @@ def test_every_cut_of_a_pickle_is_an_error_in_words():
             read_pickle(content[:end], "file")
 
 
-def broken(folder, **changes):
-    known = {"labels": LABELS, "data": planar(TEST)} | changes
-    (folder / "test_batch").write_bytes(python2_pickle(known))
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -188,31 +183,25 @@ def broken(folder, **changes):
 )
 def test_what_is_not_as_published_is_named(tmp_path, changes, named):
     folder = write_cifar10(tmp_path, TEST, LABELS)
-    broken(folder, **changes)
+    content = {"labels": LABELS, "data": planar(TEST)} | changes
+    (folder / "test_batch").write_bytes(python2_pickle(content))
     with pytest.raises(UsageError, match=named):
         opened(folder)
 
 
-def test_a_missing_batch_is_named(tmp_path):
-    folder = write_cifar10(tmp_path, TEST, LABELS)
-    (folder / "data_batch_3").unlink()
-    with pytest.raises(UsageError, match="Missing: `data_batch_3`"):
-        opened(folder)
-
-
-def test_a_binary_file_of_odd_length_is_refused(tmp_path):
-    folder = write_cifar10_binary(tmp_path, TEST, LABELS)
-    with (folder / "test_batch.bin").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(UsageError, match=r"no multiple of 3,073"):
-        opened(folder)
-
-
-def test_a_folder_that_holds_the_files_twice_is_ambiguous(tmp_path):
-    write_cifar10(tmp_path / "a", TEST, LABELS)
+def test_missing_batches_odd_lengths_and_two_copies_are_refused(tmp_path):
+    folder = write_cifar10(tmp_path / "a", TEST, LABELS)
+    binary = write_cifar10_binary(tmp_path / "binary", TEST, LABELS)
     write_cifar10(tmp_path / "b", TEST, LABELS)
     with pytest.raises(UsageError, match="holds CIFAR's files 2 times"):
         opened(tmp_path)
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(UsageError, match="Missing: `data_batch_3`"):
+        opened(folder)
+    with (binary / "test_batch.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UsageError, match=r"no multiple of 3,073"):
+        opened(binary)
 
 
 def test_a_file_cut_after_it_was_listed_is_an_unreadable_image(tmp_path):

@@ -270,7 +270,7 @@ def test_every_photo_of_the_sample(shared: Path) -> None:
         )
 
 
-def test_of_a_file_without_its_pixels(tmp_path: Path) -> None:
+def test_the_size_of_an_image_without_its_pixels(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     Image.fromarray(np.zeros((31, 17, 3), np.uint8)).save(file)
     ref = FileRef("x.png", file)
@@ -278,18 +278,12 @@ def test_of_a_file_without_its_pixels(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:60])  # the header is whole, the pixels are not
     assert image_size(ref) == (31, 17)
 
-
-def test_of_an_image_in_a_tar() -> None:
     ref = open_dataset("nuclei-mini:stained", Masks(surveyed=False)).samples[0].image
     assert ref.member is not None
     assert image_size(ref) == decode(ref).shape[:2]
 
-
-def test_what_is_no_image(tmp_path: Path) -> None:
-    file = tmp_path / "x.png"
-    with pytest.raises(UnreadableImage):
-        image_size(FileRef("x.png", file))
-    file.write_text("not an image")
-    with pytest.raises(UnreadableImage) as caught:
-        image_size(FileRef("x.png", file))
-    assert "its size cannot be read" in caught.value.reason
+    for file in (tmp_path / "missing.png", tmp_path / "text.png"):
+        if file.stem == "text":
+            file.write_text("not an image")
+        with pytest.raises(UnreadableImage, match="its size cannot be read"):
+            image_size(FileRef(file.name, file))

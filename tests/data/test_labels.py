@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.labels import ClassEntry, LabelSpace, label_space, read_classes, recognise_space
+from robustcli.data.labels import LabelSpace, label_space, read_classes, recognise_space
 
 
 def _read(folder: Path, content: str, name: str = "classes.txt") -> list[tuple[str, str]]:
@@ -17,48 +17,36 @@ def _read(folder: Path, content: str, name: str = "classes.txt") -> list[tuple[s
     return [(line.id, line.name) for line in read_classes(folder / name)]
 
 
-def test_lines_are_names(tmp_path: Path) -> None:
-    assert _read(tmp_path, "cat\n\n fire truck \n") == [("cat", "cat"), ("fire truck",) * 2]
-
-
 @pytest.mark.parametrize(
-    "line", ["n01440764 tench", "n01440764,tench", "n01440764\ttench", "n01440764, tench"]
-)
-def test_a_wnid_in_front_is_the_id(tmp_path: Path, line: str) -> None:
-    assert _read(tmp_path, line) == [("n01440764", "tench")]
-
-
-def test_a_wnid_alone_is_id_and_name(tmp_path: Path) -> None:
-    assert _read(tmp_path, "n01440764\n") == [("n01440764", "n01440764")]
-
-
-def test_a_byte_order_mark_is_not_part_of_the_first_class(tmp_path: Path) -> None:
-    assert _read(tmp_path, "\ufeffcat\ndog\n")[0] == ("cat", "cat")
-
-
-def test_a_table_is_put_in_index_order(tmp_path: Path) -> None:
-    rows = "index,wnid,name\n1,n2,dog\n0,n1,cat\n"
-    assert _read(tmp_path, rows, "classes.csv") == [("n1", "cat"), ("n2", "dog")]
-
-
-def test_a_table_without_ids_or_indices(tmp_path: Path) -> None:
-    assert _read(tmp_path, "Class\ncat\ndog\n", "classes.csv") == [("cat",) * 2, ("dog",) * 2]
-
-
-def test_ids_alone_do(tmp_path: Path) -> None:
-    (tmp_path / "c.tsv").write_text("wnid\tcolour\nn1\tred\n")
-    assert read_classes(tmp_path / "c.tsv") == (ClassEntry("n1", "n1"),)
+    ("content", "name", "classes"),
+    [
+        ("cat\n\n fire truck \n", "c.txt", [("cat", "cat"), ("fire truck", "fire truck")]),
+        ("n01440764 tench", "c.txt", [("n01440764", "tench")]),
+        ("n01440764,tench", "c.txt", [("n01440764", "tench")]),
+        ("n01440764\ttench", "c.txt", [("n01440764", "tench")]),
+        ("n01440764, tench", "c.txt", [("n01440764", "tench")]),
+        ("n01440764\n", "c.txt", [("n01440764", "n01440764")]),
+        ("\ufeffcat\ndog\n", "c.txt", [("cat", "cat"), ("dog", "dog")]),  # a byte order mark
+        ("index,wnid,name\n1,n2,dog\n0,n1,cat\n", "c.csv", [("n1", "cat"), ("n2", "dog")]),
+        ("Class\ncat\ndog\n", "c.csv", [("cat", "cat"), ("dog", "dog")]),
+        ("wnid\tcolour\nn1\tred\n", "c.tsv", [("n1", "n1")]),
+        (
+            "n01440764;tench\nn01443537;goldfish\n", "c.csv",
+            [("n01440764", "tench"), ("n01443537", "goldfish")],
+        ),
+    ],
+)  # fmt: skip
+def test_classes_files(
+    tmp_path: Path, content: str, name: str, classes: list[tuple[str, str]]
+) -> None:
+    assert _read(tmp_path, content, name) == classes
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("c.txt", "\n", r"`.*c\.txt` names no class\.\nIt is empty\.\nWrite one class a line"),
-        (
-            "c.txt",
-            "cat\ncat\n",
-            r"names the class `cat` 2 times\.\nEvery class must be listed once",
-        ),
+        ("c.txt", "cat\ncat\n", r"the class `cat` 2 times\.\nEvery class must be listed once"),
         ("c.csv", "index,name\n1,a\n2,b\n", "does not number its 2 classes from 0 to 1"),
         ("c.csv", "colour\nred\n", "has no column `name`"),
         ("c.csv", 'name\ncat\n""\n', "has an empty cell"),
@@ -86,14 +74,9 @@ def test_classes_as_spreadsheets_write_them(tmp_path: Path, content: str, encodi
     assert len(heard) == 1
 
 
-def test_wnids_and_names_without_a_header(tmp_path: Path) -> None:
-    rows = "n01440764;tench\nn01443537;goldfish\n"
-    assert _read(tmp_path, rows, "c.csv")[1] == ("n01443537", "goldfish")
-
-
 def test_lines_in_utf16(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("cat\ndog\n", encoding="utf-16")
-    assert [line.name for line in read_classes(tmp_path / "c.txt")] == ["cat", "dog"]
+    assert [entry.name for entry in read_classes(tmp_path / "c.txt")] == ["cat", "dog"]
 
 
 def test_imagenet_is_the_published_list(shared: Path) -> None:
@@ -105,12 +88,9 @@ def test_imagenet_is_the_published_list(shared: Path) -> None:
     assert len(space.ids) == 1000
 
 
-def test_imagenet_classes_are_in_the_order_of_their_wnids() -> None:
+def test_bundled_classes_are_in_the_published_order() -> None:
     ids = label_space("imagenet-1k").ids
     assert list(ids) == sorted(ids)
-
-
-def test_cifar10_is_in_the_published_order() -> None:
     published = "airplane automobile bird cat deer dog frog horse ship truck"
     assert label_space("CIFAR10").ids == tuple(published.split())
 
@@ -167,14 +147,16 @@ def test_a_file_with_the_classes_of_imagenet_is_imagenet(shared: Path) -> None:
     assert label_space(str(file)).name == "imagenet-1k"
 
 
-def test_unknown_label_space_gets_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match=r"called `imagenet1k`\.\nDid you mean `imagenet-1k`"):
-        label_space("imagenet1k")
-
-
-def test_unknown_label_space_says_what_to_use() -> None:
-    with pytest.raises(UsageError, match="`--label-space FILE` with one class a line"):
-        label_space("zzzzz")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("imagenet1k", r"called `imagenet1k`\.\nDid you mean `imagenet-1k`"),
+        ("zzzzz", "`--label-space FILE` with one class a line"),
+    ],
+)
+def test_unknown_label_spaces(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        label_space(name)
 
 
 @pytest.mark.parametrize(

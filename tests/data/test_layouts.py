@@ -45,10 +45,7 @@ def test_the_first_folder_is_the_class_and_loose_images_are_left_out() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "n01440764_tench.JPEG",
-        "n01440764_18.JPEG",
-        "n01440764-18.JPEG",
-        "n01440764.JPEG",
+        *("n01440764_tench.JPEG", "n01440764_18.JPEG", "n01440764-18.JPEG", "n01440764.JPEG"),
         "ILSVRC2012_val_00000293_n01440764.JPEG",
     ],
 )
@@ -84,9 +81,6 @@ def test_unwrapping_takes_one_common_folder() -> None:
     assert unwrapped(_files("a.jpg")) == []
 
 
-# Images with masks.
-
-
 def _found(names: Sequence[str]) -> Layout[FileRef]:
     found = find_layout(ROOT, _files(*names), MASK_RECOGNISERS, inside=True)
     assert found is not None
@@ -110,21 +104,20 @@ def test_two_folders() -> None:
     }
 
 
-def test_a_photo_of_a_mask_keeps_its_name() -> None:
-    found = _found(["images/face_mask.jpg", "masks/face_mask.png"])
-    assert list(_masks(found)) == ["face_mask.jpg"]
-
-
-@pytest.mark.parametrize("prefix", ["", "outer/", "a/b/"])
-@pytest.mark.parametrize("folders", [("images", "masks"), ("Images", "Masks")])
-def test_outer_folders_and_case_do_not_count(prefix: str, folders: tuple[str, str]) -> None:
-    found = _found([f"{prefix}{folders[0]}/a.jpg", f"{prefix}{folders[1]}/a.png"])
-    assert list(_masks(found)) == ["a.jpg"]
-
-
-def test_other_folders_beside_the_two_do_not_matter() -> None:
-    found = _found(["images/a.jpg", "masks/a.png", "overlays/a.png", "logo.png"])
-    assert list(_masks(found)) == ["a.jpg"]
+@pytest.mark.parametrize(
+    ("names", "image_id"),
+    [
+        (["images/face_mask.jpg", "masks/face_mask.png"], "face_mask.jpg"),
+        (["images/a.jpg", "masks/a.png", "overlays/a.png", "logo.png"], "a.jpg"),
+        *(
+            ([f"{prefix}{images}/a.jpg", f"{prefix}{masks}/a.png"], "a.jpg")
+            for prefix in ("", "outer/", "a/b/")
+            for images, masks in (("images", "masks"), ("Images", "Masks"))
+        ),
+    ],
+)
+def test_outer_and_other_folders_and_case_do_not_count(names: list[str], image_id: str) -> None:
+    assert list(_masks(_found(names))) == [image_id]
 
 
 @pytest.mark.parametrize("prefix", ["", "kaggle_3m/", "lgg-mri-segmentation/kaggle_3m/"])
@@ -175,19 +168,13 @@ def test_the_place_of_files_in_a_tar_stays() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (
-            ["images/a.jpg", "images/b.jpg", "masks/a.png"],
-            r"1 of 2 images have no mask\.\n.*`b\.jpg",
-        ),
+        (["images/a.jpg", "images/b.jpg", "masks/a.png"], r"1 of 2 images have no .*\n.*`b\.jpg"),
         (["images/a.jpg", "masks/a.png", "masks/b.png"], r"1 of 2 masks have no image"),
         (["images/a.jpg", "images/a.png", "masks/a.png"], r"`a\.jpg`, `a\.png` differ in nothing"),
         (["P/a.tif", "P/b.tif", "P/a_mask.tif"], r"1 of 2 images have no mask\.\n.*`P/b\.tif`"),
         (["P/a_mask.tif"], r"1 of 1 masks have no image"),
         (["P/a.tif", "P/a_mask.tif", "preview.png"], r"Without a mask: `preview\.png`"),
-        (
-            ["tiff/val/a.tiff", "tiff/val/b.tiff", "tiff/val_labels/a.tif"],
-            r"set/val` 1 of 2 images",
-        ),
+        (["tiff/val/a.tiff", "tiff/val/b.tiff", "tiff/val_labels/a.tif"], "set/val` 1 of 2 images"),
     ],
 )
 def test_files_without_partners(names: list[str], message: str) -> None:
@@ -197,10 +184,8 @@ def test_files_without_partners(names: list[str], message: str) -> None:
 
 def test_files_of_one_stem_belong_together() -> None:
     matched = match_stems(ROOT, _files("b.jpg", "x/a.jpg"), _files("x/a.png", "b.png"))
-    assert [(i.relative, m.relative) for i, m in matched] == [
-        ("b.jpg", "b.png"),
-        ("x/a.jpg", "x/a.png"),
-    ]
+    names = [(image.relative, mask.relative) for image, mask in matched]
+    assert names == [("b.jpg", "b.png"), ("x/a.jpg", "x/a.png")]
 
 
 def test_lonely_images_and_masks_are_listed_and_counted() -> None:
@@ -214,67 +199,58 @@ def test_lonely_images_and_masks_are_listed_and_counted() -> None:
         match_stems(ROOT, images, _files("a.png", "z.png"))
 
 
-# Advice.
-
-
 def _refused(data: Path, message: str, label_space: str | None = None) -> UsageError:
     with pytest.raises(UsageError, match=message) as caught:
         open_dataset(str(data), Classes("imagenet-1k", label_space))
     return caught.value
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_empty_folders_and_folders_of_tars(tmp_path: Path) -> None:
     error = _refused(tmp_path, r"holds no images\.\nFiles that end in \.bmp, \.gif, \.jpeg")
     assert error.todo == "Name the folder whose subfolders are the classes."
-
-
-def test_a_folder_of_tars(tmp_path: Path) -> None:
     (tmp_path / "val.tar").touch()
     error = _refused(tmp_path, "holds no images")
     assert error.todo == f"To read a tar there, name it: `--data {tmp_path / 'val.tar'}`."
 
 
-def test_one_level_too_high(photos: Photos) -> None:
+def test_folders_of_another_level(photos: Photos) -> None:
     root = photos("val/n01440764/a.jpg", "train/n01440764/a.jpg", "junk/b.jpg")
-    error = _refused(
-        root, r"one level too high\.\nThe folders below `train`, `val` are the classes"
-    )
-    assert error.todo == f"Use `--data {root / 'train'}`."
-
-
-def test_the_folder_of_one_class(photos: Photos) -> None:
+    message = r"one level too high\.\nThe folders below `train`, `val` are the classes"
+    assert _refused(root, message).todo == f"Use `--data {root / 'train'}`."
     root = photos("n01494475_1.jpg", "n01494475_2.jpg", root="n01494475")
     error = _refused(root, r"is the folder of a single class\.\n.*`n01494475` is a class")
     assert error.todo == f"Name the folder above it: `--data {root.parent}`."
 
 
-def test_a_flat_folder_without_labels(photos: Photos) -> None:
-    _refused(photos("a.jpg"), r"does not say what its images show\.\n.*\nAdd `--labels FILE`")
-
-
-def test_some_folders_are_classes(photos: Photos) -> None:
-    _refused(
-        photos("tench/a.jpg", "goldfish/b.jpg", "hammerheed/c.jpg"),
-        r"classes of no known label space\.\n"
-        r"It has 3: `goldfish`, `hammerheed`, `tench`\. The label space `imagenet-1k` knows 2 of "
-        r"them, but not `hammerheed` \(`hammerheed`: did you mean `hammerhead`\?\)\.\n"
-        r"Name the classes with `--label-space FILE`",
-    )
-
-
-def test_no_folder_is_a_class(photos: Photos) -> None:
-    root = photos("aaa/a.jpg", "bbb/b.jpg")
-    _refused(root, r"It has 2: `aaa`, `bbb`\. The label space `.*` knows none of them\.")
-
-
-def test_folders_outside_the_given_label_space(photos: Photos) -> None:
-    root = photos("cat/a.jpg", "unicorn/b.jpg")
-    _refused(root, r"not all classes of `cifar10`\.\n.*knows 1 of them", label_space="cifar10")
-
-
-def test_numbers_alone(photos: Photos) -> None:
-    message = r"are numbers, `2`, `10`\.\nNumbers alone.*\nSay so, for example `--label-space imag"
-    _refused(photos("2/a.jpg", "10/b.jpg"), message)
+@pytest.mark.parametrize(
+    ("names", "label_space", "message"),
+    [
+        (["a.jpg"], None, r"does not say what its images show\.\n.*\nAdd `--labels FILE`"),
+        (
+            ["tench/a.jpg", "goldfish/b.jpg", "hammerheed/c.jpg"], None,
+            r"classes of no known label space\.\n"
+            r"It has 3: `goldfish`, `hammerheed`, `tench`\. The label space `imagenet-1k` knows 2 "
+            r"of them, but not `hammerheed` \(`hammerheed`: did you mean `hammerhead`\?\)\.\n"
+            r"Name the classes with `--label-space FILE`",
+        ),
+        (
+            ["aaa/a.jpg", "bbb/b.jpg"], None,
+            r"It has 2: `aaa`, `bbb`\. The label space `.*` knows none of them\.",
+        ),
+        (
+            ["cat/a.jpg", "unicorn/b.jpg"], "cifar10",
+            r"not all classes of `cifar10`\.\n.*knows 1 of them",
+        ),
+        (
+            ["2/a.jpg", "10/b.jpg"], None,
+            r"are numbers, `2`, `10`\.\nNumbers alone.*\nSay so, for example `--label-space imag",
+        ),
+    ],
+)  # fmt: skip
+def test_folders_that_are_not_the_classes(
+    names: list[str], label_space: str | None, message: str, photos: Photos
+) -> None:
+    _refused(photos(*names), message, label_space)
 
 
 def test_no_known_layout_of_masks_shows_the_known_ones() -> None:
@@ -308,15 +284,12 @@ def _dataset(*ids: str) -> Dataset:
 
 
 def test_the_largest_folders_are_shown() -> None:
+    assert no_such_folder("set", _dataset("a.png"), "x").why == "It has no folders."
     ids = [f"f{folder}/{number}.png" for folder in range(7) for number in range(folder + 1)]
     error = no_such_folder("my/set", _dataset(*ids), "x")
     assert error.what == "`my/set` has no folder `x`."
     assert error.why == "Its folders: `f6` (7), `f5` (6), `f4` (5), `f3` (4), `f2` (3) and others."
     assert error.todo.startswith("Write `--data my/set:FOLDER`")
-
-
-def test_a_set_without_folders_says_so() -> None:
-    assert no_such_folder("set", _dataset("a.png"), "x").why == "It has no folders."
 
 
 def test_long_lists_are_cut() -> None:

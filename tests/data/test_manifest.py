@@ -53,16 +53,16 @@ def test_kaggles_solution_file(tmp_path: Path) -> None:
     assert labels["val_2.JPEG"] == "n02108000"
 
 
-def test_an_image_without_a_label(tmp_path: Path) -> None:
-    message = r"has no label for 2 of 3 images\.\nThe first is `val_1\.JPEG`"
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("val_2.JPEG cat\n", r"no label for 2 of 3 images\.\nThe first is `val_1\.JPEG`"),
+        ("cat\ndog\n", r"none of the 3 files.*but it has 2 lines\.\nUse lines `FILE LABEL`"),
+    ],
+)
+def test_files_without_all_labels(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        _read(tmp_path, "val_2.JPEG cat\n")
-
-
-def test_a_wrong_number_of_lines(tmp_path: Path) -> None:
-    message = r"names none of the 3 files.*but it has 2 lines\.\nUse lines `FILE LABEL`"
-    with pytest.raises(UsageError, match=message):
-        _read(tmp_path, "cat\ndog\n")
+        _read(tmp_path, content)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -140,10 +140,8 @@ def test_tables_of_competitions(photos: Callable[..., Path], rows: str, said: st
     root, heard = photos("cat/a.jpg", "dog/b.jpg"), list[str]()
     (root / "t.csv").write_text(rows)
     found = read_class_manifest(root / "t.csv", heard.append)
-    assert [(one.image.relative, one.label) for one in found.labelled] == [
-        ("cat/a.jpg", "cat"),
-        ("dog/b.jpg", "dog"),
-    ]
+    labelled = [(image.image.relative, image.label) for image in found.labelled]
+    assert labelled == [("cat/a.jpg", "cat"), ("dog/b.jpg", "dog")]
     assert said in " ".join(heard)
 
 
@@ -159,9 +157,6 @@ def test_a_table_that_does_not_tell_is_shown(photos: Callable[..., Path]) -> Non
     (root / "t.csv").write_text("cat/a.jpg,cat,7\n")
     with pytest.raises(UsageError, match=r"For example `path,label`.*\n  cat/a\.jpg,cat,7"):
         read_class_manifest(root / "t.csv")
-
-
-# Masks.
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
@@ -182,10 +177,8 @@ def test_manifests_of_masks(photos: Photos, suffix: str) -> None:
         frame.to_csv(manifest, index=False, sep="," if suffix == ".csv" else "\t")
     found = read_mask_manifest(manifest)
     assert found.grouping == "patient"
-    assert [(p.image.relative, p.group, p.split) for p in found.labelled] == [
-        ("x/a.jpg", "7", "train"),
-        ("b.jpg", "8", "val"),
-    ]
+    pairs = [(pair.image.relative, pair.group, pair.split) for pair in found.labelled]
+    assert pairs == [("x/a.jpg", "7", "train"), ("b.jpg", "8", "val")]
     assert found.labelled[0].label.path == root / "x" / "a_m.png"
 
 
@@ -201,10 +194,7 @@ def test_without_groups_every_image_is_one(photos: Photos) -> None:
     ("rows", "message"),
     [
         ("image,mask\n", r"lists no image\.\nIt has a header only"),
-        (
-            "image,mask\na.jpg,m.png\n./a.jpg,m.png\n",
-            r"lists 1 image more than once\.\nRep.*`a\.j",
-        ),
+        ("image,mask\na.jpg,m.png\n./a.jpg,m.png\n", r"1 image more than once\.\nRep.*`a\.j"),
         ("image,mask\na.jpg,m.png\nb.jpg,n.png\n", r"lists 2 of 4 files .*\nThe first is .*b\.jpg"),
         ("image,mask,split\na.jpg,m.png,dev\n", r"1 unknown splits\.\nColumn `split` holds `dev`;"),
         ("image\na.jpg\n", r"has no column `mask`"),
@@ -226,18 +216,10 @@ def _layout(*names: str) -> Layout[FileRef]:
 def test_groups_are_given_by_id_with_or_without_suffix(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     table.write_text("image,slide,split\nx/a.jpg,s1,train\nb.1,s2,test\nother.jpg,s3,val\n")
-    found = with_groups(_layout("b.1.png", "x/a.jpg"), table)
-    assert found.grouping == "slide"
-    assert [(p.image.relative, p.group, p.split) for p in found.labelled] == [
-        ("b.1.png", "s2", "test"),
-        ("x/a.jpg", "s1", "train"),
-    ]
-
-
-def test_groups_leave_the_tolerance_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "groups.csv").write_text("image,photo\na,1\n")
-    layout = replace(_layout("a.png"), tolerance=3)
-    assert with_groups(layout, tmp_path / "groups.csv").tolerance == 3
+    found = with_groups(replace(_layout("b.1.png", "x/a.jpg"), tolerance=3), table)
+    assert (found.grouping, found.tolerance) == ("slide", 3)
+    pairs = [(pair.image.relative, pair.group, pair.split) for pair in found.labelled]
+    assert pairs == [("b.1.png", "s2", "test"), ("x/a.jpg", "s1", "train")]
 
 
 @pytest.mark.parametrize(

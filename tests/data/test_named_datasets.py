@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import subprocess
 import sys
@@ -23,8 +22,7 @@ from robustcli.data.named_datasets import (
     tar_path,
 )
 from robustcli.data.sources import Classes, open_dataset
-
-ROOT = Path(__file__).parents[2]
+from tests.data.sets import load_recipe
 
 
 def test_names_are_spelling_tolerant() -> None:
@@ -78,13 +76,7 @@ def test_cifar10_mini_holds_test_images_with_their_bytes_unchanged(shared: Path)
 
 
 def test_the_recipe_makes_the_asset_again_byte_by_byte(shared: Path) -> None:
-    path = ROOT / "recipes" / "make_cifar10_mini.py"
-    spec = importlib.util.spec_from_file_location("make_cifar10_mini", path)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    made = recipe.build(shared / "cifar10_jpeg" / "test.tar.gz")
+    made = load_recipe("make_cifar10_mini").build(shared / "cifar10_jpeg" / "test.tar.gz")
     assert made == tar_path(DATASETS[0]).read_bytes()
 
 
@@ -103,12 +95,11 @@ def test_importing_takes_nothing_heavy_along(module: str, heavy: tuple[str, ...]
     assert done.stdout.split() == []
 
 
-def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_data_home_is_that_of_the_environment_or_a_cache_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ROBUST_HOME", str(tmp_path))
     assert data_home() == tmp_path
-
-
-def test_else_it_is_a_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ROBUST_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert data_home().name == "robust"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +15,9 @@ from robustcli.data.masks import decode_pair
 from robustcli.data.named_datasets import find_named, tar_path
 from robustcli.data.sources import Masks, groups_file, open_dataset
 from robustcli.data.splits import split_dataset
+from tests.data.sets import load_recipe
 
 MASKS = Masks(surveyed=False)
-
-ROOT = Path(__file__).parents[2]
 
 
 def _asset() -> Path:
@@ -39,14 +37,8 @@ def test_one_kind_can_be_taken() -> None:
     kinds = {
         name: open_dataset(f"nuclei-mini:{name}", MASKS) for name in ("fluorescence", "stained")
     }
-    assert {name: len(kind.samples) for name, kind in kinds.items()} == {
-        "fluorescence": 160,
-        "stained": 34,
-    }
-    assert {name: len(kind.groups) for name, kind in kinds.items()} == {
-        "fluorescence": 118,
-        "stained": 26,
-    }
+    counts = {name: (len(kind.samples), len(kind.groups)) for name, kind in kinds.items()}
+    assert counts == {"fluorescence": (160, 118), "stained": (34, 26)}
     assert kinds["stained"].name == "nuclei-mini:stained"
     assert split_dataset(kinds["stained"], seed=0).test.samples
 
@@ -82,13 +74,7 @@ def test_masks_are_the_originals_and_images_close_to_them(shared: Path) -> None:
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    path = ROOT / "recipes" / "make_nuclei_mini.py"
-    spec = importlib.util.spec_from_file_location("make_nuclei_mini", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("make_nuclei_mini")
 
 
 def test_the_recipe_finds_the_tiles_of_a_cut_photo(recipe: ModuleType) -> None:
@@ -121,12 +107,8 @@ def test_the_bundled_groups_are_those_of_the_recipe(shared: Path, recipe: Module
     for pair in index.samples:
         tiles[pair.group].add(pair.image_id.partition("/")[0])
     assert all(len(kinds) == 1 for kinds in tiles.values())
-    assert Counter(Counter(pair.group for pair in index.samples).values()) == {
-        1: 110,
-        2: 20,
-        3: 13,
-        5: 1,
-    }
+    sizes = Counter(Counter(pair.group for pair in index.samples).values())
+    assert sizes == {1: 110, 2: 20, 3: 13, 5: 1}
 
 
 @pytest.mark.slow

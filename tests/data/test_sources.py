@@ -43,9 +43,6 @@ def _targets(index: Dataset) -> dict[str, int]:
     return {image.image_id: image.target for image in index.samples}
 
 
-# What holds for classes and masks alike.
-
-
 def _photos_with(kind: Classes | Masks, photos: Photos, root: str = "data") -> Path:
     """Photos with one of two classes, or with masks."""
     return photos(*(PAIRED if isinstance(kind, Masks) else WNIDS), root=root)
@@ -171,9 +168,6 @@ def test_the_default_is_of_the_environment_the_settings_or_bundled(
     assert open_dataset(None, kind).name == "set"
 
 
-# Images with classes.
-
-
 def test_imagenet_targets_are_those_of_the_published_list(shared: Path) -> None:
     sample = shared / "imagenet_sample"
     with (sample / "classes.csv").open() as file:
@@ -199,14 +193,19 @@ def test_folders_of_wnids(photos: Photos) -> None:
     assert index.label_space.name == "imagenet-1k"
 
 
-def test_folders_of_class_names(photos: Photos) -> None:
-    index = _open(photos("Great White Shark/a.jpg", "tench/b.jpg"))
-    assert _targets(index) == {"Great White Shark/a.jpg": 2, "tench/b.jpg": 0}
-
-
-def test_folders_of_indices_with_their_label_space(photos: Photos) -> None:
-    index = _open(photos("0007/a.jpg", "999/b.jpg"), label_space="imagenet-1k")
-    assert _targets(index) == {"0007/a.jpg": 7, "999/b.jpg": 999}
+@pytest.mark.parametrize(
+    ("names", "label_space", "targets"),
+    [
+        (["Great White Shark/a.jpg", "tench/b.jpg"], None, [2, 0]),
+        (["0007/a.jpg", "999/b.jpg"], "imagenet-1k", [7, 999]),
+        (["n01440764_tench.JPEG", "n01494475_hammerhead.JPEG"], None, [0, 4]),
+    ],
+)
+def test_names_and_indices_of_classes(
+    names: list[str], label_space: str | None, targets: list[int], photos: Photos
+) -> None:
+    dataset = _open(photos(*names), label_space=label_space)
+    assert _targets(dataset) == dict(zip(names, targets, strict=True))
 
 
 def test_a_classes_file_gives_the_order(photos: Photos, tmp_path: Path) -> None:
@@ -233,11 +232,6 @@ def test_labels_of_ilsvrc_ids_are_refused(photos: Photos, tmp_path: Path) -> Non
         _open(root, label_space="imagenet-1k", labels=tmp_path / "l.txt")
 
 
-def test_flat_folder_with_wnids_in_the_names(photos: Photos) -> None:
-    index = _open(photos("n01440764_tench.JPEG", "n01494475_hammerhead.JPEG"))
-    assert list(_targets(index).values()) == [0, 4]
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_manifests(photos: Photos, suffix: str) -> None:
     root = photos("x/a.jpg", "b.jpg")
@@ -257,11 +251,8 @@ def test_tars_with_or_without_outer_folders(make_tar: MakeTar, file: str, prefix
     assert _targets(index) == {name: 4 if "n01494475" in name else 0 for name in WNIDS}
 
 
-def test_a_tar_with_one_class_keeps_its_class_folder(make_tar: MakeTar) -> None:
+def test_tars_of_one_class_and_of_flat_photos(make_tar: MakeTar) -> None:
     assert _targets(_open(make_tar(["n01494475/sub/a.jpg"]))) == {"n01494475/sub/a.jpg": 4}
-
-
-def test_a_tar_of_flat_photos_as_github_packs_them(make_tar: MakeTar) -> None:
     names = [f"imagenet-sample-images-22d0/{n}" for n in ("n01440764_tench.JPEG", "README.md")]
     assert _targets(_open(make_tar(names))) == {"n01440764_tench.JPEG": 0}
 
@@ -298,11 +289,8 @@ def test_labels_beside_a_manifest(photos: Photos) -> None:
 def test_class_folders_are_the_classes(tmp_path: Path) -> None:
     index = open_dataset(str(write_photos(tmp_path / "paints", 2)), Classes())
     assert (index.name, index.label_space.ids) == ("paints", ("blue", "green", "red"))
-    assert [i.image_id for i in index.samples][:3] == [
-        "blue/000.png",
-        "blue/001.png",
-        "green/000.png",
-    ]
+    ids = [image.image_id for image in index.samples]
+    assert ids[:3] == ["blue/000.png", "blue/001.png", "green/000.png"]
     assert [i.target for i in index.samples] == [0, 0, 1, 1, 2, 2]
     assert {i.split for i in index.samples} == {None}
 
@@ -324,8 +312,7 @@ def test_a_tar_of_the_same_has_the_same_ids(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "paints.tar", "w") as tar:
         tar.add(tmp_path / "paints", "outer/paints")
     folder, packed = (
-        open_dataset(str(tmp_path / "paints"), Classes()),
-        open_dataset(str(tmp_path / "paints.tar"), Classes()),
+        open_dataset(str(tmp_path / name), Classes()) for name in ("paints", "paints.tar")
     )
     assert packed.digest == folder.digest
     assert [i.split for i in packed.samples] == [i.split for i in folder.samples]
@@ -376,9 +363,6 @@ def test_what_has_no_classes_is_refused(tmp_path: Path, files: list[str], messag
         open_dataset(str(root), Classes())
 
 
-# Images with masks.
-
-
 @pytest.mark.parametrize("folder", ["lgg_jpeg", "lgg_jpeg/kaggle_3m"])
 def test_lgg(shared: Path, folder: str) -> None:
     index = open_dataset(str(shared / folder), MASKS)
@@ -421,10 +405,8 @@ def test_order_on_the_disk_does_not_matter(photos: Photos, make_tar: MakeTar) ->
     index = open_dataset(str(photos(*PAIRED)), MASKS)
     assert [pair.image_id for pair in index.samples] == ["b.jpg", "x/a.jpg"]
     for file in ("p.tar", "p.tar.gz"):
-        packed = open_dataset(
-            str(make_tar([f"outer/{name}" for name in reversed(PAIRED)], file)),
-            MASKS,
-        )
+        tar = make_tar([f"outer/{name}" for name in reversed(PAIRED)], file)
+        packed = open_dataset(str(tar), MASKS)
         assert packed.digest == index.digest
         assert packed.samples[0].mask.member == "outer/masks/b.png"
 
@@ -504,9 +486,6 @@ def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
     assert "2 files named like images" in packed.notes[0]
 
 
-# Data that stands in where none is named.
-
-
 @pytest.fixture
 def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -516,17 +495,13 @@ in_an_empty_folder = pytest.mark.usefixtures("_in_an_empty_folder")
 
 
 @in_an_empty_folder
-def test_the_bundled_set_serves_its_label_space() -> None:
-    assert default_data("cifar10") == DefaultData("cifar10-mini", "bundled")
-
-
-@in_an_empty_folder
 def test_the_environment_comes_before_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("robust.toml").write_text('[data]\nimagenet-1k = "from/toml"\n')
     assert default_data("imagenet-1k") == DefaultData("from/toml", "`robust.toml`")
     monkeypatch.setenv("ROBUST_DATA_IMAGENET_1K", "from/env")
     assert default_data("imagenet-1k").data == "from/env"
     assert "ROBUST_DATA_IMAGENET_1K" in default_data("imagenet-1k").origin
+    assert variable_for("imagenet-1k") == "ROBUST_DATA_IMAGENET_1K"
 
 
 @in_an_empty_folder
@@ -537,7 +512,8 @@ def test_settings_come_before_the_bundled_set_and_may_spell_differently() -> Non
 
 
 @in_an_empty_folder
-def test_settings_for_something_else_do_not_matter() -> None:
+def test_the_bundled_set_serves_its_label_space_whatever_other_settings_say() -> None:
+    assert default_data("cifar10") == DefaultData("cifar10-mini", "bundled")
     Path("robust.toml").write_text("[other]\nx = 1\n")
     assert default_data("cifar10").data == "cifar10-mini"
 
@@ -567,7 +543,3 @@ def test_wrong_settings(content: str, message: str) -> None:
     Path("robust.toml").write_text(content)
     with pytest.raises(UsageError, match=message):
         default_data("imagenet-1k")
-
-
-def test_names_of_variables() -> None:
-    assert variable_for("imagenet-1k") == "ROBUST_DATA_IMAGENET_1K"

@@ -86,15 +86,11 @@ def test_order_of_the_data_does_not_matter(make: Make, seed: int, shuffle: rando
         assert ids(a) == sorted(ids(a))
 
 
-@both
-def test_smaller_subsets_lie_in_larger_ones(make: Make) -> None:
-    dataset = make(30, 30)
-    few, many = (set(ids(take(dataset, limit=limit, seed=1))) for limit in (7, 20))
-    assert few < many
-
-
-def test_smaller_subsets_lie_in_larger_ones_where_splits_are_given() -> None:
-    dataset = with_masks(30, 30, splits=("train", "test"))
+@pytest.mark.parametrize(
+    "dataset",
+    [with_classes(30, 30), with_masks(30, 30), with_masks(30, 30, splits=("train", "test"))],
+)
+def test_smaller_subsets_lie_in_larger_ones(dataset: Dataset) -> None:
     few, many = (set(ids(take(dataset, limit=limit, seed=1))) for limit in (7, 20))
     assert few < many
 
