@@ -199,8 +199,7 @@ def test_values_to_ignore_are_marked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("foreground", "found"),
-    [(2, [2]), ("1,2", [1, 2]), ((1, 3), [1, 3]), ("nonzero", [1, 2, 3])],
+    ("foreground", "found"), [(2, [2]), ("1,2", [1, 2]), ((1, 3), [1, 3]), ("nonzero", [1, 2, 3])]
 )
 def test_the_user_may_say_what_is_foreground(
     foreground: ValueOption, found: list[int], tmp_path: Path

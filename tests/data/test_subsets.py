@@ -58,9 +58,7 @@ def test_a_limit_takes_the_lowest_keys_of_each_class_or_group(make: Make) -> Non
 
 @both
 @given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=10),
-    st.integers(1, 60),
-    st.integers(0, 2**31),
+    st.lists(st.integers(1, 12), min_size=1, max_size=10), st.integers(1, 60), st.integers(0, 2**31)
 )
 def test_a_limit_spreads_as_evenly_as_the_data_allow(
     make: Make, counts: list[int], limit: int, seed: int

@@ -171,8 +171,7 @@ def test_true_masks_and_earlier_outputs_are_no_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "overlays"),
-    [(("a.png", "a.jpg"), False), (("a.png", "a_overlay.png"), True)],
+    ("names", "overlays"), [(("a.png", "a.jpg"), False), (("a.png", "a_overlay.png"), True)]
 )
 def test_two_images_with_one_mask_are_refused(tmp_path, names, overlays):
     folder = files(tmp_path / "in", *names)

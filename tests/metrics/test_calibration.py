@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
-from robustcli.metrics.calibration import (
-    BINS,
-    calibration,
-    reliability,
-    risk_coverage_area,
-)
+from robustcli.metrics.calibration import BINS, calibration, reliability, risk_coverage_area
 from robustcli.metrics.class_scores import ClassShare, Confusion, class_shares, confusions
 from robustcli.metrics.intervals import Bootstrap, wilson_interval
 

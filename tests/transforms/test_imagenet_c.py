@@ -86,9 +86,7 @@ def test_the_elastic_mask_moves_as_every_label_would(picture: NDArray[np.uint8])
     votes = np.stack(
         [
             elastic.apply(
-                np.repeat((labels == one)[..., None] * np.uint8(255), 3, axis=2),
-                seed=3,
-                severity=5,
+                np.repeat((labels == one)[..., None] * np.uint8(255), 3, axis=2), seed=3, severity=5
             )[..., 0]
             for one in range(16)
         ]

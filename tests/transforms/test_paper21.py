@@ -53,10 +53,7 @@ SPEC: dict[str, tuple[Made, Made | None]] = {
         lambda s: iaa.CropAndPad(percent=Choice([-0.15, 0.15]), seed=s),
     ),
     "cutout": (lambda s: iaa.Cutout(nb_iterations=2, seed=s), None),
-    "dropout": (
-        lambda s: iaa.Dropout(p=(0, 0.2), seed=s),
-        lambda s: iaa.Dropout(p=0.12, seed=s),
-    ),
+    "dropout": (lambda s: iaa.Dropout(p=(0, 0.2), seed=s), lambda s: iaa.Dropout(p=0.12, seed=s)),
     "edge_detect": (
         lambda s: iaa.EdgeDetect(alpha=(0, 1), seed=s),
         lambda s: iaa.EdgeDetect(alpha=0.6, seed=s),

@@ -21,11 +21,7 @@ from robustcli.verification.row_comparison import (
 )
 
 PROBABILITIES = np.array(
-    [
-        [0.5, 0.3, 0.1, 0.05, 0.03, 0.02],
-        [0.02, 0.39999, 0.40001, 0.1, 0.05, 0.03],
-    ],
-    np.float32,
+    [[0.5, 0.3, 0.1, 0.05, 0.03, 0.02], [0.02, 0.39999, 0.40001, 0.1, 0.05, 0.03]], np.float32
 )
 IDS = ["a.png", "b.png"]
 TARGETS = [0, 1]
