@@ -139,7 +139,7 @@ def no_own_classes(location: Path, files: Sequence[FileRef]) -> UsageError:
     if len(folders) == 1:
         return one_class(location, folders.pop())
     return UsageError(
-        f"`{location}` does not say what its images show.",
+        f"`{location}` does not name the classes of its images.",
         "Training needs the class of every image, of two classes at least.",
         f"Sort the images into a folder per class (`{location}/CLASS/IMAGE`, perhaps below `train`,"
         " `val` and `test`), or name a CSV with the columns `path` and `label`.",
@@ -150,7 +150,7 @@ def one_class(location: Path, name: str) -> UsageError:
     """All images at `location` show the same."""
     return UsageError(
         f"`{location}` has one class only, `{name}`.",
-        "There is nothing to tell apart.",
+        "A classifier needs at least two classes.",
         "Name the folder above the class folders, or data with more classes.",
     )
 
@@ -202,7 +202,7 @@ def _flat(location: Path, classes: ModelClasses) -> UsageError:
             f"Name the folder above it: `--data {location.resolve().parent}`.",
         )
     return UsageError(
-        f"`{location}` does not say what its images show.",
+        f"`{location}` does not name the classes of its images.",
         "It holds images directly, without class folders or wnids in the file names.",
         "Add `--labels FILE` (lines `FILE LABEL`), sort the images into class folders, or name a "
         "CSV with the columns `path` and `label`.",
@@ -216,8 +216,8 @@ def _only_numbers(
     if space is None:
         return UsageError(
             what,
-            "Numbers alone do not say of which label space they are indices.",
-            f"Say so, for example `--label-space {BUNDLED_SPACES[0]}` (0-based, in its order).",
+            "Numbers alone do not identify the label space whose indices they are.",
+            f"Name it, for example `--label-space {BUNDLED_SPACES[0]}` (0-based, in its order).",
         )
     return UsageError(
         what,

@@ -92,7 +92,7 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UsageError(
             f"`{path}` cannot be read as a tar archive.",
-            f"Reading it says: {error}.",
+            f"The error is: {error}.",
             "Check that it was downloaded completely (`tar tf FILE` lists it), then repeat.",
         ) from error
     return _listed(root, outside, suffixes)
@@ -111,7 +111,7 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
     except (zipfile.BadZipFile, EOFError, OSError, struct.error, NotImplementedError) as error:
         raise UsageError(
             f"`{path}` cannot be read as a zip archive.",
-            f"Reading it says: {error}.",
+            f"The error is: {error}.",
             "Check that it was downloaded completely (`unzip -t FILE` tests it), then repeat.",
         ) from error
     return _listed(root, outside, suffixes)
@@ -351,4 +351,4 @@ def _check_complete(plain: Path, end: int) -> None:
     with plain.open("rb") as archive:
         archive.seek(end)
         if archive.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"it breaks off at byte {end}")
+            raise tarfile.ReadError(f"it ends at byte {end} without its final blocks")

@@ -364,6 +364,6 @@ def read_pickle(content: bytes, name: str) -> Any:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeError) as error:
         raise UsageError(
             f"`{name}` cannot be read as a pickle.",
-            f"Reading it says: {error}.",
+            f"The error is: {error}.",
             "Check that it was downloaded completely, then repeat.",
         ) from error

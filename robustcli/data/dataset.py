@@ -94,7 +94,7 @@ class FileRef:
         except zlib.error as error:
             raise OSError(f"damaged in its archive: {error}") from error
         if len(inflated) != self.unpacked:
-            raise OSError("damaged in its archive: its length is another one")
+            raise OSError("damaged in its archive: its length differs")
         return inflated
 
 

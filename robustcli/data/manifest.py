@@ -230,7 +230,7 @@ def _check_there(path: Path, files: Sequence[FileRef]) -> None:
     missing = [file for file in files if not file.path.is_file()]
     if missing:
         raise UsageError(
-            f"`{path}` lists {len(missing)} of {len(files)} files that are not there.",
+            f"`{path}` lists {len(missing)} of {len(files)} files that do not exist.",
             f"The first is `{missing[0].path}`.",
             f"Paths count from the folder of the table, `{path.parent}`: correct them or move it. "
             "Names without an ending are understood where one image below that folder has them.",

@@ -245,7 +245,7 @@ def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"],
         if transparent in ([0], []):
             return "colour", colours
     raise UsageError(
-        f"The masks of `{location}` have colours and an alpha channel that say different things.",
+        f"The masks of `{location}` have colours and an alpha channel that contradict each other.",
         f"There are {len(colours)} colours and {len(alphas)} degrees of transparency, and they "
         "have different outlines: which of them is the mask is not known.",
         "Write the masks anew without an alpha channel, as PNG with 0 and 255.",
@@ -268,7 +268,7 @@ def _reading_of_two(
         raise UsageError(
             f"`--ignore {shown_values(ignored)}` leaves nothing of the masks of `{location}`.",
             "They have no other value.",
-            "Name the value of the pixels that nobody annotated.",
+            "Name the value of the pixels without annotation.",
         )
     if len(values) == 1:
         value = values[0]

@@ -136,7 +136,7 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
         transparent = pixels.values[alpha == 0]
         if one_colour or bool((transparent != 0).any()):
             raise UsageError(
-                f"The mask `{ref}` has an alpha channel that says something else than its colours.",
+                f"The mask `{ref}` has an alpha channel that contradicts its colours.",
                 "In this data set the colours are the mask, and here something transparent is not "
                 "black.",
                 "Write it anew without an alpha channel, as PNG with 0 and 255.",

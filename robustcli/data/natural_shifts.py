@@ -105,7 +105,7 @@ def allowed_answers(
                 f"`{location}` has {len(present)} of the {shift.classes} classes of {shift.name}.",
                 f"Models are evaluated on {shift.name} with answers among its {shift.classes} "
                 "classes only; with fewer the numbers would not be those of the benchmark.",
-                "Complete the data; or use `--answers present` (only the classes that are there) "
+                "Complete the data; or use `--answers present` (only the classes of the data) "
                 "or `--answers all` (all classes of the model).",
             )
         say(

@@ -72,7 +72,7 @@ def read_shards(pattern: str, say: Say) -> Layout[str]:
         raise UsageError(
             f"{len(missing)} of the {len(paths)} shards of `{pattern}` are missing.",
             f"Missing: {quoted(missing)}.",
-            "Download them, or name only the numbers that are there.",
+            "Download them, or name only the numbers of existing shards.",
         )
     return Layout(tuple(labelled for path in paths for labelled in _shard_images(path, say)))
 

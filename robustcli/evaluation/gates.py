@@ -308,7 +308,7 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
     if record.status != "complete":
         raise RunError(
             f"`{run}` is not complete (status: {record.status}), so no gate can be checked.",
-            "Numbers over a part of the images would be held against limits for all of them.",
+            "Numbers over a subset of the images would be compared with limits for all of them.",
             "Complete it with the same `robust eval` command, then check the gates again.",
         )
     return judge(run, gates, scope)

@@ -38,8 +38,8 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
     if len(first) > 1:
         raise UsageError(
             "A classifier and a segmenter do not go into one run.",
-            f"`{first['cls'].name}` says what is in an image, `{first['seg'].name}` where it is: "
-            "they need other data and have other numbers.",
+            f"`{first['cls'].name}` needs images with classes, `{first['seg'].name}` images with "
+            "masks, and they have other scores.",
             "Evaluate them in separate runs.",
         )
     return EVALUATION_TASKS[entries[0].task]()
@@ -149,6 +149,6 @@ def _check_distinct(names: tuple[str, ...]) -> None:
             raise UsageError(
                 f"`--model {other}` and `--model {name}` would share a folder of the run.",
                 "Characters that file names cannot have become `-`, and not every file system "
-                "tells capital letters apart.",
+                "distinguishes capital letters.",
                 "Evaluate them in two runs.",
             )

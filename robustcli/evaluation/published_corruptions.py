@@ -232,7 +232,7 @@ def find_published(folders: Sequence[Path]) -> tuple[PublishedCorruption, ...]:
             key = canonical(PUBLISHED_PREFIX + name)
             if key in by_name:
                 raise UsageError(
-                    f"The corruption `{name}` is there twice.",
+                    f"The corruption `{name}` exists twice.",
                     f"Once in `{by_name[key].pictures}`, once in `{pictures}`.",
                     "Name only one of these folders with `--published`.",
                 )
@@ -364,7 +364,7 @@ def bind_published(
         raise UsageError(
             f"Published pictures of {len(missing):,} images are missing.",
             f"Missing: {quoted(sorted(missing))}.",
-            "Complete the folder, take only severities and corruptions that are there, or evaluate "
+            "Complete the folder, select only existing severities and corruptions, or evaluate "
             "only those clean images that it has.",
         )
     return {

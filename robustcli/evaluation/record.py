@@ -1,4 +1,4 @@
-"""`run.json`: what a run was made of. These Pydantic models are the file format."""
+"""`run.json` of an evaluation. These Pydantic models are the file format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustcli.tasks.record import (
 
 
 class TransformRecord(Record):
-    """One cell of the run's transform axis: a transform at one severity (0: its full range)."""
+    """A transform at one severity (0: its full range)."""
 
     name: str
     severity: int
@@ -28,10 +28,10 @@ class TransformRecord(Record):
 
 
 class RunRecord(BaseRunRecord):
-    """All of `run.json` of an evaluation.
+    """`run.json` of an evaluation.
 
-    `grouping` (what a group is: patient, photo, image) and `split` (the part of the data that was
-    evaluated) are those of segmenters.
+    `grouping` (the kind of a group: patient, photo, image) is that of segmenters, `split` the
+    evaluated part of the data.
     """
 
     task: Literal["cls", "seg"] = "cls"
@@ -49,7 +49,7 @@ class RunRecord(BaseRunRecord):
     split: EvaluatedPart | None = None
 
 
-# What decides a row. Device, versions, workers and batch size change no more than rounding.
+# The settings that decide a row; device, versions, workers and batch size change only rounding.
 _FLAGS = {"seed": "`--seed`", "apply_at": "`--apply-at`", "precision": "`--precision`"}
 _MODEL_FLAGS = {
     "builder": "`--model`",
@@ -73,13 +73,13 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
     parameters = {(t.name, t.severity): t.parameters for t in old.transforms}
     for cell in new.transforms:
         if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:
-            yield f"The parameters of transform `{cell.name}` are other ones."
+            yield f"The parameters of transform `{cell.name}` have changed."
 
 
 def _kept(old: RunRecord, new: RunRecord) -> dict[str, Any]:
-    """The old models and transforms before the new ones, and what existing blocks were made with.
+    """The old models and transforms before the new ones, and the settings of existing blocks.
 
-    A run that was begun before rows knew the tolerance goes on without: no cell is half of each.
+    A run that started before rows had a tolerance continues without, so no cell is mixed.
     """
     names = {model.name for model in old.models}
     cells = {(t.name, t.severity) for t in old.transforms}
@@ -137,5 +137,5 @@ PARITY = RecordList(
 
 
 def read_record(run: Path) -> RunRecord:
-    """The record of the evaluation in the folder `run`; raises as `RunKind.read` does."""
+    """The record of the evaluation in the folder `run`; see `RunKind.read`."""
     return EVALUATION.read(run)

@@ -172,7 +172,7 @@ def _check_distinct(transforms: Iterable[Transform]) -> None:
             owner = f"a transform of {by_name[name].family}" if name in by_name else "a preset"
             raise UsageError(
                 f"The plugin's transform `{transform.name}` needs another name.",
-                f"That is already {owner}.",
+                f"This name is already {owner}.",
                 "Rename the function, or give it a name: `@transform(name=...)`.",
             )
         by_name[name] = transform

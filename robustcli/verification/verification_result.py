@@ -149,7 +149,7 @@ def _lines(check: EvaluationCheck) -> Iterator[str]:
     yield f"{check.run}"
     yield (
         f"  recomputed: {len(check.sampled):,} of {check.blocks:,} blocks; "
-        f"rows read and held against the data: {check.rows:,}"
+        f"rows read and checked against the data: {check.rows:,}"
     )
     yield f"  transformed images with the stored digest: {check.equal_pixels:,} of {check.pixels:,}"
     if agreement.rows:

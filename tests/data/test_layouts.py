@@ -225,7 +225,7 @@ def test_folders_of_another_level(photos: Photos) -> None:
 @pytest.mark.parametrize(
     ("names", "label_space", "message"),
     [
-        (["a.jpg"], None, r"does not say what its images show\.\n.*\nAdd `--labels FILE`"),
+        (["a.jpg"], None, r"does not name the classes of its images\.\n.*\nAdd `--labels FILE`"),
         (
             ["tench/a.jpg", "goldfish/b.jpg", "hammerheed/c.jpg"], None,
             r"classes of no known label space\.\n"
@@ -243,7 +243,7 @@ def test_folders_of_another_level(photos: Photos) -> None:
         ),
         (
             ["2/a.jpg", "10/b.jpg"], None,
-            r"are numbers, `2`, `10`\.\nNumbers alone.*\nSay so, for example `--label-space imag",
+            r"are numbers, `2`, `10`\.\nNumbers alone.*\nName it, for example `--label-space imag",
         ),
     ],
 )  # fmt: skip

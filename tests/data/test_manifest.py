@@ -115,7 +115,7 @@ def test_absolute_paths_stay(photos: Photos, tmp_path: Path) -> None:
     [
         ("", r"lists no image\.\nIt has a header only"),
         ("a.jpg,cat\n./a.jpg,dog\n", r"lists 1 image more than once\.\nRepeated: `a\.jpg`"),
-        ("a.jpg,cat\nb.jpg,dog\nc.jpg,dog\n", r"lists 2 of 3 files that are not there\.\n.*b\.jpg"),
+        ("a.jpg,cat\nb.jpg,dog\nc.jpg,dog\n", r"lists 2 of 3 files that do not exist\.\n.*b\.jpg"),
     ],
 )
 def test_wrong_manifests(photos: Photos, rows: str, message: str) -> None:
@@ -148,7 +148,7 @@ def test_tables_of_competitions(photos: Callable[..., Path], rows: str, said: st
 def test_a_name_that_several_files_have_is_not_guessed(photos: Callable[..., Path]) -> None:
     root = photos("cat/a.jpg", "dog/a.png")
     (root / "t.csv").write_text("image_id,label\na,cat\n")
-    with pytest.raises(UsageError, match=r"lists 1 of 1 files that are not there"):
+    with pytest.raises(UsageError, match=r"lists 1 of 1 files that do not exist"):
         read_class_manifest(root / "t.csv")
 
 

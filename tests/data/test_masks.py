@@ -284,7 +284,7 @@ def test_alpha_must_not_contradict_the_colours(tmp_path: Path) -> None:
     pixels[..., :3], pixels[..., 3] = SHAPE[..., None] * 255, SHAPE * 255
     np.testing.assert_array_equal(decode_mask(_write(tmp_path, "m.png", pixels)), SHAPE == 1)
     pixels[..., 3] = np.roll(SHAPE, 5, 0) * 255
-    with pytest.raises(UsageError, match="colours and an alpha channel that say different things"):
+    with pytest.raises(UsageError, match="colours and an alpha channel that contradict each other"):
         decode_mask(_write(tmp_path, "other.png", pixels))
 
 
@@ -292,7 +292,7 @@ def test_no_channel_of_a_later_mask_is_lost(tmp_path: Path) -> None:
     plain = _write(tmp_path, "plain.png", SHAPE * 255)
     clear = _write(tmp_path, "clear.png", _transparent(SHAPE))
     by_colour, _ = survey([plain], "the set")
-    with pytest.raises(UsageError, match="has an alpha channel that says something else than its"):
+    with pytest.raises(UsageError, match="has an alpha channel that contradicts its"):
         decode_mask(clear, by_colour)
     by_alpha, _ = survey([clear], "the set")
     with pytest.raises(UsageError, match="has no alpha channel"):

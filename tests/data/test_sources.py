@@ -348,7 +348,7 @@ def test_the_evaluation_finds_the_parts_of_a_model_that_was_trained_so(tmp_path:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.png"], "does not say what its images show"),
+        (["a.png"], "does not name the classes of its images"),
         (["cat/a.png"], "has one class only, `cat`"),
         ([], "holds no images"),
     ],

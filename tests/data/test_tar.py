@@ -65,7 +65,7 @@ def test_a_broken_download_is_an_error(make_tar: MakeTar, file: str, share: floa
     path = make_tar([f"cat/{i}.jpg" for i in range(20)], file)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share) - 7])
-    with pytest.raises(UsageError, match=r"cannot be read as a tar archive\.\nReading it says: "):
+    with pytest.raises(UsageError, match=r"cannot be read as a tar archive\.\nThe error is: "):
         list_tar(path)
     assert not list(data_home().glob("unpacked/*.tar"))
 
