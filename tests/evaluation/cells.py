@@ -11,6 +11,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.data.dataset import Dataset
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.config import EvalConfig
+from tests.evaluation import photos
 
 OTSU = ModelRequest("otsu")
 PATIENTS = ("ann", "bea", "cy")
@@ -58,7 +59,4 @@ def make_roads(folder: Path) -> Path:
 
 def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalConfig:
     """A quick evaluation of Otsu's threshold in this process."""
-    settings: dict[str, object] = {"workers": 0, "device": "cpu", "batch_size": 4} | changes
-    models = settings.pop("models", (OTSU,))
-    wanted = transforms or ("fliplr",)
-    return EvalConfig(models, wanted, str(data), out, **settings)  # type: ignore[arg-type]
+    return photos.config(data, out, *transforms, **({"models": (OTSU,)} | changes))

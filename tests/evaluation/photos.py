@@ -38,8 +38,8 @@ def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalCo
     """A quick evaluation of the untrained pico network in this process."""
     settings: dict[str, object] = {"workers": 0, "device": "cpu", "batch_size": 4} | changes
     models = settings.pop("models", (PICO,))
-    wanted = transforms or ("fliplr",)
-    return EvalConfig(models, wanted, str(data), out, **settings)  # type: ignore[arg-type]
+    names = transforms or ("fliplr",)
+    return EvalConfig(models, names, str(data), out, **settings)  # type: ignore[arg-type]
 
 
 def source(

@@ -1,4 +1,4 @@
-""""""
+"""The table of a run against scikit-learn on its files."""
 
 from __future__ import annotations
 

@@ -34,14 +34,11 @@ def test_of_a_scanning_model_on_an_apple_gpu_the_record_names_the_cpu_kernel(sca
     assert facts_record(facts, torch.device("mps"))["scan_backend"] == backend
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
-def test_cuda_without_a_gpu(name, monkeypatch):
+def test_gpus_that_are_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match=f"`--device {name}` is not on this machine"):
-        choose_device(name)
-
-
-def test_a_gpu_beyond_the_last(monkeypatch):
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(UsageError, match=f"`--device {name}` is not on this machine"):
+            choose_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
@@ -55,11 +52,8 @@ def test_names_that_are_no_device(name, message):
         choose_device(name)
 
 
-def test_the_cpu_is_described_with_its_threads():
+def test_the_cpu_is_described_with_its_threads_and_not_measured():
     assert f"{torch.get_num_threads()} threads" in device_name(torch.device("cpu"))
-
-
-def test_nothing_is_measured_on_the_cpu():
     with DeviceMonitor(torch.device("cpu")) as monitor:
         assert monitor.use() is None
 

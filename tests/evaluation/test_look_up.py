@@ -22,4 +22,4 @@ def test_both_in_one_run_are_refused(names):
         UsageError, match="A classifier and a segmenter do not go into one run"
     ) as e:
         task_of([resolve(name) for name in names])
-    assert "`vmamba-pico` says what is in an image, `unet` where it is" in e.value.why
+    assert "`vmamba-pico` needs images with classes, `unet` images with masks" in e.value.why

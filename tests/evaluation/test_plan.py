@@ -44,21 +44,13 @@ def test_files_that_are_there_are_not_missing(tmp_path):
     assert piece.forwards == 4
 
 
-def test_a_finished_block_is_passed_over(tmp_path):
+def test_a_finished_block_is_passed_over_until_a_file_lacks_rows_or_is_damaged(tmp_path):
     plan = make_plan(tmp_path)
     for cell in CELLS:
         finish(plan.store.input_path("original", cell, 0))
         for model in plan.models:
             finish(plan.store.prediction_path(model, cell, 0))
     assert [b.block for b in plan.missing()] == [1, 2]
-
-
-def test_a_file_that_lacks_rows_or_is_damaged_is_missing(tmp_path):
-    plan = make_plan(tmp_path)
-    for cell in CELLS:
-        finish(plan.store.input_path("original", cell, 0))
-        for model in plan.models:
-            finish(plan.store.prediction_path(model, cell, 0))
     short, torn = (plan.store.prediction_path("a", cell, 0) for cell in CELLS)
     finish(short, rows=3)
     torn.write_bytes(torn.read_bytes()[:-9])

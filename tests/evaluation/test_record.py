@@ -32,31 +32,21 @@ def test_a_record_without_keys_of_today_is_read_with_their_defaults(tmp_path):
 def test_a_segmenters_record_comes_back_as_it_was(tmp_path):
     record = read_record(build_run(tmp_path, RunPlan()))
     segmenter = model("unet", preprocessing=MASKS, label_space="foreground")
-    told = record.model_copy(
-        update={"task": "seg", "grouping": "patient", "split": "test", "models": [segmenter]}
-    )
-    EVALUATION.write(tmp_path, told)
-    assert read_record(tmp_path) == told
+    changes = {"task": "seg", "grouping": "patient", "split": "test", "models": [segmenter]}
+    record = record.model_copy(update=changes)
+    EVALUATION.write(tmp_path, record)
+    assert read_record(tmp_path) == record
     assert isinstance(read_record(tmp_path).models[0].preprocessing, MaskPreprocessingRecord)
 
 
-def test_a_key_of_a_newer_program_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"colour": "blue"}, r"\n.*does not know `colour`"), ({"schema_version": 2}, "2, known is 1")],
+)
+def test_keys_and_formats_of_a_newer_program_are_refused(tmp_path, change, message):
     run = build_run(tmp_path, RunPlan())
     content = json.loads((run / RECORD_FILE).read_text())
-    (run / RECORD_FILE).write_text(json.dumps(content | {"colour": "blue"}))
-    with pytest.raises(
-        UsageError, match=r"(?s)newer version of `robust`.*\n.*does not know `colour`"
-    ):
+    (run / RECORD_FILE).write_text(json.dumps(content | change))
+    with pytest.raises(UsageError, match=rf"(?s)newer version of `robust`.*{message}"):
         read_record(run)
-
-
-def test_a_format_of_a_newer_program_is_refused(tmp_path):
-    run = build_run(tmp_path, RunPlan())
-    content = json.loads((run / RECORD_FILE).read_text())
-    (run / RECORD_FILE).write_text(json.dumps(content | {"schema_version": 2}))
-    with pytest.raises(UsageError, match=r"(?s)newer version of `robust`.*is 2, known is 1"):
-        read_record(run)
-
-
-def test_the_schema_version_stays():
     assert RunRecord.model_fields["schema_version"].default == 1

@@ -1,4 +1,4 @@
-""""""
+"""Speed and costs, summed over sessions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ def session(seconds: float, waiting: float, images: int, use: DeviceUse | None =
 
 def test_speed_is_images_over_seconds_of_all_sessions() -> None:
     assert speed([session(10, 1, 100), session(30, 1, 100)], "a") == Speed("a", 200, 20.0, 10.0)
-
-
-def test_a_model_that_never_ran_has_no_speed() -> None:
     assert speed([session(10, 1, 100)], "b") == Speed("b", 0, 0, None)
     assert speed([session(0, 0, 0)], "a").images_per_second is None
 
@@ -37,9 +34,6 @@ def test_waiting_is_a_share_of_all_time() -> None:
     assert (total.sessions, total.seconds, total.waiting_share) == (2, 40, 0.2)
     assert total.devices == ("cpu, 2 threads, batch size 32",)
     assert total.device is None
-
-
-def test_no_sessions_cost_nothing() -> None:
     total = costs([])
     assert (total.sessions, total.seconds, total.waiting_share, total.devices) == (0, 0, None, ())
 
@@ -57,9 +51,5 @@ def test_device_use_is_highest_memory_mean_utilisation_over_time_and_summed_ener
     assert device.utilisation_percent == pytest.approx((10 * 100 + 30 * 20) / 40)
     assert device.energy_joules == 12
 
-
-def test_what_no_session_measured_stays_unknown() -> None:
-    use = DeviceUse(peak_memory_bytes=1, utilisation_percent=None, energy_joules=None)
-    device = costs([session(1, 0, 1, use)]).device
-    assert device is not None
-    assert (device.utilisation_percent, device.energy_joules) == (None, None)
+    unknown = DeviceUse(peak_memory_bytes=1, utilisation_percent=None, energy_joules=None)
+    assert costs([session(1, 0, 1, unknown)]).device == unknown

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 
 from robustcli.evaluation.store import Store, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA, PREDICTION_SCHEMA, mask_schema
@@ -21,20 +22,25 @@ def row(number: int) -> dict[str, object]:
     }
 
 
-def test_blocks_come_back_in_order(tmp_path):
+def test_blocks_come_back_in_order_and_half_written_files_are_not_read(tmp_path):
     store = Store(tmp_path)
     for block in (2, 0, 1):
         write_rows(store.prediction_path("m", CELL, block), [row(block)], PREDICTION_SCHEMA)
+    path = store.prediction_path("m", CELL, 3)
+    path.with_name(f".{path.name}.123-4.tmp").write_bytes(b"PAR1")
     rows = store.rows("m", CELL, "cls")
     assert rows["target"].tolist() == [0, 1, 2]
     assert list(rows.columns) == PREDICTION_SCHEMA.names
 
 
-def test_the_layout_is_the_documented_one(tmp_path):
-    path = Store(tmp_path).prediction_path("vmamba-b", CELL, 123)
-    assert path == tmp_path.joinpath(
-        "predictions", "model=vmamba-b", "transform=affine", "severity=2", "block-000123.parquet"
-    )
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [("vmamba-b", "vmamba-b"), ("hf-hub:timm/resnet18", "hf-hub-timm-resnet18")],
+)
+def test_the_layout_is_the_documented_one_on_every_system(tmp_path, model, folder):
+    path = Store(tmp_path).prediction_path(model, CELL, 123)
+    parts = ("predictions", f"model={folder}", "transform=affine", "severity=2")
+    assert path == tmp_path.joinpath(*parts, "block-000123.parquet")
 
 
 def test_an_empty_cell_has_columns_and_no_rows(tmp_path):
@@ -42,14 +48,6 @@ def test_an_empty_cell_has_columns_and_no_rows(tmp_path):
     assert isinstance(rows, pd.DataFrame)
     assert len(rows) == 0
     assert "psnr_db" in rows.columns
-
-
-def test_half_written_files_are_not_read(tmp_path):
-    store = Store(tmp_path)
-    path = store.prediction_path("m", CELL, 0)
-    write_rows(path, [row(0)], PREDICTION_SCHEMA)
-    path.with_name(".block-000001.parquet.123-4.tmp").write_bytes(b"PAR1")
-    assert len(store.rows("m", CELL, "cls")) == 1
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
@@ -75,11 +73,6 @@ def test_rows_of_data_with_a_tolerance_keep_their_counts(tmp_path):
     write_rows(Store(tmp_path).prediction_path("m", CELL, 0), [row], mask_schema(3))
     rows = Store(tmp_path).rows("m", CELL, "seg")
     assert rows[["predicted_near", "true_near"]].iloc[0].tolist() == [7, 8]
-
-
-def test_a_models_name_becomes_a_folder_of_every_system(tmp_path):
-    path = Store(tmp_path).prediction_path("hf-hub:timm/resnet18", CELL, 0)
-    assert path.relative_to(tmp_path).parts[1] == "model=hf-hub-timm-resnet18"
 
 
 def test_a_run_that_was_begun_with_a_colon_goes_on_so(tmp_path):

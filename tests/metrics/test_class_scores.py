@@ -1,4 +1,4 @@
-""""""
+"""Top-1, top-5, drops and image measures, against scikit-learn and by hand."""
 
 from __future__ import annotations
 
@@ -91,19 +91,14 @@ def test_without_shared_images_there_is_no_comparison(ids: list[str]) -> None:
     assert {numbers.clean_top1, numbers.drop, numbers.retention, numbers.drop_low} == {None}
 
 
-def test_psnr_is_the_mean_over_changed_images_of_the_same_size() -> None:
-    inputs = pd.DataFrame(
-        {"changed": [True, True, False, True], "psnr_db": [20.0, 30.0, np.inf, np.nan]}
-    )
-    change = image_change(inputs)
-    assert (change.unchanged_share, change.psnr_db) == (0.25, 25.0)
-
-
-def test_psnr_of_untouched_images_is_missing() -> None:
-    change = image_change(pd.DataFrame({"changed": [False] * 3, "psnr_db": [np.inf] * 3}))
-    assert (change.unchanged_share, change.psnr_db) == (1.0, None)
-
-
-def test_without_measured_images_nothing_is_known_about_them() -> None:
-    change = image_change(pd.DataFrame({"changed": [], "psnr_db": []}))
-    assert (change.unchanged_share, change.psnr_db) == (None, None)
+@pytest.mark.parametrize(
+    ("changed", "psnr_db", "expected"),
+    [
+        ([True, True, False, True], [20.0, 30.0, np.inf, np.nan], (0.25, 25.0)),
+        ([False] * 3, [np.inf] * 3, (1.0, None)),
+        ([], [], (None, None)),
+    ],
+)
+def test_psnr_is_the_mean_over_changed_images_of_the_same_size(changed, psnr_db, expected) -> None:
+    change = image_change(pd.DataFrame({"changed": changed, "psnr_db": psnr_db}))
+    assert (change.unchanged_share, change.psnr_db) == expected

@@ -1,4 +1,4 @@
-""""""
+"""Intervals of shares, paired differences and resampled groups, against SciPy."""
 
 from __future__ import annotations
 

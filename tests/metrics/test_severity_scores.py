@@ -55,22 +55,11 @@ def test_one_severity_is_no_scale_and_an_unmeasured_one_does_not_count() -> None
 # Corruption errors of ResNet-50 in percent as printed by Hendrycks and Dietterich (2019), table 1;
 # its mCE is 76.7 and its mean top-1 on ImageNet-C 39.2.
 RESNET50 = {
-    "gaussian_noise": 80,
-    "shot_noise": 82,
-    "impulse_noise": 83,
-    "defocus_blur": 75,
-    "glass_blur": 89,
-    "motion_blur": 78,
-    "zoom_blur": 80,
-    "snow": 78,
-    "frost": 75,
-    "fog": 66,
-    "brightness": 57,
-    "contrast": 71,
-    "elastic_transform": 85,
-    "pixelate": 77,
+    "gaussian_noise": 80, "shot_noise": 82, "impulse_noise": 83, "defocus_blur": 75,
+    "glass_blur": 89, "motion_blur": 78, "zoom_blur": 80, "snow": 78, "frost": 75, "fog": 66,
+    "brightness": 57, "contrast": 71, "elastic_transform": 85, "pixelate": 77,
     "jpeg_compression": 77,
-}
+}  # fmt: skip
 
 
 def errors_of(
@@ -122,14 +111,12 @@ def test_a_model_with_an_unfinished_cell_has_none(run: Path, column: str) -> Non
     assert [error.model for error in errors_of(numbers, run)] == ["swin-b"]
 
 
-def test_fewer_than_five_severities_give_none(tmp_path: Path) -> None:
+def test_other_classes_and_fewer_severities_give_none(run: Path, tmp_path: Path) -> None:
+    assert errors_of(table(run), run, "cifar10") == []
+    tmp_path = tmp_path / "fewer"
     cells = (IDENTITY, *imagenet_c(severities=(1, 2, 3, 4)))
     build_run(tmp_path, RunPlan(transforms=cells, images=10))
     assert errors_of(table(tmp_path), tmp_path) == []
-
-
-def test_other_classes_than_imagenets_give_none(run: Path) -> None:
-    assert errors_of(table(run), run, "cifar10") == []
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,6 @@ def test_an_image_with_two_rows_is_refused():
         verdicts({"a": {CLEAN: twice}, "b": {CLEAN: twice}}, "cls", BOOTSTRAP)
 
 
-# By transform: the mean over its severities.
-
-
 def test_a_transform_counts_once_by_its_mean_over_severities():
     generator = np.random.default_rng(1)
     right = {m: generator.random((3, 60)) < share for m, share in (("a", 0.8), ("b", 0.4))}
@@ -242,9 +239,6 @@ def test_the_interval_of_a_mean_over_severities_covers_the_truth():
     assert 0.925 < covered / 1000 < 0.985  # 95 %, by three standard errors and the adjustment
 
 
-# Claims.
-
-
 def test_a_claim_counts_what_is_ahead_behind_and_open():
     table = [verdict(0.01, 0.1), verdict(0.05, 0.1, n=7), verdict(0.02, -0.1), verdict(0.06, 0.3)]
     (claim,) = claims([*table, verdict(None, 0.2)])
@@ -260,9 +254,6 @@ def test_a_claim_is_about_the_model_that_is_ahead_more_often():
     assert claim.sentence().startswith("b is ahead of a on 1 of 2 transforms, behind on 0")
     (none,) = claims([verdict(0.9, -0.1)])
     assert none.sentence("cell") == "Between a and b no difference is shown on any of 1 cell."
-
-
-# Agreement and flips.
 
 
 def test_agreement_is_counted_image_by_image():
@@ -292,9 +283,6 @@ def test_flips_are_counted_against_the_models_own_clean_answers():
     assert (found.n, found.flipped, found.rate) == (7, 4, 4 / 7)
     assert found.rate_interval == wilson_interval(4, 7)
     assert flips({"a": {("fog", 1): after}}, CLEAN) == []
-
-
-# Ranks.
 
 
 def test_ranks_agree_with_a_plain_bootstrap():

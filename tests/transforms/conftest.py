@@ -8,7 +8,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from robustcli.transforms.base import Transform
+
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "imagenet_sample" / "val"
+
+
+def errors_by_severity(
+    transform: Transform, photos: list[NDArray[np.uint8]], seeds: int
+) -> list[float]:
+    """The mean squared error of each severity against the untouched photos."""
+    errors = []
+    for severity in transform.severities:
+        changed = [
+            (photo, transform.apply(photo, seed=seed, severity=severity))
+            for photo in photos
+            for seed in range(seeds)
+        ]
+        errors.append(np.mean([np.square(a.astype(float) - b).mean() for a, b in changed]))
+    return errors
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from imgaug.augmenters import imgcorruptlike
 from numpy.typing import NDArray
 
 from robustcli.transforms.imagenet_c import IMAGENET_C, Corruption
+from tests.transforms.conftest import errors_by_severity
 
 # Steps at which the published constants do not make an image differ more from the clean one:
 # glass_blur takes fewer passes, snow larger flakes, frost a fainter photo under as much ice, and
@@ -29,14 +30,7 @@ def test_pixels_are_those_of_imgcorruptlike(one: Corruption, picture: NDArray[np
 def test_an_image_suffers_more_with_severity(
     one: Corruption, photos: list[NDArray[np.uint8]]
 ) -> None:
-    errors = []
-    for severity in one.severities:
-        changed = [
-            (photo, one.apply(photo, seed=seed, severity=severity))
-            for photo in photos
-            for seed in range(2)
-        ]
-        errors.append(np.mean([np.square(a.astype(float) - b).mean() for a, b in changed]))
+    errors = errors_by_severity(one, photos, seeds=2)
     milder = MILDER.get(one.corruption, set())
     for severity in {1, 2, 3, 4} - milder:
         assert errors[severity - 1] <= errors[severity], (one.name, severity)

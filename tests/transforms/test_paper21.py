@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import RunError
 from robustcli.transforms.paper21 import PAPER21, Augmented
+from tests.transforms.conftest import errors_by_severity
 
 BY_NAME = {one.name: one for one in PAPER21}
 
@@ -150,14 +151,7 @@ def test_geometric_are_those_that_move_pixels() -> None:
 def test_an_image_suffers_more_with_severity(
     one: Augmented, photos: list[NDArray[np.uint8]]
 ) -> None:
-    errors = []
-    for severity in one.severities:
-        changed = [
-            (photo, one.apply(photo, seed=seed, severity=severity))
-            for photo in photos
-            for seed in range(4)
-        ]
-        errors.append(np.mean([np.square(a.astype(float) - b).mean() for a, b in changed]))
+    errors = errors_by_severity(one, photos, seeds=4)
     assert errors == sorted(errors)
     assert errors[4] > 2 * errors[0]
 
