@@ -59,7 +59,8 @@ def test_rows_are_the_models_answers(photos, tmp_path):
 
 
 def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
-    run = run_evaluation(config(photos, tmp_path / "run"))
+    run = run_evaluation(config(photos, tmp_path / "out" / "run"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["run"]
     record = read_record(run)
     assert record.status == "complete"
     assert [(t.name, t.severity) for t in record.transforms] == [("identity", 0), ("fliplr", 0)]
@@ -181,18 +182,10 @@ def test_fresh_discards_the_old_run_and_nothing_else(photos, tmp_path):
     assert (run / "notes.txt").read_text() == "mine"
 
 
-def test_nothing_is_left_beside_the_run(photos, tmp_path):
-    run_evaluation(config(photos, tmp_path / "out" / "run"))
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["run"]
-
-
-def test_a_file_is_no_folder(photos, tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(UsageError, match="run` is a file"):
-        run_evaluation(config(photos, tmp_path / "run"))
-
-
 def test_fresh_never_deletes_a_folder_that_is_no_run(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file` is a file"):
+        run_evaluation(config(photos, tmp_path / "file"))
     keep = tmp_path / "mine" / "thesis.txt"
     keep.parent.mkdir()
     keep.write_text("years of work")
@@ -231,15 +224,18 @@ def test_two_models_do_not_share_a_folder_of_rows(names):
         look_up._check_distinct(names)
 
 
-def test_two_models_of_one_name_are_refused(photos, tmp_path):
-    with pytest.raises(UsageError, match="`--model vmamba-pico` was given twice"):
-        run_evaluation(config(photos, tmp_path / "run", models=(PICO, PICO)))
-
-
-def test_models_of_different_classes_are_refused(photos, tmp_path):
-    other = replace(PICO, name="vmamba-t")
-    with pytest.raises(UsageError, match="do not tell the same classes apart"):
-        run_evaluation(config(photos, tmp_path / "run", models=(PICO, other)))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vmamba-pico", "`--model vmamba-pico` was given twice"),
+        ("vmamba-t", "do not tell the same classes apart"),
+    ],
+)
+def test_two_models_of_one_name_or_of_different_classes_are_refused(
+    photos, tmp_path, name, message
+):
+    with pytest.raises(UsageError, match=message):
+        run_evaluation(config(photos, tmp_path / "run", models=(PICO, replace(PICO, name=name))))
 
 
 def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Gates: what a user types, what it is held against, and the numbers that decide."""
+"""Gates: what a user types, what it is compared with, and the numbers that decide."""
 
 from __future__ import annotations
 
@@ -72,9 +72,6 @@ def test_a_loss_alone_is_that_of_any_transform() -> None:
 def test_what_is_no_gate(text: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read\.\nExpected \[MODEL:\]TARGET=NUMBER"):
         parse_gates((text,), ())
-
-
-def test_untouched_images_lose_nothing() -> None:
     with pytest.raises(UsageError, match="Untouched images lose nothing"):
         parse_gates((), ("clean=5",))
 

@@ -79,10 +79,8 @@ def test_the_groups_of_imagenet_cs_archives_are_looked_through(tmp_path):
     write_tree(tmp_path / "c" / "blur", pictures("defocus_blur"))
     write_tree(tmp_path / "c" / "noise", pictures(NOISE, severities=(5,)))
     found = find_published([tmp_path / "c"])
-    assert {one.name: one.severities for one in found} == {
-        "published_defocus_blur": (1, 2),
-        "published_gaussian_noise": (5,),
-    }
+    severities = {corruption.name: corruption.severities for corruption in found}
+    assert severities == {"published_defocus_blur": (1, 2), "published_gaussian_noise": (5,)}
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -159,18 +157,15 @@ def test_missing_pictures_are_named_before_the_run(tmp_path, clean):
     run_evaluation(replace(settings, severities=(1,)))
 
 
-def test_a_whole_class_that_is_missing_is_named(tmp_path, clean):
-    made = {key: value for key, value in pictures(NOISE).items() if "cat" not in key[2]}
-    tree = write_tree(tmp_path / "c", made)
-    with pytest.raises(UsageError, match=r"gaussian_noise/1/cat/0\.png"):
-        run_evaluation(config(clean, tmp_path / "run", "published", published=(tree,)))
-
-
-def test_a_damaged_picture_stops_the_run_and_is_named(tmp_path, clean):
+def test_missing_classes_and_damaged_pictures_stop_the_run_and_are_named(tmp_path, clean):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
+    settings = config(clean, tmp_path / "run", "published", published=(tree,))
     (tree / NOISE / "2" / NAMES[11]).write_bytes(b"no picture")
     with pytest.raises(RunError, match=r"gaussian_noise/2/ship/2\.png` cannot be read"):
-        run_evaluation(config(clean, tmp_path / "run", "published", published=(tree,)))
+        run_evaluation(settings)
+    shutil.rmtree(tree / NOISE / "1" / "cat")
+    with pytest.raises(UsageError, match=r"gaussian_noise/1/cat/0\.png"):
+        run_evaluation(settings)
 
 
 def test_a_run_continues_and_changed_pictures_are_refused(tmp_path, clean):
@@ -194,8 +189,6 @@ def test_suffixes_of_clean_and_published_names_may_differ(tmp_path, clean):
     run = run_evaluation(config(clean, tmp_path / "run", "published", published=(tree,)))
     assert (table(run)["n"] == 12).all()
 
-
-# CIFAR-10-C.
 
 TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
 ARRAYS = {NOISE: cifar_images(100, seed=1), FOG: cifar_images(100, seed=2)}
@@ -251,9 +244,6 @@ def test_an_array_that_breaks_off_is_refused(tmp_path, cifar):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"fog\.npy"):
         find_published([path.parent])
-
-
-# What is refused, and names.
 
 
 def test_a_folder_without_corruptions_says_what_was_expected(tmp_path, clean):
