@@ -185,12 +185,8 @@ def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
 class _Member:
     """A folder, a plain file, or a link in the archive.
 
-    Args:
-        archive: The uncompressed archive.
-        parts: The parts of its path.
-        inside: The members of a folder.
-        ref: The file of a plain file.
-        target: The parts of a link's target, from the root; None if that is outside.
+    `parts` are those of its path, `inside` the members of a folder, `ref` the place of a plain
+    file, `target` the parts of a link's target from the root, None if that is outside.
     """
 
     archive: Path

@@ -64,11 +64,8 @@ def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> 
     Without a published hash, the first download is trusted: its hash is written to
     `hash_path(target)`, and from then on the file must have it.
 
-    Args:
-        url: Address of the file.
-        target: Its path. An interrupted download is kept beside it as `.part` and resumed.
-        sha256: Published hash, if there is one.
-        offline: Forbids the network.
+    An interrupted download is kept beside `target` as `.part` and resumed; `offline` forbids the
+    network.
 
     Raises:
         UsageError: The file is missing and `offline` is set.

@@ -142,9 +142,8 @@ def label_space_of(labels: Collection[str], name: str) -> LabelSpace:
 class ModelClasses:
     """The classes of a model.
 
-    Args:
-        label_space: The label space that the user named; None to recognise it.
-        model: The name of the model's own label space, which is tried first.
+    `label_space` is the one that the user named, None to recognise it; `model` is the name of the
+    model's own label space, which is tried first.
     """
 
     label_space: LabelSpace | None
@@ -183,10 +182,8 @@ class ClassEntry:
 def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
     """The classes in the classes file at `path`; position = class index.
 
-    Args:
-        path: A text file with one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
-            table with a column `name` or `id` (also `wnid`), and perhaps `index` (0, 1, 2, ...).
-        say: Receives a note about each deviation from the documented format.
+    The file is a text with one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
+    table with a column `name` or `id` (also `wnid`), and perhaps `index` (0, 1, 2, ...).
 
     Raises:
         UsageError: The file cannot be read, is empty, or names a class twice.

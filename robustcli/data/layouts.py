@@ -37,12 +37,8 @@ _ROAD_TOLERANCE = 3  # pixels: true roads are centre lines of a map drawn with o
 class Labelled(Generic[LabelT]):
     """An image with its label from a layout or a table.
 
-    Args:
-        image: Its file.
-        label: The name of its class, or the file of its mask.
-        split: `train`, `val` or `test`; None if the data has no split.
-        group: Its group; None if the image is its own group.
-        also: Names of other true classes.
+    `label` is the name of its class, or the file of its mask; `split` is None if the data has no
+    split, `group` if the image is its own group; `also` are further true classes.
     """
 
     image: FileRef
@@ -72,11 +68,7 @@ def find_layout(
 ) -> Layout[LabelT] | None:  # fmt: skip
     """The first layout that fits `files`; None if none does.
 
-    Args:
-        location: The data set, for messages.
-        files: Its files.
-        recognisers: The layouts to try.
-        inside: Whether common outer folders are skipped.
+    With `inside`, common outer folders are skipped.
 
     Raises:
         UsageError: A layout fits, but images lack their masks.

@@ -35,12 +35,9 @@ _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#s
 class FileListing:
     """The images in a folder or an archive, and what was left out of them.
 
-    Args:
-        files: The images, in no particular order.
-        leftovers: Sorted relative paths of files named like images that are hidden or were left by
-            other programs (see `is_leftover`).
-        unreached: Sorted relative paths, named like images, of links that lead out of the archive
-            or to nothing, and of members that are no plain files or would be unpacked outside.
+    `leftovers` are the sorted paths of files named like images that are hidden or were left by
+    other programs (see `is_leftover`); `unreached` those of links that lead out of the archive or
+    to nothing, and of members that are no plain files or would be unpacked outside.
     """
 
     files: list[FileRef]

@@ -191,11 +191,7 @@ def decide(
     Without `foreground`, masks of two values (beside those to ignore) are accepted: the larger one
     is the foreground, of a colour and black the colour.
 
-    Args:
-        census: The values.
-        location: The data set, for messages.
-        foreground: The values of the foreground, or `nonzero`.
-        ignore: The values to ignore.
+    `foreground` may be `nonzero`; `location` is for messages.
 
     Raises:
         UsageError: The values are ambiguous, or the options contradict each other or the masks.

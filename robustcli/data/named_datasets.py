@@ -24,16 +24,9 @@ SEGMENTATION = "segmentation"
 class NamedDataset:
     """A data set that the user can name.
 
-    Args:
-        name: Its name.
-        label_space: Name of its label space; `SEGMENTATION` for images with masks.
-        images: The number of its images.
-        bundled: Whether it comes with the package.
-        source: Its authors and a reference.
-        licence: The terms of use.
-        url: The address of its download; None for a bundled one.
-        sha256: Published hash of that download; None if the source guarantees none.
-        default_for: Whether it is the default data for its label space.
+    `label_space` is its name, `SEGMENTATION` for images with masks; `images` is their number. `url`
+    and the published `sha256` of its download are None for a bundled one, `sha256` also if the
+    source guarantees none. `default_for`: whether it is the default data of its label space.
     """
 
     name: str

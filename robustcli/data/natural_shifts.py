@@ -29,12 +29,8 @@ AnswerClasses: TypeAlias = Literal["auto", "all", "present"]
 class NaturalShift:
     """One data set.
 
-    Args:
-        name: Its name.
-        pattern: Matches the names of its folder or archive, in canonical spelling.
-        classes: The number of ImageNet-1K's classes that it has.
-        masked: Whether its authors let a model predict only these.
-        source: Its reference.
+    `pattern` matches the names of its folder or archive in canonical spelling, `classes` is its
+    number of ImageNet-1K's classes, `masked` whether its authors let a model predict only these.
     """
 
     name: str
@@ -86,12 +82,7 @@ def allowed_answers(
 ) -> tuple[int, ...] | None:  # fmt: skip
     """The classes that a model may predict; None for all of its own.
 
-    Args:
-        location: The data set, for messages.
-        shift: Its evaluation protocol; None for other data.
-        targets: The different classes of its images.
-        answers: The value of `--answers`.
-        say: Receives a note about a restriction.
+    `targets` are the different classes of the images, `answers` is the value of `--answers`.
 
     Raises:
         UsageError: The authors' evaluation was requested, but classes are missing.
@@ -123,10 +114,8 @@ _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(?:\D.*)?")
 def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[str]:
     """ImageNet's validation images with their ReaL labels; images without any are left out.
 
-    Args:
-        path: `real.json`: a list of the classes of each validation image, in their order.
-        files: Images named `ILSVRC2012_val_00000001...`.
-        say: Receives the number of images that were left out.
+    `path` is `real.json`, a list of the classes of each validation image in their order; `files`
+    are images named `ILSVRC2012_val_00000001...`.
 
     Raises:
         UsageError: The file is not such a list, or an image is not one of those.

@@ -85,11 +85,8 @@ class Classes:
 class Masks:
     """Opens images with masks, whose reading is decided once for the whole data set.
 
-    Args:
-        foreground: The values of the foreground (`mask_values.decide`); None to decide by the
-            values of the masks.
-        ignore: The ignored values.
-        surveyed: Whether the masks are examined; else each is later read by its own values.
+    `foreground` are its values (see `mask_values.decide`), None to decide by the values of the
+    masks; `surveyed`: whether the masks are examined, else each is later read by its own values.
     """
 
     foreground: ValueOption = None

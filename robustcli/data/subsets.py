@@ -22,11 +22,7 @@ def take(
     are added to a class do not reshuffle the rest. For masks, the first image of every split of the
     data set comes before all others.
 
-    Args:
-        dataset: The data set.
-        limit: Images at most, spread evenly over classes or groups; applies after `per_class`.
-        seed: Decides which images.
-        per_class: Images of each class; None for all.
+    `limit` applies after `per_class` and is spread evenly over classes or groups.
 
     Raises:
         UsageError: A number is below 1, or a class has fewer than `per_class` images.

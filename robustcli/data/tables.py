@@ -46,11 +46,8 @@ def unheard(text: str) -> None:
 class Column:
     """A column to look for.
 
-    Args:
-        name: Its name.
-        aliases: Other accepted names.
-        required: Whether the table must have it.
-        remaining: Whether it may have any name if it is the only column left.
+    `aliases` are other accepted names; `remaining`: whether it may have any name if it is the only
+    column left.
     """
 
     name: str
@@ -82,11 +79,8 @@ def read_columns(
 ) -> dict[str, list[str]]:
     """The requested columns of a table, by `Column.name`; optional ones may be missing.
 
-    Args:
-        path: A Parquet file or a text file.
-        columns: The columns to read.
-        headless: Recognises the columns of a text without a header.
-        say: Receives a note on unusual separators, encodings or headers.
+    `headless` recognises the columns of a text without a header; `say` receives a note on unusual
+    separators, encodings or headers.
 
     Raises:
         UsageError: The file cannot be read, lacks a column, or has an empty cell in one.

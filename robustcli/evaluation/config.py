@@ -40,9 +40,8 @@ class EvalConfig(TaskConfig):
     def directory(self, digest: str) -> Path:
         """The run's folder: `out`, or one named by the first model and a hash of the settings.
 
-        Args:
-            digest: The hash of the image list. Settings that change existing rows are hashed;
-                models and transforms are not, so that adding one continues the same run.
+        `digest` is the hash of the image list. Settings that change existing rows are hashed;
+        models and transforms are not, so that adding one continues the same run.
         """
         if self.out is not None:
             return self.out

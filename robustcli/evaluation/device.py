@@ -18,9 +18,7 @@ SAMPLE_SECONDS = 0.5
 def choose_device(name: str, place: Ranks | None = None) -> torch.device:
     """The device called `name`; `auto` is CUDA, then MPS, then the CPU.
 
-    Args:
-        name: As `--device` takes it.
-        place: The rank of this process: each process of a machine gets its own CUDA device.
+    `place` is the rank of this process; each process of a machine gets its own CUDA device.
 
     Raises:
         UsageError: `name` is no device, or this machine lacks it.

@@ -54,10 +54,8 @@ class FirstProcessFailed(SystemExit):
 class Group:
     """The ranks of one evaluation, as one of them sees them.
 
-    Args:
-        place: The rank of this process.
-        messages: The store that they share; None for a single process.
-        children: The processes that this one started, by rank.
+    `messages` is the store that they share, None for a single process; `children` are the processes
+    that this one started, by rank.
     """
 
     place: Ranks = field(default_factory=Ranks)
@@ -287,8 +285,7 @@ def _first_process_lost() -> Iterator[None]:
 def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
     """Refuses ranks whose inputs differ from those of rank 0.
 
-    Args:
-        facts: By rank, its inputs: names to JSON values.
+    `facts` has by rank its inputs: names to JSON values.
 
     Raises:
         UsageError: A rank differs; the message names the rank and the first difference.
@@ -357,9 +354,7 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
 def count_devices(devices: int | str | None, device: str) -> int:
     """How many processes `--devices` asks for.
 
-    Args:
-        devices: A number, `all`, or None for one.
-        device: The value of `--device`.
+    `devices` is a number, `all`, or None for one; `device` is the value of `--device`.
 
     Raises:
         UsageError: There are fewer GPUs, or `device` names one of them.

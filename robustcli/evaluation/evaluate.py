@@ -69,10 +69,7 @@ def run_evaluation(
 ) -> Path:
     """Computes the missing rows of the run that `config` describes; returns the run's folder.
 
-    Args:
-        config: The settings.
-        listener: Receives the progress.
-        group: The processes that share the work, each of which calls this; None for this one alone.
+    Each process of `group` calls this; None for this process alone.
 
     Raises:
         UsageError: Something named does not exist or does not fit together, or the inputs of a

@@ -42,13 +42,9 @@ _Z95 = NormalDist().inv_cdf(0.975)
 class Gate:
     """One limit, as the user typed it.
 
-    Args:
-        option: The option.
-        text: Its value.
-        limit: In the unit of the option: percent, percentage points, or dice.
-        target: A name or glob of transforms, `mean` or `clean`.
-        severity: None for every severity of the run.
-        model: A name or glob of models; None for all.
+    `text` is the value of the option; `limit` is in its unit: percent, percentage points, or dice.
+    `target` is a name or glob of transforms, `mean` or `clean`, `model` a name or glob of models;
+    None stands for every severity or model.
     """
 
     option: Literal["--fail-under", "--fail-drop"]
@@ -280,10 +276,8 @@ def _matching(gate: Gate, pattern: str, names: Sequence[str], kind: str) -> list
 def judge(run: Path, gates: Sequence[Gate], scope: GateScope) -> GatesRecord:
     """Compares the numbers of `run` with `gates` and writes `RUN/gates.json`.
 
-    Args:
-        run: The folder of an evaluation.
-        gates: At least one; `check_gates` accepts them.
-        scope: The models and cells that are compared.
+    `gates` are at least one, and accepted by `check_gates`; `scope` has the models and cells that
+    are compared.
 
     Raises:
         RunError: Rows that a gate needs are missing.

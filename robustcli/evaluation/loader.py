@@ -71,11 +71,8 @@ def batch_stream(
 ) -> DataLoader[Batch[Any] | RobustError]:
     """The batches of `source`.
 
-    Args:
-        source: The batches.
-        workers: Worker processes; 0 for this process.
-        pin: Whether tensors are put into page-locked memory, for a fast copy to a GPU.
-        start_method: `fork`, `spawn` or `forkserver`; None for the system's.
+    With 0 `workers` this process makes the batches. `pin` puts tensors into page-locked memory, for
+    a fast copy to a GPU. `start_method` is that of worker processes, None for the system's.
     """
     return DataLoader(
         source,

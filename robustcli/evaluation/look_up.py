@@ -49,15 +49,7 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
 class Evaluation:
     """One evaluation with everything that its settings name, but without weights and pixels.
 
-    Args:
-        config: The settings.
-        task: The task of its models.
-        data: The images.
-        cells: The transforms, by cell.
-        names: The names of the models.
-        device: The device of this process.
-        run: The run's folder.
-        gates: Limits for its numbers.
+    `device` is that of this process, `gates` are limits for the numbers of the run.
     """
 
     config: EvalConfig
@@ -96,10 +88,7 @@ class Evaluation:
 def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
     """The images, transforms, models, device and folder that `config` names.
 
-    Args:
-        config: The settings.
-        listener: Receives a note for each default.
-        place: The rank of this process, which decides its device.
+    `listener` receives a note for each default; `place` decides the device of this process.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.

@@ -22,11 +22,8 @@ PIECES_PER_RANK = 4  # fewer, and ranks wait at the end for the one with the lar
 class Piece:
     """The work on some cells of one block of images.
 
-    Args:
-        block: The number of the block.
-        images: All images of the block.
-        models: By unfinished cell, the models that lack its rows.
-        inputs: By unfinished cell, the views that lack the measures of its images.
+    By unfinished cell, `models` lack its rows, and `inputs` are the views that lack the measures of
+    its images.
     """
 
     block: int

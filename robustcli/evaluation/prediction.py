@@ -152,13 +152,8 @@ def predict_masks(
     beside it, is the image with the mask drawn on it. Each is written durably as soon as it is
     computed, so the same call again continues.
 
-    Args:
-        segmenter: On its device.
-        images: Files, or folders, whose inner folders are kept.
-        out: Folder for the masks.
-        overlays: Whether to write overlays too.
-        fresh: Whether to compute existing masks again.
-        listener: Receives the progress.
+    `images` are files, or folders, whose inner folders are kept; `fresh` computes existing masks
+    again.
 
     Raises:
         UsageError: There are no images, outputs clash, or other files are in the way.

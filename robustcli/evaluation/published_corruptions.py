@@ -118,13 +118,7 @@ def _names_by_class(folder: Path) -> dict[str, frozenset[str]]:
 class ArrayPictures(Pictures):
     """A NumPy array (5 n, height, width, 3): n images at severity 1, then 2, to 5.
 
-    Args:
-        path: The file.
-        start: The offset of the first value, in bytes.
-        images: n.
-        pixels: The layout of one image.
-        labels: The class of each of the n images.
-        severities: All five.
+    `images` is n, `start` the offset of the first value in bytes, `labels` the class of each image.
     """
 
     path: Path
@@ -177,10 +171,8 @@ class ArrayPictures(Pictures):
 class PublishedCorruption(Transform):
     """One corruption as published: the picture that belongs to a clean image, found by its id.
 
-    Args:
-        pictures: Its pictures.
-        places: The place of each picture by image id, once bound to clean images.
-        digests: By severity, a hash of the contents of the pictures.
+    `places` has the place of each picture by image id once it is bound to clean images, `digests`
+    by severity a hash of the contents of the pictures.
     """
 
     pictures: Pictures
@@ -329,9 +321,7 @@ def bind_published(
 ) -> dict[Cell, TransformCell]:
     """The transforms by cell, the published ones bound to the clean images of `dataset`.
 
-    Args:
-        cells: The transforms of an evaluation.
-        dataset: The clean images; None for images with masks.
+    `dataset` has the clean images; None for images with masks.
 
     Raises:
         UsageError: Pictures are missing, or the clean images do not belong to the benchmark.
@@ -414,11 +404,8 @@ def compare_with_published(
 ) -> list[CorruptionParity]:  # fmt: skip
     """Compares the published cells with our own corruptions of the same name, if both are here.
 
-    Args:
-        cells: The cells of the command.
-        samples: The clean images, of which up to PARITY_IMAGES are drawn by id.
-        known: Results that are not computed again.
-        inputs_of: Makes the models' inputs (n, channels, side, side) of images, by cell and model.
+    Up to PARITY_IMAGES of `samples` are drawn by id; `known` results are not computed again.
+    `inputs_of` makes the models' inputs (n, channels, side, side) of images, by cell and model.
     """
     known_keys = {(parity.transform, parity.severity, parity.model) for parity in known}
     drawn = sorted(samples, key=lambda s: identity_seed("published", s.image_id))[:PARITY_IMAGES]

@@ -114,13 +114,8 @@ EVALUATION = RunKind(
 class CorruptionParity(Record):
     """Our corruption compared with the published one at the same severity, as a model sees both.
 
-    Args:
-        transform: The published corruption.
-        severity: The severity of both.
-        model: The model whose inputs are compared.
-        images: Compared images.
-        identical: Images with the same pixels in both.
-        psnr_db: Mean over the other images; None if there are none.
+    Of `images`, `identical` have the same pixels in both; `psnr_db` is the mean over the others,
+    None if there are none.
     """
 
     transform: str

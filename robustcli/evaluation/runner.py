@@ -31,14 +31,9 @@ class _Part:
 class Runner:
     """The work of one process on a run.
 
-    Args:
-        store: Receives the rows.
-        source: The missing batches.
-        models: By name.
-        schema: The columns of the rows.
-        listener: Receives the progress.
-        most_unreadable: How many unreadable images are tolerated.
-        check: Called before rows are written; raises if this process may not write any more.
+    `source` has the missing batches, `schema` the columns of the rows, `most_unreadable` is the
+    number of tolerated unreadable images. `check` is called before rows are written, and raises if
+    this process may not write any more.
     """
 
     store: Store

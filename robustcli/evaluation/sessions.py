@@ -66,12 +66,9 @@ class Speed:
 class Costs:
     """The costs of a run, summed over its sessions.
 
-    Args:
-        sessions: How many processes worked on it.
-        seconds: The sum of their times.
-        waiting_share: Share of that time in which the model waited for images; None without time.
-        devices: Their distinct devices, with threads and batch size.
-        device: Memory, utilisation and energy; None if no session was on CUDA.
+    `seconds` is the sum of their times, `waiting_share` the share of it in which models waited for
+    images (None without time). `devices` are their distinct devices with threads and batch size;
+    `device` is None if no session was on CUDA.
     """
 
     sessions: int

@@ -70,11 +70,8 @@ class Store:
     ) -> pd.DataFrame:  # fmt: skip
         """The finished image measures of one view and cell (columns: INPUT_SCHEMA).
 
-        Args:
-            view: See `ModelRecord.view`.
-            cell: The transform with its severity.
-            columns: None for all.
-            first_block: Reads only the first block of images.
+        `view` is `ModelRecord.view`; `columns` are None for all; `first_block` reads only the first
+        block of images.
         """
         block = self.input_path(view, cell, 0)
         pattern = block.name if first_block else _BLOCKS

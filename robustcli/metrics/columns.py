@@ -84,11 +84,7 @@ def cell_numbers(
 ) -> dict[str, Any]:
     """The numbers of one cell, by column; None for an undefined number.
 
-    Args:
-        task: The task of the model.
-        clean: Its rows of clean images (columns: `ROW_SCHEMAS`).
-        rows: Its rows of the cell.
-        seed: The run's, for bootstrap intervals.
+    `clean` and `rows` have the columns of `ROW_SCHEMAS`; `seed` is for bootstrap intervals.
     """
     if task == "cls":
         return asdict(accuracy(rows)) | asdict(compare_with_clean(clean, rows))

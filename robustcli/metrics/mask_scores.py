@@ -230,9 +230,7 @@ def _ratio(part: pd.Series[int], total: pd.Series[int]) -> float | None:
 def pooled_scores(counts: NDArray[np.int64], groups: Sequence[str]) -> tuple[float, float]:
     """Dice and IoU, pooled within each group and averaged over groups.
 
-    Args:
-        counts: (N, 3): true positive, false positive and false negative pixels of each image.
-        groups: The group of each image.
+    `counts` (N, 3) are true positive, false positive and false negative pixels of each image.
     """
     pooled = pd.DataFrame(counts, columns=_COUNTS).groupby(np.asarray(groups)).sum()
     return float(dice(pooled).mean()), float(iou(pooled).mean())

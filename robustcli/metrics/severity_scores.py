@@ -96,10 +96,8 @@ def corruption_errors(
     A model has errors if all 15 corruptions x 5 severities were measured on the same number of
     images with ImageNet-1K's classes, as AlexNet's were.
 
-    Args:
-        table: `cell_table.table` of the run.
-        label_space: The name of the label space of its images.
-        families: The family of each transform, by name.
+    `table` is `cell_table.table` of the run, `label_space` the name of its classes, `families` the
+    family of each transform.
     """
     if label_space != "imagenet-1k":
         return []

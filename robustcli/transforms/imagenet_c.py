@@ -27,9 +27,6 @@ class Corruption(Transform):
     """One of the 19 corruptions.
 
     An image under 32 pixels on a side is mirrored out to 32, corrupted, and cut back.
-
-    Args:
-        corruption: Its name in ImageNet-C.
     """
 
     corruption: str

@@ -140,11 +140,8 @@ class PluginTransform(Transform):
 
     It is sent to another process by name: a loader worker loads the same file or package again.
 
-    Args:
-        plugin: The function and its values.
-        source: Its file or package with a fingerprint, for the run's record: other code is another
-            transform.
-        origin: A function that loads it, with its argument, both picklable.
+    `source` is its file or package with a fingerprint, for the run's record: other code is another
+    transform. `origin` is a function that loads it, with its argument, both picklable.
     """
 
     plugin: Plugin = field(hash=False, compare=False)

@@ -73,11 +73,7 @@ def resolve_transforms(
     named must have each of the `severities`; of a glob or a preset each transform takes those that
     it has, and one without severities stays at 0.
 
-    Args:
-        patterns: Names in any spelling, globs, presets (`PRESETS`).
-        severities: The values of `--severity`; None or empty for none.
-        plugins: Python files with more transforms.
-        published: The corruptions of a benchmark, as published.
+    `patterns` are names in any spelling, globs, or presets (`PRESETS`); `plugins` are Python files.
 
     Raises:
         UsageError: A name is unknown (with the nearest name), a severity does not exist, or a

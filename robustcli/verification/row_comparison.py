@@ -68,12 +68,9 @@ class RowDifference:
 class AnswerAgreement:
     """How many stored and recomputed predictions agree.
 
-    Args:
-        rows: Compared rows.
-        equal: Rows with the same prediction; for segmenters with the same counts of pixels.
-        tied: Rows with another prediction of the same probability within the tolerance; for
-            segmenters with other counts within the tolerance.
-        largest: The largest difference of probabilities, or share of pixels.
+    Of `rows`, `equal` have the same prediction (for segmenters the same counts of pixels), `tied`
+    another one of the same probability within the tolerance (other counts within the tolerance).
+    `largest` is the largest difference of probabilities, or share of pixels.
     """
 
     rows: int = 0

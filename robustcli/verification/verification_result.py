@@ -19,16 +19,9 @@ _MOST_IN_TEXT = 10
 class Discrepancy:
     """A stored value that this machine does not reproduce.
 
-    Args:
-        place: `predictions`, `pixels`, `rows`, `parameters`, `weights` or `results.csv`.
-        quantity: Which number or text differs.
-        stored: Its value in the run.
-        recomputed: Its value here, or the value that it contradicts.
-        model: None if no model is concerned.
-        transform: With `severity`, the cell; None if no cell is concerned.
-        severity: 0 for the transform's full range.
-        image_id: None for a whole file.
-        note: An explanation.
+    `place` is `predictions`, `pixels`, `rows`, `parameters`, `weights` or `results.csv`, `quantity`
+    the number or text that differs. `recomputed` is its value here, or the value that it
+    contradicts. Model, cell and image are None if none is concerned.
     """
 
     place: str
@@ -64,20 +57,10 @@ def _shown(value: Any) -> str:
 class EvaluationCheck:
     """One evaluation, compared with what this machine computes.
 
-    Args:
-        run: Its folder.
-        task: The task of its models.
-        status: The status in its record.
-        tolerance: The largest difference that counts as reproduced.
-        blocks: Blocks of the run.
-        sampled: Recomputed blocks, as `model/transform/severity/block`.
-        rows: All rows of models that were read and compared with the data.
-        pixels: Transformed images whose digest was compared.
-        equal_pixels: Those with the stored digest.
-        agreement: How the recomputed predictions agree.
-        differences: What is not reproduced.
-        causes: Versions, devices and backends that differ and may cause differences.
-        notes: What could not be compared, and why.
+    `blocks` is their number, `sampled` are the recomputed ones as `model/transform/severity/block`;
+    `rows` and `pixels` are counts of all rows and transformed images that were compared,
+    `equal_pixels` of images with the stored digest. `causes` are versions, devices and backends
+    that differ, `notes` what could not be compared, and why.
     """
 
     run: Path
