@@ -72,7 +72,10 @@ def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> 
         RunError: The download failed, or the file has another hash.
     """
     with _locked(target):
-        expected = sha256 or _trusted_hash(target)
+        trusted = hash_path(target)
+        expected = sha256
+        if not expected and trusted.is_file():
+            expected = trusted.read_text(encoding="utf-8").strip()
         if not target.is_file():
             _download(url, target, expected, offline)
         actual = file_sha256(target)
@@ -80,7 +83,7 @@ def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> 
             todo = f"Delete `{target}` and repeat the command."
             raise _wrong_hash(target, expected, actual, todo)
         if expected is None:
-            write_text(hash_path(target), actual + "\n")
+            write_text(trusted, actual + "\n")
         return actual
 
 
@@ -104,11 +107,6 @@ def _locked(target: Path) -> ExitStack:
             f"The file system says: {error.strerror or error}.",
             "Set `ROBUST_HOME` to a folder that can be written to, then repeat the command.",
         ) from error
-
-
-def _trusted_hash(target: Path) -> str | None:
-    path = hash_path(target)
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:

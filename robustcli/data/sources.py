@@ -258,7 +258,9 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
     # A user cannot name a folder inside an archive, so outer folders are skipped there.
     recognisers = class_recognisers(expected, splits=truth.splits or truth.model is None)
     layout = None
-    if is_archive or not _is_class_folder(path, files, expected):
+    is_flat = all(file.folder is None for file in files)
+    is_class_folder = is_flat and expected.fit({path.resolve().name}) is not None
+    if is_archive or not is_class_folder:
         layout = find_layout(path, files, recognisers, inside=is_archive)
     if layout is None:
         if isinstance(expected, AnyClasses):
@@ -283,12 +285,6 @@ def _self_labelled(path: Path, labels: Path | None, say: Say) -> Layout[str]:
     if published is None:
         raise advice.no_images(path, advice.CLASSES_IN_WORDS)
     return published
-
-
-def _is_class_folder(path: Path, files: Sequence[FileRef], expected: ExpectedClasses) -> bool:
-    """Whether `path` has the name of a class, with images directly inside."""
-    is_flat = all(file.folder is None for file in files)
-    return is_flat and expected.fit({path.resolve().name}) is not None
 
 
 def _innermost(files: Sequence[FileRef]) -> Sequence[FileRef]:

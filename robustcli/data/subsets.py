@@ -39,7 +39,10 @@ def take(
         words.append(f"{per_class} per class")
     samples = [sample for _, sample in ranked]
     if limit is not None and limit < len(samples):
-        samples = (samples if has_classes else _splits_first(samples))[:limit]
+        if not has_classes:  # the first sample of each split comes before all others
+            firsts = {sample.split: sample for sample in reversed(samples)}
+            samples.sort(key=lambda sample: firsts[sample.split] is not sample)
+        samples = samples[:limit]
         spread = "classes" if has_classes else f"{dataset.grouping}s"
         words.append(f"{limit} images spread over the {spread}")
     return _with_subset(dataset, samples, f"{', '.join(words)}, seed {seed}")
@@ -122,9 +125,3 @@ def _check_classes(dataset: Dataset, per_class: int) -> None:
             f"({dataset.classes.names[smallest]}), has {counts[smallest]}.",
             f"Use `--per-class {counts[smallest]}` or less, or `--limit`.",
         )
-
-
-def _splits_first(samples: Sequence[Sample]) -> list[Sample]:
-    """The first sample of each split, then all others in their order."""
-    firsts = {sample.split: sample for sample in reversed(samples)}
-    return sorted(samples, key=lambda sample: firsts[sample.split] is not sample)

@@ -43,13 +43,12 @@ def write_session(run: Path, identity: str, session: Session) -> None:
 
 def read_sessions(run: Path) -> list[Session]:
     """Every session of the run, oldest first."""
-    files = (run / "sessions").glob("*.json")
-    return sorted(map(_read, files), key=lambda session: session.started)
-
-
-def _read(file: Path) -> Session:
-    with reading(file, "Remove the file: the report is made without the costs of this session."):
-        return Session.model_validate_json(file.read_text(encoding="utf-8"))
+    sessions = []
+    for file in (run / "sessions").glob("*.json"):
+        remedy = "Remove the file: the report is made without the costs of this session."
+        with reading(file, remedy):
+            sessions.append(Session.model_validate_json(file.read_text(encoding="utf-8")))
+    return sorted(sessions, key=lambda session: session.started)
 
 
 @dataclass(frozen=True)

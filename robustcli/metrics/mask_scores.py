@@ -158,6 +158,8 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     pooled, image_dice = _pooled(rows), dice(rows)
     dice_of_groups, iou_of_groups = dice(pooled), iou(pooled)
     true, predicted = rows["tp"] + rows["fn"], rows["tp"] + rows["fp"]
+    owner = pd.factorize(rows["group"].to_numpy(dtype=object), sort=True)[0]
+    dice_sums, images = np.bincount(owner, image_dice).astype(np.float64), np.bincount(owner)
     hd95, boundary_dice = rows["hd95"].dropna(), rows["boundary_dice"].dropna()
     return MaskScores(
         len(rows),
@@ -167,7 +169,7 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
         float(iou_of_groups.mean()),
         *_ends(bootstrap.mean(iou_of_groups)),
         float(image_dice.mean()),
-        *_ends(_image_interval(rows["group"], image_dice, bootstrap)),
+        *_ends(bootstrap.ratio(dice_sums, images.astype(np.float64))),
         float(image_dice[true > 0].mean()) if (true > 0).any() else None,
         _ratio(rows["tp"], predicted),
         _ratio(rows["tp"], true),
@@ -204,14 +206,6 @@ def group_dice(rows: pd.DataFrame) -> FloatArray:
 
 def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby("group", sort=True)[_COUNTS].sum()
-
-
-def _image_interval(
-    groups: pd.Series[str], values: FloatArray, bootstrap: Bootstrap
-) -> Interval | None:
-    owner = pd.factorize(groups.to_numpy(dtype=object), sort=True)[0]
-    images = np.bincount(owner).astype(np.float64)
-    return bootstrap.ratio(np.bincount(owner, values).astype(np.float64), images)
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

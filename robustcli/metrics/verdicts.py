@@ -151,7 +151,8 @@ def _table(
                 continue
             difference = compare(frames[: len(shared)], frames[len(shared) :], bootstrap)
             table.append(Verdict(first, second, transform, severity, *difference))
-    return _adjusted(table)
+    adjusted = iter(holm([line.p for line in table if line.p is not None]))
+    return [line if line.p is None else replace(line, p_adjusted=next(adjusted)) for line in table]
 
 
 def _paired(
@@ -203,11 +204,6 @@ def _compare_masks(
 _COMPARE: Mapping[
     TaskName, Callable[[Sequence[pd.DataFrame], Sequence[pd.DataFrame], Bootstrap], _Compared]
 ] = {"cls": _compare_classes, "seg": _compare_masks}
-
-
-def _adjusted(table: Sequence[Verdict]) -> list[Verdict]:
-    adjusted = iter(holm([line.p for line in table if line.p is not None]))
-    return [line if line.p is None else replace(line, p_adjusted=next(adjusted)) for line in table]
 
 
 @dataclass(frozen=True)
