@@ -21,7 +21,7 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
 from robustcli.adapters.loading import FAMILIES, differences, heads_in, shapes_of
-from robustcli.adapters.networks import learns
+from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.trainable import start_weights, transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
@@ -243,7 +243,7 @@ class SegmenterFinetuning(FinetuneTask):
         arguments = config.training.model_args
         if config.pretrained is not None:
             return self.read_file(config.pretrained, entry, arguments)
-        if not learns(entry):
+        if not is_trainable(entry):
             return None
         if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
             origin = f"the bundled `{entry.name}`, trained on {entry.pretraining}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.model import Trial, check_finite
-from robustcli.adapters.networks import learns
+from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.segmenter import is_probability
 from robustcli.adapters.trainable import start_weights
 from robustcli.adapters.training_run import WeightsHeader
@@ -53,7 +53,7 @@ class SegmenterTraining(TrainingTask):
 
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
         """See `TrainingTask.check`."""
-        if not learns(entry):
+        if not is_trainable(entry):
             raise UsageError(
                 f"`{entry.name}` has nothing to train.",
                 "It is a baseline without parameters.",

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.checkpoint import PLACES, Weights
+from robustcli.adapters.checkpoint import WEIGHTS_KEYS, Weights
 from robustcli.adapters.loading import (
     FAMILIES,
     choose,
@@ -102,7 +102,12 @@ def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "prefix",
-    [*(f"{place.key}." for place in PLACES), "model.module.", "net.encoder.", "my.own.very.deep."],
+    [
+        *(f"{place.key}." for place in WEIGHTS_KEYS),
+        "model.module.",
+        "net.encoder.",
+        "my.own.very.deep.",
+    ],
 )
 def test_a_common_prefix_is_found_and_named(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     choice = choose(under(prefix, values()), SHAPES)
