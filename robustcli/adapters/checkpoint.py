@@ -164,7 +164,8 @@ def read_weights(path: Path) -> Weights:
     """The weights in `path`: a safetensors or torch file, whatever its ending, bare or wrapped.
 
     Of several sets in it, those of the first row of `WEIGHTS_KEYS` are returned; the rest are in
-    `other_sets`. Names that DataParallel, AveragedModel and torch.compile put before those of the network are removed.
+    `other_sets`. Names that DataParallel, AveragedModel and torch.compile put before those of the
+    network are removed.
 
     Raises:
         UsageError: The file is missing, damaged, of another kind, holds code, or holds no weights.

@@ -257,12 +257,12 @@ def not_weights(path: Path) -> UsageError | None:
     kind = next((kind for kind in KINDS if kind.matches(file)), None)
     if kind is None:
         return None
-    inside = [name for name in file.members if name.lower().endswith(_WEIGHTS)]
-    named = f" Inside is `{inside[0]}`." if inside and kind.todo == _UNPACK else ""
+    weight_members = [name for name in file.members if name.lower().endswith(_WEIGHTS)]
+    hint = f" Inside is `{weight_members[0]}`." if weight_members and kind.todo == _UNPACK else ""
     shown = f" It begins: {_beginning(file)}" if kind.what in ("a text", "JSON") else ""
     return UsageError(
         f"`{path}` cannot be used as weights: it is {kind.what}.",
-        f"{kind.why}{named}{shown}",
+        f"{kind.why}{hint}{shown}",
         kind.todo,
     )
 

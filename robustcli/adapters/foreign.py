@@ -133,11 +133,11 @@ def foreign_name(request: ModelRequest) -> str:
     kind = kind_of(request)
     if kind in ("torchscript", "onnx"):
         return Path(request.name).name
-    prefix, colon, rest = request.name.partition(":")
+    prefix, colon, target = request.name.partition(":")
     if kind == "import" and prefix.endswith(".py"):
-        return f"{Path(prefix).name}:{rest}"
-    if kind in ("hf", "timm-hub") and Path(rest).expanduser().is_dir():
-        return f"{prefix}{colon}{Path(rest).expanduser().resolve().name}"
+        return f"{Path(prefix).name}:{target}"
+    if kind in ("hf", "timm-hub") and Path(target).expanduser().is_dir():
+        return f"{prefix}{colon}{Path(target).expanduser().resolve().name}"
     return request.name
 
 

@@ -101,7 +101,7 @@ def choose(
 ) -> Choice:
     """Which weights of a file are a network's: which set, and below which prefix of their names.
 
-    All must fit; where none do, the set with most of the network's names is returned, for the message.
+    All must fit; where none do, the set with most of the network's names is returned, for messages.
 
     Args:
         state: The weights as read; the other sets in their file are tried too.

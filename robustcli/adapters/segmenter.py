@@ -208,12 +208,13 @@ class MaskPreprocessing:
         Raises:
             UsageError: A field is unknown or a value out of range.
         """
-        known = [field.name for field in fields(self) if field.name not in ("mean", "std")]
+        changeable = [field.name for field in fields(self) if field.name not in ("mean", "std")]
         for name in changes:
-            if name not in known:
+            if name not in changeable:
                 raise UsageError(
                     f"A segmenter's preprocessing has no `{name}`.",
-                    f"It has {', '.join(f'`{field}`' for field in known)}: images keep their size.",
+                    f"It has {', '.join(f'`{field}`' for field in changeable)}: images keep their "
+                    "size.",
                 )
         return replace(self, **changes).of_channels(channels), ()
 

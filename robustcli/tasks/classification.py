@@ -104,28 +104,30 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
         for cell in models:
             needed = {self.model_views[model] for model in models[cell]}
             bases = needed | set(views[cell]) if self.at_crop else {ORIGINAL}
-            made = {v: self._apply_all(cell, ids, clean[v], v) for v in bases}
-            seen = made
+            transformed = {v: self._apply_all(cell, ids, clean[v], v) for v in bases}
+            inputs = transformed
             if not self.at_crop:
-                seen = {v: self._fit_all(v, made[ORIGINAL], cell) for v in needed}
-            measures = {v: list(map(measure, clean[v], made[v])) for v in views[cell]}
-            stacked = {v: _stack(seen[v], self.preprocessing[v]) for v in needed}
+                inputs = {v: self._fit_all(v, transformed[ORIGINAL], cell) for v in needed}
+            measures = {v: list(map(measure, clean[v], transformed[v])) for v in views[cell]}
+            stacked = {v: _stack(inputs[v], self.preprocessing[v]) for v in needed}
             yield Prepared(cell, Views(targets, also, stacked), measures)
 
     def _apply_all(
         self, cell: Cell, ids: list[str], images: list[Pixels], view: str
     ) -> list[Pixels]:
-        made = [self._apply(cell, name, image) for name, image in zip(ids, images, strict=True)]
+        transformed = [
+            self._apply(cell, name, image) for name, image in zip(ids, images, strict=True)
+        ]
         if self.at_crop and self.transforms[cell].transform.replaces:
-            return self._fit_all(view, made, cell)
-        for before, after in zip(images, made, strict=True):
+            return self._fit_all(view, transformed, cell)
+        for before, after in zip(images, transformed, strict=True):
             if self.at_crop and before.shape != after.shape:
                 raise RunError(
                     f"`{cell.transform}` changed the size of a crop.",
                     f"It made {after.shape[:2]} of {before.shape[:2]} pixels.",
                     "With `--apply-at crop` it must keep the size; use `--apply-at original`.",
                 )
-        return made
+        return transformed
 
     def _apply(self, cell: Cell, image_id: str, pixels: Pixels) -> Pixels:
         seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
@@ -133,16 +135,22 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
         return transform.for_image(pixels, image_id=image_id, seed=seed, severity=cell.severity)
 
     def _fit_all(self, view: str, images: list[Pixels], cell: Cell = CLEAN) -> list[Pixels]:
-        own, made = self.preprocessing[view], self.transforms.get(cell)
-        fit = own.apply_to_crop if made and made.transform.precropped else own.apply
+        preprocessing, cell_transform = self.preprocessing[view], self.transforms.get(cell)
+        fit = (
+            preprocessing.apply_to_crop
+            if cell_transform and cell_transform.transform.precropped
+            else preprocessing.apply
+        )
         return [fit(image) for image in images]
 
 
-def _stack(images: list[Pixels], own: Preprocessing) -> Tensor:
+def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
     """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
-    stacked = np.empty((len(images), own.channels, own.crop, own.crop), np.uint8)
-    for place, image in enumerate(images):
-        stacked[place] = own.coloured(image).transpose(2, 0, 1)
+    stacked = np.empty(
+        (len(images), preprocessing.channels, preprocessing.crop, preprocessing.crop), np.uint8
+    )
+    for index, image in enumerate(images):
+        stacked[index] = preprocessing.coloured(image).transpose(2, 0, 1)
     return torch.from_numpy(stacked)
 
 
@@ -174,8 +182,8 @@ class ClassRows:
         inputs = batch.inputs
         pieces = self.forward(inputs.views[self.view], _truths(inputs))
         answers = [answer for piece in pieces for answer in _rows(piece)]
-        named = zip(batch.image_ids, answers, strict=True)
-        return [{"image_id": name, **answer} for name, answer in named]
+        rows = zip(batch.image_ids, answers, strict=True)
+        return [{"image_id": name, **answer} for name, answer in rows]
 
 
 def _truths(inputs: Views) -> torch.Tensor:
@@ -218,13 +226,13 @@ class ClassificationTask(Task[Classifier]):
 
         Images that a model was trained on here are left out.
         """
-        whole = config.dataset or _opened(config)
-        _check_split(config, whole)
-        for note in whole.notes:
+        full = config.dataset or _open_data(config)
+        _check_split(config, full)
+        for note in full.notes:
             listener.say(note)
-        chosen = choose_part(whole, config.split, trainings_of(config), listener)
+        chosen = choose_part(full, config.split, trainings_of(config), listener)
         part = chosen.index
-        evaluated = chosen.split if whole.evaluated else None
+        evaluated = chosen.split if full.evaluated else None
         index = taken(part, config)
         if config.data is None:
             kind = " (a demonstration set)" if index.demonstration else ""
@@ -252,11 +260,11 @@ class ClassificationTask(Task[Classifier]):
 
     def model_record(self, model: Classifier, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
-        own = model.preprocessing
+        preprocessing = model.preprocessing
         return ModelRecord(
             **facts_record(model.facts, model.device),
-            preprocessing=PreprocessingRecord(**asdict(own)),
-            view=own.view if config.apply_at == "crop" else ORIGINAL,
+            preprocessing=PreprocessingRecord(**asdict(preprocessing)),
+            view=preprocessing.view if config.apply_at == "crop" else ORIGINAL,
         )
 
     def preparation(
@@ -286,13 +294,15 @@ class ClassificationTask(Task[Classifier]):
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig
     ) -> SamplePicture | None:
         """The first readable photo, or the first model's crop of it."""
-        found = first_readable(items, lambda item: decode(item.image))
-        if found is None or config.apply_at == "original":
-            return found
-        return replace(found, pixels=next(iter(models.values())).preprocessing.apply(found.pixels))
+        picture = first_readable(items, lambda item: decode(item.image))
+        if picture is None or config.apply_at == "original":
+            return picture
+        return replace(
+            picture, pixels=next(iter(models.values())).preprocessing.apply(picture.pixels)
+        )
 
 
-def _opened(config: TaskConfig) -> Dataset:
+def _open_data(config: TaskConfig) -> Dataset:
     """The data, in the classes of the models.
 
     Raises:
@@ -300,13 +310,15 @@ def _opened(config: TaskConfig) -> Dataset:
     """
     space = _classes(config)
     trained = _were_trained_here(config)
-    given = trained or config.label_space is not None or any(map(names_classes, config.models))
+    named_classes = (
+        trained or config.label_space is not None or any(map(names_classes, config.models))
+    )
     try:
         return open_dataset(
             config.data,
             Classes(
                 space.name,
-                space if given else None,
+                space if named_classes else None,
                 config.labels,
                 splits=trained,
                 answers=config.answers,

@@ -53,11 +53,11 @@ class TrainingData:
         But `cat/001.jpg` may be another photo in other data: where files of that name can be
         compared with those of the training, these decide.
         """
-        there = [one for one in index.samples if one.image_id in self.seen]
-        if there:
-            return any(_hash(one) == self.seen[one.image_id] for one in there)
-        same = self.digest is not None and self.digest == index.digest
-        return same or any(one.image_id in self.parts for one in index.samples)
+        comparable = [sample for sample in index.samples if sample.image_id in self.seen]
+        if comparable:
+            return any(_hash(sample) == self.seen[sample.image_id] for sample in comparable)
+        same_list = self.digest is not None and self.digest == index.digest
+        return same_list or any(sample.image_id in self.parts for sample in index.samples)
 
 
 def _hash(sample: Sample) -> str:
@@ -73,14 +73,14 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     The weights' own header names the data; `splits.csv` in the run's folder the parts, or a file of
     that ending beside bundled weights.
     """
-    place = weights_path(request)
-    if place is None:
+    path = weights_path(request)
+    if path is None:
         return None
-    header = header_beside(weights_in(place))
-    folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
-    files = [place.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
-    found = next((file for file in files if file.is_file()), None)
-    parts = {} if found is None else read_splits(found)
+    header = header_beside(weights_in(path))
+    folders = [path, path.parent, path.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
+    files = [path.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
+    splits_file = next((file for file in files if file.is_file()), None)
+    parts = {} if splits_file is None else read_splits(splits_file)
     if header is None and not parts:
         return None
     seen = header.seen if isinstance(header, ClassifierHeader) else {}
@@ -92,8 +92,10 @@ def training_data(request: ModelRequest) -> TrainingData | None:
 def mask_values_of(run: Path) -> MaskValues | None:
     """The options that read the masks as the training in `run` read them; None for none."""
     try:
-        told = json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"].get("masks")
-        masks = MasksRecord.model_validate(told) if told else None
+        masks_record = json.loads((run / "run.json").read_text(encoding="utf-8"))["dataset"].get(
+            "masks"
+        )
+        masks = MasksRecord.model_validate(masks_record) if masks_record else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None  # no run, or a damaged one: whoever reads its record says so
     if masks is None:
@@ -106,16 +108,16 @@ def mask_values_of(run: Path) -> MaskValues | None:
 
 def in_flags(values: MaskValues) -> str:
     """The two options as a user types them."""
-    given = zip(("--foreground", "--ignore"), values, strict=True)
-    return " ".join(f"{flag} {value}" for flag, value in given if value is not None)
+    options = zip(("--foreground", "--ignore"), values, strict=True)
+    return " ".join(f"{flag} {value}" for flag, value in options if value is not None)
 
 
 def trainings_of(config: TaskConfig) -> list[TrainingData]:
     """What the models of `config` were trained on here; nothing is known of other weights."""
-    found = [training_data(request) for request in config.models]
+    trainings = [training_data(request) for request in config.models]
     if config.splits_of is not None:
-        found.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
-    return [training for training in found if training is not None]
+        trainings.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
+    return [training for training in trainings if training is not None]
 
 
 def read_parts(run: Path) -> Mapping[str, str]:
@@ -140,7 +142,7 @@ class ChosenPart:
 
 def choose_part(
     index: Dataset,
-    wanted: Literal["auto"] | EvaluatedPart,
+    split: Literal["auto"] | EvaluatedPart,
     trainings: Sequence[TrainingData],
     listener: Listener,
 ) -> ChosenPart:
@@ -153,48 +155,54 @@ def choose_part(
 
     Args:
         index: The whole data set.
-        wanted: As the user said it.
+        split: As typed after `--split`.
         trainings: What the models were trained on.
         listener: Hears what was taken, and of test images that are none.
 
     Raises:
         UsageError: Which images are in the part is not known, or there are none.
     """
-    known = [training for training in trainings if training.overlaps(index)]
-    if wanted == "auto" and not known and index.evaluated is not None:
-        part = _own(index, index.evaluated)
+    overlapping = [training for training in trainings if training.overlaps(index)]
+    if split == "auto" and not overlapping and index.evaluated is not None:
+        part = _published_part(index, index.evaluated)
         listener.say(
             f"Only the {len(part.samples):,} {index.evaluated} images of `{index.name}` are used, "
             f"as published, of {len(index.samples):,} (`--split all` takes all)."
         )
         return ChosenPart(part, index.evaluated)
-    if wanted == "all" or (wanted == "auto" and not known):
-        for training in known:
+    if split == "all" or (split == "auto" and not overlapping):
+        for training in overlapping:
             listener.say(
                 f"`{training.model}` was trained on some of these images: the numbers flatter it."
             )
         return ChosenPart(index, "all")
-    split: EvaluatedPart = "test" if wanted == "auto" else wanted
-    part = _of_trainings(index, split, known) if known else _own(index, split)
-    if wanted == "auto":
+    evaluated: EvaluatedPart = "test" if split == "auto" else split
+    part = (
+        _of_trainings(index, evaluated, overlapping)
+        if overlapping
+        else _published_part(index, evaluated)
+    )
+    if split == "auto":
         listener.say(
-            f"`{known[0].model}` was trained on this data: only the {len(part.samples)} of "
+            f"`{overlapping[0].model}` was trained on this data: only the {len(part.samples)} of "
             f"{len(index.samples)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
-    return ChosenPart(part, split)
+    return ChosenPart(part, evaluated)
 
 
-def _of_trainings(index: Dataset, split: EvaluatedPart, known: Sequence[TrainingData]) -> Dataset:
-    for training in known:
+def _of_trainings(
+    index: Dataset, split: EvaluatedPart, overlapping: Sequence[TrainingData]
+) -> Dataset:
+    for training in overlapping:
         if not training.parts:
             raise _unknown_parts(training)
     ids = frozenset(
         pair.image_id
         for pair in index.samples
-        if all(training.parts.get(pair.image_id) == split for training in known)
+        if all(training.parts.get(pair.image_id) == split for training in overlapping)
     )
-    names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in known))
+    names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in overlapping))
     if not ids:
         raise UsageError(
             f"No image of `{index.name}` is in the {split} part of {names}.",
@@ -205,22 +213,22 @@ def _of_trainings(index: Dataset, split: EvaluatedPart, known: Sequence[Training
     return _part(index, ids, f"{split} part of {names}")
 
 
-def _own(index: Dataset, split: EvaluatedPart) -> Dataset:
+def _published_part(index: Dataset, split: EvaluatedPart) -> Dataset:
     ids = frozenset(pair.image_id for pair in index.samples if pair.split == split)
     if not ids:
-        given = sorted({pair.split for pair in index.samples if pair.split is not None})
+        splits = sorted({pair.split for pair in index.samples if pair.split is not None})
         raise UsageError(
             f"`--split {split}` finds no images in `{index.name}`.",
-            f"The data has {', '.join(given)}."
-            if given
+            f"The data has {', '.join(splits)}."
+            if splits
             else "The data is not split, and no model was trained on it.",
             "Leave out `--split`, or name data with the folders or the column that tell.",
         )
     return _part(index, ids, f"{split} part of the data's own split")
 
 
-def _part(index: Dataset, ids: frozenset[str], words: str) -> Dataset:
-    return index.part(ids, f"{index.subset}, {words}" if index.subset else words)
+def _part(index: Dataset, ids: frozenset[str], subset: str) -> Dataset:
+    return index.part(ids, f"{index.subset}, {subset}" if index.subset else subset)
 
 
 def _unknown_parts(training: TrainingData) -> UsageError:

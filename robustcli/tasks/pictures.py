@@ -76,7 +76,7 @@ def _eroded(mask: Mask) -> Mask:
 
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
-KEPT = 6  # images at most
+MOST_PHOTOS = 6  # images at most
 IMAGES_PER_PHOTO = 20  # of the run: so the pictures take at most a twentieth of its time
 _MOST = 100  # images that are tried
 
@@ -92,13 +92,15 @@ class SamplePicture:
     def under(self, cell: TransformCell, seed: int) -> SamplePicture:
         """What the models see of it under `cell` in the run of seed `seed`."""
         name, severity = cell.transform.name, cell.severity
-        own = image_seed(seed, name, severity, self.image_id)
+        image_seed_ = image_seed(seed, name, severity, self.image_id)
         if self.mask is None:
             changed = cell.transform.for_image(
-                self.pixels, image_id=self.image_id, seed=own, severity=severity
+                self.pixels, image_id=self.image_id, seed=image_seed_, severity=severity
             )
             return SamplePicture(self.image_id, changed)
-        moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=own, severity=severity)
+        moved = cell.transform.apply_with_mask(
+            self.pixels, self.mask, seed=image_seed_, severity=severity
+        )
         return SamplePicture(self.image_id, *moved)
 
     def png(self) -> bytes:
@@ -156,7 +158,7 @@ def write_samples(
 
 def _first_of_parts(images: int) -> list[int]:
     """Where the parts of a list begin of each of which a photo is kept."""
-    parts = max(1, min(KEPT, images // IMAGES_PER_PHOTO))
+    parts = max(1, min(MOST_PHOTOS, images // IMAGES_PER_PHOTO))
     return [part * images // parts for part in range(parts)] if images else []
 
 
@@ -228,7 +230,7 @@ def write_masks(
 # Pictures of the best, the median and the worst cases of a segmenter, for its report.
 
 
-OF_EACH = 2
+CASES_PER_RANK = 2
 LONGEST_PANEL = 512  # pixels of the longer side of a picture
 
 
@@ -261,7 +263,7 @@ def update_panels(
 
 
 def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
-    """The cases to show, best first: up to OF_EACH of each rank, no image twice.
+    """The cases to show, best first: up to CASES_PER_RANK of each rank, no image twice.
 
     A group stands in the order by the dice of its image with the most foreground, so that each case
     is another patient and shows something. Groups without foreground are left out.
@@ -270,9 +272,11 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
         model: Whose rows they are.
         rows: Of untransformed images (columns: `metrics.columns.MASK_SCHEMA`).
     """
-    found = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
-    found = found[found["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])
-    cases = found.drop_duplicates("group").sort_values(
+    with_dice = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
+    with_dice = with_dice[with_dice["true"] > 0].sort_values(
+        ["true", "image_id"], ascending=[False, True]
+    )
+    cases = with_dice.drop_duplicates("group").sort_values(
         ["dice", "image_id"], ascending=[False, True]
     )
     return [
@@ -280,31 +284,33 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
             model=model,
             rank=rank,
             number=number,
-            image_id=str(cases["image_id"].iloc[place]),
-            group=str(cases["group"].iloc[place]),
-            dice=float(cases["dice"].iloc[place]),
+            image_id=str(cases["image_id"].iloc[position]),
+            group=str(cases["group"].iloc[position]),
+            dice=float(cases["dice"].iloc[position]),
         )
-        for rank, number, place in _places(len(cases))
+        for rank, number, position in _case_positions(len(cases))
     ]
 
 
-def _places(count: int) -> list[tuple[CaseRank, int, int]]:
+def _case_positions(count: int) -> list[tuple[CaseRank, int, int]]:
     """Rank, number and place of the cases to show among `count` in falling order."""
-    near_median = sorted(range(count), key=lambda place: (abs(place - (count - 1) / 2), place))
+    near_median = sorted(
+        range(count), key=lambda position: (abs(position - (count - 1) / 2), position)
+    )
     orders: dict[CaseRank, list[int]] = {
         "best": list(range(count)),
         "worst": list(range(count))[::-1],
         "median": near_median,
     }
-    taken: set[int] = set()
+    used: set[int] = set()
     chosen: list[tuple[CaseRank, int, int]] = []
-    for number in range(1, OF_EACH + 1):
+    for number in range(1, CASES_PER_RANK + 1):
         for rank, order in orders.items():
-            place = next((place for place in order if place not in taken), None)
-            if place is not None:
-                taken.add(place)
-                chosen.append((rank, number, place))
-    return sorted(chosen, key=lambda one: one[2])
+            position = next((position for position in order if position not in used), None)
+            if position is not None:
+                used.add(position)
+                chosen.append((rank, number, position))
+    return sorted(chosen, key=lambda case: case[2])
 
 
 def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:

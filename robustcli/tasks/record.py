@@ -128,8 +128,8 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
     """
     if old.digest != new.digest:
         before, now = (
-            f"{one.images} of `{one.name}`{f' ({one.subset})' if one.subset else ''}"
-            for one in (old, new)
+            f"{record.images} of `{record.name}`{f' ({record.subset})' if record.subset else ''}"
+            for record in (old, new)
         )
         yield f"Its images are others: {before}, now {now} ({options})."
     elif old.contents and old.contents != new.contents:
@@ -141,14 +141,14 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
         )
     if old.answers != new.answers:
         before, now = (
-            "all of theirs" if one.answers is None else f"{len(one.answers)} of the data"
-            for one in (old, new)
+            "all of theirs" if record.answers is None else f"{len(record.answers)} of the data"
+            for record in (old, new)
         )
         yield f"Models answered with other classes: {before}; now {now} (`--answers`)."
     if old.masks != new.masks:
         before, now = (
-            "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
-            for one in (old, new)
+            "as usual (0 and 1, or 0 and 255)" if record.masks is None else record.masks.words
+            for record in (old, new)
         )
         yield f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`)."
 

@@ -86,20 +86,20 @@ def surface_distance(prediction: Mask, truth: Mask) -> SurfaceDistance | None:
     if not (prediction.any() and truth.any()):
         return None
     box = _box(prediction | truth)
-    both = _distances(prediction[box], truth[box])
-    hd95 = max(float(torch.quantile(one, PERCENTILE / 100)) for one in both)
-    near = sum(int((one <= BOUNDARY_TOLERANCE).sum()) for one in both)
-    return SurfaceDistance(hd95, near / sum(map(len, both)))
+    distances = _distances(prediction[box], truth[box])
+    hd95 = max(float(torch.quantile(direction, PERCENTILE / 100)) for direction in distances)
+    near = sum(int((direction <= BOUNDARY_TOLERANCE).sum()) for direction in distances)
+    return SurfaceDistance(hd95, near / sum(map(len, distances)))
 
 
-def _distances(one: Mask, other: Mask) -> tuple[Tensor, ...]:
+def _distances(first_mask: Mask, second_mask: Mask) -> tuple[Tensor, ...]:
     """From each pixel of one outline to the nearest of the other, and back, in pixels.
 
     Both measures come from these: MONAI's own two functions would find them twice.
     """
     from monai.metrics.utils import get_edge_surface_distance
 
-    first, second = torch.from_numpy(one.copy()), torch.from_numpy(other.copy())
+    first, second = torch.from_numpy(first_mask.copy()), torch.from_numpy(second_mask.copy())
     # MONAI 1.5 and 1.6 warn of an argument (`always_return_as_numpy`) that they pass themselves.
     with silenced("monai.utils.deprecate_utils"):
         _, distances, _ = get_edge_surface_distance(first, second, symmetric=True)
@@ -168,8 +168,8 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
         """The transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
         for cell in models:
-            made = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
-            images, masks = [image for image, _ in made], [mask for _, mask in made]
+            moved = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
+            images, masks = [image for image, _ in moved], [mask for _, mask in moved]
             measures = {v: list(map(measure, clean, images)) for v in views[cell]}
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
@@ -203,11 +203,13 @@ class MaskRows:
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
         """One row an image (columns: `mask_schema`)."""
-        found = [mask for piece in self.forward(batch.inputs.images) for mask in piece]
-        both = zip(batch.image_ids, batch.inputs.groups, found, batch.inputs.masks, strict=True)
+        predicted = [mask for piece in self.forward(batch.inputs.images) for mask in piece]
+        answers = zip(
+            batch.image_ids, batch.inputs.groups, predicted, batch.inputs.masks, strict=True
+        )
         return [
             {"image_id": name, "group": group, **mask_row(prediction, truth, self.tolerance)}
-            for name, group, prediction, truth in both
+            for name, group, prediction, truth in answers
         ]
 
 
@@ -249,8 +251,8 @@ class SegmentationTask(Task[Segmenter]):
 
     def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
-        for what, why, todo in _senseless(config):
-            raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
+        for setting, why, todo in _senseless(config):
+            raise UsageError(f"`{setting}` does not go with segmenters.", why, todo)
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
         """Reads the masks of the images of a training as that training read them.
@@ -266,18 +268,25 @@ class SegmentationTask(Task[Segmenter]):
             if trainings
             else None
         )
-        known = [one for one in trainings if index is not None and one.overlaps(index)]
-        said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
-        if not said:
+        overlapping = [
+            training for training in trainings if index is not None and training.overlaps(index)
+        ]
+        by_flags = {
+            in_flags(training.mask_values): training
+            for training in overlapping
+            if training.mask_values is not None
+        }
+        if not by_flags:
             return config
-        if len(said) > 1:
-            (first, one), (second, other) = list(said.items())[:2]
+        if len(by_flags) > 1:
+            (first, training), (second, second_training) = list(by_flags.items())[:2]
             raise UsageError(
-                f"`{one.model}` and `{other.model}` read the masks of this data differently.",
+                f"`{training.model}` and `{second_training.model}` read the masks of this data "
+                "differently.",
                 f"One was trained with `{first}`, the other with `{second}`.",
                 "Say how they are to be read here, with `--foreground` and `--ignore`.",
             )
-        ((flags, training),) = said.items()
+        ((flags, training),) = by_flags.items()
         assert training.mask_values is not None, "they were chosen by it"
         listener.say(f"Masks are read as in the training of `{training.model}`: `{flags}`.")
         foreground, ignore = training.mask_values
@@ -285,16 +294,15 @@ class SegmentationTask(Task[Segmenter]):
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = config.dataset or open_dataset(config.data, Masks(config.foreground, config.ignore))
-        for note in whole.notes:
+        full = config.dataset or open_dataset(config.data, Masks(config.foreground, config.ignore))
+        for note in full.notes:
             listener.say(note)
         if config.data is None:
-            kind = " (a demonstration set)" if whole.demonstration else ""
+            kind = " (a demonstration set)" if full.demonstration else ""
             listener.say(
-                f"No --data: using {whole.name}{kind}, {len(whole.samples)} images, "
-                f"{whole.location}."
+                f"No --data: using {full.name}{kind}, {len(full.samples)} images, {full.location}."
             )
-        part = choose_part(whole, config.split, trainings_of(config), listener)
+        part = choose_part(full, config.split, trainings_of(config), listener)
         index = taken(part.index, config)
         record, pool = pairs_record(index), pool_of(part.index)
         return Data(index.samples, record, pool, index.grouping, part.split)
