@@ -1,9 +1,9 @@
 """Networks outside of the catalogue, made ready to measure: a user's own, and those of hubs.
 
-Where such a network comes from is told by its name (`kind_of`); `foreign_network`, `foreign_files`
-and `foreign_hubs` make a `ForeignNetwork` of it. Here it is tried with a made-up image, which says
-whether it classifies or segments, how many classes there are, which size it takes, and whether it
-answers with logits or probabilities. What is decided so is announced.
+Its name says where such a network comes from (`foreign_kind`); `foreign_files` and `foreign_hubs`
+read it into a `ForeignNetwork`. Here it is tried with a made-up image, which shows whether it
+classifies or segments, how many classes there are, which size it takes, and whether it answers with
+logits or probabilities. These decisions are announced.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
-Kind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
+ForeignKind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
 FILES = (".pt", ".pth", ".ts", ".jit", ".torchscript")
 _IMPORT = re.compile(r"(?:.*\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
-_PREFIXES: dict[str, Kind] = {
+_PREFIXES: dict[str, ForeignKind] = {
     "hf": "hf", "hf-hub": "timm-hub", "hf_hub": "timm-hub", "open-clip": "open-clip"
 }  # fmt: skip
 _HF_TIMM = re.compile(r"hf[-_]hub:timm/", re.IGNORECASE)
@@ -112,7 +112,7 @@ class ForeignModel:
 # Where a network comes from, told by its name.
 
 
-def kind_of(request: ModelRequest) -> Kind | None:
+def foreign_kind(request: ModelRequest) -> ForeignKind | None:
     """Where the network of `request` comes from; None for names of the catalogue, timm and runs."""
     name = request.name
     if request.module is not None:
@@ -130,7 +130,7 @@ def kind_of(request: ModelRequest) -> Kind | None:
 
 def foreign_name(request: ModelRequest) -> str:
     """The name that rows and tables carry: of a file or a folder its last part."""
-    kind = kind_of(request)
+    kind = foreign_kind(request)
     if kind in ("torchscript", "onnx"):
         return Path(request.name).name
     prefix, colon, target = request.name.partition(":")
@@ -163,7 +163,7 @@ def names_classes(request: ModelRequest) -> bool:
 def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     from robustcli.adapters import foreign_files, foreign_hubs
 
-    kind = kind_of(request)
+    kind = foreign_kind(request)
     if request.untrained and kind not in ("memory", "import", "open-clip"):
         raise UsageError(
             f"`--untrained` does not go with `{request.name}`.",
@@ -384,7 +384,7 @@ def users_error(problem: str, error: BaseException) -> UsageError:
 # What a network answers, brought into one form.
 
 
-class Answers(nn.Module):
+class LogitNetwork(nn.Module):
     """A foreign network whose answers are logits: (B, classes), or (B, classes, h, w).
 
     Args:
@@ -471,7 +471,7 @@ def _tensor(answer: Any) -> Tensor | None:
 
 def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     name = foreign_name(request)
-    answers = Answers(foreign, name)
+    answers = LogitNetwork(foreign, name)
     notes = list(foreign.notes)
     size, scores = _first_answer(answers, foreign, request)
     if foreign.batch is None and not _takes_two(answers, size):
@@ -487,7 +487,7 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     facts = ModelFacts(
         name=name,
         family=foreign.family,
-        builder=f"{kind_of(request)}:{request.name if request.module is None else name}",
+        builder=f"{foreign_kind(request)}:{request.name if request.module is None else name}",
         arguments=dict(foreign.arguments),
         parameters=sum(p.numel() for p in network.parameters())
         if foreign.parameters is None
@@ -510,7 +510,7 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
 
 
 def _first_answer(
-    answers: Answers, foreign: ForeignNetwork, request: ModelRequest
+    answers: LogitNetwork, foreign: ForeignNetwork, request: ModelRequest
 ) -> tuple[tuple[int, int, int], Tensor]:
     """The first size that the network takes, and its answer to one made-up image of that size.
 
@@ -550,7 +550,7 @@ def _first_answer(
     raise UsageError(problem.what, problem.why, problem.todo + tried)
 
 
-def _answer(answers: Answers, size: tuple[int, int, int], count: int = 1) -> Tensor:
+def _answer(answers: LogitNetwork, size: tuple[int, int, int], count: int = 1) -> Tensor:
     images = made_up_image(size).float().repeat(count, 1, 1, 1) / 255
     with torch.inference_mode():
         if answers.batch is None:
@@ -559,7 +559,7 @@ def _answer(answers: Answers, size: tuple[int, int, int], count: int = 1) -> Ten
         return answer
 
 
-def _takes_two(answers: Answers, size: tuple[int, int, int]) -> bool:
+def _takes_two(answers: LogitNetwork, size: tuple[int, int, int]) -> bool:
     try:
         return len(_answer(answers, size, 2)) == 2
     except RobustError:
@@ -567,7 +567,7 @@ def _takes_two(answers: Answers, size: tuple[int, int, int]) -> bool:
 
 
 def _are_probabilities(
-    answers: Answers, scores: Tensor, size: tuple[int, int, int], notes: list[str]
+    answers: LogitNetwork, scores: Tensor, size: tuple[int, int, int], notes: list[str]
 ) -> bool:
     """Whether the answers are probabilities: in [0, 1], and of several classes with the sum 1."""
     scores = scores.float()

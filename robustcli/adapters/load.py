@@ -14,8 +14,8 @@ from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import local_path, official_weights, state_digest
-from robustcli.adapters.foreign import kind_of, open_foreign
-from robustcli.adapters.model import GREY, ModelFacts
+from robustcli.adapters.foreign import foreign_kind, open_foreign
+from robustcli.adapters.model import GREY_NOTE, ModelFacts
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
@@ -74,7 +74,7 @@ def load(
         UsageError: Unknown name, a model of another task, missing or foreign weights, or an
             argument that does not fit.
     """
-    if kind_of(request) is not None:
+    if foreign_kind(request) is not None:
         opened = open_foreign(request, offline=offline)
         check_task(entry_of(request, offline=offline), task or opened.task)
         return opened.model
@@ -87,7 +87,7 @@ def load(
     network = _network(entry, weights, arguments, seed, offline=offline)
     base = _preprocessing(entry, network, header, arguments)
     preprocessing, notes = base.changed(request.preprocessing, channels)
-    notes = (GREY.format(entry.name), *notes) if channels == 1 else notes
+    notes = (GREY_NOTE.format(entry.name), *notes) if channels == 1 else notes
     facts = ModelFacts(
         name=entry.name,
         family=entry.family,
@@ -113,7 +113,7 @@ def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
     Raises:
         UsageError: Nothing is called so, or the foreign network cannot be used.
     """
-    if kind_of(request) is None:
+    if foreign_kind(request) is None:
         return resolve(request.name)
     opened = open_foreign(request, offline=offline)
     facts = opened.model.facts
@@ -137,7 +137,7 @@ def resolve(name: str) -> ModelEntry:
         return smp_library.entry(name)
     if names_run(name):
         return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
-    if kind_of(ModelRequest(name)) is not None:
+    if foreign_kind(ModelRequest(name)) is not None:
         raise UsageError(
             f"`{name}` can be evaluated, but not trained or fine-tuned here.",
             "Its network is not one of the catalogue, of timm or of smp.",
@@ -200,7 +200,7 @@ def weights_path(request: ModelRequest) -> Path | None:
 
     None for official weights that are downloaded, and for an untrained network.
     """
-    if request.untrained or kind_of(request) is not None:
+    if request.untrained or foreign_kind(request) is not None:
         return None
     if request.weights is not None:
         return request.weights
@@ -300,7 +300,7 @@ def answers_in(request: ModelRequest) -> LabelSpace:
     Raises:
         UsageError: The named label space is none, or contradicts the weights.
     """
-    if kind_of(request) is not None:
+    if foreign_kind(request) is not None:
         space = open_foreign(request, offline=True).space
         assert space is not None, "only classifiers are asked for their classes"
         return space

@@ -246,7 +246,7 @@ def load_strictly(
     if needed != received:
         raise UsageError(
             f"`{origin}` does not hold the weights of `{model}`.",
-            differences(needed, received),
+            tensor_differences(needed, received),
             advice or "Name the model that the file was made for.",
         )
     network.load_state_dict(dict(state))
@@ -257,7 +257,7 @@ def counts(key: str) -> bool:
     return key.endswith(_COUNTER)
 
 
-def differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -> str:
+def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -> str:
     """The first few names and shapes in which `received` is not `expected`, in words."""
     missing = [key for key in expected if key not in received]
     unknown = [key for key in received if key not in expected]

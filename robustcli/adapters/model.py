@@ -23,7 +23,7 @@ from robustcli.core.errors import RobustError, UsageError, first_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-GREY = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
+GREY_NOTE = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
 """What is announced of a model that reads greyscale images."""
 
 

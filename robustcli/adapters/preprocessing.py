@@ -13,15 +13,15 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 
-Values = tuple[float, ...]
+ChannelValues = tuple[float, ...]
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-IMAGENET_MEAN: Values = (0.485, 0.456, 0.406)
-IMAGENET_STD: Values = (0.229, 0.224, 0.225)
+IMAGENET_MEAN: ChannelValues = (0.485, 0.456, 0.406)
+IMAGENET_STD: ChannelValues = (0.229, 0.224, 0.225)
 CHANNELS = ("in_chans", "in_channels")
 """What builders call the number of channels of their input."""
 _WHITE = 255
@@ -45,8 +45,8 @@ class Preprocessing:
     resize: int | None
     crop: int
     interpolation: str = "bicubic"
-    mean: Values = IMAGENET_MEAN
-    std: Values = IMAGENET_STD
+    mean: ChannelValues = IMAGENET_MEAN
+    std: ChannelValues = IMAGENET_STD
     mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
@@ -209,7 +209,7 @@ def overridden(
     return replace(base, **{**changes, **statistics}), tuple(notes)
 
 
-def _check_values(name: str, values: Values, channels: int) -> None:
+def _check_values(name: str, values: ChannelValues, channels: int) -> None:
     if len(values) != channels:
         expected = (
             "colour images: three numbers" if channels == 3 else "greyscale images: one number"
@@ -235,7 +235,7 @@ def _check_values(name: str, values: Values, channels: int) -> None:
         )
 
 
-def _unit(name: str, values: Values) -> int | None:
+def _unit(name: str, values: ChannelValues) -> int | None:
     """The largest value that `values` are meant of: 1 or 255; None where they say neither.
 
     Raises:
@@ -255,5 +255,5 @@ def _unit(name: str, values: Values) -> int | None:
     )
 
 
-def _typed(values: Values) -> str:
+def _typed(values: ChannelValues) -> str:
     return ",".join(f"{value:g}" for value in values)

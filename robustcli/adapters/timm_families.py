@@ -296,7 +296,7 @@ def build_vim(
 # Shapes: B batch, H and W of the last stage's map, C its channels.
 
 
-class Blocks(nn.Sequential):
+class StageBlocks(nn.Sequential):
     """A stage's blocks, recomputed in the backward pass while `grad_checkpointing` is on."""
 
     grad_checkpointing = False
@@ -332,7 +332,7 @@ class TimmVMamba(TimmContract, VMamba):
         stride = config.stem_strides[0] * config.stem_strides[1]
         self.feature_info = []
         for number, (stage, dim) in enumerate(zip(self._stages(), config.dims, strict=True)):
-            stage.blocks = Blocks(*stage.blocks)
+            stage.blocks = StageBlocks(*stage.blocks)
             where = f"layers.{number}.blocks"
             self.feature_info.append(
                 {"num_chs": dim, "reduction": stride * 2**number, "module": where}
@@ -404,7 +404,7 @@ class TimmVMamba(TimmContract, VMamba):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training recomputes each block instead of keeping its inner values."""
         for stage in self._stages():
-            assert isinstance(stage.blocks, Blocks)
+            assert isinstance(stage.blocks, StageBlocks)
             stage.blocks.grad_checkpointing = enable
 
     def _stages(self) -> list[Stage]:

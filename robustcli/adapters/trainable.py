@@ -273,7 +273,7 @@ def _no_encoder(entry: ModelEntry, error: UsageError) -> UsageError:
     )
 
 
-CLASSES = "num_classes"
+NUM_CLASSES = "num_classes"
 
 
 def start_classifier(
@@ -294,14 +294,14 @@ def start_classifier(
     """
     trained = None if weights is None else read_trained(weights, entry)
     header_arguments = {} if trained is None or trained.header is None else trained.header.arguments
-    network = fresh(entry, {**header_arguments, **arguments, CLASSES: classes}, seed)
+    network = initialised(entry, {**header_arguments, **arguments, NUM_CLASSES: classes}, seed)
     if trained is None:
         return network, f"none: initialised with seed {seed}"
     transfer(network, trained.state, entry, heads_in(network), str(trained.path))
     return network, str(trained.path)
 
 
-def fresh(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+def initialised(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
     """The network as initialised with `seed`, float32, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
@@ -328,7 +328,7 @@ def sized_preprocessing(
 def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
     options = json.loads(arguments)
     input_channels(options)  # checked before anything is built
-    preprocessing = own_preprocessing(entry, fresh(entry, options, 0), options)
+    preprocessing = own_preprocessing(entry, initialised(entry, options, 0), options)
     assert isinstance(preprocessing, Preprocessing), "only classifiers come here"
     return preprocessing
 
@@ -337,5 +337,5 @@ def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], sized: Preproce
     shape = (sized.channels, sized.crop, sized.crop)
     builder = f"{entry.builder}:{entry.variant}"
     trial = Trial(entry.name, builder, arguments, shape, size_flag="--window")
-    network = fresh(entry, arguments, 0).eval()
+    network = initialised(entry, arguments, 0).eval()
     first_pass(lambda: network(made_up_image(shape).float() / 255), trial)

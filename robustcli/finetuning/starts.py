@@ -20,7 +20,7 @@ from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
-from robustcli.adapters.loading import FAMILIES, differences, heads_in, shapes_of
+from robustcli.adapters.loading import FAMILIES, heads_in, shapes_of, tensor_differences
 from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.trainable import start_weights, transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
@@ -413,7 +413,7 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
         height, width = model.plan.patch
         raise UsageError(
             f"The plan of `{model.path}` does not fit its weights.",
-            differences(expected, shapes),
+            tensor_differences(expected, shapes),
             f"The plan's patch is {height} x {width}, on which weights of `umamba-enc` depend: use "
             "the plan that it was trained with."
             if model.model == "umamba-enc"

@@ -223,7 +223,7 @@ class Stage(nn.Module):
         return out
 
 
-class Classifier(nn.Module):
+class ClassifierHead(nn.Module):
     """Norm, global average pooling and the linear head."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -246,7 +246,7 @@ class VMamba(nn.Module):
         self.num_features = config.dims[-1]
         self.patch_embed = _stem(config)
         self.layers = nn.Sequential(*_stages(config))
-        self.classifier = Classifier(config.dims[-1], config.num_classes)
+        self.classifier = ClassifierHead(config.dims[-1], config.num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from robustcli.core.errors import UsageError
 #
 # Source: nnU-Net v2.1.1, `default_normalization_schemes.py`, `create_nonzero_mask`.
 
-Place = tuple[slice, slice]
-WHOLE: Place = (slice(None), slice(None))
+Window = tuple[slice, slice]
+WHOLE: Window = (slice(None), slice(None))
 _SMALLEST = 1e-8  # upstream's floor under a deviation or a range
 
 
@@ -102,20 +102,20 @@ class Normaliser:
     inside_only: tuple[bool, ...]
     inside: NDArray[np.bool_] | None
 
-    def __call__(self, image: NDArray[np.uint8], place: Place = WHOLE) -> NDArray[np.float32]:
-        """The part `place` of `image`, normalised: (C, h, w).
+    def __call__(self, image: NDArray[np.uint8], window: Window = WHOLE) -> NDArray[np.float32]:
+        """The part `window` of `image`, normalised: (C, h, w).
 
         Args:
             image: (H, W, C), the whole image that `fit` saw.
-            place: Rows and columns.
+            window: Rows and columns.
         """
-        part = np.moveaxis(image[place], -1, 0).astype(np.float32)  # (C, h, w)
+        part = np.moveaxis(image[window], -1, 0).astype(np.float32)  # (C, h, w)
         for values, line, masked in zip(part, self.lines, self.inside_only, strict=True):
             np.clip(values, line.low, line.high, out=values)
             values -= np.float32(line.shift)
             values /= np.float32(line.scale)
             if masked and self.inside is not None:
-                values[~self.inside[place]] = 0
+                values[~self.inside[window]] = 0
         return part
 
 

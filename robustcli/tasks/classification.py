@@ -14,9 +14,10 @@ from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.classifier import Classifier, Predictions
-from robustcli.adapters.foreign import kind_of, names_classes
+from robustcli.adapters.foreign import foreign_kind, names_classes
 from robustcli.adapters.load import answers_in, header_for, load, names_run
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.segmenter import Pixels
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
@@ -42,7 +43,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, trainings_of
-from robustcli.tasks.pictures import Pixels, SamplePicture, first_readable
+from robustcli.tasks.pictures import SamplePicture, first_readable
 from robustcli.tasks.record import (
     DatasetRecord,
     ModelCost,
@@ -253,7 +254,7 @@ class ClassificationTask(Task[Classifier]):
 
         Weights that the user names are here, and say how many classes there are: they are read.
         """
-        foreign = kind_of(request) is not None
+        foreign = foreign_kind(request) is not None
         if foreign or request.weights is not None or names_run(request.name):
             return load(request, "cls", offline=True)
         return load(replace(request, untrained=True), "cls")

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.io import write_bytes
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
@@ -36,7 +36,6 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
-Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
 def outlined(image: Pixels, mask: Mask) -> Pixels:
@@ -76,7 +75,7 @@ def _eroded(mask: Mask) -> Mask:
 
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
-MOST_PHOTOS = 6  # images at most
+MOST_SAMPLES = 6  # images at most
 IMAGES_PER_PHOTO = 20  # of the run: so the pictures take at most a twentieth of its time
 _MOST = 100  # images that are tried
 
@@ -158,7 +157,7 @@ def write_samples(
 
 def _first_of_parts(images: int) -> list[int]:
     """Where the parts of a list begin of each of which a photo is kept."""
-    parts = max(1, min(MOST_PHOTOS, images // IMAGES_PER_PHOTO))
+    parts = max(1, min(MOST_SAMPLES, images // IMAGES_PER_PHOTO))
     return [part * images // parts for part in range(parts)] if images else []
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
-from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
@@ -44,7 +44,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
-from robustcli.tasks.pictures import Pixels, SamplePicture, first_pair, update_panels, write_masks
+from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels, write_masks
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
