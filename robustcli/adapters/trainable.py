@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import (
     FAMILIES,
     Shapes,
@@ -186,37 +185,36 @@ _IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in
 """Timm's names of torchvision's IMAGENET1K_V1, from which the tumour paper starts."""
 
 
-def start_weights(
-    name: str, weights: Path | None = None, untrained: bool = False, offline: bool = False,
-    seed: int = 0, arguments: Mapping[str, Any] | None = None,
+def start_segmenter(
+    entry: ModelEntry, arguments: Mapping[str, Any], *, seed: int, weights: Path | None = None,
+    untrained: bool = False, offline: bool = False,
 ) -> tuple[nn.Module, str]:  # fmt: skip
-    """The network `name` as training begins with it, and where its weights come from, in words.
+    """The segmenter as training begins with it, and where its weights come from, in words.
 
     Networks whose recipe starts from an ImageNet encoder do so, or stop; every other one starts
     from its documented initialisation, which the seed decides.
 
     Args:
-        name: A segmenter.
+        entry: What it is.
+        arguments: For the builder.
+        seed: Initialises what no file gives.
         weights: A file or the folder of a training run to go on from; for a network with an
             ImageNet encoder also a file of that encoder, as timm or torchvision has it.
         untrained: Start from random numbers whatever the recipe says.
         offline: Forbids every download.
-        seed: Initialises what no file gives.
-        arguments: For the builder.
 
     Raises:
-        UsageError: Unknown name, foreign weights, or an ImageNet encoder that is not here.
+        UsageError: Nothing to train, foreign weights, or an ImageNet encoder that is not here.
     """
-    entry, options = resolve(name), dict(arguments or {})
     if entry.task != "seg" or not is_trainable(entry):
         raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
         if weights is not None and not untrained:
-            return _from_file(entry, weights, options)
+            return _from_file(entry, weights, arguments)
         if untrained or not wants_imagenet(entry):
-            return BUILDERS[entry.builder].create(entry.variant, options), _random(seed)
-        return _from_imagenet(entry, options, offline)
+            return BUILDERS[entry.builder].create(entry.variant, arguments), _random(seed)
+        return _from_imagenet(entry, arguments, offline)
 
 
 def _random(seed: int) -> str:

@@ -22,7 +22,7 @@ from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
 from robustcli.adapters.loading import FAMILIES, heads_in, shapes_of, tensor_differences
 from robustcli.adapters.networks import is_trainable
-from robustcli.adapters.trainable import start_weights, transfer, wants_imagenet
+from robustcli.adapters.trainable import transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
@@ -292,7 +292,8 @@ class SegmenterFinetuning(FinetuneTask):
         """See `FinetuneTask.sized`: a U-Mamba-Enc's weights have its patch's size."""
         if entry.family != "umamba":
             return training
-        network, _ = start_weights(entry.name, None, True, True, 0, training.model_args)
+        with torch.device("meta"):
+            network = networks.create(entry.variant, training.model_args)
         assert isinstance(network, UMamba)
         config = network.config
         if not any(config.tokens(stage)[1] for stage in range(len(config.features))):
