@@ -15,13 +15,13 @@ from robustcli.adapters.loading import (
     choose,
     classes_in,
     classes_of,
-    differences,
     family_of,
     heads_in,
     load_strictly,
     members,
     recognise,
     shapes_of,
+    tensor_differences,
     vmamba_names,
 )
 from robustcli.adapters.networks import create, with_weights
@@ -61,12 +61,12 @@ EXPECTED = {"a": (2, 3), "b": (4,), "c": (), "d": (1,), "e": (1,)}
     ],
 )
 def test_differences_in_words(given: dict[str, tuple[int, ...]], words: str) -> None:
-    assert differences(EXPECTED, given) == f"Of 5 expected tensors: {words}"
+    assert tensor_differences(EXPECTED, given) == f"Of 5 expected tensors: {words}"
 
 
 def test_the_first_few_are_named_and_all_are_counted() -> None:
     given = {**EXPECTED, **{f"x{number}": (1,) for number in range(100)}}
-    assert differences(EXPECTED, given, 2) == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
+    assert tensor_differences(EXPECTED, given, 2) == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
 
 
 def test_weights_of_another_network_change_nothing() -> None:
@@ -155,7 +155,7 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     generator = values(1, {"deconv.weight": (3, 3), "a": (1,), "b": (1,), "c": (1,)})
-    state = Weights(generator, "model", others=[Weights(values(2), "net")])
+    state = Weights(generator, "model", other_sets=[Weights(values(2), "net")])
     choice = choose(state, SHAPES)
     choice.announce("w.pth")
     assert (choice.fits, choice.place) == (True, "net")

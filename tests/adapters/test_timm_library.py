@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import IN1K
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.timm_library import known, pretraining
+from robustcli.adapters.timm_library import has_architecture, pretraining
 from robustcli.core.errors import UsageError
 from tests.adapters.timm_small import NAMES, small
 
@@ -349,13 +349,13 @@ MORE = [
 
 @pytest.mark.parametrize("name", ONLY)
 def test_what_saw_imagenet_1k_only(name: str) -> None:
-    assert known(name)
+    assert has_architecture(name)
     assert pretraining(name) == IN1K
 
 
 @pytest.mark.parametrize("name", MORE)
 def test_what_saw_more(name: str) -> None:
-    assert known(name)
+    assert has_architecture(name)
     assert pretraining(name).startswith("more than ImageNet-1K (timm tag ")
 
 
