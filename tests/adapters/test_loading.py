@@ -66,7 +66,8 @@ def test_differences_in_words(given: dict[str, tuple[int, ...]], words: str) -> 
 
 def test_the_first_few_are_named_and_all_are_counted() -> None:
     given = {**EXPECTED, **{f"x{number}": (1,) for number in range(100)}}
-    assert tensor_differences(EXPECTED, given, 2) == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
+    text = tensor_differences(EXPECTED, given, 2)
+    assert text == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
 
 
 def test_weights_of_another_network_change_nothing() -> None:
@@ -158,7 +159,7 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(
     state = Weights(generator, "model", other_sets=[Weights(values(2), "net")])
     choice = choose(state, SHAPES)
     choice.announce("w.pth")
-    assert (choice.fits, choice.place) == (True, "net")
+    assert (choice.fits, choice.key_path) == (True, "net")
     assert caplog.messages == ["`w.pth`: the weights `net` are taken, not `model`."]
 
 
