@@ -64,15 +64,18 @@ def _zscore(values: NDArray[np.uint8], channel: Channel) -> _Line:
 
 
 def _ct(values: NDArray[np.uint8], channel: Channel) -> _Line:
-    known = channel.intensities
-    if known is None:
+    intensities = channel.intensities
+    if intensities is None:
         raise UsageError(
             "The plan's `CT` normalisation cannot be done.",
             "It needs `foreground_intensity_properties_per_channel`, which the plan lacks.",
             "Use the plan that nnU-Net wrote, or another scheme.",
         )
     return _Line(
-        known.mean, max(known.std, _SMALLEST), known.percentile_00_5, known.percentile_99_5
+        intensities.mean,
+        max(intensities.std, _SMALLEST),
+        intensities.percentile_00_5,
+        intensities.percentile_99_5,
     )
 
 

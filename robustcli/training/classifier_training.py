@@ -142,7 +142,7 @@ class ClassifierTraining(TrainingTask):
             classes=space.ids,
             class_names=space.names,
             preprocessing=asdict(_preprocessing(plan)),
-            seen=_seen(plan.splits.train, plan.config.seed),
+            seen=_sampled_digests(plan.splits.train, plan.config.seed),
         )
 
     def measure(
@@ -200,7 +200,7 @@ def _preprocessing(plan: TrainPlan) -> Preprocessing:
     return sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
 
 
-def _seen(train: Dataset, seed: int) -> dict[str, str]:
+def _sampled_digests(train: Dataset, seed: int) -> dict[str, str]:
     """Some training images, by id, with the hash of their files."""
     drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
     return {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]}
