@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.fetching import local_path
 from robustcli.adapters.load import resolve
-from robustcli.adapters.trainable import start_weights
+from robustcli.adapters.trainable import start_segmenter
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving
@@ -113,7 +113,9 @@ def start(name: str) -> nn.Module:
     """The network with its bundled weights, or as initialised."""
     entry = resolve(name)
     weights = None if entry.asset is None else local_path(entry)
-    network, _ = start_weights(name, weights, weights is None, True)
+    network, _ = start_segmenter(
+        entry, {}, seed=0, weights=weights, untrained=weights is None, offline=True
+    )
     return network.train()
 
 

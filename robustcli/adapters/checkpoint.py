@@ -1,6 +1,6 @@
 """Weights from a file, without ever running what a file may hold.
 
-`PLACES` is the one table of where programs keep weights in their files; `load_strictly` in
+`WEIGHTS_KEYS` is the one table of where programs keep weights in their files; `load_strictly` in
 `robustcli.adapters.loading` and the doors that use it (`--weights`, `--pretrained`,
 `create_model`) all read files through `read_weights`.
 """
@@ -27,7 +27,7 @@ from robustcli.core.errors import UsageError, first_line
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightsKey:
     """A key under which programs keep weights, alone or before the names of the tensors.
 
     Args:
@@ -41,37 +41,37 @@ class Place:
     averaged: bool = False
 
 
-PLACES: tuple[Place, ...] = (
-    Place("state_dict_ema", "timm", averaged=True),
-    Place("model_ema", "VMamba, DeiT, ConvNeXt", averaged=True),
-    Place("ema_state_dict", "training scripts", averaged=True),
-    Place("model_ema_state_dict", "training scripts", averaged=True),
-    Place("ema_model", "Lightning modules, ema-pytorch", averaged=True),
-    Place("ema_model_state_dict", "training scripts", averaged=True),
-    Place("params_ema", "BasicSR", averaged=True),
-    Place("ema", "training scripts", averaged=True),
-    Place("averaged_model", "training scripts", averaged=True),
-    Place("swa_model", "training scripts", averaged=True),
-    Place("swa_state_dict", "training scripts", averaged=True),
-    Place("state_dict", "timm, Lightning, OpenMMLab"),
-    Place("model_state_dict", "PyTorch's tutorials"),
-    Place("model", "Swin, DeiT, ConvNeXt, VMamba, Vim; Lightning modules"),
-    Place("network_weights", "nnU-Net"),
-    Place("model_state", "pycls, ClassyVision"),
-    Place("net", "pytorch-cifar"),
-    Place("network", "training scripts, Lightning modules"),
-    Place("net_state_dict", "training scripts"),
-    Place("weights", "training scripts"),
-    Place("params", "BasicSR"),
-    Place("module", "DeepSpeed, DataParallel, AveragedModel"),
-    Place("backbone", "OpenMMLab, self-supervised training"),
-    Place("encoder", "self-supervised training"),
-    Place("student", "DINO, distillation"),
-    Place("teacher", "DINO, distillation"),
+WEIGHTS_KEYS: tuple[WeightsKey, ...] = (
+    WeightsKey("state_dict_ema", "timm", averaged=True),
+    WeightsKey("model_ema", "VMamba, DeiT, ConvNeXt", averaged=True),
+    WeightsKey("ema_state_dict", "training scripts", averaged=True),
+    WeightsKey("model_ema_state_dict", "training scripts", averaged=True),
+    WeightsKey("ema_model", "Lightning modules, ema-pytorch", averaged=True),
+    WeightsKey("ema_model_state_dict", "training scripts", averaged=True),
+    WeightsKey("params_ema", "BasicSR", averaged=True),
+    WeightsKey("ema", "training scripts", averaged=True),
+    WeightsKey("averaged_model", "training scripts", averaged=True),
+    WeightsKey("swa_model", "training scripts", averaged=True),
+    WeightsKey("swa_state_dict", "training scripts", averaged=True),
+    WeightsKey("state_dict", "timm, Lightning, OpenMMLab"),
+    WeightsKey("model_state_dict", "PyTorch's tutorials"),
+    WeightsKey("model", "Swin, DeiT, ConvNeXt, VMamba, Vim; Lightning modules"),
+    WeightsKey("network_weights", "nnU-Net"),
+    WeightsKey("model_state", "pycls, ClassyVision"),
+    WeightsKey("net", "pytorch-cifar"),
+    WeightsKey("network", "training scripts, Lightning modules"),
+    WeightsKey("net_state_dict", "training scripts"),
+    WeightsKey("weights", "training scripts"),
+    WeightsKey("params", "BasicSR"),
+    WeightsKey("module", "DeepSpeed, DataParallel, AveragedModel"),
+    WeightsKey("backbone", "OpenMMLab, self-supervised training"),
+    WeightsKey("encoder", "self-supervised training"),
+    WeightsKey("student", "DINO, distillation"),
+    WeightsKey("teacher", "DINO, distillation"),
 )
 """In the order in which they are taken, where a file has several: averaged ones first, as timm."""
-_RANKS = {place.key: rank for rank, place in enumerate(PLACES)}
-_BARE, _UNKNOWN = len(PLACES), len(PLACES) + 1
+_RANKS = {place.key: rank for rank, place in enumerate(WEIGHTS_KEYS)}
+_BARE, _UNKNOWN = len(WEIGHTS_KEYS), len(WEIGHTS_KEYS) + 1
 # What lies beside the weights, and holds tensors by name too.
 _BESIDE = re.compile(
     r"optim|sched|lr_sched|(grad_)?scaler|amp$|callbacks$|loops$|hyper_parameters$|args$|config$|rng"
@@ -87,17 +87,17 @@ class Weights(dict[str, Tensor]):
 
     Args:
         tensors: The tensors.
-        place: The keys on the way to them, joined by dots; empty for the file itself.
+        key_path: The keys on the way to them, joined by dots; empty for the file itself.
         remarks: What was done to the names, in words.
-        others: The other sets of weights in the file, in the order in which they are taken.
+        other_sets: The other sets of weights in the file, in the order in which they are taken.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], place: str = "", remarks: Sequence[str] = (),
-        others: Sequence[Weights] = (),
+        self, tensors: Mapping[str, Tensor], key_path: str = "", remarks: Sequence[str] = (),
+        other_sets: Sequence[Weights] = (),
     ) -> None:  # fmt: skip
         super().__init__(tensors)
-        self.place, self.remarks, self.others = place, tuple(remarks), tuple(others)
+        self.key_path, self.remarks, self.other_sets = key_path, tuple(remarks), tuple(other_sets)
 
 
 class _Inert:
@@ -163,8 +163,9 @@ _KNOWN += [(_InertValue, name) for name in _VALUES]
 def read_weights(path: Path) -> Weights:
     """The weights in `path`: a safetensors or torch file, whatever its ending, bare or wrapped.
 
-    Of several sets in it, those of the first row of `PLACES`; the others are in `others`. Names
-    that DataParallel, AveragedModel and torch.compile put before those of the network are removed.
+    Of several sets in it, those of the first row of `WEIGHTS_KEYS` are returned; the rest are in
+    `other_sets`. Names that DataParallel, AveragedModel and torch.compile put before those of the
+    network are removed.
 
     Raises:
         UsageError: The file is missing, damaged, of another kind, holds code, or holds no weights.
@@ -172,28 +173,34 @@ def read_weights(path: Path) -> Weights:
     if not path.is_file():
         raise UsageError(f"There is no weights file `{path}`.", "", "Check the path.")
     remarks, content = _content(path)
-    sets = sorted(_sets(content, ()), key=lambda found: found[0])
+    sets = sorted(_sets(content, ()), key=lambda weights_set: weights_set[0])
     # Counters and scores are tensors by name too.
-    whole = [found for found in sets if any(tensor.ndim for tensor in found[2].values())] or sets
-    if not whole:
+    complete_sets = [
+        weights_set
+        for weights_set in sets
+        if any(tensor.ndim for tensor in weights_set[2].values())
+    ] or sets
+    if not complete_sets:
         raise UsageError(
             f"`{path}` holds no weights.",
-            f"Expected tensors by name, or one of the keys {', '.join(p.key for p in PLACES)}; "
-            f"got {_described(content)}.",
+            "Expected tensors by name, or one of the keys "
+            f"{', '.join(key.key for key in WEIGHTS_KEYS)}; got {_described(content)}.",
         )
-    first, *others = [_cleaned(place, tensors, remarks) for _, place, tensors in whole]
-    return Weights(first, first.place, first.remarks, others)
+    first, *other_sets = [
+        _cleaned(key_path, tensors, remarks) for _, key_path, tensors in complete_sets
+    ]
+    return Weights(first, first.key_path, first.remarks, other_sets)
 
 
-def rank_of(path: Sequence[str]) -> tuple[int, ...]:
-    """Where the weights at the keys `path` stand in the order of `PLACES`; the lowest is first."""
-    averaged = any(key in _RANKS and PLACES[_RANKS[key]].averaged for key in path)
-    return (not averaged, *(_RANKS.get(key, _UNKNOWN) for key in path), _BARE)
+def rank_of(keys: Sequence[str]) -> tuple[int, ...]:
+    """The order of the weights at `keys` by the rows of `WEIGHTS_KEYS`; the lowest is first."""
+    averaged = any(key in _RANKS and WEIGHTS_KEYS[_RANKS[key]].averaged for key in keys)
+    return (not averaged, *(_RANKS.get(key, _UNKNOWN) for key in keys), _BARE)
 
 
-def is_averaged(place: str) -> bool:
-    """Whether the weights at `place`, keys joined by dots, are averages over steps."""
-    return rank_of(place.strip(".").split("."))[0] == 0
+def is_averaged(key_path: str) -> bool:
+    """Whether the weights at `key_path`, keys joined by dots, are averages over steps."""
+    return rank_of(key_path.strip(".").split("."))[0] == 0
 
 
 def read_torch(path: Path) -> object:
@@ -212,12 +219,12 @@ def read_torch(path: Path) -> object:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Torch wraps what its unpickler says in the advice to load the file unsafely after all.
-        said = error.__context__ or error
-        if any(word in str(said) for word in ("GLOBAL", "<class", "reduce")):
-            raise _refused(path, said) from error
+        reason = error.__context__ or error
+        if any(word in str(reason) for word in ("GLOBAL", "<class", "reduce")):
+            raise _refused(path, reason) from error
         if _protocol(path) > torch.serialization.DEFAULT_PROTOCOL:
             raise _other_protocol(path) from error
-        raise _damaged(path, said) from error
+        raise _damaged(path, reason) from error
     except Exception as error:
         # On damaged bytes the unpickler fails anywhere: IndexError, TypeError, AssertionError, ...
         raise _damaged(path, error) from error
@@ -232,9 +239,9 @@ def _content(path: Path) -> tuple[list[str], object]:
         raise _damaged(path, error) from error
     if foreign is not None:
         raise foreign
-    named_safe = path.suffix == ".safetensors"
+    safe_suffix = path.suffix == ".safetensors"
     remarks = []
-    if safe != named_safe:
+    if safe != safe_suffix:
         kind = "a safetensors" if safe else "a torch"
         remarks.append(f"it is {kind} file, whatever its ending says")
     return remarks, _safetensors(path) if safe else read_torch(path)
@@ -247,11 +254,11 @@ def _safetensors(path: Path) -> object:
         raise _damaged(path, error) from error
 
 
-def _refused(path: Path, said: BaseException) -> UsageError:
-    found = first_line(said).split(" was not an allowed")[0].rstrip(".")
+def _refused(path: Path, reason: BaseException) -> UsageError:
+    refused_name = first_line(reason).split(" was not an allowed")[0].rstrip(".")
     return UsageError(
         f"`{path}` was refused, and nothing in it was run.",
-        f"It holds more than weights: {found}.",
+        f"It holds more than weights: {refused_name}.",
         "Ask its author for a safetensors file, or convert it yourself where you trust it: "
         "torch.save({k: v for k, v in model.state_dict().items()}, FILE).",
     )
@@ -269,8 +276,8 @@ def _protocol(path: Path) -> int:
                 start = file.read(2)
     except Exception:  # damaged archives fail anywhere
         return 0
-    known = start[:1] == pickle.PROTO and start[1] <= pickle.HIGHEST_PROTOCOL
-    return start[1] if known else 0
+    is_protocol = start[:1] == pickle.PROTO and start[1] <= pickle.HIGHEST_PROTOCOL
+    return start[1] if is_protocol else 0
 
 
 def _other_protocol(path: Path) -> UsageError:
@@ -291,36 +298,36 @@ def _damaged(path: Path, error: BaseException) -> UsageError:
     )
 
 
-Found = tuple[tuple[int, ...], str, dict[str, Tensor]]
-"""Rank, place and tensors of a set of weights."""
+WeightsSet = tuple[tuple[int, ...], str, dict[str, Tensor]]
+"""Rank, key path and tensors of a set of weights."""
 
 
-def _sets(content: object, path: tuple[str, ...]) -> Iterator[Found]:
+def _sets(content: object, keys: tuple[str, ...]) -> Iterator[WeightsSet]:
     """Every set of tensors by name in `content`, but for those of optimisers and the like."""
-    if not isinstance(content, Mapping) or len(path) > _DEEPEST:
+    if not isinstance(content, Mapping) or len(keys) > _DEEPEST:
         return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
-    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    entries = {key: value for key, value in content.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
     if tensors:
-        yield rank_of(path), ".".join(path), tensors
-    for key, value in named.items():
+        yield rank_of(keys), ".".join(keys), tensors
+    for key, value in entries.items():
         if not _BESIDE.match(key):
-            yield from _sets(value, (*path, key))
+            yield from _sets(value, (*keys, key))
 
 
-def _cleaned(place: str, tensors: Mapping[str, Tensor], remarks: Sequence[str]) -> Weights:
+def _cleaned(key_path: str, tensors: Mapping[str, Tensor], remarks: Sequence[str]) -> Weights:
     """`tensors` under the names that they have without wrappers, and what was removed."""
-    named = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
+    cleaned = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
     removed = [f"`{wrapper}`" for key in tensors for wrapper in _WRAPPERS.findall(key)]
-    inner = {key: tensor for key, tensor in named.items() if key != _AVERAGES}
+    inner = {key: tensor for key, tensor in cleaned.items() if key != _AVERAGES}
     while inner and all(key.startswith(_PARALLEL) for key in inner):
         inner = {key.removeprefix(_PARALLEL): tensor for key, tensor in inner.items()}
-        named = inner  # with the prefix goes AveragedModel's counter of averages
+        cleaned = inner  # with the prefix goes AveragedModel's counter of averages
         removed.append(f"the prefix `{_PARALLEL}`")
     if removed:
-        told = " and ".join(dict.fromkeys(removed))
-        remarks = [*remarks, f"{told} removed from the names of its tensors"]
-    return Weights(named, place, remarks)
+        removed_names = " and ".join(dict.fromkeys(removed))
+        remarks = [*remarks, f"{removed_names} removed from the names of its tensors"]
+    return Weights(cleaned, key_path, remarks)
 
 
 def _described(content: object) -> str:

@@ -68,8 +68,8 @@ class Classifier:
             UsageError: It cannot take images of its preprocessing, or does not answer as a
                 classifier; the message says what it wants.
         """
-        own, facts = self.preprocessing, self.facts
-        shape = (own.channels, own.crop, own.crop)
+        preprocessing, facts = self.preprocessing, self.facts
+        shape = (preprocessing.channels, preprocessing.crop, preprocessing.crop)
         tried = Trial(facts.name, facts.builder, facts.arguments, shape, precision=self.precision)
         scores = first_pass(lambda: self._output(made_up_image(shape)), tried)
         check_scores(scores, getattr(self.network, "num_classes", None), tried)
@@ -101,9 +101,9 @@ class Classifier:
         logits, targets = self.logits(views), targets.to(self.device)
         most = min(5, logits.shape[1])
         if answers is not None:
-            others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-            others[list(answers)] = False
-            logits, most = logits.masked_fill(others, -torch.inf), min(most, len(answers))
+            excluded = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+            excluded[list(answers)] = False
+            logits, most = logits.masked_fill(excluded, -torch.inf), min(most, len(answers))
         probabilities = logits.softmax(1)
         best = probabilities.topk(most, 1)
         several = targets if targets.ndim == 2 else targets[:, None]

@@ -45,8 +45,8 @@ def hub_file(variant: str) -> Path | None:
     home = os.environ.get("HF_HOME", f"{caches}/huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     snapshots = cache / f"models--timm--{variant}" / "snapshots"
-    found = sorted(snapshots.glob("*/model.safetensors"))
-    return found[-1] if found else None
+    weight_files = sorted(snapshots.glob("*/model.safetensors"))
+    return weight_files[-1] if weight_files else None
 
 
 def is_here(entry: ModelEntry) -> bool:
@@ -152,26 +152,26 @@ def fetch(name: str, *, offline: bool) -> Fetched:
         RunError: The download failed.
     """
     datasets = {dataset.name: dataset for dataset in DATASETS}
-    known = find(
+    registered = find(
         name, [*CATALOGUE, *datasets], kind="model or data set", listing="robust list models"
     )
-    if known in datasets:
-        path = fetch_dataset(known, offline=offline)
-        return Fetched(known, path, file_sha256(path), datasets[known].sha256 is not None)
-    entry = CATALOGUE[known]
+    if registered in datasets:
+        path = fetch_dataset(registered, offline=offline)
+        return Fetched(registered, path, file_sha256(path), datasets[registered].sha256 is not None)
+    entry = CATALOGUE[registered]
     if entry.builder == "timm":
         path = _from_hub(entry.variant, offline)
-        return Fetched(known, path, file_sha256(path), pinned=True)
+        return Fetched(registered, path, file_sha256(path), pinned=True)
     if entry.weights_url is None and entry.asset is None:
         raise UsageError(
-            f"`{known}` has no published weights.",
+            f"`{registered}` has no published weights.",
             "",
-            f"Train it: `robust train {entry.task} --model {known}`.",
+            f"Train it: `robust train {entry.task} --model {registered}`.",
         )
     path = local_path(entry)
     if entry.weights_url is not None:
         fetch_file(entry.weights_url, path, sha256=None, offline=offline)
-    return Fetched(known, path, file_sha256(path), pinned=entry.asset is not None)
+    return Fetched(registered, path, file_sha256(path), pinned=entry.asset is not None)
 
 
 def _from_hub(variant: str, offline: bool) -> Path:

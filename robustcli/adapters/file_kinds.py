@@ -1,7 +1,7 @@
 """What a file is, by its bytes and never by its ending, where it is no file of weights.
 
 A download that went wrong is most often a page, a pointer or a wrapper around the real file. Each
-kind is a row of `KINDS`: how it is known, what it is called, and how to get at the weights.
+kind is a row of `FILE_KINDS`: how it is known, what it is called, and how to get at the weights.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _opens_as_tar(path: Path) -> bool:
 
 _UNPACK = "Unpack it, and name the file inside that holds the weights."
 
-KINDS: tuple[FileKind, ...] = (
+FILE_KINDS: tuple[FileKind, ...] = (
     FileKind(
         "an empty file", lambda file: file.size == 0,
         "It has 0 bytes: the download or the copy never began, or the disk was full.",
@@ -254,15 +254,15 @@ def is_safetensors(path: Path) -> bool:
 def not_weights(path: Path) -> UsageError | None:
     """The error that says what `path` is, where its bytes are not those of a file of weights."""
     file = sniff(path)
-    kind = next((kind for kind in KINDS if kind.matches(file)), None)
+    kind = next((kind for kind in FILE_KINDS if kind.matches(file)), None)
     if kind is None:
         return None
-    inside = [name for name in file.members if name.lower().endswith(_WEIGHTS)]
-    named = f" Inside is `{inside[0]}`." if inside and kind.todo == _UNPACK else ""
+    weight_members = [name for name in file.members if name.lower().endswith(_WEIGHTS)]
+    hint = f" Inside is `{weight_members[0]}`." if weight_members and kind.todo == _UNPACK else ""
     shown = f" It begins: {_beginning(file)}" if kind.what in ("a text", "JSON") else ""
     return UsageError(
         f"`{path}` cannot be used as weights: it is {kind.what}.",
-        f"{kind.why}{named}{shown}",
+        f"{kind.why}{hint}{shown}",
         kind.todo,
     )
 

@@ -1,9 +1,9 @@
 """Networks outside of the catalogue, made ready to measure: a user's own, and those of hubs.
 
-Where such a network comes from is told by its name (`kind_of`); `foreign_network`, `foreign_files`
-and `foreign_hubs` make a `ForeignNetwork` of it. Here it is tried with a made-up image, which says
-whether it classifies or segments, how many classes there are, which size it takes, and whether it
-answers with logits or probabilities. What is decided so is announced.
+Its name says where such a network comes from (`foreign_kind`); `foreign_files` and `foreign_hubs`
+read it into a `ForeignNetwork`. Here it is tried with a made-up image, which shows whether it
+classifies or segments, how many classes there are, which size it takes, and whether it answers with
+logits or probabilities. These decisions are announced.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
-Kind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
+ForeignKind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
 FILES = (".pt", ".pth", ".ts", ".jit", ".torchscript")
 _IMPORT = re.compile(r"(?:.*\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
-_PREFIXES: dict[str, Kind] = {
+_PREFIXES: dict[str, ForeignKind] = {
     "hf": "hf", "hf-hub": "timm-hub", "hf_hub": "timm-hub", "open-clip": "open-clip"
 }  # fmt: skip
 _HF_TIMM = re.compile(r"hf[-_]hub:timm/", re.IGNORECASE)
@@ -112,7 +112,7 @@ class ForeignModel:
 # Where a network comes from, told by its name.
 
 
-def kind_of(request: ModelRequest) -> Kind | None:
+def foreign_kind(request: ModelRequest) -> ForeignKind | None:
     """Where the network of `request` comes from; None for names of the catalogue, timm and runs."""
     name = request.name
     if request.module is not None:
@@ -130,14 +130,14 @@ def kind_of(request: ModelRequest) -> Kind | None:
 
 def foreign_name(request: ModelRequest) -> str:
     """The name that rows and tables carry: of a file or a folder its last part."""
-    kind = kind_of(request)
+    kind = foreign_kind(request)
     if kind in ("torchscript", "onnx"):
         return Path(request.name).name
-    prefix, colon, rest = request.name.partition(":")
+    prefix, colon, target = request.name.partition(":")
     if kind == "import" and prefix.endswith(".py"):
-        return f"{Path(prefix).name}:{rest}"
-    if kind in ("hf", "timm-hub") and Path(rest).expanduser().is_dir():
-        return f"{prefix}{colon}{Path(rest).expanduser().resolve().name}"
+        return f"{Path(prefix).name}:{target}"
+    if kind in ("hf", "timm-hub") and Path(target).expanduser().is_dir():
+        return f"{prefix}{colon}{Path(target).expanduser().resolve().name}"
     return request.name
 
 
@@ -150,7 +150,7 @@ def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
         MachineError: The package that reads it is not installed.
     """
     if not request.opened:
-        request.opened.append(_tried(request, _found(request, offline=offline)))
+        request.opened.append(_tried(request, _read_network(request, offline=offline)))
     opened: ForeignModel = request.opened[0]
     return opened
 
@@ -160,10 +160,10 @@ def names_classes(request: ModelRequest) -> bool:
     return bool(request.opened) and bool(request.opened[0].names_classes)
 
 
-def _found(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
+def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     from robustcli.adapters import foreign_files, foreign_hubs
 
-    kind = kind_of(request)
+    kind = foreign_kind(request)
     if request.untrained and kind not in ("memory", "import", "open-clip"):
         raise UsageError(
             f"`--untrained` does not go with `{request.name}`.",
@@ -193,24 +193,24 @@ def _found(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
 
 
 def _users_network(request: ModelRequest) -> ForeignNetwork:
-    builds = request.module if request.module is not None else _imported(request.name)
+    source = request.module if request.module is not None else _imported(request.name)
     arguments = dict(request.arguments)
-    if isinstance(builds, nn.Module):
+    if isinstance(source, nn.Module):
         if arguments:
             raise UsageError(
                 f"`{request.name}` takes no `--model-arg`.",
                 "It is a network, not a function that builds one.",
                 "Leave it out, or name the function or the class.",
             )
-        network: object = builds
-    elif callable(builds):
-        network = _built(request.name, builds, arguments)
+        network: object = source
+    elif callable(source):
+        network = _built(request.name, source, arguments)
     else:
-        network = builds
+        network = source
     if not isinstance(network, nn.Module):
-        what = "returns" if network is not builds else "is"
+        verb = "returns" if network is not source else "is"
         raise UsageError(
-            f"`{request.name}` {what} a {type(network).__name__}, not a network.",
+            f"`{request.name}` {verb} a {type(network).__name__}, not a network.",
             "Expected a torch.nn.Module, a class of one, or a function that returns one.",
             "Name such an object after the colon.",
         )
@@ -222,7 +222,7 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
     network = network.float().eval()
     origin = "in memory" if request.module is not None else f"made by `{request.name}`"
     if request.weights is not None:
-        if builds is request.module and isinstance(builds, nn.Module):
+        if source is request.module and isinstance(source, nn.Module):
             raise UsageError(
                 "`weights` does not go with a network in memory.", "It holds its own weights.",
                 "Load them into it with `load_state_dict`, or give the function that builds it.",
@@ -230,14 +230,14 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
         _load_weights(network, request.weights, request.name)
         origin = str(request.weights)
     config = getattr(network, "pretrained_cfg", None)
-    own = _timm_preprocessing(network) if config else None
+    preprocessing = _timm_preprocessing(network) if config else None
     return ForeignNetwork(
         network,
         family=type(network).__name__.lower(),
         origin=origin,
         digest=state_digest(network.state_dict()),
         pretraining="none (untrained)" if request.untrained else "unknown (a network of one's own)",
-        preprocessing=own,
+        preprocessing=preprocessing,
         preprocessing_source="its timm configuration",
         arguments=arguments,
     )
@@ -346,8 +346,8 @@ def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
     except RobustError:
         raise
     except Exception as error:
-        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise users_error(f"`{name}` failed, called with ({given}).", error) from error
+        call_arguments = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise users_error(f"`{name}` failed, called with ({call_arguments}).", error) from error
 
 
 def _load_weights(network: nn.Module, path: Path, name: str) -> None:
@@ -357,43 +357,45 @@ def _load_weights(network: nn.Module, path: Path, name: str) -> None:
 
 
 _LIBRARIES = tuple(
-    str(Path(place).resolve())
-    for place in {
+    str(Path(folder).resolve())
+    for folder in {
         *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
         str(Path(torch.__file__).parents[1]), str(Path(__file__).parents[1]),
     }
 )  # fmt: skip
 
 
-def users_error(what: str, error: BaseException) -> UsageError:
+def users_error(problem: str, error: BaseException) -> UsageError:
     """The error of a user's code, with the file and the line where it arose."""
     if isinstance(error, SyntaxError) and error.filename:
-        place = f"{error.filename}:{error.lineno}"
+        position = f"{error.filename}:{error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if not f.filename.startswith((*_LIBRARIES, "<"))]
-        last = (theirs or list(frames))[-1]
+        user_frames = [f for f in frames if not f.filename.startswith((*_LIBRARIES, "<"))]
+        last = (user_frames or list(frames))[-1]
         line = f" (`{last.line}`)" if last.line else ""
-        place = f"{last.filename}:{last.lineno}{line}"
-    said = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
-    return UsageError(what, f"{said}, at {place}.", "Correct that line, and repeat the command.")
+        position = f"{last.filename}:{last.lineno}{line}"
+    reason = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
+    return UsageError(
+        problem, f"{reason}, at {position}.", "Correct that line, and repeat the command."
+    )
 
 
 # What a network answers, brought into one form.
 
 
-class Answers(nn.Module):
+class LogitNetwork(nn.Module):
     """A foreign network whose answers are logits: (B, classes), or (B, classes, h, w).
 
     Args:
-        found: The network.
+        foreign: The network.
         name: For messages.
     """
 
-    def __init__(self, found: ForeignNetwork, name: str) -> None:
+    def __init__(self, foreign: ForeignNetwork, name: str) -> None:
         super().__init__()
-        self.network, self.users_code, self.model_name = found.network, found.users_code, name
-        self.batch = found.batch
+        self.network, self.users_code, self.model_name = foreign.network, foreign.users_code, name
+        self.batch = foreign.batch
         self.num_classes: int | None = None
         self.probabilities = False
 
@@ -423,33 +425,33 @@ class Answers(nn.Module):
     def _padded(self, images: Tensor) -> Tensor:
         """The answers for at most a batch, filled up by its last image."""
         assert self.batch is not None, "only called with a fixed batch"
-        missing = self.batch - len(images)
-        more = images[-1:].expand(missing, -1, -1, -1)
-        return self.raw(torch.cat([images, more]) if missing else images)[: len(images)]
+        padding = self.batch - len(images)
+        copies = images[-1:].expand(padding, -1, -1, -1)
+        return self.raw(torch.cat([images, copies]) if padding else images)[: len(images)]
 
     def raw(self, images: Tensor) -> Tensor:
         """What the network answers, as one tensor."""
         try:
-            found = _tensor(self.network(images))
+            scores = _tensor(self.network(images))
         except (torch.OutOfMemoryError, MemoryError, RobustError):
             raise
         except Exception as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
                 raise  # whoever calls halves the batch
             shape = tuple(images.shape)
-            what = f"`{self.model_name}` fails on an input of shape {shape}."
-            told = users_error(what, error)
-            raise RunError(told.what, told.why, told.todo) from error
-        if found is None:
+            problem = f"`{self.model_name}` fails on an input of shape {shape}."
+            located = users_error(problem, error)
+            raise RunError(located.what, located.why, located.todo) from error
+        if scores is None:
             raise RunError(
                 f"`{self.model_name}` answers with no tensor of scores.",
                 "Expected (images, classes) of a classifier or (images, classes, h, w) of a "
                 "segmenter; alone, first of a list, or under `logits` or `out`.",
                 "Wrap it in a module that returns its scores.",
             )
-        if found.ndim == 4 and tuple(found.shape[2:]) == (1, 1):
-            return found.flatten(1)  # a classifier of convolutions alone
-        return found[:, None] if found.ndim == 3 else found
+        if scores.ndim == 4 and tuple(scores.shape[2:]) == (1, 1):
+            return scores.flatten(1)  # a classifier of convolutions alone
+        return scores[:, None] if scores.ndim == 3 else scores
 
 
 def _tensor(answer: Any) -> Tensor | None:
@@ -467,12 +469,12 @@ def _tensor(answer: Any) -> Tensor | None:
 # The first pass, and what it decides.
 
 
-def _tried(request: ModelRequest, found: ForeignNetwork) -> ForeignModel:
+def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     name = foreign_name(request)
-    answers = Answers(found, name)
-    notes = list(found.notes)
-    size, scores = _first_answer(answers, found, request)
-    if found.batch is None and not _takes_two(answers, size):
+    answers = LogitNetwork(foreign, name)
+    notes = list(foreign.notes)
+    size, scores = _first_answer(answers, foreign, request)
+    if foreign.batch is None and not _takes_two(answers, size):
         answers.batch = 1
         notes.append(f"`{name}` takes one image at a time.")
     task: TaskName = "cls" if scores.ndim == 2 else "seg"
@@ -480,49 +482,51 @@ def _tried(request: ModelRequest, found: ForeignNetwork) -> ForeignModel:
     answers.probabilities = _are_probabilities(answers, scores, size, notes)
     space, names_classes = None, False
     if task == "cls":
-        space, names_classes = _space(request, found, scores.shape[1], notes)
+        space, names_classes = _space(request, foreign, scores.shape[1], notes)
     network: nn.Module = answers
     facts = ModelFacts(
         name=name,
-        family=found.family,
-        builder=f"{kind_of(request)}:{request.name if request.module is None else name}",
-        arguments=dict(found.arguments),
+        family=foreign.family,
+        builder=f"{foreign_kind(request)}:{request.name if request.module is None else name}",
+        arguments=dict(foreign.arguments),
         parameters=sum(p.numel() for p in network.parameters())
-        if found.parameters is None
-        else found.parameters,
-        weights=found.origin,
-        weights_sha256=found.digest,
-        pretraining=found.pretraining,
+        if foreign.parameters is None
+        else foreign.parameters,
+        weights=foreign.origin,
+        weights_sha256=foreign.digest,
+        pretraining=foreign.pretraining,
         untrained=request.untrained,
         label_space=FOREGROUND if space is None else space.name,
         scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
     )
     if task == "seg":
-        notes += _foreground_notes(name, found, scores.shape[1])
-        masks = _mask_preprocessing(request, found, size, notes)
+        notes += _foreground_notes(name, foreign, scores.shape[1])
+        masks = _mask_preprocessing(request, foreign, size, notes)
         return ForeignModel(task, Segmenter(network, masks, facts, notes=tuple(notes)), None, False)
-    own = _preprocessing(request, found, size, notes)
-    return ForeignModel(task, Classifier(network, own, facts, tuple(notes)), space, names_classes)
+    preprocessing = _preprocessing(request, foreign, size, notes)
+    return ForeignModel(
+        task, Classifier(network, preprocessing, facts, tuple(notes)), space, names_classes
+    )
 
 
 def _first_answer(
-    answers: Answers, found: ForeignNetwork, request: ModelRequest
+    answers: LogitNetwork, foreign: ForeignNetwork, request: ModelRequest
 ) -> tuple[tuple[int, int, int], Tensor]:
     """The first size that the network takes, and its answer to one made-up image of that size.
 
     A size that the user, the network or its preprocessing says is the only one that is tried.
     """
-    chosen = request.preprocessing.get("crop") or found.side
-    own = found.preprocessing
-    if chosen is None and own is not None:
-        chosen = own.crop
+    chosen = request.preprocessing.get("crop") or foreign.side
+    own_preprocessing = foreign.preprocessing
+    if chosen is None and own_preprocessing is not None:
+        chosen = own_preprocessing.crop
     sides = _SIDES if chosen is None else (int(chosen),)
-    given = request.preprocessing.get("mean") or request.preprocessing.get("std")
-    many = found.channels or (None if given is None else len(given))
-    if many is None and own is not None:
-        many = own.channels
+    user_statistics = request.preprocessing.get("mean") or request.preprocessing.get("std")
+    channel_count = foreign.channels or (None if user_statistics is None else len(user_statistics))
+    if channel_count is None and own_preprocessing is not None:
+        channel_count = own_preprocessing.channels
     problem: RobustError | None = None
-    for channels in (3, 1) if many is None else (many,):
+    for channels in (3, 1) if channel_count is None else (channel_count,):
         for side in sides:
             size = (channels, side, side)
             try:
@@ -546,7 +550,7 @@ def _first_answer(
     raise UsageError(problem.what, problem.why, problem.todo + tried)
 
 
-def _answer(answers: Answers, size: tuple[int, int, int], count: int = 1) -> Tensor:
+def _answer(answers: LogitNetwork, size: tuple[int, int, int], count: int = 1) -> Tensor:
     images = made_up_image(size).float().repeat(count, 1, 1, 1) / 255
     with torch.inference_mode():
         if answers.batch is None:
@@ -555,7 +559,7 @@ def _answer(answers: Answers, size: tuple[int, int, int], count: int = 1) -> Ten
         return answer
 
 
-def _takes_two(answers: Answers, size: tuple[int, int, int]) -> bool:
+def _takes_two(answers: LogitNetwork, size: tuple[int, int, int]) -> bool:
     try:
         return len(_answer(answers, size, 2)) == 2
     except RobustError:
@@ -563,7 +567,7 @@ def _takes_two(answers: Answers, size: tuple[int, int, int]) -> bool:
 
 
 def _are_probabilities(
-    answers: Answers, scores: Tensor, size: tuple[int, int, int], notes: list[str]
+    answers: LogitNetwork, scores: Tensor, size: tuple[int, int, int], notes: list[str]
 ) -> bool:
     """Whether the answers are probabilities: in [0, 1], and of several classes with the sum 1."""
     scores = scores.float()
@@ -583,7 +587,7 @@ def _are_probabilities(
 
 
 def _space(
-    request: ModelRequest, found: ForeignNetwork, outputs: int, notes: list[str]
+    request: ModelRequest, foreign: ForeignNetwork, outputs: int, notes: list[str]
 ) -> tuple[LabelSpace, bool]:
     """The classes of the outputs, and whether somebody named them.
 
@@ -596,10 +600,10 @@ def _space(
         space = _named_space(request.classes, name)
     elif request.label_space is not None:
         space = label_space(request.label_space)
-    elif found.space is not None:
-        space = found.space
-    elif found.classes is not None:
-        space = _named_space(found.classes, name)
+    elif foreign.space is not None:
+        space = foreign.space
+    elif foreign.classes is not None:
+        space = _named_space(foreign.classes, name)
     else:
         by_count = [s for s in map(label_space, BUNDLED_SPACES) if len(s.ids) == outputs]
         if not by_count:
@@ -628,21 +632,23 @@ def _space(
 
 def _named_space(classes: Sequence[str], name: str) -> LabelSpace:
     """The label space of `classes`: a bundled one where they are its classes in its order."""
-    words = tuple(str(one) for one in classes)
-    if len(set(words)) != len(words):
-        twice = next(word for word in words if words.count(word) > 1)
+    class_names = tuple(str(class_name) for class_name in classes)
+    if len(set(class_names)) != len(class_names):
+        twice = next(word for word in class_names if class_names.count(word) > 1)
         raise UsageError(
             f"Two classes of `{name}` are called `{twice}`.", "Names tell classes apart.",
             "Give each its own name with `--label-space FILE`.",
         )  # fmt: skip
     for space in map(label_space, BUNDLED_SPACES):
-        if len(space.ids) != len(words):
+        if len(space.ids) != len(class_names):
             continue
-        known = [_index(space, word) for word in words]
-        named = [(n, index) for n, index in enumerate(known) if index is not None]
-        if all(n == index for n, index in named) and len(named) >= 0.9 * len(words):
+        indices = [_index(space, word) for word in class_names]
+        known_positions = [(n, index) for n, index in enumerate(indices) if index is not None]
+        if all(n == index for n, index in known_positions) and len(known_positions) >= 0.9 * len(
+            class_names
+        ):
             return space
-    return LabelSpace(f"classes of {name}", words, words)
+    return LabelSpace(f"classes of {name}", class_names, class_names)
 
 
 def _index(space: LabelSpace, word: str) -> int | None:
@@ -651,13 +657,15 @@ def _index(space: LabelSpace, word: str) -> int | None:
     return space.index_of(word.split(",")[0]) if index is None else index
 
 
-def _foreground_notes(name: str, found: ForeignNetwork, outputs: int) -> list[str]:
+def _foreground_notes(name: str, foreign: ForeignNetwork, outputs: int) -> list[str]:
     if outputs == 1:
         return []
-    background = f"`{found.classes[0]}`" if found.classes else "class 0"
-    others = ", ".join(f"`{one}`" for one in (found.classes or ())[1 : _SHOWN + 1])
-    more = ", ..." if len(found.classes or ()) > _SHOWN + 1 else ""
-    foreground = f"{others}{more}" if others else "all others"
+    background = f"`{foreign.classes[0]}`" if foreign.classes else "class 0"
+    foreground_names = ", ".join(
+        f"`{class_name}`" for class_name in (foreign.classes or ())[1 : _SHOWN + 1]
+    )
+    more = ", ..." if len(foreign.classes or ()) > _SHOWN + 1 else ""
+    foreground = f"{foreground_names}{more}" if foreground_names else "all others"
     return [f"`{name}` has {outputs} classes: background is {background}, foreground {foreground}."]
 
 
@@ -665,39 +673,41 @@ def _foreground_notes(name: str, found: ForeignNetwork, outputs: int) -> list[st
 
 
 def _preprocessing(
-    request: ModelRequest, found: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
+    request: ModelRequest, foreign: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
 ) -> Preprocessing:
     """The network's own or the usual one, under what the user says; announced."""
     name, (channels, side, _) = foreign_name(request), size
-    if found.preprocessing is not None:
-        own, source = found.preprocessing, f"as {found.preprocessing_source} says"
+    if foreign.preprocessing is not None:
+        base, source = foreign.preprocessing, f"as {foreign.preprocessing_source} says"
     else:
-        whole = side < _SIDES[0]  # small pictures are not cut
-        resize = side if whole else round(side / _SHARE)
-        own = Preprocessing(resize, side, "bilinear").of_channels(channels)
+        uncut = side < _SIDES[0]  # small pictures are not cut
+        resize = side if uncut else round(side / _SHARE)
+        base = Preprocessing(resize, side, "bilinear").of_channels(channels)
         source = "by default"
-    result, more = overridden(own, request.preprocessing)
+    result, more = overridden(base, request.preprocessing)
     notes.extend(more)
-    lacking = {"resize", "crop", "interpolation", "mean", "std"} - set(request.preprocessing)
-    if lacking:
-        notes.append(f"`{name}`, {source}: {_in_words(result, lacking)}.")
+    defaulted = {"resize", "crop", "interpolation", "mean", "std"} - set(request.preprocessing)
+    if defaulted:
+        notes.append(f"`{name}`, {source}: {_in_words(result, defaulted)}.")
     return result
 
 
-def _in_words(own: Preprocessing, fields: set[str]) -> str:
+def _in_words(preprocessing: Preprocessing, fields: set[str]) -> str:
     values = {
-        "resize": f"resize {own.resize}" if own.mode == "center" else f"squash to {own.resize}",
-        "crop": f"crop {own.crop}",
-        "interpolation": own.interpolation,
-        "mean": f"mean {','.join(f'{v:.4g}' for v in own.mean)}",
-        "std": f"std {','.join(f'{v:.4g}' for v in own.std)}",
+        "resize": f"resize {preprocessing.resize}"
+        if preprocessing.mode == "center"
+        else f"squash to {preprocessing.resize}",
+        "crop": f"crop {preprocessing.crop}",
+        "interpolation": preprocessing.interpolation,
+        "mean": f"mean {','.join(f'{v:.4g}' for v in preprocessing.mean)}",
+        "std": f"std {','.join(f'{v:.4g}' for v in preprocessing.std)}",
     }
     flags = ", ".join(f"`--{key}`" for key in values if key in fields)
     return ", ".join(text for key, text in values.items() if key in fields) + f" (set by {flags})"
 
 
 def _mask_preprocessing(
-    request: ModelRequest, found: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
+    request: ModelRequest, foreign: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
 ) -> MaskPreprocessing:
     """Windows of the network's size; images keep theirs.
 
@@ -712,12 +722,12 @@ def _mask_preprocessing(
                 "Images keep their size, so that masks can be compared pixel by pixel.",
                 "Leave it out; `--crop` sets the side of its window.",
             )
-    own = found.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
-    given = {key: request.preprocessing[key] for key in ("mean", "std")
+    base = foreign.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
+    user_statistics = {key: request.preprocessing[key] for key in ("mean", "std")
              if key in request.preprocessing}  # fmt: skip
-    scaled, more = overridden(own.of_channels(channels), given)
+    scaled, more = overridden(base.of_channels(channels), user_statistics)
     notes.extend(more)
-    fixed = found.side or request.preprocessing.get("crop") or found.preprocessing
+    fixed = foreign.side or request.preprocessing.get("crop") or foreign.preprocessing
     window = side if fixed or side != _SIDES[0] else _WINDOW
     plain = not any(scaled.mean) and set(scaled.std) == {1.0}
     masks = MaskPreprocessing(
@@ -725,7 +735,7 @@ def _mask_preprocessing(
         mean=None if plain else scaled.mean,
         std=None if plain else scaled.std,
     ).of_channels(channels)
-    source = f"as {found.preprocessing_source} says" if found.preprocessing else "by default"
+    source = f"as {foreign.preprocessing_source} says" if foreign.preprocessing else "by default"
     values = "values in [0, 1]" if plain else _in_words(scaled, {"mean", "std"})
     if {"crop", "mean", "std"} - set(request.preprocessing):
         notes.append(f"`{name}`, {source}: windows of {window} pixels (`--crop`), {values}.")

@@ -99,11 +99,11 @@ class OnnxNetwork(nn.Module):
         session = self._session("cpu")
         inputs = session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
-            told = "; ".join(f"`{one.name}` {one.type} {one.shape}" for one in inputs)
+            described = "; ".join(f"`{node.name}` {node.type} {node.shape}" for node in inputs)
             raise UsageError(
                 f"`{path}` does not take images.",
-                f"Its inputs: {told}. Expected one of floats with the shape (images, channels, "
-                "height, width).",
+                f"Its inputs: {described}. Expected one of floats with the shape "
+                "(images, channels, height, width).",
                 "Export the network that takes normalised images.",
             )
         self.name, shape = inputs[0].name, list(inputs[0].shape)
@@ -112,7 +112,7 @@ class OnnxNetwork(nn.Module):
         sides = shape[1:3] if self.last else shape[2:]
         self.channels = _fixed(shape[3 if self.last else 1])
         self.batch, self.sides = _fixed(shape[0]), tuple(map(_fixed, sides))
-        self.outputs = [one.name for one in session.get_outputs()]
+        self.outputs = [node.name for node in session.get_outputs()]
 
     def forward(self, images: Tensor) -> Tensor:
         """The first output, on the device of the images.
@@ -135,9 +135,12 @@ class OnnxNetwork(nn.Module):
 
     def _session(self, device: str) -> Any:
         """The session that computes on a type of device: the GPU where onnxruntime has one."""
-        there = self.runtime.get_available_providers()
+        available = self.runtime.get_available_providers()
         gpu = ["CUDAExecutionProvider"] if device == "cuda" else []
-        providers = [*(one for one in gpu if one in there), "CPUExecutionProvider"]
+        providers = [
+            *(provider for provider in gpu if provider in available),
+            "CPUExecutionProvider",
+        ]
         if providers[0] not in self.sessions:
             options = self.runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
@@ -209,10 +212,10 @@ def _digest(path: Path) -> str:
 
     Exporters name them after the file: `net.onnx.data`, `net.onnx_data`.
     """
-    beside = sorted(p for p in path.parent.glob(f"{path.name}?*") if p.is_file())
-    if not beside:
+    data_files = sorted(p for p in path.parent.glob(f"{path.name}?*") if p.is_file())
+    if not data_files:
         return file_sha256(path)
-    parts = [file_sha256(one) for one in (path, *beside)]
+    parts = [file_sha256(file) for file in (path, *data_files)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 

@@ -60,7 +60,7 @@ class Repository:
         return content
 
 
-def repository(name: str, *, offline: bool) -> Repository:
+def open_repository(name: str, *, offline: bool) -> Repository:
     """The repository `ORG/NAME` or `ORG/NAME@REVISION` of the hub, or a local folder.
 
     Raises:
@@ -74,7 +74,7 @@ def repository(name: str, *, offline: bool) -> Repository:
     repo, _, revision = name.partition("@")
     try:
         with hub(offline=offline):
-            place = Path(
+            snapshot = Path(
                 snapshot_download(
                     repo, revision=revision or None, allow_patterns=_FILES, local_files_only=offline
                 )
@@ -85,15 +85,15 @@ def repository(name: str, *, offline: bool) -> Repository:
             f"The reason: {why_none(error, offline=offline)}.",
             "Check the name (`ORG/NAME`, `ORG/NAME@REVISION`), or name a folder with its files.",
         ) from error
-    commit = place.name  # the cache keeps a folder for each commit
-    return _with_safetensors(Repository(place, f"https://huggingface.co/{repo}@{commit}"))
+    commit = snapshot.name  # the cache keeps a folder for each commit
+    return _with_safetensors(Repository(snapshot, f"https://huggingface.co/{repo}@{commit}"))
 
 
-def _with_safetensors(found: Repository) -> Repository:
-    if any(found.folder.glob(f"*{_SAFE}")):
-        return found
+def _with_safetensors(repository: Repository) -> Repository:
+    if any(repository.folder.glob(f"*{_SAFE}")):
+        return repository
     raise UsageError(
-        f"`{found.origin}` holds no weights as safetensors.",
+        f"`{repository.origin}` holds no weights as safetensors.",
         "Other files of weights may hold code, and are not read.",
         "Convert it (`model.save_pretrained(FOLDER, safe_serialization=True)`), and name the "
         "folder; on the hub, look for a revision with safetensors (`@refs/pr/NUMBER`).",
@@ -137,14 +137,14 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
             f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",
             "Leave it out.",
         )  # fmt: skip
-    found = repository(_name_of(request), offline=offline)
-    config = found.read("config.json")
-    kind = next(iter(config.get("architectures") or ()), "")
-    auto = {
+    repository = open_repository(_name_of(request), offline=offline)
+    config = repository.read("config.json")
+    architecture_name = next(iter(config.get("architectures") or ()), "")
+    loaders = {
         "ForImageClassification": "AutoModelForImageClassification",
         "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
     }
-    loader = next((auto[end] for end in auto if kind.endswith(end)), None)
+    loader = next((loaders[end] for end in loaders if architecture_name.endswith(end)), None)
     if "auto_map" in config:
         raise UsageError(
             f"`{request.name}` needs Python code of its own, which is not run.",
@@ -154,13 +154,13 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
     if loader is None:
         raise UsageError(
             f"`{request.name}` is no image classifier and no semantic segmenter.",
-            f"Its architecture is `{kind or 'not stated'}`.",
+            f"Its architecture is `{architecture_name or 'not stated'}`.",
             "Name a model of the task image-classification or image-segmentation.",
         )
     transformers.utils.logging.disable_progress_bar()
     try:
         network, info = getattr(transformers, loader).from_pretrained(
-            found.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            repository.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # of transformers, safetensors or torch, for each kind of damage
@@ -171,62 +171,69 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if missing:
         raise UsageError(
-            f"`{found.origin}` lacks weights of its network.",
+            f"`{repository.origin}` lacks weights of its network.",
             f"{len(missing)} are not in its files (`{missing[0]}`, ...): they would be random.",
             "Name a repository with a trained head.",
         )
     labels = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
     ordered = tuple(labels[n] for n in sorted(labels))
-    named = bool(ordered) and not all(label == f"LABEL_{n}" for n, label in enumerate(ordered))
+    has_labels = bool(ordered) and not all(label == f"LABEL_{n}" for n, label in enumerate(ordered))
     return ForeignNetwork(
         network.float().eval(),
         family=str(config.get("model_type", "transformers")),
-        origin=found.origin,
+        origin=repository.origin,
         digest=state_digest(network.state_dict()),
         pretraining="see its model card",
-        preprocessing=_processor(found),
+        preprocessing=_processor(repository),
         preprocessing_source="its `preprocessor_config.json`",
-        classes=ordered if named else None,
+        classes=ordered if has_labels else None,
         channels=int(config.get("num_channels", 3)),
         users_code=False,
     )
 
 
-def _processor(found: Repository) -> Preprocessing | None:
+def _processor(repository: Repository) -> Preprocessing | None:
     """The preprocessing that `preprocessor_config.json` says; None where there is none.
 
     Raises:
         UsageError: It scales values otherwise than by 255.
     """
-    if not (found.folder / "preprocessor_config.json").is_file():
+    if not (repository.folder / "preprocessor_config.json").is_file():
         return None
-    said = found.read("preprocessor_config.json")
-    if said.get("do_rescale", True) and abs(said.get("rescale_factor", _RESCALE) - _RESCALE) > 1e-9:
+    processor = repository.read("preprocessor_config.json")
+    if (
+        processor.get("do_rescale", True)
+        and abs(processor.get("rescale_factor", _RESCALE) - _RESCALE) > 1e-9
+    ):
         raise UsageError(
-            f"The image processor of `{found.origin}` scales values by "
-            f"{said.get('rescale_factor')}, not by 1/255.",
+            f"The image processor of `{repository.origin}` scales values by "
+            f"{processor.get('rescale_factor')}, not by 1/255.",
             "Values are scaled to [0, 1] here before mean and std.",
             "Load it yourself, and name a function: `--model my_module:build`.",
         )
-    mean, std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
-    if not said.get("do_normalize", True):
+    mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
+    if not processor.get("do_normalize", True):
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-    filter_ = _PIL.get(int(said.get("resample", 2)), "bilinear")
-    resized, cut = _side(said.get("size")), _side(said.get("crop_size"))
-    resize = resized if said.get("do_resize", True) else None
-    crops = said.get("do_center_crop", said.get("crop_size") is not None)
-    size = said.get("size")
+    filter_ = _PIL.get(int(processor.get("resample", 2)), "bilinear")
+    resized, crop_side = _side(processor.get("size")), _side(processor.get("crop_size"))
+    resize = resized if processor.get("do_resize", True) else None
+    has_crop = processor.get("do_center_crop", processor.get("crop_size") is not None)
+    size = processor.get("size")
     shortest = isinstance(size, dict) and "shortest_edge" in size
-    if shortest and "crop_pct" in said and resized is not None:  # ConvNeXt's processor
+    if shortest and "crop_pct" in processor and resized is not None:  # ConvNeXt's processor
         if resized < 384:
             return Preprocessing(
-                int(resized / said["crop_pct"]), resized, filter_, tuple(mean), tuple(std)
+                int(resized / processor["crop_pct"]), resized, filter_, tuple(mean), tuple(std)
             )
         shortest = False
-    crop = cut if crops and cut is not None else resized
+    crop = crop_side if has_crop and crop_side is not None else resized
     if crop is None:
         return None
-    mode = "center" if shortest or (crops and cut is not None and cut != resized) else "squash"
+    mode = (
+        "center"
+        if shortest or (has_crop and crop_side is not None and crop_side != resized)
+        else "squash"
+    )
     if mode == "squash" and resize is None:
         mode = "center"
     return Preprocessing(
@@ -260,31 +267,31 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
             f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",
             "Leave it out.",
         )  # fmt: skip
-    found = repository(_name_of(request), offline=offline)
-    config = found.read("config.json")
+    repository = open_repository(_name_of(request), offline=offline)
+    config = repository.read("config.json")
     architecture = config.get("architecture")
-    if not isinstance(architecture, str) or not timm_library.known(architecture):
+    if not isinstance(architecture, str) or not timm_library.has_architecture(architecture):
         raise UsageError(
             f"`{request.name}` is no model of timm.",
             f"Its `config.json` names the architecture `{architecture}`.",
             "For a model of transformers, write `hf:ORG/NAME`.",
         )
-    own = config.get("pretrained_cfg") or {}
-    classes = int(config.get("num_classes", own.get("num_classes", 1000)))
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+    timm_config = config.get("pretrained_cfg") or {}
+    classes = int(config.get("num_classes", timm_config.get("num_classes", 1000)))
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in timm_config.items()}
     arguments = {**(config.get("model_args") or {}), "num_classes": classes}
     network = timm_library.create(
         architecture, {**arguments, "pretrained_cfg_overlay": _overlay(settings)}
     )
-    files = sorted(found.folder.glob(f"*{_SAFE}"))
+    files = sorted(repository.folder.glob(f"*{_SAFE}"))
     state = read_weights(next((f for f in files if f.name == "model.safetensors"), files[0]))
     choice = choose(state, shapes_of(network.state_dict()))
-    load_strictly(network, choice.state, model=architecture, origin=found.origin, advice=None)
-    labels = config.get("label_names") or own.get("label_names")
+    load_strictly(network, choice.state, model=architecture, origin=repository.origin, advice=None)
+    labels = config.get("label_names") or timm_config.get("label_names")
     return ForeignNetwork(
         network.float().eval(),
         family=architecture,
-        origin=found.origin,
+        origin=repository.origin,
         digest=state_digest(network.state_dict()),
         pretraining="see its model card",
         preprocessing=timm_library.preprocessing(network),
@@ -356,7 +363,9 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         close = nearest(name, open_clip.list_models())
         raise UsageError(
             f"open_clip has no model `{name}`.",
-            f"Did you mean {' or '.join(f'`{one}`' for one in close)}?" if close else "",
+            f"Did you mean {' or '.join(f'`{close_name}`' for close_name in close)}?"
+            if close
+            else "",
             "Write `open-clip:MODEL/PRETRAINED`, such as `open-clip:ViT-B-32/laion2b_s34b_b79k`.",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -364,7 +373,7 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     if weights is None and not request.untrained and tag not in tags:
         raise UsageError(
             f"`{request.name}` names no weights of `{name}`.",
-            f"It has {', '.join(f'`{one}`' for one in tags[:8]) or 'none'}.",
+            f"It has {', '.join(f'`{tag_name}`' for tag_name in tags[:8]) or 'none'}.",
             "Write `open-clip:MODEL/PRETRAINED`, or name a file with `--weights FILE`.",
         )
     space = _space_of(request)
@@ -386,10 +395,10 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         choice = choose(read_weights(weights), shapes_of(clip.state_dict()))
         load_strictly(clip, choice.state, model=name, origin=str(weights), advice=None)
     with torch.inference_mode():
-        words = [template.format(_plain(one)) for one in space.names]
+        prompts = [template.format(_plain(close_name)) for close_name in space.names]
         texts = torch.cat(
-            [clip.encode_text(tokens(words[n : n + 64]), normalize=True)
-             for n in range(0, len(words), 64)]
+            [clip.encode_text(tokens(prompts[n : n + 64]), normalize=True)
+             for n in range(0, len(prompts), 64)]
         )  # fmt: skip
     network = ZeroShot(clip, texts.clone())
     origin = "none: initialised with seed 0" if request.untrained else str(weights or tag)

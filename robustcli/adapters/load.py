@@ -14,9 +14,9 @@ from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import local_path, official_weights, state_digest
-from robustcli.adapters.foreign import kind_of, open_foreign
-from robustcli.adapters.model import GREY, ModelFacts
-from robustcli.adapters.networks import BUILDERS, learns, own_preprocessing
+from robustcli.adapters.foreign import foreign_kind, open_foreign
+from robustcli.adapters.model import GREY_NOTE, ModelFacts
+from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import (
@@ -74,7 +74,7 @@ def load(
         UsageError: Unknown name, a model of another task, missing or foreign weights, or an
             argument that does not fit.
     """
-    if kind_of(request) is not None:
+    if foreign_kind(request) is not None:
         opened = open_foreign(request, offline=offline)
         check_task(entry_of(request, offline=offline), task or opened.task)
         return opened.model
@@ -85,9 +85,9 @@ def load(
     arguments = _arguments(request, header)
     channels = input_channels(arguments)  # checked before anything is built
     network = _network(entry, weights, arguments, seed, offline=offline)
-    own = _preprocessing(entry, network, header, arguments)
-    preprocessing, notes = own.changed(request.preprocessing, channels)
-    notes = (GREY.format(entry.name), *notes) if channels == 1 else notes
+    base = _preprocessing(entry, network, header, arguments)
+    preprocessing, notes = base.changed(request.preprocessing, channels)
+    notes = (GREY_NOTE.format(entry.name), *notes) if channels == 1 else notes
     facts = ModelFacts(
         name=entry.name,
         family=entry.family,
@@ -97,7 +97,7 @@ def load(
         weights=_origin(entry, weights, seed),
         weights_sha256=state_digest(network.state_dict()),
         pretraining=_pretraining(entry, request, weights),
-        untrained=weights is None and learns(entry),
+        untrained=weights is None and is_trainable(entry),
         label_space=entry.label_space,
         scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
     )
@@ -113,7 +113,7 @@ def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
     Raises:
         UsageError: Nothing is called so, or the foreign network cannot be used.
     """
-    if kind_of(request) is None:
+    if foreign_kind(request) is None:
         return resolve(request.name)
     opened = open_foreign(request, offline=offline)
     facts = opened.model.facts
@@ -137,13 +137,13 @@ def resolve(name: str) -> ModelEntry:
         return smp_library.entry(name)
     if names_run(name):
         return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
-    if kind_of(ModelRequest(name)) is not None:
+    if foreign_kind(ModelRequest(name)) is not None:
         raise UsageError(
             f"`{name}` can be evaluated, but not trained or fine-tuned here.",
             "Its network is not one of the catalogue, of timm or of smp.",
             "`robust eval` and `robust predict` take it; train it with its own code.",
         )
-    if timm_library.known(name):
+    if timm_library.has_architecture(name):
         plain = timm_library.plain_name(name)
         return ModelEntry(
             plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
@@ -200,12 +200,12 @@ def weights_path(request: ModelRequest) -> Path | None:
 
     None for official weights that are downloaded, and for an untrained network.
     """
-    if request.untrained or kind_of(request) is not None:
+    if request.untrained or foreign_kind(request) is not None:
         return None
     if request.weights is not None:
         return request.weights
-    known = {canonical(entry.name): entry for entry in CATALOGUE.values()}
-    entry = known.get(canonical(request.name))
+    entries = {canonical(entry.name): entry for entry in CATALOGUE.values()}
+    entry = entries.get(canonical(request.name))
     if entry is not None:
         return local_path(entry) if entry.asset is not None else None
     return Path(request.name) if is_run(Path(request.name)) else None
@@ -223,7 +223,7 @@ def header_for(request: ModelRequest) -> Header | None:
 
 def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) -> _Weights | None:
     """The weights that the request means; None for none: untrained, or a baseline."""
-    if not learns(entry):
+    if not is_trainable(entry):
         if request.weights is not None:
             raise UsageError(
                 f"`{entry.name}` has no weights.",
@@ -233,9 +233,9 @@ def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) ->
         return None
     if request.untrained:
         return None
-    given = request.weights or (Path(request.name) if names_run(request.name) else None)
-    if given is not None:
-        trained = read_trained(given, entry)
+    path = request.weights or (Path(request.name) if names_run(request.name) else None)
+    if path is not None:
+        trained = read_trained(path, entry)
         return _Weights(str(trained.path), trained.state, trained.header)
     if BUILDERS[entry.builder].download is not None:
         return _Weights(entry.source)
@@ -283,12 +283,12 @@ def _preprocessing(
 def _origin(entry: ModelEntry, weights: _Weights | None, seed: int) -> str:
     if weights is not None:
         return weights.origin
-    return f"none: initialised with seed {seed}" if learns(entry) else "none needed"
+    return f"none: initialised with seed {seed}" if is_trainable(entry) else "none needed"
 
 
 def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | None) -> str:
     if weights is None:
-        return "none (untrained)" if learns(entry) else entry.pretraining
+        return "none (untrained)" if is_trainable(entry) else entry.pretraining
     if weights.header is not None:
         return weights.header.pretraining
     return entry.pretraining if request.weights is None else "unknown (weights from a file)"
@@ -300,22 +300,22 @@ def answers_in(request: ModelRequest) -> LabelSpace:
     Raises:
         UsageError: The named label space is none, or contradicts the weights.
     """
-    if kind_of(request) is not None:
+    if foreign_kind(request) is not None:
         space = open_foreign(request, offline=True).space
         assert space is not None, "only classifiers are asked for their classes"
         return space
     header = header_for(request)
-    named = None if request.label_space is None else label_space(request.label_space)
+    named_space = None if request.label_space is None else label_space(request.label_space)
     if not isinstance(header, ClassifierHeader):
-        return named or label_space(resolve(request.name).label_space)
-    trained = header.answers_in
-    if named is not None and named.ids != trained.ids:
+        return named_space or label_space(resolve(request.name).label_space)
+    trained_space = header.answers_in
+    if named_space is not None and named_space.ids != trained_space.ids:
         raise UsageError(
             f"`--label-space {request.label_space}` contradicts the weights of `{request.name}`.",
-            f"They were trained for {_in_order(trained)}; it names {_in_order(named)}.",
+            f"They were trained for {_in_order(trained_space)}; it names {_in_order(named_space)}.",
             "Leave out `--label-space`: the weights say what their classes are.",
         )
-    return trained
+    return trained_space
 
 
 def _in_order(space: LabelSpace) -> str:

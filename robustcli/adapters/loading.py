@@ -47,8 +47,8 @@ class Choice:
     """
 
     state: Mapping[str, Tensor]
-    named: Mapping[str, Tensor]
-    place: str
+    file_state: Mapping[str, Tensor]
+    key_path: str
     prefix: str
     fits: bool
     passed_over: tuple[str, ...]
@@ -69,11 +69,13 @@ class Choice:
     def _choice(self) -> list[str]:
         remarks = []
         if self.passed_over:
-            taken = self.place or (f"{self.prefix}*" if self.prefix else "the tensors of the file")
-            averaged = is_averaged(taken.removesuffix("*"))
+            source = self.key_path or (
+                f"{self.prefix}*" if self.prefix else "the tensors of the file"
+            )
+            averaged = is_averaged(source.removesuffix("*"))
             kind = "the averaged weights" if averaged else "the weights"
-            others = ", ".join(f"`{name}`" for name in self.passed_over)
-            remarks.append(f"{kind} `{taken}` are taken, not {others}")
+            passed_over = ", ".join(f"`{name}`" for name in self.passed_over)
+            remarks.append(f"{kind} `{source}` are taken, not {passed_over}")
         if self.prefix:
             remarks.append(f"the prefix `{self.prefix}` removed from the names of its tensors")
         if self.left_out:
@@ -95,57 +97,61 @@ def choose(
     *,
     convert: Convert = dict,
     heads: Sequence[str] = (),
-    whole: bool = False,
+    complete: bool = False,
 ) -> Choice:
     """Which weights of a file are a network's: which set, and below which prefix of their names.
 
-    All must fit; where none do, the one is given with most of the network's names, for the message.
+    All must fit; where none do, the set with most of the network's names is returned, for messages.
 
     Args:
         state: The weights as read; the other sets in their file are tried too.
         expected: Names and shapes of the network.
         convert: The file's names to the network's.
         heads: Beginnings of names that may be of any shape, or not there.
-        whole: Whether every tensor of a set must have the prefix.
+        complete: Whether every tensor of a set must have the prefix.
     """
-    sets = [state, *(state.others if isinstance(state, Weights) else ())]
-    tried = [
-        _tried(one, prefix, expected, convert, tuple(heads))
-        for one in sets
-        for prefix in _prefixes(one, len(expected), whole=whole)
+    sets = [state, *(state.other_sets if isinstance(state, Weights) else ())]
+    attempts = [
+        _attempt(weights, prefix, expected, convert, tuple(heads))
+        for weights in sets
+        for prefix in _prefixes(weights, len(expected), complete=complete)
     ]
-    fitting = [trial for trial in tried if trial.fits]
-    best = fitting[0] if fitting else max(tried, key=lambda trial: trial.known)
+    fitting = [attempt for attempt in attempts if attempt.fits]
+    best = fitting[0] if fitting else max(attempts, key=lambda attempt: attempt.matching)
     return Choice(
-        best.state, best.named, _place(best.weights), best.prefix, best.fits,
+        best.state, best.file_state, _key_path(best.weights), best.prefix, best.fits,
         _passed_over(best, fitting, sets), _left_out(best),
         best.weights.remarks if isinstance(best.weights, Weights) else (),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _Attempt:
     weights: Mapping[str, Tensor]
     prefix: str
-    named: Mapping[str, Tensor]
+    file_state: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
     fits: bool
-    known: int
+    matching: int
 
 
-def _tried(
+def _attempt(
     weights: Mapping[str, Tensor], prefix: str, expected: Shapes, convert: Convert,
     heads: tuple[str, ...],
-) -> _Trial:  # fmt: skip
-    named = {
+) -> _Attempt:  # fmt: skip
+    file_state = {
         key.removeprefix(prefix): tensor
         for key, tensor in weights.items()
         if key.startswith(prefix)
     }
-    state = convert(named)
-    theirs, ours = _body(shapes_of(state), heads), _body(expected, heads)
-    needed = {key: shape for key, shape in ours.items() if key in theirs or not counts(key)}
-    return _Trial(weights, prefix, named, state, needed == theirs, len(needed.keys() & theirs))
+    state = convert(file_state)
+    file_body, network_body = _body(shapes_of(state), heads), _body(expected, heads)
+    needed = {
+        key: shape for key, shape in network_body.items() if key in file_body or not counts(key)
+    }
+    return _Attempt(
+        weights, prefix, file_state, state, needed == file_body, len(needed.keys() & file_body)
+    )
 
 
 def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
@@ -154,47 +160,49 @@ def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
     return {key: shape for key, shape in shapes.items() if not key.startswith(heads)}
 
 
-def _prefixes(names: Collection[str], expected: int, *, whole: bool) -> list[str]:
+def _prefixes(names: Collection[str], expected: int, *, complete: bool) -> list[str]:
     """What stands before so many of `names` that the rest may be the names of a network."""
     counts: Counter[str] = Counter()
     for name in names:
         keys = name.split(".")
         counts.update(".".join(keys[:n]) + "." for n in range(1, min(len(keys), _DEEPEST + 1)))
-    least = len(names) if whole else max(2, expected // 2)
-    common = [prefix for prefix, count in counts.items() if count >= least]
+    minimum = len(names) if complete else max(2, expected // 2)
+    common = [prefix for prefix, count in counts.items() if count >= minimum]
     return ["", *sorted(common, key=lambda prefix: rank_of(prefix[:-1].split(".")))]
 
 
-def _place(weights: Mapping[str, Tensor]) -> str:
-    return weights.place if isinstance(weights, Weights) else ""
+def _key_path(weights: Mapping[str, Tensor]) -> str:
+    return weights.key_path if isinstance(weights, Weights) else ""
 
 
 def _passed_over(
-    best: _Trial, fitting: Sequence[_Trial], sets: Sequence[Mapping[str, Tensor]]
+    best: _Attempt, fitting: Sequence[_Attempt], sets: Sequence[Mapping[str, Tensor]]
 ) -> tuple[str, ...]:
     """Sets that come before the taken one, or are about as large, and prefixes that fit too."""
-    before = next(n for n, one in enumerate(sets) if one is best.weights)
-    alike = [
-        one for n, one in enumerate(sets)
-        if n != before and (n < before or 2 * len(one) >= len(best.weights))
+    chosen = next(n for n, weights in enumerate(sets) if weights is best.weights)
+    alternatives = [
+        weights for n, weights in enumerate(sets)
+        if n != chosen and (n < chosen or 2 * len(weights) >= len(best.weights))
     ]  # fmt: skip
     prefixes = [
-        f"{trial.prefix}*"
-        for trial in fitting
-        if trial.weights is best.weights and trial.prefix != best.prefix
+        f"{attempt.prefix}*"
+        for attempt in fitting
+        if attempt.weights is best.weights and attempt.prefix != best.prefix
     ]
-    return (*(_place(one) or "the tensors beside it" for one in alike), *prefixes)
+    return (*(_key_path(weights) or "the tensors beside it" for weights in alternatives), *prefixes)
 
 
-def _left_out(best: _Trial) -> tuple[str, ...]:
+def _left_out(best: _Attempt) -> tuple[str, ...]:
     return tuple(key for key in best.weights if not key.startswith(best.prefix))
 
 
 def heads_in(network: nn.Module) -> tuple[str, ...]:
     """Beginnings of the names of a classifier's last layers, which timm's contract tells."""
     classifier = getattr(network, "get_classifier", None)
-    told = None if classifier is None else classifier()
-    layers = told if isinstance(told, tuple | list) else (told,)
+    classifier_layers = None if classifier is None else classifier()
+    layers = (
+        classifier_layers if isinstance(classifier_layers, tuple | list) else (classifier_layers,)
+    )
     return tuple(
         f"{name}." for name, module in network.named_modules() if any(module is x for x in layers)
     )
@@ -233,12 +241,12 @@ def load_strictly(
     Raises:
         UsageError: A name is missing, unknown, or of another shape.
     """
-    expected, given = shapes_of(network.state_dict()), shapes_of(state)
-    needed = {key: shape for key, shape in expected.items() if key in given or not counts(key)}
-    if needed != given:
+    expected, received = shapes_of(network.state_dict()), shapes_of(state)
+    needed = {key: shape for key, shape in expected.items() if key in received or not counts(key)}
+    if needed != received:
         raise UsageError(
             f"`{origin}` does not hold the weights of `{model}`.",
-            differences(needed, given),
+            tensor_differences(needed, received),
             advice or "Name the model that the file was made for.",
         )
     network.load_state_dict(dict(state))
@@ -249,15 +257,15 @@ def counts(key: str) -> bool:
     return key.endswith(_COUNTER)
 
 
-def differences(expected: Shapes, given: Shapes, most: int = _SHOWN) -> str:
-    """The first few names and shapes in which `given` is not `expected`, in words."""
-    missing = [key for key in expected if key not in given]
-    unknown = [key for key in given if key not in expected]
-    other = [key for key in expected if key in given and expected[key] != given[key]]
+def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -> str:
+    """The first few names and shapes in which `received` is not `expected`, in words."""
+    missing = [key for key in expected if key not in received]
+    unknown = [key for key in received if key not in expected]
+    reshaped = [key for key in expected if key in received and expected[key] != received[key]]
     parts = []
-    if other:
-        shown = "; ".join(f"`{k}` is {given[k]}, not {expected[k]}" for k in other[:most])
-        parts.append(f"{len(other)} of another shape ({shown})")
+    if reshaped:
+        shown = "; ".join(f"`{k}` is {received[k]}, not {expected[k]}" for k in reshaped[:most])
+        parts.append(f"{len(reshaped)} of another shape ({shown})")
     if missing:
         parts.append(f"{len(missing)} missing ({_listed(missing, most)})")
     if unknown:
@@ -347,9 +355,13 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(names: Iterable[str]) -> str | None:
     """The key in FAMILIES of the family whose files hold such names; None for a foreign file."""
-    known = list(names)
+    tensor_names = list(names)
     return next(
-        (key for key, family in FAMILIES.items() if any(re.match(family.mark, n) for n in known)),
+        (
+            key
+            for key, family in FAMILIES.items()
+            if any(re.match(family.mark, n) for n in tensor_names)
+        ),
         None,
     )
 
@@ -365,8 +377,8 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
 
 def members(family: str) -> list[str]:
     """The names in `family` that are not merely another name of a member."""
-    own = [a for a in ARCHITECTURES.values() if a.family == family]
-    return [a.name for a in own if a.name == a.variant]
+    architectures = [a for a in ARCHITECTURES.values() if a.family == family]
+    return [a.name for a in architectures if a.name == a.variant]
 
 
 @cache

@@ -23,7 +23,7 @@ from robustcli.core.errors import RobustError, UsageError, first_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-GREY = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
+GREY_NOTE = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
 """What is announced of a model that reads greyscale images."""
 
 
@@ -126,7 +126,7 @@ def made_up_image(shape: tuple[int, int, int]) -> Tensor:
     return torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=generator)
 
 
-def first_pass(forward: Callable[[], _T], tried: Trial) -> _T:
+def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
     """What `forward` returns, which puts the image that is tried through the network.
 
     Raises:
@@ -136,16 +136,16 @@ def first_pass(forward: Callable[[], _T], tried: Trial) -> _T:
         with torch.inference_mode():
             return forward()
     except RobustError as error:
-        raise UsageError(error.what, error.why, _flagged(error.todo, tried)) from error
+        raise UsageError(error.what, error.why, _flagged(error.todo, trial)) from error
     except MemoryError:
         raise
     except Exception as error:
         if any(word in str(error) for word in _ABOUT_DEVICE):
             raise  # the machine's fault, or a lack of memory: not one of the image
-        raise _refused(tried, error) from error
+        raise _refused(trial, error) from error
 
 
-def check_scores(scores: object, classes: int | None, tried: Trial) -> None:
+def check_scores(scores: object, classes: int | None, trial: Trial) -> None:
     """Checks that a classifier says one finite number per image and class.
 
     Raises:
@@ -154,28 +154,28 @@ def check_scores(scores: object, classes: int | None, tried: Trial) -> None:
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 1:
         raise UsageError(
-            f"`{tried.name}` does not answer as a classifier.",
+            f"`{trial.name}` does not answer as a classifier.",
             f"For one image it gives {shape}; expected (1, {classes or 'classes'}).",
             "Leave out the `--model-arg` that changes its output (`features_only`, `global_pool`).",
         )
-    check_finite(scores.float().softmax(1), tried)
+    check_finite(scores.float().softmax(1), trial)
 
 
-def check_finite(values: Tensor, tried: Trial) -> None:
+def check_finite(values: Tensor, trial: Trial) -> None:
     """Raises UsageError where the answer to an ordinary image is not a number."""
     if not torch.isnan(values).any():
         return
-    if tried.precision == "fp32":
+    if trial.precision == "fp32":
         raise UsageError(
-            f"`{tried.name}` answers a made-up image with NaN (not a number).",
+            f"`{trial.name}` answers a made-up image with NaN (not a number).",
             "Its weights hold values that are not finite, or far too large.",
             "Name other weights with `--weights FILE`.",
         )
-    other = "bf16` or `--precision fp32" if tried.precision == "fp16" else "fp32"
+    alternative = "bf16` or `--precision fp32" if trial.precision == "fp16" else "fp32"
     raise UsageError(
-        f"`{tried.name}` answers a made-up image with NaN (not a number).",
-        f"Values inside it leave the range of `--precision {tried.precision}`.",
-        f"Use `--precision {other}`.",
+        f"`{trial.name}` answers a made-up image with NaN (not a number).",
+        f"Values inside it leave the range of `--precision {trial.precision}`.",
+        f"Use `--precision {alternative}`.",
     )
 
 
@@ -186,14 +186,14 @@ def norms_of_one_value(network: nn.Module) -> Iterator[list[str]]:
     Names are added while images, one at a time, go through it in the context. In training such a
     norm needs two images at least: of a single value there is no variance.
     """
-    found: dict[str, None] = {}
+    seen_names: dict[str, None] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def look(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            given = inputs[0]
-            if given.ndim > 1 and given.numel() == given.shape[1]:
-                found[name] = None
-                names[:] = found
+            values = inputs[0]
+            if values.ndim > 1 and values.numel() == values.shape[1]:
+                seen_names[name] = None
+                names[:] = seen_names
 
         return look
 
@@ -207,34 +207,34 @@ def norms_of_one_value(network: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _flagged(todo: str, tried: Trial) -> str:
+def _flagged(todo: str, trial: Trial) -> str:
     """What a network of ours advises, in the options of the command line."""
-    if not tried.size_flag:
+    if not trial.size_flag:
         return todo
     if IMG_SIZE in todo:
         return (
-            f"Give its own size with `{tried.size_flag}`, or build it for this one with "
-            f"`--model-arg {IMG_SIZE}={tried.side}`."
+            f"Give its own size with `{trial.size_flag}`, or build it for this one with "
+            f"`--model-arg {IMG_SIZE}={trial.side}`."
         )
-    return f"{todo} `{tried.size_flag} {tried.side}` sets the size.".strip()
+    return f"{todo} `{trial.size_flag} {trial.side}` sets the size.".strip()
 
 
-def _refused(tried: Trial, error: Exception) -> UsageError:
-    channels, side = tried.shape[0], tried.side
-    shape = (1, *tried.shape)
-    said = f"{type(error).__name__}: {first_line(error)}"
-    why = f"Its first forward pass, of an input of shape {shape}, ended with {said.rstrip('.')}."
+def _refused(trial: Trial, error: Exception) -> UsageError:
+    channels, side = trial.shape[0], trial.side
+    shape = (1, *trial.shape)
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    why = f"Its first forward pass, of an input of shape {shape}, ended with {reason.rstrip('.')}."
     if _is_about_channels(error):
         return UsageError(
-            f"`{tried.name}` does not take images of {channels} channels.",
+            f"`{trial.name}` does not take images of {channels} channels.",
             why,
             "Leave out `--model-arg in_chans=...`, or name the number that its weights are for "
             "(3 for colour, 1 for greyscale).",
         )
-    wants, todo = _wants(tried)
+    requirement, todo = _wants(trial)
     return UsageError(
-        f"`{tried.name}` cannot take images of {side} x {side} pixels.",
-        " ".join(part for part in (why, wants) if part),
+        f"`{trial.name}` cannot take images of {side} x {side} pixels.",
+        " ".join(part for part in (why, requirement) if part),
         todo,
     )
 
@@ -244,56 +244,58 @@ def _is_about_channels(error: Exception) -> bool:
     return "channels, but got" in text or "to have 1 channels" in text
 
 
-def _wants(tried: Trial) -> tuple[str, str]:
+def _wants(trial: Trial) -> tuple[str, str]:
     """What the network wants, and what to do; as far as it can be found out."""
-    flag = tried.size_flag
-    if tried.variant is None:
-        known = "Use the size that it was published for"
-        return "", f"{known}: leave out `{flag}`." if flag else f"{known}."
-    config = timm.get_pretrained_cfg(tried.variant)
-    own = int(config.input_size[-1]) if config is not None else None
-    built = tried.arguments.get(IMG_SIZE)
-    if isinstance(built, int) and _works(tried, built, built):
-        return f"It is built for {built} x {built} pixels.", f"Use `{flag} {built}`."
-    options, wants = [], ""
-    if own is not None and own != tried.side and _works(tried, own):
-        wants = f"It is made for {own} x {own} pixels."
-        options.append(f"use `{flag} {own}`")
-    if built is None and _works(tried, tried.side, tried.side):
-        options.append(f"build it for this size with `--model-arg {IMG_SIZE}={tried.side}`")
-    smallest = _smallest(tried, own)
+    flag = trial.size_flag
+    if trial.variant is None:
+        advice = "Use the size that it was published for"
+        return "", f"{advice}: leave out `{flag}`." if flag else f"{advice}."
+    config = timm.get_pretrained_cfg(trial.variant)
+    native_side = int(config.input_size[-1]) if config is not None else None
+    built_side = trial.arguments.get(IMG_SIZE)
+    if isinstance(built_side, int) and _works(trial, built_side, built_side):
+        return f"It is built for {built_side} x {built_side} pixels.", f"Use `{flag} {built_side}`."
+    options, requirement = [], ""
+    if native_side is not None and native_side != trial.side and _works(trial, native_side):
+        requirement = f"It is made for {native_side} x {native_side} pixels."
+        options.append(f"use `{flag} {native_side}`")
+    if built_side is None and _works(trial, trial.side, trial.side):
+        options.append(f"build it for this size with `--model-arg {IMG_SIZE}={trial.side}`")
+    smallest = _smallest(trial, native_side)
     if smallest is not None:
-        wants += f" The smallest that it takes is {smallest} x {smallest}."
+        requirement += f" The smallest that it takes is {smallest} x {smallest}."
     todo = ", or ".join(options) or "Use another size or another model"
-    return wants.strip(), f"{todo[0].upper()}{todo[1:]}."
+    return requirement.strip(), f"{todo[0].upper()}{todo[1:]}."
 
 
-def _smallest(tried: Trial, own: int | None) -> int | None:
+def _smallest(trial: Trial, native_side: int | None) -> int | None:
     """The smallest side above that of the image that the network takes, where sizes are free."""
-    if own is None or own <= tried.side or not _works(tried, own):
+    if native_side is None or native_side <= trial.side or not _works(trial, native_side):
         return None
-    if not all(_works(tried, own + more) for more in (1, 8)):  # not every size above serves
+    if not all(
+        _works(trial, native_side + extra) for extra in (1, 8)
+    ):  # not every size above serves
         return None
-    low, high = tried.side, own
+    low, high = trial.side, native_side
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _works(tried, middle) else (middle, high)
+        low, high = (low, middle) if _works(trial, middle) else (middle, high)
     return high
 
 
-def _works(tried: Trial, side: int, img_size: int | None = None) -> bool:
+def _works(trial: Trial, side: int, img_size: int | None = None) -> bool:
     """Whether the network, perhaps built for `img_size`, takes squares of `side` pixels."""
-    assert tried.variant is not None, "only timm's are tried"
-    more = {} if img_size is None else {IMG_SIZE: img_size}
+    assert trial.variant is not None, "only timm's are tried"
+    size_argument = {} if img_size is None else {IMG_SIZE: img_size}
     try:
         with torch.device("meta"), torch.inference_mode():
             network = timm.create_model(
-                tried.variant, pretrained=False, **{**tried.arguments, **more}
+                trial.variant, pretrained=False, **{**trial.arguments, **size_argument}
             ).eval()
             for module in network.modules():
                 if isinstance(module, _ConvNd):
                     module.register_forward_hook(_check_not_empty)
-            network(torch.empty(1, tried.shape[0], side, side))
+            network(torch.empty(1, trial.shape[0], side, side))
     except Exception:
         return False
     return True

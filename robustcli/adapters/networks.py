@@ -49,31 +49,31 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises:
         UsageError: It has no such option, or cannot take such a value.
     """
-    found = architecture(name)
-    _check_options(found, options)
+    spec = architecture(name)
+    _check_options(spec, options)
     try:
-        if found.family in _CLASSIFIERS:
-            return _CLASSIFIERS[found.family](found.variant, **options).eval()
-        return found.build(**options).eval()
+        if spec.family in _CLASSIFIERS:
+            return _CLASSIFIERS[spec.family](spec.variant, **options).eval()
+        return spec.build(**options).eval()
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-        given = " ".join(f"{key}={value}" for key, value in options.items())
+        typed = " ".join(f"{key}={value}" for key, value in options.items())
         raise UsageError(
-            f"`{found.name}` cannot be built with `{given}`.",
+            f"`{spec.name}` cannot be built with `{typed}`.",
             f"It says: {first_line(error)}",
             "Compare with its own values: the fields of its `config` when built without options.",
         ) from error
 
 
-def _check_options(found: Architecture, options: Mapping[str, Any]) -> None:
-    config = import_module(f"robustcli.models.{found.builder.split(':')[0]}").VARIANTS
-    takes = [field.name for field in fields(config[found.variant])]
+def _check_options(spec: Architecture, options: Mapping[str, Any]) -> None:
+    config = import_module(f"robustcli.models.{spec.builder.split(':')[0]}").VARIANTS
+    option_names = [field.name for field in fields(config[spec.variant])]
     for option in options:
-        if option not in takes and not (found.family in _CLASSIFIERS and option in _TIMMS):
-            close = nearest(option, takes, most=1)
+        if option not in option_names and not (spec.family in _CLASSIFIERS and option in _TIMMS):
+            close = nearest(option, option_names, most=1)
             raise UsageError(
-                f"`{found.name}` takes no `{option}=...`.",
+                f"`{spec.name}` takes no `{option}=...`.",
                 f"Did you mean `{close[0]}`?" if close else "",
-                f"It takes {', '.join(takes)}.",
+                f"It takes {', '.join(option_names)}.",
             )
 
 
@@ -91,21 +91,21 @@ def with_weights(
     Raises:
         UsageError: The weights are of another network; the message says of which, if it can.
     """
-    found = architecture(name)
+    spec = architecture(name)
     network = create(name, options)
 
-    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        own = family_of(named) in (None, found.family)
-        given = FAMILIES[found.family].convert(named) if own else dict(named)
-        if "img_size" in options and recognise(named) in (None, found.variant):
-            given = _resized(network, given)
-        return given
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        same_family = family_of(file_state) in (None, spec.family)
+        converted = FAMILIES[spec.family].convert(file_state) if same_family else dict(file_state)
+        if "img_size" in options and recognise(file_state) in (None, spec.variant):
+            converted = _resized(network, converted)
+        return converted
 
-    heads = tuple(f"{head}." for head in FAMILIES[found.family].heads)
+    heads = tuple(f"{head}." for head in FAMILIES[spec.family].heads)
     choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
     fits = shapes_of(choice.state) == shapes_of(network.state_dict())
-    advice = None if fits else _weights_advice(found, network, choice.named, options)
-    load_strictly(network, choice.state, model=found.name, origin=origin, advice=advice)
+    advice = None if fits else _weights_advice(spec, network, choice.file_state, options)
+    load_strictly(network, choice.state, model=spec.name, origin=origin, advice=advice)
     choice.announce(origin)
     return network
 
@@ -120,13 +120,13 @@ def classifier_with_weights(
     """
     if "num_classes" in options:
         return with_weights(name, state, origin=origin, options=options)
-    found = architecture(name)
+    spec = architecture(name)
     shapes = shapes_of(create(name, options).state_dict())
-    family = FAMILIES[found.family]
+    family = FAMILIES[spec.family]
     heads = tuple(f"{head}." for head in family.heads)
     choice = choose(state, shapes, convert=family.convert, heads=heads)
-    classes = classes_in(shapes_of(choice.state), found.family) if choice.fits else None
-    if classes in (None, classes_in(shapes, found.family)):
+    classes = classes_in(shapes_of(choice.state), spec.family) if choice.fits else None
+    if classes in (None, classes_in(shapes, spec.family)):
         return with_weights(name, state, origin=origin, options=options)
     network = with_weights(name, state, origin=origin, options={**options, "num_classes": classes})
     announce(f"`{origin}`: its head tells {classes} classes apart, and so does `{name}` here.")
@@ -139,23 +139,23 @@ def _resized(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _weights_advice(
-    found: Architecture, network: nn.Module, state: Mapping[str, Tensor], options: Mapping[str, Any]
+    spec: Architecture, network: nn.Module, state: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> str | None:
     family = family_of(state)
     if family is None:
         return None
-    really = recognise(state)
-    if really is not None and really != found.variant:
-        return f"These are the weights of `{really}`: use that name."
-    if family != found.family:
+    recognised = recognise(state)
+    if recognised is not None and recognised != spec.variant:
+        return f"These are the weights of `{recognised}`: use that name."
+    if family != spec.family:
         return f"It is a file of {FAMILIES[family].title} ({', '.join(members(family))})."
-    given = shapes_of(FAMILIES[family].convert(state))
+    shapes = shapes_of(FAMILIES[family].convert(state))
     expected = shapes_of(network.state_dict())
-    if body(given, family) == body(expected, family):
-        return _other_classes(family, classes_in(given, family), options)
-    if really is not None:
-        return f"They are the weights of `{really}` as published: leave out the options."
-    return _other_size(given, expected) or FAMILIES[family].advice
+    if body(shapes, family) == body(expected, family):
+        return _other_classes(family, classes_in(shapes, family), options)
+    if recognised is not None:
+        return f"They are the weights of `{recognised}` as published: leave out the options."
+    return _other_size(shapes, expected) or FAMILIES[family].advice
 
 
 def _other_classes(family: str, classes: int | None, options: Mapping[str, Any]) -> str | None:
@@ -167,19 +167,21 @@ def _other_classes(family: str, classes: int | None, options: Mapping[str, Any])
             f"(`--model-arg num_classes={classes}`, and name them with `--label-space FILE`)."
         )
     heads = " and ".join(f"`{head}`" for head in FAMILIES[family].heads)
-    wanted = options["num_classes"]
+    requested = options["num_classes"]
     change = (
-        f"call `model.reset_classifier({wanted})`" if family in _CLASSIFIERS else f"replace {heads}"
+        f"call `model.reset_classifier({requested})`"
+        if family in _CLASSIFIERS
+        else f"replace {heads}"
     )
     return f"Load them with their own `num_classes={classes}`, then {change} and train it."
 
 
-def _other_size(given: Shapes, expected: Shapes) -> str | None:
+def _other_size(shapes: Shapes, expected: Shapes) -> str | None:
     """What to do where only the number of positions differs: images of another size."""
-    other = {key for key in {*given, *expected} if given.get(key) != expected.get(key)}
-    if other - {"head.weight", "head.bias"} != {"pos_embed"}:
+    different = {key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key)}
+    if different - {"head.weight", "head.bias"} != {"pos_embed"}:
         return None
-    side = math.isqrt(given["pos_embed"][1])
+    side = math.isqrt(shapes["pos_embed"][1])
     return (
         f"They are for images with {side} x {side} patches: give `img_size`, in pixels, and the "
         "position embedding is resized to it."
@@ -207,7 +209,7 @@ class Builder:
     download: Callable[[str, Arguments, bool], nn.Module] | None = None
 
 
-def learns(entry: ModelEntry) -> bool:
+def is_trainable(entry: ModelEntry) -> bool:
     """Whether there is anything to train in `entry`; a baseline has no weights."""
     return BUILDERS[entry.builder].with_weights is not None
 
@@ -221,11 +223,17 @@ def own_preprocessing(
         UsageError: It is built for a number of channels that images here do not have.
     """
     channels = input_channels(arguments)
-    own = BUILDERS[entry.builder].preprocessing(entry.variant, network).of_channels(channels)
+    preprocessing = (
+        BUILDERS[entry.builder].preprocessing(entry.variant, network).of_channels(channels)
+    )
     side = arguments.get(IMG_SIZE)
-    if entry.builder == "timm" and isinstance(own, Preprocessing) and isinstance(side, int):
-        return own.of_size(side)
-    return own
+    if (
+        entry.builder == "timm"
+        and isinstance(preprocessing, Preprocessing)
+        and isinstance(side, int)
+    ):
+        return preprocessing.of_size(side)
+    return preprocessing
 
 
 OFFICIAL = Preprocessing(resize=256, crop=224)
@@ -303,31 +311,31 @@ def create_model(
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
-    builder, variant = _named(name, tagged=weights is None)
+    builder, variant = _resolve_builder(name, tagged=weights is None)
     if weights is None:
         return BUILDERS[builder].create(variant, options).float()
-    loads = BUILDERS[builder].with_weights
-    assert loads is not None, "every builder that has a name here has weights"
-    return loads(variant, read_weights(Path(weights)), str(weights), options).float()
+    load_weights = BUILDERS[builder].with_weights
+    assert load_weights is not None, "every builder that has a name here has weights"
+    return load_weights(variant, read_weights(Path(weights)), str(weights), options).float()
 
 
-def _named(name: str, *, tagged: bool) -> tuple[str, str]:
+def _resolve_builder(name: str, *, tagged: bool) -> tuple[str, str]:
     """The builder of the network called `name`, and the builder's name for it.
 
     Args:
         name: As typed.
         tagged: Whether a timm name needs the tag that says which pretraining is meant.
     """
-    spelling = {canonical(known): known for known in ARCHITECTURES}
-    if canonical(name) in spelling:
-        known = ARCHITECTURES[spelling[canonical(name)]]
-        return "vmamba" if known.task == "cls" else "zoo", known.name
+    architectures = {canonical(key): entry for key, entry in ARCHITECTURES.items()}
+    if canonical(name) in architectures:
+        entry = architectures[canonical(name)]
+        return "vmamba" if entry.task == "cls" else "zoo", entry.name
     if name.startswith(smp_library.PREFIX):
         return "smp", smp_library.entry(name).variant
     short = {canonical(e.name): e.variant for e in CATALOGUE.values() if e.builder == "timm"}
     if canonical(name) in short:
         return "timm", short[canonical(name)]
-    if timm_library.known(name):
+    if timm_library.has_architecture(name):
         plain = timm_library.plain_name(name)
         if "." in plain or not tagged:
             return "timm", plain

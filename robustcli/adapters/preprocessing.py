@@ -13,15 +13,15 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 
-Values = tuple[float, ...]
+ChannelValues = tuple[float, ...]
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-IMAGENET_MEAN: Values = (0.485, 0.456, 0.406)
-IMAGENET_STD: Values = (0.229, 0.224, 0.225)
+IMAGENET_MEAN: ChannelValues = (0.485, 0.456, 0.406)
+IMAGENET_STD: ChannelValues = (0.229, 0.224, 0.225)
 CHANNELS = ("in_chans", "in_channels")
 """What builders call the number of channels of their input."""
 _WHITE = 255
@@ -45,8 +45,8 @@ class Preprocessing:
     resize: int | None
     crop: int
     interpolation: str = "bicubic"
-    mean: Values = IMAGENET_MEAN
-    std: Values = IMAGENET_STD
+    mean: ChannelValues = IMAGENET_MEAN
+    std: ChannelValues = IMAGENET_STD
     mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
@@ -172,47 +172,51 @@ def input_channels(arguments: Mapping[str, Any]) -> int:
 
 
 def overridden(
-    own: Preprocessing, changes: Mapping[str, Any]
+    base: Preprocessing, changes: Mapping[str, Any]
 ) -> tuple[Preprocessing, tuple[str, ...]]:
-    """`own` with the user's `changes`, and what is to be announced of them.
+    """`base` with the user's `changes`, and what is to be announced of them.
 
     Args:
-        own: The model's own, in its number of channels.
+        base: The model's own, in its number of channels.
         changes: Fields of `Preprocessing`.
 
     Raises:
         UsageError: A value is out of range, or in units that cannot be told.
     """
-    given = {name: tuple(map(float, changes[name])) for name in ("mean", "std") if name in changes}
-    for name, values in given.items():
-        _check_values(name, values, own.channels)
-    units = {name: _unit(name, values) for name, values in given.items()}
+    statistics = {
+        name: tuple(map(float, changes[name])) for name in ("mean", "std") if name in changes
+    }
+    for name, values in statistics.items():
+        _check_values(name, values, base.channels)
+    units = {name: _unit(name, values) for name, values in statistics.items()}
     if _WHITE in units.values() and 1 in units.values():
-        said = ", ".join(f"`--{name} {_typed(values)}`" for name, values in given.items())
+        typed = ", ".join(f"`--{name} {_typed(values)}`" for name, values in statistics.items())
         raise UsageError(
             "`--mean` and `--std` are not in the same units.",
-            f"{said}: one is of values from 0 to 255, the other of values from 0 to 1.",
+            f"{typed}: one is of values from 0 to 255, the other of values from 0 to 1.",
             "Give both in units of [0, 1]: divide those of 255 by 255.",
         )
     notes = []
     if _WHITE in units.values():
-        given = {
+        statistics = {
             name: tuple(round(v / _WHITE, _DIGITS) for v in values)
-            for name, values in given.items()
+            for name, values in statistics.items()
         }
         notes = [
             f"`--{name}` is read in units of 0 to 255: {_typed(values)} of values in [0, 1]."
-            for name, values in given.items()
+            for name, values in statistics.items()
         ]
-    return replace(own, **{**changes, **given}), tuple(notes)
+    return replace(base, **{**changes, **statistics}), tuple(notes)
 
 
-def _check_values(name: str, values: Values, channels: int) -> None:
+def _check_values(name: str, values: ChannelValues, channels: int) -> None:
     if len(values) != channels:
-        what = "colour images: three numbers" if channels == 3 else "greyscale images: one number"
+        expected = (
+            "colour images: three numbers" if channels == 3 else "greyscale images: one number"
+        )
         raise UsageError(
             f"`--{name} {_typed(values)}` has {len(values)} numbers.",
-            f"The network takes {what}, one per channel.",
+            f"The network takes {expected}, one per channel.",
             f"Give {channels}.",
         )
     if not all(math.isfinite(value) for value in values):
@@ -231,18 +235,18 @@ def _check_values(name: str, values: Values, channels: int) -> None:
         )
 
 
-def _unit(name: str, values: Values) -> int | None:
+def _unit(name: str, values: ChannelValues) -> int | None:
     """The largest value that `values` are meant of: 1 or 255; None where they say neither.
 
     Raises:
         UsageError: Some are of one unit and some of the other, or it cannot be told.
     """
-    told = [value for value in values if value]
-    if not told:
+    nonzero = [value for value in values if value]
+    if not nonzero:
         return None
-    if max(told) <= 1:
+    if max(nonzero) <= 1:
         return 1
-    if min(told) >= _LEAST_OF_255:
+    if min(nonzero) >= _LEAST_OF_255:
         return _WHITE
     raise UsageError(
         f"The units of `--{name} {_typed(values)}` cannot be told.",
@@ -251,5 +255,5 @@ def _unit(name: str, values: Values) -> int | None:
     )
 
 
-def _typed(values: Values) -> str:
+def _typed(values: ChannelValues) -> str:
     return ",".join(f"{value:g}" for value in values)

@@ -100,8 +100,10 @@ def is_probability(network: nn.Module) -> bool:
             "Its outputs are independent probabilities: none of them is the foreground.",
             "Build it with `num_classes=1`.",
         )
-    one = isinstance(network, VMUNet) and network.num_classes == 1  # of several: logits
-    return one or isinstance(network, (ULVMUNet, Otsu))
+    single_class_vmunet = (
+        isinstance(network, VMUNet) and network.num_classes == 1
+    )  # of several: logits
+    return single_class_vmunet or isinstance(network, (ULVMUNet, Otsu))
 
 
 def raw_output(network: nn.Module, x: Tensor) -> Tensor:
@@ -206,12 +208,13 @@ class MaskPreprocessing:
         Raises:
             UsageError: A field is unknown or a value out of range.
         """
-        known = [field.name for field in fields(self) if field.name not in ("mean", "std")]
+        changeable = [field.name for field in fields(self) if field.name not in ("mean", "std")]
         for name in changes:
-            if name not in known:
+            if name not in changeable:
                 raise UsageError(
                     f"A segmenter's preprocessing has no `{name}`.",
-                    f"It has {', '.join(f'`{field}`' for field in known)}: images keep their size.",
+                    f"It has {', '.join(f'`{field}`' for field in changeable)}: images keep their "
+                    "size.",
                 )
         return replace(self, **changes).of_channels(channels), ()
 
@@ -233,11 +236,11 @@ def padded(
     It is continued by reflection, as often as it takes (one of a single pixel's width is repeated),
     or `constant`: by zeros.
     """
-    short = [max(0, window - side) for side in image.shape[:2]]
-    if not any(short):
+    shortfall = [max(0, window - side) for side in image.shape[:2]]
+    if not any(shortfall):
         return Padded(image, 0, 0)
-    top, left = (missing // 2 for missing in short)
-    pads = [(top, short[0] - top), (left, short[1] - left), (0, 0)]
+    top, left = (pixels // 2 for pixels in shortfall)
+    pads = [(top, shortfall[0] - top), (left, shortfall[1] - left), (0, 0)]
     return Padded(np.pad(image, pads, mode=by), top, left)
 
 
@@ -261,12 +264,12 @@ def covered(
     from monai.inferers.utils import sliding_window_inference
 
     size = (window, window)
-    found = sliding_window_inference(
+    averaged = sliding_window_inference(
         images, size, batch, predict, overlap, mode="gaussian", sw_device=device,
         device=images.device,
     )  # fmt: skip
-    assert isinstance(found, Tensor), "one output, so no tuple of them"
-    return found
+    assert isinstance(averaged, Tensor), "one output, so no tuple of them"
+    return averaged
 
 
 Pixels = NDArray[np.uint8]
@@ -316,19 +319,19 @@ class Segmenter:
         facts, channels = self.facts, 1 if self.preprocessing.channels == "grey" else 3
         side = self.preprocessing.window or _TRIED
         shape = (channels, side, side)
-        tried = Trial(
+        trial = Trial(
             facts.name, facts.builder, facts.arguments, shape, size_flag="",
             precision=self.precision,
         )  # fmt: skip
-        found = first_pass(
-            lambda: self._raw(made_up_image(shape).to(self.device), self.network), tried
+        scores = first_pass(
+            lambda: self._raw(made_up_image(shape).to(self.device), self.network), trial
         )
-        check_finite(found, tried)
+        check_finite(scores, trial)
 
     def predict(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:
         """Of each image (H, W, 3), which pixels (H, W) are foreground."""
         threshold = self.preprocessing.threshold
-        return [found >= threshold for found in self.probabilities(images)]
+        return [probabilities >= threshold for probabilities in self.probabilities(images)]
 
     @torch.inference_mode()
     def probabilities(self, images: Sequence[Pixels]) -> list[Probabilities]:
@@ -337,16 +340,16 @@ class Segmenter:
         Images that are alike in size, or smaller than the window, go through the network together.
         """
         prepared = [self._prepared(image) for image in images]
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for place, one in enumerate(prepared):
-            alike[one.image.shape].append(place)
-        found: dict[int, Probabilities] = {}
-        for places in alike.values():
-            batch = np.stack([prepared[place].image for place in places])
-            found |= zip(places, self._answers(torch.from_numpy(batch)), strict=True)
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, image_padded in enumerate(prepared):
+            by_shape[image_padded.image.shape].append(index)
+        answers: dict[int, Probabilities] = {}
+        for indices in by_shape.values():
+            batch = np.stack([prepared[index].image for index in indices])
+            answers |= zip(indices, self._answers(torch.from_numpy(batch)), strict=True)
         return [
-            _cut(found[place], image.shape[:2], (one.top, one.left))
-            for place, (image, one) in enumerate(zip(images, prepared, strict=True))
+            _cut(answers[index], image.shape[:2], (image_padded.top, image_padded.left))
+            for index, (image, image_padded) in enumerate(zip(images, prepared, strict=True))
         ]
 
     def _prepared(self, image: Pixels) -> Padded:
@@ -406,6 +409,8 @@ class Segmenter:
             return raw_output(network or self._scores, images).float()
 
 
-def _cut(found: Probabilities, size: tuple[int, ...], corner: tuple[int, int]) -> Probabilities:
+def _cut(
+    probabilities: Probabilities, size: tuple[int, ...], corner: tuple[int, int]
+) -> Probabilities:
     (height, width), (top, left) = size, corner
-    return np.ascontiguousarray(found[top : top + height, left : left + width])
+    return np.ascontiguousarray(probabilities[top : top + height, left : left + width])

@@ -38,10 +38,12 @@ def entry(name: str) -> ModelEntry:
             "",
             "Write `smp:ARCHITECTURE/ENCODER`: `smp:Unet/resnet34`.",
         )
-    known = {cls.__name__ for cls in library.MODEL_ARCHITECTURES_MAPPING.values()}
+    architectures = {cls.__name__ for cls in library.MODEL_ARCHITECTURES_MAPPING.values()}
     listing = f"{_SOURCE}#architectures"
-    found = find(architecture, sorted(known), kind="architecture of smp", listing=listing)
-    variant = f"{found}/{_encoder(encoder, library)}"
+    architecture_name = find(
+        architecture, sorted(architectures), kind="architecture of smp", listing=listing
+    )
+    variant = f"{architecture_name}/{_encoder(encoder, library)}"
     return ModelEntry(
         PREFIX + variant, "smp", "smp", variant, 0, None,
         "no published weights; training starts from an encoder that saw ImageNet-1K", "MIT",
@@ -51,7 +53,7 @@ def entry(name: str) -> ModelEntry:
 
 def _encoder(name: str, library: Any) -> str:
     if name.startswith("tu-"):
-        if not timm_library.known(name[3:]):
+        if not timm_library.has_architecture(name[3:]):
             close = nearest(name[3:], timm_library.suggestions(name[3:]))
             raise UsageError(
                 f"timm has no encoder `{name[3:]}`.",
@@ -59,8 +61,12 @@ def _encoder(name: str, library: Any) -> str:
             )
         return name
     # The library warns of its own names that begin so: `tu-` are the same networks from timm.
-    known = [one for one in library.encoders.get_encoder_names() if not one.startswith("timm-")]
-    return find(name, known, kind="encoder of smp", listing=f"{_SOURCE}#encoders")
+    encoders = [
+        encoder
+        for encoder in library.encoders.get_encoder_names()
+        if not encoder.startswith("timm-")
+    ]
+    return find(name, encoders, kind="encoder of smp", listing=f"{_SOURCE}#encoders")
 
 
 def create(
@@ -81,9 +87,9 @@ def create(
     _check_arguments(variant, arguments)
     options = dict(arguments)
     classes = options.pop("num_classes", 1)
-    timms = encoder.startswith("tu-")
-    imagenet: Any = (True if timms else "imagenet") if pretrained else None
-    if pretrained and offline and timms:
+    from_timm = encoder.startswith("tu-")
+    imagenet: Any = (True if from_timm else "imagenet") if pretrained else None
+    if pretrained and offline and from_timm:
         timm_library.check_offline(encoder[3:])
     try:
         with hub(offline=offline or not pretrained):
@@ -107,14 +113,16 @@ def create(
 
 def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
     """Raises UsageError where the library would ignore an argument or mean another output."""
-    made = _library().MODEL_ARCHITECTURES_MAPPING[variant.split("/")[0].lower()].__init__
-    named = [name for name in signature(made).parameters if name not in ("self", "kwargs", *_OURS)]
+    constructor = _library().MODEL_ARCHITECTURES_MAPPING[variant.split("/")[0].lower()].__init__
+    option_names = [
+        name for name in signature(constructor).parameters if name not in ("self", "kwargs", *_OURS)
+    ]
     for name in arguments:
-        if name not in (*named, "num_classes"):
+        if name not in (*option_names, "num_classes"):
             raise UsageError(
                 f"`smp:{variant}` takes no `{name}=...`.",
                 "",
-                f"It takes {', '.join((*named, 'num_classes'))}.",
+                f"It takes {', '.join((*option_names, 'num_classes'))}.",
             )
 
 

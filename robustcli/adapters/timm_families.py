@@ -107,9 +107,9 @@ class TimmContract(nn.Module):
         if classes_in(shapes_of(state), self.family) == self.num_classes:
             return state
         head = f"{self.classifier_name}."
-        kept = {key: tensor for key, tensor in state.items() if not key.startswith(head)}
-        own = {key: t for key, t in self.state_dict().items() if key.startswith(head)}
-        return kept | own
+        without_head = {key: tensor for key, tensor in state.items() if not key.startswith(head)}
+        own_head = {key: t for key, t in self.state_dict().items() if key.startswith(head)}
+        return without_head | own_head
 
     def _set_pool(self, global_pool: str) -> None:
         if global_pool not in ("", *self.pools):
@@ -133,13 +133,13 @@ def chosen(count: int, indices: int | Sequence[int] | None) -> list[int]:
     """
     if indices is None:
         return list(range(count))
-    wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
-    if not wanted or not all(-count <= index < count for index in wanted):
+    positions = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    if not positions or not all(-count <= index < count for index in positions):
         raise UsageError(
             f"`out_indices={indices}` names features that this network has not.",
             f"It has {count}, numbered from 0; a number alone means the last so many.",
         )
-    return [index % count for index in wanted]
+    return [index % count for index in positions]
 
 
 def weights_filter(state: dict[str, Tensor], network: TimmContract) -> dict[str, Tensor]:
@@ -296,7 +296,7 @@ def build_vim(
 # Shapes: B batch, H and W of the last stage's map, C its channels.
 
 
-class Blocks(nn.Sequential):
+class StageBlocks(nn.Sequential):
     """A stage's blocks, recomputed in the backward pass while `grad_checkpointing` is on."""
 
     grad_checkpointing = False
@@ -332,7 +332,7 @@ class TimmVMamba(TimmContract, VMamba):
         stride = config.stem_strides[0] * config.stem_strides[1]
         self.feature_info = []
         for number, (stage, dim) in enumerate(zip(self._stages(), config.dims, strict=True)):
-            stage.blocks = Blocks(*stage.blocks)
+            stage.blocks = StageBlocks(*stage.blocks)
             where = f"layers.{number}.blocks"
             self.feature_info.append(
                 {"num_chs": dim, "reduction": stride * 2**number, "module": where}
@@ -371,8 +371,8 @@ class TimmVMamba(TimmContract, VMamba):
         for number, stage in enumerate(self._stages()[: max(take) + 1 if stop_early else None]):
             x = stage.blocks(x)
             if number in take:
-                kept = self.classifier.norm(x) if norm and number == last else x
-                maps.append(kept.permute(0, 3, 1, 2) if output_fmt == "NCHW" else kept)
+                normalised = self.classifier.norm(x) if norm and number == last else x
+                maps.append(normalised.permute(0, 3, 1, 2) if output_fmt == "NCHW" else normalised)
             x = stage.downsample(x)
         return maps if intermediates_only else (x, maps)
 
@@ -395,13 +395,16 @@ class TimmVMamba(TimmContract, VMamba):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into layers, for timm's layer-wise learning rates."""
-        each = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (99999,))]
-        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else each}
+        groups = [
+            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+            (r"^layers\.(\d+)\.downsample", (99999,)),
+        ]
+        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else groups}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training recomputes each block instead of keeping its inner values."""
         for stage in self._stages():
-            assert isinstance(stage.blocks, Blocks)
+            assert isinstance(stage.blocks, StageBlocks)
             stage.blocks.grad_checkpointing = enable
 
     def _stages(self) -> list[Stage]:

@@ -44,7 +44,7 @@ _LARGER = (
 _ONLY_IN1K = re.compile(r"(^|_)in1k(_\d+)?$")  # the number is a resolution
 
 
-def known(name: str) -> bool:
+def has_architecture(name: str) -> bool:
     """Whether timm has an architecture of this name (a tag may follow a dot)."""
     return bool(is_model(plain_name(name)))
 
@@ -122,23 +122,23 @@ def with_weights(
         UsageError: The weights are of another network.
     """
     network = create(name, pretrained=False, arguments=arguments)
-    choice, translated = chosen(name, network, state)
+    choice, translated = choose_weights(name, network, state)
     classes = classes_of(network, choice.state)
     if choice.fits and classes not in (None, network.num_classes):
         if "num_classes" in arguments:
             raise _contradicted(name, origin, arguments, classes)
-        told = f"its head tells {classes} classes apart, and so does `{name}` here"
+        head_note = f"its head tells {classes} classes apart, and so does `{name}` here"
         arguments = {**arguments, "num_classes": classes}
         network = create(name, pretrained=False, arguments=arguments)
-        choice, translated = chosen(name, network, state)
-        translated = (*translated, told)
+        choice, translated = choose_weights(name, network, state)
+        translated = (*translated, head_note)
     advice = _advice(name, network, choice)
     load_strictly(network, choice.state, model=name, origin=origin, advice=advice)
     choice.announce(origin, *translated)
     return network.eval()
 
 
-def chosen(
+def choose_weights(
     name: str, network: nn.Module, state: Mapping[str, Tensor]
 ) -> tuple[Choice, tuple[str, ...]]:
     """The weights for `network` in `state`, whatever its head, and what was done to their names.
@@ -156,19 +156,19 @@ def chosen(
     if translate is None:
         return choice, ()
 
-    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         try:
-            found: Mapping[str, Tensor] = translate(dict(named), network)
+            translated: Mapping[str, Tensor] = translate(dict(file_state), network)
         except Exception:  # a filter may fail anywhere on names that it was not written for
-            return named
-        return found
+            return file_state
+        return translated
 
-    other = choose(state, expected, convert=convert, heads=heads)
-    if not other.fits:
+    renamed_choice = choose(state, expected, convert=convert, heads=heads)
+    if not renamed_choice.fits:
         return choice, ()
-    home = model_entrypoint(name.split(".")[0]).__module__
-    remark = f"its tensors are renamed by timm's own filter of `{home}`"
-    return other, (remark, *_resized(other))
+    filter_module = model_entrypoint(name.split(".")[0]).__module__
+    remark = f"its tensors are renamed by timm's own filter of `{filter_module}`"
+    return renamed_choice, (remark, *_resized(renamed_choice))
 
 
 def checkpoint_filter(name: str) -> Callable[..., Any] | None:
@@ -177,19 +177,19 @@ def checkpoint_filter(name: str) -> Callable[..., Any] | None:
     Every family hands its filter to one function of timm, which reads the published weights and
     calls the filter with them; here it is replaced while timm builds the network once more.
     """
-    found: list[Callable[..., Any] | None] = []
+    filters: list[Callable[..., Any] | None] = []
 
     def record(*_: object, filter_fn: Callable[..., Any] | None = None, **__: object) -> None:
-        found.append(filter_fn)
+        filters.append(filter_fn)
 
     with patch("timm.models._builder.load_pretrained", record):
         create(name, pretrained=True, arguments={})
-    return found[0] if found else None
+    return filters[0] if filters else None
 
 
 def _resized(choice: Choice) -> tuple[str, ...]:
     """What the filter made of another shape: positions of images of another size."""
-    before, after = shapes_of(choice.named), shapes_of(choice.state)
+    before, after = shapes_of(choice.file_state), shapes_of(choice.state)
     changed = [key for key in after if "pos" in key and before.get(key, after[key]) != after[key]]
     if not changed:
         return ()
@@ -199,8 +199,8 @@ def _resized(choice: Choice) -> tuple[str, ...]:
 
 def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
     """What to do where only the head is missing."""
-    lacking = set(network.state_dict()) - set(choice.state)
-    if lacking and all(key.startswith(heads_in(network)) for key in lacking):
+    missing_keys = set(network.state_dict()) - set(choice.state)
+    if missing_keys and all(key.startswith(heads_in(network)) for key in missing_keys):
         return (
             "The file holds no head, only what is before it: train one with `robust finetune "
             f"{name} --pretrained FILE --data DIR`."
@@ -212,10 +212,10 @@ def _contradicted(
     name: str, origin: str, arguments: Mapping[str, Any], classes: int | None
 ) -> UsageError:
     """The error where the user and the weights say another number of classes."""
-    asked = arguments["num_classes"]
+    requested = arguments["num_classes"]
     return UsageError(
-        f"`num_classes={asked}` contradicts the weights in `{origin}`.",
-        f"Their head tells {classes} classes apart, and `{name}` was to tell {asked}.",
+        f"`num_classes={requested}` contradicts the weights in `{origin}`.",
+        f"Their head tells {classes} classes apart, and `{name}` was to tell {requested}.",
         f"Leave it out, or say `--model-arg num_classes={classes}`; for other classes, fine-tune: "
         f"`robust finetune {name} --pretrained {origin} --data DIR`.",
     )
@@ -235,10 +235,10 @@ def preprocessing(network: nn.Module) -> Preprocessing:
         )
     scale = math.floor(side / config["crop_pct"])
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    own = Preprocessing(
+    base = Preprocessing(
         scale, side, config["interpolation"], mode="squash" if mode == "squash" else "center"
     ).of_channels(len(mean))
-    return overridden(own, {"mean": mean, "std": std})[0]  # some repositories' are of 0 to 255
+    return overridden(base, {"mean": mean, "std": std})[0]  # some repositories' are of 0 to 255
 
 
 def pretraining(name: str) -> str:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import (
     FAMILIES,
     Shapes,
@@ -26,7 +25,7 @@ from robustcli.adapters.loading import (
     shapes_of,
 )
 from robustcli.adapters.model import Trial, first_pass, made_up_image
-from robustcli.adapters.networks import BUILDERS, learns, own_preprocessing
+from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.training_run import Trained, read_trained
 from robustcli.core.errors import UsageError
@@ -66,26 +65,31 @@ def transfer(
     """
     if isinstance(network, UMamba) and patch is not None:
         _check_tokens(network.config, patch, entry, origin)
-    own = network.state_dict()
+    network_state = network.state_dict()
     remarks: tuple[str, ...] = ()
     if entry.builder == "timm":
-        choice, remarks = timm_library.chosen(entry.variant, network, state)
+        choice, remarks = timm_library.choose_weights(entry.variant, network, state)
     else:
-        choice = choose(state, shapes_of(own), convert=partial(_converted, entry), heads=heads)
-    names = [name for name in own if not name.startswith(heads)]
+        choice = choose(
+            state, shapes_of(network_state), convert=partial(_converted, entry), heads=heads
+        )
+    names = [name for name in network_state if not name.startswith(heads)]
     if not choice.fits:
-        expected, theirs = shapes_of(own), shapes_of(choice.state)
-        needed = [name for name in names if name in theirs or not counts(name)]
-        wrong = [name for name in needed if theirs.get(name) != expected[name]]
-        wrong += [name for name in theirs if name not in own and not name.startswith(heads)]
+        expected, file_shapes = shapes_of(network_state), shapes_of(choice.state)
+        needed = [name for name in names if name in file_shapes or not counts(name)]
+        mismatched = [name for name in needed if file_shapes.get(name) != expected[name]]
+        mismatched += [
+            name for name in file_shapes if name not in network_state and not name.startswith(heads)
+        ]
         raise UsageError(
             f"The weights of `{origin}` do not fit `{entry.name}`.",
-            f"Of {len(names)} tensors, {len(wrong)} differ: {_said(wrong, expected, theirs)}.",
-            _advice(network, wrong, theirs),
+            f"Of {len(names)} tensors, {len(mismatched)} differ: "
+            f"{_described_mismatch(mismatched, expected, file_shapes)}.",
+            _advice(network, mismatched, file_shapes),
         )
     copied = [name for name in names if name in choice.state]
     for name in copied:
-        own[name].copy_(choice.state[name])
+        network_state[name].copy_(choice.state[name])
     choice.announce(origin, *remarks)
     return copied
 
@@ -97,9 +101,9 @@ def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, T
 
 def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: str) -> None:
     """Shapes can agree by chance while a layer reads something else: upstream would not notice."""
-    theirs = replace(config, patch_size=patch)
+    pretrained = replace(config, patch_size=patch)
     stages = range((len(config.features) + 1) % 2, len(config.features), 2)
-    if any(config.tokens(stage) != theirs.tokens(stage) for stage in stages):
+    if any(config.tokens(stage) != pretrained.tokens(stage) for stage in stages):
         raise UsageError(
             f"The weights of `{origin}` do not fit `{entry.name}`.",
             f"They are for patches of {patch[0]} x {patch[1]} pixels, the network is for "
@@ -108,23 +112,23 @@ def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: 
         )
 
 
-def _said(wrong: list[str], expected: Shapes, theirs: Shapes) -> str:
+def _described_mismatch(mismatched: list[str], expected: Shapes, file_shapes: Shapes) -> str:
     return "; ".join(
         f"`{name}` is missing"
-        if name not in theirs
-        else f"`{name}` is {theirs[name]}, not {expected[name]}"
+        if name not in file_shapes
+        else f"`{name}` is {file_shapes[name]}, not {expected[name]}"
         if name in expected
         else f"`{name}` is unknown"
-        for name in wrong
+        for name in mismatched
     )
 
 
-def _advice(network: nn.Module, wrong: list[str], theirs: Shapes) -> str:
+def _advice(network: nn.Module, mismatched: list[str], file_shapes: Shapes) -> str:
     if not isinstance(network, UMamba):
         return "Name the network that they are of, with the `--model-arg` that it was trained with."
-    if set(wrong) <= _INPUTS:
+    if set(mismatched) <= _INPUTS:
         return "The number of input channels must be that of the pretraining."
-    if all(".mamba_layers." in name and name in theirs for name in wrong):
+    if all(".mamba_layers." in name and name in file_shapes for name in mismatched):
         return _PATCH
     return (
         "Plan the new data set with the pretraining's plan: in nnU-Net that is "
@@ -161,57 +165,56 @@ def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str
     """
     encoder = network.get_submodule("encoder")
 
-    def convert(named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        body = {key: tensor for key, tensor in named.items() if not key.startswith(_HEADS)}
-        ours = isinstance(network, ResNetSeg)
-        return {_name(key): tensor for key, tensor in body.items()} if ours else body
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        body = {key: tensor for key, tensor in file_state.items() if not key.startswith(_HEADS)}
+        renames = isinstance(network, ResNetSeg)
+        return {_resnet_name(key): tensor for key, tensor in body.items()} if renames else body
 
-    choice = choose(state, shapes_of(encoder.state_dict()), convert=convert, whole=True)
+    choice = choose(state, shapes_of(encoder.state_dict()), convert=convert, complete=True)
     advice = "Name weights of the encoder's own architecture, as timm or torchvision has them."
     load_strictly(encoder, choice.state, model="the encoder", origin=origin, advice=advice)
     choice.announce(origin)
 
 
-def _name(key: str) -> str:
-    child, _, rest = key.partition(".")
-    return f"{_RESNET.get(child, child)}.{rest}"
+def _resnet_name(key: str) -> str:
+    child, _, remainder = key.partition(".")
+    return f"{_RESNET.get(child, child)}.{remainder}"
 
 
 _IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in1k"}
 """Timm's names of torchvision's IMAGENET1K_V1, from which the tumour paper starts."""
 
 
-def start_weights(
-    name: str, weights: Path | None = None, untrained: bool = False, offline: bool = False,
-    seed: int = 0, arguments: Mapping[str, Any] | None = None,
+def start_segmenter(
+    entry: ModelEntry, arguments: Mapping[str, Any], *, seed: int, weights: Path | None = None,
+    untrained: bool = False, offline: bool = False,
 ) -> tuple[nn.Module, str]:  # fmt: skip
-    """The network `name` as training begins with it, and where its weights come from, in words.
+    """The segmenter as training begins with it, and where its weights come from, in words.
 
     Networks whose recipe starts from an ImageNet encoder do so, or stop; every other one starts
     from its documented initialisation, which the seed decides.
 
     Args:
-        name: A segmenter.
+        entry: What it is.
+        arguments: For the builder.
+        seed: Initialises what no file gives.
         weights: A file or the folder of a training run to go on from; for a network with an
             ImageNet encoder also a file of that encoder, as timm or torchvision has it.
         untrained: Start from random numbers whatever the recipe says.
         offline: Forbids every download.
-        seed: Initialises what no file gives.
-        arguments: For the builder.
 
     Raises:
-        UsageError: Unknown name, foreign weights, or an ImageNet encoder that is not here.
+        UsageError: Nothing to train, foreign weights, or an ImageNet encoder that is not here.
     """
-    entry, options = resolve(name), dict(arguments or {})
-    if entry.task != "seg" or not learns(entry):
+    if entry.task != "seg" or not is_trainable(entry):
         raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
         if weights is not None and not untrained:
-            return _from_file(entry, weights, options)
+            return _from_file(entry, weights, arguments)
         if untrained or not wants_imagenet(entry):
-            return BUILDERS[entry.builder].create(entry.variant, options), _random(seed)
-        return _from_imagenet(entry, options, offline)
+            return BUILDERS[entry.builder].create(entry.variant, arguments), _random(seed)
+        return _from_imagenet(entry, arguments, offline)
 
 
 def _random(seed: int) -> str:
@@ -232,9 +235,9 @@ def _from_file(
         network = builder.create(entry.variant, options)
         load_encoder(network, trained.state, origin=str(weights))
         return network, f"encoder: {trained.path}"
-    given = {**(trained.header.arguments if trained.header else {}), **options}
+    arguments = {**(trained.header.arguments if trained.header else {}), **options}
     assert builder.with_weights is not None, "checked above"
-    return builder.with_weights(entry.variant, trained.state, str(trained.path), given), str(
+    return builder.with_weights(entry.variant, trained.state, str(trained.path), arguments), str(
         trained.path
     )
 
@@ -268,7 +271,7 @@ def _no_encoder(entry: ModelEntry, error: UsageError) -> UsageError:
     )
 
 
-CLASSES = "num_classes"
+NUM_CLASSES = "num_classes"
 
 
 def start_classifier(
@@ -288,15 +291,15 @@ def start_classifier(
         UsageError: It cannot be built so, or the weights are of another network.
     """
     trained = None if weights is None else read_trained(weights, entry)
-    said = {} if trained is None or trained.header is None else trained.header.arguments
-    network = fresh(entry, {**said, **arguments, CLASSES: classes}, seed)
+    header_arguments = {} if trained is None or trained.header is None else trained.header.arguments
+    network = initialised(entry, {**header_arguments, **arguments, NUM_CLASSES: classes}, seed)
     if trained is None:
         return network, f"none: initialised with seed {seed}"
     transfer(network, trained.state, entry, heads_in(network), str(trained.path))
     return network, str(trained.path)
 
 
-def fresh(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+def initialised(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
     """The network as initialised with `seed`, float32, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
@@ -311,26 +314,26 @@ def sized_preprocessing(
     Raises:
         UsageError: The network takes no images of that size.
     """
-    own = _native(entry, json.dumps(dict(arguments), sort_keys=True))
-    if window is None or window == own.crop:
-        return own
-    sized = own.of_size(window)
+    native = _native(entry, json.dumps(dict(arguments), sort_keys=True))
+    if window is None or window == native.crop:
+        return native
+    sized = native.of_size(window)
     _check_size(entry, arguments, sized)
     return sized
 
 
 @lru_cache(maxsize=8)
 def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
-    given = json.loads(arguments)
-    input_channels(given)  # checked before anything is built
-    own = own_preprocessing(entry, fresh(entry, given, 0), given)
-    assert isinstance(own, Preprocessing), "only classifiers come here"
-    return own
+    options = json.loads(arguments)
+    input_channels(options)  # checked before anything is built
+    preprocessing = own_preprocessing(entry, initialised(entry, options, 0), options)
+    assert isinstance(preprocessing, Preprocessing), "only classifiers come here"
+    return preprocessing
 
 
 def _check_size(entry: ModelEntry, arguments: Mapping[str, Any], sized: Preprocessing) -> None:
     shape = (sized.channels, sized.crop, sized.crop)
-    kind = f"{entry.builder}:{entry.variant}"
-    tried = Trial(entry.name, kind, arguments, shape, size_flag="--window")
-    network = fresh(entry, arguments, 0).eval()
-    first_pass(lambda: network(made_up_image(shape).float() / 255), tried)
+    builder = f"{entry.builder}:{entry.variant}"
+    trial = Trial(entry.name, builder, arguments, shape, size_flag="--window")
+    network = initialised(entry, arguments, 0).eval()
+    first_pass(lambda: network(made_up_image(shape).float() / 255), trial)

@@ -102,7 +102,7 @@ class ClassifierHeader(Header):
         return LabelSpace(self.label_space, self.classes, self.class_names)
 
 
-_ORDER = (
+_KEY_ORDER = (
     *("schema_version", "model", "arguments", "window", "channels", "threshold", "protocol"),
     *("trained_on", "images_sha256", "overlap", "nnunet"),
 )
@@ -118,18 +118,18 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> No
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     with replacing(path) as beside:
         try:
-            save_file(tensors, beside, metadata={KEY: _said(header)})
+            save_file(tensors, beside, metadata={KEY: _header_json(header)})
         except SafetensorError as error:
             raise OSError(str(error)) from error  # how safetensors tells of a full disk
 
 
-def _said(header: Header) -> str:
+def _header_json(header: Header) -> str:
     """As JSON, without what only some networks have: older versions refuse unknown keys."""
-    said = header.model_dump(mode="json")
-    lacking = {name for name in ("overlap", "nnunet") if said.get(name) is None}
-    order = [*(name for name in _ORDER if name in said), *said]
-    kept = {name: said[name] for name in dict.fromkeys(order) if name not in lacking}
-    return json.dumps(kept, separators=(",", ":"), ensure_ascii=False)
+    values = header.model_dump(mode="json")
+    empty = {name for name in ("overlap", "nnunet") if values.get(name) is None}
+    order = [*(name for name in _KEY_ORDER if name in values), *values]
+    ordered = {name: values[name] for name in dict.fromkeys(order) if name not in empty}
+    return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
 
 
 def read_header(path: Path) -> Header | None:
@@ -142,21 +142,21 @@ def read_header(path: Path) -> Header | None:
         if not is_safetensors(path):
             return None
         with safe_open(path, framework="pt") as file:
-            said = (file.metadata() or {}).get(KEY)
+            metadata = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError):
         return None  # damaged: reading the weights says so
-    if said is None:
+    if metadata is None:
         return None
     try:
-        found = json.loads(said)
-        kind = ClassifierHeader if "classes" in found else WeightsHeader
-        return kind.model_validate(found)
+        content = json.loads(metadata)
+        header_type = ClassifierHeader if "classes" in content else WeightsHeader
+        return header_type.model_validate(content)
     except (ValidationError, ValueError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        told = f"{first['msg']} at {'.'.join(map(str, first['loc']))}" if first else str(error)
+        reason = f"{first['msg']} at {'.'.join(map(str, first['loc']))}" if first else str(error)
         raise UsageError(
             f"The header of `{path}` cannot be read.",
-            f"It says: {told}.",
+            f"It says: {reason}.",
             "Use the version of this program that wrote it, or train again.",
         ) from error
 
@@ -188,12 +188,12 @@ def weights_in(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    inside = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
-    if inside and not is_run(path):
+    weight_files = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if weight_files and not is_run(path):
         raise UsageError(
             f"`{path}` is a folder, and no training run of this program.",
-            f"It holds {', '.join(f'`{name}`' for name in inside[:_SHOWN])}.",
-            f"Name the file: `{path / inside[0]}`.",
+            f"It holds {', '.join(f'`{name}`' for name in weight_files[:_SHOWN])}.",
+            f"Name the file: `{path / weight_files[0]}`.",
         )
     if not (path / WEIGHTS).is_file():
         raise UsageError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
 
 
-_what = together(
+_subject_options = together(
     click.option("--model", "models", multiple=True, required=True,
                  help="A model of `robust list models`, any timm name, the folder of a training "
                  "run, or a network of your own (docs/own-models.md); repeatable."),
@@ -106,7 +106,7 @@ _run = together(
 
 
 @click.command("eval", cls=StudyCommand)
-@_what
+@_subject_options
 @_data
 @_model
 @_run

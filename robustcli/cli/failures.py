@@ -35,8 +35,8 @@ _STANDARD = Path(os.__file__).parent
 _WORKER = re.compile(r"Caught (\w+) in ([^\n.]*(?:worker|thread|replica|rank)[^\n.]*)\.\n")
 _FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (\S+)', re.MULTILINE)
 _LAST_LINE = re.compile(r"^((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (.*))?$")
-_TASK = "This is probably a fault of robust"
-_AGAIN = "What was finished is kept; the same command goes on from there."
+_ROBUSTS_FAULT = "This is probably a fault of robust"
+_RESUME = "What was finished is kept; the same command goes on from there."
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Frame:
     @property
     def library(self) -> str | None:
         """The installed package that it is of; None for others."""
-        found = _LIBRARIES.search(self.file)
-        return None if found is None or self.ours else found.group(1).removesuffix(".py")
+        match = _LIBRARIES.search(self.file)
+        return None if match is None or self.ours else match.group(1).removesuffix(".py")
 
     @property
     def standard(self) -> bool:
         """Whether it is of Python's own library."""
-        own = Path(self.file).is_relative_to(_STANDARD) and self.library is None
-        return self.file.startswith("<") or (own and not self.ours)
+        in_standard = Path(self.file).is_relative_to(_STANDARD) and self.library is None
+        return self.file.startswith("<") or (in_standard and not self.ours)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Explanation:
 def print_unexpected(error: Exception) -> int:
     """Says on standard error what `error` means, keeps its traceback; returns the exit code."""
     raised = next(_chain(error))
-    failure = explain(error)
+    failure = explanation_of(error)
     shown = shows_tracebacks()
     if shown:
         click.echo(_traceback(error), err=True, nl=False)
@@ -141,7 +141,7 @@ def print_unexpected(error: Exception) -> int:
         lines.append(f"It was raised in a {raised.where}.")
     lines.append(failure.todo)
     if run_of(error) is not None:
-        lines.append(_AGAIN)
+        lines.append(_RESUME)
     file = keep_traceback(error)
     if file is not None:
         lines.append(f"The traceback is in `{file}`; `{SHOW}=1` shows it at once.")
@@ -156,8 +156,8 @@ def print_known(error: RobustError) -> int:
     if shows_tracebacks():
         click.echo(_traceback(error), err=True, nl=False)
     raised = next(_chain(error))
-    said = raised.message if raised.where else str(error)  # a worker's traceback is no message
-    click.echo(f"Error: {_rank()}{said}", err=True)
+    message = raised.message if raised.where else str(error)  # a worker's traceback is no message
+    click.echo(f"Error: {_rank()}{message}", err=True)
     return error.exit_code
 
 
@@ -166,7 +166,7 @@ def shows_tracebacks() -> bool:
     return os.environ.get(SHOW, "0") not in ("", "0")
 
 
-def explain(error: Exception) -> Explanation:
+def explanation_of(error: Exception) -> Explanation:
     """What `error` means, by the first of its causes that is known, else by where it comes from."""
     for raised in _chain(error):
         for rule in _RULES:
@@ -182,7 +182,7 @@ def keep_traceback(error: BaseException) -> Path | None:
     It lies in the folder of the run that failed, else in `errors` of the program's own folder, else
     among the system's temporary files.
     """
-    text = _account(error)
+    text = _traceback_text(error)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     for folder in _folders(error):
         file = folder / f"error-{stamp}.txt"
@@ -203,7 +203,7 @@ def _folders(error: BaseException) -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / "robust-errors"
 
 
-def _account(error: BaseException) -> str:
+def _traceback_text(error: BaseException) -> str:
     packages = ("torch", "timm", "lightning", "numpy", "pillow", "pyarrow")
     return "\n".join(
         [
@@ -248,15 +248,15 @@ def _chain(error: BaseException) -> Iterator[Raised]:
 
 
 def _of_process(error: BaseException) -> Raised:
-    named = getattr(error, "filename", None)
+    filename = getattr(error, "filename", None)
     return Raised(
         _kinds(error), str(error),
         tuple(Frame(f.filename, f.lineno or 0, f.name)
               for f in traceback.extract_tb(error.__traceback__)),
         notes=tuple(getattr(error, "__notes__", ())),
         number=error.errno if isinstance(error, OSError) else None,
-        file=None if named is None else os.fsdecode(named) if isinstance(named, bytes)
-        else str(named),
+        file=None if filename is None else os.fsdecode(filename) if isinstance(filename, bytes)
+        else str(filename),
     )  # fmt: skip
 
 
@@ -272,10 +272,10 @@ def _of_worker(error: BaseException) -> Raised | None:
     starts = [i for i, line in enumerate(lines) if _names(line, caught.group(1))]
     message, kind = text, caught.group(1)
     if starts:
-        found = _LAST_LINE.match(lines[starts[-1]])
-        assert found is not None, "it was found by this pattern"
-        kind = found.group(1)
-        message = "\n".join([found.group(2) or "", *lines[starts[-1] + 1 :]]).strip()
+        match = _LAST_LINE.match(lines[starts[-1]])
+        assert match is not None, "it was found by this pattern"
+        kind = match.group(1)
+        message = "\n".join([match.group(2) or "", *lines[starts[-1] + 1 :]]).strip()
     kinds = (kind, *(k for k in _kinds(error) if not k.endswith(caught.group(1))))
     notes = tuple(getattr(error, "__notes__", ()))
     number = _number_in(message) if "OSError" in kinds or "Errno" in message else None
@@ -283,20 +283,20 @@ def _of_worker(error: BaseException) -> Raised | None:
 
 
 def _names(line: str, kind: str) -> bool:
-    found = _LAST_LINE.match(line)
-    return found is not None and found.group(1).rsplit(".", 1)[-1] == kind
+    match = _LAST_LINE.match(line)
+    return match is not None and match.group(1).rsplit(".", 1)[-1] == kind
 
 
 def _number_in(message: str) -> int | None:
-    found = re.search(r"\[Errno (\d+)\]", message)
-    return None if found is None else int(found.group(1))
+    match = re.search(r"\[Errno (\d+)\]", message)
+    return None if match is None else int(match.group(1))
 
 
 def _kinds(error: BaseException) -> tuple[str, ...]:
     return tuple(
-        one.__qualname__ if one.__module__ == "builtins" else f"{one.__module__}.{one.__qualname__}"
-        for one in type(error).__mro__
-        if one not in (Exception, BaseException, object)
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+        for cls in type(error).__mro__
+        if cls not in (Exception, BaseException, object)
     ) or (type(error).__name__,)
 
 
@@ -491,19 +491,20 @@ def _by_origin(raised: Raised) -> Explanation:
     """By whose code raised it: a library, a file of the user, or this program."""
     code = [frame for frame in raised.frames if not frame.standard]
     if not code or code[-1].ours:
-        at = f" ({_place(code[-1])})" if code else ""
+        at = f" ({_position(code[-1])})" if code else ""
         return Explanation(
-            f"{_TASK}{at}.",
+            f"{_ROBUSTS_FAULT}{at}.",
             "Please report it with the traceback, and what you typed. Nothing is wrong with what "
             "you typed that the program knew of.",
         )
     caller = next((frame for frame in reversed(code) if frame.ours), None)
-    called = "" if caller is None else f", called from {_place(caller)}"
+    called = "" if caller is None else f", called from {_position(caller)}"
     if code[-1].library is not None:
         return Explanation(
             f"The library `{code[-1].library}` raised an error{called}.",
             "If the library names an option, a file or a size of yours, change that. Otherwise "
-            f"{_TASK[0].lower()}{_TASK[1:]}: please report it with the traceback.",
+            f"{_ROBUSTS_FAULT[0].lower()}{_ROBUSTS_FAULT[1:]}: please report it with the "
+            "traceback.",
         )
     return Explanation(
         f"`{code[-1].file}` raised an error in line {code[-1].line}.",
@@ -511,7 +512,7 @@ def _by_origin(raised: Raised) -> Explanation:
     )
 
 
-def _place(frame: Frame) -> str:
-    name = Path(frame.file)
-    shown = name.relative_to(_PACKAGE.parent).as_posix() if frame.ours else str(name)
+def _position(frame: Frame) -> str:
+    path = Path(frame.file)
+    shown = path.relative_to(_PACKAGE.parent).as_posix() if frame.ours else str(path)
     return f"{shown}, line {frame.line}, in {frame.function}"

@@ -15,7 +15,7 @@ from robustcli.cli.study import StudyCommand, config_option
 if TYPE_CHECKING:
     from robustcli.finetuning.config import FinetuneConfig
 
-_what = together(
+_subject_options = together(
     click.argument("model", metavar="NAME"),
     click.option("--pretrained", type=FILE,
                  help="A weights file, the folder of a training run, or a "
@@ -70,7 +70,7 @@ _FINETUNING = (
 
 
 @click.command("finetune", cls=StudyCommand)
-@_what
+@_subject_options
 @_rule
 @options.recipe
 @options.run

@@ -190,7 +190,7 @@ def _text(column: str, value: object) -> str:
     if value is None:
         return ""
     if column == "severities":
-        first, *others = str(value).split(",")
-        consecutive = others and int(others[-1]) - int(first) == len(others)
-        return f"{first}-{others[-1]}" if consecutive else str(value)
+        first, *further = str(value).split(",")
+        consecutive = further and int(further[-1]) - int(first) == len(further)
+        return f"{first}-{further[-1]}" if consecutive else str(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

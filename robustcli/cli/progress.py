@@ -80,13 +80,13 @@ class ConsoleListener:
             self._bar.update(TaskID(0), completed=self._done)
         elif not self.quiet and self._line_is_due():
             self._last = time.monotonic()
-            self.say(f"{self._done:,} of {self._total:,} {self.unit}, {self._left()}")
+            self.say(f"{self._done:,} of {self._total:,} {self.unit}, {self._remaining_time()}")
 
     def _line_is_due(self) -> bool:
         late = time.monotonic() - self._last >= SECONDS_BETWEEN_LINES
         return late or self._done == self._total
 
-    def _left(self) -> str:
+    def _remaining_time(self) -> str:
         spent = time.monotonic() - self._started
         rate = (self._done - self._before) / max(spent, 1e-9)
         if self._done == self._total:

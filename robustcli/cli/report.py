@@ -74,17 +74,17 @@ def _failed_gates(
     from robustcli.evaluation.gates import gate_error, judge_run, parse_gates
     from robustcli.reports.pages import kind_of
 
-    wanted = parse_gates(fail_under, fail_drop)
-    if not wanted:
+    gates = parse_gates(fail_under, fail_drop)
+    if not gates:
         return []
     for run in runs:
         if out is not None or kind_of(run) in ("train", "finetune"):
             raise UsageError(
-                f"`{wanted[0]}` does not go with a report over trainings.",
+                f"`{gates[0]}` does not go with a report over trainings.",
                 "Gates limit the numbers of evaluations.",
                 f"Name the evaluation itself, such as `{run / 'test'}`.",
             )
-    records = {run: judge_run(run, wanted) for run in runs}
+    records = {run: judge_run(run, gates) for run in runs}
     return [gate_error(run, record) for run, record in records.items() if not record.passed]
 
 
@@ -95,7 +95,7 @@ def _print_document(
     from robustcli.core.io import write_text
     from robustcli.reports.render import FORMATS, document, zoo_document
 
-    chosen = next((each for each in FORMATS if each == form), None)
+    chosen = next((suffix for suffix in FORMATS if suffix == form), None)
     if chosen is None:
         raise UsageError("`--file` has no document.", "", f"Add `--format {FORMATS[0]}`.")
     if as_json:

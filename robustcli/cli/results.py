@@ -91,8 +91,8 @@ def results_table(run: Path, *, gates: bool = False) -> str:
     lines += statistics_lines(findings.statistics)
     if gates and findings.gates:  # which failed is the error of the command
         results = findings.gates.gates
-        kept = sum(result.passed for result in results)
-        lines.append(f"Gates: {kept} of {len(results)} kept; the report shows each.")
+        passed = sum(result.passed for result in results)
+        lines.append(f"Gates: {passed} of {len(results)} kept; the report shows each.")
     if findings.is_partial:
         status = findings.record.status
         lines.append(f"Partial run (status: {status}): {findings.progress}.")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
 quiet = click.option("--quiet", is_flag=True, help="Print the results only.")
@@ -93,10 +93,12 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return key, text
 
 
-def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+def together(
+    *options: Callable[[CommandFunction], CommandFunction],
+) -> Callable[[CommandFunction], CommandFunction]:
     """One decorator for several options, shown in the help in this order."""
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: CommandFunction) -> CommandFunction:
         for option in reversed(options):
             function = option(function)
         return function
@@ -152,7 +154,7 @@ gates = together(
 )  # fmt: skip
 
 
-def model_arguments(name: str) -> Callable[[Function], Function]:
+def model_arguments(name: str) -> Callable[[CommandFunction], CommandFunction]:
     """The option `--model-arg`, whose values come as the parameter `name`."""
     return click.option(
         "--model-arg", name, multiple=True, type=Assignment(),

@@ -233,7 +233,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         if len(value) == 2 and isinstance(value[0], str) and not isinstance(value[1], str | Path):
             return f"{value[0]}={value[1]}"
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -325,13 +325,13 @@ class _Reader:
         return tuple({**common, **run} for run in several) or (common,)
 
     def _check_command(self, node: Node) -> None:
-        words = " ".join(str(node.value).split()) if node.id == "scalar" else None
-        if words is None:
+        command = " ".join(str(node.value).split()) if node.id == "scalar" else None
+        if command is None:
             self.error(node, f"`{COMMAND}` takes the name of a command, such as `{self.command}`.")
-        elif words.removeprefix("robust ") != self.command:
+        elif command.removeprefix("robust ") != self.command:
             raise UsageError(
-                f"`{self.path}` is for `robust {words}`, not for `robust {self.command}`.",
-                f"Line {node.start_mark.line + 1} says `{COMMAND}: {words}`.",
+                f"`{self.path}` is for `robust {command}`, not for `robust {self.command}`.",
+                f"Line {node.start_mark.line + 1} says `{COMMAND}: {command}`.",
                 "Use it with that command, or write another file for this one.",
             )
 
@@ -400,7 +400,7 @@ class _Reader:
             nodes = node.value if node.id == "sequence" else [node]
             if node.id == "mapping" and isinstance(parameter.type, _assignments()):
                 return tuple(f"{_text(key)}={_text(value)}" for key, value in node.value)
-            return tuple(self._located(parameter, _text(one)) for one in nodes)
+            return tuple(self._located(parameter, _text(item)) for item in nodes)
         if node.id == "sequence" and isinstance(parameter.type, _numbers()):
             return ",".join(map(_text, node.value))
         if node.id == "sequence":
@@ -439,18 +439,18 @@ def _is_path(name: str | None, text: str, base: Path) -> bool:
     from robustcli.data.labels import BUNDLED_SPACES
     from robustcli.data.named_datasets import DATASETS, find_named
 
-    place = base / Path(text).expanduser()
+    path = base / Path(text).expanduser()
     if name == "data":
         if find_named(text) or find_named(text.rpartition(":")[0]):
             return False
-        is_typo = "/" not in text and bool(nearest(text, [one.name for one in DATASETS]))
-        return place.exists() or not is_typo
+        is_typo = "/" not in text and bool(nearest(text, [item.name for item in DATASETS]))
+        return path.exists() or not is_typo
     if name == "label_space":
-        return canonical(text) not in BUNDLED_SPACES and place.is_file()
+        return canonical(text) not in BUNDLED_SPACES and path.is_file()
     if name in ("model", "models"):
         from robustcli.adapters.catalogue import CATALOGUE
 
-        return canonical(text) not in map(canonical, CATALOGUE) and (place / "run.json").is_file()
+        return canonical(text) not in map(canonical, CATALOGUE) and (path / "run.json").is_file()
     return False
 
 
@@ -474,9 +474,9 @@ def _key(parameter: click.Parameter) -> str:
 
 def _command_name(ctx: click.Context) -> str:
     """The words after `robust`: `eval`, `train seg`."""
-    words: list[str] = []
+    command: list[str] = []
     context: click.Context | None = ctx
     while context is not None and context.parent is not None:
-        words.insert(0, context.info_name or "")
+        command.insert(0, context.info_name or "")
         context = context.parent
-    return " ".join(words)
+    return " ".join(command)

@@ -71,9 +71,9 @@ def available_bytes() -> int:
 
     free = int(psutil.virtual_memory().available)
     for group in _groups("memory"):
-        left = _left(group)
-        if left is not None:
-            free = min(free, left)
+        remaining = _remaining(group)
+        if remaining is not None:
+            free = min(free, remaining)
     return max(0, free)
 
 
@@ -179,7 +179,7 @@ _FILE_CACHE = {
 }  # fmt: skip
 
 
-def _left(group: _Group) -> int | None:
+def _remaining(group: _Group) -> int | None:
     """Bytes that the group may still take; None without a limit."""
     limits = []
     for name in _LIMITS[group.version]:

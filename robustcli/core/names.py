@@ -37,9 +37,9 @@ def is_glob(name: str) -> bool:
     return any(character in name for character in "*?[")
 
 
-def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The names in `known` that look most like `name`, best first; empty when none does."""
-    spelling = {canonical(candidate): candidate for candidate in known}
+def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
+    """The `candidates` that look most like `name`, best first; empty when none does."""
+    spelling = {canonical(candidate): candidate for candidate in candidates}
     close = difflib.get_close_matches(canonical(name), spelling, n=most, cutoff=0.6)
     return [spelling[candidate] for candidate in close]
 
@@ -48,19 +48,19 @@ FEW_NAMES = 4
 """So many names are shown where none is near to what was typed."""
 
 
-def find(name: str, known: Iterable[str], *, kind: str, listing: str) -> str:
+def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> str:
     """The registered spelling of `name`.
 
     Args:
         name: What the user typed.
-        known: The registered names.
+        candidates: The registered names.
         kind: What is being named, for the message (`model`, `transform`).
         listing: The command that lists them all, for the message.
 
     Raises:
         UsageError: No registered name is spelled so; the message offers the nearest ones.
     """
-    spelling = {canonical(candidate): candidate for candidate in known}
+    spelling = {canonical(candidate): candidate for candidate in candidates}
     if canonical(name) in spelling:
         return spelling[canonical(name)]
     close = nearest(name, spelling.values())
@@ -78,13 +78,13 @@ def _either(names: list[str]) -> str:
     return " or ".join(f"`{name}`" for name in names)
 
 
-def matching(pattern: str, known: Iterable[str], *, kind: str, listing: str) -> list[str]:
+def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str) -> list[str]:
     """The registered names that `pattern` (a name or a glob) stands for, in their own order.
 
     Raises:
         UsageError: Nothing matches.
     """
-    candidates = list(known)
+    candidates = list(candidates)
     if not is_glob(pattern):
         return [find(pattern, candidates, kind=kind, listing=listing)]
     hits = [c for c in candidates if fnmatch.fnmatchcase(canonical(c), canonical(pattern))]

@@ -84,7 +84,7 @@ def ranks() -> Ranks:
     if _as_single:
         return Ranks()
     launcher = _launcher()
-    return Ranks() if launcher is None else _PLACES[launcher]()
+    return Ranks() if launcher is None else _READERS[launcher]()
 
 
 def is_first_process() -> bool:
@@ -274,11 +274,11 @@ def _of_mpi() -> Ranks:
     local = int(cluster.local_rank())
     local_world = int(cluster._comm_local.Get_size())
     job = os.environ.get("PMIX_NAMESPACE", "")
-    place = Ranks(int(cluster.global_rank()), int(cluster.world_size()), local, local_world, job)
-    return _checked(place, "mpirun")
+    ranks = Ranks(int(cluster.global_rank()), int(cluster.world_size()), local, local_world, job)
+    return _checked(ranks, "mpirun")
 
 
-_PLACES: dict[Launcher, Callable[[], Ranks]] = {
+_READERS: dict[Launcher, Callable[[], Ranks]] = {
     "torchrun": _of_torchrun,
     "the environment": _of_environment,
     "mpirun": _of_mpi,
@@ -289,30 +289,30 @@ _PLACES: dict[Launcher, Callable[[], Ranks]] = {
 def _check_none_alone() -> None:
     """Raises UsageError where one of `RANK` and `WORLD_SIZE` says that there are several."""
     env = os.environ
-    for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+    for name, counterpart in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name in env and _number(env, name, "the environment") > (name == "WORLD_SIZE"):
             raise UsageError(
-                f"`{name}` is {env[name]}, but `{other}` is not set.",
+                f"`{name}` is {env[name]}, but `{counterpart}` is not set.",
                 "A launcher of several processes sets both.",
                 f"Start the command with `torchrun`, or unset `{name}`.",
             )
 
 
-def _checked(place: Ranks, launcher: Launcher) -> Ranks:
+def _checked(ranks: Ranks, launcher: Launcher) -> Ranks:
     """`place`, if it is possible.
 
     Raises:
         UsageError: A number is out of range.
     """
-    fits = 0 <= place.rank < place.world and 0 <= place.local_rank < place.local_world
-    if not fits or place.local_world > place.world:
+    fits = 0 <= ranks.rank < ranks.world and 0 <= ranks.local_rank < ranks.local_world
+    if not fits or ranks.local_world > ranks.world:
         raise UsageError(
             f"What {launcher} says of its processes contradicts itself.",
-            f"This would be process {place.rank} of {place.world}, on its machine "
-            f"{place.local_rank} of {place.local_world}.",
+            f"This would be process {ranks.rank} of {ranks.world}, on its machine "
+            f"{ranks.local_rank} of {ranks.local_world}.",
             "Start the command again with `torchrun` or `srun`, without setting such variables.",
         )
-    return place
+    return ranks
 
 
 def _text(env: Mapping[str, str], name: str, launcher: Launcher) -> str:
@@ -369,7 +369,7 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
         try:
-            found: Store = TCPStore(
+            store: Store = TCPStore(
                 address, port, is_master=ranks.first and not served, multi_tenant=True,
                 wait_for_workers=False, timeout=timedelta(seconds=timeout),
             )  # fmt: skip
@@ -379,7 +379,7 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
                 f"{address}:{port}: {first_line(error)}",
                 "Check that all processes were started and that the machines reach each other.",
             ) from error
-        _stores[address, port] = found
+        _stores[address, port] = store
     return _stores[address, port]
 
 
@@ -442,9 +442,9 @@ def _await(base: Store, key: str, deadline: float) -> None:
 
 
 def _not_all(ranks: Ranks, missing: set[int]) -> RunError:
-    named = ", ".join(map(str, sorted(missing)))
+    listed = ", ".join(map(str, sorted(missing)))
     return RunError(
-        f"Not all of the {ranks.world} processes came: missing {named}.",
+        f"Not all of the {ranks.world} processes came: missing {listed}.",
         "Each must run the same command; these ended, or were never started.",
         "See what they say, then repeat the command.",
     )

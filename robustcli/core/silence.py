@@ -47,26 +47,31 @@ class _Warnings:
     def _silent(self) -> bool:
         return bool(_THREAD.depth.get(self._module))
 
-    def catch_warnings(self, **named: Any) -> Any:
+    def catch_warnings(self, **keywords: Any) -> Any:
         """`warnings.catch_warnings`; nothing in a silent thread, which has nothing to catch."""
-        return nullcontext() if self._silent else warnings.catch_warnings(**named)
+        return nullcontext() if self._silent else warnings.catch_warnings(**keywords)
 
-    def filterwarnings(self, *arguments: Any, **named: Any) -> None:
+    def filterwarnings(self, *arguments: Any, **keywords: Any) -> None:
         """`warnings.filterwarnings`; a silent thread leaves the process's filters alone."""
         if not self._silent:
-            warnings.filterwarnings(*arguments, **named)
+            warnings.filterwarnings(*arguments, **keywords)
 
-    def simplefilter(self, *arguments: Any, **named: Any) -> None:
+    def simplefilter(self, *arguments: Any, **keywords: Any) -> None:
         """`warnings.simplefilter`; see `filterwarnings`."""
         if not self._silent:
-            warnings.simplefilter(*arguments, **named)
+            warnings.simplefilter(*arguments, **keywords)
 
     def warn(
-        self, message: Any, category: Any = None, stacklevel: int = 1, *rest: Any, **named: Any
+        self,
+        message: Any,
+        category: Any = None,
+        stacklevel: int = 1,
+        *remaining: Any,
+        **keywords: Any,
     ) -> None:
         """`warnings.warn`, attributed to the same line as without this object."""
         if not self._silent:
-            warnings.warn(message, category, stacklevel + 1, *rest, **named)
+            warnings.warn(message, category, stacklevel + 1, *remaining, **keywords)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import write_bytes
 from robustcli.core.listener import Listener, Silent
@@ -24,7 +24,7 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
 from robustcli.data.tables import Say, unheard
 from robustcli.tasks.forward import Forward
-from robustcli.tasks.pictures import RGBPixels, overlaid
+from robustcli.tasks.pictures import overlaid
 
 OVERLAY = "_overlay"
 _MASK = "_mask"  # suffix of a true mask beside its image, as in the LGG set
@@ -250,9 +250,9 @@ def _tag_of(path: Path) -> str | None:
 
 def _batches(
     jobs: Sequence[Job], unreadable: list[tuple[Path, str]]
-) -> Iterator[list[tuple[Job, RGBPixels]]]:
+) -> Iterator[list[tuple[Job, Pixels]]]:
     """The decoded images in batches; those that cannot be decoded are added to `unreadable`."""
-    batch: list[tuple[Job, RGBPixels]] = []
+    batch: list[tuple[Job, Pixels]] = []
     for job in jobs:
         try:
             batch.append((job, decode(FileRef(job.image.name, job.image))))
@@ -267,7 +267,7 @@ def _batches(
         yield batch
 
 
-def _write(job: Job, pixels: RGBPixels, mask: NDArray[np.bool_], tag: str) -> None:
+def _write(job: Job, pixels: Pixels, mask: NDArray[np.bool_], tag: str) -> None:
     """Writes the overlay before the mask, so that an existing mask has its overlay."""
     tag = f"{tag} {_image_hash(job.image)}"
     if job.overlay is not None:
@@ -275,7 +275,7 @@ def _write(job: Job, pixels: RGBPixels, mask: NDArray[np.bool_], tag: str) -> No
     write_bytes(job.mask, _png(np.where(mask, 255, 0).astype(np.uint8), tag))
 
 
-def _png(pixels: RGBPixels, tag: str) -> bytes:
+def _png(pixels: Pixels, tag: str) -> bytes:
     text, content = PngInfo(), io.BytesIO()
     text.add_text(_TAG, tag)
     Image.fromarray(pixels).save(content, "PNG", pnginfo=text)

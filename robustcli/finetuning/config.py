@@ -54,8 +54,8 @@ class FinetuneConfig:
 
         A number of steps beside them says after how many.
         """
-        named = self.rule.pattern is not None and self.profile is None
-        return named and self.profile_iterations is None and not self.profile_only
+        by_name = self.rule.pattern is not None and self.profile is None
+        return by_name and self.profile_iterations is None and not self.profile_only
 
     def directory(self, training: Path) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.

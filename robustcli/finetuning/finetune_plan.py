@@ -206,17 +206,17 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
         UsageError: After them, nothing would be left of the training.
     """
     total = per_epoch * epochs
-    asked = config.profile_iterations
-    if asked is None:
+    requested = config.profile_iterations
+    if requested is None:
         return min(max(_LEAST_PROFILE, per_epoch), max(1, total // 2))
     profiles = "freeze" in config.modes and config.profile is None
-    if profiles and asked >= total:
+    if profiles and requested >= total:
         raise UsageError(
-            f"`--profile-iterations {asked}` leaves nothing to train.",
+            f"`--profile-iterations {requested}` leaves nothing to train.",
             f"Each mode has {total} steps; what is frozen is decided after those.",
             f"Use fewer than {total}, or `--profile-only`.",
         )
-    return asked
+    return requested
 
 
 def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:

@@ -67,9 +67,9 @@ class Statistic:
 def mamba_parameters(network: nn.Module) -> frozenset[str]:
     """The names of the parameters inside state-space blocks, found by the type of the module."""
     inside = set()
-    for place, module in network.named_modules():
+    for path, module in network.named_modules():
         if isinstance(module, SCAN_MODULES):
-            prefix = f"{place}." if place else ""
+            prefix = f"{path}." if path else ""
             inside |= {f"{prefix}{name}" for name, _ in module.named_parameters()}
     return frozenset(inside)
 
@@ -197,14 +197,14 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
 def _check_same(
     path: Path, rows: pd.DataFrame, network: nn.Module, origin: str, model: str
 ) -> None:
-    ours = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    theirs = {name: statistic.shape for name, statistic in statistics(rows).items()}
-    names = dict.fromkeys([*theirs, *ours])
-    different = [name for name in names if ours.get(name) != theirs.get(name)]
+    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    profiled = {name: statistic.shape for name, statistic in statistics(rows).items()}
+    names = dict.fromkeys([*profiled, *expected])
+    different = [name for name in names if expected.get(name) != profiled.get(name)]
     if different:
         raise UsageError(
             f"`--profile {path}` is of another model.",
-            f"It was made of `{origin}`; {_difference(different[0], ours, theirs, model)} "
+            f"It was made of `{origin}`; {_difference(different[0], expected, profiled, model)} "
             f"({len(different)} of {len(names)} tensors differ).",
             "Profile this model with `--profile-only`.",
         )
@@ -212,10 +212,10 @@ def _check_same(
 
 def _difference(
     name: str,
-    ours: Mapping[str, tuple[int, ...]],
-    theirs: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    profiled: Mapping[str, tuple[int, ...]],
     model: str,
 ) -> str:
-    if name in theirs:
-        return f"`{model}` has no `{name}` of shape {theirs[name]}"
-    return f"it lacks `{name}` of shape {ours[name]}, which `{model}` has"
+    if name in profiled:
+        return f"`{model}` has no `{name}` of shape {profiled[name]}"
+    return f"it lacks `{name}` of shape {expected[name]}, which `{model}` has"

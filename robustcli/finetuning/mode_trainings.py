@@ -59,11 +59,11 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
             left to train.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
     """
-    place = ranks()
-    of_modes = ModeListener((listener if place.first else None) or Silent())
+    process = ranks()
+    of_modes = ModeListener((listener if process.first else None) or Silent())
     helped = helped_run()
     # A process that the first one started comes for one training, and meets the others there.
-    with meeting(Ranks() if helped is not None else place) as peers:
+    with meeting(Ranks() if helped is not None else process) as peers:
         plan, network, decisions, new = peers.together(
             lambda: _prepare(config, of_modes), lambda prepared: {}
         )
@@ -72,7 +72,7 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
         )
         if helped is not None:
             _help_launched(plan, modes, network, helped)
-        if not place.first:
+        if not process.first:
             peers.hear()
             _help(plan, modes, peers)
         with FINETUNING.held(plan.run):

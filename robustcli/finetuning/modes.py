@@ -126,8 +126,8 @@ def trainable(network: nn.Module) -> int:
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
     """Bytes of the tensors that `optimizer` keeps between steps."""
-    kept = (v for state in optimizer.state.values() for v in state.values())
-    return sum(v.numel() * v.element_size() for v in kept if isinstance(v, torch.Tensor))
+    values = (v for state in optimizer.state.values() for v in state.values())
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
 
 
 RANK, ALPHA = 8, 16
@@ -143,8 +143,8 @@ def projections(network: nn.Module) -> list[str]:
     VMamba's `x_proj` is a bare tensor for four directions, not a layer: it is not among them.
     """
     return [
-        f"{place}.{name}" if place else name
-        for place, module in network.named_modules()
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
         if isinstance(module, SCAN_MODULES)
         for name, child in module.named_children()
         if name in _PROJECTIONS and isinstance(child, nn.Linear)

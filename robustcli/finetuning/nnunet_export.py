@@ -76,14 +76,14 @@ def _topology(network: UMambaConfig) -> dict[str, Any]:
         "patch_size": list(network.patch),
         "conv_kernel_sizes": [list(kernel) for kernel in network.stage_kernels],
         "pool_op_kernel_sizes": [list(stride) for stride in network.stage_strides],
-        "n_conv_per_stage_encoder": _each(network.n_conv, stages),
-        "n_conv_per_stage_decoder": _each(network.n_conv_decoder, stages - 1),
+        "n_conv_per_stage_encoder": _per_axis(network.n_conv, stages),
+        "n_conv_per_stage_decoder": _per_axis(network.n_conv_decoder, stages - 1),
         "UNet_base_num_features": network.features[0],
         "unet_max_num_features": max(network.features),
     }
 
 
-def _each(value: int | tuple[int, ...], count: int) -> list[int]:
+def _per_axis(value: int | tuple[int, ...], count: int) -> list[int]:
     return [value] * count if isinstance(value, int) else list(value)
 
 

@@ -193,8 +193,8 @@ def _quantile_limit(
     """The statistic of the last tensor that the quantile takes; -inf if it takes none."""
     assert rule.quantile is not None
     values = _in_scope(statistics, rule, heads)
-    taken = int(rule.quantile * len(values))
-    return values[taken - 1] if taken else -math.inf
+    count = int(rule.quantile * len(values))
+    return values[count - 1] if count else -math.inf
 
 
 def _check(

@@ -20,9 +20,9 @@ from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
-from robustcli.adapters.loading import FAMILIES, differences, heads_in, shapes_of
-from robustcli.adapters.networks import learns
-from robustcli.adapters.trainable import start_weights, transfer, wants_imagenet
+from robustcli.adapters.loading import FAMILIES, heads_in, shapes_of, tensor_differences
+from robustcli.adapters.networks import is_trainable
+from robustcli.adapters.trainable import transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
@@ -243,7 +243,7 @@ class SegmenterFinetuning(FinetuneTask):
         arguments = config.training.model_args
         if config.pretrained is not None:
             return self.read_file(config.pretrained, entry, arguments)
-        if not learns(entry):
+        if not is_trainable(entry):
             return None
         if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
             origin = f"the bundled `{entry.name}`, trained on {entry.pretraining}"
@@ -292,7 +292,8 @@ class SegmenterFinetuning(FinetuneTask):
         """See `FinetuneTask.sized`: a U-Mamba-Enc's weights have its patch's size."""
         if entry.family != "umamba":
             return training
-        network, _ = start_weights(entry.name, None, True, True, 0, training.model_args)
+        with torch.device("meta"):
+            network = networks.create(entry.variant, training.model_args)
         assert isinstance(network, UMamba)
         config = network.config
         if not any(config.tokens(stage)[1] for stage in range(len(config.features))):
@@ -413,7 +414,7 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
         height, width = model.plan.patch
         raise UsageError(
             f"The plan of `{model.path}` does not fit its weights.",
-            differences(expected, shapes),
+            tensor_differences(expected, shapes),
             f"The plan's patch is {height} x {width}, on which weights of `umamba-enc` depend: use "
             "the plan that it was trained with."
             if model.model == "umamba-enc"

@@ -74,10 +74,10 @@ def seconds_ratios(
     seconds = np.zeros((_WARM + rounds, len(steps)))
     for number, row in enumerate(seconds):
         for turn in range(len(steps)):
-            place = (turn + number) % len(steps)
-            row[place] = steps[place]()
+            index = (turn + number) % len(steps)
+            row[index] = steps[index]()
     counted = seconds[_WARM:]
-    return [_ratio(counted[:, place] / counted[:, 0]) for place in range(1, len(steps))]
+    return [_ratio(counted[:, index] / counted[:, 0]) for index in range(1, len(steps))]
 
 
 def _frozen(lit_module: LitModule, names: Collection[str]) -> LitModule:
@@ -121,14 +121,14 @@ def candidates(
 
     One that fits no tensor of the network, or leaves only its heads, is left out.
     """
-    seen: set[frozenset[str]] = set()
+    tried: set[frozenset[str]] = set()
     for rule in dict.fromkeys((chosen, *rules)):
         try:
             candidate = Candidate(rule, freeze_decisions(measured, rule, heads))
         except UsageError:  # it fits nothing, or would leave nothing
             continue
-        if frozenset(candidate.frozen) not in seen:
-            seen.add(frozenset(candidate.frozen))
+        if frozenset(candidate.frozen) not in tried:
+            tried.add(frozenset(candidate.frozen))
             yield candidate
 
 
@@ -175,8 +175,8 @@ def _trained(plan: FinetunePlan, candidate: Candidate, listener: ModeListener) -
 def name_of(rule: FreezeRule) -> str:
     """The name of the folder of `rule`."""
     if rule.pattern is not None:
-        kept = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
-        return "name-" + "".join(kept)
+        characters = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
+        return "name-" + "".join(characters)
     value = f"q{rule.quantile:g}" if rule.quantile is not None else f"{rule.threshold:g}"
     relative = "-relative" if rule.relative else ""
     return f"{rule.scope}-{rule.kind}{relative}-{value}"

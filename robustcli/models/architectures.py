@@ -105,8 +105,8 @@ def architecture(name: str) -> Architecture:
     Raises:
         UsageError: There is none; the message offers the nearest names.
     """
-    known = find(name, ARCHITECTURES, kind="network", listing="robust list models")
-    return ARCHITECTURES[known]
+    registered = find(name, ARCHITECTURES, kind="network", listing="robust list models")
+    return ARCHITECTURES[registered]
 
 
 def changed(config: Config, changes: dict[str, object], *, model: str) -> Config:
@@ -120,14 +120,14 @@ def changed(config: Config, changes: dict[str, object], *, model: str) -> Config
     Raises:
         UsageError: A name in `changes` is no field of the configuration.
     """
-    known = [field.name for field in fields(config)]
+    options = [field.name for field in fields(config)]
     for option in changes:
-        if option not in known:
-            close = nearest(option, known, most=1)
+        if option not in options:
+            close = nearest(option, options, most=1)
             raise UsageError(
                 f"`{model}` has no option `{option}`.",
                 f"Did you mean `{close[0]}`?" if close else "",
-                f"Its options: {', '.join(known)}.",
+                f"Its options: {', '.join(options)}.",
             )
     return replace(config, **{option: _frozen(value) for option, value in changes.items()})
 

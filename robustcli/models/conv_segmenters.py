@@ -93,8 +93,10 @@ class ResNetSeg(nn.Module):
     def __init__(self, config: ResNetSegConfig) -> None:
         super().__init__()
         self.config, self.num_classes = config, config.num_classes
-        whole = getattr(torchvision.models, f"resnet{config.depth}")(weights=None)
-        self.encoder = nn.Sequential(*list(whole.children())[:-2])  # without pooling and classifier
+        resnet = getattr(torchvision.models, f"resnet{config.depth}")(weights=None)
+        self.encoder = nn.Sequential(
+            *list(resnet.children())[:-2]
+        )  # without pooling and classifier
         layers: list[nn.Module] = []
         for pair in pairwise((*config.decoder, config.num_classes)):
             layers += [nn.ConvTranspose2d(*pair, 4, 2, 1), nn.ReLU(inplace=True)]

@@ -84,7 +84,7 @@ class UMambaConfig:
     @property
     def stage_kernels(self) -> tuple[Pair, ...]:
         """The kernel of each stage's convolutions."""
-        return tuple(map(_pair, _each(self.kernels, len(self.features))))
+        return tuple(map(_pair, _per_axis(self.kernels, len(self.features))))
 
     @property
     def reductions(self) -> tuple[Pair, ...]:
@@ -95,13 +95,13 @@ class UMambaConfig:
     def encoder_blocks(self) -> tuple[int, ...]:
         """Blocks per encoder stage; the stem has as many as stage 0."""
         stages = len(self.features)
-        return _first(_each(self.n_conv, stages), math.ceil(stages / 2))
+        return _first(_per_axis(self.n_conv, stages), math.ceil(stages / 2))
 
     @property
     def decoder_blocks(self) -> tuple[int, ...]:
         """Blocks per decoder stage, the deepest first."""
         stages = len(self.features) - 1
-        return _first(_each(self.n_conv_decoder, stages), math.ceil(stages / 2 + 0.5))
+        return _first(_per_axis(self.n_conv_decoder, stages), math.ceil(stages / 2 + 0.5))
 
     def tokens(self, stage: int) -> tuple[int, bool]:
         """Channels of a token at `stage`, and whether a token is a channel's map (else a pixel).
@@ -165,7 +165,7 @@ def _pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else value
 
 
-def _each(value: Any, count: int) -> tuple[Any, ...]:
+def _per_axis(value: Any, count: int) -> tuple[Any, ...]:
     return (value,) * count if isinstance(value, int) else tuple(value)
 
 
@@ -304,9 +304,11 @@ class UMamba(nn.Module):
     def _check(self, x: Tensor) -> None:
         layers = [layer for layer in self.encoder.mamba_layers if isinstance(layer, MambaLayer)]
         if any(layer.channelwise for layer in layers) and tuple(x.shape[2:]) != self.config.patch:
-            given, own = (" x ".join(map(str, size)) for size in (x.shape[2:], self.config.patch))
+            received, expected = (
+                " x ".join(map(str, size)) for size in (x.shape[2:], self.config.patch)
+            )
             raise UsageError(
-                f"The input is {given} pixels; this UMambaEnc takes {own}.",
+                f"The input is {received} pixels; this UMambaEnc takes {expected}.",
                 "Some of its Mamba layers read whole channels as tokens: their weights have the "
                 "plan's patch size.",
                 "Cut the image into patches of that size, or build it with another `patch_size`.",
@@ -351,7 +353,7 @@ def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unique: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = canonical_key(key)
-        if name in unique and not _same(unique[name], tensor):
+        if name in unique and not _equal_tensors(unique[name], tensor):
             raise UsageError(
                 f"The weights hold two versions of `{name}`.",
                 f"`{key}` is another name of the same tensor, but its values differ.",
@@ -379,7 +381,7 @@ def _names(key: str) -> list[str]:
     return names + twice
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _equal_tensors(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
 
 

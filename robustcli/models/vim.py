@@ -68,9 +68,9 @@ class PatchEmbed(nn.Module):
             UsageError: The image has another size than the network was built for.
         """
         if tuple(x.shape[2:]) != self.image:
-            given, own = (" x ".join(map(str, size)) for size in (x.shape[2:], self.image))
+            received, expected = (" x ".join(map(str, size)) for size in (x.shape[2:], self.image))
             raise UsageError(
-                f"The input is {given} pixels; this Vim takes {own}.",
+                f"The input is {received} pixels; this Vim takes {expected}.",
                 "Its position embedding has one entry per patch.",
                 "Build it with `img_size` to resize the embedding, or resize the images.",
             )
@@ -118,8 +118,8 @@ class Vim(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The normalised tokens, (B, M + 1, C)."""
         tokens = self.patch_embed(x)
-        own = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
-        hidden = torch.cat((tokens[:, : self.middle], own, tokens[:, self.middle :]), 1)
+        class_token = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        hidden = torch.cat((tokens[:, : self.middle], class_token, tokens[:, self.middle :]), 1)
         hidden = hidden + self.pos_embed
         residual = None
         for layer in self.layers:
@@ -185,13 +185,13 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
             f"A position embedding of {M} patches cannot be resized.",
             "Its patches form no square grid, so their places are unknown.",
         )
-    own = positions[:, middle : middle + 1]
+    class_position = positions[:, middle : middle + 1]
     patches = torch.cat((positions[:, :middle], positions[:, middle + 1 :]), 1)
     image = patches.transpose(1, 2).unflatten(2, (side, side))  # (1, C, side, side)
     resized = F.interpolate(image, grid, mode="bicubic", align_corners=False)
     tokens = resized.flatten(2).transpose(1, 2)
     new_middle = tokens.shape[1] // 2
-    return torch.cat((tokens[:, :new_middle], own, tokens[:, new_middle:]), 1)
+    return torch.cat((tokens[:, :new_middle], class_position, tokens[:, new_middle:]), 1)
 
 
 def fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:

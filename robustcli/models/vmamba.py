@@ -60,12 +60,12 @@ def mixing(forward_type: str) -> Mixing:
     Raises:
         UsageError: The core is unknown, or a suffix is unknown or out of order.
     """
-    rest = forward_type.removesuffix("_no32")  # what it turns off, we never do
-    rest, out_activation = _stripped(rest, "_oact")
-    rest, no_gate = _stripped(rest, "_noz")
-    rest, raw_gate = _stripped(rest, "_nozact")
-    suffix = next((suffix for suffix in _NORMS if rest.endswith(suffix)), "")
-    core = rest.removesuffix(suffix)
+    remainder = forward_type.removesuffix("_no32")  # what it turns off, we never do
+    remainder, out_activation = _stripped(remainder, "_oact")
+    remainder, no_gate = _stripped(remainder, "_noz")
+    remainder, raw_gate = _stripped(remainder, "_nozact")
+    suffix = next((suffix for suffix in _NORMS if remainder.endswith(suffix)), "")
+    core = remainder.removesuffix(suffix)
     if core not in _CORES:
         raise UsageError(
             f"`forward_type` `{forward_type}` is not known.",
@@ -223,7 +223,7 @@ class Stage(nn.Module):
         return out
 
 
-class Classifier(nn.Module):
+class ClassifierHead(nn.Module):
     """Norm, global average pooling and the linear head."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -246,7 +246,7 @@ class VMamba(nn.Module):
         self.num_features = config.dims[-1]
         self.patch_embed = _stem(config)
         self.layers = nn.Sequential(*_stages(config))
-        self.classifier = Classifier(config.dims[-1], config.num_classes)
+        self.classifier = ClassifierHead(config.dims[-1], config.num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:

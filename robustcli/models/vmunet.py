@@ -71,7 +71,7 @@ class PatchExpand(nn.Module):
         return larger
 
 
-class Block(nn.Module):
+class VSSBlock(nn.Module):
     """Norm and SS2D with a residual, (B, H, W, C) to the same shape."""
 
     def __init__(self, dim: int, d_state: int, drop_path: float) -> None:
@@ -89,7 +89,7 @@ class Block(nn.Module):
 class EncoderStage(nn.Module):
     """Blocks, then the downsampling to the next stage."""
 
-    def __init__(self, blocks: list[Block], downsample: nn.Module) -> None:
+    def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample
@@ -103,7 +103,7 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     """The enlargement, where there is one, then blocks."""
 
-    def __init__(self, blocks: list[Block], upsample: nn.Module) -> None:
+    def __init__(self, blocks: list[VSSBlock], upsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.upsample = upsample
@@ -124,13 +124,13 @@ class UNet(nn.Module):
         rates = rising_rates(config.drop_path, config.depths)
         down = [PatchMerging(dim) for dim in dims[:-1]]
         self.layers = nn.ModuleList(
-            EncoderStage([Block(dim, config.d_state, rate) for rate in stage], shrink)
+            EncoderStage([VSSBlock(dim, config.d_state, rate) for rate in stage], shrink)
             for dim, stage, shrink in zip(dims, rates, (*down, nn.Identity()), strict=True)
         )
         reverse = rising_rates(config.drop_path, config.depths_decoder[::-1])[::-1]
         up = [PatchExpand(dim, scale=2, share=2) for dim in dims[:0:-1]]
         self.layers_up = nn.ModuleList(
-            DecoderStage([Block(dim, config.d_state, rate) for rate in stage[::-1]], grow)
+            DecoderStage([VSSBlock(dim, config.d_state, rate) for rate in stage[::-1]], grow)
             for dim, stage, grow in zip(dims[::-1], reverse, (nn.Identity(), *up), strict=True)
         )
         self.final_up = PatchExpand(config.dim, scale=4, share=4)

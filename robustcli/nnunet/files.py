@@ -65,8 +65,8 @@ def find_checkpoint(path: Path, *, fold: str | None = None) -> Path:
 
 def _folds(path: Path) -> list[Path]:
     """The folders with a checkpoint in or below `path`, at the depths where nnU-Net has them."""
-    found = {path, *path.glob("fold_*"), *path.glob("*__*__*/fold_*")}
-    return sorted(f for f in found if any((f / name).is_file() for name in CHECKPOINTS))
+    folders = {path, *path.glob("fold_*"), *path.glob("*__*__*/fold_*")}
+    return sorted(f for f in folders if any((f / name).is_file() for name in CHECKPOINTS))
 
 
 def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
@@ -106,8 +106,8 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
             "bottleneck or in the encoder.",
             f"Expected a checkpoint of {' or '.join(TRAINERS.values())}.",
         )
-    named = [model for model, name in TRAINERS.items() if trainer.startswith(name)]
-    if named and named != by_keys:
+    matching = [model for model, name in TRAINERS.items() if trainer.startswith(name)]
+    if matching and matching != by_keys:
         raise UsageError(
             f"`{file}` contradicts itself.",
             f"Its trainer is `{trainer}`, but its weights are those of `{by_keys[0]}`.",
@@ -205,11 +205,11 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
 
 
 def _check_whole(file: Path, weights: Mapping[str, Tensor]) -> None:
-    lacking = [key for key in (_FIRST, _HEAD) if key not in weights]
-    if lacking:
+    missing_keys = [key for key in (_FIRST, _HEAD) if key not in weights]
+    if missing_keys:
         raise UsageError(
             f"`{file}` does not hold a whole U-Mamba.",
-            f"It lacks {', '.join(f'`{key}`' for key in lacking)}.",
+            f"It lacks {', '.join(f'`{key}`' for key in missing_keys)}.",
             "Use the checkpoint as nnU-Net wrote it.",
         )
 
@@ -218,8 +218,8 @@ def _plan_of(file: Path, started: Mapping[str, Any]) -> NnUNetPlan:
     configuration = str(started.get("configuration", ""))
     above = file.parent.parent
     if (above / PLANS).is_file():
-        named = above.name.split("__")
-        return read_plan(above, configuration or (named[-1] if len(named) == 3 else "2d"))
+        name_parts = above.name.split("__")
+        return read_plan(above, configuration or (name_parts[-1] if len(name_parts) == 3 else "2d"))
     plans, dataset = started.get("plans"), started.get("dataset_json")
     if isinstance(plans, Mapping) and isinstance(dataset, Mapping):
         return NnUNetPlan(plans, dataset, configuration or "2d")
@@ -387,10 +387,10 @@ def trainer_of(network: UMamba) -> str:
 
 def _optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """The state of an SGD over all parameters, as upstream's is, with the moments there are."""
-    kept = optimizer.param_groups[0] if optimizer else {}
+    group = optimizer.param_groups[0] if optimizer else {}
     sgd = torch.optim.SGD(
-        network.parameters(), lr=kept.get("lr", 1e-2), momentum=kept.get("momentum", 0.99),
-        weight_decay=kept.get("weight_decay", 3e-5), nesterov=True,
+        network.parameters(), lr=group.get("lr", 1e-2), momentum=group.get("momentum", 0.99),
+        weight_decay=group.get("weight_decay", 3e-5), nesterov=True,
     )  # fmt: skip
     for parameter in network.parameters():
         if optimizer and parameter in optimizer.state:

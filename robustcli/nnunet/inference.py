@@ -90,7 +90,7 @@ def covered_evenly(
         device: Where `predict` computes.
     """
     count, _, *size = images.shape
-    places = [
+    corners = [
         (number, slice(top, top + window), slice(left, left + window))
         for number, top, left in product(
             range(count), *(window_starts(side, window, 1 - overlap) for side in size)
@@ -99,8 +99,8 @@ def covered_evenly(
     weights = gaussian_weights(window).to(images.device)
     total, parts = torch.zeros(count, 1, *size), torch.zeros(count, 1, *size)
     total, parts = total.to(images.device), parts.to(images.device)
-    for first in range(0, len(places), batch):
-        some = places[first : first + batch]
+    for first in range(0, len(corners), batch):
+        some = corners[first : first + batch]
         cut = torch.stack([images[number, :, rows, columns] for number, rows, columns in some])
         scores = predict(cut.to(device)).to(images.device)
         for (number, rows, columns), score in zip(some, scores, strict=True):

@@ -18,8 +18,8 @@ from robustcli.core.errors import UsageError
 #
 # Source: nnU-Net v2.1.1, `default_normalization_schemes.py`, `create_nonzero_mask`.
 
-Place = tuple[slice, slice]
-WHOLE: Place = (slice(None), slice(None))
+Window = tuple[slice, slice]
+WHOLE: Window = (slice(None), slice(None))
 _SMALLEST = 1e-8  # upstream's floor under a deviation or a range
 
 
@@ -64,15 +64,18 @@ def _zscore(values: NDArray[np.uint8], channel: Channel) -> _Line:
 
 
 def _ct(values: NDArray[np.uint8], channel: Channel) -> _Line:
-    known = channel.intensities
-    if known is None:
+    intensities = channel.intensities
+    if intensities is None:
         raise UsageError(
             "The plan's `CT` normalisation cannot be done.",
             "It needs `foreground_intensity_properties_per_channel`, which the plan lacks.",
             "Use the plan that nnU-Net wrote, or another scheme.",
         )
     return _Line(
-        known.mean, max(known.std, _SMALLEST), known.percentile_00_5, known.percentile_99_5
+        intensities.mean,
+        max(intensities.std, _SMALLEST),
+        intensities.percentile_00_5,
+        intensities.percentile_99_5,
     )
 
 
@@ -102,20 +105,20 @@ class Normaliser:
     inside_only: tuple[bool, ...]
     inside: NDArray[np.bool_] | None
 
-    def __call__(self, image: NDArray[np.uint8], place: Place = WHOLE) -> NDArray[np.float32]:
-        """The part `place` of `image`, normalised: (C, h, w).
+    def __call__(self, image: NDArray[np.uint8], window: Window = WHOLE) -> NDArray[np.float32]:
+        """The part `window` of `image`, normalised: (C, h, w).
 
         Args:
             image: (H, W, C), the whole image that `fit` saw.
-            place: Rows and columns.
+            window: Rows and columns.
         """
-        part = np.moveaxis(image[place], -1, 0).astype(np.float32)  # (C, h, w)
+        part = np.moveaxis(image[window], -1, 0).astype(np.float32)  # (C, h, w)
         for values, line, masked in zip(part, self.lines, self.inside_only, strict=True):
             np.clip(values, line.low, line.high, out=values)
             values -= np.float32(line.shift)
             values /= np.float32(line.scale)
             if masked and self.inside is not None:
-                values[~self.inside[place]] = 0
+                values[~self.inside[window]] = 0
         return part
 
 

@@ -202,10 +202,10 @@ class Augmentation:
         image, shown = self._spatial(image, shown)
         for change in self._intensity:
             image = plain(change(image))
-        both: Mapping[Hashable, Tensor] = {"image": image, "labels": shown}
+        sample: Mapping[Hashable, Tensor] = {"image": image, "labels": shown}
         for flip in self._flips:
-            both = flip(both)
-        return plain(both["image"]).contiguous(), _labels(plain(both["labels"]), classes)
+            sample = flip(sample)
+        return plain(sample["image"]).contiguous(), _labels(plain(sample["labels"]), classes)
 
     def _seed(self, seed: int) -> None:
         """One generator for all, which draw from it in turn: seeding each would cost more."""
@@ -258,7 +258,8 @@ def loader_patch(patch: Pair) -> Pair:
     cos, sin = math.cos(angle), math.sin(angle)
     turned = abs(patch[0] * cos + patch[1] * sin), abs(patch[1] * cos - patch[0] * sin)
     height, width = (
-        int(max(side, own) / SMALLEST_SCALE) for side, own in zip(turned, patch, strict=True)
+        int(max(side, patch_side) / SMALLEST_SCALE)
+        for side, patch_side in zip(turned, patch, strict=True)
     )
     return height, width
 
@@ -304,10 +305,10 @@ def cut(
     truth = np.zeros(size, np.int64)
     starts = [max(0, c) for c in corner]
     ends = [min(c + s, full) for c, s, full in zip(corner, size, labels.shape, strict=True)]
-    here = slice(starts[0], ends[0]), slice(starts[1], ends[1])
-    there = tuple(slice(a - c, b - c) for a, b, c in zip(starts, ends, corner, strict=True))
-    pixels[:, *there] = normaliser(image, here)
-    truth[there] = labels[here]
+    target = slice(starts[0], ends[0]), slice(starts[1], ends[1])
+    source = tuple(slice(a - c, b - c) for a, b, c in zip(starts, ends, corner, strict=True))
+    pixels[:, *source] = normaliser(image, target)
+    truth[source] = labels[target]
     return torch.from_numpy(pixels), torch.from_numpy(truth)
 
 
@@ -322,10 +323,10 @@ def foreground_pixel(
         chosen = labels != ignore_label
     else:
         return None
-    found = np.flatnonzero(chosen)
-    if not found.size:
+    indices = np.flatnonzero(chosen)
+    if not indices.size:
         return None
-    row, column = divmod(int(rng.choice(found)), labels.shape[1])
+    row, column = divmod(int(rng.choice(indices)), labels.shape[1])
     return row, column
 
 
@@ -414,20 +415,20 @@ class Patches:
 
     def batch(self, epoch: int, iteration: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, h, w), float32, and labels (B, h, w), int64."""
-        places = range(self._sampling.batch_size)
-        patches = [self.patch(epoch, iteration, place) for place in places]
+        positions = range(self._sampling.batch_size)
+        patches = [self.patch(epoch, iteration, position) for position in positions]
         return torch.stack([p.image for p in patches]), torch.stack([p.labels for p in patches])
 
-    def patch(self, epoch: int, iteration: int, place: int) -> Patch:
+    def patch(self, epoch: int, iteration: int, position: int) -> Patch:
         """The patch at `place` of a batch."""
-        own = self._sampling
-        identity = ("nnunet", own.seed, self._phase, epoch, iteration, place)
+        sampling = self._sampling
+        identity = ("nnunet", sampling.seed, self._phase, epoch, iteration, position)
         rng = np.random.default_rng(identity_seed(*identity, "patch"))
-        forced = is_forced(place, own.batch_size, own.oversampling)
+        forced = is_forced(position, sampling.batch_size, sampling.oversampling)
         index = int(rng.choice(self._with_foreground) if forced else rng.integers(self._images))
         image, labels = self._load(index)
-        centre = foreground_pixel(labels, own.ignore_label, forced=forced, rng=rng)
-        corner = choose_corner(labels.shape, self._size, own.patch, centre, rng)
+        centre = foreground_pixel(labels, sampling.ignore_label, forced=forced, rng=rng)
+        corner = choose_corner(labels.shape, self._size, sampling.patch, centre, rng)
         pixels, truth = cut(image, labels, self._normaliser(index, image), corner, self._size)
         if self._augmentation is not None:
             seed = identity_seed(*identity, "augmentation", bits=32)
@@ -440,6 +441,6 @@ class Patches:
         return self._normalisers[index]
 
 
-def is_forced(place: int, batch_size: int, share: float) -> bool:
+def is_forced(position: int, batch_size: int, share: float) -> bool:
     """Whether the patch at `place` must show foreground: the last `share` of the batch does."""
-    return place >= round(batch_size * (1 - share))
+    return position >= round(batch_size * (1 - share))

@@ -156,12 +156,12 @@ class NnUNetPlan:
         return None if value is None else int(value)
 
     def _intensities(self, channel: int) -> Intensities | None:
-        known = self.plans.get("foreground_intensity_properties_per_channel") or {}
-        found = known.get(str(channel))
-        if not found:
+        by_channel = self.plans.get("foreground_intensity_properties_per_channel") or {}
+        intensities = by_channel.get(str(channel))
+        if not intensities:
             return None
         keys = ("mean", "std", "percentile_00_5", "percentile_99_5")
-        return Intensities(*(float(found[key]) for key in keys))
+        return Intensities(*(float(intensities[key]) for key in keys))
 
 
 def _no_numbers(values: Mapping[str, Any]) -> UsageError:
@@ -177,9 +177,9 @@ def _no_numbers(values: Mapping[str, Any]) -> UsageError:
         wrong = next(name for name, value in values.items() if not isinstance(value, int | list))
         why = f"The label `{wrong}` is {values[wrong]!r}, which is no number."
     todo = f'Write `"labels": {json.dumps(numbers)}`.' if numbers else "Correct it."
-    what = "the wrong way round" if swapped else "no names with numbers"
+    problem = "the wrong way round" if swapped else "no names with numbers"
     return UsageError(
-        f"The labels in `{DATASET}` are {what}.",
+        f"The labels in `{DATASET}` are {problem}.",
         f"{why} Expected the number of each name, as nnU-Net 2 writes it.",
         todo,
     )
@@ -195,13 +195,13 @@ def read_plan(folder: Path, configuration: str) -> NnUNetPlan:
 
 
 def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = find(name, configurations, kind="configuration of the plan", listing=PLANS)
-    own = dict(_mapping(configurations, found, PLANS))
-    parent = own.pop("inherits_from", None)
+    registered = find(name, configurations, kind="configuration of the plan", listing=PLANS)
+    configuration = dict(_mapping(configurations, registered, PLANS))
+    parent = configuration.pop("inherits_from", None)
     if parent is None:
-        return own
-    others = {key: value for key, value in configurations.items() if key != found}
-    return _inherited(others, str(parent)) | own  # without itself: no circle can come back
+        return configuration
+    others = {key: value for key, value in configurations.items() if key != registered}
+    return _inherited(others, str(parent)) | configuration  # without itself: no circle
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -219,14 +219,14 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def _mapping(document: Mapping[str, Any], key: str, file: str) -> Mapping[str, Any]:
-    found = document.get(key)
-    if not isinstance(found, Mapping) or not found:
+    value = document.get(key)
+    if not isinstance(value, Mapping) or not value:
         raise UsageError(
             f"`{file}` has no `{key}`.",
             f"It holds {', '.join(map(str, list(document)[:6])) or 'nothing'}.",
             "Use the file as nnU-Net wrote it.",
         )
-    return found
+    return value
 
 
 def _malformed(file: str, part: str, error: Exception) -> UsageError:
@@ -293,19 +293,19 @@ def fitted(start: Pair, shape: Pair, *, classes: int, features: tuple[int, int])
 
     The axis that is largest against the median `shape` gives way first.
     """
-    found = topology(start)
-    while values(found, classes, features) > REFERENCE_VALUES:
-        axis = max((0, 1), key=lambda a: (found.patch[a] / shape[a], a))
+    plan_topology = topology(start)
+    while values(plan_topology, classes, features) > REFERENCE_VALUES:
+        axis = max((0, 1), key=lambda a: (plan_topology.patch[a] / shape[a], a))
         # By the step of the smaller patch: sizes in between may be valid too.
-        smaller = topology(_less(found.patch, axis, found.steps[axis]))
-        found = topology(_less(found.patch, axis, smaller.steps[axis]))
-    return found
+        smaller = topology(_less(plan_topology.patch, axis, plan_topology.steps[axis]))
+        plan_topology = topology(_less(plan_topology.patch, axis, smaller.steps[axis]))
+    return plan_topology
 
 
-def values(found: Topology, classes: int, features: tuple[int, int]) -> int:
+def values(topology: Topology, classes: int, features: tuple[int, int]) -> int:
     """How many values the maps of the plain U-Net have for one patch, its heads included."""
-    reductions = accumulate(found.strides, lambda a, b: (a[0] * b[0], a[1] * b[1]))
-    sizes = [(found.patch[0] // h) * (found.patch[1] // w) for h, w in reductions]
+    reductions = accumulate(topology.strides, lambda a, b: (a[0] * b[0], a[1] * b[1]))
+    sizes = [(topology.patch[0] // h) * (topology.patch[1] // w) for h, w in reductions]
     widths = [min(features[0] * 2**stage, features[1]) for stage in range(len(sizes))]
     encoder: int = sum(CONVOLUTIONS * w * s for w, s in zip(widths, sizes, strict=True))
     decoder: int = sum(
@@ -315,11 +315,11 @@ def values(found: Topology, classes: int, features: tuple[int, int]) -> int:
 
 
 def batch_size(
-    found: Topology, shape: Pair, images: int, *, classes: int, features: tuple[int, int]
+    topology: Topology, shape: Pair, images: int, *, classes: int, features: tuple[int, int]
 ) -> int:
     """As many patches as the reference memory holds, and at most a twentieth of all pixels."""
-    fitting = round(REFERENCE_VALUES / values(found, classes, features) * REFERENCE_BATCH)
-    share = round(images * math.prod(shape) * LARGEST_SHARE / math.prod(found.patch))
+    fitting = round(REFERENCE_VALUES / values(topology, classes, features) * REFERENCE_BATCH)
+    share = round(images * math.prod(shape) * LARGEST_SHARE / math.prod(topology.patch))
     return max(min(fitting, share), SMALLEST_BATCH)
 
 
@@ -363,29 +363,29 @@ def make_plan(
         )
     most = min(LARGEST_PATCH, most_patch or LARGEST_PATCH)
     start = (min(most, shape[0]), min(most, shape[1]))
-    found = fitted(start, shape, classes=len(labels) + 1, features=features)
-    if len(found.strides) < 2:
+    plan_topology = fitted(start, shape, classes=len(labels) + 1, features=features)
+    if len(plan_topology.strides) < 2:
         raise UsageError(
             f"Patches of {start[0]} x {start[1]} pixels are too small for a U-Net.",
             f"One halving needs {2 * SMALLEST_EDGE} pixels along both axes.",
             "Enlarge the images, or allow larger patches.",
         )
-    batch = batch_size(found, shape, images, classes=len(labels) + 1, features=features)
+    batch = batch_size(plan_topology, shape, images, classes=len(labels) + 1, features=features)
     batch = max(SMALLEST_BATCH, min(batch, most_batch or batch))
-    settings = _settings(found, batch, shape, channels, features)
+    settings = _settings(plan_topology, batch, shape, channels, features)
     plans = _plans(name, settings, shape, len(channels))
     return NnUNetPlan(plans, _dataset(channels, labels, images))
 
 
 def _settings(
-    found: Topology, batch: int, shape: Pair, channels: Sequence[str], features: tuple[int, int]
+    topology: Topology, batch: int, shape: Pair, channels: Sequence[str], features: tuple[int, int]
 ) -> dict[str, Any]:
-    stages = len(found.strides)
+    stages = len(topology.strides)
     return {
         "data_identifier": "nnUNetPlans_2d",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": batch,
-        "patch_size": list(found.patch),
+        "patch_size": list(topology.patch),
         "median_image_size_in_voxels": list(map(float, shape)),
         "spacing": [1.0, 1.0],
         "normalization_schemes": [_CLASS_OF[scheme_of_channel(c)] for c in channels],
@@ -394,8 +394,8 @@ def _settings(
         "UNet_base_num_features": features[0],
         "n_conv_per_stage_encoder": [CONVOLUTIONS] * stages,
         "n_conv_per_stage_decoder": [CONVOLUTIONS] * (stages - 1),
-        "num_pool_per_axis": [int(math.log2(step)) for step in found.steps],
-        "pool_op_kernel_sizes": [list(stride) for stride in found.strides],
+        "num_pool_per_axis": [int(math.log2(step)) for step in topology.steps],
+        "pool_op_kernel_sizes": [list(stride) for stride in topology.strides],
         "conv_kernel_sizes": [[3, 3]] * stages,
         "unet_max_num_features": features[1],
         **_RESAMPLING,

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.classifier import Classifier, Predictions
-from robustcli.adapters.foreign import kind_of, names_classes
+from robustcli.adapters.foreign import foreign_kind, names_classes
 from robustcli.adapters.load import answers_in, header_for, load, names_run
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.segmenter import Pixels
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
@@ -43,7 +44,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, trainings_of
-from robustcli.tasks.pictures import RGBPixels, SamplePicture, first_readable
+from robustcli.tasks.pictures import SamplePicture, first_readable
 from robustcli.tasks.record import (
     DatasetRecord,
     ModelCost,
@@ -65,7 +66,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class ViewPreparation(Preparation[Sample, RGBPixels, Views]):
+class ViewPreparation(Preparation[Sample, Pixels, Views]):
     """Transforms images, then resizes and crops them as each model does.
 
     `preprocessing` is by the name of its view. With `at_crop` transforms act on the views instead
@@ -78,14 +79,14 @@ class ViewPreparation(Preparation[Sample, RGBPixels, Views]):
     seed: int
     at_crop: bool
 
-    def decode(self, item: Sample) -> RGBPixels:
+    def decode(self, item: Sample) -> Pixels:
         """The pixels of the image, (H, W, 3)."""
         return decode(item.image)
 
     def prepare(
         self,
         items: Sequence[Sample],
-        decoded: Sequence[RGBPixels],
+        decoded: Sequence[Pixels],
         *,
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
@@ -108,8 +109,8 @@ class ViewPreparation(Preparation[Sample, RGBPixels, Views]):
             yield Prepared(cell, Views(targets, also, stacked), measures)
 
     def _apply_all(
-        self, cell: Cell, ids: list[str], images: list[RGBPixels], view: str
-    ) -> list[RGBPixels]:
+        self, cell: Cell, ids: list[str], images: list[Pixels], view: str
+    ) -> list[Pixels]:
         transform, transformed = self.transforms[cell].transform, []
         for image_id, image in zip(ids, images, strict=True):
             seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
@@ -127,14 +128,14 @@ class ViewPreparation(Preparation[Sample, RGBPixels, Views]):
                 )
         return transformed
 
-    def _fit_all(self, view: str, images: list[RGBPixels], cell: Cell = CLEAN) -> list[RGBPixels]:
+    def _fit_all(self, view: str, images: list[Pixels], cell: Cell = CLEAN) -> list[Pixels]:
         preprocessing, transform_cell = self.preprocessing[view], self.transforms.get(cell)
         precropped = transform_cell is not None and transform_cell.transform.precropped
         fit = preprocessing.apply_to_crop if precropped else preprocessing.apply
         return [fit(image) for image in images]
 
 
-def _stack(images: list[RGBPixels], preprocessing: Preprocessing) -> Tensor:
+def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
     """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
     side = preprocessing.crop
     stacked = np.empty((len(images), preprocessing.channels, side, side), np.uint8)
@@ -204,7 +205,7 @@ class ClassificationTask(Task[Classifier]):
 
         Images that a model was trained on are left out.
         """
-        opened = config.dataset or _opened(config)
+        opened = config.dataset or _open_data(config)
         _check_split(config, opened)
         for note in opened.notes:
             listener.say(note)
@@ -224,7 +225,7 @@ class ClassificationTask(Task[Classifier]):
 
         Weights that the user names exist, and decide the number of classes, so they are read.
         """
-        foreign = kind_of(request) is not None
+        foreign = foreign_kind(request) is not None
         if foreign or request.weights is not None or names_run(request.name):
             return load(request, "cls", offline=True)
         return load(replace(request, untrained=True), "cls")
@@ -272,7 +273,7 @@ class ClassificationTask(Task[Classifier]):
         return replace(picture, pixels=preprocessing.apply(picture.pixels))
 
 
-def _opened(config: TaskConfig) -> Dataset:
+def _open_data(config: TaskConfig) -> Dataset:
     """The data, in the classes of the models.
 
     Raises:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.io import write_bytes
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
@@ -33,10 +33,9 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
 TINT = 0.25  # share of the colour inside the outline
-RGBPixels = NDArray[np.uint8]  # (H, W, 3)
 
 
-def outlined(image: RGBPixels, mask: BoolMask) -> RGBPixels:
+def outlined(image: Pixels, mask: BoolMask) -> Pixels:
     """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
     The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
@@ -46,7 +45,7 @@ def outlined(image: RGBPixels, mask: BoolMask) -> RGBPixels:
     return drawn
 
 
-def overlaid(image: RGBPixels, mask: BoolMask) -> RGBPixels:
+def overlaid(image: Pixels, mask: BoolMask) -> Pixels:
     """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in OUTLINE_COLOUR."""
     tinted = image.copy()
     tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(OUTLINE_COLOUR)).astype(
@@ -70,7 +69,7 @@ def _eroded(mask: BoolMask) -> BoolMask:
 
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
-SAMPLE_PHOTOS = 6  # at most
+MOST_SAMPLES = 6  # at most
 IMAGES_PER_PHOTO = 20  # of the run, so that pictures take at most a twentieth of its time
 _MOST_TRIED = 100  # images
 
@@ -80,7 +79,7 @@ class SamplePicture:
     """The image to show, (H, W, 3), and for segmenters the mask that moves with it."""
 
     image_id: str
-    pixels: RGBPixels
+    pixels: Pixels
     mask: NDArray[np.bool_] | None = None
 
     def under(self, cell: TransformCell, seed: int) -> SamplePicture:
@@ -150,7 +149,7 @@ def write_samples(
 
 def _first_of_parts(images: int) -> list[int]:
     """The first index of each part of the list of images, of which one photo is shown."""
-    parts = max(1, min(SAMPLE_PHOTOS, images // IMAGES_PER_PHOTO))
+    parts = max(1, min(MOST_SAMPLES, images // IMAGES_PER_PHOTO))
     return [part * images // parts for part in range(parts)] if images else []
 
 
@@ -159,7 +158,7 @@ def _cell(cell: TransformCell) -> Cell:
 
 
 def first_readable(
-    items: Sequence[Sample], decode: Callable[[Sample], RGBPixels]
+    items: Sequence[Sample], decode: Callable[[Sample], Pixels]
 ) -> SamplePicture | None:
     """The first of the first 100 items that can be decoded, or None."""
     for item in items[:_MOST_TRIED]:
@@ -211,7 +210,7 @@ def write_masks(
             write_bytes(photo.mask(run, _cell(cell), name), content)
 
 
-OF_EACH = 2
+CASES_PER_RANK = 2
 LONGEST_PANEL = 512  # pixels of the longer side of a picture
 
 
@@ -240,7 +239,7 @@ def update_panels(
 
 
 def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
-    """The cases to show, best first: up to OF_EACH of each rank, no image twice.
+    """The cases to show, best first: up to CASES_PER_RANK of each rank, no image twice.
 
     `rows` are the model's of untransformed images (columns: `MASK_SCHEMA`). Groups are ordered by
     the dice of their image with the most foreground, so that each case is another patient and shows
@@ -260,11 +259,11 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
             group=str(cases["group"].iloc[place]),
             dice=float(cases["dice"].iloc[place]),
         )
-        for rank, number, place in _places(len(cases))
+        for rank, number, place in _case_positions(len(cases))
     ]
 
 
-def _places(count: int) -> list[tuple[CaseRank, int, int]]:
+def _case_positions(count: int) -> list[tuple[CaseRank, int, int]]:
     """Rank, number and index of the cases to show among `count` in falling order."""
     near_median = sorted(range(count), key=lambda place: (abs(place - (count - 1) / 2), place))
     orders: dict[CaseRank, list[int]] = {
@@ -274,7 +273,7 @@ def _places(count: int) -> list[tuple[CaseRank, int, int]]:
     }
     used: set[int] = set()
     chosen: list[tuple[CaseRank, int, int]] = []
-    for number in range(1, OF_EACH + 1):
+    for number in range(1, CASES_PER_RANK + 1):
         for rank, order in orders.items():
             place = next((place for place in order if place not in used), None)
             if place is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
-from robustcli.adapters.segmenter import Segmenter
+from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
@@ -44,13 +44,7 @@ from robustcli.tasks.base import (
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
-from robustcli.tasks.pictures import (
-    RGBPixels,
-    SamplePicture,
-    first_pair,
-    update_panels,
-    write_masks,
-)
+from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels, write_masks
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
@@ -122,12 +116,12 @@ class MaskedImages:
     """Images of any sizes, the true mask of each at its size, and its group."""
 
     groups: list[str]
-    images: list[RGBPixels]
+    images: list[Pixels]
     masks: list[MaskOrIgnore]
 
 
 @dataclass(frozen=True)
-class PairPreparation(Preparation[Sample, tuple[RGBPixels, MaskOrIgnore], MaskedImages]):
+class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
     """Transforms images at their own size, and their masks with them.
 
     A geometric transform moves the mask with the image's parameters (nearest neighbour), also to
@@ -139,14 +133,14 @@ class PairPreparation(Preparation[Sample, tuple[RGBPixels, MaskOrIgnore], Masked
     transforms: Mapping[Cell, TransformCell]
     seed: int
 
-    def decode(self, item: Sample) -> tuple[RGBPixels, MaskOrIgnore]:
+    def decode(self, item: Sample) -> tuple[Pixels, MaskOrIgnore]:
         """See `masks.decode_pair`."""
         return decode_pair(item)
 
     def prepare(
         self,
         items: Sequence[Sample],
-        decoded: Sequence[tuple[RGBPixels, MaskOrIgnore]],
+        decoded: Sequence[tuple[Pixels, MaskOrIgnore]],
         *,
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
@@ -160,8 +154,8 @@ class PairPreparation(Preparation[Sample, tuple[RGBPixels, MaskOrIgnore], Masked
             yield Prepared(cell, MaskedImages(groups, images, masks), measures)
 
     def _move(
-        self, cell: Cell, item: Sample, decoded: tuple[RGBPixels, MaskOrIgnore]
-    ) -> tuple[RGBPixels, MaskOrIgnore]:
+        self, cell: Cell, item: Sample, decoded: tuple[Pixels, MaskOrIgnore]
+    ) -> tuple[Pixels, MaskOrIgnore]:
         seed = image_seed(self.seed, cell.transform, cell.severity, item.image_id)
         transform = self.transforms[cell].transform
         return transform.apply_with_mask(*decoded, seed=seed, severity=cell.severity)

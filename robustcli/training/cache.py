@@ -94,17 +94,17 @@ def decoded_once(
     if budget is None:
         budget = int(MEMORY_SHARE * available_bytes() / processes)
     with ExitStack() as stack:
-        kept: list[Decoded] = []
+        in_memory: list[Decoded] = []
         size = 0
         stream = _decoded(samples)
         for decoded in stream:
-            kept.append(decoded)
+            in_memory.append(decoded)
             size += sum(array.nbytes for array in decoded)
             if size > budget:
                 file = folder / f"pixels-{uuid.uuid4().hex}"  # processes may share the folder
                 stack.callback(_remove, file)
-                kept = _mapped(kept, stream, file)
-        yield kept
+                in_memory = _mapped(in_memory, stream, file)
+        yield in_memory
 
 
 def _remove(file: Path) -> None:
@@ -121,13 +121,13 @@ def _decoded(samples: Sequence[Sample]) -> Iterator[Decoded]:
             yield from pool.map(decode_sample, samples[first : first + _AHEAD])
 
 
-def _mapped(kept: list[Decoded], rest: Iterator[Decoded], file: Path) -> list[Decoded]:
+def _mapped(in_memory: list[Decoded], remaining: Iterator[Decoded], file: Path) -> list[Decoded]:
     """All of `kept` and `rest` as views into a file, of which the system caches what fits."""
     shapes = []
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as out:
-            for source in (kept, rest):
+            for source in (in_memory, remaining):
                 for decoded in source:
                     shapes.append([array.shape for array in decoded])
                     for array in decoded:

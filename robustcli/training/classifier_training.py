@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.model import Trial, check_scores
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.trainable import CLASSES, sized_preprocessing, start_classifier
+from robustcli.adapters.trainable import NUM_CLASSES, sized_preprocessing, start_classifier
 from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -50,9 +50,9 @@ class ClassifierTraining(TrainingTask):
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
         """See `TrainingTask.check`."""
         check_protocol(config)
-        if CLASSES in config.model_args:
+        if NUM_CLASSES in config.model_args:
             raise UsageError(
-                f"`--model-arg {CLASSES}` does not go with training.",
+                f"`--model-arg {NUM_CLASSES}` does not go with training.",
                 "The network gets a new last layer, for the classes of the data.",
                 "Leave it out.",
             )
@@ -142,7 +142,7 @@ class ClassifierTraining(TrainingTask):
             classes=space.ids,
             class_names=space.names,
             preprocessing=asdict(_preprocessing(plan)),
-            seen=_seen(plan.splits.train, plan.config.seed),
+            seen=_sampled_digests(plan.splits.train, plan.config.seed),
         )
 
     def measure(
@@ -200,7 +200,7 @@ def _preprocessing(plan: TrainPlan) -> Preprocessing:
     return sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
 
 
-def _seen(train: Dataset, seed: int) -> dict[str, str]:
+def _sampled_digests(train: Dataset, seed: int) -> dict[str, str]:
     """Some training images, by id, with the hash of their files."""
     drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
     return {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]}

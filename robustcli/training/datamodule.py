@@ -39,7 +39,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = sorted(
             range(len(self.ids)),
-            key=lambda place: identity_seed("order", self.seed, self.epoch, self.ids[place]),
+            key=lambda index: identity_seed("order", self.seed, self.epoch, self.ids[index]),
         )[: self.count]
         mine = range(self.rank, len(self) * self.world, self.world)
         yield from ((self.epoch, order[number % self.count]) for number in mine)
@@ -82,13 +82,13 @@ def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
         batch_size: The usual size.
         least: Fewest images of a batch, at most `batch_size` and at most `images`.
     """
-    full, rest = divmod(images, batch_size)
-    sizes = [batch_size] * full + [rest] * (rest > 0)
+    full, remainder = divmod(images, batch_size)
+    sizes = [batch_size] * full + [remainder] * (remainder > 0)
     if len(sizes) < 2 or sizes[-1] >= least:
         return sizes
-    both = sizes.pop() + sizes.pop()
-    smaller = both // 2
-    return [*sizes, both - smaller, smaller] if smaller >= least else [*sizes, both]
+    last_two = sizes.pop() + sizes.pop()
+    smaller = last_two // 2
+    return [*sizes, last_two - smaller, smaller] if smaller >= least else [*sizes, last_two]
 
 
 class _SizedSampler(Sized, Protocol):

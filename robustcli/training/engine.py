@@ -100,14 +100,14 @@ def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
         SystemExit: In a process that is not the first, which has nothing else to do.
     """
-    place = ranks()
-    listener = (listener if place.first else None) or Silent()
+    process = ranks()
+    listener = (listener if process.first else None) or Silent()
 
     def prepare() -> _Prepared:
         plan = plan_training(config, listener)
         return _prepare(plan, TrainStart(*plan.task.network(config, plan.entry, plan.index)))
 
-    with meeting(place) as peers:
+    with meeting(process) as peers:
         return _run(peers.together(prepare, lambda prepared: prepared.facts), listener, peers)
 
 
@@ -116,9 +116,9 @@ def run_plan(
     peers: Peers | None = None,
 ) -> Path:  # fmt: skip
     """Trains as `plan` says from `start` on; see `run_training`."""
-    place = ranks()
-    listener = (listener if place.first else None) or Silent()
-    with nullcontext(peers) if peers is not None and not peers.alone else meeting(place) as met:
+    process = ranks()
+    listener = (listener if process.first else None) or Silent()
+    with nullcontext(peers) if peers is not None and not peers.alone else meeting(process) as met:
         prepared = met.together(lambda: _prepare(plan, start), lambda prepared: prepared.facts)
         return _run(prepared, listener, met)
 
@@ -168,7 +168,7 @@ def _scan_backend(network: nn.Module, device: torch.device) -> str | None:
 
 def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
     """Opens the run's folder, trains, chooses weights and measures them, in the first process."""
-    if not peers.place.first:
+    if not peers.process.first:
         _help(peers, prepared)
     run = prepared.plan.run
     with TRAINING.held(run):
@@ -213,7 +213,7 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
     task, splits, run, machine = plan.task, plan.splits, plan.run, plan.machine
     samples = (*splits.train.samples, *splits.val.samples)
     train_images = len(splits.train.samples)
-    first = peers.place.first
+    first = peers.process.first
     with (
         decoded_once(samples, run / "cache", processes=machine.devices) as decoded,
         DeviceMonitor(machine.device) as monitor,
@@ -230,7 +230,7 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
         lit_module = task.lit_module(plan, prepared.start.network, data)
         if not fitted:
             with peers.in_group(machine.device):
-                trainer = make_trainer(plan, peers.place, listener, prepared.start.callbacks)
+                trainer = make_trainer(plan, peers.process, listener, prepared.start.callbacks)
                 fit_run(trainer, lit_module, data, run)
         if first:
             count_costs(run, monitor)
@@ -249,7 +249,7 @@ def _digest(decoded: Sequence[Decoded]) -> str:
 
 @without_chatter()
 def make_trainer(
-    plan: TrainPlan, place: Ranks, listener: Listener, extra: Sequence[pl.Callback] = ()
+    plan: TrainPlan, process: Ranks, listener: Listener, extra: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
     """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's."""
     run, recipe, machine, validation = plan.run, plan.recipe, plan.machine, plan.task.validation
@@ -277,7 +277,7 @@ def make_trainer(
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip,
         callbacks=callbacks,
-        plugins=[DurableCheckpoints(), environment(place)],
+        plugins=[DurableCheckpoints(), environment(process)],
         logger=TensorBoardLogger(run, name=None, version="tensorboard"),
         profiler=waiting,
         default_root_dir=run,
@@ -314,8 +314,12 @@ def chosen_weights(run: Path, *, best: bool) -> Chosen:
     epoch = int(checkpoint["epoch"]) + 1
     if not best:
         return Chosen(epoch, "the last epoch, as protocol `paper` has it", state)
-    kept = checkpoint["callbacks"][KeepLastAndBest.__qualname__]
-    return Chosen(epoch, f"{_WHY[kept.get('monitor', _BY_DICE)]}, {kept['best_dice']:.4f}", state)
+    callback_state = checkpoint["callbacks"][KeepLastAndBest.__qualname__]
+    return Chosen(
+        epoch,
+        f"{_WHY[callback_state.get('monitor', _BY_DICE)]}, {callback_state['best_dice']:.4f}",
+        state,
+    )
 
 
 def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> None:

@@ -53,7 +53,7 @@ def check_loss(
 
 
 def check_gradient(
-    norm: Tensor, named: Iterable[tuple[str, nn.Parameter]], ids: Sequence[str],
+    norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]], ids: Sequence[str],
     constant: Sequence[str], epoch: int, step: int,
 ) -> None:  # fmt: skip
     """Raises RunError unless the gradient's `norm` is finite; the message names parameters.
@@ -62,21 +62,21 @@ def check_gradient(
     """
     if torch.isfinite(norm):
         return
-    bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+    bad = [n for n, p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
     shown = ", ".join(f"`{name}`" for name in bad[:3])
     of = f" of {len(bad)} parameters ({shown}{', ...' if len(bad) > 3 else ''})" if bad else ""
     raise not_finite(f"The gradient{of} is not finite", ids, constant, epoch, step)
 
 
 def not_finite(
-    what: str, ids: Sequence[str], constant: Sequence[str], epoch: int, step: int
+    quantity: str, ids: Sequence[str], constant: Sequence[str], epoch: int, step: int
 ) -> RunError:
     """The error for the user: which images, those of one value first, and what may help."""
     shown = ", ".join(constant[:_SHOWN])
-    named = f" Of one value everywhere, and so most likely the reason: {shown}." if constant else ""
+    note = f" Of one value everywhere, and so most likely the reason: {shown}." if constant else ""
     return RunError(
-        f"{what} in epoch {epoch + 1}, step {step + 1}.",
-        f"{images_in_words(ids)}{named}",
+        f"{quantity} in epoch {epoch + 1}, step {step + 1}.",
+        f"{images_in_words(ids)}{note}",
         "The checkpoints of the last finished epoch are kept. Look at those images; else try a "
         "smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another `--out`.",
     )

@@ -122,8 +122,8 @@ class SegmentationLoss(nn.Module, ABC):
     def cross_entropy(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """The mean binary cross entropy over all pixels that count."""
         if self.probabilities:
-            known = output.nan_to_num(nan=0.5)
-            loss = self._mean(F.binary_cross_entropy, known, target, counted)
+            finite = output.nan_to_num(nan=0.5)
+            loss = self._mean(F.binary_cross_entropy, finite, target, counted)
             # torch stops at a NaN with an error that names no image: hand it on as a NaN instead.
             return loss + 0 * output.mean()
         return self._mean(F.binary_cross_entropy_with_logits, output, target, counted)
@@ -144,8 +144,8 @@ class DiceLoss(SegmentationLoss):
     def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
         p = self.probability(output, counted)
-        both = 2 * (p * target).sum() + POOLED_SMOOTH
-        return 1 - both / (p.sum() + target.sum() + POOLED_SMOOTH)
+        overlap = 2 * (p * target).sum() + POOLED_SMOOTH
+        return 1 - overlap / (p.sum() + target.sum() + POOLED_SMOOTH)
 
 
 class CrossEntropyLoss(SegmentationLoss):
@@ -162,8 +162,8 @@ class BceDiceLoss(SegmentationLoss):
     def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
         p, t = self.probability(output, counted).flatten(1), target.flatten(1)  # (B, H*W)
-        both = 2 * (p * t).sum(1) + IMAGE_SMOOTH
-        dice = both / (p.sum(1) + t.sum(1) + IMAGE_SMOOTH)
+        overlap = 2 * (p * t).sum(1) + IMAGE_SMOOTH
+        dice = overlap / (p.sum(1) + t.sum(1) + IMAGE_SMOOTH)
         return self.cross_entropy(output, target, counted) + 1 - dice.mean()
 
 
@@ -265,8 +265,8 @@ def soft_dice(
     truth = truth * counted[:, None]
     guess = probabilities[:, 1:] * counted[:, None]
     axes = (0, 2, 3) if batch_dice else (2, 3)
-    both, true, guessed = (x.sum(axes) for x in (guess * truth, truth, guess))
-    return ((2 * both + SMOOTH) / (true + guessed + SMOOTH).clamp_min(1e-8)).mean()
+    overlap, true, guessed = (x.sum(axes) for x in (guess * truth, truth, guess))
+    return ((2 * overlap + SMOOTH) / (true + guessed + SMOOTH).clamp_min(1e-8)).mean()
 
 
 _SMALLEST = 1e-7  # under a probability of 0 or 1, whose logarithm is infinite
@@ -310,5 +310,5 @@ def class_scores(output: Tensor, *, probabilities: bool) -> Tensor:
     """Scores (B, 2, H, W) before softmax of foreground logits or probabilities (B, 1, H, W)."""
     if not probabilities:
         return torch.cat([torch.zeros_like(output), output], 1)
-    both = torch.cat([1 - output, output], 1)
-    return both.clamp_min(_SMALLEST).log()
+    scores = torch.cat([1 - output, output], 1)
+    return scores.clamp_min(_SMALLEST).log()

@@ -72,9 +72,9 @@ class Peers:
     """
 
     def __init__(
-        self, place: Ranks, keys: Store | None = None, children: Sequence[Any] = ()
+        self, process: Ranks, keys: Store | None = None, children: Sequence[Any] = ()
     ) -> None:
-        self.place, self.keys, self.children = place, keys, tuple(children)
+        self.process, self.keys, self.children = process, keys, tuple(children)
         self._agreements = self._words = 0
         self._stop = threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
@@ -98,20 +98,20 @@ class Peers:
         if self.keys is None:
             return prepare()
         number, self._agreements = self._agreements, self._agreements + 1
-        made: T | None = None
+        prepared: T | None = None
         error: RobustError | None = None
         try:
-            made = prepare()
-            report: dict[str, Any] = {"facts": dict(facts(made))}
+            prepared = prepare()
+            report: dict[str, Any] = {"facts": dict(facts(prepared))}
         except RobustError as raised:
             error, report = raised, {"error": _parts(raised)}
-        self.keys.set(f"report/{number}/{self.place.rank}", json.dumps(report))
-        if self.place.first:
+        self.keys.set(f"report/{number}/{self.process.rank}", json.dumps(report))
+        if self.process.first:
             self._check_reports(number, report, error)
         else:
             self._hear(f"agreed/{number}", 0)
-        assert made is not None
-        return made
+        assert prepared is not None
+        return prepared
 
     def tell(self, word: str) -> None:
         """Tells the other processes `word`; they hear it by `hear`."""
@@ -143,8 +143,8 @@ class Peers:
         torch.distributed.init_process_group(
             backend,
             store=PrefixStore("group", self.keys),
-            rank=self.place.rank,
-            world_size=self.place.world,
+            rank=self.process.rank,
+            world_size=self.process.world,
             timeout=_GROUP_TIMEOUT,
             device_id=device if device.type == "cuda" else None,
         )
@@ -173,13 +173,13 @@ class Peers:
         if self.keys is not None and not self._stop.is_set():
             self._stop.set()
             with suppress(RuntimeError):  # the first process, which hosts the store, may be gone
-                self.keys.set(f"left/{self.place.rank}", "1")
+                self.keys.set(f"left/{self.process.rank}", "1")
 
     def let_others_leave(self) -> None:
         """Waits a little: the first process may host the store that the others still read."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
-        names = [f"left/{rank}" for rank in range(1, self.place.world)]
+        names = [f"left/{rank}" for rank in range(1, self.process.world)]
         with suppress(RuntimeError):
             while not self.keys.check(names) and time.monotonic() < deadline:
                 if any(child.poll() is not None for child in self.children):
@@ -198,7 +198,7 @@ class Peers:
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process has failed; the first to say so is believed."""
         if self.keys is not None and not self._stop.is_set():
-            self._post(self.keys, ProcessFailure(self.place.rank, *_parts(error)))
+            self._post(self.keys, ProcessFailure(self.process.rank, *_parts(error)))
 
     def watch(self) -> None:
         """Shows that this process lives and looks after the others, in a thread, until `leave`."""
@@ -213,11 +213,11 @@ class Peers:
         while not self._stop.wait(_BEAT):
             try:
                 if failure is None:
-                    keys.set(f"beat/{self.place.rank}", str(beats))
+                    keys.set(f"beat/{self.process.rank}", str(beats))
                     beats += 1
                     failure = self._look(keys)
             except RuntimeError as error:
-                failure = _gone(0, self.place, first_line(error))
+                failure = _gone(0, self.process, first_line(error))
             if failure is not None:
                 since = since or time.monotonic()
                 if time.monotonic() - since > GRACE:
@@ -225,14 +225,14 @@ class Peers:
 
     def _look(self, keys: Store) -> ProcessFailure | None:
         """The failure of another process, if there is one."""
-        for rank in range(self.place.world):
-            if rank == self.place.rank or keys.check([f"left/{rank}"]):
+        for rank in range(self.process.world):
+            if rank == self.process.rank or keys.check([f"left/{rank}"]):
                 continue
             how = self._dead(keys, rank)
             if how is not None:
-                self._post(keys, _gone(rank, self.place, how))
+                self._post(keys, _gone(rank, self.process, how))
         failure = self._failure(keys)
-        return None if failure is None or failure.rank == self.place.rank else failure
+        return None if failure is None or failure.rank == self.process.rank else failure
 
     def _dead(self, keys: Store, rank: int) -> str | None:
         """How process `rank` ended, in words; None where it lives."""
@@ -249,8 +249,8 @@ class Peers:
 
     def _abort(self, failure: ProcessFailure) -> NoReturn:
         """Ends this process, which hangs in a call that waits for one that is gone."""
-        if self.place.first or failure.rank == 0:
-            print(f"Error: {_error(failure, self.place)}", file=sys.stderr, flush=True)  # noqa: T201
+        if self.process.first or failure.rank == 0:
+            print(f"Error: {_error(failure, self.process)}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(failure.code)
 
     def _post(self, keys: Store, failure: ProcessFailure) -> None:
@@ -275,7 +275,7 @@ class Peers:
         except RuntimeError as error:
             if isinstance(error, RobustError):
                 raise
-            self._raise(_gone(rank, self.place, first_line(error)))
+            self._raise(_gone(rank, self.process, first_line(error)))
         return value
 
     def _check_reports(
@@ -285,15 +285,15 @@ class Peers:
         keys = self.keys
         reports = {
             rank: json.loads(self._hear(f"report/{number}/{rank}", rank))
-            for rank in range(1, self.place.world)
+            for rank in range(1, self.process.world)
         }
         if error is not None:
             raise error
         for rank, report in reports.items():
             if "error" in report:
-                raise _error(ProcessFailure(rank, *report["error"]), self.place)
+                raise _error(ProcessFailure(rank, *report["error"]), self.process)
         for rank, report in reports.items():
-            _check_same(rank, self.place, first["facts"], report["facts"])
+            _check_same(rank, self.process, first["facts"], report["facts"])
         keys.set(f"agreed/{number}", "1")
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
@@ -306,18 +306,18 @@ class Peers:
                 failure = self._failure(self.keys)
                 time.sleep(_POLL)
         except RuntimeError:
-            failure = _gone(0, self.place, first_line(error))
+            failure = _gone(0, self.process, first_line(error))
         if failure is None:
             failure = ProcessFailure(
-                self.place.rank, 1, "The processes of this training have lost each other.",
+                self.process.rank, 1, "The processes of this training have lost each other.",
                 first_line(error), _GO_ON,
             )  # fmt: skip
         self._raise(failure, error)
 
     def _raise(self, failure: ProcessFailure, cause: BaseException | None = None) -> NoReturn:
         """Raises `failure` in the process that tells of it, and ends the others silently."""
-        if self.place.first or _is_gone(failure, 0) or failure.rank == self.place.rank:
-            raise _error(failure, self.place) from cause
+        if self.process.first or _is_gone(failure, 0) or failure.rank == self.process.rank:
+            raise _error(failure, self.process) from cause
         raise SystemExit(failure.code)
 
 
@@ -326,17 +326,17 @@ _ENDED = "ended while the others were working."
 
 
 @contextmanager
-def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
+def meeting(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
     """Connects the processes of this job; one that fails inside tells the others why.
 
     Raises:
         RunError: Not all processes came.
         SystemExit: In a process that is not the first and has failed: the first one tells why.
     """
-    if place.world == 1:
-        yield Peers(place)
+    if process.world == 1:
+        yield Peers(process)
         return
-    peers = Peers(place, _met(place, children), children)
+    peers = Peers(process, _met(process, children), children)
     peers.watch()
     try:
         yield peers
@@ -344,7 +344,7 @@ def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
         raise
     except RobustError as error:
         peers.fail(error)
-        if place.first or peers.first_is_gone():
+        if process.first or peers.first_is_gone():
             raise
         raise SystemExit(error.exit_code) from error
     except BaseException as error:
@@ -352,22 +352,22 @@ def meeting(place: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
         raise
     finally:
         peers.leave()
-        if place.first:
+        if process.first:
             peers.let_others_leave()
 
 
-def _met(place: Ranks, children: Sequence[Any]) -> Store:
+def _met(process: Ranks, children: Sequence[Any]) -> Store:
     """The shared store; while the first process waits for its own children, it watches them."""
     if not children:
-        return store(place)
-    return store(place, alive=lambda: _check_children(place, children))
+        return store(process)
+    return store(process, alive=lambda: _check_children(process, children))
 
 
-def _check_children(place: Ranks, children: Sequence[Any]) -> None:
+def _check_children(process: Ranks, children: Sequence[Any]) -> None:
     for number, child in enumerate(children):
         code = child.poll()
         if code is not None:
-            raise _error(_gone(number + 1, place, _ending(code)), place)
+            raise _error(_gone(number + 1, process, _ending(code)), process)
 
 
 @contextmanager
@@ -392,8 +392,8 @@ def launched(count: int, run: Path) -> Iterator[Peers]:
     os.environ.update(variables)
     try:
         for rank in map(str, range(1, count)):
-            place = {"RANK": rank, "LOCAL_RANK": rank}
-            children.append(subprocess.Popen(command, env=os.environ | place))
+            variables = {"RANK": rank, "LOCAL_RANK": rank}
+            children.append(subprocess.Popen(command, env=os.environ | variables))
         with meeting(ranks(), children) as peers:
             yield peers
         _await_end(children, GRACE)
@@ -455,8 +455,8 @@ def _parts(error: BaseException) -> tuple[int, str, str, str]:
     return 1, f"{type(error).__name__}: {first_line(error)}", "", _GO_ON
 
 
-def _gone(rank: int, place: Ranks, how: str) -> ProcessFailure:
-    return ProcessFailure(rank, 1, f"Process {rank} of {place.world} {_ENDED}", how, _GO_ON)
+def _gone(rank: int, process: Ranks, how: str) -> ProcessFailure:
+    return ProcessFailure(rank, 1, f"Process {rank} of {process.world} {_ENDED}", how, _GO_ON)
 
 
 def _is_gone(failure: ProcessFailure, rank: int) -> bool:
@@ -470,29 +470,29 @@ def _ending(code: int) -> str:
     return f"Its exit code was {code}."
 
 
-def _error(failure: ProcessFailure, place: Ranks) -> RobustError:
+def _error(failure: ProcessFailure, process: Ranks) -> RobustError:
     """The error by which the process at `place` tells of `failure`."""
-    kind = _ERRORS.get(failure.code, RunError)
-    if failure.rank == place.rank or _is_gone(failure, failure.rank):
-        return kind(failure.what, failure.why, failure.todo)
-    who = f"Process {failure.rank} of {place.world}"
-    return kind(f"{who} cannot go on: {failure.what}", failure.why, failure.todo)
+    error_class = _ERRORS.get(failure.code, RunError)
+    if failure.rank == process.rank or _is_gone(failure, failure.rank):
+        return error_class(failure.what, failure.why, failure.todo)
+    who = f"Process {failure.rank} of {process.world}"
+    return error_class(f"{who} cannot go on: {failure.what}", failure.why, failure.todo)
 
 
 def _check_same(
-    rank: int, place: Ranks, first: Mapping[str, str], other: Mapping[str, str]
+    rank: int, process: Ranks, first: Mapping[str, str], settings: Mapping[str, str]
 ) -> None:
     """Compares what process `rank` and the first one train with.
 
     Raises:
         UsageError: Something differs; the message names it.
     """
-    for name in dict.fromkeys((*first, *other)):
-        mine, theirs = first.get(name, "missing"), other.get(name, "missing")
-        if mine != theirs:
+    for name in dict.fromkeys((*first, *settings)):
+        mine, other_value = first.get(name, "missing"), settings.get(name, "missing")
+        if mine != other_value:
             raise UsageError(
-                f"Process {rank} of {place.world} does not train with the same {name}.",
-                f"The first process has {mine}, that one has {theirs}.",
+                f"Process {rank} of {process.world} does not train with the same {name}.",
+                f"The first process has {mine}, that one has {other_value}.",
                 "Make them the same on every machine, then repeat the command.",
             )
 

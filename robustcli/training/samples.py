@@ -210,7 +210,7 @@ def window(pixels: PixelArray, top: int, left: int, side: int) -> PixelArray:
     short = [side - length for length in part.shape[:2]]
     if not any(short):
         return part
-    pads = [(missing // 2, missing - missing // 2) for missing in short]
+    pads = [(pixels // 2, pixels - pixels // 2) for pixels in short]
     return np.pad(part, pads + [(0, 0)] * (part.ndim - 2), mode="reflect")
 
 
@@ -273,8 +273,8 @@ class RandomWindows(Dataset[MaskSample]):
     seed: int
 
     def __getitem__(self, drawn: tuple[int, int]) -> MaskSample:
-        epoch, place = drawn
-        decoded, image_id = self.subset.decoded[place], self.subset.ids[place]
+        epoch, index = drawn
+        decoded, image_id = self.subset.decoded[index], self.subset.ids[index]
         identity = (self.seed, epoch, image_id)
         top, left = random_place(*decoded.mask.shape, self.side, *identity)
         image, mask = augment(
@@ -283,7 +283,7 @@ class RandomWindows(Dataset[MaskSample]):
             name=self.augmentation,
             seed=identity_seed("augmentation", *identity, bits=63),
         )
-        return MaskSample(image.contiguous(), mask.contiguous(), image_id, place, mask != IGNORED)
+        return MaskSample(image.contiguous(), mask.contiguous(), image_id, index, mask != IGNORED)
 
     def __len__(self) -> int:
         return len(self.subset.ids)
@@ -295,21 +295,21 @@ class AllWindows(Dataset[MaskSample]):
     def __init__(self, subset: DecodedSubset, side: int) -> None:
         self.subset, self.side = subset, side
         self.tiles: list[tuple[int, CountedWindow]] = [
-            (place, tile)
-            for place, decoded in enumerate(subset.decoded)
+            (index, tile)
+            for index, decoded in enumerate(subset.decoded)
             for tile in tiles(decoded.mask.shape[0], decoded.mask.shape[1], side)
         ]
-        self.places = [place for place, _ in self.tiles]
+        self.places = [index for index, _ in self.tiles]
 
     def __getitem__(self, number: int) -> MaskSample:
-        place, tile = self.tiles[number]
-        decoded = self.subset.decoded[place]
+        index, tile = self.tiles[number]
+        decoded = self.subset.decoded[index]
         counted = torch.zeros(1, self.side, self.side, dtype=torch.bool)
         rows = slice(tile.first_row, tile.first_row + tile.rows)
         counted[:, rows, tile.first_column : tile.first_column + tile.columns] = True
         image = _channels_first(window(decoded.image, tile.top, tile.left, self.side))
         mask = _channels_first(window(decoded.mask, tile.top, tile.left, self.side))
-        return MaskSample(image, mask, self.subset.ids[place], number, counted & (mask != IGNORED))
+        return MaskSample(image, mask, self.subset.ids[index], number, counted & (mask != IGNORED))
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -325,12 +325,12 @@ class ResizedImages(Dataset[MaskSample]):
         self.subset, self.side, self.places = subset, side, list(range(len(subset.ids)))
 
     def __getitem__(self, drawn: int | tuple[int, int]) -> MaskSample:
-        place = drawn if isinstance(drawn, int) else drawn[1]
-        decoded = self.subset.decoded[place]
+        index = drawn if isinstance(drawn, int) else drawn[1]
+        decoded = self.subset.decoded[index]
         counted = torch.ones(1, self.side, self.side, dtype=torch.bool)
         image = self._resized(_channels_first(decoded.image).float() / 255)
         mask = self._resized(_channels_first(decoded.mask).float())
-        return MaskSample(image, mask, self.subset.ids[place], place, counted)
+        return MaskSample(image, mask, self.subset.ids[index], index, counted)
 
     def __len__(self) -> int:
         return len(self.subset.ids)
@@ -388,13 +388,13 @@ class WholePhotos(Dataset[PhotoSample]):
     subset: DecodedSubset
     preprocessing: Preprocessing
 
-    def __getitem__(self, place: int) -> PhotoSample:
-        return self.sample(place, self.preprocessing.apply(self.subset.decoded[place].image))
+    def __getitem__(self, index: int) -> PhotoSample:
+        return self.sample(index, self.preprocessing.apply(self.subset.decoded[index].image))
 
-    def sample(self, place: int, pixels: PixelArray) -> PhotoSample:
+    def sample(self, index: int, pixels: PixelArray) -> PhotoSample:
         """The sample of the photo at `place`, which looks like RGB `pixels` (S, S, 3)."""
         image = _channels_first(self.preprocessing.coloured(pixels))
-        return PhotoSample(image, self.subset.targets[place], self.subset.ids[place], place)
+        return PhotoSample(image, self.subset.targets[index], self.subset.ids[index], index)
 
     def __len__(self) -> int:
         return len(self.subset.ids)
@@ -415,14 +415,14 @@ class RandomCrops(Dataset[PhotoSample]):
         )  # fmt: skip
 
     def __getitem__(self, drawn: tuple[int, int]) -> PhotoSample:
-        epoch, place = drawn
+        epoch, index = drawn
         if self.crops is None:
-            return self.photos[place]
+            return self.photos[index]
         subset, preprocessing = self.photos.subset, self.photos.preprocessing
-        rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, subset.ids[place]))
-        image = _channels_first(subset.decoded[place].image)
+        rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, subset.ids[index]))
+        image = _channels_first(subset.decoded[index].image)
         crop = random_crop(image, self.crops, preprocessing.crop, preprocessing.interpolation, rng)
-        return self.photos.sample(place, crop.permute(1, 2, 0).numpy())
+        return self.photos.sample(index, crop.permute(1, 2, 0).numpy())
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.model import Trial, check_finite
-from robustcli.adapters.networks import learns
+from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.segmenter import is_probability
-from robustcli.adapters.trainable import start_weights
+from robustcli.adapters.trainable import start_segmenter
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -53,7 +53,7 @@ class SegmenterTraining(TrainingTask):
 
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
         """See `TrainingTask.check`."""
-        if not learns(entry):
+        if not is_trainable(entry):
             raise UsageError(
                 f"`{entry.name}` has nothing to train.",
                 "It is a baseline without parameters.",
@@ -95,9 +95,9 @@ class SegmenterTraining(TrainingTask):
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
     ) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`."""
-        return start_weights(
-            config.model, config.weights, config.untrained, config.offline, config.seed,
-            config.model_args,
+        return start_segmenter(
+            entry, config.model_args, seed=config.seed, weights=config.weights,
+            untrained=config.untrained, offline=config.offline,
         )  # fmt: skip
 
     def answer(self, network: nn.Module, images: Tensor) -> object:

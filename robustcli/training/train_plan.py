@@ -12,7 +12,7 @@ from torch import nn
 from robustcli.adapters import model
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import names_run, resolve
-from robustcli.adapters.model import AUTOCAST, GREY
+from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -177,7 +177,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
     listener.say(describe_recipe(plan.recipe))
     if plan.grey:
-        listener.say(GREY.format(plan.entry.name))
+        listener.say(GREY_NOTE.format(plan.entry.name))
     if plan.least > 1:
         shown = " and ".join(str(size) for size in plan.batches[-2:])
         listener.say(

@@ -371,22 +371,22 @@ def machine(name: str, devices: int | Literal["all"]) -> Machine:
     Raises:
         UsageError: There are fewer devices than processes, or two numbers contradict each other.
     """
-    device, place = choose_device(name), ranks()
+    device, process = choose_device(name), ranks()
     count = _count(device, devices)
-    if place.world > 1:
-        if devices not in (1, "all") and count not in (place.local_world, place.world):
+    if process.world > 1:
+        if devices not in (1, "all") and count not in (process.local_world, process.world):
             raise UsageError(
                 f"`--devices {devices}` contradicts the launcher of this command.",
-                f"It started {place.local_world} processes on this machine.",
+                f"It started {process.local_world} processes on this machine.",
                 "Leave out `--devices`: each process takes one device.",
             )
-        count = place.local_world
-    if place.world == count == 1:
+        count = process.local_world
+    if process.world == count == 1:
         return Machine(device, 1, 1)
     _check_devices(device, name, count)
     if device.type == "cuda":
-        device = torch.device("cuda", place.local_rank)
-    return Machine(device, count, place.nodes)
+        device = torch.device("cuda", process.local_rank)
+    return Machine(device, count, process.nodes)
 
 
 def _count(device: torch.device, devices: int | Literal["all"]) -> int:

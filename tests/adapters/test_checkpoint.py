@@ -22,7 +22,7 @@ from lightning.fabric.utilities.data import AttributeDict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustcli.adapters.checkpoint import PLACES, read_weights
+from robustcli.adapters.checkpoint import WEIGHTS_KEYS, read_weights
 from robustcli.core.errors import UsageError
 from tests.adapters.files import STATE, saved
 
@@ -47,7 +47,7 @@ def test_a_bare_state_dict(tmp_path: Path, zipped: bool) -> None:
     assert_state(read_weights(path))
 
 
-@pytest.mark.parametrize("key", [place.key for place in PLACES])
+@pytest.mark.parametrize("key", [place.key for place in WEIGHTS_KEYS])
 def test_a_state_dict_wrapped_by_its_trainer(tmp_path: Path, key: str) -> None:
     path = saved({"epoch": 3, key: STATE, "optimizer": {"lr": torch.ones(2)}}, tmp_path / "w.pth")
     assert_state(read_weights(path))
@@ -58,18 +58,18 @@ def test_averaged_weights_come_first(tmp_path: Path) -> None:
     assert_state(read_weights(path))
 
 
-@pytest.mark.parametrize("first", range(len(PLACES) - 1))
+@pytest.mark.parametrize("first", range(len(WEIGHTS_KEYS) - 1))
 def test_of_two_places_the_earlier_row_of_the_table_is_taken(tmp_path: Path, first: int) -> None:
-    content = {PLACES[first + 1].key: OTHER, PLACES[first].key: STATE}
+    content = {WEIGHTS_KEYS[first + 1].key: OTHER, WEIGHTS_KEYS[first].key: STATE}
     found = read_weights(saved(content, tmp_path / "w.pth"))
     assert_state(found)
-    assert found.place == PLACES[first].key
-    assert [other.place for other in found.others] == [PLACES[first + 1].key]
-    assert_state(found.others[0], OTHER)
+    assert found.key_path == WEIGHTS_KEYS[first].key
+    assert [weights.key_path for weights in found.other_sets] == [WEIGHTS_KEYS[first + 1].key]
+    assert_state(found.other_sets[0], OTHER)
 
 
 def test_every_averaged_place_stands_before_every_other() -> None:
-    averaged = [place.averaged for place in PLACES]
+    averaged = [place.averaged for place in WEIGHTS_KEYS]
     assert averaged == sorted(averaged, reverse=True)
 
 
@@ -77,7 +77,7 @@ def test_a_key_that_no_row_knows(tmp_path: Path) -> None:
     content = {"my_classifier": STATE, "epoch": torch.tensor(3), "optimizer": {"momentum": OTHER}}
     found = read_weights(saved(content, tmp_path / "w.pth"))
     assert_state(found)
-    assert (found.place, found.others) == ("my_classifier", ())
+    assert (found.key_path, found.other_sets) == ("my_classifier", ())
 
 
 @pytest.mark.parametrize("factory", [int, float, list, dict, str, OrderedDict])

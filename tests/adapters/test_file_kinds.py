@@ -50,7 +50,7 @@ def picture() -> bytes:
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 14203520\n"
 ONNX = b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(range(200))
-KINDS = {
+FILE_KINDS = {
     "empty": (b"", "an empty file", "Download or copy it again"),
     "zeros": (bytes(3000), "a file of zeros", "Download it again"),
     "pointer": (POINTER, "a Git LFS pointer", "`git lfs pull`"),
@@ -81,10 +81,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILE_KINDS)
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 def test_what_it_is_and_what_to_do(tmp_path: Path, name: str, ending: str) -> None:
-    content, what, todo = KINDS[name]
+    content, what, todo = FILE_KINDS[name]
     path = tmp_path / f"w{ending}"
     path.write_bytes(content)
     with pytest.raises(UsageError) as caught:

@@ -15,7 +15,7 @@ from torch import nn
 
 import robustcli
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.adapters.foreign import foreign_name, kind_of, open_foreign
+from robustcli.adapters.foreign import foreign_kind, foreign_name, open_foreign
 from robustcli.adapters.load import load, resolve
 from robustcli.cli import main
 from robustcli.core import machine
@@ -148,7 +148,7 @@ def assert_same_answers(run: robustcli.Run, first: str, second: str, tolerance: 
     ],
 )
 def test_where_a_network_comes_from_is_told_by_its_name(name: str, kind: str | None) -> None:
-    assert kind_of(ModelRequest(name)) == kind
+    assert foreign_kind(ModelRequest(name)) == kind
 
 
 def test_a_file_is_called_by_its_last_part() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import robustcli
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.foreign import open_foreign
-from robustcli.adapters.foreign_hubs import repository
+from robustcli.adapters.foreign_hubs import open_repository
 from robustcli.adapters.load import load
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import MachineError, UsageError
@@ -192,7 +192,7 @@ def test_a_segmenter_of_transformers_answers_as_transformers_does(tmp_path: Path
 def test_a_name_that_is_not_there_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match="`--offline` forbids the network"):
-        repository("someone/something", offline=True)
+        open_repository("someone/something", offline=True)
 
 
 # timm's format.

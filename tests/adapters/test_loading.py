@@ -9,19 +9,19 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.checkpoint import PLACES, Weights
+from robustcli.adapters.checkpoint import WEIGHTS_KEYS, Weights
 from robustcli.adapters.loading import (
     FAMILIES,
     choose,
     classes_in,
     classes_of,
-    differences,
     family_of,
     heads_in,
     load_strictly,
     members,
     recognise,
     shapes_of,
+    tensor_differences,
     vmamba_names,
 )
 from robustcli.adapters.networks import create, with_weights
@@ -61,12 +61,13 @@ EXPECTED = {"a": (2, 3), "b": (4,), "c": (), "d": (1,), "e": (1,)}
     ],
 )
 def test_differences_in_words(given: dict[str, tuple[int, ...]], words: str) -> None:
-    assert differences(EXPECTED, given) == f"Of 5 expected tensors: {words}"
+    assert tensor_differences(EXPECTED, given) == f"Of 5 expected tensors: {words}"
 
 
 def test_the_first_few_are_named_and_all_are_counted() -> None:
     given = {**EXPECTED, **{f"x{number}": (1,) for number in range(100)}}
-    assert differences(EXPECTED, given, 2) == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
+    text = tensor_differences(EXPECTED, given, 2)
+    assert text == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
 
 
 def test_weights_of_another_network_change_nothing() -> None:
@@ -102,7 +103,12 @@ def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "prefix",
-    [*(f"{place.key}." for place in PLACES), "model.module.", "net.encoder.", "my.own.very.deep."],
+    [
+        *(f"{place.key}." for place in WEIGHTS_KEYS),
+        "model.module.",
+        "net.encoder.",
+        "my.own.very.deep.",
+    ],
 )
 def test_a_common_prefix_is_found_and_named(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     choice = choose(under(prefix, values()), SHAPES)
@@ -150,10 +156,10 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     generator = values(1, {"deconv.weight": (3, 3), "a": (1,), "b": (1,), "c": (1,)})
-    state = Weights(generator, "model", others=[Weights(values(2), "net")])
+    state = Weights(generator, "model", other_sets=[Weights(values(2), "net")])
     choice = choose(state, SHAPES)
     choice.announce("w.pth")
-    assert (choice.fits, choice.place) == (True, "net")
+    assert (choice.fits, choice.key_path) == (True, "net")
     assert caplog.messages == ["`w.pth`: the weights `net` are taken, not `model`."]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import IN1K
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.timm_library import known, pretraining
+from robustcli.adapters.timm_library import has_architecture, pretraining
 from robustcli.core.errors import UsageError
 from tests.adapters.timm_small import NAMES, small
 
@@ -31,10 +31,10 @@ NAME = "test_resnet.r160_in1k"  # timm's own smallest
 
 
 def test_known() -> None:
-    assert timm_library.known("resnet50")
-    assert timm_library.known("resnet50.a1_in1k")
-    assert not timm_library.known("resnet5O")
-    assert not timm_library.known("vmamba-t")
+    assert timm_library.has_architecture("resnet50")
+    assert timm_library.has_architecture("resnet50.a1_in1k")
+    assert not timm_library.has_architecture("resnet5O")
+    assert not timm_library.has_architecture("vmamba-t")
 
 
 def test_suggestions() -> None:
@@ -263,9 +263,9 @@ def test_a_backbone_says_what_it_is_good_for() -> None:
 
 @pytest.mark.parametrize("before", ["hf-hub:timm/", "hf_hub:timm/", "timm/", ""])
 def test_timms_own_spellings_of_a_name(before: str) -> None:
-    assert timm_library.known(f"{before}{NAME}")
+    assert timm_library.has_architecture(f"{before}{NAME}")
     assert timm_library.plain_name(f"{before}{NAME}") == NAME
-    assert not timm_library.known(f"{before}nothing")
+    assert not timm_library.has_architecture(f"{before}nothing")
 
 
 PREPROCESSED = [
@@ -349,13 +349,13 @@ MORE = [
 
 @pytest.mark.parametrize("name", ONLY)
 def test_what_saw_imagenet_1k_only(name: str) -> None:
-    assert known(name)
+    assert has_architecture(name)
     assert pretraining(name) == IN1K
 
 
 @pytest.mark.parametrize("name", MORE)
 def test_what_saw_more(name: str) -> None:
-    assert known(name)
+    assert has_architecture(name)
     assert pretraining(name).startswith("more than ImageNet-1K (timm tag ")
 
 

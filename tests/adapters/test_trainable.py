@@ -24,7 +24,7 @@ from robustcli.adapters.trainable import (
     load_encoder,
     sized_preprocessing,
     start_classifier,
-    start_weights,
+    start_segmenter,
     transfer,
 )
 from robustcli.core.errors import UsageError
@@ -42,22 +42,29 @@ LEARNING = [e.name for e in CATALOGUE.values() if e.task == "seg" and e.name != 
 RESNETS = ["resnet18_seg", "resnet50_seg"]
 
 
+def start(
+    name: str, weights: Path | None = None, arguments: Mapping[str, Any] | None = None, **how: Any
+) -> tuple[nn.Module, str]:
+    seed = how.pop("seed", 0)
+    return start_segmenter(resolve(name), arguments or {}, seed=seed, weights=weights, **how)
+
+
 @pytest.mark.parametrize("name", ["ulvm_v5", "unet", "umambabot"])
 def test_the_seed_and_the_name_decide_and_nothing_else(name: str) -> None:
-    first, origin = start_weights(name, seed=4)
+    first, origin = start(name, seed=4)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again, _ = start_weights(name, seed=4)
+    again, _ = start(name, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert_holds(again, dict(first.state_dict()))
-    other, _ = start_weights(name, seed=5)
+    other, _ = start(name, seed=5)
     key = next(k for k, t in first.state_dict().items() if t.ndim == 4)
     assert not torch.equal(other.state_dict()[key], first.state_dict()[key])
     assert origin == "none: initialised with seed 4"
 
 
 def test_the_documented_initialisation_is_kept() -> None:
-    network: Any = start_weights("ulvm_v5")[0]
+    network: Any = start("ulvm_v5")[0]
     assert float(network.encoder6[0].mamba.dt_proj.bias.detach().abs().max()) == 0
 
 
@@ -68,21 +75,21 @@ def test_a_resnet_does_not_start_untrained_silently(name: str, attempts: list[ob
         r".*`--offline` forbids(.|\n)*`--weights FILE`; or .*`--untrained`"
     )
     with pytest.raises(UsageError, match=message):
-        start_weights(name, offline=True)
+        start(name, offline=True)
     assert attempts == []
 
 
 def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
     with pytest.raises(UsageError, match=r"which are not here\.\n.*the network knows no"):
-        start_weights("resnet18_seg")
+        start("resnet18_seg")
 
 
 def test_an_encoder_of_smp_does_not_start_untrained_silently(attempts: list[object]) -> None:
     pytest.importorskip("segmentation_models_pytorch")
     message = r"`smp:Unet/resnet18` starts from ImageNet weights, which are not here"
     with pytest.raises(UsageError, match=message):
-        start_weights("smp:Unet/resnet18", offline=True)
-    network, origin = start_weights("smp:Unet/resnet18", untrained=True, seed=1)
+        start("smp:Unet/resnet18", offline=True)
+    network, origin = start("smp:Unet/resnet18", untrained=True, seed=1)
     assert origin == "none: initialised with seed 1"
     assert not network.training
     assert attempts == []
@@ -90,7 +97,7 @@ def test_an_encoder_of_smp_does_not_start_untrained_silently(attempts: list[obje
 
 @pytest.mark.parametrize("name", RESNETS)
 def test_untrained_on_request(name: str, attempts: list[object]) -> None:
-    _, origin = start_weights(name, untrained=True, seed=2)
+    _, origin = start(name, untrained=True, seed=2)
     assert (origin, attempts) == ("none: initialised with seed 2", [])
 
 
@@ -106,7 +113,7 @@ def test_timms_weights_of_torchvision_go_into_the_encoder(
 
     monkeypatch.setattr(timm_library, "create", create)
     network: Any
-    network, origin = start_weights(name)
+    network, origin = start(name)
     source = f"resnet{depth}.tv_in1k"
     assert asked == [(source, True, False)]
     assert timm.models.get_pretrained_cfg(source).url  # timm has weights of this name
@@ -122,55 +129,55 @@ def test_a_file_of_the_encoder(name: str, tmp_path: Path) -> None:
     whole: Any = golden.fill(torchvision.models.resnet18(), golden.rule_b)
     torch.save(whole.state_dict(), tmp_path / "resnet18-f37072fd.pth")
     network: Any
-    network, origin = start_weights(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
+    network, origin = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert origin == f"encoder: {tmp_path / 'resnet18-f37072fd.pth'}"
     held = {tuple(t.shape): t for t in network.encoder.state_dict().values() if t.ndim == 4}
     assert torch.equal(held[(64, 3, 7, 7)], whole.conv1.weight)
-    again, _ = start_weights(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
+    again, _ = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert_holds(again, dict(network.state_dict()))  # the decoder follows the seed
 
 
 def test_a_run_to_go_on_from(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", "unet", features=[4, 8])
     network: Any
-    network, origin = start_weights("unet", run)
+    network, origin = start("unet", run)
     assert origin == str(run / "weights.safetensors")
     assert network.config.features == (4, 8)
 
 
 def test_a_whole_resnet_segmenter_to_go_on_from(tmp_path: Path) -> None:
-    network, _ = start_weights("resnet18_seg", untrained=True, seed=8)
+    network, _ = start("resnet18_seg", untrained=True, seed=8)
     torch.save(network.state_dict(), tmp_path / "w.pth")
-    again, origin = start_weights("resnet18_seg", tmp_path / "w.pth")
+    again, origin = start("resnet18_seg", tmp_path / "w.pth")
     assert_holds(again, dict(network.state_dict()))
     assert origin == str(tmp_path / "w.pth")
 
 
 def test_a_file_of_another_network_says_which_it_is(tmp_path: Path) -> None:
-    torch.save(start_weights("ulvm")[0].state_dict(), tmp_path / "w.pth")
+    torch.save(start("ulvm")[0].state_dict(), tmp_path / "w.pth")
     for name in ("resnet18_seg", "ulvm_v5"):
         with pytest.raises(UsageError, match="These are the weights of `ulvm`: use that name"):
-            start_weights(name, tmp_path / "w.pth")
+            start(name, tmp_path / "w.pth")
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "encoder.pth")
     with pytest.raises(UsageError, match="Name weights of the encoder's own architecture"):
-        start_weights("resnet18_seg", tmp_path / "encoder.pth")
+        start("resnet18_seg", tmp_path / "encoder.pth")
 
 
 def test_options_reach_the_network() -> None:
-    network: Any = start_weights("unet", arguments={"features": (4, 8)})[0]
+    network: Any = start("unet", arguments={"features": (4, 8)})[0]
     assert network.config.features == (4, 8)
 
 
 @pytest.mark.parametrize("name", ["otsu", "vmamba-pico"])
 def test_what_does_not_learn_to_segment_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"`{name}` is no segmenter that learns"):
-        start_weights(name)
+        start(name)
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_every_other_name_starts(name: str) -> None:
     with torch.device("meta"):
-        network, _ = start_weights(name, untrained=True)
+        network, _ = start(name, untrained=True)
     assert sum(p.numel() for p in network.parameters()) == CATALOGUE[name].parameters
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from robustcli.cli import failures
-from robustcli.cli.failures import explain, keep_traceback, print_known, print_unexpected
+from robustcli.cli.failures import explanation_of, keep_traceback, print_known, print_unexpected
 from robustcli.cli.main import main
 from robustcli.core.errors import RunError, errors_of, run_of
 from robustcli.tasks.forward import Forward
@@ -132,7 +132,7 @@ def test_the_cause_counts_where_the_error_says_nothing() -> None:
         except OSError as error:
             raise RuntimeError("could not save") from error
 
-    assert explain(raised(wrapped)).what == "There is no space left on the disk: `/x`."
+    assert explanation_of(raised(wrapped)).what == "There is no space left on the disk: `/x`."
 
 
 def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from robustcli.adapters import networks
 from robustcli.adapters.load import resolve
-from robustcli.adapters.trainable import fresh
+from robustcli.adapters.trainable import initialised
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry_run import forecast_finetuning
@@ -133,7 +133,7 @@ def test_lora_leaves_a_plain_network(photos: Path, weights: Path, tmp_path: Path
 
 
 def test_a_network_without_state_space_blocks_says_so(photos: Path, tmp_path: Path) -> None:
-    network = fresh(resolve("resnet10t"), {}, 0)
+    network = initialised(resolve("resnet10t"), {}, 0)
     path = tmp_path / "resnet.safetensors"
     save_file(network.state_dict(), path)
     small = {"model": "resnet10t", "model_args": {}, "window": 32, "epochs": 2}
@@ -147,7 +147,7 @@ def test_a_network_without_state_space_blocks_says_so(photos: Path, tmp_path: Pa
 
 
 def test_frozen_batch_norm_stands_still(photos: Path, tmp_path: Path) -> None:
-    network = fresh(resolve("resnet10t"), {}, 0)
+    network = initialised(resolve("resnet10t"), {}, 0)
     path = tmp_path / "resnet.safetensors"
     save_file(network.state_dict(), path)
     small = {"model": "resnet10t", "model_args": {}, "window": 32, "epochs": 1}

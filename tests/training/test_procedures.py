@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
 from robustcli.adapters.segmenter import foreground_logits
-from robustcli.adapters.trainable import start_weights
+from robustcli.adapters.trainable import start_segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import IGNORED
@@ -70,7 +70,7 @@ def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig
     assert isinstance(data, ImageData)
     assert isinstance(data.val_samples, AllWindows)
     assert data.settings.workers == 1
-    network, _ = start_weights("unet", None, True, True, 0, config.model_args)
+    network, _ = start_segmenter(resolve("unet"), config.model_args, seed=0, untrained=True)
     module = plan.task.lit_module(plan, network.eval(), data)
     assert isinstance(module, SegmenterModule)
     assert len(module.val_groups) == len(data.val_samples)
@@ -94,7 +94,7 @@ def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig)
     plan = plan_training(TrainConfig(**said), Heard())
     assert type(plan.procedure) is NNUNet
     assert isinstance(plan.procedure.data(PART, PART, plan.batch_settings()), PatchData)
-    network, _ = start_weights("unet", None, True, True, 0, config.model_args)
+    network, _ = start_segmenter(resolve("unet"), config.model_args, seed=0, untrained=True)
     assert isinstance(plan.task.lit_module(plan, network), NnUNetModule)
     assert (plan.per_epoch, plan.steps_per_epoch) == (25 * 4, 25)
     assert plan.val_batches == 10

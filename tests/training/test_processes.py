@@ -54,7 +54,7 @@ def test_one_process_has_nobody_to_talk_to() -> None:
 def test_processes_that_agree_go_on(peers: list[Peers]) -> None:
     first, other = outcomes(
         *(
-            lambda one=one: one.together(lambda: one.place.rank, lambda _: {"a": "1"})
+            lambda one=one: one.together(lambda: one.process.rank, lambda _: {"a": "1"})
             for one in peers
         )
     )
@@ -67,7 +67,9 @@ def test_processes_that_agree_go_on(peers: list[Peers]) -> None:
 def test_the_first_process_tells_what_differs(peers: list[Peers]) -> None:
     def agree(one: Peers) -> object:
         try:
-            return one.together(lambda: 0, lambda _: {"version of `torch`": f"2.{one.place.rank}"})
+            return one.together(
+                lambda: 0, lambda _: {"version of `torch`": f"2.{one.process.rank}"}
+            )
         except UsageError as error:
             one.fail(error)
             raise
@@ -86,7 +88,7 @@ def test_what_stops_another_process_is_told_by_the_first(peers: list[Peers]) -> 
 
     def agree(one: Peers) -> object:
         try:
-            return one.together(refuse if one.place.rank else lambda: 0, lambda _: {})
+            return one.together(refuse if one.process.rank else lambda: 0, lambda _: {})
         except UsageError as error:
             one.fail(error)
             raise

@@ -222,5 +222,5 @@ def grads_or_zeros(
 
 def spread(grads: Iterable[Tensor], needs_grad: NeedsGrad) -> list[Tensor | None]:
     """The gradients `grads`, of those needed only, each in its place among seven."""
-    rest = iter(grads)
-    return [next(rest) if asked else None for asked in needs_grad]
+    remaining = iter(grads)
+    return [next(remaining) if needed else None for needed in needs_grad]

@@ -95,12 +95,16 @@ def _trial(name: str, gradients: bool, scan: str) -> str | None:
     return None
 
 
-def _forced(wanted: str, device: torch.device, dtype: torch.dtype, states: int, scan: str) -> str:
-    name = find(wanted, BACKENDS, kind="scan backend", listing="robust doctor")
+def _forced(
+    backend_name: str, device: torch.device, dtype: torch.dtype, states: int, scan: str
+) -> str:
+    name = find(backend_name, BACKENDS, kind="scan backend", listing="robust doctor")
     reason = reason_off(name, scan) or BACKENDS[name].refuses(device, dtype, states)
     if reason is not None:
         raise MachineError(
-            f"`{VARIABLE}={wanted}` cannot be used.", reason, f"Unset {VARIABLE} to choose freely."
+            f"`{VARIABLE}={backend_name}` cannot be used.",
+            reason,
+            f"Unset {VARIABLE} to choose freely.",
         )
     return name
 

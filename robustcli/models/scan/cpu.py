@@ -170,14 +170,14 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     parts = [x.shape, delta.shape, (S, *A.shape), (blocks, *B.shape), (blocks, *C.shape),
              (S, *D.shape), (S, *bias.shape)]  # fmt: skip
     added = (False, False, True, False, False, True, True)  # to what is there: must come zeroed
-    made = [
-        None if not asked else x.new_zeros(shape) if zeroed else x.new_empty(shape)
-        for asked, shape, zeroed in zip(needs_grad, parts, added, strict=True)
+    grads = [
+        None if not needed else x.new_zeros(shape) if zeroed else x.new_empty(shape)
+        for needed, shape, zeroed in zip(needs_grad, parts, added, strict=True)
     ]
     inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
-    _work("backward", S * blocks, dims, softplus, needs_grad, inputs, made)
-    whole = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(made)]
-    return [t for t in whole if t is not None]
+    _work("backward", S * blocks, dims, softplus, needs_grad, inputs, grads)
+    summed = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(grads)]
+    return [t for t in summed if t is not None]
 
 
 @scan_cpu_backward.register_fake
@@ -245,22 +245,22 @@ _CHUNK = 128  # steps times states between kept states: what is kept of a chunk 
 
 
 def _work(
-    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, asked: bool | NeedsGrad,
+    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, request: bool | NeedsGrad,
     inputs: tuple[Tensor, ...], outputs: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
     """Runs a compiled entry over all its tasks.
 
-    `asked`: forward, whether to keep states; backward, the needed gradients.
+    `request`: forward, whether to keep states; backward, the needed gradients.
     """
     from robustcli.models.scan import cpu_kernels as kernels
 
     read = [t.contiguous() for t in inputs]  # must outlive the run: the kernels hold addresses
     addresses = [0 if t is None else t.data_ptr() for t in (*read, *outputs)]
     block, chunk = _block(dims), _chunk(dims[4], dims[2])
-    if isinstance(asked, bool):
-        entry, flags = kernels.entry(name), int(asked)
+    if isinstance(request, bool):
+        entry, flags = kernels.entry(name), int(request)
     else:
-        entry, flags = kernels.backward_entry(asked), kernels.bits(asked)
+        entry, flags = kernels.backward_entry(request), kernels.bits(request)
     work = kernels.pack(tasks, dims, softplus, block, chunk, flags, addresses)
     run(entry, work.ctypes.data, alone=math.prod(dims[:5]) <= _SMALL)
 
@@ -330,12 +330,12 @@ def _openmp() -> Callable[..., None] | None:
     for name in _LIBRARIES:
         path = Path(torch.__file__).parent / "lib" / name
         try:
-            found: Any = ctypes.CDLL(str(path)).GOMP_parallel
+            parallel: Any = ctypes.CDLL(str(path)).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        found.restype = None
-        return found  # type: ignore[no-any-return]
+        parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+        return parallel  # type: ignore[no-any-return]
     return None
 
 
@@ -346,6 +346,6 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _in_python_threads(task: Callable[[int], None], work: int, threads: int) -> None:
-    others = [_pool(threads - 1, os.getpid()).submit(task, work) for _ in range(threads - 1)]
+    futures = [_pool(threads - 1, os.getpid()).submit(task, work) for _ in range(threads - 1)]
     task(work)
-    wait(others)
+    wait(futures)

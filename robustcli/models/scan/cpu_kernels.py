@@ -580,11 +580,11 @@ def entry(name: str, constant: int = 0) -> int:
         name: Of the entry.
         constant: Of `backward`: the bits of `COMPILED` that it computes.
     """
-    made = _ENTRIES[name](_digest(), constant)
+    kernel = _ENTRIES[name](_digest(), constant)
     try:
-        compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(made)
+        compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(kernel)
     except (OSError, RuntimeError):  # numba finds no folder to write its cache to, or a full disk
-        compiled = cfunc(_SIGNATURE, error_model="numpy")(made)
+        compiled = cfunc(_SIGNATURE, error_model="numpy")(kernel)
     _kept.append(compiled)
     return int(compiled.address)
 
@@ -595,14 +595,14 @@ _kept: list[Any] = []  # an address is good for as long as what it points to is 
 @lru_cache
 def _digest() -> int:
     sources = sorted(Path(__file__).parent.glob("cpu_*.py"))
-    found = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
-    return int.from_bytes(found.digest()[:4], "big") | 1
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
+    return int.from_bytes(digest.digest()[:4], "big") | 1
 
 
 def bits(needed: NeedsGrad) -> int:
     """The needed gradients as the backward entry reads them."""
-    asked = sum(1 << n for n, yes in enumerate(needed) if yes)
-    return asked | (OF_STEP if asked & (OF_DELTA | OF_BIAS) else 0)
+    mask = sum(1 << n for n, yes in enumerate(needed) if yes)
+    return mask | (OF_STEP if mask & (OF_DELTA | OF_BIAS) else 0)
 
 
 def backward_entry(needed: NeedsGrad) -> int:

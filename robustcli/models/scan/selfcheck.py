@@ -47,7 +47,7 @@ def worst_error(
         gradients: Whether the backward pass is checked, too.
         scans: The functions that are checked, `ss2d_scan` and `selective_scan`.
     """
-    place = device or home(backend)
+    where = device or home(backend)
     interpreted = getattr(backend, "interpreted", lambda: False)()
     errors: list[Tensor] = []
     for name in scans:
@@ -60,13 +60,13 @@ def worst_error(
                 checks.append((_FLOAT64[name], _long_arguments(name, generator)))
             for exactly, arguments in checks:
                 exact = _outputs(exactly, [t.double() for t in arguments])
-                found = _outputs(partial(_scan, backend, name), [t.to(place) for t in arguments])
-                errors += _errors(found, exact)
+                outputs = _outputs(partial(_scan, backend, name), [t.to(where) for t in arguments])
+                errors += _errors(outputs, exact)
     return float(torch.stack(errors).max())
 
 
-def _errors(found: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
-    return [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, exact, strict=True)]
+def _errors(outputs: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
+    return [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(outputs, exact, strict=True)]
 
 
 def _arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
@@ -76,8 +76,8 @@ def _arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
 
 def _long_arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
     """A sequence; for `ss2d_scan` an image of one line, of which each direction is one."""
-    x, delta, *rest = _random(scan, generator, batch=1, states=16, pixels=(1, LONG))
-    return [x, delta - 1, *rest]
+    x, delta, *remaining = _random(scan, generator, batch=1, states=16, pixels=(1, LONG))
+    return [x, delta - 1, *remaining]
 
 
 def _random(
@@ -86,27 +86,27 @@ def _random(
     """Arguments of the function `scan`: x or u, delta, A, B, C, D and the bias."""
     channels, image = 19, scan == "ss2d_scan"
     steps = pixels if image else (pixels[0] * pixels[1],)
-    ways, rows = ((batch, 4), 4 * channels) if image else ((batch,), channels)
+    paths, rows = ((batch, 4), 4 * channels) if image else ((batch,), channels)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     return [
         normal(batch, channels, *steps),
-        normal(*ways, channels, *steps),
+        normal(*paths, channels, *steps),
         -normal(rows, states).abs() - 0.1,
-        normal(*ways, states, *steps),
-        normal(*ways, states, *steps),
+        normal(*paths, states, *steps),
+        normal(*paths, states, *steps),
         normal(rows),
         normal(rows),
     ]
 
 
-def _scan(backend: Backend, name: str, x: Tensor, *rest: Tensor) -> Tensor:
+def _scan(backend: Backend, name: str, x: Tensor, *remaining: Tensor) -> Tensor:
     """The outputs (S, L, W) of `backend` for the arguments of the function `name`."""
     if name == "selective_scan":
-        return backend.scan(of_sequence(x, *rest), Walk(softplus=True))[0]
-    return backend.scan(of_image(x, *rest), Walk(True, CROSS, *x.shape[2:]))[0]
+        return backend.scan(of_sequence(x, *remaining), Walk(softplus=True))[0]
+    return backend.scan(of_image(x, *remaining), Walk(True, CROSS, *x.shape[2:]))[0]
 
 
 def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
@@ -134,11 +134,11 @@ def _float64_line(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     def turned(t: Tensor) -> Tensor:
         return torch.cat([t[:2], t[2:].flip(-1)])
 
-    ways, channels = 4, x.shape[1]
+    paths, channels = 4, x.shape[1]
     y = _float64_scan(
-        turned(x[0, None, :, 0].expand(ways, -1, -1)), turned(delta[0, :, :, 0]),
-        A.view(ways, channels, -1), turned(B[0, :, :, 0]), turned(C[0, :, :, 0]),
-        D.view(ways, channels), bias.view(ways, channels),
+        turned(x[0, None, :, 0].expand(paths, -1, -1)), turned(delta[0, :, :, 0]),
+        A.view(paths, channels, -1), turned(B[0, :, :, 0]), turned(C[0, :, :, 0]),
+        D.view(paths, channels), bias.view(paths, channels),
     )  # fmt: skip
     return turned(y.mT).sum(0).mT[None]
 

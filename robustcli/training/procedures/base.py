@@ -96,10 +96,10 @@ class Procedure:
             grey: Whether the network gets greyscale images.
             ignores: Whether masks hold pixels to ignore.
         """
-        places = data.val_samples.places if isinstance(data, ImageData) else []
+        indices = data.val_samples.places if isinstance(data, ImageData) else []
         return SegmenterModule(
             network.train(), self.recipe, channels="grey" if grey else self.channels,
-            decays=decays_of(entry), val_groups=[val.samples[place].group for place in places],
+            decays=decays_of(entry), val_groups=[val.samples[index].group for index in indices],
             ignores=ignores,
         )  # fmt: skip
 

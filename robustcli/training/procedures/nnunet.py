@@ -151,17 +151,17 @@ class PatchSamples(Dataset[MaskSample]):
     def __init__(self, subset: DecodedSubset, sampling: Sampling, phase: Phase) -> None:
         self.subset, self.batch_size = subset, sampling.batch_size
         masks = [decoded.mask for decoded in subset.decoded]
-        shown = [place for place, mask in enumerate(masks) if (mask == 1).any()]
+        shown = [index for index, mask in enumerate(masks) if (mask == 1).any()]
         self.patches = Patches(self.load, len(masks), shown, sampling, phase)
 
-    def load(self, place: int) -> tuple[PixelArray, PixelArray]:
+    def load(self, index: int) -> tuple[PixelArray, PixelArray]:
         """Image and mask number `place`."""
-        return self.subset.decoded[place]
+        return self.subset.decoded[index]
 
     def __getitem__(self, drawn: tuple[int, int]) -> MaskSample:
         epoch, number = drawn
-        iteration, place = divmod(number, self.batch_size)
-        patch = self.patches.patch(epoch, iteration, place)
+        iteration, position = divmod(number, self.batch_size)
+        patch = self.patches.patch(epoch, iteration, position)
         mask = patch.labels[None].to(torch.uint8)
         return MaskSample(patch.image, mask, self.subset.ids[patch.index], number, mask != IGNORED)
 
