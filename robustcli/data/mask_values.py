@@ -73,6 +73,12 @@ class MaskReading:
             dict.fromkeys((0, *(self.background or ()), *(self.foreground or ()), *self.ignored))
         )
 
+    @property
+    def lossy_steps(self) -> list[Value]:
+        """The values to which the pixels of lossy files are rounded, rising."""
+        steps = sorted(value for value in self.known if value < COLOUR_OFFSET)
+        return [0, OPAQUE] if self.foreground is None or len(steps) == 1 else steps
+
     def words(self) -> str:
         """The reading as a phrase."""
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
@@ -301,7 +307,7 @@ def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
     """The share of the lossy files' pixels between the known values; raises if too large."""
     if not census.lossy:
         return 0.0
-    known = _nearest_known(reading)
+    known = reading.lossy_steps
     between = blurred_share(census.lossy, known, _MOST_BETWEEN, _PEAK)
     total = sum(census.lossy.values())
     # Values of 0 to 3 may have been the classes 0 and 1 before compression.
@@ -312,12 +318,6 @@ def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
             f"JPEG blurs edges, but these are not only {shown_values(known)} and blur.",
         )  # fmt: skip
     return between
-
-
-def _nearest_known(reading: MaskReading) -> list[Value]:
-    """The values to which the pixels of lossy files are rounded, rising."""
-    known = sorted(value for value in reading.known if value < COLOUR_OFFSET)
-    return [0, OPAQUE] if reading.foreground is None or len(known) == 1 else known
 
 
 def blurred_share(
@@ -354,7 +354,7 @@ def _announcements(
     if census.lossy:
         notes.append(
             "Masks: JPEG has blurred their edges; each pixel is taken for the nearest of "
-            f"{shown_values(_nearest_known(reading))} ({between:.1%} of the pixels lie between)."
+            f"{shown_values(reading.lossy_steps)} ({between:.1%} of the pixels lie between)."
         )
     return notes
 
@@ -401,7 +401,7 @@ def labels_of(
     the nearest known one.
     """
     if lossy:
-        steps = np.asarray(_nearest_known(reading), np.float64)
+        steps = np.asarray(reading.lossy_steps, np.float64)
         values = steps[np.searchsorted((steps[1:] + steps[:-1]) / 2, values, side="right")]
     ignored = _any_of(values, reading.ignored)
     if reading.foreground is None:

@@ -147,8 +147,7 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
 def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> None:
     """Raises UsageError for colours or values that compression cannot have made of known values."""
     counts = {as_number(v): int(n) for v, n in zip(*_unique(values), strict=True)}
-    known = [value for value in reading.known if value < COLOUR_OFFSET]
-    known = known if len(known) > 1 and reading.foreground is not None else [0, OPAQUE]
+    known = reading.lossy_steps
     if max(counts) >= COLOUR_OFFSET:
         raise UsageError(
             f"The mask `{ref}` is a JPEG file with colours.",
@@ -237,8 +236,8 @@ def _count(ref: FileRef) -> _MaskCounts | None:
     counts: Counter[tuple[float, int]] = Counter()
     alphas = [OPAQUE] if pixels.alpha is None else np.unique(pixels.alpha)
     for alpha in alphas:
-        of_alpha = pixels.values if pixels.alpha is None else pixels.values[pixels.alpha == alpha]
-        values, numbers = _unique(of_alpha)
+        selected = ... if pixels.alpha is None else pixels.alpha == alpha
+        values, numbers = _unique(pixels.values[selected])
         for value, number in zip(values[: _MOST_VALUES + 1], numbers, strict=False):
             counts[as_number(value), int(alpha)] += int(number)
     return _MaskCounts(counts, pixels.lossy, pixels.kind)

@@ -341,7 +341,7 @@ class _Reader:
             if len(rows) != self.expected or rows.empty:
                 raise RunError(
                     f"`{self.run}` lacks rows of `{model}` under {_label(cell)}.",
-                    f"{len(rows):,} of {self.expected:,} are there, so no gate can be checked.",
+                    f"{len(rows):,} of {self.expected:,} exist, so no gate can be checked.",
                     "Complete the run with the same `robust eval` command.",
                 )
             self._rows[key] = rows

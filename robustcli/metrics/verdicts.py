@@ -428,9 +428,11 @@ def rank_probabilities(
         [
             sum(
                 weight * _SCORES[task](frame)
-                for weight, frame in zip(weights, of_model, strict=True)
+                for weight, frame in zip(weights, model_frames, strict=True)
             )
-            for of_model in (frames[i : i + len(cells)] for i in range(0, len(frames), len(cells)))
+            for model_frames in (
+                frames[i : i + len(cells)] for i in range(0, len(frames), len(cells))
+            )
         ]
     )  # (groups, models)
     means, groups = scores.mean(axis=0), len(scores)

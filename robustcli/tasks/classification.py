@@ -182,9 +182,9 @@ def _rows(piece: Predictions) -> list[Row]:
             "prediction": int(top5[0]),
             "top5": top5.tolist(),
             "probability": float(probability),
-            "target_probability": float(of_target),
+            "target_probability": float(target_probability),
         }
-        for top5, probability, target, of_target in zip(
+        for top5, probability, target, target_probability in zip(
             piece.top5, piece.probability, piece.target, piece.target_probability, strict=True
         )
     ]

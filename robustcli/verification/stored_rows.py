@@ -91,10 +91,10 @@ class StoredRows:
         return {
             number: {
                 image_id: count == files[number]
-                for image_id, count in sorted(of_block.items())
+                for image_id, count in sorted(block_counts.items())
                 if 2 * count >= files[number]
             }
-            for number, of_block in counts.items()
+            for number, block_counts in counts.items()
         }
 
     def _read(self, path: Path, schema: pa.Schema) -> list[Row] | None:

@@ -186,7 +186,7 @@ def test_segmenters_are_judged_by_dice(tmp_path: Path) -> None:
 
 def test_an_incomplete_run_is_not_judged(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", RunPlan(images=60, done=0.5))
-    with pytest.raises(RunError, match=r"lacks rows of `vmamba-b`.*\n30 of 60 are there"):
+    with pytest.raises(RunError, match=r"lacks rows of `vmamba-b`.*\n30 of 60 exist"):
         judged(run, "clean=0")
     EVALUATION.update(run, status="partial")
     with pytest.raises(RunError, match=r"is not complete \(status: partial\)") as raised:

@@ -1,4 +1,4 @@
-"""What is missing, read from the files that are there."""
+"""The missing work, from the files of a run."""
 
 from pathlib import Path
 
