@@ -219,8 +219,8 @@ def by_road_tiles(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] |
             replace(image, relative=f"{split}/{image.relative}"), mask, split,
             group=_TILE.sub("", image.stem),
         )
-        for split, both in folders.items()
-        for image, mask in match_stems(location / split, *both)
+        for split, images_and_masks in folders.items()
+        for image, mask in match_stems(location / split, *images_and_masks)
     )  # fmt: skip
     return Layout(tuple(labelled), "photo", _ROAD_TOLERANCE)
 

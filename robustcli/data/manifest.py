@@ -246,15 +246,15 @@ def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Seque
     """The split of each of the `rows` rows; raises UsageError for an unknown split."""
     if _SPLIT.name not in columns:
         return [None] * rows
-    words = columns[_SPLIT.name]
-    unknown = sorted({word for word in words if word.lower() not in SPLIT_NAMES})
+    splits = columns[_SPLIT.name]
+    unknown = sorted({split for split in splits if split.lower() not in SPLIT_NAMES})
     if unknown:
         raise UsageError(
             f"`{path}` names {len(unknown)} unknown splits.",
             f"Column `split` holds {quoted(unknown)}; expected `train`, `val` or `test`.",
             "Correct them, or remove the column: the split is then drawn.",
         )
-    return [SPLIT_NAMES[word.lower()] for word in words]
+    return [SPLIT_NAMES[split.lower()] for split in splits]
 
 
 def _class_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
@@ -262,10 +262,10 @@ def _class_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict
     columns = range(len(rows[0]))
     files = [i for i in columns if all(_is_named(base, row[i].strip()) for row in rows[:_TRIED])]
     splits = [i for i in columns if all(row[i].strip().lower() in SPLIT_NAMES for row in rows)]
-    others = [i for i in columns if i not in (*files, *splits)]
-    if len(files) != 1 or len(others) != 1 or len(splits) > 1:
+    labels = [i for i in columns if i not in (*files, *splits)]
+    if len(files) != 1 or len(labels) != 1 or len(splits) > 1:
         return None
-    indices = {_PATH.name: files[0], _LABEL.name: others[0]}
+    indices = {_PATH.name: files[0], _LABEL.name: labels[0]}
     return indices | ({_SPLIT.name: splits[0]} if splits else {})
 
 
@@ -314,13 +314,13 @@ def _labels_by_content(files: Sequence[FileRef]) -> Headless:
     names = {*bare, *(file.relative for file in files), *(file.file_name for file in files)}
 
     def columns(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-        named = [
+        columns_of_files = [
             i
             for i in range(len(rows[0]))
             if any(normalised_path(r[i].strip()) in names for r in rows)
         ]
-        if len(rows[0]) != 2 or len(named) != 1:
+        if len(rows[0]) != 2 or len(columns_of_files) != 1:
             return None
-        return {_LABELS_PATH.name: named[0], _LABELS_LABEL.name: 1 - named[0]}
+        return {_LABELS_PATH.name: columns_of_files[0], _LABELS_LABEL.name: 1 - columns_of_files[0]}
 
     return columns

@@ -130,8 +130,10 @@ def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
     """The two options about masks in a normal form, for the hash of a run's settings; or empty."""
     if foreground is None and ignore is None:
         return []
-    named = NONZERO if _is_nonzero(foreground) else parse_values(foreground, "--foreground")
-    return [named, parse_values(ignore, "--ignore")]
+    foreground_values = (
+        NONZERO if _is_nonzero(foreground) else parse_values(foreground, "--foreground")
+    )
+    return [foreground_values, parse_values(ignore, "--ignore")]
 
 
 def check_no_masks(foreground: ValueOption, ignore: ValueOption) -> None:
@@ -203,18 +205,18 @@ def decide(
         UsageError: The values are ambiguous, or the options contradict each other or the masks.
     """
     nonzero = _is_nonzero(foreground)
-    named = () if nonzero else parse_values(foreground, "--foreground")
+    foreground_values = () if nonzero else parse_values(foreground, "--foreground")
     ignored = parse_values(ignore, "--ignore")
-    both = [value for value in named if value in ignored]
-    if both:
+    shared = [value for value in foreground_values if value in ignored]
+    if shared:
         raise UsageError(
-            f"`--foreground` and `--ignore` both name {shown_values(both)}.",
+            f"`--foreground` and `--ignore` both name {shown_values(shared)}.",
             "A value is either to be found or to be left out.",
             "Leave it out of one of the two.",
         )
     channel, counts = _channel(census, location)
-    if named or nonzero:
-        reading = MaskReading(None if nonzero else named, None, ignored, channel)
+    if foreground_values or nonzero:
+        reading = MaskReading(None if nonzero else foreground_values, None, ignored, channel)
         _check_named(reading, counts, census, location)
     else:
         reading = _reading_of_two(counts, census, location, ignored, channel)
@@ -307,21 +309,21 @@ def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
     """The share of the lossy files' pixels between the known values; raises if too large."""
     if not census.lossy:
         return 0.0
-    known = reading.lossy_steps
-    between = blurred_share(census.lossy, known, _MOST_BETWEEN, _PEAK)
+    steps = reading.lossy_steps
+    between = blurred_share(census.lossy, steps, _MOST_BETWEEN, _PEAK)
     total = sum(census.lossy.values())
     # Values of 0 to 3 may have been the classes 0 and 1 before compression.
     is_destroyed = max(census.lossy) <= _NEAR and census.lossy[0] < total * (1 - _PEAK)
     if between is None or (is_destroyed and not census.exact):
         raise _not_two(
             census.lossy, location, reading.ignored,
-            f"JPEG blurs edges, but these are not only {shown_values(known)} and blur.",
+            f"JPEG blurs edges, but these are not only {shown_values(steps)} and blur.",
         )  # fmt: skip
     return between
 
 
 def blurred_share(
-    counts: Mapping[Value, int], known: Sequence[Value], most: float, peak: float
+    counts: Mapping[Value, int], known: Sequence[Value], most_between: float, peak: float
 ) -> float | None:
     """The share of pixels of lossy files between the `known` values.
 
@@ -329,11 +331,11 @@ def blurred_share(
     (and more than a few), so that it is a class.
     """
     total = sum(counts.values())
-    far = {v: n for v, n in counts.items() if min(abs(v - k) for k in known) > _NEAR}
-    highest = max(far.values(), default=0)
-    if sum(far.values()) > most * total or highest > max(peak * total, _PEAK_PIXELS):
+    between = {v: n for v, n in counts.items() if min(abs(v - k) for k in known) > _NEAR}
+    highest = max(between.values(), default=0)
+    if sum(between.values()) > most_between * total or highest > max(peak * total, _PEAK_PIXELS):
         return None
-    return sum(far.values()) / total
+    return sum(between.values()) / total
 
 
 def _announcements(
@@ -410,8 +412,8 @@ def labels_of(
         foreground = _any_of(values, reading.foreground)
     unknown: list[Value] = []
     if reading.background is not None and not lossy:
-        others = ~(foreground | ignored | _any_of(values, reading.background))
-        unknown = [as_number(value) for value in np.unique(values[others])]
+        unlabelled = ~(foreground | ignored | _any_of(values, reading.background))
+        unknown = [as_number(value) for value in np.unique(values[unlabelled])]
     if not reading.ignored:
         return foreground, unknown
     labels = foreground.astype(np.uint8)

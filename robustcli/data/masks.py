@@ -147,19 +147,19 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
 def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> None:
     """Raises UsageError for colours or values that compression cannot have made of known values."""
     counts = {as_number(v): int(n) for v, n in zip(*_unique(values), strict=True)}
-    known = reading.lossy_steps
+    steps = reading.lossy_steps
     if max(counts) >= COLOUR_OFFSET:
         raise UsageError(
             f"The mask `{ref}` is a JPEG file with colours.",
             "JPEG blurs colours over their edges, so that it is not known where they end.",
             "Write it anew as PNG with 0 and 255.",
         )
-    if blurred_share(counts, known, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
-        most = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in known) > 32))
+    if blurred_share(counts, steps, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
+        commonest = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in steps) > 32))
         raise UsageError(
             f"The mask `{ref}` is a JPEG file that does not have two values and blur.",
-            f"{counts[most] / values.size:.1%} of its pixels are {shown_value(most)}, between the "
-            "known ones.",
+            f"{counts[commonest] / values.size:.1%} of its pixels are {shown_value(commonest)}, "
+            "between the known ones.",
             "Write it anew as PNG with 0 and 255.",
         )
 

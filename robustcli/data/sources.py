@@ -112,11 +112,11 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
         assert label_space is not None, "training names its data"
         data = default_data(label_space).data
     source, folder = _source_and_folder(data, masks=isinstance(truth, Masks))
-    named = find_named(source)
+    named_data = find_named(source)
     if isinstance(truth, Classes):
-        dataset = _with_classes(source, named, truth)
+        dataset = _with_classes(source, named_data, truth)
     else:
-        dataset = _with_masks(source, named, truth)
+        dataset = _with_masks(source, named_data, truth)
     if folder is None:
         return dataset
     samples = tuple(s for s in dataset.samples if s.image_id.startswith(f"{folder}/"))

@@ -73,8 +73,8 @@ def paper_splits(dataset: Dataset) -> Splits:
         UsageError: There are too few images for three splits.
     """
     ids = sorted(sample.image_id for sample in dataset.samples)
-    train, rest = shuffled_in_two(ids, math.floor(_PAPER_TRAIN * len(ids)), _PAPER_SEED)
-    val, test = shuffled_in_two(rest, len(rest) // 2, _PAPER_SEED)
+    train, held_out = shuffled_in_two(ids, math.floor(_PAPER_TRAIN * len(ids)), _PAPER_SEED)
+    val, test = shuffled_in_two(held_out, len(held_out) // 2, _PAPER_SEED)
     if not (train and val and test):
         raise UsageError(
             f"`{dataset.name}` has too few images to split: {len(ids)}.",
@@ -92,8 +92,8 @@ def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str
     the test part comes first.
     """
     permutation = np.random.RandomState(seed).permutation(len(ids))
-    others = len(ids) - first
-    return [ids[i] for i in permutation[others:]], [ids[i] for i in permutation[:others]]
+    other_count = len(ids) - first
+    return [ids[i] for i in permutation[other_count:]], [ids[i] for i in permutation[:other_count]]
 
 
 def _by_group(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:

@@ -32,11 +32,11 @@ def take(
         return dataset
     has_classes = dataset.label_space is not None
     ranked = _ranked(dataset, seed)
-    words = []
+    limits = []
     if per_class is not None:
         _check_classes(dataset, per_class)
         ranked = [(rank, sample) for rank, sample in ranked if rank < per_class]
-        words.append(f"{per_class} per class")
+        limits.append(f"{per_class} per class")
     samples = [sample for _, sample in ranked]
     if limit is not None and limit < len(samples):
         if not has_classes:  # the first sample of each split comes before all others
@@ -44,8 +44,8 @@ def take(
             samples.sort(key=lambda sample: firsts[sample.split] is not sample)
         samples = samples[:limit]
         spread = "classes" if has_classes else f"{dataset.grouping}s"
-        words.append(f"{limit} images spread over the {spread}")
-    return _with_subset(dataset, samples, f"{', '.join(words)}, seed {seed}")
+        limits.append(f"{limit} images spread over the {spread}")
+    return _with_subset(dataset, samples, f"{', '.join(limits)}, seed {seed}")
 
 
 QUICK_IMAGES = 381
@@ -72,15 +72,15 @@ def quick_look(dataset: Dataset, *, seed: int) -> Dataset:
     if dataset.label_space is not None:
         classes = len({sample.target for sample in dataset.samples})
         samples = [sample for _, sample in ranked][: max(QUICK_IMAGES, classes)]
-        words = f"{len(samples)} images spread over the classes"
+        contents = f"{len(samples)} images spread over the classes"
     else:
         groups = list(dict.fromkeys(sample.group for _, sample in ranked))[:QUICK_GROUPS]
         samples = [s for rank, s in ranked if rank < QUICK_PER_GROUP and s.group in set(groups)]
         spread = "" if dataset.grouping == "image" else f" of {len(groups)} {dataset.grouping}s"
-        words = f"{len(samples)} images{spread}"
+        contents = f"{len(samples)} images{spread}"
     if len(samples) == len(dataset.samples):
         return dataset
-    return _with_subset(dataset, samples, f"quick look: {words}, seed {seed}")
+    return _with_subset(dataset, samples, f"quick look: {contents}, seed {seed}")
 
 
 def _with_subset(dataset: Dataset, samples: Sequence[Sample], words: str) -> Dataset:

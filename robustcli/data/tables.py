@@ -147,11 +147,11 @@ def _encoding_without_mark(raw: bytes) -> tuple[str, str]:
 def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless | None) -> _Reading:
     usual = DELIMITERS.get(path.suffix.lower(), ",")
     separators, notes = [usual, *(s for s in _SEPARATORS if s != usual)], []
-    first, _, rest = text.partition("\n")
-    sep_line = _SEP_LINE.fullmatch(first.strip("\r"))
+    first_line, _, remaining_text = text.partition("\n")
+    sep_line = _SEP_LINE.fullmatch(first_line.strip("\r"))
     if sep_line:
-        separators, text = [sep_line[1].replace("\\t", "\t")], rest
-        notes = [f"a table with a first line `{first.strip()}`"]
+        separators, text = [sep_line[1].replace("\\t", "\t")], remaining_text
+        notes = [f"a table with a first line `{first_line.strip()}`"]
     tables = [(separator, _rows(path, text, separator)) for separator in separators]
     separated = {
         s: [] if s == usual or sep_line else [f"a table separated by {_SEPARATORS[s]}"]

@@ -109,8 +109,8 @@ class DeviceMonitor:
         """The usage so far; None on devices other than CUDA."""
         if self.device.type != "cuda":
             return None
-        now = _energy(self._handle)
-        used = None if now is None or self._energy is None else (now - self._energy) / 1000
+        energy = _energy(self._handle)
+        used = None if energy is None or self._energy is None else (energy - self._energy) / 1000
         mean = sum(self._samples) / len(self._samples) if self._samples else None
         return DeviceUse(
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device),

@@ -313,8 +313,8 @@ def _difference(ours: Any, theirs: Any) -> str:
         for our_value, their_value in zip(ours, theirs, strict=True):
             if our_value != their_value:
                 return _difference(our_value, their_value)
-    texts = ("nothing" if value is None else str(value) for value in (theirs, ours))
-    return " instead of ".join(t if len(t) <= 80 else f"{t[:77]}..." for t in texts) + "."
+    both_texts = ("nothing" if value is None else str(value) for value in (theirs, ours))
+    return " instead of ".join(t if len(t) <= 80 else f"{t[:77]}..." for t in both_texts) + "."
 
 
 @contextmanager
@@ -324,19 +324,19 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
     Raises:
         UsageError: `--devices` names more devices than there are, or contradicts a launcher.
     """
-    place = ranks()
-    if place.world > 1:
+    process = ranks()
+    if process.world > 1:
         if config.devices is not None:
             raise UsageError(
                 f"`--devices {config.devices}` contradicts the launcher.",
-                f"It has started {place.world} processes already.",
+                f"It has started {process.world} processes already.",
                 "Leave `--devices` out, or start the command without the launcher.",
             )
-        yield Group(place, store(place))
+        yield Group(process, store(process))
         return
     count = count_devices(config.devices, config.device)
     if count == 1:
-        yield Group(place)
+        yield Group(process)
         return
     for request in config.models:
         if request.module is not None:

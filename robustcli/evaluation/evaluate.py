@@ -223,8 +223,8 @@ def _compute(
 ) -> None:  # fmt: skip
     """Computes this rank's share of `pieces`: the loader makes batches, the runner writes rows."""
     config, task, device = evaluation.config, evaluation.task, evaluation.device
-    place = group.place
-    share = share_of(pieces, place.rank, place.world)
+    process = group.place
+    share = share_of(pieces, process.rank, process.world)
     if not share:
         return
     batch_size = min(config.batch_size or task.batch_sizes[device.type], record.block_size)
@@ -237,7 +237,7 @@ def _compute(
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
-            runner.run(_workers(config, device, place.local_world), pin=device.type == "cuda")
+            runner.run(_workers(config, device, process.local_world), pin=device.type == "cuda")
         finally:
             session = Session(
                 started=started,
@@ -268,13 +268,13 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
         evaluation.cells.values(), evaluation.config.seed,
     )  # fmt: skip
     task.finish(finished)
-    known = PARITY.read(evaluation.run)
+    existing = PARITY.read(evaluation.run)
     added = compare_with_published(
-        evaluation.cells, evaluation.data.items, known,
+        evaluation.cells, evaluation.data.items, existing,
         lambda samples, cells: _inputs_of(evaluation, models, samples, cells),
     )  # fmt: skip
     if added:
-        PARITY.write(evaluation.run, [*known, *added])
+        PARITY.write(evaluation.run, [*existing, *added])
 
 
 def _inputs_of(

@@ -189,8 +189,8 @@ def _seconds_per_image(evaluation: Evaluation) -> float:
         _prediction_seconds(task.predictor(m, dataset), trial) for m in models.values()
     )
     on_cpu = evaluation.device.type == "cpu"
-    both = trial.seconds + predicting if on_cpu else max(trial.seconds, predicting)
-    return both if usable_cores() == 1 else max(both / 2, trial.seconds, predicting)
+    sequential = trial.seconds + predicting if on_cpu else max(trial.seconds, predicting)
+    return sequential if usable_cores() == 1 else max(sequential / 2, trial.seconds, predicting)
 
 
 @dataclass(frozen=True)

@@ -161,22 +161,22 @@ def parse_gates(
 
 
 def _parsed(option: Literal["--fail-under", "--fail-drop"], text: str) -> Gate:
-    left, equals, number = text.rpartition("=")
+    target_text, equals, number = text.rpartition("=")
     is_drop = option == "--fail-drop"
     if not equals and is_drop:
-        left = EVERY
+        target_text = EVERY
     try:
         limit = float(number)
     except ValueError:
         limit = math.nan
-    if not left or not math.isfinite(limit):
+    if not target_text or not math.isfinite(limit):
         examples = "`5` or `perspective=5`" if is_drop else "`perspective=70`, `clean=75` or `*=60`"
         raise UsageError(
             f"`{option} {text}` cannot be read.",
             f"Expected {'NUMBER or ' if is_drop else ''}[MODEL:]TARGET=NUMBER, such as {examples}.",
             "A target is a transform, a glob, `mean`" + ("." if is_drop else ", or `clean`."),
         )
-    *before, last = left.split(":")
+    *before, last = target_text.split(":")
     severity = None
     if before and last.isdecimal():
         severity, last = int(last), before.pop()

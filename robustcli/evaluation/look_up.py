@@ -133,10 +133,10 @@ def _check_distinct(names: tuple[str, ...]) -> None:
         )
     folders: dict[str, str] = {}
     for name in names:
-        other = folders.setdefault(file_name(name).lower(), name)
-        if other != name:
+        first_name = folders.setdefault(file_name(name).lower(), name)
+        if first_name != name:
             raise UsageError(
-                f"`--model {other}` and `--model {name}` would share a folder of the run.",
+                f"`--model {first_name}` and `--model {name}` would share a folder of the run.",
                 "Characters that file names cannot have become `-`, and not every file system "
                 "distinguishes capital letters.",
                 "Evaluate them in two runs.",

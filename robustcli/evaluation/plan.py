@@ -114,11 +114,11 @@ def shared(pieces: Sequence[Piece], ranks: int) -> tuple[Piece, ...]:
     """
     if ranks == 1 or not pieces:
         return tuple(pieces)
-    most = -(-ranks * PIECES_PER_RANK // len(pieces))
+    parts_per_piece = -(-ranks * PIECES_PER_RANK // len(pieces))
     return tuple(
-        piece.only(piece.cells[first :: min(most, len(piece.cells))])
+        piece.only(piece.cells[first :: min(parts_per_piece, len(piece.cells))])
         for piece in pieces
-        for first in range(min(most, len(piece.cells)))
+        for first in range(min(parts_per_piece, len(piece.cells)))
     )
 
 

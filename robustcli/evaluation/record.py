@@ -65,10 +65,10 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
     options = "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
     yield from dataset_differences(old.dataset, new.dataset, options)
     yield from changed_fields(old, new, _FLAGS)
-    known = {model.name: model for model in old.models}
+    old_models = {model.name: model for model in old.models}
     for model in new.models:
-        if model.name in known:
-            for text in changed_fields(known[model.name], model, _MODEL_FLAGS):
+        if model.name in old_models:
+            for text in changed_fields(old_models[model.name], model, _MODEL_FLAGS):
                 yield f"Model `{model.name}`: {text}"
     parameters = {(t.name, t.severity): t.parameters for t in old.transforms}
     for cell in new.transforms:

@@ -79,7 +79,7 @@ class Runner:
         self.listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
         if len(parts) == batch.part_count:
             self.check()
-            self._write(batch, [parts[place] for place in range(batch.part_count)])
+            self._write(batch, [parts[index] for index in range(batch.part_count)])
             del self._parts[batch.block, batch.cell]
 
     def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:

@@ -66,11 +66,11 @@ def compare_with_clean(clean: pd.DataFrame, rows: pd.DataFrame) -> CleanComparis
 
     Both are rows of one model (columns: `PREDICTION_SCHEMA`), `clean` those of untouched images.
     """
-    both = common_images([clean, rows])
-    n = len(both[0])
+    common_rows = common_images([clean, rows])
+    n = len(common_rows[0])
     if n == 0:
         return CleanComparison(None, None, None, None, None, 0)
-    before, after = map(is_correct, both)
+    before, after = map(is_correct, common_rows)
     clean_top1, top1 = float(before.mean()), float(after.mean())
     counts = (before & after, before & ~after, ~before & after, ~before & ~after)
     low, high = paired_interval(PairedCounts(*(int(count.sum()) for count in counts)))

@@ -187,10 +187,10 @@ def compare_masks_with_clean(
     Both are rows of one model (columns: `MASK_SCHEMA`), `clean` those of untouched images; each
     resample of `bootstrap` draws the same groups of both.
     """
-    both = common_images([clean, rows])
-    if both[0].empty:
+    common_rows = common_images([clean, rows])
+    if common_rows[0].empty:
         return CleanMaskComparison(None, None, None, None, None, 0)
-    before, after = map(group_dice, both)
+    before, after = map(group_dice, common_rows)
     clean_dice, changed = float(before.mean()), float(after.mean())
     interval = bootstrap.mean(before - after)
     retention = changed / clean_dice if clean_dice else None

@@ -128,8 +128,8 @@ def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> ClassDiffer
 
     None without common images.
     """
-    both = common_images([reference, rows])
-    return hit_difference(*map(is_correct, both)) if len(both[0]) else None
+    common_rows = common_images([reference, rows])
+    return hit_difference(*map(is_correct, common_rows)) if len(common_rows[0]) else None
 
 
 def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> ClassDifference:
@@ -191,11 +191,11 @@ def mask_difference(
 
     None without common images. The seed of `bootstrap` also draws the signs.
     """
-    both = common_images([reference, rows])
-    if both[0].empty:
+    common_rows = common_images([reference, rows])
+    if common_rows[0].empty:
         return None
-    before, after = map(group_dice, both)
-    return dice_difference(after - before, len(both[0]), bootstrap)
+    before, after = map(group_dice, common_rows)
+    return dice_difference(after - before, len(common_rows[0]), bootstrap)
 
 
 def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> MaskDifference:

@@ -133,9 +133,9 @@ def _corruption_error(
     error = (1 - cells.groupby("corruption")["top1"].mean()).reindex(alexnet.index)
     relative = (error - (1 - clean["top1"].iloc[0])) / (alexnet - ALEXNET_CLEAN_ERROR)
     by_corruption = error / alexnet
-    named = {name: float(by_corruption[name]) for name in ALEXNET_ERROR}
+    errors = {name: float(by_corruption[name]) for name in ALEXNET_ERROR}
     return CorruptionError(
-        model, family, float(by_corruption.mean()), float(relative.mean()), named
+        model, family, float(by_corruption.mean()), float(relative.mean()), errors
     )
 
 

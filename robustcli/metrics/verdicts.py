@@ -284,8 +284,8 @@ class Agreement:
     @property
     def n(self) -> int:
         """The number of common images."""
-        right = self.both_right + self.first_only + self.second_only
-        return right + self.wrong_alike + self.wrong_differently
+        right_by_any = self.both_right + self.first_only + self.second_only
+        return right_by_any + self.wrong_alike + self.wrong_differently
 
     @property
     def share(self) -> float:
@@ -374,9 +374,9 @@ def flips(rows: ModelRows, clean: CellKey) -> list[Flips]:
             before, after = common_images([cells[clean], frame])
             if len(before):
                 was_right, is_right = is_correct(before), is_correct(after)
-                same = before["prediction"].to_numpy() == after["prediction"].to_numpy()
+                same_class = before["prediction"].to_numpy() == after["prediction"].to_numpy()
                 changes = (was_right & ~is_right, ~was_right & is_right)
-                counts = (*changes, ~was_right & ~is_right & ~same, same)
+                counts = (*changes, ~was_right & ~is_right & ~same_class, same_class)
                 table.append(Flips(model, *cell, *(int(count.sum()) for count in counts)))
     return table
 

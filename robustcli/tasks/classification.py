@@ -164,8 +164,8 @@ class ClassRows:
         inputs = batch.inputs
         pieces = self.forward(inputs.views[self.view], _truths(inputs))
         rows = [row for piece in pieces for row in _rows(piece)]
-        named = zip(batch.image_ids, rows, strict=True)
-        return [{"image_id": image_id, **row} for image_id, row in named]
+        answers = zip(batch.image_ids, rows, strict=True)
+        return [{"image_id": image_id, **row} for image_id, row in answers]
 
 
 def _truths(inputs: Views) -> torch.Tensor:

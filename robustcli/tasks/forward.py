@@ -69,5 +69,5 @@ class Forward:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; the CPU allocator says so only in the text of a RuntimeError."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "can't allocate memory" in str(error) or "out of memory" in str(error)
+    is_memory_error = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_memory_error or "can't allocate memory" in str(error) or "out of memory" in str(error)

@@ -70,12 +70,12 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     The header of the weights names the data, `splits.csv` in the run's folder (or a file with that
     suffix beside bundled weights) the splits.
     """
-    place = weights_path(request)
-    if place is None:
+    path = weights_path(request)
+    if path is None:
         return None
-    header = header_beside(weights_in(place))
-    folders = [place, place.parent, place.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
-    files = [place.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
+    header = header_beside(weights_in(path))
+    folders = [path, path.parent, path.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
+    files = [path.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
     splits_file = next((file for file in files if file.is_file()), None)
     parts = {} if splits_file is None else read_splits(splits_file)
     if header is None and not parts:
@@ -155,41 +155,47 @@ def choose_part(
     Raises:
         UsageError: The images of the split are unknown, or there are none.
     """
-    known = [training for training in trainings if training.overlaps(dataset)]
-    if split == "auto" and not known and dataset.evaluated is not None:
+    overlapping = [training for training in trainings if training.overlaps(dataset)]
+    if split == "auto" and not overlapping and dataset.evaluated is not None:
         part = _own_split(dataset, dataset.evaluated)
         listener.say(
             f"Only the {len(part.samples):,} {dataset.evaluated} images of `{dataset.name}` are "
             f"used, as published, of {len(dataset.samples):,} (`--split all` takes all)."
         )
         return ChosenPart(part, dataset.evaluated)
-    if split == "all" or (split == "auto" and not known):
-        for training in known:
+    if split == "all" or (split == "auto" and not overlapping):
+        for training in overlapping:
             listener.say(
                 f"`{training.model}` was trained on some of these images: the numbers flatter it."
             )
         return ChosenPart(dataset, "all")
-    named: EvaluatedPart = "test" if split == "auto" else split
-    part = _of_trainings(dataset, named, known) if known else _own_split(dataset, named)
+    evaluated: EvaluatedPart = "test" if split == "auto" else split
+    part = (
+        _of_trainings(dataset, evaluated, overlapping)
+        if overlapping
+        else _own_split(dataset, evaluated)
+    )
     if split == "auto":
         listener.say(
-            f"`{known[0].model}` was trained on this data: only the {len(part.samples)} of "
+            f"`{overlapping[0].model}` was trained on this data: only the {len(part.samples)} of "
             f"{len(dataset.samples)} images that were held out for testing are used "
             "(`--split all` takes all)."
         )
-    return ChosenPart(part, named)
+    return ChosenPart(part, evaluated)
 
 
-def _of_trainings(dataset: Dataset, split: EvaluatedPart, known: Sequence[TrainingData]) -> Dataset:
-    for training in known:
+def _of_trainings(
+    dataset: Dataset, split: EvaluatedPart, overlapping: Sequence[TrainingData]
+) -> Dataset:
+    for training in overlapping:
         if not training.parts:
             raise _unknown_parts(training)
     ids = frozenset(
         sample.image_id
         for sample in dataset.samples
-        if all(training.parts.get(sample.image_id) == split for training in known)
+        if all(training.parts.get(sample.image_id) == split for training in overlapping)
     )
-    names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in known))
+    names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in overlapping))
     if not ids:
         raise UsageError(
             f"No image of `{dataset.name}` is in the {split} part of {names}.",
@@ -215,8 +221,8 @@ def _own_split(dataset: Dataset, split: EvaluatedPart) -> Dataset:
     return _part(dataset, ids, f"{split} part of the data's own split")
 
 
-def _part(dataset: Dataset, ids: frozenset[str], words: str) -> Dataset:
-    return dataset.part(ids, f"{dataset.subset}, {words}" if dataset.subset else words)
+def _part(dataset: Dataset, ids: frozenset[str], part: str) -> Dataset:
+    return dataset.part(ids, f"{dataset.subset}, {part}" if dataset.subset else part)
 
 
 def _unknown_parts(training: TrainingData) -> UsageError:

@@ -79,10 +79,10 @@ def surface_distance(prediction: BoolMask, truth: BoolMask) -> SurfaceDistance |
     if not (prediction.any() and truth.any()):
         return None
     box = _box(prediction | truth)
-    both = _distances(prediction[box], truth[box])
-    hd95 = max(float(torch.quantile(distances, PERCENTILE / 100)) for distances in both)
-    near = sum(int((distances <= BOUNDARY_TOLERANCE).sum()) for distances in both)
-    return SurfaceDistance(hd95, near / sum(map(len, both)))
+    directions = _distances(prediction[box], truth[box])
+    hd95 = max(float(torch.quantile(direction, PERCENTILE / 100)) for direction in directions)
+    near = sum(int((direction <= BOUNDARY_TOLERANCE).sum()) for direction in directions)
+    return SurfaceDistance(hd95, near / sum(map(len, directions)))
 
 
 def _distances(mask: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:

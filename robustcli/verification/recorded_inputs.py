@@ -127,16 +127,16 @@ def _check_contents(
         return
     samples = tuple(images.values())
     has_masks = isinstance(samples[0].truth, FileRef)
-    here = Dataset(record.name, place, samples, None if has_masks else LabelSpace("", (), ()))
+    present = Dataset(record.name, place, samples, None if has_masks else LabelSpace("", (), ()))
     labels = "groups" if has_masks else "classes"
-    if here.digest != record.digest:
+    if present.digest != record.digest:
         raise MachineError(
             f"The images in `{place}` have other {labels} than those of `{stored.run}`.",
-            f"The digest of ids and {labels} is {here.digest[:16]}..., the run's is "
+            f"The digest of ids and {labels} is {present.digest[:16]}..., the run's is "
             f"{record.digest[:16]}....",
             "Name the data set that the run saw: `--data DIR`.",
         )
-    if record.contents and here.contents != record.contents:
+    if record.contents and present.contents != record.contents:
         changed = _first_changed(stored, images)
         raise MachineError(
             f"The files in `{place}` are not those that `{stored.run}` saw.",
@@ -261,12 +261,12 @@ class RecordedModels:
         if path is None or not path.is_file() or "trained here" not in model.pretraining:
             return None
         try:
-            here = state_digest(read_weights(path))
+            digest = state_digest(read_weights(path))
         except RobustError as error:
-            here = error.what
-        if here == model.weights_sha256:
+            digest = error.what
+        if digest == model.weights_sha256:
             return None
-        values = model.weights_sha256, here
+        values = model.weights_sha256, digest
         return Discrepancy("weights", f"digest of `{path}`", *values, model.name)
 
     def _requests_for(self, model: ModelRecord) -> Iterator[ModelRequest]:
@@ -338,9 +338,9 @@ def find_transforms(
                 "Name the file that defines it: `--plugin FILE`.",
             ) from error
         by_cell = {Cell(c.transform.name, c.severity): c for c in resolved}
-        here = by_cell.get(cell)
-        parameters = None if here is None else _plain(here.transform.parameters(cell.severity))
-        if here is None or parameters != _plain(recorded.parameters):
+        resolved_cell = by_cell.get(cell)
+        parameters = resolved_cell and _plain(resolved_cell.transform.parameters(cell.severity))
+        if resolved_cell is None or parameters != _plain(recorded.parameters):
             check.differences.append(
                 Discrepancy(
                     "parameters", "parameters of the transform", recorded.parameters, parameters,
@@ -348,7 +348,7 @@ def find_transforms(
                 )
             )  # fmt: skip
         else:
-            cells[cell] = here
+            cells[cell] = resolved_cell
     return cells
 
 

@@ -167,26 +167,26 @@ class ClassRowComparison(RowComparison):
         classes are equal within the tolerance.
         """
         agreement = block.agreement
-        recomputed = predictor.rows(batch)
-        pairs = [(block.stored.get(str(row["image_id"]), row), row) for row in recomputed]
-        agreement.rows += sum(str(row["image_id"]) in block.stored for row in recomputed)
-        for before, now in pairs:
-            if before is now:
+        rows = predictor.rows(batch)
+        pairs = [(block.stored.get(str(row["image_id"]), row), row) for row in rows]
+        agreement.rows += sum(str(row["image_id"]) in block.stored for row in rows)
+        for stored, recomputed in pairs:
+            if stored is recomputed:
                 continue
-            agreement.equal += before["prediction"] == now["prediction"]
+            agreement.equal += stored["prediction"] == recomputed["prediction"]
             for quantity in ("probability", "target_probability"):
-                distance = abs(_number(before[quantity]) - _number(now[quantity]))
+                distance = abs(_number(stored[quantity]) - _number(recomputed[quantity]))
                 agreement.largest = max(agreement.largest, distance if distance < math.inf else 0.0)
                 if not distance <= block.tolerance:
-                    values = before[quantity], now[quantity]
-                    yield RowDifference(str(now["image_id"]), quantity, *values)
+                    values = stored[quantity], recomputed[quantity]
+                    yield RowDifference(str(recomputed["image_id"]), quantity, *values)
         for place in range(5):
-            classes = [(_class_at(before, place), _class_at(now, place)) for before, now in pairs]
+            classes = [(_class_at(a, place), _class_at(b, place)) for a, b in pairs]
             if all(old == new for old, new in classes):
                 continue
             olds = _probabilities(predictor, batch, [old for old, _ in classes])
             news = _probabilities(predictor, batch, [new for _, new in classes])
-            for (old, new), p_old, p_new, (_, now) in zip(classes, olds, news, pairs, strict=True):
+            for (old, new), p_old, p_new, row in zip(classes, olds, news, rows, strict=True):
                 if old == new:
                     continue
                 is_tie = (
@@ -196,7 +196,7 @@ class ClassRowComparison(RowComparison):
                 if not is_tie:
                     quantity = "prediction" if place == 0 else f"class at place {place + 1}"
                     note = f"probabilities {p_old:.4g} and {p_new:.4g} here"
-                    yield RowDifference(str(now["image_id"]), quantity, old, new, note)
+                    yield RowDifference(str(row["image_id"]), quantity, old, new, note)
 
 
 def _top5(row: Row) -> list[int]:
@@ -254,20 +254,20 @@ class MaskRowComparison(RowComparison):
         self, batch: Batch[Any], predictor: Predictor, block: ComparedBlock
     ) -> Iterator[RowDifference]:
         """See `RowComparison.compare`."""
-        for now in predictor.rows(batch):
-            before = block.stored.get(str(now["image_id"]))
-            if before is not None:
+        for recomputed in predictor.rows(batch):
+            stored = block.stored.get(str(recomputed["image_id"]))
+            if stored is not None:
                 block.agreement.rows += 1
-                yield from _mask_differences(before, now, block)
+                yield from _mask_differences(stored, recomputed, block)
 
 
-def _mask_differences(before: Row, now: Row, block: ComparedBlock) -> Iterator[RowDifference]:
-    image_id, agreement = str(now["image_id"]), block.agreement
-    old, new = ({name: _number(row[name]) for name in _COUNTS} for row in (before, now))
-    for words, (first, second) in _SUMS_OF_TRUE_MASK.items():
+def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[RowDifference]:
+    image_id, agreement = str(row["image_id"]), block.agreement
+    old, new = ({name: _number(counts[name]) for name in _COUNTS} for counts in (stored, row))
+    for quantity, (first, second) in _SUMS_OF_TRUE_MASK.items():
         sums = old[first] + old[second], new[first] + new[second]
         if sums[0] != sums[1]:
-            yield RowDifference(image_id, words, *sums, "it follows from the true mask alone")
+            yield RowDifference(image_id, quantity, *sums, "it follows from the true mask alone")
             return
     changed = abs(old["tp"] - new["tp"]) + abs(old["fp"] - new["fp"])
     share = changed / max(sum(new.values()), 1.0)
@@ -283,8 +283,8 @@ def _mask_differences(before: Row, now: Row, block: ComparedBlock) -> Iterator[R
     agreement.equal += not changed
     agreement.tied += bool(changed)
     for quantity in () if changed else _COMPARED_IF_EQUAL:
-        if quantity in now and not _is_close(before.get(quantity), now[quantity]):
-            yield RowDifference(image_id, quantity, before.get(quantity), now[quantity])
+        if quantity in row and not _is_close(stored.get(quantity), row[quantity]):
+            yield RowDifference(image_id, quantity, stored.get(quantity), row[quantity])
 
 
 def _is_close(first: Any, second: Any) -> bool:

@@ -166,12 +166,13 @@ def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
     for (model, transform, severity), expected in _lines_of(table(run)).items():
         if (model, transform, severity) in wrong or (model, "identity", 0) in wrong:
             continue
-        line = written.get((model, transform, severity))
-        if line is None:
+        written_line = written.get((model, transform, severity))
+        if written_line is None:
             pairs: dict[str, tuple[Any, Any]] = {"line": ("none", "one")}
         else:
-            both = ((name, (line[name], value)) for name, value in expected.items() if name in line)
-            pairs = {name: pair for name, pair in both if not _is_same_number(*pair)}
+            names = (name for name in expected if name in written_line)
+            pairs = {name: (written_line[name], expected[name]) for name in names}
+            pairs = {name: pair for name, pair in pairs.items() if not _is_same_number(*pair)}
         note = "what its rows give; `robust report` writes it anew"
         check.differences += [
             Discrepancy("results.csv", quantity, *pair, model, transform, severity, note=note)

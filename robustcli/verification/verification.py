@@ -214,18 +214,17 @@ def _pixel_differences(
     for image_id, measures in zip(batch.image_ids, batch.measures[view], strict=True):
         row = stored.get(image_id)
         check.pixels += 1
-        quantity, before, now = "digest of the pixels", "no readable row", measures.digest
-        if row is not None:
-            before = str(row["digest"])
-        if before == now and row is not None:
+        digest = "no readable row" if row is None else str(row["digest"])
+        quantity, values = "digest of the pixels", (digest, measures.digest)
+        if row is not None and digest == measures.digest:
             check.equal_pixels += 1
             psnr_db = row["psnr_db"]
             if _is_same_psnr(psnr_db, measures.psnr_db) and row["changed"] == measures.changed:
                 continue
-            quantity, before, now = "PSNR (dB)", str(psnr_db), str(measures.psnr_db)
+            quantity, values = "PSNR (dB)", (str(psnr_db), str(measures.psnr_db))
         cell = batch.cell
         yield Discrepancy(
-            "pixels", quantity, before, now, None, cell.transform, cell.severity, image_id
+            "pixels", quantity, *values, None, cell.transform, cell.severity, image_id
         )
 
 
@@ -237,11 +236,12 @@ def _is_same_psnr(stored: Any, recomputed: float) -> bool:
 
 def _causes(record: RunRecord, device: str, models: Mapping[str, Model]) -> list[str]:
     """Versions, device and scan backends that differ between this machine and the record."""
-    here = versions()
+    installed = versions()
     causes = [
-        f"{name} {here.get(name, 'not installed')} here, {record.versions.get(name, 'none')} then"
-        for name in sorted({*here, *record.versions})
-        if here.get(name) != record.versions.get(name)
+        f"{name} {installed.get(name, 'not installed')} here, "
+        f"{record.versions.get(name, 'none')} then"
+        for name in sorted({*installed, *record.versions})
+        if installed.get(name) != record.versions.get(name)
     ]
     if device != record.device:
         causes.append(f"device {device} here, {record.device} then")
