@@ -127,9 +127,6 @@ class Anchor:
 class ClassifierStatistics(Statistics):
     """The statistics of an evaluation of classifiers."""
 
-    columns: ClassVar[Sequence[str]] = (
-        *("image_id", "target", "prediction", "probability", "target_probability"),
-    )
     test: ClassVar[str] = "McNemar's exact test; of means over severities the exact sign-flip test"
 
     @property

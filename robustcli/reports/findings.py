@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.cell_table import table_and_rows
 from robustcli.evaluation.gates import GatesRecord, read_gates
 from robustcli.evaluation.published_corruptions import (
     PUBLISHED_PREFIX,
@@ -27,12 +27,12 @@ from robustcli.metrics.severity_scores import (
     breaking_points,
     corruption_errors,
 )
+from robustcli.metrics.verdicts import ModelRows
 from robustcli.reports.classifier_statistics import ClassifierStatistics
 from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
 from robustcli.reports.statistics import Statistics
 from robustcli.tasks.record import ModelRecord
-from robustcli.transforms.base import Cell
 
 Row = dict[str, Any]
 """A row of an evaluation's table, by column."""
@@ -112,7 +112,8 @@ class Findings:
     Args:
         run: Its directory.
         record: Its `run.json`.
-        table: Its numbers (`metrics.table`).
+        table: Its numbers (`cell_table.table`).
+        rows: What they are made of, without `top5`.
         sessions: What computing them cost.
         skipped: The images that could not be read (columns: image_id, reason).
     """
@@ -120,13 +121,14 @@ class Findings:
     run: Path
     record: RunRecord
     table: pd.DataFrame
+    rows: ModelRows
     sessions: list[Session]
     skipped: pd.DataFrame
 
     @cached_property
     def statistics(self) -> Statistics:
         """What the rows say beyond the table."""
-        return _STATISTICS[self.record.task](self.run, self.record)
+        return _STATISTICS[self.record.task](self.record, self.rows)
 
     @property
     def gates(self) -> GatesRecord | None:
@@ -237,10 +239,7 @@ class Findings:
         """Our corruptions beside the published ones of the same name, where the run has both."""
         if all(t.family != "published" for t in self.record.transforms):
             return []
-        store, lines = (
-            Store(self.run),
-            {(line.transform, line.severity): line for line in self.lines},
-        )
+        lines = {(line.transform, line.severity): line for line in self.lines}
         alike = {(one.transform, one.severity, one.model): one for one in read_parity(self.run)}
         found = []
         for (name, severity), line in lines.items():
@@ -249,7 +248,7 @@ class Findings:
                 continue
             for ours, published in zip(own.rows, line.rows, strict=True):
                 model = str(published["model"])
-                rows = [store.rows(model, Cell(t, severity), "cls") for t in (own.transform, name)]
+                rows = [self.rows[model][t, severity] for t in (own.transform, name)]
                 found.append(ParityLine(
                     name.removeprefix(PUBLISHED_PREFIX), severity, model, ours, published,
                     class_difference(*rows), alike.get((name, severity, model)),
@@ -296,4 +295,6 @@ def read_findings(run: Path) -> Findings:
     Raises:
         UsageError: There is no readable run.
     """
-    return Findings(run, read_record(run), table(run), read_sessions(run), Store(run).skipped())
+    record = read_record(run)
+    table, rows = table_and_rows(run)
+    return Findings(run, record, table, rows, read_sessions(run), Store(run).skipped())

@@ -6,22 +6,21 @@ Everything is computed from the rows when it is first asked for, so that old run
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 
 from robustcli.evaluation.record import RunRecord
-from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.paired import smallest_p
 from robustcli.metrics.verdicts import (
     ALPHA,
     CellKey,
     Claim,
+    ModelRows,
     Rank,
     Verdict,
     claims,
@@ -29,23 +28,21 @@ from robustcli.metrics.verdicts import (
     transform_verdicts,
     verdicts,
 )
-from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.base import CLEAN
 
 CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of the evaluation in the folder `run`, whose `run.json` is `record`.
+    """The statistics of the evaluation with the record `record` and these rows.
 
     In a run that is not finished, models are compared on the images that both have.
     """
 
-    run: Path
     record: RunRecord
+    rows: ModelRows
 
-    columns: ClassVar[Sequence[str]] = ("image_id", "group", "tp", "fp", "fn")
-    """The columns of rows that statistics need."""
     test: ClassVar[str] = "sign-flip test of the dice of groups"
     """What the verdicts are by, in words."""
 
@@ -71,20 +68,6 @@ class Statistics:
     def smallest_p(units: int) -> float:
         """The smallest p that so many units can give."""
         return smallest_p(units)
-
-    @cached_property
-    def rows(self) -> dict[str, dict[CellKey, pd.DataFrame]]:
-        """The rows of every model and cell."""
-        store, task = Store(self.run), self.record.task
-        return {
-            model.name: {
-                (t.name, t.severity): store.rows(
-                    model.name, Cell(t.name, t.severity), task, self.columns
-                )
-                for t in self.record.transforms
-            }
-            for model in self.record.models
-        }
 
     @property
     def transformed(self) -> dict[str, dict[CellKey, pd.DataFrame]]:
