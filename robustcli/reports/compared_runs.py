@@ -6,7 +6,7 @@ images of a training or of a fine-tuning's modes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,25 +14,22 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import TaskName, find
+from robustcli.core.names import find
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.finetuning.record import MODES, read_finetune_record
 from robustcli.metrics.rows import have_same_images
 from robustcli.metrics.verdicts import CellKey
+from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.numbers import cell_label, counted
 from robustcli.reports.pages import kind_of
+from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.training.record import read_train_record
-from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.base import Cell
 
-CLEAN_KEY: CellKey = (CLEAN.transform, CLEAN.severity)
 NAMED = 4  # transforms, or images, that a message names
-_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
-    "cls": ("image_id", "target", "prediction"),
-    "seg": ("image_id", "group", "tp", "fp", "fn"),
-}
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,8 @@ class EvaluatedRun:
 
     def images(self, model: ModelRecord, key: CellKey) -> pd.DataFrame:
         """The rows of a model in a cell: what comparing needs of them."""
-        columns = _COLUMNS[self.record.task]
-        return self.store.rows(model.name, Cell(*key), self.record.task, columns)
+        task = self.record.task
+        return self.store.rows(model.name, Cell(*key), task, STATISTICS[task].row_columns)
 
     def pixels(self, view: str, key: CellKey, *, sample: bool) -> pd.Series:
         """Digest of the transformed pixels by image id; with `sample`, of one block of images."""
@@ -316,7 +313,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Ite
 
 def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
     """The settings that decide what transforms draw; untouched images depend on none of them."""
-    transforming = [run for run in runs if set(run.cells) - {CLEAN_KEY}]
+    transforming = [run for run in runs if set(run.cells) - {CLEAN_CELL}]
     if len(transforming) < 2:
         return
     seeds = [run.record.seed for run in transforming]
@@ -384,7 +381,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
     other_pixels: list[CellKey] = []
     changed_files: set[str] = set()
     other_classes: set[str] = set()
-    for key in sorted(shared, key=lambda key: key != CLEAN_KEY):
+    for key in sorted(shared, key=lambda key: key != CLEAN_CELL):
         frames = [model.run.images(model.model, key) for model in models]
         lacking = [
             f"{cells_in_words([key])} of `{m.label}` ({len(frame):,} of {m.run.expected:,} images)"
@@ -395,7 +392,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
             unfinished += lacking
             continue
         changed = _changed_pixels(models, frames, key)
-        if key == CLEAN_KEY:
+        if key == CLEAN_CELL:
             changed_files = changed
         elif changed - changed_files:
             other_pixels.append(key)
@@ -458,7 +455,7 @@ def _pixels_may_differ(models: Sequence[ComparedModel], key: CellKey) -> bool:
     drawn = {
         (run.record.seed, run.record.apply_at, repr(run.cells[key].parameters)) for run in runs
     }
-    return key != CLEAN_KEY and len(drawn) > 1
+    return key != CLEAN_CELL and len(drawn) > 1
 
 
 def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:

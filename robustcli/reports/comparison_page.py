@@ -10,7 +10,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.rundir import has_record
 from robustcli.metrics.verdicts import RANK_DRAWS, Rank
-from robustcli.reports.comparison import Comparison, Line, preprocessing
+from robustcli.reports.comparison import Comparison, ComparisonLine, preprocessing
 from robustcli.reports.console import grid
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, probability
@@ -45,7 +45,7 @@ def conclusions(comparison: Comparison) -> list[str]:
     return [*sentences, *claims]
 
 
-def _on_clean_images(comparison: Comparison, line: Line) -> str:
+def _on_clean_images(comparison: Comparison, line: ComparisonLine) -> str:
     verdict, scoring, measure = line.verdict, comparison.scoring, comparison.scoring.measure
     by = f"{measure.signed(verdict.difference, verdict.n)}{scoring.unit} of {measure.name}"
     if verdict.low is not None:
@@ -73,7 +73,7 @@ def _pair_table(comparison: Comparison, pair: tuple[str, str]) -> str:
     return grid(header, [(line.label, *_row(comparison, line)) for line in lines])
 
 
-def _row(comparison: Comparison, line: Line) -> tuple[str, str, str, str, str, str]:
+def _row(comparison: Comparison, line: ComparisonLine) -> tuple[str, str, str, str, str, str]:
     """Both scores, their difference, its interval, the adjusted p and the verdict, as text."""
     verdict, measure = line.verdict, comparison.scoring.measure
     return (

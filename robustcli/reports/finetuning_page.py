@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.finetuning.record import MODES
+from robustcli.reports.console import finetune_table
 from robustcli.reports.figures.freezing_figures import (
     GradientCurve,
     Limit,
@@ -337,6 +338,7 @@ def finetuning_report(run: Path) -> Page:
     return Page(
         finetuning_results(finetuning),
         finetuning_text(finetuning, draw_finetuning_gallery(finetuning)),
+        terminal=finetune_table(finetuning),
     )
 
 

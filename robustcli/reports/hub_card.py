@@ -18,7 +18,7 @@ from robustcli.core.names import file_name
 from robustcli.finetuning.record import MODES
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.markdown import from_template
-from robustcli.reports.measure import DICE, TOP1, Measure
+from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import cell_label, is_missing
 from robustcli.reports.publication import Publication
 from robustcli.tasks.record import ModelRecord
@@ -26,7 +26,6 @@ from robustcli.tasks.record import ModelRecord
 BEGIN, END = "<!-- robust:begin -->", "<!-- robust:end -->"
 YAML_BEGIN, YAML_END = "# robust:begin", "# robust:end"
 _OURS = "# Written by `robust publish`"
-_MEASURES: Mapping[str, Measure] = {"cls": TOP1, "seg": DICE}
 _HUB_TASKS = {"cls": "image-classification", "seg": "image-segmentation"}
 _METRICS = {
     "cls": (("top1", "accuracy", "top-1"), ("top5", "accuracy", "top-5")),
@@ -157,7 +156,7 @@ def _metadata(publication: Publication, results: _Results, config: CardConfig) -
             metric_type=kind,
             metric_name=name,
             metric_value=round(float(row[column]), 6),
-            metric_args=_arguments(publication, row, column, _MEASURES[task]),
+            metric_args=_arguments(publication, row, column, results.findings.scoring.measure),
             source_name="robust" if config.source_url else None,
             source_url=config.source_url,
         )
@@ -195,7 +194,7 @@ def _section(publication: Publication, results: _Results) -> str:
         "hub_card",
         model=results.model,
         dataset=record.dataset,
-        measure=_MEASURES[record.task],
+        measure=results.findings.scoring.measure,
         lines=lines,
         partial=publication.partial,
         software=" and ".join(
@@ -280,7 +279,7 @@ def _eval_results(
     from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined,unused-ignore]
 
     record = results.findings.record
-    measure = _MEASURES[record.task]
+    measure = results.findings.scoring.measure
     files = {}
     for row in results.rows:
         severity = f"-severity-{int(row['severity'])}" if int(row["severity"]) else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from robustcli.reports.findings import Findings, Line, read_findings
+from robustcli.reports.findings import Findings, TransformRows, read_findings
 from robustcli.reports.finetuning_findings import (
     Finetuning,
     ModeRun,
@@ -24,7 +24,7 @@ from robustcli.reports.finetuning_findings import (
     read_finetuning,
 )
 from robustcli.reports.markdown import TEMPLATES, template_environment
-from robustcli.reports.measure import DICE, IOU, TOP1, Measure
+from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import (
     MISSING,
     as_printed,
@@ -141,7 +141,7 @@ def evaluation_tables(run: Path) -> str:
         UsageError: There is no readable run.
     """
     findings = read_findings(run)
-    measures = [TOP1] if findings.record.task == "cls" else [DICE, IOU]
+    measures = findings.scoring.measures
     tables = [_scores(findings, measure) for measure in measures]
     if findings.transforms:
         tables.append(_drops(findings, measures[0]))
@@ -151,7 +151,7 @@ def evaluation_tables(run: Path) -> str:
 def _scores(findings: Findings, measure: Measure) -> LatexTable:
     several = len(findings.models) > 1
 
-    def score(row: Mapping[str, object], line: Line) -> str:
+    def score(row: Mapping[str, object], line: TransformRows) -> str:
         if not row["n"]:
             return "not yet"
         value = measure.value(row)

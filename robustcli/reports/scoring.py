@@ -15,7 +15,7 @@ from robustcli.metrics.paired import (
     class_difference,
     mask_difference,
 )
-from robustcli.reports.measure import DICE, TOP1, Measure
+from robustcli.reports.measure import DICE, IOU, TOP1, Measure
 from robustcli.reports.numbers import (
     MISSING,
     decimal,
@@ -28,7 +28,7 @@ from robustcli.reports.numbers import (
 )
 from robustcli.training.record import VALIDATIONS, Validation
 
-# What trainings of one kind of model are scored by; sections and figures ask for no more.
+_SAMPLES_TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
 class Difference(Protocol):
@@ -75,7 +75,10 @@ class Scoring(ABC):
     """
 
     measure: ClassVar[Measure]
+    measures: ClassVar[tuple[Measure, ...]]
     second: ClassVar[str]
+    panel: ClassVar[Literal["dice", "top1"]]
+    validated: ClassVar[str]
     validation: ClassVar[Validation]
     axis: ClassVar[str]
     equal: ClassVar[float] = 0.01
@@ -119,6 +122,22 @@ class Scoring(ABC):
         """What the rows of one model gain over those of another; None without common images."""
 
     @abstractmethod
+    def baseline_numbers(
+        self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
+    ) -> Mapping[str, Any] | pd.Series | None:
+        """The numbers that need no training; None until the held-out images are measured.
+
+        Args:
+            test_rows: Of the trained network on the held-out images.
+            baseline: The line of Otsu's threshold on the same images; classifiers have none.
+        """
+
+    @staticmethod
+    def likely_samples(rows: pd.DataFrame) -> pd.DataFrame:
+        """`rows` of clean images of which the first one is the sample that a run shows."""
+        return rows
+
+    @abstractmethod
     def tested(self, group: str) -> tuple[str, str]:
         """What the paired interval and the test are called, where a group is `group`."""
 
@@ -130,6 +149,9 @@ class DiceScoring(Scoring):
     """See the module."""
 
     measure: ClassVar[Measure] = DICE
+    measures: ClassVar[tuple[Measure, ...]] = (DICE, IOU)
+    panel: ClassVar[Literal["dice", "top1"]] = "dice"
+    validated: ClassVar[str] = "dice and IoU"
     second: ClassVar[str] = "IoU"
     validation: ClassVar[Validation] = VALIDATIONS["seg"]
     axis: ClassVar[str] = "dice (0 to 1)"
@@ -183,6 +205,18 @@ class DiceScoring(Scoring):
         """See `Scoring.difference`."""
         return mask_difference(reference, rows, Bootstrap(seed))
 
+    def baseline_numbers(
+        self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
+    ) -> pd.Series | None:
+        """See `Scoring.baseline_numbers`: Otsu's threshold."""
+        return baseline
+
+    @staticmethod
+    def likely_samples(rows: pd.DataFrame) -> pd.DataFrame:
+        """See `Scoring.likely_samples`: the first image with foreground among the first ones."""
+        rows = rows[:_SAMPLES_TRIED]
+        return pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])
+
     def tested(self, group: str) -> tuple[str, str]:
         """See `Scoring.tested`."""
         return f"paired 95 % bootstrap interval over {group}s", f"sign-flip test over {group}s"
@@ -195,6 +229,9 @@ class Top1Scoring(Scoring):
     """See the module."""
 
     measure: ClassVar[Measure] = TOP1
+    measures: ClassVar[tuple[Measure, ...]] = (TOP1,)
+    panel: ClassVar[Literal["dice", "top1"]] = "top1"
+    validated: ClassVar[str] = "top-1"
     second: ClassVar[str] = "top-5"
     validation: ClassVar[Validation] = VALIDATIONS["cls"]
     axis: ClassVar[str] = "top-1 (0 to 1)"
@@ -250,6 +287,12 @@ class Top1Scoring(Scoring):
     ) -> ClassDifference | None:
         """See `Scoring.difference`."""
         return class_difference(reference, rows)
+
+    def baseline_numbers(
+        self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
+    ) -> dict[str, float] | None:
+        """See `Scoring.baseline_numbers`: the most frequent class."""
+        return None if test_rows is None else most_frequent(test_rows)
 
     def tested(self, group: str) -> tuple[str, str]:
         """See `Scoring.tested`."""

@@ -12,16 +12,13 @@ import pandas as pd
 
 from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
-from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import MaskComparison, compare_masks
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import MISSING, counted, fraction_range
-from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
+from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.training.record import PAPER, TrainRecord, read_train_record
-from robustcli.transforms.base import CLEAN, Cell
-
-_IDENTITY = Cell("identity", 0)
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,10 @@ class Training:
 
         None until the held-out images are measured.
         """
-        if self.record.task == "seg":
-            return None if self.baseline is None else self.baseline.numbers
-        return None if self.test is None else most_frequent(self.test.rows)
+        return self.scoring.baseline_numbers(
+            None if self.test is None else self.test.rows,
+            None if self.baseline is None else self.baseline.numbers,
+        )
 
     @property
     def is_partial(self) -> bool:
@@ -177,8 +175,7 @@ def _held(run: Path) -> HeldOutResults | None:
         return None
     findings = read_findings(run)
     numbers = findings.table[findings.table["transform"] == "identity"].iloc[0]
-    store, name = Store(run), str(numbers["model"])
-    rows = store.rows(name, CLEAN, findings.record.task)
+    rows = findings.rows[str(numbers["model"])][CLEAN_CELL]
     return HeldOutResults(findings, numbers, rows) if len(rows) else None
 
 

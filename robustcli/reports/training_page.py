@@ -10,6 +10,7 @@ import pandas as pd
 
 from robustcli.core.errors import UsageError
 from robustcli.metrics.mask_scores import dice
+from robustcli.reports.console import training_table
 from robustcli.reports.figures.training_figures import (
     Course,
     Level,
@@ -136,7 +137,7 @@ NO_PICTURES = TrainingGallery()
 
 def draw_training_gallery(training: Training) -> TrainingGallery:
     """Draws every picture that one training has data for."""
-    if training.record.task == "cls":
+    if not training.scoring.per_group:
         return TrainingGallery(curves=_curves(training))
     return TrainingGallery(
         _scatter(training.run, Zoo([training])),
@@ -185,11 +186,12 @@ def _level(baseline: Baseline) -> Level:
 def _curves(training: Training) -> tuple[Picture, ...]:
     if training.metrics.empty:
         return ()
-    path, masks = "figures/curves.png", training.record.task == "seg"
+    path, scoring = "figures/curves.png", training.scoring
     course = _course(training, training.record.model)
-    draw_curves(course, training.run / path, "dice" if masks else "top1")
-    score = "dice and IoU" if masks else "top-1"
-    caption = f"Losses (left) and {score} (right) of {validated(training)}, epoch by epoch."
+    draw_curves(course, training.run / path, scoring.panel)
+    caption = (
+        f"Losses (left) and {scoring.validated} (right) of {validated(training)}, epoch by epoch."
+    )
     return (Picture(path, caption),)
 
 
@@ -254,7 +256,7 @@ def training_report(run: Path) -> Page:
     """
     training = read_training(run)
     text = training_text(training, draw_training_gallery(training))
-    return Page(results_of_training(training), text)
+    return Page(results_of_training(training), text, terminal=training_table(training))
 
 
 def results_of_training(training: Training) -> pd.DataFrame:
@@ -272,7 +274,7 @@ def training_text(training: Training, gallery: TrainingGallery = NO_PICTURES) ->
         gallery=gallery,
         headline=_headline(training),
         baseline=training.baseline_numbers,
-        gain=gain(training) if training.record.task == "seg" else None,
+        gain=gain(training),
         paper=pooled(training),
         zoo=Zoo([training]),
     )
@@ -280,10 +282,10 @@ def training_text(training: Training, gallery: TrainingGallery = NO_PICTURES) ->
 
 def _headline(training: Training) -> str:
     """The score that the title names; empty until it is measured."""
-    if training.record.task == "cls":
-        return "" if training.test is None else training.scoring.shown(training.test.numbers)
-    score = headline(training)
-    return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
+    if training.record.protocol == "paper":
+        score = headline(training)
+        return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
+    return "" if training.test is None else training.scoring.shown(training.test.numbers)
 
 
 def zoo_report(runs: Sequence[Path], out: Path) -> Page:
