@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from robustcli.evaluation.verification_result import Verification
     from robustcli.finetuning.selection import FreezeRule
-    from robustcli.reports.publishing import Published
+    from robustcli.reports.publishing import PublishResult
 
 
 ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
@@ -346,7 +346,7 @@ def verify(
 
 def publish(
     run: str | Path, to: Literal["mlflow", "wandb", "trackio", "hub-card"], **options: Any
-) -> Published:
+) -> PublishResult:
     """Sends a run to a tracker, or writes its model card.
 
     Args:

@@ -22,14 +22,14 @@ from robustcli.metrics.verdicts import (
     Verdict,
 )
 from robustcli.reports.classifier_statistics import STATISTICS
-from robustcli.reports.compared_runs import (
+from robustcli.reports.numbers import cell_label, counted, p_value
+from robustcli.reports.pairing import (
     ComparedModel,
     PairedRows,
-    differences,
     find_models,
     read_rows,
+    setting_differences,
 )
-from robustcli.reports.numbers import cell_label, counted, p_value
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.statistics import Statistics
 from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
@@ -307,15 +307,15 @@ def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -
             difference.
     """
     models, unmeasured = find_models([str(run) for run in runs])
-    found = differences(models)
-    refusals = [difference.sentence for difference in found if not difference.forcible]
+    unlike = setting_differences(models)
+    refusals = [difference.sentence for difference in unlike if not difference.forcible]
     if refusals:
         raise UsageError(
             "These runs cannot be compared image by image.",
             "\n".join(refusals),
             "Compare runs of the same task, classes and masks; no option compares others.",
         )
-    unmatched = [difference.sentence for difference in found]
+    unmatched = [difference.sentence for difference in unlike]
     unmatched += [f"{name} is not measured yet." for name in unmeasured]
     if unmatched and not force_common:
         raise _not_alike(unmatched)
@@ -363,7 +363,7 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
         )
     yield from _same_network(models)
     for title, values in (
-        ("Preprocessing differs.", [preprocessing(m) for m in models]),
+        ("Preprocessing differs.", [preprocessing_words(m) for m in models]),
         ("Precision differs.", [m.run.record.precision for m in models]),
         ("Device differs.", [m.run.record.device for m in models]),
         ("Versions differ.", _versions(models)),
@@ -387,8 +387,8 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for model in models:
         record = model.model
-        key = record.builder, repr(record.arguments), record.weights_sha256, preprocessing(model)
-        alike.setdefault(key, []).append(f"`{model.label}`")
+        network = record.builder, repr(record.arguments), record.weights_sha256
+        alike.setdefault((*network, preprocessing_words(model)), []).append(f"`{model.label}`")
     for labels in alike.values():
         if len(labels) > 1:
             yield Announcement(
@@ -398,7 +398,7 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
             )
 
 
-def preprocessing(model: ComparedModel) -> str:
+def preprocessing_words(model: ComparedModel) -> str:
     """How a model sees an image, in words."""
     record = model.model.preprocessing
     if isinstance(record, PreprocessingRecord):

@@ -10,7 +10,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.rundir import has_record
 from robustcli.metrics.verdicts import RANK_DRAWS, Rank
-from robustcli.reports.comparison import Comparison, ComparisonLine, preprocessing
+from robustcli.reports.comparison import Comparison, ComparisonLine, preprocessing_words
 from robustcli.reports.console import grid
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, probability
@@ -153,7 +153,7 @@ def check_out(out: Path) -> None:
 def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     """Draws the figures into `out`/figures."""
     # Matplotlib takes longer to import than a comparison for the terminal takes.
-    from robustcli.reports.figures.comparisons import draw_differences
+    from robustcli.reports.figures.evaluation_figures import draw_differences
     from robustcli.reports.figures.ranking import draw_ranks
 
     measure, forests = comparison.scoring.measure, {}
@@ -190,5 +190,5 @@ def comparison_page(
         conclusions=conclusions(comparison),
         command=command,
         pairs=comparison.pairs[:PAIRS_SHOWN],
-        preprocessing=preprocessing,
+        preprocessing_words=preprocessing_words,
     )

@@ -13,7 +13,7 @@ from robustcli.core.names import TaskName
 from robustcli.reports.classifier_statistics import Anchor, ClassifierStatistics
 from robustcli.reports.findings import Findings
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     ModeRun,
     Pace,
     against_full,
@@ -39,12 +39,12 @@ from robustcli.reports.numbers import (
     seconds,
     statistic,
 )
-from robustcli.reports.scoring import Difference, Scoring
+from robustcli.reports.scoring import ScoreDifference, Scoring
 from robustcli.reports.statistics import Statistics
 from robustcli.reports.training_findings import (
     HeldOutResults,
     Score,
-    Training,
+    TrainingFindings,
     group_score,
     pooled,
 )
@@ -182,12 +182,12 @@ def _warning(anchor: Anchor) -> str:
     )
 
 
-def training_table(training: Training) -> str:
+def training_table(training: TrainingFindings) -> str:
     """A training's result on its held-out images, and what needs no training on the same."""
     return _plain(_TRAINING_TABLES[training.record.task](training))
 
 
-def _mask_table(training: Training) -> str:
+def _mask_table(training: TrainingFindings) -> str:
     """The same with what was published; “with foreground” is the mean of images that have any."""
     record, printed = training.record, published(training.record.model)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
@@ -224,7 +224,7 @@ def _held_out(name: str, held: HeldOutResults, over: str) -> tuple[str, ...]:
     return _scored(name, group_score(held.numbers), foreground, over)
 
 
-def _class_table(training: Training) -> str:
+def _class_table(training: TrainingFindings) -> str:
     scoring, test, baseline = training.scoring, training.test, training.baseline_numbers
     if test is None or baseline is None:
         return "Nothing is measured yet."
@@ -261,7 +261,7 @@ _LAYOUTS: Mapping[TaskName, TableLayout] = {
         lambda row: f"dice {fraction(row['dice'])} on {row['n']} images",
     ),
 }
-_TRAINING_TABLES: Mapping[TaskName, Callable[[Training], str]] = {
+_TRAINING_TABLES: Mapping[TaskName, Callable[[TrainingFindings], str]] = {
     "cls": _class_table,
     "seg": _mask_table,
 }
@@ -270,11 +270,11 @@ _TRAINING_TABLES: Mapping[TaskName, Callable[[Training], str]] = {
 # The tables that `robust finetune` prints.
 
 
-SHOWN = 12  # tensors; the report has all of them
+TENSORS_SHOWN = 12  # tensors; the report has all of them
 _COSTS = ("mode", "s/iteration", "iterations/s", "trained", "optimizer", "peak memory", "time")
 
 
-def finetune_table(finetuning: Finetuning) -> str:
+def finetune_table(finetuning: FinetuningFindings) -> str:
     """What was frozen, what each mode cost and gave, and the verdict in words."""
     parts = [
         _tensors(finetuning),
@@ -285,7 +285,7 @@ def finetune_table(finetuning: Finetuning) -> str:
     return _plain("\n\n".join(filter(None, parts)) or "Nothing is measured yet.")
 
 
-def _tensors(finetuning: Finetuning) -> str:
+def _tensors(finetuning: FinetuningFindings) -> str:
     """The top of the table of tensors: those with the smallest statistic."""
     if finetuning.decisions is None:
         return ""
@@ -296,13 +296,13 @@ def _tensors(finetuning: Finetuning) -> str:
             *(str(row["name"]), str(row["shape"]), f"{row['count']:,}"),
             *(statistic(row["statistic"]), "frozen" if row["frozen"] else "no", str(row["why"])),
         )
-        for _, row in table.head(SHOWN).iterrows()
+        for _, row in table.head(TENSORS_SHOWN).iterrows()
     ]
     shown, rest = grid(header, rows), len(finetuning.decisions) - len(rows)
     return f"{shown}\nand {counted(rest, 'more tensor')}: see the report" if rest else shown
 
 
-def _scores(finetuning: Finetuning) -> str:
+def _scores(finetuning: FinetuningFindings) -> str:
     scoring = finetuning.scoring
     rows: list[tuple[str, ...]] = [
         (
@@ -320,7 +320,7 @@ def _scores(finetuning: Finetuning) -> str:
     return grid(header, rows) if rows else ""
 
 
-def _compared(scoring: Scoring, difference: Difference | None) -> tuple[str, str, str]:
+def _compared(scoring: Scoring, difference: ScoreDifference | None) -> tuple[str, str, str]:
     if difference is None:
         return ("", "", "")
     low, high, p = difference.low, difference.high, difference.p
@@ -328,7 +328,7 @@ def _compared(scoring: Scoring, difference: Difference | None) -> tuple[str, str
     return (scoring.apart(difference.value), interval, "" if p is None else p_value(p))
 
 
-def _costs(finetuning: Finetuning) -> str:
+def _costs(finetuning: FinetuningFindings) -> str:
     rows = [_cost(run, speed) for run in finetuning.modes if (speed := pace(run)) is not None]
     return grid(_COSTS, rows) if rows else ""
 

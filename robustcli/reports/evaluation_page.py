@@ -9,7 +9,7 @@ from robustcli.metrics.severity_scores import breaking_points
 from robustcli.reports.cell_photos import read_photos
 from robustcli.reports.console import evaluation_summary
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
+from robustcli.reports.gallery import Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
 from robustcli.reports.pages import Page, to_csv
 from robustcli.reports.statistics import statistics_json
@@ -47,11 +47,11 @@ def _files(findings: Findings) -> dict[str, str]:
     return {"statistics.json": statistics_json(statistics, more), **tables}
 
 
-def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:
+def evaluation_text(findings: Findings, gallery: Gallery | None = None) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         _TEMPLATES[findings.record.task],
         findings=findings,
-        gallery=gallery,
+        gallery=gallery or Gallery(),
         measure=findings.scoring.measure,
     )

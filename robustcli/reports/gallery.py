@@ -20,7 +20,7 @@ from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
 from robustcli.metrics.calibration import reliability
 from robustcli.reports.classifier_statistics import ClassifierStatistics
-from robustcli.reports.figures.comparisons import (
+from robustcli.reports.figures.evaluation_figures import (
     BIN_IMAGES,
     PAIRS_ABREAST,
     draw_bars,
@@ -201,9 +201,6 @@ class Gallery:
     hard_photos: tuple[Picture, ...] = ()
     no_hard_photos: str = ""
     """Why there is no picture of the hardest images, where there could be one."""
-
-
-NO_PICTURES = Gallery()
 
 
 def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:

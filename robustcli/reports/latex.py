@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from robustcli.reports.findings import Findings, TransformRows, read_findings
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     ModeRun,
     against_full,
     frozen_elements,
@@ -35,7 +35,13 @@ from robustcli.reports.numbers import (
     signed,
     thousands,
 )
-from robustcli.reports.training_findings import Score, Training, group_score, pooled, read_training
+from robustcli.reports.training_findings import (
+    Score,
+    TrainingFindings,
+    group_score,
+    pooled,
+    read_training,
+)
 from robustcli.reports.zoo_rows import Zoo
 
 LONGEST = 45
@@ -233,7 +239,7 @@ def _shown(score: Score | None) -> tuple[str, str]:
     return f"{score.dice:.3f}{score.dice_range}", iou
 
 
-def _of_training(training: Training) -> dict[str, object]:
+def _of_training(training: TrainingFindings) -> dict[str, object]:
     test = training.test
     return {
         "record": training.record,
@@ -244,7 +250,7 @@ def _of_training(training: Training) -> dict[str, object]:
     }
 
 
-def zoo_tables(trainings: Sequence[Training]) -> str:
+def zoo_tables(trainings: Sequence[TrainingFindings]) -> str:
     """`trainings` beside the published numbers of their networks."""
     zoo, rows = Zoo(trainings), []
     for row in zoo.rows:
@@ -298,7 +304,7 @@ def finetuning_tables(run: Path) -> str:
     return _document([table], [run], partial=finetuning.is_partial)
 
 
-def _mode(finetuning: Finetuning, run: ModeRun) -> list[str]:
+def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
     test, scoring = run.training.test, finetuning.scoring
     scores = (
         [MISSING, MISSING]

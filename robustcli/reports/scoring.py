@@ -31,7 +31,7 @@ from robustcli.training.record import VALIDATIONS, Validation
 _SAMPLES_TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
-class Difference(Protocol):
+class ScoreDifference(Protocol):
     """A mode against full fine-tuning on the same images; see `MaskDifference`."""
 
     @property
@@ -118,7 +118,7 @@ class Scoring(ABC):
     @abstractmethod
     def difference(
         self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
-    ) -> Difference | None:
+    ) -> ScoreDifference | None:
         """What the rows of one model gain over those of another; None without common images."""
 
     @abstractmethod

@@ -42,7 +42,7 @@ class HeldOutResults:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingFindings:
     """One training run as a report sees it.
 
     Args:
@@ -129,7 +129,7 @@ class Training:
         return f"{self.record.grouping}s"
 
 
-def read_training(run: Path) -> Training:
+def read_training(run: Path) -> TrainingFindings:
     """The training in directory `run`, as far as it has come.
 
     Raises:
@@ -137,7 +137,7 @@ def read_training(run: Path) -> Training:
     """
     record = read_train_record(run)
     weights = run / "weights.safetensors"
-    return Training(
+    return TrainingFindings(
         run,
         record,
         _metrics(run / "metrics.csv", SCORINGS[record.task].validation.metrics),
@@ -263,7 +263,7 @@ def group_score(numbers: pd.Series) -> Score:
     return Score(*(float(numbers[name]) if pd.notna(numbers[name]) else None for name in names))
 
 
-def pooled(training: Training) -> Pooled | None:
+def pooled(training: TrainingFindings) -> Pooled | None:
     """The paper's statistic of the test set; None where it was not recorded."""
     rows, batch = training.paper, training.record.recipe.paper_batch
     if rows is None or batch is None or rows.empty:
@@ -273,7 +273,9 @@ def pooled(training: Training) -> Pooled | None:
     return Pooled(_pooled_score(scores, single, training), scores.batches, scores.undefined, batch)
 
 
-def _pooled_score(scores: PaperScores, single: list[PaperScores], training: Training) -> Score:
+def _pooled_score(
+    scores: PaperScores, single: list[PaperScores], training: TrainingFindings
+) -> Score:
     """The means over batches, with intervals that resample batches."""
     bootstrap = Bootstrap(training.record.seed)
     dice = np.array([part.dice for part in single if not np.isnan(part.dice)])
@@ -288,7 +290,7 @@ def _pooled_score(scores: PaperScores, single: list[PaperScores], training: Trai
     )
 
 
-def headline(training: Training) -> Score | None:
+def headline(training: TrainingFindings) -> Score | None:
     """What the training's own protocol reports; None until it is measured."""
     if training.record.protocol == "paper":
         paper = pooled(training)
@@ -296,7 +298,7 @@ def headline(training: Training) -> Score | None:
     return group_score(training.test.numbers) if training.test else None
 
 
-def gain(training: Training) -> MaskComparison | None:
+def gain(training: TrainingFindings) -> MaskComparison | None:
     """Otsu's threshold (as `clean`) against the training, paired; None until both are there."""
     if training.test is None or training.baseline is None:
         return None

@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import EVALUATION, TransformRecord, read_record
-from robustcli.reports.compared_runs import find_models
 from robustcli.reports.comparison import COLUMNS, Comparison, read_comparison
+from robustcli.reports.pairing import find_models
 from robustcli.tasks.record import MasksRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.compared import (

@@ -6,7 +6,7 @@ from robustcli.evaluation.cell_table import table
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.reports.console import (
     MODELS_ABREAST,
-    SHOWN,
+    TENSORS_SHOWN,
     evaluation_table,
     finetune_table,
     grid,
@@ -153,7 +153,7 @@ def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
     tensor_table, words = text.split("\n\n")
     assert words.startswith("By count, freezing leaves out 2.00 % of the convolutions")
     lines = tensor_table.splitlines()
-    assert len(lines) == 2 + SHOWN + 1
+    assert len(lines) == 2 + TENSORS_SHOWN + 1
     assert lines[-1] == "and 18 more tensors: see the report"
 
 

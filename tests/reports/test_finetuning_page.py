@@ -12,7 +12,7 @@ import pytest
 from robustcli.finetuning.record import RuleRecord
 from robustcli.reports import finetuning_page
 from robustcli.reports.figures.freezing_figures import GradientCurve, Limit, ModeCourse, Rule
-from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
+from robustcli.reports.finetuning_findings import FinetuningFindings, read_finetuning
 from robustcli.reports.finetuning_page import (
     FinetuningGallery,
     curves,
@@ -20,7 +20,7 @@ from robustcli.reports.finetuning_page import (
     finetuning_report,
     finetuning_text,
     kind_of_tensor,
-    limit,
+    rule_limit,
     short_names,
 )
 from robustcli.reports.finetuning_words import chosen_from, saved
@@ -74,7 +74,7 @@ def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan
     assert list(page.results["mode"]) == begun
 
 
-def found(run: Path, **plan: object) -> Finetuning:
+def found(run: Path, **plan: object) -> FinetuningFindings:
     return read_finetuning(build_finetuning(run, FinetunePlan(modes=(), **plan)))  # type: ignore[arg-type]
 
 
@@ -445,11 +445,11 @@ def test_time_saved_is_what_is_missing_from_one(
 
 
 @pytest.fixture(scope="module")
-def profiled(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
     return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run"), FinetunePlan(modes=())))
 
 
-def ruled(profiled: Finetuning, **changes: object) -> Finetuning:
+def ruled(profiled: FinetuningFindings, **changes: object) -> FinetuningFindings:
     rule = profiled.record.rule.model_copy(update=changes)
     assert isinstance(rule, RuleRecord)
     return replace(
@@ -458,7 +458,7 @@ def ruled(profiled: Finetuning, **changes: object) -> Finetuning:
     )
 
 
-def test_the_lines_are_the_rows_of_the_profile(profiled: Finetuning) -> None:
+def test_the_lines_are_the_rows_of_the_profile(profiled: FinetuningFindings) -> None:
     lines = curves(profiled)
     assert [line.label for line in lines] == ["A_log", "D", "conv1d.weight", "in_proj.weight"]
     assert [line.frozen for line in lines] == [True, True, False, False]
@@ -469,7 +469,7 @@ def test_the_lines_are_the_rows_of_the_profile(profiled: Finetuning) -> None:
     assert np.count_nonzero(lines[0].statistics == 0) == 3
 
 
-def test_a_rule_about_all_tensors_shows_all(profiled: Finetuning) -> None:
+def test_a_rule_about_all_tensors_shows_all(profiled: FinetuningFindings) -> None:
     lines = curves(ruled(profiled, scope="all"))
     assert len(lines) == 7
     assert lines[0].label == "encoder.stem.conv1.bias"
@@ -478,7 +478,7 @@ def test_a_rule_about_all_tensors_shows_all(profiled: Finetuning) -> None:
 
 
 def test_a_relative_statistic_is_divided_by_the_weight(
-    profiled: Finetuning,
+    profiled: FinetuningFindings,
 ) -> None:
     plain, relative = (
         curves(profiled),
@@ -487,7 +487,7 @@ def test_a_relative_statistic_is_divided_by_the_weight(
     np.testing.assert_allclose(2 * plain[3].statistics, relative[3].statistics)
 
 
-def test_the_statistic_is_the_rule_s(profiled: Finetuning) -> None:
+def test_the_statistic_is_the_rule_s(profiled: FinetuningFindings) -> None:
     plain, largest = (
         curves(profiled),
         curves(ruled(profiled, kind="max_abs")),
@@ -496,7 +496,7 @@ def test_the_statistic_is_the_rule_s(profiled: Finetuning) -> None:
 
 
 def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
-    profiled: Finetuning,
+    profiled: FinetuningFindings,
 ) -> None:
     assert profiled.profile is not None
     rows = profiled.profile.copy()
@@ -509,20 +509,20 @@ def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
     assert first.mean == pytest.approx(np.nanmean(first.statistics)), "iterations without count not"
 
 
-def test_without_a_profile_there_are_no_lines(profiled: Finetuning) -> None:
+def test_without_a_profile_there_are_no_lines(profiled: FinetuningFindings) -> None:
     assert curves(replace(profiled, profile=None)) == []
     assert not any(line.frozen for line in curves(replace(profiled, decisions=None)))
 
 
-def test_the_limit_is_the_rule_s(profiled: Finetuning) -> None:
+def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
     lines = curves(profiled)
-    assert limit(profiled, lines) == Limit("threshold 1e-06", 1e-6)
-    lowest = limit(ruled(profiled, threshold=None, quantile=0.5), lines)
+    assert rule_limit(profiled, lines) == Limit("threshold 1e-06", 1e-6)
+    lowest = rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines)
     assert lowest is not None
     assert lowest.value == lines[1].mean, "the largest of the frozen ones"
     assert lowest.name == f"the smallest 0.5: up to {lines[1].mean:.1e}"
-    assert limit(ruled(profiled, threshold=None, pattern="x"), lines) is None
-    assert limit(ruled(profiled, threshold=None, quantile=0.5), lines[2:]) is None
+    assert rule_limit(ruled(profiled, threshold=None, pattern="x"), lines) is None
+    assert rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines[2:]) is None
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,11 @@ def test_each_kind_of_run_has_its_own_report(tmp_path: Path) -> None:
         "train": build_training(tmp_path / "train"),
     }
     assert {kind_of(run) for run in kinds.values()} == set(kinds)
-    for kind, start in (("cls", "# Top-1"), ("seg", "# Dice of"), ("train", "# Training of")):
+    for kind, start in (
+        ("cls", "# Top-1"),
+        ("seg", "# Dice of"),
+        ("train", "# Training of"),
+    ):
         assert render(kinds[kind]).read_text().startswith(start)
 
 

@@ -13,7 +13,7 @@ from robustcli.metrics.mask_scores import compare_masks
 from robustcli.reports import training_page
 from robustcli.reports.figures.training_figures import Level, Point, Strip
 from robustcli.reports.measure import RELAXED
-from robustcli.reports.training_findings import Training, gain, pooled, read_training
+from robustcli.reports.training_findings import TrainingFindings, gain, pooled, read_training
 from robustcli.reports.training_page import (
     TrainingGallery,
     draw_training_gallery,
@@ -34,7 +34,7 @@ def page(run: Path, plan: TrainPlan = PLAIN) -> str:
     return training_text(read(run, plan))
 
 
-def read(run: Path, plan: TrainPlan = PLAIN) -> Training:
+def read(run: Path, plan: TrainPlan = PLAIN) -> TrainingFindings:
     return read_training(build_training(run, plan))
 
 

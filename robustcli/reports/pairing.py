@@ -209,14 +209,17 @@ def _path(model: ComparedModel) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A setting in which runs differ, in a sentence; `forcible` ones leave something in common."""
 
     sentence: str
     forcible: bool = True
 
 
-def differences(models: Sequence[ComparedModel]) -> list[Difference]:
+Differences = Iterator[SettingDifference]
+
+
+def setting_differences(models: Sequence[ComparedModel]) -> list[SettingDifference]:
     """The settings in which the runs of `models` differ, and so their rows do not pair up."""
     runs = list({model.run.folder.resolve(): model.run for model in models}.values())
     if len(runs) == 1:
@@ -242,16 +245,16 @@ def _by_value(name: str, runs: Sequence[EvaluatedRun], values: Sequence[Hashable
     return f"{name}: {'; '.join(parts)}."
 
 
-def _if_any(sentence: str, *, forcible: bool = True) -> Iterator[Difference]:
+def _if_any(sentence: str, *, forcible: bool = True) -> Differences:
     if sentence:
-        yield Difference(sentence, forcible)
+        yield SettingDifference(sentence, forcible)
 
 
-def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     tasks = {"cls": "classification", "seg": "segmentation"}
     task = _by_value("The task", runs, [tasks[run.record.task] for run in runs])
     if task:
-        yield Difference(task, forcible=False)
+        yield SettingDifference(task, forcible=False)
         return
     datasets = [run.record.dataset for run in runs]
     spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
@@ -262,7 +265,7 @@ def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[
     )
 
 
-def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     datasets = [run.record.dataset for run in runs]
     if len({dataset.digest for dataset in datasets}) > 1:
         shown = [
@@ -272,10 +275,10 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterato
         ]
         flags = "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
         sentence = _by_value(f"The images, their classes or their order ({flags})", runs, shown)
-        yield Difference(sentence)
+        yield SettingDifference(sentence)
     elif len({dataset.contents for dataset in datasets if dataset.contents}) > 1:
         shown = [f"`{d.location}`, digest {(d.contents or 'unknown')[:8]}" for d in datasets]
-        yield Difference(_by_value("The files hold other contents (`--data`)", runs, shown))
+        yield SettingDifference(_by_value("The files hold other contents (`--data`)", runs, shown))
     readings = [d.masks.words if d.masks else "as usual" for d in datasets]
     yield from _if_any(
         _by_value("How masks are read (`--foreground`, `--ignore`)", runs, readings),
@@ -287,7 +290,7 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterato
     yield from _if_any(_by_value("The tolerance of masks", runs, tolerances))
 
 
-def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     everywhere = list(dict.fromkeys(key for run in runs for key in run.cells))
     missing: dict[tuple[str, ...], list[CellKey]] = {}
     for key in everywhere:
@@ -296,7 +299,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Ite
             missing.setdefault(lacking, []).append(key)
     for lacking, keys in missing.items():
         verb = "lacks" if len(lacking) == 1 else "lack"
-        yield Difference(
+        yield SettingDifference(
             f"Transforms (`--transform`, `--severity`): {', '.join(lacking)} {verb} "
             f"{cells_in_words(keys)}."
         )
@@ -311,7 +314,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Ite
         yield from _if_any(_by_value(f"The parameters of {cells_in_words([key])}", having, shown))
 
 
-def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     """The settings that decide what transforms draw; untouched images depend on none of them."""
     transforming = [run for run in runs if set(run.cells) - {CLEAN_CELL}]
     if len(transforming) < 2:
@@ -322,15 +325,13 @@ def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterat
     yield from _if_any(_by_value("`--apply-at`", transforming, applied))
 
 
-def _unreadable(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _unreadable(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     if len({run.skipped for run in runs}) > 1:
         shown = [f"{len(run.skipped)} ({_some(sorted(run.skipped))})" for run in runs]
-        yield Difference(_by_value("Images that could not be read", runs, shown))
+        yield SettingDifference(_by_value("Images that could not be read", runs, shown))
 
 
-def _thresholds(
-    runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]
-) -> Iterator[Difference]:
+def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -> Differences:
     shown = []
     for run in runs:
         of_run = [m.model.preprocessing for m in models if m.run.folder == run.folder]
