@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustcli.evaluation.config import BLOCK_SIZE
-from robustcli.evaluation.store import INPUT_SCHEMA, Store
+from robustcli.evaluation.store import INPUT_SCHEMA, WRITTEN, Store
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.transforms.base import Cell
 
@@ -105,7 +105,7 @@ def _inputs(ids: np.ndarray, number: int, draw: np.random.Generator) -> pa.Table
 
 def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, **WRITTEN)
 
 
 def main() -> int:

@@ -107,8 +107,8 @@ class Finetuning:
 
         modes = [m for m in self.record.modes if self.training(m).test.path.is_dir()]
         rows = [self.training(mode).test.table().assign(model=mode) for mode in modes]
-        found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["model"])
-        return found.rename(columns={"model": "mode"})
+        table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["model"])
+        return table.rename(columns={"model": "mode"})
 
     def profile(self) -> pd.DataFrame:
         """The gradients that decided: a row per iteration and tensor (`gradients.parquet`)."""

@@ -101,7 +101,7 @@ def write_card(export: RunExport, config: CardConfig) -> list[Path]:
     return list(files)
 
 
-def _results(export: RunExport, wanted: str | None) -> _Results:
+def _results(export: RunExport, chosen: str | None) -> _Results:
     """The held-out results of the model that was named, or of the only one.
 
     Raises:
@@ -113,22 +113,22 @@ def _results(export: RunExport, wanted: str | None) -> _Results:
         return _Results(findings, findings.models[0])
     if export.kind == "finetune":
         modes = [mode for mode in MODES if (run / mode / "test" / "run.json").is_file()]
-        mode = _chosen(run, wanted, list(modes), "modes")
+        mode = _chosen(run, chosen, list(modes), "modes")
         findings = read_findings(run / mode / "test")
         return _Results(findings, findings.models[0])
     findings = read_findings(run)
-    name = _chosen(run, wanted, [model.name for model in findings.models], "models")
-    return _Results(findings, next(one for one in findings.models if one.name == name))
+    name = _chosen(run, chosen, [model.name for model in findings.models], "models")
+    return _Results(findings, next(m for m in findings.models if m.name == name))
 
 
-def _chosen(run: Path, wanted: str | None, names: list[str], kind: str) -> str:
-    if wanted is None and len(names) == 1:
+def _chosen(run: Path, chosen: str | None, names: list[str], kind: str) -> str:
+    if chosen is None and len(names) == 1:
         return names[0]
-    if wanted in names:
-        return str(wanted)
+    if chosen in names:
+        return str(chosen)
     raise UsageError(
         f"`{run}` has the {kind} {', '.join(f'`{name}`' for name in names)}"
-        + (f", not `{wanted}`." if wanted else "."),
+        + (f", not `{chosen}`." if chosen else "."),
         "A model card is of one model.",
         f"Name it: `--model {names[0]}`." if names else "Evaluate it first.",
     )

@@ -1,10 +1,10 @@
-"""What trainings of each kind of model are scored by, as reports show it."""
+"""What the models of each task are scored by, as reports show it: the seam of this room."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import pandas as pd
 
@@ -31,36 +31,8 @@ from robustcli.training.record import VALIDATIONS, Validation
 _SAMPLES_TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
-class ScoreDifference(Protocol):
-    """A mode against full fine-tuning on the same images; see `MaskDifference`."""
-
-    @property
-    def n(self) -> int:
-        """Images that both have."""
-
-    @property
-    def groups(self) -> int:
-        """Independent units among them."""
-
-    @property
-    def value(self) -> float:
-        """The difference."""
-
-    @property
-    def low(self) -> float | None:
-        """Lower end of its paired 95 % interval."""
-
-    @property
-    def high(self) -> float | None:
-        """Its upper end."""
-
-    @property
-    def p(self) -> float | None:
-        """Of the paired test, two-sided."""
-
-    @property
-    def smallest_p(self) -> float:
-        """The smallest p that so many units can give."""
+ScoreDifference: TypeAlias = ClassDifference | MaskDifference
+"""A mode against full fine-tuning on the same images."""
 
 
 class Scoring(ABC):
@@ -142,43 +114,40 @@ class Scoring(ABC):
         """What the paired interval and the test are called, where a group is `group`."""
 
 
-# Segmenters: dice, pooled within groups.
-
-
 class DiceScoring(Scoring):
-    """See the module."""
+    """Segmenters: dice, pooled within groups."""
 
-    measure: ClassVar[Measure] = DICE
-    measures: ClassVar[tuple[Measure, ...]] = (DICE, IOU)
-    panel: ClassVar[Literal["dice", "top1"]] = "dice"
-    validated: ClassVar[str] = "dice and IoU"
-    second: ClassVar[str] = "IoU"
-    validation: ClassVar[Validation] = VALIDATIONS["seg"]
-    axis: ClassVar[str] = "dice (0 to 1)"
-    equal_words: ClassVar[str] = "0.01 of dice"
-    equal_size: ClassVar[str] = "0.01"
-    columns: ClassVar[tuple[str, ...]] = (
+    measure = DICE
+    measures = (DICE, IOU)
+    panel = "dice"
+    validated = "dice and IoU"
+    second = "IoU"
+    validation = VALIDATIONS["seg"]
+    axis = "dice (0 to 1)"
+    equal_words = "0.01 of dice"
+    equal_size = "0.01"
+    columns = (
         *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
         *("dice_image", "dice_foreground", "precision", "recall"),
         *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
         *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
     )
-    counts: ClassVar[tuple[str, ...]] = ("n", "groups")
-    baseline_columns: ClassVar[tuple[str, ...]] = ("dice", "iou")
-    baseline: ClassVar[str] = "otsu"
-    floor_words: ClassVar[str] = "Otsu's threshold"
-    per_group: ClassVar[bool] = True
-    unit: ClassVar[str] = ""
-    few_words: ClassVar[str] = (
+    counts = ("n", "groups")
+    baseline_columns = ("dice", "iou")
+    baseline = "otsu"
+    floor_words = "Otsu's threshold"
+    per_group = True
+    unit = ""
+    few_words = (
         "the 95 % interval of a dice is up to {width} wide, and with so few a bootstrap interval "
         "tends to be too narrow: these numbers are a rough answer, and small differences between "
         "modes cannot be seen."
     )
-    edge_words: ClassVar[str] = (
+    edge_words = (
         "The interval is made by resampling and the test by flipping signs, so close to the edge "
         "they can disagree, and with few groups the interval tends to be too narrow"
     )
-    score_note: ClassVar[str] = (
+    score_note = (
         "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
         "sign-flip test of the same differences, those of the groups' dice, averaged over groups."
     )
@@ -222,39 +191,34 @@ class DiceScoring(Scoring):
         return f"paired 95 % bootstrap interval over {group}s", f"sign-flip test over {group}s"
 
 
-# Classifiers: top-1, every image counting as much.
-
-
 class Top1Scoring(Scoring):
-    """See the module."""
+    """Classifiers: top-1, every image counting as much."""
 
-    measure: ClassVar[Measure] = TOP1
-    measures: ClassVar[tuple[Measure, ...]] = (TOP1,)
-    panel: ClassVar[Literal["dice", "top1"]] = "top1"
-    validated: ClassVar[str] = "top-1"
-    second: ClassVar[str] = "top-5"
-    validation: ClassVar[Validation] = VALIDATIONS["cls"]
-    axis: ClassVar[str] = "top-1 (0 to 1)"
-    equal_words: ClassVar[str] = "1 percentage point"
-    equal_size: ClassVar[str] = "1 percentage point"
-    columns: ClassVar[tuple[str, ...]] = (
-        *("n", "correct", "top1", "top1_low", "top1_high", "top5"),
-    )
-    counts: ClassVar[tuple[str, ...]] = ("n", "correct")
-    baseline_columns: ClassVar[tuple[str, ...]] = ("top1",)
-    baseline: ClassVar[str] = "most frequent class"
-    floor_words: ClassVar[str] = "Always the most frequent class"
-    per_group: ClassVar[bool] = False
-    unit: ClassVar[str] = " percentage points"
-    few_words: ClassVar[str] = (
+    measure = TOP1
+    measures = (TOP1,)
+    panel = "top1"
+    validated = "top-1"
+    second = "top-5"
+    validation = VALIDATIONS["cls"]
+    axis = "top-1 (0 to 1)"
+    equal_words = "1 percentage point"
+    equal_size = "1 percentage point"
+    columns = (*("n", "correct", "top1", "top1_low", "top1_high", "top5"),)
+    counts = ("n", "correct")
+    baseline_columns = ("top1",)
+    baseline = "most frequent class"
+    floor_words = "Always the most frequent class"
+    per_group = False
+    unit = " percentage points"
+    few_words = (
         "the 95 % interval of a top-1 is up to {width} wide: these numbers are a rough answer, and "
         "small differences between modes cannot be seen."
     )
-    edge_words: ClassVar[str] = (
+    edge_words = (
         "The interval is an approximation and McNemar's exact test is cautious, so close to the "
         "edge they can disagree"
     )
-    score_note: ClassVar[str] = (
+    score_note = (
         "In brackets: 95 % Wilson intervals, of the differences paired ones (Newcombe's), in "
         "percentage points. p: McNemar's exact test. The most frequent class is what a network "
         "that always gives the same answer can reach on these images."
@@ -303,9 +267,6 @@ def most_frequent(rows: pd.DataFrame) -> dict[str, float]:
     """What always giving the same answer reaches on the images of `rows`, at best."""
     counts = rows["target"].value_counts()
     return {"n": len(rows), "top1": float(counts.iloc[0]) / len(rows)}
-
-
-# Which scoring a task has.
 
 
 SCORINGS: dict[Literal["cls", "seg"], Scoring] = {"cls": Top1Scoring(), "seg": DiceScoring()}

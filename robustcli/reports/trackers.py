@@ -62,7 +62,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a export.
+    """What became of an export.
 
     Args:
         state: `created`, `updated`, or `unchanged` where the tracker had all of it.
@@ -202,12 +202,12 @@ def _experiment(client: Any, destination: Destination) -> Any:
 def _new_epochs(client: Any, run_id: str, export: RunExport, metric: Any, now: int) -> list[Any]:
     """The numbers of the epochs that the tracker does not have yet."""
     names = {name for _, numbers in export.epochs for name in numbers}
-    there = {name: {one.step for one in client.get_metric_history(run_id, name)} for name in names}
+    known = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in names}
     return [
         metric(name, value, now, epoch)
         for epoch, numbers in export.epochs
         for name, value in numbers.items()
-        if epoch not in there[name]
+        if epoch not in known[name]
     ]
 
 
@@ -240,9 +240,9 @@ def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
         job_type=export.kind, tags=["partial"] if export.partial else None,
     )  # fmt: skip
     if dict(run.config).get("run_digest") == export.digest:
-        there = str(run.url)
+        place = str(run.url)
         run.finish()
-        return Sent("unchanged", there, export.key)
+        return Sent("unchanged", place, export.key)
     known = bool(dict(run.config)) or bool(earlier)
     run.config.update(export.parameters, allow_val_change=True)
     for epoch, numbers in export.epochs:
@@ -294,12 +294,12 @@ def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offlin
 
 def _offline_runs(folder: Path, key: str) -> dict[Path, str]:
     """The offline runs of that id below `folder`, with the digest of what each holds."""
-    found = {}
+    digests = {}
     for path in sorted((folder / "wandb").glob(f"offline-run-*-{key}")):
         with suppress(OSError, ValueError, KeyError):
             marker = json.loads((path / "files" / _MARKER).read_text(encoding="utf-8"))
-            found[path] = str(marker["digest"])
-    return found
+            digests[path] = str(marker["digest"])
+    return digests
 
 
 # Trackio: a run of that key in the local store is replaced.
