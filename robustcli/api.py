@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robustcli.finetuning.selection import FreezeRule
-    from robustcli.reports.publishing import Published
+    from robustcli.reports.publishing import PublishResult
     from robustcli.verification.verification_result import Verification
 
 
@@ -107,8 +107,8 @@ class Finetuning:
 
         modes = [m for m in self.record.modes if self.training(m).test.path.is_dir()]
         rows = [self.training(mode).test.table().assign(model=mode) for mode in modes]
-        found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["model"])
-        return found.rename(columns={"model": "mode"})
+        table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["model"])
+        return table.rename(columns={"model": "mode"})
 
     def profile(self) -> pd.DataFrame:
         """The gradients that decided: a row per iteration and tensor (`gradients.parquet`)."""
@@ -346,7 +346,7 @@ def verify(
 
 def publish(
     run: str | Path, to: Literal["mlflow", "wandb", "trackio", "hub-card"], **options: Any
-) -> Published:
+) -> PublishResult:
     """Sends a run to a tracker, or writes its model card.
 
     Args:

@@ -44,12 +44,14 @@ class Page:
         markdown: For `report.md` and `report.html`.
         files: The contents of further files, by name.
         photos: Behind the cells of its tables, in HTML.
+        terminal: The tables that a command prints of a single run.
     """
 
     results: pd.DataFrame
     markdown: str
     files: Mapping[str, str] = field(default_factory=dict)
     photos: PhotoSheet | None = None
+    terminal: str = ""
 
 
 def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:

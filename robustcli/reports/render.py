@@ -64,7 +64,16 @@ def render(run: Path, photos: int | None = None) -> Path:
         UsageError: There is no readable run.
         RunError: A file could not be written.
     """
-    return write_page(_KINDS[kind_of(run)](run), run, photos)
+    return write_page(report_page(run), run, photos)
+
+
+def report_page(run: Path) -> Page:
+    """The report of `run`, which `pages.write_page` writes; its figures are drawn already.
+
+    Raises:
+        UsageError: There is no readable run.
+    """
+    return _KINDS[kind_of(run)](run)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:
