@@ -48,7 +48,7 @@ def resnet_pico(pretrained: bool = False, **options: Any) -> nn.Module:
         "resnet_pico",
         pretrained,
         model_cfg=ByoModelCfg(blocks=blocks, stem_chs=32, stem_type="3x3", stem_pool=""),
-        feature_cfg={"flatten_sequential": True},
+        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2)},
         **options,
     )
     return network

@@ -176,7 +176,7 @@ def _download(config: EvalConfig) -> int:
 
 def _is_downloaded(entry: ModelEntry) -> bool:
     """Whether the weights come from somewhere: those of a segmenter are the user's own."""
-    return entry.builder == "timm" or entry.weights_url is not None
+    return entry.on_timms_hub or entry.weights_url is not None
 
 
 def _seconds_per_image(evaluation: Evaluation) -> float:
