@@ -115,6 +115,10 @@ STUDIES = (
                 "demo/figures/all_transforms.png",
                 "Top-1 under each transform with 95 % intervals.",
             ),
+            "demo-contact-sheet.png": (
+                "demo/figures/contact_sheet.png",
+                "What each transform does to one of the images.",
+            ),
         },
     ),
     Study(
