@@ -61,7 +61,7 @@ class Study:
         name: Its key in NUMBERS.
         title: The heading of its section.
         about: What is compared, in Markdown.
-        remark: What the numbers mean and what not, below the tables.
+        remark: What the verdict means and what not, below it.
         evaluations: The runs that hold the two.
         figures: File in `docs/images` to the file below RUNS and its caption.
         needs: Files and folders that do not come with the repository.
@@ -95,10 +95,10 @@ STUDIES = (
         "Two bundled classifiers of like size under 21 transforms",
         "`vmamba-pico`, a state-space network, and `resnet-pico`, a residual network, both for "
         "32 x 32 pixels, as `make demo` measures them: on the 960 bundled test images of CIFAR-10.",
-        "This is a demonstration: it compares two small files of weights, not two families of "
-        "networks. Both saw the same 50,000 training images under the same recipe, but "
-        "`resnet-pico` saw each image fewer times (see the table of models), and one training of "
-        "each says nothing of what another seed would give.",
+        "This is a verdict on two small files of weights, not on two families of networks. Both "
+        "saw the same 50,000 training images under the same recipe, but `resnet-pico` saw each "
+        "image less often (see the table of models), and one training of each says nothing of "
+        "what another seed would give.",
         (
             Evaluation(
                 "demo",
@@ -214,11 +214,15 @@ def _by_model(rows: Sequence[Numbers]) -> Iterator[list[Numbers]]:
 def _circumstances(folders: Sequence[Path]) -> dict[str, Any]:
     record = _read(folders[-1] / "run.json")
     sessions = [_read(file) for folder in folders for file in (folder / "sessions").iterdir()]
+    seen = sum(model["images"] for session in sessions for model in session["models"].values())
+    rows = sum(row["n"] for folder in folders for row in _read(folder / "results.json"))
+    seconds = round(sum(session["seconds"] for session in sessions))
     return {
         "date": record["updated"][:10],
         "processor": processor(),
         "device": record["device"],
-        "seconds": round(sum(session["seconds"] for session in sessions)),
+        # A session that was killed leaves no record of its time.
+        "seconds": seconds if seen == rows else None,
         "versions": {name: record["versions"][name] for name in ("robust", "torch", "timm")},
     }
 
@@ -253,12 +257,12 @@ def _section(study: Study, numbers: Numbers) -> str:
             _models(numbers),
             *verdicts,
             _untouched(numbers),
+            study.remark,
             _differences(numbers),
             *figures[:1],
             _ranking(numbers),
             *(_scores(label, numbers) for label in _labels(numbers)),
             *figures[1:],
-            study.remark,
         )
     )
 
@@ -266,9 +270,10 @@ def _section(study: Study, numbers: Numbers) -> str:
 def _ran(numbers: Numbers) -> str:
     ran = numbers["ran"]
     versions = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
+    took = "" if ran["seconds"] is None else f" in {ran['seconds']:,} s"
     return (
-        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}, in {ran['seconds']:,} s "
-        f"beside other work of the machine; {versions}. {numbers['images']} images."
+        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}, beside other work of the "
+        f"machine{took}; {versions}. {numbers['images']} images."
     )
 
 
@@ -392,12 +397,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page-only", action="store_true", help="run nothing")
+    parser.add_argument("--study", choices=[s.name for s in STUDIES], help="run only this one")
     parser.add_argument("--afresh", action="store_true", help="remove the stored runs first")
     arguments = parser.parse_args()
     numbers: dict[str, Any] = _read(NUMBERS) if NUMBERS.is_file() else {}
     if arguments.afresh:
         shutil.rmtree(ROOT / RUNS, ignore_errors=True)
-    for study in () if arguments.page_only else STUDIES:
+    chosen = [study for study in STUDIES if arguments.study in (None, study.name)]
+    for study in () if arguments.page_only else chosen:
         missing = [path for path in study.needs if not (ROOT / path).exists()]
         if missing:
             print(f"{study.title}: not run, there is no {' and no '.join(missing)}.")
