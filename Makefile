@@ -1,7 +1,8 @@
-# make demo: install the tested versions and run the main job on the bundled model and data.
+# make demo: install the tested versions and compare the two bundled classifiers on the bundled images.
 # make test: lint, types and tests with the tested versions, without the slow and the GPU ones.
 # make test-newest: the same with the newest version of every dependency, in .venv-newest.
 # make test-oldest: the tests with the oldest versions that pyproject.toml allows, in .venv-oldest.
+# make gallery: run the evaluations of docs/gallery.md and write the page.
 # make constraints: test the newest versions and write them to constraints.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -18,11 +19,15 @@ PIP := -m pip install --quiet
 NEWER_PYTHON := import sys; sys.exit(sys.version_info < (3, 15))
 CONSTRAINED = $$($(BIN)/python -c '$(NEWER_PYTHON)' || echo --constraint constraints.txt)
 
-.PHONY: demo test test-all test-newest test-oldest constraints bench clean
+.PHONY: demo gallery test test-all test-newest test-oldest constraints bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/robust eval --model vmamba-pico --transform paper21 --out $(DEMO)
+	$(BIN)/robust eval --model vmamba-pico --model resnet-pico --transform paper21 --out $(DEMO)
+	$(BIN)/robust compare $(DEMO)
+
+gallery: $(VENV)/.installed
+	$(BIN)/python benchmarks/gallery.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

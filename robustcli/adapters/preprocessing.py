@@ -131,6 +131,13 @@ class Preprocessing:
         return int(self.resize * width / height), self.resize
 
 
+CIFAR10 = Preprocessing(
+    resize=32, crop=32, interpolation="bilinear",
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+)  # fmt: skip
+"""Of networks for 32 x 32 pixels: the mean and the deviation of CIFAR-10's training images."""
+
+
 def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The central square; a smaller image is zero-padded, as torchvision's CenterCrop does."""
     height, width = image.shape[:2]
