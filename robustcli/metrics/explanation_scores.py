@@ -149,6 +149,35 @@ def centroid_shift(first: Map, second: Map) -> float | None:
     return math.dist(one, other) / diagonal
 
 
+FIELD_SHARES = (0.5, 0.95)
+"""Of the whole influence on a place of a feature map."""
+
+
+def field_sides(influence: Map) -> dict[float, float]:
+    """The side of the smallest centred square that holds each of FIELD_SHARES of the influence.
+
+    As a share of the shorter side of the map, in (0, 1]; 1 where no such square holds it.
+
+    Args:
+        influence: (H, W), not negative: how much each pixel of the input counts.
+
+    Source: X. Ding et al., Scaling up your kernels to 31x31, CVPR 2022, section 5.3.
+    """
+    values = influence.astype(np.float64)
+    sides, total = dict.fromkeys(FIELD_SHARES, 1.0), float(values.sum())
+    if total <= 0:
+        return sides
+    y, x = (np.abs(np.arange(side) - (side - 1) / 2) for side in values.shape)
+    distance = np.maximum(y[:, None], x[None, :]).ravel()
+    order = np.argsort(distance, kind="stable")
+    reached = np.cumsum(values.ravel()[order]) / total
+    for share in FIELD_SHARES:
+        # The last pixel may fall short of 1 by rounding.
+        last = order[min(int(np.searchsorted(reached, share - 1e-12)), len(order) - 1)]
+        sides[share] = min(1.0, (2 * float(distance[last]) + 1) / min(values.shape))
+    return sides
+
+
 # Means over the photos of a cell, with intervals.
 
 
@@ -372,6 +401,28 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
             )
         )
     return cells
+
+
+def sanity_summary(rows: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Mean]:
+    """By method, the mean rank correlation of maps with those of shuffled weights.
+
+    The maps of one photo are averaged first. Near 0, a map depends on what the model has learned;
+    near 1, it does not, whatever it looks like.
+
+    Args:
+        rows: Columns: `image_id`, `method`, `sanity_similarity`.
+        bootstrap: The run's resamples.
+
+    Source: J. Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
+    """
+    known = rows[rows["sanity_similarity"].notna()]
+    return {
+        str(method): mean_score(
+            of_method.groupby("image_id", sort=False)["sanity_similarity"].mean().to_numpy(),
+            bootstrap,
+        )
+        for method, of_method in known.groupby("method", sort=False)
+    }
 
 
 def _numbers(column: pd.Series) -> NDArray[np.float64]:

@@ -26,10 +26,12 @@ from robustcli.metrics.explanation_scores import (
     curve_area,
     error_summary,
     explanation_cells,
+    field_sides,
     flip_contrast,
     map_correlation,
     mean_score,
     pointing_hit,
+    sanity_summary,
 )
 from robustcli.metrics.intervals import Bootstrap
 
@@ -155,6 +157,26 @@ def test_the_shift_is_a_share_of_the_diagonal():
         centroid_shift(corner, np.ones((5, 4)))
 
 
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (8, 8), (7, 11)])
+def test_the_side_of_a_receptive_field_by_growing_squares(height, width):
+    influence = np.abs(a_map(height, height, width)) ** 3
+    shorter = min(height, width)
+    squares = {}
+    for side in range(2 - shorter % 2, shorter + 1, 2):
+        rows, columns = (slice((n - side) // 2, (n + side) // 2) for n in (height, width))
+        squares[side / shorter] = influence[rows, columns].sum() / influence.sum()
+    for share, side in field_sides(influence).items():
+        assert side == min([s for s, inside in squares.items() if inside >= share], default=1)
+
+
+def test_a_point_has_the_smallest_field_and_nothing_the_largest():
+    point = np.zeros((9, 9))
+    assert field_sides(point) == {0.5: 1, 0.95: 1}
+    point[4, 4] = 1
+    assert field_sides(point) == {0.5: 1 / 9, 0.95: 1 / 9}
+    assert field_sides(np.ones((100, 100)))[0.5] == pytest.approx(math.sqrt(0.5), abs=0.02)
+
+
 def test_float16_maps_do_not_overflow():
     large = np.full((300, 300), 60_000, dtype=np.float16)
     assert centroid(large) == pytest.approx((149.5, 149.5))
@@ -258,6 +280,19 @@ def test_cells_are_made_of_rows():
     assert second.key[1] == "occlusion"
     assert all(mean.n == 0 for mean in second.means.values())
     assert all(error.n == 0 for error in second.errors.values())
+
+
+def test_the_sanity_of_a_method_is_a_mean_over_photos():
+    frame = pd.DataFrame(
+        {
+            "method": ["a", "a", "a", "b"],
+            "image_id": ["1", "1", "2", "1"],
+            "sanity_similarity": [0.2, 0.4, 0.9, None],
+        }
+    )
+    found = sanity_summary(frame, BOOTSTRAP)
+    assert set(found) == {"a"}
+    assert (found["a"].n, found["a"].value) == (2, pytest.approx((0.3 + 0.9) / 2))
 
 
 def test_a_photo_counts_once_in_a_cell():
