@@ -183,7 +183,8 @@ def field_sides(influence: Map) -> dict[float, float]:
 
 FEWEST = 5
 """Photos in each of two groups from which a difference between them is looked for."""
-_FEWEST_FOR_INTERVAL = 3
+FEWEST_FOR_INTERVAL = 3
+DRAWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -203,23 +204,50 @@ class Mean:
     high: float | None
 
 
-def mean_score(values: Sequence[float] | NDArray[np.floating], bootstrap: Bootstrap) -> Mean:
-    """The mean of the known (finite) `values`, one per photo.
+def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean]:
+    """The mean of each column of `values` (photos, scores) over the photos that have the score.
 
     The interval is the expanded percentile interval, which keeps its coverage with few photos,
     where the plain one is too narrow.
 
+    Args:
+        values: NaN or infinite where a photo does not have a score.
+        bootstrap: Its seed and confidence; DRAWS resamples are drawn.
+
     Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
     Statistician 69 (2015), section 4.3.
     """
-    known = _known(values)
-    if not len(known):
-        return Mean(0, None, None, None)
-    mean = float(known.mean())
-    if len(known) < _FEWEST_FOR_INTERVAL:
-        return Mean(len(known), mean, None, None)
-    draws = bootstrap.means(known[:, None])[:, 0]
-    return Mean(len(known), mean, *_ends(draws, len(known), bootstrap.confidence))
+    return [sample.mean for sample in _samples(values, bootstrap)]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A mean with the means of its resamples, of which there are none with a single photo."""
+
+    mean: Mean
+    draws: NDArray[np.float64] | None
+
+
+def _samples(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[_Sample]:
+    """One per column; columns that the same photos have are resampled together."""
+    numbers = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(numbers)
+    resampling = replace(bootstrap, draws=DRAWS)
+    samples: dict[int, _Sample] = {}
+    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        columns = np.flatnonzero(pattern_of == number)
+        part = numbers[np.ix_(patterns[:, number], columns)]
+        n = len(part)
+        draws = resampling.means(part) if n > 1 else None
+        for place, column in enumerate(columns):
+            of_column = None if draws is None else draws[:, place]
+            low, high = None, None
+            if of_column is not None and n >= FEWEST_FOR_INTERVAL:
+                low, high = _ends(of_column, n, bootstrap.confidence)
+            value = float(part[:, place].mean()) if n else None
+            samples[int(column)] = _Sample(Mean(n, value, low, high), of_column)
+    return [samples[column] for column in range(numbers.shape[1])]
 
 
 @dataclass(frozen=True)
@@ -245,46 +273,40 @@ class FlipContrast:
         """Whether the interval of the difference excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
-    @property
-    def ratio(self) -> float | None:
-        """Mean of the flipped over mean of the kept; None where the latter is not above zero."""
-        if self.flipped.value is None or self.kept.value is None or self.kept.value <= 0:
-            return None
-        return self.flipped.value / self.kept.value
 
-
-def flip_contrast(
-    values: Sequence[float] | NDArray[np.floating],
-    flipped: Sequence[bool] | NDArray[np.bool_],
-    bootstrap: Bootstrap,
-) -> FlipContrast:
-    """How `values` (one per photo, NaN where not known) differ by whether the prediction flips.
+def flip_contrasts(
+    values: NDArray[np.floating], flipped: NDArray[np.bool_], bootstrap: Bootstrap
+) -> list[FlipContrast]:
+    """How each column of `values` (photos, scores) differs by whether the prediction flips.
 
     Both groups are resampled independently of each other.
 
+    Args:
+        values: See `mean_scores`.
+        flipped: Of the photos.
+        bootstrap: See `mean_scores`.
+
     Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 8.3.
     """
-    numbers, has_flipped = np.asarray(values, dtype=np.float64), np.asarray(flipped, dtype=bool)
     # Two seeds: with one, equally large groups would be resampled alike.
     of_flipped, of_kept = (
         replace(bootstrap, seed=identity_seed(bootstrap.seed, name)) for name in ("flipped", "kept")
     )
-    first, second = _known(numbers[has_flipped]), _known(numbers[~has_flipped])
-    one, other = mean_score(first, of_flipped), mean_score(second, of_kept)
+    pairs = zip(
+        _samples(values[flipped], of_flipped), _samples(values[~flipped], of_kept), strict=True
+    )
+    return [_contrast(one, other, bootstrap.confidence) for one, other in pairs]
+
+
+def _contrast(flipped: _Sample, kept: _Sample, confidence: float) -> FlipContrast:
+    one, other = flipped.mean, kept.mean
     if one.value is None or other.value is None:
         return FlipContrast(one, other, None, None, None)
-    difference, fewest = one.value - other.value, min(len(first), len(second))
-    if fewest < FEWEST:
+    difference, fewest = one.value - other.value, min(one.n, other.n)
+    if fewest < FEWEST or flipped.draws is None or kept.draws is None:
         return FlipContrast(one, other, difference, None, None)
-    draws = of_flipped.means(first[:, None])[:, 0] - of_kept.means(second[:, None])[:, 0]
-    ends = _ends(draws, fewest, bootstrap.confidence)
+    ends = _ends(flipped.draws - kept.draws, fewest, confidence)
     return FlipContrast(one, other, difference, *ends)
-
-
-def _known(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
-    numbers = np.asarray(values, dtype=np.float64)
-    known: NDArray[np.float64] = numbers[np.isfinite(numbers)]
-    return known
 
 
 def _ends(draws: NDArray[np.float64], n: int, confidence: float) -> Interval:
@@ -319,7 +341,8 @@ class ErrorSummary:
 
 def error_summary(errors: Sequence[float] | NDArray[np.floating]) -> ErrorSummary:
     """The median, the 95th percentile and the largest of the known |errors|."""
-    known = np.abs(_known(errors))
+    known = np.abs(np.asarray(errors, dtype=np.float64))
+    known = known[np.isfinite(known)]
     if not len(known):
         return ErrorSummary(0, None, None, None)
     median, p95 = np.percentile(known, [50, 95])
@@ -390,13 +413,15 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
         if len(twice):
             raise ValueError(f"The photo `{twice.iloc[0]}` has two rows in the cell {key}.")
         flipped = cell["flipped"].to_numpy(dtype=bool)
+        scores = np.column_stack([_numbers(cell[name]) for name in SCORES])
+        contrasted = scores[:, [SCORES.index(name) for name in CONTRASTED]]
         cells.append(
             ExplanationCell(
                 key._replace(severity=int(key.severity)),
                 len(cell),
                 int(flipped.sum()),
-                {name: mean_score(_numbers(cell[name]), bootstrap) for name in SCORES},
-                {n: flip_contrast(_numbers(cell[n]), flipped, bootstrap) for n in CONTRASTED},
+                dict(zip(SCORES, mean_scores(scores, bootstrap), strict=True)),
+                dict(zip(CONTRASTED, flip_contrasts(contrasted, flipped, bootstrap), strict=True)),
                 {name: error_summary(_numbers(cell[name])) for name in ERRORS},
             )
         )
@@ -417,10 +442,10 @@ def sanity_summary(rows: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Mean]:
     """
     known = rows[rows["sanity_similarity"].notna()]
     return {
-        str(method): mean_score(
-            of_method.groupby("image_id", sort=False)["sanity_similarity"].mean().to_numpy(),
+        str(method): mean_scores(
+            of_method.groupby("image_id", sort=False)[["sanity_similarity"]].mean().to_numpy(),
             bootstrap,
-        )
+        )[0]
         for method, of_method in known.groupby("method", sort=False)
     }
 

@@ -1,4 +1,4 @@
-"""Pictures of explanations: maps laid over photos, made-up images, receptive fields.
+"""How explanations are drawn: maps laid over photos, made-up images, receptive fields.
 
 One colour scale for all: cividis, from dark blue (against the class) over grey (zero) to yellow
 (for it). It differs in lightness from end to end, so it reads the same for every kind of colour
