@@ -184,7 +184,9 @@ def recorded_scans(
     pixels = pixels.detach().requires_grad_(targets is not None)
     with torch.set_grad_enabled(targets is not None):
         with recording:
-            scores = explained.logits(pixels) if targets is None else explained.score(pixels, targets)
+            scores = (
+                explained.logits(pixels) if targets is None else explained.score(pixels, targets)
+            )
         if targets is None:
             return recording.scans
         gradients = torch.autograd.grad(scores.sum(), recording.outputs)
@@ -218,20 +220,19 @@ class _Recording(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is ss2d_scan:
-            _, *tensors, softplus = args
-            delta, A, B, C, _, bias = (None if t is None else t.detach() for t in tensors)
-            scan = HiddenScan(delta, A, B, C, bias, softplus, kwargs["directions"])
+            _, delta, A, B, C, _, bias, softplus = args
+            directions = kwargs["directions"]
         elif func is selective_scan:
-            _, *tensors, softplus, _ = args
-            delta, A, B, C, _, _, bias = (None if t is None else t.detach() for t in tensors)
+            _, delta, A, B, C, _, _, bias, softplus, _ = args
             B, C = (t if t.ndim == 4 else t[:, None] for t in (B, C))
-            K = B.shape[1]
-            delta = delta.unflatten(1, (K, -1))
+            directions = _SEQUENCE[: B.shape[1]]
+            delta = delta.unflatten(1, (len(directions), -1))
             delta, B, C = (_by_place(t) for t in (delta, B, C))
-            scan = HiddenScan(delta, A, B, C, bias, softplus, _SEQUENCE[:K])
         else:
             return output
-        self.scans.append(scan)
+        delta, A, B, C = (t.detach() for t in (delta, A, B, C))
+        bias = None if bias is None else bias.detach()
+        self.scans.append(HiddenScan(delta, A, B, C, bias, softplus, directions))
         self.outputs.append(output)
         return output
 
@@ -300,8 +301,9 @@ def _through(scan: HiddenScan, received: Tensor) -> Tensor:
 
 def _before_pooling(received: Tensor, size: tuple[int, int]) -> Tensor:
     """`received` (N, h, w) spread over the larger map of `size` whose average pooling it is of."""
+    _, h, w = received.shape
     larger = received.new_zeros(len(received), *size, requires_grad=True)
     with torch.enable_grad():
-        pooled = F.adaptive_avg_pool2d(larger[:, None], received.shape[1:])[:, 0]
+        pooled = F.adaptive_avg_pool2d(larger[:, None], (h, w))[:, 0]
         (spread,) = torch.autograd.grad(pooled, larger, received)
     return spread

@@ -31,13 +31,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robustcli.core.errors import UsageError
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
-from robustcli.models.scan import selective_scan, ss2d_scan
 
 TOLERANCE = 0.01
 """The conservation error from which on a network is refused; float32 stays below 1e-3."""
@@ -59,18 +57,17 @@ def relevance(
     Raises:
         UsageError: The network has an operation that no rule covers.
     """
-    parts = [
-        _relevance(explained, pixels[part], targets[part])
-        for part in batched(len(pixels), batch_size)
-    ]
-    maps, errors, biases = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Attribution(maps, {"conservation_error": errors, "bias_relevance": biases})
+    parts = batched(len(pixels), batch_size)
+    return _joined([_relevance(explained, pixels[part], targets[part]) for part in parts])
 
 
-def _relevance(
-    explained: ExplainedNetwork, pixels: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps (N, H, W), conservation errors (N,) and relevance of the constants (N,) of one batch."""
+def _joined(parts: Sequence[Attribution]) -> Attribution:
+    checks = {name: torch.cat([part.checks[name] for part in parts]) for name in parts[0].checks}
+    return Attribution(torch.cat([part.maps for part in parts]), checks)
+
+
+def _relevance(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor) -> Attribution:
+    """The result for one batch."""
     pixels = pixels.detach().requires_grad_(True)
     rules = ConservingRules(len(pixels))
     with torch.enable_grad():
@@ -85,11 +82,11 @@ def _relevance(
     scale = torch.stack((scores, sums, biases)).abs().amax(0)
     errors = (scores - sums - biases).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     worst = float(errors.max())
-    if worst < TOLERANCE or not errors.isfinite().all():  # of numbers that are none others tell
-        return maps, errors, biases
-    if len(pixels) > 1:  # constants are shared out by position in the batch, which may be moved
-        alone = [_relevance(explained, x[None], t[None]) for x, t in zip(pixels, targets, strict=True)]
-        return tuple(map(torch.cat, zip(*alone, strict=True)))  # type: ignore[return-value]
+    if worst < TOLERANCE or not errors.isfinite().all():  # NaN is for those who read the maps
+        return Attribution(maps, {"conservation_error": errors, "bias_relevance": biases})
+    if len(pixels) > 1:  # constants are counted by position in the batch, which a network may move
+        pairs = zip(pixels, targets, strict=True)
+        return _joined([_relevance(explained, x[None], target[None]) for x, target in pairs])
     unknown = ", ".join(f"`{name}`" for name in sorted(rules.unknown))
     raise _without_rule(
         explained,
@@ -119,17 +116,22 @@ class ConservingRules(TorchFunctionMode):
     def __init__(self, images: int) -> None:
         super().__init__()
         self.biases = torch.zeros(images)  # relevance of additive constants, by the backward pass
-        self.unknown: set[str] = set()
+        self.unknown: set[str] = set()  # functions without a rule
+        # Its result and its argument, which is the logit of the result: of segmenters that end in
+        # probabilities, whose score is a logit.
+        self.last_sigmoid: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """`func` by its rule, by itself where it has none."""
         kwargs = dict(kwargs or {})
-        if not _depends((*args, *kwargs.values())):
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func)).strip("_")
         name = _ALIASES.get(name, name)
+        if name == "logit" and args and args[0] is self.last_sigmoid[0]:
+            return self.last_sigmoid[1]
+        if not _depends((*args, *kwargs.values())):
+            return func(*args, **kwargs)
         rule = _RULES.get(name)
         if rule is not None:
             return rule(self, func, *args, **kwargs)
@@ -152,7 +154,8 @@ class ConservingRules(TorchFunctionMode):
             images = len(self.biases)
             if gradient.ndim and len(gradient) % images == 0:  # else the conservation error tells
                 summed = gradient.sum(repeated, keepdim=True) if repeated else gradient
-                self.biases = self.biases.to(y) + (summed * offset).reshape(images, -1).sum(1)
+                counts = (summed * offset).reshape(images, -1).sum(1)
+                self.biases = self.biases.to(counts) + counts
 
         y.register_hook(count)
         return y
@@ -205,6 +208,11 @@ def _sum(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> 
     return rules.counted(total, (-1 if negative else 1) * options.get("alpha", 1) * constant)
 
 
+def _sum_of_product(rules: ConservingRules, func: Func, x: Any, factor: Any, other: Any,
+                    *, value: float = 1) -> Any:  # fmt: skip
+    return _sum(rules, torch.add, x, _product(rules, torch.mul, factor, other), alpha=value)
+
+
 def _concatenation(
     rules: ConservingRules, func: Func, tensors: Sequence[Tensor], *args: Any, **options: Any
 ) -> Tensor:
@@ -254,9 +262,7 @@ class _LocallyLinear(torch.autograd.Function):
         return gradient * slope, None, None, None
 
 
-def _piecewise(
-    rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any
-) -> Tensor:
+def _piecewise(rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any) -> Tensor:
     """Linear on both sides of 0; not in place, because its input may be in use elsewhere."""
     y: Tensor = func(x, *args, **_not_in_place(options))
     return y
@@ -271,10 +277,25 @@ def _without_gradient(rules: ConservingRules, func: Func, *args: Any, **options:
     return y.detach()
 
 
+def _sigmoid(rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    y = _without_gradient(rules, func, x, *args, **options)
+    rules.last_sigmoid = (y, x)
+    return y
+
+
 def _attention(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, value: Tensor,
                *args: Any, **options: Any) -> Tensor:  # fmt: skip
     y: Tensor = func(query.detach(), key.detach(), value, *args, **options)
     return y
+
+
+def _heads(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, value: Tensor,
+           *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """All of `nn.MultiheadAttention`, (L, N, C): with constant weights an affine map of `value`."""
+    query, key = query.detach(), key.detach()
+    y, weights = func(query, key, value, *args, **options)
+    constant, _ = func(query, key, torch.zeros_like(value), *args, **options)
+    return rules.counted(y.transpose(0, 1), constant.transpose(0, 1)).transpose(0, 1), weights
 
 
 def _layer_norm(
@@ -326,7 +347,8 @@ def _batch_norm(
     momentum: float = 0.1, eps: float = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     """In eval mode, in which explained networks are: an affine map per channel."""
-    assert mean is not None and var is not None, "explained networks are in eval mode"
+    assert mean is not None, "a norm in eval mode has running statistics"
+    assert var is not None, "a norm in eval mode has running statistics"
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     scale, shift = (t.view(-1, *(1,) * (x.ndim - 2)) for t in (scale, shift))
@@ -338,17 +360,21 @@ def _scaled(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     return x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
+_CONSTANTS = ("softmax", "hardsigmoid", "norm", "var", "std", "sqrt", "rsqrt")
 _RULES: Mapping[str, Rule] = {
     "selective_scan": _scan, "ss2d_scan": _scan,
     "mul": _product, "matmul": _product, "bmm": _product,
     "div": _quotient, "add": _sum, "sub": _sum, "cat": _concatenation,
+    "addcmul": _sum_of_product,
     "linear": _linear,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
     **dict.fromkeys(("silu", "gelu", "hardswish", "mish", "relu6", "hardtanh"), _locally_linear),
     **dict.fromkeys(("relu", "leaky_relu"), _piecewise),
-    **dict.fromkeys(("softmax", "sigmoid", "hardsigmoid"), _without_gradient),
+    **dict.fromkeys(_CONSTANTS, _without_gradient),
+    "sigmoid": _sigmoid,
     "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _heads,
     "layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm,
     "instance_norm": _instance_norm, "batch_norm": _batch_norm,
 }  # fmt: skip
@@ -356,17 +382,19 @@ _ALIASES = {
     "imul": "mul", "rmul": "mul", "multiply": "mul", "rmatmul": "matmul",
     "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div",
     "iadd": "add", "radd": "add", "isub": "sub", "rsub": "sub", "subtract": "sub",
-    "concat": "cat", "concatenate": "cat", "hardswish": "hardswish",
+    "concat": "cat", "concatenate": "cat",
 }  # fmt: skip
 _LINEAR = frozenset(
-    "get getitem permute transpose reshape view flatten unflatten squeeze unsqueeze expand "
-    "contiguous to float double type_as clone chunk split tensor_split unbind stack flip roll pad "
-    "mean sum neg narrow select index_select gather take_along_dim repeat repeat_interleave "
-    "swapaxes movedim view_as expand_as size dim numel is_floating_point stride len "
-    "dropout dropout2d feature_dropout avg_pool2d adaptive_avg_pool2d interpolate "
-    "max_pool2d adaptive_max_pool2d prelu where detach pixel_shuffle unfold "
-    "requires_grad is_contiguous data_ptr new_zeros zeros_like ones_like shape dtype device "
-    "T mT H numel masked_fill lerp einsum".split()
+    {
+        *("get", "getitem", "size", "dim", "numel", "stride", "len", "is_floating_point"),
+        *("permute", "transpose", "reshape", "view", "flatten", "unflatten", "squeeze", "expand"),
+        *("unsqueeze", "movedim", "swapaxes", "view_as", "expand_as", "contiguous", "clone"),
+        *("to", "float", "double", "type_as", "detach", "is_contiguous", "new_zeros", "zeros_like"),
+        *("chunk", "split", "tensor_split", "unbind", "stack", "flip", "roll", "pad", "repeat"),
+        *("narrow", "select", "index_select", "gather", "where", "masked_fill", "unfold"),
+        *("mean", "sum", "neg", "dropout", "dropout2d", "interpolate", "pixel_shuffle"),
+        *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "prelu"),
+    }
 )
 """Functions, by name, that conserve relevance as they are: linear, or piecewise without a constant.
 
