@@ -82,7 +82,7 @@ def layer_maps(
     explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor, targets: Tensor
 ) -> Tensor:
     """The maps (N, h, w) of the layer's own size."""
-    with torch.enable_grad(), _recording(explained.module.get_submodule(layer.name)) as outputs:
+    with torch.enable_grad(), recording(explained.module.get_submodule(layer.name)) as outputs:
         score = explained.score(pixels.detach().requires_grad_(True), targets)
         gradient = torch.autograd.grad(score.sum(), outputs[-1])[0]
     features, gradients = layer.maps(outputs[-1].detach()), layer.maps(gradient)
@@ -91,7 +91,8 @@ def layer_maps(
 
 
 @contextmanager
-def _recording(module: nn.Module) -> Iterator[list[Tensor]]:
+def recording(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list of the outputs of `module`, filled when the network runs inside the context."""
     outputs: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:

@@ -73,12 +73,18 @@ _METHODS = (
     ),
     ExplanationMethod(
         "relevance", "Layer-wise relevance", "localised", f"{_ROOM}.relevance:relevance",
-        "Jafari et al., MambaLRP (NeurIPS 2024)", families=_SCANS, tasks=("cls",),
+        "Jafari et al., MambaLRP (NeurIPS 2024)",
     ),
     ExplanationMethod(
         "attention", "Hidden attention", "localised", f"{_ROOM}.hidden_attention:hidden_attention",
         "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
         tasks=("cls",), targeted=False, gradients=False,
+    ),
+    ExplanationMethod(
+        "class-attention", "Hidden attention for a class", "localised",
+        f"{_ROOM}.hidden_attention:class_attention",
+        "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
+        tasks=("cls",),
     ),
     ExplanationMethod(
         "maximised-photo", "Activation maximisation from the photo", "learned",
@@ -92,14 +98,12 @@ _METHODS = (
     ),
     ExplanationMethod(
         "erf", "Effective receptive field", "model", f"{_ROOM}.receptive_field:receptive_field",
-        "Luo et al., Understanding the effective receptive field (NIPS 2016)", tasks=("cls",),
-        targeted=False,
+        "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
     ),
     ExplanationMethod(
         "erf-untrained", "Effective receptive field before training", "model",
         f"{_ROOM}.receptive_field:untrained_receptive_field",
-        "Luo et al., Understanding the effective receptive field (NIPS 2016)", tasks=("cls",),
-        targeted=False,
+        "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
     ),
 )  # fmt: skip
 METHODS: dict[str, ExplanationMethod] = {method.name: method for method in _METHODS}
