@@ -78,9 +78,9 @@ def _failed_gates(
     if not wanted:
         return []
     for run in runs:
-        if out is not None or kind_of(run) in ("train", "finetune"):
+        if out is not None or kind_of(run) in ("train", "finetune", "explanation"):
             raise UsageError(
-                f"`{wanted[0]}` does not go with a report over trainings.",
+                f"`{wanted[0]}` does not go with `{run}`, which is no evaluation.",
                 "Gates limit the numbers of evaluations.",
                 f"Name the evaluation itself, such as `{run / 'test'}`.",
             )

@@ -86,6 +86,10 @@ def results_table(run: Path, *, gates: bool = False) -> str:
         return training_table(run)
     if kind == "finetune":
         return finetune_table(run)
+    if kind == "explanation":
+        from robustcli.reports.explanation_page import explanation_table
+
+        return explanation_table(run)
     findings = read_findings(run)
     lines = [mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)]
     lines += statistics_lines(findings.statistics)

@@ -152,7 +152,7 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
         block_size=evaluation.block_size,
         dataset=data.record,
         models=[task.model_record(model, config) for model in models.values()],
-        transforms=[_transform_record(cell) for cell in evaluation.cells.values()],
+        transforms=[transform_record(cell) for cell in evaluation.cells.values()],
         versions=versions(),
         device=device_name(evaluation.device),
         grouping=data.grouping,
@@ -160,7 +160,8 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
     )
 
 
-def _transform_record(cell: TransformCell) -> TransformRecord:
+def transform_record(cell: TransformCell) -> TransformRecord:
+    """What `run.json` says of one transform at one severity."""
     transform = cell.transform
     return TransformRecord(
         name=transform.name,
@@ -245,7 +246,7 @@ def _compute(
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
-            runner.run(_workers(config, device, place.local_world), pin=device.type == "cuda")
+            runner.run(loader_workers(config, device, place.local_world), pin=device.type == "cuda")
         finally:
             session = Session(
                 started=started,
@@ -261,7 +262,7 @@ def _compute(
             write_session(evaluation.run, name, session)
 
 
-def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
+def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> int:
     """Loader workers of one of `processes`: on the CPU the models need the cores themselves."""
     if config.workers is not None:
         return config.workers
