@@ -86,9 +86,9 @@ def _failed_gates(
     if not gates:
         return []
     for run in runs:
-        if out is not None or kind_of(run) in ("train", "finetune"):
+        if out is not None or kind_of(run) in ("train", "finetune", "explanation"):
             raise UsageError(
-                f"`{gates[0]}` does not go with a report over trainings.",
+                f"`{gates[0]}` does not go with `{run}`, which is no evaluation.",
                 "Gates limit the numbers of evaluations.",
                 f"Name the evaluation itself, such as `{run / 'test'}`.",
             )

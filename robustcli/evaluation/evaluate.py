@@ -48,6 +48,7 @@ from robustcli.evaluation.store import Store
 from robustcli.tasks.base import FinishedRows
 from robustcli.tasks.pictures import write_samples
 from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.registry import TransformCell
 
 
 class IncompleteRun(RunError):  # noqa: N818  it says what the run is
@@ -145,21 +146,24 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
         block_size=evaluation.block_size,
         dataset=data.record,
         models=[task.model_record(model, config) for model in models.values()],
-        transforms=[
-            TransformRecord(
-                name=cell.transform.name,
-                severity=cell.severity,
-                family=cell.transform.family,
-                geometric=cell.transform.geometric,
-                parameters=cell.transform.parameters(cell.severity),
-                assumed=cell.transform.assumed,
-            )
-            for cell in evaluation.cells.values()
-        ],
+        transforms=[transform_record(cell) for cell in evaluation.cells.values()],
         versions=versions(),
         device=device_name(evaluation.device),
         grouping=data.grouping,
         split=data.split,
+    )
+
+
+def transform_record(cell: TransformCell) -> TransformRecord:
+    """What `run.json` says of one transform at one severity."""
+    transform = cell.transform
+    return TransformRecord(
+        name=transform.name,
+        severity=cell.severity,
+        family=transform.family,
+        geometric=transform.geometric,
+        parameters=transform.parameters(cell.severity),
+        assumed=transform.assumed,
     )
 
 
@@ -237,7 +241,7 @@ def _compute(
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
-            runner.run(_workers(config, device, place.local_world), pin=device.type == "cuda")
+            runner.run(loader_workers(config, device, place.local_world), pin=device.type == "cuda")
         finally:
             session = Session(
                 started=started,
@@ -253,7 +257,7 @@ def _compute(
             write_session(evaluation.run, name, session)
 
 
-def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
+def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> int:
     """Loader workers of one of `processes`; on the CPU the models need most of the cores."""
     if config.workers is not None:
         return config.workers

@@ -14,6 +14,14 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
+from robustcli.reports.explanation_findings import (
+    SHIFT,
+    SIMILARITY,
+    read_explanation,
+    shown_difference,
+    shown_mean,
+    title_of,
+)
 from robustcli.reports.findings import Findings, TransformRows, read_findings
 from robustcli.reports.finetuning_findings import (
     FinetuningFindings,
@@ -28,6 +36,7 @@ from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import (
     MISSING,
     as_printed,
+    cell_label,
     counted,
     p_value,
     percent,
@@ -327,6 +336,36 @@ def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
         MISSING if steady is None else seconds(steady.median),
         MISSING if frozen is None else thousands(frozen),
     ]
+
+
+def explanation_tables(run: Path) -> str:
+    """How the maps of the explanation in `run` change with the prediction.
+
+    Raises:
+        UsageError: There is no readable explanation.
+        RunError: A file of rows is damaged.
+    """
+    explanation = read_explanation(run)
+    tables = []
+    for score, kind in ((SIMILARITY, "similarity"), (SHIFT, "shift")):
+        rows = [
+            [
+                title_of(cell.key.method),
+                name(cell_label(cell.key.transform, cell.key.severity)),
+                cell.key.target_kind,
+                thousands(cell.n),
+                thousands(cell.flipped),
+                *(shown_mean(score, mean) for mean in (c.flipped, c.kept)),
+                bold(shown_difference(score, c)) if c.shown else shown_difference(score, c),
+            ]
+            for cell in explanation.transformed
+            for c in [cell.contrasts[score]]
+        ]
+        heads = ["method", "transform", "class", "photos", "flipped", "flipped", "others"]
+        record = explanation.record
+        values = {"record": record, "version": _version(record.versions)}
+        tables.append(LatexTable(kind, kind, [*heads, "difference"], 3, rows, values))
+    return _document(tables, [run], partial=explanation.is_partial)
 
 
 def _version(versions: Mapping[str, str]) -> str:

@@ -176,11 +176,20 @@ def _not_measured(run: str, status: str) -> UsageError:
     )
 
 
+def _none_of_explanation(run: Path, _: str | None, __: list[str]) -> Iterator[ComparedModel]:
+    raise UsageError(
+        f"`{run}` is an explanation.",
+        "It holds maps of a few photos and no scores of a model to compare.",
+        "Name evaluations (`robust eval`), trainings or fine-tunings.",
+    )
+
+
 _OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedModel]]] = {
     "cls": _models_of_evaluation,
     "seg": _models_of_evaluation,
     "train": _model_of_training,
     "finetune": _modes_of_finetuning,
+    "explanation": _none_of_explanation,
 }
 
 

@@ -178,6 +178,12 @@ def read_run_export(
         RunError: The report could not be written.
     """
     task = kind_of(run)
+    if task == "explanation":
+        raise UsageError(
+            f"`{run}` is an explanation.",
+            "Trackers and the Hub take the numbers of evaluations, trainings and fine-tunings.",
+            "Pass on its `report.html`, which is one self-contained file.",
+        )
     kind: RunKind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
     record, missing = _record_and_missing(run, kind)
     if missing and not partial:
