@@ -85,7 +85,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 in [0, 1], float32."""
     model.eval()
     hits = [
-        (model(normalise(x)).argmax(1) == y).sum().item()
+        int((model(normalise(x)).argmax(1) == y).sum())
         for x, y in zip(images.split(500), labels.split(500), strict=True)
     ]
     return sum(hits) / len(labels)
