@@ -182,7 +182,10 @@ def test_more_images_take_longer_and_no_longer_than_it_took() -> None:
         val_groups=(),
     )  # fmt: skip
     started = time.perf_counter()
-    few, many = (step_seconds(module, size, torch.device("cpu")) for size in (1, 16))
+    # The best of three: a busy machine may stop one of them for a while.
+    few, many = (
+        min(step_seconds(module, size, torch.device("cpu")) for _ in range(3)) for size in (1, 16)
+    )
     assert 0 < few < many < time.perf_counter() - started
 
 
