@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from robustcli.evaluation.config import BLOCK_SIZE
 from robustcli.evaluation.store import INPUT_SCHEMA, WRITTEN, Store
@@ -80,7 +81,9 @@ def make_run(run: Path, images: int, models: Sequence[str], seed: int = 0) -> in
     return images * len(entries) * len(transforms)
 
 
-def _predictions(ids: np.ndarray, start: int, share: float, draw: np.random.Generator) -> pa.Table:
+def _predictions(
+    ids: NDArray[np.str_], start: int, share: float, draw: np.random.Generator
+) -> pa.Table:
     n = len(ids)
     target = (np.arange(start, start + n) % CLASSES).astype(np.int32)
     right = draw.random(n) < share
@@ -95,7 +98,7 @@ def _predictions(ids: np.ndarray, start: int, share: float, draw: np.random.Gene
     return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
 
 
-def _inputs(ids: np.ndarray, number: int, draw: np.random.Generator) -> pa.Table:
+def _inputs(ids: NDArray[np.str_], number: int, draw: np.random.Generator) -> pa.Table:
     n = len(ids)
     psnr = np.where(number == 0, np.inf, draw.normal(20, 4, n))
     columns = [pa.array(ids), pa.array([f"{value:016x}" for value in draw.integers(0, 2**62, n)]),
