@@ -1,7 +1,9 @@
-# make demo: install the tested versions and run the main job on the bundled model and data.
-# make test: lint, types and tests with the tested versions, without the slow and the GPU ones.
+# make demo: install the tested versions and compare the two bundled classifiers on the bundled images.
+# make test: lint, types and tests with the tested versions, without the slow and the GPU ones;
+#   `make --jobs 2 test` checks the types beside the tests.
 # make test-newest: the same with the newest version of every dependency, in .venv-newest.
 # make test-oldest: the tests with the oldest versions that pyproject.toml allows, in .venv-oldest.
+# make gallery: run the evaluations of docs/gallery.md and write the page.
 # make constraints: test the newest versions and write them to constraints.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -18,16 +20,26 @@ PIP := -m pip install --quiet
 NEWER_PYTHON := import sys; sys.exit(sys.version_info < (3, 15))
 CONSTRAINED = $$($(BIN)/python -c '$(NEWER_PYTHON)' || echo --constraint constraints.txt)
 
-.PHONY: demo test test-all test-newest test-oldest constraints bench clean
+.PHONY: demo gallery test lint types quick test-all test-newest test-oldest constraints bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/robust eval --model vmamba-pico --transform paper21 --out $(DEMO)
+	$(BIN)/robust eval --model vmamba-pico --model resnet-pico --transform paper21 --out $(DEMO)
+	$(BIN)/robust compare $(DEMO)
 
-test: $(VENV)/.installed-dev
+gallery: $(VENV)/.installed
+	$(BIN)/python benchmarks/gallery.py
+
+test: lint types quick
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+quick: $(VENV)/.installed-dev
 	$(PYTEST) $(QUICK)
 
 test-all: $(VENV)/.installed-dev
@@ -68,15 +80,13 @@ $(sort $(VENV)/bin/python $(NEWEST)/bin/python $(OLDEST)/bin/python):
 	  || { echo "robust needs Python >= 3.11; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: WHAT := .
+$(VENV)/.installed-dev: WHAT := .[dev]
+$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@if $(BIN)/python -c '$(NEWER_PYTHON)'; \
 	then echo "constraints.txt is for Python < 3.15: the newest versions are installed"; fi
-	$(BIN)/python $(PIP) $(CONSTRAINED) --editable .
-	touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python $(PIP) $(CONSTRAINED) --editable '.[dev]'
-	touch $@
+	$(BIN)/python $(PIP) $(CONSTRAINED) --editable '$(WHAT)'
+	touch $(VENV)/.installed $@
 
 $(OLDEST)/.installed-oldest: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
 	@$(OLDEST)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || { rm -r $(OLDEST); \

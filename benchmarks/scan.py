@@ -100,14 +100,14 @@ def loop(a: Arguments) -> Tensor:
 def parallel(a: Arguments) -> Tensor:
     """The recurrence by mambapy's parallel scan."""
     decay, drive, C = discretised(a)
-    return (pscan(decay, drive) * C).sum(-1).mT + a["D"][:, None] * a["u"]
+    states: Tensor = pscan(decay, drive)
+    return (states * C).sum(-1).mT + a["D"][:, None] * a["u"]
 
 
 def ours(a: Arguments) -> Tensor:
     """The recurrence by this package."""
-    if "x" in a:
-        return ss2d_scan(**a)
-    y = selective_scan(**a, delta_softplus=True)
+    scan: Callable[..., object] = ss2d_scan if "x" in a else selective_scan
+    y = scan(**a, delta_softplus=True)
     assert isinstance(y, Tensor)
     return y
 

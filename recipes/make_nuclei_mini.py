@@ -106,7 +106,7 @@ def encode(image: Pixels) -> tuple[str, bytes]:
 def fidelity(image: Pixels, copy: Pixels) -> float:
     """PSNR in dB, where the peak is the image's own 99.9 % quantile."""
     error = np.mean((image.astype(float) - copy) ** 2)
-    return float(20 * np.log10(np.quantile(image, 0.999)) - 10 * np.log10(max(error, 1e-12)))
+    return float(20 * np.log10(np.quantile(image, 0.999)) - 10 * np.log10(np.maximum(error, 1e-12)))
 
 
 def photos(images: Mapping[str, Pixels]) -> dict[str, str]:
@@ -138,10 +138,11 @@ def _continues(lines: NDArray[np.float64]) -> NDArray[np.bool_]:
     inner = (inner_last[:, None] + inner_first) / 2 + ROUNDING
     correlation = _standard(last) @ _standard(first).T
     np.fill_diagonal(correlation, 0)
-    best = correlation == correlation.max(axis=1, keepdims=True)
+    best: NDArray[np.bool_] = correlation == correlation.max(axis=1, keepdims=True)
     best &= correlation == correlation.max(axis=0)
     close = [(correlation >= least) & (step < most * inner) for least, most in STEPS.items()]
-    return best & np.any(close, axis=0)
+    best &= np.any(close, axis=0)
+    return best
 
 
 def _standard(borders: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ class Printing:
         """Prints `text`."""
         print(text, flush=True)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
         """Nothing."""
 
     def advance(self, count: int) -> None:

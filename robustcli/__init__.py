@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "Comparison",
+    "ExplanationRun",
     "Finetuning",
     "Run",
     "Training",
     "compare",
     "create_model",
     "evaluate",
+    "explain",
     "finetune",
     "publish",
     "train",
@@ -23,11 +25,13 @@ __all__ = [
 if TYPE_CHECKING:
     from robustcli.adapters.networks import create_model
     from robustcli.api import (
+        ExplanationRun,
         Finetuning,
         Run,
         Training,
         compare,
         evaluate,
+        explain,
         finetune,
         publish,
         train,
@@ -37,12 +41,14 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "Comparison": "reports.comparison",
+    "ExplanationRun": "api",
     "Finetuning": "api",
     "Run": "api",
     "Training": "api",
     "compare": "api",
     "create_model": "adapters.networks",
     "evaluate": "api",
+    "explain": "api",
     "finetune": "api",
     "publish": "api",
     "train": "api",

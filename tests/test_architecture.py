@@ -19,6 +19,7 @@ FLOORS = (
     ("robustcli",),
     ("robustcli.api", "robustcli.timm_models"),
     ("robustcli.reports",),
+    ("robustcli.explanation",),
     ("robustcli.finetuning",),
     ("robustcli.training",),
     ("robustcli.verification",),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import pytest
 import timm
@@ -17,6 +19,13 @@ from robustcli.models.architectures import architecture
 from tests.timm_releases import ALL, VIM, VMAMBA, images, small
 
 
+@cache
+def published(name: str) -> Any:
+    """The network in its own size, without numbers; not to be changed."""
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
 def test_every_release_is_registered_once() -> None:
     assert set(robustcli.timm_models.__all__) == set(ALL)
     assert set(timm.list_models("vmamba*")) == set(VMAMBA)
@@ -26,8 +35,9 @@ def test_every_release_is_registered_once() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_is_the_release_itself(name: str) -> None:
+    model = published(name)
     with torch.device("meta"):
-        model, own = timm.create_model(name), architecture(ALL[name]).build()
+        own = architecture(ALL[name]).build()
     assert {k: t.shape for k, t in model.state_dict().items()} == {
         k: t.shape for k, t in own.state_dict().items()
     }
@@ -48,8 +58,7 @@ def test_same_weights_same_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_default_configuration(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    model = published(name)
     config, state, entry = model.default_cfg, model.state_dict(), CATALOGUE[ALL[name]]
     assert config["url"] == entry.weights_url
     assert config["classifier"] + ".weight" in state

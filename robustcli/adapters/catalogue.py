@@ -61,6 +61,11 @@ class ModelEntry:
         return None if self.weights_url is None else self.weights_url.rsplit("/", 1)[1]
 
     @property
+    def on_timms_hub(self) -> bool:
+        """Whether timm itself downloads the official weights."""
+        return self.builder == "timm" and self.asset is None
+
+    @property
     def network(self) -> str:
         """The name of the network itself, whichever training run the entry is of."""
         return f"smp:{self.variant}" if self.builder == "smp" else self.variant
@@ -226,7 +231,11 @@ def _entries() -> Iterable[ModelEntry]:
         )
     yield ModelEntry(
         "vmamba-pico", "vmamba", "vmamba", "vmamba-pico", 556_938, None, "CIFAR-10", "Apache-2.0",
-        "recipes/train_vmamba_pico.py", label_space="cifar10", asset="vmamba-pico.safetensors",
+        "recipes/train_cifar10_pico.py", label_space="cifar10", asset="vmamba-pico.safetensors",
+    )  # fmt: skip
+    yield ModelEntry(
+        "resnet-pico", "resnet", "timm", "resnet_pico", 545_226, None, "CIFAR-10", "Apache-2.0",
+        "recipes/train_cifar10_pico.py", label_space="cifar10", asset="resnet-pico.safetensors",
     )  # fmt: skip
     yield ModelEntry(
         "vim", "vim", "vim", "vim", 1_791_226, None, "none", "Apache-2.0",

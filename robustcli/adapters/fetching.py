@@ -51,7 +51,7 @@ def hub_file(variant: str) -> Path | None:
 
 def is_here(entry: ModelEntry) -> bool:
     """Whether the weights of `entry` are on this machine."""
-    if entry.builder == "timm":
+    if entry.on_timms_hub:
         return hub_file(entry.variant) is not None
     if entry.asset is None and entry.weights_file is None:
         return False
@@ -159,7 +159,7 @@ def fetch(name: str, *, offline: bool) -> Fetched:
         path = fetch_dataset(registered, offline=offline)
         return Fetched(registered, path, file_sha256(path), datasets[registered].sha256 is not None)
     entry = CATALOGUE[registered]
-    if entry.builder == "timm":
+    if entry.on_timms_hub:
         path = _from_hub(entry.variant, offline)
         return Fetched(registered, path, file_sha256(path), pinned=True)
     if entry.weights_url is None and entry.asset is None:

@@ -237,7 +237,7 @@ def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) ->
     if path is not None:
         trained = read_trained(path, entry)
         return _Weights(str(trained.path), trained.state, trained.header)
-    if BUILDERS[entry.builder].download is not None:
+    if BUILDERS[entry.builder].download is not None and entry.asset is None:
         return _Weights(entry.source)
     trained = read_trained(official_weights(entry, offline=offline), entry)
     return _Weights(trained.path.name, trained.state, trained.header)

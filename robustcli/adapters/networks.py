@@ -28,7 +28,7 @@ from robustcli.adapters.loading import (
     shapes_of,
 )
 from robustcli.adapters.model import IMG_SIZE
-from robustcli.adapters.preprocessing import Preprocessing, input_channels
+from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Otsu, native_window
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import canonical, nearest
@@ -238,19 +238,15 @@ def own_preprocessing(
 
 OFFICIAL = Preprocessing(resize=256, crop=224)
 """Of VMamba's and Vim's own evaluations."""
-PICO = Preprocessing(
-    resize=32, crop=32, interpolation="bilinear",
-    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
-)  # fmt: skip
 
 
 def _official(variant: str, network: nn.Module) -> Preprocessing:
     """VMamba's and Vim's own; at the size that the network was built for, where it has one."""
     if variant == "vmamba-pico":
-        return PICO
+        return CIFAR10
     side = min(getattr(network.config, "image", (OFFICIAL.crop,)))
     if variant == "vim":  # for CIFAR, whose photos are not cut
-        return replace(PICO, resize=side, crop=side)
+        return replace(CIFAR10, resize=side, crop=side)
     return Preprocessing(resize=side * 256 // 224, crop=side)
 
 

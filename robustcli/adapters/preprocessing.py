@@ -109,7 +109,7 @@ class Preprocessing:
         """The model's view of `image` (H, W, 3), in colour: (crop, crop, 3)."""
         picture = Image.fromarray(image)
         if self.resize is not None:
-            size = self._resized(*picture.size)
+            size = self.resized(*picture.size)
             if size != picture.size:
                 picture = picture.resize(size, INTERPOLATIONS[self.interpolation])
         return _centre(np.asarray(picture), self.crop)
@@ -122,13 +122,22 @@ class Preprocessing:
         large = min(image.shape[:2]) >= self.crop
         return replace(self, resize=None if large else self.crop, mode="center").apply(image)
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        assert self.resize is not None
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the resize, of an image of `width` and `height`."""
+        if self.resize is None:
+            return width, height
         if self.mode == "squash":
             return self.resize, self.resize
         if width <= height:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
+
+
+CIFAR10 = Preprocessing(
+    resize=32, crop=32, interpolation="bilinear",
+    mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+)  # fmt: skip
+"""Of networks for 32 x 32 pixels: the mean and the deviation of CIFAR-10's training images."""
 
 
 def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from robustcli.adapters import pico_networks  # noqa: F401 (registers its network with timm)
 from robustcli.adapters.catalogue import IN1K
 from robustcli.adapters.fetching import hub, hub_file, why_none
 from robustcli.adapters.loading import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from robustcli.cli.results import results_document, results_table
+from robustcli.cli.results import print_gates, results_document
 from robustcli.cli.shared_options import FILE, as_json, gates, quiet
 from robustcli.cli.study import joined_gates
 from robustcli.core.errors import GateError, UsageError
@@ -43,24 +43,32 @@ def command(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Write the reports of RUNS again from their files, without torch and without the images."""
-    from robustcli.reports.render import render, render_zoo
+    from robustcli.reports.pages import write_page
+    from robustcli.reports.render import render_zoo, report_page
 
     gated = bool(fail_under or fail_drop)
     failures = _failed_gates(runs, out, fail_under, fail_drop)
     if form is not None or file is not None:
         _print_document(runs, out, form, file, html_samples, as_json=as_json, quiet=quiet)
     else:
+        terminal = {}
         if out is not None:
             reports, runs = [render_zoo(runs, out)], (out,)
         else:
-            reports = [render(run, html_samples) for run in runs]
+            reports = []
+            for run in runs:
+                page = report_page(run)
+                reports.append(write_page(page, run, html_samples))
+                terminal[run] = page.terminal
         if as_json:
             documents = {str(run): results_document(run, gates=gated) for run in runs}
             click.echo(json.dumps(documents, indent=2))
         else:
             for run, report in zip(runs, reports, strict=True):
-                if out is None:
-                    click.echo(results_table(run, gates=gated))
+                if run in terminal:
+                    click.echo(terminal[run])
+                    if gated:
+                        print_gates(run)
                 if not quiet:
                     click.echo(f"Report: {report}")
     if failures:
@@ -78,9 +86,9 @@ def _failed_gates(
     if not gates:
         return []
     for run in runs:
-        if out is not None or kind_of(run) in ("train", "finetune"):
+        if out is not None or kind_of(run) in ("train", "finetune", "explanation"):
             raise UsageError(
-                f"`{gates[0]}` does not go with a report over trainings.",
+                f"`{gates[0]}` does not go with `{run}`, which is no evaluation.",
                 "Gates limit the numbers of evaluations.",
                 f"Name the evaluation itself, such as `{run / 'test'}`.",
             )

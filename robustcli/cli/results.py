@@ -23,16 +23,20 @@ class PrintablePlan(Protocol):
 
 def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
     """Renders the report of `run` and prints its results; with `gates`, those of the run too."""
-    from robustcli.reports.render import render
+    from robustcli.reports.pages import write_page
+    from robustcli.reports.render import report_page
 
     invocation = current_invocation()
     if invocation is not None:
         invocation.record(run)
-    report = render(run)
+    page = report_page(run)
+    report = write_page(page, run)
     if as_json:
         print_document(str(run), results_document(run, gates=gates))
     else:
-        click.echo(results_table(run, gates=gates))
+        click.echo(page.terminal)
+        if gates:
+            print_gates(run)
         if not quiet:
             click.echo(f"Report: {report}")
 
@@ -69,31 +73,11 @@ def results_document(run: Path, *, gates: bool) -> Any:
     return {"results": results, "gates": checked and checked.model_dump(mode="json")}
 
 
-def results_table(run: Path, *, gates: bool = False) -> str:
-    """The table of `run` for a terminal; with `gates`, how many were kept."""
-    from robustcli.reports.console import (
-        accuracy_table,
-        finetune_table,
-        mask_table,
-        statistics_lines,
-        training_table,
-    )
-    from robustcli.reports.findings import read_findings
-    from robustcli.reports.pages import kind_of
+def print_gates(run: Path) -> None:
+    """Prints how many gates of `run` were kept; which failed is the error of the command."""
+    from robustcli.evaluation.gates import read_gates
 
-    kind = kind_of(run)
-    if kind == "train":
-        return training_table(run)
-    if kind == "finetune":
-        return finetune_table(run)
-    findings = read_findings(run)
-    lines = [mask_table(findings.table) if kind == "seg" else accuracy_table(findings.table)]
-    lines += statistics_lines(findings.statistics)
-    if gates and findings.gates:  # which failed is the error of the command
-        results = findings.gates.gates
-        passed = sum(result.passed for result in results)
-        lines.append(f"Gates: {passed} of {len(results)} kept; the report shows each.")
-    if findings.is_partial:
-        status = findings.record.status
-        lines.append(f"Partial run (status: {status}): {findings.progress}.")
-    return "\n".join(lines)
+    checked = read_gates(run)
+    if checked is not None:
+        passed = sum(result.passed for result in checked.gates)
+        click.echo(f"Gates: {passed} of {len(checked.gates)} kept; the report shows each.")

@@ -206,6 +206,16 @@ def _read(group: _Group, name: str) -> str:
     return (group.folder / name).read_text(encoding="ascii").strip()
 
 
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of the machine's processor; its kind alone where the system tells no name."""
+    with suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            key, _, name = line.partition(":")
+            if key.strip() == "model name":
+                return name.strip()
+    return platform.processor() or platform.machine()
+
+
 # The versions of this program, of Python, and of the packages that decide the numbers.
 
 

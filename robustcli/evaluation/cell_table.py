@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
+from robustcli.core.names import TaskName
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.class_scores import ImageChange, image_change
 from robustcli.metrics.columns import TABLE_COLUMNS, cell_numbers, share_columns
-from robustcli.tasks.record import ModelRecord
+from robustcli.metrics.verdicts import CellKey, ModelRows
 from robustcli.transforms.base import CLEAN, Cell
+
+_TABLE_ONLY = ["top5"]  # lists: of a million rows, they take more memory than all other columns
 
 
 def table(run: Path) -> pd.DataFrame:
@@ -22,23 +25,41 @@ def table(run: Path) -> pd.DataFrame:
     The columns are those of the run's task in `metrics.columns`. Shares are fractions in [0, 1]; an
     undefined number is NaN. Unfinished cells are kept and count the images that they have.
     """
-    record, store = read_record(run), Store(run)
+    record = read_record(run)
+    return _as_table((numbers for *_, numbers in _cells(run, record)), record.task)
+
+
+def table_and_rows(run: Path) -> tuple[pd.DataFrame, ModelRows]:
+    """The table, and all rows that it is made of but `top5`; each file is read once."""
+    record = read_record(run)
+    rows: dict[str, dict[CellKey, pd.DataFrame]] = {model.name: {} for model in record.models}
+    lines = []
+    for model, cell, frame, numbers in _cells(run, record):
+        kept = frame.drop(columns=_TABLE_ONLY, errors="ignore")
+        rows[model][cell.transform, cell.severity] = kept
+        lines.append(numbers)
+    return _as_table(lines, record.task), rows
+
+
+def _as_table(lines: Iterable[Mapping[str, object]], task: TaskName) -> pd.DataFrame:
+    floats = dict.fromkeys(share_columns(task), float)
+    return pd.DataFrame(list(lines), columns=list(TABLE_COLUMNS[task])).astype(floats)
+
+
+def _cells(
+    run: Path, record: RunRecord
+) -> Iterator[tuple[str, Cell, pd.DataFrame, dict[str, object]]]:
+    """Each model's cells with their rows and the line of the table."""
+    store = Store(run)
     changes: dict[tuple[str, Cell], ImageChange] = {}
-    rows = [row for model in record.models for row in _rows(store, record, model, changes)]
-    floats = dict.fromkeys(share_columns(record.task), float)
-    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS[record.task])).astype(floats)
-
-
-def _rows(
-    store: Store, record: RunRecord, model: ModelRecord,
-    changes: dict[tuple[str, Cell], ImageChange],
-) -> Iterator[dict[str, object]]:  # fmt: skip
-    clean = store.rows(model.name, CLEAN, record.task)
-    for transform in record.transforms:
-        cell = Cell(transform.name, transform.severity)
-        rows = store.rows(model.name, cell, record.task)
-        key = (model.view, cell)
-        if key not in changes:
-            changes[key] = image_change(store.inputs(*key))
-        numbers = cell_numbers(record.task, clean, rows, record.seed)
-        yield {"model": model.name, **asdict(cell), **numbers, **asdict(changes[key])}
+    for model in record.models:
+        clean = store.rows(model.name, CLEAN, record.task)
+        for transform in record.transforms:
+            cell = Cell(transform.name, transform.severity)
+            rows = clean if cell == CLEAN else store.rows(model.name, cell, record.task)
+            key = (model.view, cell)
+            if key not in changes:
+                changes[key] = image_change(store.inputs(*key, ("changed", "psnr_db")))
+            numbers = cell_numbers(record.task, clean, rows, record.seed)
+            line = {"model": model.name, **asdict(cell), **numbers, **asdict(changes[key])}
+            yield model.name, cell, rows, line

@@ -258,7 +258,7 @@ def _compute(
 
 
 def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> int:
-    """Loader workers of one of `processes`: on the CPU the models need the cores themselves."""
+    """Loader workers of one of `processes`; on the CPU the models need most of the cores."""
     if config.workers is not None:
         return config.workers
     cores = usable_cores() // processes
@@ -272,13 +272,13 @@ def _finish(evaluation: Evaluation, models: Mapping[str, Model], store: Store) -
         evaluation.cells.values(), evaluation.config.seed,
     )  # fmt: skip
     task.finish(finished)
-    existing = PARITY.read(evaluation.run)
+    known = PARITY.read(evaluation.run)
     added = compare_with_published(
-        evaluation.cells, evaluation.data.items, existing,
+        evaluation.cells, evaluation.data.items, known,
         lambda samples, cells: _inputs_of(evaluation, models, samples, cells),
     )  # fmt: skip
     if added:
-        PARITY.write(evaluation.run, [*existing, *added])
+        PARITY.write(evaluation.run, [*known, *added])
 
 
 def _inputs_of(

@@ -175,7 +175,7 @@ def _download(config: EvalConfig) -> int:
         _BYTES_PER_PARAMETER * entry.parameters
         for entry in entries
         if entry is not None
-        and (entry.builder == "timm" or entry.weights_url is not None)
+        and (entry.on_timms_hub or entry.weights_url is not None)
         and not is_here(entry)
     )
 

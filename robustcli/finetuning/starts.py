@@ -182,7 +182,7 @@ def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
 def _state(
     entry: ModelEntry, arguments: Mapping[str, Any], *, offline: bool
 ) -> tuple[Mapping[str, Tensor], str]:
-    if entry.builder == "timm":
+    if entry.on_timms_hub:
         network = timm_library.create(
             entry.variant, pretrained=True, arguments=arguments, offline=offline
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from robustcli.metrics.intervals import Interval, PairedCounts, paired_interval, wilson_interval
@@ -143,8 +144,8 @@ def is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
 
 def _is_in_top5(rows: pd.DataFrame) -> NDArray[np.bool_]:
     """Whether the target is in the list `top5`, which is shorter when there are fewer classes."""
-    lists = rows["top5"].to_list()
-    owner = np.repeat(np.arange(len(lists)), [len(classes) for classes in lists])
-    hit = np.concatenate(lists) == rows["target"].to_numpy(dtype=int)[owner]
+    lists = pa.Table.from_pandas(rows[["top5"]], preserve_index=False).column(0).combine_chunks()
+    owner = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
+    hit = lists.flatten().to_numpy() == rows["target"].to_numpy(dtype=int)[owner]
     in_top5: NDArray[np.bool_] = np.bincount(owner[hit], minlength=len(lists)) > 0
     return in_top5

@@ -16,7 +16,7 @@ from robustcli.evaluation.store import Store
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.findings import Findings
 from robustcli.reports.numbers import cell_label, fraction, percent
-from robustcli.tasks.record import SamplePhoto, read_sample_photos
+from robustcli.tasks.record import DatasetRecord, SamplePhoto, read_sample_photos
 from robustcli.transforms.base import CLEAN, Cell
 
 MOST_PHOTOS = 6
@@ -178,16 +178,23 @@ class _Reader:
 
 def _class_names(findings: Findings) -> Callable[[int], str]:
     """What a class is called: by its label space, else as its folder, else by its number."""
-    dataset = findings.record.dataset
-    if findings.record.task == "cls" and dataset.label_space in BUNDLED_SPACES:
-        try:
-            names = label_space(dataset.label_space).names
-        except UsageError:
-            names = ()
-        if len(names) == dataset.classes or dataset.label_space == "imagenet-1k":
-            return lambda index: names[index] if index < len(names) else f"class {index}"
+    names = bundled_names(findings.record.dataset) if findings.record.task == "cls" else ()
+    if names:
+        return lambda index: names[index] if index < len(names) else f"class {index}"
     folders = _folders(findings) if findings.record.task == "cls" else {}
     return lambda index: folders.get(index, f"class {index}")
+
+
+def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:
+    """The classes of a bundled label space in order; empty where the data have another one."""
+    if dataset.label_space not in BUNDLED_SPACES:
+        return ()
+    try:
+        names = label_space(dataset.label_space).names
+    except UsageError:
+        return ()
+    fits = len(names) == dataset.classes or dataset.label_space == "imagenet-1k"
+    return tuple(names) if fits else ()
 
 
 def _folders(findings: Findings) -> dict[int, str]:

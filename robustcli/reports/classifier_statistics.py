@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.core.errors import UsageError
+from robustcli.core.names import TaskName
 from robustcli.data.labels import label_space
 from robustcli.metrics.calibration import BINS, Calibration, calibration
 from robustcli.metrics.class_scores import class_shares, confusions, is_correct
@@ -127,9 +129,7 @@ class Anchor:
 class ClassifierStatistics(Statistics):
     """The statistics of an evaluation of classifiers."""
 
-    columns: ClassVar[Sequence[str]] = (
-        *("image_id", "target", "prediction", "probability", "target_probability"),
-    )
+    row_columns: ClassVar[Sequence[str]] = ("image_id", "target", "prediction")
     test: ClassVar[str] = "McNemar's exact test; of means over severities the exact sign-flip test"
 
     @property
@@ -152,7 +152,10 @@ class ClassifierStatistics(Statistics):
         """The smallest p that so many images can give."""
         return 2.0 ** (1 - units)
 
-    # How the answers of models agree, with each other and with their own clean answers.
+    @staticmethod
+    def scores(rows: pd.DataFrame) -> NDArray[np.float64]:
+        """See `Statistics.scores`."""
+        return is_correct(rows).astype(np.float64)
 
     @cached_property
     def agreements(self) -> list[Agreement]:
@@ -174,7 +177,7 @@ class ClassifierStatistics(Statistics):
             for model, of_model in self.rows.items()
             for cell, rows in of_model.items()
         }
-        return {key: found for key, found in cells.items() if found is not None}
+        return {key: numbers for key, numbers in cells.items() if numbers is not None}
 
     # Which classes and images are hard.
 
@@ -197,8 +200,8 @@ class ClassifierStatistics(Statistics):
         }
 
     def _clean_rows(self) -> list[pd.DataFrame]:
-        found = (cells.get(CLEAN_CELL) for cells in self.rows.values())
-        return [rows for rows in found if rows is not None and len(rows)]
+        clean = (cells.get(CLEAN_CELL) for cells in self.rows.values())
+        return [rows for rows in clean if rows is not None and len(rows)]
 
     @cached_property
     def classes(self) -> list[ClassNumbers]:
@@ -305,8 +308,8 @@ class ClassifierStatistics(Statistics):
         """One per model with a published ImageNet-1K accuracy, if its weights may be those."""
         if self.record.dataset.label_space != "imagenet-1k":
             return []
-        found = (self._anchor(model) for model in self.record.models)
-        return [anchor for anchor in found if anchor is not None]
+        anchors = map(self._anchor, self.record.models)
+        return [anchor for anchor in anchors if anchor is not None]
 
     def _anchor(self, model: ModelRecord) -> Anchor | None:
         entry, clean = _published(model), self.rows[model.name].get(CLEAN_CELL)
@@ -368,6 +371,9 @@ class ClassifierStatistics(Statistics):
         """See `Statistics.tables`."""
         classes = pd.DataFrame(map(asdict, self.classes))
         return super().tables() | ({} if classes.empty else {"classes.csv": classes})
+
+
+STATISTICS: Mapping[TaskName, type[Statistics]] = {"cls": ClassifierStatistics, "seg": Statistics}
 
 
 def _names(space: str) -> Sequence[str]:

@@ -14,35 +14,26 @@ import pandas as pd
 from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName
 from robustcli.evaluation.record import RunRecord
-from robustcli.metrics.class_scores import is_correct
-from robustcli.metrics.intervals import Bootstrap
-from robustcli.metrics.mask_scores import group_dice
-from robustcli.metrics.paired import smallest_p
 from robustcli.metrics.verdicts import (
     ALPHA,
-    Agreement,
+    CellKey,
     Claim,
-    Flips,
     Rank,
     Verdict,
-    agreements,
-    claims,
-    flips,
-    rank_probabilities,
-    transform_verdicts,
-    verdicts,
 )
-from robustcli.reports.compared_runs import (
-    CLEAN_KEY,
+from robustcli.reports.classifier_statistics import STATISTICS
+from robustcli.reports.numbers import cell_label, counted, p_value
+from robustcli.reports.pairing import (
     ComparedModel,
     PairedRows,
-    differences,
     find_models,
     read_rows,
+    setting_differences,
 )
-from robustcli.reports.numbers import cell_label, counted, p_value
 from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.statistics import Statistics
 from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
+from robustcli.transforms.base import CLEAN
 
 COLUMNS = (
     *("first", "second", "level", "transform", "severity", "n", "groups"),
@@ -53,7 +44,7 @@ _WORDS = ("first", "second", "level", "transform", "outcome")
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonLine:
     """A verdict with the scores of both models on the same images, in [0, 1]."""
 
     verdict: Verdict
@@ -123,6 +114,11 @@ class Comparison:
         """What they are scored by."""
         return SCORINGS[self.task]
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Verdicts, ranks, agreements and flips of the paired rows."""
+        return STATISTICS[self.task](self.record, self.paired.rows)
+
     @property
     def labels(self) -> list[str]:
         """The models' names in this comparison."""
@@ -131,7 +127,7 @@ class Comparison:
     @property
     def grouping(self) -> str:
         """What an independent unit is, in the singular."""
-        return self.record.grouping or "image"
+        return self.statistics.unit
 
     @property
     def n(self) -> int:
@@ -147,40 +143,33 @@ class Comparison:
     def transforms(self) -> list[str]:
         """The transforms beside `identity` that are compared."""
         names = dict.fromkeys(name for cells in self.paired.rows.values() for name, _ in cells)
-        return [name for name in names if name != CLEAN_KEY[0]]
+        return [name for name in names if name != CLEAN.transform]
 
     @property
     def has_severities(self) -> bool:
         """Whether some transform was compared at several severities."""
         return any(line.verdict.severity is None for line in self.lines)
 
-    @property
-    def _bootstrap(self) -> Bootstrap:
-        return Bootstrap(self.record.seed)
-
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[ComparisonLine]:
         """A line per pair and transform (its mean over severities), pair by pair."""
-        table = transform_verdicts(self.paired.rows, self.task, self._bootstrap)
-        return [self._line(verdict) for verdict in table]
+        return [self._line(verdict) for verdict in self.statistics.verdicts]
 
     @cached_property
-    def cell_lines(self) -> list[Line]:
+    def cell_lines(self) -> list[ComparisonLine]:
         """A line per pair, transform and severity; none where no transform has several.
 
         p-values are adjusted over this table, apart from those of `lines`.
         """
-        if not self.has_severities:
-            return []
-        table = verdicts(self.paired.rows, self.task, self._bootstrap)
-        return [self._line(verdict) for verdict in table]
+        verdicts = self.statistics.severity_verdicts if self.has_severities else []
+        return [self._line(verdict) for verdict in verdicts]
 
-    def _line(self, verdict: Verdict) -> Line:
+    def _line(self, verdict: Verdict) -> ComparisonLine:
         scores = (
             self._score(label, verdict.transform, verdict.severity)
             for label in (verdict.first, verdict.second)
         )
-        return Line(verdict, *scores)
+        return ComparisonLine(verdict, *scores)
 
     def _score(self, label: str, transform: str, severity: int | None) -> float:
         """The score of a model under a transform, over severities where there is none."""
@@ -192,10 +181,9 @@ class Comparison:
         return sum(scores) / len(scores)
 
     @cached_property
-    def _scores(self) -> dict[tuple[str, tuple[str, int]], float]:
-        values = is_correct if self.task == "cls" else group_dice
+    def _scores(self) -> dict[tuple[str, CellKey], float]:
         return {
-            (label, key): float(values(rows).mean())
+            (label, key): float(self.statistics.scores(rows).mean())
             for label, cells in self.paired.rows.items()
             for key, rows in cells.items()
         }
@@ -203,40 +191,28 @@ class Comparison:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of models, in the order of the tables."""
-        return list(dict.fromkeys((v.first, v.second) for v in _verdicts(self.lines)))
+        return list(self.statistics.pairs)
 
-    def of_pair(self, pair: tuple[str, str], lines: Iterable[Line]) -> list[Line]:
+    def of_pair(
+        self, pair: tuple[str, str], lines: Iterable[ComparisonLine]
+    ) -> list[ComparisonLine]:
         """The lines of one pair."""
         return [line for line in lines if (line.verdict.first, line.verdict.second) == pair]
 
     @property
-    def clean_lines(self) -> list[Line]:
+    def clean_lines(self) -> list[ComparisonLine]:
         """The lines of untouched images, one per pair; none where these were not compared."""
-        return [line for line in self.lines if line.verdict.transform == CLEAN_KEY[0]]
+        return [line for line in self.lines if line.verdict.transform == CLEAN.transform]
 
     @property
     def claims(self) -> list[Claim]:
         """A claim per pair, about the transforms; none where only untouched images are compared."""
-        return claims(v for v in _verdicts(self.lines) if v.transform != CLEAN_KEY[0])
+        return self.statistics.claims
 
-    @cached_property
+    @property
     def ranks(self) -> list[Rank]:
         """The models by their mean over the transforms (untouched images: where there are none)."""
-        rows = {
-            label: {key: r for key, r in cells.items() if key != CLEAN_KEY or not self.transforms}
-            for label, cells in self.paired.rows.items()
-        }
-        return rank_probabilities(rows, self.task, self._bootstrap)
-
-    @cached_property
-    def agreements(self) -> list[Agreement]:
-        """How often two classifiers agree; empty of segmenters."""
-        return agreements(self.paired.rows) if self.task == "cls" else []
-
-    @cached_property
-    def flips(self) -> list[Flips]:
-        """How often a transform changes the answer of a classifier; empty of segmenters."""
-        return flips(self.paired.rows, CLEAN_KEY) if self.task == "cls" else []
+        return self.statistics.ranking
 
     @cached_property
     def announcements(self) -> list[Announcement]:
@@ -246,7 +222,7 @@ class Comparison:
     def _few_units(self) -> Iterator[Announcement]:
         """So few images or groups that no difference could be shown, however large."""
         tests = sum(line.verdict.p is not None for line in self.lines)
-        least = 2.0 ** (1 - self.n) if self.task == "cls" else smallest_p(self.groups)
+        least = self.statistics.smallest_p(self.groups)
         units = counted(self.groups, self.grouping)
         if not tests:
             yield Announcement(
@@ -304,18 +280,14 @@ class Comparison:
             "verdicts": rows,
             "agreement": [
                 {**asdict(a), "n": a.n, "share": a.share, "error_consistency": a.error_consistency}
-                for a in self.agreements
+                for a in self.statistics.agreements
             ],
-            "flips": [{**asdict(f), "n": f.n, "rate": f.rate} for f in self.flips],
+            "flips": [{**asdict(f), "n": f.n, "rate": f.rate} for f in self.statistics.flips],
         }
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _verdicts(lines: Iterable[Line]) -> list[Verdict]:
-    return [line.verdict for line in lines]
-
-
-def _row(line: Line, level: str) -> dict[str, Any]:
+def _row(line: ComparisonLine, level: str) -> dict[str, Any]:
     scores = {"first_score": line.first_score, "second_score": line.second_score}
     outcome = line.verdict.outcome
     return {**asdict(line.verdict), **scores, "level": level, "outcome": outcome}
@@ -335,15 +307,15 @@ def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -
             difference.
     """
     models, unmeasured = find_models([str(run) for run in runs])
-    found = differences(models)
-    refusals = [difference.sentence for difference in found if not difference.forcible]
+    unlike = setting_differences(models)
+    refusals = [difference.sentence for difference in unlike if not difference.forcible]
     if refusals:
         raise UsageError(
             "These runs cannot be compared image by image.",
             "\n".join(refusals),
             "Compare runs of the same task, classes and masks; no option compares others.",
         )
-    unmatched = [difference.sentence for difference in found]
+    unmatched = [difference.sentence for difference in unlike]
     unmatched += [f"{name} is not measured yet." for name in unmeasured]
     if unmatched and not force_common:
         raise _not_alike(unmatched)
@@ -391,7 +363,7 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
         )
     yield from _same_network(models)
     for title, values in (
-        ("Preprocessing differs.", [preprocessing(m) for m in models]),
+        ("Preprocessing differs.", [preprocessing_words(m) for m in models]),
         ("Precision differs.", [m.run.record.precision for m in models]),
         ("Device differs.", [m.run.record.device for m in models]),
         ("Versions differ.", _versions(models)),
@@ -415,8 +387,8 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for model in models:
         record = model.model
-        key = record.builder, repr(record.arguments), record.weights_sha256, preprocessing(model)
-        alike.setdefault(key, []).append(f"`{model.label}`")
+        network = record.builder, repr(record.arguments), record.weights_sha256
+        alike.setdefault((*network, preprocessing_words(model)), []).append(f"`{model.label}`")
     for labels in alike.values():
         if len(labels) > 1:
             yield Announcement(
@@ -426,7 +398,7 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
             )
 
 
-def preprocessing(model: ComparedModel) -> str:
+def preprocessing_words(model: ComparedModel) -> str:
     """How a model sees an image, in words."""
     record = model.model.preprocessing
     if isinstance(record, PreprocessingRecord):

@@ -10,7 +10,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.rundir import has_record
 from robustcli.metrics.verdicts import RANK_DRAWS, Rank
-from robustcli.reports.comparison import Comparison, Line, preprocessing
+from robustcli.reports.comparison import Comparison, ComparisonLine, preprocessing_words
 from robustcli.reports.console import grid
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, probability
@@ -45,7 +45,7 @@ def conclusions(comparison: Comparison) -> list[str]:
     return [*sentences, *claims]
 
 
-def _on_clean_images(comparison: Comparison, line: Line) -> str:
+def _on_clean_images(comparison: Comparison, line: ComparisonLine) -> str:
     verdict, scoring, measure = line.verdict, comparison.scoring, comparison.scoring.measure
     by = f"{measure.signed(verdict.difference, verdict.n)}{scoring.unit} of {measure.name}"
     if verdict.low is not None:
@@ -73,7 +73,7 @@ def _pair_table(comparison: Comparison, pair: tuple[str, str]) -> str:
     return grid(header, [(line.label, *_row(comparison, line)) for line in lines])
 
 
-def _row(comparison: Comparison, line: Line) -> tuple[str, str, str, str, str, str]:
+def _row(comparison: Comparison, line: ComparisonLine) -> tuple[str, str, str, str, str, str]:
     """Both scores, their difference, its interval, the adjusted p and the verdict, as text."""
     verdict, measure = line.verdict, comparison.scoring.measure
     return (
@@ -153,7 +153,7 @@ def check_out(out: Path) -> None:
 def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     """Draws the figures into `out`/figures."""
     # Matplotlib takes longer to import than a comparison for the terminal takes.
-    from robustcli.reports.figures.comparisons import draw_differences
+    from robustcli.reports.figures.evaluation_figures import draw_differences
     from robustcli.reports.figures.ranking import draw_ranks
 
     measure, forests = comparison.scoring.measure, {}
@@ -190,5 +190,5 @@ def comparison_page(
         conclusions=conclusions(comparison),
         command=command,
         pairs=comparison.pairs[:PAIRS_SHOWN],
-        preprocessing=preprocessing,
+        preprocessing_words=preprocessing_words,
     )

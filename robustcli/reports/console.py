@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
+from robustcli.core.names import TaskName
 from robustcli.reports.classifier_statistics import Anchor, ClassifierStatistics
+from robustcli.reports.findings import Findings
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     ModeRun,
     Pace,
     against_full,
     pace,
-    read_finetuning,
 )
 from robustcli.reports.finetuning_words import chosen_from, summary
 from robustcli.reports.measure import DICE, TOP1, Measure, extremes
@@ -39,15 +39,14 @@ from robustcli.reports.numbers import (
     seconds,
     statistic,
 )
-from robustcli.reports.scoring import Difference, Scoring
+from robustcli.reports.scoring import ScoreDifference, Scoring
 from robustcli.reports.statistics import Statistics
 from robustcli.reports.training_findings import (
     HeldOutResults,
     Score,
-    Training,
+    TrainingFindings,
     group_score,
     pooled,
-    read_training,
 )
 from robustcli.reports.zoo_rows import published
 
@@ -58,7 +57,7 @@ MODELS_ABREAST = 4
 
 
 @dataclass(frozen=True)
-class Kind:
+class TableLayout:
     """What the table of a task shows.
 
     Args:
@@ -78,70 +77,77 @@ class Kind:
     show_clean: Callable[[pd.Series], str]
 
 
-def comparison_table(table: pd.DataFrame, kind: Kind) -> str:
-    """Transforms x models: the number with its interval, then one line per model.
+def evaluation_table(table: pd.DataFrame, task: TaskName) -> str:
+    """Transforms x models: the number with its interval, then one line per model, in ASCII.
 
     One model gets more columns; many models get several tables of at most MODELS_ABREAST.
+
+    Args:
+        table: `cell_table.table` of a run.
+        task: Of the run: top-1 in percent, or dice in [0, 1].
     """
+    layout = _LAYOUTS[task]
     models = [str(name) for name in table["model"].unique()]
     if len(models) == 1:
-        grids = [_detailed(table, kind)]
+        grids = [_detailed(table, layout)]
     else:
         starts = range(0, len(models), MODELS_ABREAST)
-        grids = [_abreast(table, models[start : start + MODELS_ABREAST], kind) for start in starts]
-    summary = "\n".join(_summary(table, model, kind) for model in models)
-    return "\n\n".join([*grids, summary])
+        grids = [
+            _abreast(table, models[start : start + MODELS_ABREAST], layout) for start in starts
+        ]
+    summary = "\n".join(_summary(table, model, layout) for model in models)
+    return _plain("\n\n".join([*grids, summary]))
 
 
-def _detailed(table: pd.DataFrame, kind: Kind) -> str:
-    header = ("transform", kind.extra, kind.header, "95 % interval", "drop", "retention %")
-    return grid(header, [_detailed_row(row, kind) for _, row in table.iterrows()])
+def _detailed(table: pd.DataFrame, layout: TableLayout) -> str:
+    header = ("transform", layout.extra, layout.header, "95 % interval", "drop", "retention %")
+    return grid(header, [_detailed_row(row, layout) for _, row in table.iterrows()])
 
 
-def _detailed_row(row: pd.Series, kind: Kind) -> tuple[str, ...]:
+def _detailed_row(row: pd.Series, layout: TableLayout) -> tuple[str, ...]:
     n = int(row["n"])
     return (
         cell_label(row["transform"], row["severity"]),
-        kind.show_extra(row),
-        kind.measure.value(row),
-        kind.measure.value_range(row, "-"),
-        kind.measure.show(row["drop"], n),
+        layout.show_extra(row),
+        layout.measure.value(row),
+        layout.measure.value_range(row, "-"),
+        layout.measure.show(row["drop"], n),
         percent(row["retention"], n),
     )
 
 
-def _abreast(table: pd.DataFrame, models: list[str], kind: Kind) -> str:
-    columns = [_column(table[table["model"] == model], kind) for model in models]
+def _abreast(table: pd.DataFrame, models: list[str], layout: TableLayout) -> str:
+    columns = [_column(table[table["model"] == model], layout) for model in models]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     rows = [(label, *(column.get(label, "") for column in columns)) for label in labels]
-    return grid((f"{kind.header} (95 % interval)", *models), rows)
+    return grid((f"{layout.header} (95 % interval)", *models), rows)
 
 
-def _column(rows: pd.DataFrame, kind: Kind) -> dict[str, str]:
+def _column(rows: pd.DataFrame, layout: TableLayout) -> dict[str, str]:
     return {
         cell_label(
             row["transform"], row["severity"]
-        ): f"{kind.measure.value(row)} ({kind.measure.value_range(row, '-')})"
+        ): f"{layout.measure.value(row)} ({layout.measure.value_range(row, '-')})"
         for _, row in rows.iterrows()
     }
 
 
-def _summary(table: pd.DataFrame, model: str, kind: Kind) -> str:
+def _summary(table: pd.DataFrame, model: str, layout: TableLayout) -> str:
     rows = table[table["model"] == model]
     clean = rows[rows["transform"] == "identity"]
-    parts = [f"{kind.show_clean(row)} (identity)" for _, row in clean.iterrows()]
-    ends = extremes(rows, by=kind.measure)
+    parts = [f"{layout.show_clean(row)} (identity)" for _, row in clean.iterrows()]
+    ends = extremes(rows, by=layout.measure)
     if ends.worst:
-        parts.append(f"best {_cell(rows, *ends.best[0], kind)}")
-        parts.append(f"worst {_cell(rows, *ends.worst[0], kind)}")
+        parts.append(f"best {_cell(rows, *ends.best[0], layout)}")
+        parts.append(f"worst {_cell(rows, *ends.worst[0], layout)}")
     else:  # a single transform is neither
-        parts += [_cell(rows, *cell, kind) for cell in ends.best[:1]]
+        parts += [_cell(rows, *cell, layout) for cell in ends.best[:1]]
     return f"{model}: {', '.join(parts)}"
 
 
-def _cell(rows: pd.DataFrame, transform: str, severity: int, kind: Kind) -> str:
+def _cell(rows: pd.DataFrame, transform: str, severity: int, layout: TableLayout) -> str:
     row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
-    return f"{cell_label(transform, severity)} {kind.measure.value(row)}{kind.unit}"
+    return f"{cell_label(transform, severity)} {layout.measure.value(row)}{layout.unit}"
 
 
 def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -150,24 +156,13 @@ def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
 
 
-def accuracy_table(table: pd.DataFrame) -> str:
-    """Transforms x models: top-1 in percent with its 95 % interval, then one line per model.
-
-    One model gets more columns; many models get several tables side by side.
-
-    Args:
-        table: `metrics.table` of a run of classifiers.
-    """
-    return comparison_table(table, _TOP1)
-
-
-def mask_table(table: pd.DataFrame) -> str:
-    """The same for segmenters: dice, in [0, 1].
-
-    Args:
-        table: `metrics.table` of a run of segmenters.
-    """
-    return _plain(comparison_table(table, _DICE))
+def evaluation_summary(findings: Findings) -> str:
+    """What is printed of an evaluation: its table, verdicts, warnings, and what is missing."""
+    lines = [evaluation_table(findings.table, findings.record.task)]
+    lines += statistics_lines(findings.statistics)
+    if findings.is_partial:
+        lines.append(f"Partial run (status: {findings.record.status}): {findings.progress}.")
+    return "\n".join(lines)
 
 
 def statistics_lines(statistics: Statistics) -> list[str]:
@@ -187,27 +182,23 @@ def _warning(anchor: Anchor) -> str:
     )
 
 
-def training_table(run: Path) -> str:
-    """A training's result on its held-out images, Otsu's on the same, and what was published.
+def training_table(training: TrainingFindings) -> str:
+    """A training's result on its held-out images, and what needs no training on the same."""
+    return _plain(_TRAINING_TABLES[training.record.task](training))
 
-    “With foreground” is the mean dice of images that have any.
 
-    Args:
-        run: Directory of a training, finished or not.
-
-    Raises:
-        UsageError: There is no readable training.
-    """
-    training = read_training(run)
-    if training.record.task == "cls":
-        return _plain(_class_table(training))
+def _mask_table(training: TrainingFindings) -> str:
+    """The same with what was published; “with foreground” is the mean of images that have any."""
     record, printed = training.record, published(training.record.model)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
     held = ((record.model, training.test), ("otsu", training.baseline))
     rows = [
-        (*_own(name, one, f"{record.grouping}s"), *(fraction(one.numbers[c]) for c in relaxed))
-        for name, one in held
-        if one is not None
+        (
+            *_held_out(name, test, f"{record.grouping}s"),
+            *(fraction(test.numbers[c]) for c in relaxed),
+        )
+        for name, test in held
+        if test is not None
     ]
     paper = pooled(training)
     if paper is not None:
@@ -225,21 +216,21 @@ def training_table(run: Path) -> str:
         "mean over",
         *(column.replace("_", " ") for column in relaxed),
     )
-    return _plain(grid(header, [(*row, *("",) * (len(header) - len(row))) for row in rows]))
+    return grid(header, [(*row, *("",) * (len(header) - len(row))) for row in rows])
 
 
-def _own(name: str, held: HeldOutResults, over: str) -> tuple[str, ...]:
+def _held_out(name: str, held: HeldOutResults, over: str) -> tuple[str, ...]:
     foreground = fraction(held.numbers["dice_foreground"])
     return _scored(name, group_score(held.numbers), foreground, over)
 
 
-def _class_table(training: Training) -> str:
+def _class_table(training: TrainingFindings) -> str:
     scoring, test, baseline = training.scoring, training.test, training.baseline_numbers
     if test is None or baseline is None:
         return "Nothing is measured yet."
     lines = [(training.record.model, test.numbers), (scoring.baseline, baseline)]
     rows: list[tuple[str, ...]] = [
-        (name, scoring.shown(one), scoring.second_shown(one)) for name, one in lines
+        (name, scoring.shown(numbers), scoring.second_shown(numbers)) for name, numbers in lines
     ]
     return grid(("model", "top-1 (95 % interval)", "top-5"), rows)
 
@@ -259,45 +250,42 @@ def _right(row: pd.Series) -> str:
     return f"{row['correct']} of {row['n']}"
 
 
-_TOP1 = Kind(TOP1, "top-1 %", " %", "correct", _right, _right)
-_DICE = Kind(
-    DICE,
-    "dice",
-    "",
-    "IoU",
-    lambda row: fraction(row["iou"]),
-    lambda row: f"dice {fraction(row['dice'])} on {row['n']} images",
-)
+_LAYOUTS: Mapping[TaskName, TableLayout] = {
+    "cls": TableLayout(TOP1, "top-1 %", " %", "correct", _right, _right),
+    "seg": TableLayout(
+        DICE,
+        "dice",
+        "",
+        "IoU",
+        lambda row: fraction(row["iou"]),
+        lambda row: f"dice {fraction(row['dice'])} on {row['n']} images",
+    ),
+}
+_TRAINING_TABLES: Mapping[TaskName, Callable[[TrainingFindings], str]] = {
+    "cls": _class_table,
+    "seg": _mask_table,
+}
 
 
 # The tables that `robust finetune` prints.
 
 
-SHOWN = 12  # tensors; the report has all of them
+TENSORS_SHOWN = 12  # tensors; the report has all of them
 _COSTS = ("mode", "s/iteration", "iterations/s", "trained", "optimizer", "peak memory", "time")
 
 
-def finetune_table(run: Path) -> str:
-    """What was frozen, what each mode cost and gave, and the verdict in words.
-
-    Args:
-        run: Directory of a fine-tuning, finished or not.
-
-    Raises:
-        UsageError: There is no readable fine-tuning.
-    """
-    finetuning = read_finetuning(run)
+def finetune_table(finetuning: FinetuningFindings) -> str:
+    """What was frozen, what each mode cost and gave, and the verdict in words."""
     parts = [
         _tensors(finetuning),
         _scores(finetuning),
         _costs(finetuning),
         "\n".join(summary(finetuning)),
     ]
-    told = "\n\n".join(part for part in parts if part) or "Nothing is measured yet."
-    return told.replace(EN_DASH, "-")
+    return _plain("\n\n".join(filter(None, parts)) or "Nothing is measured yet.")
 
 
-def _tensors(finetuning: Finetuning) -> str:
+def _tensors(finetuning: FinetuningFindings) -> str:
     """The top of the table of tensors: those with the smallest statistic."""
     if finetuning.decisions is None:
         return ""
@@ -308,14 +296,13 @@ def _tensors(finetuning: Finetuning) -> str:
             *(str(row["name"]), str(row["shape"]), f"{row['count']:,}"),
             *(statistic(row["statistic"]), "frozen" if row["frozen"] else "no", str(row["why"])),
         )
-        for _, row in table.head(SHOWN).iterrows()
+        for _, row in table.head(TENSORS_SHOWN).iterrows()
     ]
-    told = grid(header, rows)
-    rest = len(finetuning.decisions) - len(rows)
-    return f"{told}\nand {counted(rest, 'more tensor')}: see the report" if rest else told
+    shown, rest = grid(header, rows), len(finetuning.decisions) - len(rows)
+    return f"{shown}\nand {counted(rest, 'more tensor')}: see the report" if rest else shown
 
 
-def _scores(finetuning: Finetuning) -> str:
+def _scores(finetuning: FinetuningFindings) -> str:
     scoring = finetuning.scoring
     rows: list[tuple[str, ...]] = [
         (
@@ -333,14 +320,15 @@ def _scores(finetuning: Finetuning) -> str:
     return grid(header, rows) if rows else ""
 
 
-def _compared(scoring: Scoring, one: Difference | None) -> tuple[str, str, str]:
-    if one is None:
+def _compared(scoring: Scoring, difference: ScoreDifference | None) -> tuple[str, str, str]:
+    if difference is None:
         return ("", "", "")
-    ends = "" if one.low is None else f"{scoring.apart(one.low)} to {scoring.apart(one.high)}"
-    return (scoring.apart(one.value), ends, "" if one.p is None else p_value(one.p))
+    low, high, p = difference.low, difference.high, difference.p
+    interval = "" if low is None else f"{scoring.apart(low)} to {scoring.apart(high)}"
+    return (scoring.apart(difference.value), interval, "" if p is None else p_value(p))
 
 
-def _costs(finetuning: Finetuning) -> str:
+def _costs(finetuning: FinetuningFindings) -> str:
     rows = [_cost(run, speed) for run in finetuning.modes if (speed := pace(run)) is not None]
     return grid(_COSTS, rows) if rows else ""
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from robustcli.metrics.severity_scores import breaking_points
 from robustcli.reports.cell_photos import read_photos
+from robustcli.reports.console import evaluation_summary
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.gallery import NO_PICTURES, Gallery, draw_gallery
+from robustcli.reports.gallery import Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
-from robustcli.reports.measure import DICE, TOP1
 from robustcli.reports.pages import Page, to_csv
 from robustcli.reports.statistics import statistics_json
 
-_MEASURES = {"cls": TOP1, "seg": DICE}
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
 
 
@@ -25,12 +24,13 @@ def evaluation_report(run: Path) -> Page:
         UsageError: There is no readable run.
     """
     findings = read_findings(run)
-    gallery = draw_gallery(findings, _MEASURES[findings.record.task])
+    gallery = draw_gallery(findings, findings.scoring.measure)
     return Page(
         findings.table,
         evaluation_text(findings, gallery),
         _files(findings),
         read_photos(findings),
+        evaluation_summary(findings),
     )
 
 
@@ -47,12 +47,11 @@ def _files(findings: Findings) -> dict[str, str]:
     return {"statistics.json": statistics_json(statistics, more), **tables}
 
 
-def evaluation_text(findings: Findings, gallery: Gallery = NO_PICTURES) -> str:
+def evaluation_text(findings: Findings, gallery: Gallery | None = None) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
-    task = findings.record.task
     return from_template(
-        _TEMPLATES[task],
+        _TEMPLATES[findings.record.task],
         findings=findings,
-        gallery=gallery,
-        measure=_MEASURES[task],
+        gallery=gallery or Gallery(),
+        measure=findings.scoring.measure,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.cell_table import table_and_rows
 from robustcli.evaluation.gates import GatesRecord, read_gates
 from robustcli.evaluation.published_corruptions import PUBLISHED_PREFIX, counterpart
 from robustcli.evaluation.record import PARITY, CorruptionParity, RunRecord, read_record
@@ -22,33 +22,33 @@ from robustcli.metrics.severity_scores import (
     breaking_points,
     corruption_errors,
 )
-from robustcli.reports.classifier_statistics import ClassifierStatistics
+from robustcli.metrics.verdicts import ModelRows
+from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
+from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.statistics import Statistics
 from robustcli.tasks.record import ModelRecord
-from robustcli.transforms.base import Cell
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 """A row of an evaluation's table, by column."""
 MODELS_NAMED = 3
-_STATISTICS = {"cls": ClassifierStatistics, "seg": Statistics}
 
 
 @dataclass(frozen=True)
-class Line:
+class TransformRows:
     """A transform at one severity with the rows of all models, in the order of the run."""
 
     transform: str
     severity: int
-    rows: list[Row]
+    rows: list[TableRow]
 
     @property
     def label(self) -> str:
         """How the transform with its severity is called."""
         return cell_label(self.transform, self.severity)
 
-    def of(self, model: str) -> Row:
+    def of(self, model: str) -> TableRow:
         """The row of `model`."""
         return next(row for row in self.rows if row["model"] == model)
 
@@ -70,8 +70,8 @@ class ModelEnds:
         n: Images of its fullest row.
     """
 
-    best: Row | None
-    worst: Row | None
+    best: TableRow | None
+    worst: TableRow | None
     clean: float | None
     mean: float
     n: int
@@ -94,8 +94,8 @@ class ParityLine:
     corruption: str
     severity: int
     model: str
-    ours: Row
-    published: Row
+    ours: TableRow
+    published: TableRow
     difference: ClassDifference | None
     likeness: CorruptionParity | None
 
@@ -107,7 +107,8 @@ class Findings:
     Args:
         run: Its directory.
         record: Its `run.json`.
-        table: Its numbers (`metrics.table`).
+        table: Its numbers (`cell_table.table`).
+        rows: What they are made of, without `top5`.
         sessions: What computing them cost.
         skipped: The images that could not be read (columns: image_id, reason).
     """
@@ -115,13 +116,19 @@ class Findings:
     run: Path
     record: RunRecord
     table: pd.DataFrame
+    rows: ModelRows
     sessions: list[Session]
     skipped: pd.DataFrame
+
+    @property
+    def scoring(self) -> Scoring:
+        """What its models are scored by."""
+        return SCORINGS[self.record.task]
 
     @cached_property
     def statistics(self) -> Statistics:
         """What the rows say beyond the table."""
-        return _STATISTICS[self.record.task](self.run, self.record)
+        return STATISTICS[self.record.task](self.record, self.rows)
 
     @property
     def gates(self) -> GatesRecord | None:
@@ -197,16 +204,16 @@ class Findings:
         return views
 
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[TransformRows]:
         """The table by transform and severity, in the order of the run."""
-        lines: dict[tuple[str, int], Line] = {}
+        lines: dict[tuple[str, int], TransformRows] = {}
         for row in records(self.table):
             cell = row["transform"], row["severity"]
-            lines.setdefault(cell, Line(*cell, [])).rows.append(row)
+            lines.setdefault(cell, TransformRows(*cell, [])).rows.append(row)
         return list(lines.values())
 
     @property
-    def representative_lines(self) -> list[Line]:
+    def representative_lines(self) -> list[TransformRows]:
         """The lines of untouched images and of each transform: its full range, or its highest."""
         shown = representatives(self.table)[["transform", "severity"]].itertuples(index=False)
         cells = {(str(t), int(s)) for t, s in shown} | {("identity", 0)}
@@ -232,24 +239,21 @@ class Findings:
         """Our corruptions beside the published ones of the same name, where the run has both."""
         if all(t.family != "published" for t in self.record.transforms):
             return []
-        store, lines = (
-            Store(self.run),
-            {(line.transform, line.severity): line for line in self.lines},
-        )
-        alike = {(one.transform, one.severity, one.model): one for one in PARITY.read(self.run)}
-        found = []
+        lines = {(line.transform, line.severity): line for line in self.lines}
+        likenesses = {(p.transform, p.severity, p.model): p for p in PARITY.read(self.run)}
+        table = []
         for (name, severity), line in lines.items():
-            own = lines.get((counterpart(name), severity))
-            if own is None or not name.startswith(PUBLISHED_PREFIX):
+            ours = lines.get((counterpart(name), severity))
+            if ours is None or not name.startswith(PUBLISHED_PREFIX):
                 continue
-            for ours, published in zip(own.rows, line.rows, strict=True):
+            for row, published in zip(ours.rows, line.rows, strict=True):
                 model = str(published["model"])
-                rows = [store.rows(model, Cell(t, severity), "cls") for t in (own.transform, name)]
-                found.append(ParityLine(
-                    name.removeprefix(PUBLISHED_PREFIX), severity, model, ours, published,
-                    class_difference(*rows), alike.get((name, severity, model)),
+                rows = [self.rows[model][t, severity] for t in (ours.transform, name)]
+                table.append(ParityLine(
+                    name.removeprefix(PUBLISHED_PREFIX), severity, model, row, published,
+                    class_difference(*rows), likenesses.get((name, severity, model)),
                 ))  # fmt: skip
-        return found
+        return table
 
     @property
     def speeds(self) -> list[Speed]:
@@ -269,18 +273,18 @@ class Findings:
         """The best and the worst transform of a model by `measure`."""
         table = self.of_model(model)
         rows = {(row["transform"], row["severity"]): row for row in records(table)}
-        found = extremes(table, most=1, by=measure)
+        cells = extremes(table, most=1, by=measure)
         clean = table.loc[table["transform"] == "identity", measure.column]
         return ModelEnds(
-            next((rows[cell] for cell in found.best), None),
-            next((rows[cell] for cell in found.worst), None),
+            next((rows[cell] for cell in cells.best), None),
+            next((rows[cell] for cell in cells.worst), None),
             float(clean.iloc[0]) if len(clean) else None,
             representatives(table)[measure.column].mean(),
             int(table["n"].max()),
         )
 
 
-def records(table: pd.DataFrame) -> list[Row]:
+def records(table: pd.DataFrame) -> list[TableRow]:
     """The rows of `table`."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
@@ -291,4 +295,6 @@ def read_findings(run: Path) -> Findings:
     Raises:
         UsageError: There is no readable run.
     """
-    return Findings(run, read_record(run), table(run), read_sessions(run), Store(run).skipped())
+    record = read_record(run)
+    table, rows = table_and_rows(run)
+    return Findings(run, record, table, rows, read_sessions(run), Store(run).skipped())

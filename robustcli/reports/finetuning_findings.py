@@ -26,8 +26,8 @@ from robustcli.finetuning.record import (
     ModeCosts,
     read_finetune_record,
 )
-from robustcli.reports.scoring import SCORINGS, Difference, Scoring
-from robustcli.reports.training_findings import Training, read_table, read_training
+from robustcli.reports.scoring import SCORINGS, ScoreDifference, Scoring
+from robustcli.reports.training_findings import TrainingFindings, read_table, read_training
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModeRun:
     """
 
     mode: Mode
-    training: Training
+    training: TrainingFindings
     steps: pd.DataFrame
     costs: ModeCosts | None
 
@@ -66,7 +66,7 @@ class ModeRun:
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class FinetuningFindings:
     """One fine-tuning as a report sees it.
 
     Args:
@@ -130,12 +130,12 @@ class Finetuning:
         return next((pixels for pixels in known if pixels is not None), None)
 
     @property
-    def training(self) -> Training | None:
+    def training(self) -> TrainingFindings | None:
         """Any of the trainings: all have the same data and recipe."""
         return next((run.training for run in [*self.measured, *self.modes]), None)
 
 
-def read_finetuning(run: Path) -> Finetuning:
+def read_finetuning(run: Path) -> FinetuningFindings:
     """The fine-tuning in directory `run`, as far as it has come.
 
     Raises:
@@ -144,7 +144,7 @@ def read_finetuning(run: Path) -> Finetuning:
     record = read_finetune_record(run)
     begun = [mode for mode in MODES if mode in record.modes and has_record(run / mode)]
     decisions, profile, sweep = run / DECISIONS, run / PROFILE, run / SWEEP_FILE
-    return Finetuning(
+    return FinetuningFindings(
         run,
         record,
         tuple(_mode(run, mode) for mode in begun),
@@ -205,7 +205,7 @@ def _pace(seconds: pd.Series) -> Pace | None:
     return Pace(median, low, high, len(seconds))
 
 
-def seconds_ratio(finetuning: Finetuning, mode: Mode) -> float | None:
+def seconds_ratio(finetuning: FinetuningFindings, mode: Mode) -> float | None:
     """Time of an iteration over that of full fine-tuning; None until both are measured."""
     run, full = finetuning.of(mode), finetuning.of("full")
     if run is None or full is None:
@@ -214,7 +214,7 @@ def seconds_ratio(finetuning: Finetuning, mode: Mode) -> float | None:
     return None if seconds is None or not full_seconds else seconds / full_seconds
 
 
-def against_full(finetuning: Finetuning, mode: Mode) -> Difference | None:
+def against_full(finetuning: FinetuningFindings, mode: Mode) -> ScoreDifference | None:
     """What a mode's score has over that of full fine-tuning; None until both are measured."""
     run, full = finetuning.of(mode), finetuning.of("full")
     if mode == "full" or run is None or full is None:

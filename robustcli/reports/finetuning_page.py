@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.finetuning.record import MODES
+from robustcli.reports.console import finetune_table
 from robustcli.reports.figures.freezing_figures import (
     GradientCurve,
     Limit,
@@ -24,7 +25,7 @@ from robustcli.reports.figures.freezing_figures import (
 from robustcli.reports.figures.training_figures import draw_strips
 from robustcli.reports.findings import records
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     ModeRun,
     against_full,
     frozen_elements,
@@ -74,7 +75,7 @@ def columns(scoring: Scoring) -> tuple[str, ...]:
 COLUMNS = columns(SCORINGS["seg"])
 
 
-def finetuning_results(finetuning: Finetuning) -> pd.DataFrame:
+def finetuning_results(finetuning: FinetuningFindings) -> pd.DataFrame:
     """One row per mode with `columns`; a number that is not known is missing.
 
     Shares are fractions in [0, 1]; times are of the iterations after the freeze.
@@ -85,7 +86,7 @@ def finetuning_results(finetuning: Finetuning) -> pd.DataFrame:
     return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
 
-def _row(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
+def _row(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
     training, costs = run.training, run.costs
     row: dict[str, object] = {
         "mode": run.mode,
@@ -106,7 +107,7 @@ def _row(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
     return row
 
 
-def _times(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
+def _times(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
     seconds = run.seconds_per_iteration
     return {
         "seconds_per_iteration": seconds,
@@ -115,7 +116,7 @@ def _times(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
     }
 
 
-def _scores(finetuning: Finetuning, run: ModeRun) -> dict[str, object]:
+def _scores(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
     row: dict[str, object] = {}
     scoring, test, baseline = finetuning.scoring, run.training.test, run.training.baseline_numbers
     difference = against_full(finetuning, run.mode)
@@ -140,7 +141,7 @@ _KINDS = (
 _OUTSIDE = {1: "scales", 2: "linear layers"}
 
 
-def curves(finetuning: Finetuning) -> list[GradientCurve]:
+def curves(finetuning: FinetuningFindings) -> list[GradientCurve]:
     """A curve per tensor that the rule is about, the smallest mean first; none without a profile.
 
     Those of state-space blocks, or all where the rule is about all or there are no such blocks.
@@ -173,7 +174,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def limit(finetuning: Finetuning, lines: list[GradientCurve]) -> Limit | None:
+def rule_limit(finetuning: FinetuningFindings, lines: list[GradientCurve]) -> Limit | None:
     """Where `finetuning`'s rule draws the line between `lines`; None where it is about names."""
     rule = finetuning.record.rule
     if rule.threshold is not None:
@@ -206,7 +207,7 @@ def short_names(names: list[str]) -> list[str]:
     return [".".join(part[common:]) for part in parts]
 
 
-def _frozen_names(finetuning: Finetuning) -> frozenset[str]:
+def _frozen_names(finetuning: FinetuningFindings) -> frozenset[str]:
     if finetuning.decisions is None:
         return frozenset()
     return frozenset(finetuning.decisions.loc[finetuning.decisions["frozen"], "name"])
@@ -223,10 +224,7 @@ class FinetuningGallery:
     tradeoff: tuple[Picture, ...] = ()
 
 
-NO_PICTURES = FinetuningGallery()
-
-
-def draw_finetuning_gallery(finetuning: Finetuning) -> FinetuningGallery:
+def draw_finetuning_gallery(finetuning: FinetuningFindings) -> FinetuningGallery:
     """Draws every picture that a fine-tuning has data for."""
     return FinetuningGallery(
         _gradients(finetuning),
@@ -237,12 +235,12 @@ def draw_finetuning_gallery(finetuning: Finetuning) -> FinetuningGallery:
     )
 
 
-def _gradients(finetuning: Finetuning) -> tuple[Picture, ...]:
+def _gradients(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     lines = curves(finetuning)
     if not lines:
         return ()
     path, words = "figures/gradients.png", statistic_name(finetuning.record.rule)
-    draw_gradients(lines, limit(finetuning, lines), words, finetuning.run / path)
+    draw_gradients(lines, rule_limit(finetuning, lines), words, finetuning.run / path)
     caption = (
         f"Gradients while profiling: {words}, before clipping. A line per tensor; the mark at its "
         "right end is the mean over the iterations, which the rule compares. Dashed, hollow: "
@@ -251,7 +249,7 @@ def _gradients(finetuning: Finetuning) -> tuple[Picture, ...]:
     return (Picture(path, caption),)
 
 
-def _modes_picture(finetuning: Finetuning) -> tuple[Picture, ...]:
+def _modes_picture(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     courses = [_course(run) for run in finetuning.modes if len(run.training.metrics)]
     if not courses:
         return ()
@@ -275,7 +273,7 @@ def _course(run: ModeRun) -> ModeCourse:
     return ModeCourse(run.mode, MODES.index(run.mode), training.metrics, chosen, frozen_at)
 
 
-def _strips(finetuning: Finetuning) -> tuple[Picture, ...]:
+def _strips(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     if not finetuning.scoring.per_group:
         return ()
     measured = [(run.mode, run.training.test) for run in finetuning.modes]
@@ -291,14 +289,14 @@ def _strips(finetuning: Finetuning) -> tuple[Picture, ...]:
     return (Picture(path, f"Dice of every held-out {group}, mode by mode."),)
 
 
-def _cases(finetuning: Finetuning, run: ModeRun) -> tuple[Picture, ...]:
+def _cases(finetuning: FinetuningFindings, run: ModeRun) -> tuple[Picture, ...]:
     test = run.training.test
     if test is None or not finetuning.scoring.per_group:
         return ()
     return case_figures(test.findings, test.findings.models[0], finetuning.run, run.mode)
 
 
-def _tradeoff(finetuning: Finetuning) -> tuple[Picture, ...]:
+def _tradeoff(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     if finetuning.sweep is None:
         return ()
     measure = finetuning.scoring.measure
@@ -337,15 +335,18 @@ def finetuning_report(run: Path) -> Page:
     return Page(
         finetuning_results(finetuning),
         finetuning_text(finetuning, draw_finetuning_gallery(finetuning)),
+        terminal=finetune_table(finetuning),
     )
 
 
-def finetuning_text(finetuning: Finetuning, gallery: FinetuningGallery = NO_PICTURES) -> str:
+def finetuning_text(
+    finetuning: FinetuningFindings, gallery: FinetuningGallery | None = None
+) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         "finetuning",
         finetuning=finetuning,
-        gallery=gallery,
+        gallery=gallery or FinetuningGallery(),
         few=few_held_out(finetuning),
         statistic_name=statistic_name(finetuning.record.rule),
         frozen=_frozen(finetuning),
@@ -380,7 +381,7 @@ class _Frozen:
         return 100 * self.elements / max(1, self.of)
 
 
-def _frozen(finetuning: Finetuning) -> _Frozen | None:
+def _frozen(finetuning: FinetuningFindings) -> _Frozen | None:
     """What the rule froze; None until it is decided."""
     if finetuning.decisions is None:
         return None

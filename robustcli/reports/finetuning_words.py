@@ -9,7 +9,7 @@ import pandas as pd
 
 from robustcli.finetuning.record import RuleRecord
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     ModeRun,
     Pace,
     against_full,
@@ -29,7 +29,7 @@ from robustcli.reports.numbers import (
     p_value,
     seconds,
 )
-from robustcli.reports.scoring import Difference, Scoring
+from robustcli.reports.scoring import ScoreDifference, Scoring
 
 STATISTICS = {
     "mean_abs": "mean of |g|",
@@ -80,7 +80,7 @@ SIGNIFICANT = 0.05
 FEW_GROUPS = 30  # with fewer, intervals are wide and their ends are uncertain themselves
 
 
-def summary(finetuning: Finetuning) -> list[str]:
+def summary(finetuning: FinetuningFindings) -> list[str]:
     """Sentences on scores, their differences to full fine-tuning, time and memory.
 
     Nothing is said of what was not measured.
@@ -95,7 +95,7 @@ def summary(finetuning: Finetuning) -> list[str]:
     ]
 
 
-def few_held_out(finetuning: Finetuning) -> str:
+def few_held_out(finetuning: FinetuningFindings) -> str:
     """How little can be seen with few held-out images; empty where they are many."""
     training = finetuning.training
     if training is None or training.test is None or training.test.groups >= FEW_GROUPS:
@@ -108,14 +108,14 @@ def few_held_out(finetuning: Finetuning) -> str:
     return f"With {held_out}, {scoring.few_words.format(width=scoring.width(width))}"
 
 
-def _widest_interval(finetuning: Finetuning) -> float | None:
+def _widest_interval(finetuning: FinetuningFindings) -> float | None:
     tests = [run.training.test for run in finetuning.modes]
     low, high = (f"{finetuning.scoring.measure.column}_{end}" for end in ("low", "high"))
     widths = [t.numbers[high] - t.numbers[low] for t in tests if t is not None]
     return max((float(width) for width in widths if not is_missing(width)), default=None)
 
 
-def _scores(finetuning: Finetuning) -> list[str]:
+def _scores(finetuning: FinetuningFindings) -> list[str]:
     training = finetuning.training
     if not finetuning.measured or training is None or training.test is None:
         return []
@@ -138,7 +138,7 @@ def _score(run: ModeRun) -> str:
     return run.training.scoring.shown(run.training.test.numbers)
 
 
-def _relaxed(finetuning: Finetuning) -> list[str]:
+def _relaxed(finetuning: FinetuningFindings) -> list[str]:
     """Relaxed precision and recall, of data that have a tolerance."""
     if finetuning.tolerance is None:
         return []
@@ -151,7 +151,7 @@ def _relaxed(finetuning: Finetuning) -> list[str]:
     return [f"Relaxed precision and recall ({how}): {', '.join(measured)}."]
 
 
-def _differences(finetuning: Finetuning) -> list[str]:
+def _differences(finetuning: FinetuningFindings) -> list[str]:
     """Each mode against full; freezing first, since it is what the question is about."""
     modes = sorted(finetuning.modes, key=lambda run: run.mode != "freeze")
     differences = [(run, against_full(finetuning, run.mode)) for run in modes]
@@ -166,7 +166,7 @@ def _differences(finetuning: Finetuning) -> list[str]:
     return [*sentences, seeds] if sentences else []
 
 
-def _difference(difference: Difference, group: str, scoring: Scoring) -> str:
+def _difference(difference: ScoreDifference, group: str, scoring: Scoring) -> str:
     value = f"{scoring.apart(difference.value)}{scoring.unit}"
     low, high, p = difference.low, difference.high, difference.p
     if low is None or high is None or p is None:
@@ -214,7 +214,7 @@ def _conclusion(
     )
 
 
-def _time(finetuning: Finetuning) -> list[str]:
+def _time(finetuning: FinetuningFindings) -> list[str]:
     """The time of an iteration after the freeze against that of full fine-tuning."""
     freeze = finetuning.of("freeze")
     after, full = (pace(run) if (run := finetuning.of(m)) else None for m in ("freeze", "full"))
@@ -253,7 +253,7 @@ def _ratio(pace: Pace, reference: Pace) -> str:
     return f"{decimal(ratio, 2)} times as long ({percent})"
 
 
-def _memory(finetuning: Finetuning) -> list[str]:
+def _memory(finetuning: FinetuningFindings) -> list[str]:
     freeze, full = finetuning.of("freeze"), finetuning.of("full")
     if freeze is None or full is None or not frozen_elements(freeze):
         return []
@@ -272,7 +272,7 @@ def _memory(finetuning: Finetuning) -> list[str]:
     ]
 
 
-def _count(finetuning: Finetuning) -> list[str]:
+def _count(finetuning: FinetuningFindings) -> list[str]:
     """What freezing leaves out by count, and what it cannot leave out."""
     saving = finetuning.record.saving
     if saving is None or not saving.frozen:
@@ -287,7 +287,7 @@ def _count(finetuning: Finetuning) -> list[str]:
     ]
 
 
-def chosen_from(finetuning: Finetuning) -> pd.DataFrame:
+def chosen_from(finetuning: FinetuningFindings) -> pd.DataFrame:
     """The tensors that the rule could freeze, and those it froze, the smallest statistic first."""
     assert finetuning.decisions is not None
     table = finetuning.decisions

@@ -20,7 +20,7 @@ from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
 from robustcli.metrics.calibration import reliability
 from robustcli.reports.classifier_statistics import ClassifierStatistics
-from robustcli.reports.figures.comparisons import (
+from robustcli.reports.figures.evaluation_figures import (
     BIN_IMAGES,
     PAIRS_ABREAST,
     draw_bars,
@@ -34,6 +34,7 @@ from robustcli.reports.findings import Findings
 from robustcli.reports.markdown import Picture
 from robustcli.reports.measure import TOP1, Extremes, Measure, extremes
 from robustcli.reports.numbers import decimal, fraction, is_missing
+from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import (
     DatasetRecord,
     MaskPreprocessingRecord,
@@ -41,13 +42,12 @@ from robustcli.tasks.record import (
     Panel,
     read_panels,
 )
-from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.base import Cell
 
 # What belongs on the contact sheets: the samples that the run left, with their PSNR.
 
 
 _ABREAST = 5
-_TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
 @dataclass(frozen=True)
@@ -116,20 +116,18 @@ def _psnr(findings: Findings, cell: Cell) -> str:
 
 
 def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
-    """The measures of the shown image; no row where it was not measured yet.
-
-    Classifiers: the first image of the run. Segmenters: the first one with foreground.
-    """
+    """The measures of the shown image; no row where it was not measured yet."""
     store, first = Store(findings.run), findings.models[0]
-    if findings.record.task == "cls":
-        block = store.input_path(first.view, cell, 0)
-        if not block.is_file():
-            return pd.DataFrame()
-        return pd.read_parquet(block, partitioning=None).head(1)
-    rows = store.rows(first.name, CLEAN, "seg").head(_TRIED)
-    shown = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])["image_id"].head(1)
-    inputs = store.inputs(first.view, cell)
-    return inputs[inputs["image_id"].isin(shown)]
+    clean = findings.rows[first.name].get(CLEAN_CELL)
+    if clean is None or clean.empty:
+        return store.inputs(first.view, cell, first_block=True).head(1)
+    shown = findings.scoring.likely_samples(clean)["image_id"].head(1)
+    for first_block in (True, False):  # nearly always the first block has it
+        inputs = store.inputs(first.view, cell, first_block=first_block)
+        sample = inputs[inputs["image_id"].isin(shown)]
+        if len(sample):
+            break
+    return sample
 
 
 # The best, median and worst cases of a segmenter, read from what its evaluation left.
@@ -205,9 +203,6 @@ class Gallery:
     """Why there is no picture of the hardest images, where there could be one."""
 
 
-NO_PICTURES = Gallery()
-
-
 def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
     """Draws every picture of `measure` that the run has data for."""
     measured = findings.table[findings.table[measure.column].notna()]
@@ -280,16 +275,16 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
     if not isinstance(statistics, ClassifierStatistics) or not statistics.hard_photos:
         return (), ""
     photos = statistics.hard_photos
-    clean = next(iter(statistics.rows.values())).get((CLEAN.transform, CLEAN.severity))
+    clean = next(iter(statistics.rows.values())).get(CLEAN_CELL)
     if clean is None or len(clean) != findings.expected:
         return (), "not all untouched images have been evaluated yet"
     ids = [*clean["image_id"], *findings.skipped["image_id"]]
-    found = images_of(findings.record.dataset, ids, [photo.image_id for photo in photos])
-    if isinstance(found, str):
-        return (), found
+    pixels = images_of(findings.record.dataset, ids, [photo.image_id for photo in photos])
+    if isinstance(pixels, str):
+        return (), pixels
     tiles = [
         Tile(
-            found[photo.image_id],
+            pixels[photo.image_id],
             photo.target,
             f"{photo.wrong} of {photo.answers} wrong,\ntaken for {photo.called}",
         )
@@ -305,16 +300,16 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
 
 
 def images_of(
-    dataset: DatasetRecord, all_ids: Sequence[str], wanted: Sequence[str]
+    dataset: DatasetRecord, all_ids: Sequence[str], shown_ids: Sequence[str]
 ) -> dict[str, NDArray[np.uint8]] | str:
-    """The pixels of the images `wanted` by id, or why they are not shown.
+    """The pixels of the images `shown_ids`, or why they are not shown.
 
     They are shown only where the files of the data set are still those of the run.
 
     Args:
         dataset: The data of a run.
         all_ids: The ids of all its images.
-        wanted: Some of them.
+        shown_ids: Some of them.
     """
     if dataset.contents is None:
         return "the run is of an older version, which did not record what its images hold"
@@ -335,7 +330,7 @@ def images_of(
         return f"the images at `{dataset.location}` are no longer those of the run"
     by_id = {file.relative: file for file in files}
     try:
-        return {image_id: decode(by_id[image_id]) for image_id in wanted}
+        return {image_id: decode(by_id[image_id]) for image_id in shown_ids}
     except (OSError, UnreadableImage):
         return f"the images at `{dataset.location}` cannot be read"
 

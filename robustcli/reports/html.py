@@ -26,12 +26,14 @@ from robustcli.core.io import reading
 from robustcli.reports.cell_photos import Photo, PhotoSheet
 from robustcli.reports.markdown import TEMPLATES, template_environment
 from robustcli.reports.numbers import counted
+from robustcli.tasks.record import PANELS_FOLDER
 
 MOST_BYTES = 5_000_000
 """What a page weighs at most: pictures that do not fit are left out, and the page says so."""
 _CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
 _CHART_SCALE = 1.5  # pixels of a chart for one of the page, so that all have letters of one size
 _LONG_NAME = 32  # characters of a name that may be torn in a table, as a hash or a path
+_PANEL_QUALITY = 85  # of 100, at which thin lines and small letters stay sharp
 _LONGEST_PHOTO = 256  # pixels of the longer side
 
 
@@ -137,8 +139,15 @@ class _Embedded:
 
 
 def _drawing(path: Path) -> _Embedded:
-    """The picture `path` without a loss, as WebP where that is smaller than the file."""
+    """The picture `path` without a loss, as WebP where that is smaller than the file.
+
+    Pictures in a folder PANELS_FOLDER are made of photos: compressed as such, never inverted.
+    """
     picture, content = _decoded(path), path.read_bytes()
+    if path.parent.name == PANELS_FOLDER:
+        packed = io.BytesIO()
+        picture.save(packed, "WEBP", quality=_PANEL_QUALITY, method=4)
+        return _Embedded(_uri(packed.getvalue(), "webp"), *picture.size)
     white = picture.resize((200, 200), Image.Resampling.NEAREST).histogram()
     packed = io.BytesIO()
     picture.save(packed, "WEBP", lossless=True, method=4, quality=75)

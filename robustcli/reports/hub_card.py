@@ -18,15 +18,14 @@ from robustcli.core.names import file_name
 from robustcli.finetuning.record import MODES
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.markdown import from_template
-from robustcli.reports.measure import DICE, TOP1, Measure
+from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import cell_label, is_missing
-from robustcli.reports.publication import Publication
+from robustcli.reports.run_export import RunExport
 from robustcli.tasks.record import ModelRecord
 
 BEGIN, END = "<!-- robust:begin -->", "<!-- robust:end -->"
 YAML_BEGIN, YAML_END = "# robust:begin", "# robust:end"
 _OURS = "# Written by `robust publish`"
-_MEASURES: Mapping[str, Measure] = {"cls": TOP1, "seg": DICE}
 _HUB_TASKS = {"cls": "image-classification", "seg": "image-segmentation"}
 _METRICS = {
     "cls": (("top1", "accuracy", "top-1"), ("top5", "accuracy", "top-5")),
@@ -69,25 +68,25 @@ class _Results:
         return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def card_files(publication: Publication, config: CardConfig) -> dict[Path, str]:
+def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:
     """The files of the card by their path, ready to be written.
 
     Raises:
         UsageError: The run has several models, or a file is there that is somebody's own.
     """
-    results = _results(publication, config.model)
-    metadata = _metadata(publication, results, config)
-    section = f"{BEGIN}\n{_section(publication, results).strip()}\n{END}"
+    results = _results(export, config.model)
+    metadata = _metadata(export, results, config)
+    section = f"{BEGIN}\n{_section(export, results).strip()}\n{END}"
     path = config.out / "README.md"
     text = _updated(path, metadata, section) if path.is_file() else _new(results, metadata, section)
     _validate(path, text)
     files = {path: text}
     if config.dataset_id is not None:
-        files |= _eval_results(publication, results, config)
+        files |= _eval_results(export, results, config)
     return files
 
 
-def write_card(publication: Publication, config: CardConfig) -> list[Path]:
+def write_card(export: RunExport, config: CardConfig) -> list[Path]:
     """Writes `README.md` and `.eval_results/*.yaml` to the folder of the card; returns the paths.
 
     An existing card changes between its marked lines alone.
@@ -96,40 +95,40 @@ def write_card(publication: Publication, config: CardConfig) -> list[Path]:
         UsageError: See `card_files`; nothing is written then.
         RunError: A file could not be written.
     """
-    files = card_files(publication, config)
+    files = card_files(export, config)
     for path, text in files.items():
         write_text(path, text)
     return list(files)
 
 
-def _results(publication: Publication, wanted: str | None) -> _Results:
+def _results(export: RunExport, chosen: str | None) -> _Results:
     """The held-out results of the model that was named, or of the only one.
 
     Raises:
         UsageError: It is not there, or there are several and none was named.
     """
-    run = publication.run
-    if publication.kind == "train":
+    run = export.run
+    if export.kind == "train":
         findings = read_findings(run / "test")
         return _Results(findings, findings.models[0])
-    if publication.kind == "finetune":
+    if export.kind == "finetune":
         modes = [mode for mode in MODES if (run / mode / "test" / "run.json").is_file()]
-        mode = _chosen(run, wanted, list(modes), "modes")
+        mode = _chosen(run, chosen, list(modes), "modes")
         findings = read_findings(run / mode / "test")
         return _Results(findings, findings.models[0])
     findings = read_findings(run)
-    name = _chosen(run, wanted, [model.name for model in findings.models], "models")
-    return _Results(findings, next(one for one in findings.models if one.name == name))
+    name = _chosen(run, chosen, [model.name for model in findings.models], "models")
+    return _Results(findings, next(m for m in findings.models if m.name == name))
 
 
-def _chosen(run: Path, wanted: str | None, names: list[str], kind: str) -> str:
-    if wanted is None and len(names) == 1:
+def _chosen(run: Path, chosen: str | None, names: list[str], kind: str) -> str:
+    if chosen is None and len(names) == 1:
         return names[0]
-    if wanted in names:
-        return str(wanted)
+    if chosen in names:
+        return str(chosen)
     raise UsageError(
         f"`{run}` has the {kind} {', '.join(f'`{name}`' for name in names)}"
-        + (f", not `{wanted}`." if wanted else "."),
+        + (f", not `{chosen}`." if chosen else "."),
         "A model card is of one model.",
         f"Name it: `--model {names[0]}`." if names else "Evaluate it first.",
     )
@@ -138,7 +137,7 @@ def _chosen(run: Path, wanted: str | None, names: list[str], kind: str) -> str:
 # The metadata and the section.
 
 
-def _metadata(publication: Publication, results: _Results, config: CardConfig) -> str:
+def _metadata(export: RunExport, results: _Results, config: CardConfig) -> str:
     """`model-index` as YAML."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -157,7 +156,7 @@ def _metadata(publication: Publication, results: _Results, config: CardConfig) -
             metric_type=kind,
             metric_name=name,
             metric_value=round(float(row[column]), 6),
-            metric_args=_arguments(publication, row, column, _MEASURES[task]),
+            metric_args=_arguments(export, row, column, results.findings.scoring.measure),
             source_name="robust" if config.source_url else None,
             source_url=config.source_url,
         )
@@ -170,7 +169,7 @@ def _metadata(publication: Publication, results: _Results, config: CardConfig) -
 
 
 def _arguments(
-    publication: Publication, row: Mapping[str, Any], column: str, measure: Measure
+    export: RunExport, row: Mapping[str, Any], column: str, measure: Measure
 ) -> dict[str, Any]:
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     interval = (
@@ -182,10 +181,10 @@ def _arguments(
             "interval": measure.interval,
         }
     )
-    return {"n": int(row["n"]), **interval, "run": publication.digest}
+    return {"n": int(row["n"]), **interval, "run": export.digest}
 
 
-def _section(publication: Publication, results: _Results) -> str:
+def _section(export: RunExport, results: _Results) -> str:
     record = results.findings.record
     lines = [
         {"label": cell_label(row["transform"], int(row["severity"])), "row": row}
@@ -195,9 +194,9 @@ def _section(publication: Publication, results: _Results) -> str:
         "hub_card",
         model=results.model,
         dataset=record.dataset,
-        measure=_MEASURES[record.task],
+        measure=results.findings.scoring.measure,
         lines=lines,
-        partial=publication.partial,
+        partial=export.partial,
         software=" and ".join(
             f"{name} {record.versions[name]}"
             for name in ("robust", "torch")
@@ -206,7 +205,7 @@ def _section(publication: Publication, results: _Results) -> str:
         device=record.device,
         precision=record.precision,
         seed=record.seed,
-        digest=publication.digest,
+        digest=export.digest,
     )
 
 
@@ -273,14 +272,12 @@ def _validate(path: Path, text: str) -> None:
 # `.eval_results/*.yaml`.
 
 
-def _eval_results(
-    publication: Publication, results: _Results, config: CardConfig
-) -> dict[Path, str]:
+def _eval_results(export: RunExport, results: _Results, config: CardConfig) -> dict[Path, str]:
     """A file for each transform; raises UsageError where one is there that is not ours."""
     from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined,unused-ignore]
 
     record = results.findings.record
-    measure = _MEASURES[record.task]
+    measure = results.findings.scoring.measure
     files = {}
     for row in results.rows:
         severity = f"-severity-{int(row['severity'])}" if int(row["severity"]) else ""
@@ -303,14 +300,12 @@ def _eval_results(
             entry["dataset"]["revision"] = config.dataset_revision
         if config.source_url:
             entry["source"] = {"url": config.source_url, "name": "robust"}
-        entry["notes"] = _notes(publication, results, row, measure)
-        files[path] = f"{_OURS}; run {publication.key}.\n{yaml_dump([entry])}"
+        entry["notes"] = _notes(export, results, row, measure)
+        files[path] = f"{_OURS}; run {export.key}.\n{yaml_dump([entry])}"
     return files
 
 
-def _notes(
-    publication: Publication, results: _Results, row: Mapping[str, Any], measure: Measure
-) -> str:
+def _notes(export: RunExport, results: _Results, row: Mapping[str, Any], measure: Measure) -> str:
     dataset = results.findings.record.dataset
     label = cell_label(row["transform"], int(row["severity"]))
     where = "on untouched images" if row["transform"] == "identity" else f"under {label}"
@@ -321,7 +316,7 @@ def _notes(
         f"{measure.name} (a fraction) of {results.model.name} {where}",
         interval,
         f"n = {int(row['n'])} of {dataset.images_available} images{part}",
-        *(["partial run"] if publication.partial else []),
-        f"robust run {publication.digest}",
+        *(["partial run"] if export.partial else []),
+        f"robust run {export.digest}",
     ]
     return "; ".join(parts)

@@ -14,9 +14,17 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from robustcli.reports.findings import Findings, Line, read_findings
+from robustcli.reports.explanation_findings import (
+    SHIFT,
+    SIMILARITY,
+    read_explanation,
+    shown_difference,
+    shown_mean,
+    title_of,
+)
+from robustcli.reports.findings import Findings, TransformRows, read_findings
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     ModeRun,
     against_full,
     frozen_elements,
@@ -24,10 +32,11 @@ from robustcli.reports.finetuning_findings import (
     read_finetuning,
 )
 from robustcli.reports.markdown import TEMPLATES, template_environment
-from robustcli.reports.measure import DICE, IOU, TOP1, Measure
+from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import (
     MISSING,
     as_printed,
+    cell_label,
     counted,
     p_value,
     percent,
@@ -35,7 +44,13 @@ from robustcli.reports.numbers import (
     signed,
     thousands,
 )
-from robustcli.reports.training_findings import Score, Training, group_score, pooled, read_training
+from robustcli.reports.training_findings import (
+    Score,
+    TrainingFindings,
+    group_score,
+    pooled,
+    read_training,
+)
 from robustcli.reports.zoo_rows import Zoo
 
 LONGEST = 45
@@ -141,7 +156,7 @@ def evaluation_tables(run: Path) -> str:
         UsageError: There is no readable run.
     """
     findings = read_findings(run)
-    measures = [TOP1] if findings.record.task == "cls" else [DICE, IOU]
+    measures = findings.scoring.measures
     tables = [_scores(findings, measure) for measure in measures]
     if findings.transforms:
         tables.append(_drops(findings, measures[0]))
@@ -151,7 +166,7 @@ def evaluation_tables(run: Path) -> str:
 def _scores(findings: Findings, measure: Measure) -> LatexTable:
     several = len(findings.models) > 1
 
-    def score(row: Mapping[str, object], line: Line) -> str:
+    def score(row: Mapping[str, object], line: TransformRows) -> str:
         if not row["n"]:
             return "not yet"
         value = measure.value(row)
@@ -233,7 +248,7 @@ def _shown(score: Score | None) -> tuple[str, str]:
     return f"{score.dice:.3f}{score.dice_range}", iou
 
 
-def _of_training(training: Training) -> dict[str, object]:
+def _of_training(training: TrainingFindings) -> dict[str, object]:
     test = training.test
     return {
         "record": training.record,
@@ -244,7 +259,7 @@ def _of_training(training: Training) -> dict[str, object]:
     }
 
 
-def zoo_tables(trainings: Sequence[Training]) -> str:
+def zoo_tables(trainings: Sequence[TrainingFindings]) -> str:
     """`trainings` beside the published numbers of their networks."""
     zoo, rows = Zoo(trainings), []
     for row in zoo.rows:
@@ -298,7 +313,7 @@ def finetuning_tables(run: Path) -> str:
     return _document([table], [run], partial=finetuning.is_partial)
 
 
-def _mode(finetuning: Finetuning, run: ModeRun) -> list[str]:
+def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
     test, scoring = run.training.test, finetuning.scoring
     scores = (
         [MISSING, MISSING]
@@ -321,6 +336,36 @@ def _mode(finetuning: Finetuning, run: ModeRun) -> list[str]:
         MISSING if steady is None else seconds(steady.median),
         MISSING if frozen is None else thousands(frozen),
     ]
+
+
+def explanation_tables(run: Path) -> str:
+    """How the maps of the explanation in `run` change with the prediction.
+
+    Raises:
+        UsageError: There is no readable explanation.
+        RunError: A file of rows is damaged.
+    """
+    explanation = read_explanation(run)
+    tables = []
+    for score, kind in ((SIMILARITY, "similarity"), (SHIFT, "shift")):
+        rows = [
+            [
+                title_of(cell.key.method),
+                name(cell_label(cell.key.transform, cell.key.severity)),
+                cell.key.target_kind,
+                thousands(cell.n),
+                thousands(cell.flipped),
+                *(shown_mean(score, mean) for mean in (c.flipped, c.kept)),
+                bold(shown_difference(score, c)) if c.shown else shown_difference(score, c),
+            ]
+            for cell in explanation.transformed
+            for c in [cell.contrasts[score]]
+        ]
+        heads = ["method", "transform", "class", "photos", "flipped", "flipped", "others"]
+        record = explanation.record
+        values = {"record": record, "version": _version(record.versions)}
+        tables.append(LatexTable(kind, kind, [*heads, "difference"], 3, rows, values))
+    return _document(tables, [run], partial=explanation.is_partial)
 
 
 def _version(versions: Mapping[str, str]) -> str:

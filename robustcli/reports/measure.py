@@ -117,7 +117,7 @@ def relaxed_words(numbers: Mapping[str, Any] | pd.Series) -> str:
 # Which transforms a set of models stands best and worst.
 
 
-SHOWN = 4
+EXTREMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def representatives(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["severity"] == highest.where(lowest > 0, 0)]
 
 
-def extremes(table: pd.DataFrame, most: int = SHOWN, *, by: Measure = TOP1) -> Extremes:
+def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = TOP1) -> Extremes:
     """The best and worst transforms by a measure, averaged over the models.
 
     No transform is in both lists; with an odd few of them the best get one more. Ties are in the

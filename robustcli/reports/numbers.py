@@ -69,9 +69,9 @@ def duration(seconds: float | None) -> str:
     value = float(seconds or 0)
     if value < 60:
         return f"{value:.1f} s"
-    whole = round(value)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+    rounded = round(value)
+    hours, minutes = rounded // 3600, rounded % 3600 // 60
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rounded % 60} s"
 
 
 def p_value(p: float | None) -> str:

@@ -17,19 +17,19 @@ from robustcli.reports.html import to_html
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""
 
-KINDS = ("cls", "seg", "train", "finetune")
-"""Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings."""
+KINDS = ("cls", "seg", "train", "finetune", "explanation")
+"""Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings, explanations."""
 
 
 def kind_of(run: Path) -> str:
-    """`train`, `finetune`, or the task of an evaluation; `cls` where that cannot be read."""
+    """One of KINDS, of an evaluation its task; `cls` where that cannot be read."""
     try:
         head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "cls"  # reading it as an evaluation tells the user what is wrong
     if not isinstance(head, dict):
         return "cls"
-    kind = head["kind"] if head.get("kind") in ("train", "finetune") else head.get("task")
+    kind = head["kind"] if head.get("kind") in KINDS else head.get("task")
     return kind if kind in KINDS else "cls"
 
 
@@ -44,12 +44,14 @@ class Page:
         markdown: For `report.md` and `report.html`.
         files: The contents of further files, by name.
         photos: Behind the cells of its tables, in HTML.
+        terminal: The tables that a command prints of a single run.
     """
 
     results: pd.DataFrame
     markdown: str
     files: Mapping[str, str] = field(default_factory=dict)
     photos: PhotoSheet | None = None
+    terminal: str = ""
 
 
 def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.reports.hub_card import CardConfig, card_files, write_card
-from robustcli.reports.publication import Publication, read_publication
+from robustcli.reports.run_export import RunExport, read_run_export
 from robustcli.reports.trackers import Destination, Sent, send
 
 Target = Literal["mlflow", "wandb", "trackio", "hub-card"]
@@ -38,11 +38,11 @@ class PublishConfig:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishResult:
     """What was sent, or would be.
 
     Args:
-        publication: All of it.
+        export: All of it.
         target: Where to.
         sent: What the tracker has now; None for a dry run or a card.
         files: Of the card that were written, or would be.
@@ -50,7 +50,7 @@ class Published:
         note: What was left out, and why; empty for nothing.
     """
 
-    publication: Publication
+    export: RunExport
     target: Target
     sent: Sent | None
     files: dict[str, str]
@@ -59,25 +59,25 @@ class Published:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        publication = self.publication
+        export = self.export
         return {
-            "run": publication.name,
+            "run": export.name,
             "to": self.target,
             "dry_run": self.dry_run,
-            "key": publication.key,
-            "digest": publication.digest,
-            "partial": publication.partial,
+            "key": export.key,
+            "digest": export.digest,
+            "partial": export.partial,
             "sent": None if self.sent is None else asdict(self.sent),
-            "parameters": publication.parameters,
-            "metrics": publication.metrics,
-            "epochs": len(publication.epochs),
-            "files": self.files if self.target == "hub-card" else _sizes(publication),
+            "parameters": export.parameters,
+            "metrics": export.metrics,
+            "epochs": len(export.epochs),
+            "files": self.files if self.target == "hub-card" else _sizes(export),
             "note": self.note,
         }
 
     def as_text(self) -> str:
         """For a terminal."""
-        publication = self.publication
+        export = self.export
         if self.target == "hub-card":
             begun = "Would write" if self.dry_run else "Wrote"
             lines = [f"{begun} {path}" for path in self.files]
@@ -85,29 +85,27 @@ class Published:
             return "\n".join([*lines, *([self.note] if self.note else [])])
         if self.sent is not None and self.sent.state == "unchanged":
             return (
-                f"`{publication.name}` is in {self.sent.place} already, as run "
+                f"`{export.name}` is in {self.sent.place} already, as run "
                 f"{self.sent.run_id}: nothing was sent."
             )
         count = (
-            f"{len(publication.parameters)} parameters, {len(publication.metrics)} metrics, "
-            + (f"{len(publication.epochs)} epochs, " if publication.epochs else "")
-            + f"{len(_sizes(publication))} files"
+            f"{len(export.parameters)} parameters, {len(export.metrics)} metrics, "
+            + (f"{len(export.epochs)} epochs, " if export.epochs else "")
+            + f"{len(_sizes(export))} files"
         )
-        marked = " (marked as partial)" if publication.partial else ""
+        marked = " (marked as partial)" if export.partial else ""
         if self.sent is not None:
             return (
-                f"`{publication.name}`{marked} was {self.sent.state} in {self.sent.place} as run "
+                f"`{export.name}`{marked} was {self.sent.state} in {self.sent.place} as run "
                 f"{self.sent.run_id}: {count}."
             )
-        return "\n".join(
-            [f"Would send `{publication.name}`{marked}: {count}.", *self._everything()]
-        )
+        return "\n".join([f"Would send `{export.name}`{marked}: {count}.", *self._everything()])
 
     def _everything(self) -> list[str]:
-        publication = self.publication
-        parameters = [f"  {name} = {value}" for name, value in publication.parameters.items()]
-        metrics = [f"  {name} = {value:.6g}" for name, value in publication.metrics.items()]
-        files = [f"  {name} ({size:,} bytes)" for name, size in _sizes(publication).items()]
+        export = self.export
+        parameters = [f"  {name} = {value}" for name, value in export.parameters.items()]
+        metrics = [f"  {name} = {value:.6g}" for name, value in export.metrics.items()]
+        files = [f"  {name} ({size:,} bytes)" for name, size in _sizes(export).items()]
         return [
             *("Parameters:", *_some(parameters)),
             *("Metrics:", *_some(metrics)),
@@ -123,11 +121,11 @@ def _some(lines: list[str]) -> list[str]:
     return [*lines[:_SHOWN], *([f"  ... and {more} more (`--json` has all)"] if more > 0 else [])]
 
 
-def _sizes(publication: Publication) -> dict[str, int]:
-    return {name: len(content) for name, content in publication.files().items()}
+def _sizes(export: RunExport) -> dict[str, int]:
+    return {name: len(content) for name, content in export.files().items()}
 
 
-def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> Published:
+def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> PublishResult:
     """Sends a run to a tracker, or writes its model card.
 
     Args:
@@ -139,27 +137,27 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
         MachineError: The tracker's package is not installed.
         RunError: The tracker refused, or a file could not be written.
     """
-    publication = read_publication(
+    export = read_run_export(
         config.run, partial=config.partial, pictures=config.pictures, rendered=not config.dry_run
     )
     if config.destination == "hub-card":
-        return _card(publication, config)
+        return _card(export, config)
     destination = Destination(
         config.destination, config.project, config.tracking, config.name, config.offline
     )
-    sent = None if config.dry_run else send(publication, destination, say)
-    return Published(publication, config.destination, sent, {}, config.dry_run)
+    sent = None if config.dry_run else send(export, destination, say)
+    return PublishResult(export, config.destination, sent, {}, config.dry_run)
 
 
-def _card(publication: Publication, config: PublishConfig) -> Published:
+def _card(export: RunExport, config: PublishConfig) -> PublishResult:
     out = config.out or config.run / "hub-card"
     card = CardConfig(
         out, config.model, config.dataset_id, config.task_id, config.dataset_revision,
         config.source_url,
     )  # fmt: skip
-    files = card_files(publication, card)
+    files = card_files(export, card)
     if not config.dry_run:
-        write_card(publication, card)
+        write_card(export, card)
     note = (
         ""
         if config.dataset_id
@@ -170,4 +168,4 @@ def _card(publication: Publication, config: PublishConfig) -> Published:
         (path.relative_to(out).as_posix() if config.dry_run else str(path)): text
         for path, text in files.items()
     }
-    return Published(publication, "hub-card", None, named, config.dry_run, note)
+    return PublishResult(export, "hub-card", None, named, config.dry_run, note)

@@ -10,10 +10,13 @@ import pandas as pd
 
 from robustcli.evaluation.cell_table import table
 from robustcli.reports.evaluation_page import evaluation_report
+from robustcli.reports.explanation_findings import explanation_results, read_explanation
+from robustcli.reports.explanation_page import explanation_report
 from robustcli.reports.finetuning_findings import read_finetuning
 from robustcli.reports.finetuning_page import finetuning_report, finetuning_results
 from robustcli.reports.latex import (
     evaluation_tables,
+    explanation_tables,
     finetuning_tables,
     training_tables,
     zoo_tables,
@@ -33,18 +36,21 @@ _KINDS: dict[str, Callable[[Path], Page]] = {
     "seg": evaluation_report,
     "train": training_report,
     "finetune": finetuning_report,
+    "explanation": explanation_report,
 }
 _RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "cls": table,
     "seg": table,
     "train": lambda run: results_of_training(read_training(run)),
     "finetune": lambda run: finetuning_results(read_finetuning(run)),
+    "explanation": lambda run: explanation_results(read_explanation(run)),
 }
 _TABLES: dict[str, Callable[[Path], str]] = {
     "cls": evaluation_tables,
     "seg": evaluation_tables,
     "train": training_tables,
     "finetune": finetuning_tables,
+    "explanation": explanation_tables,
 }
 Format = Literal["latex", "csv", "json", "markdown", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -57,14 +63,23 @@ def render(run: Path, photos: int | None = None) -> Path:
     Rendering the same run again gives the same files.
 
     Args:
-        run: Directory of an evaluation, of a training or of a fine-tuning, finished or not.
+        run: Directory of any kind of run (`pages.KINDS`), finished or not.
         photos: How many photos a cell of an evaluation opens at most, in HTML; None for six.
 
     Raises:
         UsageError: There is no readable run.
         RunError: A file could not be written.
     """
-    return write_page(_KINDS[kind_of(run)](run), run, photos)
+    return write_page(report_page(run), run, photos)
+
+
+def report_page(run: Path) -> Page:
+    """The report of `run`, which `pages.write_page` writes; its figures are drawn already.
+
+    Raises:
+        UsageError: There is no readable run.
+    """
+    return _KINDS[kind_of(run)](run)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:

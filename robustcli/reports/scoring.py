@@ -1,10 +1,10 @@
-"""What trainings of each kind of model are scored by, as reports show it."""
+"""What the models of each task are scored by, as reports show it: the seam of this room."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from robustcli.metrics.paired import (
     class_difference,
     mask_difference,
 )
-from robustcli.reports.measure import DICE, TOP1, Measure
+from robustcli.reports.measure import DICE, IOU, TOP1, Measure
 from robustcli.reports.numbers import (
     MISSING,
     decimal,
@@ -28,39 +28,11 @@ from robustcli.reports.numbers import (
 )
 from robustcli.training.record import VALIDATIONS, Validation
 
-# What trainings of one kind of model are scored by; sections and figures ask for no more.
+_SAMPLES_TRIED = 100  # images among which an evaluation looks for one with foreground
 
 
-class Difference(Protocol):
-    """A mode against full fine-tuning on the same images; see `MaskDifference`."""
-
-    @property
-    def n(self) -> int:
-        """Images that both have."""
-
-    @property
-    def groups(self) -> int:
-        """Independent units among them."""
-
-    @property
-    def value(self) -> float:
-        """The difference."""
-
-    @property
-    def low(self) -> float | None:
-        """Lower end of its paired 95 % interval."""
-
-    @property
-    def high(self) -> float | None:
-        """Its upper end."""
-
-    @property
-    def p(self) -> float | None:
-        """Of the paired test, two-sided."""
-
-    @property
-    def smallest_p(self) -> float:
-        """The smallest p that so many units can give."""
+ScoreDifference: TypeAlias = ClassDifference | MaskDifference
+"""A mode against full fine-tuning on the same images."""
 
 
 class Scoring(ABC):
@@ -75,7 +47,10 @@ class Scoring(ABC):
     """
 
     measure: ClassVar[Measure]
+    measures: ClassVar[tuple[Measure, ...]]
     second: ClassVar[str]
+    panel: ClassVar[Literal["dice", "top1"]]
+    validated: ClassVar[str]
     validation: ClassVar[Validation]
     axis: ClassVar[str]
     equal: ClassVar[float] = 0.01
@@ -115,48 +90,64 @@ class Scoring(ABC):
     @abstractmethod
     def difference(
         self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
-    ) -> Difference | None:
+    ) -> ScoreDifference | None:
         """What the rows of one model gain over those of another; None without common images."""
+
+    @abstractmethod
+    def baseline_numbers(
+        self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
+    ) -> Mapping[str, Any] | pd.Series | None:
+        """The numbers that need no training; None until the held-out images are measured.
+
+        Args:
+            test_rows: Of the trained network on the held-out images.
+            baseline: The line of Otsu's threshold on the same images; classifiers have none.
+        """
+
+    @staticmethod
+    def likely_samples(rows: pd.DataFrame) -> pd.DataFrame:
+        """`rows` of clean images of which the first one is the sample that a run shows."""
+        return rows
 
     @abstractmethod
     def tested(self, group: str) -> tuple[str, str]:
         """What the paired interval and the test are called, where a group is `group`."""
 
 
-# Segmenters: dice, pooled within groups.
-
-
 class DiceScoring(Scoring):
-    """See the module."""
+    """Segmenters: dice, pooled within groups."""
 
-    measure: ClassVar[Measure] = DICE
-    second: ClassVar[str] = "IoU"
-    validation: ClassVar[Validation] = VALIDATIONS["seg"]
-    axis: ClassVar[str] = "dice (0 to 1)"
-    equal_words: ClassVar[str] = "0.01 of dice"
-    equal_size: ClassVar[str] = "0.01"
-    columns: ClassVar[tuple[str, ...]] = (
+    measure = DICE
+    measures = (DICE, IOU)
+    panel = "dice"
+    validated = "dice and IoU"
+    second = "IoU"
+    validation = VALIDATIONS["seg"]
+    axis = "dice (0 to 1)"
+    equal_words = "0.01 of dice"
+    equal_size = "0.01"
+    columns = (
         *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
         *("dice_image", "dice_foreground", "precision", "recall"),
         *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
         *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
     )
-    counts: ClassVar[tuple[str, ...]] = ("n", "groups")
-    baseline_columns: ClassVar[tuple[str, ...]] = ("dice", "iou")
-    baseline: ClassVar[str] = "otsu"
-    floor_words: ClassVar[str] = "Otsu's threshold"
-    per_group: ClassVar[bool] = True
-    unit: ClassVar[str] = ""
-    few_words: ClassVar[str] = (
+    counts = ("n", "groups")
+    baseline_columns = ("dice", "iou")
+    baseline = "otsu"
+    floor_words = "Otsu's threshold"
+    per_group = True
+    unit = ""
+    few_words = (
         "the 95 % interval of a dice is up to {width} wide, and with so few a bootstrap interval "
         "tends to be too narrow: these numbers are a rough answer, and small differences between "
         "modes cannot be seen."
     )
-    edge_words: ClassVar[str] = (
+    edge_words = (
         "The interval is made by resampling and the test by flipping signs, so close to the edge "
         "they can disagree, and with few groups the interval tends to be too narrow"
     )
-    score_note: ClassVar[str] = (
+    score_note = (
         "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
         "sign-flip test of the same differences, those of the groups' dice, averaged over groups."
     )
@@ -183,41 +174,51 @@ class DiceScoring(Scoring):
         """See `Scoring.difference`."""
         return mask_difference(reference, rows, Bootstrap(seed))
 
+    def baseline_numbers(
+        self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
+    ) -> pd.Series | None:
+        """See `Scoring.baseline_numbers`: Otsu's threshold."""
+        return baseline
+
+    @staticmethod
+    def likely_samples(rows: pd.DataFrame) -> pd.DataFrame:
+        """See `Scoring.likely_samples`: the first image with foreground among the first ones."""
+        rows = rows[:_SAMPLES_TRIED]
+        return pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])
+
     def tested(self, group: str) -> tuple[str, str]:
         """See `Scoring.tested`."""
         return f"paired 95 % bootstrap interval over {group}s", f"sign-flip test over {group}s"
 
 
-# Classifiers: top-1, every image counting as much.
-
-
 class Top1Scoring(Scoring):
-    """See the module."""
+    """Classifiers: top-1, every image counting as much."""
 
-    measure: ClassVar[Measure] = TOP1
-    second: ClassVar[str] = "top-5"
-    validation: ClassVar[Validation] = VALIDATIONS["cls"]
-    axis: ClassVar[str] = "top-1 (0 to 1)"
-    equal_words: ClassVar[str] = "1 percentage point"
-    equal_size: ClassVar[str] = "1 percentage point"
-    columns: ClassVar[tuple[str, ...]] = (
-        *("n", "correct", "top1", "top1_low", "top1_high", "top5"),
-    )
-    counts: ClassVar[tuple[str, ...]] = ("n", "correct")
-    baseline_columns: ClassVar[tuple[str, ...]] = ("top1",)
-    baseline: ClassVar[str] = "most frequent class"
-    floor_words: ClassVar[str] = "Always the most frequent class"
-    per_group: ClassVar[bool] = False
-    unit: ClassVar[str] = " percentage points"
-    few_words: ClassVar[str] = (
+    measure = TOP1
+    measures = (TOP1,)
+    panel = "top1"
+    validated = "top-1"
+    second = "top-5"
+    validation = VALIDATIONS["cls"]
+    axis = "top-1 (0 to 1)"
+    equal_words = "1 percentage point"
+    equal_size = "1 percentage point"
+    columns = (*("n", "correct", "top1", "top1_low", "top1_high", "top5"),)
+    counts = ("n", "correct")
+    baseline_columns = ("top1",)
+    baseline = "most frequent class"
+    floor_words = "Always the most frequent class"
+    per_group = False
+    unit = " percentage points"
+    few_words = (
         "the 95 % interval of a top-1 is up to {width} wide: these numbers are a rough answer, and "
         "small differences between modes cannot be seen."
     )
-    edge_words: ClassVar[str] = (
+    edge_words = (
         "The interval is an approximation and McNemar's exact test is cautious, so close to the "
         "edge they can disagree"
     )
-    score_note: ClassVar[str] = (
+    score_note = (
         "In brackets: 95 % Wilson intervals, of the differences paired ones (Newcombe's), in "
         "percentage points. p: McNemar's exact test. The most frequent class is what a network "
         "that always gives the same answer can reach on these images."
@@ -251,6 +252,12 @@ class Top1Scoring(Scoring):
         """See `Scoring.difference`."""
         return class_difference(reference, rows)
 
+    def baseline_numbers(
+        self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
+    ) -> dict[str, float] | None:
+        """See `Scoring.baseline_numbers`: the most frequent class."""
+        return None if test_rows is None else most_frequent(test_rows)
+
     def tested(self, group: str) -> tuple[str, str]:
         """See `Scoring.tested`."""
         return "paired 95 % interval", "McNemar's exact test"
@@ -260,9 +267,6 @@ def most_frequent(rows: pd.DataFrame) -> dict[str, float]:
     """What always giving the same answer reaches on the images of `rows`, at best."""
     counts = rows["target"].value_counts()
     return {"n": len(rows), "top1": float(counts.iloc[0]) / len(rows)}
-
-
-# Which scoring a task has.
 
 
 SCORINGS: dict[Literal["cls", "seg"], Scoring] = {"cls": Top1Scoring(), "seg": DiceScoring()}

@@ -9,19 +9,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robustcli.evaluation.record import RunRecord
-from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import smallest_p
 from robustcli.metrics.verdicts import (
     ALPHA,
+    Agreement,
     CellKey,
     Claim,
+    Flips,
+    ModelRows,
     Rank,
     Verdict,
     claims,
@@ -29,25 +33,28 @@ from robustcli.metrics.verdicts import (
     transform_verdicts,
     verdicts,
 )
-from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.base import CLEAN
 
 CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of the evaluation in the folder `run`, whose `run.json` is `record`.
+    """The statistics of models of one task; of segmenters where no subclass says otherwise.
 
-    In a run that is not finished, models are compared on the images that both have.
+    Where some rows are missing, models are compared on the images that they have in common.
+
+    Args:
+        record: Of the run, or of the first of several that hold the same images and transforms.
+        rows: By model and cell; all columns but `top5` of an evaluation, and at least the columns
+            `row_columns` to compare models.
     """
 
-    run: Path
     record: RunRecord
+    rows: ModelRows
 
-    columns: ClassVar[Sequence[str]] = ("image_id", "group", "tp", "fp", "fn")
-    """The columns of rows that statistics need."""
+    row_columns: ClassVar[Sequence[str]] = ("image_id", "group", "tp", "fp", "fn")
     test: ClassVar[str] = "sign-flip test of the dice of groups"
-    """What the verdicts are by, in words."""
 
     @property
     def unit(self) -> str:
@@ -72,19 +79,10 @@ class Statistics:
         """The smallest p that so many units can give."""
         return smallest_p(units)
 
-    @cached_property
-    def rows(self) -> dict[str, dict[CellKey, pd.DataFrame]]:
-        """The rows of every model and cell."""
-        store, task = Store(self.run), self.record.task
-        return {
-            model.name: {
-                (t.name, t.severity): store.rows(
-                    model.name, Cell(t.name, t.severity), task, self.columns
-                )
-                for t in self.record.transforms
-            }
-            for model in self.record.models
-        }
+    @staticmethod
+    def scores(rows: pd.DataFrame) -> NDArray[np.float64]:
+        """The score of each unit of a cell, in [0, 1]."""
+        return group_dice(rows)
 
     @property
     def transformed(self) -> dict[str, dict[CellKey, pd.DataFrame]]:
@@ -99,21 +97,18 @@ class Statistics:
         """The run's resamples."""
         return Bootstrap(self.record.seed)
 
-    # Which model is better.
+    # Which model is better; with one model, there is nothing to compare.
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Every pair of models under every transform, untouched images among them."""
-        if len(self.record.models) < 2:
-            return []
-        task = self.record.task
-        return transform_verdicts(self.rows, task, self.bootstrap, common=True)
+        return transform_verdicts(self.rows, self.record.task, self.bootstrap, common=True)
 
     @cached_property
     def severity_verdicts(self) -> list[Verdict]:
         """The same for each severity; empty where no transform has several."""
-        names = [t.name for t in self.record.transforms]
-        if len(self.record.models) < 2 or len(set(names)) == len(names):
+        cells = dict.fromkeys(cell for cells in self.rows.values() for cell in cells)
+        if len({transform for transform, _ in cells}) == len(cells):
             return []
         return verdicts(self.rows, self.record.task, self.bootstrap, common=True)
 
@@ -146,11 +141,22 @@ class Statistics:
     @cached_property
     def ranking(self) -> list[Rank]:
         """The models by their mean over transforms, or over untouched images without any."""
-        if len(self.record.models) < 2:
+        if len(self.rows) < 2:
             return []
         rows = self.transformed if any(self.transformed.values()) else self.rows
-        task = self.record.task
-        return rank_probabilities(rows, task, self.bootstrap, common=True)
+        return rank_probabilities(rows, self.record.task, self.bootstrap, common=True)
+
+    # How the answers of models agree, with each other and with their own clean answers.
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """How each pair of classifiers answers each cell; empty of segmenters."""
+        return []
+
+    @property
+    def flips(self) -> list[Flips]:
+        """What each cell does to the answers of each classifier; empty of segmenters."""
+        return []
 
     def more(self) -> dict[str, Any]:
         """Further lists of `statistics.json`, by key."""

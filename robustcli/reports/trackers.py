@@ -1,6 +1,6 @@
-"""Sends a publication to MLflow, Weights & Biases or Trackio; the same run is never there twice.
+"""Sends a export to MLflow, Weights & Biases or Trackio; the same run is never there twice.
 
-Each tracker finds the run by its key (`Publication.key`). Where it has it with the same digest,
+Each tracker finds the run by its key (`RunExport.key`). Where it has it with the same digest,
 nothing is sent; with another digest (the run was continued), what is there is brought up to date.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
-from robustcli.reports.publication import Publication
+from robustcli.reports.run_export import RunExport
 
 Tracker = Literal["mlflow", "wandb", "trackio"]
 Say = Callable[[str], None]
@@ -55,14 +55,14 @@ class Destination:
         """The project."""
         return self.project or os.environ.get(variable or "") or PROJECT
 
-    def called(self, publication: Publication) -> str:
+    def called(self, export: RunExport) -> str:
         """The name of the run."""
-        return self.name or publication.name
+        return self.name or export.name
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a publication.
+    """What became of an export.
 
     Args:
         state: `created`, `updated`, or `unchanged` where the tracker had all of it.
@@ -75,8 +75,8 @@ class Sent:
     run_id: str
 
 
-def send(publication: Publication, destination: Destination, say: Say = lambda _: None) -> Sent:
-    """Sends `publication` to `destination`; `say` hears of defaults and of what cannot be changed.
+def send(export: RunExport, destination: Destination, say: Say = lambda _: None) -> Sent:
+    """Sends `export` to `destination`; `say` hears of defaults and of what cannot be changed.
 
     Raises:
         MachineError: The tracker's package is not installed.
@@ -85,7 +85,7 @@ def send(publication: Publication, destination: Destination, say: Say = lambda _
     """
     senders = {"mlflow": _send_mlflow, "wandb": _send_wandb, "trackio": _send_trackio}
     try:
-        return senders[destination.tracker](publication, destination, say)
+        return senders[destination.tracker](export, destination, say)
     except (MachineError, UsageError, RunError):
         raise
     except Exception as error:
@@ -129,7 +129,7 @@ def _refuse_network(place: str) -> UsageError:
 # MLflow: one run per key. It does not change parameters: what differs becomes a tag.
 
 
-def _send_mlflow(publication: Publication, destination: Destination, say: Say) -> Sent:
+def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     mlflow = _package("mlflow")
     entities = import_module("mlflow.entities")
@@ -145,15 +145,15 @@ def _send_mlflow(publication: Publication, destination: Destination, say: Say) -
     if destination.offline and not _is_local(experiment.artifact_location):
         raise _refuse_network(experiment.artifact_location)
     earlier = client.search_runs(
-        [experiment.experiment_id], f"tags.`{_KEY}` = '{publication.key}'", max_results=1
+        [experiment.experiment_id], f"tags.`{_KEY}` = '{export.key}'", max_results=1
     )
-    if earlier and earlier[0].data.tags.get(_DIGEST) == publication.digest:
+    if earlier and earlier[0].data.tags.get(_DIGEST) == export.digest:
         return Sent("unchanged", uri, earlier[0].info.run_id)
     run = earlier[0] if earlier else client.create_run(
-        experiment.experiment_id, run_name=destination.called(publication)
+        experiment.experiment_id, run_name=destination.called(export)
     )  # fmt: skip
     run_id, known = run.info.run_id, run.data
-    parameters = {_mlflow_name(name): value for name, value in publication.parameters.items()}
+    parameters = {_mlflow_name(name): value for name, value in export.parameters.items()}
     changed = {
         name: value for name, value in parameters.items() if known.params.get(name, value) != value
     }
@@ -167,22 +167,22 @@ def _send_mlflow(publication: Publication, destination: Destination, say: Say) -
         for name, value in parameters.items()
         if name not in known.params
     ]
-    tags = {_KEY: publication.key, "robust.partial": str(publication.partial).lower()}
+    tags = {_KEY: export.key, "robust.partial": str(export.partial).lower()}
     tags |= {f"changed.{name}": value for name, value in changed.items()}
     now = int(run.info.start_time)
     metrics = [
         entities.Metric(_mlflow_name(name), value, now, 0)
-        for name, value in publication.metrics.items()
+        for name, value in export.metrics.items()
         if known.metrics.get(_mlflow_name(name)) != value
     ]
-    metrics += _new_epochs(client, run_id, publication, entities.Metric, now)
+    metrics += _new_epochs(client, run_id, export, entities.Metric, now)
     for items, most, argument in ((new, 100, "params"), (metrics, 1000, "metrics")):
         for first in range(0, len(items), most):
             client.log_batch(run_id, **{argument: items[first : first + most]})
     client.log_batch(run_id, tags=[entities.RunTag(name, value) for name, value in tags.items()])
-    with _written(publication.files()) as folder:
+    with _written(export.files()) as folder:
         client.log_artifacts(run_id, str(folder))
-    client.set_tag(run_id, _DIGEST, publication.digest)  # last: an interrupted sending is repeated
+    client.set_tag(run_id, _DIGEST, export.digest)  # last: an interrupted sending is repeated
     client.set_terminated(run_id, "FINISHED")
     return Sent("updated" if earlier else "created", uri, run_id)
 
@@ -199,17 +199,15 @@ def _experiment(client: Any, destination: Destination) -> Any:
     return experiment or client.get_experiment(client.create_experiment(name))
 
 
-def _new_epochs(
-    client: Any, run_id: str, publication: Publication, metric: Any, now: int
-) -> list[Any]:
+def _new_epochs(client: Any, run_id: str, export: RunExport, metric: Any, now: int) -> list[Any]:
     """The numbers of the epochs that the tracker does not have yet."""
-    names = {name for _, numbers in publication.epochs for name in numbers}
-    there = {name: {one.step for one in client.get_metric_history(run_id, name)} for name in names}
+    names = {name for _, numbers in export.epochs for name in numbers}
+    known = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in names}
     return [
         metric(name, value, now, epoch)
-        for epoch, numbers in publication.epochs
+        for epoch, numbers in export.epochs
         for name, value in numbers.items()
-        if epoch not in there[name]
+        if epoch not in known[name]
     ]
 
 
@@ -221,57 +219,57 @@ def _mlflow_name(name: str) -> str:
 # Weights & Biases: the key is the id of the run, so that its server joins what is sent again.
 
 
-def _send_wandb(publication: Publication, destination: Destination, say: Say) -> Sent:
+def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     wandb = _package("wandb")
     mode = _wandb_mode(destination, say)
     folder = Path(destination.location or os.environ.get("WANDB_DIR") or ".").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _offline_runs(folder, publication.key)
+    earlier = _offline_runs(folder, export.key)
     latest = list(earlier.items())[-1:]
-    if mode == "offline" and latest and latest[0][1] == publication.digest:
-        return Sent("unchanged", str(latest[0][0]), publication.key)
+    if mode == "offline" and latest and latest[0][1] == export.digest:
+        return Sent("unchanged", str(latest[0][0]), export.key)
     settings = wandb.Settings(
         console="off", disable_code=True, disable_git=True, save_code=False, silent=True,
         x_save_requirements=False, x_disable_meta=True, x_disable_stats=True,
         x_disable_machine_info=True, program="robust publish", host="", username="", email="",
     )  # fmt: skip
     run = wandb.init(
-        project=destination.named("WANDB_PROJECT"), id=publication.key, resume="allow",
-        name=destination.called(publication), dir=str(folder), mode=mode, settings=settings,
-        job_type=publication.kind, tags=["partial"] if publication.partial else None,
+        project=destination.named("WANDB_PROJECT"), id=export.key, resume="allow",
+        name=destination.called(export), dir=str(folder), mode=mode, settings=settings,
+        job_type=export.kind, tags=["partial"] if export.partial else None,
     )  # fmt: skip
-    if dict(run.config).get("run_digest") == publication.digest:
-        there = str(run.url)
+    if dict(run.config).get("run_digest") == export.digest:
+        place = str(run.url)
         run.finish()
-        return Sent("unchanged", there, publication.key)
+        return Sent("unchanged", place, export.key)
     known = bool(dict(run.config)) or bool(earlier)
-    run.config.update(publication.parameters, allow_val_change=True)
-    for epoch, numbers in publication.epochs:
+    run.config.update(export.parameters, allow_val_change=True)
+    for epoch, numbers in export.epochs:
         run.log(numbers, step=epoch)
     pictures = {
         name: wandb.Image(str(path))
-        for name, path in publication.pictures.items()
+        for name, path in export.pictures.items()
         if path.suffix == ".png"
     }
-    table = wandb.Table(dataframe=publication.table.astype(object).where(
-        publication.table.notna(), None
+    table = wandb.Table(dataframe=export.table.astype(object).where(
+        export.table.notna(), None
     ))  # fmt: skip
     run.log({"results": table, **pictures})
-    run.summary.update(publication.metrics)
-    with _written(publication.files()) as written:
-        artifact = wandb.Artifact(f"robust-{publication.key}", type="robust-run")
-        for name in publication.files():
+    run.summary.update(export.metrics)
+    with _written(export.files()) as written:
+        artifact = wandb.Artifact(f"robust-{export.key}", type="robust-run")
+        for name in export.files():
             artifact.add_file(str(written / name), name=name)
         run.log_artifact(artifact)
-        marker = {"key": publication.key, "digest": publication.digest}
+        marker = {"key": export.key, "digest": export.digest}
         marker_file = Path(run.dir) / _MARKER
         marker_file.write_text(json.dumps(marker), encoding="utf-8")
         place = str(Path(run.dir).parent if mode == "offline" else run.url)
         run.finish()
     if mode == "offline":
         say(f"Nothing left this machine; `wandb sync {Path(run.dir).parent}` sends it.")
-    return Sent("updated" if known else "created", place, publication.key)
+    return Sent("updated" if known else "created", place, export.key)
 
 
 def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offline"]:
@@ -296,18 +294,18 @@ def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offlin
 
 def _offline_runs(folder: Path, key: str) -> dict[Path, str]:
     """The offline runs of that id below `folder`, with the digest of what each holds."""
-    found = {}
+    digests = {}
     for path in sorted((folder / "wandb").glob(f"offline-run-*-{key}")):
         with suppress(OSError, ValueError, KeyError):
             marker = json.loads((path / "files" / _MARKER).read_text(encoding="utf-8"))
-            found[path] = str(marker["digest"])
-    return found
+            digests[path] = str(marker["digest"])
+    return digests
 
 
 # Trackio: a run of that key in the local store is replaced.
 
 
-def _send_trackio(publication: Publication, destination: Destination, say: Say) -> Sent:
+def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent:
     server = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
     if server and destination.offline:
         raise _refuse_network(server)
@@ -316,31 +314,31 @@ def _send_trackio(publication: Publication, destination: Destination, say: Say) 
     if not server:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it would ask the Hub for the user's name
     trackio = _package("trackio")
-    project, name = destination.named("TRACKIO_PROJECT"), destination.called(publication)
-    earlier = [] if server else _trackio_runs(trackio, project, publication.key)
-    if any((run.config or {}).get("run_digest") == publication.digest for run in earlier):
+    project, name = destination.named("TRACKIO_PROJECT"), destination.called(export)
+    earlier = [] if server else _trackio_runs(trackio, project, export.key)
+    if any((run.config or {}).get("run_digest") == export.digest for run in earlier):
         return Sent("unchanged", _trackio_place(project, server), earlier[0].name)
     for run in earlier:
         run.delete()
     with redirect_stdout(io.StringIO()):  # it prints how to open its dashboard
         run = trackio.init(
-            project=project, name=name, group=publication.kind, config=publication.parameters,
+            project=project, name=name, group=export.kind, config=export.parameters,
             resume="allow" if server else "never", embed=False,
             auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
-        for epoch, numbers in publication.epochs:
+        for epoch, numbers in export.epochs:
             trackio.log(numbers, step=epoch)
-        last = max((epoch for epoch, _ in publication.epochs), default=0)
-        table = publication.table.astype(object).where(publication.table.notna(), None)
+        last = max((epoch for epoch, _ in export.epochs), default=0)
+        table = export.table.astype(object).where(export.table.notna(), None)
         pictures = {
             name: trackio.Image(str(path))
-            for name, path in publication.pictures.items()
+            for name, path in export.pictures.items()
             if path.suffix == ".png"
         }
-        everything = {"results": trackio.Table(dataframe=table), **publication.metrics, **pictures}
+        everything = {"results": trackio.Table(dataframe=table), **export.metrics, **pictures}
         trackio.log(everything, step=last)
-        with _written(publication.files()) as folder:
-            trackio.log_artifact(folder, name=f"robust-{publication.key}", type="robust-run")
+        with _written(export.files()) as folder:
+            trackio.log_artifact(folder, name=f"robust-{export.key}", type="robust-run")
             trackio.finish()
     if server:
         say("A server of Trackio adds what is sent again to the run of the same name.")

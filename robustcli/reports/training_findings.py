@@ -12,16 +12,13 @@ import pandas as pd
 
 from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
-from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import MISSING, counted, fraction_range
-from robustcli.reports.scoring import SCORINGS, Scoring, most_frequent
+from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.training.record import PAPER, TrainRecord, read_train_record
-from robustcli.transforms.base import CLEAN, Cell
-
-_IDENTITY = Cell("identity", 0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class HeldOutResults:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingFindings:
     """One training run as a report sees it.
 
     Args:
@@ -77,9 +74,10 @@ class Training:
 
         None until the held-out images are measured.
         """
-        if self.record.task == "seg":
-            return None if self.baseline is None else self.baseline.numbers
-        return None if self.test is None else most_frequent(self.test.rows)
+        return self.scoring.baseline_numbers(
+            None if self.test is None else self.test.rows,
+            None if self.baseline is None else self.baseline.numbers,
+        )
 
     @property
     def is_partial(self) -> bool:
@@ -131,7 +129,7 @@ class Training:
         return f"{self.record.grouping}s"
 
 
-def read_training(run: Path) -> Training:
+def read_training(run: Path) -> TrainingFindings:
     """The training in directory `run`, as far as it has come.
 
     Raises:
@@ -139,7 +137,7 @@ def read_training(run: Path) -> Training:
     """
     record = read_train_record(run)
     weights = run / "weights.safetensors"
-    return Training(
+    return TrainingFindings(
         run,
         record,
         _metrics(run / "metrics.csv", SCORINGS[record.task].validation.metrics),
@@ -177,8 +175,7 @@ def _held(run: Path) -> HeldOutResults | None:
         return None
     findings = read_findings(run)
     numbers = findings.table[findings.table["transform"] == "identity"].iloc[0]
-    store, name = Store(run), str(numbers["model"])
-    rows = store.rows(name, CLEAN, findings.record.task)
+    rows = findings.rows[str(numbers["model"])][CLEAN_CELL]
     return HeldOutResults(findings, numbers, rows) if len(rows) else None
 
 
@@ -266,7 +263,7 @@ def group_score(numbers: pd.Series) -> Score:
     return Score(*(float(numbers[name]) if pd.notna(numbers[name]) else None for name in names))
 
 
-def pooled(training: Training) -> Pooled | None:
+def pooled(training: TrainingFindings) -> Pooled | None:
     """The paper's statistic of the test set; None where it was not recorded."""
     rows, batch = training.paper, training.record.recipe.paper_batch
     if rows is None or batch is None or rows.empty:
@@ -276,7 +273,9 @@ def pooled(training: Training) -> Pooled | None:
     return Pooled(_pooled_score(scores, single, training), scores.batches, scores.undefined, batch)
 
 
-def _pooled_score(scores: PaperScores, single: list[PaperScores], training: Training) -> Score:
+def _pooled_score(
+    scores: PaperScores, single: list[PaperScores], training: TrainingFindings
+) -> Score:
     """The means over batches, with intervals that resample batches."""
     bootstrap = Bootstrap(training.record.seed)
     dice = np.array([part.dice for part in single if not np.isnan(part.dice)])
@@ -291,7 +290,7 @@ def _pooled_score(scores: PaperScores, single: list[PaperScores], training: Trai
     )
 
 
-def headline(training: Training) -> Score | None:
+def headline(training: TrainingFindings) -> Score | None:
     """What the training's own protocol reports; None until it is measured."""
     if training.record.protocol == "paper":
         paper = pooled(training)
@@ -299,7 +298,7 @@ def headline(training: Training) -> Score | None:
     return group_score(training.test.numbers) if training.test else None
 
 
-def gain(training: Training) -> CleanMaskComparison | None:
+def gain(training: TrainingFindings) -> CleanMaskComparison | None:
     """Otsu's threshold (as `clean`) against the training, paired; None until both are there."""
     if training.test is None or training.baseline is None:
         return None

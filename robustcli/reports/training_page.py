@@ -10,6 +10,7 @@ import pandas as pd
 
 from robustcli.core.errors import UsageError
 from robustcli.metrics.mask_scores import dice
+from robustcli.reports.console import training_table
 from robustcli.reports.figures.training_figures import (
     Course,
     Level,
@@ -26,7 +27,7 @@ from robustcli.reports.numbers import fraction, is_missing
 from robustcli.reports.pages import Page
 from robustcli.reports.training_findings import (
     HeldOutResults,
-    Training,
+    TrainingFindings,
     gain,
     headline,
     pooled,
@@ -61,7 +62,7 @@ CLASS_COLUMNS = (
 )
 
 
-def training_results(trainings: Sequence[Training]) -> pd.DataFrame:
+def training_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
     """One row per training with COLUMNS; a number that is not known is missing.
 
     Shares are fractions in [0, 1]. `dice` and `iou` are pooled within groups (`protocol` patient),
@@ -70,7 +71,7 @@ def training_results(trainings: Sequence[Training]) -> pd.DataFrame:
     return _table([_of_segmenter(training) for training in trainings], COLUMNS)
 
 
-def class_results(training: Training) -> pd.DataFrame:
+def class_results(training: TrainingFindings) -> pd.DataFrame:
     """One row of a classifier's training with CLASS_COLUMNS; what is not known is missing."""
     row, test, baseline = _of_any(training), training.test, training.baseline_numbers
     if test is not None:
@@ -85,7 +86,7 @@ def _table(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pd.DataFr
     return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
 
-def _of_any(training: Training) -> dict[str, object]:
+def _of_any(training: TrainingFindings) -> dict[str, object]:
     """What the results of segmenters and of classifiers have in common."""
     record = training.record
     return {
@@ -103,7 +104,7 @@ def _of_any(training: Training) -> dict[str, object]:
     }
 
 
-def _of_segmenter(training: Training) -> dict[str, object]:
+def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
     row, line = _of_any(training), published(training.record.model)
     row["protocol"] = training.record.protocol
     if line is not None:
@@ -131,12 +132,9 @@ class TrainingGallery:
     cases: tuple[Picture, ...] = ()
 
 
-NO_PICTURES = TrainingGallery()
-
-
-def draw_training_gallery(training: Training) -> TrainingGallery:
+def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
     """Draws every picture that one training has data for."""
-    if training.record.task == "cls":
+    if not training.scoring.per_group:
         return TrainingGallery(curves=_curves(training))
     return TrainingGallery(
         _scatter(training.run, Zoo([training])),
@@ -182,18 +180,19 @@ def _level(baseline: Baseline) -> Level:
     return Level(f"Otsu{place}: {fraction(value)}", value)
 
 
-def _curves(training: Training) -> tuple[Picture, ...]:
+def _curves(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.metrics.empty:
         return ()
-    path, masks = "figures/curves.png", training.record.task == "seg"
+    path, scoring = "figures/curves.png", training.scoring
     course = _course(training, training.record.model)
-    draw_curves(course, training.run / path, "dice" if masks else "top1")
-    score = "dice and IoU" if masks else "top-1"
-    caption = f"Losses (left) and {score} (right) of {validated(training)}, epoch by epoch."
+    draw_curves(course, training.run / path, scoring.panel)
+    caption = (
+        f"Losses (left) and {scoring.validated} (right) of {validated(training)}, epoch by epoch."
+    )
     return (Picture(path, caption),)
 
 
-def validated(training: Training) -> str:
+def validated(training: TrainingFindings) -> str:
     """What the validation's score is of, and how it is pooled."""
     if not training.scoring.per_group:
         return "the validation images"
@@ -202,7 +201,7 @@ def validated(training: Training) -> str:
     return f"the validation images (pooled within each {training.record.grouping}, then averaged)"
 
 
-def _course(training: Training, name: str) -> Course:
+def _course(training: TrainingFindings, name: str) -> Course:
     return Course(name, training.metrics, training.record.chosen_epoch)
 
 
@@ -219,7 +218,7 @@ def _grids(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     )  # fmt: skip
 
 
-def _strips(training: Training) -> tuple[Picture, ...]:
+def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
     named = [(training.record.model, training.test), ("otsu", training.baseline)]
     strips = [strip(name, held) for name, held in named if held is not None]
     if not strips:
@@ -239,7 +238,7 @@ def strip(name: str, held: HeldOutResults) -> Strip:
     return Strip(name, dice(pooled), float(held.numbers["dice"]), low, high)
 
 
-def _cases(training: Training) -> tuple[Picture, ...]:
+def _cases(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.test is None:
         return ()
     findings = training.test.findings
@@ -254,36 +253,36 @@ def training_report(run: Path) -> Page:
     """
     training = read_training(run)
     text = training_text(training, draw_training_gallery(training))
-    return Page(results_of_training(training), text)
+    return Page(results_of_training(training), text, terminal=training_table(training))
 
 
-def results_of_training(training: Training) -> pd.DataFrame:
+def results_of_training(training: TrainingFindings) -> pd.DataFrame:
     """The numbers of one training: a row with the columns of its task."""
     return (
         class_results(training) if training.record.task == "cls" else training_results([training])
     )
 
 
-def training_text(training: Training, gallery: TrainingGallery = NO_PICTURES) -> str:
+def training_text(training: TrainingFindings, gallery: TrainingGallery | None = None) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         "training",
         training=training,
-        gallery=gallery,
+        gallery=gallery or TrainingGallery(),
         headline=_headline(training),
         baseline=training.baseline_numbers,
-        gain=gain(training) if training.record.task == "seg" else None,
+        gain=gain(training),
         paper=pooled(training),
         zoo=Zoo([training]),
     )
 
 
-def _headline(training: Training) -> str:
+def _headline(training: TrainingFindings) -> str:
     """The score that the title names; empty until it is measured."""
-    if training.record.task == "cls":
-        return "" if training.test is None else training.scoring.shown(training.test.numbers)
-    score = headline(training)
-    return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
+    if training.record.protocol == "paper":
+        score = headline(training)
+        return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
+    return "" if training.test is None else training.scoring.shown(training.test.numbers)
 
 
 def zoo_report(runs: Sequence[Path], out: Path) -> Page:
@@ -302,7 +301,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     return Page(training_results(zoo.trainings), zoo_text(zoo, draw_zoo_gallery(zoo, out)))
 
 
-def read_zoo(runs: Sequence[Path]) -> list[Training]:
+def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
     """The trainings in `runs`, each once.
 
     Raises:
@@ -320,6 +319,6 @@ def read_zoo(runs: Sequence[Path]) -> list[Training]:
     return trainings
 
 
-def zoo_text(zoo: Zoo, gallery: TrainingGallery = NO_PICTURES) -> str:
+def zoo_text(zoo: Zoo, gallery: TrainingGallery | None = None) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
-    return from_template("zoo", zoo=zoo, gallery=gallery)
+    return from_template("zoo", zoo=zoo, gallery=gallery or TrainingGallery())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from robustcli.adapters.catalogue import CATALOGUE
-from robustcli.reports.training_findings import HeldOutResults, Score, Training, headline
+from robustcli.reports.training_findings import HeldOutResults, Score, TrainingFindings, headline
 from robustcli.training.record import TrainRecord
 
 # The paper's experiment: the LGG set, protocol `paper`.
@@ -17,7 +17,7 @@ EPOCHS = 100
 
 
 @dataclass(frozen=True)
-class Published:
+class PrintedResult:
     """One line of the table.
 
     Args:
@@ -35,17 +35,19 @@ class Published:
     remark: str
 
 
-def table_one() -> list[Published]:
+def table_one() -> list[PrintedResult]:
     """All lines, the highest dice first."""
     lines = [
-        Published(entry.name, entry.parameters, entry.published, entry.published_iou, entry.remark)
+        PrintedResult(
+            entry.name, entry.parameters, entry.published, entry.published_iou, entry.remark
+        )
         for entry in CATALOGUE.values()
         if entry.task == "seg" and entry.published is not None
     ]
     return sorted(lines, key=lambda line: -line.dice)
 
 
-def published(model: str) -> Published | None:
+def published(model: str) -> PrintedResult | None:
     """The line of `model`, where the paper has it."""
     return next((line for line in table_one() if line.model == model), None)
 
@@ -79,8 +81,8 @@ class ZooRow:
 
     label: str
     parameters: int
-    printed: Published | None
-    training: Training | None = None
+    printed: PrintedResult | None
+    training: TrainingFindings | None = None
     score: Score | None = None
 
     @property
@@ -118,7 +120,7 @@ class Zoo:
         trainings: At least one.
     """
 
-    trainings: Sequence[Training]
+    trainings: Sequence[TrainingFindings]
 
     @property
     def rows(self) -> list[ZooRow]:
@@ -134,14 +136,14 @@ class Zoo:
         known = {line.model for line in lines}
         return rows + [self._row(t, None) for t in self.trainings if t.record.model not in known]
 
-    def _row(self, training: Training, line: Published | None) -> ZooRow:
+    def _row(self, training: TrainingFindings, line: PrintedResult | None) -> ZooRow:
         parameters, score = training.record.parameters, headline(training)
         return ZooRow(self.label(training), parameters, line, training, score)
 
     @property
     def baselines(self) -> list[Baseline]:
         """Otsu's threshold on each set of images that any training held out."""
-        results: dict[str, tuple[Training, HeldOutResults]] = {}
+        results: dict[str, tuple[TrainingFindings, HeldOutResults]] = {}
         for training in self.trainings:
             if training.baseline is not None:
                 digest = training.baseline.findings.record.dataset.digest
@@ -189,7 +191,7 @@ class Zoo:
             sets.setdefault(versions, []).append(self.label(training))
         return sets
 
-    def label(self, training: Training) -> str:
+    def label(self, training: TrainingFindings) -> str:
         """The network's name, with so much of the run's path as tells it from the others."""
         name, run = training.record.model, training.run.resolve()
         runs = {other.run.resolve() for other in self.trainings if other.record.model == name}

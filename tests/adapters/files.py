@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def on_meta(variant: str) -> VMamba:
 
 def meta_state(name: str) -> dict[str, Tensor]:
     """Names and shapes of the network `name` of the registry as published, without numbers."""
+    return dict(_published(name))
+
+
+@cache
+def _published(name: str) -> dict[str, Tensor]:
     with torch.device("meta"):
         state: dict[str, Tensor] = architecture(name).build().state_dict()
     return state

@@ -64,7 +64,7 @@ def built(entry: ModelEntry) -> torch.nn.Module:
 
 def test_the_names_are_those_of_the_interface() -> None:
     classifiers = {entry.name for entry in CATALOGUE.values() if entry.task == "cls"}
-    assert {*OFFICIAL, *FRONT_PAGE, *VIM, *BARE, "vmamba-pico", "vim"} == classifiers
+    assert {*OFFICIAL, *FRONT_PAGE, *VIM, *BARE, "vmamba-pico", "resnet-pico", "vim"} == classifiers
     assert all(name == entry.name for name, entry in CATALOGUE.items())
 
 
@@ -132,11 +132,12 @@ def test_licences_are_those_that_timm_states(variant: str) -> None:
     assert entry.licence.lower() == stated.lower()
 
 
-def test_the_bundled_model() -> None:
-    entry = CATALOGUE["vmamba-pico"]
+@pytest.mark.parametrize("name", ["vmamba-pico", "resnet-pico"])
+def test_the_bundled_classifiers(name: str) -> None:
+    entry = CATALOGUE[name]
     assert entry.label_space == "cifar10"
     assert built(entry).num_classes == 10
-    assert entry.asset == "vmamba-pico.safetensors"
+    assert entry.asset == f"{name}.safetensors"
     assert entry.weights_url is None
     assert (Path(__file__).parents[2] / entry.source).is_file(), "the recipe that it names"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.networks import create_model
@@ -47,4 +50,20 @@ def test_parameters_and_published_numbers_of_the_table() -> None:
         for name, top1 in zip(named, published.split(";"), strict=False):
             if top1.strip():
                 assert CATALOGUE[name].published == float(top1)
-    assert checked == 23
+    assert checked == 24
+
+
+def test_the_bundled_classifiers_are_as_their_records_say() -> None:
+    """Epochs and accuracy of the table; SciPy gives the interval."""
+    rows = {cells[1].strip(): cells[2:4] for cells in map(_cells, PAGE.splitlines()) if cells}
+    for place, name in enumerate(("vmamba-pico", "resnet-pico")):
+        facts = json.loads((files("robustcli") / "assets" / f"{name}.json").read_text("utf-8"))
+        assert int(rows["epochs"][place]) == facts["recipe"]["epochs"]
+        correct, n = round(facts["test_top1"] * facts["test_images"]), facts["test_images"]
+        low, high = binomtest(correct, n).proportion_ci(method="wilson")
+        shown = f"{100 * correct / n:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+        assert rows["top-1 on the 10,000 test images, 95 % interval"][place].strip() == shown
+
+
+def _cells(line: str) -> list[str]:
+    return line.split("|") if line.startswith("|") and line.count("|") == 4 else []

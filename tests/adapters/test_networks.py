@@ -57,8 +57,11 @@ FILES = [
     ("vmamba-t", "vmamba_tiny_s1l8", lambda s: {"model": s, "max_accuracy": 82.6},
      (2, 3, 224, 224), 2e-5, {}),
     ("umamba", "UMambaBot_2d", nnunet, (1, 3, 256, 256), 1e-4, {"deep_supervision": True}),
-    ("umamba-enc", "UMambaEnc_2d", nnunet, (1, 3, 256, 256), 1e-3, {"deep_supervision": True}),
-    ("vmunet", "vmunet", lambda s: s, (1, 3, 256, 256), 1e-4, {}),
+    # Its outputs are in tests/models/test_umamba.py too, its keys below, its checkpoint above.
+    pytest.param("umamba-enc", "UMambaEnc_2d", nnunet, (1, 3, 256, 256), 1e-3,
+                 {"deep_supervision": True}, marks=pytest.mark.slow),
+    pytest.param("vmunet", "vmunet", lambda s: s, (1, 3, 256, 256), 1e-4, {},
+                 marks=pytest.mark.slow),  # a bare state is read in test_load_then_reset below
     ("vmunet", "vmunet", lambda s: {"epoch": 9, "model_state_dict": s, "loss": 0.1},
      (1, 3, 256, 256), 1e-4, {}),
     ("ulvm", "ultralight_vm_unet", lambda s: {f"module.{k}": t for k, t in s.items()},

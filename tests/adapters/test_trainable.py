@@ -101,7 +101,10 @@ def test_untrained_on_request(name: str, attempts: list[object]) -> None:
     assert (origin, attempts) == ("none: initialised with seed 2", [])
 
 
-@pytest.mark.parametrize(("name", "depth"), [("resnet18_seg", 18), ("resnet50_seg", 50)])
+@pytest.mark.parametrize(
+    ("name", "depth"),  # of the deeper one the encoder is compared below
+    [("resnet18_seg", 18), pytest.param("resnet50_seg", 50, marks=pytest.mark.slow)],
+)
 def test_timms_weights_of_torchvision_go_into_the_encoder(
     name: str, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

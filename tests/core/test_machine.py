@@ -234,3 +234,13 @@ def test_what_a_user_said_stays(monkeypatch, said, spin):
         monkeypatch.setenv(name, value)
     wait_briefly()
     assert os.environ.get("GOMP_SPINCOUNT") == spin
+
+
+def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nmodel name\t: A 9000 @ 2 GHz: fast\nmodel name\t: B\n")
+    assert machine.processor(told) == "A 9000 @ 2 GHz: fast"
+    told.write_text("processor\t: 0\nHardware\t: C\n")
+    kind = machine.processor(told)
+    assert kind
+    assert kind == machine.processor(tmp_path / "none")

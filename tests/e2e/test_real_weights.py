@@ -1,5 +1,7 @@
 """Real weights on real photos: the numbers that are known from elsewhere."""
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,10 @@ def test_vmamba_pico_stands_as_documented(tmp_path):
 
 @needs_shared
 @pytest.mark.slow
-def test_vmamba_pico_has_its_recorded_accuracy_on_the_whole_test_set(tmp_path):
+@pytest.mark.parametrize("name", ["vmamba-pico", "resnet-pico"])
+def test_a_bundled_classifier_has_its_recorded_accuracy_on_the_whole_test_set(name, tmp_path):
+    facts = json.loads((files("robustcli") / "assets" / f"{name}.json").read_text("utf-8"))
     data = SHARED / "cifar10_jpeg" / "test.tar.gz"
-    run = robustcli.evaluate("vmamba-pico", data, "identity", out=tmp_path / "run")
-    assert run.table()["correct"].tolist() == pytest.approx([7930], abs=5)
+    run = robustcli.evaluate(name, data, "identity", out=tmp_path / "run")
+    expected = [10_000 * facts["test_top1"]]
+    assert run.table()["correct"].tolist() == pytest.approx(expected, abs=5)

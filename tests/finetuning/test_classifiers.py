@@ -21,6 +21,7 @@ from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import SWEEPS, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.reports.console import finetune_table
+from robustcli.reports.finetuning_findings import read_finetuning
 from robustcli.reports.render import render
 from tests.training.runs import TINY_VMAMBA as TINY
 from tests.training.runs import Heard, tiny_classifier, words_of
@@ -112,7 +113,7 @@ def test_the_record_and_the_report_are_a_classifiers(whole: Path) -> None:
     assert {"gradients.png", "modes.png", "sweep.png"} <= {
         path.name for path in (whole / "figures").iterdir()
     }
-    assert "top-1" in finetune_table(whole)
+    assert "top-1" in finetune_table(read_finetuning(whole))
 
 
 def test_the_same_command_again_does_nothing(whole: Path, photos: Path, weights: Path) -> None:

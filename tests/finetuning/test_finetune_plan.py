@@ -263,11 +263,11 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("iterations", [{"iterations": 4}, {}])
-def test_a_fine_tuning_of_three_modes(
-    tune: Tune, data: Path, openings: list[str], iterations: dict[str, int]
+@pytest.mark.parametrize("said", [{"iterations": 4}, {"epochs": 1, "mode": "freeze"}])
+def test_a_fine_tuning_of_one_or_three_modes(
+    tune: Tune, data: Path, openings: list[str], said: dict[str, Any]
 ) -> None:
-    config = tune(**(iterations or {"epochs": 2}))
+    config = tune(**said)
     forecast_finetuning(config, Heard())
     assert openings == [str(data)]
     run = run_finetuning(config)

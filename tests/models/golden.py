@@ -7,9 +7,11 @@ The full set lies beside the repository in `../shared/golden`; a few of its arra
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -123,6 +125,15 @@ def fill(network: nn.Module, rule: Rule, names: Mapping[str, str] | None = None)
     }
     network.load_state_dict({**network.state_dict(), **state})
     return network.eval()
+
+
+@contextmanager
+def unset() -> Iterator[None]:
+    """Networks built here hold whatever memory held: for those whose every number `fill` sets."""
+    with ExitStack() as patches:
+        for name in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_"):
+            patches.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
+        yield
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

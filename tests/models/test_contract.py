@@ -37,17 +37,29 @@ SMALL = {
 }
 
 
-# A sibling of each is tried in every run.
+# A sibling of each is tried in every run: vmamba-t-s1l8, vim, ulvm.
 SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 
 
-@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SMALL])
+# Tracing them takes seconds; their scan and their convolutions are traced in umamba and segformer.
+SLOWLY_TRACED = ("umamba-enc", "umambabot_pp", "unet", "resnet18_seg")
+
+
+def _cases(*slow):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in SMALL]
+
+
+traced = pytest.mark.parametrize("case", _cases(*SLOW, *SLOWLY_TRACED), indirect=True)
+
+
+@pytest.fixture(params=_cases(*SLOW))
 def case(request) -> tuple[torch.nn.Module, Tensor]:
     options, size = SMALL[request.param]
     network = architecture(request.param).build(**options)
     return golden.fill(network, golden.strong), golden.images(2, 3, size, size)
 
 
+@traced
 @torch.no_grad()
 def test_compiles_whole_without_changing_the_result(case):
     network, x = case
@@ -56,6 +68,7 @@ def test_compiles_whole_without_changing_the_result(case):
     assert torch.allclose(compiled(x), network(x), atol=1e-4)
 
 
+@traced
 @torch.no_grad()
 def test_exports_without_changing_the_result(case):
     network, x = case

@@ -37,16 +37,24 @@ def _golden(name):
     return name.removesuffix("_seg").replace("ulvm", "ul_vm_unet")
 
 
-@pytest.mark.parametrize("rule", ["A", "B"])
+@pytest.mark.parametrize("rule", [pytest.param("A", marks=pytest.mark.slow), "B"])
 @pytest.mark.parametrize("name", COUNTS)
 def test_agrees_with_the_papers_outputs(name, rule):
-    assert training.output_errors(_golden(name), _build(name), rule, **SIZES.get(name, {})) <= 1e-4
+    """Every tensor that rule A sets apart rule B does too, and the scan's as well."""
+    with golden.unset():
+        network = _build(name)
+    assert training.output_errors(_golden(name), network, rule, **SIZES.get(name, {})) <= 1e-4
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name",  # of its bottleneck blocks, which are timm's, the outputs are compared in every run
+    [pytest.param(n, marks=pytest.mark.slow) if n == "resnet50_seg" else n for n in COUNTS],
+)
 def test_a_training_step_agrees_with_the_papers_gradients(name):
     usual = training.bce_dice if name.startswith("ulvm") else training.pooled_dice
-    training.assert_step_agrees(_golden(name), _build(name), *STEPS.get(name, (usual,)))
+    with golden.unset():
+        network = _build(name)
+    training.assert_step_agrees(_golden(name), network, *STEPS.get(name, (usual,)))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -61,11 +69,12 @@ def test_names_shapes_and_order_are_the_papers(name):
 def test_gradients_that_are_one_percent_off_are_seen(excess):
     """The tolerance that rounding gives is no blank cheque: here the loss itself is right."""
 
-    def loss_of(logits, target):
-        return training.pooled_dice(logits + excess * (logits - logits.detach()), target)
+    def loss_of(probabilities, target):
+        wrong = probabilities + excess * (probabilities - probabilities.detach())
+        return training.bce_dice(wrong, target)
 
     with pytest.raises(AssertionError, match=r"\[.*\]"):
-        training.assert_step_agrees("unet", _build("unet"), loss_of)
+        training.assert_step_agrees("ul_vm_unet", _build("ulvm"), loss_of)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
+from difflib import unified_diff
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,12 +32,42 @@ def line_of(page: str, start: str) -> list[str]:
     return [cell.strip() for cell in lines[0].strip("|").split("|")]
 
 
+def opening(page: str) -> str:
+    """What stands before the first section."""
+    return page.split("\n## ")[0]
+
+
 def assert_golden(page: str, name: str) -> None:
     """Compares a page with `golden/NAME.md`.
 
     With ROBUST_WRITE_GOLDEN=1 in the environment the file is written instead: read what changed.
     """
-    path = GOLDEN / f"{name}.md"
+    _assert_file(page, f"{name}.md")
+
+
+def assert_states(complete: str, states: Mapping[str, str], name: str) -> None:
+    """Compares the pages of runs in other states with `golden/NAME.diff`.
+
+    The file has, per state, the lines that its page lacks (-, their beginnings) or has in addition
+    (+) against the page `complete`; how wide the columns of tables are does not count.
+    """
+    shown = []
+    for state, page in states.items():
+        lines = list(unified_diff(_plain(complete), _plain(page), n=0, lineterm=""))[2:]
+        shown += [f"=== {state}", *(_short(line) for line in lines if line.strip("+-@ "))]
+    _assert_file("\n".join(line for line in shown if line) + "\n", f"{name}.diff")
+
+
+def _plain(page: str) -> list[str]:
+    return [re.sub("-{2,}", "--", re.sub(" {2,}", " ", line)) for line in page.splitlines()]
+
+
+def _short(line: str) -> str:
+    return "" if line.startswith("@@") else line[:60] if line.startswith("-") else line
+
+
+def _assert_file(content: str, name: str) -> None:
+    path = GOLDEN / name
     if os.environ.get("ROBUST_WRITE_GOLDEN"):
-        path.write_text(page, encoding="utf-8")
-    assert page == path.read_text(encoding="utf-8")
+        path.write_text(content, encoding="utf-8")
+    assert content == path.read_text(encoding="utf-8")

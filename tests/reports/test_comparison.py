@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import EVALUATION, TransformRecord, read_record
-from robustcli.reports.compared_runs import find_models
 from robustcli.reports.comparison import COLUMNS, Comparison, read_comparison
+from robustcli.reports.pairing import find_models
 from robustcli.tasks.record import MasksRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.compared import (
@@ -83,7 +83,7 @@ def test_of_segmenters_groups_are_compared(tmp_path: Path) -> None:
     assert (comparison.n, comparison.groups, comparison.grouping) == (24, 8, "patient")
     assert line.verdict.p == pytest.approx(2 / 2**8), "every patient is better"
     assert line.word == "a ahead"
-    assert (comparison.agreements, comparison.flips) == ([], [])
+    assert (comparison.statistics.agreements, comparison.statistics.flips) == ([], [])
 
 
 def test_models_of_one_run_are_compared_among_each_other(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_the_ranking_is_over_transforms_else_over_untouched_images(tmp_path: Pat
 
 def test_flips_and_agreement_sum_to_the_images(tmp_path: Path) -> None:
     comparison = read_comparison(two(tmp_path))
-    assert [agreement.n for agreement in comparison.agreements] == [80] * 4
-    assert [flips.n for flips in comparison.flips] == [80] * 6
+    assert [agreement.n for agreement in comparison.statistics.agreements] == [80] * 4
+    assert [flips.n for flips in comparison.statistics.flips] == [80] * 6
     first, second = rows_of(tmp_path / "a", "vmamba-b"), rows_of(tmp_path / "b", "swin-b")
     same = (first["prediction"] == second["prediction"]).mean()
-    assert comparison.agreements[0].share == pytest.approx(same)
+    assert comparison.statistics.agreements[0].share == pytest.approx(same)
 
 
 def test_the_document_holds_all_of_it(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,16 +6,14 @@ from robustcli.evaluation.cell_table import table
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.reports.console import (
     MODELS_ABREAST,
-    SHOWN,
-    Kind,
-    accuracy_table,
-    comparison_table,
+    TENSORS_SHOWN,
+    evaluation_table,
     finetune_table,
     grid,
-    mask_table,
     training_table,
 )
-from robustcli.reports.measure import DICE
+from robustcli.reports.finetuning_findings import read_finetuning
+from robustcli.reports.training_findings import read_training
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import MAMBA, FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -27,7 +23,7 @@ from tests.reports.train_runs import TrainPlan, build_training
 def printed(run: Path, *models: str, **changes: object) -> list[str]:
     cells = (IDENTITY, *paper21()[:4], *imagenet_c(severities=(2,))[:1])
     plan = RunPlan(models=[model(name) for name in models], transforms=cells, images=100)
-    return accuracy_table(table(build_run(run, plan))).splitlines()
+    return evaluation_table(table(build_run(run, plan)), "cls").splitlines()
 
 
 def test_one_model_shows_counts_interval_and_drop(tmp_path: Path) -> None:
@@ -73,7 +69,7 @@ def test_the_table_is_plain_ascii_for_any_terminal(tmp_path: Path) -> None:
 
 def test_a_segmenter_shows_dice_with_its_interval(tmp_path: Path) -> None:
     numbers = table(build_masks(tmp_path))
-    lines = mask_table(numbers).splitlines()
+    lines = evaluation_table(numbers, "seg").splitlines()
     row = numbers.iloc[3]
     (line,) = [line for line in lines if line.startswith("crop ")]
     assert line.split() == [
@@ -89,7 +85,7 @@ def test_a_segmenter_shows_dice_with_its_interval(tmp_path: Path) -> None:
 def test_several_segmenters_stand_side_by_side(tmp_path: Path) -> None:
     models = (segmenter("a"), segmenter("b"))
     numbers = table(build_masks(tmp_path, MaskPlan(models=models)))
-    lines = mask_table(numbers).splitlines()
+    lines = evaluation_table(numbers, "seg").splitlines()
     assert lines[0].split("  ")[0] == "dice (95 % interval)"
     (line,) = [line for line in lines if line.startswith("affine ")]
     dice = numbers.loc[numbers["transform"] == "affine", "dice"]
@@ -97,14 +93,14 @@ def test_several_segmenters_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_without_an_interval_the_table_is_plain_ascii_too(tmp_path: Path) -> None:
-    shown = mask_table(table(build_masks(tmp_path, MaskPlan(groups=1))))
+    shown = evaluation_table(table(build_masks(tmp_path, MaskPlan(groups=1))), "seg")
     assert shown.isascii()
     assert " - " in shown
 
 
 def test_a_training_stands_beside_otsu_and_the_paper(tmp_path: Path) -> None:
     run = build_training(tmp_path, TrainPlan(protocol="paper"))
-    lines = training_table(run).splitlines()[2:]
+    lines = training_table(read_training(run)).splitlines()[2:]
     numbers = [table(run / part).iloc[0] for part in ("test", "baseline")]
     for line, name, row in zip(lines, ("ulvm_v5", "otsu"), numbers, strict=False):
         assert line.split() == [
@@ -114,17 +110,17 @@ def test_a_training_stands_beside_otsu_and_the_paper(tmp_path: Path) -> None:
         ]
     assert lines[2].endswith("batches of 16")
     assert lines[3].split()[:4] == ["ulvm_v5,", "published", "0.8633", "0.7638"]
-    assert training_table(run).isascii()
+    assert training_table(read_training(run)).isascii()
 
 
 def test_a_training_that_is_not_measured_shows_what_was_published(tmp_path: Path) -> None:
     run = build_training(tmp_path, TrainPlan(measured=False))
-    assert len(training_table(run).splitlines()) == 3
+    assert len(training_table(read_training(run)).splitlines()) == 3
 
 
 def test_a_training_on_roads_shows_the_relaxed_numbers(tmp_path: Path) -> None:
     plan = TrainPlan(protocol="paper", dataset={"tolerance": 3})
-    lines = training_table(build_training(tmp_path, plan)).splitlines()
+    lines = training_table(read_training(build_training(tmp_path, plan))).splitlines()
     row = table(tmp_path / "test").iloc[0]
     assert lines[0].endswith("relaxed precision    relaxed recall")
     wanted = [f"{row['relaxed_precision']:.3f}", f"{row['relaxed_recall']:.3f}"]
@@ -133,7 +129,7 @@ def test_a_training_on_roads_shows_the_relaxed_numbers(tmp_path: Path) -> None:
 
 
 def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None:
-    text = finetune_table(build_finetuning(tmp_path))
+    text = finetune_table(read_finetuning(build_finetuning(tmp_path)))
     tensors, scores, costs, words = text.split("\n\n")
     assert tensors.splitlines()[2].split() == [
         *("mamba_layer.mamba.A_log", "64x16", "1,024", "1.3e-08", "frozen", "below", "1e-06"),
@@ -153,10 +149,11 @@ def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None
 def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
     tensors = tuple((f"{MAMBA}{i}.D", (4,), True, 1e-9 * (i + 1)) for i in range(30))
     plan = FinetunePlan(modes=(), tensors=tensors)
-    tensor_table, words = finetune_table(build_finetuning(tmp_path, plan)).split("\n\n")
+    text = finetune_table(read_finetuning(build_finetuning(tmp_path, plan)))
+    tensor_table, words = text.split("\n\n")
     assert words.startswith("By count, freezing leaves out 2.00 % of the convolutions")
     lines = tensor_table.splitlines()
-    assert len(lines) == 2 + SHOWN + 1
+    assert len(lines) == 2 + TENSORS_SHOWN + 1
     assert lines[-1] == "and 18 more tensors: see the report"
 
 
@@ -167,31 +164,21 @@ def test_before_anything_is_measured_that_is_said(tmp_path: Path) -> None:
         decided=False,
         record={"saving": None},
     )
-    assert finetune_table(build_finetuning(tmp_path, plan)) == "Nothing is measured yet."
+    finetuning = read_finetuning(build_finetuning(tmp_path, plan))
+    assert finetune_table(finetuning) == "Nothing is measured yet."
 
 
 def test_a_mode_that_is_still_training_is_left_out(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("freeze",))
-    text = finetune_table(build_finetuning(tmp_path, plan))
+    text = finetune_table(read_finetuning(build_finetuning(tmp_path, plan)))
     assert "\nfreeze " not in text
     assert "\nfull " in text
 
 
-KIND = Kind(DICE, "dice!", " of 1", "extra", lambda row: f"x{row['n']}", lambda row: "clean")
-
-
-def test_a_kind_decides_what_is_shown(tmp_path: Path) -> None:
-    lines = comparison_table(table(build_masks(tmp_path)), KIND).splitlines()
-    assert lines[0].split()[:3] == ["transform", "extra", "dice!"]
-    assert lines[2].split()[:2] == ["identity", "x24"]
-    assert lines[-1].startswith("ulvm_v5: clean (identity), best ")
-    assert " of 1, worst crop " in lines[-1]
-
-
 def test_so_many_models_stand_abreast(tmp_path: Path) -> None:
     models = [segmenter(f"m{i}") for i in range(MODELS_ABREAST + 1)]
-    text = comparison_table(table(build_masks(tmp_path, MaskPlan(models=models))), KIND)
-    heads = [line.split()[4:] for line in text.splitlines() if line.startswith("dice!")]
+    text = evaluation_table(table(build_masks(tmp_path, MaskPlan(models=models))), "seg")
+    heads = [line.split()[4:] for line in text.splitlines() if line.startswith("dice")]
     assert heads == [[f"m{i}" for i in range(MODELS_ABREAST)], [f"m{MODELS_ABREAST}"]]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import TransformRecord
@@ -18,7 +17,7 @@ from robustcli.reports.findings import Findings, read_findings
 from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
-from tests.reports.page_parts import assert_golden, line_of, section
+from tests.reports.page_parts import assert_golden, assert_states, line_of, opening, section
 
 DASH = "\N{EN DASH}"
 CELLS = (IDENTITY, *paper21()[:4], *paper21(5)[:1])
@@ -72,12 +71,6 @@ def test_top1_stands_with_its_interval_and_the_best_is_bold(tmp_path: Path) -> N
         f"{100 * second['top1']:.1f} "
         f"({100 * second['top1_low']:.1f}{DASH}{100 * second['top1_high']:.1f})",
     ]
-
-
-def test_nothing_is_bold_for_one_model(tmp_path: Path) -> None:
-    page_of_one = page(tmp_path, models=(model("a"),), dataset={"images_available": 60})
-    assert "**" not in page_of_one
-    assert "Bold" not in page_of_one
 
 
 def test_drop_stands_with_its_interval_and_retention(tmp_path: Path) -> None:
@@ -188,22 +181,6 @@ def test_the_details_of_a_transform_stand_together(tmp_path: Path) -> None:
     assert cells[7:] == [f"{row['hd95']:.1f}", f"{row['boundary_dice']:.3f}"]
 
 
-def test_one_model_without_tolerance_needs_less(tmp_path: Path) -> None:
-    page = mask_page(tmp_path, models=(segmenter("a"),))
-    assert "**" not in page
-    assert "elaxed" not in page, "these data have no tolerance"
-    assert "Masks:" not in page, "these data are read as usual"
-    assert line_of(section(page, "Single images"), "transform")[1] == "dice per image"
-
-
-def test_clean_images_alone_are_not_compared(tmp_path: Path) -> None:
-    page = mask_page(tmp_path, transforms=(IDENTITY,), panels=False)
-    assert "## Clean images" in page
-    assert "Drop in" not in page
-    assert "Best and worst" not in page
-    assert "None: the run holds no pictures" in section(page, "Best, median and worst cases")
-
-
 def test_unfinished_cells_of_segmenters_say_so(tmp_path: Path) -> None:
     build_masks(tmp_path, MaskPlan(transforms=(IDENTITY, *paper21()[:3])))
     for file in tmp_path.glob("predictions/*/transform=crop/*/*.parquet"):
@@ -213,83 +190,96 @@ def test_unfinished_cells_of_segmenters_say_so(tmp_path: Path) -> None:
     assert line_of(section(page, "Drop in"), "`crop`")[1] == "not yet"
 
 
-# What limits the numbers.
+# What limits the numbers, and what they rest on.
 
 
+MASKS = MasksRecord(
+    foreground=["128"], background=None, ignored=["255"], channel="colour",
+    words="foreground is `128`, `255` is ignored",
+)  # fmt: skip
 WHOLE = {"images_available": 60}
-
-
-@pytest.mark.parametrize(
-    ("changes", "notice"),
-    [
-        ({"dataset": {**WHOLE, "demonstration": True}}, "**Demonstration set.** `imagenet-val` is"),
-        (
-            {"dataset": {"images_available": 50000, "subset": "part of `x`, seed 0"}},
-            "**Subset.** 60 of 50,000 images (part of `x`, seed 0).",
-        ),
-        ({"dataset": {"images_available": 50000}}, "**Subset.** 60 of 50,000 images.\n"),
-        (
-            {"done": 0.5, "transforms": CELLS[:4], "record": {"status": "partial"}},
-            "**Partial run.** 240 of 480 predictions are missing: 8 of 8 cells lack images "
-            "(status: partial).",
-        ),
-        (
-            {"models": (model("a"), model("pico", untrained=True))},
-            "**Untrained model.** Random weights, evaluated on request: `pico`.",
-        ),
-        (
-            {"models": (model("a"), model("b", "imagenet-22k"))},
-            "from the data and not from the architecture: `a` (imagenet-1k), `b` (imagenet-22k).",
-        ),
-    ],
+FEW = {"transforms": CELLS[:3], "dataset": WHOLE}
+"""A finished run on all images, which has no notices."""
+MODELS = (
+    model("a", arguments={"pad_type": "same"}, scan_backend="reference"),
+    model("b", "imagenet-22k", view="r224"),
+    model("c", untrained=True, weights="", weights_sha256=""),
 )
-def test_what_limits_the_numbers_is_said_first(
-    tmp_path: Path, changes: dict[str, object], notice: str
-) -> None:
-    assert notice in page(tmp_path, **changes).split("\n## ")[0]
 
 
-@pytest.mark.parametrize(
-    ("changes", "notice"),
-    [
-        ({"dataset": {"demonstration": True}}, "**Demonstration set.** `kaggle_3m`"),
-        (
-            {
-                "dataset": {"images_available": 194, "subset": "test part of `ulvm_v5`"},
-                "record": {"split": "test"},
-            },
-            "**Held-out images.** 24 of 194 images (test part of `ulvm_v5`).",
-        ),
-        ({"dataset": {"images_available": 99}}, "**Subset.** 24 of 99 images."),
-        ({"record": {"status": "running"}}, "**Partial run.**"),
-        ({"models": (segmenter("a", untrained=True),)}, "**Untrained model.**"),
-        ({"groups": 1}, "**One patient only.** From one patient"),
-        (
-            {"models": (segmenter("a"), segmenter("b", pretraining="other data"))},
-            "**Mixed pretraining.**",
-        ),
-    ],
-)
-def test_what_limits_the_numbers_of_segmenters_is_said_first(
-    tmp_path: Path, changes: dict[str, object], notice: str
-) -> None:
-    assert notice in mask_page(tmp_path, **changes).split("\n## ")[0]
+def skipped(count: int) -> list[tuple[str, str]]:
+    return [(f"class-{i % 10:02d}/photo-{i:05d}.jpeg", "truncated") for i in range(count)]
 
 
-def test_a_finished_run_on_all_images_has_no_notices(tmp_path: Path) -> None:
-    assert "**" not in page(tmp_path / "cls", dataset=WHOLE).split("\n## ")[0]
-    # A baseline that learned nothing is no mixed pretraining.
-    models = (segmenter("a"), segmenter("otsu", parameters=0, pretraining="none"))
-    assert "**" not in mask_page(tmp_path / "seg", models=models).split("\n## ")[0]
+def words(page: str) -> str:
+    """What a page says beside its numbers."""
+    return f"{opening(page)}\n{page[page.index('## Skipped images') :]}"
 
 
-def test_the_title_says_what_was_measured(tmp_path: Path) -> None:
-    title = page(tmp_path / "a").splitlines()[0]
-    assert title == "# Top-1 accuracy of `a`, `b` under 4 transforms: `imagenet-val`, 60 images"
-    many = page(tmp_path / "b", models=[model(name) for name in "abcd"]).splitlines()[0]
-    assert "accuracy of 4 models under" in many
-    masks = mask_page(tmp_path / "c", transforms=(IDENTITY,)).splitlines()[0]
-    assert masks == "# Dice of `a`, `b` on clean images: `kaggle_3m`, 24 images"
+def test_the_pages_of_classifiers_in_other_states(tmp_path: Path) -> None:
+    subset = {"images_available": 50000, "subset": "part of `x`, seed 0"}
+    settings = {"seed": 7, "precision": "bf16", "apply_at": "crop"}
+    states: dict[str, dict[str, object]] = {
+        "a demonstration set": {"dataset": {**WHOLE, "demonstration": True}},
+        "a subset": {"dataset": subset},
+        "half of the images": {"done": 0.5, "record": {"status": "partial"}},
+        "one model": {"models": (model("a"),)},
+        "four models": {"models": [model(name) for name in "abcd"]},
+        "models of several kinds": {"models": MODELS},
+        "clean images alone": {"transforms": (IDENTITY,)},
+        "no parameters are assumed": {"transforms": (IDENTITY, *imagenet_c()[:1])},
+        "one image was skipped": {"skipped": skipped(1)},
+        "twelve images were skipped": {"skipped": skipped(12)},
+        "other settings": {"record": settings},
+    }
+    pages = {
+        name: words(page(tmp_path / str(n), **{**FEW, **changes}))
+        for n, (name, changes) in enumerate(states.items())
+    }
+    complete = page(tmp_path / "complete", **FEW)
+    assert "**" not in opening(complete)
+    assert_states(words(complete), pages, "classification-states")
+
+
+def test_nothing_is_bold_for_one_model(tmp_path: Path) -> None:
+    page_of_one = page(tmp_path, models=(model("a"),), dataset=WHOLE)
+    assert "**" not in page_of_one
+    assert "Bold" not in page_of_one
+
+
+def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
+    whole = MaskPreprocessingRecord(window=0, channels="bgr", threshold=0.62246, overlap=0.25)
+    channel = Channel(scheme="zscore")
+    peer = MaskPreprocessingRecord(
+        window=64, channels="rgb", threshold=0.5, overlap=0.5,
+        nnunet=NnUNetInference(channels=(channel, channel), mirror_axes=(0, 1)),
+    )  # fmt: skip
+    models = (segmenter("a", preprocessing=whole), segmenter("b", preprocessing=peer))
+    part = {"images_available": 194, "subset": "test part of `ulvm_v5`"}
+    states: dict[str, dict[str, object]] = {
+        "a demonstration set": {"dataset": {"demonstration": True}},
+        "held-out images": {"dataset": part, "record": {"split": "test"}},
+        "a subset": {"dataset": {"images_available": 99}},
+        "it still runs": {"record": {"status": "running"}},
+        "one model, untrained": {"models": (segmenter("a", untrained=True),)},
+        "one group": {"groups": 1},
+        "mixed pretraining": {"models": (TWO[0], segmenter("b", pretraining="other data"))},
+        "a baseline that learned nothing": {
+            "models": (TWO[0], segmenter("otsu", parameters=0, pretraining="none"))
+        },
+        "clean images alone, no cases": {"transforms": (IDENTITY,), "panels": False},
+        "models that see images differently": {"models": models},
+        "other settings": {
+            "record": {"seed": 7, "precision": "bf16"}, "dataset": {"masks": MASKS, "tolerance": 3}
+        },
+    }  # fmt: skip
+    pages = {
+        name: mask_page(tmp_path / str(n), **{"transforms": CELLS[:3], **changes})
+        for n, (name, changes) in enumerate(states.items())
+    }
+    complete = mask_page(tmp_path / "complete", transforms=CELLS[:3])
+    assert "**" not in opening(complete)
+    assert_states(complete, pages, "segmentation-states")
 
 
 # How strong a transform must be.
@@ -361,31 +351,6 @@ def test_changes_are_a_share_and_a_psnr(tmp_path: Path) -> None:
     assert "No contact sheet: the run holds no samples" in text
 
 
-def test_models_that_see_other_images_have_columns_of_their_own(tmp_path: Path) -> None:
-    text = page(tmp_path, models=(model("a"), model("b", view="r224"), model("c")))
-    assert line_of(section(text, "What the transforms do"), "transform") == [
-        *("transform", "unchanged % (r256c224)", "PSNR dB (r256c224)"),
-        *("unchanged % (r224)", "PSNR dB (r224)"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("count", "intro", "listed"),
-    [
-        (0, "None: every image could be read.", 0),
-        (1, "1 image of 60 could not be read: left out of every number.\n", 1),
-        (12, "12 images of 60 could not be read: left out of every number. The first 10:", 10),
-    ],
-)
-def test_skipped_images_are_counted_and_the_first_are_listed(
-    tmp_path: Path, count: int, intro: str, listed: int
-) -> None:
-    skipped = [(f"class-{i % 10:02d}/photo-{i:05d}.jpeg", "truncated") for i in range(count)]
-    text = section(page(tmp_path, skipped=skipped), "Skipped images")
-    assert intro in text
-    assert text.count("jpeg`: truncated") == listed
-
-
 def session(use: DeviceUse | None) -> Session:
     return Session(
         started=datetime(2025, 1, 1, tzinfo=UTC),
@@ -426,104 +391,3 @@ def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
     assert "Energy" not in speed
     write_session(tmp_path, "a", session(None))
     assert "Peak" not in evaluation_text(read_findings(tmp_path))
-
-
-# What the numbers rest on.
-
-
-def test_parameters_are_shown_and_the_assumed_ones_marked(tmp_path: Path) -> None:
-    text = page(tmp_path / "a", transforms=(*CELLS[:2], *imagenet_c()[:1]))
-    parameters = section(text, "Transform parameters")
-    assert "Parameters assumed:" in parameters
-    assert line_of(parameters, "`additive_gaussian_noise`") == [
-        *("`additive_gaussian_noise`", "paper21"),
-        *("`strength=[0.0, 0.5], per_channel=true`", "assumed"),
-    ]
-    assert line_of(parameters, "`c_gaussian_noise, severity 1`")[1:] == [
-        *("imagenet-c", "`severity=1`", "given")
-    ]
-    # Without assumed parameters none are claimed.
-    assert "assumed" not in page(tmp_path / "b", transforms=(IDENTITY, *imagenet_c()[:1]))
-    assert "Transform parameters" not in page(tmp_path / "c", transforms=(IDENTITY,))
-
-
-def test_every_choice_is_stated(tmp_path: Path) -> None:
-    record = {"seed": 7, "precision": "bf16", "apply_at": "crop"}
-    text = page(tmp_path, record=record, dataset={"subset": "15 per class, seed 0"})
-    for fact in (
-        "Images: `imagenet-val` at `photos/val`, 10 classes of label space `imagenet-1k`; "
-        "60 of 50,000 images.",
-        "Subset: 15 per class, seed 0.",
-        f"Digest of the image list: `{'cd' * 32}`.",
-        "Transforms act on the image after the model's own resize and crop (`--apply-at crop`).",
-        "Seed: 7. Precision: bf16.",
-    ):
-        assert f"- {fact}\n" in section(text, "Assumptions and settings")
-    repeat = section(text, "How to repeat it")
-    command = "robust eval --model a --model b --data photos/val --transform paper21 --seed 0"
-    assert f"```text\n{command}\n```" in repeat
-    assert "Versions: imgaug 0.4.2, python 3.11.2, robustcli 0.1.0, torch 2.6.0." in repeat
-    assert "Device: cpu (2 threads)." in repeat
-
-
-MASKS = MasksRecord(
-    foreground=["128"], background=None, ignored=["255"], channel="colour",
-    words="foreground is `128`, `255` is ignored",
-)  # fmt: skip
-
-
-def test_every_choice_of_segmenters_is_stated(tmp_path: Path) -> None:
-    record = {"seed": 7, "precision": "bf16", "split": "test"}
-    dataset = {"subset": "test part of `a`", "masks": MASKS}
-    text = mask_page(tmp_path, record=record, dataset=dataset)
-    for fact in (
-        "Images: `kaggle_3m` at `lgg/kaggle_3m`; 24 of 24 images.",
-        "Part of the data: the part that was held out. Subset: test part of `a`.",
-        "Masks: foreground is `128`, `255` is ignored.",
-        "A group is one patient: dice is pooled within it, intervals resample whole groups.",
-        f"Digest of the image list: `{'cd' * 32}`.",
-        "Seed: 7. Precision: bf16.",
-    ):
-        assert f"- {fact}\n" in section(text, "Assumptions and settings")
-    assert "Empty masks: an image (and a patient) without foreground" in text
-    assert "averaged over 8 patients" in text
-    assert "Versions: robust 0.1.0, torch 2.6.0. Device: cpu (2 threads)." in text
-
-
-def test_models_are_described_so_that_they_can_be_found_again(tmp_path: Path) -> None:
-    models = (
-        model("a", arguments={"pad_type": "same"}, scan_backend="reference"),
-        model("b", "imagenet-22k"),
-        model("c", untrained=True, weights="", weights_sha256=""),
-    )
-    text = section(page(tmp_path, models=models), "## Models")
-    assert line_of(text, "`a`")[1:] == [
-        *('`a.in1k, pad_type="same"`', "89,000,000", "imagenet-1k", "reference"),
-        *("`a.safetensors`", f"`{'ab' * 32}`"),
-    ]
-    assert line_of(text, "`b`")[3:5] == ["imagenet-22k", "none"]
-    assert line_of(text, "`c`")[3:] == ["untrained", "none", "none", "none"]
-    inputs = text.split("| model")[2]
-    assert line_of(inputs, "`a`")[1:] == [
-        *("256 px", "224 px", "center", "bicubic", "0.5, 0.5, 0.5", "0.5, 0.5, 0.5")
-    ]
-
-
-def test_how_each_segmenter_sees_an_image_is_stated(tmp_path: Path) -> None:
-    whole = MaskPreprocessingRecord(window=0, channels="bgr", threshold=0.62246, overlap=0.25)
-    channel = Channel(scheme="zscore")
-    nnunet = NnUNetInference(channels=(channel, channel), mirror_axes=(0, 1))
-    peer = MaskPreprocessingRecord(
-        window=64, channels="rgb", threshold=0.5, overlap=0.5, nnunet=nnunet
-    )
-    models = (
-        segmenter("a"),
-        segmenter("b", preprocessing=whole),
-        segmenter("c", preprocessing=peer),
-    )
-    inputs = section(mask_page(tmp_path, models=models), "## Models").split("| model")[2]
-    assert line_of(inputs, "`a`")[1:] == ["128 px", "rgb", "probability 0.5", "50 %"]
-    assert line_of(inputs, "`b`")[1:] == [
-        *("none: the whole image", "bgr", "probability 0.6225", "25 %")
-    ]
-    assert line_of(inputs, "`c`")[2] == "rgb, normalised as nnU-Net does (zscore), 4 flips averaged"

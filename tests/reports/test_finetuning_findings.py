@@ -12,7 +12,7 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.finetuning_findings import (
-    Finetuning,
+    FinetuningFindings,
     against_full,
     frozen_elements,
     pace,
@@ -125,11 +125,11 @@ def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+def found(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
     return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
 
 
-def test_freezing_is_compared_with_full_on_the_same_images(found: Finetuning) -> None:
+def test_freezing_is_compared_with_full_on_the_same_images(found: FinetuningFindings) -> None:
     one, freeze, full = against_full(found, "freeze"), found.of("freeze"), found.of("full")
     assert one is not None
     assert freeze is not None
@@ -145,13 +145,13 @@ def test_freezing_is_compared_with_full_on_the_same_images(found: Finetuning) ->
     assert against_full(found, "lora") is None
 
 
-def test_time_is_that_after_the_freeze_over_that_of_full(found: Finetuning) -> None:
+def test_time_is_that_after_the_freeze_over_that_of_full(found: FinetuningFindings) -> None:
     assert seconds_ratio(found, "freeze") == pytest.approx(0.24 / 0.25, rel=0.02)
     assert seconds_ratio(found, "full") == 1.0
     assert seconds_ratio(found, "lora") is None
 
 
-def test_the_middle_half_stands_around_the_median(found: Finetuning) -> None:
+def test_the_middle_half_stands_around_the_median(found: FinetuningFindings) -> None:
     freeze = found.of("freeze")
     assert freeze is not None
     speed = pace(freeze)
@@ -165,13 +165,13 @@ def test_the_middle_half_stands_around_the_median(found: Finetuning) -> None:
     assert (speed.low, speed.median, speed.high) == pytest.approx(tuple(expected))
 
 
-def test_without_a_freeze_on_the_way_there_is_nothing_before_it(found: Finetuning) -> None:
+def test_without_a_freeze_on_the_way_there_is_nothing_before_it(found: FinetuningFindings) -> None:
     full = found.of("full")
     assert full is not None
     assert pace_before(full) is None
 
 
-def test_what_stood_still_is_what_was_not_trained(found: Finetuning) -> None:
+def test_what_stood_still_is_what_was_not_trained(found: FinetuningFindings) -> None:
     assert [frozen_elements(run) for run in found.modes] == [0, 0, HELD]
 
 

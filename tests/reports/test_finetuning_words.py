@@ -11,7 +11,7 @@ import pytest
 from robustcli.finetuning.record import SWEEP, RuleRecord
 from robustcli.metrics.paired import MaskDifference, class_difference
 from robustcli.reports import finetuning_words
-from robustcli.reports.finetuning_findings import Finetuning, read_finetuning
+from robustcli.reports.finetuning_findings import FinetuningFindings, read_finetuning
 from robustcli.reports.finetuning_page import finetuning_text
 from robustcli.reports.finetuning_words import (
     is_within,
@@ -26,11 +26,11 @@ from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Finetuning:
+def found(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
     return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
 
 
-def said(found: Finetuning) -> str:
+def said(found: FinetuningFindings) -> str:
     return "\n".join(summary(found))
 
 
@@ -51,11 +51,11 @@ def said(found: Finetuning) -> str:
         "0.54 % of the optimizer's memory",
     ],
 )
-def test_dice_time_and_memory_are_told(found: Finetuning, words: str) -> None:
+def test_dice_time_and_memory_are_told(found: FinetuningFindings, words: str) -> None:
     assert words in said(found)
 
 
-def test_freezing_is_compared_first(found: Finetuning) -> None:
+def test_freezing_is_compared_first(found: FinetuningFindings) -> None:
     page = said(found)
     assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
 
@@ -95,7 +95,7 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
     ],
 )
 def test_the_interval_decides_what_may_be_said(
-    found: Finetuning,
+    found: FinetuningFindings,
     monkeypatch: pytest.MonkeyPatch,
     low: float,
     high: float,
@@ -110,7 +110,7 @@ def test_the_interval_decides_what_may_be_said(
 
 
 def test_too_few_groups_for_a_small_p_are_named(
-    found: Finetuning, monkeypatch: pytest.MonkeyPatch
+    found: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: one)
@@ -140,7 +140,9 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
     )
 
 
-def test_a_single_group_gets_no_test(found: Finetuning, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_group_gets_no_test(
+    found: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: one)
     assert "-0.100; from one image nothing can be said about others." in said(found)
@@ -148,7 +150,7 @@ def test_a_single_group_gets_no_test(found: Finetuning, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
 def test_a_difference_within_the_spread_is_called_noise(
-    found: Finetuning, factor: float, noise: bool
+    found: FinetuningFindings, factor: float, noise: bool
 ) -> None:
     runs = [
         replace(run, steps=run.steps.assign(seconds=run.steps["seconds"] * factor))
@@ -160,7 +162,7 @@ def test_a_difference_within_the_spread_is_called_noise(
     assert ("may be the machine's noise" in page) is noise
 
 
-def test_a_slower_iteration_is_called_slower(found: Finetuning) -> None:
+def test_a_slower_iteration_is_called_slower(found: FinetuningFindings) -> None:
     runs = [
         replace(run, steps=run.steps.assign(seconds=0.5)) if run.mode == "freeze" else run
         for run in found.modes
@@ -175,7 +177,7 @@ def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
     assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
 
 
-def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: Finetuning) -> None:
+def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: FinetuningFindings) -> None:
     full = found.of("full")
     assert full is not None
     saving = found.record.saving
@@ -194,7 +196,7 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: Finetuning
 
 
 def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
-    tmp_path: Path, found: Finetuning
+    tmp_path: Path, found: FinetuningFindings
 ) -> None:
     roads = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
     full = roads.of("full")
@@ -229,7 +231,7 @@ def changed(**changes: object) -> RuleRecord:
         (changed(pattern="encoder.*"), "tensors called `encoder.*`"),
     ],
 )  # fmt: skip
-def test_a_rule_in_words(found: Finetuning, rule: RuleRecord, words: str) -> None:
+def test_a_rule_in_words(found: FinetuningFindings, rule: RuleRecord, words: str) -> None:
     record = found.record.model_copy(update={"rule": rule})
     assert f"- Frozen by: {words}.\n" in finetuning_text(replace(found, record=record))
 

@@ -19,7 +19,7 @@ from robustcli.reports.hub_card import (
     CardConfig,
     write_card,
 )
-from robustcli.reports.publication import Publication, read_publication
+from robustcli.reports.run_export import RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
 from tests.reports.finetune_runs import build_finetuning
 from tests.reports.train_runs import build_training
@@ -28,18 +28,16 @@ PLAN = RunPlan(transforms=(IDENTITY, *imagenet_c(severities=(1, 3))[:2]), images
 
 
 @pytest.fixture
-def publication(tmp_path: Path) -> Publication:
-    return read_publication(build_run(tmp_path / "run", PLAN))
+def export(tmp_path: Path) -> RunExport:
+    return read_run_export(build_run(tmp_path / "run", PLAN))
 
 
-def test_a_new_card_holds_every_number_with_its_interval(
-    publication: Publication, tmp_path: Path
-) -> None:
-    (path,) = write_card(publication, CardConfig(tmp_path / "card"))
+def test_a_new_card_holds_every_number_with_its_interval(export: RunExport, tmp_path: Path) -> None:
+    (path,) = write_card(export, CardConfig(tmp_path / "card"))
     card = ModelCard.load(path)
     results = card.data.eval_results
     assert card.data.model_name == "vmamba-b"
-    table = publication.table.set_index(["transform", "severity"])
+    table = export.table.set_index(["transform", "severity"])
     assert len(results) == 2 * len(table)  # top-1 and top-5
     noisy = next(
         one
@@ -50,35 +48,35 @@ def test_a_new_card_holds_every_number_with_its_interval(
     assert noisy.metric_value == pytest.approx(row["top1"], abs=1e-6)
     assert noisy.metric_args["low"] == pytest.approx(row["top1_low"], abs=1e-6)
     assert noisy.metric_args["high"] == pytest.approx(row["top1_high"], abs=1e-6)
-    assert noisy.metric_args["run"] == publication.digest
+    assert noisy.metric_args["run"] == export.digest
     assert (noisy.task_type, noisy.metric_type) == ("image-classification", "accuracy")
-    assert f"`{publication.digest}`" in card.text
+    assert f"`{export.digest}`" in card.text
     assert f"{100 * row['top1']:.1f}" in card.text
 
 
-def test_eval_results_are_as_the_hub_specifies(publication: Publication, tmp_path: Path) -> None:
+def test_eval_results_are_as_the_hub_specifies(export: RunExport, tmp_path: Path) -> None:
     config = CardConfig(
         tmp_path, dataset_id="org/bench", task_id="robust", dataset_revision="abc",
         source_url="https://example.org/report",
     )  # fmt: skip
-    paths = [path for path in write_card(publication, config) if path.suffix == ".yaml"]
+    paths = [path for path in write_card(export, config) if path.suffix == ".yaml"]
     assert {path.parent for path in paths} == {tmp_path / ".eval_results"}
-    assert len(paths) == len(publication.table)
+    assert len(paths) == len(export.table)
     parse = getattr(huggingface_hub, "parse_eval_result_entries", None)
-    for path, (_, row) in zip(paths, publication.table.iterrows(), strict=True):
+    for path, (_, row) in zip(paths, export.table.iterrows(), strict=True):
         (entry,) = yaml.safe_load(path.read_text())
         assert set(entry) == {"dataset", "value", "date", "source", "notes"}
         assert entry["dataset"] == {"id": "org/bench", "task_id": "robust", "revision": "abc"}
         assert entry["value"] == pytest.approx(row["top1"], abs=1e-6)
         assert entry["date"] == "2025-01-02"
-        for part in (f"{row['top1_low']:.4f}", f"{row['top1_high']:.4f}", publication.digest):
+        for part in (f"{row['top1_low']:.4f}", f"{row['top1_high']:.4f}", export.digest):
             assert part in entry["notes"]
         if parse is not None:  # huggingface-hub from 1.3 on
             assert parse([entry])[0].source_url == "https://example.org/report"
 
 
 def test_an_existing_card_changes_between_its_marks_alone(
-    publication: Publication, tmp_path: Path
+    export: RunExport, tmp_path: Path
 ) -> None:
     before = (
         f"---\nlicense: mit  # mine\n{YAML_BEGIN}\nold: true\n{YAML_END}\ntags: [a]\n---\n"
@@ -86,7 +84,7 @@ def test_an_existing_card_changes_between_its_marks_alone(
     )
     path = tmp_path / "README.md"
     path.write_text(before)
-    write_card(publication, CardConfig(tmp_path))
+    write_card(export, CardConfig(tmp_path))
     text = path.read_text()
     assert text.startswith(f"---\nlicense: mit  # mine\n{YAML_BEGIN}\nmodel-index:\n")
     assert f"{YAML_END}\ntags: [a]\n---\n# My model\n\nWords.\n{BEGIN}\n" in text
@@ -94,14 +92,14 @@ def test_an_existing_card_changes_between_its_marks_alone(
     assert "old" not in text
     data = ModelCard.load(path).data
     assert (data.license, data.tags, data.model_name) == ("mit", ["a"], "vmamba-b")
-    write_card(publication, CardConfig(tmp_path))
+    write_card(export, CardConfig(tmp_path))
     assert path.read_text() == text
 
 
-def test_metadata_without_marks_stays_as_it_is(publication: Publication, tmp_path: Path) -> None:
+def test_metadata_without_marks_stays_as_it_is(export: RunExport, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"---\nlicense: mit\n---\n{BEGIN}\n{END}\n")
-    write_card(publication, CardConfig(tmp_path))
+    write_card(export, CardConfig(tmp_path))
     assert path.read_text().startswith(f"---\nlicense: mit\n---\n{BEGIN}\n## Robustness of")
 
 
@@ -119,41 +117,41 @@ def test_metadata_without_marks_stays_as_it_is(publication: Publication, tmp_pat
     ],
 )
 def test_cards_that_are_not_touched(
-    publication: Publication, tmp_path: Path, text: str, message: str
+    export: RunExport, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(UsageError, match=message):
-        write_card(publication, CardConfig(tmp_path))
+        write_card(export, CardConfig(tmp_path))
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_files_of_others_are_not_overwritten(publication: Publication, tmp_path: Path) -> None:
+def test_files_of_others_are_not_overwritten(export: RunExport, tmp_path: Path) -> None:
     theirs = tmp_path / ".eval_results" / "robust-vmamba-b-identity.yaml"
     theirs.parent.mkdir()
     theirs.write_text("- mine\n")
     with pytest.raises(UsageError, match="was not written by"):
-        write_card(publication, CardConfig(tmp_path, dataset_id="org/bench"))
+        write_card(export, CardConfig(tmp_path, dataset_id="org/bench"))
     assert not (tmp_path / "README.md").exists()
     assert theirs.read_text() == "- mine\n"
 
 
 def test_a_card_is_of_one_model(tmp_path: Path) -> None:
     plan = replace(PLAN, models=(model("vmamba-b"), model("swin-b")))
-    publication = read_publication(build_run(tmp_path / "two", plan))
+    export = read_run_export(build_run(tmp_path / "two", plan))
     with pytest.raises(UsageError, match="`vmamba-b`, `swin-b`"):
-        write_card(publication, CardConfig(tmp_path))
-    write_card(publication, CardConfig(tmp_path, model="swin-b"))
+        write_card(export, CardConfig(tmp_path))
+    write_card(export, CardConfig(tmp_path, model="swin-b"))
     assert ModelCard.load(tmp_path / "README.md").data.model_name == "swin-b"
 
 
 def test_trainings_and_modes_of_finetunings(tmp_path: Path) -> None:
-    training = read_publication(build_training(tmp_path / "train"))
+    training = read_run_export(build_training(tmp_path / "train"))
     write_card(training, CardConfig(tmp_path / "a"))
     results = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
     dice = next(one for one in results if one.metric_type == "dice")
     assert dice.metric_value == pytest.approx(training.table["dice"][0], abs=1e-6)
     assert dice.task_type == "image-segmentation"
-    finetuning = read_publication(build_finetuning(tmp_path / "ft"))
+    finetuning = read_run_export(build_finetuning(tmp_path / "ft"))
     with pytest.raises(UsageError, match="has the modes"):
         write_card(finetuning, CardConfig(tmp_path / "b"))
     write_card(finetuning, CardConfig(tmp_path / "b", model="full"))

@@ -16,7 +16,6 @@ from scipy import stats
 from sklearn.metrics import brier_score_loss, confusion_matrix
 
 from robustcli.adapters.catalogue import CATALOGUE, IN1K
-from robustcli.cli.results import results_table
 from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.evaluation.record import EVALUATION
 from robustcli.evaluation.store import Store, write_rows
@@ -24,7 +23,7 @@ from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.metrics.verdicts import holm
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import images_of
-from robustcli.reports.render import render
+from robustcli.reports.render import render, report_page
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import Cell
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
@@ -100,8 +99,9 @@ def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> Non
 def test_the_claim_stands_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
     run = better_run(tmp_path)
     claim = "b is ahead of a on 1 of 2 transforms, behind on 0, no difference shown on 1."
-    assert claim in render(run).read_text("utf-8")
-    assert claim in results_table(run)
+    page = report_page(run)
+    assert claim in page.markdown
+    assert claim in page.terminal
 
 
 def test_the_page_has_a_line_per_transform_with_the_word(tmp_path: Path) -> None:
@@ -134,8 +134,9 @@ def test_single_severities_are_judged_beside_their_mean(tmp_path: Path) -> None:
 
 def test_clean_images_alone_are_judged_too(tmp_path: Path) -> None:
     run = run_of(tmp_path, {"a": [[1] * 20], "b": [[1] * 4 + [0] * 16]}, [1] * 20)
-    assert "a is ahead of b on clean images." in render(run).read_text("utf-8")
-    assert "a is ahead of b on clean images." in results_table(run)
+    page = report_page(run)
+    assert "a is ahead of b on clean images." in page.markdown
+    assert "a is ahead of b on clean images." in page.terminal
 
 
 def test_one_model_has_no_verdict_but_all_else(tmp_path: Path) -> None:
@@ -311,15 +312,17 @@ def test_a_clean_accuracy_near_the_published_one_is_confirmed(tmp_path: Path) ->
     interval = stats.binomtest(163, 200).proportion_ci(method="wilson")
     assert (anchor.low, anchor.high) == pytest.approx((interval.low, interval.high))
     assert (anchor.published, anchor.status) == (0.81388, "inside")
-    assert "agrees with the published 81.4 %" in render(tmp_path).read_text("utf-8")
-    assert "WARNING" not in results_table(tmp_path)
+    page = report_page(tmp_path)
+    assert "agrees with the published 81.4 %" in page.markdown
+    assert "WARNING" not in page.terminal
 
 
 def test_one_outside_of_its_interval_is_said_loudly(tmp_path: Path) -> None:
     (anchor,) = anchored(tmp_path, 140).statistics.anchors
     assert anchor.status == "outside"
-    assert "**Clean accuracy is not the published one.**" in render(tmp_path).read_text("utf-8")
-    printed = results_table(tmp_path)
+    page = report_page(tmp_path)
+    assert "**Clean accuracy is not the published one.**" in page.markdown
+    printed = page.terminal
     assert "WARNING: swin-t has 70.0 % (63.3-75.9)" in printed
     assert "crop 224, bicubic, mean 0.5, 0.5, 0.5" in printed
 
@@ -334,8 +337,9 @@ def test_other_photos_than_the_validation_set_say_nothing(tmp_path: Path) -> Non
         run = run_of(tmp_path / words, {"swin-t": [[1] * 20]}, [0] * 20, ids, [record])
         (anchor,) = read_findings(run).statistics.anchors
         assert anchor.status == "not comparable"
-        assert words in render(run).read_text("utf-8")
-        assert "WARNING" not in results_table(run)
+        page = report_page(run)
+        assert words in page.markdown
+        assert "WARNING" not in page.terminal
 
 
 @pytest.mark.parametrize(
@@ -354,8 +358,9 @@ def test_labels_and_answers_of_another_kind_are_not_the_published_measure(
     (tmp_path / "run.json").write_text(json.dumps(record))
     (anchor,) = read_findings(tmp_path).statistics.anchors
     assert anchor.status == "not comparable"
-    assert words in render(tmp_path).read_text("utf-8")
-    assert "WARNING" not in results_table(tmp_path)
+    page = report_page(tmp_path)
+    assert words in page.markdown
+    assert "WARNING" not in page.terminal
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.reports import trackers
-from robustcli.reports.publication import Publication, read_publication
+from robustcli.reports.run_export import RunExport, read_run_export
 from robustcli.reports.trackers import Destination, send
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.reports.train_runs import build_training
@@ -43,12 +43,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def publication(tmp_path: Path) -> Publication:
-    return read_publication(build_run(tmp_path / "run", PLAN))
+def export(tmp_path: Path) -> RunExport:
+    return read_run_export(build_run(tmp_path / "run", PLAN))
 
 
-def continued(publication: Publication) -> Publication:
-    return read_publication(build_run(publication.run, MORE))
+def continued(export: RunExport) -> RunExport:
+    return read_run_export(build_run(export.run, MORE))
 
 
 def installed(name: str) -> Any:
@@ -65,11 +65,11 @@ def mlflow_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_mlflow(
-    publication: Publication, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: RunExport, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a database keeps its artifacts in ./mlruns
     destination = Destination("mlflow", "study", mlflow_uri, offline=True)
-    sent = send(publication, destination)
+    sent = send(export, destination)
     assert sent.state == "created"
     import mlflow
 
@@ -77,14 +77,14 @@ def test_mlflow(
     run = client.get_run(sent.run_id)
     assert run.info.run_name == "run"
     assert client.get_experiment(run.info.experiment_id).name == "study"
-    assert run.data.params == publication.parameters
-    assert run.data.metrics == publication.metrics
+    assert run.data.params == export.parameters
+    assert run.data.metrics == export.metrics
     assert {one.path for one in client.list_artifacts(sent.run_id)} >= {"report.md", "figures"}
     copied = Path(client.download_artifacts(sent.run_id, "results.csv", str(tmp_path)))
-    pd.testing.assert_frame_equal(pd.read_csv(copied), publication.table)
+    pd.testing.assert_frame_equal(pd.read_csv(copied), export.table)
 
-    assert send(publication, destination) == replace(sent, state="unchanged")
-    more, heard = continued(publication), list[str]()
+    assert send(export, destination) == replace(sent, state="unchanged")
+    more, heard = continued(export), list[str]()
     updated = send(more, destination, heard.append)
     assert updated == replace(sent, state="updated")
     assert len(client.search_runs([run.info.experiment_id])) == 1
@@ -99,7 +99,7 @@ def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     installed("mlflow")
     monkeypatch.chdir(tmp_path)
     uri = str(tmp_path / "mlruns")
-    training = read_publication(build_training(tmp_path / "train"))
+    training = read_run_export(build_training(tmp_path / "train"))
     sent = send(training, Destination("mlflow", location=uri))
     send(replace(training, digest="another"), Destination("mlflow", location=uri))
     import mlflow
@@ -111,39 +111,39 @@ def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(history) == len(losses)
 
 
-def test_offline_refuses_servers(publication: Publication, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_refuses_servers(export: RunExport, monkeypatch: pytest.MonkeyPatch) -> None:
     installed("mlflow")
     with pytest.raises(UsageError, match=r"`--offline` forbids sending to `https://host\.test`"):
-        send(publication, Destination("mlflow", location="https://host.test", offline=True))
+        send(export, Destination("mlflow", location="https://host.test", offline=True))
     monkeypatch.setenv("TRACKIO_SPACE_ID", "ann/space")
     with pytest.raises(UsageError, match="`--offline` forbids sending to `ann/space`"):
-        send(publication, Destination("trackio", offline=True))
+        send(export, Destination("trackio", offline=True))
 
 
-def test_wandb_offline(publication: Publication, tmp_path: Path) -> None:
+def test_wandb_offline(export: RunExport, tmp_path: Path) -> None:
     installed("wandb")
     heard: list[str] = []
     destination = Destination("wandb", "study", str(tmp_path / "wb"))
-    sent = send(publication, destination, heard.append)  # without a login
-    assert (sent.state, sent.run_id) == ("created", publication.key)
+    sent = send(export, destination, heard.append)  # without a login
+    assert (sent.state, sent.run_id) == ("created", export.key)
     assert "No login of Weights & Biases" in heard[0]
-    config, summary = read_wandb(Path(sent.place), publication.key)
+    config, summary = read_wandb(Path(sent.place), export.key)
     assert {name: json.loads(value) for name, value in config.items() if name != "_wandb"} == (
-        publication.parameters
+        export.parameters
     )
     numbers = {name: json.loads(value) for name, value in summary.items()}
-    assert {name: numbers[name] for name in publication.metrics} == publication.metrics
+    assert {name: numbers[name] for name in export.metrics} == export.metrics
     (table,) = Path(sent.place).rglob("results*.table.json")
     written = json.loads(table.read_text())
-    assert written["columns"] == list(publication.table.columns)
-    assert len(written["data"]) == len(publication.table)
+    assert written["columns"] == list(export.table.columns)
+    assert len(written["data"]) == len(export.table)
 
-    assert send(publication, destination) == replace(sent, state="unchanged")
-    updated = send(continued(publication), destination)
-    assert (updated.state, updated.run_id) == ("updated", publication.key)
+    assert send(export, destination) == replace(sent, state="unchanged")
+    updated = send(continued(export), destination)
+    assert (updated.state, updated.run_id) == ("updated", export.key)
     folders = sorted(path.name for path in (tmp_path / "wb" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    assert all(name.endswith(publication.key) for name in folders)  # one run, once synchronised
+    assert all(name.endswith(export.key) for name in folders)  # one run, once synchronised
     kept = [path.name for path in Path(updated.place).rglob("*") if path.is_file()]
     assert "wandb-metadata.json" not in kept  # host, user, paths, arguments
     assert "requirements.txt" not in kept
@@ -184,7 +184,7 @@ def log_records(content: bytes) -> Iterator[bytes]:
             begun = b""
 
 
-def test_trackio(publication: Publication, tmp_path: Path) -> None:
+def test_trackio(export: RunExport, tmp_path: Path) -> None:
     """In a process of its own: Trackio takes its folder when it is imported."""
     installed("trackio")
     import subprocess
@@ -194,7 +194,7 @@ def test_trackio(publication: Publication, tmp_path: Path) -> None:
     script.write_text(_TRACKIO)
     more = tmp_path / "more"
     build_run(more, MORE)
-    command = [sys.executable, "-W", "ignore", str(script), str(publication.run), str(more)]
+    command = [sys.executable, "-W", "ignore", str(script), str(export.run), str(more)]
     done = subprocess.run(
         [*command, str(tmp_path / "store")], capture_output=True, text=True, check=False
     )
@@ -202,8 +202,8 @@ def test_trackio(publication: Publication, tmp_path: Path) -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["states"] == ["created", "unchanged", "updated"]
     assert told["runs"] == ["run"]
-    assert told["config"] == read_publication(more).parameters | {"run": "run"}
-    assert told["metrics"] == pytest.approx(read_publication(more).metrics)
+    assert told["config"] == read_run_export(more).parameters | {"run": "run"}
+    assert told["metrics"] == pytest.approx(read_run_export(more).metrics)
     assert told["steps"] == 1
 
 
@@ -211,14 +211,14 @@ _TRACKIO = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from robustcli.reports.publication import read_publication
+from robustcli.reports.run_export import read_run_export
 from robustcli.reports.trackers import Destination, send
 
 run, more, store = map(Path, sys.argv[1:])
 destination = Destination("trackio", "study", str(store), name="run", offline=True)
-first = read_publication(run)
+first = read_run_export(run)
 states = [send(first, destination).state, send(first, destination).state]
-second = read_publication(more)
+second = read_run_export(more)
 assert second.key == first.key
 states.append(send(second, destination).state)
 
@@ -236,7 +236,7 @@ print(json.dumps({"states": states, "runs": [one.name for one in runs], "config"
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
-    publication: Publication, monkeypatch: pytest.MonkeyPatch
+    export: RunExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
@@ -244,4 +244,4 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.setattr(trackers, "import_module", missing)
     for tracker in ("mlflow", "wandb", "trackio"):
         with pytest.raises(MachineError, match=rf"pip install 'robustcli\[{tracker}\]'"):
-            send(publication, Destination(tracker))  # type: ignore[arg-type]
+            send(export, Destination(tracker))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustcli.core.errors import UsageError
 from robustcli.reports.pages import to_json, write_results
 from robustcli.reports.training_findings import (
-    Training,
+    TrainingFindings,
     gain,
     group_score,
     headline,
@@ -156,11 +156,11 @@ def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def paper(tmp_path: Path) -> Training:
+def paper(tmp_path: Path) -> TrainingFindings:
     return read_training(build_training(tmp_path, TrainPlan(protocol="paper")))
 
 
-def test_the_papers_statistic_is_the_mean_over_batches(paper: Training) -> None:
+def test_the_papers_statistic_is_the_mean_over_batches(paper: TrainingFindings) -> None:
     rows = paper_rows()
     dice, iou = [], []
     for start in (0, 16, 32):
@@ -176,7 +176,7 @@ def test_the_papers_statistic_is_the_mean_over_batches(paper: Training) -> None:
     assert found.score.iou == pytest.approx(np.mean(iou))
 
 
-def test_its_interval_is_over_batches(paper: Training) -> None:
+def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
     found = pooled(paper)
     assert found is not None
     low, mean, high = found.score.iou_low, found.score.iou, found.score.iou_high
@@ -188,7 +188,7 @@ def test_its_interval_is_over_batches(paper: Training) -> None:
     assert high == pytest.approx(1.5 * mean, rel=0.01)
 
 
-def test_the_headline_is_that_of_the_protocol(tmp_path: Path, paper: Training) -> None:
+def test_the_headline_is_that_of_the_protocol(tmp_path: Path, paper: TrainingFindings) -> None:
     found = pooled(paper)
     assert found is not None
     assert headline(paper) == found.score

@@ -178,11 +178,14 @@ def test_all_devices_of_a_machine_without_gpu_are_explained(data: Path, tmp_path
 def test_more_images_take_longer_and_no_longer_than_it_took() -> None:
     network = architecture("unet").build(features=(8, 16))
     module = SegmenterModule(
-        network, recipe_for("unet", "patient", "x"), channels="rgb", decays=everything_decays,
-        val_groups=(),
+        network, replace(recipe_for("unet", "patient", "x"), window=64), channels="rgb",
+        decays=everything_decays, val_groups=(),
     )  # fmt: skip
     started = time.perf_counter()
-    few, many = (step_seconds(module, size, torch.device("cpu")) for size in (1, 16))
+    # The best of three: a busy machine may stop one of them for a while.
+    few, many = (
+        min(step_seconds(module, size, torch.device("cpu")) for _ in range(3)) for size in (1, 16)
+    )
     assert 0 < few < many < time.perf_counter() - started
 
 

@@ -1,10 +1,15 @@
-"""The one door to the scan: checks the arguments, chooses a backend, lays out, calls it."""
+"""The one door to the scan: checks the arguments, chooses a backend, lays out, calls it.
+
+Both functions take part in `torch.overrides`, as torch's own do: a `TorchFunctionMode` sees them as
+one operation each, whichever backend serves.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from robustcli.core.errors import UsageError
 from robustcli.models.scan.base import CODES, CROSS, MOST, Walk, of_image, of_sequence, to_image
@@ -44,7 +49,13 @@ def selective_scan(
         UsageError: A shape, dtype or device does not fit; the message names the argument.
         MachineError: The forced backend cannot serve these tensors.
     """
-    check_selective_scan(u, delta, A, B, C, D, z, delta_bias)
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    if has_torch_function(tensors):
+        overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
+            selective_scan, tensors, *tensors, delta_softplus, return_last_state
+        )
+        return overridden
+    check_selective_scan(*tensors)
     backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1], "selective_scan")]
     y, state = backend.scan(of_sequence(u, delta, A, B, C, D, delta_bias), Walk(delta_softplus))
     y = y.mT  # (B, D, L)
@@ -93,7 +104,13 @@ def ss2d_scan(
         UsageError: A shape, dtype, device or direction does not fit; the message names it.
         MachineError: The forced backend cannot serve these tensors.
     """
-    check_ss2d_scan(x, delta, A, B, C, D, delta_bias, directions)
+    tensors = (x, delta, A, B, C, D, delta_bias)
+    if has_torch_function(tensors):
+        overridden: Tensor = handle_torch_function(
+            ss2d_scan, tensors, *tensors, delta_softplus, directions=directions
+        )
+        return overridden
+    check_ss2d_scan(*tensors, directions)
     backend = BACKENDS[choose_backend(x.device, x.dtype, A.shape[1], "ss2d_scan")]
     height, width = x.shape[2:]
     walk = Walk(delta_softplus, directions, height, width)

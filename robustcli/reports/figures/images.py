@@ -166,7 +166,7 @@ def _case_aspect(case: Case) -> float:
 def _picture(axes: Axes, case: Case, column: int) -> None:
     axes.set(xticks=[], yticks=[], anchor="N")
     axes.spines[:].set_visible(False)
-    shown = differences(case) if column == len(TITLES) - 1 else case.image
+    shown = mask_differences(case) if column == len(TITLES) - 1 else case.image
     axes.imshow(shown)
     if column == 1:
         _outline(axes, case.truth, TRUE, "solid")
@@ -174,7 +174,7 @@ def _picture(axes: Axes, case: Case, column: int) -> None:
         _outline(axes, case.prediction, CALLED, "dashed")
 
 
-def differences(case: Case) -> NDArray[np.uint8]:
+def mask_differences(case: Case) -> NDArray[np.uint8]:
     """The dimmed image, coloured where foreground was found, missed or called in vain."""
     grey = case.image.mean(axis=2, keepdims=True) * DIMMED
     shown = np.repeat(grey, 3, axis=2)

@@ -53,8 +53,8 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox])
     taken = [_around(axes, label) for label in labels] + list(obstacles)
     lines: list[Bbox] = []
     for number, label in enumerate(labels):
-        own, others = taken[number], taken[:number] + taken[number + 1 :]
-        box, line = _place(axes, label, own, [*others, *lines])
+        point_box, others = taken[number], taken[:number] + taken[number + 1 :]
+        box, line = _place(axes, label, point_box, [*others, *lines])
         taken.append(box)
         lines += line
 
@@ -66,17 +66,19 @@ def _around(axes: Axes, label: Label) -> Bbox:
     return Bbox([[x - half, y - half], [x + half, y + half]])
 
 
-def _place(axes: Axes, label: Label, own: Bbox, others: list[Bbox]) -> tuple[Bbox, list[Bbox]]:
+def _place(
+    axes: Axes, label: Label, point_box: Bbox, others: list[Bbox]
+) -> tuple[Bbox, list[Bbox]]:
     """Draws one label; its box and, as small boxes, its line."""
     best: tuple[float, tuple[float, float]] | None = None
     annotation = _annotated(axes, label)
-    blocked = np.array([box.extents for box in [*others, own]])
+    blocked = np.array([box.extents for box in [*others, point_box]])
     for reach in REACHES:
         for way in _WAYS:
             offset = (reach * way[0], reach * way[1])
             _move(annotation, offset)
             box = annotation.get_window_extent()
-            cost = _cost(axes, box, _line(own, box, reach, axes), blocked, len(others))
+            cost = _cost(axes, box, _line(point_box, box, reach, axes), blocked, len(others))
             if best is None or cost < best[0]:
                 best = (cost, offset)
         if best is not None and best[0] == 0:
@@ -84,7 +86,7 @@ def _place(axes: Axes, label: Label, own: Bbox, others: list[Bbox]) -> tuple[Bbo
     assert best is not None
     _move(annotation, best[1])
     box = annotation.get_window_extent()
-    return box, [_dot(point) for point in _finish(axes, annotation, own, box, best[1])]
+    return box, [_dot(point) for point in _finish(axes, annotation, point_box, box, best[1])]
 
 
 def _annotated(axes: Axes, label: Label) -> Annotation:
@@ -128,11 +130,11 @@ def _cost(
     return float(covered + 1000 * out + 20 * crossed)
 
 
-def _line(own: Bbox, box: Bbox, reach: float, axes: Axes) -> list[tuple[float, float]]:
+def _line(point_box: Bbox, box: Bbox, reach: float, axes: Axes) -> list[tuple[float, float]]:
     """Points on the line from the point to its label; none where they are side by side."""
     if reach < LINE_FROM:
         return []
-    start = ((own.x0 + own.x1) / 2, (own.y0 + own.y1) / 2)
+    start = ((point_box.x0 + point_box.x1) / 2, (point_box.y0 + point_box.y1) / 2)
     end = (min(max(start[0], box.x0), box.x1), min(max(start[1], box.y0), box.y1))
     skip = POINT * _dots(axes)
     length = max(float(np.hypot(end[0] - start[0], end[1] - start[1])), skip)
@@ -141,9 +143,9 @@ def _line(own: Bbox, box: Bbox, reach: float, axes: Axes) -> list[tuple[float, f
 
 
 def _finish(
-    axes: Axes, annotation: Annotation, own: Bbox, box: Bbox, offset: tuple[float, float]
+    axes: Axes, annotation: Annotation, point_box: Bbox, box: Bbox, offset: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    points = _line(own, box, max(abs(offset[0]), abs(offset[1])), axes)
+    points = _line(point_box, box, max(abs(offset[0]), abs(offset[1])), axes)
     if points:
         (x0, y0), (x1, y1) = axes.transData.inverted().transform([points[0], points[-1]])
         axes.plot([x0, x1], [y0, y1], color="#999999", linewidth=0.5, zorder=1)

@@ -52,7 +52,23 @@ def tiny(monkeypatch):
         monkeypatch.setattr(triton, "TILE", 32)
 
 
-@pytest.fixture(params=["merged", "by direction", "in sections"])
+CUTS = ("merged", "by direction", "in sections")
+
+
+def every_cut_of(names, *shapes):
+    """The first shape in each way to cut the work, the others in one, and, slow, in all."""
+    return pytest.mark.parametrize(
+        ("cut", *names),
+        [
+            pytest.param(way, *shape, marks=pytest.mark.slow if number and (number + n) % 3 else ())
+            for number, shape in enumerate(shapes)
+            for n, way in enumerate(CUTS)
+        ],
+        indirect=["cut"],
+    )
+
+
+@pytest.fixture(params=CUTS)
 def cut(request, monkeypatch, tiny):
     """Each way to cut the work into programs."""
     wanted = {"merged": 1, "by direction": 6, "in sections": 64}[request.param]
@@ -64,12 +80,14 @@ def on_device(arguments):
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run right here")
-def test_everything_in_the_interpreter():
+def test_everything_in_the_interpreter(request):
     pytest.importorskip("triton")
+    chosen = request.config.option.markexpr  # without the slow ones where this run is without
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))),
             *("-W", "default::DeprecationWarning"),  # of an old interpreter's own use of NumPy
+            *("-m", chosen),
         ],
         cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=500, check=False,
@@ -79,13 +97,12 @@ def test_everything_in_the_interpreter():
     assert int(run.stdout.split(" passed")[0].split()[-1]) > 20
 
 
-@every_cut
 @kernels
-@pytest.mark.parametrize(
+@every_cut_of(
     ("batch", "channels", "height", "width", "states"),
-    [(2, 3, 3, 4, 1), (1, 9, 1, 5, 3), (1, 1, 1, 1, 2), (1, 2, 1, 3, 16)],
+    *((2, 3, 3, 4, 1), (1, 9, 1, 5, 3), (1, 1, 1, 1, 2), (1, 2, 1, 3, 16)),
 )
-def test_an_image(batch, channels, height, width, states):
+def test_an_image(cut, batch, channels, height, width, states):
     arguments = on_device(image(batch, channels, height, width, states))
     assert_like_reference(triton, "ss2d_scan", arguments, 5e-6)
 
@@ -97,13 +114,12 @@ def test_other_directions(directions):
     assert_like_reference(triton, "ss2d_scan", arguments, 5e-6, directions=directions)
 
 
-@every_cut
 @kernels
-@pytest.mark.parametrize(
+@every_cut_of(
     ("batch", "channels", "length", "states", "groups", "options"),
-    [(2, 4, 9, 2, 2, True), (1, 3, 1, 3, 0, True), (1, 9, 17, 1, 1, False), (1, 3, 5, 1, 3, True)],
+    *((2, 4, 9, 2, 2, True), (1, 3, 1, 3, 0, True), (1, 9, 17, 1, 1, False), (1, 3, 5, 1, 3, True)),
 )
-def test_a_sequence(batch, channels, length, states, groups, options):
+def test_a_sequence(cut, batch, channels, length, states, groups, options):
     arguments = sequence(batch, channels, length, states, groups=groups, options=options)
     assert_like_reference(triton, "selective_scan", on_device(arguments), 5e-6, delta_softplus=True)
 

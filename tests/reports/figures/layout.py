@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from robustcli.reports.figures import (
     canvas,
-    comparisons,
+    evaluation_figures,
     freezing_figures,
     images,
     ranking,
@@ -34,7 +34,7 @@ def caught(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
         FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         figures.append(figure)
 
-    for module in (comparisons, freezing_figures, images, ranking, training_figures):
+    for module in (evaluation_figures, freezing_figures, images, ranking, training_figures):
         monkeypatch.setattr(module, "save", catch)
     with canvas.styled():
         draw()

@@ -18,9 +18,9 @@ from robustcli.reports.figures.images import (
     MISSED,
     Case,
     Tile,
-    differences,
     draw_contact,
     draw_panels,
+    mask_differences,
 )
 from tests.reports.figures.layout import assert_no_overlap, assert_nothing_clipped, caught
 
@@ -102,7 +102,7 @@ def colour(name: str) -> NDArray[np.float64]:
 
 
 def test_pixels_are_coloured_by_what_the_prediction_made_of_them() -> None:
-    shown = differences(case())
+    shown = mask_differences(case())
     np.testing.assert_array_equal(shown[5, 15], colour(FOUND))
     np.testing.assert_array_equal(shown[5, 5], colour(MISSED))
     np.testing.assert_array_equal(shown[5, 25], colour(ALARM))

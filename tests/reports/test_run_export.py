@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.publication import Redactor, read_publication
+from robustcli.reports.run_export import Redactor, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import build_finetuning
 from tests.reports.train_runs import build_class_training, build_training
@@ -74,21 +74,21 @@ def test_commands_lose_folders_of_elsewhere(redactor: Redactor, tmp_path: Path) 
 
 
 def test_metrics_are_the_table(tmp_path: Path) -> None:
-    publication = read_publication(build_run(tmp_path / "run", PLAN))
+    export = read_run_export(build_run(tmp_path / "run", PLAN))
     table = pd.read_csv(tmp_path / "run" / "results.csv")
     row = table[(table["transform"] == "c_gaussian_noise") & (table["severity"] == 3)].iloc[0]
     prefix = "vmamba-b/c_gaussian_noise/severity-3"
     for column in ("n", "correct", "top1", "top1_low", "top1_high", "drop"):
-        assert publication.metrics[f"{prefix}/{column}"] == row[column]
-    assert "hf-hub-timm-swin.b/additive_gaussian_noise/top1" in publication.metrics
-    assert "vmamba-b/identity/psnr_db" not in publication.metrics  # infinite
+        assert export.metrics[f"{prefix}/{column}"] == row[column]
+    assert "hf-hub-timm-swin.b/additive_gaussian_noise/top1" in export.metrics
+    assert "vmamba-b/identity/psnr_db" not in export.metrics  # infinite
     numbers = table.drop(columns=["model", "transform", "severity"])
     finite = numbers.replace([float("inf")], float("nan")).notna().to_numpy().sum()
-    assert len(publication.metrics) == finite
+    assert len(export.metrics) == finite
 
 
 def test_parameters_hold_versions_and_digests(tmp_path: Path) -> None:
-    parameters = read_publication(build_run(tmp_path / "run", PLAN)).parameters
+    parameters = read_run_export(build_run(tmp_path / "run", PLAN)).parameters
     assert parameters["models.vmamba-b.weights_sha256"] == "ab" * 32
     assert parameters["models.hf-hub-timm-swin.b.pretraining"] == "imagenet-1k"
     assert parameters["transforms.c_gaussian_noise-severity-3.parameters.severity"] == "3"
@@ -98,40 +98,40 @@ def test_parameters_hold_versions_and_digests(tmp_path: Path) -> None:
 
 def test_the_key_stays_and_the_digest_follows_the_numbers(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", PLAN)
-    first = read_publication(run)
-    assert (read_publication(run).key, read_publication(run).digest) == (first.key, first.digest)
-    moved = read_publication(Path(shutil.copytree(run, tmp_path / "moved")))
+    first = read_run_export(run)
+    assert (read_run_export(run).key, read_run_export(run).digest) == (first.key, first.digest)
+    moved = read_run_export(Path(shutil.copytree(run, tmp_path / "moved")))
     assert (moved.key, moved.digest) == (first.key, first.digest)
     more = replace(PLAN, transforms=(*PLAN.transforms, paper21()[1]))
-    continued = read_publication(build_run(tmp_path / "run", more))
+    continued = read_run_export(build_run(tmp_path / "run", more))
     assert continued.key == first.key
     assert continued.digest != first.digest
     file = next(moved.run.glob("predictions/*/transform=identity/*/*.parquet"))
     rows = pd.read_parquet(file)
     rows.loc[0, "probability"] = 0.5
     rows.to_parquet(file)
-    assert read_publication(moved.run).digest != first.digest
+    assert read_run_export(moved.run).digest != first.digest
 
 
 def test_a_partial_run_is_refused_unless_it_is_marked(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", replace(PLAN, done=0.5))
     with pytest.raises(UsageError, match=r"is partial: .* predictions are missing") as caught:
-        read_publication(run)
+        read_run_export(run)
     assert "--partial" in str(caught.value)
-    publication = read_publication(run, partial=True)
-    assert publication.partial
-    assert publication.parameters["partial"] == "true"
+    export = read_run_export(run, partial=True)
+    assert export.partial
+    assert export.parameters["partial"] == "true"
 
 
 def test_trainings_have_epochs_and_finetunings_modes(tmp_path: Path) -> None:
-    training = read_publication(build_training(tmp_path / "train"))
+    training = read_run_export(build_training(tmp_path / "train"))
     metrics = pd.read_csv(tmp_path / "train" / "metrics.csv")
     assert [epoch for epoch, _ in training.epochs] == list(metrics["epoch"])
     assert training.epochs[0][1]["epoch/train_loss"] == metrics["train_loss"][0]
     assert any(name.endswith("/dice_low") for name in training.metrics)
-    classes = read_publication(build_class_training(tmp_path / "classes"))
+    classes = read_run_export(build_class_training(tmp_path / "classes"))
     assert any(name.endswith("/top1") for name in classes.metrics)
-    finetuning = read_publication(build_finetuning(tmp_path / "finetune"))
+    finetuning = read_run_export(build_finetuning(tmp_path / "finetune"))
     assert {name.split("/")[0] for name in finetuning.metrics} >= {"full", "freeze"}
     assert finetuning.epochs == []
 
@@ -144,13 +144,13 @@ def test_files_are_cleaned_and_hold_no_image_of_their_own(
     record = {"command": "robust eval --x 0123456789abcdef"}
     plan = replace(PLAN, dataset={"location": location}, record=record)
     run = build_run(tmp_path / "run", plan)
-    publication = read_publication(run)
-    files = publication.files()
+    export = read_run_export(run)
+    files = export.files()
     assert set(files) >= {"report.md", "report.html", "results.csv", "results.json", "run.json"}
-    assert all(name.startswith("figures/") for name in set(files) - set(publication.texts))
-    everything = b"".join(files.values()) + json.dumps(publication.parameters).encode()
+    assert all(name.startswith("figures/") for name in set(files) - set(export.texts))
+    everything = b"".join(files.values()) + json.dumps(export.parameters).encode()
     assert b"/home/ann" not in everything
     assert b"0123456789abcdef" not in everything
     assert b"~/photos" in files["report.md"]
-    plain = read_publication(run, pictures=False).files()
+    plain = read_run_export(run, pictures=False).files()
     assert set(plain) == {"report.md", "results.csv", "results.json", "run.json"}

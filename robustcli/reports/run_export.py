@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,115 +26,21 @@ from robustcli.finetuning.record import read_finetune_record
 from robustcli.reports.findings import read_findings
 from robustcli.reports.finetuning_findings import read_finetuning
 from robustcli.reports.pages import kind_of
+from robustcli.reports.redaction import Redactor
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
 from robustcli.training.record import read_train_record
 
-Kind = Literal["eval", "train", "finetune"]
+RunKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
 _ID_COLUMNS = ("run", "mode", "model", "protocol", "dataset", "status", "transform", "severity")
 _LONGEST = 500
 """Characters of a parameter; trackers cut or refuse longer ones."""
 
-# What must not leave the machine.
-
-
-_SECRETS = re.compile(
-    r"\b(?:hf|sk|ghp|gho|github_pat|glpat|xox[bp]|wandb_v\d)[-_][A-Za-z0-9_-]{16,}"
-    r"|\bAKIA[0-9A-Z]{16}\b"
-)
-_NAMED_SECRET = re.compile(
-    r"((?:token|secret|password|passwd|api[-_]?key|access[-_]?key)[\"']?\s*[=:]\s*[\"']?)"
-    r"[^\s\"'&]+",
-    re.IGNORECASE,
-)
-_IN_URL = re.compile(r"(\w://)[^/\s:@]+:[^/\s@]+@")
-_SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
-_HOMES = re.compile(
-    r"(?<![A-Za-z0-9+/=.~_-])(?:/(?:home|Users)/[^/\s\"'`<>:]+|/root(?![\w.-])"
-    r"|[A-Za-z]:[\\/]+Users[\\/]+[^\\/\s\"'`<>:]+)"
-)
-_HIDDEN = "***"
-
-
-class Redactor:
-    """Takes secrets and private paths out of texts.
-
-    Args:
-        home: The user's home folder; None for that of this process.
-        environment: Whose values under names such as `HF_TOKEN` are secrets; None for this
-            process's.
-    """
-
-    def __init__(
-        self, home: Path | None = None, environment: Mapping[str, str] | None = None
-    ) -> None:
-        variables = os.environ if environment is None else environment
-        secrets = {
-            value
-            for name, value in variables.items()
-            if _SECRET_VARIABLE.search(name) and len(value) >= 8
-        }
-        self._secrets = sorted(secrets, key=len, reverse=True)
-        package = Path(robustcli.__file__).parent
-        home = (home or Path.home()).absolute()
-        places = {str(Path.cwd()): "", str(package.parent): "", str(home): "~"}
-        self._places = sorted(places.items(), key=lambda pair: len(pair[0]), reverse=True)
-
-    def text(self, text: str) -> str:
-        """`text` with paths below this folder made relative, homes as `~`, and secrets hidden."""
-        for secret in self._secrets:
-            text = text.replace(secret, _HIDDEN)
-        text = _SECRETS.sub(_HIDDEN, text)
-        text = _NAMED_SECRET.sub(rf"\g<1>{_HIDDEN}", text)
-        text = _IN_URL.sub(rf"\g<1>{_HIDDEN}@", text)
-        for place, shown in self._places:
-            if len(place) > 1:
-                start = rf"(?<![\w.~+/=-]){re.escape(place)}"
-                text = re.sub(rf"{start}[\\/]", f"{shown}/" if shown else "", text)
-                text = re.sub(rf"{start}(?![\w.-])", shown or ".", text)
-        return _HOMES.sub("~", text)
-
-    def path(self, value: str) -> str:
-        """`value`, which may be a path: an absolute one of elsewhere keeps its last part."""
-        cleaned = self.text(value)
-        absolute = re.match(r"(?:/|[A-Za-z]:[\\/]).*[\\/]([^\\/]+)[\\/]?$", cleaned)
-        return f".../{absolute[1]}" if absolute else cleaned
-
-    def command(self, command: str) -> str:
-        """A recorded command, every word of it cleaned as a path."""
-        lines = []
-        for line in command.splitlines():
-            try:
-                words = shlex.split(line)
-            except ValueError:
-                words = line.split()
-            lines.append(" ".join(self._word(word) for word in words))
-        return "\n".join(lines)
-
-    def _word(self, word: str) -> str:
-        option, sign, value = word.partition("=")
-        if sign and option.startswith("-"):
-            return self.text(f"{option}={self.path(value)}")
-        return self.path(word)
-
-    def value(self, value: Any) -> Any:
-        """`value` of a record, with every text in it cleaned as a path."""
-        if isinstance(value, str):
-            return self.path(value)
-        if isinstance(value, Mapping):
-            return {self.path(str(key)): self.value(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.value(one) for one in value]
-        return value
-
-
-# What is sent.
-
 
 @dataclass(frozen=True)
-class Publication:
+class RunExport:
     """A run as a tracker gets it.
 
     Args:
@@ -155,7 +58,7 @@ class Publication:
     """
 
     run: Path
-    kind: Kind
+    kind: RunKind
     key: str
     digest: str
     partial: bool
@@ -173,7 +76,7 @@ class Publication:
     @cached_property
     def parameters(self) -> dict[str, str]:
         """The record, flat, with the digests and the version of the code that published it."""
-        found = {
+        parameters = {
             "kind": self.kind,
             "run": self.name,
             "partial": str(self.partial).lower(),
@@ -184,8 +87,10 @@ class Publication:
         }
         for name, value in _flat(self.record):
             text = value if isinstance(value, str) else json.dumps(value)
-            found.setdefault(name, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...")
-        return found
+            parameters.setdefault(
+                name, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+            )
+        return parameters
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -194,15 +99,15 @@ class Publication:
         Transforms at their full range have no severity in the name; trainings have the model alone,
         fine-tunings the mode.
         """
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for line in self.table.to_dict("records"):
             prefix = "/".join(_prefix({str(name): value for name, value in line.items()}))
             for name, value in line.items():
                 if name in _ID_COLUMNS or isinstance(value, str | bool):
                     continue
                 if value is not None and math.isfinite(value):
-                    found[f"{prefix}/{name}"] = float(value)
-        return found
+                    metrics[f"{prefix}/{name}"] = float(value)
+        return metrics
 
     @cached_property
     def epochs(self) -> list[tuple[int, dict[str, float]]]:
@@ -234,13 +139,13 @@ def _prefix(line: Mapping[str, Any]) -> Iterator[str]:
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of a record by their path; models and transforms by their names."""
     if isinstance(value, Mapping) and value:
-        for key, one in value.items():
-            yield from _flat(one, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-        for number, one in enumerate(value):
-            name = file_name(str(one.get("name", number)))
-            severity = f"-severity-{one['severity']}" if one.get("severity") else ""
-            yield from _flat(one, f"{prefix}.{name}{severity}")
+        for key, entry in value.items():
+            yield from _flat(entry, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+        for number, entry in enumerate(value):
+            name = file_name(str(entry.get("name", number)))
+            severity = f"-severity-{entry['severity']}" if entry.get("severity") else ""
+            yield from _flat(entry, f"{prefix}.{name}{severity}")
     elif value is not None and value not in ({}, []):
         yield prefix, value
 
@@ -257,9 +162,9 @@ def code_digest() -> str:
 # From a folder to what is sent.
 
 
-def read_publication(
+def read_run_export(
     run: Path, *, partial: bool = False, pictures: bool = True, rendered: bool = True
-) -> Publication:
+) -> RunExport:
     """The run in the folder `run`, ready to be sent.
 
     Args:
@@ -273,7 +178,13 @@ def read_publication(
         RunError: The report could not be written.
     """
     task = kind_of(run)
-    kind: Kind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
+    if task == "explanation":
+        raise UsageError(
+            f"`{run}` is an explanation.",
+            "Trackers and the Hub take the numbers of evaluations, trainings and fine-tunings.",
+            "Pass on its `report.html`, which is one self-contained file.",
+        )
+    kind: RunKind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
     record, missing = _record_and_missing(run, kind)
     if missing and not partial:
         raise UsageError(
@@ -295,7 +206,7 @@ def read_publication(
     }
     texts["run.json"] = json.dumps(cleaned, indent=2) + "\n"
     history = run / "metrics.csv"
-    return Publication(
+    return RunExport(
         run=run,
         kind=kind,
         key=run_key(record),
@@ -309,7 +220,7 @@ def read_publication(
     )
 
 
-def _record_and_missing(run: Path, kind: Kind) -> tuple[dict[str, Any], str]:
+def _record_and_missing(run: Path, kind: RunKind) -> tuple[dict[str, Any], str]:
     """The record as JSON, and what the run lacks, in words; empty for nothing."""
     if kind == "train":
         training = read_training(run)

@@ -1,15 +1,17 @@
-"""Trains the bundled `vmamba-pico` on CIFAR-10 and measures it on all 10,000 test images.
+"""Trains a bundled classifier on CIFAR-10 and measures it on all 10,000 test images.
 
-    python recipes/train_vmamba_pico.py --source ../shared/data/cifar10_jpeg --out runs/vmamba-pico
+    python recipes/train_cifar10_pico.py --model resnet-pico --source DIR --out runs/resnet-pico
 
-`--source` holds `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. The test images
-take no part in any choice: the number of epochs is fixed beforehand and the last averaged weights
-are kept.
+`--source` holds `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. Both networks,
+`vmamba-pico` and `resnet-pico`, see the same images under the same recipe; they differ in the
+number of epochs, which the file beside the weights states. The test images take no part in any
+choice: the number of epochs is fixed beforehand and the last averaged weights are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import json
 import tarfile
@@ -18,17 +20,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from robustcli.adapters import pico_networks  # noqa: F401 (registers `resnet_pico` with timm)
+from robustcli.core.machine import processor
+from robustcli.metrics.intervals import wilson_interval
 from robustcli.models.vmamba import build
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+EPOCHS = {"vmamba-pico": 20, "resnet-pico": 6}
+"""Passes over the training images: a ResNet learns these in fewer of them than a VMamba."""
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -36,7 +44,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 class Recipe:
     """Everything that decides the outcome."""
 
-    epochs: int = 20
+    epochs: int
     batch_size: int = 128
     peak_learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -85,7 +93,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 in [0, 1], float32."""
     model.eval()
     hits = [
-        (model(normalise(x)).argmax(1) == y).sum().item()
+        int((model(normalise(x)).argmax(1) == y).sum())
         for x, y in zip(images.split(500), labels.split(500), strict=True)
     ]
     return sum(hits) / len(labels)
@@ -98,11 +106,19 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
     return [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}]
 
 
-def train(recipe: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
-    """The averaged network after `recipe.epochs` passes over `images`."""
+def untrained(name: str, drop_path: float) -> nn.Module:
+    """The network `name`, initialised."""
+    if name == "vmamba-pico":
+        return build(name, drop_path=drop_path)
+    network: nn.Module = timm.create_model(name.replace("-", "_"), drop_path_rate=drop_path)
+    return network
+
+
+def train(name: str, recipe: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
+    """The averaged network `name` after `recipe.epochs` passes over `images`."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = build("vmamba-pico", drop_path=recipe.drop_path)
+    model = untrained(name, recipe.drop_path)
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.averaging)
     )
@@ -140,23 +156,33 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
 def main() -> None:
     """Trains, measures, and writes the weights with their recipe beside them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=list(EPOCHS), required=True)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--epochs", type=int, help=f"default: {EPOCHS}")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(epochs=arguments.epochs)
-    started = time.time()
-    model = train(recipe, *read_split(arguments.source, "train"))
+    recipe = Recipe(epochs=arguments.epochs or EPOCHS[arguments.model])
+    started, processor_started = time.time(), time.process_time()
+    model = train(arguments.model, recipe, *read_split(arguments.source, "train"))
+    trained, processor_trained = time.time(), time.process_time()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), arguments.out / "vmamba-pico.safetensors")
-    top1 = accuracy(model, *read_split(arguments.source, "test"))
-    facts = {"recipe": asdict(recipe), "test_images": 10_000, "test_top1": top1,
-             "minutes": round((time.time() - started) / 60, 1), "threads": arguments.threads,
-             "torch": torch.__version__}  # fmt: skip
-    (arguments.out / "vmamba-pico.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"top-1 on the test images: {100 * top1:.2f} %")
+    save_file(model.state_dict(), arguments.out / f"{arguments.model}.safetensors")
+    images, labels = read_split(arguments.source, "test")
+    top1 = accuracy(model, images, labels)
+    interval = wilson_interval(round(top1 * len(labels)), len(labels))
+    low, high = interval.low, interval.high
+    facts = {"model": arguments.model, "recipe": asdict(recipe), "test_images": len(labels),
+             "test_top1": top1, "test_top1_interval": [round(low, 4), round(high, 4)],
+             "minutes": round((trained - started) / 60, 1),
+             "processor_minutes": round((processor_trained - processor_started) / 60, 1),
+             "threads": arguments.threads, "processor": processor(),
+             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+             "torch": torch.__version__, "timm": timm.__version__}  # fmt: skip
+    path = arguments.out / f"{arguments.model}.json"
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+    print(f"top-1 on the test images: {100 * top1:.2f} % ({100 * low:.2f} to {100 * high:.2f})")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robustcli.evaluation.cell_table import table
 from robustcli.metrics.calibration import ReliabilityBin
 from robustcli.metrics.verdicts import Verdict
-from robustcli.reports.figures.comparisons import (
+from robustcli.reports.figures.evaluation_figures import (
     draw_bars,
     draw_differences,
     draw_dots,

@@ -398,8 +398,11 @@ def draw_reliability(
     with styled():
         width = max(1.0 + 1.65 * columns, legend_width(models), 3.6)
         figure = Figure(figsize=(width, 1.1 + 1.75 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(lines, columns, squeeze=False)
         for axes, (title, bins) in zip(grid.flat, panels.items(), strict=False):
+            # Axes that are shared would look through all panels for every mark: limits suffice.
+            axes.set(xlim=(0, 102), ylim=(0, 102), xticks=[0, 50, 100], yticks=[0, 50, 100])
+            axes.label_outer()
             axes.plot([0, 100], [0, 100], color="#999999", linestyle=":", linewidth=0.9)
             for model, style in looks(models):
                 _reliability(axes, bins[model], (model, style))
@@ -408,7 +411,6 @@ def draw_reliability(
             axes.set_title(wrapped(title, 20), fontsize=8.5)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        grid[0, 0].set(xlim=(0, 102), ylim=(0, 102), xticks=[0, 50, 100], yticks=[0, 50, 100])
         _show_ticks_above_gaps(grid, len(panels), columns)
         figure.supxlabel("confidence: probability of the prediction (%)", fontsize=9)
         figure.supylabel("right (%)", fontsize=9)

@@ -6,7 +6,7 @@ images of a training or of a fine-tuning's modes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,25 +14,22 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import TaskName, find
+from robustcli.core.names import find
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.finetuning.record import MODES, read_finetune_record
 from robustcli.metrics.rows import have_same_images
 from robustcli.metrics.verdicts import CellKey
+from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.numbers import cell_label, counted
 from robustcli.reports.pages import kind_of
+from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.training.record import read_train_record
-from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.base import Cell
 
-CLEAN_KEY: CellKey = (CLEAN.transform, CLEAN.severity)
 NAMED = 4  # transforms, or images, that a message names
-_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
-    "cls": ("image_id", "target", "prediction"),
-    "seg": ("image_id", "group", "tp", "fp", "fn"),
-}
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,8 @@ class EvaluatedRun:
 
     def images(self, model: ModelRecord, key: CellKey) -> pd.DataFrame:
         """The rows of a model in a cell: what comparing needs of them."""
-        columns = _COLUMNS[self.record.task]
-        return self.store.rows(model.name, Cell(*key), self.record.task, columns)
+        task = self.record.task
+        return self.store.rows(model.name, Cell(*key), task, STATISTICS[task].row_columns)
 
     def pixels(self, view: str, key: CellKey, *, sample: bool) -> pd.Series:
         """Digest of the transformed pixels by image id; with `sample`, of one block of images."""
@@ -179,11 +176,20 @@ def _not_measured(run: str, status: str) -> UsageError:
     )
 
 
+def _none_of_explanation(run: Path, _: str | None, __: list[str]) -> Iterator[ComparedModel]:
+    raise UsageError(
+        f"`{run}` is an explanation.",
+        "It holds maps of a few photos and no scores of a model to compare.",
+        "Name evaluations (`robust eval`), trainings or fine-tunings.",
+    )
+
+
 _OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedModel]]] = {
     "cls": _models_of_evaluation,
     "seg": _models_of_evaluation,
     "train": _model_of_training,
     "finetune": _modes_of_finetuning,
+    "explanation": _none_of_explanation,
 }
 
 
@@ -212,14 +218,17 @@ def _path(model: ComparedModel) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A setting in which runs differ, in a sentence; `forcible` ones leave something in common."""
 
     sentence: str
     forcible: bool = True
 
 
-def differences(models: Sequence[ComparedModel]) -> list[Difference]:
+Differences = Iterator[SettingDifference]
+
+
+def setting_differences(models: Sequence[ComparedModel]) -> list[SettingDifference]:
     """The settings in which the runs of `models` differ, and so their rows do not pair up."""
     runs = list({model.run.folder.resolve(): model.run for model in models}.values())
     if len(runs) == 1:
@@ -245,16 +254,16 @@ def _by_value(name: str, runs: Sequence[EvaluatedRun], values: Sequence[Hashable
     return f"{name}: {'; '.join(parts)}."
 
 
-def _if_any(sentence: str, *, forcible: bool = True) -> Iterator[Difference]:
+def _if_any(sentence: str, *, forcible: bool = True) -> Differences:
     if sentence:
-        yield Difference(sentence, forcible)
+        yield SettingDifference(sentence, forcible)
 
 
-def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     tasks = {"cls": "classification", "seg": "segmentation"}
     task = _by_value("The task", runs, [tasks[run.record.task] for run in runs])
     if task:
-        yield Difference(task, forcible=False)
+        yield SettingDifference(task, forcible=False)
         return
     datasets = [run.record.dataset for run in runs]
     spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
@@ -265,7 +274,7 @@ def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[
     )
 
 
-def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     datasets = [run.record.dataset for run in runs]
     if len({dataset.digest for dataset in datasets}) > 1:
         shown = [
@@ -275,10 +284,10 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterato
         ]
         flags = "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
         sentence = _by_value(f"The images, their classes or their order ({flags})", runs, shown)
-        yield Difference(sentence)
+        yield SettingDifference(sentence)
     elif len({dataset.contents for dataset in datasets if dataset.contents}) > 1:
         shown = [f"`{d.location}`, digest {(d.contents or 'unknown')[:8]}" for d in datasets]
-        yield Difference(_by_value("The files hold other contents (`--data`)", runs, shown))
+        yield SettingDifference(_by_value("The files hold other contents (`--data`)", runs, shown))
     readings = [d.masks.words if d.masks else "as usual" for d in datasets]
     yield from _if_any(
         _by_value("How masks are read (`--foreground`, `--ignore`)", runs, readings),
@@ -290,7 +299,7 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterato
     yield from _if_any(_by_value("The tolerance of masks", runs, tolerances))
 
 
-def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     everywhere = list(dict.fromkeys(key for run in runs for key in run.cells))
     missing: dict[tuple[str, ...], list[CellKey]] = {}
     for key in everywhere:
@@ -299,7 +308,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Ite
             missing.setdefault(lacking, []).append(key)
     for lacking, keys in missing.items():
         verb = "lacks" if len(lacking) == 1 else "lack"
-        yield Difference(
+        yield SettingDifference(
             f"Transforms (`--transform`, `--severity`): {', '.join(lacking)} {verb} "
             f"{cells_in_words(keys)}."
         )
@@ -314,9 +323,9 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Ite
         yield from _if_any(_by_value(f"The parameters of {cells_in_words([key])}", having, shown))
 
 
-def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     """The settings that decide what transforms draw; untouched images depend on none of them."""
-    transforming = [run for run in runs if set(run.cells) - {CLEAN_KEY}]
+    transforming = [run for run in runs if set(run.cells) - {CLEAN_CELL}]
     if len(transforming) < 2:
         return
     seeds = [run.record.seed for run in transforming]
@@ -325,15 +334,13 @@ def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterat
     yield from _if_any(_by_value("`--apply-at`", transforming, applied))
 
 
-def _unreadable(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Iterator[Difference]:
+def _unreadable(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     if len({run.skipped for run in runs}) > 1:
         shown = [f"{len(run.skipped)} ({_some(sorted(run.skipped))})" for run in runs]
-        yield Difference(_by_value("Images that could not be read", runs, shown))
+        yield SettingDifference(_by_value("Images that could not be read", runs, shown))
 
 
-def _thresholds(
-    runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]
-) -> Iterator[Difference]:
+def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -> Differences:
     shown = []
     for run in runs:
         of_run = [m.model.preprocessing for m in models if m.run.folder == run.folder]
@@ -384,7 +391,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
     other_pixels: list[CellKey] = []
     changed_files: set[str] = set()
     other_classes: set[str] = set()
-    for key in sorted(shared, key=lambda key: key != CLEAN_KEY):
+    for key in sorted(shared, key=lambda key: key != CLEAN_CELL):
         frames = [model.run.images(model.model, key) for model in models]
         lacking = [
             f"{cells_in_words([key])} of `{m.label}` ({len(frame):,} of {m.run.expected:,} images)"
@@ -395,7 +402,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
             unfinished += lacking
             continue
         changed = _changed_pixels(models, frames, key)
-        if key == CLEAN_KEY:
+        if key == CLEAN_CELL:
             changed_files = changed
         elif changed - changed_files:
             other_pixels.append(key)
@@ -458,7 +465,7 @@ def _pixels_may_differ(models: Sequence[ComparedModel], key: CellKey) -> bool:
     drawn = {
         (run.record.seed, run.record.apply_at, repr(run.cells[key].parameters)) for run in runs
     }
-    return key != CLEAN_KEY and len(drawn) > 1
+    return key != CLEAN_CELL and len(drawn) > 1
 
 
 def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:

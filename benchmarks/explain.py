@@ -1,0 +1,82 @@
+"""Explanations: how long eight photos take with all methods, against what is promised.
+
+`python benchmarks/explain.py` explains eight photos, clean and under perspective, by every method
+that fits MobileNetV2, with progress, and prints a line a number. Its exit code is 1 where the
+promise is not kept. Times do not depend on the weights: without `--weights` the network is
+untrained, and without `--data` the photos are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.cli.progress import ConsoleListener
+from robustcli.data.labels import label_space
+from robustcli.explanation.config import ExplainConfig
+from robustcli.explanation.explain import explain
+from robustcli.explanation.explained_rows import read_explained_rows
+
+MOST_SECONDS = 120.0
+PHOTOS, SIDE = 8, 320
+
+
+def make_photos(folder: Path) -> Path:
+    """Eight pictures of noise, each in the folder of a class of ImageNet."""
+    draw = np.random.default_rng(0)
+    for name in label_space("imagenet-1k").ids[:PHOTOS]:
+        (folder / name).mkdir(parents=True)
+        pixels = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / "photo.png")
+    return folder
+
+
+def main() -> int:
+    """Explains, and prints what it took; 1 where the promise is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, help="A file for timm's mobilenetv2_100.")
+    parser.add_argument("--data", type=Path, help="A folder of ImageNet photos, by class.")
+    parser.add_argument("--out", type=Path, help="Keeps the run in this folder.")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    request = ModelRequest(
+        "mobilenetv2_100", options.weights, {"pad_type": "same"},
+        {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": 256, "crop": 224,
+         "interpolation": "bilinear"},
+        untrained=options.weights is None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or make_photos(Path(folder) / "photos")
+        out = options.out or Path(folder) / "run"
+        config = ExplainConfig(
+            (request,), ("perspective",), str(data), out, limit=PHOTOS, methods=("*",), workers=0,
+            fresh=True,
+        )  # fmt: skip
+        with ConsoleListener(quiet=False, unit="maps") as listener:
+            started, busy = time.perf_counter(), time.process_time()
+            explain(config, listener)
+            seconds, busy = time.perf_counter() - started, time.process_time() - busy
+        rows = read_explained_rows(out)
+    computed = len(rows.drop_duplicates(["array_file", "array_index"]))
+    print(f"{PHOTOS} photos, {rows['method'].nunique()} methods, {len(rows)} rows, {computed} maps")
+    kept = seconds <= MOST_SECONDS
+    print(f"seconds: {seconds:.1f} (at most {MOST_SECONDS:.0f}): {'kept' if kept else 'MISSED'}")
+    print(f"processor seconds: {busy:.1f} on {options.threads} threads")
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(f"peak memory, MB: {peak / 1e6:,.0f}")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

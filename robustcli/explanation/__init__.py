@@ -1,0 +1,1 @@
+"""Explanations: what a model looks at, as maps with scores; methods, plans, durable rows."""

@@ -1,0 +1,224 @@
+"""Grad-CAM: the feature maps of one layer, weighted by the gradient of the score.
+
+Source: Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based
+localization" (ICCV 2017). Which layer: of VMamba the map before pooling, of Vim and ViT the tokens
+that enter the last block (behind it only the class token counts), of other classifiers the last
+map before pooling, of segmenters the last of the smallest maps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import canonical, nearest
+from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+from robustcli.models.vim import Vim
+from robustcli.models.vmamba import VMamba
+
+Layout = Literal["channels first", "channels last", "tokens"]
+_SHOWN = 12  # candidates in a message
+
+
+@dataclass(frozen=True)
+class CamLayer:
+    """A layer whose output has a place in the image for each of its vectors.
+
+    Args:
+        name: Of the module.
+        layout: Where the channels are: (N, C, h, w), (N, h, w, C) or (N, L, C).
+        size: Height and width in vectors.
+        extra: Of tokens: which are no place of the image (class token, registers).
+    """
+
+    name: str
+    layout: Layout
+    size: tuple[int, int]
+    extra: tuple[int, ...] = ()
+
+    def maps(self, output: Tensor) -> Tensor:
+        """The layer's output as (N, C, h, w)."""
+        if self.layout == "channels first":
+            return output
+        if self.layout == "channels last":
+            return output.permute(0, 3, 1, 2)
+        kept = [place for place in range(output.shape[1]) if place not in self.extra]
+        maps: Tensor = output[:, kept].transpose(1, 2).unflatten(2, self.size)
+        return maps
+
+
+def grad_cam(
+    explained: ExplainedNetwork,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    seeds: Sequence[int] = (),
+) -> Attribution:
+    """The maps (N, H, W), enlarged bilinearly from the layer's; nothing is below zero.
+
+    Raises:
+        UsageError: No layer of the network can be used, or the one that is named cannot.
+    """
+    layer = cam_layer(explained, pixels[:1])
+    maps = [
+        layer_maps(explained, layer, pixels[part], targets[part])
+        for part in batched(len(pixels), batch_size)
+    ]
+    size = (pixels.shape[-2], pixels.shape[-1])
+    enlarged = F.interpolate(torch.cat(maps)[:, None], size, mode="bilinear", align_corners=False)
+    return Attribution(enlarged[:, 0])
+
+
+def layer_maps(
+    explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor, targets: Tensor
+) -> Tensor:
+    """The maps (N, h, w) of the layer's own size."""
+    with torch.enable_grad(), recording(explained.module.get_submodule(layer.name)) as outputs:
+        score = explained.score(pixels.detach().requires_grad_(True), targets)
+        gradient = torch.autograd.grad(score.sum(), outputs[-1])[0]
+    features, gradients = layer.maps(outputs[-1].detach()), layer.maps(gradient)
+    weights = gradients.flatten(2).mean(2)[:, :, None, None]
+    return (weights * features).sum(1).relu().float()
+
+
+@contextmanager
+def recording(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list of the outputs of `module`, filled when the network runs inside the context."""
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
+    """The layer that is used for images like `pixels` (1, C, H, W).
+
+    Raises:
+        UsageError: There is none, or the one that the user named has no places; the message lists
+            the candidates.
+    """
+    candidates = cam_layers(explained, pixels)
+    if explained.layer is not None:
+        return _named(explained, explained.layer, candidates)
+    usual = _usual_name(explained.module)
+    if usual is not None and usual in candidates:
+        return candidates[usual]
+    flat = [layer for layer in candidates.values() if layer.layout != "tokens"]
+    if explained.task == "seg" and flat:
+        smallest = min(math.prod(layer.size) for layer in flat)
+        return [layer for layer in flat if math.prod(layer.size) == smallest][-1]
+    if flat and flat[-1].name != "":
+        return flat[-1]
+    raise UsageError(
+        "Grad-CAM finds no layer in this network.",
+        "None of its modules gives a map (N, C, h, w) with more than one place.",
+        f"Name one with `--layer NAME`: {_listed(candidates)}."
+        if candidates
+        else "Use `--method occlusion` or `--method integrated-gradients`, which need no layer.",
+    )
+
+
+def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLayer]:
+    """By name, in the order in which they finish, the modules whose output can serve.
+
+    Their outputs have more than one place, and depend on the image.
+    """
+    found: dict[str, CamLayer] = {}
+    prefix = int(getattr(explained.module, "num_prefix_tokens", 0))
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            layer = _layer_of(name, output, explained, prefix)
+            if layer is not None:
+                found.pop(name, None)
+                found[name] = layer
+
+        return look
+
+    for name, module in explained.module.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(watch(name)))
+    try:
+        with torch.enable_grad():
+            explained.logits(pixels[:1].detach().requires_grad_(True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _layer_of(
+    name: str, output: object, explained: ExplainedNetwork, prefix: int
+) -> CamLayer | None:
+    if not isinstance(output, Tensor) or not output.requires_grad or len(output) != 1:
+        return None
+    if output.ndim == 4:
+        shape = tuple(output.shape)
+        last = shape[1] == shape[2] != shape[3] or (
+            isinstance(explained.module, VMamba) and shape[1] == shape[2]
+        )
+        size = shape[1:3] if last else shape[2:4]
+        layout: Layout = "channels last" if last else "channels first"
+        return CamLayer(name, layout, (size[0], size[1])) if math.prod(size) > 1 else None
+    if output.ndim == 3:
+        extra = tuple(range(prefix))
+        if isinstance(explained.module, Vim):
+            extra = (explained.module.middle,)
+        places = output.shape[1] - len(extra)
+        side = math.isqrt(max(places, 0))
+        if side > 1 and side * side == places:
+            return CamLayer(name, "tokens", (side, side), extra)
+    return None
+
+
+def _usual_name(network: nn.Module) -> str | None:
+    """The name of the layer that is usual for networks with tokens, and for VMamba."""
+    if isinstance(network, VMamba):
+        return "layers"
+    if isinstance(network, Vim):
+        return f"layers.{len(network.layers) - 1}.norm"
+    blocks = getattr(network, "blocks", None)
+    if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
+        return f"blocks.{len(blocks) - 1}.norm1" if hasattr(blocks[-1], "norm1") else None
+    return None
+
+
+def _named(explained: ExplainedNetwork, name: str, candidates: dict[str, CamLayer]) -> CamLayer:
+    if name in candidates:
+        return candidates[name]
+    modules = [module for module, _ in explained.module.named_modules() if module]
+    if name in modules:
+        what = f"`--layer {name}` cannot be used."
+        why = "Its output is no map (N, C, h, w) and no tokens (N, L, C) of a square image."
+    else:
+        what = f"No layer is called `{name}`."
+        close = nearest(canonical(name), modules)
+        why = f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else ""
+    todo = f"These can be used: {_listed(candidates)}." if candidates else (
+        "No layer of this network can be used: leave out `--method grad-cam`."
+    )  # fmt: skip
+    raise UsageError(what, why, todo)
+
+
+def _listed(candidates: dict[str, CamLayer]) -> str:
+    """The last candidates, which are the usual choice, and how many there are."""
+    names = list(candidates)
+    shown = ", ".join(f"`{name}`" for name in names[-_SHOWN:])
+    return shown if len(names) <= _SHOWN else f"{shown} (the last of {len(names)})"

@@ -1,0 +1,309 @@
+"""Hidden attention: the scan of a state-space model read as attention, rolled out over the layers.
+
+Source: Ali et al., "The hidden attention of Mamba models" (arXiv 2403.01590); rollout by Abnar and
+Zuidema, "Quantifying attention flow in transformers" (ACL 2020).
+
+The scan of channel d is a matrix product y = alpha x + D x, where output i sees input j <= i by
+
+    alpha_ij = C_i (prod_{k=j+1..i} exp(dt_k A)) dt_j B_j,
+
+summed over the states. A layer's attention is the mean of |alpha| over channels, summed over the
+directions, each laid back from the order in which it walks to the places of the image (in Vim to
+tokens). Rows are scaled to sum up to 1; the layer with its residual connection is (I + alpha) / 2,
+and the rollout the product over all layers. The map is what the class token (Vim), or the mean of
+the last map (VMamba), attends to; a downsampling between stages counts as average pooling. It is
+the same for every class.
+
+`class_attention` is the paper's class-specific variant: the row of place i is weighed by the
+gradient of the score by the layer's scan output at i, positive part, mean over channels, the
+largest 1, before the residual connection is added: (I + diag(s) alpha) / (1 + s).
+
+Deviations from the paper's code: it averages signed values over channels and divides I + alpha by
+row sums. Where B and C have one state for all channels, as in VMamba, these sums pass through zero:
+in `vmamba-pico` entries of the rollout exceed 10,000. Absolute values are stable. With several
+states the absolute value of each is taken, an upper bound of |alpha|. What mixes places beside the
+scan (depthwise convolutions) is left out, as in the paper.
+
+Cost: no matrix is made. A row vector times a layer's attention is the backward pass of a scan with
+|B| and |C| over a constant input, and the row sums are its forward pass, so that a layer costs one
+forward and one backward scan, with the memory of its step sizes. It exists for VMamba and Vim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from robustcli.core.errors import UsageError
+from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+from robustcli.models.scan import selective_scan, ss2d_scan
+from robustcli.models.scan.base import pixel_orders
+from robustcli.models.vim import Vim
+from robustcli.models.vmamba import VMamba
+
+
+def hidden_attention(
+    explained: ExplainedNetwork,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    seeds: Sequence[int] = (),
+) -> Attribution:
+    """The rollout (N, H, W), enlarged bilinearly from places to pixels; the same for each target.
+
+    Raises:
+        UsageError: The network is neither a VMamba nor a Vim.
+    """
+    parts = batched(len(pixels), batch_size)
+    return Attribution(torch.cat([_map(explained, pixels[part]) for part in parts]))
+
+
+def class_attention(
+    explained: ExplainedNetwork,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    seeds: Sequence[int] = (),
+) -> Attribution:
+    """The class-specific rollout (N, H, W) for `targets`, enlarged bilinearly.
+
+    Raises:
+        UsageError: The network is neither a VMamba nor a Vim.
+    """
+    parts = batched(len(pixels), batch_size)
+    maps = [_map(explained, pixels[part], targets[part]) for part in parts]
+    return Attribution(torch.cat(maps))
+
+
+# --- The scans of a network -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HiddenScan:
+    """One scan of one layer, laid out by place: what its attention is made of.
+
+    Shapes: N images, K directions, D channels, S states, H and W of the map; a sequence is a map
+    of one row.
+
+    Args:
+        delta: Step sizes before bias and softplus, (N, K, D, H, W).
+        A: State decay (K*D, S).
+        B: Input matrix (N, K, S, H, W).
+        C: Output matrix (N, K, S, H, W).
+        bias: Added to delta, (K*D), or None.
+        softplus: Whether delta passes through softplus.
+        directions: How each of the K directions walks, as in `ss2d_scan`.
+        weights: Of the rows, by the gradient of the score, (N, H, W); None where there is no score.
+    """
+
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    bias: Tensor | None
+    softplus: bool
+    directions: tuple[str, ...]
+    weights: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in places."""
+        return self.delta.shape[3], self.delta.shape[4]
+
+    def attended(self, values: Tensor) -> Tensor:
+        """The attention of absolute values times `values` (N, H, W); differentiable by `values`."""
+        D = self.delta.shape[2]
+        x = values[:, None].expand(-1, D, -1, -1)
+        y = ss2d_scan(
+            x, self.delta, self.A, self.B.abs(), self.C.abs(), None, self.bias, self.softplus,
+            directions=self.directions,
+        )  # fmt: skip
+        return y.mean(1)
+
+    def rows(self, direction: int, channels: slice = slice(None)) -> Iterator[tuple[int, Tensor]]:
+        """Each place, by its row-major index, with its row of alpha, signed, (N, d, H*W).
+
+        Args:
+            direction: Number of the direction.
+            channels: The d channels that the rows are of; memory goes with N, d, S and H*W.
+        """
+        N, K, D, H, W = self.delta.shape
+        path = pixel_orders(H, W, self.directions)[direction].tolist()
+        A = self.A.view(K, D, -1)[direction, channels]  # (d, S)
+        step = self.delta[:, direction, channels].flatten(2)  # (N, d, H*W)
+        if self.bias is not None:
+            step = step + self.bias.view(K, D)[direction, channels, None]
+        step = F.softplus(step) if self.softplus else step
+        B, C = (t[:, direction].flatten(2) for t in (self.B, self.C))  # (N, S, H*W)
+        # What each place has put into the state: (N, d, S, H*W).
+        state = step.new_zeros(N, step.shape[1], A.shape[1], H * W)
+        for place in path:
+            state *= torch.exp(step[..., place, None] * A)[..., None]
+            state[..., place] = step[..., place, None] * B[:, None, :, place]
+            yield place, torch.einsum("nds,ndsl->ndl", C[:, None, :, place].expand(
+                -1, step.shape[1], -1), state)  # fmt: skip
+
+    def matrix(self, *, absolute: bool = True, block: int = 16) -> Tensor:
+        """The attention (N, H*W, H*W), places in row-major order: row i is what place i sees.
+
+        For small maps: it takes H*W steps per direction, and N * H*W * H*W numbers.
+
+        Args:
+            absolute: Take the mean over channels of |alpha|, else of alpha.
+            block: Channels that are computed at once.
+        """
+        N, K, D, H, W = self.delta.shape
+        matrix = self.delta.new_zeros(N, H * W, H * W)
+        for direction in range(K):
+            for part in batched(D, block):
+                for place, row in self.rows(direction, part):
+                    matrix[:, place] += (row.abs() if absolute else row).sum(1) / D
+        return matrix
+
+
+def recorded_scans(
+    explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = None
+) -> list[HiddenScan]:
+    """The scans of the network for `pixels`, first layer first.
+
+    Args:
+        explained: The network.
+        pixels: (N, C, H, W), normalised.
+        targets: For the weights of rows by the gradient of their score; None for none.
+    """
+    recording = _Recording()
+    pixels = pixels.detach().requires_grad_(targets is not None)
+    with torch.set_grad_enabled(targets is not None):
+        with recording:
+            scores = (
+                explained.logits(pixels) if targets is None else explained.score(pixels, targets)
+            )
+        if targets is None:
+            return recording.scans
+        gradients = torch.autograd.grad(scores.sum(), recording.outputs)
+    return [
+        replace(scan, weights=_row_weights(scan, gradient))
+        for scan, gradient in zip(recording.scans, gradients, strict=True)
+    ]
+
+
+def _row_weights(scan: HiddenScan, gradient: Tensor) -> Tensor:
+    """From the gradient by the scan's output: (N, D, H, W), or of a sequence (N, K*D, L)."""
+    if gradient.ndim == 3:
+        gradient = _by_place(gradient.unflatten(1, (len(scan.directions), -1))).flatten(1, 2)
+    positive = gradient.relu().mean(1)  # (N, H, W)
+    largest = positive.flatten(1).amax(1)[:, None, None]
+    return positive / largest.clamp(min=torch.finfo(positive.dtype).tiny)
+
+
+class _Recording(TorchFunctionMode):
+    """Keeps the arguments of every scan, and its output, while a network runs unchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scans: list[HiddenScan] = []
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """`func`, recorded if it is a scan."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func is ss2d_scan:
+            _, delta, A, B, C, _, bias, softplus = args
+            directions = kwargs["directions"]
+        elif func is selective_scan:
+            _, delta, A, B, C, _, _, bias, softplus, _ = args
+            B, C = (t if t.ndim == 4 else t[:, None] for t in (B, C))
+            directions = _SEQUENCE[: B.shape[1]]
+            delta = delta.unflatten(1, (len(directions), -1))
+            delta, B, C = (_by_place(t) for t in (delta, B, C))
+        else:
+            return output
+        delta, A, B, C = (t.detach() for t in (delta, A, B, C))
+        bias = None if bias is None else bias.detach()
+        self.scans.append(HiddenScan(delta, A, B, C, bias, softplus, directions))
+        self.outputs.append(output)
+        return output
+
+
+_SEQUENCE = ("row", "row-reversed")  # of Mamba, and of both directions of Vim's mixer
+
+
+def _by_place(values: Tensor) -> Tensor:
+    """`values` (N, K, X, L) of Vim's mixer as (N, K, X, 1, L): it flips its second direction."""
+    ahead, *back = values.unbind(1)
+    return torch.stack([ahead, *(t.flip(-1) for t in back)], 1).unsqueeze(-2)
+
+
+# --- The rollout ----------------------------------------------------------------------------------
+
+
+def _map(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The rollout (N, H, W) of one batch; class-specific with `targets`."""
+    network = explained.module
+    if not isinstance(network, VMamba | Vim):
+        raise UsageError(
+            f"Hidden attention does not fit this network (`{explained.family}`).",
+            "It follows the scans of VMamba and Vim from the first layer to the last.",
+            "Use `--method relevance`, `--method integrated-gradients` or `--method occlusion`.",
+        )
+    scans = recorded_scans(explained, pixels, targets)
+    last = scans[-1].size
+    tokens = isinstance(network, Vim)
+    received = pixels.new_full((len(pixels), *last), 1 / math.prod(last))
+    if tokens and getattr(network, "global_pool", "token") == "token":
+        received = F.one_hot(torch.tensor(network.middle), last[1]).to(received).expand_as(received)
+    received = rollout(scans, received)  # (N, h, w)
+    if isinstance(network, Vim):
+        flat = received.flatten(1)
+        flat = torch.cat((flat[:, : network.middle], flat[:, network.middle + 1 :]), 1)
+        received = flat.unflatten(1, network.config.grid)
+    size = (pixels.shape[-2], pixels.shape[-1])
+    return F.interpolate(received[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def rollout(scans: Sequence[HiddenScan], received: Tensor) -> Tensor:
+    """How much each place of the first layer's map is attended to, (N, h, w).
+
+    Args:
+        scans: Of all layers, first layer first.
+        received: The same for the last layer's map, (N, H, W): its sum is kept.
+    """
+    for scan in reversed(scans):
+        if received.shape[1:] != scan.size:
+            received = _before_pooling(received, scan.size)
+        received = _through(scan, received)
+    return received
+
+
+def _through(scan: HiddenScan, received: Tensor) -> Tensor:
+    """`received` (N, H, W) behind a layer, as it is before the layer."""
+    ones = torch.ones_like(received).requires_grad_(True)
+    with torch.enable_grad():
+        sums = scan.attended(ones)
+        weights = torch.ones_like(received) if scan.weights is None else scan.weights
+        kept = received / (1 + weights)
+        tiny = torch.finfo(sums.dtype).tiny
+        (moved,) = torch.autograd.grad(sums, ones, kept * weights / sums.detach().clamp(min=tiny))
+    return kept + moved
+
+
+def _before_pooling(received: Tensor, size: tuple[int, int]) -> Tensor:
+    """`received` (N, h, w) spread over the larger map of `size` whose average pooling it is of."""
+    _, h, w = received.shape
+    larger = received.new_zeros(len(received), *size, requires_grad=True)
+    with torch.enable_grad():
+        pooled = F.adaptive_avg_pool2d(larger[:, None], (h, w))[:, 0]
+        (spread,) = torch.autograd.grad(pooled, larger, received)
+    return spread

@@ -1,0 +1,164 @@
+"""The methods of `robust explain`: what each one is, and for which models it exists."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import TaskName, matching
+
+MethodKind = Literal["localised", "learned", "model"]
+LISTING = "robust explain --help"
+
+
+@dataclass(frozen=True)
+class ExplanationMethod:
+    """One method. `compute` names its function (see `network.Attribute`), imported when it is used.
+
+    Args:
+        name: As `--method` takes it.
+        title: For headings.
+        kind: `localised` gives a map over the pixels of a photo, `learned` a picture made by the
+            network, `model` a map that says something of the network itself.
+        compute: `module:function`.
+        source: The paper.
+        families: Of networks (`ModelFacts.family`) for which it exists; empty for all.
+        tasks: For which it exists.
+        targeted: Whether the result depends on the class that is explained.
+        from_photo: Whether the result depends on the photo.
+        gradients: Whether it differentiates the network.
+        tried: Whether some networks of its families cannot be explained by it, which a made-up
+            image shows.
+    """
+
+    name: str
+    title: str
+    kind: MethodKind
+    compute: str
+    source: str
+    families: tuple[str, ...] = ()
+    tasks: tuple[TaskName, ...] = ("cls", "seg")
+    targeted: bool = True
+    from_photo: bool = True
+    gradients: bool = True
+    tried: bool = False
+
+    def function(self) -> Callable[..., Any]:
+        """The function that computes it, an `explanation.network.Attribute`."""
+        module, _, name = self.compute.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+
+    def fits(self, family: str, task: TaskName) -> bool:
+        """Whether it exists for networks of `family` that serve `task`."""
+        return task in self.tasks and (not self.families or family in self.families)
+
+
+_ROOM = "robustcli.explanation"
+_SCANS = ("vmamba", "vim")
+_METHODS = (
+    ExplanationMethod(
+        "integrated-gradients", "Integrated gradients", "localised",
+        f"{_ROOM}.perturbation:integrated_gradients",
+        "Sundararajan et al., Axiomatic attribution for deep networks (ICML 2017)",
+    ),
+    ExplanationMethod(
+        "occlusion", "Occlusion", "localised", f"{_ROOM}.perturbation:occlusion",
+        "Zeiler and Fergus, Visualizing and understanding convolutional networks (ECCV 2014)",
+        gradients=False,
+    ),
+    ExplanationMethod(
+        "grad-cam", "Grad-CAM", "localised", f"{_ROOM}.grad_cam:grad_cam",
+        "Selvaraju et al., Grad-CAM (ICCV 2017)", tried=True,
+    ),
+    ExplanationMethod(
+        "relevance", "Layer-wise relevance", "localised", f"{_ROOM}.relevance:relevance",
+        "Jafari et al., MambaLRP (NeurIPS 2024)", tried=True,
+    ),
+    ExplanationMethod(
+        "attention", "Hidden attention", "localised", f"{_ROOM}.hidden_attention:hidden_attention",
+        "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
+        tasks=("cls",), targeted=False, gradients=False, tried=True,
+    ),
+    ExplanationMethod(
+        "class-attention", "Hidden attention for a class", "localised",
+        f"{_ROOM}.hidden_attention:class_attention",
+        "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
+        tasks=("cls",), tried=True,
+    ),
+    ExplanationMethod(
+        "maximised-photo", "Activation maximisation from the photo", "learned",
+        f"{_ROOM}.maximisation:from_photo",
+        "Olah et al., Feature visualization (Distill 2017)", tasks=("cls",),
+    ),
+    ExplanationMethod(
+        "maximised-noise", "Activation maximisation from noise", "learned",
+        f"{_ROOM}.maximisation:from_noise",
+        "Olah et al., Feature visualization (Distill 2017)", tasks=("cls",), from_photo=False,
+    ),
+    ExplanationMethod(
+        "erf", "Effective receptive field", "model", f"{_ROOM}.receptive_field:receptive_field",
+        "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
+        tried=True,
+    ),
+    ExplanationMethod(
+        "erf-untrained", "Effective receptive field before training", "model",
+        f"{_ROOM}.receptive_field:untrained_receptive_field",
+        "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
+        tried=True,
+    ),
+)  # fmt: skip
+METHODS: dict[str, ExplanationMethod] = {method.name: method for method in _METHODS}
+
+
+def fitting(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
+    """The methods that exist for networks of `family` that serve `task`."""
+    return tuple(method for method in _METHODS if method.fits(family, task))
+
+
+def default_methods(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
+    """What is computed unless the user names methods: every map of a photo that fits."""
+    return tuple(method for method in fitting(family, task) if method.kind == "localised")
+
+
+def chosen_methods(
+    patterns: Sequence[str], *, model: str, family: str, task: TaskName
+) -> tuple[ExplanationMethod, ...]:
+    """The methods that `patterns` (names or globs) stand for, each once, in the table's order.
+
+    A glob takes those of its methods that exist for the model.
+
+    Raises:
+        UsageError: Nothing is called so, or what is named does not exist for the model; the message
+            says which methods do.
+    """
+    named: set[str] = set()
+    for pattern in patterns:
+        hits = matching(pattern, METHODS, kind="method", listing=LISTING)
+        fit = [name for name in hits if METHODS[name].fits(family, task)]
+        if not fit:
+            raise _unfit(METHODS[hits[0]], pattern, model, family, task)
+        named.update(fit)
+    return tuple(method for method in _METHODS if method.name in named)
+
+
+def _unfit(
+    method: ExplanationMethod, pattern: str, model: str, family: str, task: TaskName
+) -> UsageError:
+    reasons = []
+    if method.families and family not in method.families:
+        reasons.append(f"is made for {_listed(method.families)} networks, not for `{family}`")
+    if task not in method.tasks:
+        reasons.append("explains classes, not masks")
+    return UsageError(
+        f"`--method {pattern}` does not fit `{model}`.",
+        f"{method.title} {' and '.join(reasons)}.",
+        f"These do: {_listed(m.name for m in fitting(family, task))}.",
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,402 @@
+"""Layer-wise relevance: each pixel's share of the score, by the rules of MambaLRP.
+
+Source: Jafari et al., "MambaLRP: explaining selective state space sequence models" (NeurIPS 2024);
+for attention and norms Ali et al., "XAI for transformers: better explanations through conservative
+propagation" (ICML 2022). The relevance of a pixel is input times gradient, R = x * df/dx, of a
+network whose values are the network's own and whose gradient is changed where it breaks the
+conservation of relevance:
+
+- scan: delta, B and C are constants, so that the scan is linear in its input;
+- gate, and any product of two tensors that depend on the image: each factor gets half of it;
+- SiLU, GELU and their like, f(x) = x s(x): s(x) is a constant, so that they are locally linear;
+- norms: the divisor is a constant, the subtracted mean is not;
+- attention: the weights are constants; so are sigmoids, which gate in squeeze-and-excitation.
+
+The rest is linear, or piecewise linear without a constant (ReLU, pooling), and stays as it is. What
+results is linear in pixels and additive constants (biases of layers and norms, position embeddings,
+class token), so the score is the sum of the relevance of both. Biases keep theirs: none of it is
+given to pixels. `conservation_error` is |score - pixels - biases| over the largest of the three:
+rounding, whatever the network. Without additive constants the pixels alone sum up to the score.
+As pixels are normalised, one of the mean colour has no relevance.
+
+Cost: one forward and one backward pass per batch, without gradients of parameters. It fits every
+network whose operations have rules: VMamba, Vim, U-Mamba, ViT, Swin, ConvNeXt, ResNet, MobileNet,
+EfficientNet and the like. Where an operation has none the conservation error shows it, and the
+operation is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from robustcli.core.errors import UsageError
+from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+
+TOLERANCE = 0.01
+"""The conservation error from which on a network is refused; float32 stays below 1e-3."""
+
+
+def relevance(
+    explained: ExplainedNetwork,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    seeds: Sequence[int] = (),
+) -> Attribution:
+    """The maps (N, H, W): relevance summed over the channels of each pixel, positive and negative.
+
+    The checks are `conservation_error` and `bias_relevance`, the share of the score that additive
+    constants keep, in the score's own unit.
+
+    Raises:
+        UsageError: The network has an operation that no rule covers.
+    """
+    parts = batched(len(pixels), batch_size)
+    return _joined([_relevance(explained, pixels[part], targets[part]) for part in parts])
+
+
+def _joined(parts: Sequence[Attribution]) -> Attribution:
+    checks = {name: torch.cat([part.checks[name] for part in parts]) for name in parts[0].checks}
+    return Attribution(torch.cat([part.maps for part in parts]), checks)
+
+
+def _relevance(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor) -> Attribution:
+    """The result for one batch."""
+    pixels = pixels.detach().requires_grad_(True)
+    rules = ConservingRules(len(pixels))
+    with torch.enable_grad():
+        with rules:
+            scores = explained.score(pixels, targets)
+        if not scores.requires_grad:
+            raise _without_rule(explained, "Its score does not depend on the pixels by the rules.")
+        (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+    biases = rules.biases.to(scores)
+    maps = (pixels * gradient).detach().sum(1)  # (N, H, W)
+    scores, sums = scores.detach(), maps.flatten(1).sum(1)
+    scale = torch.stack((scores, sums, biases)).abs().amax(0)
+    errors = (scores - sums - biases).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    worst = float(errors.max())
+    if worst < TOLERANCE or not errors.isfinite().all():  # NaN is for those who read the maps
+        return Attribution(maps, {"conservation_error": errors, "bias_relevance": biases})
+    if len(pixels) > 1:  # constants are counted by position in the batch, which a network may move
+        pairs = zip(pixels, targets, strict=True)
+        return _joined([_relevance(explained, x[None], target[None]) for x, target in pairs])
+    unknown = ", ".join(f"`{name}`" for name in sorted(rules.unknown))
+    raise _without_rule(
+        explained,
+        f"Relevance and biases miss the score by {worst:.0%}."
+        + (f" No rule covers {unknown}." if unknown else ""),
+    )
+
+
+def _without_rule(explained: ExplainedNetwork, why: str) -> UsageError:
+    return UsageError(
+        f"`--method relevance` does not fit this network (`{explained.family}`).",
+        why,
+        "Use `--method integrated-gradients`, `--method occlusion` or `--method grad-cam`.",
+    )
+
+
+class ConservingRules(TorchFunctionMode):
+    """While active, torch's functions compute as ever, and their gradients conserve relevance.
+
+    Networks and parameters stay untouched: only calls made under the mode are recorded otherwise.
+    A tensor that requires a gradient is taken to depend on the image; parameters must require none.
+
+    Args:
+        images: In a batch.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.biases = torch.zeros(images)  # relevance of additive constants, by the backward pass
+        self.unknown: set[str] = set()  # functions without a rule
+        # Its result and its argument, which is the logit of the result: of segmenters that end in
+        # probabilities, whose score is a logit.
+        self.last_sigmoid: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """`func` by its rule, by itself where it has none."""
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", str(func)).strip("_")
+        name = _ALIASES.get(name, name)
+        if name == "logit" and args and args[0] is self.last_sigmoid[0]:
+            return self.last_sigmoid[1]
+        if not _depends((*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        rule = _RULES.get(name)
+        if rule is not None:
+            return rule(self, func, *args, **kwargs)
+        if name not in _LINEAR:
+            self.unknown.add(name)
+        return func(*args, **kwargs)
+
+    def counted(self, y: Tensor, constant: Tensor | float) -> Tensor:
+        """`y`, to which `constant` was added; the backward pass counts the constant's relevance.
+
+        Args:
+            y: Its first dimension holds the images, each in equally many rows one after the other.
+            constant: Broadcastable to `y`.
+        """
+        offset = torch.as_tensor(constant).to(y)
+        offset = offset.reshape((1,) * (y.ndim - offset.ndim) + offset.shape)
+        repeated = [d for d in range(1, y.ndim) if offset.shape[d] == 1]
+
+        def count(gradient: Tensor) -> None:
+            images = len(self.biases)
+            if gradient.ndim and len(gradient) % images == 0:  # else the conservation error tells
+                summed = gradient.sum(repeated, keepdim=True) if repeated else gradient
+                counts = (summed * offset).reshape(images, -1).sum(1)
+                self.biases = self.biases.to(counts) + counts
+
+        y.register_hook(count)
+        return y
+
+
+def _depends(values: Sequence[Any]) -> bool:
+    return any(
+        value.requires_grad if isinstance(value, Tensor)
+        else isinstance(value, list | tuple) and _depends(value)
+        for value in values
+    )  # fmt: skip
+
+
+def _constant(value: object) -> bool:
+    return not (isinstance(value, Tensor) and value.requires_grad)
+
+
+# --- The rules, each with the signature of the function that it stands for ------------------------
+
+Func = Callable[..., Any]
+Rule = Callable[..., Any]
+
+
+def _scan(rules: ConservingRules, func: Func, x: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+          C: Tensor, D: Tensor | None = None, *rest: Any, **options: Any) -> Any:  # fmt: skip
+    """Linear in x. A gate z, which no network of ours leaves to the scan, would be its own rule."""
+    return func(x, delta.detach(), A, B.detach(), C.detach(), D, *rest, **options)
+
+
+def _product(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> Any:
+    """The product of two tensors that depend on the image: each gets half of its relevance."""
+    product: Tensor = func(x, y, **options)
+    if not (_constant(x) or _constant(y)):
+        product.register_hook(lambda gradient: gradient / 2)
+    return product
+
+
+def _quotient(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> Any:
+    return func(x, y if _constant(y) else y.detach(), **options)
+
+
+def _sum(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> Any:
+    """A constant that is added or subtracted is counted."""
+    total = func(x, y, **options)
+    if not (_constant(x) or _constant(y)):
+        return total
+    backward = func.__name__ in ("__rsub__", "rsub")  # y - x
+    minus = "sub" in func.__name__
+    constant, negative = (x, minus and backward) if _constant(x) else (y, minus and not backward)
+    return rules.counted(total, (-1 if negative else 1) * options.get("alpha", 1) * constant)
+
+
+def _sum_of_product(rules: ConservingRules, func: Func, x: Any, factor: Any, other: Any,
+                    *, value: float = 1) -> Any:  # fmt: skip
+    return _sum(rules, torch.add, x, _product(rules, torch.mul, factor, other), alpha=value)
+
+
+def _concatenation(
+    rules: ConservingRules, func: Func, tensors: Sequence[Tensor], *args: Any, **options: Any
+) -> Tensor:
+    """Constants among the parts are counted."""
+    joined: Tensor = func(tensors, *args, **options)
+    parts = [torch.zeros_like(t) if t.requires_grad else t for t in tensors]
+    if all(t.requires_grad for t in tensors):
+        return joined
+    return rules.counted(joined, func(parts, *args, **options))
+
+
+def _linear(
+    rules: ConservingRules, func: Func, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    y: Tensor = func(x, weight, bias)
+    return y if bias is None else rules.counted(y, bias)
+
+
+def _convolution(rules: ConservingRules, func: Func, x: Tensor, weight: Tensor,
+                 bias: Tensor | None = None, *args: Any, **options: Any) -> Tensor:  # fmt: skip
+    y: Tensor = func(x, weight, bias, *args, **options)
+    return y if bias is None else rules.counted(y, bias.view(-1, *(1,) * (y.ndim - 2)))
+
+
+def _locally_linear(
+    rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any
+) -> Tensor:
+    """A function f with f(0) = 0 as x times the constant f(x) / x."""
+    y: Tensor = _LocallyLinear.apply(x, func, args, _not_in_place(options))
+    return y
+
+
+class _LocallyLinear(torch.autograd.Function):
+    """A function of x, as if it were x times a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, func: Func, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Tensor:
+        y: Tensor = func(x, *args, **options)
+        ctx.save_for_backward(torch.where(x == 0, 0.5, y / x))  # at 0: SiLU's and GELU's own
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None, None
+
+
+def _piecewise(rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Linear on both sides of 0; not in place, because its input may be in use elsewhere."""
+    y: Tensor = func(x, *args, **_not_in_place(options))
+    return y
+
+
+def _not_in_place(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: False if name == "inplace" else value for name, value in options.items()}
+
+
+def _without_gradient(rules: ConservingRules, func: Func, *args: Any, **options: Any) -> Tensor:
+    y: Tensor = func(*args, **options)
+    return y.detach()
+
+
+def _sigmoid(rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    y = _without_gradient(rules, func, x, *args, **options)
+    rules.last_sigmoid = (y, x)
+    return y
+
+
+def _attention(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, value: Tensor,
+               *args: Any, **options: Any) -> Tensor:  # fmt: skip
+    y: Tensor = func(query.detach(), key.detach(), value, *args, **options)
+    return y
+
+
+def _heads(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, value: Tensor,
+           *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """All of `nn.MultiheadAttention`, (L, N, C): with constant weights an affine map of `value`."""
+    query, key = query.detach(), key.detach()
+    y, weights = func(query, key, value, *args, **options)
+    constant, _ = func(query, key, torch.zeros_like(value), *args, **options)
+    return rules.counted(y.transpose(0, 1), constant.transpose(0, 1)).transpose(0, 1), weights
+
+
+def _layer_norm(
+    rules: ConservingRules, func: Func, x: Tensor, shape: Sequence[int],
+    weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    dims = tuple(range(-len(shape), 0))
+    y = _scaled(x - x.mean(dims, keepdim=True), dims, eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else rules.counted(y + bias, bias)
+
+
+def _rms_norm(
+    rules: ConservingRules, func: Func, x: Tensor, shape: Sequence[int],
+    weight: Tensor | None = None, eps: float | None = None,
+) -> Tensor:  # fmt: skip
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = _scaled(x, tuple(range(-len(shape), 0)), eps)
+    return y if weight is None else y * weight
+
+
+def _group_norm(
+    rules: ConservingRules, func: Func, x: Tensor, groups: int,
+    weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    grouped = x.unflatten(1, (groups, -1)).flatten(2)  # (N, groups, the rest)
+    y = _scaled(grouped - grouped.mean(-1, keepdim=True), (-1,), eps).view_as(x)
+    trailing = (1,) * (x.ndim - 2)
+    y = y if weight is None else y * weight.view(-1, *trailing)
+    if bias is None:
+        return y
+    bias = bias.view(-1, *trailing)
+    return rules.counted(y + bias, bias)
+
+
+def _instance_norm(
+    rules: ConservingRules, func: Func, x: Tensor, running_mean: Tensor | None = None,
+    running_var: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+) -> Tensor:  # fmt: skip
+    if use_input_stats:
+        return _group_norm(rules, func, x, x.shape[1], weight, bias, eps)
+    return _batch_norm(rules, func, x, running_mean, running_var, weight, bias, False, 0.0, eps)
+
+
+def _batch_norm(
+    rules: ConservingRules, func: Func, x: Tensor, mean: Tensor | None, var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+) -> Tensor:  # fmt: skip
+    """In eval mode, in which explained networks are: an affine map per channel."""
+    assert mean is not None, "a norm in eval mode has running statistics"
+    assert var is not None, "a norm in eval mode has running statistics"
+    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    scale, shift = (t.view(-1, *(1,) * (x.ndim - 2)) for t in (scale, shift))
+    return rules.counted(x * scale + shift, shift)
+
+
+def _scaled(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """`x` over its root mean square along `dims`, which is a constant."""
+    return x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+_CONSTANTS = ("softmax", "hardsigmoid", "norm", "var", "std", "sqrt", "rsqrt")
+_RULES: Mapping[str, Rule] = {
+    "selective_scan": _scan, "ss2d_scan": _scan,
+    "mul": _product, "matmul": _product, "bmm": _product,
+    "div": _quotient, "add": _sum, "sub": _sum, "cat": _concatenation,
+    "addcmul": _sum_of_product,
+    "linear": _linear,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
+    **dict.fromkeys(("silu", "gelu", "hardswish", "mish", "relu6", "hardtanh"), _locally_linear),
+    **dict.fromkeys(("relu", "leaky_relu"), _piecewise),
+    **dict.fromkeys(_CONSTANTS, _without_gradient),
+    "sigmoid": _sigmoid,
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _heads,
+    "layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm,
+    "instance_norm": _instance_norm, "batch_norm": _batch_norm,
+}  # fmt: skip
+_ALIASES = {
+    "imul": "mul", "rmul": "mul", "multiply": "mul", "rmatmul": "matmul",
+    "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div",
+    "iadd": "add", "radd": "add", "isub": "sub", "rsub": "sub", "subtract": "sub",
+    "concat": "cat", "concatenate": "cat",
+}  # fmt: skip
+_LINEAR = frozenset(
+    {
+        *("get", "getitem", "size", "dim", "numel", "stride", "len", "is_floating_point"),
+        *("permute", "transpose", "reshape", "view", "flatten", "unflatten", "squeeze", "expand"),
+        *("unsqueeze", "movedim", "swapaxes", "view_as", "expand_as", "contiguous", "clone"),
+        *("to", "float", "double", "type_as", "detach", "is_contiguous", "new_zeros", "zeros_like"),
+        *("chunk", "split", "tensor_split", "unbind", "stack", "flip", "roll", "pad", "repeat"),
+        *("narrow", "select", "index_select", "gather", "where", "masked_fill", "unfold"),
+        *("mean", "sum", "neg", "dropout", "dropout2d", "interpolate", "pixel_shuffle"),
+        *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "prelu"),
+    }
+)
+"""Functions, by name, that conserve relevance as they are: linear, or piecewise without a constant.
+
+Only for messages: that no other one breaks it is checked by the conservation error.
+"""

@@ -1,0 +1,456 @@
+"""Scores of explanations: of single maps, and of the rows of a run of `robust explain`.
+
+A map has one number per pixel, (H, W): how much the pixel speaks for a class. Signed maps hold
+evidence against the class below zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustcli.core.seeds import identity_seed
+from robustcli.metrics.intervals import Bootstrap, Interval
+
+Map = NDArray[np.floating]
+
+# Scores of one map.
+
+
+POINTING_TOLERANCE = 15
+"""Pixels of a 224 x 224 image. Source: J. Zhang et al., Top-down neural attention by excitation
+backprop, IJCV 126 (2018), section 5.1."""
+
+
+def curve_area(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The area under insertion or deletion curves, by trapezoids; (N, S) -> (N,).
+
+    The scores are those after inserting (or deleting) 0, 1 / (S - 1), ..., 1 of the pixels, so the
+    area of a score in [0, 1] is in [0, 1].
+
+    Args:
+        scores: Of N images at S evenly spaced shares of pixels, at least 2.
+
+    Source: V. Petsiuk, A. Das, K. Saenko, RISE: Randomized input sampling for explanation of
+    black-box models, BMVC 2018, section 3.4.
+    """
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"`scores` must be (N, S) with S at least 2, not {scores.shape}.")
+    values = scores.astype(np.float64)
+    areas: NDArray[np.float64] = (values[:, 1:] + values[:, :-1]).mean(axis=1) / 2
+    return areas
+
+
+def pointing_hit(
+    relevance: Map, region: NDArray[np.bool_], tolerance: float | None = None
+) -> bool | None:
+    """Whether the largest value of a map lies in `region`, or within `tolerance` pixels of it.
+
+    Of several largest values the first in reading order counts. None where the map is constant or
+    not finite (it points nowhere), or the region is empty.
+
+    Args:
+        relevance: (H, W).
+        region: (H, W), true inside the object.
+        tolerance: Euclidean distance in pixels, 0 or more; None for POINTING_TOLERANCE of a
+            224 x 224 image, scaled by the map's longer side.
+
+    Source: J. Zhang et al., IJCV 126 (2018), section 5.1.
+    """
+    if relevance.shape != region.shape:
+        raise ValueError(f"Map {relevance.shape} and region {region.shape} differ in size.")
+    if not _tells_pixels_apart(relevance) or not region.any():
+        return None
+    if tolerance is None:
+        tolerance = POINTING_TOLERANCE * max(relevance.shape) / 224
+    row, column = np.unravel_index(int(np.argmax(relevance)), relevance.shape)
+    rows, columns = np.nonzero(region)
+    nearest = np.hypot(rows - row, columns - column).min()
+    return bool(nearest <= tolerance)
+
+
+def box_region(box: tuple[float, float, float, float], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels whose centres a box covers, bool (H, W).
+
+    Args:
+        box: Left, top, right and bottom edge in pixels; pixel (0, 0) reaches from 0 to 1.
+        shape: Height and width.
+    """
+    left, top, right, bottom = box
+    y, x = (np.arange(side) + 0.5 for side in shape)
+    return np.outer((y >= top) & (y < bottom), (x >= left) & (x < right))
+
+
+def map_correlation(
+    first: Map, second: Map, where: NDArray[np.bool_] | None = None
+) -> float | None:
+    """Spearman's rank correlation of two maps, in [-1, 1]; equal values share their mean rank.
+
+    None where one of them is constant or not finite.
+
+    Args:
+        first: (H, W).
+        second: (H, W).
+        where: The pixels that count, bool (H, W); None for all.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
+    kept = np.ones(first.shape, dtype=bool) if where is None else where
+    one, other = first[kept], second[kept]
+    if not (_tells_pixels_apart(one) and _tells_pixels_apart(other)):
+        return None
+    x, y = (ranks - ranks.mean() for ranks in (_mean_ranks(one), _mean_ranks(other)))
+    return float(np.clip((x @ y) / math.sqrt((x @ x) * (y @ y)), -1, 1))
+
+
+def _mean_ranks(values: Map) -> NDArray[np.float64]:
+    _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[level]
+    return ranks
+
+
+def _tells_pixels_apart(values: Map) -> bool:
+    return bool(values.size and np.isfinite(values).all() and values.min() < values.max())
+
+
+def centroid(relevance: Map) -> tuple[float, float] | None:
+    """Row and column of the centre of the evidence for the class, which is what is above zero.
+
+    None where nothing is above zero, or a value is not finite.
+    """
+    evidence = np.clip(relevance.astype(np.float64), 0, None)
+    total = float(evidence.sum())
+    if not math.isfinite(total) or total <= 0:
+        return None
+    row = float(evidence.sum(axis=1) @ np.arange(evidence.shape[0])) / total
+    column = float(evidence.sum(axis=0) @ np.arange(evidence.shape[1])) / total
+    return row, column
+
+
+def centroid_shift(first: Map, second: Map) -> float | None:
+    """How far apart the centroids of two maps are, as a share of the image's diagonal, in [0, 1].
+
+    The diagonal joins the centres of two corner pixels. None where a map has no centroid, or of an
+    image of a single pixel.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
+    one, other = centroid(first), centroid(second)
+    diagonal = math.hypot(*(side - 1 for side in first.shape))
+    if one is None or other is None or diagonal == 0:
+        return None
+    return math.dist(one, other) / diagonal
+
+
+FIELD_SHARES = (0.5, 0.95)
+"""Of the whole influence on a place of a feature map."""
+
+
+def field_sides(influence: Map) -> dict[float, float]:
+    """The side of the smallest centred square that holds each of FIELD_SHARES of the influence.
+
+    As a share of the shorter side of the map, in (0, 1]; 1 where no such square holds it.
+
+    Args:
+        influence: (H, W), not negative: how much each pixel of the input counts.
+
+    Source: X. Ding et al., Scaling up your kernels to 31x31, CVPR 2022, section 5.3.
+    """
+    values = influence.astype(np.float64)
+    sides, total = dict.fromkeys(FIELD_SHARES, 1.0), float(values.sum())
+    if total <= 0:
+        return sides
+    y, x = (np.abs(np.arange(side) - (side - 1) / 2) for side in values.shape)
+    distance = np.maximum(y[:, None], x[None, :]).ravel()
+    order = np.argsort(distance, kind="stable")
+    reached = np.cumsum(values.ravel()[order]) / total
+    for share in FIELD_SHARES:
+        # The last pixel may fall short of 1 by rounding.
+        last = order[min(int(np.searchsorted(reached, share - 1e-12)), len(order) - 1)]
+        sides[share] = min(1.0, (2 * float(distance[last]) + 1) / min(values.shape))
+    return sides
+
+
+# Means over the photos of a cell, with intervals.
+
+
+FEWEST = 5
+"""Photos in each of two groups from which a difference between them is looked for."""
+FEWEST_FOR_INTERVAL = 3
+DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a score over photos.
+
+    Args:
+        n: Photos that have the score.
+        value: None where no photo has it.
+        low: Lower end of its 95 % bootstrap interval; None with fewer than three photos.
+        high: Its upper end.
+    """
+
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean]:
+    """The mean of each column of `values` (photos, scores) over the photos that have the score.
+
+    The interval is the expanded percentile interval, which keeps its coverage with few photos,
+    where the plain one is too narrow.
+
+    Args:
+        values: NaN or infinite where a photo does not have a score.
+        bootstrap: Its seed and confidence; DRAWS resamples are drawn.
+
+    Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
+    Statistician 69 (2015), section 4.3.
+    """
+    return [sample.mean for sample in _samples(values, bootstrap)]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A mean with the means of its resamples, of which there are none with a single photo."""
+
+    mean: Mean
+    draws: NDArray[np.float64] | None
+
+
+def _samples(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[_Sample]:
+    """One per column; columns that the same photos have are resampled together."""
+    numbers = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(numbers)
+    resampling = replace(bootstrap, draws=DRAWS)
+    samples: dict[int, _Sample] = {}
+    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        columns = np.flatnonzero(pattern_of == number)
+        part = numbers[np.ix_(patterns[:, number], columns)]
+        n = len(part)
+        draws = resampling.means(part) if n > 1 else None
+        for place, column in enumerate(columns):
+            of_column = None if draws is None else draws[:, place]
+            low, high = None, None
+            if of_column is not None and n >= FEWEST_FOR_INTERVAL:
+                low, high = _ends(of_column, n, bootstrap.confidence)
+            value = float(part[:, place].mean()) if n else None
+            samples[int(column)] = _Sample(Mean(n, value, low, high), of_column)
+    return [samples[column] for column in range(numbers.shape[1])]
+
+
+@dataclass(frozen=True)
+class FlipContrast:
+    """A score of photos whose prediction the transform flips, and of those that keep theirs.
+
+    Args:
+        flipped: Of the photos with another prediction than the clean photo's.
+        kept: Of those with the same.
+        difference: Mean of the flipped minus mean of the kept; None where a group is empty.
+        low: Lower end of its 95 % interval; None where a group has fewer than FEWEST photos.
+        high: Its upper end.
+    """
+
+    flipped: Mean
+    kept: Mean
+    difference: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval of the difference excludes zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def flip_contrasts(
+    values: NDArray[np.floating], flipped: NDArray[np.bool_], bootstrap: Bootstrap
+) -> list[FlipContrast]:
+    """How each column of `values` (photos, scores) differs by whether the prediction flips.
+
+    Both groups are resampled independently of each other.
+
+    Args:
+        values: See `mean_scores`.
+        flipped: Of the photos.
+        bootstrap: See `mean_scores`.
+
+    Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 8.3.
+    """
+    # Two seeds: with one, equally large groups would be resampled alike.
+    of_flipped, of_kept = (
+        replace(bootstrap, seed=identity_seed(bootstrap.seed, name)) for name in ("flipped", "kept")
+    )
+    pairs = zip(
+        _samples(values[flipped], of_flipped), _samples(values[~flipped], of_kept), strict=True
+    )
+    return [_contrast(one, other, bootstrap.confidence) for one, other in pairs]
+
+
+def _contrast(flipped: _Sample, kept: _Sample, confidence: float) -> FlipContrast:
+    one, other = flipped.mean, kept.mean
+    if one.value is None or other.value is None:
+        return FlipContrast(one, other, None, None, None)
+    difference, fewest = one.value - other.value, min(one.n, other.n)
+    if fewest < FEWEST or flipped.draws is None or kept.draws is None:
+        return FlipContrast(one, other, difference, None, None)
+    ends = _ends(flipped.draws - kept.draws, fewest, confidence)
+    return FlipContrast(one, other, difference, *ends)
+
+
+def _ends(draws: NDArray[np.float64], n: int, confidence: float) -> Interval:
+    """The expanded percentile interval of `draws` of a mean of `n` values."""
+    from scipy.special import stdtrit  # takes a moment to import
+
+    quantile = float(stdtrit(n - 1, (1 - confidence) / 2))
+    tail = 100 * NormalDist().cdf(math.sqrt(n / (n - 1)) * quantile)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(float(low), float(high))
+
+
+# How far a method misses what it promises.
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """The absolute errors of a method's own check over photos.
+
+    Args:
+        n: Photos that have the check.
+        median: None where no photo has it.
+        p95: 95th percentile, interpolated; None likewise.
+        largest: None likewise.
+    """
+
+    n: int
+    median: float | None
+    p95: float | None
+    largest: float | None
+
+
+def error_summary(errors: Sequence[float] | NDArray[np.floating]) -> ErrorSummary:
+    """The median, the 95th percentile and the largest of the known |errors|."""
+    known = np.abs(np.asarray(errors, dtype=np.float64))
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return ErrorSummary(0, None, None, None)
+    median, p95 = np.percentile(known, [50, 95])
+    return ErrorSummary(len(known), float(median), float(p95), float(known.max()))
+
+
+# What a run of `robust explain` says, cell by cell.
+
+
+SCORES = (
+    *("insertion_auc", "deletion_auc", "pointing_hit"),
+    *("map_similarity", "centroid_shift", "sanity_similarity"),
+)
+"""Columns of rows of which means are taken."""
+ERRORS = ("completeness_error", "conservation_error")
+CONTRASTED = ("map_similarity", "centroid_shift")
+"""Scores that compare a transformed photo's map with the clean photo's."""
+
+
+class CellKey(NamedTuple):
+    """What rows of one cell have in common."""
+
+    model: str
+    method: str
+    transform: str
+    severity: int
+    view: str
+    target_kind: str
+
+
+@dataclass(frozen=True)
+class ExplanationCell:
+    """The scores of one method, transform, view of the photos and kind of target class.
+
+    Args:
+        key: What its rows have in common.
+        n: Photos.
+        flipped: Photos whose prediction the transform flips.
+        means: By name of SCORES.
+        contrasts: By name of CONTRASTED.
+        errors: By name of ERRORS.
+    """
+
+    key: CellKey
+    n: int
+    flipped: int
+    means: dict[str, Mean]
+    contrasts: dict[str, FlipContrast]
+    errors: dict[str, ErrorSummary]
+
+
+def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[ExplanationCell]:
+    """The cells of `rows`, in the order in which they first occur.
+
+    Args:
+        rows: A row per photo and cell; columns: the fields of CellKey, `image_id`, `flipped`,
+            SCORES and ERRORS.
+        bootstrap: The run's resamples.
+
+    Raises:
+        ValueError: A photo has two rows in a cell.
+    """
+    cells = []
+    for _, cell in rows.groupby(list(CellKey._fields), sort=False):
+        first = cell.iloc[0]
+        key = CellKey._make(first[name] for name in CellKey._fields)
+        twice = cell["image_id"][cell["image_id"].duplicated()]
+        if len(twice):
+            raise ValueError(f"The photo `{twice.iloc[0]}` has two rows in the cell {key}.")
+        flipped = cell["flipped"].to_numpy(dtype=bool)
+        scores = np.column_stack([_numbers(cell[name]) for name in SCORES])
+        contrasted = scores[:, [SCORES.index(name) for name in CONTRASTED]]
+        cells.append(
+            ExplanationCell(
+                key._replace(severity=int(key.severity)),
+                len(cell),
+                int(flipped.sum()),
+                dict(zip(SCORES, mean_scores(scores, bootstrap), strict=True)),
+                dict(zip(CONTRASTED, flip_contrasts(contrasted, flipped, bootstrap), strict=True)),
+                {name: error_summary(_numbers(cell[name])) for name in ERRORS},
+            )
+        )
+    return cells
+
+
+def sanity_summary(rows: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Mean]:
+    """By method, the mean rank correlation of maps with those of shuffled weights.
+
+    The maps of one photo are averaged first. Near 0, a map depends on what the model has learned;
+    near 1, it does not, whatever it looks like.
+
+    Args:
+        rows: Columns: `image_id`, `method`, `sanity_similarity`.
+        bootstrap: The run's resamples.
+
+    Source: J. Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
+    """
+    known = rows[rows["sanity_similarity"].notna()]
+    return {
+        str(method): mean_scores(
+            of_method.groupby("image_id", sort=False)[["sanity_similarity"]].mean().to_numpy(),
+            bootstrap,
+        )[0]
+        for method, of_method in known.groupby("method", sort=False)
+    }
+
+
+def _numbers(column: pd.Series) -> NDArray[np.float64]:
+    """`column` (numbers, truths or None) with NaN for what is not known."""
+    numbers = column.astype(object).where(column.notna(), np.nan)
+    return np.asarray(numbers, dtype=np.float64)

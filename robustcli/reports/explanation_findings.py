@@ -1,0 +1,406 @@
+"""Everything that the report of an explanation is about: its rows as numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustcli.explanation.explained_rows import read_explained_rows
+from robustcli.explanation.methods import METHODS, ExplanationMethod
+from robustcli.explanation.record import ExplainRecord, read_explain_record
+from robustcli.metrics.explanation_scores import (
+    CONTRASTED,
+    ERRORS,
+    FEWEST,
+    SCORES,
+    ErrorSummary,
+    ExplanationCell,
+    FlipContrast,
+    Mean,
+    error_summary,
+    explanation_cells,
+    sanity_summary,
+)
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.reports.numbers import cell_label, counted, decimal
+
+SIMILARITY, SHIFT = CONTRASTED
+ERROR_OF = {"integrated-gradients": "completeness_error", "relevance": "conservation_error"}
+"""The check that a method brings along."""
+UNCHANGED = 0.5
+"""Mean rank correlation with the maps of shuffled weights from which maps count as unchanged. A
+convention of this program: the source (Adebayo et al., NeurIPS 2018) names no limit."""
+SCORE_TITLES = {
+    "insertion_auc": "Insertion",
+    "deletion_auc": "Deletion",
+    "pointing_hit": "Pointing game",
+    "map_similarity": "Similarity",
+    "centroid_shift": "Shift",
+    "sanity_similarity": "Sanity",
+    "completeness_error": "Completeness error",
+    "conservation_error": "Conservation error",
+    "map_similarity_difference": "Interval of the difference of similarity",
+    "centroid_shift_difference": "Interval of the difference of shift",
+}
+_KEYS = ("model", "method", "transform", "severity", "view", "target_kind")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A run of `robust explain`, read once.
+
+    Args:
+        run: Its folder.
+        record: Its settings.
+        rows: All finished rows (columns: EXPLAINED_SCHEMA).
+    """
+
+    run: Path
+    record: ExplainRecord
+    rows: pd.DataFrame
+
+    @cached_property
+    def methods(self) -> list[ExplanationMethod]:
+        """In the order of the run; those that this version does not know are left out."""
+        return [METHODS[name] for name in self.record.methods if name in METHODS]
+
+    def named(self, kind: str) -> list[ExplanationMethod]:
+        """The methods of a kind (`localised`, `learned`, `model`)."""
+        return [method for method in self.methods if method.kind == kind]
+
+    @cached_property
+    def cells(self) -> list[ExplanationCell]:
+        """The scores of the maps of photos, in the order of methods and transforms."""
+        rows = self.rows[self.rows["method"].isin([m.name for m in self.named("localised")])]
+        methods = [method.name for method in self.methods]
+        transforms = [(t.name, t.severity) for t in self.record.transforms]
+        cells = explanation_cells(rows, Bootstrap(self.record.seed))
+
+        def order(cell: ExplanationCell) -> tuple[int, int, str, int]:
+            key = cell.key
+            known = (key.transform, key.severity) in transforms
+            place = transforms.index((key.transform, key.severity)) if known else len(transforms)
+            target = ("true", "predicted", "none").index(key.target_kind)
+            return methods.index(key.method), place, key.view, target
+
+        return sorted(cells, key=order)
+
+    @property
+    def transformed(self) -> list[ExplanationCell]:
+        """The cells of transformed photos, whose maps are compared with those of clean ones."""
+        return [cell for cell in self.cells if cell.key.view == "transformed"]
+
+    @cached_property
+    def errors(self) -> dict[str, ErrorSummary]:
+        """By method, the errors of its own check over all its maps; of methods that have one."""
+        present = [method.name for method in self.methods if method.name in ERROR_OF]
+        return {
+            name: error_summary(
+                self.rows.loc[self.rows["method"] == name, ERROR_OF[name]].to_numpy(dtype=float)
+            )
+            for name in present
+        }
+
+    @cached_property
+    def sanity(self) -> dict[str, Mean]:
+        """By method, the mean similarity of maps with those of shuffled weights."""
+        means = sanity_summary(self.rows, Bootstrap(self.record.seed))
+        return {m.name: means[m.name] for m in self.methods if m.name in means}
+
+    @property
+    def photos(self) -> list[str]:
+        """The photos that have a row, in the order of the run."""
+        present = set(self.rows["image_id"])
+        return [image_id for image_id in self.record.images if image_id in present]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something is still missing."""
+        return self.record.status != "complete"
+
+    @cached_property
+    def moved(self) -> dict[str, str]:
+        """By transform, which clean maps were moved as it moves pixels before being compared.
+
+        `all`, `none` or `some`; of transforms with a comparison.
+        """
+        known = self.rows[self.rows["map_moved"].notna()]
+        labels = [
+            cell_label(t, s) for t, s in zip(known["transform"], known["severity"], strict=True)
+        ]
+        return {
+            str(label): "all" if moved.all() else "some" if moved.any() else "none"
+            for label, moved in known["map_moved"].groupby(labels, sort=False)
+        }
+
+
+def read_explanation(run: Path) -> Explanation:
+    """The explanation in the folder `run`, finished or not.
+
+    Raises:
+        UsageError: There is no readable explanation.
+        RunError: A file of rows is damaged.
+    """
+    return Explanation(run, read_explain_record(run), read_explained_rows(run))
+
+
+def title_of(method: str) -> str:
+    """The title of a method, or its name where this version does not know it."""
+    return METHODS[method].title if method in METHODS else method
+
+
+def in_sentence(method: str) -> str:
+    """The title of a method inside a sentence: a name such as Grad-CAM keeps its capital."""
+    title = title_of(method)
+    return title if title[1:] != title[1:].lower() else title.lower()
+
+
+# Numbers for other programs.
+
+
+def explanation_columns() -> tuple[str, ...]:
+    """The columns of results.csv, see docs/explain.md."""
+    means = (f"{s}{end}" for s in SCORES for end in ("", "_low", "_high", "_n"))
+    contrasts = (
+        f"{s}_{part}"
+        for s in CONTRASTED
+        for part in ("flipped", "flipped_n", "kept", "kept_n", *_DIFFERENCE)
+    )
+    errors = (f"{e}_{part}" for e in ERRORS for part in ("n", "median", "p95", "largest"))
+    return (*_KEYS, "n", "flipped", *means, *contrasts, *errors, "why_absent")
+
+
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
+
+
+def explanation_results(explanation: Explanation) -> pd.DataFrame:
+    """One row per cell with `explanation_columns`; `why_absent` explains every missing number."""
+    names = list(explanation_columns())
+    table = pd.DataFrame([_row(explanation, c) for c in explanation.cells], columns=names)
+    words = (*_KEYS, "why_absent")
+    counts = [n for n in names if n in ("severity", "n", "flipped") or n.endswith("_n")]
+    kinds = {name: "Int64" if name in counts else "Float64" for name in names}
+    return table.astype({n: k for n, k in kinds.items() if n not in words or n == "severity"})
+
+
+def _row(explanation: Explanation, cell: ExplanationCell) -> dict[str, Any]:
+    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": cell.flipped}
+    for name, mean in cell.means.items():
+        row |= {name: mean.value, f"{name}_low": mean.low}
+        row |= {f"{name}_high": mean.high, f"{name}_n": mean.n}
+    for name, contrast in cell.contrasts.items():
+        row |= {f"{name}_flipped": contrast.flipped.value, f"{name}_kept": contrast.kept.value}
+        row |= {f"{name}_flipped_n": contrast.flipped.n, f"{name}_kept_n": contrast.kept.n}
+        ends = (contrast.difference, contrast.low, contrast.high)
+        row |= {f"{name}_{part}": end for part, end in zip(_DIFFERENCE, ends, strict=True)}
+    for name, error in cell.errors.items():
+        row |= {f"{name}_n": error.n, f"{name}_median": error.median}
+        row |= {f"{name}_p95": error.p95, f"{name}_largest": error.largest}
+    row["why_absent"] = "; ".join(
+        f"{name}: {why}" for name, why in absences(explanation, cell).items()
+    )
+    return row
+
+
+def absences(explanation: Explanation, cell: ExplanationCell) -> dict[str, str]:
+    """By score of a cell that has no number, or none of its interval, why."""
+    reasons: dict[str, str] = {}
+    for name, mean in cell.means.items():
+        if mean.value is None:
+            reasons[name] = why_no_score(explanation, cell, name)
+        elif mean.low is None:
+            reasons[name] = f"no interval from {counted(mean.n, 'photo')}"
+    for name, contrast in cell.contrasts.items():
+        if cell.means[name].value is not None and contrast.low is None:
+            reasons[f"{name}_difference"] = few_photos(contrast)
+    for name, error in cell.errors.items():
+        if not error.n:
+            reasons[name] = why_no_score(explanation, cell, name)
+    return reasons
+
+
+def why_no_score(explanation: Explanation, cell: ExplanationCell, name: str) -> str:
+    """Why no photo of `cell` has the score `name`."""
+    method, task = cell.key.method, explanation.record.task
+    if name in ERRORS:
+        owners = [title_of(m) for m, error in ERROR_OF.items() if error == name]
+        if method not in ERROR_OF or ERROR_OF[method] != name:
+            return f"a check of {owners[0].lower()} only"
+    if name in CONTRASTED and cell.key.view == "clean":
+        return "compares the transformed photo's map with the clean photo's, see `transformed`"
+    if name == "sanity_similarity" and not explanation.record.sanity:
+        return "not asked for (`--sanity`)"
+    if name == "sanity_similarity":
+        return "measured on other maps of this method"
+    if name == "pointing_hit" and task == "cls":
+        return "the data have neither boxes nor masks"
+    if name in ("insertion_auc", "deletion_auc") and cell.key.target_kind == "none":
+        return "the map is of no class, so no class's probability can be followed"
+    return "every map is constant or not finite"
+
+
+def table_notes(
+    explanation: Explanation, cells: Iterable[ExplanationCell], names: Iterable[str]
+) -> list[str]:
+    """Why numbers of a table are missing: each reason once, with the scores that it is about."""
+    shown, by_reason = list(names), dict[str, list[str]]()
+    for cell in cells:
+        for name, why in absences(explanation, cell).items():
+            if name in shown and SCORE_TITLES[name] not in by_reason.setdefault(why, []):
+                by_reason[why].append(SCORE_TITLES[name])
+    return [f"{', '.join(titles)} ({why})." for why, titles in by_reason.items()]
+
+
+def few_photos(contrast: FlipContrast) -> str:
+    """Why a difference between flipped and kept photos has no interval."""
+    return f"{contrast.flipped.n} flipped and {contrast.kept.n} kept; {FEWEST} of each are needed"
+
+
+# In words.
+
+
+def summary(explanation: Explanation) -> list[str]:
+    """Sentences: whether maps move more where the prediction flips, and whether to trust them."""
+    return [
+        *_contrast_sentences(explanation),
+        *_sanity_sentences(explanation),
+        *_error_sentences(explanation),
+    ]
+
+
+def _contrast_sentences(explanation: Explanation) -> Iterator[str]:
+    """A sentence per difference that is shown; the others together, by the reason."""
+    chance: dict[str, list[str]] = {}
+    few: dict[str, list[str]] = {}
+    for cell in explanation.transformed:
+        if cell.key.target_kind == "predicted":
+            continue
+        for name in (SHIFT, SIMILARITY):
+            contrast = cell.contrasts[name]
+            if contrast.shown:
+                yield _shown_difference(cell, name, contrast)
+            elif contrast.low is not None:
+                where = f"{title_of(cell.key.method)} under {_transform(cell)}"
+                chance.setdefault(where, []).append(_interval(name, contrast))
+            elif cell.means[name].n and name == SHIFT:
+                counts = f"{contrast.flipped.n} flipped, {contrast.kept.n} kept"
+                few.setdefault(f"{_transform(cell)} ({counts})", []).append(cell.key.method)
+    for where, intervals in chance.items():
+        yield (
+            f"{where}: no difference shown between photos whose prediction flips and photos that "
+            f"keep theirs ({'; '.join(intervals)})."
+        )
+    if few:
+        yield (
+            f"Too few photos to compare flipped with kept predictions under {', '.join(few)}: "
+            f"{FEWEST} of each are needed."
+        )
+
+
+def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast) -> str:
+    of = "" if cell.key.target_kind == "none" else " of the true class"
+    subject = f"Under {_transform(cell)} the {in_sentence(cell.key.method)} map{of}"
+    more = (contrast.difference or 0) > 0
+    groups = [(contrast.flipped, "flips"), (contrast.kept, "stays")]
+    (larger, when), (smaller, otherwise) = groups if more else groups[::-1]
+    unit = " %" if name == SHIFT else ""
+    first, second = (f"{shown(name, group.value)}{unit}" for group in (larger, smaller))
+    if name == SHIFT:
+        what = f"moves where the prediction {when}, and not where it {otherwise}"
+        if smaller.value:
+            times = decimal((larger.value or 0) / smaller.value)
+            what = f"moves {times} times as far where the prediction {when} as where it {otherwise}"
+        numbers = f"{first} of the diagonal (n = {larger.n}) against {second}"
+    else:
+        what = (
+            f"resembles that of the clean photo more where the prediction {when} than where it "
+            f"{otherwise}"
+        )
+        numbers = f"rank correlation {first} (n = {larger.n}) against {second}"
+    return f"{subject} {what}: {numbers} (n = {smaller.n}); {_interval(name, contrast)}."
+
+
+def _interval(name: str, contrast: FlipContrast) -> str:
+    what = "distance" if name == SHIFT else "rank correlation"
+    unit = " percentage points" if name == SHIFT else ""
+    value, low, high = (shown(name, v) for v in (contrast.difference, contrast.low, contrast.high))
+    return f"difference of {what} {value}{unit}, 95 % interval {low} to {high}"
+
+
+def _transform(cell: ExplanationCell) -> str:
+    return cell_label(cell.key.transform, cell.key.severity)
+
+
+def _sanity_sentences(explanation: Explanation) -> Iterator[str]:
+    for method, mean in explanation.sanity.items():
+        if mean.value is None:
+            continue
+        interval = (
+            "" if mean.low is None else f" ({decimal(mean.low, 2)} to {decimal(mean.high, 2)})"
+        )
+        number = f"rank correlation {decimal(mean.value, 2)}{interval}, n = {mean.n}"
+        name = in_sentence(method)
+        if mean.value < UNCHANGED:
+            yield f"Sanity: with shuffled weights the {name} map becomes another one: {number}."
+        else:
+            yield (
+                f"Sanity check failed: with shuffled weights the {name} map stays much the same: "
+                f"{number}. It says little about what the model has learned."
+            )
+
+
+def _error_sentences(explanation: Explanation) -> Iterator[str]:
+    for method, error in explanation.errors.items():
+        if error.median is None:
+            continue
+        promise = (
+            "what the maps of integrated gradients add up to misses the change of the score"
+            if ERROR_OF[method] == "completeness_error"
+            else "what the relevance of all pixels adds up to misses the score"
+        )
+        yield (
+            f"Check: {promise} by {relative(error.median)} in the median and by "
+            f"{relative(error.p95)} in the 95th percentile of {counted(error.n, 'map')}."
+        )
+
+
+def relative(value: float | None) -> str:
+    """A relative error with the digits that mean something."""
+    if value is None:
+        return decimal(None)
+    return f"{100 * value:.2g} %" if value >= 1e-4 else f"{value:.0e}"
+
+
+def error_title(method: str) -> str:
+    """What the check of a method is called."""
+    return SCORE_TITLES[ERROR_OF[method]]
+
+
+def shown(name: str, value: float | None) -> str:
+    """A mean score as a table shows it: shares of the diagonal and of photos in percent."""
+    if name in (SHIFT, "pointing_hit"):
+        return decimal(None if value is None else 100 * value)
+    return decimal(value, 3 if name.endswith("_auc") else 2)
+
+
+def shown_mean(name: str, mean: Mean) -> str:
+    """A mean with its interval, where it has one."""
+    if mean.low is None:
+        return shown(name, mean.value)
+    return f"{shown(name, mean.value)} ({shown(name, mean.low)} to {shown(name, mean.high)})"
+
+
+def shown_difference(name: str, contrast: FlipContrast) -> str:
+    """The difference between flipped and kept photos with its sign and interval."""
+    if contrast.difference is None:
+        return decimal(None)
+    sign = "+" if contrast.difference > 0 else ""
+    value = f"{sign}{shown(name, contrast.difference)}"
+    if contrast.low is None:
+        return value
+    return f"{value} ({shown(name, contrast.low)} to {shown(name, contrast.high)})"

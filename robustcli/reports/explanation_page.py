@@ -1,0 +1,136 @@
+"""The report of an explanation: page, files of numbers, and the table for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustcli.metrics.explanation_scores import ExplanationCell, Mean
+from robustcli.reports.console import grid
+from robustcli.reports.explanation_findings import (
+    SHIFT,
+    SIMILARITY,
+    Explanation,
+    error_title,
+    explanation_results,
+    read_explanation,
+    relative,
+    shown,
+    shown_difference,
+    shown_mean,
+    summary,
+    table_notes,
+    title_of,
+)
+from robustcli.reports.explanation_panels import (
+    NO_PANELS,
+    ExplanationGallery,
+    draw_explanation_gallery,
+)
+from robustcli.reports.markdown import from_template
+from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted
+from robustcli.reports.pages import Page
+
+IN_WORDS = {
+    "integrated-gradients": (
+        "Adds up the gradient of the class's score on the way from a blank picture to the photo. "
+        "All pixels together give the change of the score."
+    ),
+    "occlusion": "Covers one patch after another and notes how far the class's score drops.",
+    "grad-cam": (
+        "Weights the feature maps of one layer by the gradient of the class's score: coarse, but "
+        "made of what the last layers see."
+    ),
+    "relevance": (
+        "Passes the score back through the network by rules under which nothing is lost, so that "
+        "each pixel gets its share of it."
+    ),
+    "attention": (
+        "Writes the selective scan as attention and follows it through all layers: on which pixels "
+        "the output draws, whatever the class."
+    ),
+    "maximised-photo": (
+        "Changes the photo step by step so that the class's score grows: what the network wants to "
+        "see more of."
+    ),
+    "maximised-noise": (
+        "Starts from noise instead of the photo: what the network takes for a typical sight of the "
+        "class."
+    ),
+    "erf": "How much each pixel of the input influences the centre of the last feature map.",
+    "erf-untrained": "The same with the weights that the network has before training.",
+}
+"""What a method does, by its name."""
+CHOICES = {
+    "ids": "the photos that were named",
+    "worst": "those that lose most under the transforms",
+    "class": "photos of one class",
+    "subset": "a random subset",
+}
+
+
+def explanation_report(run: Path) -> Page:
+    """The page of the explanation in `run`; its pictures are drawn.
+
+    Raises:
+        UsageError: There is no readable explanation.
+        RunError: A file of rows or arrays is damaged.
+    """
+    explanation = read_explanation(run)
+    text = explanation_page(explanation, draw_explanation_gallery(explanation))
+    return Page(explanation_results(explanation), text, terminal=explanation_text(explanation))
+
+
+def explanation_page(explanation: Explanation, gallery: ExplanationGallery = NO_PANELS) -> str:
+    """The Markdown of the page, with the pictures of `gallery`."""
+    return from_template(
+        "explanation",
+        explanation=explanation,
+        gallery=gallery,
+        summary=summary(explanation),
+        in_words=IN_WORDS,
+        choices=CHOICES,
+        notes=lambda cells, names: table_notes(explanation, cells, names),
+        title_of=title_of,
+        error_title=error_title,
+        relative=relative,
+        shown_mean=shown_mean,
+        shown=shown,
+        shown_difference=shown_difference,
+        similarity=SIMILARITY,
+        shift=SHIFT,
+    )
+
+
+def explanation_text(explanation: Explanation) -> str:
+    """The table and the sentences for a terminal, in ASCII but for names."""
+    header = (
+        *("method", "transform", "class", "photos", "flipped"),
+        *("similarity", "shift, %", "insertion", "deletion"),
+    )
+    cells = explanation.transformed or explanation.cells
+    blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
+    notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
+    sentences = [*(f"Not given: {note}" for note in notes), *summary(explanation)]
+    if explanation.is_partial:
+        count = counted(len(explanation.photos), "photo")
+        sentences.insert(0, f"Partial: {count} of {len(explanation.record.images)} have rows.")
+    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").rstrip()
+
+
+def _line(cell: ExplanationCell) -> tuple[str, ...]:
+    means = cell.means
+    return (
+        title_of(cell.key.method),
+        cell_label(cell.key.transform, cell.key.severity),
+        cell.key.target_kind,
+        str(cell.n),
+        str(cell.flipped),
+        shown_mean(SIMILARITY, means[SIMILARITY]),
+        shown_mean(SHIFT, means[SHIFT]),
+        _plain(means["insertion_auc"]),
+        _plain(means["deletion_auc"]),
+    )
+
+
+def _plain(mean: Mean) -> str:
+    return MISSING if mean.value is None else f"{mean.value:.3f}"
