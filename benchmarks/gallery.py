@@ -272,8 +272,8 @@ def _ran(numbers: Numbers) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
     took = "" if ran["seconds"] is None else f" in {ran['seconds']:,} s"
     return (
-        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}, beside other work of the "
-        f"machine{took}; {versions}. {numbers['images']} images."
+        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}{took}, beside other work of "
+        f"the machine; {versions}. {numbers['images']} images."
     )
 
 
