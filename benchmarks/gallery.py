@@ -272,8 +272,8 @@ def _ran(numbers: Numbers) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
     took = "" if ran["seconds"] is None else f" in {ran['seconds']:,} s"
     return (
-        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}, beside other work of the "
-        f"machine{took}; {versions}. {numbers['images']} images."
+        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}{took}, beside other work of "
+        f"the machine; {versions}. {numbers['images']} images."
     )
 
 
@@ -398,17 +398,17 @@ def main() -> None:
     )
     parser.add_argument("--page-only", action="store_true", help="run nothing")
     parser.add_argument("--study", choices=[s.name for s in STUDIES], help="run only this one")
-    parser.add_argument("--afresh", action="store_true", help="remove the stored runs first")
+    parser.add_argument("--afresh", action="store_true", help="remove their stored runs first")
     arguments = parser.parse_args()
     numbers: dict[str, Any] = _read(NUMBERS) if NUMBERS.is_file() else {}
-    if arguments.afresh:
-        shutil.rmtree(ROOT / RUNS, ignore_errors=True)
     chosen = [study for study in STUDIES if arguments.study in (None, study.name)]
     for study in () if arguments.page_only else chosen:
         missing = [path for path in study.needs if not (ROOT / path).exists()]
         if missing:
             print(f"{study.title}: not run, there is no {' and no '.join(missing)}.")
             continue
+        for evaluation in study.evaluations if arguments.afresh else ():
+            shutil.rmtree(ROOT / evaluation.folder, ignore_errors=True)
         numbers[study.name] = measured(study)
     write_text(NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     write_text(PAGE, page(numbers))

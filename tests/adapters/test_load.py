@@ -13,8 +13,8 @@ from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import load, resolve
-from robustcli.adapters.networks import BUILDERS, OFFICIAL, PICO
-from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.networks import BUILDERS, OFFICIAL
+from robustcli.adapters.preprocessing import CIFAR10, Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
 from tests.adapters.runs import trained
@@ -27,7 +27,7 @@ def test_every_entry_of_the_catalogue_has_a_builder_and_every_builder_is_used() 
 def test_preprocessing_is_that_of_the_official_evaluations() -> None:
     assert (OFFICIAL.resize, OFFICIAL.crop, OFFICIAL.interpolation) == (256, 224, "bicubic")
     assert (OFFICIAL.mean, OFFICIAL.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (PICO.resize, PICO.crop) == (32, 32)
+    assert (CIFAR10.resize, CIFAR10.crop) == (32, 32)
 
 
 @pytest.mark.parametrize("name", ["vim-t", "vim-s-plus", "vim-b"])
@@ -111,7 +111,7 @@ def test_facts_of_an_untrained_model() -> None:
     assert facts.pretraining == "none (untrained)"
     assert facts.parameters == 556_938
     assert facts.weights_sha256 == state_digest(model.network.state_dict())
-    assert (facts.label_space, model.preprocessing) == ("cifar10", PICO)
+    assert (facts.label_space, model.preprocessing) == ("cifar10", CIFAR10)
     assert facts.scans
     assert not model.network.training
 
@@ -134,7 +134,7 @@ def test_untrained_needs_no_network(attempts: list[object]) -> None:
 def test_weights_from_a_file(pico_file: Path) -> None:
     model = load(ModelRequest("VMAMBA_PICO", weights=pico_file), "cls")
     torch.manual_seed(5)
-    same = Classifier(build("vmamba-pico").eval(), PICO, model.facts)
+    same = Classifier(build("vmamba-pico").eval(), CIFAR10, model.facts)
     torch.testing.assert_close(logits(model), logits(same), rtol=0, atol=0)
     assert model.facts.weights == str(pico_file)
     assert model.facts.pretraining == "unknown (weights from a file)"
@@ -174,7 +174,7 @@ def test_a_weights_file_that_is_not_there() -> None:
 def test_official_preprocessing_and_what_a_user_changes_of_it() -> None:
     request = ModelRequest("vmamba-pico", preprocessing={"crop": 28, "mean": (0.5, 0.5, 0.5)},
                            untrained=True)  # fmt: skip
-    expected = Preprocessing(32, 28, "bilinear", (0.5, 0.5, 0.5), PICO.std)
+    expected = Preprocessing(32, 28, "bilinear", (0.5, 0.5, 0.5), CIFAR10.std)
     assert load(request, "cls").preprocessing == expected
     bad = ModelRequest("vmamba-pico", preprocessing={"std": (0, 1, 1)}, untrained=True)
     with pytest.raises(UsageError, match="must be above zero in every channel"):

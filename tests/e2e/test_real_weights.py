@@ -56,6 +56,15 @@ def test_vmamba_pico_stands_as_documented(tmp_path):
     assert run.record.dataset.demonstration
 
 
+def test_resnet_pico_stands_as_in_the_gallery(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "gallery.json").read_text("utf-8")
+    rows = [row for row in json.loads(text)["demo"]["scores"] if row["label"] == "resnet-pico"]
+    expected = {row["transform"]: row["correct"] for row in rows}
+    run = robustcli.evaluate("resnet-pico", None, "identity", out=tmp_path / "run", workers=0)
+    # Another processor may round otherwise and turn an image or two.
+    assert run.table()["correct"].tolist() == pytest.approx([expected["identity"]], abs=2)
+
+
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vmamba-pico", "resnet-pico"])
