@@ -1,4 +1,4 @@
-"""Sends a export to MLflow, Weights & Biases or Trackio; the same run is never there twice.
+"""Sends a run to MLflow, Weights & Biases or Trackio; the same run is never there twice.
 
 Each tracker finds the run by its key (`RunExport.key`). Where it has it with the same digest,
 nothing is sent; with another digest (the run was continued), what is there is brought up to date.

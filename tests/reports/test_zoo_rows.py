@@ -144,7 +144,7 @@ def test_different_versions_are_told_apart(tmp_path: Path) -> None:
 
 
 def remarks(zoo: Zoo) -> list[str]:
-    lines = section(zoo_text(zoo), "PrintedResult and measured").splitlines()
+    lines = section(zoo_text(zoo), "Published and measured").splitlines()
     return [line for line in lines if line.startswith("- ")]
 
 
