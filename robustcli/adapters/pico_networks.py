@@ -36,6 +36,7 @@ _STAGES = ((1, 32, 1), (1, 64, 2), (2, 120, 2))
 """Blocks, channels and stride of each stage."""
 
 
+@register_model  # type: ignore[untyped-decorator,unused-ignore]
 def resnet_pico(pretrained: bool = False, **options: Any) -> nn.Module:
     """A ResNet for 32 x 32 pixels: four basic blocks, a 3 x 3 stem of stride 2, no max-pooling."""
     blocks = tuple(
@@ -51,6 +52,3 @@ def resnet_pico(pretrained: bool = False, **options: Any) -> nn.Module:
         **options,
     )
     return network
-
-
-register_model(resnet_pico)
