@@ -24,6 +24,7 @@ GUARDED = {
     "segmentation_models_pytorch": "the extra `smp`; without it its networks say how to install it",
     "onnx": "the extra `onnx`; without it the parameters of an ONNX file are not counted",
     "onnxruntime": "the extra `onnx`; without it ONNX files say how to install it",
+    "datasets": "the extra `hf`; without it `--data hf:` says how to install it",
     "transformers": "the extra `hf`; without it `hf:` names say how to install it",
     "open_clip": "the extra `clip`; without it `open-clip:` names say how to install it",
     "nnunetv2": "compared with where it is installed",

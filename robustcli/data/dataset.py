@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace
@@ -35,6 +35,16 @@ class RawPixels:
     planar: bool = False
 
 
+class Rows(Protocol):
+    """Images that are rows of a table elsewhere."""
+
+    def read(self, row: int) -> bytes:
+        """The encoded image in a row; raises OSError where it holds none."""
+
+    def pin(self, row: int) -> str:
+        """What names these bytes for good, so that they need not be read to be told apart."""
+
+
 @dataclass(frozen=True)
 class FileRef:
     """An image or a mask: a file on the disk, or a range of bytes in one. Nothing is read yet.
@@ -47,6 +57,7 @@ class FileRef:
         size: Length of the member in bytes.
         unpacked: Its length once decompressed, of a deflated member of a zip; else None.
         raw: How its bytes are pixels, where they are not an image file.
+        rows: The table of which it is row number `offset`, where it is one.
     """
 
     relative: str
@@ -56,6 +67,7 @@ class FileRef:
     size: int = 0
     unpacked: int | None = None
     raw: RawPixels | None = None
+    rows: Rows | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
@@ -88,11 +100,13 @@ class FileRef:
             return 0
 
     def read(self) -> bytes:
-        """Its bytes, from the disk or out of its tar.
+        """Its bytes, from the disk, out of its tar or from its table.
 
         Raises:
             OSError: It cannot be read.
         """
+        if self.rows is not None:
+            return self.rows.read(self.offset)
         if self.member is None:
             return self.path.read_bytes()
         with self.path.open("rb", buffering=0) as archive:
@@ -118,14 +132,16 @@ def contents_digest(files: Iterable[FileRef]) -> str:
     `relative NUL SHA-256 LF` for as many files as it takes to read CONTENTS_READ bytes, in an order
     drawn from their paths. A small data set is read whole. Of a large one, whose reading would take
     as long as an evaluation, a file that was edited and kept its length can pass unnoticed. A file
-    that cannot be read counts as empty.
+    that cannot be read counts as empty. What stands for a row of a table is its pin, not its length
+    and bytes.
     """
     ordered = sorted(files, key=lambda file: file.relative)
     digest = hashlib.sha256()
     for file in ordered:
-        digest.update(f"{file.relative}\0{file.length}\n".encode())
-    read = 0
-    for file in sorted(ordered, key=lambda file: identity_seed("contents", file.relative)):
+        known = file.length if file.rows is None else file.rows.pin(file.offset)
+        digest.update(f"{file.relative}\0{known}\n".encode())
+    read, unpinned = 0, [file for file in ordered if file.rows is None]
+    for file in sorted(unpinned, key=lambda file: identity_seed("contents", file.relative)):
         if read >= CONTENTS_READ:
             break
         try:

@@ -17,6 +17,14 @@ from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
+from robustcli.data.hub_datasets import (
+    HubLayout,
+    HubName,
+    names_hub_dataset,
+    parse_hub_name,
+    read_hub_classes,
+    read_hub_masks,
+)
 from robustcli.data.labels import AnyClasses, LabelSpace, ModelClasses, WantedClasses
 from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
@@ -73,6 +81,7 @@ class Classes:
         splits: Whether the class folders may lie in folders `train`, `val` and `test`, which then
             say the split of an image. Always so in training.
         answers: Which classes a model may answer with.
+        offline: Forbids the network, for data that are not on this machine.
     """
 
     model: str | None = None
@@ -80,6 +89,7 @@ class Classes:
     labels: Path | None = None
     splits: bool = False
     answers: Answers = "auto"
+    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,13 @@ class Masks:
             decide by the values that the masks have.
         ignore: The values that count nowhere.
         surveyed: Whether masks are looked at; else each is later read by its own values.
+        offline: Forbids the network, for data that are not on this machine.
     """
 
     foreground: ValueOption = None
     ignore: ValueOption = None
     surveyed: bool = True
+    offline: bool = False
 
 
 def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
@@ -106,8 +118,9 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
 
     Args:
         data: A folder or tar in one of the layouts, a manifest, or the name of a data set; any of
-            them followed by `:FOLDER` for the images whose id lies in that folder. None for the
-            default of the model's label space (`default_data`), of masks `segmentation`.
+            them followed by `:FOLDER` for the images whose id lies in that folder. Or a data set
+            of the Hugging Face hub (`hub_datasets`). None for the default of the model's label
+            space (`default_data`), of masks `segmentation`.
         truth: What is to be known of each image.
 
     Raises:
@@ -225,7 +238,7 @@ def _whole_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
 
 
 def _is_there(data: str) -> bool:
-    known = find_named(data) is not None or names_shards(data)
+    known = find_named(data) is not None or names_shards(data) or names_hub_dataset(data)
     return known or Path(data).expanduser().exists()
 
 
@@ -243,17 +256,18 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     notes: list[str] = []
     shift: NaturalShift | None = None
     wanted: WantedClasses
+    hub = parse_hub_name(data) if names_hub_dataset(data) else None
+    path = _location(data, named) if hub is None else hub.place
     if truth.model is None:
-        path = _location(data, named)
         wanted = AnyClasses(_name(path))
     else:
         given = truth.label_space or (named.label_space if named else None)
-        path = _location(data, named)
         shift = find_shift(path) if truth.model == "imagenet-1k" else None
         given = given or (truth.model if shift else None)
         space = find_label_space(given, notes.append) if isinstance(given, str) else given
         wanted = ModelClasses(space, truth.model)
-    layout = _class_layout(path, truth, wanted, notes.append)
+    found = None if hub is None else _of_hub(hub, truth, wanted, notes.append)
+    layout = _class_layout(path, truth, wanted, notes.append) if found is None else found.layout
     labels = {label for one in layout.labelled for label in (one.label, *one.also)}
     space = _label_space(path, labels, wanted)
     targets = {label: _target(space, label) for label in labels}
@@ -265,8 +279,26 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     answers = None
     if truth.model is not None:
         answers = allowed_answers(path, shift, set(targets.values()), truth.answers, notes.append)
-    dataset = _dataset(path, named, samples, notes)
+    dataset = _dataset(path, named, samples, notes, found)
     return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
+
+
+def _of_hub(name: HubName, truth: Classes, wanted: WantedClasses, say: Say) -> HubLayout:
+    if truth.labels is not None:
+        raise _labels_itself(truth.labels, str(name.place))
+    space = wanted.given if isinstance(wanted, ModelClasses) else None
+    return read_hub_classes(
+        name, say, offline=truth.offline, all_splits=truth.splits or truth.model is None,
+        spaces=() if space is None else (space,),
+    )  # fmt: skip
+
+
+def _labels_itself(labels: Path, data: str) -> UsageError:
+    return UsageError(
+        f"`--labels {labels}` does not go with `--data {data}`.",
+        "It names the class of each image itself.",
+        "Leave out `--labels`.",
+    )
 
 
 def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -> Layout[str]:
@@ -298,11 +330,7 @@ def _class_layout(path: Path, truth: Classes, wanted: WantedClasses, say: Say) -
 def _labelled_by_itself(path: Path, labels: Path | None, say: Say) -> Layout[str]:
     """Data that are no image files in folders: each form names the class of every image."""
     if labels is not None:
-        raise UsageError(
-            f"`--labels {labels}` does not go with `--data {path}`.",
-            "It names the class of each image itself.",
-            "Leave out `--labels`.",
-        )
+        raise _labels_itself(labels, str(path))
     if _is_table(path):
         return read_class_manifest(path, say)
     if names_shards(str(path)):
@@ -346,14 +374,19 @@ def _target(space: LabelSpace, label: str) -> int:
 def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     if named and named.label_space != SEGMENTATION:
         raise advice.has_classes(named)
-    path, notes = _location(data, named), list[str]()
-    layout = _mask_layout(path, notes.append)
+    notes = list[str]()
+    hub = parse_hub_name(data) if names_hub_dataset(data) else None
+    path = _location(data, named) if hub is None else hub.place
+    of_hub = None
+    if hub is not None:
+        of_hub = read_hub_masks(hub, notes.append, offline=truth.offline)
+    layout = _mask_layout(path, notes.append) if of_hub is None else of_hub.layout
     samples = [
         Sample(one.image, one.label, one.group or one.image.relative, one.split)
         for one in layout.labelled
     ]
     _check_groups(path, samples, layout.grouping)
-    found = _dataset(path, named, samples, notes)
+    found = _dataset(path, named, samples, notes, of_hub)
     dataset = replace(found, grouping=layout.grouping, tolerance=layout.tolerance)
     return _surveyed(dataset, truth) if truth.surveyed else dataset
 
@@ -424,11 +457,12 @@ def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
 
 
 def _dataset(
-    path: Path, named: NamedDataset | None, samples: Sequence[Sample], notes: Sequence[str]
-) -> Dataset:
+    path: Path, named: NamedDataset | None, samples: Sequence[Sample], notes: Sequence[str],
+    hub: HubLayout | None,
+) -> Dataset:  # fmt: skip
     return Dataset(
-        name=named.name if named else _name(path),
-        location=str(path.resolve()),
+        name=hub.name if hub else named.name if named else _name(path),
+        location=hub.location if hub else str(path.resolve()),
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
         available=len(samples),
         demonstration=named is not None,

@@ -92,6 +92,7 @@ def find_images(
     opened = EvalConfig(
         models.requests, ("identity",), place, split="all", seed=stored.record.seed,
         label_space=models.label_space, labels=labels, foreground=foreground, ignore=ignore,
+        offline=config.offline,
     )  # fmt: skip
     try:
         data = models.task.open(opened, Silent())

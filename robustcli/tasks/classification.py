@@ -310,6 +310,7 @@ def _opened(config: TaskConfig) -> Dataset:
                 config.labels,
                 splits=trained,
                 answers=config.answers,
+                offline=config.offline,
             ),
         )
     except UsageError:

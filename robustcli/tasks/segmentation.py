@@ -262,7 +262,7 @@ class SegmentationTask(Task[Segmenter]):
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]
         index = (
-            config.dataset or open_dataset(config.data, Masks(surveyed=False))
+            config.dataset or open_dataset(config.data, Masks(surveyed=False, offline=config.offline))
             if trainings
             else None
         )
@@ -285,7 +285,9 @@ class SegmentationTask(Task[Segmenter]):
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        whole = config.dataset or open_dataset(config.data, Masks(config.foreground, config.ignore))
+        whole = config.dataset or open_dataset(
+            config.data, Masks(config.foreground, config.ignore, offline=config.offline)
+        )
         for note in whole.notes:
             listener.say(note)
         if config.data is None:
