@@ -12,32 +12,38 @@ a repository is run: `datasets` from version 4 on cannot.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
-from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened, write_text
+from robustcli.core.io import replacing, write_text
 from robustcli.core.names import nearest
 from robustcli.data.advice import quoted
-from robustcli.data.dataset import FileRef
+from robustcli.data.hub_files import (
+    PREFIX,
+    TIMEOUT_S,
+    RemoteFile,
+    RowGroup,
+    broken_transfer,
+    commit_home,
+    fetching,
+    file_name,
+    not_here,
+    repo_home,
+)
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.data.layouts import SPLIT_NAMES, Labelled, Layout
 from robustcli.data.listing import stable
-from robustcli.data.named_datasets import data_home, lock_on_this_machine
 from robustcli.data.tables import Say
 
-PREFIX = "hf:"
 OLDEST_DATASETS = (4, 0)
 """The first version that runs no code of a repository; as in `pyproject.toml`."""
 _NAME = re.compile(
@@ -61,9 +67,6 @@ _ID_NAMES = (
 _UNSAFE = re.compile(r"^/|\\|[\x00-\x1f\x7f]|(^|/)\.\.?(/|$)")
 _AT_ONCE = 8
 """Files of which labels are read at the same time: it is the answers that take the time."""
-_PAUSES_S = (1.0, 4.0)
-"""Before a broken transfer is tried again."""
-_TIMEOUT_S = 60
 
 
 def names_hub_dataset(data: str) -> bool:
@@ -205,8 +208,8 @@ def _read(
     size = sum(file.bytes_of(columns.image) for split in taken for file in published.files[split])
     say(
         f"`{name.place}`: {sum(map(len, taken.values())):,} images in the column "
-        f"`{columns.image}`, {size / 1e6:,.1f} MB; what is needed is fetched when it is needed, and "
-        f"kept in `{_home(name, commit)}`."
+        f"`{columns.image}`, {size / 1e6:,.1f} MB: each part is fetched when it is needed, and "
+        f"kept in `{commit_home(name.repo, commit)}`."
     )
     labelled = [
         one_image if one is None else Labelled(one_image.image, one_image.label)
@@ -228,18 +231,18 @@ def _commit(name: HubName, say: Say, offline: bool) -> str:
     revision = name.revision or "main"
     if _COMMIT.fullmatch(revision):
         return revision
-    file = _repo_home(name) / "refs" / f"{_file_name(revision)}.txt"
+    file = repo_home(name.repo) / "refs" / f"{file_name(revision)}.txt"
     if offline:
         if not file.is_file():
-            raise _offline(name, f"which commit `{revision}` is was never asked")
+            raise not_here(name.repo, f"which commit `{revision}` is was never asked")
         commit = file.read_text(encoding="utf-8").strip()
     else:
         commit = _resolved(name, revision)
         write_text(file, commit + "\n")
     when = " (as last asked; `--offline` forbids asking)" if offline else ""
     say(
-        f"`{name.place}`: `{revision}` is the commit {commit}{when}. To take the same images later, "
-        f"write `{name.place}@{commit}`."
+        f"`{name.place}`: `{revision}` is the commit {commit}{when}. To take the same images "
+        f"later, write `{name.place}@{commit}`."
     )
     return commit
 
@@ -254,7 +257,7 @@ def _resolved(name: HubName, revision: str) -> str:
 
     try:
         info = HfApi(endpoint=constants.ENDPOINT).dataset_info(
-            name.repo, revision=revision, timeout=_TIMEOUT_S
+            name.repo, revision=revision, timeout=TIMEOUT_S
         )
     except GatedRepoError as error:
         raise UsageError(
@@ -275,7 +278,7 @@ def _resolved(name: HubName, revision: str) -> str:
             "Check the name; for a private one, log in with `hf auth login` or set HF_TOKEN.",
         ) from error
     except Exception as error:  # of the hub's client and its transports
-        raise _broken(name, "The hub could not be asked", error) from error
+        raise broken_transfer(name.repo, "The hub could not be asked", error) from error
     assert info.sha is not None, "the hub names a commit for every revision"
     return info.sha
 
@@ -342,8 +345,8 @@ _FORMAT = 1
 
 def _published(name: HubName, commit: str, offline: bool) -> Published:
     """What is published at `commit`: looked up once, then kept."""
-    home = _home(name, commit)
-    file = home / f"files-{_file_name(name.config or 'default')}.json"
+    home = commit_home(name.repo, commit)
+    file = home / f"files-{file_name(name.config or 'default')}.json"
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
         if known["format"] == _FORMAT:
@@ -351,7 +354,7 @@ def _published(name: HubName, commit: str, offline: bool) -> Published:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not here yet, of another version, or damaged: it is looked up anew
     if offline:
-        raise _offline(name, "its list of files was never fetched")
+        raise not_here(name.repo, "its list of files was never fetched")
     found = _look_up(name, commit)
     write_text(file, json.dumps({"format": _FORMAT, **asdict(found)}))
     return found
@@ -412,7 +415,8 @@ def _look_up(name: HubName, commit: str) -> Published:
     kind = type(builder).__module__.rpartition(".")[2]
     paths = {str(s): [_in_repo(p) for p in some]
              for s, some in (builder.config.data_files or {}).items()}  # fmt: skip
-    if kind != "parquet" or any(not p.endswith(".parquet") for some in paths.values() for p in some):
+    names = [path for some in paths.values() for path in some]
+    if kind != "parquet" or not names or not all(path.endswith(".parquet") for path in names):
         raise UsageError(
             f"`{name.place}` is not published as Parquet files.",
             f"`datasets` reads it as `{kind}`.",
@@ -452,9 +456,7 @@ def _column(datasets: Any, name: str, feature: Any) -> PublishedColumn:
     return PublishedColumn(name, "other")
 
 
-def _footers(
-    name: HubName, commit: str, paths: Sequence[str]
-) -> list[tuple[PublishedFile, Any]]:
+def _footers(name: HubName, commit: str, paths: Sequence[str]) -> list[tuple[PublishedFile, Any]]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda path: _footer(name, commit, path), paths))
 
@@ -462,8 +464,8 @@ def _footers(
 def _footer(name: HubName, commit: str, path: str) -> tuple[PublishedFile, Any]:
     import pyarrow.parquet as pq
 
-    with _fetching(name, path):
-        remote = _RemoteFile(name.repo, commit, path)
+    with fetching(name.repo, path):
+        remote = RemoteFile(name.repo, commit, path)
         file = pq.ParquetFile(remote)
     metadata, groups = file.metadata, range(file.metadata.num_row_groups)
     sizes: dict[str, list[int]] = {}
@@ -538,7 +540,9 @@ def _one(
         return fitting[0]
     named = [column for column in usual if column in fitting]
     if not named or (certain and role == "label" and len(fitting) > 1 and len(named) > 1):
-        several = f"{len(fitting)} could be it" if fitting else "none could be it"
+        several = f"{quoted(fitting)} could be it" if fitting else "none could be it"
+        if role == "mask" and fitting:
+            several = f"none of its columns of images is called {', '.join(_MASK_NAMES)}"
         raise _wrong_column(name, published, role, several)
     return named[0]
 
@@ -604,13 +608,15 @@ def _rows(
     import pyarrow.parquet as pq
 
     label = None if columns.masks else columns.truth
-    key = "-".join(map(_file_name, (published.config, split, columns.image, label or "none")))
-    file = _home(name, commit) / f"rows-{key}.parquet"
+    key = "-".join(map(file_name, (published.config, split, columns.image, label or "none")))
+    file = commit_home(name.repo, commit) / f"rows-{key}.parquet"
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowException):
         if offline:
-            raise _offline(name, f"the labels of its split `{split}` were never fetched") from None
+            raise not_here(
+                name.repo, f"the labels of its split `{split}` were never fetched"
+            ) from None
         table = _fetched_rows(name, commit, published, split, columns)
         with replacing(file) as beside:
             pq.write_table(table, beside)
@@ -634,8 +640,8 @@ def _fetched_rows(
     def read(file: PublishedFile) -> Any:
         import pyarrow.parquet as pq
 
-        with _fetching(name, file.path):
-            remote = _RemoteFile(name.repo, commit, file.path, file.size)
+        with fetching(name.repo, file.path):
+            remote = RemoteFile(name.repo, commit, file.path, file.size)
             return pq.ParquetFile(remote, pre_buffer=True).read(columns=wanted)
 
     files = published.files[split]
@@ -647,7 +653,7 @@ def _fetched_rows(
         raise RunError(
             f"`{name.place}` changed while it was read.",
             f"Its split `{split}` has {table.num_rows:,} rows instead of {total:,}.",
-            f"Delete `{_home(name, commit)}` and repeat the command.",
+            f"Delete `{commit_home(name.repo, commit)}` and repeat the command.",
         )
     paths = []
     if inner and columns.image in table.column_names:
@@ -711,7 +717,7 @@ def _labelled(
     name: HubName, commit: str, published: Published, split: str, columns: _Columns, rows: _Rows,
     spaces: Sequence[LabelSpace], offline: bool,
 ) -> Iterator[Labelled[Any]]:  # fmt: skip
-    part, home = SPLIT_NAMES.get(split.lower()), _home(name, commit)
+    part, home = SPLIT_NAMES.get(split.lower()), commit_home(name.repo, commit)
     truth = published.by_name[columns.truth]
     names = class_names(truth.names, spaces) if truth.kind == "class" else ()
     number = 0
@@ -736,233 +742,6 @@ def _labelled(
                 number += 1
 
 
-# The images: a row group of one column at a time.
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """One column of one row group of a file: fetched when a row of it is first read, then kept.
-
-    Args:
-        repo: `ORG/NAME`.
-        commit: Of the repository.
-        path: The Parquet file in it.
-        size: Its bytes.
-        group: The number of the row group.
-        leaf: The column of encoded images.
-        home: Where what is fetched is kept.
-        offline: Forbids the network.
-    """
-
-    repo: str
-    commit: str
-    path: str
-    size: int
-    group: int
-    leaf: str
-    home: Path
-    offline: bool
-
-    @property
-    def kept(self) -> Path:
-        """Where its rows lie, once they are fetched."""
-        plain = _file_name(f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}")
-        return self.home / "images" / f"{plain}.arrow"
-
-    def ref(self, image_id: str, row: int) -> FileRef:
-        """The image (or mask) in its row number `row`."""
-        return FileRef(image_id, self.kept, f"row {row}", row, rows=self)
-
-    def pin(self, row: int) -> str:
-        """What names the bytes of a row: they cannot be others at the same commit."""
-        return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
-
-    def read(self, row: int) -> bytes:
-        """The encoded image in a row.
-
-        Raises:
-            RunError: It is not here, and the connection broke.
-            UsageError: It is not here, and the network is forbidden.
-            OSError: The row is empty.
-        """
-        content = self._kept_row(row)
-        if content is None:
-            self._fetch()
-            content = self._kept_row(row)
-        if not content:
-            raise OSError("its row holds no image")
-        return content
-
-    def _kept_row(self, row: int) -> bytes | None:
-        """The bytes in a row, empty where it has none; None where nothing whole is kept."""
-        import pyarrow as pa
-
-        try:
-            with pa.memory_map(str(self.kept)) as mapped:
-                column = pa.ipc.open_file(mapped).get_batch(0).column(0)
-                return column[row].as_py() or b""
-        except (OSError, pa.ArrowException):
-            return None
-
-    def _fetch(self) -> None:
-        if self.offline:
-            raise _offline(HubName(self.repo), f"row group {self.group} of `{self.path}` is not here")
-        try:
-            lock = lock_on_this_machine(self.kept)
-        except OSError as error:
-            raise refused(self.kept, error) from error
-        with lock:
-            if self._kept_row(0) is None:  # another process may have fetched it in the meantime
-                self._keep(self._column())
-
-    def _column(self) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        name = HubName(self.repo)
-        with _fetching(name, self.path):
-            remote = _RemoteFile(self.repo, self.commit, self.path, self.size)
-            metadata = _metadata(self.repo, self.commit, self.path, self.size)
-            file = pq.ParquetFile(remote, metadata=metadata, pre_buffer=True)
-            column = file.read_row_group(self.group, columns=[self.leaf]).column(0)
-        values = column.combine_chunks()
-        if pa.types.is_struct(values.type):
-            values = values.flatten()[0]
-        return values.cast(pa.large_binary())
-
-    def _keep(self, values: Any) -> None:
-        import pyarrow as pa
-
-        batch = pa.record_batch([values], ["bytes"])
-        with (
-            replacing(self.kept) as beside,
-            pa.OSFile(str(beside), "wb") as out,
-            pa.ipc.new_file(out, batch.schema) as writer,
-        ):
-            writer.write_batch(batch)
-
-
-@lru_cache(maxsize=64)
-def _metadata(repo: str, commit: str, path: str, size: int) -> Any:
-    """The footer of a file, read once by each process."""
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(_RemoteFile(repo, commit, path, size))
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file of a repository, read by ranges.
-
-    Args:
-        repo: `ORG/NAME`.
-        commit: Of it.
-        path: The file.
-        size: Its bytes; None to ask.
-    """
-
-    def __init__(self, repo: str, commit: str, path: str, size: int | None = None) -> None:
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
-
-        self._url = hf_hub_url(
-            repo, path, repo_type="dataset", revision=commit, endpoint=constants.ENDPOINT
-        )
-        self._headers = build_hf_headers()
-        self._at = 0
-        self.size = self._ask_size() if size is None else size
-
-    def _ask_size(self) -> int:
-        response = self._get(0, 1)
-        return int(response.headers["Content-Range"].rpartition("/")[2])
-
-    def _get(self, start: int, end: int) -> Any:
-        """The answer for bytes from `start` to before `end`; a broken transfer is tried again."""
-        from huggingface_hub.utils import get_session, hf_raise_for_status
-
-        headers = {**self._headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        for pause in (*_PAUSES_S, None):
-            try:
-                response = get_session().get(self._url, headers=headers, timeout=_TIMEOUT_S)
-                if response.status_code >= 500:
-                    raise OSError(f"the hub answers {response.status_code}")
-                hf_raise_for_status(response)
-                if response.status_code != 206 or len(response.content) != end - start:
-                    raise OSError(
-                        f"{len(response.content):,} of {end - start:,} bytes came "
-                        f"(status {response.status_code})"
-                    )
-                return response
-            except Exception as error:
-                if pause is None or _is_refusal(error):
-                    raise
-                time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self.size if size < 0 else min(self.size, self._at + size)
-        if end <= self._at:
-            return b""
-        content: bytes = self._get(self._at, end).content
-        self._at = end
-        return content
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the hub answered, and will answer the same again: not found, or not allowed."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status is not None and 400 <= status < 500 and status not in (408, 429)
-
-
-# Where it is kept, and what goes wrong.
-
-
-def _file_name(text: str) -> str:
-    """`text` as a part of the name of a file."""
-    return shortened(re.sub(r"[^\w.-]", "--", text), LONGEST_NAME // 2)
-
-
-def _repo_home(name: HubName) -> Path:
-    return data_home() / "hub" / name.repo.replace("/", "--")
-
-
-def _home(name: HubName, commit: str) -> Path:
-    return _repo_home(name) / commit
-
-
-@contextmanager
-def _fetching(name: HubName, path: str) -> Iterator[None]:
-    """Says what an exception of the transfer or of Parquet means."""
-    try:
-        yield
-    except RobustError:
-        raise
-    except Exception as error:  # of httpx or requests, the hub's client, pyarrow
-        raise _broken(name, f"`{path}` could not be read from the hub", error) from error
-
-
-def _broken(name: HubName, what: str, error: Exception) -> RunError:
-    return RunError(
-        f"`{name.place}`: {what[0].lower() + what[1:] if what[0] != '`' else what}.",
-        f"{type(error).__name__}: {first_line(error)}.",
-        "Check the connection (and HF_TOKEN, where the data set needs it), then repeat the command: "
-        "what was fetched and computed is kept.",
-    )
-
-
 def _unreadable(name: HubName, error: Exception) -> RobustError:
     return UsageError(
         f"`datasets` cannot tell which files `{name.place}` consists of.",
@@ -972,20 +751,11 @@ def _unreadable(name: HubName, error: Exception) -> RobustError:
     )
 
 
-def _offline(name: HubName, reason: str) -> UsageError:
-    return UsageError(
-        f"`{name.place}` is not (wholly) on this machine, and the network must not be used "
-        "(`--offline`, `--dry-run`).",
-        f"{reason[0].upper()}{reason[1:]} (looked for in `{_repo_home(name)}`).",
-        "Run the command once with the network: what is fetched then is kept.",
-    )
-
-
 def _no_labels(name: HubName, split: str, missing: int, columns: _Columns) -> UsageError:
     return UsageError(
         f"The split `{split}` of `{name.place}` has images without a class.",
-        f"{missing:,} rows of its column `{columns.truth}` hold none: test parts are often published "
-        "without.",
+        f"{missing:,} rows of its column `{columns.truth}` hold none: test parts are often "
+        "published without.",
         f"Name another split (`--data {name.place}@REVISION:SPLIT`), or another column "
         "(`?label=COLUMN`).",
     )

@@ -261,11 +261,9 @@ class SegmentationTask(Task[Segmenter]):
         if config.foreground is not None or config.ignore is not None:
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]
-        index = (
-            config.dataset or open_dataset(config.data, Masks(surveyed=False, offline=config.offline))
-            if trainings
-            else None
-        )
+        index = config.dataset if trainings else None
+        if trainings and index is None:
+            index = open_dataset(config.data, Masks(surveyed=False, offline=config.offline))
         known = [one for one in trainings if index is not None and one.overlaps(index)]
         said = {in_flags(one.mask_values): one for one in known if one.mask_values is not None}
         if not said:
