@@ -13,11 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from PIL import Image
 
 REPO = "somebody/animals"
 
@@ -116,8 +120,12 @@ class _Answers(BaseHTTPRequestHandler):
 
     def _tree(self, files: Mapping[str, bytes], below: str) -> list[dict[str, Any]]:
         inside = {p: c for p, c in files.items() if not below or p.startswith(f"{below}/")}
-        folders = {p.rpartition("/")[0] for p in inside if "/" in p} - {below}
-        entries = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": f} for f in folders]
+        parents = (str(folder) for p in inside for folder in PurePosixPath(p).parents)
+        folders = {folder for folder in parents if folder.startswith(below) and folder != "."}
+        entries = [
+            {"type": "directory", "oid": "0" * 40, "size": 0, "path": f}
+            for f in sorted(folders - {below})
+        ]
         return [*entries, *({"type": "file", "oid": hashlib.sha1(c).hexdigest(), "size": len(c),
                              "path": p} for p, c in inside.items())]  # fmt: skip
 
@@ -192,3 +200,46 @@ def parquet(columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any] | 
     out = io.BytesIO()
     pq.write_table(table, out, row_group_size=group)
     return out.getvalue()
+
+
+@contextmanager
+def hub_here(home: Path) -> Iterator[Hub]:
+    """A hub on this machine that the hub's client and `datasets` take for the real one.
+
+    Args:
+        home: Where the client may keep what it fetches.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    with serving() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home))
+        patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+        patch.setattr("robustcli.data.hub_files._PAUSES_S", (0.0, 0.0))
+        yield hub
+
+
+ANIMALS = ("cat", "dog", "owl")
+FEATURES = {
+    "image": {"_type": "Image"},
+    "label": {"names": list(ANIMALS), "_type": "ClassLabel"},
+}
+
+
+def png(number: int, side: int = 12) -> bytes:
+    """A picture that only this number has."""
+    out = io.BytesIO()
+    pixels = np.full((side, side, 3), (number % 256, number // 256, 7), np.uint8)
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def animals(first: int, rows: int, path: str = "{}.png") -> bytes:
+    """A file of pictures number `first` and so on, of three classes in turn."""
+    numbers = range(first, first + rows)
+    images = [{"bytes": png(n), "path": path.format(n) if path else None} for n in numbers]
+    return parquet({"image": images, "label": [n % 3 for n in numbers]}, FEATURES)
