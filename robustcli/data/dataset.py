@@ -58,6 +58,7 @@ class FileRef:
         unpacked: Its length once decompressed, of a deflated member of a zip; else None.
         raw: How its bytes are pixels, where they are not an image file.
         rows: The table of which it is row number `offset`, where it is one.
+        border: Pixels on each side that do not belong to the image.
     """
 
     relative: str
@@ -68,6 +69,7 @@ class FileRef:
     unpacked: int | None = None
     raw: RawPixels | None = None
     rows: Rows | None = None
+    border: int = 0
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
@@ -219,6 +221,7 @@ class Dataset:
         evaluated: The split that its owners evaluate on, where the data set has one; else None.
         answers: The classes that a model may answer with, where its owners (or the user) say that
             it is not all; else None.
+        members: Where the classes are superclasses, the model's classes that each consists of.
         tolerance: How far beside the truth a foreground pixel is still as good as right, in pixels,
             where the field counts this data set so; else None.
         notes: What the user should know of how the data were read, a line each.
@@ -235,6 +238,7 @@ class Dataset:
     demonstration: bool = False
     evaluated: Literal["val", "test"] | None = None
     answers: tuple[int, ...] | None = None
+    members: tuple[tuple[int, ...], ...] | None = None
     tolerance: int | None = None
     notes: tuple[str, ...] = ()
     reading: MaskReading | None = None

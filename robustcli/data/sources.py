@@ -52,8 +52,11 @@ from robustcli.data.named_datasets import (
 from robustcli.data.natural_shifts import (
     Answers,
     NaturalShift,
+    Superclasses,
     allowed_answers,
     find_shift,
+    find_superclasses,
+    read_objectnet,
     read_real_labels,
 )
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
@@ -255,6 +258,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
     shift: NaturalShift | None = None
+    superclasses: Superclasses | None = None
     wanted: WantedClasses
     hub = parse_hub_name(data) if names_hub_dataset(data) else None
     path = _location(data, named) if hub is None else hub.place
@@ -263,11 +267,27 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     else:
         given = truth.label_space or (named.label_space if named else None)
         shift = find_shift(path) if truth.model == "imagenet-1k" else None
+        if truth.model == "imagenet-1k" and given is None and truth.labels is None:
+            superclasses = find_superclasses(path)
         given = given or (truth.model if shift else None)
         space = find_label_space(given, notes.append) if isinstance(given, str) else given
         wanted = ModelClasses(space, truth.model)
+        if superclasses is not None:
+            _announce_superclasses(path, truth, notes.append)
+            wanted = ModelClasses(superclasses.space, superclasses.space.name)
     found = None if hub is None else _of_hub(hub, truth, wanted, notes.append)
-    layout = _class_layout(path, truth, wanted, notes.append) if found is None else found.layout
+    objects = None
+    if shift is not None and shift.name == "ObjectNet" and hub is None and truth.labels is None:
+        images = _listed(path, IMAGE_SUFFIXES, notes.append)
+        texts = _listed(path, frozenset({".json"}), unheard)
+        objects = read_objectnet(path, images, texts, notes.append)
+    if objects is not None and shift is not None:
+        layout, classes = objects
+        shift = replace(shift, classes=classes)
+    elif found is not None:
+        layout = found.layout
+    else:
+        layout = _class_layout(path, truth, wanted, notes.append)
     labels = {label for one in layout.labelled for label in (one.label, *one.also)}
     space = _label_space(path, labels, wanted)
     targets = {label: _target(space, label) for label in labels}
@@ -277,10 +297,24 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         for one in layout.labelled
     ]  # fmt: skip
     answers = None
-    if truth.model is not None:
+    if truth.model is not None and superclasses is None:
         answers = allowed_answers(path, shift, set(targets.values()), truth.answers, notes.append)
     dataset = _dataset(path, named, samples, notes, found)
-    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
+    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers,
+                   members=superclasses.members if superclasses else None)  # fmt: skip
+
+
+def _announce_superclasses(path: Path, truth: Classes, say: Say) -> None:
+    if truth.answers != "auto":
+        raise UsageError(
+            f"`--answers {truth.answers}` does not go with `{path}`.",
+            "Its folders are the 16 superclasses of LAION-C: a model answers with one of these.",
+            "Leave out `--answers`.",
+        )
+    say(
+        "LAION-C: models answer with its 16 superclasses, by the mean probability of the "
+        "classes of ImageNet in each, as its owners evaluate."
+    )
 
 
 def _of_hub(name: HubName, truth: Classes, wanted: WantedClasses, say: Say) -> HubLayout:

@@ -2,7 +2,8 @@
 
 `find_published` looks for corruptions in a folder: ImageNet-C's tree
 (`CORRUPTION/SEVERITY/WNID/NAME.JPEG`, also below `blur/`, `digital/`, `extra/`, `noise/` and
-`weather/`, as its five archives unpack; Tiny-ImageNet-C, ImageNet-3DCC and others have it too), and
+`weather/`, as its five archives unpack; Tiny-ImageNet-C, ImageNet-3DCC and others have it too;
+LAION-C calls its severities `intensity_level_1` to `intensity_level_5`), and
 the arrays of CIFAR-10-C and CIFAR-100-C (`CORRUPTION.npy` beside `labels.npy`). `bind_published`
 finds the picture of every clean image before anything is computed, and names what is missing.
 
@@ -42,7 +43,7 @@ from robustcli.transforms.imagenet_c import NAME_PREFIX
 from robustcli.transforms.registry import TransformCell
 
 PUBLISHED_PREFIX = "published_"
-_SEVERITY_NAMES = tuple(map(str, SEVERITIES))
+_SEVERITY = re.compile(rf"((?:intensity_level_)?)([{SEVERITIES[0]}-{SEVERITIES[-1]}])")
 _DEEPEST = 3
 _DIGESTED = 64
 """Pictures of a cell whose bytes stand for all of them in `run.json`."""
@@ -84,19 +85,24 @@ class TreePictures(Pictures):
     Args:
         folder: That of the corruption.
         severities: Its severities that are there.
+        prefix: Of the names of their folders.
     """
 
     folder: Path
     severities: tuple[int, ...]
+    prefix: str = ""
     kind = "ImageNet-C's tree"
+
+    def _at(self, severity: int) -> Path:
+        return self.folder / f"{self.prefix}{severity}"
 
     def file(self, severity: int, place: Place) -> FileRef:
         """See `Pictures.file`."""
-        return FileRef(str(place), self.folder / str(severity) / str(place))
+        return FileRef(str(place), self._at(severity) / str(place))
 
     def places(self, dataset: Dataset, name: str) -> dict[str, Place]:
         """Of the class and name of the clean image; its suffix does not count."""
-        names = _names_by_class(self.folder / str(self.severities[0]))
+        names = _names_by_class(self._at(self.severities[0]))
         by_stem = {
             (folder, name.rpartition(".")[0]): name
             for folder, names_of_class in names.items()
@@ -112,7 +118,7 @@ class TreePictures(Pictures):
 
     def missing(self, severity: int, places: Mapping[str, Place]) -> Iterator[str]:
         """See `Pictures.missing`."""
-        names = _names_by_class(self.folder / str(severity))
+        names = _names_by_class(self._at(severity))
         for place in places.values():
             folder, _, name = str(place).partition("/")
             if name not in names.get(folder, ()):
@@ -286,9 +292,11 @@ def _trees(folder: Path, levels: int) -> Iterator[tuple[str, Pictures]]:
         raise UsageError(
             f"Cannot read the folder `{folder}`.", f"{error.strerror}.", "Check its permissions."
         ) from error
-    severities = tuple(int(c.name) for c in children if c.name in _SEVERITY_NAMES)
-    if severities:
-        yield folder.name, TreePictures(folder, severities)
+    levels_there = [match for c in children if (match := _SEVERITY.fullmatch(c.name))]
+    if levels_there:
+        prefix = levels_there[0][1]
+        severities = tuple(int(match[2]) for match in levels_there if match[1] == prefix)
+        yield folder.name, TreePictures(folder, severities, prefix)
     elif levels:
         for child in children:
             yield from _trees(child, levels - 1)

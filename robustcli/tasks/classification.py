@@ -155,11 +155,18 @@ class ClassRows:
     Args:
         classifier: The model.
         answers: The classes that it may answer with; None for all of its own.
+        members: The classes of each superclass that it answers with instead; else None.
     """
 
-    def __init__(self, classifier: Classifier, answers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        answers: Sequence[int] | None = None,
+        members: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.view = classifier.preprocessing.view
-        self.forward = Forward(classifier, partial(classifier.predict, answers=answers))
+        predict = partial(classifier.predict, answers=answers, members=members)
+        self.forward = Forward(classifier, predict)
 
     @property
     def cost(self) -> ModelCost:
@@ -280,7 +287,7 @@ class ClassificationTask(Task[Classifier]):
 
     def predictor(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
         """See `Task.predictor`."""
-        return ClassRows(model, dataset.answers)
+        return ClassRows(model, dataset.answers, dataset.members)
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig

@@ -43,7 +43,8 @@ class DatasetRecord(Record):
     `contents` is the hash of what their files hold (`data.dataset.contents_digest`); runs of older
     versions have none.
 
-    `answers` are the classes that models may answer with, where it is not all. `several_labels`:
+    `answers` are the classes that models may answer with, where it is not all; `members` are, where
+    the classes are superclasses, the models' classes that each consists of. `several_labels`:
     whether images have several true classes, as with ReaL labels.
     `tolerance` (pixels) is written only of data whose masks are compared with one, `masks` only
     where they are read in an unusual way.
@@ -60,6 +61,7 @@ class DatasetRecord(Record):
     digest: str
     contents: str | None = None
     answers: list[int] | None = None
+    members: list[list[int]] | None = None
     several_labels: bool | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
@@ -79,6 +81,7 @@ def dataset_record(index: Dataset) -> DatasetRecord:
         digest=index.digest,
         contents=index.contents,
         answers=None if index.answers is None else list(index.answers),
+        members=None if index.members is None else [list(one) for one in index.members],
         several_labels=any(sample.also for sample in index.samples) or None,
     )
 

@@ -213,6 +213,7 @@ def hub_here(home: Path) -> Iterator[Hub]:
     from huggingface_hub import constants
 
     with serving() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)  # for processes that start anew
         patch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
