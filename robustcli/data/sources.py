@@ -267,11 +267,12 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     else:
         given = truth.label_space or (named.label_space if named else None)
         shift = find_shift(path) if truth.model == "imagenet-1k" else None
-        if truth.model == "imagenet-1k" and given is None and truth.labels is None:
-            superclasses = find_superclasses(path)
         given = given or (truth.model if shift else None)
         space = find_label_space(given, notes.append) if isinstance(given, str) else given
         wanted = ModelClasses(space, truth.model)
+        of_imagenet = truth.model == "imagenet-1k" and (space is None or space.name == truth.model)
+        if of_imagenet and truth.labels is None:
+            superclasses = find_superclasses(path)
         if superclasses is not None:
             _announce_superclasses(path, truth, notes.append)
             wanted = ModelClasses(superclasses.space, superclasses.space.name)

@@ -148,6 +148,8 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
             for one in (old, new)
         )
         yield f"Models answered with other classes: {before}; now {now} (`--answers`)."
+    if old.members != new.members:
+        yield "The superclasses that models answer with consist of other classes (`--data`)."
     if old.masks != new.masks:
         before, now = (
             "as usual (0 and 1, or 0 and 255)" if one.masks is None else one.masks.words
