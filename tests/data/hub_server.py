@@ -210,13 +210,15 @@ def hub_here(home: Path) -> Iterator[Hub]:
         home: Where the client may keep what it fetches.
     """
     import datasets
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with serving() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", hub.url)  # for processes that start anew
         patch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # Before huggingface_hub 1 the module that downloads had a copy of it.
+        patch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         patch.setattr(constants, "HF_HUB_CACHE", str(home))
         patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
