@@ -18,8 +18,8 @@ from robustcli.models.vmamba import VMamba, VMambaConfig
 
 SIDE = 32
 NETWORKS = {
-    "vim": lambda: Vim(VimConfig(dim=16, depth=1, patch_size=16, img_size=SIDE, num_classes=5)),
-    "vmamba": lambda: VMamba(VMambaConfig((1, 1), dim=8, num_classes=5)),
+    "vim": lambda: Vim(VimConfig(dim=16, depth=1, patch_size=16, img_size=SIDE, num_classes=10)),
+    "vmamba": lambda: VMamba(VMambaConfig((1, 1), dim=8, num_classes=10)),
     "unet": lambda: UNet(UNetConfig()),
 }
 TASKS = {"vim": "cls", "vmamba": "cls", "unet": "seg"}
