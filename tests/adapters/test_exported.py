@@ -75,9 +75,12 @@ def test_as_onnx_by_the_reference_scan(
     name, network = named
     monkeypatch.setenv("ROBUST_SCAN_BACKEND", "reference")  # kernels are no operators of ONNX
     file = tmp_path / "net.onnx"
-    torch.onnx.export(
-        network, (images(),), str(file), dynamo=True, external_data=False, verbose=False
-    )
+    if name == "vmamba":  # the newer exporter takes minutes for the unrolled scan
+        torch.onnx.export(network, (images(),), str(file), dynamo=False, opset_version=17)
+    else:
+        torch.onnx.export(
+            network, (images(),), str(file), dynamo=True, external_data=False, verbose=False
+        )
     x = images()
     # onnxruntime sums in another order: float32 rounding, of some thousand terms in the U-Net
     torch.testing.assert_close(
