@@ -6,13 +6,16 @@ import ast
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from robustcli.adapters.foreign_hubs import OLDEST_TRANSFORMERS
+from robustcli.data.hub_datasets import OLDEST_DATASETS
+from robustcli.evaluation import diagnosis
 from robustcli.models.scan import cpu
 
 REPOSITORY = Path(__file__).parents[1]
@@ -24,6 +27,7 @@ GUARDED = {
     "segmentation_models_pytorch": "the extra `smp`; without it its networks say how to install it",
     "onnx": "the extra `onnx`; without it the parameters of an ONNX file are not counted",
     "onnxruntime": "the extra `onnx`; without it ONNX files say how to install it",
+    "datasets": "the extra `hf`; without it `--data hf:` says how to install it",
     "transformers": "the extra `hf`; without it `hf:` names say how to install it",
     "open_clip": "the extra `clip`; without it `open-clip:` names say how to install it",
     "nnunetv2": "compared with where it is installed",
@@ -131,3 +135,32 @@ def test_torch_and_torchvision_are_named_as_a_pair_and_left_open_above() -> None
 def test_the_cpu_kernels_name_the_numba_releases_that_they_are_tested_with() -> None:
     (lowest,) = RUN["numba"].specifier
     assert (lowest.version, constraints("3.11")["numba"]) == cpu.TESTED
+
+
+def test_the_diagnosis_knows_every_extra():
+    declared = {
+        extra: tuple(canonicalize_name(Requirement(text).name) for text in texts)
+        for extra, texts in EXTRAS.items()
+        if extra != "dev"
+    }
+    known = {extra: tuple(map(canonicalize_name, some)) for extra, some in diagnosis.EXTRAS.items()}
+    assert known == declared
+
+
+def test_the_oldest_versions_in_messages_are_those_that_are_declared():
+    declared = requirements(*EXTRAS["hf"])
+    for package, oldest in (("transformers", OLDEST_TRANSFORMERS), ("datasets", OLDEST_DATASETS)):
+        (bound,) = declared[package].specifier
+        assert bound.operator == ">="
+        assert bound.version == ".".join(map(str, oldest))
+
+
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"dev"}))
+def test_what_is_installed_of_an_extra_is_not_older_than_declared(extra):
+    for requirement in requirements(*EXTRAS[extra]).values():
+        assert requirement.specifier, f"{requirement.name} has no oldest version"
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            continue
+        assert requirement.specifier.contains(installed, prereleases=True)

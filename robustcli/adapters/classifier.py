@@ -87,7 +87,11 @@ class Classifier:
             return self.network(images)
 
     def predict(
-        self, views: Tensor, targets: Tensor, answers: Sequence[int] | None = None
+        self,
+        views: Tensor,
+        targets: Tensor,
+        answers: Sequence[int] | None = None,
+        members: Sequence[Sequence[int]] | None = None,
     ) -> Predictions:
         """The answers for uint8 views (n, C, H, W).
 
@@ -97,14 +101,20 @@ class Classifier:
                 fewer.
             answers: The only classes that may be answered: the softmax is over their logits. None
                 for all.
+            members: The classes that each superclass consists of, where these are the answers. The
+                probability of one is the mean of its classes', as a share of all superclasses'.
         """
         logits, targets = self.logits(views), targets.to(self.device)
-        most = min(5, logits.shape[1])
+        most = min(5, logits.shape[1] if members is None else len(members))
         if answers is not None:
             excluded = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
             excluded[list(answers)] = False
             logits, most = logits.masked_fill(excluded, -torch.inf), min(most, len(answers))
         probabilities = logits.softmax(1)
+        if members is not None:
+            means = [probabilities[:, list(classes)].mean(1) for classes in members]
+            probabilities = torch.stack(means, 1)
+            probabilities = probabilities / probabilities.sum(1, keepdim=True)
         best = probabilities.topk(most, 1)
         several = targets if targets.ndim == 2 else targets[:, None]
         of_targets = probabilities.gather(1, several)

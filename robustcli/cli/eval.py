@@ -46,8 +46,8 @@ _subject_options = together(
                  help="Transform the image as decoded, or after the model's resize and crop."),
 )  # fmt: skip
 _data = together(
-    click.option("--data", help="A folder, a tar, a manifest (CSV, Parquet) or the name of a data "
-                 "set (`robust list datasets`)."),
+    click.option("--data", help="A folder, a tar, a manifest (CSV, Parquet), the name of a data "
+                 "set (`robust list datasets`), or hf:ORG/NAME@REVISION:SPLIT."),
     click.option("--label-space",
                  help="The classes: imagenet-1k, cifar10, or a file with one class per line."),
     click.option("--labels", type=FILE,
@@ -56,7 +56,7 @@ _data = together(
     click.option("--answers", type=click.Choice(["auto", "all", "present"]), default="auto",
                  show_default=True,
                  help="Classes that models may answer: all, or those present in the data; auto "
-                 "does as the owners of the data (ImageNet-A and ImageNet-R: present)."),
+                 "does as the owners of the data (ImageNet-A, -R, ObjectNet: present)."),
     click.option("--per-class", type=click.IntRange(1),
                  help="Use only this many images of each class."),
     options.limit,

@@ -31,7 +31,9 @@ _masks = together(
 _classes = together(
     click.option("--model", required=True, help="A classifier of `robust list models`."),
     click.option(
-        "--data", help="A folder with one folder per class, a tar, a manifest or a data set."
+        "--data",
+        help="A folder with one folder per class, a tar, a manifest, a data set, "
+        "or hf:ORG/NAME@REVISION.",
     ),
     options.limit,
     _start,

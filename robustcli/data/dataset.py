@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace
@@ -28,6 +28,16 @@ class RawPixels:
     planar: bool = False
 
 
+class Rows(Protocol):
+    """Images that are rows of a table elsewhere."""
+
+    def read(self, row: int) -> bytes:
+        """The encoded image in a row; raises OSError where it holds none."""
+
+    def pin(self, row: int) -> str:
+        """What names these bytes for good, so that they need not be read to be told apart."""
+
+
 @dataclass(frozen=True)
 class FileRef:
     """An image or a mask: a file, or a range of bytes in one. Nothing is read yet.
@@ -40,6 +50,8 @@ class FileRef:
         size: Length of the member in bytes.
         unpacked: The decompressed length of a deflated zip member; else None.
         raw: The layout of its bytes if they are pixels, not an image file.
+        rows: The table of which it is row number `offset`; else None.
+        border: Pixels on each side that do not belong to the image.
     """
 
     relative: str
@@ -49,6 +61,8 @@ class FileRef:
     size: int = 0
     unpacked: int | None = None
     raw: RawPixels | None = None
+    rows: Rows | None = None
+    border: int = 0
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
@@ -81,7 +95,9 @@ class FileRef:
             return 0
 
     def read(self) -> bytes:
-        """Its bytes, from the disk or its archive; raises OSError if it cannot be read."""
+        """Its bytes, from the disk, its archive or its table; raises OSError if unreadable."""
+        if self.rows is not None:
+            return self.rows.read(self.offset)
         if self.member is None:
             return self.path.read_bytes()
         with self.path.open("rb", buffering=0) as archive:
@@ -105,14 +121,15 @@ def contents_digest(files: Iterable[FileRef]) -> str:
     as many files as it takes to read CONTENTS_READ bytes, in an order drawn from their paths. A
     small data set is read completely; in a large one, whose reading would take as long as an
     evaluation, an edited file of the same length can remain unnoticed. An unreadable file counts as
-    empty.
+    empty. A row of a table counts by its pin instead of its length and bytes.
     """
     ordered = sorted(files, key=lambda file: file.relative)
     digest = hashlib.sha256()
     for file in ordered:
-        digest.update(f"{file.relative}\0{file.length}\n".encode())
-    read = 0
-    for file in sorted(ordered, key=lambda file: identity_seed("contents", file.relative)):
+        known = file.length if file.rows is None else file.rows.pin(file.offset)
+        digest.update(f"{file.relative}\0{known}\n".encode())
+    read, unpinned = 0, [file for file in ordered if file.rows is None]
+    for file in sorted(unpinned, key=lambda file: identity_seed("contents", file.relative)):
         if read >= CONTENTS_READ:
             break
         try:
@@ -180,6 +197,7 @@ class Dataset:
         demonstration: Whether it is a small set for trying, not for published numbers.
         evaluated: The split that its owners evaluate on; None without one.
         answers: The classes that a model may predict, None for all.
+        members: For superclasses, the classes of the model that each consists of; else None.
         tolerance: The distance from the truth in pixels within which a foreground pixel counts as
             correct; None for data sets that are not scored so.
         notes: Notes for the user on how the data were read.
@@ -196,6 +214,7 @@ class Dataset:
     demonstration: bool = False
     evaluated: Literal["val", "test"] | None = None
     answers: tuple[int, ...] | None = None
+    members: tuple[tuple[int, ...], ...] | None = None
     tolerance: int | None = None
     notes: tuple[str, ...] = ()
     reading: MaskReading | None = None

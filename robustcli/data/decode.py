@@ -61,7 +61,13 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
-    return decode_bytes(content) if ref.raw is None else _raw_pixels(content, ref.raw)
+    pixels = decode_bytes(content) if ref.raw is None else _raw_pixels(content, ref.raw)
+    if not ref.border:
+        return pixels
+    inside = pixels[ref.border : -ref.border, ref.border : -ref.border]
+    if not inside.size:
+        raise UnreadableImage(f"nothing is inside its border of {ref.border} pixels")
+    return np.ascontiguousarray(inside)
 
 
 def _raw_pixels(content: bytes, raw: RawPixels) -> NDArray[np.uint8]:
@@ -173,7 +179,8 @@ def image_size(ref: FileRef) -> tuple[int, int]:
         return ref.raw.height, ref.raw.width
     try:
         source = ref.path if ref.member is None else io.BytesIO(ref.read())
-        return read_image(source, lambda image: (image.height, image.width))
+        cut = 2 * ref.border
+        return read_image(source, lambda image: (image.height - cut, image.width - cut))
     except OSError as error:
         reason = error.strerror or str(error)
         raise UnreadableImage(f"its size cannot be read: {reason}") from error

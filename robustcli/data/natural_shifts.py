@@ -2,7 +2,8 @@
 
 All are read by `layouts`; the name decides whether a model may predict ImageNet's other classes.
 ImageNet-A and ImageNet-R have 200 of the 1,000 classes, those of their folders, and their authors
-evaluate only the logits of these.
+evaluate only the logits of these. ObjectNet's folders are objects, each of which may be several of
+ImageNet's classes; those of LAION-C are superclasses of them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
 from robustcli.data.dataset import FileRef
-from robustcli.data.labels import label_space
+from robustcli.data.labels import LabelSpace, label_space
 from robustcli.data.layouts import Labelled, Layout
 from robustcli.data.tables import Say
 
@@ -58,6 +61,11 @@ NATURAL_SHIFTS = (
         "ImageNet-V2", r"imagenet-?v2.*", 1000, False,
         "B. Recht and others, Do ImageNet classifiers generalize to ImageNet?, ICML 2019; its "
         "folders 0 to 999 are numbers of classes",
+    ),
+    NaturalShift(
+        "ObjectNet", r"objectnet.*", 0, True,
+        "A. Barbu and others, ObjectNet: a large-scale bias-controlled dataset for pushing the "
+        "limits of object recognition models, NeurIPS 2019; how many classes is in its own table",
     ),
 )  # fmt: skip
 _GENERAL_FOLDERS = ("val", "test", "images", "data")
@@ -165,3 +173,121 @@ def _real_list(path: Path) -> list[list[int]]:
             "Use `real.json` of github.com/google-research/reassessed-imagenet.",
         )
     return [list(dict.fromkeys(indices)) for indices in classes]
+
+
+OBJECTNET_TABLES = (
+    "mappings/folder_to_objectnet_label.json", "mappings/objectnet_to_imagenet_1k.json",
+)  # fmt: skip
+OBJECTNET_BORDER = 2
+"""Pixels of red on each side, which its owners' loader cuts off."""
+
+
+def read_objectnet(
+    location: Path, files: Sequence[FileRef], texts: Sequence[FileRef], say: Say
+) -> tuple[Layout[str], int] | None:
+    """ObjectNet as published: `images/OBJECT/NAME.png`, and its tables in `mappings/`.
+
+    An answer is right when it is one of the classes that the object is. Objects that ImageNet does
+    not have are left out.
+
+    Args:
+        location: The data set, for messages.
+        files: Its images.
+        texts: Its JSON files.
+        say: Hears what is left out.
+
+    Returns:
+        The images and how many of ImageNet's classes its objects are; None without its tables.
+
+    Raises:
+        UsageError: A table cannot be read, or names a class that ImageNet does not have.
+
+    Source: github.com/abarbu/objectnet-template-pytorch (the border); scored like this by R. Taori
+    and others, Measuring robustness to natural distribution shifts in image classification, 2020.
+    """
+    tables = [next((t for t in texts if f"/{t.relative}".endswith(f"/{name}")), None)
+              for name in OBJECTNET_TABLES]  # fmt: skip
+    folders, objects = (None if table is None else _table_of(location, table) for table in tables)
+    if folders is None or objects is None:
+        return None
+    space = label_space("imagenet-1k")
+    classes = {
+        name: tuple(_imagenet_class(location, space, label) for label in labels.split("; "))
+        for name, labels in objects.items()
+    }
+    labelled = []
+    for file in files:
+        ids = classes.get(folders.get(PurePosixPath(file.relative).parent.name, ""))
+        if ids is not None:
+            bordered = replace(file, border=OBJECTNET_BORDER)
+            labelled.append(Labelled(bordered, ids[0], also=ids[1:]))
+    say(
+        f"ObjectNet: {len(labelled):,} images of the objects that ImageNet has; "
+        f"{len(files) - len(labelled):,} of other objects are left out. {OBJECTNET_BORDER} pixels "
+        "of border are cut off."
+    )
+    return Layout(tuple(labelled)), len({wnid for ids in classes.values() for wnid in ids})
+
+
+def _table_of(location: Path, file: FileRef) -> dict[str, str]:
+    try:
+        table = json.loads(file.read())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"`{file.relative}` of `{location}` cannot be read as JSON.", f"{error}.",
+            "Unpack ObjectNet again.",
+        ) from error  # fmt: skip
+    if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
+        raise UsageError(
+            f"`{file.relative}` of `{location}` is no table of ObjectNet.",
+            "Expected a JSON object of texts.", "Unpack ObjectNet again.",
+        )  # fmt: skip
+    return table
+
+
+def _imagenet_class(location: Path, space: LabelSpace, label: str) -> str:
+    """The id of the class that ObjectNet calls `label`: its names, separated by commas."""
+    indices = {space.index_of(name.strip()) for name in (label, *label.split(","))} - {None}
+    if len(indices) != 1:
+        raise UsageError(
+            f"`{OBJECTNET_TABLES[1]}` of `{location}` names the class `{label}`.",
+            "It must be one class of ImageNet-1K, by its names.",
+            "Unpack ObjectNet again.",
+        )
+    return space.ids[next(index for index in indices if index is not None)]
+
+
+@dataclass(frozen=True)
+class Superclasses:
+    """Classes that each consist of several of ImageNet-1K's.
+
+    Args:
+        space: The superclasses.
+        members: For each of them, the indices of its classes.
+    """
+
+    space: LabelSpace
+    members: tuple[tuple[int, ...], ...]
+
+
+@cache
+def laion_c() -> Superclasses:
+    """The 16 superclasses of LAION-C.
+
+    Source: F. Li and others, LAION-C: an out-of-distribution benchmark for web-scale vision models,
+    ICML 2025; `laionc/mappings/category_mapping.json` of github.com/FanfeiLi/LAION-C.
+    """
+    text = (package_files("robustcli") / "assets" / "laion-c.txt").read_text(encoding="utf-8")
+    lines = [line.split() for line in text.splitlines()]
+    index = {wnid: number for number, wnid in enumerate(label_space("imagenet-1k").ids)}
+    names = tuple(line[0] for line in lines)
+    members = tuple(tuple(sorted(index[wnid] for wnid in line[1:])) for line in lines)
+    return Superclasses(LabelSpace("laion-c", names, names), members)
+
+
+def find_superclasses(location: Path) -> Superclasses | None:
+    """LAION-C's where the folders in `location` are called as its 16 superclasses; else None."""
+    if not location.is_dir():
+        return None
+    folders = {path.name for path in location.iterdir() if path.is_dir() and path.name[0] != "."}
+    return laion_c() if folders == set(laion_c().space.ids) else None

@@ -17,6 +17,14 @@ from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
+from robustcli.data.hub_datasets import (
+    HubLayout,
+    HubName,
+    names_hub_dataset,
+    parse_hub_name,
+    read_hub_classes,
+    read_hub_masks,
+)
 from robustcli.data.labels import AnyClasses, ExpectedClasses, LabelSpace, ModelClasses
 from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
@@ -44,8 +52,11 @@ from robustcli.data.named_datasets import (
 from robustcli.data.natural_shifts import (
     AnswerClasses,
     NaturalShift,
+    Superclasses,
     allowed_answers,
     find_shift,
+    find_superclasses,
+    read_objectnet,
     read_real_labels,
 )
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
@@ -72,6 +83,7 @@ class Classes:
         splits: Whether the class folders may lie in folders `train`, `val` and `test`, which are
             then the split of an image. Always so in training.
         answers: The classes that a model may predict.
+        offline: Forbids the network, for data that are not on this machine.
     """
 
     model: str | None = None
@@ -79,6 +91,7 @@ class Classes:
     labels: Path | None = None
     splits: bool = False
     answers: AnswerClasses = "auto"
+    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,11 +100,13 @@ class Masks:
 
     `foreground` are its values (see `mask_values.decide`), None to decide by the values of the
     masks; `surveyed`: whether the masks are examined, else each is later read by its own values.
+    `offline` forbids the network, for data that are not on this machine.
     """
 
     foreground: ValueOption = None
     ignore: ValueOption = None
     surveyed: bool = True
+    offline: bool = False
 
 
 def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
@@ -99,8 +114,9 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
 
     Args:
         data: A folder or archive in one of the layouts, a manifest, or the name of a data set; any
-            of them followed by `:FOLDER` for the images in that folder. None for the default data
-            of the model's label space (`default_data`), or for masks of `segmentation`.
+            of them followed by `:FOLDER` for the images in that folder; or a data set of the
+            Hugging Face hub (`hub_datasets`). None for the default data of the model's label space
+            (`default_data`), or for masks of `segmentation`.
         truth: Whether the images have classes or masks, and how to read these.
 
     Raises:
@@ -205,7 +221,7 @@ def _source_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
 
 
 def _exists(data: str) -> bool:
-    is_name = find_named(data) is not None or names_shards(data)
+    is_name = find_named(data) is not None or names_shards(data) or names_hub_dataset(data)
     return is_name or Path(data).expanduser().exists()
 
 
@@ -214,8 +230,10 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
     shift: NaturalShift | None = None
+    superclasses: Superclasses | None = None
     expected: ExpectedClasses
-    path = _location(data, named)
+    hub = parse_hub_name(data) if names_hub_dataset(data) else None
+    path = _location(data, named) if hub is None else hub.place
     if truth.model is None:
         expected = AnyClasses(_name(path))
     else:
@@ -225,7 +243,25 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         if isinstance(space, str):
             space = find_label_space(space, notes.append)
         expected = ModelClasses(space, truth.model)
-    layout = _class_layout(path, truth, expected, notes.append)
+        is_imagenet = truth.model == "imagenet-1k" and (space is None or space.name == truth.model)
+        if is_imagenet and truth.labels is None:
+            superclasses = find_superclasses(path)
+        if superclasses is not None:
+            _announce_superclasses(path, truth, notes.append)
+            expected = ModelClasses(superclasses.space, superclasses.space.name)
+    hub_layout = None if hub is None else _hub_layout(hub, truth, expected, notes.append)
+    objects = None
+    if shift is not None and shift.name == "ObjectNet" and hub is None and truth.labels is None:
+        images = _listed(path, IMAGE_SUFFIXES, notes.append)
+        texts = _listed(path, frozenset({".json"}), unheard)
+        objects = read_objectnet(path, images, texts, notes.append)
+    if objects is not None and shift is not None:
+        layout, classes = objects
+        shift = replace(shift, classes=classes)
+    elif hub_layout is not None:
+        layout = hub_layout.layout
+    else:
+        layout = _class_layout(path, truth, expected, notes.append)
     labels = {label for image in layout.labelled for label in (image.label, *image.also)}
     space = _label_space(path, labels, expected)
     targets = {label: index for label in labels if (index := space.index_of(label)) is not None}
@@ -235,10 +271,42 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         for labelled in layout.labelled
     ]  # fmt: skip
     answers = None
-    if truth.model is not None:
+    if truth.model is not None and superclasses is None:
         answers = allowed_answers(path, shift, set(targets.values()), truth.answers, notes.append)
-    dataset = _dataset(path, named, samples, notes)
-    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers)
+    dataset = _dataset(path, named, samples, notes, hub_layout)
+    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers,
+                   members=superclasses.members if superclasses else None)  # fmt: skip
+
+
+def _announce_superclasses(path: Path, truth: Classes, say: Say) -> None:
+    if truth.answers != "auto":
+        raise UsageError(
+            f"`--answers {truth.answers}` does not go with `{path}`.",
+            "Its folders are the 16 superclasses of LAION-C: a model answers with one of these.",
+            "Leave out `--answers`.",
+        )
+    say(
+        "LAION-C: models answer with its 16 superclasses, by the mean probability of the "
+        "classes of ImageNet in each, as its owners evaluate."
+    )
+
+
+def _hub_layout(name: HubName, truth: Classes, expected: ExpectedClasses, say: Say) -> HubLayout:
+    if truth.labels is not None:
+        raise _labels_itself(truth.labels, str(name.place))
+    space = expected.label_space if isinstance(expected, ModelClasses) else None
+    return read_hub_classes(
+        name, say, offline=truth.offline, all_splits=truth.splits or truth.model is None,
+        spaces=() if space is None else (space,),
+    )  # fmt: skip
+
+
+def _labels_itself(labels: Path, data: str) -> UsageError:
+    return UsageError(
+        f"`--labels {labels}` does not go with `--data {data}`.",
+        "It names the class of each image itself.",
+        "Leave out `--labels`.",
+    )
 
 
 def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Say) -> Layout[str]:
@@ -272,11 +340,7 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
 def _self_labelled(path: Path, labels: Path | None, say: Say) -> Layout[str]:
     """Tables, shards and CIFAR's files, which contain the class of every image."""
     if labels is not None:
-        raise UsageError(
-            f"`--labels {labels}` does not go with `--data {path}`.",
-            "It names the class of each image itself.",
-            "Leave out `--labels`.",
-        )
+        raise _labels_itself(labels, str(path))
     if _is_table(path):
         return read_class_manifest(path, say)
     if names_shards(str(path)):
@@ -308,14 +372,19 @@ def _label_space(path: Path, labels: set[str], expected: ExpectedClasses) -> Lab
 def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     if named and named.label_space != SEGMENTATION:
         raise advice.has_classes(named)
-    path, notes = _location(data, named), list[str]()
-    layout = _mask_layout(path, notes.append)
+    notes = list[str]()
+    hub = parse_hub_name(data) if names_hub_dataset(data) else None
+    path = _location(data, named) if hub is None else hub.place
+    hub_layout = None
+    if hub is not None:
+        hub_layout = read_hub_masks(hub, notes.append, offline=truth.offline)
+    layout = _mask_layout(path, notes.append) if hub_layout is None else hub_layout.layout
     samples = [
         Sample(pair.image, pair.label, pair.group or pair.image.relative, pair.split)
         for pair in layout.labelled
     ]
     _check_groups(path, samples, layout.grouping)
-    dataset = _dataset(path, named, samples, notes)
+    dataset = _dataset(path, named, samples, notes, hub_layout)
     dataset = replace(dataset, grouping=layout.grouping, tolerance=layout.tolerance)
     return _surveyed(dataset, truth) if truth.surveyed else dataset
 
@@ -385,11 +454,12 @@ def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
 
 
 def _dataset(
-    path: Path, named: NamedDataset | None, samples: Sequence[Sample], notes: Sequence[str]
-) -> Dataset:
+    path: Path, named: NamedDataset | None, samples: Sequence[Sample], notes: Sequence[str],
+    hub: HubLayout | None,
+) -> Dataset:  # fmt: skip
     return Dataset(
-        name=named.name if named else _name(path),
-        location=str(path.resolve()),
+        name=hub.name if hub else named.name if named else _name(path),
+        location=hub.location if hub else str(path.resolve()),
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
         available=len(samples),
         demonstration=named is not None,

@@ -32,7 +32,6 @@ class EvalConfig(TaskConfig):
     workers: int | None = None
     allow_unreadable: float = 0.01
     fresh: bool = False
-    offline: bool = False
     fail_under: tuple[str, ...] = ()
     fail_drop: tuple[str, ...] = ()
     command: str = "robustcli.evaluate(...)"

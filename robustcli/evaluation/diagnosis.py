@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,12 @@ from robustcli.models.scan.base import Broken
 from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
 from robustcli.models.scan.selfcheck import SCANS, worst_error
 
+EXTRAS = {
+    "onnx": ("onnx", "onnxruntime"), "hf": ("datasets", "transformers"),
+    "clip": ("open_clip_torch",), "smp": ("segmentation-models-pytorch",), "mlflow": ("mlflow",),
+    "wandb": ("wandb",), "trackio": ("trackio",), "cuda": ("mamba-ssm",),
+}  # fmt: skip
+"""The optional packages, by the extra that installs them; as in `pyproject.toml`."""
 MOST_ERROR = 1e-5  # relative to the largest value; float32 against float64
 
 
@@ -34,16 +41,33 @@ class Check:
 
 def diagnose() -> list[Check]:
     """Every check, in the order of the output. Takes a few seconds: kernels are tried for real."""
-    return [*_versions(), *_devices(), *_backends(), *_storage()]
+    return [*_versions(), *_extras(), *_devices(), *_backends(), *_storage()]
 
 
 def _versions() -> Iterator[Check]:
-    for name, version in versions().items():
-        yield Check(name, "ok", version)
+    for name, installed in versions().items():
+        yield Check(name, "ok", installed)
     try:
         import torchvision.ops  # noqa: F401  a pair that does not fit fails here
     except (ImportError, RuntimeError) as error:
         yield Check("torch and torchvision", "broken", f"do not fit together: {error}")
+
+
+def _extras() -> Iterator[Check]:
+    for extra, packages in EXTRAS.items():
+        installed, missing = [], []
+        for package in packages:
+            try:
+                installed.append(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                missing.append(package)
+        if missing:
+            have = f" ({', '.join(installed)})" if installed else ""
+            lacking = f"{' and '.join(missing)} not installed{have}"
+            detail = f"{lacking}: pip install 'robustcli[{extra}]'"
+        else:
+            detail = ", ".join(installed)
+        yield Check(f"extra: {extra}", "off" if missing else "ok", detail)
 
 
 def _devices() -> Iterator[Check]:

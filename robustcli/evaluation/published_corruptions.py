@@ -2,7 +2,8 @@
 
 `find_published` looks for corruptions in a folder: ImageNet-C's tree
 (`CORRUPTION/SEVERITY/WNID/NAME.JPEG`, also below `blur/`, `digital/`, `extra/`, `noise/` and
-`weather/`, as its five archives unpack; Tiny-ImageNet-C, ImageNet-3DCC and others use it too), and
+`weather/`, as its five archives unpack; Tiny-ImageNet-C, ImageNet-3DCC and others use it too;
+LAION-C calls its severities `intensity_level_1` to `intensity_level_5`), and
 the arrays of CIFAR-10-C and CIFAR-100-C (`CORRUPTION.npy` beside `labels.npy`). `bind_published`
 finds the picture of every clean image before anything is computed, and names missing pictures.
 
@@ -39,7 +40,7 @@ from robustcli.transforms.imagenet_c import NAME_PREFIX
 from robustcli.transforms.registry import TransformCell
 
 PUBLISHED_PREFIX = "published_"
-_SEVERITY_NAMES = tuple(map(str, SEVERITIES))
+_SEVERITY = re.compile(rf"((?:intensity_level_)?)([{SEVERITIES[0]}-{SEVERITIES[-1]}])")
 _DEEPEST = 3  # folders between the named one and a corruption
 _DIGESTED = 64  # pictures of a cell whose bytes are hashed for `run.json`
 _COMPARED = 8  # pictures whose size is compared with that of their clean images
@@ -74,19 +75,26 @@ class Pictures(ABC):
 
 @dataclass(frozen=True)
 class TreePictures(Pictures):
-    """`FOLDER/SEVERITY/CLASS/NAME.JPEG`, for the severities that have a folder."""
+    """`FOLDER/SEVERITY/CLASS/NAME.JPEG`, for the severities that have a folder.
+
+    `prefix` starts the names of the folders of severities.
+    """
 
     folder: Path
     severities: tuple[int, ...]
+    prefix: str = ""
     kind = "ImageNet-C's tree"
+
+    def _at(self, severity: int) -> Path:
+        return self.folder / f"{self.prefix}{severity}"
 
     def file(self, severity: int, place: PictureKey) -> FileRef:
         """See `Pictures.file`."""
-        return FileRef(str(place), self.folder / str(severity) / str(place))
+        return FileRef(str(place), self._at(severity) / str(place))
 
     def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
         """By the class and name of the clean image; its suffix does not count."""
-        names = _names_by_class(self.folder / str(self.severities[0]))
+        names = _names_by_class(self._at(self.severities[0]))
         by_stem = {
             (folder, name.rpartition(".")[0]): name
             for folder, names_of_class in names.items()
@@ -102,7 +110,7 @@ class TreePictures(Pictures):
 
     def missing(self, severity: int, places: Mapping[str, PictureKey]) -> Iterator[str]:
         """See `Pictures.missing`."""
-        names = _names_by_class(self.folder / str(severity))
+        names = _names_by_class(self._at(severity))
         for place in places.values():
             folder, _, name = str(place).partition("/")
             if name not in names.get(folder, ()):
@@ -257,9 +265,11 @@ def _trees(folder: Path, levels: int) -> Iterator[tuple[str, Pictures]]:
         raise UsageError(
             f"Cannot read the folder `{folder}`.", f"{error.strerror}.", "Check its permissions."
         ) from error
-    severities = tuple(int(c.name) for c in children if c.name in _SEVERITY_NAMES)
-    if severities:
-        yield folder.name, TreePictures(folder, severities)
+    levels_there = [match for c in children if (match := _SEVERITY.fullmatch(c.name))]
+    if levels_there:
+        prefix = levels_there[0][1]
+        severities = tuple(int(match[2]) for match in levels_there if match[1] == prefix)
+        yield folder.name, TreePictures(folder, severities, prefix)
     elif levels:
         for child in children:
             yield from _trees(child, levels - 1)

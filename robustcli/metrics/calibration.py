@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 
 BINS = 15
+_GROUPS, _AREA_DRAWS = 50, 1_000
+"""Of images of nearly equal confidence, among which a resample of the risk-coverage curve draws."""
 _DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
 
 
@@ -36,6 +39,8 @@ class Calibration:
     brier_low: float | None
     brier_high: float | None
     aurc: float
+    aurc_low: float | None
+    aurc_high: float | None
 
 
 def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
@@ -53,10 +58,14 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     in_bin = np.equal.outer(_bins(confidence), np.arange(BINS))  # (n, BINS)
     gaps = np.where(in_bin, (confidence - correct)[:, None], 0.0)
     squares = (confidence - correct) ** 2
-    ece_low, ece_high, brier_low, brier_high = None, None, None, None
+    ece_low, ece_high, brier_low, brier_high, aurc_low, aurc_high = (None,) * 6
+    aurc = risk_coverage_area(confidence, correct == 0)
     if n > 1:
         draws = min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // n))
-        means = replace(bootstrap, draws=draws).means(np.column_stack([gaps, squares]))
+        bootstrap = replace(bootstrap, draws=draws)
+        means = bootstrap.means(np.column_stack([gaps, squares]))
+        areas = _resampled_areas(confidence, correct == 0, bootstrap)
+        aurc_low, aurc_high = _ends(areas, bootstrap.confidence)
         ece_low, ece_high = _ends(np.abs(means[:, :BINS]).sum(axis=1), bootstrap.confidence)
         brier_low, brier_high = _ends(means[:, BINS], bootstrap.confidence)
     return Calibration(
@@ -69,7 +78,9 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         float(squares.mean()),
         brier_low,
         brier_high,
-        risk_coverage_area(confidence, correct == 0),
+        aurc,
+        aurc_low,
+        aurc_high,
     )
 
 
@@ -112,6 +123,47 @@ def risk_coverage_area(confidence: FloatArray, wrong: NDArray[np.bool_]) -> floa
     in_order = np.sort(level)
     risks = np.cumsum(errors[in_order]) / np.arange(1, len(wrong) + 1)
     return float(risks.mean())
+
+
+def _resampled_areas(
+    confidence: FloatArray, wrong: NDArray[np.bool_], bootstrap: Bootstrap
+) -> FloatArray:
+    """The risk-coverage areas of resamples of the images, (draws,).
+
+    Images are taken together in at most `_GROUPS` groups of like confidence, as if it were equal
+    within each. How many correct and wrong images of each group a resample draws is one multinomial
+    draw; what the grouping changes in the area of all images is taken off again.
+    """
+    _, level, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    if len(sizes) > _GROUPS:
+        before = np.cumsum(sizes) - sizes
+        level = (before * _GROUPS // len(wrong))[level]
+    counts = np.bincount(2 * level + wrong, minlength=2 * (int(level.max()) + 1))
+    generator = np.random.default_rng(identity_seed(bootstrap.seed, "risk-coverage"))
+    many = min(bootstrap.draws, _AREA_DRAWS)
+    draws = generator.multinomial(len(wrong), counts / len(wrong), size=many)
+    all_images = _area_of_groups(counts.reshape(1, -1, 2))[0]
+    areas = _area_of_groups(draws.reshape(many, -1, 2))
+    areas += risk_coverage_area(confidence, wrong) - all_images
+    return np.clip(areas, 0, 1, out=areas)
+
+
+def _area_of_groups(counts: NDArray[np.int64]) -> FloatArray:
+    """The areas (draws,) for the numbers (draws, groups, correct and wrong), most confident first.
+
+    Within a group of N images of which W are wrong, after M images of which S are wrong, the sum
+    of (S + j W/N) / (M + j) over j = 1 ... N is W + (S - M W/N) (H(M + N) - H(M)), with the
+    harmonic numbers H.
+    """
+    sizes, wrong = counts.sum(axis=2), counts[:, :, 1]
+    n = int(sizes[0].sum())
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])
+    after = np.cumsum(sizes, axis=1)
+    before, wrong_before = after - sizes, np.cumsum(wrong, axis=1) - wrong
+    rate = wrong / np.maximum(sizes, 1)
+    sums = wrong + (wrong_before - before * rate) * (harmonic[after] - harmonic[before])
+    areas: FloatArray = sums.sum(axis=1) / n
+    return areas
 
 
 def _confidence(rows: pd.DataFrame) -> FloatArray:

@@ -118,7 +118,7 @@ class Vim(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The normalised tokens, (B, M + 1, C)."""
         tokens = self.patch_embed(x)
-        class_token = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        class_token = self.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         hidden = torch.cat((tokens[:, : self.middle], class_token, tokens[:, self.middle :]), 1)
         hidden = hidden + self.pos_embed
         residual = None

@@ -145,11 +145,20 @@ def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
 
 
 class ClassRows:
-    """Predicts batches of views with a classifier, among the classes `answers` (None: all)."""
+    """Predicts batches of views with a classifier, among the classes `answers` (None: all).
 
-    def __init__(self, classifier: Classifier, answers: Sequence[int] | None = None) -> None:
+    `members` are the classes of each superclass that it predicts instead; None without any.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        answers: Sequence[int] | None = None,
+        members: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.view = classifier.preprocessing.view
-        self.forward = Forward(classifier, partial(classifier.predict, answers=answers))
+        predict = partial(classifier.predict, answers=answers, members=members)
+        self.forward = Forward(classifier, predict)
 
     @property
     def cost(self) -> ModelCost:
@@ -260,7 +269,7 @@ class ClassificationTask(Task[Classifier]):
 
     def predictor(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
         """See `Task.predictor`."""
-        return ClassRows(model, dataset.answers)
+        return ClassRows(model, dataset.answers, dataset.members)
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig
@@ -291,6 +300,7 @@ def _open_data(config: TaskConfig) -> Dataset:
                 config.labels,
                 splits=trained,
                 answers=config.answers,
+                offline=config.offline,
             ),
         )
     except UsageError:

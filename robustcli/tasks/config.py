@@ -39,3 +39,4 @@ class TaskConfig:
     foreground: ValueOption = None
     ignore: ValueOption = None
     dataset: Dataset | None = None
+    offline: bool = False

@@ -64,7 +64,8 @@ class DatasetRecord(Record):
     """The images: how many, which, and the hash of their ids and labels in order.
 
     `contents` is the hash of their files (`data.dataset.contents_digest`); runs of older versions
-    have none. `answers` are the classes that models may predict, None for all. `several_labels`:
+    have none. `answers` are the classes that models may predict, None for all; `members`, for
+    superclasses, the models' classes that each consists of. `several_labels`:
     whether images have several true classes, as with ReaL labels. `tolerance` (pixels) is written
     only for data whose masks are compared with one, `masks` only if their reading is unusual.
     """
@@ -80,6 +81,7 @@ class DatasetRecord(Record):
     digest: str
     contents: str | None = None
     answers: list[int] | None = None
+    members: list[list[int]] | None = None
     several_labels: bool | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
@@ -100,6 +102,7 @@ def dataset_record(dataset: Dataset) -> DatasetRecord:
         digest=dataset.digest,
         contents=dataset.contents,
         answers=None if answers is None else list(answers),
+        members=None if dataset.members is None else [list(m) for m in dataset.members],
         several_labels=any(sample.also for sample in dataset.samples) or None,
         tolerance=dataset.tolerance,
         masks=_masks_record(dataset.reading),
@@ -146,6 +149,8 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
             for record in (old, new)
         )
         yield f"Models answered with other classes: {before}; now {now} (`--answers`)."
+    if old.members != new.members:
+        yield "The superclasses that models answer with consist of other classes (`--data`)."
     if old.masks != new.masks:
         before, now = (
             "as usual (0 and 1, or 0 and 255)" if record.masks is None else record.masks.words

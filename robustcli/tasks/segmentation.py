@@ -229,7 +229,8 @@ class SegmentationTask(Task[Segmenter]):
         trainings = [training for training in trainings_of(config) if training.mask_values]
         if not trainings:
             return config
-        dataset = config.dataset or open_dataset(config.data, Masks(surveyed=False))
+        masks = Masks(surveyed=False, offline=config.offline)
+        dataset = config.dataset or open_dataset(config.data, masks)
         by_flags = {
             in_flags(training.mask_values): training
             for training in trainings
@@ -252,7 +253,7 @@ class SegmentationTask(Task[Segmenter]):
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        masks = Masks(config.foreground, config.ignore)
+        masks = Masks(config.foreground, config.ignore, offline=config.offline)
         opened = config.dataset or open_dataset(config.data, masks)
         for note in opened.notes:
             listener.say(note)

@@ -62,7 +62,7 @@ class ClassifierTraining(TrainingTask):
     def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`: whatever classes the data has."""
         assert config.data is not None, "see `check`"
-        return open_dataset(config.data, Classes())
+        return open_dataset(config.data, Classes(offline=config.offline))
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""

@@ -69,7 +69,9 @@ class SegmenterTraining(TrainingTask):
 
     def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`."""
-        return open_dataset(config.data, Masks(config.foreground, config.ignore))
+        return open_dataset(
+            config.data, Masks(config.foreground, config.ignore, offline=config.offline)
+        )
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""

@@ -87,6 +87,7 @@ def find_images(
     data_config = EvalConfig(
         models.requests, ("identity",), place, split="all", seed=stored.record.seed,
         label_space=models.label_space, labels=labels, foreground=foreground, ignore=ignore,
+        offline=config.offline,
     )  # fmt: skip
     part = f" ({record.subset})" if record.subset else ""
     described = f"{record.images:,} images of `{record.name}`{part}"

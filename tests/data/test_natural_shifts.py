@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import UsageError
+from robustcli.data.decode import decode, image_size
 from robustcli.data.labels import label_space
-from robustcli.data.natural_shifts import find_shift
+from robustcli.data.natural_shifts import find_shift, laion_c
 from robustcli.data.sources import Classes, open_dataset
 
 WNIDS = label_space("imagenet-1k").ids
@@ -138,3 +139,95 @@ def test_wrong_real_files_are_refused(tmp_path, content, named):
     write(folder, "photo.png")
     with pytest.raises(UsageError, match=r"no labels for `photo\.png`"):
         opened(folder, labels=real(tmp_path / "real.json", [1], [1]))
+
+
+# ObjectNet: which object is which class of ImageNet stands in the data set's own tables.
+
+OBJECTS = {
+    "Alarm clock": "analog clock; digital clock",
+    "Banana": "banana",
+    "Hair dryer": "hand blower, blow dryer, blow drier, hair dryer, hair drier",
+}
+OBJECT_FOLDERS = {"alarm_clock": "Alarm clock", "banana": "Banana", "hair_dryer": "Hair dryer",
+                  "air_freshener": "Air freshener"}  # fmt: skip
+
+
+def objectnet(tmp_path, objects=OBJECTS, *, without=()):
+    folder = tmp_path / "objectnet-1.0"
+    for name in OBJECT_FOLDERS.keys() - set(without):
+        pixels = np.full((12, 10, 3), (255, 0, 0), np.uint8)
+        pixels[2:-2, 2:-2] = 9
+        (folder / "images" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / "images" / name / "a.png")
+    (folder / "mappings").mkdir()
+    tables = {"folder_to_objectnet_label": OBJECT_FOLDERS, "objectnet_to_imagenet_1k": objects}
+    for name, table in tables.items():
+        (folder / "mappings" / f"{name}.json").write_text(json.dumps(table))
+    return folder
+
+
+def test_an_object_may_be_several_classes_and_its_border_is_cut_off(tmp_path):
+    dataset = opened(objectnet(tmp_path))
+    clocks, banana, dryer = 409, 954, 589  # analog clock, banana, hand blower
+    true = {s.image_id.split("/")[-2]: {s.target, *s.also} for s in dataset.samples}
+    assert true == {"alarm_clock": {clocks, 530}, "banana": {banana}, "hair_dryer": {dryer}}
+    assert dataset.answers == tuple(sorted({clocks, 530, banana, dryer}))
+    assert any("1 of other objects are left out" in note for note in dataset.notes)
+    for sample in dataset.samples:
+        assert decode(sample.image).shape == (8, 6, 3)
+        assert image_size(sample.image) == (8, 6)
+        assert np.unique(decode(sample.image)).tolist() == [9], "no red"
+
+
+def test_objectnet_without_some_of_its_objects_is_refused_unless_asked_for(tmp_path):
+    folder = objectnet(tmp_path, without=["banana"])
+    with pytest.raises(UsageError, match="3 of the 4 classes of ObjectNet"):
+        opened(folder)
+    assert len(opened(folder, answers="present").answers) == 3
+
+
+@pytest.mark.parametrize(("label", "named"), [
+    ("unicorn", "`unicorn`"), ("banana, tench", "`banana, tench`"),
+])  # fmt: skip
+def test_a_table_of_objectnet_that_names_no_class_is_refused(tmp_path, label, named):
+    with pytest.raises(UsageError, match=named):
+        opened(objectnet(tmp_path, {"Banana": label}))
+
+
+def test_a_damaged_table_of_objectnet_is_named(tmp_path):
+    folder = objectnet(tmp_path)
+    (folder / "mappings" / "objectnet_to_imagenet_1k.json").write_text("{")
+    with pytest.raises(UsageError, match=r"objectnet_to_imagenet_1k\.json` of .* as JSON"):
+        opened(folder)
+
+
+# LAION-C: 16 superclasses.
+
+SUPERCLASSES = (
+    *("ball", "bird", "boat", "bottle", "butterfly", "car_truck", "cat", "chair", "dog", "fish"),
+    *("fruit", "instruments", "primate", "snakes", "timekeeping", "tools"),
+)  # fmt: skip
+
+
+def test_superclasses_are_those_of_the_owners_table():
+    known = laion_c()
+    assert known.space.ids == SUPERCLASSES
+    sizes = dict(zip(SUPERCLASSES, map(len, known.members), strict=True))
+    assert (sizes["dog"], sizes["bird"], sizes["ball"], sum(sizes.values())) == (109, 49, 6, 285)
+    members = [index for some in known.members for index in some]
+    assert len(set(members)) == 285
+    at = dict(zip(SUPERCLASSES, known.members, strict=True))
+    assert {WNIDS.index(w) for w in ("n02799071", "n04540053")} <= set(at["ball"])
+    assert WNIDS.index("n02066245") in at["fish"], "the grey whale, as its owners have it"
+
+
+def test_folders_called_as_the_superclasses_are_laion_c(tmp_path):
+    folder = write(tmp_path / "mosaic" / "intensity_level_3", *(f"{n}/1.png" for n in SUPERCLASSES))
+    dataset = opened(folder)
+    assert dataset.classes.ids == SUPERCLASSES
+    assert dataset.members == laion_c().members
+    assert dataset.answers is None
+    assert [s.target for s in dataset.samples] == list(range(16))
+    assert any("16 superclasses" in note for note in dataset.notes)
+    with pytest.raises(UsageError, match="`--answers all` does not go with"):
+        opened(folder, answers="all")

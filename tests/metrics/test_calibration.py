@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
-from robustcli.metrics.calibration import BINS, calibration, reliability, risk_coverage_area
+from robustcli.metrics.calibration import (
+    BINS,
+    _area_of_groups,
+    _resampled_areas,
+    calibration,
+    reliability,
+    risk_coverage_area,
+)
 from robustcli.metrics.class_scores import ClassShare, Confusion, class_shares, confusions
 from robustcli.metrics.intervals import Bootstrap, wilson_interval
 
@@ -113,3 +120,56 @@ def test_shares_and_confusions_of_classes():
     assert class_shares(frame)[2].interval == wilson_interval(1, 3)
     assert confusions(frame, 2) == [Confusion(2, 0, 2), Confusion(0, 1, 1)]
     assert confusions(frame.iloc[:1], 5) == []
+
+
+def brute_force_areas(frame, draws):
+    """Areas of resampled images, each computed on its own."""
+    confidence = frame["probability"].to_numpy()
+    wrong = (frame["prediction"] != 1).to_numpy()
+    generator = np.random.default_rng(1)
+    chosen = (generator.integers(0, len(frame), len(frame)) for _ in range(draws))
+    return np.array([risk_coverage_area(confidence[one], wrong[one]) for one in chosen])
+
+
+@pytest.mark.parametrize(("n", "ties"), [(40, False), (400, False), (400, True)])
+def test_the_interval_of_the_area_is_that_of_resampled_images(n, ties):
+    frame = made_up(n)
+    if ties:
+        frame["probability"] = frame["probability"].round(1)
+    found = calibration(frame, BOOTSTRAP)
+    areas = brute_force_areas(frame, 3000)
+    low, high = np.percentile(areas, [2.5, 97.5])
+    # Both ends are quantiles, of 1,000 and 3,000 draws: their standard error is 0.08 and 0.05
+    # standard deviations (sqrt(0.025 * 0.975 / draws) over the normal density), 0.1 together.
+    allowed = 4 * 0.1 * areas.std()
+    assert found.aurc_low == pytest.approx(low, abs=allowed)
+    assert found.aurc_high == pytest.approx(high, abs=allowed)
+    assert found.aurc_low < found.aurc < found.aurc_high
+
+
+def test_groups_of_equal_confidence_give_the_very_area():
+    frame = made_up(300)
+    confidence = frame["probability"].round(2).to_numpy()
+    wrong = (frame["prediction"] != 1).to_numpy()
+    levels = np.unique(-confidence, return_inverse=True)[1]
+    counts = np.bincount(2 * levels + wrong, minlength=2 * levels.max() + 2).reshape(1, -1, 2)
+    assert _area_of_groups(counts)[0] == pytest.approx(risk_coverage_area(confidence, wrong))
+
+
+def test_the_interval_of_the_area_covers_the_true_area():
+    # Confidence uniform on [0, 1], right with probability confidence: among the most confident
+    # share c the error is c / 2, whose mean over c is 1/4.
+    covered = 0
+    for seed in range(200):
+        generator = np.random.default_rng((7, seed))
+        confidence = generator.random(250)
+        wrong = generator.random(250) >= confidence
+        areas = _resampled_areas(confidence, wrong, Bootstrap(seed, draws=200))
+        low, high = np.percentile(areas, [2.5, 97.5])
+        covered += low <= 0.25 <= high
+    assert 178 <= covered <= 198  # of 190, with four standard deviations of 3
+
+
+def test_one_image_has_no_interval_of_the_area():
+    found = calibration(rows([0.5], [1]), BOOTSTRAP)
+    assert (found.aurc, found.aurc_low, found.aurc_high) == (0, None, None)

@@ -58,7 +58,7 @@ def selective_scan(
     check_selective_scan(*tensors)
     backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1], "selective_scan")]
     y, state = backend.scan(of_sequence(u, delta, A, B, C, D, delta_bias), Walk(delta_softplus))
-    y = y.mT  # (B, D, L)
+    y = y.transpose(1, 2)  # (B, D, L)
     if z is not None:
         y = y * F.silu(z.to(torch.promote_types(y.dtype, torch.float32)))
     y = y.to(u.dtype)

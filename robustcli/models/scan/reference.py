@@ -38,7 +38,7 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
         t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
     )
     K, S, L, channels = delta.shape
-    u = x.mT  # (S, W, L)
+    u = x.transpose(1, 2)  # (S, W, L)
     delta, B, C = (t.permute(1, 0, 3, 2) for t in (delta, B, C))  # (S, K, D or N, L)
     order = pixel_orders(walk.height, walk.width, walk.directions) if walk.directions else None
     if order is not None:
@@ -48,11 +48,11 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
     delta = delta.flatten(1, 2) + bias.flatten()[:, None]  # (S, K*D, L)
     dt = F.softplus(delta) if walk.softplus else delta
     B, C = (t.repeat_interleave(channels, 1) for t in (B, C))  # (S, K*D, N, L)
-    y, state = _loop(u, dt, A.mT.flatten(0, 1), B, C)
+    y, state = _loop(u, dt, A.transpose(1, 2).flatten(0, 1), B, C)
     y = y + D.flatten()[:, None] * u
     if order is not None:
         y = in_order(y.view(S, K, channels, L), order.argsort(1)).sum(1)  # (S, D, L)
-    return y.mT, state.unflatten(1, (K, channels)).permute(1, 0, 3, 2)
+    return y.transpose(1, 2), state.unflatten(1, (K, channels)).permute(1, 0, 3, 2)
 
 
 def _loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,761 @@
+"""Data sets of the Hugging Face hub: `hf:ORG/NAME@REVISION:SPLIT`, read image by image.
+
+The library `datasets` says which Parquet files make up a split and which columns they have. Of
+these files, first only the columns of labels and names are read. An image is had when it is
+needed, with the others of its row group (the smallest piece of a Parquet file that can be read
+alone), which is then kept in the data home: for the next transform, the next command and the other
+worker processes. So a sample is a fixed row of a fixed file, whoever reads it, in whatever order.
+
+A name of a branch is resolved to a commit once, and everything is read from that commit. No code of
+a repository is run: `datasets` from version 4 on cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
+from robustcli.core.io import replacing, write_text
+from robustcli.core.names import nearest
+from robustcli.data.advice import quoted
+from robustcli.data.hub_files import (
+    PREFIX,
+    TIMEOUT_S,
+    RemoteFile,
+    RowGroup,
+    broken_transfer,
+    commit_home,
+    fetching,
+    file_name,
+    not_here,
+    repo_home,
+)
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
+from robustcli.data.layouts import SPLIT_NAMES, Labelled, Layout
+from robustcli.data.listing import normalised_path
+from robustcli.data.tables import Say
+
+OLDEST_DATASETS = (4, 0)
+"""The first version that runs no code of a repository; as in `pyproject.toml`."""
+_NAME = re.compile(
+    r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:?@\s]+))?(?::(?P<split>[\w.-]+))?"
+    r"(?:\?(?P<options>.*))?"
+)
+_OPTIONS = ("config", "image", "label", "mask")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PREFERRED = ("test", "validation", "val", "valid", "dev", "train")
+"""Which split an evaluation takes where none is named, the first that has labels."""
+_IMAGE_NAMES = ("image", "img", "pixels", "photo", "picture", "jpg", "png")
+_LABEL_NAMES = (
+    *("label", "labels", "fine_label", "class", "target", "category", "cls", "class_name"),
+    *("label_name", "wnid"),
+)
+_MASK_NAMES = ("mask", "label", "annotation", "segmentation_mask", "segmentation", "ground_truth")
+_ID_NAMES = (
+    *("image_id", "id", "file_name", "filename", "image_name", "file_path", "image_path", "path"),
+    *("__key__", "key"),
+)
+_UNSAFE = re.compile(r"^/|\\|[\x00-\x1f\x7f]|(^|/)\.\.?(/|$)")
+_AT_ONCE = 8
+"""Files of which labels are read at the same time: it is the answers that take the time."""
+
+
+def names_hub_dataset(data: str) -> bool:
+    """Whether `data` is meant as the name of a data set of the hub."""
+    return data.startswith(PREFIX)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What the user types.
+
+    Args:
+        repo: `ORG/NAME`.
+        revision: A branch, a tag or a commit; None for the branch `main`.
+        split: None where none is named.
+        config: The subset of a repository that holds several; None for its default.
+        image: The column of images; None to find it. Likewise `label` and `mask`.
+    """
+
+    repo: str
+    revision: str | None = None
+    split: str | None = None
+    config: str | None = None
+    image: str | None = None
+    label: str | None = None
+    mask: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """What stands for the path of the data in messages: `hf:ORG/NAME`."""
+        return Path(f"{PREFIX}{self.repo}")
+
+    def spelled(self, commit: str, split: str | None) -> str:
+        """The name of the same data at `commit`, as it can be typed."""
+        known = ((name, getattr(self, name)) for name in _OPTIONS)
+        options = "&".join(f"{name}={value}" for name, value in known if value is not None)
+        return (
+            f"{PREFIX}{self.repo}@{commit}"
+            + (f":{split}" if split is not None else "")
+            + (f"?{options}" if options else "")
+        )
+
+
+def parse_hub_name(data: str) -> HubName:
+    """What `data` names.
+
+    Raises:
+        UsageError: It is no such name.
+    """
+    match = _NAME.fullmatch(data)
+    pairs = [one.partition("=") for one in (match["options"] or "").split("&")] if match else []
+    options = {name: value for name, equals, value in pairs if equals and value}
+    wrong = [name for name, equals, value in pairs if name and not (equals and value)]
+    wrong += sorted(set(options) - set(_OPTIONS))
+    if match is None or wrong:
+        raise UsageError(
+            f"`{data}` is not the name of a data set of the Hugging Face hub.",
+            f"`{wrong[0]}` is not one of {', '.join(f'`{o}=...`' for o in _OPTIONS)}."
+            if wrong
+            else "Expected `hf:ORG/NAME`, `hf:ORG/NAME@REVISION` or `hf:ORG/NAME@REVISION:SPLIT`.",
+            "For example `--data hf:uoft-cs/cifar10@main:test`, or with columns "
+            "`--data 'hf:uoft-cs/cifar100@main:test?label=fine_label'`.",
+        )
+    return HubName(match["repo"], match["revision"], match["split"], **options)
+
+
+@dataclass(frozen=True)
+class HubLayout:
+    """What was found.
+
+    Args:
+        layout: The images.
+        name: What the data set is called in tables: `NAME:SPLIT`.
+        location: Its whole name, with the commit.
+    """
+
+    layout: Layout[Any]
+    name: str
+    location: str
+
+
+def read_hub_classes(
+    name: HubName, say: Say, *, offline: bool, all_splits: bool, spaces: Sequence[LabelSpace]
+) -> HubLayout:
+    """The images of a split with the names of their classes.
+
+    Args:
+        name: The data set.
+        say: Hears which commit, split and columns were taken.
+        offline: Forbids the network.
+        all_splits: Whether all splits are taken where none is named, as for training.
+        spaces: Label spaces whose ids classes get where they are the same ones in the same order.
+
+    Raises:
+        MachineError: `datasets` is not installed, or too old.
+        UsageError: There is no such data set, split or column, it has no labels or is not published
+            as Parquet, or `offline` is set and it is not here.
+        RunError: The connection broke.
+    """
+    return _read(name, say, offline, all_splits, "label", spaces)
+
+
+def read_hub_masks(name: HubName, say: Say, *, offline: bool) -> HubLayout:
+    """The images of a split, or of all parts, with their masks; see `read_hub_classes`."""
+    return _read(name, say, offline, True, "mask", ())
+
+
+def _read(
+    name: HubName, say: Say, offline: bool, all_splits: bool, truth: Literal["label", "mask"],
+    spaces: Sequence[LabelSpace],
+) -> HubLayout:  # fmt: skip
+    commit = _commit(name, say, offline)
+    published = _published(name, commit, offline)
+    columns = _chosen(name, published, truth)
+    splits = _splits(name, published, all_splits)
+    taken: dict[str, list[Labelled[Any]]] = {}
+    for split in splits:
+        rows = _rows(name, commit, published, split, columns, offline)
+        if rows.unlabelled:
+            if len(splits) == 1 or rows.unlabelled < len(rows.ids):
+                raise _no_labels(name, split, rows.unlabelled, columns)
+            say(f"`{name.place}`: the split `{split}` has no labels and is left out.")
+            continue
+        taken[split] = list(
+            _labelled(name, commit, published, split, columns, rows, spaces, offline)
+        )
+        if not all_splits:
+            break
+    if not taken:
+        raise _no_labels(name, splits[0], rows.unlabelled, columns)
+    one = next(iter(taken)) if len(taken) == 1 else None
+    if len(published.files) > 1 and name.split is None:
+        listed = ", ".join(f"`{split}`" for split in published.files)
+        say(
+            f"`{name.place}` has the splits {listed}: "
+            + (f"`{one}` is taken (`{name.place}@REVISION:SPLIT` takes another one)."
+               if one else f"taken as parts are {quoted(list(taken))}.")
+        )  # fmt: skip
+    size = sum(file.bytes_of(columns.image) for split in taken for file in published.files[split])
+    say(
+        f"`{name.place}`: {sum(map(len, taken.values())):,} images in the column "
+        f"`{columns.image}`, {size / 1e6:,.1f} MB: each part is fetched when it is needed, and "
+        f"kept in `{commit_home(name.repo, commit)}`."
+    )
+    labelled = [
+        one_image if one is None else Labelled(one_image.image, one_image.label)
+        for images in taken.values() for one_image in images
+    ]  # fmt: skip
+    short = name.repo.partition("/")[2]
+    return HubLayout(
+        Layout(tuple(labelled)),
+        short if one is None else f"{short}:{one}",
+        name.spelled(commit, one),
+    )
+
+
+# The commit.
+
+
+def _commit(name: HubName, say: Say, offline: bool) -> str:
+    """The commit that the revision means: asked of the hub, or what it meant when it was asked."""
+    revision = name.revision or "main"
+    if _COMMIT.fullmatch(revision):
+        return revision
+    file = repo_home(name.repo) / "refs" / f"{file_name(revision)}.txt"
+    if offline:
+        if not file.is_file():
+            raise not_here(name.repo, f"which commit `{revision}` is was never asked")
+        commit = file.read_text(encoding="utf-8").strip()
+    else:
+        commit = _resolved(name, revision)
+        write_text(file, commit + "\n")
+    when = " (as last asked; `--offline` forbids asking)" if offline else ""
+    say(
+        f"`{name.place}`: `{revision}` is the commit {commit}{when}. To take the same images "
+        f"later, write `{name.place}@{commit}`."
+    )
+    return commit
+
+
+def _resolved(name: HubName, revision: str) -> str:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        info = HfApi(endpoint=constants.ENDPOINT).dataset_info(
+            name.repo, revision=revision, timeout=TIMEOUT_S
+        )
+    except GatedRepoError as error:
+        raise UsageError(
+            f"`{name.place}` may be read only by those who accepted its terms.",
+            first_line(error),
+            f"Accept them at https://huggingface.co/datasets/{name.repo}, then log in with "
+            "`hf auth login` or set HF_TOKEN.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UsageError(
+            f"`{name.place}` has no revision `{revision}`.", first_line(error),
+            "Name a branch, a tag or a commit that its page on the hub shows.",
+        ) from error  # fmt: skip
+    except RepositoryNotFoundError as error:
+        raise UsageError(
+            f"The Hugging Face hub has no data set `{name.repo}`, or does not show it to you.",
+            first_line(error),
+            "Check the name; for a private one, log in with `hf auth login` or set HF_TOKEN.",
+        ) from error
+    except Exception as error:  # of the hub's client and its transports
+        raise broken_transfer(name.repo, "The hub could not be asked", error) from error
+    assert info.sha is not None, "the hub names a commit for every revision"
+    return info.sha
+
+
+# The files and columns that are published.
+
+ColumnKind = Literal["image", "class", "text", "number", "other"]
+
+
+@dataclass(frozen=True)
+class PublishedColumn:
+    """One column.
+
+    Args:
+        name: Its name.
+        kind: `class` for numbers with names.
+        names: Of the classes.
+        leaf: Of images, the name of the column of encoded bytes inside it.
+    """
+
+    name: str
+    kind: ColumnKind
+    names: tuple[str, ...] = ()
+    leaf: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One Parquet file.
+
+    Args:
+        path: In the repository.
+        size: Bytes.
+        rows: Of each row group.
+        bytes: Of each row group, by the name of a column, as it is packed.
+    """
+
+    path: str
+    size: int
+    rows: tuple[int, ...]
+    bytes: Mapping[str, tuple[int, ...]] = field(repr=False)
+
+    def bytes_of(self, column: str) -> int:
+        """All bytes of the column called `column`."""
+        return sum(self.bytes.get(column, ()))
+
+
+@dataclass(frozen=True)
+class Published:
+    """The Parquet files of each split, in their order, and their columns."""
+
+    config: str
+    columns: tuple[PublishedColumn, ...]
+    files: Mapping[str, tuple[PublishedFile, ...]]
+
+    @cached_property
+    def by_name(self) -> dict[str, PublishedColumn]:
+        """The columns."""
+        return {column.name: column for column in self.columns}
+
+
+_FORMAT = 1
+
+
+def _published(name: HubName, commit: str, offline: bool) -> Published:
+    """What is published at `commit`: looked up once, then kept."""
+    home = commit_home(name.repo, commit)
+    file = home / f"files-{file_name(name.config or 'default')}.json"
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["format"] == _FORMAT:
+            return _from_json(known)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not here yet, of another version, or damaged: it is looked up anew
+    if offline:
+        raise not_here(name.repo, "its list of files was never fetched")
+    found = _look_up(name, commit)
+    write_text(file, json.dumps({"format": _FORMAT, **asdict(found)}))
+    return found
+
+
+def _from_json(known: Mapping[str, Any]) -> Published:
+    columns = (PublishedColumn(**{**c, "names": tuple(c["names"])}) for c in known["columns"])
+    files = {
+        split: tuple(
+            PublishedFile(
+                f["path"], f["size"], tuple(f["rows"]),
+                {column: tuple(sizes) for column, sizes in f["bytes"].items()},
+            )
+            for f in some
+        )
+        for split, some in known["files"].items()
+    }  # fmt: skip
+    return Published(known["config"], tuple(columns), files)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MachineError(
+            "`--data hf:` needs the library datasets.", "It is not installed.",
+            "Install it: `pip install 'robustcli[hf]'`.",
+        ) from error  # fmt: skip
+    version = tuple(int(number) for number in re.findall(r"\d+", datasets.__version__)[:2])
+    if version < OLDEST_DATASETS:
+        raise MachineError(
+            f"`--data hf:` needs datasets {'.'.join(map(str, OLDEST_DATASETS))} or newer.",
+            f"Version {datasets.__version__} is installed, which may run code of a repository.",
+            "Install a newer one: `pip install --upgrade 'robustcli[hf]'`.",
+        )
+    return datasets
+
+
+def _look_up(name: HubName, commit: str) -> Published:
+    """The splits as `datasets` finds them, and what their Parquet files say of themselves."""
+    import tempfile
+
+    datasets = _library()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            builder = datasets.load_dataset_builder(
+                name.repo, name.config, revision=commit, cache_dir=cache
+            )
+    except Exception as error:  # of `datasets`, the hub's client and its transports
+        raise _unreadable(name, error) from error
+    finally:
+        logger.setLevel(level)
+    kind = type(builder).__module__.rpartition(".")[2]
+    paths = {str(s): [_in_repo(p) for p in some]
+             for s, some in (builder.config.data_files or {}).items()}  # fmt: skip
+    names = [path for some in paths.values() for path in some]
+    if kind != "parquet" or not names or not all(path.endswith(".parquet") for path in names):
+        raise UsageError(
+            f"`{name.place}` is not published as Parquet files.",
+            f"`datasets` reads it as `{kind}`.",
+            "The hub keeps a Parquet copy of most data sets: write "
+            f"`{name.place}@refs/convert/parquet:SPLIT`. Or download it "
+            f"(`hf download --repo-type dataset {name.repo} --local-dir DIR`) and name the folder.",
+        )
+    files = {split: _footers(name, commit, some) for split, some in paths.items()}
+    schema = next(schema for some in files.values() for _, schema in some)
+    features = builder.info.features or datasets.Features.from_arrow_schema(schema)
+    columns = tuple(_column(datasets, key, feature) for key, feature in features.items())
+    return Published(
+        str(builder.config.name), columns,
+        {split: tuple(file for file, _ in some) for split, some in files.items()},
+    )  # fmt: skip
+
+
+def _in_repo(url: str) -> str:
+    """`hf://datasets/ORG/NAME@COMMIT/data/x.parquet` without all that is before the path."""
+    return str(url).partition("://")[2].split("/", 3)[3]
+
+
+def _column(datasets: Any, name: str, feature: Any) -> PublishedColumn:
+    if isinstance(feature, datasets.ClassLabel):
+        return PublishedColumn(name, "class", tuple(map(str, feature.names)))
+    if isinstance(feature, datasets.Image) or (
+        isinstance(feature, dict) and set(feature) >= {"bytes", "path"}
+    ):
+        return PublishedColumn(name, "image", leaf=f"{name}.bytes")
+    dtype = str(getattr(feature, "dtype", ""))
+    if dtype in ("binary", "large_binary"):
+        return PublishedColumn(name, "image", leaf=name)
+    if dtype in ("string", "large_string"):
+        return PublishedColumn(name, "text")
+    if re.fullmatch(r"u?int\d+|bool", dtype):
+        return PublishedColumn(name, "number")
+    return PublishedColumn(name, "other")
+
+
+def _footers(name: HubName, commit: str, paths: Sequence[str]) -> list[tuple[PublishedFile, Any]]:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda path: _footer(name, commit, path), paths))
+
+
+def _footer(name: HubName, commit: str, path: str) -> tuple[PublishedFile, Any]:
+    import pyarrow.parquet as pq
+
+    with fetching(name.repo, path):
+        remote = RemoteFile(name.repo, commit, path)
+        file = pq.ParquetFile(remote)
+    metadata, groups = file.metadata, range(file.metadata.num_row_groups)
+    sizes: dict[str, list[int]] = {}
+    for group in groups:
+        of_group: Counter[str] = Counter()
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            of_group[chunk.path_in_schema.partition(".")[0]] += chunk.total_compressed_size
+        for column, size in of_group.items():
+            sizes.setdefault(column, []).append(size)
+    rows = tuple(metadata.row_group(group).num_rows for group in groups)
+    known = {column: tuple(some) for column, some in sizes.items()}
+    return PublishedFile(path, remote.size, rows, known), file.schema_arrow
+
+
+# Which columns and splits are taken.
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The names of the columns that are read, and which kind of truth they hold."""
+
+    image: str
+    truth: str
+    masks: bool
+
+
+def _chosen(name: HubName, published: Published, truth: Literal["label", "mask"]) -> _Columns:
+    images = [c.name for c in published.columns if c.kind == "image"]
+    if truth == "mask":
+        mask = _one(
+            name, published, "mask", name.mask, [i for i in images if i != name.image],
+            [i for i in _MASK_NAMES if i != name.image], certain=False,
+        )  # fmt: skip
+        others = [image for image in images if image != mask]
+        return _Columns(
+            _one(name, published, "image", name.image, others, _IMAGE_NAMES), mask, masks=True
+        )
+    image = _one(name, published, "image", name.image, images, _IMAGE_NAMES)
+    classes = [c.name for c in published.columns if c.kind == "class"]
+    plain = [
+        c.name for c in published.columns if c.kind in ("text", "number") and c.name in _LABEL_NAMES
+    ]
+    label = _one(name, published, "label", name.label, classes or plain, _LABEL_NAMES)
+    if published.by_name[label].kind not in ("class", "text", "number"):
+        raise _wrong_column(name, published, "label", f"`{label}` holds no classes")
+    return _Columns(image, label, masks=False)
+
+
+def _one(
+    name: HubName, published: Published, role: str, typed: str | None, fitting: Sequence[str],
+    usual: Sequence[str], *, certain: bool = True,
+) -> str:  # fmt: skip
+    """The column that the user named, the only one that fits, or the only one of a usual name.
+
+    Args:
+        name: The data set, for messages.
+        published: What there is.
+        role: What is looked for.
+        typed: As the user said it.
+        fitting: Columns that may be it.
+        usual: Names it often has, the likeliest first.
+        certain: Whether the only one that fits is it, whatever its name.
+    """
+    if typed is not None:
+        if typed not in published.by_name:
+            raise _wrong_column(name, published, role, f"there is no column `{typed}`")
+        if role != "label" and published.by_name[typed].kind != "image":
+            raise _wrong_column(name, published, role, f"`{typed}` holds no images")
+        return typed
+    if certain and len(fitting) == 1:
+        return fitting[0]
+    named = [column for column in usual if column in fitting]
+    if not named or (certain and role == "label" and len(fitting) > 1 and len(named) > 1):
+        several = f"{quoted(fitting)} could be it" if fitting else "none could be it"
+        if role == "mask" and fitting:
+            several = f"none of its columns of images is called {', '.join(_MASK_NAMES)}"
+        raise _wrong_column(name, published, role, several)
+    return named[0]
+
+
+def _wrong_column(name: HubName, published: Published, role: str, reason: str) -> UsageError:
+    kinds = ", ".join(f"`{c.name}` ({c.kind})" for c in published.columns)
+    what = {
+        "image": "images", "label": "the class of each image", "mask": "the mask of each image"
+    }[role]  # fmt: skip
+    return UsageError(
+        f"Which column of `{name.place}` holds {what} is not known: {reason}.",
+        f"Its columns: {kinds}.",
+        f"Name it: `--data '{name.place}@REVISION:SPLIT?{role}=COLUMN'`."
+        + (" Images with classes are for classifiers." if role == "mask" else ""),
+    )
+
+
+def _splits(name: HubName, published: Published, all_splits: bool) -> list[str]:
+    """The splits to read, the preferred one first."""
+    files = published.files
+    if name.split is not None:
+        if name.split not in files:
+            close = nearest(name.split, files)
+            meant = f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
+            raise UsageError(
+                f"`{name.place}` has no split `{name.split}`.",
+                f"It has {', '.join(f'`{split}`' for split in files)}.{meant}",
+                f"Write for example `--data {name.place}@{name.revision or 'main'}:"
+                f"{next(iter(files))}`.",
+            )
+        return [name.split]
+    if all_splits and len(files) > 1:
+        parts = [split for split in files if split.lower() in SPLIT_NAMES]
+        if "train" in (SPLIT_NAMES[split.lower()] for split in parts):
+            return parts
+    known = [split for split in _PREFERRED if split in files]
+    if not known and len(files) > 1:
+        raise UsageError(
+            f"Which split of `{name.place}` is meant is not known.",
+            f"It has {', '.join(f'`{split}`' for split in files)}.",
+            f"Name one: `--data {name.place}@{name.revision or 'main'}:{next(iter(files))}`.",
+        )
+    return known or list(files)
+
+
+# The rows: names and labels, without the images.
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Of each row of a split its id and label (a text; empty where there is none)."""
+
+    ids: Sequence[str]
+    labels: Sequence[str]
+    unlabelled: int
+
+
+def _rows(
+    name: HubName, commit: str, published: Published, split: str, columns: _Columns, offline: bool
+) -> _Rows:
+    """Names and labels of a split: read once, then kept."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    label = None if columns.masks else columns.truth
+    key = "-".join(map(file_name, (published.config, split, columns.image, label or "none")))
+    file = commit_home(name.repo, commit) / f"rows-{key}.parquet"
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException):
+        if offline:
+            raise not_here(
+                name.repo, f"the labels of its split `{split}` were never fetched"
+            ) from None
+        table = _fetched_rows(name, commit, published, split, columns)
+        with replacing(file) as beside:
+            pq.write_table(table, beside)
+    labels = table.column("label").to_pylist()
+    unlabelled = 0 if columns.masks else sum(not one for one in labels)
+    return _Rows(table.column("id").to_pylist(), labels, unlabelled)
+
+
+def _fetched_rows(
+    name: HubName, commit: str, published: Published, split: str, columns: _Columns
+) -> Any:
+    """A table of ids and labels, from the small columns alone."""
+    import pyarrow as pa
+
+    naming = [c for c in _ID_NAMES if c in published.by_name
+              and published.by_name[c].kind in ("text", "number")]  # fmt: skip
+    leaf = published.by_name[columns.image].leaf
+    inner = f"{columns.image}.path" if leaf.endswith(".bytes") else None
+    wanted = [*naming, *([inner] if inner else []), *([] if columns.masks else [columns.truth])]
+
+    def read(file: PublishedFile) -> Any:
+        import pyarrow.parquet as pq
+
+        with fetching(name.repo, file.path):
+            remote = RemoteFile(name.repo, commit, file.path, file.size)
+            return pq.ParquetFile(remote, pre_buffer=True).read(columns=wanted)
+
+    files = published.files[split]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        tables = list(pool.map(read, files))
+    table = pa.concat_tables(tables)
+    total = sum(sum(file.rows) for file in files)
+    if table.num_rows != total and wanted:
+        raise RunError(
+            f"`{name.place}` changed while it was read.",
+            f"Its split `{split}` has {table.num_rows:,} rows instead of {total:,}.",
+            f"Delete `{commit_home(name.repo, commit)}` and repeat the command.",
+        )
+    paths = []
+    if inner and columns.image in table.column_names:
+        paths = [(row or {}).get("path") for row in table.column(columns.image).to_pylist()]
+    given: Iterator[Sequence[Any]] = (table.column(column).to_pylist() for column in naming)
+    ids = next((known for one in (*given, paths) if (known := _as_ids(one, total))), None)
+    width = len(str(max(0, total - 1)))
+    ids = ids or [f"{row:0{width}d}" for row in range(total)]
+    labels = [""] * total
+    if not columns.masks:
+        labels = _as_labels(published.by_name[columns.truth], table.column(columns.truth))
+    return pa.table({"id": ids, "label": labels})
+
+
+def _as_ids(values: Sequence[Any], total: int) -> list[str] | None:
+    """`values` as ids of images; None where one is missing, there twice, or no plain path."""
+    if len(values) != total or any(value is None or value == "" for value in values):
+        return None
+    ids = [normalised_path(str(value)) for value in values]
+    if len(set(ids)) < total or any(_UNSAFE.search(one) for one in ids):
+        return None
+    return ids
+
+
+def _as_labels(column: PublishedColumn, values: Any) -> list[str]:
+    """Each label as a text: the number of a class that has a name, else the label itself."""
+    labels = ["" if value is None else str(value) for value in values.to_pylist()]
+    if column.kind == "class":
+        known = {str(number) for number in range(len(column.names))}
+        return [label if label in known else "" for label in labels]
+    return labels
+
+
+def class_names(names: Sequence[str], spaces: Sequence[LabelSpace]) -> list[str]:
+    """What the classes of a column are called: ids of a label space, or their own names.
+
+    They get the ids of the first of `spaces`, or of a bundled one, that has the same classes in the
+    same order: the hub's ImageNet has `crane` twice, and only its place tells which one is meant.
+    A class of a name that others have too is followed by its number.
+
+    Args:
+        names: As published, perhaps several for a class (`tench, Tinca tinca`).
+        spaces: Label spaces to try first.
+    """
+    for space in (*spaces, *map(label_space, BUNDLED_SPACES)):
+        if len(space.ids) == len(names) and all(
+            {_plain(word) for word in (published, *published.split(","))}
+            & {_plain(space.ids[index]), _plain(space.names[index])}
+            for index, published in enumerate(names)
+        ):
+            return list(space.ids)
+    times = Counter(names)
+    return [n if times[n] == 1 else f"{n} ({index})" for index, n in enumerate(names)]
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[\W_]+", "", word.casefold())
+
+
+def _labelled(
+    name: HubName, commit: str, published: Published, split: str, columns: _Columns, rows: _Rows,
+    spaces: Sequence[LabelSpace], offline: bool,
+) -> Iterator[Labelled[Any]]:  # fmt: skip
+    part, home = SPLIT_NAMES.get(split.lower()), commit_home(name.repo, commit)
+    truth = published.by_name[columns.truth]
+    names = class_names(truth.names, spaces) if truth.kind == "class" else ()
+    number = 0
+    for file in published.files[split]:
+        for group, length in enumerate(file.rows):
+            images, masks = (
+                RowGroup(name.repo, commit, file.path, file.size, group,
+                         published.by_name[column].leaf, home, offline)
+                if published.by_name[column].kind == "image" else None
+                for column in (columns.image, columns.truth)
+            )  # fmt: skip
+            assert images is not None, "a column of images was chosen"
+            for row in range(length):
+                image_id = f"{split}/{rows.ids[number]}"
+                label = "" if columns.masks else rows.labels[number]
+                yield Labelled(
+                    images.ref(image_id, row),
+                    masks.ref(image_id, row) if masks and columns.masks
+                    else names[int(label)] if names else label,
+                    part,
+                )  # fmt: skip
+                number += 1
+
+
+def _unreadable(name: HubName, error: Exception) -> RobustError:
+    return UsageError(
+        f"`datasets` cannot tell which files `{name.place}` consists of.",
+        f"{type(error).__name__}: {first_line(error, 400)}.",
+        f"A repository with several subsets needs one named: `--data '{name.place}@REVISION:SPLIT"
+        "?config=NAME'`. One that needs code of its own is not read.",
+    )
+
+
+def _no_labels(name: HubName, split: str, missing: int, columns: _Columns) -> UsageError:
+    return UsageError(
+        f"The split `{split}` of `{name.place}` has images without a class.",
+        f"{missing:,} rows of its column `{columns.truth}` hold none: test parts are often "
+        "published without.",
+        f"Name another split (`--data {name.place}@REVISION:SPLIT`), or another column "
+        "(`?label=COLUMN`).",
+    )

@@ -1,0 +1,274 @@
+"""Parquet files of the Hugging Face hub: read by ranges, a row group of one column at a time.
+
+A row group is the smallest piece of a Parquet file that can be read alone. It is fetched when one
+of its rows is first needed, and kept in the data home.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from robustcli.core.errors import RobustError, RunError, UsageError, first_line
+from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
+from robustcli.data.dataset import FileRef
+from robustcli.data.named_datasets import data_home, lock_on_this_machine
+
+PREFIX = "hf:"
+TIMEOUT_S = 60
+_PAUSES_S = (1.0, 4.0)
+"""Before a broken transfer is tried again."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One column of one row group of a file: fetched when a row of it is first read, then kept.
+
+    Args:
+        repo: `ORG/NAME`.
+        commit: Of the repository.
+        path: The Parquet file in it.
+        size: Its bytes.
+        group: The number of the row group.
+        leaf: The column of encoded images.
+        home: Where what is fetched is kept.
+        offline: Forbids the network.
+    """
+
+    repo: str
+    commit: str
+    path: str
+    size: int
+    group: int
+    leaf: str
+    home: Path
+    offline: bool
+
+    @property
+    def kept(self) -> Path:
+        """Where its rows lie, once they are fetched."""
+        plain = file_name(f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}")
+        return self.home / "images" / f"{plain}.arrow"
+
+    def ref(self, image_id: str, row: int) -> FileRef:
+        """The image (or mask) in its row number `row`."""
+        return FileRef(image_id, self.kept, f"row {row}", row, rows=self)
+
+    def pin(self, row: int) -> str:
+        """What names the bytes of a row: they cannot be others at the same commit."""
+        return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
+
+    def read(self, row: int) -> bytes:
+        """The encoded image in a row.
+
+        Raises:
+            RunError: It is not here, and the connection broke.
+            UsageError: It is not here, and the network is forbidden.
+            OSError: The row is empty.
+        """
+        content = self._kept_row(row)
+        if content is None:
+            self._fetch()
+            content = self._kept_row(row)
+        if not content:
+            raise OSError("its row holds no image")
+        return content
+
+    def _kept_row(self, row: int) -> bytes | None:
+        """The bytes in a row, empty where it has none; None where nothing whole is kept."""
+        import pyarrow as pa
+
+        try:
+            with pa.memory_map(str(self.kept)) as mapped:
+                column = pa.ipc.open_file(mapped).get_batch(0).column(0)
+                return column[row].as_py() or b""
+        except (OSError, pa.ArrowException):
+            return None
+
+    def _fetch(self) -> None:
+        if self.offline:
+            raise not_here(self.repo, f"row group {self.group} of `{self.path}` is not here")
+        try:
+            lock = lock_on_this_machine(self.kept)
+        except OSError as error:
+            raise refused(self.kept, error) from error
+        with lock:
+            if self._kept_row(0) is None:  # another process may have fetched it in the meantime
+                self._keep(self._column())
+
+    def _column(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with fetching(self.repo, self.path):
+            remote = RemoteFile(self.repo, self.commit, self.path, self.size)
+            metadata = _metadata(self.repo, self.commit, self.path, self.size)
+            file = pq.ParquetFile(remote, metadata=metadata, pre_buffer=True)
+            column = file.read_row_group(self.group, columns=[self.leaf]).column(0)
+        values = column.combine_chunks()
+        if pa.types.is_struct(values.type):
+            values = values.flatten()[0]
+        return values.cast(pa.large_binary())
+
+    def _keep(self, values: Any) -> None:
+        import pyarrow as pa
+
+        batch = pa.record_batch([values], ["bytes"])
+        with (
+            replacing(self.kept) as beside,
+            pa.OSFile(str(beside), "wb") as out,
+            pa.ipc.new_file(out, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
+
+
+@lru_cache(maxsize=64)
+def _metadata(repo: str, commit: str, path: str, size: int) -> Any:
+    """The footer of a file, read once by each process."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(RemoteFile(repo, commit, path, size))
+
+
+class RemoteFile(io.RawIOBase):
+    """A file of a repository, read by ranges.
+
+    Args:
+        repo: `ORG/NAME`.
+        commit: Of it.
+        path: The file.
+        size: Its bytes; None to ask.
+    """
+
+    def __init__(self, repo: str, commit: str, path: str, size: int | None = None) -> None:
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        self._url = hf_hub_url(
+            repo, path, repo_type="dataset", revision=commit, endpoint=constants.ENDPOINT
+        )
+        self._headers = build_hf_headers()
+        self._at = 0
+        self.size = self._ask_size() if size is None else size
+
+    def _ask_size(self) -> int:
+        response = self._get(0, 1)
+        return int(response.headers["Content-Range"].rpartition("/")[2])
+
+    def _get(self, start: int, end: int) -> Any:
+        """The answer for bytes from `start` to before `end`; a broken transfer is tried again."""
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            get_session,
+            hf_raise_for_status,
+        )
+
+        headers = {
+            **self._headers,
+            "Range": f"bytes={start}-{end - 1}",
+            "Accept-Encoding": "identity",
+        }
+        for pause in (*_PAUSES_S, None):
+            try:
+                response = get_session().get(self._url, headers=headers, timeout=TIMEOUT_S)
+                if response.status_code >= 500:
+                    raise OSError(f"the hub answers {response.status_code}")
+                hf_raise_for_status(response)
+                if response.status_code != 206 or len(response.content) != end - start:
+                    raise OSError(
+                        f"{len(response.content):,} of {end - start:,} bytes came "
+                        f"(status {response.status_code})"
+                    )
+                return response
+            except Exception as error:
+                if pause is None or _is_refusal(error):
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def readable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def tell(self) -> int:
+        """See `io.IOBase`."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See `io.IOBase`."""
+        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence] + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """See `io.RawIOBase`; all that was asked for, up to the end of the file."""
+        end = self.size if size < 0 else min(self.size, self._at + size)
+        if end <= self._at:
+            return b""
+        content: bytes = self._get(self._at, end).content
+        self._at = end
+        return content
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the hub answered, and will answer the same again: not found, or not allowed."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status is not None and 400 <= status < 500 and status not in (408, 429)
+
+
+# Where it is kept, and what goes wrong.
+
+
+def file_name(text: str) -> str:
+    """`text` as a part of the name of a file."""
+    return shortened(re.sub(r"[^\w.-]", "--", text), LONGEST_NAME // 2)
+
+
+def repo_home(repo: str) -> Path:
+    """Where what is fetched of the repository `repo` is kept."""
+    return data_home() / "hub" / repo.replace("/", "--")
+
+
+def commit_home(repo: str, commit: str) -> Path:
+    """Where what is fetched at `commit` is kept."""
+    return repo_home(repo) / commit
+
+
+@contextmanager
+def fetching(repo: str, path: str) -> Iterator[None]:
+    """Says what an exception of the transfer or of Parquet means."""
+    try:
+        yield
+    except RobustError:
+        raise
+    except Exception as error:  # of httpx or requests, the hub's client, pyarrow
+        raise broken_transfer(repo, f"`{path}` could not be read from the hub", error) from error
+
+
+def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
+    """The error where the hub cannot be reached or answers with something else."""
+    return RunError(
+        f"`{PREFIX}{repo}`: {what[0].lower() + what[1:] if what[0] != '`' else what}.",
+        f"{type(error).__name__}: {first_line(error)}.",
+        "Check the connection (and HF_TOKEN, where the data set needs it), then repeat the "
+        "command: what was fetched and computed is kept.",
+    )
+
+
+def not_here(repo: str, reason: str) -> UsageError:
+    """The error where something was never fetched and must not be now."""
+    return UsageError(
+        f"`{PREFIX}{repo}` is not (wholly) on this machine, and the network must not be used "
+        "(`--offline`, `--dry-run`).",
+        f"{reason[0].upper()}{reason[1:]} (looked for in `{repo_home(repo)}`).",
+        "Run the command once with the network: what is fetched then is kept.",
+    )
