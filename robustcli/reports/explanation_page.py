@@ -48,6 +48,10 @@ IN_WORDS = {
         "Writes the selective scan as attention and follows it through all layers: on which pixels "
         "the output draws, whatever the class."
     ),
+    "class-attention": (
+        "Hidden attention in which places count by the gradient of the class's score: on which "
+        "pixels the output draws for the class."
+    ),
     "maximised-photo": (
         "Changes the photo step by step so that the class's score grows: what the network wants to "
         "see more of."

@@ -75,7 +75,7 @@ NO_PANELS = ExplanationGallery()
 def draw_explanation_gallery(explanation: Explanation) -> ExplanationGallery:
     """Draws every picture that an explanation has data for."""
     pairs = _pairs(explanation)
-    drawer = _Drawer(explanation)
+    drawer = PanelDrawer(explanation)
     maps, learned = (
         [drawer.panel(number, rows, kind) for number, rows in pairs[:PANELS_SHOWN]]
         for kind in ("localised", "learned")
@@ -103,7 +103,7 @@ def _pairs(explanation: Explanation) -> list[tuple[int, pd.DataFrame]]:
     ]
 
 
-class _Drawer:
+class PanelDrawer:
     """Draws panels; of the files with arrays it keeps the last ones."""
 
     def __init__(self, explanation: Explanation) -> None:
@@ -145,9 +145,14 @@ class _Drawer:
 
     def _photo_tiles(self, rows: pd.DataFrame) -> list[MapTile]:
         """The photo of one view, and beside it what the model says of it."""
-        first = rows.iloc[0]
-        photo = self._read(str(first["array_file"])).photos[int(first["photo_index"])]
-        return [MapTile("", photo), MapTile("", note="\n\n".join(self._answers(rows)))]
+        note = "\n\n".join(self._answers(rows))
+        return [MapTile("", self.photo(rows.iloc[0])), MapTile("", note=note)]
+
+    def photo(self, row: pd.Series) -> NDArray[np.uint8]:
+        """The photo of a row as the network saw it, uint8 (H, W, 3)."""
+        arrays = self._read(str(row["array_file"]))
+        pixels: NDArray[np.uint8] = arrays.photos[int(row["photo_index"])]
+        return pixels
 
     def _answers(self, rows: pd.DataFrame) -> list[str]:
         """What the model says of the photo in one view: classes with probabilities."""
@@ -178,23 +183,27 @@ class _Drawer:
         """The maps of one method and view: for the true class, and for the predicted one."""
         by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
         if "none" in by_kind:
-            return [self._tile(by_kind["none"], "of no class"), MapTile("")]
+            return [self.tile(by_kind["none"], "of no class"), MapTile("")]
         true, predicted = by_kind.get("true"), by_kind.get("predicted")
         if true is None or predicted is None or _same_target(true, predicted):
             row = predicted if true is None else true
             if row is None:
                 return [MapTile("", note="not computed"), MapTile("")]
             title = f"true and predicted: {row['target_label']}"
-            return [self._tile(row, title), MapTile("", note="the predicted class is the true one")]
+            return [self.tile(row, title), MapTile("", note="the predicted class is the true one")]
         return [
-            self._tile(true, f"true: {true['target_label']}"),
-            self._tile(predicted, f"predicted: {predicted['target_label']}"),
+            self.tile(true, f"true: {true['target_label']}"),
+            self.tile(predicted, f"predicted: {predicted['target_label']}"),
         ]
 
-    def _tile(self, row: pd.Series, title: str) -> MapTile:
+    def tile(self, row: pd.Series, title: str) -> MapTile:
+        """The map of a row over its photo, or the picture that was made."""
         arrays = self._read(str(row["array_file"]))
         index = int(row["array_index"])
         if arrays.pictures is not None:
+            reached: Any = row.get("picture_probability")
+            if not is_missing(reached):
+                title += f" ({percent(reached, _DIGITS)}{_NBSP}%)"
             return MapTile(title, arrays.pictures[index])
         relevance = arrays.maps[index]
         if not np.isfinite(relevance).all():
@@ -216,7 +225,7 @@ class _Drawer:
         what = (
             f"Maps by {by}: yellow speaks for the class, blue against it"
             if kind == "localised"
-            else f"Pictures made by {by}, for the class above each"
+            else f"Pictures made by {by} for the class above each, with its probability there"
         )
         return f"Photo {number}, {first['image_id']}. {said}. {what}."
 

@@ -109,7 +109,7 @@ def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Pat
     assert r"\label{tab:shift}" in latex
     assert r"\textbf{+9.4 (" in latex
     before = (run / "panels/001-invert.png").read_bytes()
-    explanation_panels._Drawer(read_explanation(run)).panel(
+    explanation_panels.PanelDrawer(read_explanation(run)).panel(
         1, *one_photo(run, "invert"), "localised"
     )
     assert (run / "panels/001-invert.png").read_bytes() == before
