@@ -81,7 +81,7 @@ class Classifier:
         return logits.float()
 
     def _output(self, views: Tensor) -> Any:
-        images = self._normalise(views.to(self.device, non_blocking=True))
+        images = self.normalised(views.to(self.device, non_blocking=True))
         autocast = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             return self.network(images)
@@ -117,7 +117,8 @@ class Classifier:
             of_targets.gather(1, chosen)[:, 0].cpu().numpy(),
         )
 
-    def _normalise(self, views: Tensor) -> Tensor:
+    def normalised(self, views: Tensor) -> Tensor:
+        """The network's input, float32 (n, C, H, W), for uint8 views on its device."""
         mean, std = (
             torch.tensor(v, device=self.device).view(1, -1, 1, 1)
             for v in (self.preprocessing.mean, self.preprocessing.std)

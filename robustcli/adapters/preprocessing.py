@@ -109,7 +109,7 @@ class Preprocessing:
         """The model's view of `image` (H, W, 3), in colour: (crop, crop, 3)."""
         picture = Image.fromarray(image)
         if self.resize is not None:
-            size = self._resized(*picture.size)
+            size = self.resized(*picture.size)
             if size != picture.size:
                 picture = picture.resize(size, INTERPOLATIONS[self.interpolation])
         return _centre(np.asarray(picture), self.crop)
@@ -122,8 +122,10 @@ class Preprocessing:
         large = min(image.shape[:2]) >= self.crop
         return replace(self, resize=None if large else self.crop, mode="center").apply(image)
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        assert self.resize is not None
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the resize, of an image of `width` and `height`."""
+        if self.resize is None:
+            return width, height
         if self.mode == "squash":
             return self.resize, self.resize
         if width <= height:

@@ -385,12 +385,11 @@ class Segmenter:
     def _as_probability(self, scores: Tensor) -> Tensor:
         return scores if self._probability else scores.sigmoid()
 
-    def _raw(self, pixels: Tensor, network: nn.Module | None = None) -> Tensor:
-        """The network's own scores, float32 (n, 1, H, W), on its device.
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """The network's input, float32 (n, C, H, W), for pixels on its device.
 
         Args:
             pixels: (n, C, H, W), values from 0 to 255, or normalised as nnU-Net does.
-            network: Which to ask; None for the one that predicts, perhaps of mirrored images.
         """
         images = pixels.float() if self._nnunet else pixels.float() / 255
         if self.preprocessing.channels == "bgr":
@@ -401,6 +400,16 @@ class Segmenter:
                 for values in (self.preprocessing.mean, self.preprocessing.std)
             )
             images = (images - mean) / std
+        return images
+
+    def _raw(self, pixels: Tensor, network: nn.Module | None = None) -> Tensor:
+        """The network's own scores, float32 (n, 1, H, W), on its device.
+
+        Args:
+            pixels: (n, C, H, W), values from 0 to 255, or normalised as nnU-Net does.
+            network: Which to ask; None for the one that predicts, perhaps of mirrored images.
+        """
+        images = self.normalised(pixels)
         autocast = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             return raw_output(network or self._scores, images).float()

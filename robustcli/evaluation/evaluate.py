@@ -245,7 +245,7 @@ def _compute(
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:
-            runner.run(_workers(config, device, place.local_world), pin=device.type == "cuda")
+            runner.run(loader_workers(config, device, place.local_world), pin=device.type == "cuda")
         finally:
             session = Session(
                 started=started,
@@ -261,7 +261,7 @@ def _compute(
             write_session(evaluation.run, name, session)
 
 
-def _workers(config: EvalConfig, device: torch.device, processes: int) -> int:
+def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> int:
     """Loader workers of one of `processes`: on the CPU the models need the cores themselves."""
     if config.workers is not None:
         return config.workers

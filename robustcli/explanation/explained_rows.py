@@ -46,6 +46,7 @@ EXPLAINED_SCHEMA = pa.schema(
         ("pointing_hit", pa.bool_()),
         ("completeness_error", pa.float64()),
         ("conservation_error", pa.float64()),
+        ("picture_probability", pa.float64()),  # of the target, for a picture that was made
         ("map_similarity", pa.float64()),  # transformed map against the clean one
         ("centroid_shift", pa.float64()),  # share of the diagonal
         ("map_moved", pa.bool_()),  # the clean map was moved as the transform moves pixels

@@ -116,7 +116,7 @@ class Attribution:
     Args:
         maps: float32 (N, H, W), evidence for the target per pixel, on any device.
         checks: Numbers per image (N,) by the name of their column: `completeness_error`,
-            `conservation_error`.
+            `conservation_error`, `picture_probability`.
         pictures: uint8 (N, H, W, 3), of methods that make pictures; else None.
     """
 

@@ -1,0 +1,348 @@
+"""The explanations of one block of photos: targets, maps, scores, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustcli.core.errors import RunError
+from robustcli.core.seeds import identity_seed
+from robustcli.explanation.explained_rows import Arrays, TargetKind
+from robustcli.explanation.faithfulness import insertion_and_deletion
+from robustcli.explanation.methods import ExplanationMethod
+from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+from robustcli.explanation.views import Places, View
+from robustcli.metrics.explanation_scores import (
+    centroid_shift,
+    curve_area,
+    map_correlation,
+    pointing_hit,
+)
+from robustcli.transforms.base import CLEAN, Cell
+
+Map = NDArray[np.float32]
+_LEAST_SEEN = 0.02  # share of a view that both photos show, below which their maps say nothing
+_SAME_MASK = 0.5  # dice of two predicted masks from which they count as the same answer
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says of one view.
+
+    Args:
+        probabilities: (N, K) of a classifier, (N, H, W) of a segmenter.
+        predictions: Classes (N,) of a classifier; masks bool (N, H, W) of a segmenter.
+    """
+
+    probabilities: Tensor
+    predictions: Tensor
+
+
+def answers_of(
+    explained: ExplainedNetwork, view: View, *, batch_size: int, threshold: float = 0.5
+) -> Answers:
+    """The answers for the photos of `view`, on the CPU."""
+    with torch.no_grad():
+        logits = torch.cat(
+            [
+                explained.logits(view.pixels[part].to(explained.device)).cpu()
+                for part in batched(len(view.pixels), batch_size)
+            ]
+        )
+    if explained.task == "cls":
+        probabilities = explained.softmax(logits)
+        return Answers(probabilities, probabilities.argmax(1))
+    foreground = logits[:, 0].sigmoid()
+    return Answers(foreground, foreground >= threshold)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One map with its scores; `picture` of methods that make pictures."""
+
+    relevance: Map
+    scores: Mapping[str, float]
+    picture: NDArray[np.uint8] | None = None
+
+
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One row to come: a view of photo number `photo`, and what is explained."""
+
+    view: str
+    cell: Cell
+    photo: int
+    kind: TargetKind
+    key: Key
+
+
+@dataclass
+class BlockExplanation:
+    """Explains the photos of one block.
+
+    Args:
+        explained: The network.
+        shuffled: The network with shuffled weights, for the sanity check; None without.
+        views: Of the block, by cell.
+        answers: Likewise.
+        places: Of transforms that move pixels: for each photo where the pixels of the transformed
+            view were in the clean one, see `views.moved_places`.
+        regions: By cell, for each photo where the object is (h, w); None where it is not known.
+        model: Name of the model.
+        seed: Of the run.
+        batch_size: Images that go through the network at once.
+    """
+
+    explained: ExplainedNetwork
+    shuffled: ExplainedNetwork | None
+    views: Mapping[Cell, View]
+    answers: Mapping[Cell, Answers]
+    places: Mapping[Cell, Sequence[Places | None]]
+    regions: Mapping[Cell, Sequence[NDArray[np.bool_] | None]]
+    model: str
+    seed: int
+    batch_size: int
+    _results: dict[Key, Result] = field(default_factory=dict)
+
+    def explain(
+        self, method: ExplanationMethod, cell: Cell, array_file: str
+    ) -> tuple[list[dict[str, object]], Arrays]:
+        """The rows and arrays of one method and cell.
+
+        Raises:
+            RunError: The network's gradients, and so a map, are not finite.
+        """
+        wanted = self._wanted(method, cell)
+        self._compute(method, cell, wanted)
+        order = list(dict.fromkeys(want.key for want in wanted))
+        index = {key: number for number, key in enumerate(order)}
+        results = [self._results[key] for key in order]
+        shown = [CLEAN] if cell == CLEAN or method.kind == "model" else [CLEAN, cell]
+        photos = [self.views[one].photos for one in shown]
+        names = [sample.image_id for one in shown for sample in self.views[one].samples]
+        count = len(self.views[CLEAN].samples)
+        first = {one: number * count for number, one in enumerate(shown)}
+        rows = [
+            {
+                **self._row(method, cell, want),
+                "array_file": array_file,
+                "array_index": index[want.key],
+                "photo_index": first[want.cell] + want.photo,
+            }
+            for want in wanted
+        ]
+        pictures = [result.picture for result in results if result.picture is not None]
+        arrays = Arrays(
+            np.stack([result.relevance for result in results]).astype(np.float16),
+            np.concatenate(photos),
+            tuple(names),
+            tuple(
+                "clean" if one == CLEAN else "transformed" for one in shown for _ in range(count)
+            ),
+            np.stack(pictures) if pictures else None,
+        )
+        return rows, arrays
+
+    # What there is to explain.
+
+    def _wanted(self, method: ExplanationMethod, cell: Cell) -> list[Wanted]:
+        views = [("clean", CLEAN)]
+        if cell != CLEAN and method.kind != "model":
+            views.append(("transformed", cell))
+        kinds: tuple[TargetKind, ...] = ("true", "predicted") if method.targeted else ("none",)
+        return [
+            Wanted(view, of, photo, kind, self._key(method, cell, of, photo, kind))
+            for photo in range(len(self.views[CLEAN].samples))
+            for view, of in views
+            for kind in kinds
+        ]
+
+    def _key(
+        self, method: ExplanationMethod, cell: Cell, of: Cell, photo: int, kind: TargetKind
+    ) -> Key:
+        """What decides a map: the method, the photo and its transform, and the target."""
+        name = self.views[CLEAN].samples[photo].image_id
+        place: Key = (of.transform, of.severity, name) if method.from_photo else ()
+        target = self._class(cell, photo, kind) if self.explained.task == "cls" else kind
+        return (method.name, *place, target)
+
+    def _class(self, cell: Cell, photo: int, kind: TargetKind) -> int | None:
+        """The class that is explained; the predicted one is that of the transformed photo."""
+        if kind == "true":
+            return self.views[CLEAN].samples[photo].target
+        if kind == "predicted":
+            return int(self.answers[cell].predictions[photo])
+        return None
+
+    def _target(self, cell: Cell, want: Wanted) -> Tensor:
+        """A class (), or a mask (H, W) in the view of `want`."""
+        if self.explained.task == "cls":
+            return torch.tensor(self._class(cell, want.photo, want.kind) or 0)
+        if want.kind == "none":
+            return torch.ones(self.views[want.cell].photos.shape[1:3], dtype=torch.bool)
+        return self._mask(want)
+
+    def _mask(self, want: Wanted) -> Tensor:
+        masks = (
+            self.views[want.cell].masks
+            if want.kind == "true"
+            else self.answers[want.cell].predictions
+        )
+        assert masks is not None, "segmenters have masks"
+        return masks[want.photo]
+
+    # Maps and what the network says of them.
+
+    def _compute(self, method: ExplanationMethod, cell: Cell, wanted: Sequence[Wanted]) -> None:
+        """Adds the results that are missing; clean ones of an earlier cell are there."""
+        new: dict[Key, Wanted] = {}
+        for want in wanted:
+            if want.key not in self._results:
+                new.setdefault(want.key, want)
+        if not new:
+            return
+        device = self.explained.device
+        pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
+        targets = torch.stack([self._target(cell, want) for want in new.values()]).to(device)
+        seeds = [identity_seed(self.seed, *key, bits=63) for key in new]
+        function = method.function()
+        made: Attribution = function(
+            self.explained, pixels, targets, batch_size=self.batch_size, seeds=seeds
+        )
+        self._check_finite(method, made, list(new.values()))
+        scores = [
+            {name: float(values[number]) for name, values in made.checks.items()}
+            for number in range(len(new))
+        ]
+        maps = made.maps.detach().float()
+        if method.kind == "localised":
+            self._add_curves(pixels, targets, maps, scores)
+            if self.shuffled is not None:
+                other: Attribution = function(
+                    self.shuffled, pixels, targets, batch_size=self.batch_size, seeds=seeds
+                )
+                self._add_sanity(maps, other.maps, scores)
+        for number, key in enumerate(new):
+            picture = None if made.pictures is None else made.pictures[number].cpu().numpy()
+            self._results[key] = Result(maps[number].cpu().numpy(), scores[number], picture)
+
+    def _check_finite(
+        self, method: ExplanationMethod, made: Attribution, wanted: Sequence[Wanted]
+    ) -> None:
+        for number, want in enumerate(wanted):
+            if not bool(torch.isfinite(made.maps[number]).all()):
+                sample = self.views[CLEAN].samples[want.photo]
+                raise RunError(
+                    f"`{method.name}` of `{sample.image_id}` ({want.view}) is not a number.",
+                    f"The gradients of `{self.model}` are not finite for this photo.",
+                    "Use `--method occlusion`, which needs no gradients, or leave the photo out.",
+                )
+
+    def _add_curves(
+        self, pixels: Tensor, targets: Tensor, maps: Tensor, scores: list[dict[str, float]]
+    ) -> None:
+        insertion, deletion = insertion_and_deletion(
+            self.explained, pixels, targets, maps, batch_size=self.batch_size
+        )
+        areas = (curve_area(curve.double().numpy()) for curve in (insertion, deletion))
+        for row, inserted, deleted in zip(scores, *areas, strict=True):
+            row |= {"insertion_auc": float(inserted), "deletion_auc": float(deleted)}
+
+    @staticmethod
+    def _add_sanity(maps: Tensor, other: Tensor, scores: list[dict[str, float]]) -> None:
+        for number, row in enumerate(scores):
+            same = map_correlation(
+                maps[number].cpu().numpy(), other[number].detach().float().cpu().numpy()
+            )
+            if same is not None:
+                row["sanity_similarity"] = same
+
+    # Rows.
+
+    def _row(self, method: ExplanationMethod, cell: Cell, want: Wanted) -> dict[str, object]:
+        sample = self.views[CLEAN].samples[want.photo]
+        result = self._results[want.key]
+        row: dict[str, object] = {
+            "model": self.model,
+            "image_id": sample.image_id,
+            "method": method.name,
+            "transform": cell.transform,
+            "severity": cell.severity,
+            "view": want.view,
+            "target_kind": want.kind,
+            "flipped": self._flipped(cell, want.photo),
+            **self._target_columns(cell, want),
+            **result.scores,
+        }
+        if method.kind != "localised":
+            return row
+        region = self.regions[want.cell][want.photo]
+        if region is not None:
+            row["pointing_hit"] = pointing_hit(result.relevance, region)
+        if want.view == "transformed":
+            row |= self._comparison(method, cell, want)
+        return row
+
+    def _target_columns(self, cell: Cell, want: Wanted) -> dict[str, object]:
+        answers, labels = self.answers[want.cell], self.explained.classes
+        if self.explained.task == "seg":
+            columns: dict[str, object] = {}
+            if want.kind != "none":
+                mask = self._mask(want)
+                inside = answers.probabilities[want.photo][mask if bool(mask.any()) else ...]
+                empty = "" if bool(mask.any()) else " (empty: the whole image)"
+                columns = {
+                    "target_label": f"{want.kind} mask{empty}",
+                    "probability": float(inside.mean()),
+                }
+            return columns
+        columns = {
+            "prediction": int(answers.predictions[want.photo]),
+            "true_class": self.views[CLEAN].samples[want.photo].target,
+        }
+        target = self._class(cell, want.photo, want.kind)
+        if target is not None:
+            columns |= {
+                "target_class": target,
+                "target_label": labels[target],
+                "probability": float(answers.probabilities[want.photo, target]),
+            }
+        return columns
+
+    def _flipped(self, cell: Cell, photo: int) -> bool | None:
+        if cell == CLEAN:
+            return None
+        before, after = (self.answers[one].predictions[photo] for one in (CLEAN, cell))
+        if self.explained.task == "cls":
+            return bool(before != after)
+        if before.shape != after.shape:
+            return None
+        both = float(before.sum() + after.sum())
+        return both > 0 and 2 * float((before & after).sum()) / both < _SAME_MASK
+
+    def _comparison(self, method: ExplanationMethod, cell: Cell, want: Wanted) -> dict[str, object]:
+        """The transformed map against the clean one, moved as the transform moves pixels."""
+        clean_key = self._key(method, cell, CLEAN, want.photo, want.kind)
+        clean, changed = (self._results[key].relevance for key in (clean_key, want.key))
+        places = self.places[cell][want.photo] if cell in self.places else None
+        seen = np.ones(changed.shape, bool)
+        if places is not None:
+            seen = places >= 0
+            clean = np.where(seen, clean.reshape(-1)[np.maximum(places, 0)], 0)
+            changed = np.where(seen, changed, 0)
+        if seen.mean() < _LEAST_SEEN:
+            return {"map_moved": places is not None}
+        return {
+            "map_moved": places is not None,
+            "map_similarity": map_correlation(clean, changed, seen),
+            "centroid_shift": centroid_shift(clean, changed),
+        }

@@ -1,0 +1,125 @@
+"""Which photos are explained: named ones, those of a class, a subset, or those that lose most."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.names import TaskName, nearest
+from robustcli.data.dataset import Sample
+from robustcli.data.labels import LabelSpace
+from robustcli.evaluation.store import Store
+from robustcli.explanation.config import DEFAULT_WORST, ExplainConfig
+from robustcli.explanation.record import ChoiceRecord
+from robustcli.transforms.base import CLEAN, Cell
+
+_SHOWN = 3
+
+
+def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
+    """How `config` chooses photos; without a word on it, by the predictions."""
+    if config.images:
+        return ChoiceRecord(rule="ids", count=len(config.images))
+    told = source is None and (config.class_name is not None or config.limit is not None)
+    if config.worst is None and (told or config.class_name is not None):
+        rule = "class" if config.class_name is not None else "subset"
+        return ChoiceRecord(rule=rule, count=config.limit, class_name=config.class_name)
+    return ChoiceRecord(
+        rule="worst", count=config.worst or DEFAULT_WORST, class_name=config.class_name,
+        source=None if source is None else str(source),
+    )  # fmt: skip
+
+
+def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) -> int:
+    """The class that is called `name`.
+
+    Raises:
+        UsageError: There is none (with the nearest names), or no image has it.
+    """
+    if space is None:
+        raise UsageError(
+            f"`--class {name}` does not go with segmenters.",
+            "They tell foreground from background.",
+            "Choose photos with `--image ID` or `--worst N`.",
+        )
+    index = space.index_of(name)
+    if index is None:
+        close = nearest(name, space.names) or nearest(name, space.ids)
+        raise UsageError(
+            f"No class is called `{name}`.",
+            f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else
+            f"The model tells {len(space.ids)} classes apart ({space.name}).",
+            f"Name one of {space.name}, such as `{space.names[0]}`.",
+        )  # fmt: skip
+    if not any(sample.target == index for sample in samples):
+        raise UsageError(
+            f"No image shows `{space.names[index]}`.",
+            "The class exists, but the data (or the part of it that is used) has no image of it.",
+            "Choose another class, or other data with `--data`.",
+        )
+    return index
+
+
+def named_images(names: Sequence[str], items: Mapping[str, Sample]) -> tuple[Sample, ...]:
+    """The images called `names`, each once, in this order.
+
+    Raises:
+        UsageError: There is none of such a name (with the nearest ones).
+    """
+    unknown = [name for name in names if name not in items]
+    if unknown:
+        close = nearest(unknown[0], items) or _ending(unknown[0], items)
+        more = f" (and {len(unknown) - 1} more of the named ones)" if len(unknown) > 1 else ""
+        raise UsageError(
+            f"No image is called `{unknown[0]}`{more}.",
+            f"Did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else
+            f"There are {len(items):,} images, such as `{next(iter(items))}`.",
+            "The id of an image is its path inside the data set; rows of predictions hold it.",
+        )  # fmt: skip
+    return tuple(items[name] for name in dict.fromkeys(names))
+
+
+def _ending(name: str, items: Collection[str]) -> list[str]:
+    """Ids that end with the file name of `name`."""
+    last = name.rpartition("/")[2]
+    return [key for key in items if key.rpartition("/")[2] == last][:_SHOWN]
+
+
+def worst_images(
+    run: Path, model: str, task: TaskName, cells: Sequence[Cell], items: Mapping[str, Sample],
+    count: int,
+) -> tuple[Sample, ...]:  # fmt: skip
+    """The images that lose most under any of `cells`, the worst first.
+
+    Of a classifier what is lost is probability of the true class, of a segmenter dice, each against
+    the untouched image. Without transformed images: those with the least of it.
+
+    Raises:
+        RunError: The run lacks the predictions.
+    """
+    store = Store(run)
+    clean = _held(store, model, CLEAN, task)
+    losses = [clean - _held(store, model, cell, task) for cell in cells] or [-clean]
+    loss = pd.concat(losses, axis=1).max(axis=1, skipna=True).dropna()
+    loss = loss[loss.index.isin(list(items))]
+    if loss.empty:
+        raise RunError(
+            f"`{run}` has no predictions of `{model}` to choose photos by.",
+            "The run is partial, or its images are others.",
+            "Repeat its command, which computes what is missing, or name photos with `--image ID`.",
+        )
+    ordered = sorted(loss.items(), key=lambda pair: (-float(pair[1]), str(pair[0])))
+    return tuple(items[str(name)] for name, _ in ordered[:count])
+
+
+def _held(store: Store, model: str, cell: Cell, task: TaskName) -> pd.Series[float]:
+    """By image id, the probability of the true class, or the dice, in [0, 1]."""
+    if task == "cls":
+        rows = store.rows(model, cell, task, ["image_id", "target_probability"])
+        return rows.set_index("image_id")["target_probability"].astype(float)
+    rows = store.rows(model, cell, task, ["image_id", "tp", "fp", "fn"]).set_index("image_id")
+    both = 2 * rows["tp"] + rows["fp"] + rows["fn"]
+    return (2 * rows["tp"] / both.where(both > 0)).fillna(1.0)

@@ -1,0 +1,54 @@
+"""What a user asked `robust explain` for, before anything is looked up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+
+from robustcli.core.names import file_name
+from robustcli.evaluation.config import EvalConfig
+
+DEFAULT_WORST = 8
+"""So many photos are explained unless the user says which, or how many."""
+BLOCK_PHOTOS = 8
+"""Photos whose rows share a file: what an interruption can cost, of one method and transform."""
+
+
+@dataclass(frozen=True)
+class ExplainConfig(EvalConfig):
+    """All settings of an explanation; see `robust explain --help` for their meaning.
+
+    `source` is a finished evaluation, whose model, images and predictions are taken; `models` then
+    picks one of its models, and `moved` are files of weights that lie elsewhere by now.
+    """
+
+    _: KW_ONLY
+    source: Path | None = None
+    moved: tuple[Path, ...] = ()
+    images: tuple[str, ...] = ()
+    worst: int | None = None
+    class_name: str | None = None
+    methods: tuple[str, ...] = ()
+    layer: str | None = None
+    sanity: bool = False
+    boxes: Path | None = None
+    command: str = "robustcli.explain(...)"
+
+    def directory(self, digest: str) -> Path:
+        """See `EvalConfig.directory`: everything but methods makes another run."""
+        if self.out is not None:
+            return self.out
+        evaluated = super().directory(digest).name
+        settings = [
+            evaluated, *self.transforms, self.severities, self.images, self.worst,
+            self.class_name, self.limit, self.layer, self.sanity, self.boxes,
+        ]  # fmt: skip
+        short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
+        return Path("runs") / f"explain-{file_name(self.models[0].name)}-{short}"
+
+    def evaluation(self, out: Path) -> EvalConfig:
+        """The evaluation of the same models, images and transforms, in the folder `out`."""
+        shared = {field.name: getattr(self, field.name) for field in fields(EvalConfig)}
+        return EvalConfig(**{**shared, "out": out, "fresh": False})

@@ -1,0 +1,147 @@
+"""Activation maximisation: pictures that the network finds more and more like a class.
+
+Source: Olah et al., "Feature visualization" (Distill 2017): the picture is the sigmoid of a sum of
+waves whose steps shrink with their frequency, it is moved at random before every step, and it pays
+for differences between neighbours. From a photo the waves are added to the photo, and it also pays
+for leaving it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+
+STEPS = 32
+LEARNING_RATE = 0.012
+JITTER = 16
+"""The picture is moved by up to this part of its side, in each direction."""
+VARIATION = 3.0
+"""Weight of the mean squared difference of neighbouring pixels (values in [0, 1]), times 100."""
+LEAVING = 3.0
+"""Weight of the mean squared difference from the photo, times 100."""
+_NOISE = 0.01  # standard deviation of the waves at the start, from noise
+_LEAST, _MOST = 0.02, 0.98  # of a photo's values, whose logit must be finite
+
+
+def from_photo(
+    explained: ExplainedNetwork,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    seeds: Sequence[int],
+) -> Attribution:
+    """Pictures that start from the photos; maps say how far each pixel went from its photo."""
+    black, white = explained.limits(pixels)
+    photos = ((pixels - black) / (white - black)).clamp(0, 1)
+    return _maximised(explained, photos, targets, batch_size, seeds, start=photos)
+
+
+def from_noise(
+    explained: ExplainedNetwork,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    batch_size: int,
+    seeds: Sequence[int],
+) -> Attribution:
+    """Pictures that start from faint noise on grey; of `pixels` only the shape counts.
+
+    Maps say how far each pixel is from grey.
+    """
+    grey = torch.full_like(pixels, 0.5)
+    return _maximised(explained, grey, targets, batch_size, seeds, start=None)
+
+
+def _maximised(
+    explained: ExplainedNetwork, origin: Tensor, targets: Tensor, batch_size: int,
+    seeds: Sequence[int], start: Tensor | None,
+) -> Attribution:  # fmt: skip
+    parts = batched(len(origin), batch_size)
+    made = [
+        _climb(
+            explained, origin[part], targets[part], seeds[part], None if start is None
+            else start[part],
+        )
+        for part in parts
+    ]  # fmt: skip
+    pictures = torch.cat(made)
+    black, white = explained.limits(pictures)
+    with torch.no_grad():
+        probabilities = torch.cat(
+            [
+                explained.probability(pictures[p] * (white - black) + black, targets[p]).cpu()
+                for p in parts
+            ]
+        )
+    maps = (pictures - origin).abs().mean(1)
+    if pictures.shape[1] == 1:
+        pictures = pictures.expand(-1, 3, -1, -1)
+    shown = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    return Attribution(maps, {"picture_probability": probabilities}, shown)
+
+
+def _climb(
+    explained: ExplainedNetwork, origin: Tensor, targets: Tensor, seeds: Sequence[int],
+    start: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The pictures (N, C, H, W), values in [0, 1]; each depends on its own seed alone."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    N, C, H, W = origin.shape
+    scale = _scale(H, W, origin.device)
+    waves = torch.zeros(N, C, H, W // 2 + 1, 2, device=origin.device)
+    if start is None:
+        noise = [torch.randn(waves.shape[1:], generator=g) for g in generators]
+        waves += _NOISE * torch.stack(noise).to(waves.device)
+    ground = torch.logit(origin.clamp(_LEAST, _MOST))
+    black, white = explained.limits(origin)
+    waves.requires_grad_(True)
+    optimizer = torch.optim.Adam([waves], lr=LEARNING_RATE)
+    for _ in range(STEPS):
+        pictures = _pictures(waves, ground, scale)
+        moved = torch.stack([_moved(p, g) for p, g in zip(pictures, generators, strict=True)])
+        # A sum over images: the gradient of each is that of it alone.
+        with torch.enable_grad():
+            score = explained.score(moved * (white - black) + black, targets).sum()
+            cost = 100 * VARIATION * _variation(pictures)
+            if start is not None:
+                cost = cost + 100 * LEAVING * (pictures - start).square().flatten(1).mean(1).sum()
+            optimizer.zero_grad()
+            (cost - score).backward()  # type: ignore[no-untyped-call,unused-ignore]
+        optimizer.step()
+    return _pictures(waves, ground, scale).detach()
+
+
+def _pictures(waves: Tensor, ground: Tensor, scale: Tensor) -> Tensor:
+    spectrum = torch.view_as_complex(waves) * scale
+    size = (ground.shape[-2], ground.shape[-1])
+    return (ground + torch.fft.irfft2(spectrum, s=size, norm="ortho")).sigmoid()
+
+
+def _scale(H: int, W: int, device: torch.device) -> Tensor:
+    """The step of each wave (H, W // 2 + 1): one over its frequency, times the root of H W."""
+    down, across = torch.fft.fftfreq(H, device=device), torch.fft.rfftfreq(W, device=device)
+    frequency = (down[:, None].square() + across[None].square()).sqrt()
+    return 1 / frequency.clamp(min=1 / max(H, W))
+
+
+def _moved(picture: Tensor, generator: torch.Generator) -> Tensor:
+    """`picture` (C, H, W), moved at random; what leaves it on one side enters on the other."""
+    shifts = [
+        int(torch.randint(-(side // JITTER), side // JITTER + 1, (), generator=generator))
+        for side in picture.shape[1:]
+    ]
+    return picture.roll(shifts, (1, 2))
+
+
+def _variation(pictures: Tensor) -> Tensor:
+    """The sum over images of the mean squared difference of neighbouring pixels."""
+    total = pictures.new_zeros(())
+    for dimension in (2, 3):
+        if pictures.shape[dimension] > 1:
+            total = total + pictures.diff(dim=dimension).square().flatten(1).mean(1).sum()
+    return total

@@ -1,0 +1,245 @@
+"""What the model sees of the photos of one block, clean and transformed, and where it comes from.
+
+The loader and the transforms are those of evaluations; of segmenters, whose images have any size,
+one window is taken: the centre of the image, continued by reflection where it is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.preprocessing import Preprocessing, grey
+from robustcli.adapters.segmenter import Segmenter, native_window, padded
+from robustcli.core.errors import RobustError
+from robustcli.data.dataset import Sample
+from robustcli.data.decode import decode
+from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.plan import Piece, parts_of
+from robustcli.explanation.inputs import ExplainInputs
+from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.registry import TransformCell, image_seed
+
+Image = NDArray[np.uint8]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """The readable photos of one block under one cell.
+
+    Args:
+        samples: Of the photos.
+        pixels: (N, C, H, W), normalised, on the CPU.
+        photos: uint8 (N, H, W, 3), before normalisation.
+        masks: True masks bool (N, H, W), of segmenters.
+    """
+
+    samples: tuple[Sample, ...]
+    pixels: Tensor
+    photos: Image
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BlockViews:
+    """All views of one block, and its photos that cannot be read, with the reason."""
+
+    number: int
+    views: Mapping[Cell, View]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def block_views(
+    inputs: ExplainInputs, model: Classifier | Segmenter,
+    blocks: Mapping[int, tuple[Sequence[Sample], Sequence[Cell]]], workers: int,
+) -> Iterator[BlockViews]:  # fmt: skip
+    """The views of `blocks`, each block whole, in the order in which they are ready.
+
+    Args:
+        inputs: The explanation.
+        model: On its device.
+        blocks: By number, the photos and the cells that are needed (the clean one is always made).
+        workers: Processes that load images.
+    """
+    name = model.facts.name
+    pieces = []
+    for number, (samples, cells) in blocks.items():
+        needed = dict.fromkeys([CLEAN, *cells])
+        pieces.append(
+            Piece(number, tuple(samples), dict.fromkeys(needed, (name,)), dict.fromkeys(needed, ()))
+        )
+    if not pieces:
+        return
+    preparation = inputs.task.preparation({name: model}, inputs.cells, inputs.config)
+    size = max(len(piece.images) for piece in pieces)
+    source = Source(parts_of(pieces, size), preparation)
+    waiting: dict[int, dict[Cell, View]] = {}
+    for batch in batch_stream(source, workers, pin=False):
+        if isinstance(batch, RobustError):
+            raise batch
+        samples, cells = blocks[batch.block]
+        by_id = {sample.image_id: sample for sample in samples}
+        there = tuple(by_id[name] for name in batch.image_ids)
+        views = waiting.setdefault(batch.block, {})
+        views[batch.cell] = _view(model, there, batch.inputs)
+        if len(views) == len({CLEAN, *cells}):
+            yield BlockViews(batch.block, waiting.pop(batch.block), tuple(batch.unreadable))
+
+
+def _view(model: Classifier | Segmenter, samples: tuple[Sample, ...], made: Any) -> View:
+    if isinstance(model, Classifier):
+        own = model.preprocessing
+        views: Tensor = made.views[own.view]
+        with torch.no_grad():
+            pixels = model.normalised(views.to(model.device)).cpu()
+        photos = views.expand(-1, 3, -1, -1) if views.shape[1] == 1 else views
+        return View(samples, pixels, np.ascontiguousarray(photos.permute(0, 2, 3, 1).numpy()))
+    if not samples:
+        empty = np.zeros((0, 1, 1, 3), np.uint8)
+        return View(samples, torch.zeros(0, 3, 1, 1), empty, torch.zeros(0, 1, 1).bool())
+    windows = [_window(model, image) for image in made.images]
+    stacked = np.stack([prepared for prepared, _ in windows]).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        pixels = model.normalised(torch.from_numpy(stacked.copy()).to(model.device)).cpu()
+    side = window_side(model)
+    masks = [_cut(_padded_mask(np.asarray(mask) == 1, side), side) for mask in made.masks]
+    return View(
+        samples, pixels, np.stack([photo for _, photo in windows]),
+        torch.from_numpy(np.stack(masks)),
+    )  # fmt: skip
+
+
+def window_side(segmenter: Segmenter) -> int:
+    """Side in pixels of the window that a segmenter is explained on."""
+    return segmenter.preprocessing.window or native_window(segmenter.network)
+
+
+def _window(segmenter: Segmenter, image: Image) -> tuple[NDArray[Any], Image]:
+    """The window of `image` as the network reads it (h, w, C), and as people see it."""
+    side = window_side(segmenter)
+    prepared: NDArray[Any] = grey(image) if segmenter.preprocessing.channels == "grey" else image
+    by = "reflect"
+    if segmenter.preprocessing.nnunet is not None:
+        prepared, by = segmenter.preprocessing.nnunet.normalised(prepared), "constant"
+    whole = padded(prepared, side, by=by).image  # type: ignore[arg-type]
+    return _cut(whole, side), _cut(padded(image, side).image, side)
+
+
+def _padded_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    return padded(mask[:, :, None], side, by="constant").image[:, :, 0]
+
+
+def _cut(image: NDArray[Any], side: int) -> NDArray[Any]:
+    """The central square of an image (H, W) or (H, W, C) with sides of at least `side`."""
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
+# Where a transform moves what was at a place of the clean photo.
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """From the pixels of an original image to those of the model's view of it.
+
+    `preprocessing` is a classifier's, `side` a segmenter's window; the other one is None.
+    """
+
+    preprocessing: Preprocessing | None
+    side: int | None
+    at_crop: bool
+
+    def fit(self, places: Places) -> Places:
+        """What is seen of a picture of places (H, W), without mixing any; 0 beside the picture."""
+        if self.side is not None:
+            padding = padded(places[:, :, None], self.side, by="constant").image[:, :, 0]
+            return _cut(padding, self.side)
+        assert self.preprocessing is not None
+        own = self.preprocessing
+        height, width = places.shape
+        across, down = own.resized(width, height)
+        return _centred(places[np.ix_(_nearest(down, height), _nearest(across, width))], own.crop)
+
+
+def _nearest(size: int, length: int) -> NDArray[np.int64]:
+    """For each of `size` rows after a resize the one of `length` that it comes from."""
+    return np.minimum(((np.arange(size) + 0.5) * length / size).astype(np.int64), length - 1)
+
+
+def _centred(places: Places, side: int) -> Places:
+    height, width = places.shape
+    down, across = max(0, side - height), max(0, side - width)
+    pads = [(down // 2, down - down // 2), (across // 2, across - across // 2)]
+    places = np.pad(places, pads)
+    height, width = places.shape
+    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
+    return np.ascontiguousarray(places[top : top + side, left : left + side])
+
+
+def geometry_of(model: Classifier | Segmenter, *, at_crop: bool) -> Geometry:
+    """The geometry of what `model` sees."""
+    if isinstance(model, Classifier):
+        return Geometry(model.preprocessing, None, at_crop)
+    return Geometry(None, window_side(model), at_crop)
+
+
+def moved_places(
+    sample: Sample, cell: TransformCell, geometry: Geometry, seed: int
+) -> Places | None:
+    """Where each pixel (h, w) of the transformed view was in the clean one, as its flat index.
+
+    -1 where it shows what the clean view does not, or nothing. None where the transform moves no
+    pixels, or its movement cannot be had.
+    """
+    transform = cell.transform
+    if not transform.geometric or transform.replaces:
+        return None
+    image = decode(sample.image)
+    if geometry.at_crop and geometry.preprocessing is not None:
+        image = geometry.preprocessing.apply(image)
+    height, width = image.shape[:2]
+    labels = np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width)
+    drawn = image_seed(seed, transform.name, cell.severity, sample.image_id)
+    try:
+        _, moved = transform.apply_with_mask(image, labels, seed=drawn, severity=cell.severity)
+    except RobustError:
+        return None
+    fit = (lambda places: places) if geometry.at_crop else geometry.fit
+    before, after = fit(labels.astype(np.int64)), fit(moved.astype(np.int64))
+    return _matched(before, after, (height, width))
+
+
+def _matched(before: Places, after: Places, size: tuple[int, int]) -> Places:
+    """For each place of `after` the nearest pixel of `before` that shows it.
+
+    `before` is an untransformed picture: its rows and columns follow those of the original.
+    """
+    width = size[1]
+    rows, columns = (before.max(1) - 1) // width, (before.max(0) - 1) % width
+    inside_rows, inside_columns = before.max(1) > 0, before.max(0) > 0
+    wanted_rows, wanted_columns = (after - 1) // width, (after - 1) % width
+    row = _nearest_index(rows, inside_rows, wanted_rows)
+    column = _nearest_index(columns, inside_columns, wanted_columns)
+    found = row * before.shape[1] + column
+    return np.where((after > 0) & (row >= 0) & (column >= 0), found, -1)
+
+
+def _nearest_index(known: Places, inside: NDArray[np.bool_], wanted: Places) -> Places:
+    """For each of `wanted` the index in the rising `known` that is nearest; -1 beyond its ends."""
+    indices = np.flatnonzero(inside)
+    values = known[indices]
+    step = max(1, int(np.ceil((values[-1] - values[0]) / max(1, len(values) - 1))))
+    right = np.clip(np.searchsorted(values, wanted), 0, len(values) - 1)
+    left = np.maximum(right - 1, 0)
+    nearer = np.abs(values[left] - wanted) <= np.abs(values[right] - wanted)
+    best = np.where(nearer, left, right)
+    beyond = np.abs(values[best] - wanted) > step
+    return np.where(beyond, -1, indices[best])
