@@ -412,7 +412,7 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
         twice = cell["image_id"][cell["image_id"].duplicated()]
         if len(twice):
             raise ValueError(f"The photo `{twice.iloc[0]}` has two rows in the cell {key}.")
-        flipped = cell["flipped"].to_numpy(dtype=bool)
+        flipped = np.array([value is True for value in cell["flipped"].astype(object)])
         scores = np.column_stack([_numbers(cell[name]) for name in SCORES])
         contrasted = scores[:, [SCORES.index(name) for name in CONTRASTED]]
         cells.append(

@@ -238,9 +238,11 @@ def why_no_score(explanation: Explanation, cell: ExplanationCell, name: str) -> 
     if name == "sanity_similarity":
         return "measured on other maps of this method"
     if name == "pointing_hit" and task == "cls":
-        return "the data have neither boxes nor masks"
+        return "nothing says where the object is: the data have neither boxes nor masks"
     if name in ("insertion_auc", "deletion_auc") and cell.key.target_kind == "none":
         return "the map is of no class, so no class's probability can be followed"
+    if name in CONTRASTED:
+        return "maps are constant, or both photos share too little of the scene"
     return "every map is constant or not finite"
 
 

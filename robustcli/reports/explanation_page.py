@@ -32,7 +32,7 @@ from robustcli.reports.pages import Page
 
 IN_WORDS = {
     "integrated-gradients": (
-        "Adds up the gradient of the class's score on the way from a blank picture to the photo. "
+        "Adds up the gradient of the class's score on the way from the mean colour to the photo. "
         "All pixels together give the change of the score."
     ),
     "occlusion": "Covers one patch after another and notes how far the class's score drops.",
