@@ -23,11 +23,13 @@ __all__ = [
 if TYPE_CHECKING:
     from robustcli.adapters.networks import create_model
     from robustcli.api import (
+        Explanation,
         Finetuning,
         Run,
         Training,
         compare,
         evaluate,
+        explain,
         finetune,
         publish,
         train,
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "Comparison": "reports.comparison",
+    "Explanation": "api",
     "Finetuning": "api",
     "Run": "api",
     "Training": "api",
     "compare": "api",
     "create_model": "adapters.networks",
     "evaluate": "api",
+    "explain": "api",
     "finetune": "api",
     "publish": "api",
     "train": "api",

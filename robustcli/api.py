@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
+from robustcli.explanation.record import ExplainRecord, read_explain_record
 from robustcli.finetuning.record import (
     DECISIONS,
     PROFILE,
@@ -21,7 +23,9 @@ from robustcli.reports.comparison import Comparison, read_comparison
 from robustcli.training.record import TrainRecord, read_train_record
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
     from torch import nn
 
     from robustcli.evaluation.verification_result import Verification
@@ -56,6 +60,54 @@ class Run:
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
         return _render(self.path)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An explanation in its folder."""
+
+    path: Path
+
+    @property
+    def record(self) -> ExplainRecord:
+        """What was explained and how (`run.json`)."""
+        return read_explain_record(self.path)
+
+    def rows(self) -> pd.DataFrame:
+        """A row per method, photo, view and target, with the scores of its map.
+
+        The columns are those of `robustcli.explanation.explained_rows.EXPLAINED_SCHEMA`.
+        """
+        return read_explained_rows(self.path)
+
+    def arrays(self, row: Mapping[str, Any]) -> ExplainedArrays:
+        """The map, the photo and the picture that a row of `rows()` names."""
+        found = read_arrays(self.path, str(row["array_file"]))
+        index, pictures = int(row["array_index"]), found.pictures
+        return ExplainedArrays(
+            found.maps[index].astype("float32"),
+            found.photos[int(row["photo_index"])],
+            None if pictures is None else pictures[index],
+        )
+
+    def report(self) -> Path:
+        """Renders the report; returns the path of `report.md`."""
+        return _render(self.path)
+
+
+@dataclass(frozen=True)
+class ExplainedArrays:
+    """The arrays of one row of an explanation.
+
+    Args:
+        relevance: float32 (H, W), evidence for the target per pixel.
+        photo: uint8 (H, W, 3), as the network saw it before normalisation.
+        picture: uint8 (H, W, 3) that the network made (learned features); else None.
+    """
+
+    relevance: NDArray[np.float32]
+    photo: NDArray[np.uint8]
+    picture: NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True)
@@ -207,6 +259,85 @@ def _by_name(
         else (getattr(one, "__name__", None) or type(one).__name__, one)
         for one in several
     ]
+
+
+def explain(
+    model: ModelLike | None = None,
+    data: str | Path | None = None,
+    transforms: str | Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    run: str | Path | None = None,
+    images: Sequence[str] = (),
+    worst: int | None = None,
+    class_name: str | None = None,
+    methods: str | Sequence[str] = (),
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    untrained: bool = False,
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> Explanation:
+    """The explanation that `robust explain` would make, computed as far as it is missing.
+
+    Args:
+        model: A name, or a torch.nn.Module in memory, a class of them or a function that returns
+            one; with `run` one of its models, or None.
+        data: A folder, tar, manifest or data set name; None for the default of the label space.
+        transforms: Names, globs or presets, one or several; none explains untouched photos.
+        out: Folder of the run; None for `runs/explain-MODEL-HASH`.
+        run: The folder of an evaluation, whose model, images and predictions are taken.
+        images: Ids of photos.
+        worst: So many photos that lose most under the transforms.
+        class_name: The true class of the photos.
+        methods: Names or globs of `robustcli.explanation.methods.METHODS`; none for the usual ones.
+        weights: A file of weights; with `run` one that has moved.
+        model_args: For the builder.
+        preprocessing: Changes to how the model sees photos.
+        untrained: Explains a network without trained weights.
+        classes: The classes of a network in memory, in the order of its outputs.
+        options: Further fields of `robustcli.explanation.config.ExplainConfig` (`layer`, `sanity`,
+            `limit`, `seed`, `device`, `batch_size`, ...).
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        MachineError: The data or the weights of a finished run are not here.
+        RunError: Some maps could not be computed; all others are kept.
+    """
+    from robustcli.adapters.foreign import borrowed
+    from robustcli.explanation.config import ExplainConfig
+    from robustcli.explanation.explain import explain as run_explanation
+
+    named = [] if model is None else _by_name(model)
+    requests = tuple(
+        ModelRequest(
+            name,
+            None if weights is None or run is not None else Path(weights),
+            dict(model_args or {}),
+            dict(preprocessing or {}),
+            options.get("label_space"),
+            untrained,
+            module,
+            None if classes is None else tuple(classes),
+        )
+        for name, module in named
+    )
+    config = ExplainConfig(
+        requests,
+        (transforms,) if isinstance(transforms, str) else tuple(transforms),
+        None if data is None else str(data),
+        None if out is None else Path(out),
+        source=None if run is None else Path(run),
+        moved=() if weights is None or run is None else (Path(weights),),
+        images=tuple(images),
+        worst=worst,
+        class_name=class_name,
+        methods=(methods,) if isinstance(methods, str) else tuple(methods),
+        **options,
+    )
+    with borrowed(module for _, module in named):
+        return Explanation(run_explanation(config))
 
 
 def compare(

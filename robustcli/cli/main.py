@@ -23,6 +23,7 @@ COMMANDS = {
         "robustcli.cli.finetune",
         "Fine-tune a model; freeze parameters with small gradients.",
     ),
+    "explain": ("robustcli.cli.explain", "Show what a model looks at, with scores."),
     "predict": ("robustcli.cli.predict", "Write masks for images."),
     "compare": ("robustcli.cli.compare", "Say which of several models is better, and how sure."),
     "report": ("robustcli.cli.report", "Write the report of runs again."),

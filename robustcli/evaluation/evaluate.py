@@ -152,7 +152,7 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
         block_size=evaluation.block_size,
         dataset=data.record,
         models=[task.model_record(model, config) for model in models.values()],
-        transforms=[_transform_record(cell) for cell in evaluation.cells.values()],
+        transforms=[transform_record(cell) for cell in evaluation.cells.values()],
         versions=versions(),
         device=device_name(evaluation.device),
         grouping=data.grouping,
@@ -160,7 +160,8 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
     )
 
 
-def _transform_record(cell: TransformCell) -> TransformRecord:
+def transform_record(cell: TransformCell) -> TransformRecord:
+    """What `run.json` says of one transform at one severity."""
     transform = cell.transform
     return TransformRecord(
         name=transform.name,

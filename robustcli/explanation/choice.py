@@ -13,7 +13,7 @@ from robustcli.data.dataset import Sample
 from robustcli.data.labels import LabelSpace
 from robustcli.evaluation.store import Store
 from robustcli.explanation.config import DEFAULT_WORST, ExplainConfig
-from robustcli.explanation.record import ChoiceRecord
+from robustcli.explanation.record import ChoiceRecord, ChoiceRule
 from robustcli.transforms.base import CLEAN, Cell
 
 _SHOWN = 3
@@ -25,7 +25,7 @@ def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
         return ChoiceRecord(rule="ids", count=len(config.images))
     told = source is None and (config.class_name is not None or config.limit is not None)
     if config.worst is None and (told or config.class_name is not None):
-        rule = "class" if config.class_name is not None else "subset"
+        rule: ChoiceRule = "class" if config.class_name is not None else "subset"
         return ChoiceRecord(rule=rule, count=config.limit, class_name=config.class_name)
     return ChoiceRecord(
         rule="worst", count=config.worst or DEFAULT_WORST, class_name=config.class_name,

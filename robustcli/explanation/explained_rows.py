@@ -46,6 +46,7 @@ EXPLAINED_SCHEMA = pa.schema(
         ("pointing_hit", pa.bool_()),
         ("completeness_error", pa.float64()),
         ("conservation_error", pa.float64()),
+        ("bias_relevance", pa.float64()),  # what relevance leaves to biases, unit of the score
         ("picture_probability", pa.float64()),  # of the target, for a picture that was made
         ("map_similarity", pa.float64()),  # transformed map against the clean one
         ("centroid_shift", pa.float64()),  # share of the diagonal

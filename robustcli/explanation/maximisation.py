@@ -119,14 +119,16 @@ def _climb(
 def _pictures(waves: Tensor, ground: Tensor, scale: Tensor) -> Tensor:
     spectrum = torch.view_as_complex(waves) * scale
     size = (ground.shape[-2], ground.shape[-1])
-    return (ground + torch.fft.irfft2(spectrum, s=size, norm="ortho")).sigmoid()
+    made: Tensor = (ground + torch.fft.irfft2(spectrum, s=size, norm="ortho")).sigmoid()
+    return made
 
 
 def _scale(H: int, W: int, device: torch.device) -> Tensor:
     """The step of each wave (H, W // 2 + 1): one over its frequency, times the root of H W."""
     down, across = torch.fft.fftfreq(H, device=device), torch.fft.rfftfreq(W, device=device)
     frequency = (down[:, None].square() + across[None].square()).sqrt()
-    return 1 / frequency.clamp(min=1 / max(H, W))
+    scale: Tensor = 1 / frequency.clamp(min=1 / max(H, W))
+    return scale
 
 
 def _moved(picture: Tensor, generator: torch.Generator) -> Tensor:

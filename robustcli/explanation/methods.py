@@ -30,6 +30,8 @@ class ExplanationMethod:
         targeted: Whether the result depends on the class that is explained.
         from_photo: Whether the result depends on the photo.
         gradients: Whether it differentiates the network.
+        tried: Whether some networks of its families cannot be explained by it, which a made-up
+            image shows.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ExplanationMethod:
     targeted: bool = True
     from_photo: bool = True
     gradients: bool = True
+    tried: bool = False
 
     def function(self) -> Callable[..., Any]:
         """The function that computes it, an `explanation.network.Attribute`."""
@@ -69,22 +72,22 @@ _METHODS = (
     ),
     ExplanationMethod(
         "grad-cam", "Grad-CAM", "localised", f"{_ROOM}.grad_cam:grad_cam",
-        "Selvaraju et al., Grad-CAM (ICCV 2017)",
+        "Selvaraju et al., Grad-CAM (ICCV 2017)", tried=True,
     ),
     ExplanationMethod(
         "relevance", "Layer-wise relevance", "localised", f"{_ROOM}.relevance:relevance",
-        "Jafari et al., MambaLRP (NeurIPS 2024)",
+        "Jafari et al., MambaLRP (NeurIPS 2024)", tried=True,
     ),
     ExplanationMethod(
         "attention", "Hidden attention", "localised", f"{_ROOM}.hidden_attention:hidden_attention",
         "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
-        tasks=("cls",), targeted=False, gradients=False,
+        tasks=("cls",), targeted=False, gradients=False, tried=True,
     ),
     ExplanationMethod(
         "class-attention", "Hidden attention for a class", "localised",
         f"{_ROOM}.hidden_attention:class_attention",
         "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
-        tasks=("cls",),
+        tasks=("cls",), tried=True,
     ),
     ExplanationMethod(
         "maximised-photo", "Activation maximisation from the photo", "learned",
@@ -99,11 +102,13 @@ _METHODS = (
     ExplanationMethod(
         "erf", "Effective receptive field", "model", f"{_ROOM}.receptive_field:receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
+        tried=True,
     ),
     ExplanationMethod(
         "erf-untrained", "Effective receptive field before training", "model",
         f"{_ROOM}.receptive_field:untrained_receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
+        tried=True,
     ),
 )  # fmt: skip
 METHODS: dict[str, ExplanationMethod] = {method.name: method for method in _METHODS}
@@ -115,7 +120,7 @@ def fitting(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
 
 
 def default_methods(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
-    """What is computed unless the user names methods: every map of a photo that exists."""
+    """What is computed unless the user names methods: every map of a photo that fits."""
     return tuple(method for method in fitting(family, task) if method.kind == "localised")
 
 

@@ -32,6 +32,7 @@ class ExplainedNetwork:
         std: Their divisor after that.
         answers: The only classes that may be predicted; None for all.
         probabilities: Whether a segmenter's scores are probabilities instead of logits.
+        forward: Reads the module's output as scores; None takes it as it is.
         initial: Makes the same network as it is before training; None where that is not known.
     """
 
@@ -45,11 +46,12 @@ class ExplainedNetwork:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     answers: tuple[int, ...] | None = None
     probabilities: bool = False
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None
     initial: Callable[[], nn.Module] | None = None
 
     def logits(self, pixels: Tensor) -> Tensor:
         """A classifier's logits (N, K), or a segmenter's foreground logits (N, 1, H, W)."""
-        output: Tensor = self.module(pixels)
+        output: Tensor = (self.forward or nn.Module.__call__)(self.module, pixels)
         if self.probabilities:
             return torch.logit(output.float(), eps=_PROBABILITY_FLOOR)
         return output.float()

@@ -1,0 +1,170 @@
+"""`robust explain`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustcli.cli import shared_options as options
+from robustcli.cli.results import show, show_plan
+from robustcli.cli.shared_options import FILE, Numbers, as_json, offline, quiet, together
+from robustcli.cli.study import StudyCommand, config_option
+
+if TYPE_CHECKING:
+    from robustcli.explanation.config import ExplainConfig
+
+
+_what = together(
+    click.argument("run", required=False, type=FILE),
+    click.option("--model", "model",
+                 help="A model, as `robust eval` takes it; with RUN one of the run's models."),
+    click.option("--transform", "transforms", multiple=True,
+                 help="A transform's name, a glob, or a preset; repeatable. [default: of RUN the "
+                 "one under which the model is right least often, else none]"),
+    click.option("--severity", "severities", type=Numbers(int),
+                 help="Severities 1 to 5, such as 1,3,5. [default: strength drawn from the full "
+                 "range]"),
+    click.option("--plugin", "plugins", multiple=True, type=FILE,
+                 help="A Python file that defines transforms; repeatable."),
+    click.option("--apply-at", type=click.Choice(["original", "crop"]), default="original",
+                 show_default=True,
+                 help="Transform the image as decoded, or after the model's resize and crop."),
+    click.option("--method", "methods", multiple=True,
+                 help="A method (docs/explain.md) or a glob, '*' for all; repeatable. [default: "
+                 "every map of a photo that fits the model]"),
+    click.option("--layer", help="The module whose output Grad-CAM takes, by its name in the "
+                 "network. [default: the last map before pooling]"),
+    click.option("--sanity", is_flag=True,
+                 help="Repeat each map with shuffled weights: it must change."),
+)  # fmt: skip
+_photos = together(
+    click.option("--image", "images", multiple=True,
+                 help="Explain the photo with this id (its path inside the data); repeatable."),
+    click.option("--worst", type=click.IntRange(1),
+                 help="Explain the photos that lose most under the transforms, by the predictions "
+                 "of RUN or by evaluating. [default: 8]"),
+    click.option("--class", "class_name", help="Explain photos of this true class."),
+    options.limit,
+)  # fmt: skip
+_data = together(
+    click.option("--data", help="A folder, a tar, a manifest (CSV, Parquet) or the name of a data "
+                 "set (`robust list datasets`)."),
+    click.option("--label-space",
+                 help="The classes: imagenet-1k, cifar10, or a file with one class per line."),
+    click.option("--labels", type=FILE, help="A file with the class of each image, for a folder "
+                 "without subfolders."),
+    click.option("--split", type=click.Choice(["auto", "all", "train", "val", "test"]),
+                 default="auto", show_default=True,
+                 help="Part of the data; auto leaves out what a model was trained on."),
+    options.foreground,
+    options.ignore,
+)  # fmt: skip
+_model = together(
+    options.weights,
+    options.model_arguments("arguments"),
+    click.option("--untrained", is_flag=True,
+                 help="Explain a network without trained weights; every output says so."),
+    click.option("--resize", type=click.IntRange(1),
+                 help="Resize the shorter side to this many pixels."),
+    click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, in pixels."),
+    click.option("--interpolation",
+                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+                 help="Interpolation of the resize."),
+    click.option("--mean", type=Numbers(float),
+                 help="Mean per channel for normalisation, of pixel values 0 to 1 or 0 to 255."),
+    click.option("--std", type=Numbers(float),
+                 help="Standard deviation per channel for normalisation, likewise."),
+)  # fmt: skip
+_run = together(
+    click.option("--out", type=FILE, help="Folder of the run. [default: runs/explain-MODEL-HASH]"),
+    options.seed,
+    options.device,
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
+                 show_default=True, help="Number format of the evaluation that finds the worst "
+                 "photos; maps are always computed in fp32."),
+    options.scan_backend,
+    click.option("--batch-size", type=click.IntRange(1),
+                 help="Images per forward pass: bounds the memory. [default: by the device]"),
+    options.workers,
+    options.fresh,
+    options.dry_run,
+)  # fmt: skip
+
+
+@click.command("explain", cls=StudyCommand)
+@_what
+@_photos
+@_data
+@_model
+@_run
+@config_option
+@offline
+@as_json
+@quiet
+def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
+    """Show what a model looks at, clean and transformed, for the true and the predicted class.
+
+    RUN is the folder of an evaluation, whose model, images and predictions are taken. The same
+    command again continues an interrupted run.
+
+    \b
+    robust explain --model vmamba-pico --transform perspective
+    robust explain runs/eval-vmamba-pico-1a2b3c4d --worst 8 --method '*' --sanity
+    robust explain --model vmamba-b --data DIR --transform perspective --class guacamole
+    """  # noqa: D301  click reads the backspace: keep these lines apart
+    from robustcli.cli.progress import ConsoleListener
+
+    config = _config(values)
+    with ConsoleListener(quiet=quiet, unit="maps") as listener:
+        if dry_run:
+            from robustcli.explanation.explain import explain_forecast
+
+            show_plan(explain_forecast(config, listener), as_json=as_json)
+            return
+        from robustcli.explanation.explain import explain
+
+        run = explain(config, listener)
+    show(run, as_json=as_json, quiet=quiet)
+
+
+def _config(values: dict[str, Any]) -> ExplainConfig:
+    from robustcli.adapters.catalogue import ModelRequest
+    from robustcli.core.errors import UsageError
+    from robustcli.explanation.config import ExplainConfig
+
+    backend = values.pop("scan_backend")
+    if backend is not None:
+        os.environ["ROBUST_SCAN_BACKEND"] = backend
+    source: Path | None = values.pop("run")
+    name, weights = values.pop("model"), values.pop("weights")
+    untrained, arguments = values.pop("untrained"), dict(values.pop("arguments"))
+    overrides = ("resize", "crop", "interpolation", "mean", "std")
+    overridden = {key: values.pop(key) for key in overrides}
+    preprocessing = {key: value for key, value in overridden.items() if value is not None}
+    moved: tuple[Path, ...] = ()
+    if source is not None:
+        recorded = {
+            "--model-arg": arguments, "--untrained": untrained,
+            **{f"--{key}": value for key, value in preprocessing.items()},
+        }  # fmt: skip
+        for option, value in recorded.items():
+            if value:
+                raise UsageError(
+                    f"`{option}` does not go with a finished run.",
+                    f"`{source}` says how its models are built and how they see photos.",
+                    "Leave it out, or explain the model itself with `--model NAME`.",
+                )
+        moved, weights = () if weights is None else (weights,), None
+    requests = ()
+    if name is not None:
+        requests = (
+            ModelRequest(name, weights, arguments, preprocessing, values["label_space"], untrained),
+        )
+    transforms = values.pop("transforms")
+    typed = shlex.join(["robust", *sys.argv[1:]])
+    return ExplainConfig(requests, transforms, source=source, moved=moved, command=typed, **values)

@@ -1,0 +1,576 @@
+"""An explanation from top to bottom: look up, choose photos, compute what is missing, close.
+
+The photos of a block go through the loader of evaluations once; then each method explains them
+under each transform, and one pair of files is written for each (`explained_rows`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.foreign import kind_of
+from robustcli.adapters.load import load
+from robustcli.adapters.model import made_up_image
+from robustcli.adapters.segmenter import Segmenter, is_probability, raw_output
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.listener import Listener, Silent
+from robustcli.core.machine import versions
+from robustcli.core.names import canonical
+from robustcli.core.rundir import has_record
+from robustcli.core.seeds import identity_seed
+from robustcli.data.dataset import Sample
+from robustcli.data.decode import UnreadableImage, decode
+from robustcli.evaluation.device import device_name
+from robustcli.evaluation.evaluate import evaluate, loader_workers, transform_record
+from robustcli.evaluation.plan import batches
+from robustcli.explanation.block import BlockExplanation, answers_of
+from robustcli.explanation.choice import choice_of, named_images, worst_images
+from robustcli.explanation.config import BLOCK_PHOTOS, ExplainConfig
+from robustcli.explanation.explained_rows import is_done, rows_path, write_block
+from robustcli.explanation.inputs import ExplainInputs, explain_inputs
+from robustcli.explanation.methods import (
+    METHODS,
+    ExplanationMethod,
+    chosen_methods,
+    default_methods,
+    fitting,
+)
+from robustcli.explanation.network import ExplainedNetwork
+from robustcli.explanation.record import (
+    EXPLANATION,
+    ChoiceRecord,
+    ExplainRecord,
+    read_explain_record,
+)
+from robustcli.explanation.views import (
+    BlockViews,
+    View,
+    block_views,
+    geometry_of,
+    moved_places,
+    window_side,
+)
+from robustcli.transforms.base import CLEAN, Cell
+
+AnyModel = Classifier | Segmenter
+
+
+def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
+    """Computes what `config` asks for and is not there yet; returns the run's folder.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        MachineError: The data or the weights of a finished run are not here.
+        RunError: Some maps could not be computed; all others are kept.
+    """
+    heard = listener or Silent()
+    inputs = explain_inputs(config, heard)
+    choice = choice_of(inputs.config, inputs.source)
+    _announce_choice(inputs, choice, heard)
+    model: Any = inputs.load()
+    for note in model.notes:
+        heard.say(note)
+    with _without_gradients(model.network):
+        explained = explained_network(inputs, model)
+        methods = _usable_methods(inputs, explained, model, heard)
+        record = _new_record(inputs, model, methods, choice)
+        with EXPLANATION.held(inputs.run, heard.say) as ownership:
+            record = EXPLANATION.open(inputs.run, record, fresh=inputs.config.fresh)
+            with EXPLANATION.closing(inputs.run) as ending:
+                images = _chosen_images(inputs, choice, heard)
+                _keep_images(inputs.run, images)
+                work = _Work(inputs, model, explained, methods, images, record.block_size, heard)
+                failures = work.run(ownership.check)
+                if failures or not _is_whole(inputs, read_explain_record(inputs.run)):
+                    ending.status = "partial"
+            if failures:
+                raise _failed(failures)
+    return inputs.run
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """Parameters take no gradients inside; a network in memory comes back as it was."""
+    before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, needed in before:
+            parameter.requires_grad_(needed)
+
+
+def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener) -> None:
+    config = inputs.config
+    if not inputs.changed_cells:
+        listener.say("No --transform: explaining untouched photos only.")
+    if choice.rule == "worst" and config.worst is None:
+        of = ", ".join(f"`{cell.transform}`" for cell in inputs.changed_cells)
+        what = f"lose most under {of}" if of else "are answered worst"
+        listener.say(
+            f"No --image, --worst, --class or --limit: explaining the {choice.count} photos that "
+            f"{what}."
+        )
+
+
+# The network as methods see it, and which methods it can be explained by.
+
+
+def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwork:
+    """`model` for methods; parameters stay those of the model."""
+    initial = None if kind_of(inputs.request) is not None else _Initial(inputs, model)
+    shared: dict[str, Any] = {
+        "module": model.network, "device": inputs.device, "family": inputs.family,
+        "layer": inputs.config.layer, "initial": initial,
+    }  # fmt: skip
+    if isinstance(model, Classifier):
+        assert inputs.space is not None, "classifiers have classes"
+        answers, own = inputs.dataset.answers, model.preprocessing
+        return ExplainedNetwork(
+            **shared, task="cls", classes=inputs.space.names, mean=own.mean, std=own.std,
+            answers=None if answers is None else tuple(answers),
+        )  # fmt: skip
+    masks = model.preprocessing
+    channels = 1 if masks.channels == "grey" else 3
+    return ExplainedNetwork(
+        **shared, task="seg", classes=("background", "foreground"),
+        mean=masks.mean or (0.0,) * channels, std=masks.std or (1.0,) * channels,
+        probabilities=is_probability(model.network), forward=raw_output,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Initial:
+    """Makes the network of a model as it is before training."""
+
+    inputs: ExplainInputs
+    model: AnyModel
+
+    def __call__(self) -> nn.Module:
+        facts = self.model.facts
+        variant = facts.builder.partition(":")[2]
+        request = ModelRequest(
+            variant, None, dict(facts.arguments), label_space=self.inputs.request.label_space,
+            untrained=True,
+        )  # fmt: skip
+        return load(request, self.inputs.task.name, seed=self.inputs.config.seed).network
+
+
+def _usable_methods(
+    inputs: ExplainInputs, explained: ExplainedNetwork, model: AnyModel, listener: Listener
+) -> tuple[ExplanationMethod, ...]:
+    """The methods that the user named, or all usual ones that the network can be explained by.
+
+    Raises:
+        UsageError: A named one does not fit; the message says which do.
+    """
+    named = inputs.config.methods
+    if named:
+        methods = chosen_methods(
+            named, model=inputs.name, family=inputs.family, task=inputs.task.name
+        )
+    else:
+        methods = default_methods(inputs.family, inputs.task.name)
+    image = _made_up(model).to(inputs.device)
+    differentiable = _is_differentiable(explained, image)
+    refused = {m: _refusal(m, explained, image, differentiable) for m in methods}
+    usable = tuple(method for method, error in refused.items() if error is None)
+    spelled = {canonical(name) for name in named}
+    for method, error in refused.items():
+        if error is not None and (not usable or method.name in spelled):
+            raise error
+        if error is not None:
+            listener.say(f"Left out `{method.name}`: {error.what} {error.why}".strip())
+    if not named:
+        listener.say(f"No --method: {', '.join(f'`{m.name}`' for m in usable)}.")
+    return usable
+
+
+def _refusal(
+    method: ExplanationMethod, explained: ExplainedNetwork, image: torch.Tensor,
+    differentiable: bool,
+) -> UsageError | None:  # fmt: skip
+    """Why the network cannot be explained by `method`; None where it can."""
+    if method.gradients and not differentiable:
+        others = [m.name for m in fitting(explained.family, explained.task) if not m.gradients]
+        return UsageError(
+            f"`--method {method.name}` does not fit this network.",
+            "It needs gradients, and the network's answer has none (as with ONNX files).",
+            f"These need none: {', '.join(f'`{name}`' for name in others)}.",
+        )
+    if not method.tried:
+        return None
+    target = torch.zeros(1, dtype=torch.int64, device=image.device)
+    if explained.task == "seg":
+        target = torch.ones(1, *image.shape[2:], dtype=torch.bool, device=image.device)
+    try:
+        method.function()(explained, image, target, batch_size=1, seeds=[0])
+    except UsageError as error:
+        return error
+    return None
+
+
+def _made_up(model: AnyModel) -> torch.Tensor:
+    """The input for one image of noise."""
+    if isinstance(model, Classifier):
+        own = model.preprocessing
+        image = made_up_image((own.channels, own.crop, own.crop))
+    else:
+        side, channels = window_side(model), 1 if model.preprocessing.channels == "grey" else 3
+        image = made_up_image((channels, side, side))
+    return model.normalised(image.to(model.device))
+
+
+def _is_differentiable(explained: ExplainedNetwork, image: torch.Tensor) -> bool:
+    with torch.enable_grad():
+        return bool(explained.logits(image.detach().requires_grad_(True)).requires_grad)
+
+
+# The record, and the photos.
+
+
+def _new_record(
+    inputs: ExplainInputs, model: AnyModel, methods: Sequence[ExplanationMethod],
+    choice: ChoiceRecord,
+) -> ExplainRecord:  # fmt: skip
+    config, now = inputs.config, datetime.now(UTC)
+    return ExplainRecord(
+        task=inputs.task.name,
+        command=config.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.seed,
+        apply_at=config.apply_at,
+        block_size=BLOCK_PHOTOS,
+        dataset=inputs.dataset,
+        model=inputs.task.model_record(model, config),
+        transforms=[transform_record(inputs.cells[cell]) for cell in inputs.cells],
+        methods=[method.name for method in methods],
+        layer=config.layer,
+        sanity=config.sanity,
+        choice=choice,
+        images=[],
+        versions={**versions(), "captum": version("captum")},
+        device=device_name(inputs.device),
+        split=inputs.split,
+    )
+
+
+def _chosen_images(
+    inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener
+) -> tuple[Sample, ...]:
+    """The photos to explain; those that cannot be read are left out, unless they were named."""
+    if choice.rule == "ids":
+        chosen = named_images(inputs.config.images, inputs.items)
+    elif choice.rule == "worst":
+        source = inputs.source or _evaluated(inputs, listener)
+        assert choice.count is not None, "set by `choice_of`"
+        chosen = worst_images(
+            source, inputs.name, inputs.task.name, inputs.changed_cells, inputs.items,
+            choice.count,
+        )  # fmt: skip
+    else:
+        chosen = tuple(inputs.items.values())
+    readable = []
+    for sample in chosen:
+        try:
+            decode(sample.image)
+            readable.append(sample)
+        except UnreadableImage as error:
+            if choice.rule == "ids":
+                raise RunError(
+                    f"`{sample.image_id}` cannot be read.", error.reason,
+                    "Repair the file, or name other photos.",
+                ) from error  # fmt: skip
+            listener.say(f"`{sample.image_id}` cannot be read ({error.reason}): left out.")
+    if not readable:
+        raise RunError("No photo is left to explain.", "None of them can be read.", "Repair them.")
+    return tuple(readable)
+
+
+def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
+    """The evaluation that decides which photos are the worst, as far as it is missing."""
+    out = inputs.run / "evaluation"
+    count = len(inputs.items) * len(inputs.cells)
+    if not has_record(out):
+        listener.say(f"Evaluating {count:,} images to find them.")
+    return evaluate(inputs.config.evaluation(out), _Quiet(listener))
+
+
+@dataclass(frozen=True)
+class _Quiet:
+    """Passes on progress alone: what is announced was said before."""
+
+    listener: Listener
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def start(self, total: int, done: int) -> None:
+        """Passed on."""
+        self.listener.start(total, done)
+
+    def advance(self, count: int) -> None:
+        """Passed on."""
+        self.listener.advance(count)
+
+
+def _keep_images(run: Path, images: Sequence[Sample]) -> None:
+    """Writes which photos are explained, or refuses a folder that explains others."""
+    names = [sample.image_id for sample in images]
+    before = read_explain_record(run).images
+    if before and before != names:
+        raise UsageError(
+            f"`{run}` explains other photos.",
+            f"It has {len(before)}, the first of them `{before[0]}`; now they would be "
+            f"{len(names)}, the first `{names[0]}`.",
+            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
+        )
+    EXPLANATION.update(run, images=names)
+
+
+# The work.
+
+
+def cells_of(method: ExplanationMethod, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells that have a file: every transform with its clean view, or the clean one alone."""
+    changed = tuple(cell for cell in cells if cell != CLEAN)
+    return (CLEAN,) if method.kind == "model" or not changed else changed
+
+
+def rows_per_photo(method: ExplanationMethod, cell: Cell) -> int:
+    """Of one file: a row for each view and target."""
+    views = 1 if cell == CLEAN else 2
+    return views * (2 if method.targeted else 1)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one command computes.
+
+    Args:
+        inputs: The explanation.
+        model: On its device.
+        explained: Its network.
+        methods: Those of the command.
+        images: The photos.
+        block_size: Photos whose rows share a file.
+        listener: Hears of the progress.
+    """
+
+    inputs: ExplainInputs
+    model: AnyModel
+    explained: ExplainedNetwork
+    methods: Sequence[ExplanationMethod]
+    images: Sequence[Sample]
+    block_size: int
+    listener: Listener
+
+    def run(self, check: Any) -> list[RunError]:
+        """Computes what is missing; returns what failed, one error per file.
+
+        Args:
+            check: Called before files are written; raises where this process may not write.
+        """
+        blocks = dict(enumerate(batches(self.images, self.block_size)))
+        missing = {number: self._missing(number) for number in blocks}
+        total = sum(
+            len(blocks[number]) * rows_per_photo(method, cell)
+            for number in blocks
+            for method in self.methods
+            for cell in cells_of(method, tuple(self.inputs.cells))
+        )
+        left = sum(
+            len(blocks[number]) * rows_per_photo(method, cell)
+            for number, files in missing.items()
+            for method, cell in files
+        )
+        self.listener.start(total, total - left)
+        needed = {
+            number: (samples, tuple(dict.fromkeys(cell for _, cell in missing[number])))
+            for number, samples in blocks.items()
+            if missing[number]
+        }
+        shuffled = None
+        if self.inputs.config.sanity and needed:
+            shuffled = self.explained.shuffled(identity_seed("sanity", self.inputs.config.seed))
+        failures: list[RunError] = []
+        workers = loader_workers(self.inputs.config, self.inputs.device, 1)
+        for made in block_views(self.inputs, self.model, needed, workers):
+            if made.unreadable:
+                name, reason = made.unreadable[0]
+                raise RunError(
+                    f"`{name}` cannot be read any more.", reason,
+                    "Restore the file and repeat the command: all finished maps are kept.",
+                )  # fmt: skip
+            block = self._block(made, shuffled)
+            for method, cell in missing[made.number]:
+                path = self._path(method, cell, made.number)
+                file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
+                try:
+                    rows, arrays = block.explain(method, cell, file)
+                except RunError as error:
+                    failures.append(error)
+                else:
+                    check()
+                    write_block(path, rows, arrays)
+                count = rows_per_photo(method, cell) * len(made.views[CLEAN].samples)
+                self.listener.advance(count)
+        return failures
+
+    def _path(self, method: ExplanationMethod, cell: Cell, number: int) -> Path:
+        return rows_path(self.inputs.run, self.inputs.name, method.name, cell, number)
+
+    def _missing(self, number: int) -> list[tuple[ExplanationMethod, Cell]]:
+        cells = tuple(self.inputs.cells)
+        files = [(method, cell) for method in self.methods for cell in cells_of(method, cells)]
+        return [file for file in files if not is_done(self._path(*file, number))]
+
+    def _block(self, made: BlockViews, shuffled: ExplainedNetwork | None) -> BlockExplanation:
+        size = self.batch_size
+        threshold = 0.5
+        if isinstance(self.model, Segmenter):
+            threshold = self.model.preprocessing.threshold
+        answers = {
+            cell: answers_of(self.explained, view, batch_size=size, threshold=threshold)
+            for cell, view in made.views.items()
+        }
+        return BlockExplanation(
+            self.explained, shuffled, made.views, answers, self._places(made.views),
+            {cell: _regions(view) for cell, view in made.views.items()}, self.inputs.name,
+            self.inputs.config.seed, size,
+        )  # fmt: skip
+
+    @property
+    def batch_size(self) -> int:
+        """Images that go through the network at once, at most."""
+        usual = self.inputs.task.batch_sizes[self.inputs.device.type]
+        return self.inputs.config.batch_size or usual
+
+    def _places(self, views: Mapping[Cell, View]) -> dict[Cell, list[NDArray[np.int64] | None]]:
+        """Of transforms that move pixels: where those of each photo were before."""
+        config = self.inputs.config
+        geometry = geometry_of(self.model, at_crop=config.apply_at == "crop")
+        return {
+            cell: [
+                moved_places(sample, self.inputs.cells[cell], geometry, config.seed)
+                for sample in view.samples
+            ]
+            for cell, view in views.items()
+            if cell != CLEAN and self.inputs.cells[cell].transform.geometric
+        }
+
+
+def _regions(view: View) -> list[NDArray[np.bool_] | None]:
+    """Where the object of each photo is, as far as it is known: a segmenter's true mask."""
+    if view.masks is None:
+        return [None] * len(view.samples)
+    return [mask.numpy() for mask in view.masks]
+
+
+def _is_whole(inputs: ExplainInputs, record: ExplainRecord) -> bool:
+    """Whether the folder has every file that its record names."""
+    count = -(-len(record.images) // record.block_size)
+    cells = tuple(Cell(t.name, t.severity) for t in record.transforms)
+    return all(
+        is_done(rows_path(inputs.run, record.model.name, name, cell, number))
+        for name in record.methods
+        for cell in cells_of(METHODS[name], cells)
+        for number in range(count)
+    )
+
+
+def _failed(failures: Sequence[RunError]) -> RunError:
+    first = failures[0]
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return RunError(f"{first.what}{more}", first.why, f"{first.todo} All other maps are kept.")
+
+
+# What a command would do.
+
+
+@dataclass(frozen=True)
+class ExplainForecast:
+    """What `--dry-run` says: photos, methods, maps, and predictions that come first."""
+
+    out: str
+    model: str
+    photos: int
+    chosen_by: str
+    cells: list[str]
+    methods: list[str]
+    rows: int
+    predictions: int
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+    def as_text(self) -> str:
+        """The same in lines."""
+        lines = [
+            f"Run:         {self.out}",
+            f"Model:       {self.model}",
+            f"Photos:      {self.photos:,} ({self.chosen_by})",
+            f"Transforms:  {', '.join(self.cells) or 'none'}",
+            f"Methods:     {', '.join(self.methods)}",
+            f"Maps:        {self.rows:,} (photo x view x class x method; equal ones are computed "
+            "once)",
+        ]
+        if self.predictions:
+            lines.append(f"Predictions: {self.predictions:,} to find the photos")
+        return "\n".join(lines)
+
+
+_RULES = {
+    "ids": "named", "worst": "the worst", "class": "of one class", "subset": "a random subset",
+}  # fmt: skip
+
+
+def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForecast:
+    """What `explain` would compute; nothing is loaded or written.
+
+    Raises:
+        UsageError: As `explain`.
+    """
+    inputs = explain_inputs(config, listener)
+    choice = choice_of(inputs.config, inputs.source)
+    family, task = inputs.family, inputs.task.name
+    methods = default_methods(family, task)
+    if config.methods:
+        methods = chosen_methods(config.methods, model=inputs.name, family=family, task=task)
+    photos = len(inputs.items)
+    if choice.rule == "ids":
+        photos = len(named_images(inputs.config.images, inputs.items))
+    elif choice.count is not None:
+        photos = min(photos, choice.count)
+    cells = tuple(inputs.cells)
+    rows = sum(
+        photos * rows_per_photo(method, cell)
+        for method in methods
+        for cell in cells_of(method, cells)
+    )
+    evaluates = choice.rule == "worst" and inputs.source is None
+    return ExplainForecast(
+        str(inputs.run), inputs.name, photos, _RULES[choice.rule],
+        [f"{c.transform}:{c.severity}" if c.severity else c.transform
+         for c in inputs.changed_cells],
+        [method.name for method in methods], rows,
+        len(inputs.items) * len(cells) if evaluates else 0,
+    )  # fmt: skip
