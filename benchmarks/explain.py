@@ -25,7 +25,7 @@ from PIL import Image
 
 from robustcli.core.io import write_bytes
 from robustcli.explanation.methods import METHODS, ExplanationMethod
-from robustcli.reports.explanation_findings import Explanation, read_explanation, summary
+from robustcli.reports.explanation_findings import ExplanationFindings, read_explanation, summary
 from robustcli.reports.explanation_panels import (
     PanelDrawer,
     draw_explanation_gallery,
@@ -78,7 +78,7 @@ def main() -> None:
         print("\n".join(summary(run)))
 
 
-def explained(out: Path, model: Sequence[str], *options: str) -> Explanation:
+def explained(out: Path, model: Sequence[str], *options: str) -> ExplanationFindings:
     """The explanation that `robust explain` makes, or continues, in `out`."""
     command = ["explain", "--model", *model, "--transform", TRANSFORM, "--out", str(out), *options]
     print("robust", *command, flush=True)
@@ -86,18 +86,19 @@ def explained(out: Path, model: Sequence[str], *options: str) -> Explanation:
     return read_explanation(out)
 
 
-def draw_method(method: ExplanationMethod, runs: Sequence[Explanation], images: Path) -> None:
+def draw_method(
+    method: ExplanationMethod, runs: Sequence[ExplanationFindings], images: Path
+) -> None:
     """The figure of one method: a line per photo of each model that it exists for."""
     lines = [line for run in runs for line in _lines(method, run)]
     if not lines:
         return
-    scale = "signed" if method.kind == "localised" else "none"
     path = images / f"explain-{method.name}.png"
-    draw_explanation(lines, path, scale=scale)
+    draw_explanation(lines, path, scale=method.kind == "localised")
     _compress(path)
 
 
-def _lines(method: ExplanationMethod, run: Explanation) -> Iterator[PanelLine]:
+def _lines(method: ExplanationMethod, run: ExplanationFindings) -> Iterator[PanelLine]:
     rows, drawer = run.rows[run.rows["method"] == method.name], PanelDrawer(run)
     photos = [image for image in run.photos if (rows["image_id"] == image).any()]
     for image in photos[: LEARNED_SHOWN if method.kind == "learned" else None]:
@@ -122,7 +123,7 @@ def _maps(rows: pd.DataFrame, drawer: PanelDrawer, view: str) -> Iterator[MapTil
         yield drawer.tile(row, label)
 
 
-def draw_fields(run: Explanation, images: Path) -> None:
+def draw_fields(run: ExplanationFindings, images: Path) -> None:
     """The figure of the receptive fields of a run, as its report has it."""
     draw_explanation_gallery(run)
     content = (run.run / PANELS_FOLDER / "receptive-fields.png").read_bytes()

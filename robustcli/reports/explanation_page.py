@@ -7,9 +7,10 @@ from pathlib import Path
 from robustcli.metrics.explanation_scores import ExplanationCell, Mean
 from robustcli.reports.console import grid
 from robustcli.reports.explanation_findings import (
+    SANITY,
     SHIFT,
     SIMILARITY,
-    Explanation,
+    ExplanationFindings,
     error_title,
     explanation_results,
     read_explanation,
@@ -84,7 +85,9 @@ def explanation_report(run: Path) -> Page:
     return Page(explanation_results(explanation), text)
 
 
-def explanation_page(explanation: Explanation, gallery: ExplanationGallery = NO_PANELS) -> str:
+def explanation_page(
+    explanation: ExplanationFindings, gallery: ExplanationGallery = NO_PANELS
+) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         "explanation",
@@ -98,6 +101,7 @@ def explanation_page(explanation: Explanation, gallery: ExplanationGallery = NO_
         error_title=error_title,
         relative=relative,
         shown_mean=shown_mean,
+        sanity=SANITY,
         shown=shown,
         shown_difference=shown_difference,
         similarity=SIMILARITY,
@@ -110,7 +114,7 @@ def explanation_table(run: Path) -> str:
     return explanation_text(read_explanation(run))
 
 
-def explanation_text(explanation: Explanation) -> str:
+def explanation_text(explanation: ExplanationFindings) -> str:
     """The table and the sentences for a terminal, in ASCII but for names."""
     header = (
         *("method", "transform", "class", "photos", "flipped"),

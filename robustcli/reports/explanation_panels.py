@@ -16,7 +16,7 @@ from robustcli.explanation.explained_rows import Arrays, read_arrays
 from robustcli.explanation.methods import ExplanationMethod
 from robustcli.metrics.explanation_scores import field_sides
 from robustcli.reports.cell_photos import bundled_names
-from robustcli.reports.explanation_findings import Explanation
+from robustcli.reports.explanation_findings import ExplanationFindings, in_sentence
 from robustcli.reports.figures.explanation_maps import (
     MapTile,
     PanelLine,
@@ -30,6 +30,8 @@ from robustcli.tasks.record import PANELS_FOLDER
 
 PANELS_SHOWN = 24
 """Pairs of a photo and a transform that are drawn; the arrays of all are in the run."""
+NETWORKS = {"erf": "as trained", "erf-untrained": "before training"}
+"""Of which network a receptive field is."""
 _DIGITS = 1  # as many images as give a percentage one decimal
 _NBSP = "\N{NO-BREAK SPACE}"
 _FILES_KEPT = 12  # files of arrays in memory: one per method
@@ -40,7 +42,7 @@ class FieldExtent:
     """How large an effective receptive field is.
 
     Args:
-        name: Of the method.
+        name: See NETWORKS.
         maps: Over how many it is averaged.
         sides: See `explanation_scores.field_sides`.
     """
@@ -72,7 +74,7 @@ class ExplanationGallery:
 NO_PANELS = ExplanationGallery()
 
 
-def draw_explanation_gallery(explanation: Explanation) -> ExplanationGallery:
+def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGallery:
     """Draws every picture that an explanation has data for."""
     pairs = _pairs(explanation)
     drawer = PanelDrawer(explanation)
@@ -90,7 +92,7 @@ def draw_explanation_gallery(explanation: Explanation) -> ExplanationGallery:
     )
 
 
-def _pairs(explanation: Explanation) -> list[tuple[int, pd.DataFrame]]:
+def _pairs(explanation: ExplanationFindings) -> list[tuple[int, pd.DataFrame]]:
     """The number of a photo with its rows under one transform; photo by photo."""
     methods = [m.name for kind in ("localised", "learned") for m in explanation.named(kind)]
     of_photos = explanation.rows[explanation.rows["method"].isin(methods)]
@@ -106,7 +108,7 @@ def _pairs(explanation: Explanation) -> list[tuple[int, pd.DataFrame]]:
 class PanelDrawer:
     """Draws panels; of the files with arrays it keeps the last ones."""
 
-    def __init__(self, explanation: Explanation) -> None:
+    def __init__(self, explanation: ExplanationFindings) -> None:
         self.explanation = explanation
         self.names = bundled_names(explanation.record.dataset)
         known = explanation.rows.dropna(subset=["target_class", "target_label"])
@@ -132,14 +134,14 @@ class PanelDrawer:
         for method in methods:
             tiles = [
                 tile
-                for of_view in views.values()
+                for of_view in list(views.values())[: None if method.from_photo else 1]
                 for tile in self._tiles(of_view[of_view["method"] == method.name])
             ]
             lines.append(PanelLine(method.title, tiles))
         path = f"{PANELS_FOLDER}/{_stem(kind)}{number:03d}-{file_name(label)}.png"
         draw_explanation(
             lines, self.explanation.run / path, columns=list(views),
-            scale="signed" if kind == "localised" else "none",
+            scale=kind == "localised",
         )  # fmt: skip
         return Picture(path, self._caption(number, views, methods, kind))
 
@@ -221,7 +223,7 @@ class PanelDrawer:
             f"{'Clean' if name == 'clean' else f'Under {name}'}: {'; '.join(self._answers(rows))}"
             for name, rows in views.items()
         )
-        by = ", ".join(method.title for method in methods)
+        by = ", ".join(in_sentence(method.name) for method in methods)
         what = (
             f"Maps by {by}: yellow speaks for the class, blue against it"
             if kind == "localised"
@@ -251,14 +253,15 @@ def _same_target(one: pd.Series, other: pd.Series) -> bool:
 
 
 def _fields(
-    explanation: Explanation,
+    explanation: ExplanationFindings,
 ) -> tuple[tuple[Picture, ...], tuple[FieldExtent, ...]]:
     fields, extents = [], []
     for method in explanation.named("model"):
         influence, count = _mean_map(explanation, method.name)
         if influence is not None:
-            fields.append(ReceptiveField(method.title, influence))
-            extents.append(FieldExtent(method.title, count, field_sides(influence)))
+            name = NETWORKS.get(method.name, method.title)
+            fields.append(ReceptiveField(name, influence))
+            extents.append(FieldExtent(name, count, field_sides(influence)))
     if not fields:
         return (), ()
     path = f"{PANELS_FOLDER}/receptive-fields.png"
@@ -271,7 +274,9 @@ def _fields(
     return (Picture(path, caption),), tuple(extents)
 
 
-def _mean_map(explanation: Explanation, method: str) -> tuple[NDArray[np.float64] | None, int]:
+def _mean_map(
+    explanation: ExplanationFindings, method: str
+) -> tuple[NDArray[np.float64] | None, int]:
     """The mean of the maps of untransformed images, and how many there are."""
     rows = explanation.rows
     rows = rows[(rows["method"] == method) & (rows["view"] == "clean")]
