@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "Comparison",
+    "ExplanationRun",
     "Finetuning",
     "Run",
     "Training",
     "compare",
     "create_model",
     "evaluate",
+    "explain",
     "finetune",
     "publish",
     "train",
@@ -23,7 +25,7 @@ __all__ = [
 if TYPE_CHECKING:
     from robustcli.adapters.networks import create_model
     from robustcli.api import (
-        Explanation,
+        ExplanationRun,
         Finetuning,
         Run,
         Training,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 _DOORS = {
     "Comparison": "reports.comparison",
-    "Explanation": "api",
+    "ExplanationRun": "api",
     "Finetuning": "api",
     "Run": "api",
     "Training": "api",

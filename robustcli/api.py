@@ -63,7 +63,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ExplanationRun:
     """An explanation in its folder."""
 
     path: Path
@@ -278,7 +278,7 @@ def explain(
     untrained: bool = False,
     classes: Sequence[str] | None = None,
     **options: Any,
-) -> Explanation:
+) -> ExplanationRun:
     """The explanation that `robust explain` would make, computed as far as it is missing.
 
     Args:
@@ -337,7 +337,7 @@ def explain(
         **options,
     )
     with borrowed(module for _, module in named):
-        return Explanation(run_explanation(config))
+        return ExplanationRun(run_explanation(config))
 
 
 def compare(

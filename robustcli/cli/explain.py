@@ -160,7 +160,7 @@ def _config(values: dict[str, Any]) -> ExplainConfig:
                     "Leave it out, or explain the model itself with `--model NAME`.",
                 )
         moved, weights = () if weights is None else (weights,), None
-    requests = ()
+    requests: tuple[ModelRequest, ...] = ()
     if name is not None:
         requests = (
             ModelRequest(name, weights, arguments, preprocessing, values["label_space"], untrained),

@@ -27,6 +27,7 @@ class ConsoleListener:
 
     def __init__(self, *, quiet: bool, unit: str = "predictions") -> None:
         self.quiet, self.unit = quiet, unit
+        self._unit = unit
         self._bar: object | None = None
         self._total = self._done = self._before = 0
         self._started = self._last = 0.0
@@ -59,17 +60,18 @@ class ConsoleListener:
         if not self.quiet:
             click.echo(text, err=True)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
         """Shows the bar, or how much there is to do; the bar of work before it ends."""
         self._stop()
+        self._unit = unit or self.unit
         self._total, self._done, self._before = total, done, done
         self._started = self._last = time.monotonic()
         if self.quiet:
             return
         if done:
-            self.say(f"{done:,} of {total:,} {self.unit} are there from before.")
+            self.say(f"{done:,} of {total:,} {self._unit} are there from before.")
         if sys.stderr.isatty() and done < total:
-            self._bar = _bar(self.unit, total, done)
+            self._bar = _bar(self._unit, total, done)
 
     def advance(self, count: int) -> None:
         """Moves the bar, or prints a line every ten seconds and at the end."""
@@ -80,7 +82,7 @@ class ConsoleListener:
             self._bar.update(TaskID(0), completed=self._done)
         elif not self.quiet and self._line_is_due():
             self._last = time.monotonic()
-            self.say(f"{self._done:,} of {self._total:,} {self.unit}, {self._left()}")
+            self.say(f"{self._done:,} of {self._total:,} {self._unit}, {self._left()}")
 
     def _line_is_due(self) -> bool:
         late = time.monotonic() - self._last >= SECONDS_BETWEEN_LINES

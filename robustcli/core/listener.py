@@ -11,8 +11,11 @@ class Listener(Protocol):
     def say(self, text: str) -> None:
         """A line for the user: a default that was taken, something skipped."""
 
-    def start(self, total: int, done: int) -> None:
-        """Work begins: `total` model inputs, of which `done` were there before."""
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
+        """Work begins: `total` model inputs, of which `done` were there before.
+
+        `unit` is what is counted, where it is something else than usual, in the plural.
+        """
 
     def advance(self, count: int) -> None:
         """`count` more model inputs are computed."""
@@ -24,7 +27,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
         """Nothing."""
 
     def advance(self, count: int) -> None:

@@ -233,11 +233,11 @@ class _Everyone:
         with self._lock:
             self._listener.say(text)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
         """See `Listener.start`."""
         with self._lock:
             self._started = True
-            self._listener.start(total, done)
+            self._listener.start(total, done, unit)
 
     def advance(self, count: int) -> None:
         """See `Listener.advance`."""

@@ -213,9 +213,9 @@ class ModeListener:
         """Passes on `text` after the name of the mode."""
         self.listener.say(f"{self.mode}: {text}" if self.mode else text)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
         """See `Listener`."""
-        self.listener.start(total, done)
+        self.listener.start(total, done, unit)
 
     def advance(self, count: int) -> None:
         """See `Listener`."""

@@ -44,7 +44,7 @@ class Heard:
     def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
         self.total, self.done = total, done
 
     def advance(self, count: int) -> None:
