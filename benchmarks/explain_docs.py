@@ -1,6 +1,6 @@
 """The figures and the findings of docs/explain.md.
 
-    python benchmarks/explain_docs.py --mobilenet WEIGHTS --imagenet FOLDER [--photos 300]
+    python benchmarks/explain_docs.py --mobilenet WEIGHTS --imagenet FOLDER [--photos 200]
 
 A figure per method, of a MobileNetV2 with ImageNet weights (timm's `mobilenetv2_100`) on three
 photos in the public domain that scikit-image brings along (CC0: `chelsea` by S. van der Walt,
@@ -44,7 +44,7 @@ MOBILENET = ("mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5,0
 PICO = ("vmamba-pico",)
 TRANSFORM = "perspective"
 LARGEST = 150_000  # bytes of a figure
-LEARNED_SHOWN = 2  # photos per model: pictures that were made compress badly
+SHOWN = (2, 1)  # photos of a figure, by model
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mobilenet", type=Path, required=True, help="weights of mobilenetv2_100")
     parser.add_argument("--imagenet", required=True, help="photos that are measured")
-    parser.add_argument("--photos", type=int, default=300, help="how many of them")
+    parser.add_argument("--photos", type=int, default=200, help="how many of them")
     parser.add_argument("--out", type=Path, default=Path("runs/explain-docs"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
@@ -90,7 +90,9 @@ def draw_method(
     method: ExplanationMethod, runs: Sequence[ExplanationFindings], images: Path
 ) -> None:
     """The figure of one method: a line per photo of each model that it exists for."""
-    lines = [line for run in runs for line in _lines(method, run)]
+    lines = [
+        line for run, most in zip(runs, SHOWN, strict=True) for line in _lines(method, run, most)
+    ]
     if not lines:
         return
     path = images / f"explain-{method.name}.png"
@@ -98,25 +100,30 @@ def draw_method(
     _compress(path)
 
 
-def _lines(method: ExplanationMethod, run: ExplanationFindings) -> Iterator[PanelLine]:
+def _lines(method: ExplanationMethod, run: ExplanationFindings, most: int) -> Iterator[PanelLine]:
     rows, drawer = run.rows[run.rows["method"] == method.name], PanelDrawer(run)
     photos = [image for image in run.photos if (rows["image_id"] == image).any()]
-    for image in photos[: LEARNED_SHOWN if method.kind == "learned" else None]:
+    for image in photos[:most]:
         of_photo = rows[rows["image_id"] == image]
         tiles: list[MapTile] = []
-        for view, name in (("clean", "clean"), ("transformed", TRANSFORM)):
+        views = (("clean", "clean"), ("transformed", TRANSFORM))
+        for view, name in views[: None if method.from_photo else 1]:
             of_view = of_photo[of_photo["view"] == view]
-            tiles.append(MapTile(name, drawer.photo(of_view.iloc[0])))
-            tiles += _maps(of_view, drawer, view)
+            if method.from_photo:
+                tiles.append(MapTile(name, drawer.photo(of_view.iloc[0])))
+            tiles += _maps(of_view, drawer, view, of_photo=method.from_photo)
         heading = f"{run.record.model.name}: {Path(image).name}"
         yield PanelLine(heading, tiles)
 
 
-def _maps(rows: pd.DataFrame, drawer: PanelDrawer, view: str) -> Iterator[MapTile]:
+def _maps(
+    rows: pd.DataFrame, drawer: PanelDrawer, view: str, *, of_photo: bool
+) -> Iterator[MapTile]:
     """The map of the true class, and for a transformed photo that of the predicted one."""
     by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
     for kind in ("none", "true", "predicted"):
-        if kind not in by_kind or (kind == "predicted" and view == "clean"):
+        # Of a made picture from noise there is one per class, under whichever view.
+        if kind not in by_kind or (kind == "predicted" and view == "clean" and of_photo):
             continue
         row = by_kind[kind]
         label = "of no class" if kind == "none" else f"{kind}: {row['target_label']}"

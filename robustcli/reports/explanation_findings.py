@@ -233,7 +233,11 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
         if method not in ERROR_OF or ERROR_OF[method] != name:
             return f"a check of {owners[0].lower()} only"
     if name in CONTRASTED and cell.key.view == "clean":
-        return "compares the transformed photo's map with the clean photo's, see `transformed`"
+        return (
+            "compares the transformed photo's map with the clean photo's"
+            if explanation.transformed
+            else "no transform was asked for (`--transform`)"
+        )
     if name == SANITY and not explanation.record.sanity:
         return "not asked for (`--sanity`)"
     if name == SANITY:
@@ -291,7 +295,7 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
                 where = f"{title_of(cell.key.method)} under {_transform(cell)}"
                 chance.setdefault(where, []).append(_interval(name, contrast))
             elif cell.means[name].n and name == SHIFT:
-                counts = f"{contrast.flipped.n} flipped, {contrast.kept.n} kept"
+                counts = f"{cell.flipped} flipped, {cell.n - cell.flipped} kept"
                 few.setdefault(f"{_transform(cell)} ({counts})", []).append(cell.key.method)
     for where, intervals in chance.items():
         yield (

@@ -66,9 +66,9 @@ IN_WORDS = {
 }
 """What a method does, by its name."""
 CHOICES = {
-    "ids": "the photos that were named",
+    "ids": "those that were named",
     "worst": "those that lose most under the transforms",
-    "class": "photos of one class",
+    "class": "those of one class",
     "subset": "a random subset",
 }
 
@@ -137,7 +137,7 @@ def _line(cell: ExplanationCell) -> tuple[str, ...]:
         cell_label(cell.key.transform, cell.key.severity),
         cell.key.target_kind,
         str(cell.n),
-        str(cell.flipped),
+        MISSING if cell.key.view == "clean" else str(cell.flipped),
         shown_mean(SIMILARITY, means[SIMILARITY]),
         shown_mean(SHIFT, means[SHIFT]),
         _plain(means["insertion_auc"]),

@@ -111,6 +111,7 @@ class PanelDrawer:
     def __init__(self, explanation: ExplanationFindings) -> None:
         self.explanation = explanation
         self.names = bundled_names(explanation.record.dataset)
+        self.masks = explanation.record.task == "seg"  # their labels say which mask it is
         known = explanation.rows.dropna(subset=["target_class", "target_label"])
         self.labels = dict(zip(known["target_class"], known["target_label"], strict=True))
         self._read = lru_cache(maxsize=_FILES_KEPT)(self._arrays)
@@ -130,12 +131,16 @@ class PanelDrawer:
             for view, name in (("clean", "clean"), ("transformed", label))
             if len(of_view := rows[rows["view"] == view])
         }
-        lines = [PanelLine("", [t for v in views.values() for t in self._photo_tiles(v)])]
+        # Where the transform changes no answer, each view needs one column instead of two.
+        one = all(_targets(of_view)[1] is None for of_view in views.values())
+        lines = [PanelLine("", [t for v in views.values() for t in self._photo_tiles(v, one)])]
         for method in methods:
             tiles = [
                 tile
                 for of_view in list(views.values())[: None if method.from_photo else 1]
-                for tile in self._tiles(of_view[of_view["method"] == method.name])
+                for tile in self._tiles(of_view[of_view["method"] == method.name])[
+                    : 1 if one else 2
+                ]
             ]
             lines.append(PanelLine(method.title, tiles))
         path = f"{PANELS_FOLDER}/{_stem(kind)}{number:03d}-{file_name(label)}.png"
@@ -145,10 +150,12 @@ class PanelDrawer:
         )  # fmt: skip
         return Picture(path, self._caption(number, views, methods, kind))
 
-    def _photo_tiles(self, rows: pd.DataFrame) -> list[MapTile]:
-        """The photo of one view, and beside it what the model says of it."""
-        note = "\n\n".join(self._answers(rows))
-        return [MapTile("", self.photo(rows.iloc[0])), MapTile("", note=note)]
+    def _photo_tiles(self, rows: pd.DataFrame, one: bool) -> list[MapTile]:
+        """The photo of one view, and beside it (above it where `one`) what the model says of it."""
+        photo, answers = self.photo(rows.iloc[0]), self._answers(rows)
+        if one:
+            return [MapTile(", ".join(answers), photo)]
+        return [MapTile("", photo), MapTile("", note="\n\n".join(answers))]
 
     def photo(self, row: pd.Series) -> NDArray[np.uint8]:
         """The photo of a row as the network saw it, uint8 (H, W, 3)."""
@@ -158,18 +165,19 @@ class PanelDrawer:
 
     def _answers(self, rows: pd.DataFrame) -> list[str]:
         """What the model says of the photo in one view: classes with probabilities."""
-        by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
-        true, predicted = by_kind.get("true"), by_kind.get("predicted")
-        answer = rows.iloc[0]["prediction"]
-        shown, answers = [], []
-        if true is not None:
-            both = not is_missing(answer) and answer == true["target_class"]
-            answers.append(f"{'true and predicted' if both else 'true'} {_sure(true)}")
-            shown.append(true["target_class"])
-        if predicted is not None and (true is None or not _same_target(true, predicted)):
-            chosen = is_missing(answer) or answer == predicted["target_class"]
-            answers.append(f"{'predicted' if chosen else 'for comparison'} {_sure(predicted)}")
-            shown.append(predicted["target_class"])
+        answer, (first, second) = rows.iloc[0]["prediction"], _targets(rows)
+        answers, shown = [], []
+        if first is not None:
+            true = first["target_kind"] == "true"
+            given = not is_missing(answer) and answer == first["target_class"]
+            role = " and ".join(["true"] * true + ["predicted"] * (given or not true))
+            answers.append(_sure(first) if self.masks else f"{role} {_sure(first)}")
+            shown.append(first["target_class"])
+        if second is not None:
+            given = is_missing(answer) or answer == second["target_class"]
+            role = "predicted" if given else "for comparison"
+            answers.append(_sure(second) if self.masks else f"{role} {_sure(second)}")
+            shown.append(second["target_class"])
         if not is_missing(answer) and answer not in shown:
             answers.append(f"predicted {self.class_name(answer)}")
         return answers
@@ -183,19 +191,23 @@ class PanelDrawer:
 
     def _tiles(self, rows: pd.DataFrame) -> list[MapTile]:
         """The maps of one method and view: for the true class, and for the predicted one."""
-        by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
-        if "none" in by_kind:
-            return [self.tile(by_kind["none"], "of no class"), MapTile("")]
-        true, predicted = by_kind.get("true"), by_kind.get("predicted")
-        if true is None or predicted is None or _same_target(true, predicted):
-            row = predicted if true is None else true
-            if row is None:
-                return [MapTile("", note="not computed"), MapTile("")]
-            title = f"true and predicted: {row['target_label']}"
-            return [self.tile(row, title), MapTile("", note="the predicted class is the true one")]
+        none = rows[rows["target_kind"] == "none"]
+        if len(none):
+            return [self.tile(none.iloc[0], "of no class"), MapTile("")]
+        first, second = _targets(rows)
+        if first is None:
+            return [MapTile("", note="not computed"), MapTile("")]
+        if second is None:
+            title = f"true and predicted: {first['target_label']}"
+            return [
+                self.tile(first, title),
+                MapTile("", note="the predicted class is the true one"),
+            ]
         return [
-            self.tile(true, f"true: {true['target_label']}"),
-            self.tile(predicted, f"predicted: {predicted['target_label']}"),
+            self.tile(
+                row, str(row["target_label"]) if self.masks else f"{kind}: {row['target_label']}"
+            )
+            for kind, row in (("true", first), ("predicted", second))
         ]
 
     def tile(self, row: pd.Series, title: str) -> MapTile:
@@ -243,10 +255,18 @@ def _sure(row: pd.Series) -> str:
     return f"{row['target_label']} ({percent(float(row['probability']), _DIGITS)}{_NBSP}%)"
 
 
-def _same_target(one: pd.Series, other: pd.Series) -> bool:
-    """Whether both rows explain the same class; two masks never are."""
-    classes = one["target_class"], other["target_class"]
-    return not any(map(is_missing, classes)) and classes[0] == classes[1]
+def _targets(rows: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
+    """Of one view the row of the true class, and that of the predicted one where it is another.
+
+    Where only one of both is there, it comes first. Two masks are never the same.
+    """
+    by_kind = {str(row["target_kind"]): row for _, row in rows.iterrows()}
+    true, predicted = by_kind.get("true"), by_kind.get("predicted")
+    if true is None or predicted is None:
+        return (predicted if true is None else true), None
+    classes = true["target_class"], predicted["target_class"]
+    same = not any(map(is_missing, classes)) and classes[0] == classes[1]
+    return true, None if same else predicted
 
 
 # Effective receptive fields: the mean over the images of the run.
@@ -269,7 +289,7 @@ def _fields(
     caption = (
         "How much each pixel of the input influences the centre of the last feature map, colours "
         "by square root; the solid square holds 50 % of the influence, the dashed one 95 %. Right: "
-        "the rows through the centre, on a logarithmic scale."
+        "the mean of the middle eighth of the rows, on a logarithmic scale."
     )
     return (Picture(path, caption),), tuple(extents)
 

@@ -259,8 +259,8 @@ def _profiles(axes: Axes, fields: Sequence[ReceptiveField]) -> None:
     lowest = 100.0
     for number, field in enumerate(fields):
         values = field.influence.astype(np.float64)
-        middle = values.shape[0] // 2
-        line = values[max(0, middle - 1) : middle + 1].mean(axis=0)
+        middle, half = values.shape[0] / 2, max(1, values.shape[0] // 16)
+        line = values[max(0, round(middle - half)) : round(middle + half)].mean(axis=0)
         x = np.linspace(-50, 50, len(line))
         top = float(line.max())
         if top > 0:
@@ -276,5 +276,5 @@ def _profiles(axes: Axes, fields: Sequence[ReceptiveField]) -> None:
         yscale="log", ylim=(10 ** np.floor(np.log10(max(lowest, FAINTEST))), 150), xlim=(-50, 50),
     )  # fmt: skip
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title("through the centre, from left to right", fontsize=8)
+    axes.set_title("in the middle eighth of the rows", fontsize=8)
     axes.legend(frameon=False, fontsize=8, loc="lower center")
