@@ -126,6 +126,8 @@ def _maps(
         if kind not in by_kind or (kind == "predicted" and view == "clean" and of_photo):
             continue
         row = by_kind[kind]
+        if kind == "predicted" and row["target_class"] == by_kind["true"]["target_class"]:
+            continue
         label = "of no class" if kind == "none" else f"{kind}: {row['target_label']}"
         yield drawer.tile(row, label)
 
