@@ -14,6 +14,7 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import FILE, Numbers, as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.explanation.methods import METHODS
 
 if TYPE_CHECKING:
     from robustcli.explanation.config import ExplainConfig
@@ -35,8 +36,8 @@ _what = together(
                  show_default=True,
                  help="Transform the image as decoded, or after the model's resize and crop."),
     click.option("--method", "methods", multiple=True,
-                 help="A method (docs/explain.md) or a glob, '*' for all; repeatable. [default: "
-                 "every map of a photo that fits the model]"),
+                 help=f"A method or a glob, '*' for all; repeatable: {', '.join(METHODS)} "
+                 "(docs/explain.md). [default: every map of a photo that fits the model]"),
     click.option("--layer", help="The module whose output Grad-CAM takes, by its name in the "
                  "network. [default: the last map before pooling]"),
     click.option("--sanity", is_flag=True,

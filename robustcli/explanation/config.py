@@ -16,6 +16,11 @@ BLOCK_PHOTOS = 8
 """Photos whose rows share a file: what an interruption can cost, of one method and transform."""
 
 
+BATCH_SIZES = {"cuda": 32, "mps": 16, "cpu": 8}
+"""Images that go through the network at once, by type of device: gradients take several times the
+memory of a forward pass."""
+
+
 @dataclass(frozen=True)
 class ExplainConfig(EvalConfig):
     """All settings of an explanation; see `robust explain --help` for their meaning.
@@ -33,7 +38,6 @@ class ExplainConfig(EvalConfig):
     methods: tuple[str, ...] = ()
     layer: str | None = None
     sanity: bool = False
-    boxes: Path | None = None
     command: str = "robustcli.explain(...)"
 
     def directory(self, digest: str) -> Path:
@@ -43,7 +47,7 @@ class ExplainConfig(EvalConfig):
         evaluated = super().directory(digest).name
         settings = [
             evaluated, *self.transforms, self.severities, self.images, self.worst,
-            self.class_name, self.limit, self.layer, self.sanity, self.boxes,
+            self.class_name, self.limit, self.layer, self.sanity,
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         return Path("runs") / f"explain-{file_name(self.models[0].name)}-{short}"

@@ -39,7 +39,7 @@ from robustcli.evaluation.evaluate import evaluate, loader_workers, transform_re
 from robustcli.evaluation.plan import batches
 from robustcli.explanation.block import BlockExplanation, answers_of
 from robustcli.explanation.choice import choice_of, named_images, worst_images
-from robustcli.explanation.config import BLOCK_PHOTOS, ExplainConfig
+from robustcli.explanation.config import BATCH_SIZES, BLOCK_PHOTOS, ExplainConfig
 from robustcli.explanation.explained_rows import is_done, rows_path, write_block
 from robustcli.explanation.inputs import ExplainInputs, explain_inputs
 from robustcli.explanation.methods import (
@@ -80,6 +80,8 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     heard = listener or Silent()
     inputs = explain_inputs(config, heard)
     choice = choice_of(inputs.config, inputs.source)
+    if choice.rule == "ids":
+        named_images(inputs.config.images, inputs.items)  # a typo is told before anything is done
     _announce_choice(inputs, choice, heard)
     model: Any = inputs.load()
     for note in model.notes:
@@ -464,8 +466,7 @@ class _Work:
     @property
     def batch_size(self) -> int:
         """Images that go through the network at once, at most."""
-        usual = self.inputs.task.batch_sizes[self.inputs.device.type]
-        return self.inputs.config.batch_size or usual
+        return self.inputs.config.batch_size or BATCH_SIZES[self.inputs.device.type]
 
     def _places(self, views: Mapping[Cell, View]) -> dict[Cell, list[NDArray[np.int64] | None]]:
         """Of transforms that move pixels: where those of each photo were before."""
