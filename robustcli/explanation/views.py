@@ -254,7 +254,7 @@ def _nearest_index(known: Places, inside: NDArray[np.bool_], wanted: Places) -> 
 
 _EDGES = ("left", "top", "right", "bottom")
 _COLUMNS = (
-    Column("image_id", ("image", "id")),
+    Column("image-id", ("image", "id")),
     *(
         Column(name, aliases)
         for name, aliases in zip(
@@ -276,7 +276,7 @@ def read_boxes(path: Path | None, known: Collection[str], say: Callable[[str], N
     columns = read_columns(path, _COLUMNS, say=say)
     boxes: dict[str, list[tuple[float, float, float, float]]] = {}
     edges = zip(*(columns[name] for name in _EDGES), strict=True)
-    for line, (name, texts) in enumerate(zip(columns["image_id"], edges, strict=True), 1):
+    for line, (name, texts) in enumerate(zip(columns["image-id"], edges, strict=True), 1):
         try:
             left, top, right, bottom = map(float, texts)
         except ValueError:
