@@ -282,6 +282,7 @@ def summary(explanation: ExplanationFindings) -> list[str]:
 
 def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
     """A sentence per difference that is shown; the others together, by the reason."""
+    what = "class" if explanation.record.task == "cls" else "mask"
     chance: dict[str, list[str]] = {}
     few: dict[str, list[str]] = {}
     for cell in explanation.transformed:
@@ -290,7 +291,7 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
         for name in (SHIFT, SIMILARITY):
             contrast = cell.contrasts[name]
             if contrast.shown:
-                yield _shown_difference(cell, name, contrast)
+                yield _shown_difference(cell, name, contrast, what)
             elif contrast.low is not None:
                 where = f"{title_of(cell.key.method)} under {_transform(cell)}"
                 chance.setdefault(where, []).append(_interval(name, contrast))
@@ -309,8 +310,8 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
         )
 
 
-def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast) -> str:
-    of = "" if cell.key.target_kind == "none" else " of the true class"
+def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast, target: str) -> str:
+    of = "" if cell.key.target_kind == "none" else f" of the true {target}"
     subject = f"Under {_transform(cell)} the {in_sentence(cell.key.method)} map{of}"
     more = (contrast.difference or 0) > 0
     groups = [(contrast.flipped, "flips"), (contrast.kept, "stays")]

@@ -103,7 +103,6 @@ def test_the_files_hold_every_number_and_say_why_one_is_missing(run: Path) -> No
 
 def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Path) -> None:
     assert document(run, "csv") == (run / "results.csv").read_text()
-    assert document(run, "json") == (run / "results.json").read_text()
     latex = document(run, "latex")
     assert r"\label{tab:shift}" in latex
     assert r"\textbf{+9.4 (" in latex

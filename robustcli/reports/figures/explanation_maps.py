@@ -189,7 +189,7 @@ def _colour_scale(figure: Figure, width: float, height: float) -> None:
     bar = figure.colorbar(
         ScalarMappable(Normalize(-1, 1), _COLOURS), cax=axes, orientation="horizontal"
     )
-    bar.set_ticks([-1, 0, 1], labels=["against the class", "0", "for the class"])
+    bar.set_ticks([-1, 0, 1], labels=["speaks against it", "0", "speaks for it"])
     bar.outline.set_linewidth(0.4)
     axes.tick_params(length=2, labelsize=7.5, pad=2)
 
