@@ -1,0 +1,134 @@
+"""Integrated gradients and occlusion by hand, Grad-CAM against captum's own."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
+from torch import nn
+
+from robustcli.core.errors import UsageError
+from robustcli.explanation.grad_cam import cam_layer, grad_cam, layer_maps
+from robustcli.explanation.perturbation import integrated_gradients, occlusion
+from tests.explanation.networks import explained, small_vim, small_vmamba
+
+
+class Linear(nn.Module):
+    """Class k scores the sum of `weights[k]` times the pixels."""
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("nchw,kchw->nk", x, self.weights)
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_maps_of_a_linear_network_are_known():
+    weights, photos = noise(3, 3, 8, 12), noise(2, 3, 8, 12, seed=1)
+    network, targets = explained(Linear(weights)), torch.tensor([2, 0])
+    terms = (weights[targets] * photos).sum(1)
+    made = integrated_gradients(network, photos, targets, batch_size=5)
+    assert torch.allclose(made.maps, terms, atol=1e-5)
+    assert made.checks["completeness_error"].max() < 1e-5
+    # Windows of 2 x 3 that move by 1 x 1: a pixel gets the mean of what its windows hide.
+    hidden = F.avg_pool2d(terms[:, None], (2, 3), 1) * 6
+    cover = F.conv_transpose2d(torch.ones_like(hidden), torch.ones(1, 1, 2, 3))
+    expected = (F.conv_transpose2d(hidden, torch.ones(1, 1, 2, 3)) / cover)[:, 0]
+    assert torch.allclose(
+        occlusion(network, photos, targets, batch_size=7).maps, expected, atol=1e-4
+    )
+
+
+def test_integrated_gradients_of_a_network_add_up_to_the_change_of_its_score():
+    network, photos, targets = explained(small_vmamba()), noise(2, 3, 32, 32), torch.tensor([1, 2])
+    made = integrated_gradients(network, photos, targets, batch_size=16)
+    due = network.score(photos, targets) - network.score(torch.zeros_like(photos), targets)
+    error = (made.maps.flatten(1).sum(1) - due).abs() / due.abs()
+    assert torch.allclose(made.checks["completeness_error"].float(), error, atol=1e-4)
+    assert error.max() < 0.05  # 32 steps; a sum of one step is off by more than the score
+
+
+def test_a_mask_is_a_target():
+    class Pixels(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum(1, keepdim=True)
+
+    photos = noise(2, 3, 6, 6)
+    mask = torch.zeros(2, 6, 6, dtype=torch.bool)
+    mask[0, 1:3, 2:5] = True
+    network = explained(Pixels(), task="seg")
+    maps = integrated_gradients(network, photos, mask, batch_size=4).maps
+    assert torch.allclose(maps[0], photos[0].sum(0) * mask[0] / 6, atol=1e-6)
+    assert torch.allclose(maps[1], photos[1].sum(0) / 36, atol=1e-6)  # empty: the whole picture
+
+
+def test_grad_cam_is_captums():
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=5)
+    photos, targets = noise(3, 3, 64, 64), torch.tensor([0, 4, 2])
+    captums = LayerGradCam(network.eval(), network.layer4).attribute(
+        photos, targets, relu_attributions=True
+    )
+    shown = explained(network)
+    layer = cam_layer(shown, photos[:1])
+    assert layer.name == "layer4"
+    maps = layer_maps(shown, layer, photos, targets)
+    assert maps.max() > 0
+    assert torch.allclose(maps, captums[:, 0], rtol=1e-4, atol=1e-7)
+    enlarged = F.interpolate(captums, (64, 64), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(grad_cam(shown, photos, targets, batch_size=2).maps, enlarged, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "side", "name", "size"),
+    [
+        (small_vmamba, 32, "layers", (4, 4)),
+        (small_vim, 16, "layers.1.norm", (4, 4)),
+        (lambda: timm.create_model("test_vit", img_size=64), 64, "blocks.5.norm1", (4, 4)),
+        (lambda: timm.create_model("test_convnext"), 64, "norm_pre", (2, 2)),
+    ],
+)
+def test_the_usual_layer_has_places_whose_gradients_count(module, side, name, size):
+    torch.manual_seed(0)
+    network = explained(module())
+    photos = noise(2, 3, side, side)
+    layer = cam_layer(network, photos[:1])
+    assert (layer.name, layer.size) == (name, size)
+    assert grad_cam(network, photos, torch.tensor([0, 1]), batch_size=2).maps.amax((1, 2)).max() > 0
+
+
+def test_the_class_token_of_vim_is_no_place():
+    network = explained(small_vim())
+    layer = cam_layer(network, noise(1, 3, 16, 16))
+    tokens = torch.arange(17.0).view(1, 17, 1)
+    assert layer.maps(tokens).flatten().tolist() == [i for i in range(17) if i != 8]
+
+
+def test_the_layer_can_be_named_and_candidates_are_listed():
+    photo, target = noise(1, 3, 32, 32), torch.tensor([0])
+    network = explained(small_vmamba(), layer="layers.0.blocks")
+    assert cam_layer(network, photo).size == (8, 8)
+    for name, told in (
+        ("layers.0.blokcs", "Did you mean `layers.0.blocks`"),
+        ("classifier.head", "is no map"),
+    ):
+        network = explained(small_vmamba(), layer=name)
+        with pytest.raises(UsageError, match=rf"(?s)`.*{name}.*{told}.*can be used: .*`layers`"):
+            grad_cam(network, photo, target, batch_size=1)
+    flat = explained(nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)))
+    with pytest.raises(UsageError, match=r"(?s)finds no layer.*`--method occlusion`"):
+        grad_cam(flat, photo, target, batch_size=1)
+
+
+def test_a_segmenter_is_explained_at_its_smallest_map():
+    down = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU())
+    up = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(8, 1, 1))
+    network = explained(nn.Sequential(down, up), task="seg")
+    assert cam_layer(network, noise(1, 3, 16, 16)).name == "0"

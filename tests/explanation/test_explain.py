@@ -1,0 +1,396 @@
+"""`robust explain` from settings to rows, arrays and messages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+import robustcli
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.cli.main import main
+from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.evaluation.evaluate import evaluate
+from robustcli.evaluation.store import Store
+from robustcli.explanation import explain as engine
+from robustcli.explanation import maximisation, perturbation
+from robustcli.explanation.config import ExplainConfig
+from robustcli.explanation.explain import explain, explain_forecast
+from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
+from robustcli.explanation.record import read_explain_record
+from robustcli.transforms.base import CLEAN, Cell
+from tests.evaluation.photos import PICO, config, make_photos
+from tests.explanation.networks import small_vmamba
+
+FAST = ("grad-cam", "occlusion")
+KEYS = ["method", "image_id", "view", "target_kind"]
+NAMED = ("cat/1.png", "ship/0.png", "dog/2.png")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(maximisation, "STEPS", 2)
+    monkeypatch.setattr(perturbation, "STEPS", 4)
+
+
+def settings(data: Path | None, out: Path, **changes: object) -> ExplainConfig:
+    chosen: dict[str, object] = {
+        "images": NAMED, "methods": FAST, "workers": 0, "device": "cpu", "batch_size": 2,
+    } | changes  # fmt: skip
+    requests = chosen.pop("models", (PICO,))
+    transforms = chosen.pop("transforms", ("fliplr",))
+    return ExplainConfig(requests, transforms, None if data is None else str(data), out, **chosen)
+
+
+@pytest.fixture(scope="module")
+def explained_run(photos, tmp_path_factory):
+    steps, perturbation.STEPS = perturbation.STEPS, 4
+    out = tmp_path_factory.mktemp("runs") / "run"
+    methods = ("grad-cam", "occlusion", "attention", "maximised-noise", "erf")
+    try:
+        return explain(settings(photos, out, methods=methods, sanity=True))
+    finally:
+        perturbation.STEPS = steps
+
+
+class Lines:
+    """A listener that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.done = self.total = 0
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
+        self.total, self.done = total, done
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+
+def test_rows_say_what_was_explained(explained_run):
+    rows = read_explained_rows(explained_run)
+    record = read_explain_record(explained_run)
+    assert record.status == "complete"
+    assert record.images == list(NAMED)
+    assert dict(rows.groupby("method").size()) == {
+        "grad-cam": 12, "occlusion": 12, "maximised-noise": 12, "attention": 6, "erf": 3,
+    }  # fmt: skip
+    cam = rows[rows["method"] == "grad-cam"]
+    for name, of_photo in cam.groupby("image_id"):
+        clean, moved = (of_photo[of_photo["view"] == view] for view in ("clean", "transformed"))
+        # The predicted class is that of the transformed photo, in both views.
+        answer = moved["prediction"].iloc[0]
+        predicted = of_photo[of_photo["target_kind"] == "predicted"]
+        assert set(predicted["target_class"]) == {answer}
+        assert set(of_photo["flipped"]) == {bool(clean["prediction"].iloc[0] != answer)}
+        true = of_photo[of_photo["target_kind"] == "true"]
+        assert set(true["target_label"]) == {str(name).split("/")[0]}
+        assert set(true["target_class"]) == set(true["true_class"])
+        assert clean["map_similarity"].isna().all()
+        assert moved["map_similarity"].between(-1, 1).all()
+        assert moved["map_moved"].all()
+    assert cam["insertion_auc"].between(0, 1).all()
+    assert cam["sanity_similarity"].between(-1, 1).all()
+    learned = rows[rows["method"] == "maximised-noise"]
+    assert learned["picture_probability"].between(0, 1).all()
+    assert learned["insertion_auc"].isna().all()
+    assert set(rows.loc[rows["method"] == "erf", "view"]) == {"clean"}
+
+
+def test_arrays_hold_maps_and_what_the_network_saw(explained_run):
+    rows = read_explained_rows(explained_run)
+    for _, row in rows[rows["method"] == "occlusion"].iterrows():
+        arrays = read_arrays(explained_run, row["array_file"])
+        assert arrays.image_ids[row["photo_index"]] == row["image_id"]
+        assert arrays.views[row["photo_index"]] == row["view"]
+        assert arrays.maps[row["array_index"]].shape == arrays.photos.shape[1:3] == (32, 32)
+        assert arrays.maps.dtype == np.float16
+    clean, moved = (
+        arrays.photos[[i for i, view in enumerate(arrays.views) if view == name]]
+        for name in ("clean", "transformed")
+    )
+    # Flipped left to right; of 35 columns the crop takes 32, which is one less on the left.
+    flipped = clean[:, :, ::-1].astype(int)
+    assert np.abs(flipped[:, :, 1:] - moved[:, :, :-1]).mean() < 1
+    learned = rows[rows["method"] == "maximised-noise"]
+    arrays = read_arrays(explained_run, learned["array_file"].iloc[0])
+    assert arrays.pictures is not None
+    assert len(arrays.pictures) == learned["target_class"].nunique()  # equal ones are made once
+
+
+def numbers(run: Path) -> pd.DataFrame:
+    rows = read_explained_rows(run).sort_values(KEYS).set_index(KEYS)
+    return rows.drop(columns=["array_file"])
+
+
+def maps(run: Path) -> np.ndarray:
+    rows = read_explained_rows(run).sort_values(KEYS)
+    return np.stack(
+        [read_arrays(run, r["array_file"]).maps[r["array_index"]] for _, r in rows.iterrows()]
+    ).astype(float)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"workers": 2}],
+    ids=lambda changes: "-".join(f"{k}{v}" for k, v in changes.items()),
+)
+def test_batch_size_and_workers_change_nothing(photos, tmp_path, explained_run, changes):
+    run = explain(settings(photos, tmp_path / "run", sanity=True, **changes))
+    reference = numbers(explained_run).loc[list(FAST)]
+    same = numbers(run).sort_index()
+    pd.testing.assert_frame_equal(same, reference.sort_index(), rtol=1e-3, atol=1e-4)
+    whole = maps(explained_run)
+    rows = read_explained_rows(explained_run).sort_values(KEYS)["method"].isin(FAST).to_numpy()
+    # float16 maps of sums whose order differs
+    assert np.allclose(maps(run), whole[rows], rtol=1e-2, atol=2e-3 * np.abs(whole[rows]).max())
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(photos, tmp_path, monkeypatch):
+    wrote: list[Path] = []
+    real = engine.write_block
+
+    def failing(path: Path, *rest: object) -> None:
+        if len(wrote) == 1:
+            raise KeyboardInterrupt
+        wrote.append(path)
+        real(path, *rest)
+
+    monkeypatch.setattr(engine, "write_block", failing)
+    asked = settings(photos, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        explain(asked)
+    run = tmp_path / "run"
+    assert read_explain_record(run).status == "partial"
+    assert len(read_explained_rows(run)) == 12
+    before = wrote[0].read_bytes()
+    monkeypatch.setattr(engine, "write_block", lambda *a: (wrote.append(a[0]), real(*a)))
+    heard = Lines()
+    explain(asked, heard)
+    assert len(wrote) == 2
+    assert wrote[0].read_bytes() == before
+    assert read_explain_record(run).status == "complete"
+    assert (heard.total, heard.done) == (24, 24)
+    whole = explain(settings(photos, tmp_path / "whole"))
+    for path in sorted(run.rglob("block-*")):
+        other = whole / path.relative_to(run)
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_more_methods_join_a_run_and_other_settings_are_refused(photos, tmp_path):
+    out = tmp_path / "run"
+    explain(settings(photos, out, methods=("grad-cam",)))
+    explain(settings(photos, out, methods=("erf",)))
+    assert read_explain_record(out).methods == ["grad-cam", "erf"]
+    for changes, told in (
+        ({"seed": 1}, "`--seed` was 0, now it is 1"),
+        ({"layer": "layers.0"}, "`--layer`"),
+        ({"transforms": ("flipud",)}, "`--transform` was identity, fliplr"),
+        ({"images": NAMED[:1]}, "explains other photos"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            explain(settings(photos, out, methods=("grad-cam",), **changes))
+    explain(settings(photos, out, methods=("grad-cam",), images=NAMED[:1], fresh=True))
+    assert read_explain_record(out).images == ["cat/1.png"]
+
+
+# Which photos.
+
+
+def probabilities(run: Path, cell: Cell) -> pd.Series:
+    rows = Store(run).rows("vmamba-pico", cell, "cls")
+    return rows.set_index("image_id")["target_probability"]
+
+
+def test_the_worst_photos_of_a_finished_run(photos, tmp_path):
+    run = evaluate(config(photos, tmp_path / "eval", "fliplr", "invert", models=(PICO,)))
+    fall = probabilities(run, CLEAN) - probabilities(run, Cell("invert", 0))
+    expected = fall.sort_values(ascending=False).index[:3].tolist()
+    asked = settings(
+        None, tmp_path / "out", models=(), source=run, images=(), worst=3,
+        transforms=("invert",), methods=("grad-cam",),
+    )  # fmt: skip
+    explained = explain(asked)
+    assert read_explain_record(explained).images == expected
+    assert read_explain_record(explained).choice.source == str(run)
+    assert not (explained / "evaluation").exists()
+    rows = read_explained_rows(explained)
+    stored = Store(run).rows("vmamba-pico", Cell("invert", 0), "cls").set_index("image_id")
+    mine = rows[(rows["view"] == "transformed") & (rows["target_kind"] == "true")]
+    for _, row in mine.iterrows():
+        assert row["prediction"] == stored.loc[row["image_id"], "prediction"]
+        assert row["probability"] == pytest.approx(
+            stored.loc[row["image_id"], "target_probability"], abs=1e-5
+        )
+    # Evaluating finds the same photos.
+    again = explain(
+        settings(photos, tmp_path / "own", images=(), worst=3, transforms=("invert",),
+                 methods=("grad-cam",))
+    )  # fmt: skip
+    assert read_explain_record(again).images == expected
+    assert (again / "evaluation" / "run.json").is_file()
+    # Of several transforms the one with the fewest right answers is taken.
+    heard = Lines()
+    explain(replace(asked, transforms=(), out=tmp_path / "auto"), heard)
+    assert any(line.startswith("No --transform: `") for line in heard.lines)
+    with pytest.raises(UsageError, match=r"No transform of the run is called `flipud`"):
+        explain(replace(asked, transforms=("flipud",), out=tmp_path / "none"))
+    shutil.move(photos, tmp_path / "moved")
+    try:
+        with pytest.raises(MachineError, match=r"(?s)images of .* cannot be opened.*`--data DIR`"):
+            explain(replace(asked, out=tmp_path / "gone"))
+        explain(replace(asked, out=tmp_path / "found", data=str(tmp_path / "moved")))
+    finally:
+        shutil.move(tmp_path / "moved", photos)
+
+
+def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
+    def forecast(**changes: object):
+        return explain_forecast(settings(photos, tmp_path / "x", **changes), Lines())
+
+    assert forecast(images=(), class_name="Cat").photos == 3
+    assert forecast(images=(), class_name="cat", limit=2).photos == 2
+    assert forecast(images=(), limit=5).photos == 5
+    plan = forecast(images=())
+    assert (plan.photos, plan.chosen_by, plan.predictions) == (8, "the worst", 24)
+    assert json.loads(plan.as_json())["rows"] == 8 * 4 * 2
+    for changes, told in (
+        ({"images": ("cat/1.pgn",)}, r"No image is called `cat/1.pgn`(?s:.*)`cat/1.png`"),
+        ({"images": ("elsewhere/cat/1.png",)}, r"(?s)Did you mean `"),
+        ({"images": (), "class_name": "catt"}, r"No class is called `catt`(?s:.*)`cat`"),
+        ({"images": (), "class_name": "frog"}, r"No image shows `frog`"),
+        ({"worst": 2}, "`--image` does not go with `--worst`"),
+        ({"models": ()}, "needs a model or a finished run"),
+        ({"models": (PICO, PICO)}, "one model at a time"),
+        ({"methods": ("maximised-nose",)}, r"(?s)No method is called.*`maximised-noise`"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            forecast(**changes)
+    assert not (tmp_path / "x").exists()
+
+
+# Networks and photos that are difficult.
+
+
+class Poisoned(nn.Module):
+    """A small network whose gradients are NaN where a photo is bright; its answers are numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = (x.flatten(1).mean(1) > 1)[:, None, None, None]
+        zero = torch.where(bright, (x - x).abs().sqrt(), torch.zeros_like(x))  # sqrt'(0) is inf
+        return self.conv(x + 0 * zero).mean((2, 3))
+
+
+def test_gradients_that_are_no_numbers_are_told_and_nothing_else_is_lost(tmp_path):
+    data = make_photos(tmp_path / "photos", per_class=1)
+    Image.new("RGB", (32, 32), "white").save(data / "cat" / "0.png")
+    torch.manual_seed(0)
+    with pytest.raises(RunError, match=r"(?s)`integrated-gradients` of `cat/0.png`.*not finite.*"
+                       r"`--method occlusion`.*All other maps are kept"):  # fmt: skip
+        robustcli.explain(
+            Poisoned(), data, out=tmp_path / "run", images=["cat/0.png", "dog/0.png"],
+            methods=["integrated-gradients", "occlusion"], workers=0, device="cpu",
+            label_space="cifar10",
+        )  # fmt: skip
+    record = read_explain_record(tmp_path / "run")
+    assert record.status == "partial"
+    assert set(read_explained_rows(tmp_path / "run")["method"]) == {"occlusion"}
+
+
+def test_a_photo_of_one_pixel_and_a_network_in_memory(tmp_path):
+    data = make_photos(tmp_path / "photos", per_class=1)
+    Image.new("RGB", (1, 1), "red").save(data / "cat" / "0.png")
+    network = small_vmamba(num_classes=10).train()
+    asked = [p.requires_grad for p in network.parameters()]
+    run = robustcli.explain(
+        network, data, "perspective", out=tmp_path / "run", images=["cat/0.png"],
+        methods=["occlusion", "grad-cam"], workers=0, device="cpu", label_space="cifar10",
+        layer="layers.0.blocks", preprocessing={"resize": 32, "crop": 32},
+    )  # fmt: skip
+    assert network.training
+    assert [p.requires_grad for p in network.parameters()] == asked
+    rows = run.rows()
+    assert len(rows) == 8
+    arrays = run.arrays(rows.iloc[0])
+    assert arrays.relevance.shape == arrays.photo.shape[:2] == (32, 32)
+    assert run.record.layer == "layers.0.blocks"
+    assert run.report().is_file()
+
+
+def test_a_network_without_gradients_says_which_methods_fit(photos, tmp_path):
+    class Frozen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.detach().flatten(1)[:, :10]
+
+    asked = {"workers": 0, "device": "cpu", "label_space": "cifar10", "images": NAMED[:1]}
+    with pytest.raises(UsageError, match=r"(?s)`--method grad-cam` does not fit.*`occlusion`"):
+        robustcli.explain(Frozen(), photos, out=tmp_path / "no", methods="grad-cam", **asked)
+    run = robustcli.explain(Frozen(), photos, out=tmp_path / "yes", **asked)
+    assert set(run.rows()["method"]) == {"occlusion"}
+
+
+def test_segmenters_are_explained_inside_their_masks(tmp_path):
+    run = explain(
+        settings(
+            None, tmp_path / "run", models=(ModelRequest("ulvm_v6", untrained=True),),
+            images=(), limit=1, methods=("grad-cam",),
+        )
+    )  # fmt: skip
+    rows = read_explained_rows(run)
+    assert len(rows) == 4
+    assert set(rows["target_kind"]) == {"true", "predicted"}
+    assert rows["target_label"].str.contains("mask").all()
+    assert rows["target_class"].isna().all()
+    assert rows["probability"].between(0, 1).all()
+    assert rows.loc[rows["target_kind"] == "true", "pointing_hit"].notna().any()
+    for pattern, told in (("maximised-photo", "explains classes, not masks"),):
+        with pytest.raises(UsageError, match=told):
+            explain(replace(settings(None, tmp_path / "no", images=(), limit=1,
+                            models=(ModelRequest("ulvm_v6", untrained=True),)),
+                            methods=(pattern,)))  # fmt: skip
+
+
+# The command.
+
+
+def test_the_command_prints_numbers_or_a_document(photos, tmp_path):
+    typed = ["explain", "--model", "vmamba-pico", "--untrained", "--data", str(photos),
+             "--transform", "fliplr", "--image", "cat/1.png", "--method", "grad-cam",
+             "--workers", "0", "--out", str(tmp_path / "run")]  # fmt: skip
+    plan = CliRunner().invoke(main, [*typed, "--dry-run"])
+    assert plan.exit_code == 0, plan.output
+    assert "Photos:      1 (named)" in plan.output
+    assert not (tmp_path / "run").exists()
+    done = CliRunner().invoke(main, [*typed, "--json"])
+    assert done.exit_code == 0, done.output
+    records = json.loads(done.stdout)
+    assert {record["method"] for record in records} == {"grad-cam"}
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert list((tmp_path / "run" / "panels").glob("*.png"))
+    wrong = CliRunner().invoke(main, ["explain", str(tmp_path / "run"), "--crop", "32"])
+    assert wrong.exit_code == 2
+    assert "`--crop` does not go with a finished run" in wrong.output
+    again = CliRunner().invoke(main, ["explain", str(tmp_path / "run")])
+    assert again.exit_code == 2  # an explanation is no evaluation
+    assert "is not the record of an evaluation" in again.output
