@@ -124,10 +124,13 @@ def explanation_text(explanation: ExplanationFindings) -> str:
     blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
     notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
     sentences = [*(f"Not given: {note}" for note in notes), *summary(explanation)]
+    others = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
+    if others:
+        sentences.append(f"Only in the report: {', '.join(others)}.")
     if explanation.is_partial:
         count = counted(len(explanation.photos), "photo")
         sentences.insert(0, f"Partial: {count} of {len(explanation.record.images)} have rows.")
-    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").rstrip()
+    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").strip()
 
 
 def _line(cell: ExplanationCell) -> tuple[str, ...]:

@@ -249,7 +249,7 @@ def _field(axes: Axes, field: ReceptiveField) -> None:
         axes.plot(corners_x, corners_y, color="white", linewidth=1.1, linestyle=dashes)
     axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     shares = "\n".join(
-        f"{100 * share:.0f} % ({dashes}): {100 * sides[share]:.0f} % of the side"
+        f"{100 * share:.0f} % ({dashes}): {100 * sides[share]:.3g} % of the side"
         for share, dashes in zip(FIELD_SHARES, ("solid", "dashed"), strict=True)
     )
     axes.set_title(f"{wrapped(field.name, 34)}\n{shares}", fontsize=8)
