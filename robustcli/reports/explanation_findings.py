@@ -242,8 +242,10 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
         return "not asked for (`--sanity`)"
     if name == SANITY:
         return "measured on other maps of this method"
+    if name == "pointing_hit" and explanation.record.boxes is not None:
+        return "none of the photos has a box in view, or the maps are constant"
     if name == "pointing_hit" and task == "cls":
-        return "nothing says where the object is: the data have neither boxes nor masks"
+        return "nothing says where the object is (`--boxes`)"
     if name in ("insertion_auc", "deletion_auc") and cell.key.target_kind == "none":
         return "the map is of no class, so no class's probability can be followed"
     if name in CONTRASTED:

@@ -171,7 +171,10 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     assert reasons["sanity_similarity"] == "not asked for (`--sanity`)"
     assert reasons["completeness_error"] == "a check of integrated gradients only"
     assert reasons["map_similarity"].startswith("compares the transformed photo's map")
-    assert reasons["pointing_hit"].startswith("nothing says where the object is")
+    assert reasons["pointing_hit"] == "nothing says where the object is (`--boxes`)"
+    boxed = replace(explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32}))
+    assert absences(boxed, clean)["pointing_hit"].startswith("none of the photos has a box")
+    assert "ab" * 32 in section(explanation_page(boxed), "Settings")
 
 
 def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:
