@@ -28,6 +28,7 @@ from robustcli.metrics.explanation_scores import (
 )
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports.numbers import cell_label, counted, decimal
+from robustcli.transforms.base import CLEAN
 
 SIMILARITY, SHIFT = CONTRASTED
 SANITY = "sanity_similarity"
@@ -48,6 +49,7 @@ SCORE_TITLES = {
     "map_similarity_difference": "Interval of the difference of similarity",
     "centroid_shift_difference": "Interval of the difference of shift",
 }
+_NO_TRANSFORM = "no transform was asked for, see `--transform`"
 _KEYS = ("model", "method", "transform", "severity", "view", "target_kind")
 
 
@@ -190,7 +192,8 @@ def explanation_results(explanation: ExplanationFindings) -> pd.DataFrame:
 
 
 def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, Any]:
-    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": cell.flipped}
+    flipped = None if cell.key.transform == CLEAN.transform else cell.flipped
+    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": flipped}
     for name, mean in cell.means.items():
         row |= {name: mean.value, f"{name}_low": mean.low}
         row |= {f"{name}_high": mean.high, f"{name}_n": mean.n}
@@ -211,6 +214,8 @@ def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, A
 def absences(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, str]:
     """By score of a cell that has no number, or none of its interval, why."""
     reasons: dict[str, str] = {}
+    if cell.key.transform == CLEAN.transform:
+        reasons["flipped"] = _NO_TRANSFORM
     for name, mean in cell.means.items():
         if mean.value is None:
             reasons[name] = why_no_score(explanation, cell, name)
@@ -236,7 +241,7 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
         return (
             "compares the transformed photo's map with the clean photo's"
             if explanation.transformed
-            else "no transform was asked for (`--transform`)"
+            else _NO_TRANSFORM
         )
     if name == SANITY and not explanation.record.sanity:
         return "not asked for (`--sanity`)"

@@ -30,6 +30,7 @@ from robustcli.reports.explanation_panels import (
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted
 from robustcli.reports.pages import Page
+from robustcli.transforms.base import CLEAN
 
 IN_WORDS = {
     "integrated-gradients": (
@@ -140,7 +141,7 @@ def _line(cell: ExplanationCell) -> tuple[str, ...]:
         cell_label(cell.key.transform, cell.key.severity),
         cell.key.target_kind,
         str(cell.n),
-        MISSING if cell.key.view == "clean" else str(cell.flipped),
+        MISSING if cell.key.transform == CLEAN.transform else str(cell.flipped),
         shown_mean(SIMILARITY, means[SIMILARITY]),
         shown_mean(SHIFT, means[SHIFT]),
         _plain(means["insertion_auc"]),
