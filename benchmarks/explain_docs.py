@@ -44,6 +44,7 @@ MOBILENET = ("mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5,0
 PICO = ("vmamba-pico",)
 TRANSFORM = "perspective"
 LARGEST = 150_000  # bytes of a figure
+FIELDS = 48  # photos over which receptive fields are averaged
 SHOWN = (2, 1)  # photos of a figure, by model
 
 
@@ -68,7 +69,8 @@ def main() -> None:
     for method in METHODS.values():
         if method.kind != "model":
             draw_method(method, shown, options.images)
-    draw_fields(shown[1], options.images)
+    fields = ("--limit", str(FIELDS), "--method", "erf*")
+    draw_fields(explained(options.out / "fields", PICO, *fields), options.images)
     some = ("--limit", str(options.photos), "--method", "grad-cam")
     for run in (
         explained(options.out / "found-mobilenetv2", mobilenet, "--data", options.imagenet, *some),

@@ -28,6 +28,7 @@ from robustcli.metrics.explanation_scores import (
 )
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports.numbers import cell_label, counted, decimal
+from robustcli.transforms.base import CLEAN
 
 SIMILARITY, SHIFT = CONTRASTED
 SANITY = "sanity_similarity"
@@ -48,6 +49,7 @@ SCORE_TITLES = {
     "map_similarity_difference": "Interval of the difference of similarity",
     "centroid_shift_difference": "Interval of the difference of shift",
 }
+_NO_TRANSFORM = "no transform was asked for, see `--transform`"
 _KEYS = ("model", "method", "transform", "severity", "view", "target_kind")
 
 
@@ -190,7 +192,8 @@ def explanation_results(explanation: ExplanationFindings) -> pd.DataFrame:
 
 
 def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, Any]:
-    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": cell.flipped}
+    flipped = None if cell.key.transform == CLEAN.transform else cell.flipped
+    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": flipped}
     for name, mean in cell.means.items():
         row |= {name: mean.value, f"{name}_low": mean.low}
         row |= {f"{name}_high": mean.high, f"{name}_n": mean.n}
@@ -211,6 +214,8 @@ def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, A
 def absences(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, str]:
     """By score of a cell that has no number, or none of its interval, why."""
     reasons: dict[str, str] = {}
+    if cell.key.transform == CLEAN.transform:
+        reasons["flipped"] = _NO_TRANSFORM
     for name, mean in cell.means.items():
         if mean.value is None:
             reasons[name] = why_no_score(explanation, cell, name)
@@ -236,14 +241,16 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
         return (
             "compares the transformed photo's map with the clean photo's"
             if explanation.transformed
-            else "no transform was asked for (`--transform`)"
+            else _NO_TRANSFORM
         )
     if name == SANITY and not explanation.record.sanity:
         return "not asked for (`--sanity`)"
     if name == SANITY:
         return "measured on other maps of this method"
+    if name == "pointing_hit" and explanation.record.boxes is not None:
+        return "none of the photos has a box in view, or the maps are constant"
     if name == "pointing_hit" and task == "cls":
-        return "nothing says where the object is: the data have neither boxes nor masks"
+        return "nothing says where the object is (`--boxes`)"
     if name in ("insertion_auc", "deletion_auc") and cell.key.target_kind == "none":
         return "the map is of no class, so no class's probability can be followed"
     if name in CONTRASTED:
@@ -282,6 +289,7 @@ def summary(explanation: ExplanationFindings) -> list[str]:
 
 def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
     """A sentence per difference that is shown; the others together, by the reason."""
+    what = "class" if explanation.record.task == "cls" else "mask"
     chance: dict[str, list[str]] = {}
     few: dict[str, list[str]] = {}
     for cell in explanation.transformed:
@@ -290,7 +298,7 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
         for name in (SHIFT, SIMILARITY):
             contrast = cell.contrasts[name]
             if contrast.shown:
-                yield _shown_difference(cell, name, contrast)
+                yield _shown_difference(cell, name, contrast, what)
             elif contrast.low is not None:
                 where = f"{title_of(cell.key.method)} under {_transform(cell)}"
                 chance.setdefault(where, []).append(_interval(name, contrast))
@@ -309,8 +317,8 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
         )
 
 
-def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast) -> str:
-    of = "" if cell.key.target_kind == "none" else " of the true class"
+def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast, target: str) -> str:
+    of = "" if cell.key.target_kind == "none" else f" of the true {target}"
     subject = f"Under {_transform(cell)} the {in_sentence(cell.key.method)} map{of}"
     more = (contrast.difference or 0) > 0
     groups = [(contrast.flipped, "flips"), (contrast.kept, "stays")]

@@ -30,6 +30,7 @@ from robustcli.reports.explanation_panels import (
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted
 from robustcli.reports.pages import Page
+from robustcli.transforms.base import CLEAN
 
 IN_WORDS = {
     "integrated-gradients": (
@@ -124,10 +125,13 @@ def explanation_text(explanation: ExplanationFindings) -> str:
     blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
     notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
     sentences = [*(f"Not given: {note}" for note in notes), *summary(explanation)]
+    others = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
+    if others:
+        sentences.append(f"Only in the report: {', '.join(others)}.")
     if explanation.is_partial:
         count = counted(len(explanation.photos), "photo")
         sentences.insert(0, f"Partial: {count} of {len(explanation.record.images)} have rows.")
-    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").rstrip()
+    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").strip()
 
 
 def _line(cell: ExplanationCell) -> tuple[str, ...]:
@@ -137,7 +141,7 @@ def _line(cell: ExplanationCell) -> tuple[str, ...]:
         cell_label(cell.key.transform, cell.key.severity),
         cell.key.target_kind,
         str(cell.n),
-        MISSING if cell.key.view == "clean" else str(cell.flipped),
+        MISSING if cell.key.transform == CLEAN.transform else str(cell.flipped),
         shown_mean(SIMILARITY, means[SIMILARITY]),
         shown_mean(SHIFT, means[SHIFT]),
         _plain(means["insertion_auc"]),

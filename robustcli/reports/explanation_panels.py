@@ -168,9 +168,9 @@ class PanelDrawer:
         answer, (first, second) = rows.iloc[0]["prediction"], _targets(rows)
         answers, shown = [], []
         if first is not None:
-            true = first["target_kind"] == "true"
-            given = not is_missing(answer) and answer == first["target_class"]
-            role = " and ".join(["true"] * true + ["predicted"] * (given or not true))
+            role = str(first["target_kind"])
+            if role == "true" and not is_missing(answer) and answer == first["target_class"]:
+                role = "true and predicted"
             answers.append(_sure(first) if self.masks else f"{role} {_sure(first)}")
             shown.append(first["target_class"])
         if second is not None:
@@ -237,7 +237,8 @@ class PanelDrawer:
         )
         by = ", ".join(in_sentence(method.name) for method in methods)
         what = (
-            f"Maps by {by}: yellow speaks for the class, blue against it"
+            f"Maps by {by}: yellow speaks for the {'mask' if self.masks else 'class'}, blue "
+            "against it"
             if kind == "localised"
             else f"Pictures made by {by} for the class above each, with its probability there"
         )

@@ -17,6 +17,7 @@ from torch import nn
 
 import robustcli
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
 from robustcli.cli.main import main
 from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.evaluation.evaluate import evaluate
@@ -26,10 +27,12 @@ from robustcli.explanation import maximisation, perturbation
 from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explain import explain, explain_forecast
 from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
+from robustcli.explanation.faithfulness import insertion_and_deletion
 from robustcli.explanation.record import read_explain_record
+from robustcli.metrics.explanation_scores import curve_area
 from robustcli.transforms.base import CLEAN, Cell
 from tests.evaluation.photos import PICO, config, make_photos
-from tests.explanation.networks import small_vmamba
+from tests.explanation.networks import explained, small_vmamba
 
 FAST = ("grad-cam", "occlusion")
 KEYS = ["method", "image_id", "view", "target_kind"]
@@ -117,6 +120,23 @@ def test_rows_say_what_was_explained(explained_run):
     assert learned["picture_probability"].between(0, 1).all()
     assert learned["insertion_auc"].isna().all()
     assert set(rows.loc[rows["method"] == "erf", "view"]) == {"clean"}
+
+
+def test_curves_of_a_method_without_a_target_follow_the_answer(explained_run):
+    rows = read_explained_rows(explained_run)
+    rows = rows[rows["method"] == "attention"]
+    assert (rows["prediction"] != 0).any()  # else class 0 would do
+    classifier = load(PICO, "cls", offline=True)
+    arrays = read_arrays(explained_run, rows["array_file"].iloc[0])
+    photos = torch.from_numpy(arrays.photos[rows["photo_index"]]).permute(0, 3, 1, 2)
+    maps = torch.from_numpy(arrays.maps[rows["array_index"]].astype(np.float32))
+    curves = insertion_and_deletion(
+        explained(classifier.network, "vmamba"), classifier.normalised(photos),
+        torch.tensor(rows["prediction"].to_numpy(dtype=np.int64)), maps, batch_size=6,
+    )  # fmt: skip
+    for name, curve in zip(("insertion_auc", "deletion_auc"), curves, strict=True):
+        # The stored maps are rounded to float16, which may change the order of equal pixels.
+        np.testing.assert_allclose(rows[name], curve_area(curve.double().numpy()), atol=0.02)
 
 
 def test_arrays_hold_maps_and_what_the_network_saw(explained_run):

@@ -32,6 +32,7 @@ from robustcli.reports.explanation_page import IN_WORDS, explanation_page, expla
 from robustcli.reports.pages import kind_of
 from robustcli.reports.publication import read_publication
 from robustcli.reports.render import document, render
+from tests.builders import IDENTITY
 from tests.reports.explanation_runs import (
     INVERT,
     LABELS,
@@ -103,7 +104,6 @@ def test_the_files_hold_every_number_and_say_why_one_is_missing(run: Path) -> No
 
 def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Path) -> None:
     assert document(run, "csv") == (run / "results.csv").read_text()
-    assert document(run, "json") == (run / "results.json").read_text()
     latex = document(run, "latex")
     assert r"\label{tab:shift}" in latex
     assert r"\textbf{+9.4 (" in latex
@@ -172,7 +172,20 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     assert reasons["sanity_similarity"] == "not asked for (`--sanity`)"
     assert reasons["completeness_error"] == "a check of integrated gradients only"
     assert reasons["map_similarity"].startswith("compares the transformed photo's map")
-    assert reasons["pointing_hit"].startswith("nothing says where the object is")
+    assert reasons["pointing_hit"] == "nothing says where the object is (`--boxes`)"
+    boxed = replace(explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32}))
+    assert absences(boxed, clean)["pointing_hit"].startswith("none of the photos has a box")
+    assert "ab" * 32 in section(explanation_page(boxed), "Settings")
+
+
+def test_untouched_photos_alone_are_compared_with_nothing(tmp_path: Path) -> None:
+    plan = ExplainPlan(methods=("grad-cam",), transforms=(IDENTITY,), images=3)
+    explanation = read(tmp_path / "run", plan)
+    assert "Where it looks when it fails" not in titles(explanation_page(explanation))
+    table = explanation_results(explanation)
+    assert table["flipped"].isna().all()
+    assert table["why_absent"].str.startswith("flipped: no transform was asked for").all()
+    assert "no transform was asked for" in explanation_text(explanation)
 
 
 def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:

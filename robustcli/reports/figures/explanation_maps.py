@@ -189,7 +189,7 @@ def _colour_scale(figure: Figure, width: float, height: float) -> None:
     bar = figure.colorbar(
         ScalarMappable(Normalize(-1, 1), _COLOURS), cax=axes, orientation="horizontal"
     )
-    bar.set_ticks([-1, 0, 1], labels=["against the class", "0", "for the class"])
+    bar.set_ticks([-1, 0, 1], labels=["speaks against it", "0", "speaks for it"])
     bar.outline.set_linewidth(0.4)
     axes.tick_params(length=2, labelsize=7.5, pad=2)
 
@@ -249,7 +249,7 @@ def _field(axes: Axes, field: ReceptiveField) -> None:
         axes.plot(corners_x, corners_y, color="white", linewidth=1.1, linestyle=dashes)
     axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     shares = "\n".join(
-        f"{100 * share:.0f} % ({dashes}): {100 * sides[share]:.0f} % of the side"
+        f"{100 * share:.0f} % ({dashes}): {100 * sides[share]:.3g} % of the side"
         for share, dashes in zip(FIELD_SHARES, ("solid", "dashed"), strict=True)
     )
     axes.set_title(f"{wrapped(field.name, 34)}\n{shares}", fontsize=8)
