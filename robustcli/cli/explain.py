@@ -40,6 +40,9 @@ _what = together(
                  "(docs/explain.md). [default: every map of a photo that fits the model]"),
     click.option("--layer", help="The module whose output Grad-CAM takes, by its name in the "
                  "network. [default: the last map before pooling]"),
+    click.option("--boxes", type=FILE,
+                 help="A table (CSV, Parquet) with image_id, left, top, right, bottom in pixels of "
+                 "the image: whether maps point at the object."),
     click.option("--sanity", is_flag=True,
                  help="Repeat each map with shuffled weights: it must change."),
 )  # fmt: skip

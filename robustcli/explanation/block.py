@@ -183,9 +183,14 @@ class BlockExplanation:
         return None
 
     def _target(self, cell: Cell, want: Wanted) -> Tensor:
-        """A class (), or a mask (H, W) in the view of `want`."""
+        """A class (), or a mask (H, W) in the view of `want`.
+
+        Without a target it is the answer in that view, whose probability the curves follow.
+        """
         if self.explained.task == "cls":
-            return torch.tensor(self._class(cell, want.photo, want.kind) or 0)
+            target = self._class(cell, want.photo, want.kind)
+            answer = int(self.answers[want.cell].predictions[want.photo])
+            return torch.tensor(answer if target is None else target)
         if want.kind == "none":
             return torch.ones(self.views[want.cell].photos.shape[1:3], dtype=torch.bool)
         return self._mask(want)

@@ -23,8 +23,7 @@ def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
     """How `config` chooses photos; without a word on it, by the predictions."""
     if config.images:
         return ChoiceRecord(rule="ids", count=len(config.images))
-    told = source is None and (config.class_name is not None or config.limit is not None)
-    if config.worst is None and (told or config.class_name is not None):
+    if config.worst is None and (config.class_name is not None or config.limit is not None):
         rule: ChoiceRule = "class" if config.class_name is not None else "subset"
         return ChoiceRecord(rule=rule, count=config.limit, class_name=config.class_name)
     return ChoiceRecord(

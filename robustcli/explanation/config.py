@@ -38,6 +38,7 @@ class ExplainConfig(EvalConfig):
     methods: tuple[str, ...] = ()
     layer: str | None = None
     sanity: bool = False
+    boxes: Path | None = None
     command: str = "robustcli.explain(...)"
 
     def directory(self, digest: str) -> Path:
@@ -47,7 +48,7 @@ class ExplainConfig(EvalConfig):
         evaluated = super().directory(digest).name
         settings = [
             evaluated, *self.transforms, self.severities, self.images, self.worst,
-            self.class_name, self.limit, self.layer, self.sanity,
+            self.class_name, self.limit, self.layer, self.sanity, self.boxes,
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         return Path("runs") / f"explain-{file_name(self.models[0].name)}-{short}"
@@ -55,4 +56,5 @@ class ExplainConfig(EvalConfig):
     def evaluation(self, out: Path) -> EvalConfig:
         """The evaluation of the same models, images and transforms, in the folder `out`."""
         shared = {field.name: getattr(self, field.name) for field in fields(EvalConfig)}
-        return EvalConfig(**{**shared, "out": out, "fresh": False})
+        limit = None if self.class_name is not None else self.limit  # of images of the class
+        return EvalConfig(**{**shared, "out": out, "fresh": False, "limit": limit})

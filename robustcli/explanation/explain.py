@@ -6,6 +6,7 @@ under each transform, and one pair of files is written for each (`explained_rows
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,10 +59,14 @@ from robustcli.explanation.record import (
 )
 from robustcli.explanation.views import (
     BlockViews,
+    Boxes,
+    Geometry,
     View,
     block_views,
+    boxed_region,
     geometry_of,
     moved_places,
+    read_boxes,
     window_side,
 )
 from robustcli.transforms.base import CLEAN, Cell
@@ -82,6 +87,7 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     choice = choice_of(inputs.config, inputs.source)
     if choice.rule == "ids":
         named_images(inputs.config.images, inputs.items)  # a typo is told before anything is done
+    boxes = read_boxes(inputs.config.boxes, inputs.items, heard.say)
     _announce_choice(inputs, choice, heard)
     model: Any = inputs.load()
     for note in model.notes:
@@ -95,7 +101,9 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
             with EXPLANATION.closing(inputs.run) as ending:
                 images = _chosen_images(inputs, choice, heard)
                 _keep_images(inputs.run, images)
-                work = _Work(inputs, model, explained, methods, images, record.block_size, heard)
+                work = _Work(
+                    inputs, model, explained, methods, images, boxes, record.block_size, heard
+                )
                 failures = work.run(ownership.check)
                 if failures or not _is_whole(inputs, read_explain_record(inputs.run)):
                     ending.status = "partial"
@@ -275,6 +283,9 @@ def _new_record(
         versions={**versions(), "captum": version("captum")},
         device=device_name(inputs.device),
         split=inputs.split,
+        boxes=None
+        if config.boxes is None
+        else hashlib.sha256(config.boxes.read_bytes()).hexdigest(),
     )
 
 
@@ -313,7 +324,7 @@ def _chosen_images(
 def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
     """The evaluation that decides which photos are the worst, as far as it is missing."""
     out = inputs.run / "evaluation"
-    count = len(inputs.items) * len(inputs.cells)
+    count = inputs.dataset.images * len(inputs.cells)
     if not has_record(out):
         listener.say(f"Evaluating {count:,} images to find them.")
     return evaluate(inputs.config.evaluation(out), _Quiet(listener))
@@ -376,6 +387,7 @@ class _Work:
         explained: Its network.
         methods: Those of the command.
         images: The photos.
+        boxes: Where objects are, see `views.read_boxes`.
         block_size: Photos whose rows share a file.
         listener: Hears of the progress.
     """
@@ -385,6 +397,7 @@ class _Work:
     explained: ExplainedNetwork
     methods: Sequence[ExplanationMethod]
     images: Sequence[Sample]
+    boxes: Boxes
     block_size: int
     listener: Listener
 
@@ -453,13 +466,17 @@ class _Work:
         threshold = 0.5
         if isinstance(self.model, Segmenter):
             threshold = self.model.preprocessing.threshold
+        places, geometry = self._places(made.views), self._geometry
+        regions = {
+            cell: _regions(view, self.boxes, geometry, places.get(cell), made.views[CLEAN])
+            for cell, view in made.views.items()
+        }
         answers = {
             cell: answers_of(self.explained, view, batch_size=size, threshold=threshold)
             for cell, view in made.views.items()
         }
         return BlockExplanation(
-            self.explained, shuffled, made.views, answers, self._places(made.views),
-            {cell: _regions(view) for cell, view in made.views.items()}, self.inputs.name,
+            self.explained, shuffled, made.views, answers, places, regions, self.inputs.name,
             self.inputs.config.seed, size,
         )  # fmt: skip
 
@@ -468,13 +485,16 @@ class _Work:
         """Images that go through the network at once, at most."""
         return self.inputs.config.batch_size or BATCH_SIZES[self.inputs.device.type]
 
+    @property
+    def _geometry(self) -> Geometry:
+        return geometry_of(self.model, at_crop=self.inputs.config.apply_at == "crop")
+
     def _places(self, views: Mapping[Cell, View]) -> dict[Cell, list[NDArray[np.int64] | None]]:
         """Of transforms that move pixels: where those of each photo were before."""
-        config = self.inputs.config
-        geometry = geometry_of(self.model, at_crop=config.apply_at == "crop")
+        geometry, seed = self._geometry, self.inputs.config.seed
         return {
             cell: [
-                moved_places(sample, self.inputs.cells[cell], geometry, config.seed)
+                moved_places(sample, self.inputs.cells[cell], geometry, seed)
                 for sample in view.samples
             ]
             for cell, view in views.items()
@@ -482,11 +502,22 @@ class _Work:
         }
 
 
-def _regions(view: View) -> list[NDArray[np.bool_] | None]:
-    """Where the object of each photo is, as far as it is known: a segmenter's true mask."""
-    if view.masks is None:
-        return [None] * len(view.samples)
-    return [mask.numpy() for mask in view.masks]
+def _regions(
+    view: View, boxes: Boxes, geometry: Geometry, places: Sequence[NDArray[np.int64] | None] | None,
+    clean: View,
+) -> list[NDArray[np.bool_] | None]:  # fmt: skip
+    """Where the object of each photo is, as far as it is known: a true mask, or boxes, moved."""
+    if view.masks is not None:
+        return [mask.numpy() for mask in view.masks]
+    known = [boxed_region(sample, boxes, geometry) for sample in clean.samples]
+    if view is clean or places is None:
+        return known
+    return [
+        region
+        if region is None or moved is None
+        else (moved >= 0) & region.reshape(-1)[np.maximum(moved, 0)].reshape(moved.shape)
+        for region, moved in zip(known, places, strict=True)
+    ]
 
 
 def _is_whole(inputs: ExplainInputs, record: ExplainRecord) -> bool:
@@ -577,5 +608,5 @@ def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForeca
         [f"{c.transform}:{c.severity}" if c.severity else c.transform
          for c in inputs.changed_cells],
         [method.name for method in methods], rows,
-        len(inputs.items) * len(cells) if evaluates else 0,
+        inputs.dataset.images * len(cells) if evaluates else 0,
     )  # fmt: skip

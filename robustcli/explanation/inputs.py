@@ -19,6 +19,7 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import find, matching
 from robustcli.core.rundir import check_folder, has_record
+from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
 from robustcli.data.labels import LabelSpace
 from robustcli.data.subsets import take
@@ -172,6 +173,9 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
         index = class_index(config.class_name, space, items.values())
         items = {key: item for key, item in items.items() if item.target == index}
     items = {key: item for key, item in items.items() if key not in stored.skipped}
+    if config.limit is not None:
+        drawn = sorted(items, key=lambda key: identity_seed("explain", record.seed, key))
+        items = {key: items[key] for key in sorted(drawn[: config.limit])}
     transforms = tuple(cell.transform for cell in cells if cell != CLEAN)
     config = replace(
         config, models=(request,), transforms=transforms, seed=record.seed,

@@ -9,7 +9,9 @@ layer that Grad-CAM uses, an image's field is the gradient of the middle place,
 
 scaled to a mean of 1 over the pixels, so that each image counts the same in an average. A map with
 an even number of rows or columns has no middle place: the fields of those around the middle are
-moved by half a place, so that each is centred in the image, and averaged where they overlap.
+moved by half a place, so that each is centred in the image, and averaged where they overlap. The
+centre of a place is taken as that of the part of the image that it stands for; convolutions with
+stride 2 and padding 1 look up to half such a part further up and left.
 
 Deviations from RepLKNet's script: it sums positive gradients alone, and takes the logarithm before
 it measures areas. Here areas are of the contributions themselves.

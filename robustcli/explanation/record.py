@@ -35,7 +35,8 @@ class ExplainRecord(BaseRunRecord):
 
     `methods` are names of `methods.METHODS`, `layer` is what the user named for Grad-CAM, `sanity`
     says whether maps were repeated with shuffled weights, `images` are the explained photos in
-    order, `block_size` of which share a file.
+    order, `block_size` of which share a file. They are empty until they are chosen. `boxes` is the
+    SHA-256 of the file that says where objects are.
     """
 
     kind: Literal["explanation"] = "explanation"
@@ -55,6 +56,7 @@ class ExplainRecord(BaseRunRecord):
     versions: dict[str, str]
     device: str
     split: EvaluatedPart | None = None
+    boxes: str | None = None
 
 
 _FLAGS = {
@@ -62,6 +64,7 @@ _FLAGS = {
     "apply_at": "`--apply-at`",
     "layer": "`--layer`",
     "sanity": "`--sanity`",
+    "boxes": "the hash of `--boxes`",
 }
 _MODEL_FLAGS = {
     "name": "`--model`",
@@ -83,17 +86,12 @@ def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
     if before != now:
         names = [", ".join(t.name for t in record.transforms) for record in (old, new)]
         yield f"`--transform` was {names[0]}, now it is {names[1]}."
-    if old.images != new.images:
-        yield (
-            f"The photos are others ({len(old.images)} before, {len(new.images)} now: `--image`, "
-            "`--worst`, `--class`, `--limit`)."
-        )
 
 
 def _kept(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
-    """The old methods before the new ones, and the size of the blocks that are there."""
+    """The old methods before the new ones, the photos, and the size of the blocks."""
     methods = list(dict.fromkeys([*old.methods, *new.methods]))
-    return {"block_size": old.block_size, "methods": methods}
+    return {"block_size": old.block_size, "methods": methods, "images": old.images}
 
 
 EXPLANATION = RunKind(

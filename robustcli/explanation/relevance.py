@@ -19,6 +19,10 @@ given to pixels. `conservation_error` is |score - pixels - biases| over the larg
 rounding, whatever the network. Without additive constants the pixels alone sum up to the score.
 As pixels are normalised, one of the mean colour has no relevance.
 
+Linear layers and convolutions follow the plain rule (LRP-0), in which pixels beside each other may
+take opposite signs; smooth a map before looking for regions. The paper's pictures of Vim also use
+the gamma rule there, which moves nearly all relevance into biases where a network has many.
+
 Cost: one forward and one backward pass per batch, without gradients of parameters. It fits every
 network whose operations have rules: VMamba, Vim, U-Mamba, ViT, Swin, ConvNeXt, ResNet, MobileNet,
 EfficientNet and the like. Where an operation has none the conservation error shows it, and the

@@ -6,8 +6,9 @@ one window is taken: the centre of the image, continued by reflection where it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,20 @@ from torch import Tensor
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.preprocessing import Preprocessing, grey
 from robustcli.adapters.segmenter import Segmenter, native_window, padded
-from robustcli.core.errors import RobustError
+from robustcli.core.errors import RobustError, UsageError
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import decode
+from robustcli.data.tables import Column, read_columns
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.explanation.inputs import ExplainInputs
+from robustcli.metrics.explanation_scores import box_region
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
 Image = NDArray[np.uint8]
+Boxes = Mapping[str, Sequence[tuple[float, float, float, float]]]
+"""By image id, the left, top, right and bottom edge of each object, in pixels of the image."""
 Places = NDArray[np.int64]
 
 
@@ -243,3 +248,63 @@ def _nearest_index(known: Places, inside: NDArray[np.bool_], wanted: Places) -> 
     best = np.where(nearer, left, right)
     beyond = np.abs(values[best] - wanted) > step
     return np.where(beyond, -1, indices[best])
+
+
+# Where objects are, as a user's file says.
+
+_EDGES = ("left", "top", "right", "bottom")
+_COLUMNS = (
+    Column("image-id", ("image", "id")),
+    *(
+        Column(name, aliases)
+        for name, aliases in zip(
+            _EDGES, (("xmin", "x1"), ("ymin", "y1"), ("xmax", "x2"), ("ymax", "y2")), strict=True
+        )
+    ),
+)
+
+
+def read_boxes(path: Path | None, known: Collection[str], say: Callable[[str], None]) -> Boxes:
+    """The boxes in the table `path`, a line each; none without a file.
+
+    Raises:
+        UsageError: It cannot be read, an edge is no number or behind the other, or no box is of a
+            known image.
+    """
+    if path is None:
+        return {}
+    columns = read_columns(path, _COLUMNS, say=say)
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {}
+    edges = zip(*(columns[name] for name in _EDGES), strict=True)
+    for line, (name, texts) in enumerate(zip(columns["image-id"], edges, strict=True), 1):
+        try:
+            left, top, right, bottom = map(float, texts)
+        except ValueError:
+            left = right = top = bottom = float("nan")
+        if not (left < right and top < bottom):
+            raise UsageError(
+                f"Row {line} of `{path}` is no box.",
+                f"Its edges are {', '.join(texts)}.",
+                "Give left, top, right and bottom in pixels of the image, left before right and "
+                "top before bottom.",
+            )
+        boxes.setdefault(name, []).append((left, top, right, bottom))
+    if not any(name in known for name in boxes):
+        raise UsageError(
+            f"`--boxes {path}` has no box of these images.",
+            f"Its first image is `{next(iter(boxes), 'none')}`, the data has "
+            f"`{next(iter(known), 'none')}`.",
+            "The id of an image is its path inside the data set.",
+        )
+    return boxes
+
+
+def boxed_region(sample: Sample, boxes: Boxes, geometry: Geometry) -> NDArray[np.bool_] | None:
+    """What the boxes of a photo cover in its clean view (h, w); None for a photo without."""
+    if sample.image_id not in boxes or geometry.preprocessing is None:
+        return None
+    height, width = decode(sample.image).shape[:2]
+    region = np.zeros((height, width), bool)
+    for box in boxes[sample.image_id]:
+        region |= box_region(box, (height, width))
+    return geometry.fit(region.astype(np.int64)) > 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -311,12 +312,18 @@ def _contrast(flipped: _Sample, kept: _Sample, confidence: float) -> FlipContras
 
 def _ends(draws: NDArray[np.float64], n: int, confidence: float) -> Interval:
     """The expanded percentile interval of `draws` of a mean of `n` values."""
+    tail = _tail(n, confidence)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Interval(float(low), float(high))
+
+
+@cache
+def _tail(n: int, confidence: float) -> float:
+    """The percentile at which the expanded interval of a mean of `n` values begins."""
     from scipy.special import stdtrit  # takes a moment to import
 
     quantile = float(stdtrit(n - 1, (1 - confidence) / 2))
-    tail = 100 * NormalDist().cdf(math.sqrt(n / (n - 1)) * quantile)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    return 100 * NormalDist().cdf(math.sqrt(n / (n - 1)) * quantile)
 
 
 # How far a method misses what it promises.
@@ -406,14 +413,15 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
         ValueError: A photo has two rows in a cell.
     """
     cells = []
+    rows = rows.assign(**{name: _numbers(rows[name]) for name in (*SCORES, *ERRORS)})
     for _, cell in rows.groupby(list(CellKey._fields), sort=False):
         first = cell.iloc[0]
         key = CellKey._make(first[name] for name in CellKey._fields)
         twice = cell["image_id"][cell["image_id"].duplicated()]
         if len(twice):
             raise ValueError(f"The photo `{twice.iloc[0]}` has two rows in the cell {key}.")
-        flipped = cell["flipped"].to_numpy(dtype=bool)
-        scores = np.column_stack([_numbers(cell[name]) for name in SCORES])
+        flipped = np.array([value is True for value in cell["flipped"].astype(object)])
+        scores = cell[list(SCORES)].to_numpy()
         contrasted = scores[:, [SCORES.index(name) for name in CONTRASTED]]
         cells.append(
             ExplanationCell(
@@ -422,7 +430,7 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
                 int(flipped.sum()),
                 dict(zip(SCORES, mean_scores(scores, bootstrap), strict=True)),
                 dict(zip(CONTRASTED, flip_contrasts(contrasted, flipped, bootstrap), strict=True)),
-                {name: error_summary(_numbers(cell[name])) for name in ERRORS},
+                {name: error_summary(cell[name].to_numpy()) for name in ERRORS},
             )
         )
     return cells

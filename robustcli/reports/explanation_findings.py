@@ -28,8 +28,10 @@ from robustcli.metrics.explanation_scores import (
 )
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports.numbers import cell_label, counted, decimal
+from robustcli.transforms.base import CLEAN
 
 SIMILARITY, SHIFT = CONTRASTED
+SANITY = "sanity_similarity"
 ERROR_OF = {"integrated-gradients": "completeness_error", "relevance": "conservation_error"}
 """The check that a method brings along."""
 UNCHANGED = 0.5
@@ -47,11 +49,12 @@ SCORE_TITLES = {
     "map_similarity_difference": "Interval of the difference of similarity",
     "centroid_shift_difference": "Interval of the difference of shift",
 }
+_NO_TRANSFORM = "no transform was asked for, see `--transform`"
 _KEYS = ("model", "method", "transform", "severity", "view", "target_kind")
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ExplanationFindings:
     """A run of `robust explain`, read once.
 
     Args:
@@ -139,14 +142,14 @@ class Explanation:
         }
 
 
-def read_explanation(run: Path) -> Explanation:
+def read_explanation(run: Path) -> ExplanationFindings:
     """The explanation in the folder `run`, finished or not.
 
     Raises:
         UsageError: There is no readable explanation.
         RunError: A file of rows is damaged.
     """
-    return Explanation(run, read_explain_record(run), read_explained_rows(run))
+    return ExplanationFindings(run, read_explain_record(run), read_explained_rows(run))
 
 
 def title_of(method: str) -> str:
@@ -178,7 +181,7 @@ def explanation_columns() -> tuple[str, ...]:
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
-def explanation_results(explanation: Explanation) -> pd.DataFrame:
+def explanation_results(explanation: ExplanationFindings) -> pd.DataFrame:
     """One row per cell with `explanation_columns`; `why_absent` explains every missing number."""
     names = list(explanation_columns())
     table = pd.DataFrame([_row(explanation, c) for c in explanation.cells], columns=names)
@@ -188,8 +191,9 @@ def explanation_results(explanation: Explanation) -> pd.DataFrame:
     return table.astype({n: k for n, k in kinds.items() if n not in words or n == "severity"})
 
 
-def _row(explanation: Explanation, cell: ExplanationCell) -> dict[str, Any]:
-    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": cell.flipped}
+def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, Any]:
+    flipped = None if cell.key.transform == CLEAN.transform else cell.flipped
+    row: dict[str, Any] = {**cell.key._asdict(), "n": cell.n, "flipped": flipped}
     for name, mean in cell.means.items():
         row |= {name: mean.value, f"{name}_low": mean.low}
         row |= {f"{name}_high": mean.high, f"{name}_n": mean.n}
@@ -207,9 +211,11 @@ def _row(explanation: Explanation, cell: ExplanationCell) -> dict[str, Any]:
     return row
 
 
-def absences(explanation: Explanation, cell: ExplanationCell) -> dict[str, str]:
+def absences(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, str]:
     """By score of a cell that has no number, or none of its interval, why."""
     reasons: dict[str, str] = {}
+    if cell.key.transform == CLEAN.transform:
+        reasons["flipped"] = _NO_TRANSFORM
     for name, mean in cell.means.items():
         if mean.value is None:
             reasons[name] = why_no_score(explanation, cell, name)
@@ -224,7 +230,7 @@ def absences(explanation: Explanation, cell: ExplanationCell) -> dict[str, str]:
     return reasons
 
 
-def why_no_score(explanation: Explanation, cell: ExplanationCell, name: str) -> str:
+def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: str) -> str:
     """Why no photo of `cell` has the score `name`."""
     method, task = cell.key.method, explanation.record.task
     if name in ERRORS:
@@ -232,20 +238,28 @@ def why_no_score(explanation: Explanation, cell: ExplanationCell, name: str) -> 
         if method not in ERROR_OF or ERROR_OF[method] != name:
             return f"a check of {owners[0].lower()} only"
     if name in CONTRASTED and cell.key.view == "clean":
-        return "compares the transformed photo's map with the clean photo's, see `transformed`"
-    if name == "sanity_similarity" and not explanation.record.sanity:
+        return (
+            "compares the transformed photo's map with the clean photo's"
+            if explanation.transformed
+            else _NO_TRANSFORM
+        )
+    if name == SANITY and not explanation.record.sanity:
         return "not asked for (`--sanity`)"
-    if name == "sanity_similarity":
+    if name == SANITY:
         return "measured on other maps of this method"
+    if name == "pointing_hit" and explanation.record.boxes is not None:
+        return "none of the photos has a box in view, or the maps are constant"
     if name == "pointing_hit" and task == "cls":
-        return "the data have neither boxes nor masks"
+        return "nothing says where the object is (`--boxes`)"
     if name in ("insertion_auc", "deletion_auc") and cell.key.target_kind == "none":
         return "the map is of no class, so no class's probability can be followed"
+    if name in CONTRASTED:
+        return "maps are constant, or both photos share too little of the scene"
     return "every map is constant or not finite"
 
 
 def table_notes(
-    explanation: Explanation, cells: Iterable[ExplanationCell], names: Iterable[str]
+    explanation: ExplanationFindings, cells: Iterable[ExplanationCell], names: Iterable[str]
 ) -> list[str]:
     """Why numbers of a table are missing: each reason once, with the scores that it is about."""
     shown, by_reason = list(names), dict[str, list[str]]()
@@ -264,7 +278,7 @@ def few_photos(contrast: FlipContrast) -> str:
 # In words.
 
 
-def summary(explanation: Explanation) -> list[str]:
+def summary(explanation: ExplanationFindings) -> list[str]:
     """Sentences: whether maps move more where the prediction flips, and whether to trust them."""
     return [
         *_contrast_sentences(explanation),
@@ -273,8 +287,9 @@ def summary(explanation: Explanation) -> list[str]:
     ]
 
 
-def _contrast_sentences(explanation: Explanation) -> Iterator[str]:
+def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
     """A sentence per difference that is shown; the others together, by the reason."""
+    what = "class" if explanation.record.task == "cls" else "mask"
     chance: dict[str, list[str]] = {}
     few: dict[str, list[str]] = {}
     for cell in explanation.transformed:
@@ -283,12 +298,12 @@ def _contrast_sentences(explanation: Explanation) -> Iterator[str]:
         for name in (SHIFT, SIMILARITY):
             contrast = cell.contrasts[name]
             if contrast.shown:
-                yield _shown_difference(cell, name, contrast)
+                yield _shown_difference(cell, name, contrast, what)
             elif contrast.low is not None:
                 where = f"{title_of(cell.key.method)} under {_transform(cell)}"
                 chance.setdefault(where, []).append(_interval(name, contrast))
             elif cell.means[name].n and name == SHIFT:
-                counts = f"{contrast.flipped.n} flipped, {contrast.kept.n} kept"
+                counts = f"{cell.flipped} flipped, {cell.n - cell.flipped} kept"
                 few.setdefault(f"{_transform(cell)} ({counts})", []).append(cell.key.method)
     for where, intervals in chance.items():
         yield (
@@ -302,8 +317,8 @@ def _contrast_sentences(explanation: Explanation) -> Iterator[str]:
         )
 
 
-def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast) -> str:
-    of = "" if cell.key.target_kind == "none" else " of the true class"
+def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast, target: str) -> str:
+    of = "" if cell.key.target_kind == "none" else f" of the true {target}"
     subject = f"Under {_transform(cell)} the {in_sentence(cell.key.method)} map{of}"
     more = (contrast.difference or 0) > 0
     groups = [(contrast.flipped, "flips"), (contrast.kept, "stays")]
@@ -336,32 +351,29 @@ def _transform(cell: ExplanationCell) -> str:
     return cell_label(cell.key.transform, cell.key.severity)
 
 
-def _sanity_sentences(explanation: Explanation) -> Iterator[str]:
-    for method, mean in explanation.sanity.items():
-        if mean.value is None:
-            continue
-        interval = (
-            "" if mean.low is None else f" ({decimal(mean.low, 2)} to {decimal(mean.high, 2)})"
-        )
-        number = f"rank correlation {decimal(mean.value, 2)}{interval}, n = {mean.n}"
-        name = in_sentence(method)
-        if mean.value < UNCHANGED:
-            yield f"Sanity: with shuffled weights the {name} map becomes another one: {number}."
-        else:
+def _sanity_sentences(explanation: ExplanationFindings) -> Iterator[str]:
+    means = explanation.sanity
+    changed = [m for m, mean in means.items() if mean.value is not None and mean.value < UNCHANGED]
+    if changed:
+        numbers = ", ".join(f"{in_sentence(m)} {shown_mean(SANITY, means[m])}" for m in changed)
+        yield f"Sanity: with shuffled weights maps become others (rank correlation): {numbers}."
+    for method in means:
+        if method not in changed:
             yield (
-                f"Sanity check failed: with shuffled weights the {name} map stays much the same: "
-                f"{number}. It says little about what the model has learned."
+                f"Sanity check failed: with shuffled weights the {in_sentence(method)} map stays "
+                f"much the same (rank correlation {shown_mean(SANITY, means[method])}). It says "
+                "little about what the model has learned."
             )
 
 
-def _error_sentences(explanation: Explanation) -> Iterator[str]:
+def _error_sentences(explanation: ExplanationFindings) -> Iterator[str]:
     for method, error in explanation.errors.items():
         if error.median is None:
             continue
         promise = (
             "what the maps of integrated gradients add up to misses the change of the score"
             if ERROR_OF[method] == "completeness_error"
-            else "what the relevance of all pixels adds up to misses the score"
+            else "what the relevance of pixels and constants adds up to misses the score"
         )
         yield (
             f"Check: {promise} by {relative(error.median)} in the median and by "

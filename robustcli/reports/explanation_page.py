@@ -7,9 +7,10 @@ from pathlib import Path
 from robustcli.metrics.explanation_scores import ExplanationCell, Mean
 from robustcli.reports.console import grid
 from robustcli.reports.explanation_findings import (
+    SANITY,
     SHIFT,
     SIMILARITY,
-    Explanation,
+    ExplanationFindings,
     error_title,
     explanation_results,
     read_explanation,
@@ -29,10 +30,11 @@ from robustcli.reports.explanation_panels import (
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted
 from robustcli.reports.pages import Page
+from robustcli.transforms.base import CLEAN
 
 IN_WORDS = {
     "integrated-gradients": (
-        "Adds up the gradient of the class's score on the way from a blank picture to the photo. "
+        "Adds up the gradient of the class's score on the way from the mean colour to the photo. "
         "All pixels together give the change of the score."
     ),
     "occlusion": "Covers one patch after another and notes how far the class's score drops.",
@@ -48,6 +50,10 @@ IN_WORDS = {
         "Writes the selective scan as attention and follows it through all layers: on which pixels "
         "the output draws, whatever the class."
     ),
+    "class-attention": (
+        "Hidden attention in which places count by the gradient of the class's score: on which "
+        "pixels the output draws for the class."
+    ),
     "maximised-photo": (
         "Changes the photo step by step so that the class's score grows: what the network wants to "
         "see more of."
@@ -61,9 +67,9 @@ IN_WORDS = {
 }
 """What a method does, by its name."""
 CHOICES = {
-    "ids": "the photos that were named",
+    "ids": "those that were named",
     "worst": "those that lose most under the transforms",
-    "class": "photos of one class",
+    "class": "those of one class",
     "subset": "a random subset",
 }
 
@@ -80,7 +86,9 @@ def explanation_report(run: Path) -> Page:
     return Page(explanation_results(explanation), text, terminal=explanation_text(explanation))
 
 
-def explanation_page(explanation: Explanation, gallery: ExplanationGallery = NO_PANELS) -> str:
+def explanation_page(
+    explanation: ExplanationFindings, gallery: ExplanationGallery = NO_PANELS
+) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
     return from_template(
         "explanation",
@@ -94,6 +102,7 @@ def explanation_page(explanation: Explanation, gallery: ExplanationGallery = NO_
         error_title=error_title,
         relative=relative,
         shown_mean=shown_mean,
+        sanity=SANITY,
         shown=shown,
         shown_difference=shown_difference,
         similarity=SIMILARITY,
@@ -101,7 +110,7 @@ def explanation_page(explanation: Explanation, gallery: ExplanationGallery = NO_
     )
 
 
-def explanation_text(explanation: Explanation) -> str:
+def explanation_text(explanation: ExplanationFindings) -> str:
     """The table and the sentences for a terminal, in ASCII but for names."""
     header = (
         *("method", "transform", "class", "photos", "flipped"),
@@ -111,10 +120,13 @@ def explanation_text(explanation: Explanation) -> str:
     blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
     notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
     sentences = [*(f"Not given: {note}" for note in notes), *summary(explanation)]
+    others = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
+    if others:
+        sentences.append(f"Only in the report: {', '.join(others)}.")
     if explanation.is_partial:
         count = counted(len(explanation.photos), "photo")
         sentences.insert(0, f"Partial: {count} of {len(explanation.record.images)} have rows.")
-    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").rstrip()
+    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").strip()
 
 
 def _line(cell: ExplanationCell) -> tuple[str, ...]:
@@ -124,7 +136,7 @@ def _line(cell: ExplanationCell) -> tuple[str, ...]:
         cell_label(cell.key.transform, cell.key.severity),
         cell.key.target_kind,
         str(cell.n),
-        str(cell.flipped),
+        MISSING if cell.key.transform == CLEAN.transform else str(cell.flipped),
         shown_mean(SIMILARITY, means[SIMILARITY]),
         shown_mean(SHIFT, means[SHIFT]),
         _plain(means["insertion_auc"]),

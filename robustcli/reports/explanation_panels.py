@@ -16,7 +16,7 @@ from robustcli.explanation.explained_rows import Arrays, read_arrays
 from robustcli.explanation.methods import ExplanationMethod
 from robustcli.metrics.explanation_scores import field_sides
 from robustcli.reports.cell_photos import bundled_names
-from robustcli.reports.explanation_findings import Explanation
+from robustcli.reports.explanation_findings import ExplanationFindings, in_sentence
 from robustcli.reports.figures.explanation_maps import (
     MapTile,
     PanelLine,
@@ -30,6 +30,8 @@ from robustcli.tasks.record import PANELS_FOLDER
 
 PANELS_SHOWN = 24
 """Pairs of a photo and a transform that are drawn; the arrays of all are in the run."""
+NETWORKS = {"erf": "as trained", "erf-untrained": "before training"}
+"""Of which network a receptive field is."""
 _DIGITS = 1  # as many images as give a percentage one decimal
 _NBSP = "\N{NO-BREAK SPACE}"
 _FILES_KEPT = 12  # files of arrays in memory: one per method
@@ -40,7 +42,7 @@ class FieldExtent:
     """How large an effective receptive field is.
 
     Args:
-        name: Of the method.
+        name: See NETWORKS.
         maps: Over how many it is averaged.
         sides: See `explanation_scores.field_sides`.
     """
@@ -72,10 +74,10 @@ class ExplanationGallery:
 NO_PANELS = ExplanationGallery()
 
 
-def draw_explanation_gallery(explanation: Explanation) -> ExplanationGallery:
+def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGallery:
     """Draws every picture that an explanation has data for."""
     pairs = _pairs(explanation)
-    drawer = _Drawer(explanation)
+    drawer = PanelDrawer(explanation)
     maps, learned = (
         [drawer.panel(number, rows, kind) for number, rows in pairs[:PANELS_SHOWN]]
         for kind in ("localised", "learned")
@@ -90,7 +92,7 @@ def draw_explanation_gallery(explanation: Explanation) -> ExplanationGallery:
     )
 
 
-def _pairs(explanation: Explanation) -> list[tuple[int, pd.DataFrame]]:
+def _pairs(explanation: ExplanationFindings) -> list[tuple[int, pd.DataFrame]]:
     """The number of a photo with its rows under one transform; photo by photo."""
     methods = [m.name for kind in ("localised", "learned") for m in explanation.named(kind)]
     of_photos = explanation.rows[explanation.rows["method"].isin(methods)]
@@ -103,12 +105,13 @@ def _pairs(explanation: Explanation) -> list[tuple[int, pd.DataFrame]]:
     ]
 
 
-class _Drawer:
+class PanelDrawer:
     """Draws panels; of the files with arrays it keeps the last ones."""
 
-    def __init__(self, explanation: Explanation) -> None:
+    def __init__(self, explanation: ExplanationFindings) -> None:
         self.explanation = explanation
         self.names = bundled_names(explanation.record.dataset)
+        self.masks = explanation.record.task == "seg"  # their labels say which mask it is
         known = explanation.rows.dropna(subset=["target_class", "target_label"])
         self.labels = dict(zip(known["target_class"], known["target_label"], strict=True))
         self._read = lru_cache(maxsize=_FILES_KEPT)(self._arrays)
@@ -128,41 +131,53 @@ class _Drawer:
             for view, name in (("clean", "clean"), ("transformed", label))
             if len(of_view := rows[rows["view"] == view])
         }
-        lines = [PanelLine("", [t for v in views.values() for t in self._photo_tiles(v)])]
+        # Where the transform changes no answer, each view needs one column instead of two.
+        one = all(_targets(of_view)[1] is None for of_view in views.values())
+        lines = [PanelLine("", [t for v in views.values() for t in self._photo_tiles(v, one)])]
         for method in methods:
             tiles = [
                 tile
-                for of_view in views.values()
-                for tile in self._tiles(of_view[of_view["method"] == method.name])
+                for of_view in list(views.values())[: None if method.from_photo else 1]
+                for tile in self._tiles(of_view[of_view["method"] == method.name])[
+                    : 1 if one else 2
+                ]
             ]
             lines.append(PanelLine(method.title, tiles))
         path = f"{PANELS_FOLDER}/{_stem(kind)}{number:03d}-{file_name(label)}.png"
         draw_explanation(
             lines, self.explanation.run / path, columns=list(views),
-            scale="signed" if kind == "localised" else "none",
+            scale=kind == "localised",
         )  # fmt: skip
         return Picture(path, self._caption(number, views, methods, kind))
 
-    def _photo_tiles(self, rows: pd.DataFrame) -> list[MapTile]:
-        """The photo of one view, and beside it what the model says of it."""
-        first = rows.iloc[0]
-        photo = self._read(str(first["array_file"])).photos[int(first["photo_index"])]
-        return [MapTile("", photo), MapTile("", note="\n\n".join(self._answers(rows)))]
+    def _photo_tiles(self, rows: pd.DataFrame, one: bool) -> list[MapTile]:
+        """The photo of one view, and beside it (above it where `one`) what the model says of it."""
+        photo, answers = self.photo(rows.iloc[0]), self._answers(rows)
+        if one:
+            return [MapTile(", ".join(answers), photo)]
+        return [MapTile("", photo), MapTile("", note="\n\n".join(answers))]
+
+    def photo(self, row: pd.Series) -> NDArray[np.uint8]:
+        """The photo of a row as the network saw it, uint8 (H, W, 3)."""
+        arrays = self._read(str(row["array_file"]))
+        pixels: NDArray[np.uint8] = arrays.photos[int(row["photo_index"])]
+        return pixels
 
     def _answers(self, rows: pd.DataFrame) -> list[str]:
         """What the model says of the photo in one view: classes with probabilities."""
-        by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
-        true, predicted = by_kind.get("true"), by_kind.get("predicted")
-        answer = rows.iloc[0]["prediction"]
-        shown, answers = [], []
-        if true is not None:
-            both = not is_missing(answer) and answer == true["target_class"]
-            answers.append(f"{'true and predicted' if both else 'true'} {_sure(true)}")
-            shown.append(true["target_class"])
-        if predicted is not None and (true is None or not _same_target(true, predicted)):
-            chosen = is_missing(answer) or answer == predicted["target_class"]
-            answers.append(f"{'predicted' if chosen else 'for comparison'} {_sure(predicted)}")
-            shown.append(predicted["target_class"])
+        answer, (first, second) = rows.iloc[0]["prediction"], _targets(rows)
+        answers, shown = [], []
+        if first is not None:
+            role = str(first["target_kind"])
+            if role == "true" and not is_missing(answer) and answer == first["target_class"]:
+                role = "true and predicted"
+            answers.append(_sure(first) if self.masks else f"{role} {_sure(first)}")
+            shown.append(first["target_class"])
+        if second is not None:
+            given = is_missing(answer) or answer == second["target_class"]
+            role = "predicted" if given else "for comparison"
+            answers.append(_sure(second) if self.masks else f"{role} {_sure(second)}")
+            shown.append(second["target_class"])
         if not is_missing(answer) and answer not in shown:
             answers.append(f"predicted {self.class_name(answer)}")
         return answers
@@ -176,25 +191,33 @@ class _Drawer:
 
     def _tiles(self, rows: pd.DataFrame) -> list[MapTile]:
         """The maps of one method and view: for the true class, and for the predicted one."""
-        by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
-        if "none" in by_kind:
-            return [self._tile(by_kind["none"], "of no class"), MapTile("")]
-        true, predicted = by_kind.get("true"), by_kind.get("predicted")
-        if true is None or predicted is None or _same_target(true, predicted):
-            row = predicted if true is None else true
-            if row is None:
-                return [MapTile("", note="not computed"), MapTile("")]
-            title = f"true and predicted: {row['target_label']}"
-            return [self._tile(row, title), MapTile("", note="the predicted class is the true one")]
+        none = rows[rows["target_kind"] == "none"]
+        if len(none):
+            return [self.tile(none.iloc[0], "of no class"), MapTile("")]
+        first, second = _targets(rows)
+        if first is None:
+            return [MapTile("", note="not computed"), MapTile("")]
+        if second is None:
+            title = f"true and predicted: {first['target_label']}"
+            return [
+                self.tile(first, title),
+                MapTile("", note="the predicted class is the true one"),
+            ]
         return [
-            self._tile(true, f"true: {true['target_label']}"),
-            self._tile(predicted, f"predicted: {predicted['target_label']}"),
+            self.tile(
+                row, str(row["target_label"]) if self.masks else f"{kind}: {row['target_label']}"
+            )
+            for kind, row in (("true", first), ("predicted", second))
         ]
 
-    def _tile(self, row: pd.Series, title: str) -> MapTile:
+    def tile(self, row: pd.Series, title: str) -> MapTile:
+        """The map of a row over its photo, or the picture that was made."""
         arrays = self._read(str(row["array_file"]))
         index = int(row["array_index"])
         if arrays.pictures is not None:
+            reached: Any = row.get("picture_probability")
+            if not is_missing(reached):
+                title += f" ({percent(reached, _DIGITS)}{_NBSP}%)"
             return MapTile(title, arrays.pictures[index])
         relevance = arrays.maps[index]
         if not np.isfinite(relevance).all():
@@ -212,11 +235,12 @@ class _Drawer:
             f"{'Clean' if name == 'clean' else f'Under {name}'}: {'; '.join(self._answers(rows))}"
             for name, rows in views.items()
         )
-        by = ", ".join(method.title for method in methods)
+        by = ", ".join(in_sentence(method.name) for method in methods)
         what = (
-            f"Maps by {by}: yellow speaks for the class, blue against it"
+            f"Maps by {by}: yellow speaks for the {'mask' if self.masks else 'class'}, blue "
+            "against it"
             if kind == "localised"
-            else f"Pictures made by {by}, for the class above each"
+            else f"Pictures made by {by} for the class above each, with its probability there"
         )
         return f"Photo {number}, {first['image_id']}. {said}. {what}."
 
@@ -232,24 +256,33 @@ def _sure(row: pd.Series) -> str:
     return f"{row['target_label']} ({percent(float(row['probability']), _DIGITS)}{_NBSP}%)"
 
 
-def _same_target(one: pd.Series, other: pd.Series) -> bool:
-    """Whether both rows explain the same class; two masks never are."""
-    classes = one["target_class"], other["target_class"]
-    return not any(map(is_missing, classes)) and classes[0] == classes[1]
+def _targets(rows: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
+    """Of one view the row of the true class, and that of the predicted one where it is another.
+
+    Where only one of both is there, it comes first. Two masks are never the same.
+    """
+    by_kind = {str(row["target_kind"]): row for _, row in rows.iterrows()}
+    true, predicted = by_kind.get("true"), by_kind.get("predicted")
+    if true is None or predicted is None:
+        return (predicted if true is None else true), None
+    classes = true["target_class"], predicted["target_class"]
+    same = not any(map(is_missing, classes)) and classes[0] == classes[1]
+    return true, None if same else predicted
 
 
 # Effective receptive fields: the mean over the images of the run.
 
 
 def _fields(
-    explanation: Explanation,
+    explanation: ExplanationFindings,
 ) -> tuple[tuple[Picture, ...], tuple[FieldExtent, ...]]:
     fields, extents = [], []
     for method in explanation.named("model"):
         influence, count = _mean_map(explanation, method.name)
         if influence is not None:
-            fields.append(ReceptiveField(method.title, influence))
-            extents.append(FieldExtent(method.title, count, field_sides(influence)))
+            name = NETWORKS.get(method.name, method.title)
+            fields.append(ReceptiveField(name, influence))
+            extents.append(FieldExtent(name, count, field_sides(influence)))
     if not fields:
         return (), ()
     path = f"{PANELS_FOLDER}/receptive-fields.png"
@@ -257,12 +290,14 @@ def _fields(
     caption = (
         "How much each pixel of the input influences the centre of the last feature map, colours "
         "by square root; the solid square holds 50 % of the influence, the dashed one 95 %. Right: "
-        "the rows through the centre, on a logarithmic scale."
+        "the mean of the middle eighth of the rows, on a logarithmic scale."
     )
     return (Picture(path, caption),), tuple(extents)
 
 
-def _mean_map(explanation: Explanation, method: str) -> tuple[NDArray[np.float64] | None, int]:
+def _mean_map(
+    explanation: ExplanationFindings, method: str
+) -> tuple[NDArray[np.float64] | None, int]:
     """The mean of the maps of untransformed images, and how many there are."""
     rows = explanation.rows
     rows = rows[(rows["method"] == method) & (rows["view"] == "clean")]

@@ -13,7 +13,7 @@ from robustcli.explanation.explained_rows import Arrays, rows_path, write_block
 from robustcli.explanation.methods import METHODS
 from robustcli.explanation.record import EXPLANATION, ChoiceRecord, ExplainRecord
 from robustcli.tasks.record import DatasetRecord
-from robustcli.transforms.base import Cell
+from robustcli.transforms.base import CLEAN, Cell
 from tests.builders import WHEN, model, paper21
 
 SIDE = 16
@@ -99,7 +99,7 @@ def _write_block(
         flips, true = i % 3 == 0, i % 4
         answers = {"clean": true, "transformed": (true + 1) % 4 if flips else true}
         shift = 1 + plan.further * flips + 0.2 * draw.random()
-        for view in ("clean", "transformed"):
+        for view in ("clean", "transformed")[: 1 if cell == CLEAN else 2]:
             photo = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
             photo[2:9, 3:9] = (200, 30 + 5 * i, 90)
             photos.append(np.roll(photo, 2 * (view == "transformed"), axis=1))
@@ -119,7 +119,8 @@ def _write_block(
                         "target_label": None if target is None else plan.labels[target],
                         "probability": None if target is None else
                         (0.8 if target == answers[view] else 0.06),
-                        "prediction": answers[view], "true_class": true, "flipped": flips,
+                        "prediction": answers[view], "true_class": true,
+                        "flipped": None if cell == CLEAN else flips,
                         "array_file": path.with_suffix(".npz").relative_to(run).as_posix(),
                         "array_index": len(maps) - 1, "photo_index": len(photos) - 1,
                         **(_scores(plan, name, view, shift, draw)

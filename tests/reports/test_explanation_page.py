@@ -23,7 +23,7 @@ from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports import explanation_panels
 from robustcli.reports.explanation_findings import (
     ERROR_OF,
-    Explanation,
+    ExplanationFindings,
     absences,
     explanation_results,
     read_explanation,
@@ -32,6 +32,7 @@ from robustcli.reports.explanation_findings import (
 from robustcli.reports.explanation_page import IN_WORDS, explanation_page, explanation_text
 from robustcli.reports.pages import kind_of
 from robustcli.reports.render import document, render
+from tests.builders import IDENTITY
 from tests.reports.explanation_runs import (
     INVERT,
     LABELS,
@@ -55,24 +56,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of every kind of method, rendered with the pictures of one photo."""
     run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", EVERYTHING)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explanation_panels, "PANELS_SHOWN", 2)
+        patch.setattr(explanation_panels, "PANELS_SHOWN", 1)
         render(run)
     return run
 
 
-def read(folder: Path, plan: ExplainPlan) -> Explanation:
+def read(folder: Path, plan: ExplainPlan) -> ExplanationFindings:
     return read_explanation(build_explanation(folder, plan))
 
 
 def test_the_page(run: Path) -> None:
     assert_golden((run / "report.md").read_text(encoding="utf-8"), "explanation")
     assert {path.name for path in (run / "panels").iterdir()} == {
-        *("001-perspective.png", "001-invert.png", "receptive-fields.png"),
-        *("learned-001-perspective.png", "learned-001-invert.png"),
+        *("001-perspective.png", "learned-001-perspective.png", "receptive-fields.png"),
     }
     html = (run / "report.html").read_text(encoding="utf-8")
-    assert html.count('<img src="data:image/webp') == 5
-    assert html.count('alt="Photo 1, class-0/photo-000.jpeg. Clean: true and predicted tench') == 4
+    assert html.count('<img src="data:image/webp') == 3
+    assert html.count('alt="Photo 1, class-0/photo-000.jpeg. Clean: true and predicted tench') == 2
     assert "http" not in html.replace("http-equiv", "")
     assert 'class="picture chart"' not in html, "photos and maps must not be inverted in the dark"
 
@@ -104,15 +104,14 @@ def test_the_files_hold_every_number_and_say_why_one_is_missing(run: Path) -> No
 
 def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Path) -> None:
     assert document(run, "csv") == (run / "results.csv").read_text()
-    assert document(run, "json") == (run / "results.json").read_text()
     latex = document(run, "latex")
     assert r"\label{tab:shift}" in latex
     assert r"\textbf{+9.4 (" in latex
-    before = (run / "panels/001-invert.png").read_bytes()
-    explanation_panels._Drawer(read_explanation(run)).panel(
-        1, *one_photo(run, "invert"), "localised"
+    before = (run / "panels/001-perspective.png").read_bytes()
+    explanation_panels.PanelDrawer(read_explanation(run)).panel(
+        1, *one_photo(run, "perspective"), "localised"
     )
-    assert (run / "panels/001-invert.png").read_bytes() == before
+    assert (run / "panels/001-perspective.png").read_bytes() == before
 
 
 def one_photo(run: Path, transform: str) -> tuple[pd.DataFrame]:
@@ -173,7 +172,20 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     assert reasons["sanity_similarity"] == "not asked for (`--sanity`)"
     assert reasons["completeness_error"] == "a check of integrated gradients only"
     assert reasons["map_similarity"].startswith("compares the transformed photo's map")
-    assert reasons["pointing_hit"] == "the data have neither boxes nor masks"
+    assert reasons["pointing_hit"] == "nothing says where the object is (`--boxes`)"
+    boxed = replace(explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32}))
+    assert absences(boxed, clean)["pointing_hit"].startswith("none of the photos has a box")
+    assert "ab" * 32 in section(explanation_page(boxed), "Settings")
+
+
+def test_untouched_photos_alone_are_compared_with_nothing(tmp_path: Path) -> None:
+    plan = ExplainPlan(methods=("grad-cam",), transforms=(IDENTITY,), images=3)
+    explanation = read(tmp_path / "run", plan)
+    assert "Where it looks when it fails" not in titles(explanation_page(explanation))
+    table = explanation_results(explanation)
+    assert table["flipped"].isna().all()
+    assert table["why_absent"].str.startswith("flipped: no transform was asked for").all()
+    assert "no transform was asked for" in explanation_text(explanation)
 
 
 def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -31,6 +30,8 @@ MARGIN = 0.06
 TALLEST = 1.5  # height over width
 WIDEST_TITLE = 25  # letters
 MOST_LINES = 3  # of a title
+FAINTEST = 1e-3
+"""Percent of the largest influence down to which profiles are drawn."""
 STRONGEST = 99.5
 """Percentile of |map| at which the colours end: a few outliers do not pale all else."""
 SMOOTHED = 0.008
@@ -38,7 +39,6 @@ SMOOTHED = 0.008
 _PALE = (0.30, 0.62)  # lightness of the photo below a map, so that both ends stand out
 _VISIBLE = 0.75  # exponent of the opacity: below 1, weak evidence is visible too
 _COLOURS: Colormap = matplotlib.colormaps["cividis"]
-_EVIDENCE = ListedColormap(_COLOURS(np.linspace(0.5, 1, 128)), "evidence")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def draw_explanation(
     path: Path,
     *,
     columns: Sequence[str] = (),
-    scale: Literal["signed", "evidence", "none"] = "signed",
+    scale: bool = True,
 ) -> None:
     """Draws `lines` of tiles, all of one size, with the colour scale below them.
 
@@ -79,13 +79,13 @@ def draw_explanation(
         lines: At least one with at least one tile.
         path: The PNG to write.
         columns: Headings above equal shares of the width, such as `clean` and `transformed`.
-        scale: Which colour scale the maps have; `none` where there are no maps.
+        scale: Whether the colour scale of maps is drawn below them.
     """
     across = max(len(line.tiles) for line in lines)
     tall = (SIDE - GAP) * _aspect(lines)
     texts = [LINE * max(_title(tile).count("\n") + 1 for tile in line.tiles) for line in lines]
     headings = [HEADING * bool(line.heading) for line in lines]
-    head, foot = HEADING * bool(columns), SCALE * (scale != "none")
+    head, foot = HEADING * bool(columns), SCALE * scale
     width = SIDE * across + 2 * MARGIN
     height = head + foot + sum(texts) + sum(headings) + (tall + GAP) * len(lines) + 2 * MARGIN
     with styled():
@@ -109,8 +109,8 @@ def draw_explanation(
                 place = (left, (top - tall) / height, (SIDE - GAP) / width, tall / height)
                 _tile(figure.add_axes(place), tile)
             top -= tall + GAP
-        if scale != "none":
-            _colour_scale(figure, scale, width, height)
+        if scale:
+            _colour_scale(figure, width, height)
     save(figure, path, PANEL_DPI)
 
 
@@ -183,23 +183,13 @@ def colour_end(relevance: NDArray[np.floating]) -> float:
     return float(np.percentile(size, STRONGEST)) or float(size.max())
 
 
-def _colour_scale(
-    figure: Figure, scale: Literal["signed", "evidence"], width: float, height: float
-) -> None:
+def _colour_scale(figure: Figure, width: float, height: float) -> None:
     left = max(0.15, 0.5 - 1.9 / width)
     axes = figure.add_axes((left, (MARGIN + 0.30) / height, 1 - 2 * left, 0.12 / height))
-    if scale == "signed":
-        colours: Colormap = _COLOURS
-        names = ["against the class", "0", "for the class"]
-        bar = figure.colorbar(
-            ScalarMappable(Normalize(-1, 1), colours), cax=axes, orientation="horizontal"
-        )
-        bar.set_ticks([-1, 0, 1], labels=names)
-    else:
-        bar = figure.colorbar(
-            ScalarMappable(Normalize(0, 1), _EVIDENCE), cax=axes, orientation="horizontal"
-        )
-        bar.set_ticks([0, 1], labels=["0", "for the class"])
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(-1, 1), _COLOURS), cax=axes, orientation="horizontal"
+    )
+    bar.set_ticks([-1, 0, 1], labels=["speaks against it", "0", "speaks for it"])
     bar.outline.set_linewidth(0.4)
     axes.tick_params(length=2, labelsize=7.5, pad=2)
 
@@ -259,29 +249,32 @@ def _field(axes: Axes, field: ReceptiveField) -> None:
         axes.plot(corners_x, corners_y, color="white", linewidth=1.1, linestyle=dashes)
     axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     shares = "\n".join(
-        f"{100 * share:.0f} % ({dashes}): {100 * sides[share]:.0f} % of the side"
+        f"{100 * share:.0f} % ({dashes}): {100 * sides[share]:.3g} % of the side"
         for share, dashes in zip(FIELD_SHARES, ("solid", "dashed"), strict=True)
     )
     axes.set_title(f"{wrapped(field.name, 34)}\n{shares}", fontsize=8)
 
 
 def _profiles(axes: Axes, fields: Sequence[ReceptiveField]) -> None:
+    lowest = 100.0
     for number, field in enumerate(fields):
         values = field.influence.astype(np.float64)
-        middle = values.shape[0] // 2
-        line = values[max(0, middle - 1) : middle + 1].mean(axis=0)
+        middle, half = values.shape[0] / 2, max(1, values.shape[0] // 16)
+        line = values[max(0, round(middle - half)) : round(middle + half)].mean(axis=0)
         x = np.linspace(-50, 50, len(line))
         top = float(line.max())
         if top > 0:
+            lowest = min(lowest, float(100 * line.min() / top))
+            percents = np.clip(100 * line / top, FAINTEST / 10, None)
             axes.plot(
-                x, np.clip(100 * line / top, 1e-4, None), color=COLOURS[number % len(COLOURS)],
+                x, percents, color=COLOURS[number % len(COLOURS)],
                 linestyle=("solid", "dashed", "dotted", "dashdot")[number % 4], label=field.name,
             )  # fmt: skip
     light_grid(axes)
     axes.set(
         xlabel="offset from the centre, % of the side", ylabel="influence, % of the largest",
-        yscale="log", ylim=(1e-3, 150), xlim=(-50, 50),
+        yscale="log", ylim=(10 ** np.floor(np.log10(max(lowest, FAINTEST))), 150), xlim=(-50, 50),
     )  # fmt: skip
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title("through the centre, from left to right", fontsize=8)
+    axes.set_title("in the middle eighth of the rows", fontsize=8)
     axes.legend(frameon=False, fontsize=8, loc="lower center")

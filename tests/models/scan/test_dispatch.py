@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.models.scan import choice, cpu, selective_scan, ss2d_scan
@@ -96,3 +97,29 @@ def test_the_self_check_finds_a_broken_backend(monkeypatch):
     monkeypatch.setattr(cpu, "scan", broken)
     for scan in SCANS:
         assert worst_error(cpu, scans=(scan,)) > 0.1
+
+
+class Calls(TorchFunctionMode):
+    """Counts the scans that it sees, and doubles their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scans = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (selective_scan, ss2d_scan):
+            self.scans.append(func)
+            args = (2 * args[0], *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("scan", "arguments"),
+    [(selective_scan, sequence(1, 4, 6, 2)), (ss2d_scan, image(1, 4, 2, 3, 2))],
+)
+def test_a_mode_of_torch_sees_a_scan_as_one_operation_and_may_change_it(scan, arguments):
+    first = next(iter(arguments))
+    doubled = scan(**{**arguments, first: 2 * arguments[first]})
+    with Calls() as calls:
+        torch.testing.assert_close(scan(**arguments), doubled)
+    assert calls.scans == [scan]
