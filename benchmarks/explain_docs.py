@@ -16,8 +16,9 @@ import argparse
 import io
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import skimage.data
@@ -33,7 +34,7 @@ from robustcli.reports.explanation_panels import (
 from robustcli.reports.figures.explanation_maps import MapTile, PanelLine, draw_explanation
 from robustcli.tasks.record import PANELS_FOLDER
 
-PHOTOS = {
+PHOTOS: dict[str, Callable[[], Any]] = {
     "n02124075/chelsea.png": skimage.data.chelsea,  # Egyptian cat
     "n07920052/coffee.png": skimage.data.coffee,  # espresso
     "n03773504/rocket.png": skimage.data.rocket,  # missile
