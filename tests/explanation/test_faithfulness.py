@@ -132,7 +132,7 @@ def test_boxes_become_regions_of_the_view(tmp_path):
     geometry = Geometry(Preprocessing(45, 45), None, False)  # to 60 x 45, then the middle 45
     region = boxed_region(sample, boxes, geometry)
     rows, columns = np.nonzero(region)
-    assert (rows.min(), rows.max(), columns.max()) == (0, 22, 44)
+    assert (rows.min(), rows.max(), columns.max()) == (0, 21, 44)
     assert columns.min() == 22  # 30 of 60, less the 8 that the crop cuts (7.5 rounded to even)
     assert boxed_region(replace(sample, image=FileRef("x", tmp_path)), boxes, geometry) is None
     for text, told in (("photo.png,9,0,5,4", "Row 1 of .* is no box"), ("x,0,0,2,2", "no box of")):
