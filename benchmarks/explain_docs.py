@@ -1,13 +1,13 @@
 """The figures and the findings of docs/explain.md.
 
-    python benchmarks/explain_docs.py --mobilenet WEIGHTS --imagenet FOLDER [--photos 200]
+    python benchmarks/explain_docs.py --mobilenet WEIGHTS --imagenet FOLDER [--photos 64]
 
 A figure per method, of a MobileNetV2 with ImageNet weights (timm's `mobilenetv2_100`) on three
 photos in the public domain that scikit-image brings along (CC0: `chelsea` by S. van der Walt,
 `coffee` by R. Michetti, `rocket` by SpaceX), and of the bundled `vmamba-pico` on `cifar10-mini`.
 Findings: how far the maps of both models move where the prediction flips and where it stays, over
-`--photos` photos of `--imagenet` (folders named by WordNet id) and of `cifar10-mini`. Photos of
-`--imagenet` are measured and not shown.
+`--photos` photos of `--imagenet` (folders named by WordNet id) and 300 of `cifar10-mini`. Photos
+of `--imagenet` are measured and not shown. On one busy core all of it takes about an hour.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ MOBILENET = ("mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5,0
 PICO = ("vmamba-pico",)
 TRANSFORM = "perspective"
 LARGEST = 150_000  # bytes of a figure
+PICO_PHOTOS = 300  # photos of the finding with vmamba-pico
 FIELDS = 48  # photos over which receptive fields are averaged
 SHOWN = (2, 1)  # photos of a figure, by model
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mobilenet", type=Path, required=True, help="weights of mobilenetv2_100")
     parser.add_argument("--imagenet", required=True, help="photos that are measured")
-    parser.add_argument("--photos", type=int, default=200, help="how many of them")
+    parser.add_argument("--photos", type=int, default=64, help="how many of them")
     parser.add_argument("--out", type=Path, default=Path("runs/explain-docs"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
@@ -72,10 +73,12 @@ def main() -> None:
             draw_method(method, shown, options.images)
     fields = ("--limit", str(FIELDS), "--method", "erf*")
     draw_fields(explained(options.out / "fields", PICO, *fields), options.images)
-    some = ("--limit", str(options.photos), "--method", "grad-cam")
+    grad_cam = ("--method", "grad-cam")
+    some = ("--limit", str(options.photos), "--data", options.imagenet)
+    more = ("--limit", str(PICO_PHOTOS), "--method", "relevance")
     for run in (
-        explained(options.out / "found-mobilenetv2", mobilenet, "--data", options.imagenet, *some),
-        explained(options.out / "found-vmamba-pico", PICO, *some, "--method", "relevance"),
+        explained(options.out / "found-mobilenetv2", mobilenet, *some, *grad_cam),
+        explained(options.out / "found-vmamba-pico", PICO, *more, *grad_cam),
     ):
         print(f"\n{run.record.model.name}, {len(run.photos)} photos of {run.record.dataset.name}")
         print("\n".join(summary(run)))

@@ -82,7 +82,7 @@ def layer_maps(
     explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor, targets: Tensor
 ) -> Tensor:
     """The maps (N, h, w) of the layer's own size."""
-    with torch.enable_grad(), recording(explained.module.get_submodule(layer.name)) as outputs:
+    with torch.enable_grad(), recording(explained.core.get_submodule(layer.name)) as outputs:
         score = explained.score(pixels.detach().requires_grad_(True), targets)
         gradient = torch.autograd.grad(score.sum(), outputs[-1])[0]
     features, gradients = layer.maps(outputs[-1].detach()), layer.maps(gradient)
@@ -116,7 +116,7 @@ def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
     candidates = cam_layers(explained, pixels)
     if explained.layer is not None:
         return _named(explained, explained.layer, candidates)
-    usual = _usual_name(explained.module)
+    usual = _usual_name(explained.core)
     if usual is not None and usual in candidates:
         return candidates[usual]
     flat = [layer for layer in candidates.values() if layer.layout != "tokens"]
@@ -140,7 +140,7 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
     Their outputs have more than one place, and depend on the image.
     """
     found: dict[str, CamLayer] = {}
-    prefix = int(getattr(explained.module, "num_prefix_tokens", 0))
+    prefix = int(getattr(explained.core, "num_prefix_tokens", 0))
     handles = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -152,7 +152,7 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
 
         return look
 
-    for name, module in explained.module.named_modules():
+    for name, module in explained.core.named_modules():
         if name:
             handles.append(module.register_forward_hook(watch(name)))
     try:
@@ -172,15 +172,15 @@ def _layer_of(
     if output.ndim == 4:
         shape = tuple(output.shape)
         last = shape[1] == shape[2] != shape[3] or (
-            isinstance(explained.module, VMamba) and shape[1] == shape[2]
+            isinstance(explained.core, VMamba) and shape[1] == shape[2]
         )
         size = shape[1:3] if last else shape[2:4]
         layout: Layout = "channels last" if last else "channels first"
         return CamLayer(name, layout, (size[0], size[1])) if math.prod(size) > 1 else None
     if output.ndim == 3:
         extra = tuple(range(prefix))
-        if isinstance(explained.module, Vim):
-            extra = (explained.module.middle,)
+        if isinstance(explained.core, Vim):
+            extra = (explained.core.middle,)
         places = output.shape[1] - len(extra)
         side = math.isqrt(max(places, 0))
         if side > 1 and side * side == places:
@@ -203,7 +203,7 @@ def _usual_name(network: nn.Module) -> str | None:
 def _named(explained: ExplainedNetwork, name: str, candidates: dict[str, CamLayer]) -> CamLayer:
     if name in candidates:
         return candidates[name]
-    modules = [module for module, _ in explained.module.named_modules() if module]
+    modules = [module for module, _ in explained.core.named_modules() if module]
     if name in modules:
         what = f"`--layer {name}` cannot be used."
         why = "Its output is no map (N, C, h, w) and no tokens (N, L, C) of a square image."

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from robustcli.adapters.foreign import Answers
 from robustcli.core.names import TaskName
 from robustcli.core.seeds import identity_seed
 
@@ -48,6 +49,11 @@ class ExplainedNetwork:
     probabilities: bool = False
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None
     initial: Callable[[], nn.Module] | None = None
+
+    @property
+    def core(self) -> nn.Module:
+        """The network itself, whose modules have the names that a user knows."""
+        return self.module.network if isinstance(self.module, Answers) else self.module
 
     def logits(self, pixels: Tensor) -> Tensor:
         """A classifier's logits (N, K), or a segmenter's foreground logits (N, 1, H, W)."""

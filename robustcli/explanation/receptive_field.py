@@ -80,7 +80,7 @@ def untrained_receptive_field(
 def _fields(explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor) -> Tensor:
     """The fields (N, H, W) of one batch."""
     pixels = pixels.detach().requires_grad_(True)
-    with torch.enable_grad(), recording(explained.module.get_submodule(layer.name)) as outputs:
+    with torch.enable_grad(), recording(explained.core.get_submodule(layer.name)) as outputs:
         explained.logits(pixels)
         features = layer.maps(outputs[-1]).sum(1)  # (N, h, w)
     _, h, w = features.shape
