@@ -113,7 +113,7 @@ class Raised:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ErrorExplanation:
     """What the user is told.
 
     Args:
@@ -166,7 +166,7 @@ def shows_tracebacks() -> bool:
     return os.environ.get(SHOW, "0") not in ("", "0")
 
 
-def explanation_of(error: Exception) -> Explanation:
+def explanation_of(error: Exception) -> ErrorExplanation:
     """What `error` means, by the first of its causes that is known, else by where it comes from."""
     for raised in _chain(error):
         for rule in _RULES:
@@ -303,40 +303,40 @@ def _kinds(error: BaseException) -> tuple[str, ...]:
 # What is known of the errors of libraries and of the system, the most particular first.
 
 
-def _memory(raised: Raised) -> Explanation | None:
+def _memory(raised: Raised) -> ErrorExplanation | None:
     ran_out = raised.is_a("MemoryError", "OutOfMemoryError", "ArrowMemoryError") or raised.says(
         r"out of memory|can't allocate memory|not enough memory|DefaultCPUAllocator|bad_alloc|"
         r"CUBLAS_STATUS_ALLOC_FAILED|[Uu]nable to allocate|Cannot allocate memory"
     )
     if not (ran_out or raised.number == errno.ENOMEM):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "Out of memory.",
         "Try a smaller `--batch-size`, fewer `--workers`, `--precision bf16`, or end other "
         "programs that use the same memory.",
     )
 
 
-def _one_value(raised: Raised) -> Explanation | None:
+def _one_value(raised: Raised) -> ErrorExplanation | None:
     if not raised.says("Expected more than 1 value per channel|more than 1 spatial element"):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "A norm of the network got a single value per channel, of which there is no variance.",
         "Use a larger `--batch-size`, or a larger `--window`, or a network without batch norm.",
         exit_code=2,
     )
 
 
-def _worker_ended(raised: Raised) -> Explanation | None:
+def _worker_ended(raised: Raised) -> ErrorExplanation | None:
     gone = raised.is_a("BrokenPipeError", "LostProcessError", "ConnectionResetError")
     if gone or raised.says("DataLoader worker .*(exited unexpectedly|killed by signal)|Bus error"):
-        return Explanation(
+        return ErrorExplanation(
             "A loader process ended without a word.",
             "The system ends processes when memory runs out, and containers often have little "
             "shared memory (/dev/shm). Use fewer `--workers`; `--workers 0` needs none.",
         )
     if raised.says("shared memory|shm_open|torch_shm|/dev/shm"):
-        return Explanation(
+        return ErrorExplanation(
             "The loader processes have too little shared memory.",
             "Use fewer `--workers` (`--workers 0` needs none), or give the container more "
             "(`docker run --shm-size 8g`).",
@@ -344,12 +344,12 @@ def _worker_ended(raised: Raised) -> Explanation | None:
     return None
 
 
-def _open_files(raised: Raised) -> Explanation | None:
+def _open_files(raised: Raised) -> ErrorExplanation | None:
     if raised.number not in (errno.EMFILE, errno.ENFILE) and not raised.says(
         "Too many open files|received 0 items of ancdata"
     ):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "The system allows no more open files.",
         "Raise the limit (`ulimit -n 65536`) or use fewer `--workers`.",
     )
@@ -370,11 +370,11 @@ _SYSTEM = {
 }
 
 
-def _system(raised: Raised) -> Explanation | None:
+def _system(raised: Raised) -> ErrorExplanation | None:
     if raised.number not in _SYSTEM or raised.is_a(*_NETWORK):
         return None
     what, todo = _SYSTEM[raised.number]
-    return Explanation(f"{what}: `{raised.file}`." if raised.file else f"{what}.", todo)
+    return ErrorExplanation(f"{what}: `{raised.file}`." if raised.file else f"{what}.", todo)
 
 
 _NETWORK = (
@@ -383,33 +383,33 @@ _NETWORK = (
 )  # fmt: skip
 
 
-def _network(raised: Raised) -> Explanation | None:
+def _network(raised: Raised) -> ErrorExplanation | None:
     if not raised.is_a(*_NETWORK):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "A download failed.",
         "Repeat the command; or get the file elsewhere and name it with `--weights FILE` or "
         "`--data DIR`.",
     )
 
 
-def _device(raised: Raised) -> Explanation | None:
+def _device(raised: Raised) -> ErrorExplanation | None:
     if not raised.says(
         r"CUDA error|CUDA driver|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|NCCL|HIP error|"
         r"no kernel image|NVIDIA driver|compiled with CUDA|device-side assert|MPS backend"
     ):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "The device failed.",
         "`robust doctor` tries it; `--device cpu` computes without it. After such an error the "
         "command must be started again.",
     )
 
 
-def _library(raised: Raised) -> Explanation | None:
+def _library(raised: Raised) -> ErrorExplanation | None:
     if not raised.is_a("ImportError") and not raised.says("cannot open shared object file"):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "A library that this command needs cannot be loaded.",
         "Install the program again (`pip install --force-reinstall`) in an environment of its own; "
         "`robust doctor` shows the versions.",
@@ -417,20 +417,20 @@ def _library(raised: Raised) -> Explanation | None:
     )
 
 
-def _damaged(raised: Raised) -> Explanation | None:
+def _damaged(raised: Raised) -> ErrorExplanation | None:
     if raised.is_a("pyarrow."):
-        return Explanation(
+        return ErrorExplanation(
             "A table file cannot be read or written.",
             "If a Parquet file of the run is damaged, remove it: the same command computes it "
             "again. If it is a file of yours, write it anew.",
         )
     if raised.is_a("PIL.", "DecompressionBombError") or _deepest_library(raised) == "PIL":
-        return Explanation("An image cannot be read or written.", "Repair or remove it.")
+        return ErrorExplanation("An image cannot be read or written.", "Repair or remove it.")
     if raised.is_a(
         "JSONDecodeError", "UnicodeDecodeError", "csv.Error", "pandas.errors.", "ValidationError",
         "yaml.", "TOMLDecodeError",
     ):  # fmt: skip
-        return Explanation(
+        return ErrorExplanation(
             "A file does not hold what it should.",
             "Look at the files that the command names: one may be damaged, or of another program "
             "or version.",
@@ -439,17 +439,17 @@ def _damaged(raised: Raised) -> Explanation | None:
         "SafetensorError", "UnpicklingError", "BadZipFile", "tarfile.", "zlib.error", "lzma.",
         "BadGzipFile",
     ) or raised.says("PytorchStreamReader"):  # fmt: skip
-        return Explanation(
+        return ErrorExplanation(
             "A file is damaged, or not of the kind that its name says.",
             "Copy or download it again: a partial download is the usual cause.",
         )
     return None
 
 
-def _settings(raised: Raised) -> Explanation | None:
+def _settings(raised: Raised) -> ErrorExplanation | None:
     if not raised.is_a("MisconfigurationException"):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "Lightning does not accept these settings together.",
         "Change the options that it names, such as `--device`, `--devices` or `--precision`.",
         exit_code=2,
@@ -462,12 +462,12 @@ _SHAPES = (
 )
 
 
-def _shapes(raised: Raised) -> Explanation | None:
+def _shapes(raised: Raised) -> ErrorExplanation | None:
     inside = _deepest_library(raised) in ("torch", "timm", "segmentation_models_pytorch")
     network = any("/nn/modules/module.py" in f.file.replace(os.sep, "/") for f in raised.frames)
     if not (inside and network and raised.says(_SHAPES)):
         return None
-    return Explanation(
+    return ErrorExplanation(
         "The network cannot compute with what it got.",
         "Check the size of the images (`--crop`, `--window`), the number of channels and classes "
         "(`--model-arg`), and that the weights are of this network. If these are right, this is a "
@@ -475,7 +475,7 @@ def _shapes(raised: Raised) -> Explanation | None:
     )
 
 
-_RULES: Sequence[Callable[[Raised], Explanation | None]] = (
+_RULES: Sequence[Callable[[Raised], ErrorExplanation | None]] = (
     _memory, _one_value, _network, _worker_ended, _open_files, _system, _device, _library,
     _damaged, _settings, _shapes,
 )  # fmt: skip
@@ -487,12 +487,12 @@ def _deepest_library(raised: Raised) -> str | None:
     return None if deepest is None else deepest.library
 
 
-def _by_origin(raised: Raised) -> Explanation:
+def _by_origin(raised: Raised) -> ErrorExplanation:
     """By whose code raised it: a library, a file of the user, or this program."""
     code = [frame for frame in raised.frames if not frame.standard]
     if not code or code[-1].ours:
         at = f" ({_position(code[-1])})" if code else ""
-        return Explanation(
+        return ErrorExplanation(
             f"{_ROBUSTS_FAULT}{at}.",
             "Please report it with the traceback, and what you typed. Nothing is wrong with what "
             "you typed that the program knew of.",
@@ -500,13 +500,13 @@ def _by_origin(raised: Raised) -> Explanation:
     caller = next((frame for frame in reversed(code) if frame.ours), None)
     called = "" if caller is None else f", called from {_position(caller)}"
     if code[-1].library is not None:
-        return Explanation(
+        return ErrorExplanation(
             f"The library `{code[-1].library}` raised an error{called}.",
             "If the library names an option, a file or a size of yours, change that. Otherwise "
             f"{_ROBUSTS_FAULT[0].lower()}{_ROBUSTS_FAULT[1:]}: please report it with the "
             "traceback.",
         )
-    return Explanation(
+    return ErrorExplanation(
         f"`{code[-1].file}` raised an error in line {code[-1].line}.",
         "Correct that file, then repeat the command.",
     )

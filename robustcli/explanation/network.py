@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robustcli.adapters.foreign import Answers
+from robustcli.adapters.foreign import LogitNetwork
 from robustcli.core.names import TaskName
 from robustcli.core.seeds import identity_seed
 
@@ -53,7 +53,7 @@ class ExplainedNetwork:
     @property
     def core(self) -> nn.Module:
         """The network itself, whose modules have the names that a user knows."""
-        return self.module.network if isinstance(self.module, Answers) else self.module
+        return self.module.network if isinstance(self.module, LogitNetwork) else self.module
 
     def logits(self, pixels: Tensor) -> Tensor:
         """A classifier's logits (N, K), or a segmenter's foreground logits (N, 1, H, W)."""
