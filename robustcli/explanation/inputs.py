@@ -36,8 +36,8 @@ from robustcli.evaluation.recorded_inputs import (
 from robustcli.evaluation.row_comparison import COMPARISONS
 from robustcli.evaluation.stored_rows import StoredRows
 from robustcli.evaluation.verification_result import EvaluationCheck
-from robustcli.explanation.choice import class_index
 from robustcli.explanation.config import ExplainConfig
+from robustcli.explanation.photo_choice import class_index
 from robustcli.tasks.base import Task
 from robustcli.tasks.record import DatasetRecord, EvaluatedPart
 from robustcli.transforms.base import CLEAN, Cell
