@@ -443,14 +443,12 @@ class _Work:
                 path = self._path(method, cell, made.number)
                 file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
                 try:
-                    rows, arrays = block.explain(method, cell, file)
+                    rows, arrays = block.explain(method, cell, file, self.listener.advance)
                 except RunError as error:
                     failures.append(error)
                 else:
                     check()
                     write_block(path, rows, arrays)
-                count = rows_per_photo(method, cell) * len(made.views[CLEAN].samples)
-                self.listener.advance(count)
         return failures
 
     def _path(self, method: ExplanationMethod, cell: Cell, number: int) -> Path:
