@@ -307,7 +307,7 @@ def explain(
     """
     from robustcli.adapters.foreign import borrowed
     from robustcli.explanation.config import ExplainConfig
-    from robustcli.explanation.explain import explain as run_explanation
+    from robustcli.explanation.explaining import explain as run_explanation
 
     named = [] if model is None else _by_name(model)
     requests = tuple(

@@ -126,11 +126,11 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     config = _config(values)
     with ConsoleListener(quiet=quiet, unit="maps") as listener:
         if dry_run:
-            from robustcli.explanation.explain import explain_forecast
+            from robustcli.explanation.explaining import explain_forecast
 
             show_plan(explain_forecast(config, listener), as_json=as_json)
             return
-        from robustcli.explanation.explain import explain
+        from robustcli.explanation.explaining import explain
 
         run = explain(config, listener)
     show(run, as_json=as_json, quiet=quiet)

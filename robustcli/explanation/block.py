@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,15 +113,15 @@ class BlockExplanation:
     _results: dict[Key, Result] = field(default_factory=dict)
 
     def explain(
-        self, method: ExplanationMethod, cell: Cell, array_file: str
+        self, method: ExplanationMethod, cell: Cell, array_file: str, advance: Callable[[int], None]
     ) -> tuple[list[dict[str, object]], Arrays]:
-        """The rows and arrays of one method and cell.
+        """The rows and arrays of one method and cell; `advance` hears how many rows are computed.
 
         Raises:
             RunError: The network's gradients, and so a map, are not finite.
         """
         wanted = self._wanted(method, cell)
-        self._compute(method, cell, wanted)
+        self._compute(method, cell, wanted, advance)
         order = list(dict.fromkeys(want.key for want in wanted))
         index = {key: number for number, key in enumerate(order)}
         results = [self._results[key] for key in order]
@@ -206,14 +206,26 @@ class BlockExplanation:
 
     # Maps and what the network says of them.
 
-    def _compute(self, method: ExplanationMethod, cell: Cell, wanted: Sequence[Wanted]) -> None:
+    def _compute(
+        self, method: ExplanationMethod, cell: Cell, wanted: Sequence[Wanted],
+        advance: Callable[[int], None],
+    ) -> None:  # fmt: skip
         """Adds the results that are missing; clean ones of an earlier cell are there."""
         new: dict[Key, Wanted] = {}
         for want in wanted:
             if want.key not in self._results:
                 new.setdefault(want.key, want)
+        order = list(new.items())
+        for part in batched(len(order), self.batch_size):
+            self._compute_part(method, cell, dict(order[part]))
+            advance(len(wanted) * part.stop // len(order) - len(wanted) * part.start // len(order))
         if not new:
-            return
+            advance(len(wanted))
+
+    def _compute_part(
+        self, method: ExplanationMethod, cell: Cell, new: Mapping[Key, Wanted]
+    ) -> None:
+        """Adds the results of `new`, at most a batch."""
         device = self.explained.device
         pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
         targets = torch.stack([self._target(cell, want) for want in new.values()]).to(device)

@@ -27,8 +27,8 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.look_up import look_up
 from robustcli.evaluation.record import RunRecord, read_record
-from robustcli.explanation.choice import class_index
 from robustcli.explanation.config import ExplainConfig
+from robustcli.explanation.photo_choice import class_index
 from robustcli.tasks.base import Task
 from robustcli.tasks.record import DatasetRecord, EvaluatedPart
 from robustcli.transforms.base import CLEAN, Cell

@@ -22,11 +22,11 @@ from robustcli.cli.main import main
 from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.evaluation.store import Store
-from robustcli.explanation import explain as engine
+from robustcli.explanation import explaining as engine
 from robustcli.explanation import faithfulness, maximisation, perturbation
 from robustcli.explanation.config import ExplainConfig
-from robustcli.explanation.explain import explain, explain_forecast
 from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
+from robustcli.explanation.explaining import explain, explain_forecast
 from robustcli.explanation.faithfulness import insertion_and_deletion
 from robustcli.explanation.record import read_explain_record
 from robustcli.metrics.explanation_scores import curve_area

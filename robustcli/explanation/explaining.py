@@ -39,7 +39,6 @@ from robustcli.evaluation.device import device_name
 from robustcli.evaluation.evaluate import evaluate, loader_workers, transform_record
 from robustcli.evaluation.plan import batches
 from robustcli.explanation.block import BlockExplanation, answers_of
-from robustcli.explanation.choice import choice_of, named_images, worst_images
 from robustcli.explanation.config import BATCH_SIZES, BLOCK_PHOTOS, ExplainConfig
 from robustcli.explanation.explained_rows import is_done, rows_path, write_block
 from robustcli.explanation.inputs import ExplainInputs, explain_inputs
@@ -51,6 +50,7 @@ from robustcli.explanation.methods import (
     fitting,
 )
 from robustcli.explanation.network import ExplainedNetwork
+from robustcli.explanation.photo_choice import choice_of, named_images, worst_images
 from robustcli.explanation.record import (
     EXPLANATION,
     ChoiceRecord,
@@ -443,14 +443,12 @@ class _Work:
                 path = self._path(method, cell, made.number)
                 file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
                 try:
-                    rows, arrays = block.explain(method, cell, file)
+                    rows, arrays = block.explain(method, cell, file, self.listener.advance)
                 except RunError as error:
                     failures.append(error)
                 else:
                     check()
                     write_block(path, rows, arrays)
-                count = rows_per_photo(method, cell) * len(made.views[CLEAN].samples)
-                self.listener.advance(count)
         return failures
 
     def _path(self, method: ExplanationMethod, cell: Cell, number: int) -> Path:
