@@ -96,9 +96,8 @@ STUDIES = (
         "`vmamba-pico`, a state-space network, and `resnet-pico`, a residual network, both for "
         "32 x 32 pixels, as `make demo` measures them: on the 960 bundled test images of CIFAR-10.",
         "This is a verdict on two small files of weights, not on two families of networks. Both "
-        "saw the same 50,000 training images under the same recipe, but `resnet-pico` saw each "
-        "image less often (see the table of models), and one training of each says nothing of "
-        "what another seed would give.",
+        "saw the same 50,000 training images equally often under the same recipe; one training of "
+        "each says nothing of what another seed would give.",
         (
             Evaluation(
                 "demo",

@@ -149,10 +149,10 @@ def resolve(name: str) -> ModelEntry:
             plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
             f"https://huggingface.co/timm/{plain}",
         )  # fmt: skip
-    close = [*nearest(name, CATALOGUE), *timm_library.suggestions(name)]
+    close = nearest(name, [*nearest(name, CATALOGUE), *timm_library.suggestions(name)], most=4)
     raise UsageError(
         f"No model is called `{name}`.",
-        f"Did you mean {' or '.join(f'`{c}`' for c in close[:4])}?" if close else "",
+        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
         "`robust list models` shows the names; any timm name works, with its tag.",
     )
 

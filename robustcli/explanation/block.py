@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -337,28 +338,37 @@ class BlockExplanation:
     def _flipped(self, cell: Cell, photo: int) -> bool | None:
         if cell == CLEAN:
             return None
-        before, after = (self.answers[one].predictions[photo] for one in (CLEAN, cell))
+        before, after = (self.answers[key].predictions[photo].numpy() for key in (CLEAN, cell))
         if self.explained.task == "cls":
             return bool(before != after)
         if before.shape != after.shape:
             return None
-        both = float(before.sum() + after.sum())
-        return both > 0 and 2 * float((before & after).sum()) / both < _SAME_MASK
+        before, seen = self._moved(cell, photo, before)
+        pixels = int(before.sum() + (after & seen).sum())
+        return pixels > 0 and 2 * int((before & after).sum()) / pixels < _SAME_MASK
+
+    def _moved(
+        self, cell: Cell, photo: int, clean: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The clean map or mask (H, W) as the transform moves pixels, and which pixels it has."""
+        places = self.places[cell][photo] if cell in self.places else None
+        if places is None:
+            return clean, np.ones(clean.shape, bool)
+        seen = places >= 0
+        moved = clean.reshape(-1)[np.maximum(places, 0)]
+        return np.where(seen, moved, np.zeros_like(moved)), seen
 
     def _comparison(self, method: ExplanationMethod, cell: Cell, want: Wanted) -> dict[str, object]:
         """The transformed map against the clean one, moved as the transform moves pixels."""
         clean_key = self._key(method, cell, CLEAN, want.photo, want.kind)
         clean, changed = (self._results[key].relevance for key in (clean_key, want.key))
-        places = self.places[cell][want.photo] if cell in self.places else None
-        seen = np.ones(changed.shape, bool)
-        if places is not None:
-            seen = places >= 0
-            clean = np.where(seen, clean.reshape(-1)[np.maximum(places, 0)], 0)
-            changed = np.where(seen, changed, 0)
+        has_moved = cell in self.places and self.places[cell][want.photo] is not None
+        clean, seen = self._moved(cell, want.photo, clean)
+        changed = np.where(seen, changed, 0)
         if seen.mean() < _LEAST_SEEN:
-            return {"map_moved": places is not None}
+            return {"map_moved": has_moved}
         return {
-            "map_moved": places is not None,
+            "map_moved": has_moved,
             "map_similarity": map_correlation(clean, changed, seen),
             "centroid_shift": centroid_shift(clean, changed),
         }

@@ -221,7 +221,7 @@ def pico(*more: str) -> list[str]:
 
 REFUSED = {
     "unknown model": (eval_of("vmamba-pcio"), "No model is called `vmamba-pcio`.\nDid you mean "),
-    "timm's typo": (eval_of("resnet5O"), " or `resnet50` or "),
+    "timm's typo": (eval_of("resnet5O"), "Did you mean `resnet50` or "),
     "unknown transform": (eval_of("vmamba-pico", "perspektive"), "Did you mean `perspective`"),
     "no glob matches": (eval_of("vmamba-pico", "zz*"), "No transform matches `zz*`."),
     "no data": (eval_of("vmamba-t"), "No data is named for the label space `imagenet-1k`"),

@@ -400,6 +400,36 @@ def test_segmenters_are_explained_inside_their_masks(tmp_path):
                             methods=(pattern,)))  # fmt: skip
 
 
+class Bright(nn.Module):
+    """Foreground where the image is bright: the mask moves along with the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1)
+        nn.init.constant_(self.conv.weight, 10.0)
+        nn.init.constant_(self.conv.bias, -20.0)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_a_mask_that_moves_with_its_object_is_the_same_answer(tmp_path):
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    image[8:24, 4:20], mask[8:24, 4:20] = 255, 255
+    for folder, pixels in (("images", image), ("masks", mask)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    run = explain(
+        settings(
+            tmp_path, tmp_path / "run", models=(ModelRequest("bright", module=Bright()),),
+            images=(), limit=1, methods=("occlusion",), transforms=("fliplr", "invert"),
+        )
+    )  # fmt: skip
+    flipped = read_explained_rows(run).groupby("transform")["flipped"].first()
+    assert not flipped["fliplr"]  # at the other side, as its object
+    assert flipped["invert"]  # the background is bright now
+
+
 # The command.
 
 

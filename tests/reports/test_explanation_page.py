@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from robustcli.reports.compared_runs import find_models
-from robustcli.reports.publication import read_publication
+from robustcli.reports.pairing import find_models
+from robustcli.reports.run_export import read_run_export
 
 from robustcli.cli.results import results_table
 from robustcli.core.errors import RunError, UsageError
@@ -263,7 +263,7 @@ def test_damaged_rows_and_other_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is an explanation"):
         find_models([str(run)])
     with pytest.raises(UsageError, match="is an explanation"):
-        read_publication(run)
+        read_run_export(run)
     (path,) = run.glob("rows/*/*/*/*.npz")
     path.write_bytes(b"nothing")
     with pytest.raises(RunError, match="Remove it and repeat `robust explain`"):

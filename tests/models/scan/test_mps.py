@@ -7,12 +7,14 @@ so the gradients are checked with CUDA in its place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from robustcli.models.scan import choice, cpu, reference, selective_scan, ss2d_scan
@@ -41,13 +43,18 @@ class Distant(Tensor):
         return compute(func, args, kwargs or {})
 
 
-class FakeMps(TorchFunctionMode):
+@contextmanager
+def fake_mps() -> Iterator[None]:
     """While it is on, tensors can be sent to `mps`."""
+    send = Tensor.to
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.to and args[1:] == (MPS,):
-            return args[0] if isinstance(args[0], Distant) else Distant(args[0])
-        return func(*args, **(kwargs or {}))
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args != (MPS,):
+            return send(tensor, *args, **kwargs)
+        return tensor if isinstance(tensor, Distant) else Distant(tensor)
+
+    with patch.object(Tensor, "to", to):
+        yield
 
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -91,7 +98,7 @@ def test_an_images_scan_comes_back_to_the_gpu(
     with torch.no_grad():
         expected = ss2d_scan(**arguments)
     monkeypatch.setattr(reference, "scan", None)  # would be called by a loop in Python
-    with torch.no_grad(), FakeMps():
+    with torch.no_grad(), fake_mps():
         y = ss2d_scan(**sent(arguments))
     assert (y.device, y.dtype) == (MPS, torch.float32)
     torch.testing.assert_close(y.held, expected, rtol=0, atol=0)
@@ -104,7 +111,7 @@ def test_a_sequences_scan_comes_back_with_its_state(gated: bool) -> None:
         arguments = {**arguments, "z": None, "D": None, "delta_bias": None}
     with torch.no_grad():
         expected = selective_scan(**arguments, return_last_state=True)
-    with torch.no_grad(), FakeMps():
+    with torch.no_grad(), fake_mps():
         found = selective_scan(**sent(arguments), return_last_state=True)
     for one, other in zip(found, expected, strict=True):
         assert one.device == MPS
