@@ -3,8 +3,9 @@
     python recipes/train_cifar10_pico.py --model resnet-pico --source DIR --out runs/resnet-pico
 
 `--source` holds `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. Both networks,
-`vmamba-pico` and `resnet-pico`, see the same images equally often under the same recipe. The test images take no part in any
-choice: the number of epochs is fixed beforehand and the last averaged weights are kept.
+`vmamba-pico` and `resnet-pico`, see the same images equally often under the same recipe. The test
+images take no part in any choice: the number of epochs is fixed beforehand and the last averaged
+weights are kept.
 """
 
 from __future__ import annotations

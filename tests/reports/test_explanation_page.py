@@ -10,10 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from robustcli.reports.pairing import find_models
-from robustcli.reports.run_export import read_run_export
 
-from robustcli.cli.results import results_table
 from robustcli.core.errors import RunError, UsageError
 from robustcli.explanation.explained_rows import EXPLAINED_SCHEMA, read_explained_rows
 from robustcli.explanation.methods import METHODS
@@ -31,7 +28,9 @@ from robustcli.reports.explanation_findings import (
 )
 from robustcli.reports.explanation_page import IN_WORDS, explanation_page, explanation_text
 from robustcli.reports.pages import kind_of
-from robustcli.reports.render import document, render
+from robustcli.reports.pairing import find_models
+from robustcli.reports.render import document, render, report_page
+from robustcli.reports.run_export import read_run_export
 from tests.builders import IDENTITY
 from tests.reports.explanation_runs import (
     INVERT,
@@ -195,7 +194,7 @@ def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:
     empty = build_explanation(tmp_path / "empty", ExplainPlan(methods=(), done=0))
     render(empty)
     assert explanation_results(read_explanation(empty)).empty
-    assert results_table(empty).startswith("Partial: 0 photos of 18")
+    assert report_page(empty).terminal.startswith("Partial: 0 photos of 18")
 
 
 @pytest.mark.parametrize("name", ["<b>&|x", "a*b_c`d", "=1+1|<img src=x onerror=alert(1)>"])
@@ -216,7 +215,7 @@ def test_names_are_shown_letter_for_letter(
 
 
 def test_the_table_for_a_terminal(run: Path) -> None:
-    text = results_table(run)
+    text = report_page(run).terminal
     assert text.isascii()
     line = next(line for line in text.splitlines() if line.startswith("Hidden attention"))
     assert line.split()[2:6] == ["perspective", "none", "18", "6"]
