@@ -82,11 +82,11 @@ class ExplanationRun:
 
     def arrays(self, row: Mapping[str, Any]) -> ExplainedArrays:
         """The map, the photo and the picture that a row of `rows()` names."""
-        found = read_arrays(self.path, str(row["array_file"]))
-        index, pictures = int(row["array_index"]), found.pictures
+        arrays = read_arrays(self.path, str(row["array_file"]))
+        index, pictures = int(row["array_index"]), arrays.pictures
         return ExplainedArrays(
-            found.maps[index].astype("float32"),
-            found.photos[int(row["photo_index"])],
+            arrays.maps[index].astype("float32"),
+            arrays.photos[int(row["photo_index"])],
             None if pictures is None else pictures[index],
         )
 
@@ -223,7 +223,7 @@ def evaluate(
     from robustcli.evaluation.config import EvalConfig
 
     models = _by_name(model)
-    wanted = [transforms] if isinstance(transforms, str) else list(transforms)
+    transform_names = [transforms] if isinstance(transforms, str) else list(transforms)
     requests = tuple(
         ModelRequest(
             name,
@@ -238,7 +238,7 @@ def evaluate(
         for name, module in models
     )
     place = None if data is None else str(data)
-    config = EvalConfig(requests, tuple(wanted), place, Path(out), **options)
+    config = EvalConfig(requests, tuple(transform_names), place, Path(out), **options)
     with borrowed(module for _, module in models):
         return Run(evaluation.evaluate(config))
 
@@ -249,15 +249,18 @@ def _by_name(
     """Each model's name, and the network in memory or what builds it; None where a name is all."""
     if isinstance(model, Mapping):
         return [
-            (one if isinstance(one, str) else name, None if isinstance(one, str) else one)
-            for name, one in model.items()
+            (
+                network if isinstance(network, str) else name,
+                None if isinstance(network, str) else network,
+            )
+            for name, network in model.items()
         ]
     several = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     return [
-        (one, None)
-        if isinstance(one, str)
-        else (getattr(one, "__name__", None) or type(one).__name__, one)
-        for one in several
+        (network, None)
+        if isinstance(network, str)
+        else (getattr(network, "__name__", None) or type(network).__name__, network)
+        for network in several
     ]
 
 

@@ -143,7 +143,7 @@ def _mounts(controller: str) -> Iterator[_Mount]:
 
 def _plain(field: str) -> str:
     r"""`field` of mountinfo, where a space is written as `\040`."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _upwards(mount: _Mount, path: str) -> Iterator[Path]:
@@ -227,10 +227,10 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """The version of this program, of Python, and of every package that decides the numbers."""
-    found = {"robust": __version__, "python": platform.python_version()}
+    packages = {"robust": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            packages[package] = version(package)
         except PackageNotFoundError:
             continue  # another distribution may bring the same import (opencv-python)
-    return found
+    return packages

@@ -117,7 +117,9 @@ def parse_hub_name(data: str) -> HubName:
         UsageError: It is no such name.
     """
     match = _NAME.fullmatch(data)
-    pairs = [one.partition("=") for one in (match["options"] or "").split("&")] if match else []
+    pairs = (
+        [option.partition("=") for option in (match["options"] or "").split("&")] if match else []
+    )
     options = {name: value for name, equals, value in pairs if equals and value}
     wrong = [name for name, equals, value in pairs if name and not (equals and value)]
     wrong += sorted(set(options) - set(_OPTIONS))
@@ -355,9 +357,9 @@ def _published(name: HubName, commit: str, offline: bool) -> Published:
         pass  # not here yet, of another version, or damaged: it is looked up anew
     if offline:
         raise not_here(name.repo, "its list of files was never fetched")
-    found = _look_up(name, commit)
-    write_text(file, json.dumps({"format": _FORMAT, **asdict(found)}))
-    return found
+    published = _look_up(name, commit)
+    write_text(file, json.dumps({"format": _FORMAT, **asdict(published)}))
+    return published
 
 
 def _from_json(known: Mapping[str, Any]) -> Published:
@@ -496,26 +498,28 @@ class _Columns:
 def _chosen(name: HubName, published: Published, truth: Literal["label", "mask"]) -> _Columns:
     images = [c.name for c in published.columns if c.kind == "image"]
     if truth == "mask":
-        mask = _one(
+        mask = _single_column(
             name, published, "mask", name.mask, [i for i in images if i != name.image],
             [i for i in _MASK_NAMES if i != name.image], certain=False,
         )  # fmt: skip
         others = [image for image in images if image != mask]
         return _Columns(
-            _one(name, published, "image", name.image, others, _IMAGE_NAMES), mask, masks=True
+            _single_column(name, published, "image", name.image, others, _IMAGE_NAMES),
+            mask,
+            masks=True,
         )
-    image = _one(name, published, "image", name.image, images, _IMAGE_NAMES)
+    image = _single_column(name, published, "image", name.image, images, _IMAGE_NAMES)
     classes = [c.name for c in published.columns if c.kind == "class"]
     plain = [
         c.name for c in published.columns if c.kind in ("text", "number") and c.name in _LABEL_NAMES
     ]
-    label = _one(name, published, "label", name.label, classes or plain, _LABEL_NAMES)
+    label = _single_column(name, published, "label", name.label, classes or plain, _LABEL_NAMES)
     if published.by_name[label].kind not in ("class", "text", "number"):
         raise _wrong_column(name, published, "label", f"`{label}` holds no classes")
     return _Columns(image, label, masks=False)
 
 
-def _one(
+def _single_column(
     name: HubName, published: Published, role: str, typed: str | None, fitting: Sequence[str],
     usual: Sequence[str], *, certain: bool = True,
 ) -> str:  # fmt: skip
@@ -566,10 +570,10 @@ def _splits(name: HubName, published: Published, all_splits: bool) -> list[str]:
     if name.split is not None:
         if name.split not in files:
             close = nearest(name.split, files)
-            meant = f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
+            suggestion = f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
             raise UsageError(
                 f"`{name.place}` has no split `{name.split}`.",
-                f"It has {', '.join(f'`{split}`' for split in files)}.{meant}",
+                f"It has {', '.join(f'`{split}`' for split in files)}.{suggestion}",
                 f"Write for example `--data {name.place}@{name.revision or 'main'}:"
                 f"{next(iter(files))}`.",
             )
@@ -621,7 +625,7 @@ def _rows(
         with replacing(file) as beside:
             pq.write_table(table, beside)
     labels = table.column("label").to_pylist()
-    unlabelled = 0 if columns.masks else sum(not one for one in labels)
+    unlabelled = 0 if columns.masks else sum(not label for label in labels)
     return _Rows(table.column("id").to_pylist(), labels, unlabelled)
 
 
@@ -635,21 +639,25 @@ def _fetched_rows(
               and published.by_name[c].kind in ("text", "number")]  # fmt: skip
     leaf = published.by_name[columns.image].leaf
     inner = f"{columns.image}.path" if leaf.endswith(".bytes") else None
-    wanted = [*naming, *([inner] if inner else []), *([] if columns.masks else [columns.truth])]
+    column_names = [
+        *naming,
+        *([inner] if inner else []),
+        *([] if columns.masks else [columns.truth]),
+    ]
 
     def read(file: PublishedFile) -> Any:
         import pyarrow.parquet as pq
 
         with fetching(name.repo, file.path):
             remote = RemoteFile(name.repo, commit, file.path, file.size)
-            return pq.ParquetFile(remote, pre_buffer=True).read(columns=wanted)
+            return pq.ParquetFile(remote, pre_buffer=True).read(columns=column_names)
 
     files = published.files[split]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         tables = list(pool.map(read, files))
     table = pa.concat_tables(tables)
     total = sum(sum(file.rows) for file in files)
-    if table.num_rows != total and wanted:
+    if table.num_rows != total and column_names:
         raise RunError(
             f"`{name.place}` changed while it was read.",
             f"Its split `{split}` has {table.num_rows:,} rows instead of {total:,}.",
@@ -673,7 +681,7 @@ def _as_ids(values: Sequence[Any], total: int) -> list[str] | None:
     if len(values) != total or any(value is None or value == "" for value in values):
         return None
     ids = [normalised_path(str(value)) for value in values]
-    if len(set(ids)) < total or any(_UNSAFE.search(one) for one in ids):
+    if len(set(ids)) < total or any(_UNSAFE.search(value) for value in ids):
         return None
     return ids
 

@@ -82,27 +82,27 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
         MachineError: The data or the weights of a finished run are not here.
         RunError: Some maps could not be computed; all others are kept.
     """
-    heard = listener or Silent()
-    inputs = explain_inputs(config, heard)
+    announcer = listener or Silent()
+    inputs = explain_inputs(config, announcer)
     choice = choice_of(inputs.config, inputs.source)
     if choice.rule == "ids":
         named_images(inputs.config.images, inputs.items)  # a typo is told before anything is done
-    boxes = read_boxes(inputs.config.boxes, inputs.items, heard.say)
-    _announce_choice(inputs, choice, heard)
+    boxes = read_boxes(inputs.config.boxes, inputs.items, announcer.say)
+    _announce_choice(inputs, choice, announcer)
     model: Any = inputs.load()
     for note in model.notes:
-        heard.say(note)
+        announcer.say(note)
     with _without_gradients(model.network):
         explained = explained_network(inputs, model)
-        methods = _usable_methods(inputs, explained, model, heard)
+        methods = _usable_methods(inputs, explained, model, announcer)
         record = _new_record(inputs, model, methods, choice)
-        with EXPLANATION.held(inputs.run, heard.say) as ownership:
+        with EXPLANATION.held(inputs.run, announcer.say) as ownership:
             record = EXPLANATION.open(inputs.run, record, fresh=inputs.config.fresh)
             with EXPLANATION.closing(inputs.run) as ending:
-                images = _chosen_images(inputs, choice, heard)
+                images = _chosen_images(inputs, choice, announcer)
                 _keep_images(inputs.run, images)
                 work = _Work(
-                    inputs, model, explained, methods, images, boxes, record.block_size, heard
+                    inputs, model, explained, methods, images, boxes, record.block_size, announcer
                 )
                 failures = work.run(ownership.check)
                 if failures or not _is_whole(inputs, read_explain_record(inputs.run)):
@@ -154,10 +154,10 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
         model.network.to(memory_format=torch.channels_last)
     if isinstance(model, Classifier):
         assert inputs.space is not None, "classifiers have classes"
-        answers, own = inputs.dataset.answers, model.preprocessing
+        answers, preprocessing = inputs.dataset.answers, model.preprocessing
         return ExplainedNetwork(
-            **shared, task="cls", classes=inputs.space.names, mean=own.mean, std=own.std,
-            answers=None if answers is None else tuple(answers),
+            **shared, task="cls", classes=inputs.space.names,
+            mean=preprocessing.mean, std=preprocessing.std, answers=None if answers is None else tuple(answers),
         )  # fmt: skip
     masks = model.preprocessing
     channels = 1 if masks.channels == "grey" else 3
@@ -242,8 +242,8 @@ def _refusal(
 def _made_up(model: AnyModel) -> torch.Tensor:
     """The input for one image of noise."""
     if isinstance(model, Classifier):
-        own = model.preprocessing
-        image = made_up_image((own.channels, own.crop, own.crop))
+        preprocessing = model.preprocessing
+        image = made_up_image((preprocessing.channels, preprocessing.crop, preprocessing.crop))
     else:
         side, channels = window_side(model), 1 if model.preprocessing.channels == "grey" else 3
         image = made_up_image((channels, side, side))

@@ -139,7 +139,7 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
 
     Their outputs have more than one place, and depend on the image.
     """
-    found: dict[str, CamLayer] = {}
+    layers: dict[str, CamLayer] = {}
     prefix = int(getattr(explained.core, "num_prefix_tokens", 0))
     handles = []
 
@@ -147,8 +147,8 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
         def look(_: nn.Module, __: Any, output: Any) -> None:
             layer = _layer_of(name, output, explained, prefix)
             if layer is not None:
-                found.pop(name, None)
-                found[name] = layer
+                layers.pop(name, None)
+                layers[name] = layer
 
         return look
 
@@ -161,7 +161,7 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return layers
 
 
 def _layer_of(

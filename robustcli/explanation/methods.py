@@ -49,8 +49,8 @@ class ExplanationMethod:
     def function(self) -> Callable[..., Any]:
         """The function that computes it, an `explanation.network.Attribute`."""
         module, _, name = self.compute.partition(":")
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return found
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
 
     def fits(self, family: str, task: TaskName) -> bool:
         """Whether it exists for networks of `family` that serve `task`."""

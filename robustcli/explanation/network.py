@@ -90,9 +90,9 @@ class ExplainedNetwork:
         """Probabilities (N, K) over the classes that may be predicted."""
         if self.answers is None:
             return logits.softmax(1)
-        others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        others[list(self.answers)] = False
-        return logits.masked_fill(others, -torch.inf).softmax(1)
+        excluded = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+        excluded[list(self.answers)] = False
+        return logits.masked_fill(excluded, -torch.inf).softmax(1)
 
     def limits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The normalised values of black and white, (C, 1, 1) each."""

@@ -35,14 +35,14 @@ def integrated_gradients(
     """
     method = IntegratedGradients(explained.score)
 
-    def one(photo: Tensor, target: Tensor) -> Tensor:
-        found: Tensor = method.attribute(
+    def attribute_photo(photo: Tensor, target: Tensor) -> Tensor:
+        attributed: Tensor = method.attribute(
             photo, torch.zeros_like(photo), additional_forward_args=target, n_steps=STEPS,
             method="gausslegendre", internal_batch_size=batch_size,
         )  # fmt: skip
-        return found.detach()
+        return attributed.detach()
 
-    maps = _each(one, pixels, targets).sum(1)
+    maps = _photo_by_photo(attribute_photo, pixels, targets).sum(1)
     photos, baselines = _scores(explained, pixels, targets, batch_size)
     due = photos - baselines
     error = (maps.flatten(1).double().sum(1) - due).abs() / due.abs().clamp(min=1e-6)
@@ -77,18 +77,22 @@ def occlusion(
     channels, *sides = pixels.shape[1:]
     window = [max(1, side // WINDOWS_ACROSS) for side in sides]
 
-    def one(photo: Tensor, target: Tensor) -> Tensor:
-        found: Tensor = method.attribute(
+    def attribute_photo(photo: Tensor, target: Tensor) -> Tensor:
+        attributed: Tensor = method.attribute(
             photo, (channels, *window), (channels, *(max(1, side // 2) for side in window)),
             baselines=0, additional_forward_args=target, perturbations_per_eval=batch_size,
         )  # fmt: skip
-        return found.detach()
+        return attributed.detach()
 
     # Windows hide all channels at once, so each channel holds the same map.
-    return Attribution(_each(one, pixels, targets)[:, 0].float())
+    return Attribution(_photo_by_photo(attribute_photo, pixels, targets)[:, 0].float())
 
 
-def _each(one: Callable[[Tensor, Tensor], Tensor], pixels: Tensor, targets: Tensor) -> Tensor:
+def _photo_by_photo(
+    attribute_photo: Callable[[Tensor, Tensor], Tensor], pixels: Tensor, targets: Tensor
+) -> Tensor:
     """`one` of each photo and target, put together (N, C, H, W)."""
     rows = range(len(pixels))
-    return torch.cat([one(pixels[row : row + 1], targets[row : row + 1]) for row in rows])
+    return torch.cat(
+        [attribute_photo(pixels[row : row + 1], targets[row : row + 1]) for row in rows]
+    )

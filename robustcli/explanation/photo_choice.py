@@ -100,8 +100,8 @@ def worst_images(
         RunError: The run lacks the predictions.
     """
     store = Store(run)
-    clean = _held(store, model, CLEAN, task)
-    losses = [clean - _held(store, model, cell, task) for cell in cells] or [-clean]
+    clean = _scores_of_cell(store, model, CLEAN, task)
+    losses = [clean - _scores_of_cell(store, model, cell, task) for cell in cells] or [-clean]
     loss = pd.concat(losses, axis=1).max(axis=1, skipna=True).dropna()
     loss = loss[loss.index.isin(list(items))]
     if loss.empty:
@@ -114,11 +114,11 @@ def worst_images(
     return tuple(items[str(name)] for name, _ in ordered[:count])
 
 
-def _held(store: Store, model: str, cell: Cell, task: TaskName) -> pd.Series[float]:
+def _scores_of_cell(store: Store, model: str, cell: Cell, task: TaskName) -> pd.Series[float]:
     """By image id, the probability of the true class, or the dice, in [0, 1]."""
     if task == "cls":
         rows = store.rows(model, cell, task, ["image_id", "target_probability"])
         return rows.set_index("image_id")["target_probability"].astype(float)
     rows = store.rows(model, cell, task, ["image_id", "tp", "fp", "fn"]).set_index("image_id")
-    both = 2 * rows["tp"] + rows["fp"] + rows["fn"]
-    return (2 * rows["tp"] / both.where(both > 0)).fillna(1.0)
+    overlap_total = 2 * rows["tp"] + rows["fp"] + rows["fn"]
+    return (2 * rows["tp"] / overlap_total.where(overlap_total > 0)).fillna(1.0)

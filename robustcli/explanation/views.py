@@ -92,17 +92,17 @@ def block_views(
             raise batch
         samples, cells = blocks[batch.block]
         by_id = {sample.image_id: sample for sample in samples}
-        there = tuple(by_id[name] for name in batch.image_ids)
+        block_samples = tuple(by_id[name] for name in batch.image_ids)
         views = waiting.setdefault(batch.block, {})
-        views[batch.cell] = _view(model, there, batch.inputs)
+        views[batch.cell] = _view(model, block_samples, batch.inputs)
         if len(views) == len({CLEAN, *cells}):
             yield BlockViews(batch.block, waiting.pop(batch.block), tuple(batch.unreadable))
 
 
 def _view(model: Classifier | Segmenter, samples: tuple[Sample, ...], made: Any) -> View:
     if isinstance(model, Classifier):
-        own = model.preprocessing
-        views: Tensor = made.views[own.view]
+        preprocessing = model.preprocessing
+        views: Tensor = made.views[preprocessing.view]
         with torch.no_grad():
             pixels = model.normalised(views.to(model.device)).cpu()
         photos = views.expand(-1, 3, -1, -1) if views.shape[1] == 1 else views
@@ -168,10 +168,12 @@ class Geometry:
             padding = padded(places[:, :, None], self.side, by="constant").image[:, :, 0]
             return _cut(padding, self.side)
         assert self.preprocessing is not None
-        own = self.preprocessing
+        preprocessing = self.preprocessing
         height, width = places.shape
-        across, down = own.resized(width, height)
-        return _centred(places[np.ix_(_nearest(down, height), _nearest(across, width))], own.crop)
+        across, down = preprocessing.resized(width, height)
+        return _centred(
+            places[np.ix_(_nearest(down, height), _nearest(across, width))], preprocessing.crop
+        )
 
 
 def _nearest(size: int, length: int) -> NDArray[np.int64]:
@@ -233,20 +235,20 @@ def _matched(before: Places, after: Places, size: tuple[int, int]) -> Places:
     wanted_rows, wanted_columns = (after - 1) // width, (after - 1) % width
     row = _nearest_index(rows, inside_rows, wanted_rows)
     column = _nearest_index(columns, inside_columns, wanted_columns)
-    found = row * before.shape[1] + column
-    return np.where((after > 0) & (row >= 0) & (column >= 0), found, -1)
+    matches = row * before.shape[1] + column
+    return np.where((after > 0) & (row >= 0) & (column >= 0), matches, -1)
 
 
-def _nearest_index(known: Places, inside: NDArray[np.bool_], wanted: Places) -> Places:
+def _nearest_index(sources: Places, inside: NDArray[np.bool_], queries: Places) -> Places:
     """For each of `wanted` the index in the rising `known` that is nearest; -1 beyond its ends."""
     indices = np.flatnonzero(inside)
-    values = known[indices]
+    values = sources[indices]
     step = max(1, int(np.ceil((values[-1] - values[0]) / max(1, len(values) - 1))))
-    right = np.clip(np.searchsorted(values, wanted), 0, len(values) - 1)
+    right = np.clip(np.searchsorted(values, queries), 0, len(values) - 1)
     left = np.maximum(right - 1, 0)
-    nearer = np.abs(values[left] - wanted) <= np.abs(values[right] - wanted)
+    nearer = np.abs(values[left] - queries) <= np.abs(values[right] - queries)
     best = np.where(nearer, left, right)
-    beyond = np.abs(values[best] - wanted) > step
+    beyond = np.abs(values[best] - queries) > step
     return np.where(beyond, -1, indices[best])
 
 

@@ -300,14 +300,14 @@ def flip_contrasts(
 
 
 def _contrast(flipped: _Sample, kept: _Sample, confidence: float) -> FlipContrast:
-    one, other = flipped.mean, kept.mean
-    if one.value is None or other.value is None:
-        return FlipContrast(one, other, None, None, None)
-    difference, fewest = one.value - other.value, min(one.n, other.n)
+    flipped_mean, kept_mean = flipped.mean, kept.mean
+    if flipped_mean.value is None or kept_mean.value is None:
+        return FlipContrast(flipped_mean, kept_mean, None, None, None)
+    difference, fewest = flipped_mean.value - kept_mean.value, min(flipped_mean.n, kept_mean.n)
     if fewest < FEWEST or flipped.draws is None or kept.draws is None:
-        return FlipContrast(one, other, difference, None, None)
+        return FlipContrast(flipped_mean, kept_mean, difference, None, None)
     ends = _ends(flipped.draws - kept.draws, fewest, confidence)
-    return FlipContrast(one, other, difference, *ends)
+    return FlipContrast(flipped_mean, kept_mean, difference, *ends)
 
 
 def _ends(draws: NDArray[np.float64], n: int, confidence: float) -> Interval:

@@ -231,7 +231,7 @@ class PanelDrawer:
         kind: str,
     ) -> str:  # fmt: skip
         first = next(iter(views.values())).iloc[0]
-        said = ". ".join(
+        caption = ". ".join(
             f"{'Clean' if name == 'clean' else f'Under {name}'}: {'; '.join(self._answers(rows))}"
             for name, rows in views.items()
         )
@@ -242,7 +242,7 @@ class PanelDrawer:
             if kind == "localised"
             else f"Pictures made by {by} for the class above each, with its probability there"
         )
-        return f"Photo {number}, {first['image_id']}. {said}. {what}."
+        return f"Photo {number}, {first['image_id']}. {caption}. {what}."
 
 
 def _stem(kind: str) -> str:

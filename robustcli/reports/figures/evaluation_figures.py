@@ -247,7 +247,9 @@ def _curve_panel(
     for model, style in looks(models):
         _line(axes, rows[rows["model"] == model], (model, style), measure)
         untouched = clean.loc[clean["model"] == model, measure.column].dropna()
-        for part, dashes in [(whole * kept, d) for whole in untouched for kept, d in _LEVELS]:
+        for part, dashes in [
+            (untouched_value * kept, d) for untouched_value in untouched for kept, d in _LEVELS
+        ]:
             level = measure.scale * part
             axes.axhline(level, color=style.colour, linestyle=dashes, linewidth=0.8)
     light_grid(axes)
