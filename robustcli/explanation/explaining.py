@@ -157,7 +157,8 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
         answers, preprocessing = inputs.dataset.answers, model.preprocessing
         return ExplainedNetwork(
             **shared, task="cls", classes=inputs.space.names,
-            mean=preprocessing.mean, std=preprocessing.std, answers=None if answers is None else tuple(answers),
+            mean=preprocessing.mean, std=preprocessing.std,
+            answers=None if answers is None else tuple(answers),
         )  # fmt: skip
     masks = model.preprocessing
     channels = 1 if masks.channels == "grey" else 3
