@@ -29,7 +29,7 @@ from robustcli.reports.explanation_findings import (
 from robustcli.reports.explanation_page import IN_WORDS, explanation_page, explanation_text
 from robustcli.reports.pages import kind_of
 from robustcli.reports.pairing import find_models
-from robustcli.reports.render import document, render, report_page
+from robustcli.reports.render import document, render
 from robustcli.reports.run_export import read_run_export
 from tests.builders import IDENTITY
 from tests.reports.explanation_runs import (
@@ -194,7 +194,7 @@ def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:
     empty = build_explanation(tmp_path / "empty", ExplainPlan(methods=(), done=0))
     render(empty)
     assert explanation_results(read_explanation(empty)).empty
-    assert report_page(empty).terminal.startswith("Partial: 0 photos of 18")
+    assert explanation_text(read_explanation(empty)).startswith("Partial: 0 photos of 18")
 
 
 @pytest.mark.parametrize("name", ["<b>&|x", "a*b_c`d", "=1+1|<img src=x onerror=alert(1)>"])
@@ -215,7 +215,7 @@ def test_names_are_shown_letter_for_letter(
 
 
 def test_the_table_for_a_terminal(run: Path) -> None:
-    text = report_page(run).terminal
+    text = explanation_text(read_explanation(run))
     assert text.isascii()
     line = next(line for line in text.splitlines() if line.startswith("Hidden attention"))
     assert line.split()[2:6] == ["perspective", "none", "18", "6"]
