@@ -88,8 +88,10 @@ def test_a_second_process_started_by_hand_is_refused(photos, tmp_path):
     first = started(photos, run)
     while not (run / "run.json").exists() and first.poll() is None:
         time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # it could be done before the second has started
     second = started(photos, run)
     _, message = second.communicate(timeout=500)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"Process {first.pid} on this machine" in message
     finished(first)
