@@ -153,11 +153,11 @@ def mcnemar_p(won: int, lost: int) -> float:
     Source: Q. McNemar, Note on the sampling error of the difference between correlated proportions
     or percentages, Psychometrika 12 (1947).
     """
-    if won + lost == 0:
-        return 1.0
-    from scipy.stats import binomtest  # takes most of a second to import
+    from scipy.special import betainc  # scipy.stats takes four times as long to import
 
-    return float(binomtest(won, won + lost, 0.5).pvalue)
+    # Twice the probability of at most `few` of `many + few` heads: the distribution is symmetric.
+    few, many = sorted((won, lost))
+    return min(1.0, 2 * float(betainc(many, few + 1, 0.5))) if many else 1.0
 
 
 @dataclass(frozen=True)
