@@ -125,13 +125,13 @@ def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
     # `pq.read_table` makes a data set of each file, which takes eight times as long.
     try:
         with pq.ParquetFile(pa.BufferReader(path.read_bytes())) as file:
-            columns = set(file.schema_arrow.names)
-            table = file.read([n for n in schema.names if n in columns], use_threads=False)
+            table = file.read(schema.names, use_threads=False)  # those that the file has
+        if table.schema.equals(schema):
+            return table
         for field in schema:
-            if field.name not in columns:
+            if field.name not in table.column_names:
                 table = table.append_column(field, pa.nulls(len(table), field.type))
-        alike = table.schema.equals(schema)
-        return table if alike else table.select(schema.names).cast(schema)
+        return table.select(schema.names).cast(schema)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"`{path}` is damaged.",
