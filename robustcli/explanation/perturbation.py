@@ -14,8 +14,9 @@ from torch import Tensor
 
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 
-STEPS = 32
-"""Points of the Gauss-Legendre rule along the path from the baseline to the photo."""
+STEPS = 64
+"""Points of the Gauss-Legendre rule along the path from the baseline to the photo: half as many miss
+the change of the score of a MobileNetV2 by 10 % in the median, these by 4 %."""
 WINDOWS_ACROSS = 4
 """The side of the occluding window is this part of the image's; it moves by half of its side."""
 
