@@ -74,6 +74,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/segmenters.py
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/reports.py
+	$(BIN)/python benchmarks/explain.py
+	$(BIN)/python benchmarks/explain_mamba.py
 
 $(sort $(VENV)/bin/python $(NEWEST)/bin/python $(OLDEST)/bin/python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
