@@ -47,7 +47,7 @@ def finished(process: "subprocess.Popen[str]") -> str:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Two blocks of images, so that one is left when the other is written."""
-    return make_photos(tmp_path_factory.mktemp("photos") / "many", per_class=24)
+    return make_photos(tmp_path_factory.mktemp("photos") / "many", per_class=48)
 
 
 @pytest.fixture(scope="module")
