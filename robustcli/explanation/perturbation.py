@@ -15,8 +15,10 @@ from torch import Tensor
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 
 STEPS = 64
-"""Points of the Gauss-Legendre rule along the path from the baseline to the photo: half as many miss
-the change of the score of a MobileNetV2 by 10 % in the median, these by 4 %."""
+"""Points of the Gauss-Legendre rule along the path from the baseline to the photo.
+
+With 32 the sums of a MobileNetV2's maps miss the change of the score by 10 % in the median, with 64
+by 4 %."""
 WINDOWS_ACROSS = 4
 """The side of the occluding window is this part of the image's; it moves by half of its side."""
 
@@ -46,7 +48,7 @@ def integrated_gradients(
     maps = _photo_by_photo(attribute_photo, pixels, targets).sum(1)
     photos, baselines = _scores(explained, pixels, targets, batch_size)
     due = photos - baselines
-    error = (maps.flatten(1).double().sum(1) - due).abs() / due.abs().clamp(min=1e-6)
+    error = (maps.flatten(1).cpu().double().sum(1) - due).abs() / due.abs().clamp(min=1e-6)
     return Attribution(maps.float(), {"completeness_error": error})
 
 
