@@ -94,7 +94,7 @@ def occlusion(
 def _photo_by_photo(
     attribute_photo: Callable[[Tensor, Tensor], Tensor], pixels: Tensor, targets: Tensor
 ) -> Tensor:
-    """`one` of each photo and target, put together (N, C, H, W)."""
+    """`attribute_photo` of each photo and target, put together (N, C, H, W)."""
     rows = range(len(pixels))
     return torch.cat(
         [attribute_photo(pixels[row : row + 1], targets[row : row + 1]) for row in rows]

@@ -10,9 +10,11 @@ import torch
 
 from robustcli.core.errors import UsageError
 from robustcli.explanation import maximisation, perturbation
+from robustcli.explanation.faithfulness import insertion_and_deletion
 from robustcli.explanation.methods import METHODS, chosen_methods, default_methods
 from robustcli.explanation.network import Attribution, ExplainedNetwork
 from tests.explanation.networks import explained, fingerprint, small_vmamba
+from tests.imaginary_gpu import CPU, GPU, imaginary_gpu
 
 SIDE, PHOTOS = 32, 3
 
@@ -124,3 +126,24 @@ def test_the_usual_methods_are_maps_of_photos():
     assert {m.kind for m in default_methods("vim", "cls")} == {"localised"}
     assert "attention" in names(default_methods("vim", "cls"))
     assert "attention" not in names(default_methods("resnet", "cls"))
+
+
+# The rules of `relevance` work in backward hooks, which the imaginary device does not follow.
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "relevance"])
+def test_no_tensors_of_two_devices_meet(name, monkeypatch):
+    monkeypatch.setenv("ROBUST_SCAN_BACKEND", "cpu")
+    module, initial = small_vmamba(), small_vmamba()
+    on_gpu = replace(explained(module, "vmamba"), device=GPU, initial=lambda: initial)
+    with imaginary_gpu(module, initial):
+        pixels, targets = photos().to(GPU), TARGETS.to(GPU)
+        made = METHODS[name].function()(on_gpu, pixels, targets, batch_size=2, seeds=SEEDS)
+        curves = insertion_and_deletion(on_gpu, pixels, targets, made.maps, batch_size=2)
+        assert (made.maps.device, curves[0].device) == (GPU, CPU)
+
+
+def test_the_imaginary_gpu_tells_devices_apart():
+    with imaginary_gpu():
+        there, here = torch.ones(3).to(GPU), torch.ones(3)
+        with pytest.raises(AssertionError, match="two devices"):
+            there + here
+        assert (there.cpu() + here + torch.tensor(1.0)).sum() == 9
