@@ -36,17 +36,20 @@ if TYPE_CHECKING:
 ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
 
 
-def _render(run: Path) -> Path:
-    from robustcli.reports.render import render  # draws pictures: a second to import
+@dataclass(frozen=True)
+class _RunFolder:
+    path: Path
 
-    return render(run)
+    def report(self) -> Path:
+        """Renders the report; returns the path of `report.md`."""
+        from robustcli.reports.render import render  # draws pictures: a second to import
+
+        return render(self.path)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(_RunFolder):
     """A run in its folder."""
-
-    path: Path
 
     @property
     def record(self) -> RunRecord:
@@ -57,16 +60,10 @@ class Run:
         """One row per model, transform and severity; the columns of `results.csv`."""
         return table(self.path)
 
-    def report(self) -> Path:
-        """Renders the report; returns the path of `report.md`."""
-        return _render(self.path)
-
 
 @dataclass(frozen=True)
-class ExplanationRun:
+class ExplanationRun(_RunFolder):
     """An explanation in its folder."""
-
-    path: Path
 
     @property
     def record(self) -> ExplainRecord:
@@ -90,10 +87,6 @@ class ExplanationRun:
             None if pictures is None else pictures[index],
         )
 
-    def report(self) -> Path:
-        """Renders the report; returns the path of `report.md`."""
-        return _render(self.path)
-
 
 @dataclass(frozen=True)
 class ExplainedArrays:
@@ -111,10 +104,8 @@ class ExplainedArrays:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(_RunFolder):
     """A training run in its folder."""
-
-    path: Path
 
     @property
     def record(self) -> TrainRecord:
@@ -133,16 +124,10 @@ class Training:
         """The evaluation on the held-out images."""
         return Run(self.path / "test")
 
-    def report(self) -> Path:
-        """Renders the report; returns the path of `report.md`."""
-        return _render(self.path)
-
 
 @dataclass(frozen=True)
-class Finetuning:
+class Finetuning(_RunFolder):
     """A fine-tuning in its folder."""
-
-    path: Path
 
     @property
     def record(self) -> FinetuneRecord:
@@ -173,10 +158,6 @@ class Finetuning:
         import pandas as pd
 
         return pd.read_csv(self.path / DECISIONS, dtype={"shape": str})
-
-    def report(self) -> Path:
-        """Renders the report; returns the path of `report.md`."""
-        return _render(self.path)
 
 
 def evaluate(

@@ -63,9 +63,7 @@ _data = together(
     click.option("--quick", is_flag=True,
                  help="Take a subset large enough for about 5 points of error; its error and time "
                  "are announced first."),
-    click.option("--split", type=click.Choice(["auto", "all", "train", "val", "test"]),
-                 default="auto", show_default=True,
-                 help="Part of the data; auto leaves out what a model was trained on."),
+    options.split,
     click.option("--allow-unreadable", type=click.FloatRange(0, 1), default=0.01, show_default=True,
                  help="Fraction of the images that may be unreadable."),
     options.foreground,
@@ -76,16 +74,7 @@ _model = together(
     options.model_arguments("arguments"),
     click.option("--untrained", is_flag=True,
                  help="Evaluate a network without trained weights; every output says so."),
-    click.option("--resize", type=click.IntRange(1),
-                 help="Resize the shorter side to this many pixels."),
-    click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, in pixels."),
-    click.option("--interpolation",
-                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
-                 help="Interpolation of the resize."),
-    click.option("--mean", type=Numbers(float),
-                 help="Mean per channel for normalisation, of pixel values 0 to 1 or 0 to 255."),
-    click.option("--std", type=Numbers(float),
-                 help="Standard deviation per channel for normalisation, likewise."),
+    options.preprocessing,
 )  # fmt: skip
 _run = together(
     click.option("--out", type=FILE, help="Folder of the run. [default: runs/eval-MODEL-HASH]"),

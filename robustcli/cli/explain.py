@@ -62,9 +62,7 @@ _data = together(
                  help="The classes: imagenet-1k, cifar10, or a file with one class per line."),
     click.option("--labels", type=FILE, help="A file with the class of each image, for a folder "
                  "without subfolders."),
-    click.option("--split", type=click.Choice(["auto", "all", "train", "val", "test"]),
-                 default="auto", show_default=True,
-                 help="Part of the data; auto leaves out what a model was trained on."),
+    options.split,
     options.foreground,
     options.ignore,
 )  # fmt: skip
@@ -73,16 +71,7 @@ _model = together(
     options.model_arguments("arguments"),
     click.option("--untrained", is_flag=True,
                  help="Explain a network without trained weights; every output says so."),
-    click.option("--resize", type=click.IntRange(1),
-                 help="Resize the shorter side to this many pixels."),
-    click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, in pixels."),
-    click.option("--interpolation",
-                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
-                 help="Interpolation of the resize."),
-    click.option("--mean", type=Numbers(float),
-                 help="Mean per channel for normalisation, of pixel values 0 to 1 or 0 to 255."),
-    click.option("--std", type=Numbers(float),
-                 help="Standard deviation per channel for normalisation, likewise."),
+    options.preprocessing,
 )  # fmt: skip
 _run = together(
     click.option("--out", type=FILE, help="Folder of the run. [default: runs/explain-MODEL-HASH]"),

@@ -144,6 +144,22 @@ fresh = click.option(
 )
 dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 
+split = click.option(
+    "--split", type=click.Choice(["auto", "all", "train", "val", "test"]), default="auto",
+    show_default=True, help="Part of the data; auto leaves out what a model was trained on.",
+)  # fmt: skip
+preprocessing = together(
+    click.option("--resize", type=click.IntRange(1),
+                 help="Resize the shorter side to this many pixels."),
+    click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, in pixels."),
+    click.option("--interpolation",
+                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+                 help="Interpolation of the resize."),
+    click.option("--mean", type=Numbers(float),
+                 help="Mean per channel for normalisation, of pixel values 0 to 1 or 0 to 255."),
+    click.option("--std", type=Numbers(float),
+                 help="Standard deviation per channel for normalisation, likewise."),
+)  # fmt: skip
 gates = together(
     click.option("--fail-under", multiple=True, metavar="[MODEL:]TARGET=NUMBER",
                  help="Exit with code 4 where top-1 in percent (dice 0 to 1 for segmenters) is "
