@@ -388,6 +388,7 @@ def finetune(
     profile_only: bool = False,
     iterations: int | None = None,
     sweep: bool = False,
+    lora_layers: Sequence[str] = ("in_proj", "x_proj", "out_proj"),
     **options: Any,
 ) -> Finetuning:
     """The fine-tuning that `robust finetune` would do, as far as it is not done yet.
@@ -406,6 +407,7 @@ def finetune(
         profile_only: Stop when the profile is there.
         iterations: Steps of each mode.
         sweep: Also train by other rules, and time what each saves.
+        lora_layers: Projections of state-space blocks that get adapters in mode `lora`.
         options: Further fields of `robustcli.training.config.TrainConfig` (`lr`, `seed`, ...).
 
     Raises:
@@ -425,7 +427,7 @@ def finetune(
     config = FinetuneConfig(
         training, None if pretrained is None else Path(pretrained), mode, rule or make_rule(),
         profile_iterations, None if profile is None else Path(profile), profile_only, iterations,
-        sweep,
+        sweep, tuple(lora_layers),
     )  # fmt: skip
     return Finetuning(run_finetuning(config))
 

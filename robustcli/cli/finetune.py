@@ -25,6 +25,8 @@ _subject_options = together(
     click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
                  default="all", show_default=True,
                  help="What to train; all trains the first three."),
+    click.option("--lora-layers", default="in_proj,x_proj,out_proj", show_default=True,
+                 help="Projections of state-space blocks that get adapters in mode lora."),
     click.option("--iterations", type=click.IntRange(1), help="Training steps of each mode."),
     options.protocol,
     options.limit,
@@ -40,24 +42,27 @@ _rule = together(
                  "weight, is smaller."),
     click.option("--freeze-quantile", "quantile", type=float,
                  help="Freeze this share of the tensors, those with the smallest gradients."),
+    click.option("--freeze-change", "change", type=float,
+                 help="Freeze tensors whose gradient changes from step to step by less than this "
+                 "share of what it did early in the profile; as GradES."),
     click.option("--freeze", "pattern", metavar="PATTERN",
                  help="Freeze by name, such as `encoder.*` or several: `a.*,b`."),
     click.option("--freeze-scope", "scope", type=click.Choice(["mamba", "all"]), default="mamba",
                  show_default=True,
                  help="Choose among the tensors of state-space blocks, or among all."),
     click.option("--statistic", "kind", default="mean_abs", show_default=True,
-                 type=click.Choice(["mean_abs", "rms", "max_abs", "abs_mean"]),
+                 type=click.Choice(["mean_abs", "rms", "max_abs", "abs_mean", "change"]),
                  help="Statistic of a tensor's gradient that is compared."),
     click.option("--profile-iterations", type=click.IntRange(1),
                  help="Steps that are profiled before freezing. [default: those of an epoch, at "
-                 "least 20; none with --freeze]"),
+                 "least 20; half of all with --freeze-change; none with --freeze]"),
     click.option("--profile", type=FILE,
                  help="A gradient profile to use instead of measuring one."),
     click.option("--profile-only", is_flag=True, help="Measure the gradient profile, and stop."),
     click.option("--sweep", is_flag=True,
                  help="Also train with other freezing rules, for a curve of time saved and score."),
 )  # fmt: skip
-_RULE = ("threshold", "relative", "quantile", "pattern", "scope", "kind")
+_RULE = ("threshold", "relative", "quantile", "change", "pattern", "scope", "kind")
 _FINETUNING = (
     "pretrained",
     "mode",
@@ -66,6 +71,7 @@ _FINETUNING = (
     "profile",
     "profile_only",
     "sweep",
+    "lora_layers",
 )
 
 
@@ -112,5 +118,7 @@ def _config(values: dict[str, Any]) -> FinetuneConfig:
     from robustcli.training.config import TrainConfig
 
     rule = make_rule(**{name: values.pop(name) for name in _RULE})
+    layers = values.pop("lora_layers")
+    values["lora_layers"] = tuple(layer.strip() for layer in layers.split(",") if layer.strip())
     settings = {name: values.pop(name) for name in _FINETUNING}
     return FinetuneConfig(TrainConfig(**options.settings(values)), rule=rule, **settings)

@@ -13,6 +13,8 @@ from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
 
+LORA_LAYERS = ("in_proj", "x_proj", "out_proj")
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -25,10 +27,12 @@ class FinetuneConfig:
             None for the bundled ones, or those that the network's recipe starts from.
         mode: What is trained; `all` is scratch, full and freeze.
         profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all,
-            or for none where names decide.
+            of half where the change of gradients decides, or for none where names decide.
         profile: Take this profile instead of measuring one.
         iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
         sweep: Also train by other rules (`FinetuneProtocol.rules`), and time what each saves.
+        lora_layers: The projections of state-space blocks that get adapters in mode `lora`;
+            `x_proj` means that of either direction.
     """
 
     training: TrainConfig
@@ -40,6 +44,7 @@ class FinetuneConfig:
     profile_only: bool = False
     iterations: int | None = None
     sweep: bool = False
+    lora_layers: tuple[str, ...] = LORA_LAYERS
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -68,6 +73,7 @@ class FinetuneConfig:
         settings = [
             training.name, self.pretrained, asdict(self.rule), self.profile_iterations,
             self.profile, self.iterations,
+            *([self.lora_layers] if self.lora_layers != LORA_LAYERS else []),
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = file_name(self.training.model)

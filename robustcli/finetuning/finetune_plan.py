@@ -23,6 +23,7 @@ from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
+from robustcli.finetuning.selection import LEAST_FOR_CHANGE
 from robustcli.finetuning.starts import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
@@ -202,14 +203,25 @@ def _with_recipe(
 def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
     """Profiled steps: as asked, else an epoch's, at least 20, at most half of all.
 
+    A rule by the change of gradients waits for half of all.
+
     Raises:
         UsageError: After them, nothing would be left of the training.
     """
     total = per_epoch * epochs
     requested = config.profile_iterations
+    by_change = config.rule.change is not None
+    if requested is None and by_change:
+        return max(1, total // 2)
     if requested is None:
         return min(max(_LEAST_PROFILE, per_epoch), max(1, total // 2))
     profiles = "freeze" in config.modes and config.profile is None
+    if by_change and config.profile is None and requested < LEAST_FOR_CHANGE:
+        raise UsageError(
+            f"`--profile-iterations {requested}` is too few for `--freeze-change`.",
+            "It compares how much gradients change late and early in the profile.",
+            f"Use at least {LEAST_FOR_CHANGE}; some tens say more.",
+        )
     if profiles and requested >= total:
         raise UsageError(
             f"`--profile-iterations {requested}` leaves nothing to train.",
@@ -242,6 +254,7 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         profile="none" if by_name else str(profile or "measured"),
         profile_sha256=None if profile is None else _sha256(profile),
         profile_iterations=0 if by_name else plan.profile_iterations,
+        lora_layers=list(config.lora_layers),
         epochs=plan.training.recipe.epochs,
         iterations=plan.steps,
         device=device_name(plan.training.machine.device),

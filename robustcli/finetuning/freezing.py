@@ -113,15 +113,18 @@ class ProfileGradients(pl.Callback):
             return
         self.profile.add()
         if self.full:
+            self.profile.last = {}
             self.on_full(self.profile.rows())
 
     def state_dict(self) -> dict[str, Any]:
-        """The profile so far, so that a resumed run has the same."""
-        return {"measured": self.profile.measured}
+        """The profile so far and the last gradients, so that a resumed run has the same."""
+        last = {} if self.full else self.profile.last
+        return {"measured": self.profile.measured, "last": last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the profile."""
         self.profile.measured = list(state_dict["measured"])
+        self.profile.last = dict(state_dict.get("last", {}))
 
 
 class KeepFrozen(pl.Callback):

@@ -1,10 +1,12 @@
 """What the gradients of each parameter tensor were over the profiled iterations.
 
-Measured before clipping and with the loss scale undone. Each iteration leaves four numbers per
-tensor; no gradient is copied or kept.
+Measured before clipping and with the loss scale undone. Each iteration leaves five numbers per
+tensor; of the gradients themselves only the last ones are kept, for the change to the next.
 
-Source: "Exploring SSMs for Vision Tasks" (Team 23), figure 1, which gives no formula: the mean of
-|g| over a tensor's elements is what `mean_abs` takes it to be; the others are the alternatives.
+Sources: "Exploring SSMs for Vision Tasks" (Team 23), figure 1, which gives no formula: the mean of
+|g| over a tensor's elements is what `mean_abs` takes it to be; `rms`, `max_abs` and `abs_mean` are
+the alternatives. `change`, the mean of |g - g of the iteration before|: GradES (arXiv 2509.01842),
+which takes the sum.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
@@ -26,7 +30,7 @@ from robustcli.core.io import replacing
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
-StatisticKind = Literal["mean_abs", "rms", "max_abs", "abs_mean"]
+StatisticKind = Literal["mean_abs", "rms", "max_abs", "abs_mean", "change"]
 STATISTIC_KINDS: tuple[str, ...] = get_args(StatisticKind)
 SCAN_MODULES = (Mamba, BidirectionalMamba, SS2D)
 _NOTHING = (math.nan,) * len(STATISTIC_KINDS)
@@ -51,12 +55,15 @@ class Statistic:
         mamba: Whether it belongs to a state-space block, by the type of its module.
         weight_rms: Root mean square of the weight itself when the profile began.
         by_kind: Per kind, the mean over the iterations; NaN where no iteration gave a gradient.
+        change_ratio: The mean of `change` over the last quarter of the iterations that have one,
+            divided by that over the first quarter; NaN where fewer than two have one.
     """
 
     shape: tuple[int, ...]
     mamba: bool
     weight_rms: float
     by_kind: Mapping[str, float]
+    change_ratio: float = math.nan
 
     @property
     def count(self) -> int:
@@ -86,6 +93,7 @@ class GradientProfile:
             for (name, p), norm in zip(self._parameters.items(), sizes, strict=True)
         }
         self.measured: list[tuple[tuple[str, ...], Tensor]] = []
+        self.last: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.measured)
@@ -100,8 +108,23 @@ class GradientProfile:
         if not gradients:
             return
         numbers = _measure(list(gradients.values()))
-        if torch.isfinite(numbers).all():
-            self.measured.append((tuple(gradients), numbers))
+        if not torch.isfinite(numbers).all():
+            return
+        self.measured.append((tuple(gradients), torch.cat([numbers, self._change(gradients)])))
+        # Copies: clipping changes the gradients in place.
+        self.last = {name: gradient.detach().clone() for name, gradient in gradients.items()}
+
+    def _change(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """(1, tensors): mean |g - the last g| of each, in float64; NaN where there is no last."""
+        change = torch.full((1, len(gradients)), math.nan, dtype=torch.float64)
+        places = [place for place, name in enumerate(gradients) if name in self.last]
+        if places:
+            known = {n: g for n, g in gradients.items() if n in self.last}
+            last = [self.last[name].to(g.device) for name, g in known.items()]
+            sums = torch._foreach_norm(torch._foreach_sub(list(known.values()), last), 1)
+            counts = torch.tensor([g.numel() for g in known.values()], dtype=torch.float64)
+            change[0, places] = torch.stack(sums).cpu().double() / counts
+        return change
 
     def rows(self) -> pd.DataFrame:
         """A row per iteration and tensor; the numbers are NaN where it had no gradient."""
@@ -126,7 +149,7 @@ def _by_name(measured: tuple[tuple[str, ...], Tensor]) -> dict[str, list[float]]
 
 
 def _measure(gradients: list[Tensor]) -> Tensor:
-    """(kinds, tensors) in float64, on the CPU: one transfer an iteration, not one a tensor."""
+    """(all kinds but `change`, tensors) in float64, on the CPU: one transfer, not one a tensor."""
     counts = torch.tensor([g.numel() for g in gradients], dtype=torch.float64)
     sums = torch.stack([g.sum() for g in gradients])
     norms = [torch.stack(torch._foreach_norm(gradients, order)) for order in (1, 2, torch.inf)]
@@ -151,15 +174,28 @@ def unmeasured(network: nn.Module) -> dict[str, Statistic]:
 def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
     """Per tensor, the means over the iterations of a profile (rows of `GradientProfile`)."""
     kinds = list(STATISTIC_KINDS)
-    means = rows.groupby("name", sort=False)[kinds].mean()
+    by_name = rows.groupby("name", sort=False)
+    means = by_name[kinds].mean()
+    ratios = [_change_ratio(changes.to_numpy(dtype=float)) for _, changes in by_name["change"]]
     facts = rows.drop_duplicates("name")
     return {
-        name: Statistic(tuple(map(int, shape)), mamba, rms, dict(zip(kinds, values, strict=True)))
-        for name, shape, mamba, rms, values in zip(
+        name: Statistic(
+            tuple(map(int, shape)), mamba, rms, dict(zip(kinds, values, strict=True)), ratio
+        )
+        for name, shape, mamba, rms, values, ratio in zip(
             means.index.to_list(), facts["shape"].to_list(), facts["mamba"].to_list(),
-            facts["weight_rms"].to_list(), means.to_numpy().tolist(), strict=True,
+            facts["weight_rms"].to_list(), means.to_numpy().tolist(), ratios, strict=True,
         )
     }  # fmt: skip
+
+
+def _change_ratio(changes: NDArray[np.float64]) -> float:
+    """See `Statistic.change_ratio`; `changes` are those of one tensor, in order."""
+    known = changes[~np.isnan(changes)]
+    quarter = max(1, len(known) // 4)
+    if len(known) < 2 or not (early := known[:quarter].mean()):
+        return math.nan
+    return float(known[-quarter:].mean() / early)
 
 
 def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
@@ -181,7 +217,7 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
             f"`--profile {path}` does not exist.", "", "Make one with `--profile-only`."
         )
     try:
-        table = pq.read_table(path, schema=SCHEMA)
+        table = pq.read_table(path, schema=SCHEMA)  # nulls where an older profile has no `change`
         origin = (pq.read_schema(path).metadata or {}).get(b"model", b"").decode()
     except (OSError, pa.ArrowException) as error:
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
+from robustcli.finetuning.config import LORA_LAYERS
 from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
 from robustcli.finetuning.gradients import SCAN_MODULES
@@ -133,30 +134,37 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
 RANK, ALPHA = 8, 16
 """Of LoRA on the projections of state-space blocks, through peft. The heads are new in the target
 task and train whole; all else stands still. Source: Hu et al., "LoRA" (arXiv 2106.09685)."""
-_PROJECTIONS = ("in_proj", "x_proj", "x_proj_b", "out_proj")
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
 
-def projections(network: nn.Module) -> list[str]:
-    """The names of the linear projections inside state-space blocks, found by type of module.
+def projections(network: nn.Module, layers: Collection[str]) -> list[str]:
+    """The names of the linear projections called `layers` inside state-space blocks.
 
-    VMamba's `x_proj` is a bare tensor for four directions, not a layer: it is not among them.
+    The blocks are found by type of module. A `_b` at the end of a name, of the direction that reads
+    backwards, is left out of the comparison. VMamba's `x_proj` is a bare tensor for four
+    directions, not a layer: it is not among them.
     """
-    return [
-        f"{path}.{name}" if path else name
-        for path, module in network.named_modules()
-        if isinstance(module, SCAN_MODULES)
-        for name, child in module.named_children()
-        if name in _PROJECTIONS and isinstance(child, nn.Linear)
-    ]
+    return [path for path, layer in _linear_layers(network) if layer in layers]
 
 
-def adapt(network: nn.Module, heads: Sequence[str], *, name: str, seed: int) -> None:
+def _linear_layers(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Each linear layer inside a state-space block: its path, and its name in the block."""
+    for path, module in network.named_modules():
+        if isinstance(module, SCAN_MODULES):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    yield (f"{path}.{name}" if path else name), name.removesuffix("_b")
+
+
+def adapt(
+    network: nn.Module, heads: Sequence[str], layers: Sequence[str], *, name: str, seed: int
+) -> None:
     """Puts adapters into `network`; only they and its heads still train.
 
     Args:
         network: Changed in place; its output stays the same until a first step.
         heads: Beginnings of the names of the layers that train whole.
+        layers: Names of projections, see `projections`.
         name: Of the network, for messages.
         seed: Of the run; the adapters begin with random numbers.
 
@@ -165,7 +173,16 @@ def adapt(network: nn.Module, heads: Sequence[str], *, name: str, seed: int) -> 
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
-    targets = projections(network)
+    linear = list(dict.fromkeys(layer for _, layer in _linear_layers(network)))
+    unknown = [layer for layer in layers if layer not in linear]
+    if linear and unknown and tuple(layers) != LORA_LAYERS:
+        raise UsageError(
+            f"`--lora-layers {','.join(layers)}`: the state-space blocks of `{name}` have no "
+            f"linear layer `{unknown[0]}`.",
+            f"They have {', '.join(f'`{layer}`' for layer in linear)}.",
+            "Name some of these, separated by commas.",
+        )
+    targets = projections(network, layers)
     if not targets:
         raise UsageError(
             f"`--mode lora` finds nothing to adapt in `{name}`.",
@@ -241,7 +258,8 @@ class Modes:
         plan = self.plan
         network, origin = plan.network(mode)
         if mode == "lora":
-            adapt(network, plan.heads, name=plan.entry.name, seed=plan.config.training.seed)
+            seed, layers = plan.config.training.seed, plan.config.lora_layers
+            adapt(network, plan.heads, layers, name=plan.entry.name, seed=seed)
         callbacks = [MeasureCosts(out, network), *self._freezing(mode, network)]
         return TrainStart(network, origin, callbacks, merged if mode == "lora" else dict)
 

@@ -39,7 +39,7 @@ statistic (empty where it never had a gradient), and the decision with its reaso
 STEPS = ("iteration", "seconds", "trainable")
 SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
 _SWEPT = (
-    *("scope", "threshold", "quantile", "pattern", "frozen_share"),
+    *("scope", "threshold", "quantile", "change", "pattern", "frozen_share"),
     *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high"),
 )
 SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
@@ -57,9 +57,10 @@ class RuleRecord(Record):
     threshold: float | None
     quantile: float | None
     pattern: str | None
-    kind: Literal["mean_abs", "rms", "max_abs", "abs_mean"]
+    kind: Literal["mean_abs", "rms", "max_abs", "abs_mean", "change"]
     relative: bool
     scope: Literal["mamba", "all"]
+    change: float | None = None
 
 
 class SavingRecord(Record):
@@ -116,6 +117,7 @@ class FinetuneRecord(BaseRunRecord):
     profile: str
     profile_sha256: str | None = None
     profile_iterations: int
+    lora_layers: list[str] = Field(default_factory=lambda: ["in_proj", "x_proj", "out_proj"])
     epochs: int
     iterations: int
     saving: SavingRecord | None = None
@@ -139,6 +141,7 @@ _FREEZING_FLAGS = {
 _RULE_FLAGS = {
     "pattern": "`--freeze`",
     "quantile": "`--freeze-quantile`",
+    "change": "`--freeze-change`",
     "relative": "`--freeze-relative`",
     "threshold": "The threshold (`--freeze-threshold`, `--freeze-relative`)",
     "scope": "`--freeze-scope`",
@@ -156,6 +159,8 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
     if "freeze" in old.modes or not old.modes:
         yield from changed_fields(old.rule, new.rule, _RULE_FLAGS)
         yield from changed_fields(old, new, _FREEZING_FLAGS)
+    if "lora" in old.modes:
+        yield from changed_fields(old, new, {"lora_layers": "`--lora-layers`"})
 
 
 def _kept(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:

@@ -12,20 +12,26 @@ from robustcli.core.errors import UsageError
 from robustcli.finetuning.gradients import Statistic, StatisticKind
 
 Scope = Literal["mamba", "all"]
+LEAST_FOR_CHANGE = 3
+"""Iterations of a profile for two changes, an early and a late one."""
 DOCUMENTED = 1e-6
 """Source: "Exploring SSMs for Vision Tasks" (Team 23): the threshold of its command."""
 
 
 @dataclass(frozen=True)
 class FreezeRule:
-    """What to freeze; exactly one of `threshold`, `quantile` and `pattern` is given.
+    """What to freeze; exactly one of `threshold`, `quantile`, `change` and `pattern` is given.
 
     Args:
         threshold: Freeze tensors whose statistic is below it, at least 0.
         quantile: Freeze this share of the tensors in scope, the lowest ones, in (0, 1).
+        change: Freeze tensors whose gradient changes from one iteration to the next by less than
+            this share of what it changed early in the profile (`Statistic.change_ratio`), in
+            (0, 1). After GradES (arXiv 2509.01842), which compares the change with one number for
+            all tensors, and goes on comparing: this rule decides once, after the profile.
         pattern: Freeze the tensors whose name fits this glob or begins with it, or one of several,
             separated by commas; scope `all`.
-        kind: The statistic.
+        kind: The statistic; of `change` always that.
         relative: Divide the statistic by the weight's root mean square.
         scope: Parameters of state-space blocks, or all.
     """
@@ -36,9 +42,10 @@ class FreezeRule:
     kind: StatisticKind = "mean_abs"
     relative: bool = False
     scope: Scope = "mamba"
+    change: float | None = None
 
     def __post_init__(self) -> None:
-        values = [self.threshold, self.quantile, self.pattern]
+        values = [self.threshold, self.quantile, self.pattern, self.change]
         if sum(value is not None for value in values) != 1:
             raise _several()
         if self.threshold is not None and not 0 <= self.threshold < math.inf:
@@ -56,30 +63,45 @@ class FreezeRule:
                 "Expected a number between 0 and 1.",
                 "0.3 freezes the 30 % of the tensors with the smallest gradients.",
             )
+        if self.change is not None and not 0 < self.change < 1:
+            raise UsageError(
+                f"`--freeze-change {self.change:g}` is not a share of the early change.",
+                "Expected a number between 0 and 1.",
+                "0.5 freezes the tensors whose gradient changes less than half as much as early.",
+            )
 
 
 def make_rule(
     threshold: float | None = None, relative: float | None = None, quantile: float | None = None,
     pattern: str | None = None, scope: Scope = "mamba", kind: StatisticKind = "mean_abs",
+    change: float | None = None,
 ) -> FreezeRule:  # fmt: skip
     """The rule of the command line's options; without any, the documented threshold.
 
     Raises:
         UsageError: More than one is given, or one is out of range.
     """
-    values = [threshold, relative, quantile, pattern]
+    values = [threshold, relative, quantile, pattern, change]
     if not any(value is not None for value in values):
         threshold = DOCUMENTED
     if threshold is not None and relative is not None:
         raise _several()
     limit = threshold if relative is None else relative
-    return FreezeRule(limit, quantile, pattern, kind, relative is not None, scope)
+    if change is not None:
+        if kind not in ("mean_abs", "change"):
+            raise UsageError(
+                f"`--statistic {kind}` does not go with `--freeze-change`.",
+                "That rule compares how much gradients change, late against early.",
+                "Leave `--statistic` out.",
+            )
+        kind = "change"
+    return FreezeRule(limit, quantile, pattern, kind, relative is not None, scope, change)
 
 
 def _several() -> UsageError:
     return UsageError(
-        "`--freeze-threshold`, `--freeze-relative`, `--freeze-quantile` and `--freeze` exclude "
-        "each other.",
+        "`--freeze-threshold`, `--freeze-relative`, `--freeze-quantile`, `--freeze-change` and "
+        "`--freeze` exclude each other.",
         "Exactly one says what is frozen.",
         "Leave the others out.",
     )
@@ -91,9 +113,10 @@ COMMON_RULES = (
     FreezeRule(quantile=0.3, scope="all"),
     FreezeRule(quantile=0.6, scope="all"),
     FreezeRule(quantile=0.9, scope="all"),
+    FreezeRule(change=0.5, scope="all", kind="change"),
 )
-"""Rules that make sense for any network: the documented one, and shares of the state-space blocks
-and of all tensors."""
+"""Rules that make sense for any network: the documented one, shares of the state-space blocks and
+of all tensors, and the tensors whose gradients have settled to half of their early change."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,8 @@ def freeze_decisions(
 
 def measure_of(statistic: Statistic, rule: FreezeRule) -> float:
     """The number that `rule` compares; NaN where the tensor never had a gradient."""
+    if rule.change is not None:
+        return statistic.change_ratio
     value = statistic.by_kind[rule.kind]
     return value / max(statistic.weight_rms, 1e-30) if rule.relative else value
 
@@ -154,15 +179,17 @@ def _verdict(
     if rule.scope == "mamba" and not statistic.mamba:
         return False, "not in a state-space block"
     if math.isnan(value):
-        return False, "never had a gradient"
+        why = "has no change to compare" if rule.change is not None else "never had a gradient"
+        return False, why
     if limit is not None:
         return (
             value <= limit,
             f"{'among' if value <= limit else 'above'} the lowest {rule.quantile:g}",
         )
-    assert rule.threshold is not None
-    below = value < rule.threshold
-    return below, f"{'below' if below else 'not below'} {rule.threshold:g}"
+    threshold = rule.threshold if rule.change is None else rule.change
+    assert threshold is not None
+    below = value < threshold
+    return below, f"{'below' if below else 'not below'} {threshold:g}"
 
 
 def fits_pattern(name: str, pattern: str) -> bool:
@@ -204,6 +231,13 @@ def _check(
     if rule.pattern is not None:
         _check_pattern(decisions, rule.pattern)
         return
+    if rule.change is not None and all(d.statistic is None for d in decisions):
+        raise UsageError(
+            f"`--freeze-change {rule.change:g}` has no change of gradients to compare.",
+            f"The profile has fewer than {LEAST_FOR_CHANGE} steps, or was made by a version of "
+            "robust that did not measure the change.",
+            "Make a profile with `--profile-only --profile-iterations 40`.",
+        )
     body = [d for d in decisions if not d.name.startswith(tuple(heads) or "\0")]
     if all(
         d.frozen for d in body if d.statistic is not None

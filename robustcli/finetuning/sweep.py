@@ -177,6 +177,8 @@ def name_of(rule: FreezeRule) -> str:
     if rule.pattern is not None:
         characters = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
         return "name-" + "".join(characters)
+    if rule.change is not None:
+        return f"{rule.scope}-change-below-{rule.change:g}"
     value = f"q{rule.quantile:g}" if rule.quantile is not None else f"{rule.threshold:g}"
     relative = "-relative" if rule.relative else ""
     return f"{rule.scope}-{rule.kind}{relative}-{value}"
@@ -189,6 +191,7 @@ def _line(plan: FinetunePlan, candidate: Candidate, ratio: Ratio, run: Path) -> 
         "scope": rule.scope if rule.pattern is None else "all",
         "threshold": rule.threshold,
         "quantile": rule.quantile,
+        "change": rule.change,
         "pattern": rule.pattern,
         "frozen_share": candidate.share,
         "seconds_ratio": ratio.median,

@@ -36,11 +36,14 @@ STATISTICS = {
     "rms": "root mean square of g",
     "max_abs": "largest |g|",
     "abs_mean": "|mean of g|",
+    "change": "mean of |g - g of the step before|",
 }
 
 
 def statistic_name(rule: RuleRecord) -> str:
     """What a rule compares."""
+    if rule.change is not None:
+        return f"{STATISTICS[rule.kind]} over a tensor's elements, late in the profile over early"
     scale = ", relative to the weight's rms" if rule.relative else ""
     return f"{STATISTICS[rule.kind]} over a tensor's elements{scale}"
 
@@ -66,6 +69,8 @@ def rule_label(row: Mapping[str, Any] | pd.Series) -> str:
         return "all but the heads" if row["pattern"] == "*" else str(row["pattern"])
     if not is_missing(row["quantile"]):
         return f"smallest {row['quantile']:g}"
+    if not is_missing(row.get("change")):
+        return f"change below {row['change']:g} of the early one"
     return f"below {row['threshold']:g}"
 
 

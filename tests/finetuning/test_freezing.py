@@ -231,9 +231,11 @@ def test_what_is_no_number_does_not_count() -> None:
 def test_a_resumed_profile_is_that_of_an_unbroken_run() -> None:
     layer = nn.Linear(2, 1, bias=False)
     whole, first = ProfileGradients(layer, 3), ProfileGradients(layer, 3)
-    steps(whole, layer, [1.0, 2.0, 3.0])
+    steps(whole, layer, [1.0, 2.0, 4.0])
     steps(first, layer, [1.0, 2.0])
     second = ProfileGradients(layer, 3)
     second.load_state_dict(first.state_dict())
-    steps(second, layer, [3.0])
+    steps(second, layer, [4.0])
+    assert second.profile.rows()["change"].tolist()[1:] == [1.0, 2.0]
+    assert whole.state_dict()["last"] == {}  # a full profile needs them no more
     pd.testing.assert_frame_equal(second.profile.rows(), whole.profile.rows())

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -38,8 +39,9 @@ def profiled(network: nn.Sequential, gradients: list[list[float]]) -> pd.DataFra
 
 def test_numbers_of_one_iteration() -> None:
     found = statistics(profiled(two_layers(), [[-3.0, 1.0]]))["0.weight"]
-    assert found.by_kind == pytest.approx(
-        {"mean_abs": 2.0, "rms": math.sqrt(5), "max_abs": 3.0, "abs_mean": 1.0}
+    assert math.isnan(found.by_kind["change"])
+    assert {**found.by_kind, "change": 0.0} == pytest.approx(
+        {"mean_abs": 2.0, "rms": math.sqrt(5), "max_abs": 3.0, "abs_mean": 1.0, "change": 0.0}
     )
     assert found.weight_rms == pytest.approx(5 / math.sqrt(2))
     assert (found.shape, found.count, found.mamba) == ((1, 2), 2, False)
@@ -51,21 +53,43 @@ def test_mean_over_iterations() -> None:
     assert found.by_kind["abs_mean"] == pytest.approx(1.0)
 
 
+def test_the_change_is_that_from_one_iteration_to_the_next() -> None:
+    rows = profiled(two_layers(), [[2.0, 2.0], [-4.0, 4.0], [-4.0, 5.0]])
+    changes = rows.loc[rows["name"] == "0.weight", "change"].tolist()
+    assert math.isnan(changes[0])
+    assert changes[1:] == [(6 + 2) / 2, (0 + 1) / 2]
+
+
+def test_the_change_ratio_is_of_the_last_quarter_over_the_first() -> None:
+    # Nine gradients of one sign: eight changes of 8, 4, 2, 2, 2, 2, 1 and 2.
+    values = [0.0, 8.0, 12.0, 14.0, 16.0, 18.0, 20.0, 21.0, 23.0]
+    found = statistics(profiled(two_layers(), [[value, value] for value in values]))["0.weight"]
+    assert found.change_ratio == pytest.approx(((1 + 2) / 2) / ((8 + 4) / 2))
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_one_change_has_no_ratio(iterations: int) -> None:
+    found = statistics(profiled(two_layers(), [[1.0, 1.0], [2.0, 2.0]][:iterations]))
+    assert math.isnan(found["0.weight"].change_ratio)
+
+
 def test_a_tensor_without_gradient_is_listed_with_nothing() -> None:
     found = statistics(profiled(two_layers(), [[1.0, 1.0]]))
     assert list(found) == ["0.weight", "1.weight"]
     assert math.isnan(found["1.weight"].by_kind["mean_abs"])
 
 
-def test_gradients_are_neither_changed_nor_kept() -> None:
+def test_gradients_are_not_changed_and_later_changes_of_them_do_not_count() -> None:
     network = two_layers()
     profile = GradientProfile(network)
     gradient = torch.tensor([[1.0, 2.0]])
     network[0].weight.grad = gradient
     profile.add()
-    gradient.zero_()
+    gradient.zero_()  # as clipping does
     assert profile.rows()["max_abs"].iloc[0] == 2.0
     assert network[0].weight.grad is gradient
+    profile.add()
+    assert profile.rows()["change"].iloc[2] == 1.5
 
 
 @pytest.mark.parametrize(
@@ -96,6 +120,18 @@ def test_profile_survives_the_disk(tmp_path: Path) -> None:
     write_profile(path, rows, "toy")
     again = statistics(read_profile(path, network, "toy"))
     assert again["0.weight"] == statistics(rows)["0.weight"]
+
+
+def test_a_profile_from_before_changes_were_measured_is_read(tmp_path: Path) -> None:
+    network = two_layers()
+    rows = profiled(network, [[1.0, -2.0], [0.5, 0.25], [0.5, 0.5]])
+    path = tmp_path / "gradients.parquet"
+    write_profile(path, rows, "toy")
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns("change"), path)
+    older = statistics(read_profile(path, network, "toy"))["0.weight"]
+    assert older.by_kind["rms"] == statistics(rows)["0.weight"].by_kind["rms"]
+    assert math.isnan(older.change_ratio)
 
 
 def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:

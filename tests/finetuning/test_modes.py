@@ -16,6 +16,7 @@ from torch import nn
 from robustcli.adapters import networks
 from robustcli.core.errors import UsageError
 from robustcli.finetuning import modes
+from robustcli.finetuning.config import LORA_LAYERS
 from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
 from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
 from robustcli.finetuning.modes import (
@@ -46,7 +47,7 @@ VMUNET = {"dim": 8, "depths": [1, 1, 1, 1], "depths_decoder": [1, 1, 1, 1]}
 
 def adapted(seed: int = 0) -> nn.Module:
     made = network().eval()
-    adapt(made, HEADS, name="umamba", seed=seed)
+    adapt(made, HEADS, LORA_LAYERS, name="umamba", seed=seed)
     return made
 
 
@@ -109,18 +110,31 @@ def test_merging_by_hand() -> None:
 
 
 def test_projections_are_found_by_the_type_of_their_module() -> None:
-    found = projections(networks.create("vmunet", VMUNET))
+    found = projections(networks.create("vmunet", VMUNET), LORA_LAYERS)
     assert len(found) == 2 * 8  # in and out of eight blocks
     assert {name.rsplit(".", 1)[1] for name in found} == {"in_proj", "out_proj"}
-    bidirectional = projections(networks.create("vim-t", {"depth": 1, "img_size": 32}))
+    vim = networks.create("vim-t", {"depth": 1, "img_size": 32})
+    bidirectional = projections(vim, LORA_LAYERS)
     assert {name.rsplit(".", 1)[1] for name in bidirectional} == {
         "in_proj", "x_proj", "x_proj_b", "out_proj",
     }  # fmt: skip
+    assert {name.rsplit(".", 1)[1] for name in projections(vim, ["x_proj"])} == {
+        "x_proj", "x_proj_b",
+    }  # fmt: skip
+
+
+def test_layers_that_no_block_has_are_an_error_that_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no linear layer `q_proj`") as caught:
+        adapt(network(), HEADS, ("in_proj", "q_proj"), name="umamba", seed=0)
+    assert "`x_proj`" in caught.value.why
 
 
 def test_a_network_without_projections() -> None:
     with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
-        adapt(networks.create("unet", {"features": [4, 8]}), ("conv.",), name="unet", seed=0)
+        adapt(
+            networks.create("unet", {"features": [4, 8]}), ("conv.",), LORA_LAYERS,
+            name="unet", seed=0,
+        )  # fmt: skip
 
 
 def test_what_a_mode_says_has_its_name_before_it() -> None:

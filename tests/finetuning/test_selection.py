@@ -51,6 +51,18 @@ def test_one_rule_at_a_time(given: dict[str, float]) -> None:
         FreezeRule(**given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5])
+def test_the_share_of_the_early_change_must_be_one(value: float) -> None:
+    with pytest.raises(UsageError, match="not a share of the early change"):
+        make_rule(change=value)
+
+
+def test_a_rule_by_change_compares_nothing_else() -> None:
+    assert make_rule(change=0.2) == FreezeRule(change=0.2, kind="change")
+    with pytest.raises(UsageError, match="`--statistic rms` does not go with `--freeze-change`"):
+        make_rule(change=0.2, kind="rms")
+
+
 def test_a_rule_from_options() -> None:
     assert make_rule() == FreezeRule(threshold=1e-6)
     assert make_rule(relative=0.1) == FreezeRule(threshold=0.1, relative=True)
@@ -103,6 +115,25 @@ def test_relative_divides_by_the_weights_size() -> None:
 )
 def test_quantile_takes_the_lowest_share_of_the_scope(share: float, expected: list[str]) -> None:
     assert frozen(FreezeRule(quantile=share)) == expected
+
+
+def settled(ratio: float) -> Statistic:
+    return Statistic((4,), True, 1.0, dict.fromkeys(STATISTIC_KINDS, 1.0), ratio)
+
+
+def test_change_takes_what_has_settled() -> None:
+    network = {"a": settled(0.1), "b": settled(0.5), "c": settled(0.9), "d": settled(math.nan)}
+    decisions = freeze_decisions(network, make_rule(change=0.5))
+    assert [d.frozen for d in decisions] == [True, False, False, False]
+    assert [d.statistic for d in decisions] == [0.1, 0.5, 0.9, None]
+    assert [d.why for d in decisions] == [
+        "below 0.5", "not below 0.5", "not below 0.5", "has no change to compare",
+    ]  # fmt: skip
+
+
+def test_a_profile_without_changes_cannot_be_compared() -> None:
+    with pytest.raises(UsageError, match="no change of gradients to compare"):
+        freeze_decisions(NETWORK, make_rule(change=0.5, scope="all"))
 
 
 def test_pattern_takes_names() -> None:
