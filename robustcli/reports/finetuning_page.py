@@ -35,6 +35,7 @@ from robustcli.reports.finetuning_findings import (
 )
 from robustcli.reports.finetuning_words import (
     chosen_from,
+    curve_name,
     few_held_out,
     is_within,
     ordered,
@@ -239,12 +240,18 @@ def _gradients(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     lines = curves(finetuning)
     if not lines:
         return ()
-    path, words = "figures/gradients.png", statistic_name(finetuning.record.rule)
+    rule, path = finetuning.record.rule, "figures/gradients.png"
+    words = curve_name(rule)
     draw_gradients(lines, rule_limit(finetuning, lines), words, finetuning.run / path)
+    compared = (
+        "the mean over the iterations, which the rule compares"
+        if rule.change is None
+        else "the mean over the iterations; the rule compares the mean of the last quarter of a "
+        "line with that of its first"
+    )
     caption = (
         f"Gradients while profiling: {words}, before clipping. A line per tensor; the mark at its "
-        "right end is the mean over the iterations, which the rule compares. Dashed, hollow: "
-        "frozen."
+        f"right end is {compared}. Dashed, hollow: frozen."
     )
     return (Picture(path, caption),)
 

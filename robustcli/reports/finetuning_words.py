@@ -43,7 +43,12 @@ STATISTICS = {
 def statistic_name(rule: RuleRecord) -> str:
     """What a rule compares."""
     if rule.change is not None:
-        return f"{STATISTICS[rule.kind]} over a tensor's elements, late in the profile over early"
+        return "late change of the gradient, divided by its early change,"
+    return curve_name(rule)
+
+
+def curve_name(rule: RuleRecord) -> str:
+    """What is drawn of each step of the profile."""
     scale = ", relative to the weight's rms" if rule.relative else ""
     return f"{STATISTICS[rule.kind]} over a tensor's elements{scale}"
 
