@@ -43,7 +43,7 @@ STATISTICS = {
 def statistic_name(rule: RuleRecord) -> str:
     """What a rule compares."""
     if rule.change is not None:
-        return "late change of the gradient, divided by its early change,"
+        return "ratio of the late change of the gradient to its early change"
     return curve_name(rule)
 
 

@@ -259,14 +259,15 @@ def test_what_a_rule_chooses_from(
 @pytest.mark.parametrize(
     ("line", "label", "scope"),
     [
-        (("mamba", 1e-6, None, None, 0.0), "nothing frozen", "state-space blocks"),
-        (("mamba", 1e-6, None, None, 0.1), "below 1e-06", "state-space blocks"),
-        (("all", None, 0.3, None, 0.1), "smallest 0.3", "all tensors"),
-        (("all", None, None, "encoder.*", 0.1), "encoder.*", "by name"),
+        (("mamba", 1e-6, None, None, None, 0.0), "nothing frozen", "state-space blocks"),
+        (("mamba", 1e-6, None, None, None, 0.1), "below 1e-06", "state-space blocks"),
+        (("all", None, 0.3, None, None, 0.1), "smallest 0.3", "all tensors"),
+        (("all", None, None, None, "encoder.*", 0.1), "encoder.*", "by name"),
+        (("all", None, None, 0.5, None, 0.1), "change below 0.5 of the early one", "all tensors"),
     ],
 )
 def test_a_line_of_a_sweep_has_a_short_name(
     line: tuple[object, ...], label: str, scope: str
 ) -> None:
-    row = pd.DataFrame([line], columns=list(SWEEP[:5])).iloc[0]
+    row = pd.DataFrame([line], columns=list(SWEEP[:6])).iloc[0]
     assert (rule_label(row), rule_scope(row)) == (label, scope)
