@@ -4,11 +4,13 @@
 # make test-newest: the same with the newest version of every dependency, in .venv-newest.
 # make test-oldest: the tests with the oldest versions that pyproject.toml allows, in .venv-oldest.
 # make gallery: run the evaluations of docs/gallery.md and write the page.
+# make check-release: what must hold before a release (docs/release.md); PYTHONS="python3.11 python3.13".
 # make constraints: test the newest versions and write them to constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 NEWEST := .venv-newest
 OLDEST := .venv-oldest
+RELEASE := .venv-release
 BIN := $(VENV)/bin
 DEMO := demo
 # A process per core and one thread in each; the tests of a file stay together, as they share what they train.
@@ -20,7 +22,8 @@ PIP := -m pip install --quiet
 NEWER_PYTHON := import sys; sys.exit(sys.version_info < (3, 15))
 CONSTRAINED = $$($(BIN)/python -c '$(NEWER_PYTHON)' || echo --constraint constraints.txt)
 
-.PHONY: demo gallery test lint types quick test-all test-newest test-oldest constraints bench clean
+.PHONY: demo gallery test lint types quick test-all test-newest test-oldest check-release constraints \
+  bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -55,6 +58,11 @@ test-newest: $(NEWEST)/bin/python
 test-oldest: $(OLDEST)/.installed-oldest
 	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -W default::DeprecationWarning -W default::FutureWarning $(QUICK)
 
+PYTHONS ?= $(PYTHON)
+check-release: $(RELEASE)/bin/python
+	$(RELEASE)/bin/python $(PIP) build markdown-it-py pip-audit pip-licenses pyyaml twine
+	$(RELEASE)/bin/python .ci/check_release.py $(PYTHONS:%=--python %)
+
 # What the tests passed with is kept; uv adds what other systems and Pythons need. torch itself
 # names the versions of its CUDA libraries.
 constraints: test-newest
@@ -77,7 +85,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/explain.py
 	$(BIN)/python benchmarks/explain_mamba.py
 
-$(sort $(VENV)/bin/python $(NEWEST)/bin/python $(OLDEST)/bin/python):
+$(sort $(VENV)/bin/python $(NEWEST)/bin/python $(OLDEST)/bin/python $(RELEASE)/bin/python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "robust needs Python >= 3.11; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
@@ -98,4 +106,4 @@ $(OLDEST)/.installed-oldest: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(OLDEST) $(DEMO) runs
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) $(RELEASE) $(DEMO) runs

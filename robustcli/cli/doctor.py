@@ -13,12 +13,20 @@ from robustcli.cli.shared_options import as_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Show versions, devices, scan backends, caches and disk. Exit code 3: something is broken."""
+    """Show versions, devices, scan backends, caches and disk. Exit code 3: something is broken.
+
+    With --json it is what a bug report needs, without secrets and without the name of your home
+    folder.
+    """
     from robustcli.evaluation.diagnosis import diagnose
 
     checks = diagnose()
-    if as_json:
-        click.echo(json.dumps([vars(check) for check in checks], indent=2))
+    if as_json:  # is pasted into bug reports
+        from robustcli.reports.redaction import Redactor
+
+        shown = Redactor()
+        fields = [{**vars(check), "detail": shown.text(check.detail)} for check in checks]
+        click.echo(json.dumps(fields, indent=2))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:

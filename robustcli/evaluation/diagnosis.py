@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 from robustcli.adapters.catalogue import CATALOGUE
@@ -41,7 +45,7 @@ class Check:
 
 def diagnose() -> list[Check]:
     """Every check, in the order of the output. Takes a few seconds: kernels are tried for real."""
-    return [*_versions(), *_extras(), *_devices(), *_backends(), *_storage()]
+    return [*_versions(), *_system(), *_extras(), *_devices(), *_backends(), *_storage()]
 
 
 def _versions() -> Iterator[Check]:
@@ -51,6 +55,28 @@ def _versions() -> Iterator[Check]:
         import torchvision.ops  # noqa: F401  a pair that does not fit fails here
     except (ImportError, RuntimeError) as error:
         yield Check("torch and torchvision", "broken", f"do not fit together: {error}")
+
+
+_SETTINGS = re.compile(
+    r"(OMP|MKL|OPENBLAS|NUMBA|TORCH|PYTORCH|CUDA|NVIDIA|HIP|TRITON|NCCL|SLURM|HF_HUB|ROBUST)_\w+|"
+    r"(LOCAL_)?(RANK|WORLD_SIZE)"
+)
+"""Names of environment variables that change how a run goes."""
+
+
+def _system() -> Iterator[Check]:
+    yield Check("system", "ok", f"{platform.platform()}, {platform.machine()}")
+    memory = psutil.virtual_memory()
+    cores = psutil.cpu_count() or 1
+    usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
+    limited = f" ({usable} usable here)" if usable and usable != cores else ""
+    yield Check(
+        "machine", "ok",
+        f"{cores} cores{limited}, {memory.total / 1e9:.1f} GB of memory, "
+        f"{memory.available / 1e9:.1f} GB free",
+    )  # fmt: skip
+    settings = [f"{n}: {v}" for n, v in sorted(os.environ.items()) if _SETTINGS.fullmatch(n)]
+    yield Check("environment", "ok", "; ".join(settings) or "no setting of torch, CUDA or robust")
 
 
 def _extras() -> Iterator[Check]:

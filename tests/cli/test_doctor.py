@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 from contextlib import nullcontext
+from pathlib import Path
 
 import numba
 import pytest
@@ -32,6 +34,26 @@ def test_on_this_machine_nothing_is_broken(robust: Robust) -> None:
     assert checks["torch"]["detail"] == torch.__version__.split("+")[0]
     assert checks["scan: reference"]["state"] == "ok"
     assert ("cuda" in checks) is not torch.cuda.is_available()
+
+
+@pytest.mark.usefixtures("quick")
+def test_json_has_what_a_bug_report_needs_and_nothing_private(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "somebody"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ROBUST_HOME", str(home / "cache"))
+    monkeypatch.setenv("HF_HUB_TOKEN", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    told = robust("doctor", "--json")
+    checks = {check["name"]: check["detail"] for check in json.loads(told.out)}
+    assert "OMP_NUM_THREADS: 3" in checks["environment"]
+    assert "HF_HUB_TOKEN: ***" in checks["environment"]
+    assert "cores" in checks["machine"]
+    assert platform.machine() in checks["system"]
+    assert "somebody" not in told.out
+    assert "hf_AbCd" not in told.out
 
 
 @pytest.mark.usefixtures("quick")
