@@ -22,7 +22,7 @@ PIP := -m pip install --quiet
 NEWER_PYTHON := import sys; sys.exit(sys.version_info < (3, 15))
 CONSTRAINED = $$($(BIN)/python -c '$(NEWER_PYTHON)' || echo --constraint constraints.txt)
 
-.PHONY: demo gallery test lint types quick test-all test-newest test-oldest check-release constraints \
+.PHONY: demo gallery test lint types quick test-all test-newest test-oldest test-long check-release constraints \
   bench clean
 .DELETE_ON_ERROR:
 
@@ -72,6 +72,10 @@ constraints: test-newest
 	  --extra dev --output-file $(NEWEST)/freeze.txt pyproject.toml
 	{ echo "# Tested on $$(date +%F) with $$($(NEWEST)/bin/python --version); written by \`make constraints\`."; \
 	  grep -vE '^(nvidia-(cu|nccl|nv)|cuda-|triton)' $(NEWEST)/freeze.txt; } > constraints.txt
+
+# What takes hours: crashes at random moments (tests/crash).
+test-long: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/crash
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scan.py

@@ -188,6 +188,8 @@ def _lead(
     config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
     with EVALUATION.closing(run) as ending:
         missing = plan.missing()
+        for path in plan.damaged(missing):
+            listener.say(f"`{path}` is damaged: its rows are computed again.")
         pieces = shared(missing, group.place.world)
         group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
         done = plan.forwards - sum(piece.forwards for piece in missing)

@@ -90,6 +90,20 @@ class EvaluationPlan:
         pieces = (self._piece(block) for block in range(blocks))
         return tuple(piece for piece in pieces if piece.cells)
 
+    def damaged(self, missing: Sequence[Piece]) -> list[Path]:
+        """The files of `missing` work that are there, but cannot be read whole."""
+        paths = (
+            path(name, cell, piece.block)
+            for piece in missing
+            for path, cells in (
+                (self.store.prediction_path, piece.models),
+                (self.store.input_path, piece.inputs),
+            )
+            for cell, names in cells.items()
+            for name in names
+        )
+        return [path for path in paths if path.is_file() and rows_in(path) is None]
+
     def _piece(self, block: int) -> Piece:
         images = self.images_of(block)
         rows = len(images) - (rows_in(self.store.skipped_path(block)) or 0)

@@ -1,6 +1,7 @@
 """Durable rows: one Parquet file per (model, transform, severity) and block of images.
 
-A block file exists whole or not at all, so the files are the record of finished work:
+A block file exists whole or not at all, and holds its own checksum, so the files are the record of
+finished work:
 `RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds predictions
 (columns: `metrics.columns`),
 `RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` the measures of the
@@ -9,6 +10,7 @@ transformed images.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustcli.core.errors import RunError
-from robustcli.core.io import replacing
+from robustcli.core.io import write_bytes
 from robustcli.core.names import TaskName, model_folder
 from robustcli.metrics.columns import PREDICTION_SCHEMA, ROW_SCHEMAS
 from robustcli.transforms.base import Cell
@@ -89,19 +91,51 @@ def _cell_path(folder: Path, cell: Cell) -> Path:
     return folder / f"transform={cell.transform}" / f"severity={cell.severity}"
 
 
+_CHECKSUM, _NONE_YET = b"robust_crc32", b"00000000"
+"""Key and first value of the checksum in the metadata of a file. Parquet's own checksums are of
+pages only: one flipped bit in the metadata can end a column early without an error."""
+
+
 def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:
     """Writes `rows` as one Parquet file, durably; the same rows give the same bytes."""
     table = pa.Table.from_pylist(list(rows), schema=schema)
-    with replacing(path) as beside:
-        pq.write_table(table, beside, **WRITTEN)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({_CHECKSUM: _NONE_YET}), buffer, **WRITTEN)
+    write_bytes(path, _with_checksum(buffer.getvalue().to_pybytes()))
+
+
+def _with_checksum(content: bytes) -> bytes:
+    """A file's `content` with the CRC-32 of all its bytes, taken while the checksum is zeros."""
+    place = content.index(_NONE_YET, content.rindex(_CHECKSUM))
+    checksum = f"{zlib.crc32(content):08x}".encode()
+    return content[:place] + checksum + content[place + len(checksum) :]
+
+
+def _checked(path: Path) -> bytes:
+    """The bytes of a file, which fit its checksum; files of older versions have none."""
+    content = path.read_bytes()
+    key = content.rfind(_CHECKSUM)
+    if key >= 0:
+        place = key + len(_CHECKSUM) + 2  # two bytes: type and length of the value
+        blank = content[:place] + _NONE_YET + content[place + len(_NONE_YET) :]
+        if _with_checksum(blank) != content:
+            raise pa.ArrowInvalid("its bytes do not fit their checksum")
+    return content
 
 
 def rows_in(path: Path) -> int | None:
-    """The number of rows in the file `path`; None if it is missing or unreadable."""
+    """The number of rows in the file `path`; None if it is missing or any byte of it is damaged."""
     try:
-        return int(pq.read_metadata(path).num_rows)
+        return len(_contents(path))
     except (OSError, pa.ArrowException):
         return None
+
+
+def _contents(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one file, whose bytes are checked."""
+    # `pq.read_table` makes a data set of each file, which takes eight times as long.
+    with pq.ParquetFile(pa.BufferReader(_checked(path))) as file:
+        return file.read(columns, use_threads=False)
 
 
 def _file_name(block: int) -> str:
@@ -122,10 +156,8 @@ def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFra
 
 def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
     """The rows of one file; a column of `schema` that it lacks is null."""
-    # `pq.read_table` makes a data set of each file, which takes eight times as long.
     try:
-        with pq.ParquetFile(pa.BufferReader(path.read_bytes())) as file:
-            table = file.read(schema.names, use_threads=False)  # those that the file has
+        table = _contents(path, schema.names)  # those that the file has
         if table.schema.equals(schema):
             return table
         for field in schema:

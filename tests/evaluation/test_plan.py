@@ -54,7 +54,9 @@ def test_a_finished_block_is_passed_over_until_a_file_lacks_rows_or_is_damaged(t
     short, torn = (plan.store.prediction_path("a", cell, 0) for cell in CELLS)
     finish(short, rows=3)
     torn.write_bytes(torn.read_bytes()[:-9])
-    assert plan.missing()[0].models == dict.fromkeys(CELLS, ("a",))
+    missing = plan.missing()
+    assert missing[0].models == dict.fromkeys(CELLS, ("a",))
+    assert plan.damaged(missing) == [torn]
     row = {"image_id": "3.png", "reason": "no picture"}
     write_rows(plan.store.skipped_path(0), [row], SKIPPED_SCHEMA)
     assert CELLS[0] in plan.missing()[0].models, "three rows are whole where one is unreadable"

@@ -1,10 +1,12 @@
 """Rows go in and come out; the same rows give the same bytes."""
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robustcli.evaluation.store import Store, write_rows
+from robustcli.core.errors import RunError
+from robustcli.evaluation.store import Store, rows_in, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA, PREDICTION_SCHEMA, mask_schema
 from robustcli.transforms.base import Cell
 
@@ -79,3 +81,31 @@ def test_a_run_that_was_begun_with_a_colon_goes_on_so(tmp_path):
     store, begun = Store(tmp_path), tmp_path / "predictions" / "model=hf-hub:timm-resnet18"
     begun.mkdir(parents=True)
     assert begun in store.prediction_path("hf-hub:timm/resnet18", CELL, 0).parents
+
+
+def test_a_flipped_bit_anywhere_is_seen(tmp_path):
+    store = Store(tmp_path)
+    path = store.prediction_path("m", CELL, 0)
+    write_rows(path, [row(n) for n in range(3)], PREDICTION_SCHEMA)
+    content, key = path.read_bytes(), b"robust_crc32"
+    expected = store.rows("m", CELL, "cls")
+    named = range(content.rindex(key), content.rindex(key) + len(key))
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        if place not in named:
+            assert rows_in(path) is None, f"byte {place}"
+            with pytest.raises(RunError, match="is damaged"):
+                store.rows("m", CELL, "cls")
+        elif rows_in(path) is not None:  # without its name, the checksum says nothing
+            pd.testing.assert_frame_equal(store.rows("m", CELL, "cls"), expected)
+
+
+def test_files_of_older_versions_have_no_checksum(tmp_path):
+    store = Store(tmp_path)
+    path = store.prediction_path("m", CELL, 0)
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([row(0)], schema=PREDICTION_SCHEMA), path)
+    assert rows_in(path) == 1
+    assert store.rows("m", CELL, "cls")["target"].tolist() == [0]

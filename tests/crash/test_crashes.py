@@ -1,0 +1,194 @@
+"""Runs that are killed, run out of disk or are damaged, and finish as an unbroken run would.
+
+Each test starts real processes of `robust`, harms them or their files at places drawn from a seed,
+repeats the command until it ends with 0, and compares the bytes of all results with those of a run
+that nothing disturbed. Slow: `make test-long` runs them. What each proves is proven in every run by
+a faster one: tests/evaluation/test_distributed.py (a killed process), tests/training/test_engine.py
+(a killed training), tests/core/test_io.py (order of writing), tests/evaluation/test_store.py (a
+flipped bit), tests/core/test_rundir.py (two starts).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.training.images import write_photos
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+ROBUST = (sys.executable, "-m", "robustcli")
+EVAL = (
+    *("eval", "--model", "resnet-pico", "--model", "vmamba-pico", "--transform", "gaussian_noise"),
+    *("--transform", "rotation", "--data", "cifar10-mini", "--device", "cpu"),
+)
+TRAIN = (
+    *("train", "cls", "--model", "resnet-pico", "--quick", "--device", "cpu", "--untrained"),
+    *("--epochs", "4"),
+)
+RESULTS = (
+    "predictions/**/*.parquet", "inputs/**/*.parquet", "results.csv", "weights.safetensors",
+    "test/predictions/**/*.parquet",
+)  # fmt: skip
+KILLS = {"eval": 50, "train": 20}
+
+
+def start(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
+    """The command in a process group of its own, so that its workers are killed with it."""
+    return subprocess.Popen(
+        [*ROBUST, *arguments, "--out", str(out), "--quiet"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(arguments: Sequence[str], out: Path, code: int = 0) -> str:
+    """What the command says, which ends with `code`."""
+    process = start(arguments, out)
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == code, said
+    return said
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """The bytes of every file of results, by its path."""
+    paths = {path for pattern in RESULTS for path in run.glob(pattern)}
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths)}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[tuple[str, ...], dict[str, bytes], float]]:
+    """By command: its arguments, its results, and the seconds that it takes."""
+    runs = {}
+    for name, arguments in {"eval": EVAL, "train": (*TRAIN, "--data", str(photos))}.items():
+        out, begun = tmp_path_factory.mktemp(name) / "run", time.monotonic()
+        finish(arguments, out)
+        runs[name] = arguments, results(out), time.monotonic() - begun
+        assert runs[name][1], "there is something to compare"
+    return runs
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
+    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path, name: str
+) -> None:
+    arguments, expected, seconds = unbroken[name]
+    moments, kills, rounds = random.Random(name), 0, 0
+    while kills < KILLS[name]:
+        run = tmp_path / f"run-{rounds}"
+        rounds += 1
+        for _ in range(10):
+            process = start(arguments, run)
+            try:
+                process.wait(moments.uniform(0.2, 1.1) * seconds)
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+        finish(arguments, run)
+        assert results(run) == expected
+        assert not list(run.rglob("*.tmp")), "nothing half-written stays"
+        shutil.rmtree(run)
+
+
+def test_damaged_files_are_computed_again_and_named(
+    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path
+) -> None:
+    arguments, expected, _ = unbroken["eval"]
+    run, draw = tmp_path / "run", random.Random("damage")
+    finish(arguments, run)
+    blocks = sorted(run.glob("*/**/block-*.parquet"))
+    cut, flipped, empty, gone = draw.sample(blocks, 4)
+    cut.write_bytes(cut.read_bytes()[: draw.randrange(1, cut.stat().st_size)])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 3] ^= 4
+    flipped.write_bytes(bytes(content))
+    empty.write_bytes(b"")
+    gone.unlink()
+    process = subprocess.run(
+        [*ROBUST, *arguments, "--out", str(run)], capture_output=True, text=True, check=False,
+        timeout=900,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    for path in (cut, flipped, empty):
+        assert f"`{path}` is damaged: its rows are computed again." in process.stderr
+    assert str(gone) not in process.stderr
+    assert results(run) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system in memory with the given options of mount(8)."""
+    mounted = []
+
+    def make(options: str) -> Path:
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system needs root on Linux")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_a_full_disk_is_an_error_and_with_room_the_command_goes_on(
+    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
+    small_disk: Callable[[str], Path], name: str,
+) -> None:  # fmt: skip
+    arguments, expected, _ = unbroken[name]
+    disk = small_disk("size=200k" if name == "eval" else "size=3m")
+    said = finish(arguments, disk / "run", code=1)
+    assert "No space left" in said
+    assert "Traceback" not in said
+    subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
+    finish(arguments, disk / "run")
+    assert results(disk / "run") == expected
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(
+    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
+    small_disk: Callable[[str], Path],
+) -> None:
+    disk = small_disk("ro")
+    said = finish(unbroken["eval"][0], disk / "run", code=1)
+    assert "Read-only" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
+    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path, name: str
+) -> None:
+    arguments, expected, _ = unbroken[name]
+    run = tmp_path / "run"
+    both = [start(arguments, run) for _ in range(2)]
+    said = [process.communicate(timeout=900)[0] for process in both]
+    codes = sorted(process.returncode for process in both)
+    # The second may come when the first has finished, and then has nothing to do.
+    assert codes in ([0, 0], [0, 1]), said
+    if codes == [0, 1]:
+        assert any("working in" in text for text in said), said
+    finish(arguments, run)
+    assert results(run) == expected
