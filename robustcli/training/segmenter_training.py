@@ -69,9 +69,8 @@ class SegmenterTraining(TrainingTask):
 
     def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`."""
-        return open_dataset(
-            config.data, Masks(config.foreground, config.ignore, offline=config.offline)
-        )
+        masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
+        return open_dataset(config.data, masks)
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
