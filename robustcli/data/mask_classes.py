@@ -62,7 +62,8 @@ class ClassLabel:
 class ClassTable:
     """The values of masks and the names of their classes, in the order of the classes.
 
-    `source` says where it comes from, as messages name it: an option or a file.
+    `source` says where it comes from, as messages name it: an option or a file. Without labels
+    every value is a class, as with `--classes all`.
     """
 
     labels: tuple[ClassLabel, ...]
@@ -115,6 +116,8 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
 
 def is_all(option: ClassesOption) -> bool:
     """Whether every value that occurs is a class."""
+    if isinstance(option, ClassTable):
+        return not option.labels
     return isinstance(option, str) and option.strip().lower() == ALL
 
 
@@ -156,10 +159,10 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
 
 def published_table(classes: Sequence[tuple[str, str]] | str) -> ClassesOption:
     """The classes of a layout as an option: `all`, a table of values and names, or None."""
-    if isinstance(classes, str):
-        return classes
     if not classes:
         return None
+    if isinstance(classes, str):
+        return ClassTable((), "as the owners publish them: every value is a class")
     return ClassTable(tuple(ClassLabel(*pair) for pair in classes), "as the owners publish them")
 
 
@@ -178,7 +181,7 @@ def _is_table(plain: Any) -> bool:
 def _holds_numbers(plain: Mapping[Any, Any]) -> bool:
     """Whether names have values, as nnU-Net writes it, not values names."""
     members = [v for value in plain.values() for v in (value if _is_list(value) else [value])]
-    return all(isinstance(value, int | float) and value is not True for value in members)
+    return bool(members) and all(type(value) in (int, float) for value in members)
 
 
 def _is_list(value: object) -> bool:
@@ -284,7 +287,9 @@ def decide_classes(
         UsageError: There are values without a class, no classes, too many, or the masks are JPEG.
     """
     table = parse_classes(classes)
-    named = None if table is None else _values_of(table)
+    named = None if table is None or is_all(table) else _values_of(table)
+    if named is None or len(named.names) > 1 or census.blurred_colours:
+        _check_lossless(census, location)
     extra = parse_values(ignore, "--ignore")
     by_colour = _palettes_by_colour(census, named)
     channel, counts = channel_of(census, location)
@@ -314,8 +319,6 @@ def decide_classes(
             source="",
         )  # fmt: skip
         check_lossy(reading, census, location)
-    else:
-        _check_lossless(census, location)
     return reading, list(_announcements(reading, named, counts, census, source))
 
 
@@ -364,12 +367,15 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
         UsageError: The table lacks one of them or names others.
     """
     table = parse_classes(classes)
-    if table is None:
+    if table is None or is_all(table):
         return ClassFiles(
             tuple(keys), tuple(keys), ("",) * len(keys), False, "by the names of the files"
         )
-    by_key = {label.key: label for label in table.labels}
-    others = [key for key in by_key if key not in keys and key != "0"]
+    labels = [label for label in table.labels if label.name.lower() != _BACKGROUND]
+    if {label.name for label in labels} == set(keys):  # numbered, as for masks in one file
+        labels = [replace(label, key=label.name) for label in labels]
+    by_key = {label.key: label for label in labels}
+    others = [key for key in by_key if key not in keys]
     lacking = [key for key in keys if key not in by_key]
     if others or lacking:
         faults = [f"no files of {', '.join(others)}"] if others else []
@@ -380,7 +386,6 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
             f"Name all of them, such as `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` for another "
             "name); where two overlap, the later one counts.",
         )
-    labels = [label for label in table.labels if label.key in keys]
     return ClassFiles(
         tuple(label.key for label in labels), tuple(label.name for label in labels),
         tuple(label.colour for label in labels), True, table.source,
@@ -390,8 +395,8 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
 def _check_lossless(census: Census, location: str) -> None:
     if census.lossy or census.blurred_colours:
         raise UsageError(
-            f"Some masks of `{location}` are JPEG files, and there are several classes.",
-            "JPEG blurs values over their edges: between two classes lie the values of others.",
+            f"Some masks of `{location}` are JPEG files: their classes cannot be told apart.",
+            "JPEG blurs values and colours over edges: between two classes lie those of others.",
             "Write the masks anew from their originals as PNG. `--foreground VALUES` reads two "
             "values, foreground and background, which blur does not mix up.",
         )
