@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
@@ -496,6 +499,32 @@ def _announcements(
         yield f"Classes without a pixel in {where}: {', '.join(without)}."
     if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
         yield "255 is a class here; where it means pixels that count nowhere, add `--ignore 255`."
+
+
+class ShownClasses:
+    """Which classes occur in masks that pass by.
+
+    Args:
+        reading: Of the masks; only several classes are noted.
+    """
+
+    def __init__(self, reading: MaskReading | None) -> None:
+        self._names = () if reading is None else reading.classes
+        self._shown = np.zeros(256, bool)
+
+    def noting(self, masks: Iterable[NDArray[Any]]) -> Iterable[NDArray[Any]]:
+        """The same decoded masks (H, W), one after the other; their classes are noted."""
+        if not self._names:
+            return masks
+        return map(self._note, masks)
+
+    def _note(self, mask: NDArray[Any]) -> NDArray[Any]:
+        self._shown |= np.bincount(mask.ravel(), minlength=256) > 0
+        return mask
+
+    def absent(self) -> list[str]:
+        """The names of classes without a pixel so far; empty for foreground and background."""
+        return [name for number, name in enumerate(self._names, 1) if not self._shown[number]]
 
 
 def classes_settings(option: ClassesOption) -> list[object]:

@@ -428,7 +428,7 @@ def _not_two(
     else:
         hints.append("`--ignore VALUE` leaves a value out of training and scores.")
     if len(likely) > 1:
-        hints.append("`--classes all` takes every value as a class of its own (docs/data.md).")
+        hints.append("`--classes all` takes every value as a class of its own (docs/masks.md).")
     return UsageError(
         f"Which value of the masks of `{location}` is the foreground is not known.",
         f"Their values (share of the pixels): {shares_in_words(counts)}.{' ' + why if why else ''}",

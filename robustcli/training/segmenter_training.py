@@ -17,6 +17,7 @@ from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset
+from robustcli.data.mask_classes import ShownClasses
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
@@ -223,8 +224,11 @@ def decision_words(probability: float) -> str:
 
 def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
+    shown = ShownClasses(part.reading)
+    masks = shown.noting(masks)
     empty = sum(not (mask == 1).any() for mask in masks)
-    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty)
+    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty,
+                       absent=shown.absent() or None)  # fmt: skip
 
 
 def _ignores(plan: TrainPlan) -> bool:
