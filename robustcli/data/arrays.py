@@ -47,6 +47,25 @@ def read_array(ref: FileRef) -> NDArray[Any]:
     return array
 
 
+def array_names(ref: FileRef) -> list[str]:
+    """The names of the arrays in an `.npz` or HDF5 file; empty for a damaged one.
+
+    Raises:
+        UsageError: It is HDF5, and h5py is not installed.
+    """
+    try:
+        if (ref.member or ref.path.name).lower().endswith(HDF5_SUFFIXES):
+            h5py = require_h5py(ref.path)
+            with h5py.File(ref.path if ref.member is None else io.BytesIO(ref.read()), "r") as file:
+                return list(file)
+        with np.load(io.BytesIO(ref.read()), allow_pickle=False) as arrays:
+            return list(arrays.files)
+    except UsageError:
+        raise
+    except Exception:  # both libraries answer a corrupt file with several kinds of exception
+        return []
+
+
 def _from_numpy(ref: FileRef) -> NDArray[Any]:
     content = ref.read()
     if not content:

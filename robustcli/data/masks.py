@@ -249,6 +249,13 @@ def survey(
             "Leave out one of the two.",
         )
     if any(ref.parts for ref in masks):
+        if foreground is not None:
+            raise UsageError(
+                f"`--foreground {foreground}` does not go with the masks of `{location}`.",
+                "Each class has its own files there, with two values.",
+                "Leave it out. For one class alone, put its files into a folder `masks` of their "
+                "own, called as the images.",
+            )
         return _survey_class_files(masks, location, ignore, classes)
     ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
     ignored = parse_values(ignore, "--ignore")

@@ -234,8 +234,12 @@ def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
     Raises:
         UsageError: There are HDF5 files, and h5py is not installed.
     """
+    from robustcli.data.arrays import array_names  # needs numpy, a listing does not
+
     arrays = [f for f in files if f.relative.lower().endswith((".npz", *HDF5_SUFFIXES))]
     if not arrays or any(is_image(file.relative) for file in files):
+        return None
+    if not {_IMAGE, _LABEL} <= set(array_names(arrays[0])):
         return None
     slices = [file for file in arrays if "slice" in file.file_name.lower()]
     volumes = [file for file in arrays if file not in slices] if slices else arrays
