@@ -21,7 +21,7 @@ from robustcli.data.mask_classes import (
     parse_classes,
     table_of,
 )
-from robustcli.data.mask_values import IGNORED, MaskReading
+from robustcli.data.mask_values import IGNORED, MaskReading, check_no_masks
 from robustcli.data.masks import decode_mask, decode_pair, survey
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.tasks.heldout import in_flags, mask_values_of
@@ -491,3 +491,9 @@ def test_a_key_may_hold_several_values(tmp_path: Path) -> None:
         _data(tmp_path, a_png=VALUES), classes={"1,4": "organ", "2": "kidney"}, ignore=255
     )
     np.testing.assert_array_equal(_masks(dataset)[0] == 1, np.isin(VALUES, [1, 4]))
+
+
+def test_classes_of_masks_do_not_go_with_classifiers() -> None:
+    check_no_masks(None, None, None)
+    with pytest.raises(UsageError, match="--classes all` does not go with classifiers"):
+        check_no_masks(None, None, "all")
