@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,25 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
+from robustcli.data.arrays import holds_array, kind_of, read_array
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_image
+from robustcli.data.mask_classes import (
+    ClassesOption,
+    decide_classes,
+    is_all,
+    name_class_files,
+)
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
+    IGNORED,
     OPAQUE,
     STANDARD,
     Census,
     MaskReading,
+    PaletteReading,
     ValueOption,
+    as_bytes,
     as_number,
     blurred_share,
     decide,
@@ -35,14 +45,13 @@ from robustcli.data.mask_values import (
     unknown_values,
 )
 
-_ARRAY = ".npy"
 _MOST_MASKS, _LEAST_MASKS, _MOST_PIXELS = 256, 16, 100_000_000
 """The masks of a large set that decide the reading: at most 256, and of large masks at most 100
 million pixels (but at least 16 masks)."""
 _MOST_VALUES = 4096  # so many different values are certainly not two
 _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
 _AT_ONCE = 32
-_NUMPY = "arrays of numpy"
+_HALF = 127  # of lossy files: above it a pixel is rather 255 than 0
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,14 @@ class MaskPixels:
         alpha: (H, W), 0 to 255; None without transparency.
         lossy: Whether its compression changes values.
         kind: A description of contents other than 8-bit grey values.
+        palette: The colour or grey value of each index, if `values` are indices as in the file.
     """
 
     values: NDArray[Any]
     alpha: NDArray[np.uint8] | None = None
     lossy: bool = False
     kind: str = ""
+    palette: NDArray[Any] | None = None
 
 
 def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -96,15 +107,20 @@ def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
 def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any]:
     """The mask (H, W): bool, or uint8 with 0, 1 and `IGNORED` if the reading ignores values.
 
+    Of several classes (`reading.classes`) it is uint8 with the numbers 0 to K and `IGNORED`.
     Without a `reading` of its data set, this file alone decides.
 
     Raises:
         UnreadableImage: The file is missing or damaged (see `decode`).
         UsageError: It has values of unknown meaning.
     """
-    pixels = read_mask(ref)
     if reading is None:
         reading = survey((ref,), str(ref))[0]
+    if reading.class_files:
+        return _from_class_files(ref, reading)
+    pixels = read_mask(ref, reading.palette)
+    if pixels.lossy and reading.class_values:
+        raise _lossy_classes(ref)
     values = _channel_values(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
@@ -112,6 +128,51 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     if unknown:
         raise unknown_values(unknown, reading, str(ref))
     return labels
+
+
+def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
+    """The mask whose classes have their own files; a class without a file has no pixel.
+
+    Raises:
+        UsageError: Classes overlap where the reading allows no overlap, or sizes differ.
+    """
+    of_one_class = replace(reading, classes=(), class_files=(), covers=False)
+    numbers = {key: n for n, key in enumerate(reading.class_files, 1)}
+    known = [(key, part) for key, part in ref.parts if key in numbers]
+    labels: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+    for key, part in sorted(known, key=lambda named: numbers[named[0]]):
+        mask = decode_mask(part, of_one_class)
+        if not labels.size:
+            labels = np.zeros(mask.shape, np.uint8)
+        if mask.shape != labels.shape:
+            raise UsageError(
+                f"`{part}` has another size than the mask of another class of its image.",
+                f"It is {mask.shape[1]}x{mask.shape[0]} (width x height), the other "
+                f"{labels.shape[1]}x{labels.shape[0]}.",
+                "Make the masks anew from the image as it is.",
+            )
+        present = mask == 1
+        overlap = present & (labels != 0) & (labels != IGNORED)
+        if not reading.covers and overlap.any():
+            other = reading.classes[int(labels[overlap][0]) - 1]
+            raise UsageError(
+                f"`{part}` overlaps the class `{other}` in {int(overlap.sum()):,} pixels.",
+                "A pixel has one class, and which of the two counts is not known.",
+                f"Name the classes in the order in which each covers those before it: `--classes "
+                f"{','.join(reading.class_files)}` lets the last one win.",
+            )
+        labels[present] = numbers[key]
+        if mask.dtype == np.uint8:
+            labels[mask == IGNORED] = IGNORED
+    return labels
+
+
+def _lossy_classes(ref: FileRef) -> UsageError:
+    return UsageError(
+        f"The mask `{ref}` is a JPEG file, and there are several classes.",
+        "JPEG blurs values over their edges: between two classes lie the values of others.",
+        "Write it anew from its original as PNG.",
+    )
 
 
 def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
@@ -166,20 +227,81 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> 
 
 def survey(
     masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
-    ignore: ValueOption = None,
+    ignore: ValueOption = None, classes: ClassesOption = None,
 ) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
-    """The reading of all masks of a data set, and notes about it for the user; see `decide`.
+    """The reading of all masks of a data set, and notes about it for the user.
+
+    See `decide`; with `classes`, of several classes (`mask_classes.decide_classes`).
 
     All masks decide, or of a large set a sample that depends on ids alone. While all of them have
-    one value, more are read.
+    one value, more are read; with `all` as `classes` every mask is.
+
+    Raises:
+        UsageError: The values are ambiguous, or the options contradict each other or the masks.
     """
-    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
+    if foreground is not None and classes is not None:
+        raise UsageError(
+            "`--foreground` and `--classes` do not go together.",
+            "The first makes two values of the masks, foreground and background, the second "
+            "several classes.",
+            "Leave out one of the two.",
+        )
+    if any(ref.parts for ref in masks):
+        if foreground is not None:
+            raise UsageError(
+                f"`--foreground {foreground}` does not go with the masks of `{location}`.",
+                "Each class has its own files there, with two values.",
+                "Leave it out. For one class alone, put its files into a folder `masks` of their "
+                "own, called as the images.",
+            )
+        return _survey_class_files(masks, location, ignore, classes)
+    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", _file_id(ref)), ref.relative))
     ignored = parse_values(ignore, "--ignore")
-    census = _census(tuple((ref, _file_state(ref)) for ref in ordered), ignored)
+    files = tuple((ref, _file_state(ref)) for ref in ordered)
+    census = _census(files, ignored, classes is not None, is_all(classes))
     if not census.masks:
         return MaskReading(STANDARD), ()  # none is readable: decoding one gives the error
+    if classes is not None:
+        reading, notes = decide_classes(census, location, classes, ignore)
+        return reading, tuple(notes)
     reading, notes = decide(census, location, foreground=foreground, ignore=ignore)
     return reading, tuple(notes)
+
+
+def _survey_class_files(
+    masks: Sequence[FileRef], location: str, ignore: ValueOption, classes: ClassesOption
+) -> tuple[MaskReading, tuple[str, ...]]:
+    """The reading of masks whose classes have their own files, each with two values."""
+    files: dict[str, list[FileRef]] = defaultdict(list)
+    for ref in masks:
+        for key, part in ref.parts:
+            files[key].append(part)
+    named = name_class_files(sorted(files), classes, location)
+    every = Census(0)
+    pixels: dict[str, int] = {}
+    for key in named.keys:
+        ordered = sorted(files[key], key=lambda ref: ref.relative)
+        census = _census(
+            tuple((ref, _file_state(ref)) for ref in ordered),
+            parse_values(ignore, "--ignore"), False, False,
+        )  # fmt: skip
+        pixels[key] = sum(n for (v, _), n in census.exact.items() if v != 0)
+        pixels[key] += sum(n for v, n in census.lossy.items() if v > _HALF)
+        every.add(census)
+    if not every.masks:
+        return MaskReading(STANDARD), ()
+    reading, notes = decide(every, location, ignore=ignore)
+    reading = replace(
+        reading, classes=named.names, class_files=named.keys, colours=named.colours,
+        covers=named.covers, source=named.source,
+    )  # fmt: skip
+    missing = {key: len(masks) - len(files[key]) for key in named.keys}
+    return reading, (*named.notes(pixels, missing), *notes)
+
+
+def _file_id(ref: FileRef) -> str:
+    """The path of the file in the data set; slices of one volume are read one after the other."""
+    return ref.relative if ref.slice_index is None else ref.relative.rpartition("/")[0]
 
 
 def _file_state(ref: FileRef) -> tuple[int, int]:
@@ -191,23 +313,31 @@ def _file_state(ref: FileRef) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _census(
-    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...]
-) -> Census:
-    """Counts the values of as many masks as decide; cached for a data set that is opened again."""
+    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...],
+    palettes_apart: bool, every: bool,
+) -> Census:  # fmt: skip
+    """Counts the values of as many masks as decide; cached for a data set that is opened again.
+
+    With `palettes_apart`, masks with a palette are counted by index and colour; with `every`, no
+    mask is left out.
+    """
+    palette: PaletteReading = "index" if palettes_apart else "auto"
     census = Census(total=len(masks))
     pixels = 0
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         for first in range(0, len(masks), _AT_ONCE):
             batch = [ref for ref, _ in masks[first : first + _AT_ONCE]]
-            for mask_counts in pool.map(_count, batch):
+            for mask_counts in pool.map(partial(_count, palette=palette), batch):
                 if mask_counts is None:
                     continue
                 _add(census, mask_counts)
                 pixels += sum(mask_counts.counts.values())
+                if every:
+                    continue
                 values = len(census.exact) + len(census.lossy)
-                different = {v for v, _ in census.exact} | set(census.lossy)
+                different = {v for v, _ in (*census.exact, *census.palette)} | set(census.lossy)
                 enough = census.masks >= _MOST_MASKS or (
                     pixels >= _MOST_PIXELS and census.masks >= _LEAST_MASKS
                 )
@@ -220,20 +350,27 @@ def _census(
 
 @dataclass(frozen=True)
 class _MaskCounts:
-    """The number of pixels of one mask with each (value, alpha)."""
+    """The number of pixels of one mask with each (value, alpha); of a palette (index, colour)."""
 
-    counts: Counter[tuple[float, int]]
+    counts: Counter[tuple[float, float]]
     lossy: bool
     kind: str
+    palette: bool = False
 
 
-def _count(ref: FileRef) -> _MaskCounts | None:
+def _count(ref: FileRef, palette: PaletteReading) -> _MaskCounts | None:
     """Counts the values of one mask; None for an unreadable one, whose decoding gives the error."""
     try:
-        pixels = read_mask(ref)
+        pixels = read_mask(ref, palette)
     except UnreadableImage:
         return None
-    counts: Counter[tuple[float, int]] = Counter()
+    if pixels.palette is not None:
+        indices, numbers = _unique(pixels.values)
+        colours = map(as_number, pixels.palette[indices])
+        pairs = zip(map(as_number, indices), colours, strict=True)
+        by_index = Counter(dict(zip(pairs, map(int, numbers), strict=True)))
+        return _MaskCounts(by_index, pixels.lossy, pixels.kind, palette=True)
+    counts: Counter[tuple[float, float]] = Counter()
     alphas = [OPAQUE] if pixels.alpha is None else np.unique(pixels.alpha)
     for alpha in alphas:
         selected = ... if pixels.alpha is None else pixels.alpha == alpha
@@ -245,6 +382,7 @@ def _count(ref: FileRef) -> _MaskCounts | None:
 
 def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The different values and the count of each; ten times faster for bytes than np.unique."""
+    values = as_bytes(values)
     if values.dtype == np.uint8:
         counts = np.bincount(values.ravel(), minlength=256)
         return np.flatnonzero(counts), counts[counts > 0]
@@ -255,8 +393,11 @@ def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 def _add(census: Census, mask_counts: _MaskCounts) -> None:
     census.masks += 1
     census.kinds |= {mask_counts.kind} - {""}
+    if mask_counts.palette:
+        census.palette.update(mask_counts.counts)
+        return
     if not mask_counts.lossy:
-        census.exact.update(mask_counts.counts)
+        census.exact.update({(v, int(a)): n for (v, a), n in mask_counts.counts.items()})
         return
     for (value, _), number in mask_counts.counts.items():
         if value >= COLOUR_OFFSET:
@@ -265,39 +406,36 @@ def _add(census: Census, mask_counts: _MaskCounts) -> None:
             census.lossy[value] += number
 
 
-def read_mask(ref: FileRef) -> MaskPixels:
-    """The contents of the mask file; raises UnreadableImage if it is missing or damaged."""
+def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
+    """The contents of the mask file; raises UnreadableImage if it is missing or damaged.
+
+    With `auto`, of a palette the indices count if black has index 0 and some colour is not grey.
+    """
     try:
+        if holds_array(ref):
+            return _from_array(read_array(ref), kind_of(ref))
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:
         raise UnreadableImage("the file is empty")
-    if (ref.member or ref.path.name).lower().endswith(_ARRAY):
-        return _from_array(content)
     lossless_webp = b"VP8L" in content[:64]
-    return read_image(io.BytesIO(content), lambda image: _from_image(image, lossless_webp))
+    return read_image(io.BytesIO(content), lambda image: _from_image(image, lossless_webp, palette))
 
 
-def _from_array(content: bytes) -> MaskPixels:
-    """A NumPy array (H, W), perhaps with an axis of 1, or RGB(A) bytes; nothing is unpickled."""
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # numpy answers a corrupt file with several kinds of exception
-        raise UnreadableImage(f"damaged: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif" or not array.size:
-        raise UnreadableImage("no array of numbers")
+def _from_array(array: NDArray[Any], kind: str) -> MaskPixels:
+    """An array (H, W), perhaps with an axis of 1, or RGB(A) bytes."""
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
         alpha = array[..., 3] if array.shape[2] == 4 else None
-        return MaskPixels(_colours(array[..., :3]), alpha, kind=_NUMPY)
+        return MaskPixels(_colours(array[..., :3]), alpha, kind=kind)
     if array.ndim != 2:
         raise UnreadableImage(f"an array of shape {array.shape}, expected (height, width)")
-    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=_NUMPY)
+    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=kind)
 
 
-def _from_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
+def _from_image(image: Image.Image, lossless_webp: bool, palette: PaletteReading) -> MaskPixels:
     lossy = (
         image.format in ("JPEG", "MPO")
         or (image.format == "WEBP" and not lossless_webp)
@@ -307,17 +445,29 @@ def _from_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
         kinds = {"F": "floating-point numbers", "I": "whole numbers of 32 bits"}
         kind = kinds.get(image.mode, "whole numbers of 16 bits")
         return MaskPixels(np.array(image), lossy=lossy, kind=kind)
+    if image.mode == "P" and palette == "index":
+        return MaskPixels(
+            np.array(image), lossy=lossy, kind="indices of a palette", palette=_palette_of(image)
+        )
     alpha = None
     if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "L" and alpha is None:
         return MaskPixels(np.array(image), lossy=lossy)
     colours = _colours(np.asarray(image.convert("RGB")))
-    if image.mode == "P" and colours.dtype != np.uint8:
+    if image.mode == "P" and palette == "auto" and colours.dtype != np.uint8:
         indices = _indices(np.array(image), colours)
         kind = "indices of a palette" if indices is not colours else "colours"
         return MaskPixels(indices, alpha, lossy, kind)
     return MaskPixels(colours, alpha, lossy, "" if colours.dtype == np.uint8 else "colours")
+
+
+def _palette_of(image: Image.Image) -> NDArray[Any]:
+    """The colour (see `COLOUR_OFFSET`) or grey value of each index of its palette, 256 of them."""
+    indices = Image.frombytes("P", (256, 1), bytes(range(256)))
+    indices.putpalette(image.getpalette("RGB") or [])
+    colours: NDArray[Any] = _colours(np.asarray(indices.convert("RGB")))[0]
+    return colours
 
 
 def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset
+from robustcli.data.mask_classes import ShownClasses
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
@@ -60,18 +61,15 @@ class SegmenterTraining(TrainingTask):
                 f"Measure it with `robust eval --model {entry.name} --transform identity`.",
             )
         if config.ignore is not None and config.protocol == "paper":
-            raise UsageError(
-                f"`--ignore {config.ignore}` does not go with `--protocol paper`.",
-                "The paper resizes whole masks, which mixes ignored pixels with their neighbours, "
-                "and scores every pixel.",
-                "Leave out one of the two.",
-            )
+            raise _ignores_in_paper(f"`--ignore {config.ignore}`")
 
     def open(self, config: TrainConfig) -> Dataset:
-        """See `TrainingTask.open`."""
-        return open_dataset(
-            config.data, Masks(config.foreground, config.ignore, offline=config.offline)
-        )
+        """See `TrainingTask.open`; a table of classes may name values to ignore as well."""
+        masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
+        dataset = open_dataset(config.data, masks)
+        if config.protocol == "paper" and dataset.reading is not None and dataset.reading.ignored:
+            raise _ignores_in_paper(f"A value to ignore ({dataset.reading.words()})")
+        return dataset
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
@@ -224,8 +222,20 @@ def decision_words(probability: float) -> str:
 
 def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
+    shown = ShownClasses(part.reading)
+    masks = shown.noting(masks)
     empty = sum(not (mask == 1).any() for mask in masks)
-    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty)
+    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty,
+                       absent=shown.absent() or None)  # fmt: skip
+
+
+def _ignores_in_paper(what: str) -> UsageError:
+    return UsageError(
+        f"{what} does not go with `--protocol paper`.",
+        "The paper resizes whole masks, which mixes ignored pixels with their neighbours, and "
+        "scores every pixel.",
+        "Leave out one of the two.",
+    )
 
 
 def _ignores(plan: TrainPlan) -> bool:

@@ -1,0 +1,258 @@
+"""Images and masks in files of arrays: NumPy's, HDF5 with h5py, NIfTI with nibabel.
+
+Medical slices are published so: an array `image` and an array `label` in one file, of a slice or of
+a volume; or volumes as NIfTI. The two libraries are optional. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcli.core.errors import UsageError
+from robustcli.data.dataset import FileRef, UnreadableImage
+from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
+
+ARRAY_SUFFIXES = frozenset({".npy", ".npz", *HDF5_SUFFIXES, *NIFTI_SUFFIXES})
+VOLUME = "volume"
+"""The name of the array of a NIfTI file, which has one."""
+_LOW, _HIGH = 0.5, 99.5  # percentiles of a volume that become black and white
+_MASK_KEYS = ("label", "labels", "mask", "masks", "seg", "gt")
+
+
+def holds_array(ref: FileRef) -> bool:
+    """Whether the file is named like one of arrays."""
+    return (ref.member or ref.path.name).lower().endswith(tuple(ARRAY_SUFFIXES))
+
+
+def kind_of(ref: FileRef) -> str:
+    """What a file of arrays is, as announcements name its contents."""
+    name = (ref.member or ref.path.name).lower()
+    if name.endswith(HDF5_SUFFIXES):
+        return "arrays of HDF5"
+    return "volumes of NIfTI" if name.endswith(NIFTI_SUFFIXES) else "arrays of numpy"
+
+
+def read_array(ref: FileRef) -> NDArray[Any]:
+    """The array of the file, that `ref.array` names; of a volume the slice `ref.slice_index`.
+
+    Without a name the file must hold one array, or one that is named like a mask.
+
+    Raises:
+        UnreadableImage: The file is damaged, has no such array, or one without numbers.
+        UsageError: It is HDF5, and h5py is not installed.
+    """
+    name = (ref.member or ref.path.name).lower()
+    if name.endswith(HDF5_SUFFIXES):
+        array = _from_hdf5(ref)
+    elif name.endswith(NIFTI_SUFFIXES):
+        array = _nifti_slice(_nifti(ref.path), ref.slice_index)
+    else:
+        array = _from_numpy(ref)
+        if ref.slice_index is not None:
+            array = np.take(array, ref.slice_index, _slice_axis(array.shape))
+    if array.dtype.kind not in "buif" or not array.size:
+        raise UnreadableImage("no array of numbers")
+    return array
+
+
+def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
+    """The image in a file of arrays, uint8 (H, W, 3), see `as_pixels`.
+
+    The values of a NIfTI volume, which have no range of their own, are scaled: its 0.5th percentile
+    becomes black and its 99.5th white.
+
+    Raises:
+        UnreadableImage: The file is damaged, or the array is no image.
+        UsageError: A library is missing, see `read_array`.
+    """
+    array = read_array(ref)
+    if not ref.path.name.lower().endswith(NIFTI_SUFFIXES):
+        return as_pixels(array)
+    low, high = _grey_range(ref.path)
+    scaled = (array.astype(np.float64) - low) / ((high - low) or 1)
+    return as_pixels(np.clip(scaled, 0, 1))
+
+
+@lru_cache(maxsize=2)
+def _nifti(path: Path) -> NDArray[Any]:
+    """The array (W, H) or (W, H, slices) of a NIfTI file; slices of one file are read in order."""
+    nibabel = require("nibabel", path, "NIfTI")
+    try:
+        return np.asanyarray(nibabel.load(path).dataobj)
+    except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
+        raise UnreadableImage(f"damaged: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _grey_range(path: Path) -> tuple[float, float]:
+    volume = _nifti(path)
+    if volume.dtype.kind not in "buif" or not np.isfinite(volume).all():
+        raise UnreadableImage("some of its values are no numbers")
+    low, high = np.percentile(volume, (_LOW, _HIGH))
+    return float(low), float(high)
+
+
+def _nifti_slice(volume: NDArray[Any], index: int | None) -> NDArray[Any]:
+    """A slice (H, W) of the array of a NIfTI file, whose first axis goes to the right."""
+    if volume.ndim != (2 if index is None else 3):
+        raise UnreadableImage(f"an array of shape {volume.shape}, expected (width, height, slices)")
+    if index is None:
+        return volume.T
+    if index >= volume.shape[2]:
+        raise UnreadableImage(f"it has {volume.shape[2]} slices, its mask has more")
+    return volume[:, :, index].T
+
+
+def array_names(ref: FileRef) -> list[str]:
+    """The names of the arrays in an `.npz` or HDF5 file; empty for a damaged one.
+
+    Raises:
+        UsageError: It is HDF5, and h5py is not installed.
+    """
+    try:
+        if (ref.member or ref.path.name).lower().endswith(HDF5_SUFFIXES):
+            h5py = require("h5py", ref.path, "HDF5")
+            with h5py.File(ref.path if ref.member is None else io.BytesIO(ref.read()), "r") as file:
+                return list(file)
+        with np.load(io.BytesIO(ref.read()), allow_pickle=False) as arrays:
+            return list(arrays.files)
+    except UsageError:
+        raise
+    except Exception:  # both libraries answer a corrupt file with several kinds of exception
+        return []
+
+
+def _from_numpy(ref: FileRef) -> NDArray[Any]:
+    content = ref.read()
+    if not content:
+        raise UnreadableImage("the file is empty")
+    try:
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return np.asarray(loaded[_key(list(loaded.files), ref.array)])
+    except UnreadableImage:
+        raise
+    except Exception as error:  # numpy answers a corrupt file with several kinds of exception
+        raise UnreadableImage(f"damaged: {error}") from error
+
+
+def _from_hdf5(ref: FileRef) -> NDArray[Any]:
+    h5py = require("h5py", ref.path, "HDF5")
+    source = ref.path if ref.member is None else io.BytesIO(ref.read())
+    try:
+        with h5py.File(source, "r") as file:
+            array = file[_key(list(file), ref.array)]
+            if ref.slice_index is None:
+                return np.asarray(array)
+            if _slice_axis(array.shape) == 2:
+                return np.asarray(array[:, :, ref.slice_index])
+            return np.asarray(array[ref.slice_index])
+    except UnreadableImage:
+        raise
+    except Exception as error:  # h5py answers a corrupt file with several kinds of exception
+        raise UnreadableImage(f"damaged: {error}") from error
+
+
+def _key(keys: list[str], name: str | None) -> str:
+    if name is None:
+        fitting = keys if len(keys) == 1 else [key for key in keys if key.lower() in _MASK_KEYS]
+        if len(fitting) == 1:
+            return fitting[0]
+    elif name in keys:
+        return name
+    wanted = "one array, or one named `label` or `mask`" if name is None else f"an array `{name}`"
+    raise UnreadableImage(f"its arrays are {', '.join(sorted(keys)) or 'none'}, not {wanted}")
+
+
+def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
+    """An optional module; raises UsageError, naming the file, where it is not installed."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise UsageError(
+            f"`{path}` is {'an' if kind == 'HDF5' else 'a'} {kind} file, and {library} is not "
+            "installed.",
+            f"{kind} files are read with that library.",
+            f"Install it: `pip install {library}` (or `pip install 'robustcli[medical]'`).",
+        ) from error
+
+
+def volume_slices(path: Path, key: str) -> int | None:
+    """The number of slices of the volume `key` in an HDF5 or NIfTI file; None for a single slice.
+
+    Raises:
+        UsageError: The library is not installed, or the file has no such array.
+    """
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        return _nifti_slices(path)
+    h5py = require("h5py", path, "HDF5")
+    try:
+        with h5py.File(path, "r") as file:
+            shape = tuple(file[key].shape)
+    except Exception as error:  # h5py answers a corrupt file with several kinds of exception
+        raise UsageError(
+            f"`{path}` holds no array `{key}` that can be read.",
+            f"The error is: {error}.",
+            "Download the file again, or take it out.",
+        ) from error
+    return None if len(shape) == 2 else int(shape[_slice_axis(shape)])
+
+
+def _nifti_slices(path: Path) -> int | None:
+    nibabel = require("nibabel", path, "NIfTI")
+    try:
+        shape = tuple(nibabel.load(path).shape)
+    except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
+        raise UsageError(
+            f"`{path}` cannot be read as a NIfTI file.",
+            f"The error is: {error}.",
+            "Download the file again, or take it out.",
+        ) from error
+    if len(shape) not in (2, 3):
+        raise UsageError(
+            f"`{path}` has {len(shape)} axes.",
+            "Images of two axes and volumes of three are read.",
+            "Write each channel as a file of its own: `NAME_0000.nii.gz`, `NAME_0001.nii.gz`.",
+        )
+    return None if len(shape) == 2 else int(shape[2])
+
+
+def _slice_axis(shape: tuple[int, ...]) -> int:
+    """The first axis, unless the first two have one length and the last another."""
+    if len(shape) != 3:
+        raise UnreadableImage(f"an array of shape {shape}, expected (slices, height, width)")
+    return 2 if shape[0] == shape[1] != shape[2] else 0
+
+
+def as_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image in an array as uint8 (H, W, 3).
+
+    Bytes are taken as they are, (H, W) grey or (H, W, 3); floating-point numbers must lie in 0 to 1
+    and are rounded to 256 levels.
+
+    Raises:
+        UnreadableImage: The array has another shape, or values of another range.
+    """
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise UnreadableImage(f"an array of shape {array.shape}, expected (height, width)")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):
+            raise UnreadableImage(f"values from {low:g} to {high:g}, expected 0 to 1")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise UnreadableImage(f"an array of {array.dtype}, expected bytes or numbers from 0 to 1")
+    if array.ndim == 2:
+        return np.repeat(array[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(array)

@@ -1,0 +1,564 @@
+"""Several classes of masks: the table of values and names, from an option or a file, as a reading.
+
+A table says which values of the masks are which class. It comes from `--classes`, from a
+`labels.json`, or from the `dataset.json` of nnU-Net (source: nnU-Net v2, `dataset_format.md`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcli.core.errors import UsageError
+from robustcli.data.mask_values import (
+    COLOUR_OFFSET,
+    NONZERO,
+    Census,
+    MaskReading,
+    PaletteReading,
+    Value,
+    ValueOption,
+    channel_of,
+    check_lossy,
+    parse_values,
+    shares_in_words,
+    shown_value,
+    shown_values,
+)
+from robustcli.data.published_masks import NNUNET_FILE
+from robustcli.data.tables import Say, unheard
+
+ALL = "all"
+MOST_CLASSES = 200
+ClassesOption: TypeAlias = "str | Path | Mapping[Any, Any] | ClassTable | None"
+"""In a user's notation: `all`, `1=liver,2=kidney`, a file of labels, or its contents."""
+
+_FLAG = "--classes"
+_BACKGROUND, _IGNORE = "background", "ignore"
+_SHOWN = 20
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """A line of a table of classes.
+
+    Args:
+        key: A value of the masks in a user's notation (`2`, `#ff0000`), or for masks with one file
+            a class, what the names of its files hold.
+        name: The name of the class; `background` and `ignore` have their own meaning.
+        colour: The colour in which the class is drawn, `#rrggbb`; empty for the default.
+    """
+
+    key: str
+    name: str
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The values of masks and the names of their classes, in the order of the classes.
+
+    `source` says where it comes from, as messages name it: an option or a file. Without labels
+    every value is a class, as with `--classes all`.
+    """
+
+    labels: tuple[ClassLabel, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The table with parsed values: names and values of each class, and the others."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[Value, ...], ...]
+    colours: tuple[str, ...]
+    background: tuple[Value, ...]
+    ignored: tuple[Value, ...]
+
+
+def parse_classes(option: ClassesOption) -> ClassTable | None:
+    """The table of `--classes`; None for `all`, and without the option.
+
+    Raises:
+        UsageError: The option names no file and no classes, or the file is not read.
+    """
+    if option is None or isinstance(option, ClassTable) or is_all(option):
+        return option if isinstance(option, ClassTable) else None
+    if isinstance(option, Mapping):
+        return table_of(option, f"`{_FLAG}`")
+    text, path = str(option), Path(option).expanduser()
+    names_file = isinstance(option, Path) or text.lower().endswith(".json")
+    if (names_file or "=" not in text) and path.is_file():
+        return read_table(path)
+    if names_file:
+        raise UsageError(
+            f"`{_FLAG} {option}`: there is no such file.",
+            "Expected a file of labels, pairs (`1=liver,2=kidney`), or `all`.",
+            "Check the path.",
+        )
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or any(
+        not key.strip() or (sign and not name.strip()) for key, sign, name in pairs
+    ):
+        raise UsageError(
+            f"`{_FLAG} {option}` names no classes.",
+            "Expected pairs of value and name (`1=liver,2=kidney`), a file of labels, or `all`.",
+            "Correct it.",
+        )
+    labels = (ClassLabel(key.strip(), (name or key).strip()) for key, _, name in pairs)
+    return ClassTable(tuple(labels), f"`{_FLAG}`")
+
+
+def is_all(option: ClassesOption) -> bool:
+    """Whether every value that occurs is a class."""
+    if isinstance(option, ClassTable):
+        return not option.labels
+    return isinstance(option, str) and option.strip().lower() == ALL
+
+
+def read_table(path: Path) -> ClassTable:
+    """The table in a file of labels or in nnU-Net's `dataset.json`; raises UsageError otherwise."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"`{path}` cannot be read.", f"{error.strerror or error}.", "Check the file."
+        ) from error
+    faults = list[str]()
+    table = parse_table(content, path.name, faults.append)
+    if table is None:
+        raise _no_table(path.name, " ".join(faults) or "It has no `labels`.")
+    return table
+
+
+def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | None:
+    """The table in the text of a file; None, announced, where the text is about something else.
+
+    Raises:
+        UsageError: It is a table with an error.
+    """
+    repeated = list[str]()
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(key for key, number in counts.items() if number > 1)
+        return dict(pairs)
+
+    try:
+        plain = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
+    except ValueError as error:
+        say(f"`{name}` with the data is no JSON and is not used: {error}.")
+        return None
+    if isinstance(plain, Mapping) and isinstance(plain.get("labels"), Mapping | list):
+        plain = plain["labels"]
+    elif name.lower() == NNUNET_FILE:
+        return None
+    if _is_table(plain):
+        if repeated:
+            raise _no_table(name, f"It names {', '.join(map(repr, repeated))} more than once.")
+        return table_of(plain, f"`{name}`")
+    say(f"`{name}` with the data is no table of values and names: it is not used.")
+    return None
+
+
+def published_table(classes: Sequence[tuple[str, str]] | str) -> ClassesOption:
+    """The classes of a layout as an option: `all`, a table of values and names, or None."""
+    if not classes:
+        return None
+    if isinstance(classes, str):
+        return ClassTable((), "as the owners publish them: every value is a class")
+    return ClassTable(tuple(ClassLabel(*pair) for pair in classes), "as the owners publish them")
+
+
+def _is_table(plain: Any) -> bool:
+    if isinstance(plain, list):
+        return bool(plain) and all(isinstance(name, str) for name in plain)
+    if not isinstance(plain, Mapping) or not plain:
+        return False
+    described = all(
+        isinstance(v, str) or (isinstance(v, Mapping) and isinstance(v.get("name"), str))
+        for v in plain.values()
+    )
+    return described or _holds_numbers(plain)
+
+
+def _holds_numbers(plain: Mapping[Any, Any]) -> bool:
+    """Whether names have values, as nnU-Net writes it, not values names."""
+    members = [v for value in plain.values() for v in (value if _is_list(value) else [value])]
+    return bool(members) and all(type(value) in (int, float) for value in members)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTable:
+    """The table of the contents of a file of labels.
+
+    `{"1": "liver"}`, `{"#ff0000": "liver"}`, `{"1": {"name": "liver", "colour": "#ff0000"}}`,
+    nnU-Net's `{"liver": 1}` (or `[1, 2]`), or a list of names from the value 0 on.
+
+    Raises:
+        UsageError: It is none of these, or two of nnU-Net's regions overlap.
+    """
+    if not _is_table(plain):
+        raise _no_table(source.strip("`"), "It is no table of values and names.")
+    if not isinstance(plain, Mapping):
+        named = (ClassLabel(str(i), name.strip()) for i, name in enumerate(plain) if name.strip())
+        return ClassTable(tuple(named), source)
+    if _holds_numbers(plain):
+        of_names = [(str(v), str(name)) for name, value in plain.items()
+                    for v in (value if _is_list(value) else [value])]  # fmt: skip
+        counts = Counter(key for key, _ in of_names)
+        shared = sorted(key for key, number in counts.items() if number > 1)
+        if shared:
+            raise UsageError(
+                f"The labels in {source} are regions that overlap.",
+                f"The value {', '.join(shared)} belongs to several of them; here a pixel has one "
+                "class.",
+                f"Name classes that do not overlap, such as `{_FLAG} 1=edema,2=core`.",
+            )
+        return ClassTable(tuple(ClassLabel(key, name.strip()) for key, name in of_names), source)
+    labels = []
+    for key, label in plain.items():
+        described = label if isinstance(label, Mapping) else {"name": label}
+        colour = str(described.get("colour") or described.get("color") or "").lower()
+        if colour and not _COLOUR.fullmatch(colour):
+            raise _no_table(source.strip("`"), f"`{colour}` is no colour, expected `#rrggbb`.")
+        if not described["name"].strip():
+            raise _no_table(source.strip("`"), f"The name of `{key}` is empty.")
+        labels.append(ClassLabel(str(key).strip(), described["name"].strip(), colour))
+    return ClassTable(tuple(labels), source)
+
+
+def _no_table(name: str, why: str) -> UsageError:
+    return UsageError(
+        f"`{name}` says no classes of masks.",
+        why,
+        'Write `{"0": "background", "1": "liver", "2": "kidney"}` (value of the masks, or colour '
+        'such as `"#ff0000"`, and name), or a list of names from the value 0 on.',
+    )
+
+
+def _values_of(table: ClassTable) -> _Values:
+    """The values of a table, classes in the order of their values if these are numbers.
+
+    Raises:
+        UsageError: A key is no value, or a value stands twice.
+    """
+    by_name: dict[str, list[Value]] = defaultdict(list)
+    colours: dict[str, str] = {}
+    for label in table.labels:
+        by_name[label.name] += parse_values(label.key, table.source.strip("`") + ":")
+        colours.setdefault(label.name, label.colour)
+    counts = Counter(value for values in by_name.values() for value in values)
+    repeated = sorted(value for value, number in counts.items() if number > 1)
+    if repeated:
+        raise UsageError(
+            f"{table.source} names the value {shown_values(repeated)} more than once.",
+            "A value belongs to one class.",
+            "Correct it.",
+        )
+    others = {name.lower(): name for name in by_name if name.lower() in (_BACKGROUND, _IGNORE)}
+    background, ignored = (
+        tuple(by_name.pop(others[other], ())) if other in others else ()
+        for other in (_BACKGROUND, _IGNORE)
+    )
+    if not background and 0 not in counts:
+        background = (0,)
+    classes = list(by_name.items())
+    if all(value < COLOUR_OFFSET for _, values in classes for value in values):
+        classes.sort(key=lambda named: min(named[1]))
+    return _Values(
+        tuple(name for name, _ in classes), tuple(tuple(values) for _, values in classes),
+        tuple(_colour(colours[name], values) for name, values in classes),
+        background, ignored,
+    )  # fmt: skip
+
+
+def _colour(colour: str, values: Sequence[Value]) -> str:
+    """The colour of a class: its own, or that of its masks where values are colours."""
+    return colour or next((shown_value(v) for v in values if v >= COLOUR_OFFSET), "")
+
+
+def decide_classes(
+    census: Census, location: str, classes: ClassesOption, ignore: ValueOption = None
+) -> tuple[MaskReading, list[str]]:
+    """The reading of masks with the classes of a table, and notes about it for the user.
+
+    With one class the reading is that of two values, foreground and background.
+
+    Args:
+        census: The values of the masks, palettes apart.
+        location: For messages.
+        classes: `all`, or what `parse_classes` reads.
+        ignore: More values to ignore.
+
+    Raises:
+        UsageError: There are values without a class, no classes, too many, or the masks are JPEG.
+    """
+    table = parse_classes(classes)
+    named = None if table is None or is_all(table) else _values_of(table)
+    if named is None or len(named.names) > 1 or census.blurred_colours:
+        _check_lossless(census, location)
+    extra = parse_values(ignore, "--ignore")
+    by_colour = _palettes_by_colour(census, named)
+    channel, counts = channel_of(census, location)
+    for (index, colour), pixels in census.palette.items():
+        counts[colour if by_colour else index] += pixels
+    if any(value != value for value in counts):
+        raise _unreadable_values(location, "Some pixels are no number (NaN).")
+    source = f"`{_FLAG} {ALL}`" if table is None else table.source
+    if named is None:
+        present = sorted(value for value in counts if value not in extra and value != 0)
+        named = _Values(
+            tuple(map(shown_value, present)), tuple((value,) for value in present),
+            tuple(_colour("", (value,)) for value in present), () if 0 in extra else (0,), (),
+        )  # fmt: skip
+    ignored = tuple(dict.fromkeys((*named.ignored, *extra)))
+    _check(named, ignored, counts, location, source)
+    kind = " and ".join(sorted(census.kinds))
+    palette: PaletteReading = "colour" if by_colour else "index"
+    reading = MaskReading(
+        None, named.background, ignored, channel, kind,
+        classes=named.names, class_values=named.values, colours=named.colours, palette=palette,
+        source=source,
+    )  # fmt: skip
+    if len(named.names) == 1:
+        reading = replace(
+            reading, foreground=named.values[0], classes=(), class_values=(), colours=(),
+            source="",
+        )  # fmt: skip
+        check_lossy(reading, census, location)
+    return reading, list(_announcements(reading, named, counts, census, source))
+
+
+@dataclass(frozen=True)
+class ClassFiles:
+    """Classes that have their own files.
+
+    Args:
+        keys: What each class is called in the names of its files.
+        names: The name of each class.
+        colours: See `MaskReading`.
+        covers: Whether a class covers those before it; only in an order that the user gives.
+        source: Where the order and the names come from.
+    """
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+    covers: bool
+    source: str
+
+    def notes(self, pixels: Mapping[str, int], missing: Mapping[str, int]) -> Iterable[str]:
+        """Notes for the user, by the foreground pixels of each class and its missing files."""
+        pairs = zip(self.keys, self.names, strict=True)
+        classes = ", ".join(
+            f"{number} = {name}" + (f" ({key})" if name != key else "")
+            for number, (key, name) in enumerate(pairs, 1)
+        )
+        order = "each covers those before it" if self.covers else "an overlap would be an error"
+        yield f"Masks are one file a class: {classes} ({self.source}); {order}."
+        absent = [f"{key} of {number}" for key, number in missing.items() if number]
+        if absent:
+            yield (
+                f"Images without a file of a class count as without that class: "
+                f"{', '.join(absent)} images."
+            )
+        without = [key for key in self.keys if not pixels.get(key)]
+        if without:
+            yield f"Classes without a pixel in any mask that was read: {', '.join(without)}."
+
+
+def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str) -> ClassFiles:
+    """The classes of files that are called `keys`, in the order of the table or of their names.
+
+    Raises:
+        UsageError: The table lacks one of them or names others.
+    """
+    table = parse_classes(classes)
+    if table is None or is_all(table):
+        return ClassFiles(
+            tuple(keys), tuple(keys), ("",) * len(keys), False, "by the names of the files"
+        )
+    labels = [label for label in table.labels if label.name.lower() != _BACKGROUND]
+    if len({label.name for label in labels}) != len(labels):
+        raise UsageError(
+            f"{table.source} gives two classes one name.",
+            f"Each class has its own files: {', '.join(keys)}.",
+            "Give each another name.",
+        )
+    if {label.name for label in labels} == set(keys):  # numbered, as for masks in one file
+        labels = [replace(label, key=label.name) for label in labels]
+    by_key = {label.key: label for label in labels}
+    others = [key for key in by_key if key not in keys]
+    lacking = [key for key in keys if key not in by_key]
+    if others or lacking:
+        faults = [f"no files of {', '.join(others)}"] if others else []
+        faults += [f"no class for the files of {', '.join(lacking)}"] if lacking else []
+        raise UsageError(
+            f"{table.source} does not fit the masks of `{location}`: {' and '.join(faults)}.",
+            f"Each class has its own files there: {', '.join(keys)}.",
+            f"Name all of them, such as `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` for another "
+            "name); where two overlap, the later one counts.",
+        )
+    return ClassFiles(
+        tuple(label.key for label in labels), tuple(label.name for label in labels),
+        tuple(label.colour for label in labels), True, table.source,
+    )  # fmt: skip
+
+
+def _check_lossless(census: Census, location: str) -> None:
+    if census.lossy or census.blurred_colours:
+        raise UsageError(
+            f"Some masks of `{location}` are JPEG files: their classes cannot be told apart.",
+            "JPEG blurs values and colours over edges: between two classes lie those of others.",
+            "Write the masks anew from their originals as PNG. `--foreground VALUES` reads two "
+            "values, foreground and background, which blur does not mix up.",
+        )
+
+
+def _palettes_by_colour(census: Census, named: _Values | None) -> bool:
+    """Whether palettes count by their colours: the table has colours, or an index has several."""
+    if named is not None and any(v >= COLOUR_OFFSET for values in named.values for v in values):
+        return True
+    colours: dict[Value, set[Value]] = defaultdict(set)
+    for index, colour in census.palette:
+        colours[index].add(colour)
+    return named is None and any(len(several) > 1 for several in colours.values())
+
+
+def _check(
+    named: _Values, ignored: tuple[Value, ...], counts: Mapping[Value, int], location: str,
+    source: str,
+) -> None:  # fmt: skip
+    """Raises UsageError unless every value has one meaning and the number of classes is fit."""
+    shared = [v for values in (*named.values, named.background) for v in values if v in ignored]
+    if shared:
+        raise UsageError(
+            f"{shown_values(shared)} is a value to ignore and one of {source}.",
+            "A value is either a class or left out.",
+            f"Leave it out of `--ignore`, or name it `{_IGNORE}` in the table.",
+        )
+    if not named.names:
+        raise UsageError(
+            f"{source} leaves no class of the masks of `{location}`.",
+            f"Their values (share of the pixels): {shares_in_words(counts)}.",
+            f"Name the values that are classes, such as `{_FLAG} 1=liver,2=kidney`.",
+        )
+    if len(named.names) > MOST_CLASSES:
+        raise UsageError(
+            f"The masks of `{location}` have {len(named.names)} classes by {source}.",
+            f"At most {MOST_CLASSES} are read. So many values are rather numbers of single objects,"
+            " or no masks.",
+            f"`--foreground {NONZERO}` reads everything that is not 0 as the foreground.",
+        )
+    known = {*named.background, *ignored, *(v for values in named.values for v in values)}
+    unknown = sorted(value for value in counts if value not in known)
+    if unknown:
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise UsageError(
+            f"The masks of `{location}` hold {shown_values(unknown[:_SHOWN])}{more}, which "
+            f"{source} does not name.",
+            f"Their values (share of the pixels): {shares_in_words(counts)}.",
+            f"Add them to the table (the names `{_BACKGROUND}` and `{_IGNORE}` have that meaning), "
+            f"leave them out with `--ignore`, or take all values as classes: `{_FLAG} {ALL}`.",
+        )
+
+
+def _unreadable_values(location: str, why: str) -> UsageError:
+    return UsageError(
+        f"The masks of `{location}` have values that are no classes.",
+        why,
+        "Write them anew with whole numbers.",
+    )
+
+
+def _announcements(
+    reading: MaskReading, named: _Values, counts: Mapping[Value, int], census: Census, source: str
+) -> Iterable[str]:
+    """Notes for the user: the meaning of every value, gaps, and classes without pixels."""
+    partly = census.masks < census.total
+    counted = f", by {census.masks} of {census.total} masks" if partly else ""
+    kind = f", {reading.kind}" if reading.kind else ""
+    lines = [f"{shown_value(v)} = background" for v in named.background if v in counts]
+    for name, values in zip(named.names, named.values, strict=True):
+        shown = shown_values(values)
+        lines.append(shown if shown == name else f"{shown} = {name}")
+    lines += [f"{shown_value(value)} ignored" for value in reading.ignored]
+    yield f"Masks hold {len(counts)} values{counted}{kind}: {', '.join(lines)} ({source})."
+    if not reading.classes:
+        yield (
+            f"Masks: {source} has one class, `{named.names[0]}`: it is the foreground, everything "
+            "is as for masks of two values."
+        )
+        return
+    numbers = [(n, name, values) for n, (name, values) in
+               enumerate(zip(named.names, named.values, strict=True), 1)]  # fmt: skip
+    if any(values != (n,) for n, _, values in numbers):
+        moved = ", ".join(
+            f"value {shown_values(v)} is class {n}" for n, _, v in numbers if v != (n,)
+        )
+        yield f"Classes are numbered 1 to {len(numbers)} in this order: {moved}."
+    if 0 not in reading.ignored and not any(value in counts for value in named.background):
+        yield (
+            "No pixel of the masks is background. If one of the values is the background, name it: "
+            f"`{_FLAG} 1={_BACKGROUND},...`."
+        )
+    without = [name for name, values in zip(named.names, named.values, strict=True)
+               if not any(value in counts for value in values)]  # fmt: skip
+    if without:
+        where = f"the {census.masks} masks that were read first" if partly else "any mask"
+        yield f"Classes without a pixel in {where}: {', '.join(without)}."
+    if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
+        yield "255 is a class here; where it means pixels that count nowhere, add `--ignore 255`."
+
+
+class ShownClasses:
+    """Which classes occur in masks that pass by.
+
+    Args:
+        reading: Of the masks; only several classes are noted.
+    """
+
+    def __init__(self, reading: MaskReading | None) -> None:
+        self._names = () if reading is None else reading.classes
+        self._shown = np.zeros(256, bool)
+
+    def noting(self, masks: Iterable[NDArray[Any]]) -> Iterable[NDArray[Any]]:
+        """The same decoded masks (H, W), one after the other; their classes are noted."""
+        if not self._names:
+            return masks
+        return map(self._note, masks)
+
+    def _note(self, mask: NDArray[Any]) -> NDArray[Any]:
+        self._shown |= np.bincount(mask.ravel(), minlength=256) > 0
+        return mask
+
+    def absent(self) -> list[str]:
+        """The names of classes without a pixel so far; empty for foreground and background."""
+        return [name for number, name in enumerate(self._names, 1) if not self._shown[number]]
+
+
+def classes_settings(option: ClassesOption) -> list[object]:
+    """The option in a normal form, for the hash of a run's settings; empty without it."""
+    if option is None:
+        return []
+    table = parse_classes(option)
+    return [ALL] if table is None else [[[x.key, x.name, x.colour] for x in table.labels]]
+
+
+def in_pairs(table: ClassTable) -> str:
+    """The table in the notation of `--classes`: `1=liver,2=kidney`."""
+    return ",".join(f"{label.key}={label.name}" for label in table.labels)
