@@ -14,7 +14,7 @@ from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import local_path, official_weights, state_digest
-from robustcli.adapters.foreign import foreign_kind, open_foreign
+from robustcli.adapters.foreign import foreign_kind, open_foreign, sidecar_of
 from robustcli.adapters.model import GREY_NOTE, ModelFacts
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
@@ -217,6 +217,9 @@ def header_for(request: ModelRequest) -> Header | None:
     Raises:
         UsageError: The weights are damaged.
     """
+    if foreign_kind(request) is not None:
+        sidecar = sidecar_of(request)
+        return None if sidecar is None else sidecar.header
     path = weights_path(request)
     return None if path is None else header_beside(weights_in(path))
 
