@@ -32,7 +32,7 @@ from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.names import TaskName
-from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space, numbered_classes
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
@@ -628,6 +628,8 @@ def _space(
         space = _named_space(foreign.classes, name)
     else:
         by_count = [s for s in map(label_space, BUNDLED_SPACES) if len(s.ids) == outputs]
+        if not by_count and request.number_classes:
+            return numbered_classes(name, outputs), True
         if not by_count:
             raise UsageError(
                 f"`{name}` has {outputs} outputs, and what they mean is not known.",

@@ -33,7 +33,7 @@ from robustcli.adapters.training_run import (
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
-from robustcli.data.labels import LabelSpace, label_space
+from robustcli.data.labels import LabelSpace, label_space, numbered_classes
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
@@ -344,7 +344,10 @@ def _with_classes(
             f"It was built with {dict(request.arguments)}, which leaves out its last layer.",
             "Leave out that `--model-arg`.",
         )
-    if classes != len(space.ids):
+    unnamed = classes != len(space.ids) and request.label_space is None
+    if unnamed and request.number_classes:
+        space = numbered_classes(entry.name, classes)
+    elif classes != len(space.ids):
         of = f" with the weights in `{request.weights}`" if request.weights is not None else ""
         raise UsageError(
             f"`{entry.name}`{of} tells {classes} classes apart; "

@@ -62,12 +62,16 @@ from robustcli.evaluation.export_formats import (
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.heldout import training_data
 
-TOLERANCE = 1e-4
+TOLERANCE = 5e-4
 """Of the largest magnitude of torch's answers (at least 1), by which a file's may differ.
 
-Float32 sums of some thousand terms in another order differ by 1e-6 to 1e-5 of their largest; an
-operator that is translated wrongly differs in the first digits.
+Float32 sums of some thousand terms in another order differ by 1e-7 to 1e-5 of their largest; where
+an instance norm divides by the deviation of a nearly black image, by up to 1e-4 (measured of
+`umamba-pico` on photos, onnxruntime). An operator that is translated wrongly differs in the first
+digits.
 """
+_SPLIT_SHARE = 1000
+"""Of so many decisions at most one may be another: a pixel whose probability is the threshold's."""
 _NOISE = (3, 1)  # images of noise that go through together, then alone
 _REAL = 8
 _BATCHES = (1, 8)  # of which speed is measured
@@ -447,7 +451,9 @@ def allowed(row: ParityRow) -> float:
 
 def _check_parity(rows: Sequence[ParityRow], export_format: str, name: str) -> None:
     for row in rows:
-        if not row.difference <= allowed(row):  # NaN is no agreement either
+        split = row.decided - row.agreeing
+        # NaN is no agreement either
+        if not row.difference <= allowed(row) or split * _SPLIT_SHARE > row.decided:
             raise RunError(
                 f"The {export_format} file of `{name}` does not compute what torch computes; it "
                 "was not kept.",
