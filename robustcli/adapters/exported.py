@@ -73,14 +73,14 @@ class ExportedOutput(_Part):
 
     Args:
         name: Of the graph's output.
-        values: `logits` (softmax, or of one class sigmoid, makes probabilities) or `probabilities`.
+        scores: `logits` (softmax, or of one class sigmoid, makes probabilities) or `probabilities`.
         classes: Ids, in the order of the outputs.
         class_names: A readable name of each.
         threshold: A segmenter's: the probability from which a pixel is foreground.
     """
 
     name: str
-    values: Literal["logits", "probabilities"]
+    scores: Literal["logits", "probabilities"]
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     threshold: float | None = None
@@ -93,6 +93,7 @@ class ParityRow(_Part):
         inputs: Which.
         images: How many.
         difference: The largest, of any output.
+        allowed: The largest that would have been let through.
         largest: The largest magnitude of torch's answers.
         decided: Images or pixels of which a decision was compared.
         agreeing: Of these, decided alike.
@@ -101,6 +102,7 @@ class ParityRow(_Part):
     inputs: str
     images: int
     difference: float
+    allowed: float
     largest: float
     decided: int
     agreeing: int
@@ -145,7 +147,6 @@ class Sidecar(_Part):
     training: dict[str, Any] | None = None
     splits: dict[str, str] = {}
     mask_values: tuple[str | None, str | None] | None = None
-    tolerance: float
     parity: tuple[ParityRow, ...]
     speed: tuple[SpeedRow, ...]
     threads: int

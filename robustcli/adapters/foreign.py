@@ -501,7 +501,7 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     if sidecar is None:
         answers.probabilities = _are_probabilities(answers, scores, notes)
     else:
-        answers.probabilities = sidecar.output.values == "probabilities"
+        answers.probabilities = sidecar.output.scores == "probabilities"
     space, names_classes = None, False
     if task == "cls":
         space, names_classes = _space(request, foreign, scores.shape[1], notes)

@@ -95,7 +95,7 @@ def _tables(files: Sequence[Exported]) -> str:
         lines += [f"`{file.path}` ({sidecar.format}{opset}){kept}, described in `{file.path}.json`"]
     parity = [
         [f.sidecar.format, row.inputs, row.images, f"{row.difference:.1e}",
-         f"{f.sidecar.tolerance * max(1.0, row.largest):.1e}", f"{row.largest:.3g}",
+         f"{row.allowed:.1e}", f"{row.largest:.3g}",
          f"{row.agreeing:,} of {row.decided:,}"]
         for f in files for row in f.sidecar.parity
     ]  # fmt: skip

@@ -92,33 +92,38 @@ def _scanned(
 
     `steps` (K, S, L, 2 * D + 2 * N) holds u, delta, B and C side by side.
     """
-    (K, N, channels) = map(int, A.shape)
+    _, N, channels = map(int, A.shape)
     u, delta, B, C = steps.split((channels, channels, N, N), -1)
     delta = delta + bias[:, None, None]
     dt = F.softplus(delta) if softplus else delta
     decay = torch.exp(dt[:, :, :, None] * A[:, None, None])  # (K, S, L, N, D)
     inputs = B[..., None] * (dt * u)[:, :, :, None]
-    states = _states(decay.flatten(0, 1), inputs.flatten(0, 1)).unflatten(0, (K, -1))
+    states = _states(decay, inputs)
     y = (C[..., None] * states).sum(3) + D[:, None, None] * u
     return y, states[:, :, -1]
 
 
 def _states(decay: Tensor, inputs: Tensor) -> Tensor:
-    """All h_t = decay_t h_{t-1} + inputs_t, (S, L, N, D), from an empty state."""
-    L = int(decay.shape[1])
+    """All h_t = decay_t h_{t-1} + inputs_t, (K, S, L, N, D), from an empty state."""
+    L = int(decay.shape[2])
+    if L == 1:
+        return inputs + 0 * decay  # so that A and delta have their gradients, which are zero
     if L <= RADIX:
-        return torch.cat(_in_turn(decay.split(1, 1), inputs.split(1, 1)), 1)
-    padding = (0, 0, 0, 0, 0, -L % RADIX)
-    decay, inputs = (F.pad(t, padding).unflatten(1, (-1, RADIX)) for t in (decay, inputs))
-    decays = decay.split(1, 2)  # RADIX times (S, blocks, 1, N, D)
-    alone = _in_turn(decays, inputs.split(1, 2))
+        return torch.cat(_in_turn(decay.split(1, 2), inputs.split(1, 2)), 2)
+    blocks = -(-L // RADIX)
+    padding = (0, 0, 0, 0, 0, blocks * RADIX - L)
+    if blocks * RADIX > L:
+        decay, inputs = (F.pad(t, padding) for t in (decay, inputs))
+    decay, inputs = (t.unflatten(2, (blocks, RADIX)) for t in (decay, inputs))
+    decays = decay.split(1, 3)  # RADIX times (K, S, blocks, 1, N, D)
+    alone = _in_turn(decays, inputs.split(1, 3))
     since = [decays[0]]
     for step in decays[1:]:
         since.append(since[-1] * step)
-    ends = _states(since[-1].squeeze(2), alone[-1].squeeze(2))  # (S, blocks, N, D)
-    before = F.pad(ends[:, :-1], (0, 0, 0, 0, 1, 0))
-    states = torch.cat(alone, 2) + torch.cat(since, 2) * before[:, :, None]
-    return states.flatten(1, 2)[:, :L]
+    ends = _states(since[-1].squeeze(3), alone[-1].squeeze(3))  # (K, S, blocks, N, D)
+    before = F.pad(ends[:, :, :-1], (0, 0, 0, 0, 1, 0))
+    states = torch.cat(alone, 3) + torch.cat(since, 3) * before[:, :, :, None]
+    return states.flatten(2, 3)[:, :, :L]
 
 
 def _in_turn(decays: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
