@@ -170,9 +170,11 @@ def write_graph(
     try:
         with _quiet_exporters(), scans_for_graphs(), torch.no_grad():
             FORMATS[export_format].write(network, path, options)
-    except (RunError, OSError, MemoryError):
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # exporters raise of everything that they cannot express
+        if isinstance(error, RunError) and error.__cause__ is None:
+            raise  # of a format, not of the network while it is traced
         todo = "Try another `--format`"
         if options.dynamic_batch:
             todo += ", or `--fixed-batch`, where the network computes with the number of images"

@@ -20,13 +20,17 @@ import robustcli
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.exported import Sidecar, sidecar_path
 from robustcli.adapters.load import header_for, load
+from robustcli.adapters.networks import create
+from robustcli.adapters.training_run import write_weights
 from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.data.splits import split_dataset, write_splits
 from robustcli.evaluation import export, export_formats
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.evaluation.export import ExportConfig, Exported
+from tests.adapters.files import random_state
+from tests.adapters.runs import header
 from tests.evaluation.cells import pairs_in
 from tests.evaluation.photos import config, make_photos
-from tests.evaluation.trained import make_training
 
 TINY = {"depths": [1, 1], "dim": 8}
 CLASSIFIER = ModelRequest("vmamba-pico", arguments=TINY, untrained=True)
@@ -77,7 +81,7 @@ def test_the_file_and_its_description_serve_elsewhere(classifier_file: Exported,
     images = torch.from_numpy(values.astype(np.float32).transpose(2, 0, 1)[None].copy())
     probabilities = network(images).softmax(1)[0]
     model = load(CLASSIFIER, "cls")
-    views = torch.from_numpy(model.preprocessing.apply(pixels)).permute(2, 0, 1)[None]
+    views = torch.from_numpy(model.preprocessing.apply(pixels).copy()).permute(2, 0, 1)[None]
     torch.testing.assert_close(probabilities, model.logits(views).softmax(1)[0], rtol=0, atol=1e-5)
     assert entry["channels"] == "rgb"
     assert said["output"]["class_names"][0] == "airplane"
@@ -117,17 +121,21 @@ def test_a_classifier_read_back_gives_the_same_rows(classifier_file: Exported, t
 
 
 def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
+    """Its weights say everything that is not usual: bgr, a threshold of their own, a window."""
     index = pairs_in(tmp_path / "cells")
-    run = make_training(tmp_path / "run", index)
-    file = exported(ModelRequest(str(run)), tmp_path / "seg.pt")
-    request = ModelRequest(str(file.path))
-    header, back = header_for(ModelRequest(str(run))), header_for(request)
-    assert header == back
-    assert load(request, "seg").preprocessing == load(ModelRequest(str(run))).preprocessing
-    rows = []
-    for name, model in (("a", ModelRequest(str(run))), ("b", request)):
-        done = evaluate(config(tmp_path / "cells", tmp_path / name, models=(model,)))
-        rows.append(rows_of(done))
+    arguments = {"features": (2, 4)}
+    state = random_state(create("unet", arguments))
+    said = header("unet", arguments=arguments, trained_on=index.digest, window=32)
+    write_weights(tmp_path / "run" / "weights.safetensors", state, said)
+    write_splits(tmp_path / "run" / "splits.csv", split_dataset(index, seed=0))
+    original = ModelRequest(str(tmp_path / "run"))
+    back = ModelRequest(str(exported(original, tmp_path / "seg.pt").path))
+    assert header_for(original) == header_for(back)
+    assert load(back, "seg").preprocessing == load(original, "seg").preprocessing
+    rows = [
+        rows_of(evaluate(config(tmp_path / "cells" / "pairs.csv", tmp_path / name, models=(m,))))
+        for name, m in (("a", original), ("b", back))
+    ]
     assert 0 < rows[0].image_id.nunique() < len(index.samples)
     pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-5)
 
