@@ -130,9 +130,9 @@ def export(config: ExportConfig, listener: Listener | None = None) -> tuple[Expo
     """
     listener = listener or Silent()
     formats = tuple(dict.fromkeys(config.formats))
+    _check_exportable(config)
     for export_format in formats:
         check_packages(export_format)
-    _check_exportable(config)
     model = _of_size(load(config.model, offline=config.offline), config)
     model.try_out()
     for note in model.notes:
