@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robustcli.adapters.exported import ExportFormat
-    from robustcli.evaluation.export import Exported
+    from robustcli.evaluation.exporting import Exported
     from robustcli.finetuning.selection import FreezeRule
     from robustcli.reports.publishing import PublishResult
     from robustcli.verification.verification_result import Verification
@@ -487,7 +487,7 @@ def export(
         untrained: Exports a network without trained weights.
         label_space: The classes, where the weights do not say them.
         classes: The classes of a network in memory, in the order of its outputs.
-        options: Further fields of `robustcli.evaluation.export.ExportConfig` (`opset`,
+        options: Further fields of `robustcli.evaluation.exporting.ExportConfig` (`opset`,
             `image_size`, `dynamic_batch`, `fresh`, `offline`).
 
     Raises:
@@ -496,8 +496,8 @@ def export(
         RunError: An exporter cannot express the network, or a file's answers differ from torch's.
     """
     from robustcli.adapters.foreign import borrowed
-    from robustcli.evaluation.export import ExportConfig
-    from robustcli.evaluation.export import export as run_export
+    from robustcli.evaluation.exporting import ExportConfig
+    from robustcli.evaluation.exporting import export as run_export
 
     ((name, module),) = _by_name(model)
     request = ModelRequest(

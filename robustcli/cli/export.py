@@ -15,7 +15,7 @@ from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
-    from robustcli.evaluation.export import Exported
+    from robustcli.evaluation.exporting import Exported
 
 
 @click.command("export", cls=StudyCommand)
@@ -62,7 +62,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.adapters.catalogue import ModelRequest
     from robustcli.cli.progress import ConsoleListener
-    from robustcli.evaluation.export import ExportConfig, export
+    from robustcli.evaluation.exporting import ExportConfig, export
 
     names = ("resize", "crop", "interpolation", "mean", "std")
     overridden = {name: values.pop(name) for name in names}

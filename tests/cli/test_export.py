@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.evaluation import export
+from robustcli.evaluation import exporting
 from tests.cli.conftest import Robust
 
 TINY = ("export", "vmamba-pico", "--untrained", "--model-arg", "depths=[1,1]", "--model-arg",
@@ -16,7 +16,7 @@ TINY = ("export", "vmamba-pico", "--untrained", "--model-arg", "depths=[1,1]", "
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_SECONDS", 0.0)
+    monkeypatch.setattr(exporting, "_SECONDS", 0.0)
 
 
 def test_export_says_where_and_how_well(robust: Robust):

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from robustcli.adapters.networks import create
 from robustcli.adapters.training_run import write_weights
 from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.data.splits import split_dataset, write_splits
-from robustcli.evaluation import export, export_formats
+from robustcli.evaluation import export_formats, exporting
 from robustcli.evaluation.evaluate import evaluate
-from robustcli.evaluation.export import ExportConfig, Exported
-from tests.adapters.files import random_state
+from robustcli.evaluation.exporting import ExportConfig, Exported
 from tests.adapters.runs import header
 from tests.evaluation.cells import pairs_in
 from tests.evaluation.photos import config, make_photos
@@ -40,13 +40,13 @@ SEGMENTER = ModelRequest("umamba", arguments=UMAMBA, untrained=True)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_SECONDS", 0.0)
-    monkeypatch.setattr(export, "_LEAST_PASSES", 1)
+    monkeypatch.setattr(exporting, "_SECONDS", 0.0)
+    monkeypatch.setattr(exporting, "_LEAST_PASSES", 1)
 
 
 def exported(request: ModelRequest, out: Path, **changes: Any) -> Exported:
     settings: dict[str, Any] = {"formats": ("torchscript",), "out": out} | changes
-    (file,) = export.export(ExportConfig(request, **settings))
+    (file,) = exporting.export(ExportConfig(request, **settings))
     return file
 
 
@@ -86,7 +86,7 @@ def test_the_file_and_its_description_serve_elsewhere(classifier_file: Exported,
     assert entry["channels"] == "rgb"
     assert said["output"]["class_names"][0] == "airplane"
     assert said["model"]["untrained"] is True
-    assert said["versions"]["torch"] == torch.__version__
+    assert said["versions"]["torch"] == version("torch")
 
 
 def test_parity_and_speed_are_recorded(classifier_file: Exported):
@@ -124,7 +124,9 @@ def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
     """Its weights say everything that is not usual: bgr, a threshold of their own, a window."""
     index = pairs_in(tmp_path / "cells")
     arguments = {"features": (2, 4)}
-    state = random_state(create("unet", arguments))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        state = create("unet", arguments).state_dict()
     said = header("unet", arguments=arguments, trained_on=index.digest, window=32)
     write_weights(tmp_path / "run" / "weights.safetensors", state, said)
     write_splits(tmp_path / "run" / "splits.csv", split_dataset(index, seed=0))
