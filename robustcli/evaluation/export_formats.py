@@ -82,7 +82,8 @@ def _to_torchscript(network: nn.Module, path: Path, options: GraphOptions) -> No
 
 
 def _from_torchscript(path: Path) -> nn.Module:
-    return torch.jit.load(str(path), map_location="cpu").eval()
+    network: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    return network.eval()
 
 
 def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
@@ -202,7 +203,7 @@ def _reason(error: BaseException) -> str:
 def _quiet_exporters() -> Iterator[None]:
     """No warnings of exporters: shapes are constants on purpose, and parity is measured.
 
-    torch also warns that TorchScript is deprecated (since 2.10) in favour of `torch.export`.
+    Newer releases of torch also warn that TorchScript is deprecated in favour of `torch.export`.
     """
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]

@@ -57,7 +57,7 @@ def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 def jit_load(path: Path) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.load")  # deprecated since 2.10
+        warnings.filterwarnings("ignore", message=".*torch.jit.load")  # deprecated in new releases
         return torch.jit.load(str(path))
 
 
