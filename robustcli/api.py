@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.evaluation.cell_table import table
@@ -505,9 +505,7 @@ def export(
         dict(preprocessing or {}), label_space, untrained, module,
         None if classes is None else tuple(classes),
     )  # fmt: skip
-    chosen: tuple[ExportFormat, ...] = (
-        (cast("ExportFormat", formats),) if isinstance(formats, str) else tuple(formats)
-    )
+    chosen: tuple[ExportFormat, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
     with borrowed([module]):
         return run_export(
             ExportConfig(request, chosen, None if out is None else Path(out), **options)

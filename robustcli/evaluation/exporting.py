@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from robustcli.adapters.foreign import foreign_kind
 from robustcli.adapters.load import answers_in, entry_of, header_for, load
 from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.segmenter import (
+    MaskPreprocessing,
     Pixels,
     Segmenter,
     foreground_logits,
@@ -229,36 +230,50 @@ def _describe(model: Classifier | Segmenter, config: ExportConfig) -> _Subject:
         arguments=json.loads(json.dumps(facts.arguments, default=str)),
         source=source.as_posix() if source.is_dir() else config.model.name,
     )
-    plain = json.loads(json.dumps(asdict(model.preprocessing), default=str))
-    batch: int | str = "batch" if config.dynamic_batch else 1
-    if isinstance(model, Classifier):
-        preprocessing, space = model.preprocessing, answers_in(config.model)
-        channels, side = preprocessing.channels, preprocessing.crop
-        statistics_ = preprocessing.mean, preprocessing.std
-        order, scale, threshold = "grey" if channels == 1 else "rgb", 1 / 255, None
-        classes, names, scores = space.ids, space.names, "logits"
-    else:
-        masks = model.preprocessing
-        order, side, threshold = masks.channels, masks.window, masks.threshold
-        channels = 1 if order == "grey" else 3
-        statistics_ = masks.mean or (0.0,) * channels, masks.std or (1.0,) * channels
-        scale = 1 / 255 if masks.nnunet is None else 1.0
-        classes = names = ("foreground",)
-        scores = "probabilities" if model.answers_probabilities else "logits"
     return _Subject(
         "cls" if isinstance(model, Classifier) else "seg",
         exported_model,
-        ExportedInput(
-            name=INPUT, shape=(batch, channels, side, side), channels=order, scale=scale,
-            mean=statistics_[0], std=statistics_[1], preprocessing=plain,
-        ),
-        ExportedOutput(
-            name=OUTPUT, scores=scores, classes=classes, class_names=names, threshold=threshold
-        ),
+        _input(model, config),
+        _output(model, config),
         None if header is None else header.model_dump(mode="json"),
         {} if training is None else training.parts,
         None if training is None else training.mask_values,
-    )  # fmt: skip
+    )
+
+
+def _input(model: Classifier | Segmenter, config: ExportConfig) -> ExportedInput:
+    preprocessing = model.preprocessing
+    channels, height, width = _shape(model)
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    order: Literal["rgb", "bgr", "grey"]
+    if isinstance(preprocessing, MaskPreprocessing):
+        order, is_scaled = preprocessing.channels, preprocessing.nnunet is None
+    else:
+        order, is_scaled = ("grey" if channels == 1 else "rgb"), True
+    return ExportedInput(
+        name=INPUT,
+        shape=("batch" if config.dynamic_batch else 1, channels, height, width),
+        channels=order,
+        scale=1 / 255 if is_scaled else 1.0,
+        mean=preprocessing.mean or zeros,
+        std=preprocessing.std or ones,
+        preprocessing=json.loads(json.dumps(asdict(preprocessing), default=str)),
+    )
+
+
+def _output(model: Classifier | Segmenter, config: ExportConfig) -> ExportedOutput:
+    if isinstance(model, Classifier):
+        space = answers_in(config.model)
+        return ExportedOutput(
+            name=OUTPUT, scores="logits", classes=space.ids, class_names=space.names
+        )
+    return ExportedOutput(
+        name=OUTPUT,
+        scores="probabilities" if model.answers_probabilities else "logits",
+        classes=("foreground",),
+        class_names=("foreground",),
+        threshold=model.preprocessing.threshold,
+    )
 
 
 def _targets(
