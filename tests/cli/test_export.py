@@ -17,6 +17,7 @@ TINY = ("export", "vmamba-pico", "--untrained", "--model-arg", "depths=[1,1]", "
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_SECONDS", 0.0)
+    monkeypatch.setattr(exporting, "_BATCHES", (1,))
 
 
 def test_export_says_where_and_how_well(robust: Robust):

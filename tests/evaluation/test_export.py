@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,10 +39,14 @@ UMAMBA = {"features": (4, 8, 16), "strides": (1, 2, 2), "n_conv": 1}
 SEGMENTER = ModelRequest("umamba", arguments=UMAMBA, untrained=True)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "_SECONDS", 0.0)
-    monkeypatch.setattr(exporting, "_LEAST_PASSES", 1)
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Few passes and photos; what is compared is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "_SECONDS", 0.0)
+        patch.setattr(exporting, "_LEAST_PASSES", 1)
+        patch.setattr(exporting, "_REAL", 5)
+        yield
 
 
 def exported(request: ModelRequest, out: Path, **changes: Any) -> Exported:
@@ -142,13 +147,15 @@ def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
     pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mamba_segmenter_of_another_size(tmp_path: Path):
+    """Of classifiers and of a U-Net every run proves the same."""
     file = exported(SEGMENTER, tmp_path / "u.pt", image_size=32, dynamic_batch=False)
     assert file.sidecar.input.shape == (1, 3, 32, 32)
     assert file.sidecar.output.scores == "logits"
     masks = load(ModelRequest(str(file.path)), "seg").preprocessing
     assert (masks.window, masks.threshold) == (32, file.sidecar.output.threshold)
-    assert file.sidecar.parity[1].decided == 8 * 32 * 32
+    assert file.sidecar.parity[1].decided == 5 * 32 * 32
 
 
 class OwnNet(nn.Module):
