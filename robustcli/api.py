@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from robustcli.adapters.exported import ExportFormat
+    from robustcli.evaluation.exporting import Exported
     from robustcli.finetuning.selection import FreezeRule
     from robustcli.reports.publishing import PublishResult
     from robustcli.verification.verification_result import Verification
@@ -459,6 +461,57 @@ def verify(
     return run_verification(
         VerifyConfig(Path(run), sample, weights=tuple(map(Path, moved)), **options)
     )
+
+
+def export(
+    model: ModelLike,
+    *,
+    out: str | Path | None = None,
+    formats: ExportFormat | Sequence[ExportFormat] = "onnx",
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    untrained: bool = False,
+    label_space: str | None = None,
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[Exported, ...]:
+    """The files that `robust export` would write, one for each format.
+
+    Args:
+        model: A name or the folder of a training run; or a torch.nn.Module in memory, a class of
+            them or a function that returns one.
+        out: A file, or the folder for the files; None for `runs/export-MODEL-HASH`.
+        formats: `onnx`, `torchscript` or both.
+        weights: A file of weights.
+        model_args: For the builder.
+        preprocessing: Changes to how the model sees images.
+        untrained: Exports a network without trained weights.
+        label_space: The classes, where the weights do not say them.
+        classes: The classes of a network in memory, in the order of its outputs.
+        options: Further fields of `robustcli.evaluation.exporting.ExportConfig` (`opset`,
+            `image_size`, `dynamic_batch`, `fresh`, `offline`).
+
+    Raises:
+        UsageError: The model is unknown or cannot be exported, or other files are in the way.
+        MachineError: Packages that a format needs are not installed.
+        RunError: An exporter cannot express the network, or a file's answers differ from torch's.
+    """
+    from robustcli.adapters.foreign import borrowed
+    from robustcli.evaluation.exporting import ExportConfig
+    from robustcli.evaluation.exporting import export as run_export
+
+    ((name, module),) = _by_name(model)
+    request = ModelRequest(
+        name, None if weights is None else Path(weights), dict(model_args or {}),
+        dict(preprocessing or {}), label_space, untrained, module,
+        None if classes is None else tuple(classes),
+    )  # fmt: skip
+    chosen: tuple[ExportFormat, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
+    with borrowed([module]):
+        return run_export(
+            ExportConfig(request, chosen, None if out is None else Path(out), **options)
+        )
 
 
 def publish(

@@ -86,6 +86,7 @@ class ModelRequest:
         untrained: Evaluate the network as initialised; it is marked everywhere.
         module: A network in memory, or what builds one.
         classes: Names of the outputs of a foreign network, in their order.
+        number_classes: Call classes by number where nobody named them, instead of refusing.
         opened: The foreign model once it was opened; the same request never opens it twice.
     """
 
@@ -97,6 +98,7 @@ class ModelRequest:
     untrained: bool = False
     module: Any = field(default=None, compare=False, repr=False)
     classes: tuple[str, ...] | None = None
+    number_classes: bool = field(default=False, compare=False)
     opened: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
 
 

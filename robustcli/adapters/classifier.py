@@ -36,6 +36,14 @@ class Predictions:
     target_probability: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """The most probable classes of an image, best first, by index, and their probabilities."""
+
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
 class Classifier:
     """A network on its device, with its preprocessing and precision.
 
@@ -126,6 +134,17 @@ class Classifier:
             several.gather(1, chosen)[:, 0].cpu().numpy(),
             of_targets.gather(1, chosen)[:, 0].cpu().numpy(),
         )
+
+    def ranked(self, views: Tensor, most: int) -> list[Ranking]:
+        """For each uint8 view (n, C, H, W) its `most` most probable classes, or all if fewer."""
+        probabilities = self.logits(views).softmax(1)
+        best = probabilities.topk(min(most, probabilities.shape[1]), 1)
+        return [
+            Ranking(tuple(indices), tuple(values))
+            for indices, values in zip(
+                best.indices.cpu().tolist(), best.values.cpu().tolist(), strict=True
+            )
+        ]
 
     def normalised(self, views: Tensor) -> Tensor:
         """The network's input, float32 (n, C, H, W), for uint8 views on its device."""

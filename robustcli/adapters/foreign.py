@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.exported import Sidecar, sidecar_path
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.model import ModelFacts, made_up_image
@@ -31,7 +32,7 @@ from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.names import TaskName
-from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space, numbered_classes
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
@@ -71,6 +72,7 @@ class ForeignNetwork:
         notes: What is to be announced.
         arguments: What the user said of how it is made.
         users_code: Whether it is code of the user, whose errors are shown with file and line.
+        sidecar: What `robust export` wrote beside its file; it goes before everything above.
     """
 
     network: nn.Module
@@ -89,6 +91,7 @@ class ForeignNetwork:
     notes: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     users_code: bool = True
+    sidecar: Sidecar | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,14 @@ class ForeignModel:
         space: The classes of a classifier's outputs.
         names_classes: Whether the classes are the network's or the user's own, not recognised by
             their number.
+        sidecar: What `robust export` wrote beside its file, where it did.
     """
 
     task: TaskName
     model: Classifier | Segmenter
     space: LabelSpace | None
     names_classes: bool
+    sidecar: Sidecar | None = None
 
 
 # Where a network comes from, told by its name.
@@ -153,6 +158,14 @@ def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
         request.opened.append(_tried(request, _read_network(request, offline=offline)))
     opened: ForeignModel = request.opened[0]
     return opened
+
+
+def sidecar_of(request: ModelRequest) -> Sidecar | None:
+    """What `robust export` wrote beside the file of `request`; None for everything else."""
+    if foreign_kind(request) not in ("torchscript", "onnx"):
+        return None
+    opened = open_foreign(request, offline=True)
+    return opened.sidecar
 
 
 def names_classes(request: ModelRequest) -> bool:
@@ -470,16 +483,25 @@ def _tensor(answer: Any) -> Tensor | None:
 
 
 def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
-    name = foreign_name(request)
+    name, sidecar = foreign_name(request), foreign.sidecar
     answers = LogitNetwork(foreign, name)
     notes = list(foreign.notes)
+    if sidecar is not None:
+        notes.append(
+            f"`{sidecar_path(Path(request.name)).name}` says how `{name}` is used: preprocessing, "
+            f"{'classes' if sidecar.task == 'cls' else 'threshold'} and origin "
+            f"(`{sidecar.model.name}`)."
+        )
     size, scores = _first_answer(answers, foreign, request)
     if foreign.batch is None and not _takes_two(answers, size):
         answers.batch = 1
         notes.append(f"`{name}` takes one image at a time.")
     task: TaskName = "cls" if scores.ndim == 2 else "seg"
     answers.num_classes = scores.shape[1]
-    answers.probabilities = _are_probabilities(answers, scores, size, notes)
+    if sidecar is None:
+        answers.probabilities = _are_probabilities(answers, scores, notes)
+    else:
+        answers.probabilities = sidecar.output.scores == "probabilities"
     space, names_classes = None, False
     if task == "cls":
         space, names_classes = _space(request, foreign, scores.shape[1], notes)
@@ -495,18 +517,18 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         weights=foreign.origin,
         weights_sha256=foreign.digest,
         pretraining=foreign.pretraining,
-        untrained=request.untrained,
+        untrained=request.untrained or (sidecar is not None and sidecar.model.untrained),
         label_space=FOREGROUND if space is None else space.name,
         scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
     )
     if task == "seg":
         notes += _foreground_notes(name, foreign, scores.shape[1])
         masks = _mask_preprocessing(request, foreign, size, notes)
-        return ForeignModel(task, Segmenter(network, masks, facts, notes=tuple(notes)), None, False)
+        segmenter = Segmenter(network, masks, facts, notes=tuple(notes))
+        return ForeignModel(task, segmenter, None, False, sidecar)
     preprocessing = _preprocessing(request, foreign, size, notes)
-    return ForeignModel(
-        task, Classifier(network, preprocessing, facts, tuple(notes)), space, names_classes
-    )
+    classifier = Classifier(network, preprocessing, facts, tuple(notes))
+    return ForeignModel(task, classifier, space, names_classes, sidecar)
 
 
 def _first_answer(
@@ -566,9 +588,7 @@ def _takes_two(answers: LogitNetwork, size: tuple[int, int, int]) -> bool:
         return False
 
 
-def _are_probabilities(
-    answers: LogitNetwork, scores: Tensor, size: tuple[int, int, int], notes: list[str]
-) -> bool:
+def _are_probabilities(answers: LogitNetwork, scores: Tensor, notes: list[str]) -> bool:
     """Whether the answers are probabilities: in [0, 1], and of several classes with the sum 1."""
     scores = scores.float()
     inside = bool(((scores >= 0) & (scores <= 1)).all())
@@ -600,12 +620,16 @@ def _space(
         space = _named_space(request.classes, name)
     elif request.label_space is not None:
         space = label_space(request.label_space)
+    elif foreign.sidecar is not None and foreign.sidecar.task == "cls":
+        space = foreign.sidecar.space
     elif foreign.space is not None:
         space = foreign.space
     elif foreign.classes is not None:
         space = _named_space(foreign.classes, name)
     else:
         by_count = [s for s in map(label_space, BUNDLED_SPACES) if len(s.ids) == outputs]
+        if not by_count and request.number_classes:
+            return numbered_classes(name, outputs), True
         if not by_count:
             raise UsageError(
                 f"`{name}` has {outputs} outputs, and what they mean is not known.",
@@ -677,6 +701,11 @@ def _preprocessing(
 ) -> Preprocessing:
     """The network's own or the usual one, under what the user says; announced."""
     name, (channels, side, _) = foreign_name(request), size
+    exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
+    if isinstance(exported, Preprocessing):
+        result, more = overridden(exported, request.preprocessing)
+        notes.extend(more)
+        return result
     if foreign.preprocessing is not None:
         base, source = foreign.preprocessing, f"as {foreign.preprocessing_source} says"
     else:
@@ -722,6 +751,9 @@ def _mask_preprocessing(
                 "Images keep their size, so that masks can be compared pixel by pixel.",
                 "Leave it out; `--crop` sets the side of its window.",
             )
+    exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
+    if isinstance(exported, MaskPreprocessing) and not request.preprocessing:
+        return exported
     base = foreign.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
     user_statistics = {key: request.preprocessing[key] for key in ("mean", "std")
              if key in request.preprocessing}  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.exported import Sidecar, read_sidecar, sidecar_path
 from robustcli.adapters.file_kinds import is_torchscript
 from robustcli.adapters.foreign import ForeignNetwork
 from robustcli.core.errors import MachineError, UsageError, first_line
@@ -53,13 +55,30 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
             network: nn.Module = torch.jit.load(str(path), map_location="cpu")
     except Exception as error:  # damaged archives fail anywhere in torch's reader
         raise _unreadable(path, error) from error
-    return ForeignNetwork(
+    foreign = ForeignNetwork(
         network.float().eval(),
         family="torchscript",
         origin=str(path),
         digest=file_sha256(path),
         pretraining=_UNKNOWN,
         notes=(f"`{path}` is a program: torch's TorchScript interpreter runs it, not Python.",),
+    )
+    return described(foreign, read_sidecar(path))
+
+
+def described(foreign: ForeignNetwork, sidecar: Sidecar | None) -> ForeignNetwork:
+    """`foreign` with what the description of its file says of size and origin."""
+    if sidecar is None:
+        return foreign
+    channels, side = sidecar.input.shape[1], sidecar.input.shape[3]
+    return replace(
+        foreign,
+        family=sidecar.model.family,
+        pretraining=sidecar.model.pretraining,
+        side=side if isinstance(side, int) else None,
+        channels=channels if isinstance(channels, int) else None,
+        parameters=sidecar.model.parameters,
+        sidecar=sidecar,
     )
 
 
@@ -192,7 +211,7 @@ def onnx(request: ModelRequest) -> ForeignNetwork:
         notes.append(
             f"`{path.name}` has several outputs: `{network.outputs[0]}` is taken, not {shown}."
         )
-    return ForeignNetwork(
+    foreign = ForeignNetwork(
         network.eval(),
         family="onnx",
         origin=str(path),
@@ -205,6 +224,7 @@ def onnx(request: ModelRequest) -> ForeignNetwork:
         notes=tuple(notes),
         users_code=False,
     )
+    return described(foreign, read_sidecar(path))
 
 
 def _digest(path: Path) -> str:
@@ -212,7 +232,9 @@ def _digest(path: Path) -> str:
 
     Exporters name them after the file: `net.onnx.data`, `net.onnx_data`.
     """
-    data_files = sorted(p for p in path.parent.glob(f"{path.name}?*") if p.is_file())
+    data_files = sorted(
+        p for p in path.parent.glob(f"{path.name}?*") if p.is_file() and p != sidecar_path(path)
+    )
     if not data_files:
         return file_sha256(path)
     parts = [file_sha256(file) for file in (path, *data_files)]

@@ -14,7 +14,7 @@ from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import local_path, official_weights, state_digest
-from robustcli.adapters.foreign import foreign_kind, open_foreign
+from robustcli.adapters.foreign import foreign_kind, open_foreign, sidecar_of
 from robustcli.adapters.model import GREY_NOTE, ModelFacts
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
@@ -33,7 +33,7 @@ from robustcli.adapters.training_run import (
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
-from robustcli.data.labels import LabelSpace, label_space
+from robustcli.data.labels import LabelSpace, label_space, numbered_classes
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.ss2d import SS2D
 
@@ -217,6 +217,9 @@ def header_for(request: ModelRequest) -> Header | None:
     Raises:
         UsageError: The weights are damaged.
     """
+    if foreign_kind(request) is not None:
+        sidecar = sidecar_of(request)
+        return None if sidecar is None else sidecar.header
     path = weights_path(request)
     return None if path is None else header_beside(weights_in(path))
 
@@ -341,7 +344,10 @@ def _with_classes(
             f"It was built with {dict(request.arguments)}, which leaves out its last layer.",
             "Leave out that `--model-arg`.",
         )
-    if classes != len(space.ids):
+    unnamed = classes != len(space.ids) and request.label_space is None
+    if unnamed and request.number_classes:
+        space = numbered_classes(entry.name, classes)
+    elif classes != len(space.ids):
         of = f" with the weights in `{request.weights}`" if request.weights is not None else ""
         raise UsageError(
             f"`{entry.name}`{of} tells {classes} classes apart; "

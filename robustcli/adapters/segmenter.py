@@ -352,6 +352,20 @@ class Segmenter:
             for index, (image, image_padded) in enumerate(zip(images, prepared, strict=True))
         ]
 
+    @property
+    def answers_probabilities(self) -> bool:
+        """Whether the network's outputs are probabilities; else they are logits."""
+        return self._probability
+
+    def first_window(self, image: Pixels) -> Tensor:
+        """The network's input, float32 (1, C, window, window), for the image's upper left corner.
+
+        The segmenter must have a window.
+        """
+        side = self.preprocessing.window
+        corner = np.ascontiguousarray(self._prepared(image).image[:side, :side])
+        return self.normalised(torch.from_numpy(corner)[None].permute(0, 3, 1, 2).to(self.device))
+
     def _prepared(self, image: Pixels) -> Padded:
         window = self.preprocessing.window
         if self.preprocessing.channels == "grey":

@@ -48,8 +48,7 @@ _subject_options = together(
 _data = together(
     click.option("--data", help="A folder, a tar, a manifest (CSV, Parquet), the name of a data "
                  "set (`robust list datasets`), or hf:ORG/NAME@REVISION:SPLIT."),
-    click.option("--label-space",
-                 help="The classes: imagenet-1k, cifar10, or a file with one class per line."),
+    options.label_space,
     click.option("--labels", type=FILE,
                  help="A file with the class of each image, for a folder without subfolders; or "
                  "ReaL's real.json."),
@@ -73,8 +72,7 @@ _data = together(
 _model = together(
     options.weights,
     options.model_arguments("arguments"),
-    click.option("--untrained", is_flag=True,
-                 help="Evaluate a network without trained weights; every output says so."),
+    options.untrained,
     options.preprocessing,
 )  # fmt: skip
 _run = together(

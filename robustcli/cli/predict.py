@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,60 +15,298 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.listener import Listener
 
 if TYPE_CHECKING:
+    from robustcli.adapters.catalogue import ModelRequest
+    from robustcli.adapters.classifier import Classifier
     from robustcli.adapters.segmenter import Segmenter
+    from robustcli.evaluation.labelling import Labelling
+
+CSV_FILE, SETTINGS_FILE = "labels.csv", "labels.json"
+_SHOWN = 50  # photos of the table on the screen
+_SHOWN_UNREADABLE = 20
 
 
 @click.command("predict", cls=StudyCommand)
-@click.option("--model", required=True, help="A segmenter, or the folder of a training run.")
+@click.argument("photos", nargs=-1, type=FILE)
+@click.option("--model", required=True,
+              help="A classifier or a segmenter: a name, the folder of a training run, or a "
+              "network of your own (docs/own-models.md).")  # fmt: skip
 @options.weights
 @options.model_arguments("arguments")
+@options.untrained
 @click.option(
     "--data",
     multiple=True,
     type=FILE,
-    required=True,
-    help="A folder of images, or one image; repeatable.",
+    help="A folder of images, or one image; repeatable. The same as the arguments.",
 )
-@click.option("--out", type=FILE, required=True, help="Folder for the masks.")
+@click.option("--out", type=FILE,
+              help="Folder for the masks; of a classifier for its CSV. "
+              "[default of a classifier: runs/predict-MODEL-HASH]")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), help="Classes of a photo. [default: 5]")
+@click.option("--csv", "as_csv", is_flag=True, help=f"Write the labels to OUT/{CSV_FILE}.")
 @click.option("--overlays", is_flag=True, help="Also write each image with its mask drawn on it.")
+@options.label_space
+@options.preprocessing
+@options.limit
+@click.option("--batch-size", type=click.IntRange(1),
+              help="Photos per forward pass of a classifier. [default: by the device]")  # fmt: skip
 @options.device
 @options.precision
-@click.option("--fresh", is_flag=True, help="Compute masks that exist again.")
+@click.option("--fresh", is_flag=True, help="Compute masks that exist again; replace a CSV.")
 @config_option
 @offline
 @as_json
 @quiet
 def command(as_json: bool, quiet: bool, **values: Any) -> None:
-    """Write a mask for every image of a folder. Masks that exist are kept.
+    """Label photos with a classifier, or write a mask for every image with a segmenter.
 
     \b
+    robust predict --model vmamba-pico photos/ --top 5 --csv
     robust predict --model runs/train-ulvm_v5-1a2b3c4d --data DIR --out MASKS --overlays
     robust predict --model ulvm_v5 --weights FILE --data DIR --out MASKS
     """  # noqa: D301  click reads the backspace: keep these lines apart
+    from robustcli.adapters.load import entry_of
     from robustcli.cli.progress import ConsoleListener
+
+    places = (*values["photos"], *values["data"])
+    if not places:
+        raise UsageError(
+            "No images are named.", "", "Name folders or files: `robust predict --model M photos/`."
+        )
+    request = _request(values)
+    is_classifier = entry_of(request, offline=values["offline"]).task == "cls"
+    _check_options(values, is_classifier=is_classifier)
+    unit = "photos" if is_classifier else "masks"
+    with ConsoleListener(quiet=quiet, unit=unit) as listener:
+        if not is_classifier:
+            _write_masks(request, places, values, listener, as_json=as_json, quiet=quiet)
+            return
+        model, labelling = _label(request, places, values, listener)
+        folder = _csv_folder(model, places, labelling, values)
+        if folder is not None:
+            _write_csv(folder, model, labelling, fresh=values["fresh"])
+    if as_json:
+        print_document(str(folder or places[0]), _document(model, labelling))
+    else:
+        click.echo(_table(labelling))
+        if folder is not None and not quiet:
+            click.echo(f"\n{len(labelling.photos):,} photos in `{folder / CSV_FILE}`.")
+    _check_readable(labelling)
+
+
+def _check_options(values: dict[str, Any], *, is_classifier: bool) -> None:
+    """Raises UsageError for options of the other task."""
+    if is_classifier:
+        foreign, what = {"--overlays": values["overlays"]}, "a classifier"
+    else:
+        numbers = ("top", "limit", "batch_size")
+        foreign = {f"--{n.replace('_', '-')}": values[n] is not None for n in numbers}
+        foreign["--csv"] = values["as_csv"]
+        what = "a segmenter"
+    for flag, is_set in foreign.items():
+        if is_set:
+            raise UsageError(
+                f"`{flag}` does not go with `{values['model']}`.", f"It is {what}.", "Leave it out."
+            )
+    if not is_classifier and values["out"] is None:
+        raise UsageError(
+            "`--out` is missing.",
+            f"`{values['model']}` is a segmenter, which writes a mask for every image.",
+            "Name the folder for the masks with `--out`.",
+        )
+
+
+def _request(values: dict[str, Any]) -> ModelRequest:
+    from robustcli.adapters.catalogue import ModelRequest
+
+    names = ("resize", "crop", "interpolation", "mean", "std")
+    return ModelRequest(
+        values["model"],
+        values["weights"],
+        dict(values["arguments"]),
+        {name: values[name] for name in names if values[name] is not None},
+        values["label_space"],
+        values["untrained"],
+        number_classes=True,
+    )
+
+
+# Masks.
+
+
+def _write_masks(
+    request: ModelRequest, places: Sequence[Path], values: dict[str, Any], listener: Listener, *,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     from robustcli.evaluation.prediction import predict_masks
 
-    data, out = values["data"], values["out"]
-    with ConsoleListener(quiet=quiet, unit="masks") as listener:
-        done = predict_masks(
-            _segmenter(values), data, out,
-            overlays=values["overlays"], fresh=values["fresh"], listener=listener,
-        )  # fmt: skip
+    out = values["out"]
+    done = predict_masks(
+        _segmenter(request, values), places, out,
+        overlays=values["overlays"], fresh=values["fresh"], listener=listener,
+    )  # fmt: skip
     if as_json:
         print_document(str(out), [str(mask) for mask in done.masks])
     elif not quiet:
         click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of them from before.")
 
 
-def _segmenter(values: dict[str, Any]) -> Segmenter:
-    from robustcli.adapters.catalogue import ModelRequest
+def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
     from robustcli.adapters.load import load
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(values["device"])
-    request = ModelRequest(values["model"], values["weights"], dict(values["arguments"]))
     loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
     loaded.try_out()
     return loaded
+
+
+# Labels.
+
+
+def _label(
+    request: ModelRequest, places: Sequence[Path], values: dict[str, Any], listener: Listener
+) -> tuple[Classifier, Labelling]:
+    from robustcli.adapters.load import load
+    from robustcli.evaluation.device import choose_device
+    from robustcli.evaluation.labelling import classes_of, label_photos, list_photos
+
+    photos = list_photos(places, listener.say)[: values["limit"]]
+    device = choose_device(values["device"])
+    model = load(request, "cls", offline=values["offline"]).to(device, values["precision"])
+    model.try_out()
+    for note in model.notes:
+        listener.say(note)
+    if model.facts.untrained:
+        listener.say(f"`{model.facts.name}` is not trained: its labels mean nothing.")
+    space = classes_of(model, request, listener.say)
+    labelling = label_photos(
+        model, space, photos, top=values["top"] or 5, batch_size=values["batch_size"],
+        listener=listener,
+    )  # fmt: skip
+    return model, labelling
+
+
+def _settings(model: Classifier, labelling: Labelling) -> dict[str, Any]:
+    """What decides the labels of given photos."""
+    facts = model.facts
+    settings = {
+        "model": facts.name,
+        "arguments": facts.arguments,
+        "weights": facts.weights,
+        "weights_sha256": facts.weights_sha256,
+        "untrained": facts.untrained,
+        "precision": model.precision,
+        "preprocessing": asdict(model.preprocessing),
+        "top": labelling.top,
+        "label_space": labelling.space.name,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
+
+
+def _document(model: Classifier, labelling: Labelling) -> dict[str, Any]:
+    from robustcli.core.machine import versions
+
+    return {
+        **_settings(model, labelling), **labelling.document(), "device": str(model.device),
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _csv_folder(
+    model: Classifier, places: Sequence[Path], labelling: Labelling, values: dict[str, Any]
+) -> Path | None:
+    """Where the CSV goes; None where none is asked for."""
+    from robustcli.core.names import file_name
+
+    out: Path | None = values["out"]
+    if out is not None or not values["as_csv"]:
+        return out
+    settings = [_settings(model, labelling), list(map(str, places)), values["limit"]]
+    short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / f"predict-{file_name(model.facts.name)}-{short}"
+
+
+def _write_csv(folder: Path, model: Classifier, labelling: Labelling, *, fresh: bool) -> None:
+    """Writes the CSV whole, and what it was made of beside it.
+
+    Raises:
+        UsageError: A file of that name was made otherwise, and `fresh` is not set.
+    """
+    import pandas as pd
+
+    from robustcli.core.io import write_text
+    from robustcli.reports.pages import to_csv
+
+    path, settings = folder / CSV_FILE, folder / SETTINGS_FILE
+    document = _document(model, labelling)
+    if path.exists() and not fresh:
+        _check_same(path, settings, _settings(model, labelling))
+    write_text(settings, json.dumps(document, indent=1) + "\n")
+    rows = labelling.rows() or [{"image": "", "class": "", "name": "", "probability": 0.0}]
+    table = pd.DataFrame(rows) if labelling.photos else pd.DataFrame(rows).iloc[:0]
+    write_text(path, to_csv(table))
+
+
+def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> None:
+    try:
+        before = json.loads(settings_file.read_text(encoding="utf-8"))
+        differences = [key for key, value in settings.items() if before.get(key) != value]
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(
+            f"`{path}` is in the way.",
+            f"Without a `{SETTINGS_FILE}` of this command beside it, it is not known to be its.",
+            "Choose another folder with `--out`, or replace it with `--fresh`.",
+        ) from None
+    if differences:
+        raise UsageError(
+            f"`{path}` was made with other settings ({', '.join(differences)}).",
+            "Labels of two kinds must not replace each other unasked.",
+            "Choose another folder with `--out`, or replace it with `--fresh`.",
+        )
+
+
+def _table(labelling: Labelling) -> str:
+    """The first photos with their labels."""
+    from tabulate import tabulate
+
+    ranks = range(1, max((len(p.ranking.classes) for p in labelling.photos), default=0) + 1)
+    rows = []
+    for photo in labelling.photos[:_SHOWN]:
+        best, *others = labelling.labels(photo)
+        cells = [_printable(f"{label['name']} {label['probability']:.3f}") for label in others]
+        first = [_printable(photo.image_id), _printable(best["name"]), f"{best['probability']:.3f}"]
+        rows.append([*first, *cells])
+    headers = ["image", "class", "probability", *(f"rank {k}" for k in ranks if k > 1)]
+    aligned = ("left", "left", "right", *("left" for k in ranks if k > 1))
+    table = tabulate(rows, headers, disable_numparse=True, colalign=aligned) if rows else ""
+    remaining = len(labelling.photos) - _SHOWN
+    if remaining > 0:
+        table += f"\n... and {remaining:,} more photos: `--csv` and `--json` give all of them."
+    return table
+
+
+def _printable(text: str) -> str:
+    """`text` without characters that steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _check_readable(labelling: Labelling) -> None:
+    """Raises RunError where photos could not be read."""
+    unreadable = labelling.unreadable
+    if not unreadable:
+        return
+    lines = [f"  {_printable(name)}: {why}" for name, why in unreadable[:_SHOWN_UNREADABLE]]
+    if len(unreadable) > _SHOWN_UNREADABLE:
+        lines.append(f"  and {len(unreadable) - _SHOWN_UNREADABLE} more")
+    total = len(unreadable) + len(labelling.photos)
+    raise RunError(
+        f"{len(unreadable)} of {total} photos cannot be read; all others are labelled.",
+        "\n".join(lines),
+        "Repair or remove them, and repeat the command.",
+    )

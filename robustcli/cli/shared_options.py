@@ -125,6 +125,14 @@ classes = click.option(
 weights = click.option(
     "--weights", type=FILE, help="A weights file, or the folder of a training run."
 )
+untrained = click.option(
+    "--untrained", is_flag=True,
+    help="Take a network without trained weights; every output says so.",
+)  # fmt: skip
+label_space = click.option(
+    "--label-space",
+    help="The classes: imagenet-1k, cifar10, or a file with one class per line.",
+)
 seed = click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
 )

@@ -17,6 +17,8 @@ from robustcli.core.names import canonical, nearest
 from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, read_columns, read_text, unheard
 
 BUNDLED_SPACES = ("imagenet-1k", "cifar10")
+NUMBERED = "numbers"
+"""How the names of label spaces without names begin, see `numbered_classes`."""
 _WNID_AND_NAME = re.compile(r"(n\d{8})(?:[\s,]+(.+))?")
 _WNID = re.compile(r"n\d{8}")
 _COLUMNS = (
@@ -112,6 +114,12 @@ def _bundled(name: str) -> LabelSpace:
 def _read_label_space(path: Path, say: Say = unheard) -> LabelSpace:
     classes = read_classes(path, say)
     return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
+
+
+def numbered_classes(model: str, count: int) -> LabelSpace:
+    """The classes of `model` where nobody named them: `0` to `count - 1`."""
+    numbers = tuple(map(str, range(count)))
+    return LabelSpace(f"{NUMBERED} of {model}", numbers, numbers)
 
 
 def recognise_space(labels: Collection[str], prefer: str | None = None) -> LabelSpace | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.adapters.load import weights_path
-from robustcli.adapters.training_run import ClassifierHeader, header_beside, weights_in
+from robustcli.adapters.foreign import sidecar_of
+from robustcli.adapters.load import header_for, weights_path
+from robustcli.adapters.training_run import ClassifierHeader, Header, header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
@@ -69,8 +70,11 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     """The training data of the model of `request`; None if unknown.
 
     The header of the weights names the data, `splits.csv` in the run's folder (or a file with that
-    suffix beside bundled weights) the splits.
+    suffix beside bundled weights) the splits. Of an exported file its description says both.
     """
+    sidecar = sidecar_of(request)
+    if sidecar is not None:
+        return _training_data(request, header_for(request), sidecar.splits, sidecar.mask_values)
     path = weights_path(request)
     if path is None:
         return None
@@ -79,11 +83,18 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     files = [path.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
     splits_file = next((file for file in files if file.is_file()), None)
     parts = {} if splits_file is None else read_splits(splits_file)
+    masks = next((v for v in map(mask_values_of, folders) if v is not None), None)
+    return _training_data(request, header, parts, masks)
+
+
+def _training_data(
+    request: ModelRequest, header: Header | None, parts: Mapping[str, str],
+    masks: MaskValues | None,
+) -> TrainingData | None:  # fmt: skip
     if header is None and not parts:
         return None
     file_hashes = header.seen if isinstance(header, ClassifierHeader) else {}
     digest = None if header is None else header.trained_on
-    masks = next((v for v in map(mask_values_of, folders) if v is not None), None)
     return TrainingData(request.name, digest, parts, file_hashes, masks)
 
 

@@ -156,13 +156,6 @@ def test_what_cannot_be_trained(robust: Robust, arguments: list[str], message: s
     assert message in told.err
 
 
-def test_predicting_with_a_classifier(robust: Robust, tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    told = robust("predict", "--model", "vmamba-pico", "--data", "a.png", "--out", "m")
-    assert told.code == 2
-    assert "`vmamba-pico` is a classifier" in told.err
-
-
 TINY_TRAIN_CLASSES = ["vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
                       "--epochs", "1", "--batch-size", "10", "--device", "cpu"]  # fmt: skip
 

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
 from robustcli.core.errors import MachineError, first_line
 from robustcli.core.names import find
-from robustcli.models.scan import cpu, mamba_ssm, reference, selfcheck, triton
+from robustcli.models.scan import blockwise, cpu, mamba_ssm, reference, selfcheck, triton
 from robustcli.models.scan.base import Backend, Broken
 
 VARIABLE = "ROBUST_SCAN_BACKEND"
 BACKENDS: dict[str, Backend] = {
-    "reference": reference, "cpu": cpu, "triton": triton, "mamba_ssm": mamba_ssm,
+    "reference": reference, "blockwise": blockwise, "cpu": cpu, "triton": triton,
+    "mamba_ssm": mamba_ssm,
 }  # fmt: skip
 ORDER = {"cpu": ("cpu",), "mps": ("cpu",), "cuda": ("triton", "mamba_ssm")}
 """The backends tried on a device, fastest first; the reference serves everything else."""
 _TOLERANCE = 1e-4  # of the largest value; a kernel that miscomputes is wrong in the first digit
+
+
+_graphs: list[str] = []
+
+
+@contextmanager
+def scans_for_graphs() -> Iterator[None]:
+    """Within the context `blockwise` serves every scan, as exported graphs need it.
+
+    It goes before `ROBUST_SCAN_BACKEND`: a kernel has no place in a file that is used elsewhere,
+    and the loop over time makes graphs of many thousand nodes.
+    """
+    _graphs.append("blockwise")
+    try:
+        yield
+    finally:
+        _graphs.pop()
 
 
 class ScanWarning(RuntimeWarning):
@@ -44,6 +64,8 @@ def choose_backend(
         UsageError: The forced name is unknown.
         MachineError: The forced backend cannot run here, or not with these tensors.
     """
+    if _graphs:
+        return _graphs[-1]
     forced = os.environ.get(VARIABLE)
     if forced:
         return _forced(forced, device, dtype, states, scan)

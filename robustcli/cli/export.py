@@ -1,0 +1,120 @@
+"""`robust export`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustcli.cli import shared_options as options
+from robustcli.cli.results import print_document
+from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+from robustcli.cli.study import StudyCommand, config_option
+
+if TYPE_CHECKING:
+    from robustcli.evaluation.exporting import Exported
+
+
+@click.command("export", cls=StudyCommand)
+@click.argument("model", metavar="RUN_OR_NAME")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["onnx", "torchscript"]),
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    help="Format of the file; repeatable.",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    help="The file (.onnx, .pt), or a folder for it. [default: runs/export-MODEL-HASH]",
+)
+@click.option("--image-size", type=click.IntRange(1),
+              help="Side of the input in pixels. [default: the model's own]")  # fmt: skip
+@click.option("--dynamic-batch/--fixed-batch", default=True, show_default=True,
+              help="Any number of images at once, or one alone.")  # fmt: skip
+@click.option("--opset", type=click.IntRange(1), default=18, show_default=True,
+              help="Operator set of ONNX.")  # fmt: skip
+@options.weights
+@options.model_arguments("arguments")
+@options.untrained
+@options.label_space
+@options.preprocessing
+@click.option("--fresh", is_flag=True, help="Replace files that are in the way.")
+@config_option
+@offline
+@as_json
+@quiet
+def command(as_json: bool, quiet: bool, **values: Any) -> None:
+    """Write a network to a file that needs neither this program nor its kernels.
+
+    The file gets its name only after its answers were compared with torch's. Beside it is a
+    description (FILE.json) with preprocessing, classes, parity and speed.
+
+    \b
+    robust export vmamba-pico
+    robust export runs/train-ulvm_v5-1a2b3c4d --format onnx --format torchscript --out EXPORTS
+    """  # noqa: D301  click reads the backspace: keep these lines apart
+    from robustcli.adapters.catalogue import ModelRequest
+    from robustcli.cli.progress import ConsoleListener
+    from robustcli.evaluation.exporting import ExportConfig, export
+
+    names = ("resize", "crop", "interpolation", "mean", "std")
+    overridden = {name: values.pop(name) for name in names}
+    request = ModelRequest(
+        values.pop("model"),
+        values.pop("weights"),
+        dict(values.pop("arguments")),
+        {name: value for name, value in overridden.items() if value is not None},
+        values.pop("label_space"),
+        values.pop("untrained"),
+    )
+    typed = shlex.join(["robust", *sys.argv[1:]])
+    with ConsoleListener(quiet=quiet) as listener:
+        files = export(ExportConfig(request, command=typed, **values), listener)
+    if as_json:
+        documents = [{"path": str(f.path), **f.sidecar.model_dump(mode="json")} for f in files]
+        print_document(str(files[0].path), documents)
+    else:
+        click.echo(_tables(files))
+
+
+def _tables(files: Sequence[Exported]) -> str:
+    from tabulate import tabulate
+
+    lines = []
+    for file in files:
+        sidecar = file.sidecar
+        kept = ", which was there" if file.existed else ""
+        opset = f", operator set {sidecar.opset}" if sidecar.opset else ""
+        lines += [f"`{file.path}` ({sidecar.format}{opset}){kept}, described in `{file.path}.json`"]
+    parity = [
+        [f.sidecar.format, row.inputs, row.images, f"{row.difference:.1e}",
+         f"{row.allowed:.1e}", f"{row.largest:.3g}",
+         f"{row.agreeing:,} of {row.decided:,}"]
+        for f in files for row in f.sidecar.parity
+    ]  # fmt: skip
+    headers = ["file", "inputs", "images", "difference", "allowed", "largest answer", "decisions"]
+    lines += [
+        "",
+        "Largest difference from torch:",
+        tabulate(parity, headers, disable_numparse=True),
+    ]
+    speed = dict.fromkeys(
+        (row.engine, row.batch, f"{row.milliseconds:.2f}", row.passes)
+        for f in files for row in f.sidecar.speed
+    )  # fmt: skip
+    threads = files[0].sidecar.threads
+    lines += [
+        "",
+        f"Median time of a pass on the CPU, {threads} thread{'s' if threads > 1 else ''}, engines "
+        "in turn:",
+        tabulate(list(speed), ["engine", "batch", "ms", "passes"], disable_numparse=True,
+                 colalign=("left", "right", "right", "right")),
+    ]  # fmt: skip
+    return "\n".join(lines)

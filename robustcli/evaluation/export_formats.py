@@ -1,0 +1,218 @@
+"""The formats of exported networks: how each is written, read back and run.
+
+A network is exported with the scan in torch's own operations (`models.scan.blockwise`), so that the
+file needs neither this program nor its kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.adapters.exported import ExportFormat
+from robustcli.adapters.foreign_files import OnnxNetwork
+from robustcli.adapters.segmenter import first
+from robustcli.core.errors import MachineError, RunError, first_line
+from robustcli.models.scan.choice import scans_for_graphs
+
+INPUT, OUTPUT = "images", "scores"
+"""Names in the graph."""
+OPSET = 18
+"""The operator set that files are written in by default: runtimes from 2023 on read it."""
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_TWO_GIBIBYTES = 2**31
+
+
+class ExportedNetwork(nn.Module):
+    """What the file computes: normalised images (B, C, H, W) to the network's scores.
+
+    Args:
+        network: Of a classifier or a segmenter. Of a list that it returns the first is taken, which
+            has the highest resolution. A map of one class is brought to the input's size, as
+            evaluations do it; maps of several classes are left as they are.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (B, classes) or (B, classes, h, w)."""
+        scores = first(self.network(images))
+        if scores.ndim == 4 and int(scores.shape[1]) == 1:
+            size = [int(side) for side in images.shape[2:]]
+            if [int(side) for side in scores.shape[2:]] != size:
+                scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+        return scores
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How a graph is made.
+
+    Args:
+        shape: Channels, height and width of an image.
+        dynamic_batch: Whether it takes any number of images at once.
+        opset: Of ONNX.
+    """
+
+    shape: tuple[int, int, int]
+    dynamic_batch: bool = True
+    opset: int = OPSET
+
+    @property
+    def example(self) -> Tensor:
+        """Images to trace with; two, since exporters take a batch of one for a constant."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(2 if self.dynamic_batch else 1, *self.shape, generator=generator)
+
+
+def _to_torchscript(network: nn.Module, path: Path, options: GraphOptions) -> None:
+    traced = torch.jit.trace(network, options.example, check_trace=False)
+    torch.jit.save(traced, str(path))
+
+
+def _from_torchscript(path: Path) -> nn.Module:
+    network: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    return network.eval()
+
+
+def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    if size >= _TWO_GIBIBYTES:
+        raise RunError(
+            f"The network is too large for one file of ONNX: {size / 2**30:.1f} GiB of weights.",
+            "A protobuf file holds 2 GiB at most.",
+            "Use `--format torchscript`.",
+        )
+    dynamic = ({0: torch.export.Dim("batch")},) if options.dynamic_batch else None
+    program = torch.onnx.export(
+        network, (options.example,), dynamo=True, dynamic_shapes=dynamic, input_names=[INPUT],
+        output_names=[OUTPUT], opset_version=options.opset, external_data=False, verbose=False,
+    )  # fmt: skip
+    assert program is not None, "the newer exporter returns one"
+    written = program.model.opset_imports[""]
+    if written != options.opset:
+        raise RunError(
+            f"`--opset {options.opset}` cannot be written: torch's exporter made {written}.",
+            "It converts between some operator sets only.",
+            f"Use `--opset {written}`.",
+        )
+    program.save(str(path), external_data=False)
+
+
+def _from_onnx(path: Path) -> nn.Module:
+    import onnxruntime
+
+    return OnnxNetwork(path, onnxruntime).eval()
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One format.
+
+    Args:
+        suffix: Of its files.
+        engine: What runs them.
+        packages: That writing and checking it needs, beside this program's own.
+        write: Writes a network to a file.
+        read: Reads it back as a module.
+    """
+
+    suffix: str
+    engine: str
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Path, GraphOptions], None]
+    read: Callable[[Path], nn.Module]
+
+
+FORMATS: Mapping[ExportFormat, FormatRow] = {
+    "onnx": FormatRow(".onnx", "onnxruntime", _ONNX_PACKAGES, _to_onnx, _from_onnx),
+    "torchscript": FormatRow(".pt", "TorchScript", (), _to_torchscript, _from_torchscript),
+}
+
+
+def check_packages(export_format: ExportFormat) -> None:
+    """Raises MachineError where packages that `export_format` needs are not installed."""
+    missing = [p for p in FORMATS[export_format].packages if importlib.util.find_spec(p) is None]
+    if missing:
+        raise MachineError(
+            f"`--format {export_format}` needs {', '.join(missing)}.",
+            "Writing the file takes onnx and onnxscript, checking it onnxruntime.",
+            "Install them: `pip install 'robustcli[export]'`; `--format torchscript` needs nothing "
+            "more.",
+        )
+
+
+def write_graph(
+    network: nn.Module, export_format: ExportFormat, path: Path, options: GraphOptions, name: str
+) -> None:
+    """Writes `network` to `path`.
+
+    Args:
+        network: An `ExportedNetwork` on the CPU, in eval mode.
+        export_format: Of the file.
+        path: In a folder that is there.
+        options: How the graph is made.
+        name: The model's, for messages.
+
+    Raises:
+        RunError: The exporter cannot express the network.
+    """
+    try:
+        with _quiet_exporters(), scans_for_graphs(), torch.no_grad():
+            FORMATS[export_format].write(network, path, options)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # exporters raise of everything that they cannot express
+        if isinstance(error, RunError) and error.__cause__ is None:
+            raise  # of a format, not of the network while it is traced
+        todo = "Try another `--format`"
+        if options.dynamic_batch:
+            todo += ", or `--fixed-batch`, where the network computes with the number of images"
+        raise RunError(
+            f"`{name}` cannot be exported to {export_format}.",
+            f"torch {torch.__version__} says: {_reason(error)}",
+            f"{todo}.",
+        ) from error
+
+
+def read_graph(export_format: ExportFormat, path: Path) -> nn.Module:
+    """The network in the file `path`, as its engine runs it on the CPU."""
+    with _quiet_exporters():
+        return FORMATS[export_format].read(path)
+
+
+def _reason(error: BaseException) -> str:
+    """What an exporter says: its own errors wrap the one that matters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _quiet_exporters() -> Iterator[None]:
+    """No warnings of exporters: shapes are constants on purpose, and parity is measured.
+
+    Newer releases of torch also warn that TorchScript is deprecated in favour of `torch.export`.
+    """
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,240 @@
+"""Labels photos with a classifier: the work of `robust predict` for classifiers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.classifier import Classifier, Ranking
+from robustcli.adapters.load import answers_in
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener, Silent
+from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
+from robustcli.data.dataset import FileRef
+from robustcli.data.decode import UnreadableImage, decode
+from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
+from robustcli.data.listing import list_folder
+from robustcli.data.named_datasets import find_named, require_tar
+from robustcli.data.tables import Say, unheard
+from robustcli.tasks.classification import ClassificationTask
+from robustcli.tasks.forward import Forward
+
+_THREADS = 4
+_DIGITS = 6  # of a probability
+
+
+@dataclass(frozen=True)
+class PhotoLabels:
+    """The most probable classes of one photo, best first."""
+
+    image_id: str
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labels of photos.
+
+    Args:
+        space: The classes.
+        top: How many classes a photo has at most.
+        photos: By id.
+        unreadable: Id of each photo that cannot be read, and why.
+    """
+
+    space: LabelSpace
+    top: int
+    photos: tuple[PhotoLabels, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per photo: `image`, then class, name and probability of each rank.
+
+        The columns of rank 1 are `class`, `name` and `probability`, of rank k with `_k`.
+        """
+        return [self._row(photo) for photo in self.photos]
+
+    def _row(self, photo: PhotoLabels) -> dict[str, Any]:
+        row: dict[str, Any] = {"image": photo.image_id}
+        for number, label in enumerate(self.labels(photo), 1):
+            ending = "" if number == 1 else f"_{number}"
+            row |= {f"{key}{ending}": label[key] for key in ("class", "name", "probability")}
+        return row
+
+    def labels(self, photo: PhotoLabels) -> list[dict[str, Any]]:
+        """Index, id, name and probability of each class of a photo, best first."""
+        ranked = zip(photo.ranking.classes, photo.ranking.probabilities, strict=True)
+        return [
+            {
+                "index": index,
+                "class": self.space.ids[index],
+                "name": self.space.names[index],
+                "probability": round(probability, _DIGITS),
+            }
+            for index, probability in ranked
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "label_space": self.space.name,
+            "images": len(self.photos),
+            "unreadable": [{"image": name, "reason": why} for name, why in self.unreadable],
+            "predictions": [
+                {"image": photo.image_id, "labels": self.labels(photo)} for photo in self.photos
+            ],
+        }
+
+
+def list_photos(places: Sequence[Path], say: Say = unheard) -> tuple[FileRef, ...]:
+    """The photos of `places`, sorted by id; a photo that is named twice is listed once.
+
+    Args:
+        places: Folders, which are searched to any depth, archives (tar, zip), names of data sets,
+            and photos. The id of a photo is its path inside its folder, as in an evaluation of that
+            folder; of a single file its name. Where two photos would have one id, those of folders
+            get the folder's path before it, those of files are called by their path.
+        say: Receives what was left out.
+
+    Raises:
+        UsageError: There are no photos, or nothing at one of the places.
+    """
+    by_file: dict[tuple[str, str | None], tuple[str, FileRef]] = {}
+    for place in places:
+        for prefix, ref in _photos_at(place, say):
+            by_file.setdefault((str(ref.path.resolve()), ref.member), (prefix, ref))
+    if not by_file:
+        raise UsageError(
+            f"There are no photos in {' and '.join(f'`{place}`' for place in places)}.",
+            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or such files themselves.",
+            "Check the path.",
+        )
+    count = Counter(ref.relative for _, ref in by_file.values())
+    files = [
+        ref if count[ref.relative] == 1 else replace(ref, relative=f"{prefix}{ref.relative}")
+        for prefix, ref in by_file.values()
+    ]
+    return tuple(sorted(files, key=lambda ref: ref.relative))
+
+
+def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
+    """Each photo, and what comes before its id where another one has the same."""
+    named = None if place.exists() else find_named(str(place))
+    path = place.expanduser() if named is None else require_tar(named)
+    if path.is_dir():
+        listing = list_folder(path)
+    elif is_tar(path):
+        listing = list_tar(path)
+    elif is_zip(path):
+        listing = list_zip(path)
+    elif path.is_file():
+        parent = "" if place.parent == Path() else f"{place.parent.as_posix()}/"
+        yield parent, FileRef(path.name, path)
+        return
+    else:
+        raise UsageError(
+            f"There is nothing at `{place}`.",
+            "Expected a folder of photos, an archive of them, or a photo.",
+            "Check the path.",
+        )
+    for note in listing.notes(path):
+        say(note)
+    for file in listing.files:
+        yield f"{place.as_posix()}/", file
+
+
+def classes_of(classifier: Classifier, request: ModelRequest, say: Say = unheard) -> LabelSpace:
+    """The classes of the outputs of `classifier`; numbers where nobody named them, which is said.
+
+    Raises:
+        UsageError: The named label space is none.
+    """
+    space = answers_in(request)
+    outputs = getattr(classifier.network, "num_classes", None)
+    if outputs is not None and outputs != len(space.ids):
+        space = numbered_classes(classifier.facts.name, outputs)
+    if space.name.startswith(f"{NUMBERED} of "):
+        say(
+            f"What the {len(space.ids)} outputs of `{classifier.facts.name}` mean is not known: "
+            "labels are their numbers, from 0 (`--label-space FILE` names them)."
+        )
+    return space
+
+
+def label_photos(
+    classifier: Classifier,
+    space: LabelSpace,
+    photos: Sequence[FileRef],
+    *,
+    top: int = 5,
+    batch_size: int | None = None,
+    listener: Listener | None = None,
+) -> Labelling:
+    """The `top` most probable classes of each photo.
+
+    Photos are decoded, resized, cropped and normalised as `robust eval` does it, and the classes
+    are those that it would find. Photos that cannot be read are listed in the result.
+
+    Args:
+        classifier: On its device.
+        space: Its classes, see `classes_of`.
+        photos: See `list_photos`.
+        top: Classes of a photo.
+        batch_size: Photos of a forward pass; None for the usual number of the device.
+        listener: Receives progress.
+    """
+    listener = listener or Silent()
+    size = batch_size or ClassificationTask.batch_sizes[classifier.device.type]
+    forward = Forward(classifier, partial(classifier.ranked, most=top))
+    labelled: list[PhotoLabels] = []
+    unreadable: list[tuple[str, str]] = []
+    listener.start(len(photos), 0)
+    for refs, views in _batches(photos, classifier.preprocessing, size):
+        readable = [(ref, v) for ref, v in zip(refs, views, strict=True) if not isinstance(v, str)]
+        unreadable += [
+            (ref.relative, v) for ref, v in zip(refs, views, strict=True) if isinstance(v, str)
+        ]
+        if readable:
+            batch = torch.from_numpy(np.stack([view for _, view in readable]))
+            rankings = [ranking for piece in forward(batch) for ranking in piece]
+            for (ref, _), ranking in zip(readable, rankings, strict=True):
+                labelled.append(PhotoLabels(ref.relative, ranking))
+        listener.advance(len(refs))
+    return Labelling(space, top, tuple(labelled), tuple(unreadable))
+
+
+def _batches(
+    photos: Sequence[FileRef], preprocessing: Preprocessing, size: int
+) -> Iterator[tuple[Sequence[FileRef], list[NDArray[np.uint8] | str]]]:
+    """Photos and their views; the next batch is decoded while one is computed."""
+    batches = [photos[at : at + size] for at in range(0, len(photos), size)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+
+        def submitted(refs: Sequence[FileRef]) -> list[Future[NDArray[np.uint8] | str]]:
+            return [pool.submit(_view, ref, preprocessing) for ref in refs]
+
+        pending = submitted(batches[0])
+        for number, refs in enumerate(batches):
+            current = pending
+            pending = submitted(batches[number + 1]) if number + 1 < len(batches) else []
+            yield refs, [future.result() for future in current]
+
+
+def _view(ref: FileRef, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
+    """The network's view (channels, crop, crop) of a photo, or why it cannot be read."""
+    try:
+        view = preprocessing.coloured(preprocessing.apply(decode(ref)))
+    except UnreadableImage as error:
+        return error.reason
+    return np.ascontiguousarray(view.transpose(2, 0, 1))

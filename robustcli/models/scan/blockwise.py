@@ -1,0 +1,133 @@
+"""The scan in few, large operations of torch: for exported graphs, where kernels have no place.
+
+The loop of `reference` is one step after the other; a graph of it has some thousand nodes for one
+scan. Here the steps are cut into blocks of `RADIX`. All blocks take their first step together, then
+their second, and so on, as if each began with an empty state. What a block then lacks is the state
+in which the one before it ended, times the decay since. These states obey the same recurrence over
+a sequence `RADIX` times shorter, which is computed likewise. L steps take about
+2 * RADIX * log(L) / log(RADIX) operations and O(L) multiplications.
+
+Safe in float32: only decays exp(dt A), at most 1, are multiplied with each other. Nothing is
+divided by them, and no sum of logarithms is taken, so that a decay that underflows becomes 0, which
+is right. (A cumulative sum of dt A, exponentiated and divided, overflows after some hundred steps.)
+
+Differentiable, any float type, any device. No shape is read but that of the steps and the channels,
+so that a traced graph serves every batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustcli.models.scan.base import CODES, Laid, Walk
+
+RADIX = 8
+"""Steps of a block. 4 to 16 are alike in speed; fewer give more levels, more give more nodes."""
+_AT_ONCE = 2**24
+"""Values of a tensor of states up to which directions are computed together, for fewer nodes."""
+
+
+def available() -> str | None:
+    """None: this backend runs wherever torch does."""
+    return None
+
+
+def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+    """None: it takes tensors on any device, of any float type."""
+    return None
+
+
+def remedy() -> str:
+    """Nothing: it has no kernels."""
+    return ""
+
+
+def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+    """See `base.Backend`. Computed in float32, in float64 where x is."""
+    x, delta, A, B, C, D, bias = (
+        t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
+    )
+    (K, N, channels), L = map(int, A.shape), int(x.shape[1])
+    if walk.directions:
+        x = x.expand(K, -1, -1, -1)  # (K, S, L, D)
+    else:
+        x = x.unflatten(2, (K, channels)).permute(2, 0, 1, 3)
+    steps = torch.cat((x, delta, B, C), -1)
+    if walk.directions:
+        steps = torch.stack([_walked(t, k, walk) for k, t in enumerate(steps.unbind(0))])
+    most = max(1, _AT_ONCE // (L * N * channels))
+    parts = zip(steps.split(most), A.split(most), D.split(most), bias.split(most), strict=True)
+    scanned = [_scanned(*part, softplus=walk.softplus) for part in parts]
+    y, state = (torch.cat(ts) for ts in zip(*scanned, strict=True))
+    if walk.directions:
+        y = torch.stack([_by_pixel(t, k, walk) for k, t in enumerate(y.unbind(0))]).sum(0)
+    else:
+        y = y.permute(1, 2, 0, 3).flatten(2)  # (S, L, K*D)
+    return y, state
+
+
+def _walked(t: Tensor, k: int, walk: Walk) -> Tensor:
+    """`t` (S, L, C), by pixel, in the order in which direction k visits the pixels."""
+    code = CODES[walk.directions[k]]
+    if code & 1:
+        t = t.unflatten(1, (int(walk.height), int(walk.width))).transpose(1, 2).flatten(1, 2)
+    return t.flip(1) if code & 2 else t
+
+
+def _by_pixel(t: Tensor, k: int, walk: Walk) -> Tensor:
+    """The inverse of `_walked`."""
+    code = CODES[walk.directions[k]]
+    t = t.flip(1) if code & 2 else t
+    if code & 1:
+        t = t.unflatten(1, (int(walk.width), int(walk.height))).transpose(1, 2).flatten(1, 2)
+    return t
+
+
+def _scanned(
+    steps: Tensor, A: Tensor, D: Tensor, bias: Tensor, *, softplus: bool
+) -> tuple[Tensor, Tensor]:
+    """Y (K, S, L, D) and the last states (K, S, N, D) of K sequences.
+
+    `steps` (K, S, L, 2 * D + 2 * N) holds u, delta, B and C side by side.
+    """
+    _, N, channels = map(int, A.shape)
+    u, delta, B, C = steps.split((channels, channels, N, N), -1)
+    delta = delta + bias[:, None, None]
+    dt = F.softplus(delta) if softplus else delta
+    decay = torch.exp(dt[:, :, :, None] * A[:, None, None])  # (K, S, L, N, D)
+    inputs = B[..., None] * (dt * u)[:, :, :, None]
+    states = _states(decay, inputs)
+    y = (C[..., None] * states).sum(3) + D[:, None, None] * u
+    return y, states[:, :, -1]
+
+
+def _states(decay: Tensor, inputs: Tensor) -> Tensor:
+    """All h_t = decay_t h_{t-1} + inputs_t, (K, S, L, N, D), from an empty state."""
+    L = int(decay.shape[2])
+    if L == 1:
+        return inputs + 0 * decay  # so that A and delta have their gradients, which are zero
+    if L <= RADIX:
+        return torch.cat(_in_turn(decay.split(1, 2), inputs.split(1, 2)), 2)
+    blocks = -(-L // RADIX)
+    padding = (0, 0, 0, 0, 0, blocks * RADIX - L)
+    if blocks * RADIX > L:
+        decay, inputs = (F.pad(t, padding) for t in (decay, inputs))
+    decay, inputs = (t.unflatten(2, (blocks, RADIX)) for t in (decay, inputs))
+    decays = decay.split(1, 3)  # RADIX times (K, S, blocks, 1, N, D)
+    alone = _in_turn(decays, inputs.split(1, 3))
+    since = [decays[0]]
+    for step in decays[1:]:
+        since.append(since[-1] * step)
+    ends = _states(since[-1].squeeze(3), alone[-1].squeeze(3))  # (K, S, blocks, N, D)
+    before = F.pad(ends[:, :, :-1], (0, 0, 0, 0, 1, 0))
+    states = torch.cat(alone, 3) + torch.cat(since, 3) * before[:, :, :, None]
+    return states.flatten(2, 3)[:, :, :L]
+
+
+def _in_turn(decays: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    states = [inputs[0]]
+    for decay, added in zip(decays[1:], inputs[1:], strict=True):
+        states.append(decay * states[-1] + added)
+    return states

@@ -1,0 +1,185 @@
+"""`robust predict` with classifiers: labels on the screen, as CSV, as JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
+from robustcli.core.errors import UsageError
+from robustcli.evaluation.labelling import list_photos
+from tests.cli.conftest import Robust
+
+PICO = ("predict", "--model", "vmamba-pico", "--device", "cpu")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "=1+2.png", "sub/a.png")):
+        pixels = np.random.default_rng(number).integers(0, 256, (36, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def probabilities(file: Path) -> np.ndarray:
+    """Of each class, computed from the weights as `robust eval` does, one photo at a time."""
+    model = load(ModelRequest("vmamba-pico"), "cls")
+    with Image.open(file) as image:
+        view = model.preprocessing.apply(np.array(image.convert("RGB"))).copy()
+    logits = model.logits(torch.from_numpy(view).permute(2, 0, 1)[None])[0].numpy()
+    exponents = np.exp(logits - logits.max())
+    return exponents / exponents.sum()
+
+
+def test_labels_are_those_of_the_weights(robust: Robust, photos: Path):
+    told = robust(*PICO, "photos", "--top", "3", "--json", "--batch-size", "2")
+    assert told.code == 0, told.err
+    document = json.loads(told.out)
+    assert [p["image"] for p in document["predictions"]] == ["=1+2.png", "b.png", "sub/a.png"]
+    for prediction in document["predictions"]:
+        expected = probabilities(photos / prediction["image"])
+        best = np.argsort(-expected)[:3]
+        assert [label["index"] for label in prediction["labels"]] == best.tolist()
+        given = [label["probability"] for label in prediction["labels"]]
+        np.testing.assert_allclose(given, expected[best], atol=2e-6)
+    assert document["predictions"][0]["labels"][0]["name"] in told.out
+    assert document["label_space"] == "cifar10"
+
+
+def test_ids_are_those_of_eval(robust: Robust, tmp_path: Path):
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / name / "x.png")
+    assert robust("eval", *PICO[1:], "--transform", "identity", "--data", "set", "--out", "run",
+                  "--quiet", "--workers", "0").code == 0  # fmt: skip
+    import pandas as pd
+
+    (part,) = sorted(Path("run", "predictions").rglob("*.parquet"))
+    rows = pd.read_parquet(part).sort_values("image_id")
+    told = robust(*PICO, "set", "--json")
+    predictions = json.loads(told.out)["predictions"]
+    assert [p["image"] for p in predictions] == rows["image_id"].tolist()
+    assert [[label["index"] for label in p["labels"]] for p in predictions] == [
+        list(top5) for top5 in rows["top5"]
+    ]
+    given = [p["labels"][0]["probability"] for p in predictions]
+    np.testing.assert_allclose(given, rows["probability"], atol=2e-6)
+
+
+def test_csv_is_announced_safe_and_the_same_again(robust: Robust, photos: Path):
+    told = robust(*PICO, "photos", "--top", "2", "--csv")
+    assert told.code == 0, told.err
+    (path,) = Path("runs").glob("predict-vmamba-pico-*/labels.csv")
+    assert str(path) in told.out
+    content = path.read_bytes()
+    rows = list(csv.DictReader(content.decode().splitlines()))
+    assert [row["image"] for row in rows] == ["'=1+2.png", "b.png", "sub/a.png"]
+    assert list(rows[0]) == [
+        *("image", "class", "name", "probability", "class_2", "name_2", "probability_2")
+    ]
+    expected = np.sort(probabilities(photos / "b.png"))[::-1]
+    assert float(rows[1]["probability_2"]) == pytest.approx(expected[1], abs=2e-6)
+    assert robust(*PICO, "photos", "--top", "2", "--csv", "--batch-size", "1").code == 0
+    assert path.read_bytes() == content
+
+
+def test_a_csv_of_other_settings_is_not_replaced(robust: Robust, photos: Path):
+    assert robust(*PICO, "photos", "--out", "here").code == 0
+    content = Path("here", "labels.csv").read_bytes()
+    told = robust(*PICO, "photos", "--out", "here", "--top", "1")
+    assert told.code == 2
+    assert "other settings (top)" in told.err
+    assert Path("here", "labels.csv").read_bytes() == content
+    assert robust(*PICO, "photos", "--out", "here", "--top", "1", "--fresh").code == 0
+    assert Path("here", "labels.csv").read_bytes() != content
+    Path("mine").mkdir()
+    Path("mine", "labels.csv").write_text("mine")
+    told = robust(*PICO, "photos", "--out", "mine")
+    assert (told.code, Path("mine", "labels.csv").read_text()) == (2, "mine")
+
+
+def test_photos_that_cannot_be_read(robust: Robust, photos: Path):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8nothing")
+    told = robust(*PICO, "photos", "--json", "--out", "out")
+    assert told.code == 1
+    assert "1 of 4 photos cannot be read" in told.err
+    document = json.loads(told.out)
+    assert [entry["image"] for entry in document["unreadable"]] == ["broken.jpg"]
+    assert len(document["predictions"]) == 3
+    assert len(Path("out", "labels.csv").read_text().splitlines()) == 4
+    told = robust(*PICO, "photos/broken.jpg", "--out", "none")
+    assert told.code == 1
+    assert Path("none", "labels.csv").read_text() == "image,class,name,probability\n"
+
+
+def test_one_photo_beside_the_option(robust: Robust, photos: Path):
+    told = robust(*PICO, "photos/b.png", "--data", "photos/sub", "--data", "photos/b.png")
+    assert told.code == 0, told.err
+    lines = [line.split()[0] for line in told.out.splitlines()[2:]]
+    assert lines == ["a.png", "b.png"]
+
+
+def test_equal_names_are_told_apart(photos: Path, monkeypatch: pytest.MonkeyPatch):
+    other = photos.parent / "other"
+    other.mkdir()
+    (other / "b.png").write_bytes((photos / "b.png").read_bytes())
+    monkeypatch.chdir(photos.parent)
+    names = [ref.relative for ref in list_photos([Path("photos"), Path("other/b.png")])]
+    assert names == ["=1+2.png", "other/b.png", "photos/b.png", "sub/a.png"]
+    with pytest.raises(UsageError, match="nothing at `nowhere`"):
+        list_photos([Path("nowhere")])
+
+
+def test_a_bundled_set_by_its_name(robust: Robust):
+    told = robust(*PICO, "cifar10-mini", "--limit", "2", "--top", "1", "--json")
+    assert told.code == 0, told.err
+    assert len(json.loads(told.out)["predictions"]) == 2
+
+
+OWN = """
+import torch
+class Own(torch.nn.Module):
+    def forward(self, x):
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3)), x.amin((2, 3))[:, :1]], 1)
+"""
+
+
+def test_classes_that_nobody_named_are_numbers(robust: Robust, photos: Path):
+    Path("own.py").write_text(OWN)
+    own = ("predict", "--model", "own.py:Own", "photos", "--crop", "32", "--device", "cpu")
+    told = robust(*own, "--json", "--top", "9")
+    assert told.code == 0, told.err
+    assert "is not known: labels are their numbers" in told.err
+    labels = json.loads(told.out)["predictions"][0]["labels"]
+    assert sorted(label["name"] for label in labels) == list("0123456")
+    Path("classes.txt").write_text("\n".join(f"class {letter}" for letter in "abcdefg"))
+    told = robust(*own, "--json", "--label-space", "classes.txt")
+    assert json.loads(told.out)["predictions"][0]["labels"][0]["name"].startswith("class ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*PICO,), "No images are named"),
+        ((*PICO, "photos", "--overlays"), "`--overlays` does not go with"),
+        (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` does not go with"),
+        (("predict", "--model", "umamba-pico", "photos"), "`--out` is missing"),
+        ((*PICO, "nowhere"), "nothing at `nowhere`"),
+    ],
+)
+def test_what_does_not_go_together(
+    robust: Robust, photos: Path, arguments: tuple[str, ...], message: str
+):
+    told = robust(*arguments)
+    assert (told.code, told.out) == (2, "")
+    assert message in told.err

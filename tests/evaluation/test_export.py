@@ -1,0 +1,301 @@
+"""Exported networks: parity, the description beside them, what is refused, the way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import robustcli
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.exported import Sidecar, sidecar_path
+from robustcli.adapters.load import header_for, load
+from robustcli.adapters.networks import create
+from robustcli.adapters.training_run import write_weights
+from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.data.splits import split_dataset, write_splits
+from robustcli.evaluation import export_formats, exporting
+from robustcli.evaluation.evaluate import evaluate
+from robustcli.evaluation.exporting import ExportConfig, Exported
+from tests.adapters.runs import header
+from tests.evaluation.cells import pairs_in
+from tests.evaluation.photos import config, make_photos
+
+TINY = {"depths": [1, 1], "dim": 8}
+CLASSIFIER = ModelRequest("vmamba-pico", arguments=TINY, untrained=True)
+UMAMBA = {"features": (4, 8, 16), "strides": (1, 2, 2), "n_conv": 1}
+SEGMENTER = ModelRequest("umamba", arguments=UMAMBA, untrained=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Few passes and photos; what is compared is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "_SECONDS", 0.0)
+        patch.setattr(exporting, "_LEAST_PASSES", 1)
+        patch.setattr(exporting, "_REAL", 5)
+        yield
+
+
+def exported(request: ModelRequest, out: Path, **changes: Any) -> Exported:
+    settings: dict[str, Any] = {"formats": ("torchscript",), "out": out} | changes
+    (file,) = exporting.export(ExportConfig(request, **settings))
+    return file
+
+
+@pytest.fixture(scope="module")
+def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(CLASSIFIER, tmp_path_factory.mktemp("cls") / "net.pt")
+
+
+def jit_load(path: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.load")  # deprecated in new releases
+        return torch.jit.load(str(path))
+
+
+def rows_of(run: Path) -> pd.DataFrame:
+    parts = sorted((run / "predictions").rglob("*.parquet"))
+    return pd.concat(map(pd.read_parquet, parts), ignore_index=True)
+
+
+def test_the_file_and_its_description_serve_elsewhere(classifier_file: Exported, tmp_path: Path):
+    """Read with json, PIL, NumPy and torch alone, they give this program's probabilities."""
+    said = json.loads(sidecar_path(classifier_file.path).read_text(encoding="utf-8"))
+    network = jit_load(classifier_file.path)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 41, 3), np.uint8)
+    entry = said["input"]
+    plain = entry["preprocessing"]
+    width, height = plain["resize"], int(plain["resize"] * 50 / 41)
+    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    top = round((height - plain["crop"]) / 2)
+    view = np.asarray(picture)[top : top + plain["crop"]]
+    values = (view * np.float32(entry["scale"]) - np.float32(entry["mean"])) / entry["std"]
+    images = torch.from_numpy(values.astype(np.float32).transpose(2, 0, 1)[None].copy())
+    probabilities = network(images).softmax(1)[0]
+    model = load(CLASSIFIER, "cls")
+    views = torch.from_numpy(model.preprocessing.apply(pixels).copy()).permute(2, 0, 1)[None]
+    torch.testing.assert_close(probabilities, model.logits(views).softmax(1)[0], rtol=0, atol=1e-5)
+    assert entry["channels"] == "rgb"
+    assert said["output"]["class_names"][0] == "airplane"
+    assert said["model"]["untrained"] is True
+    assert said["versions"]["torch"] == version("torch")
+
+
+def test_parity_and_speed_are_recorded(classifier_file: Exported):
+    sidecar = classifier_file.sidecar
+    assert [row.inputs for row in sidecar.parity] == ["noise", "cifar10-mini photos"]
+    assert all(row.difference <= row.allowed for row in sidecar.parity)
+    assert all(row.agreeing == row.decided == row.images for row in sidecar.parity)
+    assert {row.batch for row in sidecar.speed} == {1, 8}
+    assert any("TorchScript" in row.engine for row in sidecar.speed)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_any_batch(classifier_file: Exported, batch: int):
+    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
+    with torch.inference_mode():
+        expected = load(CLASSIFIER, "cls").network(x)
+        answers = jit_load(classifier_file.path)(x)
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-5)
+
+
+def test_a_classifier_read_back_gives_the_same_rows(classifier_file: Exported, tmp_path: Path):
+    data = make_photos(tmp_path / "photos")
+    file = ModelRequest(str(classifier_file.path))
+    runs = [evaluate(config(data, tmp_path / "a", models=(CLASSIFIER,))),
+            evaluate(config(data, tmp_path / "b", models=(file,)))]  # fmt: skip
+    original, back = map(rows_of, runs)
+    assert len(original) == 24
+    pd.testing.assert_frame_equal(original, back, rtol=0, atol=1e-5)
+    assert load(file, "cls").facts.untrained
+    with pytest.raises(UsageError, match=r"cannot take|fails on"):
+        load(replace(file, preprocessing={"crop": 48}), "cls").try_out()
+
+
+def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
+    """Its weights say everything that is not usual: bgr, a threshold of their own, a window."""
+    index = pairs_in(tmp_path / "cells")
+    arguments = {"features": (2, 4)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        state = create("unet", arguments).state_dict()
+    said = header("unet", arguments=arguments, trained_on=index.digest, window=32)
+    write_weights(tmp_path / "run" / "weights.safetensors", state, said)
+    write_splits(tmp_path / "run" / "splits.csv", split_dataset(index, seed=0))
+    original = ModelRequest(str(tmp_path / "run"))
+    back = ModelRequest(str(exported(original, tmp_path / "seg.pt").path))
+    assert header_for(original) == header_for(back)
+    assert load(back, "seg").preprocessing == load(original, "seg").preprocessing
+    rows = [
+        rows_of(evaluate(config(tmp_path / "cells" / "pairs.csv", tmp_path / name, models=(m,))))
+        for name, m in (("a", original), ("b", back))
+    ]
+    assert 0 < rows[0].image_id.nunique() < len(index.samples)
+    pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mamba_segmenter_of_another_size(tmp_path: Path):
+    """Of classifiers and of a U-Net every run proves the same."""
+    file = exported(SEGMENTER, tmp_path / "u.pt", image_size=32, dynamic_batch=False)
+    assert file.sidecar.input.shape == (1, 3, 32, 32)
+    assert file.sidecar.output.scores == "logits"
+    masks = load(ModelRequest(str(file.path)), "seg").preprocessing
+    assert (masks.window, masks.threshold) == (32, file.sidecar.output.threshold)
+    assert file.sidecar.parity[1].decided == 5 * 32 * 32
+
+
+class OwnNet(nn.Module):
+    """Logits of 4 classes, from the mean of each channel, as a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(x.mean((2, 3)))}
+
+
+def test_a_network_in_memory(tmp_path: Path):
+    classes = ["a", "b", "c", "d"]
+    network = OwnNet().train()
+    (file,) = robustcli.export(
+        network, out=tmp_path, formats="torchscript", classes=classes, image_size=16,
+        preprocessing={"crop": 16, "resize": 16},
+    )  # fmt: skip
+    assert network.training
+    assert file.path == tmp_path / "OwnNet.pt"
+    assert file.sidecar.output.classes == tuple(classes)
+    back = load(ModelRequest(str(file.path)), "cls")
+    assert back.preprocessing.crop == 16
+    x = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(back.network(x), network.eval()(x)["logits"])
+
+
+def test_what_is_there_is_kept_and_other_files_are_not_replaced(
+    classifier_file: Exported, tmp_path: Path
+):
+    before = classifier_file.path.read_bytes()
+    again = exported(CLASSIFIER, classifier_file.path)
+    assert (again.existed, again.sidecar) == (True, classifier_file.sidecar)
+    other = replace(CLASSIFIER, arguments={**TINY, "dim": 16})
+    with pytest.raises(UsageError, match=r"other settings \(model"):
+        exported(other, classifier_file.path)
+    assert classifier_file.path.read_bytes() == before
+    strange = tmp_path / "net.pt"
+    strange.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="is in the way"):
+        exported(CLASSIFIER, strange)
+    assert strange.read_bytes() == b"mine"
+    assert not exported(CLASSIFIER, strange, fresh=True).existed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pt", "net.pt.json"]
+
+
+def test_a_file_that_was_changed_is_not_described(classifier_file: Exported, tmp_path: Path):
+    copy = tmp_path / classifier_file.path.name
+    copy.write_bytes(classifier_file.path.read_bytes())
+    sidecar_path(copy).write_bytes(sidecar_path(classifier_file.path).read_bytes())
+    assert load(ModelRequest(str(copy)), "cls").facts.label_space == "cifar10"
+    with copy.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(UsageError, match=r"describes another file|cannot be read"):
+        load(ModelRequest(str(copy)), "cls")
+
+
+def test_a_damaged_description(classifier_file: Exported, tmp_path: Path):
+    copy = tmp_path / classifier_file.path.name
+    os.link(classifier_file.path, copy)
+    said = classifier_file.sidecar.model_dump(mode="json")
+    said["input"]["preprocessing"]["crop"] = 0
+    sidecar_path(copy).write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load(ModelRequest(str(copy)), "cls")
+    sidecar_path(copy).write_text("{}", encoding="utf-8")  # of another program
+    assert load(ModelRequest(str(copy)), "cls").preprocessing.crop != 0
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Wrong(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x) * 1.01
+
+    write = export_formats.FORMATS["torchscript"].write
+    row = replace(
+        export_formats.FORMATS["torchscript"],
+        write=lambda network, path, options: write(Wrong(network), path, options),
+    )
+    monkeypatch.setitem(export_formats.FORMATS, "torchscript", row)
+    with pytest.raises(RunError, match="was not kept") as failure:
+        exported(CLASSIFIER, tmp_path / "net.pt")
+    assert failure.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_traced(tmp_path: Path):
+    class Stubborn(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.jit.is_tracing():
+                raise TypeError("not with me")
+            return x.mean((2, 3)).repeat(1, 2)[:, :4]
+
+    with pytest.raises(RunError, match=r"cannot be exported.*\n.*not with me"):
+        robustcli.export(
+            Stubborn(), out=tmp_path, formats="torchscript", classes=list("abcd"),
+            preprocessing={"crop": 16},
+        )  # fmt: skip
+
+
+def test_what_is_refused(classifier_file: Exported, tmp_path: Path, monkeypatch: Any):
+    with pytest.raises(UsageError, match="exported file already"):
+        exported(ModelRequest(str(classifier_file.path)), tmp_path)
+    with pytest.raises(UsageError, match="cannot be exported"):
+        exported(ModelRequest("otsu"), tmp_path)
+    with pytest.raises(UsageError, match="not named like a file of torchscript"):
+        exported(CLASSIFIER, tmp_path / "net.onnx")
+    monkeypatch.setattr(export_formats, "_ONNX_PACKAGES", ("onnx",))
+    row = replace(export_formats.FORMATS["onnx"], packages=("no_such_package",))
+    monkeypatch.setitem(export_formats.FORMATS, "onnx", row)
+    with pytest.raises(MachineError, match=r"pip install 'robustcli\[export\]'"):
+        exported(CLASSIFIER, tmp_path, formats=("onnx",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_description_survives_its_own_format(classifier_file: Exported):
+    text = sidecar_path(classifier_file.path).read_text(encoding="utf-8")
+    assert Sidecar.model_validate_json(text) == classifier_file.sidecar
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "fixed"])
+def test_onnx_read_back(tmp_path: Path, dynamic: bool):
+    """`test_a_classifier_read_back_gives_the_same_rows` proves the way back in every run."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="needs the extra `export`")
+    file = exported(CLASSIFIER, tmp_path, formats=("onnx",), dynamic_batch=dynamic)
+    assert file.sidecar.opset == export_formats.OPSET
+    assert file.sidecar.input.shape[0] == ("batch" if dynamic else 1)
+    data = make_photos(tmp_path / "photos")
+    back = ModelRequest(str(file.path))
+    rows = [rows_of(evaluate(config(data, tmp_path / name, models=(model,))))
+            for name, model in (("a", CLASSIFIER), ("b", back))]  # fmt: skip
+    pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-4)
