@@ -179,12 +179,15 @@ def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], how: str) -> S
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Writes `image_id,group,split` of every image to `path`, sorted by id, durably."""
-    rows = [
-        (sample.image_id, sample.group, name)
+    """Writes `image_id,group,split` of every image to `path`, sorted by id, durably.
+
+    An image that is both validated on and tested on counts as tested on.
+    """
+    rows = {
+        sample.image_id: (sample.image_id, sample.group, name)
         for name in SPLITS
         for sample in getattr(splits, name).samples
-    ]
+    }.values()
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *sorted(rows)])
     write_text(path, text.getvalue())

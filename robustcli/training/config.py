@@ -41,7 +41,8 @@ class TrainConfig:
     window: int | None = None
     clip: float | None = None
     patience: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    target: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: int = 0
     device: str = "auto"
     devices: int | Literal["all"] = 1
@@ -68,8 +69,9 @@ class TrainConfig:
         how = asdict(recipe)
         if recipe.schedule in EXTENDABLE:
             del how["epochs"]  # more of them go on with the same run
-        if recipe.patches is None:
-            del how["patches"]
+        for name in ("patches", "photos"):
+            if how[name] is None:
+                del how[name]
         start = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         masks = mask_settings(self.foreground, self.ignore)
         settings = [*start, self.seed, world, digest, how, *masks]

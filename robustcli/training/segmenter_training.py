@@ -202,7 +202,7 @@ def mask_recipe(config: TrainConfig, model: str, data: str) -> Recipe:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
-    return replace(recipe, **changes, precision=config.precision)
+    return replace(recipe, **changes, precision=config.precision or recipe.precision)
 
 
 def foreground_threshold(recipe: Recipe, *, probabilities: bool) -> float:

@@ -61,6 +61,8 @@ class TrainForecast:
         if self.protocol is None:
             for name in _ONLY_OF_SEGMENTERS:
                 fields["recipe"].pop(name)
+        if self.recipe.photos is None:
+            fields["recipe"].pop("photos")
         return fields
 
     def as_text(self) -> str:

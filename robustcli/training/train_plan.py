@@ -69,6 +69,8 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
         UsageError: An option has no meaning here, or somebody's files are in the run's folder.
     """
     recipe = inputs.task.recipe(config, inputs.entry, inputs.splits)
+    if recipe.precision == "bf16" and config.precision is None and not _has_bf16(inputs.machine):
+        recipe = replace(recipe, precision="fp32")
     grey = input_channels(config.model_args) == 1
     procedure_of(recipe).check(inputs.machine, grey=grey)
     _check_shares(recipe, inputs.machine)
@@ -150,6 +152,11 @@ def _check_precision(config: TrainConfig, on: Machine) -> None:
         )
 
 
+def _has_bf16(on: Machine) -> bool:
+    """Whether a recipe's bf16 makes the device faster: on GPUs that compute in it."""
+    return on.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _check_shares(recipe: Recipe, on: Machine) -> None:
     if recipe.batch_size % on.world:
         raise UsageError(
@@ -176,6 +183,11 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     )
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
     listener.say(describe_recipe(plan.recipe))
+    faults = task.start_faults(plan)
+    if faults:
+        listener.say("Known faults of this recipe, kept on purpose:")
+    for fault in faults:
+        listener.say(f"- {fault}")
     if plan.grey:
         listener.say(GREY_NOTE.format(plan.entry.name))
     if plan.least > 1:

@@ -199,6 +199,17 @@ class TrainingTask(ABC):
     ) -> tuple[nn.Module, str]:
         """The network as training begins with it, and where its weights come from, in words."""
 
+    def start_faults(self, plan: TrainPlan) -> Sequence[str]:
+        """Known faults of the recipe that are announced when a training begins; the report has all.
+
+        Those of a segmenter's protocol are documented, and stand in the report alone.
+        """
+        return ()
+
+    def start(self, plan: TrainPlan) -> TrainStart:
+        """What the training of `plan` begins with."""
+        return TrainStart(*self.network(plan.config, plan.entry, plan.index))
+
     @abstractmethod
     def answer(self, network: nn.Module, images: Tensor) -> object:
         """What `network` answers to `images` (B, C, H, W), as its training takes it."""
@@ -300,7 +311,7 @@ def evaluate_test_images(plan: TrainPlan, model: str, out: Path) -> None:
             split="test",
             splits_of=plan.run,
             seed=config.seed,
-            precision=config.precision,
+            precision=plan.recipe.precision,
             device=config.device,
             workers=config.workers,
             offline=config.offline,
