@@ -280,6 +280,6 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         if needed > RESIDENT_SHARE * free:
             raise UsageError(
                 f"The images take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB that are free.",
-                "Recipe `speedrun` holds all of them on the device, at the size that the network sees.",
+                "Recipe `speedrun` holds all of them on the device, as the network sees them.",
                 "Use a smaller `--window`, `--limit`, or `--recipe fair`, which loads batches.",
             )
