@@ -20,14 +20,20 @@ from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
-from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.sources import Classes, default_data, find_default, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.tasks.record import dataset_record
 from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, ImageData
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
-from robustcli.training.recipes import CLASS_RECIPES, SMOOTHINGS, Recipe, shortened_recipe
+from robustcli.training.recipes import (
+    CLASS_RECIPES,
+    SMOOTHINGS,
+    Recipe,
+    shortened_recipe,
+    usual_class_recipe,
+)
 from robustcli.training.record import SplitRecord
 from robustcli.training.samples import RandomCrops, WholePhotos, collate_photos, crop_name
 from robustcli.training.training_task import (
@@ -56,13 +62,16 @@ class ClassifierTraining(TrainingTask):
                 "The network gets a new last layer, for the classes of the data.",
                 "Leave it out.",
             )
-        if config.data is None:
+        if config.data is None and find_default(entry.label_space) is None:
             raise no_data(entry)
 
-    def open(self, config: TrainConfig) -> Dataset:
-        """See `TrainingTask.open`: whatever classes the data has."""
-        assert config.data is not None, "see `check`"
-        return open_dataset(config.data, Classes(offline=config.offline))
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
+        """See `TrainingTask.open`: whatever classes the data has.
+
+        Without a name it is the default data of the network's own label space.
+        """
+        data = config.data or default_data(entry.label_space).data
+        return open_dataset(data, Classes(offline=config.offline))
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
@@ -71,7 +80,7 @@ class ClassifierTraining(TrainingTask):
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""
         window = sized_preprocessing(entry, config.model_args, config.window).crop
-        return class_recipe(config, window)
+        return class_recipe(config, window, splits.train.name)
 
     def way(self, config: TrainConfig) -> str:
         """See `TrainingTask.way`."""
@@ -153,8 +162,8 @@ class ClassifierTraining(TrainingTask):
         evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
 
-def class_recipe(config: TrainConfig, window: int) -> Recipe:
-    """The recipe with the overrides of `config`.
+def class_recipe(config: TrainConfig, window: int, data: str) -> Recipe:
+    """The recipe on the data set `data` with the overrides of `config`.
 
     Raises:
         UsageError: An override is unknown or out of range.
@@ -167,7 +176,7 @@ def class_recipe(config: TrainConfig, window: int) -> Recipe:
     if "augmentation" in changes:
         changes["augmentation"] = crop_name(changes["augmentation"])
     name = find(
-        config.recipe or next(iter(CLASS_RECIPES)), CLASS_RECIPES,
+        config.recipe or usual_class_recipe(data), CLASS_RECIPES,
         kind="recipe of classifiers", listing="robust list recipes",
     )  # fmt: skip
     recipe = shortened_recipe(CLASS_RECIPES[name]) if config.quick else CLASS_RECIPES[name]
@@ -189,7 +198,8 @@ def no_data(entry: ModelEntry) -> UsageError:
     """The error where no data set says which classes to tell apart."""
     return UsageError(
         f"No `--data`: there is nothing to train `{entry.name}` on.",
-        "No set of photos with other classes comes with this program.",
+        f"No photos with the classes of {entry.label_space} come with this program, and none are "
+        "set as its default data.",
         "Name one with `--data DIR` (a folder per class, perhaps below `train`, `val` and `test`; "
         "or a manifest with the columns `path` and `label`), or try `--data cifar10-mini`.",
     )
