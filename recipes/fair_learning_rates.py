@@ -1,6 +1,6 @@
 """Chooses the learning rates of recipe `fair`: each network under three rates, on few images.
 
-    python recipes/fair_learning_rates.py --models vim vmamba-pico resnet-pico --data DIR --out runs/rates
+    python recipes/fair_learning_rates.py --models vim vit resnet9 --data DIR --out runs/rates
 
 The budget is small, so that two CPU cores do it: 4 epochs of about 3,000 images where the recipe
 has 100 of all. It separates rates that are far too small or too large, and no more. A rate is
@@ -56,8 +56,7 @@ def main() -> None:
             print(" ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     table = pd.DataFrame(rows)
     best = table.loc[table.groupby("model")["val_top1"].idxmax()]
-    for row in best.itertuples():
-        print(f"{row.model} ({row.family}): {row.lr:g}, validation top-1 {row.val_top1:.4f}")
+    print(best[["model", "family", "lr", "val_top1"]].to_string(index=False))
     facts = {
         "rows": rows, "epochs": arguments.epochs, "limit": arguments.limit,
         "seed": arguments.seed, "data": Path(arguments.data).name, "processor": processor(),

@@ -156,16 +156,11 @@ def default_data(label_space: str) -> DefaultData:
     Raises:
         UsageError: Nothing is set and nothing is bundled, or `robust.toml` cannot be read.
     """
+    default = find_default(label_space)
+    if default is not None:
+        return default
     variable = variable_for(label_space)
-    if os.environ.get(variable):
-        return DefaultData(os.environ[variable], f"environment variable {variable}")
-    configured = _from_settings(label_space)
-    if configured is not None:
-        return DefaultData(configured, f"`{SETTINGS}`")
     fitting = [dataset for dataset in DATASETS if dataset.label_space == label_space]
-    for dataset in fitting:
-        if dataset.default_for:
-            return DefaultData(dataset.name, "bundled")
     options = [
         "--data DIR",
         f"{variable}=DIR in the environment, or `{label_space}" + ' = "DIR"` below `[data]` in '
@@ -177,6 +172,22 @@ def default_data(label_space: str) -> DefaultData:
         "None comes with robust, and none is set.",
         "Name some in one of these ways:\n" + "\n".join(f"  {option}" for option in options),
     )
+
+
+def find_default(label_space: str) -> DefaultData | None:
+    """As `default_data`, but None where nothing is set and nothing is bundled.
+
+    Raises:
+        UsageError: `robust.toml` cannot be read.
+    """
+    variable = variable_for(label_space)
+    if os.environ.get(variable):
+        return DefaultData(os.environ[variable], f"environment variable {variable}")
+    configured = _from_settings(label_space)
+    if configured is not None:
+        return DefaultData(configured, f"`{SETTINGS}`")
+    fitting = (dataset for dataset in DATASETS if dataset.label_space == label_space)
+    return next((DefaultData(d.name, "bundled") for d in fitting if d.default_for), None)
 
 
 def variable_for(label_space: str) -> str:

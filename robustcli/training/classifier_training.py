@@ -21,7 +21,7 @@ from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
-from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.sources import Classes, default_data, find_default, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.tasks.record import dataset_record
 from robustcli.training.cache import Decoded, DecodedSubset
@@ -38,6 +38,7 @@ from robustcli.training.recipes import (
     Photowise,
     Recipe,
     class_recipe_for,
+    usual_class_recipe,
 )
 from robustcli.training.record import SplitRecord
 from robustcli.training.shifts import photo_augmentation_name
@@ -69,23 +70,26 @@ class ClassifierTraining(TrainingTask):
                 "The network gets a new last layer, for the classes of the data.",
                 "Leave it out.",
             )
-        if config.data is None:
+        if config.data is None and find_default(entry.label_space) is None:
             raise no_data(entry)
 
-    def open(self, config: TrainConfig) -> Dataset:
-        """See `TrainingTask.open`: whatever classes the data has."""
-        assert config.data is not None, "see `check`"
-        return open_dataset(config.data, Classes(offline=config.offline))
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
+        """See `TrainingTask.open`: whatever classes the data has.
+
+        Without a name it is the default data of the network's own label space.
+        """
+        data = config.data or default_data(entry.label_space).data
+        return open_dataset(data, Classes(offline=config.offline))
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`: a recipe may join parts."""
-        recipe = class_recipe(config, 0)
+        recipe = class_recipe(config, 0, index.name)
         return procedure_of(recipe).splits(split_dataset(index, seed=config.seed))
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""
         window = sized_preprocessing(entry, config.model_args, config.window).crop
-        recipe = class_recipe(config, window, entry)
+        recipe = class_recipe(config, window, splits.train.name, entry)
         procedure_of(recipe).check_options(config, typed_options(config))
         return recipe
 
@@ -102,7 +106,7 @@ class ClassifierTraining(TrainingTask):
     ) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`: its last layer is new, whatever it starts from."""
         classes = len(index.classes.ids)
-        photos = class_recipe(config, 0, entry).photos
+        photos = class_recipe(config, 0, index.name, entry).photos
         if photos is not None and photos.outputs is not None:
             classes = max(classes, photos.outputs)
         weights = None if config.untrained else config.weights
@@ -196,12 +200,15 @@ class ClassifierTraining(TrainingTask):
         evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
 
-def class_recipe(config: TrainConfig, window: int, entry: ModelEntry | None = None) -> Recipe:
-    """The recipe with the overrides of `config`.
+def class_recipe(
+    config: TrainConfig, window: int, data: str, entry: ModelEntry | None = None
+) -> Recipe:
+    """The recipe on the data set `data` with the overrides of `config`.
 
     Args:
         config: As typed.
         window: Side of the squares that the network sees.
+        data: Name of the data set, by which a recipe serves where none is named.
         entry: The network, where the recipe may depend on it.
 
     Raises:
@@ -221,7 +228,7 @@ def class_recipe(config: TrainConfig, window: int, entry: ModelEntry | None = No
             f"Use one of {', '.join(f'`{known}`' for known in CLASS_RECIPES)}.",
         )
     name = find(
-        config.recipe or next(iter(CLASS_RECIPES)), CLASS_RECIPES,
+        config.recipe or usual_class_recipe(data), CLASS_RECIPES,
         kind="recipe of classifiers", listing="robust list recipes",
     )  # fmt: skip
     model, family = ("", "") if entry is None else (entry.network, entry.family)
@@ -263,7 +270,8 @@ def no_data(entry: ModelEntry) -> UsageError:
     """The error where no data set says which classes to tell apart."""
     return UsageError(
         f"No `--data`: there is nothing to train `{entry.name}` on.",
-        "No set of photos with other classes comes with this program.",
+        f"No photos with the classes of {entry.label_space} come with this program, and none are "
+        "set as its default data.",
         "Name one with `--data DIR` (a folder per class, perhaps below `train`, `val` and `test`; "
         "or a manifest with the columns `path` and `label`), or try `--data cifar10-mini`.",
     )

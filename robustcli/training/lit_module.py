@@ -220,7 +220,7 @@ class LitModule(pl.LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
-_OURS = ("zoo", "vmamba", "vim")
+_OURS = ("zoo", "vmamba", "vim", "cifar")
 
 
 def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:

@@ -67,7 +67,7 @@ class SegmenterTraining(TrainingTask):
                 "Leave out one of the two.",
             )
 
-    def open(self, config: TrainConfig) -> Dataset:
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
         """See `TrainingTask.open`."""
         return open_dataset(
             config.data, Masks(config.foreground, config.ignore, offline=config.offline)

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from robustcli.adapters import model
-from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE, TRAINED_AS, ModelEntry
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.names import canonical
 from robustcli.core.rundir import check_folder
 from robustcli.data.subsets import take
 from robustcli.training.classifier_training import ClassifierTraining
@@ -38,7 +39,21 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
+    config = _with_name(config, listener)
     return complete_plan(config, look_up_training(config), listener)
+
+
+def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
+    """`config` with the network that `robust train` means by a name that timm has too."""
+    entry = CATALOGUE.get(TRAINED_AS.get(canonical(config.model), ""))
+    if entry is None:
+        return config
+    listener.say(
+        f"`{config.model}` is `{entry.name}` here: a stem for small images (3 x 3, stride 1, no "
+        f"max-pooling), {entry.parameters:,} parameters with 10 classes. timm's network of that "
+        f"name, for larger photos, is `--model timm:{config.model}`."
+    )
+    return replace(config, model=entry.name)
 
 
 def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> TrainInputs:
@@ -57,7 +72,7 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
     task.check(entry, config)
     on = machine(config.device, config.devices)
     _check_precision(config, on)
-    dataset = task.open(config)
+    dataset = task.open(config, entry)
     index = take(dataset, limit=config.limit, seed=config.seed)
     return TrainInputs(task, entry, dataset, index, task.split(index, config), on)
 

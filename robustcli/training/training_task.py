@@ -162,8 +162,8 @@ class TrainingTask(ABC):
         """Raises UsageError if the network cannot be trained as `config` says."""
 
     @abstractmethod
-    def open(self, config: TrainConfig) -> Dataset:
-        """The data set that `config` names, all of it.
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
+        """The data set that `config` names, all of it; else the default one for `entry`.
 
         Raises:
             UsageError: There is none, or it is not known what it shows.
