@@ -27,7 +27,7 @@ from robustcli.core.names import find
 from robustcli.core.seeds import Bits, below, stream_bits, stream_keys
 from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
-from robustcli.training.samples import CROPS, Crops, PhotoBatch
+from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos
 
 _DRAWS = 4  # of a photo and epoch: down, across, mirrored, and the seed of RandAugment
 _SEED_BITS = np.uint64(1)  # to shift away: torch takes seeds below 2**63
@@ -169,34 +169,52 @@ class PhotoViews:
         return own.apply(image)
 
 
-class ShiftedPhotos(Dataset[PhotoBatch]):
-    """Batches of photos, shifted; asked for by lists of (epoch, place)."""
+class PhotoBatches(Dataset[PhotoBatch]):
+    """Batches of photos; asked for by lists of (epoch, place), or of places where none is shifted.
+
+    Args:
+        subset: The photos.
+        preprocessing: How the network sees them.
+        shifts: What is done to them; None for nothing.
+        seed: Of the draws.
+    """
 
     def __init__(
-        self, subset: DecodedSubset, preprocessing: Preprocessing, shifts: Shifts, seed: int
+        self, subset: DecodedSubset, preprocessing: Preprocessing, shifts: Shifts | None, seed: int
     ) -> None:
         self.views, self.shifts = PhotoViews(subset, preprocessing), shifts
         self.keys = photo_keys(subset.ids, seed)
 
-    def __getitem__(self, drawn: tuple[int, int]) -> PhotoBatch:
-        return self.__getitems__([drawn])
+    def __getitem__(self, asked: int | tuple[int, int]) -> PhotoBatch:
+        return self.__getitems__([asked])
 
-    def __getitems__(self, drawn: list[tuple[int, int]]) -> PhotoBatch:
+    def __getitems__(self, asked: Sequence[int | tuple[int, int]]) -> PhotoBatch:
         """The batch of these; torch's loader calls it instead of `__getitem__` for each."""
-        epochs, indices = (list(column) for column in zip(*drawn, strict=True))
-        own = self.views.preprocessing
-        draws = draw(self.keys[indices], np.array(epochs), self.shifts.pixels(own.crop))
-        images = shifted(self.views.pixels(indices), draws, self.shifts)
-        if self.shifts.operations:
-            images = randaugmented(images, draws.seeds, self.shifts)
+        if not asked:
+            return collate_photos([])
+        epochs, indices = epochs_and_places(asked)
+        own, shifts = self.views.preprocessing, self.shifts
+        pixels = self.views.pixels(indices)
+        if shifts is None:
+            images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        else:
+            draws = draw(self.keys[indices], np.array(epochs), shifts.pixels(own.crop))
+            images = shifted(pixels, draws, shifts)
+            if shifts.operations:
+                images = randaugmented(images, draws.seeds, shifts)
         if own.channels == 1:
-            images = np.stack(
-                [grey(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in images]
-            )
+            images = np.stack([grey(image.transpose(1, 2, 0)) for image in images])
+            images = images.transpose(0, 3, 1, 2)
         return self.views.batch(torch.from_numpy(images), indices)
 
     def __len__(self) -> int:
         return len(self.views.subset.ids)
+
+
+def epochs_and_places(asked: Sequence[int | tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """The epochs and places of what is asked for; the epoch is 0 where only places are."""
+    pairs = [(0, item) if isinstance(item, int) else item for item in asked]
+    return [epoch for epoch, _ in pairs], [place for _, place in pairs]
 
 
 def photo_keys(ids: Sequence[str], seed: int) -> Bits:
@@ -238,13 +256,11 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         self.images = tensor.to(device)
         self.targets = torch.from_numpy(self.views.targets).to(device)
 
-    def __getitem__(self, asked: list[int] | list[tuple[int, int]]) -> PhotoBatch:
+    def __getitem__(self, asked: Sequence[int | tuple[int, int]]) -> PhotoBatch:
         ids, device = self.views.subset.ids, self.images.device
-        epochs = [0 if isinstance(item, int) else item[0] for item in asked]
-        indices = [item if isinstance(item, int) else item[1] for item in asked]
-        if not indices:
-            none = torch.empty(0, dtype=torch.long)
-            return PhotoBatch(torch.empty(0, 3, 0, 0), none, [], none)
+        if not asked:
+            return collate_photos([])
+        epochs, indices = epochs_and_places(asked)
         places = torch.tensor(indices, device=device)
         images = self.images[places]
         if self.shifts is not None:

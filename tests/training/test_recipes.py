@@ -16,6 +16,7 @@ from robustcli.training.recipes import (
     BUNDLED,
     CLASS_RECIPES,
     EXTENDABLE,
+    FAIR_RATES,
     NAMED_RECIPES,
     PAPER_RECIPES,
     PATIENT_RECIPES,
@@ -56,7 +57,9 @@ def test_our_own_has_a_name_too() -> None:
 def test_they_are_listed_as_they_are_typed() -> None:
     rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
     every = {**NAMED_RECIPES, **CLASS_RECIPES}
-    assert rows == {f"--recipe {name}": recipe for name, recipe in every.items()}
+    families = {f"--recipe fair ({family})" for family in FAIR_RATES}
+    assert rows.keys() - families == {f"--recipe {name}" for name in every}
+    assert all(rows[f"--recipe {name}"] == recipe for name, recipe in every.items())
     assert list(every) == ["nnunet", "nnunet-light", "classes", "classes-light"]
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
@@ -30,8 +30,8 @@ from robustcli.training.datamodule import (
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import Photowise, Recipe
 from robustcli.training.record import TRAINING, SpeedRecord
-from robustcli.training.samples import CROPS, PhotoBatch, RandomCrops, WholePhotos, collate_photos
-from robustcli.training.shifts import SHIFTS, ResidentPhotos, ShiftedPhotos
+from robustcli.training.samples import PhotoBatch, RandomCrops, collate_photos
+from robustcli.training.shifts import SHIFTS, PhotoBatches, ResidentPhotos
 from robustcli.training.trainer import Machine
 
 _FAULTS = (
@@ -137,13 +137,13 @@ def photo_data(
     if _photos(recipe).resident:
         return ResidentData(train, val, own, recipe, settings)
     name = recipe.augmentation
-    whole = WholePhotos(val, own)
-    if name in SHIFTS:
-        shifted = ShiftedPhotos(train, own, SHIFTS[name], settings.seed)
-        return ImageData(train.ids, shifted, whole, collate_photos, recipe, settings)
-    crops = RandomCrops(train, own, name, settings.seed)
-    assert name in CROPS
-    return ImageData(train.ids, crops, whole, collate_photos, recipe, settings)
+    validation = PhotoBatches(val, own, None, settings.seed)
+    samples: Dataset[Any]
+    if name == "none" or name in SHIFTS:
+        samples = PhotoBatches(train, own, SHIFTS.get(name), settings.seed)
+    else:
+        samples = RandomCrops(train, own, name, settings.seed)
+    return ImageData(train.ids, samples, validation, collate_photos, recipe, settings)
 
 
 class ResidentData(BaseDataModule):
