@@ -611,7 +611,7 @@ def _space(
             raise UsageError(
                 f"`{name}` has {outputs} outputs, and what they mean is not known.",
                 "Recognised by their number are "
-                + " and ".join(f"{s.name} ({len(s.ids)})" for s in map(label_space, BUNDLED_SPACES))
+                + ", ".join(f"{s.name} ({len(s.ids)})" for s in map(label_space, BUNDLED_SPACES))
                 + ".",
                 "Name its classes with `--label-space FILE`, one class a line, in the order of its "
                 "outputs; in Python with `classes=[...]`.",

@@ -33,7 +33,8 @@ _classes = together(
     click.option(
         "--data",
         help="A folder with one folder per class, a tar, a manifest, a data set (cifar10, "
-        "cifar100, ...), or hf:ORG/NAME@REVISION. [default: cifar10-mini for the networks of CIFAR]",
+        "cifar100, ...), or hf:ORG/NAME@REVISION. "
+        "[default: cifar10-mini for networks of CIFAR]",
     ),
     options.limit,
     _start,

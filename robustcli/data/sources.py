@@ -17,6 +17,7 @@ from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
+from robustcli.data.download import fetch_dataset
 from robustcli.data.hub_datasets import (
     HubLayout,
     HubName,
@@ -244,7 +245,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     superclasses: Superclasses | None = None
     expected: ExpectedClasses
     hub = parse_hub_name(data) if names_hub_dataset(data) else None
-    path = _location(data, named) if hub is None else hub.place
+    path = _location(data, named, offline=truth.offline) if hub is None else hub.place
     if truth.model is None:
         expected = AnyClasses(_name(path))
     else:
@@ -385,7 +386,7 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
         raise advice.has_classes(named)
     notes = list[str]()
     hub = parse_hub_name(data) if names_hub_dataset(data) else None
-    path = _location(data, named) if hub is None else hub.place
+    path = _location(data, named, offline=truth.offline) if hub is None else hub.place
     hub_layout = None
     if hub is not None:
         hub_layout = read_hub_masks(hub, notes.append, offline=truth.offline)
@@ -441,7 +442,9 @@ def _surveyed(dataset: Dataset, truth: Masks) -> Dataset:
     return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *notes))
 
 
-def _location(data: str, named: NamedDataset | None) -> Path:
+def _location(data: str, named: NamedDataset | None, *, offline: bool) -> Path:
+    if named and named.downloads_itself:
+        return fetch_dataset(named.name, offline=offline)
     if named:
         return require_tar(named)
     path = Path(data).expanduser()
@@ -473,7 +476,7 @@ def _dataset(
         location=hub.location if hub else str(path.resolve()),
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
         available=len(samples),
-        demonstration=named is not None,
+        demonstration=named is not None and named.demonstration,
         notes=tuple(dict.fromkeys(notes)),
     )
 

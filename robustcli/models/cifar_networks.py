@@ -10,9 +10,9 @@ Sources, all written anew from published facts:
   with its parameter names: the last layer has no bias, and logits are an eighth of its output.
   Deviation: the last max-pooling covers the whole map at any input size; at 32 x 32 pixels these
   are its 4 x 4 positions.
-- ResNet-18 and -50: He et al., "Deep Residual Learning" (arXiv 1512.03385), timm's blocks, parameter
-  names and initialisation. The stem is a 3 x 3 convolution of stride 1 without max-pooling, instead
-  of 7 x 7 of stride 2 with it, as section 4.2 of the paper has it for CIFAR.
+- ResNet-18 and -50: He et al., "Deep Residual Learning" (arXiv 1512.03385), with timm's blocks,
+  parameter names and initialisation. The stem is a 3 x 3 convolution of stride 1 without
+  max-pooling, instead of 7 x 7 of stride 2 with it, as section 4.2 of the paper has it for CIFAR.
 
 Shapes: B batch, C channels, N tokens, D width of a token.
 """
