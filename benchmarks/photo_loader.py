@@ -3,8 +3,8 @@
 `python benchmarks/photo_loader.py` makes 20,000 images of 32 x 32 pixels and takes an epoch of
 batches of 128 with 0, 1 and 2 loader processes (the second epoch, when they are running). The goal
 is 5,000 images a second for `shift` on two cores. `resident` is recipe `speedrun`'s: batches cut
-out of one tensor on the device, here the CPU. A core-second is a second of one core's work, whatever
-else runs; torchvision's own transforms of each image, on Pillow images, are the yardstick.
+out of one tensor on the device, here the CPU. A core-second is a second of one core's work,
+whatever else runs; torchvision's transforms of each image, on Pillow images, are the yardstick.
 """
 
 from __future__ import annotations

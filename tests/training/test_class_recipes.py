@@ -1,4 +1,4 @@
-"""The recipes `paper`, `fair` and `speedrun` of classifiers: rows, averages, clocks and trainings."""
+"""The recipes `paper`, `fair` and `speedrun` of classifiers: rows, averages, clocks, trainings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load, resolve
 from robustcli.core.errors import UsageError
 from robustcli.data.splits import read_splits
+from robustcli.evaluation.cell_table import table
 from robustcli.reports.render import render
 from robustcli.training.classifier_training import class_recipe
 from robustcli.training.config import TrainConfig
@@ -213,7 +214,7 @@ def test_the_paper_validates_on_what_it_tests_on(paper: Run) -> None:
     splits = read_splits(run / "splits.csv")
     assert sorted(splits.values()).count("test") == 3
     assert set(splits.values()) == {"train", "test"}
-    metrics, rows = pd.read_csv(run / "metrics.csv"), pd.read_csv(run / "results.csv")
+    metrics, rows = pd.read_csv(run / "metrics.csv"), table(run / "test")
     assert rows["top1"].iloc[0] == pytest.approx(metrics["val_top1"].max())
     assert record.chosen_why is not None
     assert "on the test images, by which the paper chose it" in record.chosen_why
@@ -234,7 +235,7 @@ def test_the_papers_head_is_cut_to_the_classes(paper: Run, photos: Path) -> None
     assert trained.shape == (1000, 16)
     assert weights_of(run)["head.weight"].shape == (3, 16)
     classifier = load(ModelRequest(str(run)), "cls")
-    assert classifier.preprocessing.mean == (0.5071, 0.4867, 0.4408)
+    assert tuple(classifier.preprocessing.mean) == (0.5071, 0.4867, 0.4408)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert classifier.logits(images).shape == (2, 3)
     with safe_open(run / "weights.safetensors", "pt") as file:

@@ -27,9 +27,9 @@ from robustcli.evaluation.store import Store
 from robustcli.reports.training_findings import paper_scores
 from robustcli.training import engine, trainer
 from robustcli.training.engine import chosen_weights, run_training
+from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import recipe_for
-from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
