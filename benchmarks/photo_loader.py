@@ -73,7 +73,7 @@ def loader(recipe: Recipe, subset: DecodedSubset, workers: int) -> DataLoader[ob
     """The training batches of `recipe`."""
     settings = BatchSettings(seed=0, workers=workers)
     data = photo_data(recipe, subset, made_up(10), CIFAR10, settings)
-    batches: DataLoader[object] = data.train_dataloader()  # type: ignore[attr-defined]
+    batches: DataLoader[object] = data.train_dataloader()
     return batches
 
 

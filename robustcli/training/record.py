@@ -204,11 +204,10 @@ def _differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
 
 def recipe_differences(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
     """Sentences on the settings of a recipe that differ, its length aside."""
-    if old.patches != new.patches or old.photos != new.photos:
-        yield (
-            f"`--recipe` was {old.name}, now it is {new.name} (or its plan, or `--target`, is "
-            "another)."
-        )
+    if old.patches != new.patches:
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan is another)."
+    if old.photos != new.photos:
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or `--target` is another)."
     yield from changed_fields(old, new, _RECIPE_FLAGS)
 
 

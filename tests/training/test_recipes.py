@@ -201,7 +201,7 @@ def test_overrides_and_the_quick_one() -> None:
     [
         ({"loss": "dice"}, "`dice`"),
         ({"aug": "heavy"}, "`heavy`"),
-        ({"recipe": "nnunet"}, "`nnunet`"),
+        ({"recipe": "nnunet"}, "`--recipe nnunet` is for segmenters"),
         ({"lr": 0}, "out of range"),
     ],
 )
