@@ -255,6 +255,18 @@ def _outputs(network: nn.Module) -> int | None:
     return outputs if isinstance(outputs, int) else None
 
 
+def check_finetunes(config: TrainConfig) -> None:
+    """Raises UsageError where the recipe is only for networks that start from random numbers."""
+    recipe = class_recipe(config, 0, "")
+    if not procedure_of(recipe).finetunes:
+        name = recipe.name.split()[0]
+        raise UsageError(
+            f"`--recipe {name}` does not go with `robust finetune`.",
+            "It trains networks from random numbers, on images that it splits or holds in its way.",
+            f"Use `--recipe fair`, or `robust train cls --recipe {name}`.",
+        )
+
+
 def check_protocol(config: TrainConfig) -> None:
     """Raises UsageError where a way of splitting, reading and scoring masks is asked for."""
     if config.protocol != "patient":

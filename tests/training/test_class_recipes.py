@@ -21,7 +21,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.splits import read_splits
 from robustcli.evaluation.cell_table import table
 from robustcli.reports.render import render
-from robustcli.training.classifier_training import class_recipe
+from robustcli.training.classifier_training import check_finetunes, class_recipe
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.lit_module import average
@@ -109,6 +109,13 @@ def test_options_that_a_recipe_has_no_use_for(
     with pytest.raises(UsageError, match=message):
         run_training(tiny_classifier(photos, tmp_path / "run", recipe=name, **said))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["paper", "speedrun"])
+def test_what_starts_from_random_numbers_is_not_for_fine_tuning(name: str) -> None:
+    check_finetunes(TrainConfig("vim", recipe="fair"))
+    with pytest.raises(UsageError, match=f"`--recipe {name}` does not go with `robust finetune`"):
+        check_finetunes(TrainConfig("vim", recipe=name))
 
 
 def test_the_triangle() -> None:

@@ -30,6 +30,7 @@ from robustcli.training.shifts import (
     randaugmented,
     shifted,
 )
+from tests.imaginary_gpu import GPU, imaginary_gpu
 
 RNG = np.random.default_rng(3)
 OWN = replace(CIFAR10, resize=16, crop=16)
@@ -138,6 +139,15 @@ def test_without_shifts_they_are_as_they_are_evaluated() -> None:
         assert torch.equal(one[2, number].images[0], crops[2, number].image)
         assert torch.equal(resident[[number]].images[0], plain[number].image)
     assert one.__getitems__([]).ids == resident[[]].ids == []
+
+
+def test_batches_stay_on_the_device() -> None:
+    with imaginary_gpu():
+        photos = ResidentPhotos(SUBSET, OWN, SHIFTS["shift"], 5, GPU)
+        batch = photos[ASKED]
+        # An operation on tensors of two devices raises here.
+        assert (batch.images.float().mean((1, 2, 3)) + batch.targets).shape == (4,)
+        assert batch.numbers.add(photos.targets[:4]).shape == (4,)
 
 
 def test_constant_photos_are_known_on_the_device() -> None:

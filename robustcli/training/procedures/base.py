@@ -41,6 +41,8 @@ class Procedure:
     """Whether the best epoch by the monitored value is taken; else the last one."""
     why_chosen: ClassVar[str] = "on the validation images"
     """Of which images the monitored value is, or for the last epoch, what has it so."""
+    finetunes: ClassVar[bool] = True
+    """Whether a pretrained network may be fine-tuned so."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Options that have no meaning here, and why: a sentence, or part of one."""
 

@@ -54,6 +54,7 @@ class PaperPhotos(Procedure):
     """CIFAR-100's normalisation, the test images as validation images, the best of their epochs."""
 
     why_chosen: ClassVar[str] = "on the test images, by which the paper chose it"
+    finetunes: ClassVar[bool] = False
     refused: ClassVar[Mapping[str, str]] = {
         "loss": "its loss is cross-entropy",
         "aug": "it crops, mirrors and applies RandAugment",
@@ -91,6 +92,7 @@ class Speedrun(Procedure):
 
     keeps_best: ClassVar[bool] = False
     why_chosen: ClassVar[str] = "recipe `speedrun`"
+    finetunes: ClassVar[bool] = False
     refused: ClassVar[Mapping[str, str]] = {
         "patience": "it trains all of its epochs",
     }
@@ -295,4 +297,6 @@ def _now(device: torch.device) -> float:
     """The time when the device is done with what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
