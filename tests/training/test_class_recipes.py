@@ -231,7 +231,9 @@ def test_the_paper_validates_on_what_it_tests_on(paper: Run) -> None:
 
 def test_a_report_lists_the_faults(paper: Run) -> None:
     render(paper[0])
-    words = " ".join(words_of(paper[0] / "report.md").split())
+    text = words_of(paper[0] / "report.md")
+    assert "\n## known faults of this recipe" in text
+    words = " ".join(text.split())
     for fault in read_train_record(paper[0]).faults:
         assert fault.lower() in words
 
