@@ -41,7 +41,6 @@ class TrainConfig:
     window: int | None = None
     clip: float | None = None
     patience: int | None = None
-    target: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: int = 0
     device: str = "auto"
@@ -55,6 +54,7 @@ class TrainConfig:
     task: Literal["cls", "seg"] | None = None
     foreground: ValueOption = None
     ignore: ValueOption = None
+    target: float | None = None
 
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.

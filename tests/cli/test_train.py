@@ -139,6 +139,24 @@ def test_every_option_reaches_the_configuration(
     assert config.command.split()[0] == "robust"
 
 
+def test_a_target_reaches_the_configuration_of_a_classifier(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[TrainConfig] = []
+
+    def note(config: TrainConfig, listener: object = None) -> Path:
+        configs.append(config)
+        raise RunError("It failed.", "A test wants it so.", "Nothing.")
+
+    monkeypatch.setattr(engine, "run_training", note)
+    usual = ("train", "cls", "--model", "vim", "--data", "d", "--recipe", "speedrun")
+    for options in ((), ("--target", "0.9")):
+        robust(*usual, *options)
+    assert [config.target for config in configs] == [None, 0.9]
+    assert [config.precision for config in configs] == [None, None]
+    assert robust(*usual, "--target", "1.2").code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -87,12 +87,12 @@ def test_tokens_and_rows_of_time_give_the_same_bits(groups, per_group, length):
     weights = torch.randn(2, D, length)
     results = []
     for rows in (False, True):
-        u, delta, A, B, C, skip, bias = given_tensors = leaves_of(tensors)
+        u, delta, A, B, C, skip, bias = arguments = leaves_of(tensors)
         turned = [t.transpose(1, 2) for t in (u, delta)]
         turned = [t.contiguous() for t in turned] if rows else turned
         y, state = selective_scan(*turned, A, B, C, skip, None, bias, True, True)
         ((y * weights).sum() + state.sum()).backward()
-        results.append([y, state, *(tensor.grad for tensor in given_tensors)])
+        results.append([y, state, *(tensor.grad for tensor in arguments)])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
