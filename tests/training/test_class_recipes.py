@@ -321,6 +321,7 @@ def test_quick_is_short_with_each(photos: Path, tmp_path: Path, name: str) -> No
     forecast = forecast_training(replace(config, batch_size=None), Heard())
     assert (forecast.recipe.epochs, forecast.recipe.images_per_epoch) == (2, 512)
     assert forecast.as_dict()["recipe"]["photos"] is not None
+    assert forecast.disk_bytes == 4 * forecast.parameters * (9 if name == "fair" else 7)
 
 
 def test_other_recipes_have_no_such_settings(photos: Path, tmp_path: Path) -> None:
