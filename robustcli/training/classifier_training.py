@@ -18,6 +18,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, default_data, find_default, open_dataset
@@ -87,8 +88,11 @@ class ClassifierTraining(TrainingTask):
         return "Parts"
 
     def counted(self, part: Dataset) -> str:
-        """See `TrainingTask.counted`."""
-        return f"{len(part.samples)} images"
+        """See `TrainingTask.counted`: with the classes that it lacks, where it lacks any."""
+        present = {sample.target for sample in part.samples}
+        absent = [name for target, name in enumerate(part.classes.ids) if target not in present]
+        lacks = f" (none of {quoted(absent)})" if absent else ""
+        return f"{len(part.samples)} images{lacks}"
 
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
@@ -162,7 +166,7 @@ class ClassifierTraining(TrainingTask):
         evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
 
-def class_recipe(config: TrainConfig, window: int, data: str) -> Recipe:
+def class_recipe(config: TrainConfig, window: int, data: str = "") -> Recipe:
     """The recipe on the data set `data` with the overrides of `config`.
 
     Raises:
