@@ -63,8 +63,7 @@ class ClassifierTraining(TrainingTask):
                 "The network gets a new last layer, for the classes of the data.",
                 "Leave it out.",
             )
-        if config.data is None and find_default(entry.label_space) is None:
-            raise no_data(entry)
+        check_data(entry, config)
 
     def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
         """See `TrainingTask.open`: whatever classes the data has.
@@ -198,9 +197,11 @@ def check_protocol(config: TrainConfig) -> None:
     check_no_masks(config.foreground, config.ignore)
 
 
-def no_data(entry: ModelEntry) -> UsageError:
-    """The error where no data set says which classes to tell apart."""
-    return UsageError(
+def check_data(entry: ModelEntry, config: TrainConfig) -> None:
+    """Raises UsageError where no data set says which classes to tell apart."""
+    if config.data is not None or find_default(entry.label_space) is not None:
+        return
+    raise UsageError(
         f"No `--data`: there is nothing to train `{entry.name}` on.",
         f"No photos with the classes of {entry.label_space} come with this program, and none are "
         "set as its default data.",
