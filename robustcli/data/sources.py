@@ -31,6 +31,7 @@ from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
     Layout,
+    are_parts,
     by_tiny_imagenet,
     class_recognisers,
     find_layout,
@@ -344,6 +345,9 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
         layout = find_layout(path, files, recognisers, inside=is_archive)
     if layout is None:
         if isinstance(expected, AnyClasses):
+            inner = {file.relative.split("/")[1] for file in files if file.relative.count("/") > 1}
+            if are_parts(files) and len(inner) == 1:
+                raise advice.one_class(path, inner.pop())
             raise advice.no_own_classes(path, files)
         raise advice.no_classes(path, files, expected)
     return layout

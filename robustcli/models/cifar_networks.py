@@ -105,7 +105,8 @@ class Patches(nn.Module):
                 "Build it with `img_size`, or resize the images.",
             )
         blocks = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
-        return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, N, p * p * C)
+        patches: Tensor = blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        return patches  # (B, N, p * p * C)
 
 
 class Attention(nn.Module):
@@ -293,7 +294,7 @@ class ResNetConfig:
 
 
 _BLOCKS: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
-_STEM_REDUCTION = 4  # of timm's own stem, convolution and pooling together
+_STEM_CHANNELS, _STEM_REDUCTION = 64, 4  # of timm's own stem, convolution and pooling together
 
 
 class CifarResNet(ResNet):  # type: ignore[misc,unused-ignore]  # timm has no types
@@ -308,7 +309,7 @@ class CifarResNet(ResNet):  # type: ignore[misc,unused-ignore]  # timm has no ty
             block, config.depths, num_classes=config.num_classes, in_chans=config.in_chans
         )
         self.config = config
-        stem = nn.Conv2d(config.in_chans, self.conv1.out_channels, 3, padding=1, bias=False)
+        stem = nn.Conv2d(config.in_chans, _STEM_CHANNELS, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as timm's
         self.conv1, self.maxpool = stem, nn.Identity()
         self.feature_info: Sequence[dict[str, Any]] = [

@@ -19,6 +19,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, default_data, find_default, open_dataset
@@ -70,8 +71,7 @@ class ClassifierTraining(TrainingTask):
                 "The network gets a new last layer, for the classes of the data.",
                 "Leave it out.",
             )
-        if config.data is None and find_default(entry.label_space) is None:
-            raise no_data(entry)
+        check_data(entry, config)
 
     def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
         """See `TrainingTask.open`: whatever classes the data has.
@@ -98,8 +98,11 @@ class ClassifierTraining(TrainingTask):
         return "Parts"
 
     def counted(self, part: Dataset) -> str:
-        """See `TrainingTask.counted`."""
-        return f"{len(part.samples)} images"
+        """See `TrainingTask.counted`: with the classes that it lacks, where it lacks any."""
+        present = {sample.target for sample in part.samples}
+        absent = [name for target, name in enumerate(part.classes.ids) if target not in present]
+        lacks = f" (none of {quoted(absent)})" if absent else ""
+        return f"{len(part.samples)} images{lacks}"
 
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
@@ -201,7 +204,7 @@ class ClassifierTraining(TrainingTask):
 
 
 def class_recipe(
-    config: TrainConfig, window: int, data: str, entry: ModelEntry | None = None
+    config: TrainConfig, window: int, data: str = "", entry: ModelEntry | None = None
 ) -> Recipe:
     """The recipe on the data set `data` with the overrides of `config`.
 
@@ -278,9 +281,11 @@ def check_protocol(config: TrainConfig) -> None:
     check_no_masks(config.foreground, config.ignore)
 
 
-def no_data(entry: ModelEntry) -> UsageError:
-    """The error where no data set says which classes to tell apart."""
-    return UsageError(
+def check_data(entry: ModelEntry, config: TrainConfig) -> None:
+    """Raises UsageError where no data set says which classes to tell apart."""
+    if config.data is not None or find_default(entry.label_space) is not None:
+        return
+    raise UsageError(
         f"No `--data`: there is nothing to train `{entry.name}` on.",
         f"No photos with the classes of {entry.label_space} come with this program, and none are "
         "set as its default data.",

@@ -51,7 +51,7 @@ def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
     listener.say(
         f"`{config.model}` is `{entry.name}` here: a stem for small images (3 x 3, stride 1, no "
         f"max-pooling), {entry.parameters:,} parameters with 10 classes. timm's network of that "
-        f"name, for larger photos, is `--model timm:{config.model}`."
+        f"name, for larger photos, is `--model timm:{canonical(config.model)}`."
     )
     return replace(config, model=entry.name)
 
