@@ -52,14 +52,16 @@ class Classifier:
         preprocessing: How images become its input.
         facts: For the record.
         notes: What is to be announced of how it was loaded.
+        classes: How many of its first outputs are classes, where others were never trained; None
+            for all.
     """
 
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, facts: ModelFacts,
-        notes: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (), *, classes: int | None = None,
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
-        self.notes = notes
+        self.notes, self.classes = notes, classes
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
 
@@ -86,7 +88,7 @@ class Classifier:
     def logits(self, views: Tensor) -> Tensor:
         """Float32 logits (n, classes) of uint8 views (n, C, H, W) on any device."""
         logits: Tensor = self._output(views)
-        return logits.float()
+        return logits[:, : self.classes].float()
 
     def _output(self, views: Tensor) -> Any:
         images = self.normalised(views.to(self.device, non_blocking=True))

@@ -157,7 +157,8 @@ def fetch(name: str, *, offline: bool) -> Fetched:
     )
     if registered in datasets:
         path = fetch_dataset(registered, offline=offline)
-        return Fetched(registered, path, file_sha256(path), datasets[registered].sha256 is not None)
+        published = datasets[registered].sha256
+        return Fetched(registered, path, published or file_sha256(path), published is not None)
     entry = CATALOGUE[registered]
     if entry.on_timms_hub:
         path = _from_hub(entry.variant, offline)

@@ -43,6 +43,7 @@ _PREFIXES: dict[str, ForeignKind] = {
     "hf": "hf", "hf-hub": "timm-hub", "hf_hub": "timm-hub", "open-clip": "open-clip"
 }  # fmt: skip
 _HF_TIMM = re.compile(r"hf[-_]hub:timm/", re.IGNORECASE)
+_OTHER_DOORS = ("smp", "timm")  # whose networks `load.resolve` knows
 _SIDES = (224, 256, 384, 512, 128, 96, 64, 48, 32, 28)  # tried in this order
 _WINDOW = 256
 _SHARE = 224 / 256
@@ -125,7 +126,7 @@ def foreign_kind(request: ModelRequest) -> ForeignKind | None:
     prefix = name.partition(":")[0].lower()
     if prefix in _PREFIXES:
         return None if _HF_TIMM.match(name) else _PREFIXES[prefix]
-    if _IMPORT.fullmatch(name) and prefix != "smp":
+    if _IMPORT.fullmatch(name) and prefix not in _OTHER_DOORS:
         return "import"
     suffix = Path(name).suffix.lower()
     if suffix == ".onnx":
@@ -634,7 +635,7 @@ def _space(
             raise UsageError(
                 f"`{name}` has {outputs} outputs, and what they mean is not known.",
                 "Recognised by their number are "
-                + " and ".join(f"{s.name} ({len(s.ids)})" for s in map(label_space, BUNDLED_SPACES))
+                + ", ".join(f"{s.name} ({len(s.ids)})" for s in map(label_space, BUNDLED_SPACES))
                 + ".",
                 "Name its classes with `--label-space FILE`, one class a line, in the order of its "
                 "outputs; in Python with `classes=[...]`.",

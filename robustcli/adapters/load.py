@@ -104,7 +104,10 @@ def load(
     if isinstance(preprocessing, MaskPreprocessing):
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
         return Segmenter(network, preprocessing, facts, header, notes)
-    return Classifier(network, preprocessing, _with_classes(facts, entry, request, network), notes)
+    facts, classes = _with_classes(facts, entry, request, network)
+    if classes is not None:
+        notes = (*notes, _spare_outputs(entry, facts, network, classes))
+    return Classifier(network, preprocessing, facts, notes, classes=classes)
 
 
 def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
@@ -266,8 +269,10 @@ def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
     """For the builder: what the weights say, under what the user says; the classes are theirs."""
     if header is None:
         return dict(request.arguments)
-    classes = {"num_classes": len(header.classes)} if isinstance(header, ClassifierHeader) else {}
-    return {**header.arguments, **request.arguments, **classes}
+    if not isinstance(header, ClassifierHeader):
+        return {**header.arguments, **request.arguments}
+    outputs = header.arguments.get("num_classes", len(header.classes))  # may be more than classes
+    return {**header.arguments, **request.arguments, "num_classes": outputs}
 
 
 def _preprocessing(
@@ -326,24 +331,35 @@ def _in_order(space: LabelSpace) -> str:
     return f"{len(space.ids)} classes ({', '.join(space.ids[:_SHOWN])}{more}, in this order)"
 
 
+AS_RUN = {"vim": 1000}
+"""Networks that were published with more outputs than the classes on which they were trained."""
+
+
 def _with_classes(
     facts: ModelFacts, entry: ModelEntry, request: ModelRequest, network: nn.Module
-) -> ModelFacts:
+) -> tuple[ModelFacts, int | None]:
     """`facts` with the classes of a classifier, as named and as many as its last layer has.
+
+    Beside it the number of classes where the last layer has further outputs, which are ignored.
 
     Raises:
         UsageError: The two do not fit.
     """
     space = answers_in(request)
-    if header_for(request) is not None:
-        return replace(facts, label_space=space.name)
     classes = getattr(network, "num_classes", None)
+    if header_for(request) is not None:
+        spare = classes is not None and classes > len(space.ids)
+        return replace(facts, label_space=space.name), len(space.ids) if spare else None
     if classes is None:
         raise UsageError(
             f"`{entry.name}` as built does not tell classes apart.",
             f"It was built with {dict(request.arguments)}, which leaves out its last layer.",
             "Leave out that `--model-arg`.",
         )
+    as_run = request.weights is not None and classes == AS_RUN.get(entry.network)
+    if as_run and classes is not None and classes > len(space.ids):
+        arguments = {**facts.arguments, "num_classes": classes}
+        return replace(facts, label_space=space.name, arguments=arguments), len(space.ids)
     unnamed = classes != len(space.ids) and request.label_space is None
     if unnamed and request.number_classes:
         space = numbered_classes(entry.name, classes)
@@ -359,4 +375,13 @@ def _with_classes(
     arguments = dict(facts.arguments)
     if request.weights is not None and classes != len(label_space(entry.label_space).ids):
         arguments.setdefault("num_classes", classes)  # as if the user had said what the head says
-    return replace(facts, label_space=space.name, arguments=arguments)
+    return replace(facts, label_space=space.name, arguments=arguments), None
+
+
+def _spare_outputs(entry: ModelEntry, facts: ModelFacts, network: nn.Module, classes: int) -> str:
+    """What is announced of a last layer with more outputs than classes."""
+    return (
+        f"`{entry.name}`: the last layer in `{facts.weights}` has {network.num_classes:,} outputs. "
+        f"Only the first {classes}, in the order of {facts.label_space}, are classes; the others "
+        "are ignored."
+    )

@@ -304,6 +304,7 @@ def _matrix(key: str, tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if pointwise and tensor.shape[2:] == (1, 1) else tensor
 
 
+_NOTHING = r"(?!)"  # a ResNet for CIFAR has the names of timm's and torchvision's ResNets
 _PLAN = (
     "Give the options of its plan: `robustcli.models.umamba.plan_options` reads them from "
     "an entry of `configurations` in `plans.json`."
@@ -337,6 +338,9 @@ FAMILIES: dict[str, Family] = {
         vmamba_names,
     ),
     "vim": Family("Vim", r"layers\.0\.mixer\.A_b_log$", ("head",)),
+    "vit": Family("vit_pytorch's ViT", r"transformer\.layers\.0\.0\.to_qkv\.", ("mlp_head",)),
+    "resnet9": Family("ResNet-9", r"layer1\.residual\.res1\.", ("linear",)),
+    "cifar-resnet": Family("the ResNets for CIFAR", _NOTHING, ("fc",)),
     "vmunet": Family("VM-UNet", r"vmunet\.", ("vmunet.final_conv",)),
     "umamba": Family(
         "U-Mamba",

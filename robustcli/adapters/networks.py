@@ -97,7 +97,8 @@ def with_weights(
     def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         same_family = family_of(file_state) in (None, spec.family)
         converted = FAMILIES[spec.family].convert(file_state) if same_family else dict(file_state)
-        if "img_size" in options and recognise(file_state) in (None, spec.variant):
+        resizes = "img_size" in options and isinstance(network, timm_families.TimmVim)
+        if resizes and recognise(file_state) in (None, spec.variant):
             converted = _resized(network, converted)
         return converted
 
@@ -245,9 +246,16 @@ def _official(variant: str, network: nn.Module) -> Preprocessing:
     if variant == "vmamba-pico":
         return CIFAR10
     side = min(getattr(network.config, "image", (OFFICIAL.crop,)))
-    if variant == "vim":  # for CIFAR, whose photos are not cut
-        return replace(CIFAR10, resize=side, crop=side)
+    if variant == "vim":
+        return _of_cifar(variant, network)
     return Preprocessing(resize=side * 256 // 224, crop=side)
+
+
+def _of_cifar(variant: str, network: nn.Module) -> Preprocessing:
+    """That of CIFAR, whose photos are not cut, at the size that the network was built for."""
+    size = getattr(network.config, "img_size", CIFAR10.crop)
+    side = size if isinstance(size, int) else min(size)
+    return replace(CIFAR10, resize=side, crop=side)
 
 
 def _timm_download(variant: str, arguments: Arguments, offline: bool) -> nn.Module:
@@ -268,6 +276,7 @@ _OURS = Builder(create, classifier_with_weights, _official)
 BUILDERS: dict[str, Builder] = {
     "vmamba": _OURS,
     "vim": _OURS,
+    "cifar": Builder(create, classifier_with_weights, _of_cifar),
     "timm": Builder(
         timm_library.create,
         timm_library.with_weights,

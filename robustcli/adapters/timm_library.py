@@ -107,8 +107,8 @@ def _no_weights(name: str, why: str) -> UsageError:
 
 
 def plain_name(name: str) -> str:
-    """`name` without what timm's own ways of naming a model on its hub put before it."""
-    return re.sub(r"^(hf[-_]hub:)?timm/", "", name.strip())
+    """`name` without `timm:`, and without what timm's own names of models on its hub begin with."""
+    return re.sub(r"^(timm:|(hf[-_]hub:)?timm/)", "", name.strip())
 
 
 def with_weights(

@@ -21,7 +21,7 @@ _subject_options = together(
                  help="A weights file, the folder of a training run, or a "
                  "results folder of nnU-Net. [default: the model's own weights]"),
     click.option("--data", help="A folder, a manifest or the name of a data set. "
-                 "[default: nuclei-mini:stained]"),
+                 "[default: nuclei-mini:stained; cifar10-mini for the networks of CIFAR]"),
     click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
                  default="all", show_default=True,
                  help="What to train; all trains the first three."),
@@ -91,7 +91,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     \b
     robust finetune umamba --freeze-threshold 1e-6
     robust finetune umamba --pretrained FOLDER --data DIR --iterations 6000
-    robust finetune vmamba-pico --data DIR
+    robust finetune vmamba-pico
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.cli.progress import ConsoleListener
 

@@ -49,6 +49,10 @@ def command(
         click.echo(f"`--wide` shows more of each: {', '.join(hidden)}.")
     if kind == "models":
         click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
+        click.echo(
+            "`robust train cls --model resnet18` (`resnet50`) is `cifar-resnet18` (`-resnet50`); "
+            "timm's is `timm:resnet18`."
+        )
 
 
 def _models() -> list[ListedRow]:
@@ -59,6 +63,7 @@ def _models() -> list[ListedRow]:
             "name": entry.name,
             "task": entry.task,
             "family": entry.family,
+            "classes": entry.label_space,
             "is": entry.variant,
             "parameters": entry.parameters,
             "published top-1 %": entry.published if entry.task == "cls" else None,
@@ -158,20 +163,25 @@ _ROWS: dict[str, Callable[[], list[ListedRow]]] = {
 
 
 _LONG = {
-    "models": ("is", "pretraining", "source", "remark"),
+    "models": ("classes", "is", "pretraining", "source", "remark"),
     "transforms": ("moves pixels", "parameters"),
     "datasets": ("source",),
     "recipes": ("optimizer", "schedule", "source"),
 }
 """Columns of a kind that are left out for want of room, unless the user asks for them."""
-_TITLES = {"cls": "Classifiers", "seg": "Segmenters"}
+_TITLES = {
+    ("cls", False): "Classifiers",
+    ("cls", True): "Classifiers for images of 32 x 32 pixels (parameters with 10 classes)",
+    ("seg", False): "Segmenters",
+}
+"""By task, and whether the network is one for CIFAR."""
 
 
 def _by_task(rows: list[ListedRow], hidden: Sequence[str]) -> str:
-    """A table for each task; columns that say nothing of any of its models are left out."""
+    """A table for each group; columns that say nothing of any of its models are left out."""
     tables = []
-    for task, title in _TITLES.items():
-        group = [row for row in rows if row["task"] == task]
+    for kind, title in _TITLES.items():
+        group = [row for row in rows if (row["task"], row["classes"] == "cifar10") == kind]
         if group:
             empty = [name for name in group[0] if all(row[name] in (None, "") for row in group)]
             tables.append(f"{title}\n\n{_grid(group, ('task', *empty, *hidden))}")

@@ -222,7 +222,8 @@ run = together(
     click.option("--devices", type=Devices(), default=1, show_default=True,
                  help="Number of processes that share each training step (DDP), or all: one per "
                  "GPU."),
-    precision,
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+                 help="Number format of the forward pass. [default: the recipe's, mostly fp32]"),
     scan_backend,
     workers,
     fresh,

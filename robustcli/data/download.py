@@ -7,6 +7,7 @@ checking whether the server still has the same version of the file.
 from __future__ import annotations
 
 import hashlib
+import logging
 import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing, write_text
 from robustcli.core.names import find
 from robustcli.data.archives import decompress, list_tar
+from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
+from robustcli.data.cifar import by_cifar_files
 from robustcli.data.named_datasets import (
     DATASETS,
     LIST_DATASETS,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from email.message import Message
     from http.client import HTTPResponse
 
+_LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
 _PARTIAL_CONTENT = 206
@@ -53,6 +57,9 @@ def fetch_dataset(name: str, *, offline: bool = False) -> Path:
     with _locked(target):
         # Another process may have finished it in the meantime.
         if not target.is_file():
+            if not offline and not packed.is_file():
+                size = f", {dataset.megabytes} MB" if dataset.megabytes else ""
+                _LOG.warning("Downloading `%s` (%s%s).", dataset.name, dataset.url, size)
             fetch_file(dataset.url, packed, sha256=dataset.sha256, offline=offline)
             unpack(dataset, packed, target)
     return target
@@ -243,12 +250,21 @@ def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
     with replacing(target) as beside:
         try:
             decompress(packed, beside)
-            images = len(list_tar(beside).files)
+            images = _count_images(beside)
         except (UsageError, tarfile.TarError) as error:
             raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
         if images != dataset.images:
             raise _not_the_set(dataset, packed, f"it holds {images} images")
     packed.unlink()
+
+
+def _count_images(tar: Path) -> int:
+    """The image files in `tar`, or the images in CIFAR's files."""
+    image_files = list_tar(tar).files
+    if image_files:
+        return len(image_files)
+    published = by_cifar_files(tar, list_tar(tar, CIFAR_SUFFIXES).files)
+    return 0 if published is None else len(published.labelled)
 
 
 def _not_the_set(dataset: NamedDataset, packed: Path, actual: str) -> RunError:

@@ -16,7 +16,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, read_columns, read_text, unheard
 
-BUNDLED_SPACES = ("imagenet-1k", "cifar10")
+BUNDLED_SPACES = ("imagenet-1k", "cifar10", "cifar100")
 NUMBERED = "numbers"
 """How the names of label spaces without names begin, see `numbered_classes`."""
 _WNID_AND_NAME = re.compile(r"(n\d{8})(?:[\s,]+(.+))?")

@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 from robustcli.core.errors import UsageError
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
-from robustcli.data.labels import ExpectedClasses
+from robustcli.data.labels import AnyClasses, ExpectedClasses
 from robustcli.data.listing import is_image
 
 LabelT = TypeVar("LabelT", str, FileRef)
@@ -100,9 +100,12 @@ def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
 def class_recognisers(expected: ExpectedClasses, *, splits: bool) -> list[Recogniser[str]]:
     """The layouts of images with these classes, with `splits` also in `train`, `val` and `test`."""
     folders = [by_split_folders, by_class_folders] if splits else [by_class_folders]
+    any_classes = isinstance(expected, AnyClasses)
 
     def recogniser(label: Callable[[Sequence[FileRef]], list[Labelled[str]]]) -> Recogniser[str]:
         def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
+            if splits and any_classes and label is by_class_folders and are_parts(files):
+                return None  # `train` and `test` are no classes
             labelled = label(files)
             fits = expected.fit({image.label for image in labelled}) is not None
             return Layout(tuple(labelled)) if labelled and fits else None
@@ -140,6 +143,12 @@ def by_split_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
         for file in files
         if len(parts := file.relative.split("/")) > 2
     ]
+
+
+def are_parts(files: Sequence[FileRef]) -> bool:
+    """Whether all images lie in folders `train`, `val` and `test`, of which the first is there."""
+    parts = {SPLIT_NAMES.get((file.folder or "").lower()) for file in files}
+    return "train" in parts and None not in parts
 
 
 _TINY_IMAGES = re.compile(r"(train/n\d{8}|val|test)/images/[^/]+")

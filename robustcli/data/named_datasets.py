@@ -27,6 +27,7 @@ class NamedDataset:
     `label_space` is its name, `SEGMENTATION` for images with masks; `images` is their number. `url`
     and the published `sha256` of its download are None for a bundled one, `sha256` also if the
     source guarantees none. `default_for`: whether it is the default data of its label space.
+    `demonstration`: whether it is a small set for trying. `megabytes`: the size of its download.
     """
 
     name: str
@@ -38,8 +39,19 @@ class NamedDataset:
     url: str | None = None
     sha256: str | None = None
     default_for: bool = False
+    demonstration: bool = True
+    megabytes: int | None = None
+
+    @property
+    def downloads_itself(self) -> bool:
+        """Whether naming it as data downloads it: only if its contents are known beforehand."""
+        return self.url is not None and self.sha256 is not None
 
 
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
+_CIFAR_SOURCE = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images: 50,000 "
+_CIFAR_SOURCE += "training and 10,000 test images, as published for Python"
+_CIFAR_TERMS = "no formal licence; Krizhevsky 2009"
 DATASETS: tuple[NamedDataset, ...] = (
     NamedDataset(
         name="cifar10-mini",
@@ -48,7 +60,7 @@ DATASETS: tuple[NamedDataset, ...] = (
         bundled=True,
         source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images: "
         "96 test images per class, as JPEG",
-        licence="no formal licence; Krizhevsky 2009",
+        licence=_CIFAR_TERMS,
         default_for=True,
     ),
     NamedDataset(
@@ -71,6 +83,31 @@ DATASETS: tuple[NamedDataset, ...] = (
         "with the masks of their nuclei, images re-encoded",
         licence="CC0",
         default_for=True,
+    ),
+    # The SHA-256 are those of Keras; torchvision has the MD5 of the same files.
+    NamedDataset(
+        name="cifar10",
+        label_space="cifar10",
+        images=60_000,
+        bundled=False,
+        source=_CIFAR_SOURCE,
+        licence=_CIFAR_TERMS,
+        url=f"{_CIFAR}/cifar-10-python.tar.gz",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        demonstration=False,
+        megabytes=170,
+    ),
+    NamedDataset(
+        name="cifar100",
+        label_space="cifar100",
+        images=60_000,
+        bundled=False,
+        source=_CIFAR_SOURCE,
+        licence=_CIFAR_TERMS,
+        url=f"{_CIFAR}/cifar-100-python.tar.gz",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        demonstration=False,
+        megabytes=169,
     ),
 )
 

@@ -17,6 +17,7 @@ from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
+from robustcli.data.download import fetch_dataset
 from robustcli.data.hub_datasets import (
     HubLayout,
     HubName,
@@ -30,6 +31,7 @@ from robustcli.data.labels import label_space as find_label_space
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
     Layout,
+    are_parts,
     by_tiny_imagenet,
     class_recognisers,
     find_layout,
@@ -165,16 +167,11 @@ def default_data(label_space: str) -> DefaultData:
     Raises:
         UsageError: Nothing is set and nothing is bundled, or `robust.toml` cannot be read.
     """
+    default = find_default(label_space)
+    if default is not None:
+        return default
     variable = variable_for(label_space)
-    if os.environ.get(variable):
-        return DefaultData(os.environ[variable], f"environment variable {variable}")
-    configured = _from_settings(label_space)
-    if configured is not None:
-        return DefaultData(configured, f"`{SETTINGS}`")
     fitting = [dataset for dataset in DATASETS if dataset.label_space == label_space]
-    for dataset in fitting:
-        if dataset.default_for:
-            return DefaultData(dataset.name, "bundled")
     options = [
         "--data DIR",
         f"{variable}=DIR in the environment, or `{label_space}" + ' = "DIR"` below `[data]` in '
@@ -186,6 +183,22 @@ def default_data(label_space: str) -> DefaultData:
         "None comes with robust, and none is set.",
         "Name some in one of these ways:\n" + "\n".join(f"  {option}" for option in options),
     )
+
+
+def find_default(label_space: str) -> DefaultData | None:
+    """As `default_data`, but None where nothing is set and nothing is bundled.
+
+    Raises:
+        UsageError: `robust.toml` cannot be read.
+    """
+    variable = variable_for(label_space)
+    if os.environ.get(variable):
+        return DefaultData(os.environ[variable], f"environment variable {variable}")
+    configured = _from_settings(label_space)
+    if configured is not None:
+        return DefaultData(configured, f"`{SETTINGS}`")
+    fitting = (dataset for dataset in DATASETS if dataset.label_space == label_space)
+    return next((DefaultData(d.name, "bundled") for d in fitting if d.default_for), None)
 
 
 def variable_for(label_space: str) -> str:
@@ -242,7 +255,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     superclasses: Superclasses | None = None
     expected: ExpectedClasses
     hub = parse_hub_name(data) if names_hub_dataset(data) else None
-    path = _location(data, named) if hub is None else hub.place
+    path = _location(data, named, offline=truth.offline) if hub is None else hub.place
     if truth.model is None:
         expected = AnyClasses(_name(path))
     else:
@@ -341,6 +354,9 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
         layout = find_layout(path, files, recognisers, inside=is_archive)
     if layout is None:
         if isinstance(expected, AnyClasses):
+            inner = {file.relative.split("/")[1] for file in files if file.relative.count("/") > 1}
+            if are_parts(files) and len(inner) == 1:
+                raise advice.one_class(path, inner.pop())
             raise advice.no_own_classes(path, files)
         raise advice.no_classes(path, files, expected)
     return layout
@@ -383,7 +399,7 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
         raise advice.has_classes(named)
     notes = list[str]()
     hub = parse_hub_name(data) if names_hub_dataset(data) else None
-    path = _location(data, named) if hub is None else hub.place
+    path = _location(data, named, offline=truth.offline) if hub is None else hub.place
     hub_layout = None
     if hub is not None:
         hub_layout = read_hub_masks(hub, notes.append, offline=truth.offline)
@@ -489,7 +505,9 @@ def _surveyed(
     return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *said, *notes))
 
 
-def _location(data: str, named: NamedDataset | None) -> Path:
+def _location(data: str, named: NamedDataset | None, *, offline: bool) -> Path:
+    if named and named.downloads_itself:
+        return fetch_dataset(named.name, offline=offline)
     if named:
         return require_tar(named)
     path = Path(data).expanduser()
@@ -526,7 +544,7 @@ def _dataset(
         location=hub.location if hub else str(path.resolve()),
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
         available=len(samples),
-        demonstration=named is not None,
+        demonstration=named is not None and named.demonstration,
         notes=tuple(dict.fromkeys(notes)),
     )
 

@@ -124,6 +124,7 @@ def _by_class(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, 
     by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:
         by_class[sample.target].append(sample)
+    _check_trained_classes(dataset, by_class)
     for target, class_id in enumerate(dataset.classes.ids):
         members = by_class[target]
         for sample in members:
@@ -138,6 +139,24 @@ def _by_class(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, 
             ids[name] |= drawn
             ids["train"] -= drawn
     return ids
+
+
+def _check_trained_classes(dataset: Dataset, by_class: Mapping[int, Sequence[Sample]]) -> None:
+    """Raises UsageError if the data's own parts leave a class without a training image."""
+    untrained = {
+        dataset.classes.ids[target]: samples
+        for target, samples in sorted(by_class.items())
+        if all(sample.split not in (None, "train") for sample in samples)
+    }
+    if untrained:
+        parts = sorted({str(sample.split) for samples in untrained.values() for sample in samples})
+        raise UsageError(
+            f"The parts of `{dataset.name}` have different classes.",
+            f"{quoted(list(untrained))} {'is' if len(untrained) == 1 else 'are'} in "
+            f"{' and '.join(f'`{part}`' for part in parts)}, but not in `train`: no network can "
+            "learn what it never sees.",
+            "Add training images of every class, or take these folders out of the other parts.",
+        )
 
 
 def _held_out(total: int, free: int, missing: int) -> int:
@@ -179,12 +198,15 @@ def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], how: str) -> S
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Writes `image_id,group,split` of every image to `path`, sorted by id, durably."""
-    rows = [
-        (sample.image_id, sample.group, name)
+    """Writes `image_id,group,split` of every image to `path`, sorted by id, durably.
+
+    An image that is both validated on and tested on counts as tested on.
+    """
+    rows = {
+        sample.image_id: (sample.image_id, sample.group, name)
         for name in SPLITS
         for sample in getattr(splits, name).samples
-    ]
+    }.values()
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *sorted(rows)])
     write_text(path, text.getvalue())

@@ -34,7 +34,7 @@ from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
 from robustcli.models.umamba import Pair, UMamba, without_aliases
 from robustcli.nnunet.files import NnUNetModel, find_checkpoint, is_results_folder, trained_model
 from robustcli.nnunet.plans_json import NnUNetPlan
-from robustcli.training.classifier_training import no_data
+from robustcli.training.classifier_training import check_data, check_finetunes
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import BUNDLED, OWN_RECIPE
 from robustcli.training.training_task import TrainPlan
@@ -146,9 +146,9 @@ class ClassifierFinetuning(FinetuneTask):
     def with_defaults(
         self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
     ) -> FinetuneConfig:
-        """See `FinetuneTask.with_defaults`: there is no default data set."""
-        if config.training.data is None:
-            raise no_data(entry)
+        """See `FinetuneTask.with_defaults`: training looks the default data set up."""
+        check_data(entry, config.training)
+        check_finetunes(config.training)
         return config
 
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:

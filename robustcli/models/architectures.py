@@ -73,6 +73,8 @@ _VMAMBA |= {
     )
 }
 _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
+_CIFAR = {"vit": "vit", "resnet9": "resnet9",
+          "cifar-resnet18": "cifar-resnet", "cifar-resnet50": "cifar-resnet"}  # fmt: skip
 _ULVM = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
 _ALL = "architectures:everything_decays"
 
@@ -83,6 +85,9 @@ def _architectures() -> Iterator[Architecture]:
         yield Architecture(name, "vmamba", "cls", "vmamba:build", variant, decay)
     for name in _VIM:
         yield Architecture(name, "vim", "cls", "vim:build", name, "architectures:mamba_decays")
+    for name, family in _CIFAR.items():
+        decay = "architectures:mamba_decays"
+        yield Architecture(name, family, "cls", "cifar_networks:build", name, decay)
     for name in ("umamba", "umamba-enc", "umamba-pico"):
         yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
     yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
@@ -151,9 +156,16 @@ def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
 # Which parameters weight decay touches. Source: the training code of each project. VMamba leaves
 # out biases and every one-dimensional tensor; its `A_logs` and `dt_projs_bias` have two dimensions
 # and are decayed. Mamba and Vim mark A and D (both directions') as not to be decayed; Vim adds its
-# position and class embeddings. The segmentation projects decay everything.
+# position and class embeddings; the other networks for CIFAR follow Vim, so that they differ in
+# nothing but the network. The segmentation projects decay everything.
 
-_MARKED = ("A_log", "A_b_log", "pos_embed", "cls_token")  # D has one dimension: left out anyway
+_MARKED = (
+    "A_log",
+    "A_b_log",
+    "pos_embed",
+    "pos_embedding",
+    "cls_token",
+)  # D has one dimension: left out anyway
 
 
 def vmamba_decays(name: str, parameter: nn.Parameter) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.loading import heads_in
 from robustcli.adapters.model import Trial, check_scores
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.trainable import NUM_CLASSES, sized_preprocessing, start_classifier
@@ -18,25 +19,39 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
+from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
-from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.sources import Classes, default_data, find_default, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.tasks.record import dataset_record
 from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, ImageData
+from robustcli.training.datamodule import BaseDataModule
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
-from robustcli.training.recipes import CLASS_RECIPES, SMOOTHINGS, Recipe, shortened_recipe
+from robustcli.training.procedures import procedure_of
+from robustcli.training.procedures.photos import photo_data
+from robustcli.training.recipes import (
+    CLASS_RECIPES,
+    NAMED_RECIPES,
+    OWN_RECIPE,
+    SMOOTHINGS,
+    Photowise,
+    Recipe,
+    class_recipe_for,
+    usual_class_recipe,
+)
 from robustcli.training.record import SplitRecord
-from robustcli.training.samples import RandomCrops, WholePhotos, collate_photos, crop_name
+from robustcli.training.shifts import photo_augmentation_name
 from robustcli.training.training_task import (
     RecordedFacts,
     TrainingTask,
     TrainPlan,
+    TrainStart,
     evaluate_test_images,
     hash_ids,
     overridden_fields,
+    typed_options,
 )
 
 _SEEN = 16  # images by which the data of a training is known again
@@ -56,40 +71,71 @@ class ClassifierTraining(TrainingTask):
                 "The network gets a new last layer, for the classes of the data.",
                 "Leave it out.",
             )
-        if config.data is None:
-            raise no_data(entry)
+        check_data(entry, config)
 
-    def open(self, config: TrainConfig) -> Dataset:
-        """See `TrainingTask.open`: whatever classes the data has."""
-        assert config.data is not None, "see `check`"
-        return open_dataset(config.data, Classes(offline=config.offline))
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
+        """See `TrainingTask.open`: whatever classes the data has.
+
+        Without a name it is the default data of the network's own label space.
+        """
+        data = config.data or default_data(entry.label_space).data
+        return open_dataset(data, Classes(offline=config.offline))
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
-        """See `TrainingTask.split`."""
-        return split_dataset(index, seed=config.seed)
+        """See `TrainingTask.split`: a recipe may join parts."""
+        recipe = class_recipe(config, 0, index.name)
+        return procedure_of(recipe).splits(split_dataset(index, seed=config.seed))
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""
         window = sized_preprocessing(entry, config.model_args, config.window).crop
-        return class_recipe(config, window)
+        recipe = class_recipe(config, window, splits.train.name, entry)
+        procedure_of(recipe).check_options(config, typed_options(config))
+        return recipe
 
     def way(self, config: TrainConfig) -> str:
         """See `TrainingTask.way`."""
         return "Parts"
 
     def counted(self, part: Dataset) -> str:
-        """See `TrainingTask.counted`."""
-        return f"{len(part.samples)} images"
+        """See `TrainingTask.counted`: with the classes that it lacks, where it lacks any."""
+        present = {sample.target for sample in part.samples}
+        absent = [name for target, name in enumerate(part.classes.ids) if target not in present]
+        lacks = f" (none of {quoted(absent)})" if absent else ""
+        return f"{len(part.samples)} images{lacks}"
 
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
     ) -> tuple[nn.Module, str]:
         """See `TrainingTask.network`: its last layer is new, whatever it starts from."""
         classes = len(index.classes.ids)
+        photos = class_recipe(config, 0, index.name, entry).photos
+        if photos is not None and photos.outputs is not None:
+            classes = max(classes, photos.outputs)
         weights = None if config.untrained else config.weights
         return start_classifier(
             entry, classes, config.model_args, seed=config.seed, weights=weights
         )
+
+    def start_faults(self, plan: TrainPlan) -> Sequence[str]:
+        """See `TrainingTask.start_faults`."""
+        return plan.procedure.faults(plan.entry.name)
+
+    def start(self, plan: TrainPlan) -> TrainStart:
+        """See `TrainingTask.start`: outputs of no class are cut off the trained network."""
+        start = super().start(plan)
+        classes, outputs = len(plan.index.classes.ids), _outputs(start.network)
+        if outputs is None or outputs == classes:
+            return start
+        heads = heads_in(start.network)
+
+        def cut(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: tensor[:classes] if name.startswith(heads) else tensor
+                for name, tensor in state.items()
+            }
+
+        return replace(start, export=cut)
 
     def answer(self, network: nn.Module, images: Tensor) -> object:
         """See `TrainingTask.answer`."""
@@ -108,13 +154,15 @@ class ClassifierTraining(TrainingTask):
 
     def batches(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
-    ) -> ImageData:
+    ) -> BaseDataModule:
         """See `TrainingTask.batches`."""
-        settings, preprocessing = plan.batch_settings(), _preprocessing(plan)
-        photos = DecodedSubset.of(plan.splits.train.samples, train)
-        crops = RandomCrops(photos, preprocessing, plan.recipe.augmentation, settings.seed)
-        validation = WholePhotos(DecodedSubset.of(plan.splits.val.samples, val), preprocessing)
-        return ImageData(photos.ids, crops, validation, collate_photos, plan.recipe, settings)
+        return photo_data(
+            plan.recipe,
+            DecodedSubset.of(plan.splits.train.samples, train),
+            DecodedSubset.of(plan.splits.val.samples, val),
+            _preprocessing(plan),
+            plan.batch_settings(),
+        )
 
     def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
@@ -127,7 +175,9 @@ class ClassifierTraining(TrainingTask):
 
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
-        return RecordedFacts(dataset_record(plan.index), None, "the class with the highest score")
+        faults = plan.procedure.faults(plan.entry.name)
+        decision = "the class with the highest score"
+        return RecordedFacts(dataset_record(plan.index), None, decision, faults)
 
     def header(self, plan: TrainPlan, network: nn.Module) -> ClassifierHeader:
         """See `TrainingTask.header`."""
@@ -153,11 +203,19 @@ class ClassifierTraining(TrainingTask):
         evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
 
-def class_recipe(config: TrainConfig, window: int) -> Recipe:
-    """The recipe with the overrides of `config`.
+def class_recipe(
+    config: TrainConfig, window: int, data: str = "", entry: ModelEntry | None = None
+) -> Recipe:
+    """The recipe on the data set `data` with the overrides of `config`.
+
+    Args:
+        config: As typed.
+        window: Side of the squares that the network sees.
+        data: Name of the data set, by which a recipe serves where none is named.
+        entry: The network, where the recipe may depend on it.
 
     Raises:
-        UsageError: An override is unknown or out of range.
+        UsageError: An override is unknown, out of range, or has no meaning in the recipe.
     """
     changes = {**overridden_fields(config), "window": window}
     if "loss" in changes:
@@ -165,13 +223,51 @@ def class_recipe(config: TrainConfig, window: int) -> Recipe:
             changes["loss"], SMOOTHINGS, kind="loss", listing="docs/train-cls.md"
         )
     if "augmentation" in changes:
-        changes["augmentation"] = crop_name(changes["augmentation"])
+        changes["augmentation"] = photo_augmentation_name(changes["augmentation"])
+    if config.recipe in (*NAMED_RECIPES, OWN_RECIPE):
+        raise UsageError(
+            f"`--recipe {config.recipe}` is for segmenters.",
+            f"`{config.model}` is a classifier.",
+            f"Use one of {', '.join(f'`{known}`' for known in CLASS_RECIPES)}.",
+        )
     name = find(
-        config.recipe or next(iter(CLASS_RECIPES)), CLASS_RECIPES,
+        config.recipe or usual_class_recipe(data), CLASS_RECIPES,
         kind="recipe of classifiers", listing="robust list recipes",
     )  # fmt: skip
-    recipe = shortened_recipe(CLASS_RECIPES[name]) if config.quick else CLASS_RECIPES[name]
-    return replace(recipe, **changes, precision=config.precision)
+    model, family = ("", "") if entry is None else (entry.network, entry.family)
+    recipe = class_recipe_for(name, model, family, quick=config.quick)
+    if config.target is not None:
+        changes["photos"] = _with_target(recipe, config.target)
+    return replace(recipe, **changes, precision=config.precision or recipe.precision)
+
+
+def _with_target(recipe: Recipe, target: float) -> Photowise:
+    if recipe.photos is None or recipe.photos.target is None:
+        raise UsageError(
+            f"`--target {target:g}` does not go with `--recipe {recipe.name.split()[0]}`.",
+            "Only recipe `speedrun` counts the seconds to a target.",
+            "Leave out `--target`, or use `--recipe speedrun`.",
+        )
+    if not 0 < target <= 1:
+        raise UsageError(f"`--target {target:g}` is out of range.", "It is a fraction, above 0.")
+    return replace(recipe.photos, target=target)
+
+
+def _outputs(network: nn.Module) -> int | None:
+    outputs = getattr(network, "num_classes", None)
+    return outputs if isinstance(outputs, int) else None
+
+
+def check_finetunes(config: TrainConfig) -> None:
+    """Raises UsageError where the recipe is only for networks that start from random numbers."""
+    recipe = class_recipe(config, 0, "")
+    if not procedure_of(recipe).finetunes:
+        name = recipe.name.split()[0]
+        raise UsageError(
+            f"`--recipe {name}` does not go with `robust finetune`.",
+            "It trains networks from random numbers, on images that it splits or holds in its way.",
+            f"Use `--recipe fair`, or `robust train cls --recipe {name}`.",
+        )
 
 
 def check_protocol(config: TrainConfig) -> None:
@@ -185,11 +281,14 @@ def check_protocol(config: TrainConfig) -> None:
     check_no_masks(config.foreground, config.ignore, config.mask_classes)
 
 
-def no_data(entry: ModelEntry) -> UsageError:
-    """The error where no data set says which classes to tell apart."""
-    return UsageError(
+def check_data(entry: ModelEntry, config: TrainConfig) -> None:
+    """Raises UsageError where no data set says which classes to tell apart."""
+    if config.data is not None or find_default(entry.label_space) is not None:
+        return
+    raise UsageError(
         f"No `--data`: there is nothing to train `{entry.name}` on.",
-        "No set of photos with other classes comes with this program.",
+        f"No photos with the classes of {entry.label_space} come with this program, and none are "
+        "set as its default data.",
         "Name one with `--data DIR` (a folder per class, perhaps below `train`, `val` and `test`; "
         "or a manifest with the columns `path` and `label`), or try `--data cifar10-mini`.",
     )
@@ -197,7 +296,12 @@ def no_data(entry: ModelEntry) -> UsageError:
 
 def _preprocessing(plan: TrainPlan) -> Preprocessing:
     """How photos become the network's input, in training, validation and evaluation."""
-    return sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
+    own = sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
+    photos = plan.recipe.photos
+    if photos is None or photos.mean is None or photos.std is None:
+        return own
+    channels, normalised = own.channels, replace(own, mean=photos.mean, std=photos.std)
+    return normalised.of_channels(channels)
 
 
 def _sampled_digests(train: Dataset, seed: int) -> dict[str, str]:

@@ -43,7 +43,7 @@ class TrainConfig:
     window: int | None = None
     clip: float | None = None
     patience: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: int = 0
     device: str = "auto"
     devices: int | Literal["all"] = 1
@@ -57,6 +57,7 @@ class TrainConfig:
     foreground: ValueOption = None
     ignore: ValueOption = None
     mask_classes: ClassesOption = None
+    target: float | None = None
 
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
@@ -71,8 +72,9 @@ class TrainConfig:
         how = asdict(recipe)
         if recipe.schedule in EXTENDABLE:
             del how["epochs"]  # more of them go on with the same run
-        if recipe.patches is None:
-            del how["patches"]
+        for name in ("patches", "photos"):
+            if how[name] is None:
+                del how[name]
         start = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         masks = mask_settings(self.foreground, self.ignore) + classes_settings(self.mask_classes)
         settings = [*start, self.seed, world, digest, how, *masks]

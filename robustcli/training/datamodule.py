@@ -105,6 +105,11 @@ class Batches(Sampler[list[Any]]):
     def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
         self.sampler, self.batch_size, self.least = sampler, batch_size, least
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the sampler, where the batches themselves are what a loader draws from."""
+        if isinstance(self.sampler, EpochOrder):
+            self.sampler.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[list[Any]]:
         drawn = iter(self.sampler)
         for size in self._sizes():
@@ -177,7 +182,7 @@ class ImageData(BaseDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The batches of an epoch; of each step, this process's share."""
-        recipe, least, (rank, world) = self.recipe, self.settings.least, self._rank()
+        recipe, least, (rank, world) = self.recipe, self.settings.least, self.rank()
         order = EpochOrder(
             self.ids, self.settings.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
@@ -188,12 +193,12 @@ class ImageData(BaseDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation samples; of them, this process's share."""
-        rank, world = self._rank()
+        rank, world = self.rank()
         count = len(self.val_samples)
         share = ShareOfBatches(count, self.recipe.batch_size, rank=rank, world=world)
         return self.loader(self.val_samples, batch_sampler=share)
 
-    def _rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, int]:
         """This process's number among those that train, and how many these are."""
         if self.trainer is None:
             return 0, 1

@@ -36,6 +36,7 @@ from robustcli.models.ss2d import SS2D
 from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.lit_module import LitModule
+from robustcli.training.procedures.base import Procedure
 from robustcli.training.processes import Peers, end_of_others, launched, meeting
 from robustcli.training.record import AVERAGED, TRAINING, VALIDATIONS, RecipeRecord, TrainRecord
 from robustcli.training.train_plan import plan_training, try_out
@@ -58,11 +59,10 @@ from robustcli.training.training_task import TrainPlan, TrainStart
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _DDP = "ddp_find_unused_parameters_true"  # UMambaBot has 451 parameters that no output depends on
 _PACKAGES = ("lightning", "monai")
-_PREFIX = "network."
+_PREFIX, _AVERAGED_PREFIX = "network.", "averaged.module."
 _BY_DICE = VALIDATIONS["seg"].score
 _WHY = {
-    validation.score: f"the best {validation.word} on the validation images"
-    for validation in VALIDATIONS.values()
+    validation.score: f"the best {validation.word} {{}}" for validation in VALIDATIONS.values()
 } | {AVERAGED: "the best moving average of the dice on validation patches"}
 _NOTHING, _TRAIN = "nothing is left to train", "train"  # what the first process tells the others
 
@@ -105,7 +105,7 @@ def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
 
     def prepare() -> _Prepared:
         plan = plan_training(config, listener)
-        return _prepare(plan, TrainStart(*plan.task.network(config, plan.entry, plan.index)))
+        return _prepare(plan, plan.task.start(plan))
 
     with meeting(process) as peers:
         return _run(peers.together(prepare, lambda prepared: prepared.facts), listener, peers)
@@ -257,6 +257,7 @@ def make_trainer(
     callbacks: list[pl.Callback] = [
         SeededSteps(plan.config.seed),
         *extra,
+        *plan.procedure.callbacks(run, listener),
         TrainProgress(listener, plan.per_epoch),
         MetricsLog(run, waiting, listener, validation),
         KeepLastAndBest(run, best=plan.procedure.keeps_best, monitor=plan.monitor),
@@ -302,30 +303,32 @@ class Chosen:
     state: dict[str, Tensor]
 
 
-def chosen_weights(run: Path, *, best: bool) -> Chosen:
-    """The weights of the best epoch by what was watched, or of the last one."""
-    folder = run / CHECKPOINT_FOLDER
+def chosen_weights(run: Path, procedure: Procedure) -> Chosen:
+    """The weights of the best epoch by what was watched, or of the last one.
+
+    Where the weights were averaged while they were trained, it is their average.
+    """
+    folder, best = run / CHECKPOINT_FOLDER, procedure.keeps_best
     checkpoint = DurableCheckpoints().load_checkpoint(folder / (BEST if best else LAST))
+    tensors = checkpoint["state_dict"]
+    averaged = any(key.startswith(_AVERAGED_PREFIX) for key in tensors)
+    prefix = _AVERAGED_PREFIX if averaged else _PREFIX
     state = {
-        key.removeprefix(_PREFIX): tensor
-        for key, tensor in checkpoint["state_dict"].items()
-        if key.startswith(_PREFIX)
-    }
+        key.removeprefix(prefix): tensor for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }  # fmt: skip
     epoch = int(checkpoint["epoch"]) + 1
     if not best:
-        return Chosen(epoch, "the last epoch, as protocol `paper` has it", state)
+        return Chosen(epoch, f"the last epoch, as {procedure.why_chosen} has it", state)
     callback_state = checkpoint["callbacks"][KeepLastAndBest.__qualname__]
-    return Chosen(
-        epoch,
-        f"{_WHY[callback_state.get('monitor', _BY_DICE)]}, {callback_state['best_dice']:.4f}",
-        state,
-    )
+    why = _WHY[callback_state.get("monitor", _BY_DICE)].format(procedure.why_chosen)
+    return Chosen(epoch, f"{why}, {callback_state['best_dice']:.4f}", state)
 
 
 def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> None:
     """Chooses the weights, writes them and measures them on the held-out images."""
     plan = prepared.plan
-    chosen = chosen_weights(plan.run, best=plan.procedure.keeps_best)
+    chosen = chosen_weights(plan.run, plan.procedure)
     state = prepared.start.export(chosen.state)
     write_weights(plan.run / WEIGHTS, state, plan.task.header(plan, lit_module.network))
     digest = state_digest(state)

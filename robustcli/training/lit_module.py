@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.preprocessing import Preprocessing
@@ -28,7 +29,7 @@ from robustcli.models.architectures import (
 )
 from robustcli.training.constant_images import without_gradient_of_constants
 from robustcli.training.losses import DeepSupervision, make_loss
-from robustcli.training.recipes import SCHEDULES, SMOOTHINGS, Recipe
+from robustcli.training.recipes import SCHEDULES, SMOOTHINGS, Photowise, Recipe
 from robustcli.training.samples import MaskBatch, PhotoBatch
 
 _SHOWN = 8
@@ -97,6 +98,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "Adam": torch.optim.Adam,
     "AdamW": torch.optim.AdamW,
+    "SGD": torch.optim.SGD,
 }
 
 
@@ -183,8 +185,11 @@ class LitModule(pl.LightningModule):
 
     def make_optimizer(self) -> Optimizer:
         """The recipe's optimizer over the trainable parameters."""
-        groups = parameter_groups(self.network, self.recipe.weight_decay, self.decays)
-        return OPTIMIZERS[self.recipe.optimizer](groups, lr=self.recipe.lr)
+        recipe, settings = self.recipe, {}
+        if recipe.photos is not None and recipe.photos.momentum:
+            settings = {"momentum": recipe.photos.momentum, "nesterov": True}
+        groups = parameter_groups(self.network, recipe.weight_decay, self.decays)
+        return OPTIMIZERS[recipe.optimizer](groups, lr=recipe.lr, **settings)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the recipe's schedule by the step."""
@@ -215,7 +220,7 @@ class LitModule(pl.LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
-_OURS = ("zoo", "vmamba", "vim")
+_OURS = ("zoo", "vmamba", "vim", "cifar")
 
 
 def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
@@ -341,8 +346,32 @@ def luma(images: Tensor) -> Tensor:
     return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
+def average(network: nn.Module, share: float) -> AveragedModel:
+    """A moving average of the weights and buffers of `network`, which starts as they are.
+
+    Of step n the share of the old value is min(`share`, (1 + n) / (10 + n)), so that the start is
+    soon forgotten. Source: TensorFlow's `ExponentialMovingAverage` with `num_updates`. Counters of
+    batches are copied.
+    """
+
+    @torch.no_grad()
+    def update(averages: Any, values: Any, updates: Tensor | int) -> None:
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, values)
+            return
+        steps = int(updates)
+        old = min(share, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(averages, values, 1 - old)
+
+    averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    return averaged.requires_grad_(False)
+
+
 class ClassifierModule(LitModule):
     """A classifier in training.
+
+    Where the recipe averages the weights, `averaged` has the average: it is part of the module's
+    state, so that an interrupted training goes on with it.
 
     Args:
         decays: Which parameters weight decay touches.
@@ -363,17 +392,39 @@ class ClassifierModule(LitModule):
             self.register_buffer(name, values, persistent=False)
         self.val_images = val_images
         self._right = torch.zeros(0)
+        photos = recipe.photos or Photowise()
+        self.resident = photos.resident
+        if self.resident:  # convolutions on a GPU read the channels of a pixel side by side
+            self.network.to(memory_format=torch.channels_last)
+        self.averaged = None if photos.ema is None else average(network, photos.ema)
+        self._averaged_step = 0
 
     @property
     def input_channels(self) -> int:
         """See `LitModule.input_channels`."""
         return self.mean.shape[1]
 
-    def logits(self, images: Tensor) -> Tensor:
-        """The float32 logits of `images`: float32 in [0, 1], or uint8."""
+    def logits(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
+        """The float32 logits of `images`: float32 in [0, 1], or uint8.
+
+        `network` is the one in training where none is named.
+        """
         values = images.float() / 255 if images.dtype == torch.uint8 else images
-        logits: Tensor = self.network((values - self.mean) / self.std)
+        values = (values - self.mean) / self.std
+        if self.resident:
+            values = values.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = (self.network if network is None else network)(values)
         return logits.float()
+
+    def on_train_start(self) -> None:
+        """Knows the steps that are done, of which none is averaged again."""
+        self._averaged_step = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moves the average after a step of the optimizer."""
+        if self.averaged is not None and self.trainer.global_step > self._averaged_step:
+            self.averaged.update_parameters(self.network)
+            self._averaged_step = self.trainer.global_step
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy with smoothed labels."""
@@ -397,7 +448,7 @@ class ClassifierModule(LitModule):
         """Which images of a batch are right; an empty one only keeps the processes in step."""
         if not batch.ids:
             return
-        logits = self.logits(batch.images)
+        logits = self.logits(batch.images, self.averaged)
         self._right[batch.numbers] = (logits.argmax(1) == batch.targets).long()
         self.keep_loss(batch.numbers, self.loss(logits, batch.targets))
 

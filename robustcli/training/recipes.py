@@ -3,7 +3,8 @@
 Source of the rows of the paper: the training notebooks of "Mamba-Based Tumor Segmentation" (Crews
 and Whalen, 2024), whose dice on LGG is `expected_dice`. Deviations of those from the printed table:
 UL-VM-UNet's 0.79955 there is a slip for 0.79555, and SegFormer's 0.8454 is in no notebook (the only
-recorded evaluation gives 0.7945). The other rows are ours.
+recorded evaluation gives 0.7945). The row `paper` of classifiers is the code of "Mamba vs SOTA for
+Vision Tasks" (2024), as it was run. The other rows are ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from robustcli.core.errors import UsageError
 from robustcli.core.names import find
 from robustcli.nnunet.normalisation import Channel
 
@@ -21,6 +23,7 @@ Protocol = Literal["patient", "paper"]
 
 WARMUP_SHARE = 0.05
 FINAL_FACTOR = 0.01
+PEAK_SHARE = 0.2
 
 
 def constant(step: int, total: int) -> float:
@@ -37,11 +40,23 @@ def warmup_cosine(step: int, total: int) -> float:
     return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * done)) / 2
 
 
+def triangular(step: int, total: int) -> float:
+    """Linear from near 0 up over the first fifth of the steps, then linear down to 0.
+
+    Source: Page, "How to train your ResNet" (2018), whose ResNet-9 peaks at epoch 5 of 24.
+    """
+    peak = max(1, round(PEAK_SHARE * total))
+    if step < peak:
+        return (step + 1) / peak
+    return max(0.0, (total - step) / max(1, total - peak))
+
+
 # Functions of the step rather than torch's schedulers, whose rate depends on the steps that an
 # object has seen: a resumed training must have the rates of an unbroken one.
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": constant,
     "warmup-cosine": warmup_cosine,
+    "triangular": triangular,
 }
 """Each gives the factor on the learning rate, of steps done and steps in all."""
 EXTENDABLE = frozenset({"constant"})
@@ -49,6 +64,7 @@ EXTENDABLE = frozenset({"constant"})
 
 
 BUNDLED = "nuclei-mini"
+BUNDLED_CLASSES = "cifar10-mini"
 OWN_RECIPE = "patient"
 """What one types for our own recipe where another serves when none is named."""
 _PAPER = "Crews and Whalen 2024, training notebooks"
@@ -86,6 +102,34 @@ class Patchwise:
 
 
 @dataclass(frozen=True)
+class Photowise:
+    """How a recipe of classifiers trains otherwise than ours.
+
+    Args:
+        ema: The share of the old value in a moving average of the weights, per step; the average
+            is validated, chosen and measured. None for none.
+        momentum: Of SGD, with Nesterov's correction.
+        mean: Of the normalisation, per channel, of values in [0, 1]; None for the network's own.
+        std: Of the normalisation.
+        outputs: Outputs of the network while it trains, if more than the classes; None for those.
+        validates_on: The images of the validation, by which the best epoch is chosen.
+        resident: Whether all images lie on the device, where batches are cut out and augmented.
+        target: The validation top-1, a fraction, to which the seconds are counted.
+        expected_top1: The published top-1 that it should come to, a fraction.
+    """
+
+    ema: float | None = None
+    momentum: float = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    outputs: int | None = None
+    validates_on: Literal["val", "test"] = "val"
+    resident: bool = False
+    target: float | None = None
+    expected_top1: float | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a network is trained.
 
@@ -103,13 +147,15 @@ class Recipe:
         accumulate: Steps whose gradients are added up.
         images_per_epoch: Images of an epoch; None for all.
         clip: Largest norm of the gradient; None for any.
-        augmentation: A name of `samples.AUGMENTATIONS` or `CROPS`, or nnU-Net's own.
+        augmentation: A name of `samples.AUGMENTATIONS`, `samples.CROPS` or `shifts.SHIFTS`, or
+            nnU-Net's own.
         patience: Epochs without better validation dice before stopping; None for never.
         precision: Of the forward pass.
         decision: Of what the 0.5 is that makes a pixel foreground.
         expected_dice: The published dice that it should come to, a fraction.
         paper_batch: Images pooled for one dice value, protocol `paper` only.
         patches: Where an epoch is so many random patches, nnU-Net's way; None for passes.
+        photos: What only some recipes of classifiers have; None for the others.
     """
 
     name: str
@@ -132,6 +178,7 @@ class Recipe:
     expected_dice: float | None = None
     paper_batch: int | None = None
     patches: Patchwise | None = None
+    photos: Photowise | None = None
 
 
 _DICE = Recipe(
@@ -199,13 +246,71 @@ _CLASSES = Recipe(
     "classes", "smoothed-cross-entropy", "AdamW", 5e-4, 0.05, "warmup-cosine", 64, 20, 0, "ours",
     clip=1.0, augmentation="light",
 )  # fmt: skip
+CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR100_STD = (0.2675, 0.2565, 0.2761)
+VIM_OUTPUTS = 1000
+"""Of the published Vim for CIFAR-10, whose head was left as it is for ImageNet."""
+PUBLISHED_TOP1 = {"vim": 0.8947, "vit": 0.8619}
+"""Best epoch on CIFAR-10's test images, patch 4, from the curves of the repository. The figure of
+the paper shows another ViT, with patches of 8 (about 0.796)."""
+_VIS = "Crews and Whalen 2024, Mamba vs SOTA for Vision Tasks, code as run"
+FAIR_RATES: dict[str, float] = {
+    "vim": 1e-3,
+    "vit": 1e-3,
+    "vmamba": 2e-3,
+    "resnet": 2e-3,
+    "resnet9": 2e-3,
+    "cifar-resnet": 2e-3,
+}
+"""Peak learning rates of recipe `fair` by family: what AdamW is usually given for them at batches
+of 128. `recipes/fair_learning_rates.py` trains each with a third, once and three times of 1e-3."""
+OTHER_RATE = 1e-3
+"""Of every other family."""
 CLASS_RECIPES: dict[str, Recipe] = {
     "classes": _CLASSES,
     "classes-light": replace(
         _CLASSES, name="classes-light", batch_size=32, epochs=5, source="ours, for two CPU cores"
     ),
-}
-"""By name; the window is the network's own. The first serves where none is named."""
+    BUNDLED_CLASSES: replace(
+        _CLASSES, name=BUNDLED_CLASSES, batch_size=32, epochs=12,
+        source="ours, for the 960 bundled photos on two CPU cores",
+    ),
+    "paper": Recipe(
+        "paper", "cross-entropy", "Adam", 1e-3, 0.0, "constant", 64, 100, 0, _VIS,
+        augmentation="randaugment",
+        photos=Photowise(mean=CIFAR100_MEAN, std=CIFAR100_STD, validates_on="test"),
+    ),
+    "fair": Recipe(
+        "fair", "smoothed-cross-entropy", "AdamW", OTHER_RATE, 0.05, "warmup-cosine", 128, 100, 0,
+        "ours, the same for all networks but for the learning rate of the family",
+        clip=1.0, augmentation="randaugment", photos=Photowise(ema=0.999),
+    ),
+    "speedrun": Recipe(
+        "speedrun", "smoothed-cross-entropy", "SGD", 0.4, 5e-4, "triangular", 512, 24, 0,
+        "ours, after Page 2018, How to train your ResNet",
+        clip=1.0, augmentation="shift-reflect", precision="bf16",
+        photos=Photowise(momentum=0.9, resident=True, target=0.94),
+    ),
+}  # fmt: skip
+"""By name; the window is the network's own. `usual_class_recipe` says which one serves."""
+
+
+def usual_class_recipe(data: str) -> str:
+    """The name of the recipe for classifiers on the data set `data` where none is named."""
+    return BUNDLED_CLASSES if data == BUNDLED_CLASSES else _CLASSES.name
+
+
+def class_recipe_for(name: str, model: str, family: str, *, quick: bool = False) -> Recipe:
+    """The recipe `name` of CLASS_RECIPES as it is for the network `model` of `family`."""
+    recipe = CLASS_RECIPES[name]
+    if name == "fair":
+        recipe = replace(recipe, lr=FAIR_RATES.get(family, OTHER_RATE))
+    if name == "paper":
+        assert recipe.photos is not None
+        outputs = VIM_OUTPUTS if family == "vim" else None
+        photos = replace(recipe.photos, outputs=outputs, expected_top1=PUBLISHED_TOP1.get(model))
+        recipe = replace(recipe, photos=photos)
+    return shortened_recipe(recipe) if quick else recipe
 
 
 def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False) -> Recipe:
@@ -246,6 +351,8 @@ def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
 def shortened_recipe(recipe: Recipe) -> Recipe:
     """The shortest of its kind that shows something: two epochs of few images or patches."""
     few: dict[str, Any] = {"images_per_epoch": 512 if recipe.loss in SMOOTHINGS else 128}
+    if recipe.photos is not None:
+        few["photos"] = replace(recipe.photos, expected_top1=None)
     if recipe.patches is not None:
         few = {"patches": replace(recipe.patches, iterations=25, validation_iterations=2)}
     return replace(recipe, name=f"{recipe.name} quick", epochs=2, expected_dice=None, **few)
@@ -264,6 +371,8 @@ def listed() -> Iterator[tuple[str, str, Recipe]]:
         yield f"--recipe {name}", "patient", recipe
     for name, recipe in CLASS_RECIPES.items():
         yield f"--recipe {name}", "by class", recipe
+    for family, rate in FAIR_RATES.items():
+        yield f"--recipe fair ({family})", "by class", replace(CLASS_RECIPES["fair"], lr=rate)
 
 
 def describe_recipe(recipe: Recipe) -> str:
@@ -276,7 +385,25 @@ def describe_recipe(recipe: Recipe) -> str:
         f"epoch{'s' * (recipe.epochs != 1)}{per_epoch}, batch "
         f"{recipe.batch_size}, window {recipe.window}, {recipe.loss} loss, {recipe.optimizer} at "
         f"{recipe.lr:g}, {recipe.schedule}, augmentation {recipe.augmentation}."
+        f"{'' if recipe.photos is None else _describe_photos(recipe.photos)}"
     )
+
+
+def _describe_photos(photos: Photowise) -> str:
+    parts = []
+    if photos.ema is not None:
+        parts.append(
+            f"The weights are averaged over the steps (share of the old value {photos.ema:g}); the "
+            "average is validated and kept."
+        )
+    if photos.resident:
+        parts.append("All images are held on the device and augmented there.")
+    if photos.target is not None:
+        parts.append(
+            f"Seconds are counted until {100 * photos.target:g} % of the validation images are "
+            "right (`--target`)."
+        )
+    return "".join(f" {part}" for part in parts)
 
 
 def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
@@ -285,6 +412,14 @@ def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
     Raises:
         UsageError: No recipe is called so; the message offers the nearest names.
     """
+    if name in CLASS_RECIPES:
+        raise UsageError(
+            f"`--recipe {name}` is for classifiers.",
+            f"`{model}` is a segmenter.",
+            "The paper's training of segmenters is `--protocol paper`."
+            if name == "paper"
+            else f"Use one of {', '.join(f'`{known}`' for known in (*NAMED_RECIPES, OWN_RECIPE))}.",
+        )
     names = (*NAMED_RECIPES, OWN_RECIPE)
     registered = find(name, names, kind="recipe", listing="robust list recipes")
     if registered == OWN_RECIPE:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
-from robustcli.training.recipes import EXTENDABLE, Patchwise, Protocol, Recipe
+from robustcli.training.recipes import EXTENDABLE, Patchwise, Photowise, Protocol, Recipe
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RecipeRecord(Record):
 
     `images_per_epoch` is None where an epoch is a pass over all training images; `paper_batch` is
     how many images the paper pooled for one dice value. `patches` is there where an epoch is
-    so many random patches, nnU-Net's way.
+    so many random patches, nnU-Net's way; `photos` where a classifier's recipe differs from ours.
     """
 
     name: str = ""
@@ -88,6 +88,7 @@ class RecipeRecord(Record):
     expected_dice: float | None = None
     paper_batch: int | None = None
     patches: Patchwise | None = None
+    photos: Photowise | None = None
     source: str
 
     @classmethod
@@ -108,6 +109,30 @@ class SplitRecord(Record):
     groups: int
     empty: int | None = None
     absent: list[str] | None = None
+
+
+class SpeedRecord(Record):
+    """How fast a training with a target was; the seconds are those of training steps alone.
+
+    Args:
+        target: Validation top-1, a fraction.
+        reached_epoch: The first epoch after which it was reached, from 1; None if it was not.
+        seconds_to_target: Of all steps up to then; None if it was not reached.
+        seconds_to_target_warm: The same without the first batch of each process that trained.
+        seconds: Of all steps.
+        warm_up_seconds: Of the first batch of each process that trained.
+        images: That were trained on, each as often as it was seen.
+        images_per_second: Without the first batches.
+    """
+
+    target: float
+    reached_epoch: int | None
+    seconds_to_target: float | None
+    seconds_to_target_warm: float | None
+    seconds: float
+    warm_up_seconds: float
+    images: int
+    images_per_second: float | None
 
 
 class TrainRecord(BaseRunRecord):
@@ -144,6 +169,7 @@ class TrainRecord(BaseRunRecord):
     threads: int
     peak_memory_bytes: int | None = None
     energy_joules: float | None = None
+    speed: SpeedRecord | None = None
 
 
 _FLAGS = {
@@ -184,6 +210,8 @@ def recipe_differences(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
     """Sentences on the settings of a recipe that differ, its length aside."""
     if old.patches != new.patches:
         yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan is another)."
+    if old.photos != new.photos:
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or `--target` is another)."
     yield from changed_fields(old, new, _RECIPE_FLAGS)
 
 
@@ -206,7 +234,7 @@ def _kept(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
     return kept
 
 
-_ACCUMULATED = ("weights_sha256", "peak_memory_bytes", "energy_joules")
+_ACCUMULATED = ("weights_sha256", "peak_memory_bytes", "energy_joules", "speed")
 TRAINING = RunKind(
     TrainRecord,
     "a training",

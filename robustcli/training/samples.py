@@ -112,15 +112,6 @@ _CROP_TRIES = 10
 _CROP_RATIOS = (3 / 4, 4 / 3)
 
 
-def crop_name(name: str) -> str:
-    """The registered spelling of `name`.
-
-    Raises:
-        UsageError: No augmentation is called so; the message offers the nearest names.
-    """
-    return find(name, CROPS, kind="augmentation", listing="docs/train-cls.md")
-
-
 def random_crop(
     image: Tensor, crops: Crops, side: int, interpolation: str, rng: np.random.Generator
 ) -> Tensor:
@@ -368,8 +359,13 @@ class PhotoSample(NamedTuple):
     number: int
 
 
-def collate_photos(samples: Sequence[PhotoSample]) -> PhotoBatch:
-    """The batch of `samples`; without any, an empty one of no height and width."""
+def collate_photos(samples: Sequence[PhotoSample] | PhotoBatch) -> PhotoBatch:
+    """The batch of `samples`; without any, an empty one of no height and width.
+
+    A data set that makes whole batches has nothing left to collate.
+    """
+    if isinstance(samples, PhotoBatch):
+        return samples
     if not samples:
         none = torch.empty(0, dtype=torch.long)
         return PhotoBatch(torch.empty(0, 3, 0, 0), none, [], none)

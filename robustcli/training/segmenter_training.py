@@ -63,7 +63,7 @@ class SegmenterTraining(TrainingTask):
         if config.ignore is not None and config.protocol == "paper":
             raise _ignores_in_paper(f"`--ignore {config.ignore}`")
 
-    def open(self, config: TrainConfig) -> Dataset:
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
         """See `TrainingTask.open`; a table of classes may name values to ignore as well."""
         masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
         dataset = open_dataset(config.data, masks)
@@ -200,7 +200,7 @@ def mask_recipe(config: TrainConfig, model: str, data: str) -> Recipe:
         changes["loss"] = loss_name(changes["loss"])
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
-    return replace(recipe, **changes, precision=config.precision)
+    return replace(recipe, **changes, precision=config.precision or recipe.precision)
 
 
 def foreground_threshold(recipe: Recipe, *, probabilities: bool) -> float:

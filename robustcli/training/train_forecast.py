@@ -22,6 +22,7 @@ from robustcli.training.training_task import TrainPlan
 _ONLY_OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")  # in a recipe
 _BYTES = 4
 _TENSORS_KEPT = 7  # two checkpoints of weights and two moments, and the weights alone
+_AVERAGES_KEPT = 2  # more where the weights are averaged: one in each checkpoint
 _FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes two products for the forward's one
 
 
@@ -61,6 +62,8 @@ class TrainForecast:
         if self.protocol is None:
             for name in _ONLY_OF_SEGMENTERS:
                 fields["recipe"].pop(name)
+        if self.recipe.photos is None:
+            fields["recipe"].pop("photos")
         return fields
 
     def as_text(self) -> str:
@@ -120,9 +123,15 @@ def forecast_plan(plan: TrainPlan) -> TrainForecast:
         steps=steps,
         seconds=_seconds(plan, plan.task.lit_module(plan, network)),
         pixels_bytes=_pixels(plan),
-        disk_bytes=_TENSORS_KEPT * _BYTES * parameters,
+        disk_bytes=_tensors_kept(plan.recipe) * _BYTES * parameters,
         started=(plan.run / CHECKPOINT_FOLDER / LAST).is_file() and not config.fresh,
     )
+
+
+def _tensors_kept(recipe: Recipe) -> int:
+    """Tensors as large as the network that the run's files hold."""
+    averaged = recipe.photos is not None and recipe.photos.ema is not None
+    return _TENSORS_KEPT + _AVERAGES_KEPT * averaged
 
 
 def _pixels(plan: TrainPlan) -> int:

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from robustcli.adapters import model
-from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE, TRAINED_AS, ModelEntry
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.names import canonical
 from robustcli.core.rundir import check_folder
 from robustcli.data.subsets import take
 from robustcli.training.classifier_training import ClassifierTraining
@@ -38,7 +39,21 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
+    config = _with_name(config, listener)
     return complete_plan(config, look_up_training(config), listener)
+
+
+def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
+    """`config` with the network that `robust train` means by a name that timm has too."""
+    entry = CATALOGUE.get(TRAINED_AS.get(canonical(config.model), ""))
+    if entry is None:
+        return config
+    listener.say(
+        f"`{config.model}` is `{entry.name}` here: a stem for small images (3 x 3, stride 1, no "
+        f"max-pooling), {entry.parameters:,} parameters with 10 classes. timm's network of that "
+        f"name, for larger photos, is `--model timm:{canonical(config.model)}`."
+    )
+    return replace(config, model=entry.name)
 
 
 def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> TrainInputs:
@@ -57,7 +72,7 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
     task.check(entry, config)
     on = machine(config.device, config.devices)
     _check_precision(config, on)
-    dataset = task.open(config)
+    dataset = task.open(config, entry)
     index = take(dataset, limit=config.limit, seed=config.seed)
     return TrainInputs(task, entry, dataset, index, task.split(index, config), on)
 
@@ -69,6 +84,8 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
         UsageError: An option has no meaning here, or somebody's files are in the run's folder.
     """
     recipe = inputs.task.recipe(config, inputs.entry, inputs.splits)
+    if recipe.precision == "bf16" and config.precision is None and not _has_bf16(inputs.machine):
+        recipe = replace(recipe, precision="fp32")
     grey = input_channels(config.model_args) == 1
     procedure_of(recipe).check(inputs.machine, grey=grey)
     _check_shares(recipe, inputs.machine)
@@ -150,6 +167,11 @@ def _check_precision(config: TrainConfig, on: Machine) -> None:
         )
 
 
+def _has_bf16(on: Machine) -> bool:
+    """Whether a recipe's bf16 makes the device faster: on GPUs that compute in it."""
+    return on.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _check_shares(recipe: Recipe, on: Machine) -> None:
     if recipe.batch_size % on.world:
         raise UsageError(
@@ -176,6 +198,11 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     )
     listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
     listener.say(describe_recipe(plan.recipe))
+    faults = task.start_faults(plan)
+    if faults:
+        listener.say("Known faults of this recipe, kept on purpose:")
+    for fault in faults:
+        listener.say(f"- {fault}")
     if plan.grey:
         listener.say(GREY_NOTE.format(plan.entry.name))
     if plan.least > 1:

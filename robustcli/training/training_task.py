@@ -162,8 +162,8 @@ class TrainingTask(ABC):
         """Raises UsageError if the network cannot be trained as `config` says."""
 
     @abstractmethod
-    def open(self, config: TrainConfig) -> Dataset:
-        """The data set that `config` names, all of it.
+    def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
+        """The data set that `config` names, all of it; else the default one for `entry`.
 
         Raises:
             UsageError: There is none, or it is not known what it shows.
@@ -198,6 +198,17 @@ class TrainingTask(ABC):
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
     ) -> tuple[nn.Module, str]:
         """The network as training begins with it, and where its weights come from, in words."""
+
+    def start_faults(self, plan: TrainPlan) -> Sequence[str]:
+        """Known faults of the recipe that are announced when a training begins; the report has all.
+
+        Those of a segmenter's protocol are documented, and stand in the report alone.
+        """
+        return ()
+
+    def start(self, plan: TrainPlan) -> TrainStart:
+        """What the training of `plan` begins with."""
+        return TrainStart(*self.network(plan.config, plan.entry, plan.index))
 
     @abstractmethod
     def answer(self, network: nn.Module, images: Tensor) -> object:
@@ -300,7 +311,7 @@ def evaluate_test_images(plan: TrainPlan, model: str, out: Path) -> None:
             split="test",
             splits_of=plan.run,
             seed=config.seed,
-            precision=config.precision,
+            precision=plan.recipe.precision,
             device=config.device,
             workers=config.workers,
             offline=config.offline,

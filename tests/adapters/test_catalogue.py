@@ -12,9 +12,9 @@ import pytest
 import timm
 import torch
 
-from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, TRAINED_AS, ModelEntry
 from robustcli.adapters.networks import BUILDERS
-from robustcli.models import vim, vmamba
+from robustcli.models import cifar_networks, vim, vmamba
 from robustcli.models.architectures import architecture
 
 RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
@@ -41,6 +41,14 @@ VIM = {
     "vim-s-plus": (81.6, 26_001_256, "small-midclstok/resolve/main/vim_s_midclstok_ft_81p6acc.pth"),
     "vim-b": (81.9, 97_598_440, "base-midclstok/resolve/main/vim_b_midclstok_81p9acc.pth"),
 }
+# Counted on the papers' and projects' own code, see tests/models/test_cifar_networks.py.
+CIFAR = {
+    "vim": 1_791_226,
+    "vit": 1_751_186,
+    "resnet9": 6_573_120,
+    "cifar-resnet18": 11_173_962,
+    "cifar-resnet50": 23_520_842,
+}
 BARE = {
     "swin-t": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin-s": "swin_small_patch4_window7_224.ms_in1k",
@@ -64,7 +72,8 @@ def built(entry: ModelEntry) -> torch.nn.Module:
 
 def test_the_names_are_those_of_the_interface() -> None:
     classifiers = {entry.name for entry in CATALOGUE.values() if entry.task == "cls"}
-    assert {*OFFICIAL, *FRONT_PAGE, *VIM, *BARE, "vmamba-pico", "resnet-pico", "vim"} == classifiers
+    bundled = {"vmamba-pico", "resnet-pico"}
+    assert {*OFFICIAL, *FRONT_PAGE, *VIM, *BARE, *CIFAR, *bundled} == classifiers
     assert all(name == entry.name for name, entry in CATALOGUE.items())
 
 
@@ -142,8 +151,22 @@ def test_the_bundled_classifiers(name: str) -> None:
     assert (Path(__file__).parents[2] / entry.source).is_file(), "the recipe that it names"
 
 
+@pytest.mark.parametrize("name", CIFAR)
+def test_the_networks_for_cifar_have_ten_classes_and_no_weights(name: str) -> None:
+    entry = CATALOGUE[name]
+    assert (entry.parameters, entry.label_space) == (CIFAR[name], "cifar10")
+    assert (entry.published, entry.weights_url, entry.asset) == (None, None, None)
+
+
+def test_names_that_timm_has_too_are_said_to_be_trained_as_another() -> None:
+    assert all(timm.is_model(name) for name in TRAINED_AS)
+    assert not any(timm.is_model(name) for name in CATALOGUE if CATALOGUE[name].builder == "cifar")
+    for name, ours in TRAINED_AS.items():
+        assert f"`{name}` in `robust train cls`; timm's is `timm:{name}`" in CATALOGUE[ours].remark
+
+
 def test_every_variant_that_can_be_built_has_a_name() -> None:
-    releases = {*vmamba.VARIANTS, *vim.VARIANTS}
+    releases = {*vmamba.VARIANTS, *vim.VARIANTS, *cifar_networks.VARIANTS}
     named = {e.variant for e in CATALOGUE.values() if e.task == "cls" and e.builder != "timm"}
     assert releases == named
 

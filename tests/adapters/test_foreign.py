@@ -137,6 +137,7 @@ def assert_same_answers(run: robustcli.Run, first: str, second: str, tolerance: 
         ("resnet18.a1_in1k", None),
         ("smp:Unet/resnet34", None),
         ("hf-hub:timm/resnet18", None),
+        ("timm:resnet18", None),
         ("hf-hub:someone/resnet18", "timm-hub"),
         ("hf:org/name", "hf"),
         ("open-clip:ViT-B-32/openai", "open-clip"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import load, resolve
-from robustcli.adapters.networks import BUILDERS, OFFICIAL
+from robustcli.adapters.networks import BUILDERS, OFFICIAL, create_model
 from robustcli.adapters.preprocessing import CIFAR10, Preprocessing
+from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
 from tests.adapters.runs import trained
@@ -43,6 +44,70 @@ def test_a_vim_for_larger_images_gets_larger_images() -> None:
     arguments = {"depth": 1, "dim": 16, "img_size": 384}
     own = load(ModelRequest("vim-t", arguments=arguments, untrained=True), "cls").preprocessing
     assert (own.resize, own.crop) == (438, 384)
+
+
+@pytest.mark.parametrize("name", ["vim", "vit", "resnet9", "cifar-resnet18"])
+def test_a_network_for_cifar_takes_whole_photos_in_the_size_it_was_built_for(name: str) -> None:
+    small = {
+        "vim": {"depth": 1, "dim": 16}, "vit": {"depth": 1}, "resnet9": {"channels": [4, 4, 8, 8]},
+        "cifar-resnet18": {"depths": [1, 1, 1, 1]},
+    }[name]  # fmt: skip
+    model = load(ModelRequest(name, arguments=small, untrained=True), "cls")
+    assert model.preprocessing == CIFAR10
+    assert (model.facts.label_space, model.facts.scans) == ("cifar10", name == "vim")
+    if name.startswith("vi"):
+        larger = load(ModelRequest(name, arguments={**small, "img_size": 64}, untrained=True))
+        assert (larger.preprocessing.resize, larger.preprocessing.crop) == (64, 64)
+
+
+def test_resnet18_is_timms_but_in_training() -> None:
+    plain, prefixed = resolve("resnet18"), resolve("timm:resnet18")
+    assert (plain.builder, plain.variant, plain.label_space) == ("timm", "resnet18", "imagenet-1k")
+    assert prefixed == plain
+    assert resolve("timm:resnet18.a1_in1k").name == "resnet18.a1_in1k"
+    assert resolve("CIFAR_ResNet18").builder == "cifar"
+
+
+SMALL_VIM = {"depth": 1, "dim": 16}
+
+
+def test_a_vim_as_its_paper_ran_it_is_evaluated_over_the_classes_it_has(tmp_path: Path) -> None:
+    """Its authors left 1,000 outputs on ten classes; the others were never right."""
+    network = create_model("vim", num_classes=1000, **SMALL_VIM)
+    with torch.no_grad():
+        network.head.bias[10:] = 100.0  # taken alone they would win
+    torch.save(network.state_dict(), tmp_path / "as_run.pth")
+    model = load(ModelRequest("vim", tmp_path / "as_run.pth", arguments=SMALL_VIM), "cls")
+    views = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    logits = model.logits(views)
+    assert logits.shape == (3, 10)
+    with torch.no_grad():
+        assert torch.equal(logits, network(model.normalised(views))[:, :10])
+    predictions = model.predict(views, torch.tensor([0, 1, 2]))
+    assert predictions.top5.max() < 10
+    assert (model.facts.label_space, model.facts.arguments["num_classes"]) == ("cifar10", 1000)
+    assert model.facts.parameters == sum(p.numel() for p in network.parameters())
+    assert any("1,000 outputs. Only the first 10" in note for note in model.notes)
+
+
+def test_other_numbers_of_outputs_must_be_named(tmp_path: Path) -> None:
+    network = create_model("vim", num_classes=100, **SMALL_VIM)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"tells 100 classes apart; `cifar10` has 10"):
+        load(ModelRequest("vim", tmp_path / "w.pth", arguments=SMALL_VIM), "cls")
+
+
+def test_weights_trained_here_may_have_more_outputs_than_classes(tmp_path: Path) -> None:
+    network = create_model("vim", num_classes=12, **SMALL_VIM)
+    header = ClassifierHeader(
+        model="vim", arguments={**SMALL_VIM, "num_classes": 12}, window=32, trained_on="0" * 64,
+        images_sha256="0" * 64, label_space="three", classes=("a", "b", "c"),
+        class_names=("a", "b", "c"), preprocessing=asdict(CIFAR10),
+    )  # fmt: skip
+    write_weights(tmp_path / "w.safetensors", network.state_dict(), header)
+    model = load(ModelRequest("vim", tmp_path / "w.safetensors"), "cls")
+    assert model.logits(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+    assert any("12 outputs. Only the first 3" in note for note in model.notes)
 
 
 TIMM = "test_resnet.r160_in1k"  # timm's own smallest, 1000 classes

@@ -131,7 +131,10 @@ def test_transforms_say_what_they_do(robust: Robust) -> None:
 
 def test_bundled_data_are_here_and_others_are_not(robust: Robust) -> None:
     here = {row["name"]: row["here"] for row in listed(robust, "datasets")}
-    assert here == {"cifar10-mini": "yes", "imagenet-sample": "no", "nuclei-mini": "yes"}
+    assert here == {
+        "cifar10-mini": "yes", "imagenet-sample": "no", "nuclei-mini": "yes", "cifar10": "no",
+        "cifar100": "no",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

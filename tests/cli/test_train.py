@@ -139,6 +139,24 @@ def test_every_option_reaches_the_configuration(
     assert config.command.split()[0] == "robust"
 
 
+def test_a_target_reaches_the_configuration_of_a_classifier(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[TrainConfig] = []
+
+    def note(config: TrainConfig, listener: object = None) -> Path:
+        configs.append(config)
+        raise RunError("It failed.", "A test wants it so.", "Nothing.")
+
+    monkeypatch.setattr(engine, "run_training", note)
+    usual = ("train", "cls", "--model", "vim", "--data", "d", "--recipe", "speedrun")
+    for options in ((), ("--target", "0.9")):
+        robust(*usual, *options)
+    assert [config.target for config in configs] == [None, 0.9]
+    assert [config.precision for config in configs] == [None, None]
+    assert robust(*usual, "--target", "1.2").code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,6 +213,26 @@ def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -
     assert "is the training of a classifier" in told.err
 
 
+TINY_RESNET9 = ["resnet9", "--model-arg", "channels=[4,4,4,8]", "--workers", "0", "--device", "cpu"]
+
+
+def test_the_command_as_typed_takes_the_bundled_photos(robust: Robust) -> None:
+    told = robust(
+        "train", "cls", "--model", *TINY_RESNET9, "--limit", "100", "--epochs", "1", "--out", "run"
+    )
+    assert told.code == 0, told.err
+    assert "No --data: using cifar10-mini (a demonstration set), 100 images" in told.err
+    assert "Recipe `cifar10-mini`" in told.err
+    record = json.loads(Path("run", "run.json").read_text(encoding="utf-8"))
+    assert (record["dataset"]["name"], record["dataset"]["label_space"]) == (
+        "cifar10-mini", "cifar10",
+    )  # fmt: skip
+    told = robust("eval", "--model", "run", "--transform", "identity", "--json", "--workers", "0")
+    assert told.code == 0, told.err
+    assert [row["n"] for row in json.loads(told.out)] == [10]  # the held-out ones
+    assert "held out for testing" in told.err
+
+
 def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
     told = robust(
         "finetune",
@@ -216,9 +254,11 @@ def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "cls", "--model", "unet"], "`unet` is a segmenter"),
-        (["train", "cls", "--model", "vmamba-pico"], "No `--data`: there is nothing to train"),
+        (["train", "cls", "--model", "swin-t"], "No `--data`: there is nothing to train `swin-t`"),
+        (["train", "cls", "--model", "timm:resnet18"], "there is nothing to train `resnet18` on"),
+        (["train", "cls", "--model", "vit", "--model-arg", "patch=8"], "Did you mean `patch_size`"),
         (["train", "seg", "--model", "vmamba-pico"], "robust train cls --model vmamba-pico"),
-        (["finetune", "vmamba-pico"], "No `--data`: there is nothing to train"),
+        (["finetune", "swin-t", "--mode", "scratch"], "No `--data`: there is nothing to train"),
         (["finetune", "vmamba-pico", "--data", "nuclei-mini"], "has masks, no classes"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.cifar import IMAGE_BYTES, PickledArray, read_pickle
 from robustcli.data.decode import UnreadableImage, decode, image_size
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.data.splits import split_dataset
+from robustcli.data.splits import SPLITS, split_dataset
 from tests.data.published_files import (
     CIFAR10,
     cifar_images,
@@ -103,6 +104,21 @@ def test_published_splits_are_those_of_a_training(tmp_path):
     assert len(parts.test.samples) == 30
     drawn = (*parts.train.samples, *parts.val.samples)
     assert {s.image_id.partition("/")[0] for s in drawn} == {"train"}
+
+
+def test_the_validation_part_is_drawn_from_the_training_images_of_each_class(tmp_path):
+    fine = [0, 1] * 15
+    dataset = open_dataset(str(write_cifar100(tmp_path, TEST, fine)), Classes())
+    parts = split_dataset(dataset, seed=0)
+    counts = {name: Counter(s.target for s in getattr(parts, name).samples) for name in SPLITS}
+    assert counts == {"train": {0: 12, 1: 12}, "val": {0: 3, 1: 3}, "test": {0: 15, 1: 15}}
+    backwards = replace(dataset, samples=dataset.samples[::-1])
+    for name in SPLITS:
+        ids = {sample.image_id for sample in getattr(parts, name).samples}
+        again = getattr(split_dataset(backwards, seed=0), name)
+        assert ids == {sample.image_id for sample in again.samples}
+    drawn = {sample.image_id for sample in parts.val.samples}
+    assert drawn != {sample.image_id for sample in split_dataset(dataset, seed=1).val.samples}
 
 
 class Exploit:

@@ -26,8 +26,15 @@ from robustcli.data.download import (
     hash_path,
     unpack,
 )
-from robustcli.data.named_datasets import DATASETS, data_home, lock_on_this_machine
+from robustcli.data.named_datasets import (
+    DATASETS,
+    NamedDataset,
+    data_home,
+    find_named,
+    lock_on_this_machine,
+)
 from robustcli.data.sources import Classes, open_dataset
+from tests.data.published_files import cifar_images, tar_of, write_cifar10
 
 
 @pytest.fixture
@@ -141,6 +148,59 @@ def test_a_set_is_fetched_unpacked_and_opened(
         ("n01494475_hammerhead.JPEG", 4),
     ]
     assert index.demonstration
+
+
+@pytest.fixture
+def cifar10(served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NamedDataset:
+    """The data set `cifar10` of 40 images, on a server of this machine, with its true hash."""
+    folder = write_cifar10(tmp_path / "made", cifar_images(30), [i % 10 for i in range(30)])
+    served.content = tar_of(folder, tmp_path / "made.tar.gz").read_bytes()
+    entry = find_named("cifar10")
+    assert entry is not None
+    entry = replace(entry, url=served.url, sha256=_sha256(served.content), images=40)
+    others = tuple(d for d in DATASETS if d.name != "cifar10")
+    monkeypatch.setattr(named_datasets, "DATASETS", (*others, entry))
+    return entry
+
+
+def test_data_with_a_published_hash_are_downloaded_when_they_are_named(
+    served: Any, cifar10: NamedDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.cut = 5000  # the first transfer breaks
+    with pytest.raises(RunError, match=r"Cannot download `cifar10\.tar\.gz`.*\n.*\nRepeat"):
+        open_dataset("cifar10", Classes("cifar10"))
+    dataset = open_dataset("CIFAR10", Classes("cifar10"))
+    assert served.requests == [None, "bytes=5000-"]
+    assert [s.image_id for s in dataset.samples][::20] == ["test/0000", "test/0020"]
+    assert (len(dataset.samples), dataset.evaluated, dataset.name) == (40, "test", "cifar10")
+    assert not dataset.demonstration
+    assert dataset.classes.name == "cifar10"
+    assert "Downloading `cifar10`" in caplog.text
+    open_dataset("cifar10", Classes("cifar10", offline=True))
+    assert len(served.requests) == 2
+    home = data_home() / "datasets"
+    assert sorted(p.name for p in home.iterdir() if p.suffix != ".lock") == ["cifar10.tar"]
+
+
+def test_offline_says_where_the_archive_belongs(served: Any, cifar10: NamedDataset) -> None:
+    with pytest.raises(
+        UsageError, match=r"`--offline` forbids the network\.\n.*\n.*cifar10\.tar\.gz`"
+    ):
+        open_dataset("cifar10", Classes("cifar10", offline=True))
+    assert served.requests == []
+    packed = data_home() / "datasets" / "cifar10.tar.gz"
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    packed.write_bytes(served.content)  # as the message says
+    assert len(open_dataset("cifar10", Classes("cifar10", offline=True)).samples) == 40
+
+
+def test_an_archive_with_another_hash_is_not_used(
+    served: Any, cifar10: NamedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.content = served.content[:-8] + bytes(8)
+    with pytest.raises(RunError, match=r"`cifar10\.tar\.gz` is not the file it should be"):
+        open_dataset("cifar10", Classes("cifar10"))
+    assert not list((data_home() / "datasets").glob("*.tar*[!k]"))
 
 
 def test_file_systems_without_locks_let_everybody_work(

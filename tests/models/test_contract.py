@@ -13,6 +13,9 @@ SMALL = {
     "vim-t": ({"depth": 2, "img_size": 48}, 48),
     "vim-t-plus": ({"depth": 1, "img_size": 32}, 32),
     "vim": ({"depth": 2}, 32),
+    "vit": ({"depth": 2}, 32),
+    "resnet9": ({"channels": (4, 8, 8, 16)}, 16),
+    "cifar-resnet18": ({"depths": (1, 1, 1, 1)}, 16),
     "umamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 32),
     "umamba-enc": ({"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}, 16),
     "vmunet": ({"dim": 16, "depths": (1, 1), "depths_decoder": (1, 1)}, 16),
@@ -42,7 +45,7 @@ SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 
 
 # Tracing them takes seconds; their scan and their convolutions are traced in umamba and segformer.
-SLOWLY_TRACED = ("umamba-enc", "umambabot_pp", "unet", "resnet18_seg")
+SLOWLY_TRACED = ("umamba-enc", "umambabot_pp", "unet", "resnet18_seg", "cifar-resnet18")
 
 
 def _cases(*slow):

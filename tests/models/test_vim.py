@@ -71,6 +71,7 @@ CIFAR = [
     ("vim_p4_c1000", 4, 1000, 1_958_536),
     ("vim_p8_c1000", 8, 1000, 1_974_664),
 ]
+LAYERS = 8
 SMALL = {"depth": 3, "img_size": 64}
 
 
@@ -150,6 +151,40 @@ def test_starts_as_upstream_starts():
     for tensor in (network.head.weight, network.pos_embed, network.cls_token):
         assert float(tensor.std()) == pytest.approx(0.02, rel=0.2)
     assert float(network.head.bias.abs().max()) == 0
+
+
+@torch.no_grad()
+def test_the_cifar_network_starts_as_its_paper_says():
+    """Deviations of the draws, of which the smallest has 168 numbers; bounds are exact."""
+    torch.manual_seed(0)
+    network = build("vim")
+    assert len(network.layers) == LAYERS
+    assert float(network.patch_embed.proj.weight.std()) == pytest.approx(48**-0.5, rel=0.05)
+    assert float(network.patch_embed.proj.bias.abs().max()) == 0
+    for tensor in (network.head.weight, network.pos_embed, network.cls_token):
+        assert float(tensor.std()) == pytest.approx(0.02, rel=0.2)
+    assert float(network.head.bias.abs().max()) == 0
+    for layer in network.layers:
+        mixer = layer.mixer
+        bound = 336**-0.5 / LAYERS**0.5  # kaiming uniform with a = sqrt 5, over sqrt depth
+        assert float(mixer.out_proj.weight.abs().max()) == pytest.approx(bound, rel=0.01)
+        assert float(mixer.in_proj.weight.abs().max()) == pytest.approx(168**-0.5, rel=0.01)
+        for proj in (mixer.dt_proj, mixer.dt_proj_b):
+            assert float(proj.weight.abs().max()) == pytest.approx(11**-0.5, rel=0.01)
+        steps = F.softplus(mixer.dt_proj.bias)
+        assert float(steps.min()) >= 1e-3 * 0.999
+        assert float(steps.max()) <= 0.1 * 1.001
+        assert float(steps.log().mean()) == pytest.approx(math.log(0.01), abs=0.3)  # log-uniform
+        assert float(mixer.dt_proj_b.bias.abs().max()) == 0
+        for states in (mixer.A_log, mixer.A_b_log):
+            assert torch.equal(states, torch.arange(1.0, 17).log().expand(336, 16))
+        assert torch.equal(mixer.D, torch.ones(336))
+        assert torch.equal(mixer.D_b, torch.ones(336))
+
+
+def test_patches_of_8_pixels_with_ten_classes():
+    with torch.device("meta"):
+        assert golden.parameters(build("vim", patch_size=8)) == 1_807_354
 
 
 def test_drop_path_begins_at_the_third_block():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robustcli.evaluation.store import Store
 from robustcli.reports.console import training_table
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
+from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.record import VALIDATIONS, read_train_record
 from robustcli.training.train_plan import plan_training
@@ -163,6 +165,58 @@ def test_batch_norm_and_a_window_of_ones_own(photos: Path, tmp_path: Path) -> No
     assert {int(state[name]) for name in tracked} == {3}
 
 
+CIFAR = ["vim", "vit", "resnet9", "cifar-resnet18", "vmamba-pico", "resnet-pico"]
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_a_network_for_cifar_has_data_and_a_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
+    monkeypatch.chdir(tmp_path)  # no `robust.toml`
+    heard = Heard()
+    plan = plan_training(TrainConfig(name, task="cls", device="cpu"), heard)
+    assert heard.lines[0].startswith("No --data: using cifar10-mini (a demonstration set), 960 im")
+    assert (plan.recipe.name, plan.recipe.window, plan.entry.name) == ("cifar10-mini", 32, name)
+    sizes = [len(part.samples) for part in (plan.splits.train, plan.splits.val, plan.splits.test)]
+    assert sizes == [760, 100, 100]
+    named = plan_training(TrainConfig(name, "cifar10-mini", device="cpu"), Heard())
+    assert named.run == plan.run
+
+
+def test_data_that_the_user_set_go_before_the_bundled_photos(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUST_DATA_CIFAR10", str(photos))
+    heard = Heard()
+    plan = plan_training(tiny_classifier(None, tmp_path / "run"), heard)
+    assert (plan.index.name, plan.recipe.name) == ("paints", "classes")
+    assert "No --data: using paints, 36 images" in heard.lines[0]
+
+
+def test_resnet18_is_trained_with_a_stem_for_small_images(tmp_path: Path) -> None:
+    config = tiny_classifier(
+        "cifar10-mini", tmp_path / "run", model="ResNet18", model_args={"depths": [1, 1, 1, 1]}
+    )
+    heard = Heard()
+    plan = plan_training(config, heard)
+    assert (plan.entry.name, plan.config.model) == ("cifar-resnet18", "cifar-resnet18")
+    assert "`ResNet18` is `cifar-resnet18` here" in heard.lines[0]
+    assert "11,173,962 parameters" in heard.lines[0]
+    assert "`--model timm:resnet18`" in heard.lines[0]
+
+
+def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) -> None:
+    for colour in ("blue", "green", "red"):
+        (tmp_path / "parts" / "train").mkdir(parents=True, exist_ok=True)
+        shutil.copytree(photos / colour, tmp_path / "parts" / "train" / colour)
+    for colour in ("blue", "green"):
+        shutil.copytree(photos / colour, tmp_path / "parts" / "test" / colour)
+    heard = Heard()
+    plan_training(tiny_classifier(tmp_path / "parts", tmp_path / "run"), heard)
+    assert "test 24 images (none of `red`)" in "\n".join(heard.lines)
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -175,7 +229,10 @@ def test_batch_norm_and_a_window_of_ones_own(photos: Path, tmp_path: Path) -> No
             {"model": "vim-t", "model_args": {}, "window": 40},
             "40 x 40 pixels; this Vim takes 224",
         ),
-        ({"data": None}, "No `--data`: there is nothing to train `vmamba-pico` on"),
+        (
+            {"data": None, "model": "test_vit", "model_args": {}},
+            "No `--data`: there is nothing to train `test_vit` on",
+        ),
         ({"limit": 6}, "has too few images"),
         ({"task": "seg"}, "`vmamba-pico` is a classifier"),
     ],

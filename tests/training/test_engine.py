@@ -28,6 +28,8 @@ from robustcli.reports.training_findings import paper_scores
 from robustcli.training import engine, trainer
 from robustcli.training.engine import chosen_weights, run_training
 from robustcli.training.lit_module import SegmenterModule
+from robustcli.training.procedures import procedure_of
+from robustcli.training.recipes import recipe_for
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
@@ -395,7 +397,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_best_or_the_last(run: Path) -> None:
-    best, last = (chosen_weights(run, best=best) for best in (True, False))
+    ours, paper = (procedure_of(recipe_for("unet", way, "x")) for way in ("patient", "paper"))
+    best, last = chosen_weights(run, ours), chosen_weights(run, paper)
     assert (best.epoch, last.epoch) == (4, 8)
     assert best.why == "the best dice on the validation images, 0.8765"
     assert last.why == "the last epoch, as protocol `paper` has it"
@@ -408,7 +411,7 @@ def test_the_reason_names_what_was_watched(run: Path) -> None:
     content = DurableCheckpoints().load_checkpoint(file)
     content["callbacks"]["KeepLastAndBest"]["monitor"] = AVERAGED
     DurableCheckpoints().save_checkpoint(content, file)
-    why = chosen_weights(run, best=True).why
+    why = chosen_weights(run, procedure_of(recipe_for("unet", "patient", "x"))).why
     assert why == "the best moving average of the dice on validation patches, 0.8765"
 
 

@@ -16,6 +16,7 @@ from robustcli.training.recipes import (
     BUNDLED,
     CLASS_RECIPES,
     EXTENDABLE,
+    FAIR_RATES,
     NAMED_RECIPES,
     PAPER_RECIPES,
     PATIENT_RECIPES,
@@ -56,8 +57,13 @@ def test_our_own_has_a_name_too() -> None:
 def test_they_are_listed_as_they_are_typed() -> None:
     rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
     every = {**NAMED_RECIPES, **CLASS_RECIPES}
-    assert rows == {f"--recipe {name}": recipe for name, recipe in every.items()}
-    assert list(every) == ["nnunet", "nnunet-light", "classes", "classes-light"]
+    families = {f"--recipe fair ({family})" for family in FAIR_RATES}
+    assert rows.keys() - families == {f"--recipe {name}" for name in every}
+    assert all(rows[f"--recipe {name}"] == recipe for name, recipe in every.items())
+    assert list(every) == [
+        *("nnunet", "nnunet-light", "classes", "classes-light", "cifar10-mini"),
+        *("paper", "fair", "speedrun"),
+    ]
 
 
 def test_iterations_in_the_line() -> None:
@@ -173,7 +179,7 @@ def test_only_what_ignores_the_length_may_be_extended() -> None:
 
 
 def test_the_window_is_the_networks() -> None:
-    recipe = class_recipe(TrainConfig("x"), 224)
+    recipe = class_recipe(TrainConfig("x"), 224, "x")
     assert (recipe.name, recipe.window, recipe.optimizer, recipe.clip) == (
         "classes", 224, "AdamW", 1.0,
     )  # fmt: skip
@@ -184,7 +190,7 @@ def test_overrides_and_the_quick_one() -> None:
     config = TrainConfig(
         "x", recipe="classes-light", quick=True, lr=0.1, aug="Strong", precision="bf16"
     )
-    recipe = class_recipe(config, 32)
+    recipe = class_recipe(config, 32, "x")
     assert recipe.name == "classes-light quick"
     assert (recipe.epochs, recipe.images_per_epoch, recipe.batch_size) == (2, 512, 32)
     assert (recipe.lr, recipe.augmentation, recipe.precision) == (0.1, "strong", "bf16")
@@ -195,13 +201,13 @@ def test_overrides_and_the_quick_one() -> None:
     [
         ({"loss": "dice"}, "`dice`"),
         ({"aug": "heavy"}, "`heavy`"),
-        ({"recipe": "nnunet"}, "`nnunet`"),
+        ({"recipe": "nnunet"}, "`--recipe nnunet` is for segmenters"),
         ({"lr": 0}, "out of range"),
     ],
 )
 def test_what_has_no_meaning_is_refused(said: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        class_recipe(TrainConfig("x", **said), 32)
+        class_recipe(TrainConfig("x", **said), 32, "x")
 
 
 def test_a_protocol_of_masks_is_refused() -> None:

@@ -220,9 +220,9 @@ def test_what_changes_nothing_finds_the_same_folder(other: dict[str, object]) ->
 
 
 def test_what_only_some_recipes_have_leaves_other_folders_as_they_were() -> None:
-    """The name is that of before there were patches."""
+    """The name is that of before there were patches or settings of classifiers alone."""
     how = asdict(PATIENT)
-    del how["patches"]
+    del how["patches"], how["photos"]
     said = ["unet", {}, None, False, "patient", 0, 1, "d", how]
     short = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
     assert CONFIG.directory(PATIENT, "d").name == f"train-unet-{short}"

@@ -21,7 +21,6 @@ from robustcli.data.mask_values import IGNORED
 from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.samples import (
     AUGMENTATIONS,
-    CROPS,
     AllWindows,
     Crops,
     RandomCrops,
@@ -33,7 +32,6 @@ from robustcli.training.samples import (
     augmentation_name,
     collate_masks,
     collate_photos,
-    crop_name,
     random_crop,
     random_place,
     tiles,
@@ -276,13 +274,6 @@ def test_half_of_the_parts_are_mirrored() -> None:
         for s in range(200)
     ]
     assert 70 < sum(left) < 130
-
-
-def test_names() -> None:
-    assert crop_name("LIGHT") == "light"
-    assert CROPS["none"] is None
-    with pytest.raises(UsageError, match="`heavy`"):
-        crop_name("heavy")
 
 
 OWN = Preprocessing(resize=16, crop=16, interpolation="bilinear")

@@ -71,22 +71,40 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
 
 
 def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-    """See `base.Backend`. Computed in float32; tensors of another device are copied and back."""
+    """See `base.Backend`. Computed in float32; tensors of another device are copied and back.
+
+    A sequence is read as it lies: in rows of time, as callers of mamba-ssm have it, or with the
+    channels of a step side by side, as the tokens of a network are. Both give the same bits.
+    """
     home = laid.x.device
     x, delta, A, B, C, D, bias = (t.cpu() for t in laid)
-    if not walk.directions:  # sequences are read as rows of time, in which they mostly lie
+    as_rows = not walk.directions and x.stride(2) != 1
+    if as_rows:  # turned in the cache: no copy with the channels side by side is made
         x, delta = x.mT, delta.permute(1, 0, 3, 2).flatten(1, 2)  # (S, K*D, L)
         B, C = B.permute(1, 0, 3, 2), C.permute(1, 0, 3, 2)  # (S, K, N, L)
     tensors = [t.to(torch.float32).contiguous() for t in (x, delta, A, B, C, D, bias)]
     keep = keeps_states(tensors)
-    if walk.directions:
-        order = pixel_orders(walk.height, walk.width, walk.directions)
-        offset = torch.zeros(len(walk.directions), dtype=torch.int32)
-        y, state, _ = scan_cpu(*tensors, order, offset, walk.softplus, keep)
-    else:
+    if as_rows:
         y, state, _ = scan_cpu_sequence(*tensors, walk.softplus, keep)
         y = y.mT
+    else:
+        y, state, _ = scan_cpu(*tensors, *_order(walk, tensors), walk.softplus, keep)
     return y.to(home), state.to(home)
+
+
+def _order(walk: Walk, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`order` and `offset` of `scan_cpu` for the laid-out `tensors`."""
+    if walk.directions:
+        order = pixel_orders(walk.height, walk.width, walk.directions)
+        return order, torch.zeros(len(walk.directions), dtype=torch.int32)
+    K, _, L, channels = tensors[1].shape
+    return _sequence_order(K, L, channels)
+
+
+def _sequence_order(K: int, L: int, channels: int) -> tuple[Tensor, Tensor]:
+    """`order` and `offset` of a sequence in K groups of so many channels."""
+    order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
+    return order, torch.arange(K, dtype=torch.int32) * channels
 
 
 def describe() -> str:
@@ -215,8 +233,7 @@ def _differentiate_sequence(
     """
     x, delta, A, B, C, D, bias, borders = ctx.saved_tensors
     (K, _, channels), L = A.shape, x.shape[2]
-    order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
-    offset = torch.arange(K, dtype=torch.int32) * channels
+    order, offset = _sequence_order(K, L, channels)
     needs_grad = ctx.needs_input_grad[:7]
     dy, dstate = grads_or_zeros(x, A, dy, dstate)
     grads = torch.ops.robustcli.scan_cpu_backward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.procedures.nnunet import NNUNet
 from robustcli.training.procedures.paper import Paper
+from robustcli.training.procedures.photos import PaperPhotos, Speedrun
 from robustcli.training.recipes import Recipe
 
 
@@ -12,4 +13,8 @@ def procedure_of(recipe: Recipe) -> Procedure:
     """The procedure that `recipe` is for; the only place that asks."""
     if recipe.patches is not None:
         return NNUNet(recipe)
+    if recipe.photos is not None and recipe.photos.resident:
+        return Speedrun(recipe)
+    if recipe.photos is not None and recipe.photos.validates_on == "test":
+        return PaperPhotos(recipe)
     return Procedure(recipe) if recipe.paper_batch is None else Paper(recipe)

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import lightning.pytorch as pl
 import torch
 from torch import nn
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
+from robustcli.data.splits import Splits
 from robustcli.nnunet.normalisation import Channel
 from robustcli.training.cache import DecodedSubset
 from robustcli.training.config import TrainConfig
@@ -36,6 +39,10 @@ class Procedure:
     """The order of colours that a network of three channels gets."""
     keeps_best: ClassVar[bool] = True
     """Whether the best epoch by the monitored value is taken; else the last one."""
+    why_chosen: ClassVar[str] = "on the validation images"
+    """Of which images the monitored value is, or for the last epoch, what has it so."""
+    finetunes: ClassVar[bool] = True
+    """Whether a pretrained network may be fine-tuned so."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Options that have no meaning here, and why: a sentence, or part of one."""
 
@@ -102,6 +109,14 @@ class Procedure:
             decays=decays_of(entry), val_groups=[val.samples[index].group for index in indices],
             ignores=ignores,
         )  # fmt: skip
+
+    def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:
+        """What Lightning calls besides the usual."""
+        return []
+
+    def splits(self, splits: Splits) -> Splits:
+        """The parts of a classifier's data as they are trained on and validated on."""
+        return splits
 
     def faults(self, model: str) -> list[str]:
         """Known faults of the procedure, which it keeps to stay comparable."""

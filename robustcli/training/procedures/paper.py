@@ -53,6 +53,7 @@ class Paper(Procedure):
 
     channels: ClassVar[Literal["rgb", "bgr"]] = "bgr"
     keeps_best: ClassVar[bool] = False
+    why_chosen: ClassVar[str] = "protocol `paper`"
     refused: ClassVar[Mapping[str, str]] = {
         "aug": "it augments nothing",
         "patience": "it takes the last epoch, whatever validation says",

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.models.scan import cpu, reference, ss2d_scan
+from robustcli.models.scan import cpu, reference, selective_scan, ss2d_scan
 from tests.models.scan.cases import (
     assert_close,
     assert_like_reference,
@@ -74,6 +74,30 @@ def test_layouts_do_not_matter():
     )
     arguments["B"] = torch.cat([arguments["B"]] * 2, 2)[:, :, :2]
     assert torch.equal(ss2d_by(cpu, **arguments), expected)
+
+
+@pytest.mark.parametrize(("groups", "per_group", "length"), [(1, 20, 37), (2, 24, 65), (2, 5, 3)])
+def test_tokens_and_rows_of_time_give_the_same_bits(groups, per_group, length):
+    """What lies with the channels of a step side by side is read so, by other kernels."""
+    torch.manual_seed(0)
+    D, N = groups * per_group, 16
+    tensors = [torch.randn(2, length, D), torch.randn(2, length, D), -torch.rand(D, N),
+               torch.randn(2, groups, N, length), torch.randn(2, groups, N, length),
+               torch.randn(D), torch.randn(D)]  # fmt: skip
+    weights = torch.randn(2, D, length)
+    results = []
+    for rows in (False, True):
+        u, delta, A, B, C, skip, bias = arguments = leaves_of(tensors)
+        turned = [t.transpose(1, 2) for t in (u, delta)]
+        turned = [t.contiguous() for t in turned] if rows else turned
+        y, state = selective_scan(*turned, A, B, C, skip, None, bias, True, True)
+        ((y * weights).sum() + state.sum()).backward()
+        results.append([y, state, *(tensor.grad for tensor in arguments)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def leaves_of(tensors):
+    return [tensor.clone().requires_grad_() for tensor in tensors]
 
 
 def test_threads_do_not_change_a_bit():

@@ -1,0 +1,109 @@
+"""Images per second that the loader of a classifier's training gives, by augmentation and workers.
+
+`python benchmarks/photo_loader.py` makes 20,000 images of 32 x 32 pixels and takes an epoch of
+batches of 128 with 0, 1 and 2 loader processes (the second epoch, when they are running). The goal
+is 5,000 images a second for `shift` on two cores. `resident` is recipe `speedrun`'s: batches cut
+out of one tensor on the device, here the CPU. A core-second is a second of one core's work,
+whatever else runs; torchvision's transforms of each image, on Pillow images, are the yardstick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from robustcli.adapters.preprocessing import CIFAR10
+from robustcli.training.cache import Decoded, DecodedSubset
+from robustcli.training.datamodule import BatchSettings
+from robustcli.training.procedures.photos import photo_data
+from robustcli.training.recipes import CLASS_RECIPES, Recipe
+
+BATCH = 128
+
+
+def made_up(count: int) -> DecodedSubset:
+    """`count` images of noise with one of ten classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    ids = [f"train/{number % 10}/{number:05}.png" for number in range(count)]
+    return DecodedSubset(ids, [Decoded(image) for image in images], [n % 10 for n in range(count)])
+
+
+class OneByOne(Dataset[torch.Tensor]):
+    """Torchvision's transforms of each image, as its training scripts have them."""
+
+    def __init__(self, subset: DecodedSubset, *, randaugment: bool) -> None:
+        self.subset = subset
+        steps = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+        self.transform = v2.Compose(
+            [v2.ToPILImage(), *steps, *([v2.RandAugment(2, 9)] if randaugment else []),
+             v2.PILToTensor()]
+        )  # fmt: skip
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        tensor: torch.Tensor = self.transform(self.subset.decoded[index].image)
+        return tensor
+
+    def __len__(self) -> int:
+        return len(self.subset.ids)
+
+
+def rates(batches: Iterable[object], images: int) -> tuple[float, float]:
+    """Images per second of the second pass over `batches`, and per second of this process's core.
+
+    The second number does not suffer from other programs; it counts no loader processes.
+    """
+    for _ in batches:
+        pass
+    started, processor_started = time.perf_counter(), time.process_time()
+    for _ in batches:
+        pass
+    ended, processor_ended = time.perf_counter(), time.process_time()
+    return images / (ended - started), images / (processor_ended - processor_started)
+
+
+def loader(recipe: Recipe, subset: DecodedSubset, workers: int) -> DataLoader[object]:
+    """The training batches of `recipe`."""
+    settings = BatchSettings(seed=0, workers=workers)
+    data = photo_data(recipe, subset, made_up(10), CIFAR10, settings)
+    batches: DataLoader[object] = data.train_dataloader()
+    return batches
+
+
+def main() -> None:
+    """Prints a line for each augmentation and number of loader processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    subset = made_up(arguments.images)
+    few = made_up(min(arguments.images, 4_000))
+    plain = {}
+    for name in ("shift", "randaugment"):
+        alone = OneByOne(few, randaugment=name == "randaugment")
+        plain[name] = rates(DataLoader(alone, BATCH), len(few.ids))[1]
+        print(f"torchvision's {name:<26} {plain[name]:9,.0f} images a core-second", flush=True)
+    fair = replace(CLASS_RECIPES["fair"], batch_size=BATCH, window=32)
+    for name in ("none", "shift", "shift-reflect", "randaugment", "light"):
+        for workers in arguments.workers:
+            batches = loader(replace(fair, augmentation=name), subset, workers)
+            seconds, core = rates(batches, len(subset.ids))
+            line = f"{name:<14} {workers} workers  {seconds:9,.0f} images/s"
+            if workers == 0:
+                ratio = core / plain["randaugment" if name == "randaugment" else "shift"]
+                line += f"  {core:9,.0f} images a core-second, {ratio:5.1f} times torchvision's"
+            print(line, flush=True)
+    resident = replace(CLASS_RECIPES["speedrun"], batch_size=BATCH, window=32)
+    seconds, core = rates(loader(resident, subset, 0), len(subset.ids))
+    print(f"resident       0 workers  {seconds:9,.0f} images/s  {core:9,.0f} images a core-second")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""How classifiers are trained otherwise than our way: as the paper did, and against the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener
+from robustcli.data.splits import Splits
+from robustcli.training.cache import DecodedSubset
+from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import (
+    BaseDataModule,
+    Batches,
+    BatchSettings,
+    EpochOrder,
+    ImageData,
+    ShareOfBatches,
+)
+from robustcli.training.procedures.base import Procedure
+from robustcli.training.recipes import Photowise, Recipe
+from robustcli.training.record import TRAINING, SpeedRecord
+from robustcli.training.samples import PhotoBatch, RandomCrops, collate_photos
+from robustcli.training.shifts import SHIFTS, PhotoBatches, ResidentPhotos
+from robustcli.training.trainer import Machine
+
+_FAULTS = (
+    "Images are normalised with mean and deviation of CIFAR-100, whatever the data are.",
+    "The test images are the validation images: the best epoch is chosen by the images that it is "
+    "measured on, which makes the score too good.",
+    "The learning rate is constant and there is no weight decay, warm-up or label smoothing: a "
+    "budget that suits some networks better than others.",
+    "The published figure compares Vim with patches of 4 pixels with a ViT with patches of 8.",
+    "Neither weights nor order nor augmentation were seeded; here all are.",
+)
+_OUTPUTS = (
+    "The head has {outputs:,} outputs while it trains; those of no class are cut off afterwards."
+)
+_NOT_PUBLISHED = "The paper has no such network; it is trained as its others were."
+_PUBLISHED = ("vim", "vit")
+
+
+class PaperPhotos(Procedure):
+    """CIFAR-100's normalisation, the test images as validation images, the best of their epochs."""
+
+    why_chosen: ClassVar[str] = "on the test images, by which the paper chose it"
+    finetunes: ClassVar[bool] = False
+    refused: ClassVar[Mapping[str, str]] = {
+        "loss": "its loss is cross-entropy",
+        "aug": "it crops, mirrors and applies RandAugment",
+        "patience": "it trains all of its epochs",
+    }
+
+    def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
+        """See `Procedure.check_options`."""
+        _refuse(self, options, "That recipe is done as the paper did it", "fair")
+
+    def splits(self, splits: Splits) -> Splits:
+        """All images but the test images are trained on; the test images are validated on."""
+        ids = {sample.image_id for part in (splits.train, splits.val) for sample in part.samples}
+        train = replace(
+            splits.train,
+            samples=tuple(sorted(
+                (*splits.train.samples, *splits.val.samples), key=lambda sample: sample.image_id
+            )),
+        )  # fmt: skip
+        assert len(ids) == len(train.samples)
+        return Splits(train, splits.test, splits.test)
+
+    def faults(self, model: str) -> list[str]:
+        """See `Procedure.faults`."""
+        faults, photos = list(_FAULTS), _photos(self.recipe)
+        if photos.outputs is not None:
+            faults.append(_OUTPUTS.format(outputs=photos.outputs))
+        if model not in _PUBLISHED:
+            faults.append(_NOT_PUBLISHED)
+        return faults
+
+
+class Speedrun(Procedure):
+    """All images on one device, the last epoch, and the seconds to a validation top-1."""
+
+    keeps_best: ClassVar[bool] = False
+    why_chosen: ClassVar[str] = "recipe `speedrun`"
+    finetunes: ClassVar[bool] = False
+    refused: ClassVar[Mapping[str, str]] = {
+        "patience": "it trains all of its epochs",
+    }
+
+    def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
+        """See `Procedure.check_options`; images that lie on the device need no loader."""
+        _refuse(self, options, "That recipe runs against the clock", "fair")
+        if config.workers:
+            raise UsageError(
+                f"`--workers {config.workers}` does not go with `--recipe speedrun`.",
+                "All images lie on the device, where batches are cut out and augmented.",
+                "Leave out `--workers`, or use `--recipe fair`.",
+            )
+        if self.recipe.augmentation in SHIFTS and not SHIFTS[self.recipe.augmentation].operations:
+            return
+        if self.recipe.augmentation != "none":
+            raise UsageError(
+                f"`--aug {self.recipe.augmentation}` does not go with `--recipe speedrun`.",
+                "Batches are augmented on the device, which can shift and mirror them.",
+                "Use `--aug shift`, `shift-reflect` or `none`; or `--recipe fair`.",
+            )
+
+    def check(self, machine: Machine, *, grey: bool) -> None:
+        """See `Procedure.check`: one device, whose seconds are counted."""
+        if machine.world > 1:
+            raise UsageError(
+                f"`--recipe speedrun` trains on one device, not in {machine.world} processes.",
+                "All images lie on it, and it is its seconds that are counted.",
+                "Leave out `--devices`, or use `--recipe fair`.",
+            )
+
+    def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:
+        """See `Procedure.callbacks`: the clock."""
+        target = _photos(self.recipe).target
+        assert target is not None
+        return [SpeedClock(run, target, listener)]
+
+
+def photo_data(
+    recipe: Recipe, train: DecodedSubset, val: DecodedSubset, own: Preprocessing,
+    settings: BatchSettings,
+) -> BaseDataModule:  # fmt: skip
+    """The data module of a classifier."""
+    if _photos(recipe).resident:
+        return ResidentData(train, val, own, recipe, settings)
+    name = recipe.augmentation
+    validation = PhotoBatches(val, own, None, settings.seed)
+    samples: Dataset[Any]
+    if name == "none" or name in SHIFTS:
+        samples = PhotoBatches(train, own, SHIFTS.get(name), settings.seed)
+    else:
+        samples = RandomCrops(train, own, name, settings.seed)
+    return ImageData(train.ids, samples, validation, collate_photos, recipe, settings)
+
+
+class ResidentData(BaseDataModule):
+    """Batches of photos that lie on the device; see `ResidentPhotos`."""
+
+    def __init__(
+        self, train: DecodedSubset, val: DecodedSubset, own: Preprocessing, recipe: Recipe,
+        settings: BatchSettings,
+    ) -> None:  # fmt: skip
+        super().__init__(collate_photos, replace(settings, workers=0, pin=False))
+        self.train, self.val, self.own, self.recipe = train, val, own, recipe
+
+    def train_dataloader(self) -> DataLoader[PhotoBatch]:
+        """The batches of an epoch."""
+        shifts, seed = SHIFTS.get(self.recipe.augmentation), self.settings.seed
+        photos = ResidentPhotos(self.train, self.own, shifts, seed, self._device())
+        order = EpochOrder(self.train.ids, seed, most=self.recipe.images_per_epoch)
+        return self._whole(photos, Batches(order, self.recipe.batch_size, self.settings.least))
+
+    def val_dataloader(self) -> DataLoader[PhotoBatch]:
+        """The validation photos."""
+        photos = ResidentPhotos(self.val, self.own, None, self.settings.seed, self._device())
+        return self._whole(photos, ShareOfBatches(len(self.val.ids), self.recipe.batch_size))
+
+    def _whole(self, photos: ResidentPhotos, lists: Sampler[list[Any]]) -> DataLoader[PhotoBatch]:
+        """A loader that asks `photos` for whole batches."""
+        return self.loader(photos, batch_size=None, sampler=lists)
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+class SpeedClock(pl.Callback):
+    """Counts the seconds of training steps until a validation top-1 is reached.
+
+    Neither validation nor checkpoints count. The first batch of each process is counted apart too:
+    in it a device allocates and chooses its kernels. What is counted is part of the checkpoint.
+
+    Args:
+        run: The folder in whose record it is written.
+        target: The top-1, a fraction.
+        listener: Hears of it.
+    """
+
+    def __init__(self, run: Path, target: float, listener: Listener) -> None:
+        self.run, self.target, self.listener = run, target, listener
+        self.seconds = self.warm_up = 0.0
+        self.images = self.warm_up_images = 0
+        self.reached: dict[str, float] | None = None
+        self._first, self._started = True, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of the epoch."""
+        self._started = _now(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Takes the time of the first batch of this process."""
+        self.images += len(batch.ids)
+        if self._first:
+            self._first = False
+            self.warm_up += _now(pl_module.device) - self._started
+            self.warm_up_images += len(batch.ids)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock of the epoch."""
+        self.seconds += _now(pl_module.device) - self._started
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether the target is reached."""
+        if self.reached is None and _top1(trainer) >= self.target:
+            self.reached = {
+                "epoch": trainer.current_epoch + 1, "seconds": self.seconds,
+                "warm": self.seconds - self.warm_up,
+            }  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes what was counted so far."""
+        if trainer.is_global_zero:
+            TRAINING.update(self.run, speed=self.record())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says it."""
+        self.listener.say(speed_in_words(self.record()))
+
+    def record(self) -> SpeedRecord:
+        """What was counted."""
+        reached, warm = self.reached, self.seconds - self.warm_up
+        images = self.images - self.warm_up_images
+        return SpeedRecord(
+            target=self.target,
+            reached_epoch=None if reached is None else int(reached["epoch"]),
+            seconds_to_target=None if reached is None else reached["seconds"],
+            seconds_to_target_warm=None if reached is None else reached["warm"],
+            seconds=self.seconds,
+            warm_up_seconds=self.warm_up,
+            images=self.images,
+            images_per_second=images / warm if images and warm > 0 else None,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far."""
+        names = ("seconds", "warm_up", "images", "warm_up_images", "reached")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+def speed_in_words(speed: SpeedRecord) -> str:
+    """What a speedrun came to, in a sentence or two."""
+    goal = f"{100 * speed.target:g} % of the validation images"
+    if speed.reached_epoch is None:
+        reached = f"{goal} were not right after {speed.seconds:.1f} s of training steps."
+    else:
+        reached = (
+            f"{goal} were right after epoch {speed.reached_epoch}: {speed.seconds_to_target:.1f} s "
+            f"of training steps, {speed.seconds_to_target_warm:.1f} s without the first batch."
+        )
+    rate = speed.images_per_second
+    return reached if rate is None else f"{reached} {rate:,.0f} images per second."
+
+
+def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, other: str) -> None:
+    name = procedure.recipe.name.split()[0]
+    for option, reason in procedure.refused.items():
+        if option in options:
+            raise UsageError(
+                f"`--{option} {options[option]}` does not go with `--recipe {name}`.",
+                f"{why}: {reason}.",
+                f"Leave out `--{option}`, or use `--recipe {other}`.",
+            )
+
+
+def _photos(recipe: Recipe) -> Photowise:
+    return recipe.photos or Photowise()
+
+
+def _top1(trainer: pl.Trainer) -> float:
+    value = trainer.callback_metrics["val_top1"]
+    return float(value) if isinstance(value, Tensor) else value
+
+
+def _now(device: torch.device) -> float:
+    """The time when the device is done with what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
