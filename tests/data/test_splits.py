@@ -247,3 +247,10 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("image_id,group\na,p\n")
     with pytest.raises(UsageError, match="has no column `split`"):
         read_splits(tmp_path / "s.csv")
+
+
+def test_a_class_that_no_training_image_has_is_named() -> None:
+    given = {f"dog/{n:03}.jpg": "test" for n in range(4)}
+    message = r"The parts of `set` have different classes\.\n`dog` is in `test`, but not in `train`"
+    with pytest.raises(UsageError, match=message):
+        split_dataset(with_classes(9, 4, space=PETS, splits=given), seed=0)

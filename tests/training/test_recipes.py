@@ -57,7 +57,8 @@ def test_they_are_listed_as_they_are_typed() -> None:
     rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
     every = {**NAMED_RECIPES, **CLASS_RECIPES}
     assert rows == {f"--recipe {name}": recipe for name, recipe in every.items()}
-    assert list(every) == ["nnunet", "nnunet-light", "classes", "classes-light"]
+    classes = ["classes", "classes-light", "cifar10-mini"]
+    assert list(every) == ["nnunet", "nnunet-light", *classes]
 
 
 def test_iterations_in_the_line() -> None:
