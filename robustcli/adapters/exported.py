@@ -21,6 +21,7 @@ from robustcli.core.io import write_text
 from robustcli.core.names import TaskName
 from robustcli.data.download import file_sha256
 from robustcli.data.labels import LabelSpace
+from robustcli.data.mask_classes import ClassTable
 
 ExportFormat = Literal["onnx", "torchscript"]
 
@@ -130,7 +131,7 @@ class Sidecar(_Part):
     Args:
         training: The header of the weights, where they were trained here.
         splits: The part of each image of that training, by id.
-        mask_values: `--foreground` and `--ignore` of that training.
+        mask_values: `--foreground`, `--ignore` and the classes of that training.
         threads: Of torch and of onnxruntime, for `speed`.
     """
 
@@ -146,7 +147,7 @@ class Sidecar(_Part):
     output: ExportedOutput
     training: dict[str, Any] | None = None
     splits: dict[str, str] = {}
-    mask_values: tuple[str | None, str | None] | None = None
+    mask_values: tuple[str | None, str | None, ClassTable | None] | None = None
     parity: tuple[ParityRow, ...]
     speed: tuple[SpeedRow, ...]
     threads: int

@@ -48,11 +48,11 @@ def command(
     if hidden:
         click.echo(f"`--wide` shows more of each: {', '.join(hidden)}.")
     if kind == "models":
-        click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
         click.echo(
             "`robust train cls --model resnet18` (`resnet50`) is `cifar-resnet18` (`-resnet50`); "
             "timm's is `timm:resnet18`."
         )
+        click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
 
 
 def _models() -> list[ListedRow]:

@@ -61,7 +61,7 @@ from robustcli.evaluation.export_formats import (
     write_graph,
 )
 from robustcli.models.scan.choice import choose_backend
-from robustcli.tasks.heldout import training_data
+from robustcli.tasks.heldout import MaskValues, training_data
 
 NOISE_TOLERANCE, PHOTO_TOLERANCE = 1e-4, 5e-3
 """Of the largest magnitude of torch's answers (at least 1), by which a file's may differ.
@@ -208,7 +208,7 @@ class _Subject:
     output: ExportedOutput
     training: dict[str, Any] | None
     splits: Mapping[str, str]
-    mask_values: tuple[str | None, str | None] | None
+    mask_values: MaskValues | None
 
     @property
     def shape(self) -> tuple[int, int, int]:

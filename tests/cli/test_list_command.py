@@ -42,7 +42,7 @@ def test_everything_is_listed_in_its_order(robust: Robust, kind: str) -> None:
         (["models", "SWIN_*"], ["swin-t", "swin-s", "swin-b"]),
         (["models", "vmamba_B"], ["vmamba-b"]),
         (["transforms", "*affine"], ["affine", "piecewise_affine"]),
-        (["datasets", "cifar*"], ["cifar10-mini"]),
+        (["datasets", "cifar*"], ["cifar10-mini", "cifar10", "cifar100"]),
     ],
 )
 def test_a_pattern_chooses(robust: Robust, arguments: list[str], names: list[str]) -> None:
@@ -55,6 +55,7 @@ def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
         "name": "vmamba-b",
         "task": "cls",
         "family": "vmamba",
+        "classes": "imagenet-1k",
         "is": "vmamba-b-s2l15",
         "parameters": 88_557_800,
         "published top-1 %": 83.9,
@@ -114,6 +115,20 @@ def test_otsu_needs_no_weights(robust: Robust) -> None:
 def test_severities_are_a_range_in_the_table_and_a_list_in_json(robust: Robust) -> None:
     assert listed(robust, "transforms", "c_fog")[0]["severities"] == "1,2,3,4,5"
     assert "1-5" in robust("list", "transforms", "c_fog").out
+
+
+def test_names_that_timm_has_too_are_explained_in_120_columns(robust: Robust) -> None:
+    lines = robust("list", "models").out.splitlines()
+    assert max(map(len, lines)) <= 120
+    titles = [n for n, line in enumerate(lines) if line.startswith(("Classifiers", "Segmenters"))]
+    assert len(titles) == 3
+    group = "\n".join(lines[titles[1] : titles[2]])
+    for name in ("vim", "vit", "resnet9", "cifar-resnet18", "cifar-resnet50", "vmamba-pico"):
+        assert f"\n{name} " in group
+    assert "vim-t" not in group
+    (line,) = [line for line in lines if "--model resnet18" in line]
+    assert "`cifar-resnet18`" in line
+    assert "`timm:resnet18`" in line
 
 
 def test_timm_is_mentioned_below_the_models(robust: Robust) -> None:

@@ -436,6 +436,18 @@ def test_a_manifest_is_named_as_data(photos: Photos) -> None:
     assert (index.name, [p.image_id for p in index.samples]) == ("m.csv", ["a.jpg", "b.jpg"])
 
 
+def test_parts_are_no_classes(photos: Photos) -> None:
+    """`train` and `test` are neither, whether one class lies in them or none."""
+    one = photos("train/cat/a.jpg", "test/cat/b.jpg", root="one")
+    with pytest.raises(UsageError, match="has one class only, `cat`"):
+        open_dataset(str(one), Classes())
+    none = photos("train/a.jpg", "test/b.jpg", root="none")
+    with pytest.raises(UsageError, match="does not name the classes of its images"):
+        open_dataset(str(none), Classes())
+    vehicles = photos("train/a.jpg", "truck/b.jpg", root="vehicles")
+    assert open_dataset(str(vehicles), Classes()).classes.ids == ("train", "truck")
+
+
 def test_a_group_in_two_splits_is_a_leak(photos: Photos) -> None:
     root = photos("a.jpg", "b.jpg", "m.png")
     (root / "m.csv").write_text(

@@ -182,10 +182,28 @@ def test_the_bundled_weights_are_found(photos: Path, tmp_path: Path) -> None:
     assert "Starting from the bundled `vmamba-pico`, trained on CIFAR-10." in heard.lines
 
 
+@pytest.mark.parametrize("name", ["vmamba-pico", "resnet-pico"])
+def test_the_bundled_photos_serve_where_no_data_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
+    monkeypatch.chdir(tmp_path)  # no `robust.toml`
+    training = {"model": name, "model_args": {}}
+    heard = Heard()
+    plan = plan_finetuning(tuning(None, tmp_path / "run", mode="full", training=training), heard)
+    assert "No --data: using cifar10-mini (a demonstration set), 960 images" in heard.lines[0]
+    assert plan.training.recipe.name == "cifar10-mini"
+    assert plan.training.index.classes.name == "cifar10"
+
+
 @pytest.mark.parametrize(
     ("said", "training", "message"),
     [
-        ({}, {"data": None}, "No `--data`: there is nothing to train `vmamba-pico` on"),
+        (
+            {},
+            {"data": None, "model": "test_vit", "model_args": {}},
+            "No `--data`: there is nothing to train `test_vit` on",
+        ),
         ({"pretrained": Path("nowhere")}, {}, "`--pretrained nowhere` does not exist"),
         ({}, {"model_args": {"dim": 16}}, "do not fit `vmamba-pico`"),
         ({}, {"model": "vmamba-t", "model_args": {}, "offline": True}, "has no weights here"),
