@@ -66,7 +66,7 @@ class ClassifierTraining(TrainingTask):
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
-        return split_dataset(index, seed=config.seed)
+        return split_dataset(index, seed=config.parts_seed)
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""

@@ -110,13 +110,15 @@ class TrainRecord(BaseRunRecord):
     """All of a training run's `run.json`.
 
     `protocol` and `faults` (of the protocol, as documented) are those of segmenters; `decision`
-    says in words what the network's answer is.
+    says in words what the network's answer is. `split_seed` chose the parts of the data; None where
+    `seed` did.
     """
 
     kind: Literal["train"] = "train"
     task: Literal["cls", "seg"] = "seg"
     status: Literal["running", "complete", "failed"]
     seed: int
+    split_seed: int | None = None
     protocol: Protocol | None = None
     faults: list[str] = Field(default_factory=list)
     model: str
@@ -147,6 +149,7 @@ _FLAGS = {
     "arguments": "`--model-arg`",
     "protocol": "`--protocol`",
     "seed": "`--seed`",
+    "split_seed": "`--split-seed`",
     "devices": "`--devices`",
     "initial_weights_sha256": "The hash of the weights it starts from (`--weights`, `--untrained`)",
 }
