@@ -86,7 +86,7 @@ def _failed_gates(
     if not gates:
         return []
     for run in runs:
-        if out is not None or kind_of(run) in ("train", "finetune", "explanation"):
+        if out is not None or kind_of(run) in ("train", "finetune", "explanation", "seeds"):
             raise UsageError(
                 f"`{gates[0]}` does not go with `{run}`, which is no evaluation.",
                 "Gates limit the numbers of evaluations.",
