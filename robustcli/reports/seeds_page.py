@@ -277,8 +277,7 @@ class SeedsShown:
 
     def verdict(self, verdict: PublishedVerdict) -> str:
         """What was published, what came out here, and the verdict."""
-        here = self.mean(self.findings.series[0])
-        outcome = verdict.outcome or f"{NOT_COMPARABLE} ({'; '.join(verdict.score.differences)})"
+        here, outcome = self.mean(self.findings.series[0]), verdict.outcome or NOT_COMPARABLE
         return f"published {self.printed(verdict.score.value)}; here {here}: {outcome}"
 
 
@@ -291,7 +290,8 @@ def seeds_table(findings: SeedsFindings) -> str:
     if findings.differences:
         parts.append(_against(findings, show))
     if findings.published is not None:
-        sentence = show.verdict(findings.published)
+        reasons = "; ".join(findings.published.score.differences)
+        sentence = show.verdict(findings.published) + (f" ({reasons})" if reasons else "")
         parts.append(f"{measure.title}: {sentence}.")
     if findings.missing:
         listed = ", ".join(map(str, findings.missing))

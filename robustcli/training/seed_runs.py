@@ -199,8 +199,8 @@ def _announce(record: SeedsRecord, runs: SeedRuns, heard: NamedListener) -> None
         )
     listed = ", ".join(map(str, record.seeds))
     heard.say(
-        f"{record.count} seed{'s' * (record.count != 1)} ({listed}) on the same images; the parts "
-        f"of the data are those of seed {record.split_seed}."
+        f"{record.count} seed{'s' * (record.count != 1)} ({listed}), all with the training, "
+        "validation and test images of the first."
     )
 
 

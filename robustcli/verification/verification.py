@@ -76,6 +76,9 @@ def _evaluations(run: Path) -> list[Path]:
         except ValueError:
             head = {}
     kind = head.get("kind") if isinstance(head, dict) else None
+    if kind == "seeds":
+        seeds = (run / f"seed-{head['seed'] + number}" for number in range(head["count"]))
+        return [each for seed in seeds for each in _evaluations(seed)]
     if kind not in ("train", "finetune"):
         return [run]
     trainings = [run] if kind == "train" else [run / str(mode) for mode in head.get("modes", ())]

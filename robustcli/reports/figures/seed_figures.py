@@ -77,7 +77,7 @@ def _courses(axes: Axes, course: SeedCourses) -> None:
     if len(course.scores) > 1 and len(course.mean):
         _line(axes, course.mean, _MEAN, _THICK, f"mean of {len(course.scores)} seeds")
     last = max(int(scores.index.max()) for scores in course.scores)
-    axes.set(xlim=(0.5, last + 0.5), ylim=(0, 1))
+    axes.set(xlim=(0.5, last + 0.5), ylim=(-0.02, 1))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     light_grid(axes)
 
