@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.metrics.intervals import Interval
+from robustcli.metrics.seed_scores import WIDEST
 from robustcli.reports.console import grid, in_ascii
 from robustcli.reports.figures.seed_figures import (
     ScoreLine,
@@ -211,6 +212,7 @@ def seeds_text(findings: SeedsFindings, gallery: SeedsGallery | None = None) -> 
         gallery=gallery or SeedsGallery(),
         show=SeedsShown(findings),
         reference=REFERENCE,
+        widest=WIDEST,
     )
 
 

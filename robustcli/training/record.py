@@ -143,6 +143,11 @@ class TrainRecord(BaseRunRecord):
     peak_memory_bytes: int | None = None
     energy_joules: float | None = None
 
+    @property
+    def parts_seed(self) -> int:
+        """The seed that chose the parts of the data."""
+        return self.seed if self.split_seed is None else self.split_seed
+
 
 _FLAGS = {
     "model": "`--model`",
