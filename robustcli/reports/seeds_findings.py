@@ -105,17 +105,17 @@ class SeedSeries:
         return [each for each in self.trainings if each.score is not None]
 
     @property
-    def values(self) -> dict[int, float]:
+    def by_seed(self) -> dict[int, float]:
         """The score of each seed that has one."""
         return {e.seed: e.score.value for e in self.trainings if e.score is not None}
 
     @cached_property
     def scores(self) -> SeedScores | None:
         """The numbers over seeds; None until a seed is measured."""
-        if not self.values:
+        if not self.by_seed:
             return None
         units = _units([each.training for each in self.measured])
-        return seed_scores(list(self.values.values()), units, self.bootstrap)
+        return seed_scores(list(self.by_seed.values()), units, self.bootstrap)
 
     @cached_property
     def second(self) -> SeedScores | None:
@@ -190,7 +190,7 @@ class SeedsFindings:
         """The seeds of which every mode is complete and measured."""
         if not self.series:
             return []
-        return [seed for seed in self.record.seeds if all(seed in s.values for s in self.series)]
+        return [seed for seed in self.record.seeds if all(seed in s.by_seed for s in self.series)]
 
     @property
     def missing(self) -> list[int]:
@@ -237,7 +237,7 @@ class SeedsFindings:
     @cached_property
     def differences(self) -> dict[Mode, SeedDifference]:
         """Each mode minus REFERENCE, seed by seed; none without that mode."""
-        by_mode = {series.mode: series.values for series in self.series}
+        by_mode = {series.mode: series.by_seed for series in self.series}
         reference, differences = by_mode.get(REFERENCE, {}), {}
         for mode, values in by_mode.items():
             seeds = [seed for seed in values if seed in reference]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from robustcli.core.rundir import RECORD_FILE
 from robustcli.metrics.intervals import Interval
 from robustcli.metrics.seed_scores import WIDEST
 from robustcli.reports.console import grid, in_ascii
@@ -190,7 +191,9 @@ def _lines(findings: SeedsFindings, series: SeedSeries) -> Iterator[ScoreLine]:
 
 
 def seeds_report(run: Path) -> Page:
-    """The page of the seeds in `run`; its figures are drawn, and the report of each seed written.
+    """The page of the seeds in `run`; its figures are drawn.
+
+    The report of a seed is written where it has none, or where its run went on since.
 
     Raises:
         UsageError: There are no readable seeds.
@@ -198,10 +201,19 @@ def seeds_report(run: Path) -> Page:
     findings = read_seeds(run)
     of_seed = training_report if findings.record.of == "train" else finetuning_report
     folders = findings.record.folders(run)
-    for seed in findings.begun:
-        write_page(of_seed(folders[seed]), folders[seed])
+    for folder in (folders[seed] for seed in findings.begun):
+        if not _has_report(folder):
+            write_page(of_seed(folder), folder)
     text = seeds_text(findings, draw_seeds_gallery(findings))
     return Page(seeds_results(findings), text, terminal=seeds_table(findings))
+
+
+def _has_report(run: Path) -> bool:
+    """Whether the report of `run` is newer than the records of its trainings."""
+    report = run / "report.html"
+    records = [*run.glob(RECORD_FILE), *run.glob(f"*/{RECORD_FILE}")]
+    written = report.stat().st_mtime_ns if report.is_file() else 0
+    return all(record.stat().st_mtime_ns <= written for record in records)
 
 
 def seeds_text(findings: SeedsFindings, gallery: SeedsGallery | None = None) -> str:
