@@ -11,12 +11,13 @@ from tests.builders import WHEN
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training
 
+SEGMENTER, TUNING = TrainPlan(), FinetunePlan()
 QUALITY = (0.85, 0.86, 0.83)
 """What decides the dice of each seed, see `mask_runs`."""
 
 
 def build_seeds(
-    run: Path, plan: TrainPlan = TrainPlan(), qualities: Sequence[float] = QUALITY,
+    run: Path, plan: TrainPlan = SEGMENTER, qualities: Sequence[float] = QUALITY,
     missing: int = 0,
 ) -> Path:  # fmt: skip
     """Writes trainings from seed 0 on, of which the last `missing` have not come to an end."""
@@ -39,7 +40,7 @@ def build_class_seeds(run: Path, count: int = 2) -> Path:
     return run
 
 
-def build_tuned_seeds(run: Path, count: int = 2, plan: FinetunePlan = FinetunePlan()) -> Path:
+def build_tuned_seeds(run: Path, count: int = 2, plan: FinetunePlan = TUNING) -> Path:
     """Writes fine-tunings; the modes of the second seed are a little worse, each by its own bit."""
     for seed in range(count):
         build_finetuning(seed_folder(run, seed), plan)
