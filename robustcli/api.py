@@ -21,6 +21,12 @@ from robustcli.finetuning.record import (
     read_finetune_record,
 )
 from robustcli.reports.comparison import Comparison, read_comparison
+from robustcli.reports.seeds_comparison import (
+    SeedsComparison,
+    names_seeds_only,
+    read_seeds_comparison,
+    write_seeds_comparison,
+)
 from robustcli.training.record import TrainRecord, read_train_record
 from robustcli.training.seeds_record import SeedsRecord, read_seeds_record
 
@@ -352,12 +358,13 @@ def explain(
 
 def compare(
     *runs: str | Path, out: str | Path | None = None, force_common: bool = False
-) -> Comparison:
+) -> Comparison | SeedsComparison:
     """What `robust compare` says of the models of `runs`; `.table()` has it as numbers.
 
     Args:
         runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
-            models (`RUN:MODE` of a fine-tuning).
+            models (`RUN:MODE` of a fine-tuning, `RUN:seed-1` of several seeds). Folders of
+            several seeds alone are compared by the means over their seeds.
         out: Folder for a report; None for none.
         force_common: Compares what the runs have in common where they differ; `differences` and
             `left_out` of the result say what that is.
@@ -371,6 +378,11 @@ def compare(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_out(folder)
+    if names_seeds_only(runs):
+        seeds = read_seeds_comparison(runs, force_common=force_common)
+        if folder is not None:
+            write_seeds_comparison(seeds, folder, "robustcli.compare(...)")
+        return seeds
     comparison = read_comparison(runs, force_common=force_common)
     if folder is not None:
         write_comparison(comparison, folder, "robustcli.compare(...)")

@@ -239,3 +239,82 @@ def reproduction(published: float, over_seeds: Interval | None) -> Reproduction:
     if not low <= published <= high:
         return "not reproduced"
     return "reproduced" if (high - low) / 2 <= WIDEST else "cannot be said"
+
+
+Lead = Literal["first ahead", "second ahead", "no difference shown", "cannot be said"]
+
+
+@dataclass(frozen=True)
+class SeedsGap:
+    """The score of one training minus that of another, each over its seeds, on the same units.
+
+    Args:
+        units: Common images, or groups.
+        first: Mean score over units and seeds, in [0, 1].
+        second: The same of the other training.
+        over_seeds: Welch's t interval of the difference, see `welch_interval`.
+        over_units: By resampling units, of which each counts with its mean over seeds.
+        joint: Both together, see `joined_interval`.
+    """
+
+    units: int
+    first: float
+    second: float
+    over_seeds: Interval | None
+    over_units: Interval | None
+    joint: Interval | None
+
+    @property
+    def difference(self) -> float:
+        """`first` minus `second`."""
+        return self.first - self.second
+
+    @property
+    def lead(self) -> Lead:
+        """Which one is ahead: where the joint interval does not hold 0."""
+        if self.joint is None:
+            return "cannot be said"
+        if self.joint.low <= 0 <= self.joint.high:
+            return "no difference shown"
+        return "first ahead" if self.difference > 0 else "second ahead"
+
+
+def seeds_gap(first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> SeedsGap:
+    """The difference of two trainings.
+
+    Args:
+        first: (U, S): the score of each unit with each seed.
+        second: (U, T): of the same units, with seeds that need not be as many.
+        bootstrap: How units are resampled, and the confidence of all intervals.
+    """
+    values, others = first.mean(axis=0), second.mean(axis=0)
+    over_seeds = welch_interval(values, others, bootstrap.confidence)
+    over_units = _mean_interval(first.mean(axis=1) - second.mean(axis=1), bootstrap)
+    one, other = float(values.mean()), float(others.mean())
+    joint = joined_interval(one - other, over_seeds, over_units)
+    return SeedsGap(len(first), one, other, over_seeds, over_units, joint)
+
+
+def welch_interval(
+    first: FloatArray, second: FloatArray, confidence: float = 0.95
+) -> Interval | None:
+    """Welch's t interval of mean(first) - mean(second), for samples of unlike variance.
+
+    None where one of them has a single value, or both are without spread.
+
+    Source: B. L. Welch, The generalization of `Student's' problem when several different population
+    variances are involved, Biometrika 34 (1947).
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    if t_interval(first) is None and t_interval(second) is None:
+        return None
+    from scipy.special import stdtrit
+
+    parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(sum(parts))
+    difference = float(first.mean() - second.mean())
+    return Interval(difference - half, difference + half)

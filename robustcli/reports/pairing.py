@@ -96,7 +96,7 @@ class ComparedModel:
 # From what the user typed to models.
 
 
-def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
+def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[ComparedModel], list[str]]:
     """The models that `names` (RUN or RUN:MODEL) stand for, and what of the runs is not measured.
 
     A model that is named twice counts once. Models with the same name get so much of their run's
@@ -104,15 +104,15 @@ def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
 
     Raises:
         UsageError: A name is not that of a run or of a model in it, nothing of it is measured yet,
-            or there are fewer than two models.
+            or there are fewer than `fewest` models.
     """
     models: dict[tuple[Path, str], ComparedModel] = {}
     unmeasured: list[str] = []
     for name in names:
-        run, chosen = _split(name)
+        run, chosen = split_name(name)
         for model in _OPENERS[kind_of(run)](run, chosen, unmeasured):
             models.setdefault((model.run.folder.resolve(), model.model.name), model)
-    if len(models) < 2:
+    if len(models) < fewest:
         only = next(iter(models.values())).label
         raise UsageError(
             f"There is only one model to compare: `{only}`.",
@@ -122,8 +122,8 @@ def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
     return _distinguished(list(models.values())), unmeasured
 
 
-def _split(name: str) -> tuple[Path, str | None]:
-    """Run and model of `RUN` or `RUN:MODEL`; names of models, and folders, may hold colons too."""
+def split_name(name: str) -> tuple[Path, str | None]:
+    """Run and model of `RUN` or `RUN:MODEL`. Names of models, and folders, may hold colons too."""
     ends = [i for i, character in enumerate(name) if character == ":"]
     for end in () if has_record(Path(name)) else ends:
         if has_record(Path(name[:end])):

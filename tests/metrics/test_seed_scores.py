@@ -16,9 +16,11 @@ from robustcli.metrics.seed_scores import (
     reproduction,
     seed_difference,
     seed_scores,
+    seeds_gap,
     single_range,
     t_interval,
     unit_scores,
+    welch_interval,
 )
 
 SCORES = np.array([0.842, 0.86, 0.851, 0.848, 0.857])
@@ -166,3 +168,30 @@ def test_units_of_segmenters_are_groups_with_their_pixels_pooled() -> None:
     units = unit_scores("seg", [rows, rows.assign(tp=0, fp=0, fn=0)])
     assert units is not None
     assert units == pytest.approx(np.array([[1.0, 1.0], [8 / 11, 1.0]]))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (5, 3)])
+def test_the_interval_of_two_means_is_welchs(sizes: tuple[int, int]) -> None:
+    first, second = SCORES[: sizes[0]], SCORES[::-1][: sizes[1]] * 0.9
+    result = stats.ttest_ind(first, second, equal_var=False)
+    for confidence in (0.95, 0.99):
+        expected = result.confidence_interval(confidence)
+        assert welch_interval(first, second, confidence) == pytest.approx(tuple(expected))
+    assert welch_interval(first[:1], second) is None
+    assert welch_interval(np.full(3, 0.5), np.full(2, 0.4)) is None
+
+
+def test_a_gap_is_paired_over_units_and_not_over_seeds() -> None:
+    rng = np.random.default_rng(0)
+    hardness = rng.normal(0.7, 0.15, (50, 1))  # which both models share
+    first = hardness + 0.03 + rng.normal(0, 0.01, (50, 3)) + [[0.002, 0, -0.002]]
+    second = hardness + rng.normal(0, 0.01, (50, 4)) + [[0.001, 0, -0.001, 0]]
+    gap = seeds_gap(first, second, Bootstrap(0))
+    assert gap.difference == pytest.approx(first.mean() - second.mean())
+    assert gap.over_units == Bootstrap(0).mean(first.mean(axis=1) - second.mean(axis=1))
+    assert gap.over_units is not None
+    assert gap.over_units.high - gap.over_units.low < 0.01  # far less than the images' own spread
+    assert gap.lead == "first ahead"
+    assert seeds_gap(second, first, Bootstrap(0)).lead == "second ahead"
+    assert seeds_gap(first, first, Bootstrap(0)).lead == "no difference shown"
+    assert seeds_gap(first[:, :1], second, Bootstrap(0)).lead == "cannot be said"
