@@ -90,7 +90,9 @@ class SeedsPair:
         """Who is ahead, by name."""
         if self.gap.lead == "first ahead":
             return f"{self.first.label} ahead"
-        return f"{self.second.label} ahead" if self.gap.lead == "second ahead" else self.gap.lead
+        if self.gap.lead == "second ahead":
+            return f"{self.second.label} ahead"
+        return self.gap.lead
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class SeedsComparison:
     @property
     def unit(self) -> str:
         """What is resampled, in the singular."""
-        return self.models[0].evaluated.run.record.grouping if self.task == "seg" else "image"
+        return self.models[0].evaluated.run.record.grouping or "image"
 
     @property
     def confidence(self) -> float:
