@@ -19,6 +19,7 @@ from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.core.names import canonical
+from robustcli.core.rundir import SEEDS_KIND
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
@@ -214,7 +215,7 @@ def _seeds_in(run: Path) -> list[str]:
     """The folders of the finished trainings in `run`, which holds several seeds; else none."""
     try:
         record = json.loads((run / _RECORD).read_text(encoding="utf-8"))
-        if record.get("kind") != "seeds":
+        if record.get("kind") != SEEDS_KIND:
             return []
     except (OSError, ValueError, AttributeError):
         return []

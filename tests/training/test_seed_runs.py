@@ -137,8 +137,18 @@ def test_other_settings_are_refused_by_name(
 def test_runs_of_another_kind_are_refused(pair: Path, data: Path) -> None:
     with pytest.raises(UsageError, match="not the record of several seeds"):
         train_seeds(brief(data, pair / "seed-0"))
-    with pytest.raises(UsageError, match="not the record of a training"):
+    with pytest.raises(UsageError, match="holds several seeds, not a training"):
         run_training(brief(data, pair, seeds=None))
+
+
+def test_a_damaged_record_is_named(copy: Path, data: Path) -> None:
+    record = copy / "run.json"
+    record.write_text(record.read_text().replace('"count"', '"counts"'))
+    with pytest.raises(UsageError, match="not the record of several seeds|newer version"):
+        train_seeds(brief(data, copy))
+    record.write_text("{")
+    with pytest.raises(UsageError, match="not the record of a training"):
+        run_training(brief(data, copy, seeds=None))
 
 
 class InSecondSeed(Interrupting):
