@@ -144,7 +144,7 @@ def test_runs_of_another_kind_are_refused(pair: Path, data: Path) -> None:
 def test_a_damaged_record_is_named(copy: Path, data: Path) -> None:
     record = copy / "run.json"
     record.write_text(record.read_text().replace('"count"', '"counts"'))
-    with pytest.raises(UsageError, match="not the record of several seeds|newer version"):
+    with pytest.raises(UsageError, match=r"not the record of several seeds|newer version"):
         train_seeds(brief(data, copy))
     record.write_text("{")
     with pytest.raises(UsageError, match="not the record of a training"):
