@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.core.rundir import has_record
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
@@ -20,7 +21,14 @@ from robustcli.finetuning.record import (
     read_finetune_record,
 )
 from robustcli.reports.comparison import Comparison, read_comparison
+from robustcli.reports.seeds_comparison import (
+    SeedsComparison,
+    names_seeds_only,
+    read_seeds_comparison,
+    write_seeds_comparison,
+)
 from robustcli.training.record import TrainRecord, read_train_record
+from robustcli.training.seeds_record import SeedsRecord, read_seeds_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +133,30 @@ class Training(_RunFolder):
     def test(self) -> Run:
         """The evaluation on the held-out images."""
         return Run(self.path / "test")
+
+
+@dataclass(frozen=True)
+class SeedFolder(_RunFolder):
+    """Several seeds of a training or of a fine-tuning in their folder."""
+
+    @property
+    def record(self) -> SeedsRecord:
+        """Which seeds of what (`run.json`)."""
+        return read_seeds_record(self.path)
+
+    @property
+    def runs(self) -> dict[int, Training | Finetuning]:
+        """The run of each seed that has begun."""
+        kind = Training if self.record.of == "train" else Finetuning
+        folders = self.record.folders(self.path)
+        return {seed: kind(folder) for seed, folder in folders.items() if has_record(folder)}
+
+    def table(self) -> pd.DataFrame:
+        """A row per seed, then the mean and its intervals; the columns of `results.csv`."""
+        from robustcli.reports.seeds_findings import read_seeds
+        from robustcli.reports.seeds_page import seeds_results
+
+        return seeds_results(read_seeds(self.path))
 
 
 @dataclass(frozen=True)
@@ -328,12 +360,13 @@ def explain(
 
 def compare(
     *runs: str | Path, out: str | Path | None = None, force_common: bool = False
-) -> Comparison:
+) -> Comparison | SeedsComparison:
     """What `robust compare` says of the models of `runs`; `.table()` has it as numbers.
 
     Args:
         runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
-            models (`RUN:MODE` of a fine-tuning).
+            models (`RUN:MODE` of a fine-tuning, `RUN:seed-1` of several seeds). Folders of
+            several seeds alone are compared by the means over their seeds.
         out: Folder for a report; None for none.
         force_common: Compares what the runs have in common where they differ; `differences` and
             `left_out` of the result say what that is.
@@ -347,36 +380,58 @@ def compare(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_out(folder)
+    if names_seeds_only(runs):
+        seeds = read_seeds_comparison(runs, force_common=force_common)
+        if folder is not None:
+            write_seeds_comparison(seeds, folder, "robustcli.compare(...)")
+        return seeds
     comparison = read_comparison(runs, force_common=force_common)
     if folder is not None:
         write_comparison(comparison, folder, "robustcli.compare(...)")
     return comparison
 
 
+@overload
 def train(
-    model: str, data: str | Path | None = None, *, out: str | Path, **options: Any
-) -> Training:
+    model: str, data: str | Path | None = None, *, out: str | Path, seeds: None = None,
+    **options: Any,
+) -> Training: ...  # fmt: skip
+@overload
+def train(
+    model: str, data: str | Path | None = None, *, out: str | Path, seeds: int, **options: Any
+) -> SeedFolder: ...
+def train(
+    model: str, data: str | Path | None = None, *, out: str | Path, seeds: int | None = None,
+    **options: Any,
+) -> Training | SeedFolder:  # fmt: skip
     """The training that `robust train` would do, as far as it is not done yet.
 
     Args:
         model: A model of `robust list models`, `smp:ARCHITECTURE/ENCODER` or any timm name.
         data: A folder, manifest or data set name; None for the default of segmenters.
         out: Folder of the run.
+        seeds: So many seeds, from `seed` on, beside each other in `out`; None for one training.
         options: Further fields of `robustcli.training.config.TrainConfig` (`protocol`, `epochs`,
             `lr`, `batch_size`, `seed`, `device`, ...).
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
-        RunError: Training failed; the last finished epoch is kept.
+        RunError: Training failed; the last finished epoch is kept, and so are the other seeds.
     """
     # Lightning takes seconds to import, which evaluating need not wait for.
     from robustcli.training.config import TrainConfig
     from robustcli.training.engine import run_training
 
     place = None if data is None else str(data)
-    return Training(run_training(TrainConfig(model, place, Path(out), **options)))
+    config = TrainConfig(model, place, Path(out), seeds=seeds, **options)
+    if seeds is None:
+        return Training(run_training(config))
+    from robustcli.training.seed_runs import train_seeds
+
+    return SeedFolder(train_seeds(config))
 
 
+@overload
 def finetune(
     model: str,
     data: str | Path | None = None,
@@ -391,8 +446,44 @@ def finetune(
     iterations: int | None = None,
     sweep: bool = False,
     lora_layers: Sequence[str] = ("in_proj", "x_proj", "out_proj"),
+    seeds: None = None,
     **options: Any,
-) -> Finetuning:
+) -> Finetuning: ...
+@overload
+def finetune(
+    model: str,
+    data: str | Path | None = None,
+    *,
+    out: str | Path,
+    seeds: int,
+    pretrained: str | Path | None = None,
+    mode: Literal["scratch", "full", "freeze", "lora", "all"] = "all",
+    rule: FreezeRule | None = None,
+    profile_iterations: int | None = None,
+    profile: str | Path | None = None,
+    profile_only: bool = False,
+    iterations: int | None = None,
+    sweep: bool = False,
+    lora_layers: Sequence[str] = ("in_proj", "x_proj", "out_proj"),
+    **options: Any,
+) -> SeedFolder: ...
+def finetune(
+    model: str,
+    data: str | Path | None = None,
+    *,
+    out: str | Path,
+    pretrained: str | Path | None = None,
+    mode: Literal["scratch", "full", "freeze", "lora", "all"] = "all",
+    rule: FreezeRule | None = None,
+    profile_iterations: int | None = None,
+    profile: str | Path | None = None,
+    profile_only: bool = False,
+    iterations: int | None = None,
+    sweep: bool = False,
+    lora_layers: Sequence[str] = ("in_proj", "x_proj", "out_proj"),
+    seeds: int | None = None,
+    **options: Any,
+) -> Finetuning | SeedFolder:
     """The fine-tuning that `robust finetune` would do, as far as it is not done yet.
 
     Args:
@@ -410,6 +501,7 @@ def finetune(
         iterations: Steps of each mode.
         sweep: Also train by other rules, and time what each saves.
         lora_layers: Projections of state-space blocks that get adapters in mode `lora`.
+        seeds: So many seeds, from `seed` on, beside each other in `out`; None for one.
         options: Further fields of `robustcli.training.config.TrainConfig` (`lr`, `seed`, ...).
 
     Raises:
@@ -424,14 +516,18 @@ def finetune(
 
     training = TrainConfig(
         model, None if data is None else str(data), Path(out),
-        **{"command": "robustcli.finetune(...)", **options},
+        **{"command": "robustcli.finetune(...)", "seeds": seeds, **options},
     )  # fmt: skip
     config = FinetuneConfig(
         training, None if pretrained is None else Path(pretrained), mode, rule or make_rule(),
         profile_iterations, None if profile is None else Path(profile), profile_only, iterations,
         sweep, tuple(lora_layers),
     )  # fmt: skip
-    return Finetuning(run_finetuning(config))
+    if seeds is None:
+        return Finetuning(run_finetuning(config))
+    from robustcli.finetuning.seed_tunings import finetune_seeds
+
+    return SeedFolder(finetune_seeds(config))
 
 
 def verify(

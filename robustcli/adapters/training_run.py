@@ -19,6 +19,7 @@ from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.core.names import canonical
+from robustcli.core.rundir import SEEDS_KIND
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
@@ -195,6 +196,12 @@ def weights_in(path: Path) -> Path:
             f"It holds {', '.join(f'`{name}`' for name in weight_files[:_SHOWN])}.",
             f"Name the file: `{path / weight_files[0]}`.",
         )
+    if not (path / WEIGHTS).is_file() and (seeds := _seeds_in(path)):
+        raise UsageError(
+            f"`{path}` holds {len(seeds)} trainings, one for each seed.",
+            "Here one of them is needed.",
+            f"Name it, such as `{path / seeds[0]}`.",
+        )
     if not (path / WEIGHTS).is_file():
         raise UsageError(
             f"`{path}` is no finished training run.",
@@ -202,6 +209,18 @@ def weights_in(path: Path) -> Path:
             "Repeat the command that trains it: it goes on where it stopped.",
         )
     return path / WEIGHTS
+
+
+def _seeds_in(run: Path) -> list[str]:
+    """The folders of the finished trainings in `run`, which holds several seeds; else none."""
+    try:
+        record = json.loads((run / _RECORD).read_text(encoding="utf-8"))
+        if record.get("kind") != SEEDS_KIND:
+            return []
+    except (OSError, ValueError, AttributeError):
+        return []
+    trained = [path for path in run.glob(f"seed-*/**/{WEIGHTS}") if "sweep" not in path.parts]
+    return sorted(path.parent.relative_to(run).as_posix() for path in trained)
 
 
 def header_beside(file: Path) -> Header | None:

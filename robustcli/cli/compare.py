@@ -32,24 +32,33 @@ def command(
     """Say which of several models is better, and how sure that is, image by image.
 
     RUNS are folders of `robust eval`, `train` or `finetune`, or RUN:MODEL (RUN:MODE of a
-    fine-tuning) for one model of a run. Needs neither torch nor the images.
+    fine-tuning, RUN:seed-1 of several seeds) for one model of a run. Folders of several seeds
+    (`--seeds`) alone are compared by the means over their seeds. Needs neither torch nor the
+    images.
 
     \b
     robust compare runs/eval-vmamba-pico-1a2b3c4d runs/eval-resnet18-5e6f7a8b
     robust compare runs/eval-1a2b3c4d:vmamba-b runs/eval-1a2b3c4d:swin-b --out comparison
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.reports.comparison import read_comparison
-    from robustcli.reports.comparison_page import check_out, comparison_text, write_comparison
+    from robustcli.reports.comparison_page import check_out
 
     if out is not None:
         check_out(out)
-    comparison = read_comparison(runs, force_common=force_common)
-    report = None
-    if out is not None:
-        report = write_comparison(comparison, out, shlex.join(["robust", *sys.argv[1:]]))
+    from robustcli.reports import comparison as of_runs
+    from robustcli.reports import comparison_page, seeds_comparison
+
+    typed = shlex.join(["robust", *sys.argv[1:]])
+    if seeds_comparison.names_seeds_only(runs):
+        seeds = seeds_comparison.read_seeds_comparison(runs, force_common=force_common)
+        text, document = seeds_comparison.seeds_comparison_text(seeds), seeds.as_json()
+        report = out and seeds_comparison.write_seeds_comparison(seeds, out, typed)
+    else:
+        comparison = of_runs.read_comparison(runs, force_common=force_common)
+        text, document = comparison_page.comparison_text(comparison), comparison.as_json()
+        report = out and comparison_page.write_comparison(comparison, out, typed)
     if as_json:
-        click.echo(comparison.as_json(), nl=False)
+        click.echo(document, nl=False)
         return
-    click.echo(comparison_text(comparison))
+    click.echo(text)
     if report is not None and not quiet:
         click.echo(f"Report: {report}")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustcli.cli import shared_options as options
-from robustcli.cli.results import show, show_plan
+from robustcli.cli.results import (
+    PrintablePlan,
+    show,
+    show_plan,
+    showing_what_is_finished,
+    told_by,
+)
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
+    from robustcli.core.listener import Listener
     from robustcli.finetuning.config import FinetuneConfig
 
 _subject_options = together(
@@ -98,19 +104,28 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     config = _config(values)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.finetuning.dry_run import forecast_finetuning
-
-            plan = forecast_finetuning(config, listener)
-            show_plan(plan, as_json=as_json)
+            show_plan(_forecast(config, listener), as_json=as_json)
             return
-        run = _finetuned(config, listener)
+        if config.training.seeds is None:
+            from robustcli.finetuning.mode_trainings import run_finetuning
+
+            run = run_finetuning(config, listener)
+        else:
+            from robustcli.finetuning.seed_tunings import finetune_seeds
+
+            with showing_what_is_finished(as_json=as_json, quiet=quiet):
+                run = finetune_seeds(config, listener, told_by(listener))
     show(run, as_json=as_json, quiet=quiet)
 
 
-def _finetuned(config: FinetuneConfig, listener: Any) -> Path:
-    from robustcli.finetuning.mode_trainings import run_finetuning
+def _forecast(config: FinetuneConfig, listener: Listener) -> PrintablePlan:
+    if config.training.seeds is None:
+        from robustcli.finetuning.dry_run import forecast_finetuning
 
-    return run_finetuning(config, listener)
+        return forecast_finetuning(config, listener)
+    from robustcli.finetuning.dry_run import forecast_finetune_seeds
+
+    return forecast_finetune_seeds(config, listener)
 
 
 def _config(values: dict[str, Any]) -> FinetuneConfig:

@@ -46,9 +46,10 @@ class ConsoleListener:
     ) -> None:
         self._log.removeHandler(self._handler)
         self._log.propagate = True
-        self._stop()
+        self.stop()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Closes the bar, so that lines can be printed below it."""
         from rich.progress import Progress
 
         if isinstance(self._bar, Progress):
@@ -62,7 +63,7 @@ class ConsoleListener:
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
         """Shows the bar, or how much there is to do; the bar of work before it ends."""
-        self._stop()
+        self.stop()
         self._unit = unit or self.unit
         self._total, self._done, self._before = total, done, done
         self._started = self._last = time.monotonic()

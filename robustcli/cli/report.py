@@ -86,14 +86,20 @@ def _failed_gates(
     if not gates:
         return []
     for run in runs:
-        if out is not None or kind_of(run) in ("train", "finetune", "explanation"):
+        if out is not None or kind_of(run) in ("train", "finetune", "explanation", "seeds"):
             raise UsageError(
                 f"`{gates[0]}` does not go with `{run}`, which is no evaluation.",
                 "Gates limit the numbers of evaluations.",
-                f"Name the evaluation itself, such as `{run / 'test'}`.",
+                f"Name the evaluation itself, such as `{_evaluation_in(run)}`.",
             )
     records = {run: judge_run(run, gates) for run in runs}
     return [gate_error(run, record) for run, record in records.items() if not record.passed]
+
+
+def _evaluation_in(run: Path) -> Path:
+    """The first evaluation in `run`; where that of a training would be if there is none."""
+    there = [run / "test", *sorted(run.glob("*/test")), *sorted(run.glob("*/*/test"))]
+    return next((test for test in there if test.is_dir()), run / "test")
 
 
 def _print_document(

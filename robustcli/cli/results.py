@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from robustcli.cli.study import current_invocation
+from robustcli.core.errors import RobustError
+
+if TYPE_CHECKING:
+    from robustcli.cli.progress import ConsoleListener
 
 
 class PrintablePlan(Protocol):
@@ -39,6 +45,33 @@ def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
             print_gates(run)
         if not quiet:
             click.echo(f"Report: {report}")
+
+
+@contextmanager
+def showing_what_is_finished(*, as_json: bool, quiet: bool) -> Iterator[None]:
+    """Shows the results of the seeds that are finished where others failed inside."""
+    from robustcli.training.seed_runs import SeedsError
+
+    try:
+        yield
+    except SeedsError as error:
+        show(error.run, as_json=as_json, quiet=quiet)
+        raise
+
+
+def told_by(listener: ConsoleListener) -> Callable[[int, Exception], None]:
+    """A function that says at once why a seed failed, and keeps the traceback of an error."""
+
+    def tell(seed: int, error: Exception) -> None:
+        from robustcli.cli.failures import print_known, print_unexpected
+
+        listener.stop()
+        if isinstance(error, RobustError):
+            print_known(error)
+        else:
+            print_unexpected(error)
+
+    return tell
 
 
 def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:

@@ -218,6 +218,11 @@ run = together(
     click.option("--out", type=FILE,
                  help="Folder of the run. [default: runs/COMMAND-MODEL-HASH]"),
     seed,
+    click.option("--seeds", type=click.IntRange(1), metavar="N",
+                 help="Train N seeds, from --seed on, beside each other in one folder, and report "
+                 "their mean with its interval (docs/seeds.md)."),
+    click.option("--split-seed", type=int,
+                 help="Seed that chooses which images are held out. [default: that of --seed]"),
     device,
     click.option("--devices", type=Devices(), default=1, show_default=True,
                  help="Number of processes that share each training step (DDP), or all: one per "

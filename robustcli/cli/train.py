@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustcli.cli import shared_options as options
-from robustcli.cli.results import show, show_plan
+from robustcli.cli.results import (
+    PrintablePlan,
+    show,
+    show_plan,
+    showing_what_is_finished,
+    told_by,
+)
 from robustcli.cli.shared_options import as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
+
+if TYPE_CHECKING:
+    from robustcli.core.listener import Listener
+    from robustcli.training.config import TrainConfig
 
 _start = together(
     options.weights,
@@ -94,12 +104,25 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
     config = TrainConfig(**settings)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:
-            from robustcli.training.train_forecast import forecast_training
-
-            plan = forecast_training(config, listener)
-            show_plan(plan, as_json=as_json)
+            show_plan(_forecast(config, listener), as_json=as_json)
             return
-        from robustcli.training.engine import run_training
+        if config.seeds is None:
+            from robustcli.training.engine import run_training
 
-        run = run_training(config, listener)
+            run = run_training(config, listener)
+        else:
+            from robustcli.training.seed_runs import train_seeds
+
+            with showing_what_is_finished(as_json=as_json, quiet=quiet):
+                run = train_seeds(config, listener, told_by(listener))
     show(run, as_json=as_json, quiet=quiet)
+
+
+def _forecast(config: TrainConfig, listener: Listener) -> PrintablePlan:
+    if config.seeds is None:
+        from robustcli.training.train_forecast import forecast_training
+
+        return forecast_training(config, listener)
+    from robustcli.training.seeds_forecast import forecast_train_seeds
+
+    return forecast_train_seeds(config, listener)

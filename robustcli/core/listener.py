@@ -32,3 +32,26 @@ class Silent:
 
     def advance(self, count: int) -> None:
         """Nothing."""
+
+
+class NamedListener:
+    """Passes on the lines of several runs, each with the name of its run before it."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener, self.name = listener, ""
+
+    def begin(self, name: str) -> None:
+        """Sets the name of the run that later lines belong to; empty for none."""
+        self.name = name
+
+    def say(self, text: str) -> None:
+        """Passes on `text` after the name."""
+        self.listener.say(f"{self.name}: {text}" if self.name else text)
+
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
+        """See `Listener`."""
+        self.listener.start(total, done, unit)
+
+    def advance(self, count: int) -> None:
+        """See `Listener`."""
+        self.listener.advance(count)

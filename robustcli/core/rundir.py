@@ -36,6 +36,8 @@ from robustcli.core.io import refused, replacing, write_text
 RECORD_FILE = "run.json"
 STUDY_FILE = "study.json"
 """The settings of a command that was called with a study file, see `cli.study`."""
+SEEDS_KIND = "seeds"
+"""`kind` in the record of a folder that holds several runs, one for each seed."""
 ERROR_FILES = f"error-{'[0-9]' * 8}-{'[0-9]' * 6}-[0-9]*.txt"
 """Glob of the tracebacks in a run's folder: date, time and process, see `cli.failures`."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
@@ -124,6 +126,15 @@ class RunKind(Generic[RecordT]):
             return record
         except ValidationError as error:
             first = error.errors()[0]
+            seed = _first_seed(path)
+            kind = self.record.model_fields.get("kind")
+            if seed is not None and (kind is None or kind.default != SEEDS_KIND):
+                raise UsageError(
+                    f"`{run}` holds several seeds, not {self.name}.",
+                    "",
+                    f"Name the folder of one of them, such as `{run / seed}`; `--seeds` goes on "
+                    "with all of them.",
+                ) from error
             if first["type"] == "extra_forbidden" and _is_one_of(self.record, path):
                 name = ".".join(map(str, first["loc"]))
                 raise _newer(path, f"This version does not know `{name}`.") from error
@@ -230,6 +241,15 @@ def _is_one_of(record: type[BaseRunRecord], path: Path) -> bool:
     """Whether all fields that `record` must have are in the file `path`."""
     keys = json.loads(path.read_text(encoding="utf-8")).keys()
     return all(name in keys for name, field in record.model_fields.items() if field.is_required())
+
+
+def _first_seed(path: Path) -> str | None:
+    """The folder of the first seed where `path` is the record of several seeds; else None."""
+    with suppress(ValueError):  # damaged, which the caller tells
+        head = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(head, dict) and head.get("kind") == SEEDS_KIND:
+            return f"seed-{head.get('seed')}"
+    return None
 
 
 def _newer(path: Path, why: str) -> UsageError:

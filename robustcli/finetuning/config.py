@@ -11,7 +11,7 @@ from typing import Literal
 from robustcli.core.names import file_name
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import FreezeRule, make_rule
-from robustcli.training.config import TrainConfig
+from robustcli.training.config import SEEDS_SUFFIX, TrainConfig
 
 LORA_LAYERS = ("in_proj", "x_proj", "out_proj")
 
@@ -77,4 +77,5 @@ class FinetuneConfig:
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = file_name(self.training.model)
-        return Path("runs") / f"finetune-{name}-{short}"
+        suffix = "" if self.training.seeds is None else SEEDS_SUFFIX
+        return Path("runs") / f"finetune-{name}-{short}{suffix}"

@@ -18,8 +18,12 @@ from robustcli.finetuning.decide import (
     saving_of,
 )
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
-from robustcli.finetuning.record import SavingRecord
+from robustcli.finetuning.record import FINETUNING, SavingRecord
+from robustcli.finetuning.seed_tunings import check_scores
 from robustcli.finetuning.selection import Decision
+from robustcli.training.seed_runs import check_launcher
+from robustcli.training.seeds_forecast import SeedsForecast, seeds_in
+from robustcli.training.seeds_record import seed_folder
 from robustcli.training.train_forecast import TrainForecast, forecast_plan
 from robustcli.training.train_plan import try_out
 
@@ -104,9 +108,26 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
         UsageError: Something named does not exist or does not fit together, or nothing would be
             left to train.
     """
-    plan = plan_finetuning(
-        replace(config, training=replace(config.training, offline=True)), listener
-    )
+    return _forecast(_plan_offline(config, listener), listener)
+
+
+def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> SeedsForecast:
+    """The forecast for several seeds; see `forecast_finetuning`."""
+    check_scores(config)
+    check_launcher()
+    plan, seed = _plan_offline(config, listener), config.training.seed
+    seeds, finished = seeds_in(config.training, plan.run, FINETUNING)
+    first = plan.for_seed(seed, seed_folder(plan.run, seed))
+    return SeedsForecast(str(plan.run), seeds, finished, _forecast(first, listener))
+
+
+def _plan_offline(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
+    offline = replace(config, training=replace(config.training, offline=True))
+    return plan_finetuning(offline, listener)
+
+
+def _forecast(plan: FinetunePlan, listener: Listener) -> FinetuneForecast:
+    config = plan.config
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
     decisions = known_decisions(plan, network) or named_decisions(plan, network)

@@ -121,6 +121,16 @@ class FinetunePlan:
         config = replace(self.training.config, out=out, untrained=mode == "scratch")
         return replace(self.training, config=config, run=out)
 
+    def for_seed(self, seed: int, out: Path) -> FinetunePlan:
+        """The plan of another seed, on the same parts of the data, into the folder `out`.
+
+        Raises:
+            UsageError: Somebody's files are in that folder.
+        """
+        training = self.training.for_seed(seed, out)
+        config = replace(self.config, training=self.config.training.for_seed(seed, out))
+        return replace(self, config=config, training=training, run=out)
+
     def network(self, mode: Mode) -> tuple[nn.Module, str]:
         """The network as `mode` begins with it, and where its weights come from.
 
@@ -242,6 +252,7 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         created=now,
         updated=now,
         seed=config.training.seed,
+        split_seed=config.training.other_split_seed,
         model=plan.entry.name,
         arguments=json.loads(json.dumps(dict(config.training.model_args))),
         parameters=sum(p.numel() for p in network.parameters()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NoReturn
 import pandas as pd
 from torch import nn
 
-from robustcli.core.listener import Listener, Silent
+from robustcli.core.listener import Listener, NamedListener, Silent
 from robustcli.core.ranks import Ranks, ranks
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.decide import (
@@ -31,7 +31,7 @@ from robustcli.finetuning.finetune_plan import (
     plan_finetuning,
 )
 from robustcli.finetuning.gradients import write_profile
-from robustcli.finetuning.modes import ModeListener, Modes
+from robustcli.finetuning.modes import Modes
 from robustcli.finetuning.record import (
     DECISIONS,
     FINETUNING,
@@ -59,13 +59,22 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
             left to train.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
     """
+    return _run(lambda heard: plan_finetuning(config, heard), listener)
+
+
+def run_finetune_plan(plan: FinetunePlan, listener: Listener | None = None) -> Path:
+    """Does what `plan` says, as far as it is not there yet; see `run_finetuning`."""
+    return _run(lambda _: plan, listener)
+
+
+def _run(make_plan: Callable[[Listener], FinetunePlan], listener: Listener | None) -> Path:
     process = ranks()
-    of_modes = ModeListener((listener if process.first else None) or Silent())
+    of_modes = NamedListener((listener if process.first else None) or Silent())
     helped = helped_run()
     # A process that the first one started comes for one training, and meets the others there.
     with meeting(Ranks() if helped is not None else process) as peers:
         plan, network, decisions, new = peers.together(
-            lambda: _prepare(config, of_modes), lambda prepared: {}
+            lambda: _prepare(make_plan(of_modes)), lambda prepared: {}
         )
         modes = Modes(
             plan, decisions, partial(_profiled, plan), partial(_decided, plan, network, of_modes)
@@ -77,7 +86,10 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
             _help(plan, modes, peers)
         with FINETUNING.held(plan.run):
             FINETUNING.open(
-                plan.run, new, fresh=config.training.fresh, more=partial(mode_differences, plan)
+                plan.run,
+                new,
+                fresh=plan.config.training.fresh,
+                more=partial(mode_differences, plan),
             )
             with FINETUNING.closing(plan.run):
                 _lead(plan, modes, network, of_modes, peers)
@@ -85,10 +97,9 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
 
 
 def _prepare(
-    config: FinetuneConfig, listener: ModeListener
+    plan: FinetunePlan,
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
-    """Looks everything up; nothing is written yet."""
-    plan = plan_finetuning(config, listener)
+    """Tries the network out; nothing is written yet."""
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
     decisions = known_decisions(plan, network)
@@ -96,7 +107,7 @@ def _prepare(
 
 
 def _lead(
-    plan: FinetunePlan, modes: Modes, network: nn.Module, listener: ModeListener, peers: Peers
+    plan: FinetunePlan, modes: Modes, network: nn.Module, listener: NamedListener, peers: Peers
 ) -> None:
     """Does all that was asked for, in the first process."""
     config, decisions = plan.config, modes.decisions
@@ -124,7 +135,7 @@ def _profiled(plan: FinetunePlan, rows: pd.DataFrame) -> None:
 
 
 def _decided(
-    plan: FinetunePlan, network: nn.Module, listener: ModeListener, decisions: Sequence[Decision]
+    plan: FinetunePlan, network: nn.Module, listener: NamedListener, decisions: Sequence[Decision]
 ) -> None:
     if ranks().first:
         write_decisions(plan.run / DECISIONS, decisions, network)
@@ -138,7 +149,7 @@ def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, pee
     plan.task.export(training)
 
 
-def _profile(plan: FinetunePlan, modes: Modes, listener: ModeListener, peers: Peers) -> None:
+def _profile(plan: FinetunePlan, modes: Modes, listener: NamedListener, peers: Peers) -> None:
     """Writes the profile of the first steps of full fine-tuning, and what it decides."""
     if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
         listener.say(f"The profile is there: `{plan.run / PROFILE}`.")

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
-from robustcli.core.listener import Listener
 from robustcli.core.seeds import identity_seed
 from robustcli.finetuning.config import LORA_LAYERS
 from robustcli.finetuning.finetune_plan import FinetunePlan
@@ -214,29 +213,6 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor + ALPHA / RANK * state[name.replace(_BASE, _UP)] @ down
         plain[name.replace(_BASE, ".")] = tensor
     return plain
-
-
-class ModeListener:
-    """Passes on the lines of several trainings, each with the name of its mode before it."""
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener, self.mode = listener, ""
-
-    def begin(self, mode: str) -> None:
-        """Sets the mode that later lines belong to."""
-        self.mode = mode
-
-    def say(self, text: str) -> None:
-        """Passes on `text` after the name of the mode."""
-        self.listener.say(f"{self.mode}: {text}" if self.mode else text)
-
-    def start(self, total: int, done: int, unit: str | None = None) -> None:
-        """See `Listener`."""
-        self.listener.start(total, done, unit)
-
-    def advance(self, count: int) -> None:
-        """See `Listener`."""
-        self.listener.advance(count)
 
 
 @dataclass(frozen=True)

@@ -98,13 +98,14 @@ class FinetuneRecord(BaseRunRecord):
 
     `pretrained` says in words where the weights come from; `heads` are the beginnings of the names
     of layers that are new in this task and never frozen; `profile` is `measured`, the file that it
-    was read from, or `none` where names decide at once.
+    was read from, or `none` where names decide at once. `split_seed` is as in `TrainRecord`.
     """
 
     kind: Literal["finetune"] = "finetune"
     task: Literal["cls", "seg"] = "seg"
     status: Literal["running", "complete", "failed"]
     seed: int
+    split_seed: int | None = None
     model: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     parameters: int
@@ -130,6 +131,7 @@ _FLAGS = {
     "model": "The network",
     "arguments": "`--model-arg`",
     "seed": "`--seed`",
+    "split_seed": "`--split-seed`",
     "pretrained_sha256": "The hash of the weights (`--pretrained`)",
     "epochs": "The number of epochs (`--iterations`, `--epochs`)",
 }

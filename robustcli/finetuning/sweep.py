@@ -22,12 +22,12 @@ from torch import nn
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
-from robustcli.core.listener import Silent
+from robustcli.core.listener import NamedListener, Silent
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import Statistic, read_profile, statistics
-from robustcli.finetuning.modes import ModeListener, Modes
+from robustcli.finetuning.modes import Modes
 from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 from robustcli.training.engine import run_plan
@@ -132,7 +132,7 @@ def candidates(
             yield candidate
 
 
-def run_sweep(plan: FinetunePlan, network: nn.Module, listener: ModeListener) -> None:
+def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -> None:
     """Trains by each rule that was not trained yet, and writes `OUT/sweep.csv`."""
     rules = _candidates(plan, network)
     runs = [_trained(plan, candidate, listener) for candidate in rules]
@@ -153,7 +153,7 @@ def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
     """Trains by one rule in a process that another one started for the run folder `helped`."""
     for candidate in _candidates(plan, network):
         if helped == (plan.run / SWEPT / name_of(candidate.rule)).absolute():
-            _trained(plan, candidate, ModeListener(Silent()))
+            _trained(plan, candidate, NamedListener(Silent()))
 
 
 def _candidates(plan: FinetunePlan, network: nn.Module) -> list[Candidate]:
@@ -161,7 +161,7 @@ def _candidates(plan: FinetunePlan, network: nn.Module) -> list[Candidate]:
     return list(candidates(statistics(rows), plan.config.rule, plan.heads, plan.task.rules))
 
 
-def _trained(plan: FinetunePlan, candidate: Candidate, listener: ModeListener) -> Path:
+def _trained(plan: FinetunePlan, candidate: Candidate, listener: NamedListener) -> Path:
     """The run that trained by the rule; that of `full` where it freezes nothing."""
     if not candidate.frozen:
         return plan.run / "full"

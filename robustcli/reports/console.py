@@ -96,7 +96,7 @@ def evaluation_table(table: pd.DataFrame, task: TaskName) -> str:
             _abreast(table, models[start : start + MODELS_ABREAST], layout) for start in starts
         ]
     summary = "\n".join(_summary(table, model, layout) for model in models)
-    return _plain("\n\n".join([*grids, summary]))
+    return in_ascii("\n\n".join([*grids, summary]))
 
 
 def _detailed(table: pd.DataFrame, layout: TableLayout) -> str:
@@ -184,7 +184,7 @@ def _warning(anchor: Anchor) -> str:
 
 def training_table(training: TrainingFindings) -> str:
     """A training's result on its held-out images, and what needs no training on the same."""
-    return _plain(_TRAINING_TABLES[training.record.task](training))
+    return in_ascii(_TRAINING_TABLES[training.record.task](training))
 
 
 def _mask_table(training: TrainingFindings) -> str:
@@ -241,7 +241,7 @@ def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, .
     return (name, fraction(score.dice), dice, foreground, fraction(score.iou), iou, over)
 
 
-def _plain(table: str) -> str:
+def in_ascii(table: str) -> str:
     """`table` in ASCII, for any terminal."""
     return table.replace(EN_DASH, "-")
 
@@ -282,7 +282,7 @@ def finetune_table(finetuning: FinetuningFindings) -> str:
         _costs(finetuning),
         "\n".join(summary(finetuning)),
     ]
-    return _plain("\n\n".join(filter(None, parts)) or "Nothing is measured yet.")
+    return in_ascii("\n\n".join(filter(None, parts)) or "Nothing is measured yet.")
 
 
 def _tensors(finetuning: FinetuningFindings) -> str:

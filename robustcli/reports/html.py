@@ -48,6 +48,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
+    _link_to_pages(tokens)
     heading = next(token for token in tokens if token.type == "inline")
     room = _Room(MOST_BYTES - len(markdown.encode()) * 3 - len(_style()) - len(_script()))
     dressing = _Dressing(folder, room, photos)
@@ -74,6 +75,14 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
             sheet=photos,
         )
     )
+
+
+def _link_to_pages(tokens: Sequence[Token]) -> None:
+    """Makes links to the reports of other runs (`.../report.md`) lead to their HTML."""
+    for link in (child for token in tokens for child in token.children or ()):
+        target = str(link.attrs.get("href", "")) if link.type == "link_open" else ""
+        if target.endswith("/report.md") and ":" not in target:
+            link.attrs["href"] = f"{target.removesuffix('.md')}.html"
 
 
 @cache

@@ -44,6 +44,8 @@ from robustcli.reports.numbers import (
     signed,
     thousands,
 )
+from robustcli.reports.seeds_findings import read_seeds
+from robustcli.reports.seeds_page import SeedsShown, mean_cells
 from robustcli.reports.training_findings import (
     Score,
     TrainingFindings,
@@ -311,6 +313,27 @@ def finetuning_tables(run: Path) -> str:
     values |= {"record": finetuning.record, "scoring": scoring}
     table = LatexTable("finetuning", "finetuning", heads, 1, rows, {"n": 0, **values})
     return _document([table], [run], partial=finetuning.is_partial)
+
+
+def seeds_tables(run: Path) -> str:
+    """The means over the seeds in `run`, with their intervals.
+
+    Raises:
+        UsageError: There are no readable seeds.
+    """
+    findings = read_seeds(run)
+    show, training = SeedsShown(findings), findings.training
+    rows = [
+        [name(series.name), *mean_cells(series, show)[1:]]
+        for series in findings.series
+        if series.scores is not None
+    ]
+    heads = ["", f"mean {findings.scoring.measure.name}", "deviation", "over seeds"]
+    heads += [f"over {findings.units}", "over both"]
+    values = {} if training is None else _of_training(training)
+    values |= {"findings": findings, "of": findings.record, "record": findings.record}
+    table = LatexTable("seeds", "seeds", heads, 1, rows, {"n": 0, "version": "", **values})
+    return _document([table], [run], partial=findings.is_partial)
 
 
 def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:

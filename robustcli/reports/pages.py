@@ -17,8 +17,9 @@ from robustcli.reports.html import to_html
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""
 
-KINDS = ("cls", "seg", "train", "finetune", "explanation")
-"""Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings, explanations."""
+KINDS = ("cls", "seg", "train", "finetune", "explanation", "seeds")
+"""Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings, explanations,
+several seeds of a training or fine-tuning."""
 
 
 def kind_of(run: Path) -> str:

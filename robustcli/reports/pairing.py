@@ -27,6 +27,7 @@ from robustcli.reports.pages import kind_of
 from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.training.record import read_train_record
+from robustcli.training.seeds_record import read_seeds_record
 from robustcli.transforms.base import Cell
 
 NAMED = 4  # transforms, or images, that a message names
@@ -95,7 +96,7 @@ class ComparedModel:
 # From what the user typed to models.
 
 
-def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
+def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[ComparedModel], list[str]]:
     """The models that `names` (RUN or RUN:MODEL) stand for, and what of the runs is not measured.
 
     A model that is named twice counts once. Models with the same name get so much of their run's
@@ -103,15 +104,15 @@ def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
 
     Raises:
         UsageError: A name is not that of a run or of a model in it, nothing of it is measured yet,
-            or there are fewer than two models.
+            or there are fewer than `fewest` models.
     """
     models: dict[tuple[Path, str], ComparedModel] = {}
     unmeasured: list[str] = []
     for name in names:
-        run, chosen = _split(name)
+        run, chosen = split_name(name)
         for model in _OPENERS[kind_of(run)](run, chosen, unmeasured):
             models.setdefault((model.run.folder.resolve(), model.model.name), model)
-    if len(models) < 2:
+    if len(models) < fewest:
         only = next(iter(models.values())).label
         raise UsageError(
             f"There is only one model to compare: `{only}`.",
@@ -121,8 +122,8 @@ def find_models(names: Sequence[str]) -> tuple[list[ComparedModel], list[str]]:
     return _distinguished(list(models.values())), unmeasured
 
 
-def _split(name: str) -> tuple[Path, str | None]:
-    """Run and model of `RUN` or `RUN:MODEL`; names of models, and folders, may hold colons too."""
+def split_name(name: str) -> tuple[Path, str | None]:
+    """Run and model of `RUN` or `RUN:MODEL`. Names of models, and folders, may hold colons too."""
     ends = [i for i, character in enumerate(name) if character == ":"]
     for end in () if has_record(Path(name)) else ends:
         if has_record(Path(name[:end])):
@@ -184,12 +185,34 @@ def _none_of_explanation(run: Path, _: str | None, __: list[str]) -> Iterator[Co
     )
 
 
+def _models_of_seed(
+    run: Path, chosen: str | None, unmeasured: list[str]
+) -> Iterator[ComparedModel]:
+    """The models of one of several seeds: `RUN:seed-1`, or `RUN:seed-1:MODE` of fine-tunings."""
+    folders = {out.name: out for out in read_seeds_record(run).folders(run).values()}
+    if chosen is None:
+        first = next(iter(folders))
+        raise UsageError(
+            f"`{run}` holds {len(folders)} seeds.",
+            "Which of them is compared image by image with the other runs is not said.",
+            f"Name one of them, such as `{run}:{first}`, or compare folders of seeds only: then "
+            "every image counts with its mean over seeds.",
+        )
+    name, _, rest = chosen.partition(":")
+    listing = f"robust report {run}"
+    seed = folders[find(name, folders, kind="seed of this run", listing=listing)]
+    if not has_record(seed):
+        raise _not_measured(str(seed), "not begun")
+    yield from _OPENERS[kind_of(seed)](seed, rest or None, unmeasured)
+
+
 _OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedModel]]] = {
     "cls": _models_of_evaluation,
     "seg": _models_of_evaluation,
     "train": _model_of_training,
     "finetune": _modes_of_finetuning,
     "explanation": _none_of_explanation,
+    "seeds": _models_of_seed,
 }
 
 

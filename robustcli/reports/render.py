@@ -18,10 +18,13 @@ from robustcli.reports.latex import (
     evaluation_tables,
     explanation_tables,
     finetuning_tables,
+    seeds_tables,
     training_tables,
     zoo_tables,
 )
 from robustcli.reports.pages import Page, kind_of, to_csv, to_json, write_page
+from robustcli.reports.seeds_findings import read_seeds
+from robustcli.reports.seeds_page import seeds_report, seeds_results
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_page import (
     read_zoo,
@@ -37,6 +40,7 @@ _KINDS: dict[str, Callable[[Path], Page]] = {
     "train": training_report,
     "finetune": finetuning_report,
     "explanation": explanation_report,
+    "seeds": seeds_report,
 }
 _RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "cls": table,
@@ -44,6 +48,7 @@ _RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "train": lambda run: results_of_training(read_training(run)),
     "finetune": lambda run: finetuning_results(read_finetuning(run)),
     "explanation": lambda run: explanation_results(read_explanation(run)),
+    "seeds": lambda run: seeds_results(read_seeds(run)),
 }
 _TABLES: dict[str, Callable[[Path], str]] = {
     "cls": evaluation_tables,
@@ -51,6 +56,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "train": training_tables,
     "finetune": finetuning_tables,
     "explanation": explanation_tables,
+    "seeds": seeds_tables,
 }
 Format = Literal["latex", "csv", "json", "markdown", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -30,6 +30,7 @@ from robustcli.reports.redaction import Redactor
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
 from robustcli.training.record import read_train_record
+from robustcli.training.seeds_record import read_seeds_record
 
 RunKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
@@ -183,6 +184,14 @@ def read_run_export(
             f"`{run}` is an explanation.",
             "Trackers and the Hub take the numbers of evaluations, trainings and fine-tunings.",
             "Pass on its `report.html`, which is one self-contained file.",
+        )
+    if task == "seeds":
+        folders = list(read_seeds_record(run).folders(run).values())
+        raise UsageError(
+            f"`{run}` holds {len(folders)} runs, one for each seed.",
+            "Trackers and the Hub take one run at a time, with its weights or its curves.",
+            f"Publish one of them, such as `{folders[0]}`, and pass on `{run / 'report.html'}`, "
+            "which has the mean over seeds with its interval.",
         )
     kind: RunKind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
     record, missing = _record_and_missing(run, kind)

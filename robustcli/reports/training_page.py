@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.errors import UsageError
+from robustcli.core.rundir import has_record
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.console import training_table
 from robustcli.reports.figures.training_figures import (
@@ -24,7 +25,7 @@ from robustcli.reports.figures.training_figures import (
 from robustcli.reports.gallery import case_figures
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import fraction, is_missing
-from robustcli.reports.pages import Page
+from robustcli.reports.pages import Page, kind_of
 from robustcli.reports.training_findings import (
     HeldOutResults,
     TrainingFindings,
@@ -34,6 +35,7 @@ from robustcli.reports.training_findings import (
     read_training,
 )
 from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, published
+from robustcli.training.seeds_record import read_seeds_record
 
 _MASKS = (
     *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
@@ -301,13 +303,21 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     return Page(training_results(zoo.trainings), zoo_text(zoo, draw_zoo_gallery(zoo, out)))
 
 
+def trainings_in(run: Path) -> list[Path]:
+    """The folders of the trainings in `run`: itself, or those of its seeds that have begun."""
+    if kind_of(run) != "seeds":
+        return [run]
+    return [out for out in read_seeds_record(run).folders(run).values() if has_record(out)]
+
+
 def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
     """The trainings in `runs`, each once.
 
     Raises:
         UsageError: There is no readable training of a segmenter in one of them.
     """
-    trainings = [read_training(run) for run in {run.resolve(): run for run in runs}.values()]
+    each = [seed for run in runs for seed in trainings_in(run)]
+    trainings = [read_training(run) for run in {run.resolve(): run for run in each}.values()]
     classifier = next((t for t in trainings if t.record.task != "seg"), None)
     if classifier is not None:
         raise UsageError(

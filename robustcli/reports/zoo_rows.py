@@ -163,7 +163,7 @@ class Zoo:
     def image_sets(self) -> int:
         """How many different sets of training and held-out images there are."""
         records = [training.record for training in self.trainings]
-        return len({(record.dataset.digest, record.seed) for record in records})
+        return len({(record.dataset.digest, record.parts_seed) for record in records})
 
     @property
     def experiments(self) -> dict[str, list[str]]:

@@ -84,7 +84,7 @@ class ClassifierTraining(TrainingTask):
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`: a recipe may join parts."""
         recipe = class_recipe(config, 0, index.name)
-        return procedure_of(recipe).splits(split_dataset(index, seed=config.seed))
+        return procedure_of(recipe).splits(split_dataset(index, seed=config.parts_seed))
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`; the window is the network's own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.recipes import EXTENDABLE, Protocol, Recipe
 
+SEEDS_SUFFIX = "-seeds"
+"""Of the name of a folder that holds several seeds."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -22,7 +25,9 @@ class TrainConfig:
 
     What is None is the recipe's. `task` is what the user takes the model to be, None for either;
     `plan` is that of pretrained weights, for recipes that follow one; `mask_classes` are
-    `--classes`.
+    `--classes`. `seeds` is how many seeds are trained beside each other, from `seed` on; None for
+    one training without a folder of seeds. `split_seed` chooses the images of `limit` and of each
+    part; None for `seed`.
     """
 
     model: str
@@ -58,6 +63,22 @@ class TrainConfig:
     ignore: ValueOption = None
     mask_classes: ClassesOption = None
     target: float | None = None
+    seeds: int | None = None
+    split_seed: int | None = None
+
+    @property
+    def parts_seed(self) -> int:
+        """The seed that chooses which images train, validate and test."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    @property
+    def other_split_seed(self) -> int | None:
+        """`parts_seed` where it is not `seed`; None where it is."""
+        return None if self.parts_seed == self.seed else self.parts_seed
+
+    def for_seed(self, seed: int, out: Path) -> TrainConfig:
+        """The settings of one of the seeds, into the folder `out`: its parts are those of all."""
+        return replace(self, seed=seed, split_seed=self.parts_seed, out=out, seeds=None)
 
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
@@ -78,6 +99,9 @@ class TrainConfig:
         start = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         masks = mask_settings(self.foreground, self.ignore) + classes_settings(self.mask_classes)
         settings = [*start, self.seed, world, digest, how, *masks]
+        if self.other_split_seed is not None:
+            settings.append(f"split seed {self.split_seed}")
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = file_name(self.model)
-        return Path("runs") / f"train-{name}-{short}"
+        # More seeds go on in the same folder, so their number is no part of its name.
+        return Path("runs") / f"train-{name}-{short}{'' if self.seeds is None else SEEDS_SUFFIX}"

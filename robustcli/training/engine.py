@@ -140,6 +140,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         created=now,
         updated=now,
         seed=config.seed,
+        split_seed=config.other_split_seed,
         protocol=facts.protocol,
         faults=list(facts.faults),
         model=plan.entry.name,

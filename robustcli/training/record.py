@@ -139,13 +139,15 @@ class TrainRecord(BaseRunRecord):
     """All of a training run's `run.json`.
 
     `protocol` and `faults` (of the protocol, as documented) are those of segmenters; `decision`
-    says in words what the network's answer is.
+    says in words what the network's answer is. `split_seed` chose the parts of the data; None where
+    `seed` did.
     """
 
     kind: Literal["train"] = "train"
     task: Literal["cls", "seg"] = "seg"
     status: Literal["running", "complete", "failed"]
     seed: int
+    split_seed: int | None = None
     protocol: Protocol | None = None
     faults: list[str] = Field(default_factory=list)
     model: str
@@ -171,12 +173,18 @@ class TrainRecord(BaseRunRecord):
     energy_joules: float | None = None
     speed: SpeedRecord | None = None
 
+    @property
+    def parts_seed(self) -> int:
+        """The seed that chose the parts of the data."""
+        return self.seed if self.split_seed is None else self.split_seed
+
 
 _FLAGS = {
     "model": "`--model`",
     "arguments": "`--model-arg`",
     "protocol": "`--protocol`",
     "seed": "`--seed`",
+    "split_seed": "`--split-seed`",
     "devices": "`--devices`",
     "initial_weights_sha256": "The hash of the weights it starts from (`--weights`, `--untrained`)",
 }

@@ -75,7 +75,7 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.split`."""
         if config.protocol == "paper":
             return paper_splits(index)
-        return split_dataset(index, seed=config.seed)
+        return split_dataset(index, seed=config.parts_seed)
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`."""

@@ -73,7 +73,7 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
     on = machine(config.device, config.devices)
     _check_precision(config, on)
     dataset = task.open(config, entry)
-    index = take(dataset, limit=config.limit, seed=config.seed)
+    index = take(dataset, limit=config.limit, seed=config.parts_seed)
     return TrainInputs(task, entry, dataset, index, task.split(index, config), on)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from robustcli.adapters.model import Trial
 from robustcli.adapters.training_run import Header
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.rundir import check_folder
 from robustcli.data.dataset import Dataset
 from robustcli.data.splits import Split, Splits
 from robustcli.evaluation.config import EvalConfig
@@ -69,6 +70,15 @@ class TrainPlan(TrainInputs):
     run: Path
     least: int = 1
     grey: bool = False
+
+    def for_seed(self, seed: int, out: Path) -> TrainPlan:
+        """The plan of another seed, on the same parts of the data, into the folder `out`.
+
+        Raises:
+            UsageError: Somebody's files are in that folder.
+        """
+        check_folder(out)
+        return replace(self, config=self.config.for_seed(seed, out), run=out)
 
     @property
     def procedure(self) -> Procedure:

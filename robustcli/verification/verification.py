@@ -20,7 +20,7 @@ from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
-from robustcli.core.rundir import RECORD_FILE, has_record
+from robustcli.core.rundir import RECORD_FILE, SEEDS_KIND, has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
 from robustcli.evaluation.config import EvalConfig
@@ -76,6 +76,9 @@ def _evaluations(run: Path) -> list[Path]:
         except ValueError:
             head = {}
     kind = head.get("kind") if isinstance(head, dict) else None
+    if kind == SEEDS_KIND:
+        seeds = (run / f"seed-{head['seed'] + number}" for number in range(head["count"]))
+        return [each for seed in seeds for each in _evaluations(seed)]
     if kind not in ("train", "finetune"):
         return [run]
     trainings = [run] if kind == "train" else [run / str(mode) for mode in head.get("modes", ())]

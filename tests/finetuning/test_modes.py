@@ -15,6 +15,7 @@ from torch import nn
 
 from robustcli.adapters import networks
 from robustcli.core.errors import UsageError
+from robustcli.core.listener import NamedListener
 from robustcli.finetuning import modes
 from robustcli.finetuning.config import LORA_LAYERS
 from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
@@ -23,7 +24,6 @@ from robustcli.finetuning.modes import (
     ALPHA,
     RANK,
     MeasureCosts,
-    ModeListener,
     Modes,
     adapt,
     merged,
@@ -139,7 +139,7 @@ def test_a_network_without_projections() -> None:
 
 def test_what_a_mode_says_has_its_name_before_it() -> None:
     heard = Heard()
-    listener = ModeListener(heard)
+    listener = NamedListener(heard)
     listener.say("Recipe.")
     for mode in ("full", "freeze"):
         listener.begin(mode)
@@ -152,7 +152,7 @@ def test_what_a_mode_says_has_its_name_before_it() -> None:
 
 def test_without_a_mode_lines_are_as_they_are() -> None:
     heard = Heard()
-    listener = ModeListener(heard)
+    listener = NamedListener(heard)
     listener.begin("profile")
     listener.start(1, 0)
     listener.begin("")

@@ -1,0 +1,66 @@
+"""Several seeds of one fine-tuning beside each other: every mode with every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.listener import Listener
+from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.finetune_plan import (
+    finetune_record,
+    first_mode,
+    mode_differences,
+    plan_finetuning,
+)
+from robustcli.finetuning.mode_trainings import run_finetune_plan
+from robustcli.finetuning.record import FINETUNING
+from robustcli.training.seed_runs import (
+    OnFailure,
+    SeedRuns,
+    check_launcher,
+    listener_of_first,
+    run_seeds,
+)
+
+
+def finetune_seeds(
+    config: FinetuneConfig, listener: Listener | None = None, on_failure: OnFailure | None = None
+) -> Path:
+    """Fine-tunes with the `config.training.seeds` seeds from `config.training.seed` on.
+
+    Returns:
+        The folder that holds them: RUN/seed-0/MODE, RUN/seed-1/MODE, ...
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        SeedsError: Some seeds failed; all others are finished.
+    """
+    check_scores(config)
+    check_launcher()
+    plan = plan_finetuning(config, listener_of_first(listener))
+
+    def start(seed: int, out: Path, heard: Listener) -> None:
+        run_finetune_plan(plan.for_seed(seed, out), heard)
+
+    def differences(seed: int, out: Path) -> Iterator[str]:
+        seed_plan = plan.for_seed(seed, out)
+        network, _ = seed_plan.network(first_mode(seed_plan))
+        old = FINETUNING.read(out)
+        yield from FINETUNING.differences(old, finetune_record(seed_plan, network))
+        yield from mode_differences(seed_plan, old)
+
+    fresh = config.training.fresh
+    runs = SeedRuns(plan.run, "finetune", FINETUNING, plan.training, fresh, start, differences)
+    return run_seeds(runs, listener, on_failure)
+
+
+def check_scores(config: FinetuneConfig) -> None:
+    """Raises UsageError where no mode would be trained, so that seeds have no scores."""
+    if config.profile_only:
+        raise UsageError(
+            "`--seeds` and `--profile-only` exclude each other.",
+            "A profile has no score to average over seeds.",
+            "Leave one out.",
+        )

@@ -1,0 +1,320 @@
+"""Folders of several seeds against each other: every image counts with its mean over the seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import TaskName, find
+from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
+from robustcli.metrics.seed_scores import SeedsGap, seeds_gap, unit_scores
+from robustcli.reports.console import grid, in_ascii
+from robustcli.reports.markdown import from_template
+from robustcli.reports.numbers import MISSING
+from robustcli.reports.pages import Page, kind_of, write_page
+from robustcli.reports.pairing import (
+    ComparedModel,
+    EvaluatedRun,
+    find_models,
+    setting_differences,
+    split_name,
+)
+from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.seeds_findings import SeedSeries, SeedsFindings, read_seeds
+
+ALPHA = 0.05
+_INTERVALS = ("seeds", "units", "joint")
+COLUMNS = (
+    *("first", "second", "first_seeds", "second_seeds", "units", "first_score", "second_score"),
+    "difference",
+    *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
+    *("confidence", "outcome"),
+)
+_WORDS, _COUNTS = ("first", "second", "outcome"), ("first_seeds", "second_seeds", "units")
+
+
+@dataclass(frozen=True)
+class SeededModel:
+    """One training over its seeds, or one mode of a fine-tuning.
+
+    Args:
+        label: Its name in the comparison; no other one has it.
+        source: The folder as the user named it, of a mode with the mode.
+        findings: Of the folder.
+        series: Its measured seeds.
+    """
+
+    label: str
+    source: str
+    findings: SeedsFindings
+    series: SeedSeries
+
+    @property
+    def rows(self) -> list[pd.DataFrame]:
+        """The rows of the held-out images, of each measured seed."""
+        tests = (each.training.test for each in self.series.measured)
+        return [test.rows for test in tests if test is not None]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The measured seeds."""
+        return [each.seed for each in self.series.measured]
+
+    @property
+    def evaluated(self) -> ComparedModel:
+        """The evaluation of its first seed, by which settings are compared."""
+        run = self.series.measured[0].training.run
+        (model,) = find_models([str(run)], fewest=1)[0]
+        source = EvaluatedRun(self.source, model.run.folder, trained=True)
+        return ComparedModel(self.label, source, model.model)
+
+
+@dataclass(frozen=True)
+class SeedsPair:
+    """Two of the models with their difference."""
+
+    first: SeededModel
+    second: SeededModel
+    gap: SeedsGap
+
+    @property
+    def outcome(self) -> str:
+        """Who is ahead, by name."""
+        if self.gap.lead == "first ahead":
+            return f"{self.first.label} ahead"
+        if self.gap.lead == "second ahead":
+            return f"{self.second.label} ahead"
+        return self.gap.lead
+
+
+@dataclass(frozen=True)
+class SeedsComparison:
+    """Several trainings, each over its seeds, on the same held-out images.
+
+    Args:
+        models: At least two.
+        differences: Settings in which they differ, in sentences; empty where they match.
+    """
+
+    models: Sequence[SeededModel]
+    differences: Sequence[str]
+
+    @property
+    def task(self) -> TaskName:
+        """What the models do."""
+        return self.models[0].findings.task
+
+    @property
+    def scoring(self) -> Scoring:
+        """What they are scored by."""
+        return SCORINGS[self.task]
+
+    @property
+    def unit(self) -> str:
+        """What is resampled, in the singular."""
+        return self.models[0].evaluated.run.record.grouping or "image"
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval, so that all pairs together have 95 % (Bonferroni)."""
+        pairs = len(self.models) * (len(self.models) - 1) // 2
+        return 1 - ALPHA / pairs
+
+    @cached_property
+    def _units(self) -> FloatArray | None:
+        return unit_scores(self.task, [frame for model in self.models for frame in model.rows])
+
+    @cached_property
+    def pairs(self) -> list[SeedsPair]:
+        """Every pair of models.
+
+        Raises:
+            UsageError: They have no held-out image in common.
+        """
+        units = self._units
+        if units is None:
+            raise UsageError(
+                "These folders have no held-out image in common.",
+                "Every image is compared with itself.",
+                "Train both with the same data, `--limit`, `--seed` and `--split-seed`.",
+            )
+        ends = np.cumsum([len(model.rows) for model in self.models])
+        parts = np.split(units, ends[:-1], axis=1)
+        seed = self.models[0].findings.record.seed
+        bootstrap = Bootstrap(seed, confidence=self.confidence)
+        return [
+            SeedsPair(one, other, seeds_gap(first, second, bootstrap))
+            for (one, first), (other, second) in combinations(
+                zip(self.models, parts, strict=True), 2
+            )
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """A row per pair with COLUMNS; what is not known is missing, scores are in [0, 1]."""
+        table = pd.DataFrame([self._row(pair) for pair in self.pairs], columns=list(COLUMNS))
+        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+        return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+
+    def _row(self, pair: SeedsPair) -> dict[str, object]:
+        gap = pair.gap
+        row: dict[str, object] = {
+            "first": pair.first.label,
+            "second": pair.second.label,
+            "first_seeds": len(pair.first.seeds),
+            "second_seeds": len(pair.second.seeds),
+            "units": gap.units,
+            "first_score": gap.first,
+            "second_score": gap.second,
+            "difference": gap.difference,
+            "confidence": self.confidence,
+            "outcome": gap.lead,
+        }
+        intervals = (gap.over_seeds, gap.over_units, gap.joint)
+        for name, interval in zip(_INTERVALS, intervals, strict=True):
+            if interval is not None:
+                row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return row
+
+    def as_json(self) -> str:
+        """Everything as one JSON document."""
+        table = self.table()
+        rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+        document = {
+            "task": self.task,
+            "score": self.scoring.measure.column,
+            "unit": self.unit,
+            "models": [
+                {"label": model.label, "run": model.source, "seeds": model.seeds}
+                for model in self.models
+            ],
+            "differences": list(self.differences),
+            "pairs": rows,
+        }
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    def shown(self, pair: SeedsPair) -> tuple[str, ...]:
+        """Scores, their difference, the three intervals and the verdict of a pair, as text."""
+        measure, gap = self.scoring.measure, pair.gap
+        intervals = (gap.over_seeds, gap.over_units, gap.joint)
+        return (
+            *(measure.show(score, gap.units) for score in (gap.first, gap.second)),
+            measure.signed(gap.difference, gap.units),
+            *(self._ends(interval, gap.units) for interval in intervals),
+            pair.outcome,
+        )
+
+    def _ends(self, interval: Interval | None, n: int) -> str:
+        if interval is None:
+            return MISSING
+        return self.scoring.measure.show_range(*interval, n, " to ")
+
+
+def names_seeds_only(names: Sequence[str | Path]) -> bool:
+    """Whether every name is that of a folder of several seeds, or of one mode in it."""
+    return bool(names) and all(_is_of_seeds(str(name)) for name in names)
+
+
+def _is_of_seeds(name: str) -> bool:
+    run, chosen = split_name(name)
+    return kind_of(run) == "seeds" and not (chosen or "").startswith("seed-")
+
+
+def read_seeds_comparison(
+    names: Sequence[str | Path], *, force_common: bool = False
+) -> SeedsComparison:
+    """The comparison of the folders of seeds (`RUN`, or `RUN:MODE` of fine-tunings) in `names`.
+
+    Raises:
+        UsageError: There are fewer than two models, one is not measured yet, or they differ in more
+            than the network and `force_common` is False; the message names each difference.
+    """
+    models = _distinguished([model for name in names for model in _models(str(name))])
+    if len(models) < 2:
+        raise UsageError(
+            f"There is only one model to compare: `{models[0].label}`.",
+            "",
+            "Name a second folder of seeds.",
+        )
+    unlike = setting_differences([model.evaluated for model in models])
+    refusals = [difference.sentence for difference in unlike if not difference.forcible]
+    if refusals or (unlike and not force_common):
+        raise UsageError(
+            "These seeds differ in more than their networks.",
+            "\n".join(refusals or [difference.sentence for difference in unlike]),
+            "Train them with the same data, `--limit`, `--seed` and `--split-seed`."
+            + ("" if refusals else " `--force-common` compares the images that all have."),
+        )
+    return SeedsComparison(models, [difference.sentence for difference in unlike])
+
+
+def _models(name: str) -> Iterator[SeededModel]:
+    run, chosen = split_name(name)
+    findings = read_seeds(run)
+    series = {str(each.mode or ""): each for each in findings.series}
+    if chosen is not None:
+        kind = "mode of these fine-tunings"
+        mode = find(chosen, series, kind=kind, listing=f"robust report {run}")
+        series = {mode: series[mode]}
+    measured = {mode: each for mode, each in series.items() if each.measured}
+    if not measured:
+        raise UsageError(
+            f"`{run}` has no finished seed yet.",
+            f"Its status is `{findings.record.status}`.",
+            "Repeat the command that made it: it goes on where it stopped.",
+        )
+    for mode, each in measured.items():
+        label = f"{findings.record.model} {mode}".strip()
+        yield SeededModel(label, f"{run}:{mode}" if mode else str(run), findings, each)
+
+
+def _distinguished(models: Sequence[SeededModel]) -> list[SeededModel]:
+    """The models, each once; those of one name get the folder's."""
+    once = list({Path(model.source).resolve(): model for model in models}.values())
+    labels = [model.label for model in once]
+    return [
+        model
+        if labels.count(model.label) == 1
+        else SeededModel(
+            f"{model.label} ({Path(model.source).name})",
+            model.source,
+            model.findings,
+            model.series,
+        )
+        for model in once
+    ]
+
+
+def seeds_comparison_text(comparison: SeedsComparison) -> str:
+    """The table and what limits it, for a terminal, in ASCII."""
+    percent = f"{100 * comparison.confidence:.3g} %"
+    header = (
+        f"{comparison.scoring.measure.name}, mean over seeds",
+        *("first", "second", "difference", f"{percent} over seeds"),
+        *(f"over {comparison.unit}s", "over both", "verdict"),
+    )
+    rows: list[tuple[str, ...]] = [
+        (f"{pair.first.label} and {pair.second.label}", *comparison.shown(pair))
+        for pair in comparison.pairs
+    ]
+    blocks = [f"The folders differ. {sentence}" for sentence in comparison.differences]
+    return in_ascii("\n\n".join([*blocks, grid(header, rows)]))
+
+
+def write_seeds_comparison(comparison: SeedsComparison, out: Path, command: str) -> Path:
+    """Writes report.md, report.html, results.csv and results.json; the first one's path.
+
+    Args:
+        comparison: What is written.
+        out: Made where it does not exist.
+        command: What repeats it.
+    """
+    text = from_template("seeds_comparison", comparison=comparison, command=command)
+    return write_page(Page(comparison.table(), text), out)

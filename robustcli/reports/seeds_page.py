@@ -1,0 +1,367 @@
+"""The report of several seeds: results, pictures, page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from robustcli.core.rundir import RECORD_FILE
+from robustcli.metrics.intervals import Interval
+from robustcli.metrics.seed_scores import WIDEST
+from robustcli.reports.console import grid, in_ascii
+from robustcli.reports.figures.seed_figures import (
+    ScoreLine,
+    SeedCourses,
+    draw_seed_courses,
+    draw_seed_scores,
+)
+from robustcli.reports.finetuning_page import finetuning_report
+from robustcli.reports.markdown import Picture, from_template
+from robustcli.reports.measure import Measure
+from robustcli.reports.numbers import MISSING, counted, p_value
+from robustcli.reports.pages import Page, write_page
+from robustcli.reports.seeds_findings import (
+    REFERENCE,
+    PublishedVerdict,
+    SeedSeries,
+    SeedsFindings,
+    SeedTraining,
+    read_seeds,
+)
+from robustcli.reports.training_page import training_report
+
+_INTERVALS = ("seeds", "units", "joint", "single")
+COLUMNS = (
+    *("level", "mode", "seed", "run", "model", "dataset", "status", "measure"),
+    *("n", "seeds", "units", "score", "deviation"),
+    *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
+    *("p", "published", "verdict", "epochs", "chosen_epoch", "training_seconds"),
+)
+_WORDS = ("level", "mode", "run", "model", "dataset", "status", "measure", "verdict")
+_COUNTS = ("seed", "n", "seeds", "units", "epochs", "chosen_epoch")
+NOT_COMPARABLE = "not comparable"
+
+
+def seeds_results(findings: SeedsFindings) -> pd.DataFrame:
+    """Rows with COLUMNS; a number that is not known is missing, shares are fractions in [0, 1].
+
+    Of `level` `seed`, a row per seed (and mode), whose `units_low` and `units_high` are the run's
+    own interval over held-out images; of `level` `mean`, the numbers over seeds; of `level`
+    `difference`, the score of a mode minus that of full fine-tuning, paired by seed.
+    """
+    rows = [*_seed_rows(findings), *_mean_rows(findings), *_difference_rows(findings)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+
+
+def _common(findings: SeedsFindings, mode: str | None) -> dict[str, object]:
+    record = findings.record
+    return {
+        "mode": mode,
+        "model": record.model,
+        "dataset": record.dataset.name,
+        "measure": findings.scoring.measure.column,
+    }
+
+
+def _seed_rows(findings: SeedsFindings) -> Iterator[dict[str, object]]:
+    for series in findings.series:
+        for each in series.trainings:
+            training, score = each.training, each.score
+            row = _common(findings, series.mode) | {
+                "level": "seed",
+                "seed": each.seed,
+                "run": training.run.relative_to(findings.run).as_posix(),
+                "status": training.record.status,
+                "epochs": training.epochs,
+                "chosen_epoch": training.record.chosen_epoch,
+                "training_seconds": training.seconds,
+            }
+            if score is not None and training.test is not None:
+                row |= {"score": score.value, "n": int(training.test.numbers["n"])}
+                row |= {"units_low": score.low, "units_high": score.high}
+            yield row
+
+
+def _mean_rows(findings: SeedsFindings) -> Iterator[dict[str, object]]:
+    verdict = findings.published
+    for series in findings.series:
+        scores = series.scores
+        if scores is None:
+            continue
+        row = _common(findings, series.mode) | {
+            "level": "mean",
+            "status": findings.record.status,
+            "n": findings.held_out,
+            "seeds": scores.seeds,
+            "units": scores.units,
+            "score": scores.mean,
+            "deviation": scores.deviation,
+        }
+        intervals = (scores.over_seeds, scores.over_units, scores.joint, scores.single)
+        for name, interval in zip(_INTERVALS, intervals, strict=True):
+            if interval is not None:
+                row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        if verdict is not None:
+            row |= {"published": verdict.score.value, "verdict": verdict.outcome or NOT_COMPARABLE}
+        yield row
+
+
+def _difference_rows(findings: SeedsFindings) -> Iterator[dict[str, object]]:
+    for mode, difference in findings.differences.items():
+        yield _common(findings, mode) | {
+            "level": "difference",
+            "status": findings.record.status,
+            "seeds": difference.seeds,
+            "score": difference.value,
+            "seeds_low": difference.low,
+            "seeds_high": difference.high,
+            "p": difference.p,
+        }
+
+
+@dataclass(frozen=True)
+class SeedsGallery:
+    """The figures that there are; an empty tuple where there is nothing to show."""
+
+    courses: tuple[Picture, ...] = ()
+    scores: tuple[Picture, ...] = ()
+
+
+def draw_seeds_gallery(findings: SeedsFindings) -> SeedsGallery:
+    """Draws every picture that the seeds have data for."""
+    return SeedsGallery(_courses(findings), _scores(findings))
+
+
+def _courses(findings: SeedsFindings) -> tuple[Picture, ...]:
+    column = findings.scoring.validation.score
+    courses = []
+    for series in findings.series:
+        metrics = [each.training.metrics for each in series.trainings if each.training.epochs]
+        lines = [table.set_index("epoch")[column].astype(float) for table in metrics]
+        if lines:
+            courses.append(SeedCourses(series.name, lines))
+    if not courses:
+        return ()
+    path = "figures/seed_courses.png"
+    draw_seed_courses(courses, f"validation {findings.scoring.axis}", findings.run / path)
+    caption = (
+        f"The {findings.scoring.measure.name} of the validation images by epoch: each seed thin, "
+        "their mean thick (of the epochs that all seeds have)."
+    )
+    return (Picture(path, caption),)
+
+
+def _scores(findings: SeedsFindings) -> tuple[Picture, ...]:
+    lines = [line for series in findings.series for line in _lines(findings, series)]
+    if not lines:
+        return ()
+    path, verdict = "figures/seed_scores.png", findings.published
+    published = None if verdict is None or verdict.outcome is None else verdict.score.value
+    scale, axis = findings.scoring.measure.scale, findings.scoring.measure.axis
+    marked = None if published is None else scale * published
+    draw_seed_scores(lines, f"{axis} of the held-out images", marked, findings.run / path)
+    caption = (
+        f"The {findings.scoring.measure.name} of the held-out images: of each seed with its 95 % "
+        "interval over images, and the mean over seeds with its interval over seeds (thick) and "
+        "the one over both (thin)."
+    )
+    return (Picture(path, caption),)
+
+
+def _lines(findings: SeedsFindings, series: SeedSeries) -> Iterator[ScoreLine]:
+    scale = findings.scoring.measure.scale
+    prefix = f"{series.mode}, " if series.mode else ""
+
+    def drawn(low: float | None, high: float | None) -> tuple[float, float] | None:
+        return None if low is None or high is None else (scale * low, scale * high)
+
+    for each in series.measured:
+        assert each.score is not None
+        ends = drawn(each.score.low, each.score.high)
+        yield ScoreLine(f"{prefix}seed {each.seed}", scale * each.score.value, ends)
+    scores = series.scores
+    if scores is not None and scores.seeds > 1:
+        wide, narrow = (drawn(*(i or (None, None))) for i in (scores.joint, scores.over_seeds))
+        yield ScoreLine(f"{prefix}mean", scale * scores.mean, wide, narrow, mean=True)
+
+
+def seeds_report(run: Path) -> Page:
+    """The page of the seeds in `run`; its figures are drawn.
+
+    The report of a seed is written where it has none, or where its run went on since.
+
+    Raises:
+        UsageError: There are no readable seeds.
+    """
+    findings = read_seeds(run)
+    of_seed = training_report if findings.record.of == "train" else finetuning_report
+    folders = findings.record.folders(run)
+    for folder in (folders[seed] for seed in findings.begun):
+        if not _has_report(folder):
+            write_page(of_seed(folder), folder)
+    text = seeds_text(findings, draw_seeds_gallery(findings))
+    return Page(seeds_results(findings), text, terminal=seeds_table(findings))
+
+
+def _has_report(run: Path) -> bool:
+    """Whether the report of `run` is newer than the records of its trainings."""
+    report = run / "report.html"
+    records = [*run.glob(RECORD_FILE), *run.glob(f"*/{RECORD_FILE}")]
+    written = report.stat().st_mtime_ns if report.is_file() else 0
+    return all(record.stat().st_mtime_ns <= written for record in records)
+
+
+def seeds_text(findings: SeedsFindings, gallery: SeedsGallery | None = None) -> str:
+    """The Markdown of the page, with the pictures of `gallery`."""
+    return from_template(
+        "seeds",
+        findings=findings,
+        gallery=gallery or SeedsGallery(),
+        show=SeedsShown(findings),
+        reference=REFERENCE,
+        widest=WIDEST,
+    )
+
+
+@dataclass(frozen=True)
+class SeedsShown:
+    """Numbers of the seeds as texts, with the digits and the unit of their task."""
+
+    findings: SeedsFindings
+
+    @property
+    def measure(self) -> Measure:
+        """What is scored."""
+        return self.findings.scoring.measure
+
+    @property
+    def percent(self) -> str:
+        """The unit that follows a score; empty for fractions."""
+        return " %" if self.measure.scale == 100 else ""
+
+    def value(self, value: float | None) -> str:
+        """A score with its unit."""
+        text = self.measure.show(value, self.findings.held_out)
+        return text if text == MISSING else f"{text}{self.percent}"
+
+    def bare(self, value: float | None) -> str:
+        """A score, or a width, without the unit."""
+        return self.measure.show(value, self.findings.held_out)
+
+    def interval(self, interval: Interval | None, to: str = " to ") -> str:
+        """An interval of scores; a dash for none."""
+        if interval is None:
+            return MISSING
+        return self.measure.show_range(*interval, self.findings.held_out, to)
+
+    def ends(self, low: float | None, high: float | None) -> str:
+        """The interval from `low` to `high`; a dash where it has none."""
+        return self.measure.show_range(low, high, self.findings.held_out, " to ")
+
+    def apart(self, value: float | None) -> str:
+        """A difference of scores, with its sign."""
+        return self.findings.scoring.apart(value)
+
+    def own(self, each: SeedTraining) -> str:
+        """The score of one seed with its interval over the held-out images."""
+        score = each.score
+        if score is None:
+            return MISSING
+        ends = self.ends(score.low, score.high)
+        return self.value(score.value) if ends == MISSING else f"{self.value(score.value)} ({ends})"
+
+    def mean(self, series: SeedSeries) -> str:
+        """The mean with its interval over seeds, as titles and verdicts name it."""
+        scores = series.scores
+        if scores is None:
+            return "not measured yet"
+        seeds = counted(scores.seeds, "seed")
+        if scores.over_seeds is None:
+            return f"{self.value(scores.mean)} ({seeds})"
+        return f"{self.value(scores.mean)} ({self.interval(scores.over_seeds)} over {seeds})"
+
+    def printed(self, value: float) -> str:
+        """A published score with the digits that were published."""
+        return f"{self.measure.scale * value:.{2 if self.percent else 4}f}{self.percent}"
+
+    def verdict(self, verdict: PublishedVerdict) -> str:
+        """What was published, what came out here, and the verdict."""
+        here, outcome = self.mean(self.findings.series[0]), verdict.outcome or NOT_COMPARABLE
+        return f"published {self.printed(verdict.score.value)}; here {here}: {outcome}"
+
+
+def seeds_table(findings: SeedsFindings) -> str:
+    """What is printed of several seeds: each one's score, the means, the verdicts."""
+    if not any(series.scores for series in findings.series):
+        return f"Nothing is measured yet of {counted(findings.record.count, 'seed')}."
+    show, measure = SeedsShown(findings), findings.scoring.measure
+    parts = [_each_seed(findings, show), _means(findings, show)]
+    if findings.differences:
+        parts.append(_against(findings, show))
+    if findings.published is not None:
+        reasons = "; ".join(findings.published.score.differences)
+        sentence = show.verdict(findings.published) + (f" ({reasons})" if reasons else "")
+        parts.append(f"{measure.title}: {sentence}.")
+    if findings.missing:
+        listed = ", ".join(map(str, findings.missing))
+        parts.append(f"Not finished: seed{'s' * (len(findings.missing) > 1)} {listed}.")
+    return in_ascii("\n\n".join(parts))
+
+
+def _each_seed(findings: SeedsFindings, show: SeedsShown) -> str:
+    name = findings.scoring.measure.name
+    heads = [f"{s.name if s.mode else name}, 95 % over {findings.units}" for s in findings.series]
+    by_seed: list[dict[int, SeedTraining]] = [
+        {each.seed: each for each in series.trainings} for series in findings.series
+    ]
+    rows = [
+        (
+            f"seed {seed}",
+            *(show.own(each[seed]) if seed in each else MISSING for each in by_seed),
+        )
+        for seed in findings.record.seeds
+    ]
+    return grid(("", *heads), rows)
+
+
+def _means(findings: SeedsFindings, show: SeedsShown) -> str:
+    header = ("", "mean", "deviation", "95 % over seeds", f"over {findings.units}", "over both")
+    return grid(header, [mean_cells(series, show) for series in findings.series if series.scores])
+
+
+def mean_cells(series: SeedSeries, show: SeedsShown) -> tuple[str, ...]:
+    """The numbers over seeds of one training, or mode: name, mean, deviation, three intervals."""
+    scores = series.scores
+    assert scores is not None
+    intervals = (scores.over_seeds, scores.over_units, scores.joint)
+    return (
+        f"{series.name}, {counted(scores.seeds, 'seed')}",
+        *(show.value(scores.mean), show.bare(scores.deviation)),
+        *(show.interval(interval) for interval in intervals),
+    )
+
+
+def _against(findings: SeedsFindings, show: SeedsShown) -> str:
+    header = (f"minus {REFERENCE}, seed by seed", "difference", "95 %", "p")
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{mode}, {counted(difference.seeds, 'seed')}",
+            show.apart(difference.value),
+            difference_ends(show.apart, difference.low, difference.high),
+            p_value(difference.p),
+        )
+        for mode, difference in findings.differences.items()
+    ]
+    return grid(header, rows)
+
+
+def difference_ends(
+    apart: Callable[[float | None], str], low: float | None, high: float | None
+) -> str:
+    """The interval of a difference; a dash where it has none."""
+    return MISSING if low is None or high is None else f"{apart(low)} to {apart(high)}"

@@ -1,0 +1,296 @@
+"""Runs several seeds of one training, or of one fine-tuning, beside each other in one folder.
+
+The data set is opened once and all seeds have the same parts of it; what differs between them is
+the initialisation and the order of the images. A seed that fails does not keep the others from
+being trained.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NoReturn
+
+import torch
+
+from robustcli.core.errors import (
+    MachineError,
+    RobustError,
+    RunError,
+    UsageError,
+    errors_of,
+    first_line,
+)
+from robustcli.core.listener import Listener, NamedListener, Silent
+from robustcli.core.ranks import ranks
+from robustcli.core.rundir import RunKind, check_folder, has_record
+from robustcli.tasks.record import dataset_record
+from robustcli.training.config import TrainConfig
+from robustcli.training.engine import run_plan, train_record
+from robustcli.training.processes import end_of_others, helped_run
+from robustcli.training.record import TRAINING
+from robustcli.training.seeds_record import (
+    SEEDS,
+    SeedFailure,
+    SeedsRecord,
+    read_seeds_record,
+    seed_folder,
+)
+from robustcli.training.train_plan import plan_training
+from robustcli.training.training_task import TrainPlan, TrainStart
+
+OnFailure = Callable[[int, Exception], None]
+"""Hears of each seed that fails, when it does."""
+_log = logging.getLogger("robustcli")
+
+
+class SeedsError(RunError):
+    """Some seeds are not finished; the others are, and are kept.
+
+    Args:
+        run: The folder of all.
+    """
+
+    def __init__(self, run: Path, what: str, why: str, todo: str) -> None:
+        super().__init__(what, why, todo)
+        self.run = run
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """What is run once for each seed.
+
+    Args:
+        run: The folder of all.
+        of: The command that makes each seed's run.
+        kind: The run folders of that command.
+        plan: Of the first seed: data, settings, devices.
+        fresh: Whether to discard what the folder holds.
+        start: Runs a seed into its folder.
+        differences: Sentences on how the settings of a seed differ from those of the run in its
+            folder, which is of the same kind.
+    """
+
+    run: Path
+    of: Literal["train", "finetune"]
+    kind: RunKind[Any]
+    plan: TrainPlan
+    fresh: bool
+    start: Callable[[int, Path, Listener], object]
+    differences: Callable[[int, Path], Iterator[str]]
+
+    def record(self) -> SeedsRecord:
+        """The record of seeds that begin."""
+        config, now, plan = self.plan.config, datetime.now(UTC), self.plan
+        return SeedsRecord(
+            of=self.of,
+            task=plan.task.name,
+            command=config.command,
+            status="running",
+            created=now,
+            updated=now,
+            seed=config.seed,
+            count=config.seeds or 1,
+            split_seed=config.parts_seed,
+            model=plan.entry.name,
+            arguments=json.loads(json.dumps(dict(config.model_args))),
+            dataset=dataset_record(plan.index),
+        )
+
+
+def train_seeds(
+    config: TrainConfig, listener: Listener | None = None, on_failure: OnFailure | None = None
+) -> Path:
+    """Trains the `config.seeds` seeds from `config.seed` on, as far as they are not there yet.
+
+    Returns:
+        The folder that holds them: RUN/seed-0, RUN/seed-1, ...
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+        SeedsError: Some seeds failed; all others are finished.
+    """
+    check_launcher()
+    plan = plan_training(config, listener_of_first(listener))
+
+    def start(seed: int, out: Path, heard: Listener) -> None:
+        seed_plan = plan.for_seed(seed, out)
+        run_plan(seed_plan, _start(seed_plan), heard)
+
+    def differences(seed: int, out: Path) -> Iterator[str]:
+        seed_plan = plan.for_seed(seed, out)
+        begin = _start(seed_plan)
+        new = train_record(seed_plan, begin.network, begin.origin)
+        yield from TRAINING.differences(TRAINING.read(out), new)
+
+    runs = SeedRuns(plan.run, "train", TRAINING, plan, config.fresh, start, differences)
+    return run_seeds(runs, listener, on_failure)
+
+
+def _start(plan: TrainPlan) -> TrainStart:
+    return TrainStart(*plan.task.network(plan.config, plan.entry, plan.index))
+
+
+def listener_of_first(listener: Listener | None) -> Listener:
+    """`listener` in the process that talks to the user, else one that listens to nothing."""
+    return (listener if ranks().first else None) or Silent()
+
+
+def check_launcher() -> None:
+    """Raises UsageError where a launcher started several processes, which end with one training."""
+    if ranks().world > 1 and helped_run() is None:
+        raise UsageError(
+            "`--seeds` does not go with torchrun, `srun` or `mpirun`.",
+            "Their processes end with the first training.",
+            "Use `--devices N`, which starts the processes of each seed, or train one seed at a "
+            "time with `--seed N --split-seed 0`.",
+        )
+
+
+def run_seeds(
+    runs: SeedRuns, listener: Listener | None = None, on_failure: OnFailure | None = None
+) -> Path:
+    """Runs each seed that is not finished, one after the other; returns the folder of all.
+
+    Raises:
+        UsageError: The folder holds other things, or runs with other settings.
+        SeedsError: Some seeds failed; all others are finished.
+    """
+    heard = NamedListener(listener_of_first(listener))
+    helped = helped_run()
+    if helped is not None:
+        _help(runs, helped)
+    check_folder(runs.run)
+    with _sigterm_as_ctrl_c(), SEEDS.held(runs.run, heard.say):
+        if runs.fresh:
+            _discard(runs)
+        record = SEEDS.open(
+            runs.run, runs.record(), fresh=runs.fresh, more=lambda old: _differences(runs, old)
+        )
+        _announce(record, runs, heard)
+        with SEEDS.closing(runs.run):
+            failures = [
+                failure
+                for seed, folder in record.folders(runs.run).items()
+                if (failure := _run_one(runs, seed, folder, heard, on_failure)) is not None
+            ]
+            heard.begin("")
+            SEEDS.update(runs.run, failures=failures)
+            if failures:
+                raise _unfinished(runs.run, record, failures)
+    return runs.run
+
+
+def _announce(record: SeedsRecord, runs: SeedRuns, heard: NamedListener) -> None:
+    config = runs.plan.config
+    if record.count > (config.seeds or 1):
+        heard.say(
+            f"`{runs.run}` was begun with {record.count} seeds: all of them are finished, not "
+            f"only {config.seeds}."
+        )
+    listed = ", ".join(map(str, record.seeds))
+    heard.say(
+        f"{record.count} seed{'s' * (record.count != 1)} ({listed}), all with the training, "
+        "validation and test images of the first."
+    )
+
+
+def _run_one(
+    runs: SeedRuns, seed: int, folder: Path, heard: NamedListener, on_failure: OnFailure | None
+) -> SeedFailure | None:
+    """Runs one seed; what went wrong where it failed in a way that others need not fail in."""
+    heard.begin(f"seed {seed}")
+    try:
+        with errors_of(folder):
+            runs.start(seed, folder, heard)
+        return None
+    except (UsageError, MachineError):  # settings and machine are the same for all
+        raise
+    except Exception as error:
+        (on_failure or _log_failure)(seed, error)
+        what = error.what if isinstance(error, RobustError) else type(error).__name__
+        why = error.why if isinstance(error, RobustError) else first_line(error)
+        failure = SeedFailure(seed=seed, error=f"{what} {why}".strip())
+        heard.say(f"failed: {what} The other seeds go on.")
+    # After the handler, which holds the frames of the error and with them the network.
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return failure
+
+
+def _log_failure(seed: int, error: Exception) -> None:
+    _log.error("Seed %d failed.", seed, exc_info=error)
+
+
+def _unfinished(run: Path, record: SeedsRecord, failures: list[SeedFailure]) -> SeedsError:
+    listed = ", ".join(str(failure.seed) for failure in failures)
+    return SeedsError(
+        run,
+        f"`{run}` lacks {len(failures)} of its {record.count} seeds: {listed}.",
+        "\n".join(f"Seed {failure.seed}: {failure.error}" for failure in failures),
+        "The others are finished, and the report is of these. The same command tries again what is "
+        "missing, from the last finished epoch of each.",
+    )
+
+
+def _differences(runs: SeedRuns, old: SeedsRecord) -> Iterator[str]:
+    """How the settings differ from those of the first seed that has begun; the others are alike."""
+    for seed, folder in old.folders(runs.run).items():
+        if has_record(folder):
+            yield from runs.differences(seed, folder)
+            return
+
+
+def _discard(runs: SeedRuns) -> None:
+    """Removes what the runs of all seeds consist of.
+
+    Raises:
+        RunError: Another process works in one of them.
+    """
+    if not has_record(runs.run):
+        return
+    for folder in read_seeds_record(runs.run).folders(runs.run).values():
+        if folder.is_dir():
+            with runs.kind.held(folder):
+                runs.kind.discard(folder)
+
+
+def _help(runs: SeedRuns, helped: Path) -> NoReturn:
+    """Trains in a process that the first one started for a run in `helped`, and ends it."""
+    config = runs.plan.config
+    count = config.seeds or 1
+    if has_record(runs.run):
+        count = max(count, read_seeds_record(runs.run).count)
+    for seed in range(config.seed, config.seed + count):
+        folder = seed_folder(runs.run, seed)
+        if helped.is_relative_to(folder.absolute()):
+            runs.start(seed, folder, Silent())
+    end_of_others()
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM ends the run as Ctrl+C does: what is finished is kept, exit code 130."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        with suppress(TypeError):  # a handler that was not set from Python
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,90 @@
+"""The dry run of several seeds: what one of them would be, and how many are still to be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from robustcli.core.listener import Listener
+from robustcli.core.rundir import RunKind, has_record
+from robustcli.training.config import TrainConfig
+from robustcli.training.record import TRAINING
+from robustcli.training.seed_runs import check_launcher
+from robustcli.training.seeds_record import read_seeds_record, seed_folder
+from robustcli.training.train_forecast import forecast_plan
+from robustcli.training.train_plan import plan_training
+
+
+class SeedForecast(Protocol):
+    """What one seed would be."""
+
+    def as_json(self) -> str:
+        """One JSON object."""
+
+    def as_text(self) -> str:
+        """The same in lines."""
+
+
+@dataclass(frozen=True)
+class SeedsForecast:
+    """What several seeds would be.
+
+    Args:
+        out: The folder of all.
+        seeds: All of them.
+        finished: Those that are finished there.
+        each: Of the first seed; the others are alike.
+    """
+
+    out: str
+    seeds: Sequence[int]
+    finished: Sequence[int]
+    each: SeedForecast
+
+    def as_json(self) -> str:
+        """The forecast as one JSON object."""
+        fields = {"out": self.out, "seeds": list(self.seeds), "finished": list(self.finished)}
+        return json.dumps({**fields, "each": json.loads(self.each.as_json())}, indent=2)
+
+    def as_text(self) -> str:
+        """The forecast as lines of text."""
+        listed = ", ".join(map(str, self.seeds))
+        finished = ", ".join(map(str, self.finished)) or "none"
+        return "\n".join(
+            [
+                f"Seeds:      {len(self.seeds)} ({listed}) in {self.out}; finished: {finished}",
+                f"What follows is of each seed; time and disk count {len(self.seeds)} times.",
+                self.each.as_text(),
+            ]
+        )
+
+
+def seeds_in(config: TrainConfig, run: Path, kind: RunKind[Any]) -> tuple[list[int], list[int]]:
+    """All seeds that the folder `run` would hold, and those that are finished there."""
+    count = config.seeds or 1
+    if has_record(run) and not config.fresh:
+        count = max(count, read_seeds_record(run).count)
+    seeds = list(range(config.seed, config.seed + count))
+    folders = {seed: seed_folder(run, seed) for seed in seeds}
+    finished = [
+        seed
+        for seed, folder in folders.items()
+        if has_record(folder) and not config.fresh and kind.read(folder).status == "complete"
+    ]
+    return seeds, finished
+
+
+def forecast_train_seeds(config: TrainConfig, listener: Listener) -> SeedsForecast:
+    """The forecast for the seeds that `config` asks for; nothing is written.
+
+    Raises:
+        UsageError: Something named does not exist or does not fit together.
+    """
+    check_launcher()
+    plan = plan_training(config, listener)
+    seeds, finished = seeds_in(config, plan.run, TRAINING)
+    first = plan.for_seed(config.seed, seed_folder(plan.run, config.seed))
+    return SeedsForecast(str(plan.run), seeds, finished, forecast_plan(first))

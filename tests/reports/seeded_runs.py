@@ -1,0 +1,72 @@
+"""Synthetic trainings and fine-tunings over several seeds, in the files that they leave."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from robustcli.reports.seeds_findings import SeedsFindings, read_seeds
+from robustcli.training.record import TRAINING, read_train_record
+from robustcli.training.seeds_record import SEEDS, SeedFailure, SeedsRecord, seed_folder
+from tests.builders import WHEN
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.train_runs import TrainPlan, build_class_training, build_training
+
+SEGMENTER, TUNING = TrainPlan(), FinetunePlan()
+QUALITY = (0.85, 0.86, 0.83)
+"""What decides the dice of each seed, see `mask_runs`."""
+
+
+def build_seeds(
+    run: Path, plan: TrainPlan = SEGMENTER, qualities: Sequence[float] = QUALITY,
+    missing: int = 0,
+) -> Path:  # fmt: skip
+    """Writes trainings from seed 0 on, of which the last `missing` have not come to an end."""
+    run.mkdir(parents=True, exist_ok=True)
+    done = len(qualities) - missing
+    for seed, base in enumerate(qualities):
+        begun = replace(plan, measured=seed < done, finished=None if seed < done else 2)
+        folder = build_training(seed_folder(run, seed), replace(begun, base=base))
+        TRAINING.update(folder, seed=seed, split_seed=0 if seed else None)
+    failures = [SeedFailure(seed=seed, error="The loss is not finite.") for seed in range(done, 3)]
+    _write(run, seed_folder(run, 0), len(qualities), failures[:missing])
+    return run
+
+
+def build_class_seeds(run: Path, count: int = 2) -> Path:
+    """Writes trainings of a classifier."""
+    for seed in range(count):
+        build_class_training(seed_folder(run, seed))
+    _write(run, seed_folder(run, 0), count, [])
+    return run
+
+
+def build_tuned_seeds(run: Path, count: int = 2, plan: FinetunePlan = TUNING) -> Path:
+    """Writes fine-tunings; the modes of the second seed are a little worse, each by its own bit."""
+    for seed in range(count):
+        build_finetuning(seed_folder(run, seed), plan)
+        for number, mode in enumerate(plan.modes if seed else ()):
+            worse = replace(plan.training, base=0.8 - 0.03 * number - 0.01 * seed)
+            build_training(seed_folder(run, seed) / mode, replace(worse, epochs=plan.epochs))
+    _write(run, seed_folder(run, 0) / plan.modes[0], count, [], of="finetune")
+    return run
+
+
+def _write(
+    run: Path, like: Path, count: int, failures: list[SeedFailure], of: str = "train"
+) -> None:
+    """The record of the seeds, whose trainings are like the one in the folder `like`."""
+    record = read_train_record(like)
+    seeds = SeedsRecord.model_validate(
+        {
+            "command": f"robust {of} {record.task} --model {record.model} --seeds {count}",
+            "status": "failed" if failures else "complete",
+            "created": WHEN, "updated": WHEN, "of": of, "task": record.task, "seed": 0,
+            "count": count, "split_seed": 0, "model": record.model,
+            "dataset": record.dataset.model_dump(), "failures": failures,
+        }
+    )  # fmt: skip
+    SEEDS.write(run, seeds)
+
+
+def seeds_of(run: Path) -> SeedsFindings:
+    return read_seeds(run)

@@ -1,0 +1,256 @@
+"""The report of several seeds: its numbers against SciPy, verdicts, page and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from robustcli.core.errors import UsageError
+from robustcli.metrics.mask_scores import group_dice
+from robustcli.reports import seeds_page
+from robustcli.reports.figures.seed_figures import ScoreLine, SeedCourses
+from robustcli.reports.published_scores import PRINTED_ACCURACIES, published_score
+from robustcli.reports.render import document, render, zoo_document
+from robustcli.reports.run_export import read_run_export
+from robustcli.reports.seeds_findings import SeedsFindings, read_seeds
+from robustcli.reports.seeds_page import (
+    draw_seeds_gallery,
+    seeds_report,
+    seeds_results,
+    seeds_table,
+    seeds_text,
+)
+from robustcli.reports.training_findings import paper_scores, read_training
+from robustcli.reports.training_page import training_text
+from robustcli.training.record import TRAINING, read_train_record
+from robustcli.training.seeds_record import SEEDS
+from tests.reports.page_parts import assert_golden, line_of, opening, section
+from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tuned_seeds
+from tests.reports.test_latex import check
+from tests.reports.train_runs import TrainPlan
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of a segmenter; nothing is rendered."""
+    return build_seeds(tmp_path_factory.mktemp("masks") / "run")
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds in the manner of the paper, on as many slices and epochs, with other numbers."""
+    run = build_seeds(
+        tmp_path_factory.mktemp("paper") / "run", TrainPlan(protocol="paper", epochs=100)
+    )
+    for seed, factor in enumerate((1.0, 0.98, 1.01)):
+        path = run / f"seed-{seed}" / "paper.parquet"
+        rows = pd.read_parquet(path)
+        rows.assign(intersection=rows["intersection"] * factor).to_parquet(path)
+    return run
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tuned_seeds(tmp_path_factory.mktemp("tuned") / "run")
+
+
+def test_the_page_is_read_by_a_person(masks: Path, tuned: Path, paper: Path) -> None:
+    for run, name in ((masks, "seeds"), (tuned, "seeds-finetuning"), (paper, "seeds-paper")):
+        assert_golden(seeds_text(read_seeds(run)), name)
+
+
+def test_the_numbers_are_those_of_the_rows(masks: Path) -> None:
+    findings = read_seeds(masks)
+    rows = [series.training.test.rows for series in findings.series[0].trainings]  # type: ignore[union-attr]
+    by_group = np.column_stack([group_dice(frame) for frame in rows])
+    values = by_group.mean(axis=0)
+    table = seeds_results(findings)
+    mean = table[table["level"] == "mean"].iloc[0]
+    assert mean["score"] == pytest.approx(values.mean())
+    assert mean["deviation"] == pytest.approx(values.std(ddof=1))
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    assert (mean["seeds_low"], mean["seeds_high"]) == pytest.approx((low, high))
+    resampled = stats.bootstrap((by_group.mean(axis=1),), np.mean, method="percentile", rng=0)
+    ends = tuple(resampled.confidence_interval)
+    assert (mean["units_low"], mean["units_high"]) == pytest.approx(ends, abs=0.01)
+    assert (mean["seeds"], mean["units"]) == (3, by_group.shape[0])
+    seeds = table[table["level"] == "seed"]
+    assert list(seeds["score"]) == pytest.approx(list(values))
+    assert list(seeds["run"]) == ["seed-0", "seed-1", "seed-2"]
+
+
+def test_the_paper_is_scored_over_its_batches(paper: Path) -> None:
+    findings = read_seeds(paper)
+    frames = [pd.read_parquet(paper / f"seed-{s}" / "paper.parquet") for s in range(3)]
+    values = [paper_scores(frame, 16).dice for frame in frames]
+    scores = findings.series[0].scores
+    assert scores is not None
+    assert scores.mean == pytest.approx(np.mean(values))
+    assert scores.units == 2  # the third batch holds no foreground in any seed
+    assert findings.units == "batches of 16 slices"
+
+
+@pytest.mark.parametrize(
+    ("published", "verdict", "holds"),
+    [("inside", "reproduced", True), ("outside", "not reproduced", False)],
+)
+def test_the_published_number_is_judged_over_seeds(
+    paper: Path, monkeypatch: pytest.MonkeyPatch, published: str, verdict: str, holds: bool
+) -> None:
+    scores = read_seeds(paper).series[0].scores
+    assert scores is not None
+    assert scores.over_seeds is not None
+    monkeypatch.setattr("robustcli.metrics.seed_scores.WIDEST", 0.2)
+    value = scores.mean + 0.001 if published == "inside" else 0.99
+    line = published_score(read_train_record(paper / "seed-0"))
+    assert line is not None
+    assert line.value == 0.8633
+    assert line.differences == []
+    changed = type(line)(value, line.source, [])
+    monkeypatch.setattr("robustcli.reports.seeds_findings.published_score", lambda _: changed)
+    judged = read_seeds(paper).published
+    assert judged is not None
+    assert (judged.outcome, judged.single_holds) == (verdict, holds)
+    assert f"{verdict}." in seeds_table(read_seeds(paper))
+    assert verdict in section(seeds_text(read_seeds(paper)), "Published")
+
+
+def test_other_experiments_are_not_judged(masks: Path) -> None:
+    judged = read_seeds(masks).published
+    assert judged is not None
+    assert judged.outcome is None
+    assert "protocol patient instead of paper" in judged.score.differences
+    results = seeds_results(read_seeds(masks))
+    assert results.loc[results["level"] == "mean", "verdict"].tolist() == ["not comparable"]
+
+
+def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) -> None:
+    run = build_class_seeds(tmp_path / "run")
+    record = read_train_record(run / "seed-0")
+    score = published_score(record)
+    assert score is not None
+    assert score.value == PRINTED_ACCURACIES[0].top1 == 0.8927
+    assert len(score.differences) == 3  # recipe, images, epochs
+    same = {
+        "recipe": record.recipe.model_copy(update={"name": "paper", "epochs": 100}),
+        "dataset": record.dataset.model_copy(update={"images": 60_000}),
+    }
+    alike = published_score(record.model_copy(update=same))
+    assert alike is not None
+    assert alike.differences == []
+    assert published_score(record.model_copy(update={"arguments": {"patch_size": 8}})) is None
+    equal = read_seeds(run)  # both seeds answer alike: no spread, so no interval over seeds
+    scores = equal.series[0].scores
+    assert scores is not None
+    assert (scores.over_seeds, scores.deviation) == (None, 0)
+    assert scores.units == equal.held_out
+    assert "top-1" in seeds_text(equal)
+
+
+def test_modes_are_compared_with_full_seed_by_seed(tuned: Path) -> None:
+    findings = read_seeds(tuned)
+    values = {series.mode: list(series.by_seed.values()) for series in findings.series}
+    assert list(findings.differences) == ["scratch", "freeze"]
+    for mode, difference in findings.differences.items():
+        result = stats.ttest_rel(values[mode], values["full"])
+        assert difference.p == pytest.approx(result.pvalue)
+        ends = result.confidence_interval()
+        assert (difference.low, difference.high) == pytest.approx((ends.low, ends.high))
+    assert findings.published is None
+    assert "minus full" in seeds_table(findings)
+
+
+def test_what_failed_or_is_not_finished_is_said(tmp_path: Path) -> None:
+    findings = read_seeds(build_seeds(tmp_path / "run", missing=1))
+    assert (findings.finished, findings.missing) == ([0, 1], [2])
+    page = opening(seeds_text(findings))
+    assert "**Partial run.** 2 of 3 seeds are finished; not finished: 2" in page
+    assert "**Seed 2 failed.** The loss is not finite." in page
+    assert "Not finished: seed 2." in seeds_table(findings)
+    assert line_of(seeds_text(findings), "[2]")[1] == "\N{EN DASH}"
+
+
+def test_a_folder_in_which_nothing_has_begun_has_a_page(tmp_path: Path, masks: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    SEEDS.write(run, SEEDS.read(masks).model_copy(update={"status": "running"}))
+    page = seeds_report(run)
+    assert "not measured yet" in page.markdown
+    assert page.terminal == "Nothing is measured yet of 3 seeds."
+    assert page.results.empty
+
+
+def drawn(
+    findings: SeedsFindings, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[object, ...]]:
+    calls: dict[str, tuple[object, ...]] = {}
+    for name in ("draw_seed_courses", "draw_seed_scores"):
+        monkeypatch.setattr(
+            seeds_page, name, lambda *given, name=name: calls.__setitem__(name, given)
+        )
+    draw_seeds_gallery(findings)
+    return calls
+
+
+def test_pictures_show_every_seed_and_the_mean(
+    masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_seeds(tmp_path / "run", missing=1)
+    calls = drawn(read_seeds(run), monkeypatch)
+    courses = calls["draw_seed_courses"][0]
+    assert isinstance(courses, list)
+    (course,) = courses
+    assert isinstance(course, SeedCourses)
+    assert [len(line) for line in course.scores] == [12, 12, 2]
+    assert list(course.mean.index) == [1, 2]  # what all of them have
+    lines = calls["draw_seed_scores"][0]
+    assert isinstance(lines, list)
+    assert [line.name for line in lines] == ["seed 0", "seed 1", "mean"]
+    assert isinstance(lines[2], ScoreLine)
+    assert lines[2].mean
+    assert calls["draw_seed_scores"][2] is None  # another experiment than the published one
+
+
+def test_everything_is_rendered_without_the_data(masks: Path, tmp_path: Path) -> None:
+    run = build_class_seeds(tmp_path / "run")
+    report = render(run)
+    html = report.with_suffix(".html")
+    assert 'href="seed-1/report.html"' in html.read_text()
+    assert {p.name for p in (run / "figures").iterdir()} == {"seed_courses.png", "seed_scores.png"}
+    rows = json.loads((run / "results.json").read_text())
+    assert [row["level"] for row in rows] == ["seed"] * 2 + ["mean"]
+    own = [run / f"seed-{seed}" / "report.html" for seed in (0, 1)]
+    before = [path.read_bytes() for path in (report, html, *own)]
+    times = [path.stat().st_mtime_ns for path in own]
+    TRAINING.update(run / "seed-1", energy_joules=7200.0)
+    render(run)
+    assert [path.read_bytes() for path in (report, html, own[0])] == before[:3]
+    assert (own[0].stat().st_mtime_ns, own[1].read_bytes() == before[3]) == (times[0], False)
+
+
+def test_other_formats_say_the_same(masks: Path) -> None:
+    (table,) = check(document(masks, "latex"))
+    assert table[1][0] == r"\texttt{ulvm\_v5}"
+    assert document(masks, "csv").splitlines()[0].startswith("level,mode,seed")
+    assert {path.name for path in masks.iterdir()} == {"run.json", "seed-0", "seed-1", "seed-2"}
+
+
+def test_a_report_over_trainings_takes_the_seeds_apart(masks: Path, tmp_path: Path) -> None:
+    table = json.loads(zoo_document([masks], tmp_path / "zoo", "json"))
+    assert [row["run"] for row in table] == ["seed-0", "seed-1", "seed-2"]
+
+
+def test_publishing_names_the_folders_of_the_seeds(masks: Path) -> None:
+    with pytest.raises(UsageError, match="holds 3 runs, one for each seed") as caught:
+        read_run_export(masks)
+    assert "seed-0" in caught.value.todo
+
+
+def test_the_report_of_a_seed_says_whose_parts_it_has(masks: Path) -> None:
+    report = training_text(read_training(masks / "seed-1"))
+    assert "Seed: 1; the parts of the data are those of seed 0." in report
