@@ -31,6 +31,7 @@ _subject_options = together(
     options.foreground,
     options.ignore,
     options.model_arguments("model_args"),
+    options.ablate,
 )  # fmt: skip
 _rule = together(
     click.option("--freeze-threshold", "threshold", type=float,

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robustcli.core.names import file_name
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
@@ -70,5 +69,4 @@ class FinetuneConfig:
             self.profile, self.iterations,
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = file_name(self.training.model)
-        return Path("runs") / f"finetune-{name}-{short}"
+        return Path("runs") / f"finetune-{self.training.folder_name}-{short}"

@@ -31,11 +31,13 @@ from robustcli.data.sources import default_data
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
-from robustcli.models.umamba import Pair, UMamba, without_aliases
+from robustcli.models.stages import Pair
+from robustcli.models.umamba import UMamba, without_aliases
 from robustcli.nnunet.files import NnUNetModel, find_checkpoint, is_results_folder, trained_model
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.classifier_training import no_data
 from robustcli.training.config import TrainConfig
+from robustcli.training.procedures.nnunet import PLANNED
 from robustcli.training.recipes import BUNDLED, OWN_RECIPE
 from robustcli.training.training_task import TrainPlan
 
@@ -268,14 +270,15 @@ class SegmenterFinetuning(FinetuneTask):
     ) -> TrainConfig:
         """See `FinetuneTask.usual_recipe`.
 
-        That is a small one on bundled data, nnU-Net's for a U-Mamba, else the network's own.
+        That is a small one on bundled data, nnU-Net's for a network that is built from its plan,
+        else the network's own.
         """
         small = light(training, data)
         typed = small is not training or training.recipe or training.protocol != "patient"
-        if entry.family != "umamba" or typed:
+        if entry.family not in PLANNED or typed:
             return small
         say(
-            "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
+            f"No --recipe: `{entry.name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
             f"{NNUNET_RECIPE}-light` is the same for a CPU, `--recipe {OWN_RECIPE}` is ours."
         )
         return replace(training, recipe=NNUNET_RECIPE)
@@ -296,7 +299,7 @@ class SegmenterFinetuning(FinetuneTask):
             network = networks.create(entry.variant, training.model_args)
         assert isinstance(network, UMamba)
         config = network.config
-        if not any(config.tokens(stage)[1] for stage in range(len(config.features))):
+        if not config.bound_to_patch:
             return training
         height, width = config.patch
         if height != width or training.window not in (None, height):

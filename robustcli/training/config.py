@@ -14,13 +14,17 @@ from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.recipes import EXTENDABLE, Protocol, Recipe
 
+ABLATE = "ablate"
+"""The option of a network's configuration that names what is taken out of it."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """All settings of one training; see `robust train seg --help` for their meaning.
 
     What is None is the recipe's. `task` is what the user takes the model to be, None for either;
-    `plan` is that of pretrained weights, for recipes that follow one.
+    `plan` is that of pretrained weights, for recipes that follow one. `ablate` is one of the
+    `model_args`, where it is kept: they are what the network is built from.
     """
 
     model: str
@@ -31,6 +35,7 @@ class TrainConfig:
     weights: Path | None = None
     untrained: bool = False
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    ablate: str | None = None
     quick: bool = False
     epochs: int | None = None
     lr: float | None = None
@@ -55,6 +60,21 @@ class TrainConfig:
     foreground: ValueOption = None
     ignore: ValueOption = None
 
+    def __post_init__(self) -> None:
+        if self.ablate is not None:
+            object.__setattr__(self, "model_args", {**self.model_args, ABLATE: self.ablate})
+
+    @property
+    def ablation(self) -> str | None:
+        """What is taken out of the network, however that was said; None for nothing."""
+        return self.model_args.get(ABLATE)
+
+    @property
+    def folder_name(self) -> str:
+        """The network and what is taken out of it, as a part of a folder's name."""
+        without = "" if self.ablation is None else f"-no-{file_name(str(self.ablation))}"
+        return file_name(self.model) + without
+
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
 
@@ -74,5 +94,4 @@ class TrainConfig:
         masks = mask_settings(self.foreground, self.ignore)
         settings = [*start, self.seed, world, digest, how, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = file_name(self.model)
-        return Path("runs") / f"train-{name}-{short}"
+        return Path("runs") / f"train-{self.folder_name}-{short}"
