@@ -136,6 +136,12 @@ _OTHERS: tuple[tuple[str, str, int, str, str], ...] = (
 )
 
 
+CONTROLS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("umamba", "umamba-enc", "umamba-pico"), ("umamba-nomamba", "resenc")
+)
+"""Network to those that stand for it without Mamba; `--ablate scan` makes the nearer control."""
+
+
 def segmenters() -> Iterator[ModelEntry]:
     """The tumour paper's table, what goes beyond it, and the baseline."""
     for name, family, parameters, dice, iou, remark in _TABLE_I:

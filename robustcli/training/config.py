@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from robustcli.core.names import file_name
+from robustcli.core.names import ABLATE, file_name
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.recipes import EXTENDABLE, Protocol, Recipe
-
-ABLATE = "ablate"
-"""The option of a network's configuration that names what is taken out of it."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from robustcli.core.names import network_words
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
 from robustcli.training.recipes import EXTENDABLE, Patchwise, Protocol, Recipe
@@ -140,6 +141,11 @@ class TrainRecord(BaseRunRecord):
     threads: int
     peak_memory_bytes: int | None = None
     energy_joules: float | None = None
+
+    @property
+    def network(self) -> str:
+        """The network as reports name it: a control by what it lacks."""
+        return network_words(self.model, self.arguments)
 
 
 _FLAGS = {
