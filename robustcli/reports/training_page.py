@@ -92,7 +92,7 @@ def _of_any(training: TrainingFindings) -> dict[str, object]:
     record = training.record
     return {
         "run": training.run.resolve().name,
-        "model": record.model,
+        "model": record.network,
         "dataset": record.dataset.name,
         "status": record.status,
         "params": record.parameters,
