@@ -25,7 +25,7 @@ from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.trainable import transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical
+from robustcli.core.names import canonical, network_words
 from robustcli.data.named_datasets import SEGMENTATION
 from robustcli.data.sources import default_data
 from robustcli.finetuning.config import FinetuneConfig
@@ -113,7 +113,7 @@ class FinetuneTask(ABC):
         """
         return None
 
-    def export(self, plan: TrainPlan) -> None:
+    def export(self, plan: TrainPlan, say: Announcer) -> None:
         """Writes what the finished training of a mode leaves beside its training run: nothing."""
         return
 
@@ -313,9 +313,11 @@ class SegmenterFinetuning(FinetuneTask):
             )
         return replace(training, window=height)
 
-    def export(self, plan: TrainPlan) -> None:
-        """See `FinetuneTask.export`: a U-Mamba as nnU-Net has it."""
-        export_nnunet(plan)
+    def export(self, plan: TrainPlan, say: Announcer) -> None:
+        """See `FinetuneTask.export`: a network of a plan as nnU-Net has it, where it has it."""
+        if not export_nnunet(plan) and plan.entry.family in PLANNED:
+            name = network_words(plan.entry.name, plan.config.model_args)
+            say(f"No results folder of nnU-Net is written: its trainers cannot build `{name}`.")
 
 
 FINETUNE_TASKS: dict[str, FinetuneTask] = {
