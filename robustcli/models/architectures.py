@@ -29,8 +29,7 @@ _ROOM = "robustcli.models"
 class Architecture:
     """One name: which builder makes it, from which variant, and how its upstream decays weights.
 
-    `builder` and `decay` are `module:attribute` inside `robustcli.models`. `scans` says whether it
-    has a state-space scan, which `ablate="scan"` takes out of it.
+    `builder` and `decay` are `module:attribute` inside `robustcli.models`.
     """
 
     name: str
@@ -39,7 +38,11 @@ class Architecture:
     builder: str
     variant: str
     decay: str
-    scans: bool = True
+
+    @property
+    def scans(self) -> bool:
+        """Whether it has a state-space scan, which `ablate="scan"` takes out of it."""
+        return self.family in _SCANNING and self.name not in _SCANLESS
 
     def build(self, **options: object) -> nn.Module:
         """The network, freshly initialised, with `options` to its configuration.
@@ -76,15 +79,9 @@ _VMAMBA |= {
 }
 _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
 _ULVM = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
+_SCANNING = ("vmamba", "vim", "umamba", "vmunet", "ulvm", "umambabot")  # families
+_SCANLESS = ("umamba-nomamba",)  # members of these
 _ALL = "architectures:everything_decays"
-_PLAIN_SEGMENTERS = (
-    ("umamba-nomamba", "umamba", "umamba"),
-    ("resenc", "resenc", "resenc"),
-    ("segformer", "segformer", "segformer"),
-    ("unet", "unet", "conv_segmenters"),
-    ("resnet18_seg", "resnet_seg", "conv_segmenters"),
-    ("resnet50_seg", "resnet_seg", "conv_segmenters"),
-)  # name, family, module: without a state-space scan
 
 
 def _architectures() -> Iterator[Architecture]:
@@ -93,16 +90,18 @@ def _architectures() -> Iterator[Architecture]:
         yield Architecture(name, "vmamba", "cls", "vmamba:build", variant, decay)
     for name in _VIM:
         yield Architecture(name, "vim", "cls", "vim:build", name, "architectures:mamba_decays")
-    for name in ("umamba", "umamba-enc", "umamba-pico"):
+    for name in ("umamba", "umamba-enc", "umamba-nomamba", "umamba-pico"):
         yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
-    for name, family, module in _PLAIN_SEGMENTERS:
-        builder = f"{module}:build"
-        yield Architecture(name, family, "seg", builder, name, _ALL, scans=False)
     yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
     for name in _ULVM:
         yield Architecture(name, "ulvm", "seg", "ulvm:build", name, _ALL)
     for name in ("umambabot", "umambabot_pp"):
         yield Architecture(name, "umambabot", "seg", "umambabot:build", name, _ALL)
+    yield Architecture("resenc", "resenc", "seg", "resenc:build", "resenc", _ALL)
+    yield Architecture("segformer", "segformer", "seg", "segformer:build", "segformer", _ALL)
+    yield Architecture("unet", "unet", "seg", "conv_segmenters:build", "unet", _ALL)
+    for name in ("resnet18_seg", "resnet50_seg"):
+        yield Architecture(name, "resnet_seg", "seg", "conv_segmenters:build", name, _ALL)
 
 
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in _architectures()}

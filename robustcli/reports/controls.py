@@ -13,6 +13,7 @@ from functools import cached_property
 
 from robustcli.adapters.catalogue import CONTROLS
 from robustcli.core.names import ABLATE
+from robustcli.core.rundir import has_record
 from robustcli.metrics.verdicts import ALPHA, holm
 from robustcli.reports.numbers import counted, p_value
 from robustcli.reports.scoring import ScoreDifference, Scoring
@@ -132,7 +133,9 @@ def control_pairs(trainings: Sequence[TrainingFindings]) -> list[ControlPair]:
         ControlPair(network, control)
         for network in trainings
         for control in trainings
-        if is_control(control.record, network.record) and _same_images(network, control)
+        if is_control(control.record, network.record)
+        and _same_images(network, control)
+        and _mode(network) == _mode(control)
     ]
     p_values = [None if pair.difference is None else pair.difference.p for pair in pairs]
     adjusted = iter(holm([p for p in p_values if p is not None]))
@@ -156,6 +159,12 @@ def _experiment(record: TrainRecord) -> tuple[object, ...]:
     """What both must have in common: images with their contents, split, protocol and seed."""
     dataset = record.dataset
     return record.task, dataset.digest, dataset.contents, record.protocol, record.seed
+
+
+def _mode(training: TrainingFindings) -> str:
+    """The mode of a fine-tuning that the training is: the folder's name inside another run's."""
+    folder = training.run.resolve()
+    return folder.name if has_record(folder.parent) else ""
 
 
 def _same_images(network: TrainingFindings, control: TrainingFindings) -> bool:

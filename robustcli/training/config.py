@@ -32,7 +32,6 @@ class TrainConfig:
     weights: Path | None = None
     untrained: bool = False
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    ablate: str | None = None
     quick: bool = False
     epochs: int | None = None
     lr: float | None = None
@@ -56,6 +55,7 @@ class TrainConfig:
     task: Literal["cls", "seg"] | None = None
     foreground: ValueOption = None
     ignore: ValueOption = None
+    ablate: str | None = None
 
     def __post_init__(self) -> None:
         if self.ablate is not None:

@@ -107,6 +107,17 @@ def test_a_network_without_mamba_stands_for_the_two_of_u_mamba(tmp_path):
     assert max(p_values) < pairs[0].adjusted_p
 
 
+def test_modes_of_fine_tunings_are_paired_mode_by_mode(tmp_path):
+    trainings = []
+    for run, record in (("whole", {}), ("ablated", SCANLESS)):
+        build_training(tmp_path / run)  # stands for the fine-tuning's own record
+        trainings += [trained(tmp_path / run, mode, record=record) for mode in ("full", "freeze")]
+    pairs = control_pairs(trainings)
+    assert [(p.network.run.name, p.control.run.name) for p in pairs] == [
+        ("full", "full"), ("freeze", "freeze")
+    ]  # fmt: skip
+
+
 def test_what_else_differs_is_said(tmp_path, pair):
     other = trained(
         tmp_path, "other", record={**SCANLESS, "device": "cuda"}, recipe={"lr": 0.01}, epochs=6
