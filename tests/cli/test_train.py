@@ -124,7 +124,8 @@ def test_every_option_reaches_the_configuration(
     monkeypatch.setattr(engine, "run_training", note)
     told = robust(
         "train", "seg", "--model", "unet", "--data", "d", "--protocol", "paper", "--limit", "9",
-        "--weights", "w", "--untrained", "--model-arg", "a=1", "--ablate", "scan", "--quick", "--epochs", "3", "--lr",
+        "--weights", "w", "--untrained", "--model-arg", "a=1", "--ablate", "scan", "--quick",
+        "--epochs", "3", "--lr",
         "0.1", "--batch-size", "5", "--accumulate", "2", "--loss", "dice", "--aug", "none",
         "--window", "64", "--clip", "2", "--patience", "4", "--out", "o", "--seed", "7",
         "--device", "cuda", "--devices", "2", "--precision", "bf16", "--workers", "1", "--fresh",
