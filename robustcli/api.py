@@ -361,8 +361,8 @@ def train(
         data: A folder, manifest or data set name; None for the default of segmenters.
         out: Folder of the run.
         options: Further fields of `robustcli.training.config.TrainConfig` (`protocol`, `epochs`,
-            `lr`, `batch_size`, `seed`, `device`, ...); `ablate="scan"` trains the control of a Mamba
-            network.
+            `lr`, `batch_size`, `seed`, `device`, ...); `ablate="scan"` trains the control of a
+            Mamba network.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.

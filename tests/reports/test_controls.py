@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from robustcli.metrics.verdicts import holm
 from robustcli.reports.comparison import read_comparison
 from robustcli.reports.comparison_page import comparison_page, comparison_text
 from robustcli.reports.controls import control_pairs, step_seconds
-from robustcli.reports.render import render_zoo
 from robustcli.reports.training_findings import TrainingFindings, read_training
-from robustcli.reports.training_page import training_results
+from robustcli.reports.training_page import training_results, zoo_text
+from robustcli.reports.zoo_rows import Zoo
 from robustcli.training.record import TRAINING
 from tests.reports.page_parts import line_of
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training
@@ -81,17 +82,22 @@ def test_no_difference_is_called_so(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"record": {**SCANLESS, "seed": 1}},
-        {"record": SCANLESS, "dataset": {"digest": "ef" * 32}},
-        {"record": SCANLESS, "dataset": {"contents": "ef" * 32}},
-        {"record": SCANLESS, "protocol": "paper"},
-        {"record": SCANLESS, "model": "ulvm_v4"},
-        {"record": {"arguments": {"ablate": "scan", "branches": 4}}},
-        {"record": {}},
+        {"seed": 1},
+        {"dataset": {"digest": "ef" * 32}},
+        {"dataset": {"contents": "ef" * 32}},
+        {"protocol": "paper"},
+        {"model": "ulvm_v4"},
+        {"arguments": {"ablate": "scan", "branches": 4}},
+        {"arguments": {}},
     ],
 )
-def test_other_images_seeds_networks_and_arguments_are_no_control(tmp_path, pair, change):
-    assert control_pairs([pair[0], trained(tmp_path, "other", **change)]) == []
+def test_other_images_seeds_networks_and_arguments_are_no_control(pair, change):
+    network, control = pair
+    assert len(control_pairs(pair)) == 1
+    if "dataset" in change:
+        change = {"dataset": control.record.dataset.model_copy(update=change["dataset"])}
+    other = replace(control, record=control.record.model_copy(update=change))
+    assert control_pairs([network, other]) == []
 
 
 def test_a_network_without_mamba_stands_for_the_two_of_u_mamba(tmp_path):
@@ -150,11 +156,10 @@ def test_classifiers_are_tested_image_by_image(tmp_path):
     assert found.unit == "image"
 
 
-def test_both_reports_show_the_pair(tmp_path, pair):
+def test_both_reports_show_the_pair(pair):
     runs = [training.run for training in pair]
     (found,) = control_pairs(pair)
-    report = render_zoo(runs, tmp_path / "zoo").read_text(encoding="utf-8")
-    assert "## With and without Mamba" in report
+    report = zoo_text(Zoo(pair))
     cells = line_of(report[report.index("## With and without") :], "`ulvm_v5`")
     assert cells[1] == "`ulvm_v5 without scan`"
     assert cells[6:] == ["0.008", "703,885", "685,389", "1.00 x", "ulvm_v5 ahead"]
@@ -175,6 +180,5 @@ def test_a_control_is_not_set_beside_the_published_dice(pair):
 
 def test_reports_without_a_pair_have_no_such_section(tmp_path, pair):
     lone = [pair[0].run, build_training(tmp_path / "unet", TrainPlan(model="unet"))]
-    report = render_zoo(lone, tmp_path / "zoo").read_text(encoding="utf-8")
-    assert "without Mamba" not in report
+    assert "without Mamba" not in zoo_text(Zoo([read_training(run) for run in lone]))
     assert read_comparison(lone).controls == []
