@@ -412,7 +412,8 @@ def train(
         out: Folder of the run.
         seeds: So many seeds, from `seed` on, beside each other in `out`; None for one training.
         options: Further fields of `robustcli.training.config.TrainConfig` (`protocol`, `epochs`,
-            `lr`, `batch_size`, `seed`, `device`, ...).
+            `lr`, `batch_size`, `seed`, `device`, ...); `ablate="scan"` trains the control of a
+            Mamba network.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.

@@ -103,6 +103,7 @@ class ModelRequest:
 
 
 _PAPER = "https://github.com/lxaw/mamba-tumor-seg"
+_RESENC = "https://github.com/MIC-DKFZ/dynamic-network-architectures"
 _NONE = "no published weights"
 _SEE = "see source"
 _ON_IMAGENET = "no published weights; training starts from an encoder that saw ImageNet-1K"
@@ -132,7 +133,15 @@ _OTHERS: tuple[tuple[str, str, int, str, str], ...] = (
     ("vmunet", "vmunet", 27_427_561, _SEE, "https://github.com/JCruan519/VM-UNet"),
     ("umamba", "umamba", 11_257_608, _SEE, "https://github.com/bowang-lab/U-Mamba"),
     ("umamba-enc", "umamba", 10_126_856, _SEE, "https://github.com/bowang-lab/U-Mamba"),
+    ("umamba-nomamba", "umamba", 9_561_864, _SEE, "https://github.com/bowang-lab/U-Mamba"),
+    ("resenc", "resenc", 11_269_130, "Apache-2.0", _RESENC),
 )
+
+
+CONTROLS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("umamba", "umamba-enc", "umamba-pico"), ("umamba-nomamba", "resenc")
+)
+"""Network to those that stand for it without Mamba; `--ablate scan` makes the nearer control."""
 
 
 def segmenters() -> Iterator[ModelEntry]:

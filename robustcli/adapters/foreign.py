@@ -33,8 +33,7 @@ from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.names import TaskName
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space, numbered_classes
-from robustcli.models.mamba import BidirectionalMamba, Mamba
-from robustcli.models.ss2d import SS2D
+from robustcli.models.ablation import has_scan
 
 ForeignKind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
 FILES = (".pt", ".pth", ".ts", ".jit", ".torchscript")
@@ -520,7 +519,7 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         pretraining=foreign.pretraining,
         untrained=request.untrained or (sidecar is not None and sidecar.model.untrained),
         label_space=FOREGROUND if space is None else space.name,
-        scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
+        scans=has_scan(network),
     )
     if task == "seg":
         notes += _foreground_notes(name, foreign, scores.shape[1])

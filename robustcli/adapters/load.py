@@ -34,8 +34,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, label_space, numbered_classes
-from robustcli.models.mamba import BidirectionalMamba, Mamba
-from robustcli.models.ss2d import SS2D
+from robustcli.models.ablation import has_scan
 
 _SHOWN = 5  # classes in a message
 
@@ -99,7 +98,7 @@ def load(
         pretraining=_pretraining(entry, request, weights),
         untrained=weights is None and is_trainable(entry),
         label_space=entry.label_space,
-        scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
+        scans=has_scan(network),
     )
     if isinstance(preprocessing, MaskPreprocessing):
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import Weights, is_averaged, rank_of
 from robustcli.core.errors import UsageError
+from robustcli.models.ablation import removed_parameters
 from robustcli.models.architectures import ARCHITECTURES
 from robustcli.models.umamba import without_aliases
 
@@ -123,6 +124,30 @@ def choose(
         _passed_over(best, fitting, sets), _left_out(best),
         best.weights.remarks if isinstance(best.weights, Weights) else (),
     )  # fmt: skip
+
+
+def fitted_to_ablation(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` without the parameters of the scan that `network` was built without.
+
+    Only if `state` has all of them: then it is of the network with its scan. A part of them stays,
+    to be refused as unknown.
+    """
+    removed = removed_parameters(network)
+    if not removed or not removed.keys() <= state.keys():
+        return state
+    return {name: tensor for name, tensor in state.items() if name not in removed}
+
+
+def ablation_remarks(network: nn.Module, converted: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What `fitted_to_ablation` left out of `converted`, the weights that were taken, in words."""
+    removed = removed_parameters(network)
+    if not removed or not removed.keys() <= converted.keys():
+        return ()
+    numbers = sum(converted[name].numel() for name in removed)
+    return (
+        f"{len(removed)} tensors of the scan left out ({numbers:,} numbers: "
+        f"{_listed(list(removed))}, ...), because the network is built without it",
+    )
 
 
 @dataclass(frozen=True)
@@ -337,19 +362,26 @@ FAMILIES: dict[str, Family] = {
         ("classifier.head",),
         vmamba_names,
     ),
-    "vim": Family("Vim", r"layers\.0\.mixer\.A_b_log$", ("head",)),
+    "vim": Family("Vim", r"layers\.0\.mixer\.conv1d_b\.", ("head",)),
     "vit": Family("vit_pytorch's ViT", r"transformer\.layers\.0\.0\.to_qkv\.", ("mlp_head",)),
     "resnet9": Family("ResNet-9", r"layer1\.residual\.res1\.", ("linear",)),
     "cifar-resnet": Family("the ResNets for CIFAR", _NOTHING, ("fc",)),
     "vmunet": Family("VM-UNet", r"vmunet\.", ("vmunet.final_conv",)),
     "umamba": Family(
         "U-Mamba",
-        r"(mamba_layer|encoder\.mamba_layers)\.",
+        r"(mamba_layer\.|encoder\.stem\.0\.conv1\.)",
         ("decoder.seg_layers",),
         without_aliases,
         _PLAN,
     ),
-    "umambabot": Family("UMambaBot", r"mamba\.A_log$", ("decoder.seg_layers",), without_aliases),
+    "umambabot": Family("UMambaBot", r"mamba\.in_proj\.", ("decoder.seg_layers",), without_aliases),
+    "resenc": Family(
+        "nnU-Net's residual encoder",
+        r"encoder\.stem\.convs\.",
+        ("decoder.seg_layers",),
+        without_aliases,
+        "Give the `features`, `strides` and `n_blocks` of its plan with `--model-arg`.",
+    ),
     "ulvm": Family("UL-VM-UNet", r"scab\.", ("final",)),
     "unet": Family("U-Net", r"upconv\d\.", ("conv",)),
     "segformer": Family("SegFormer", r"encoder\.stages\.0\.overlap_patch", ("head.predict",)),

@@ -17,11 +17,13 @@ from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.loading import (
     FAMILIES,
     Shapes,
+    ablation_remarks,
     announce,
     body,
     choose,
     classes_in,
     family_of,
+    fitted_to_ablation,
     load_strictly,
     members,
     recognise,
@@ -32,6 +34,7 @@ from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, input_chann
 from robustcli.adapters.segmenter import MaskPreprocessing, Otsu, native_window
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import canonical, nearest
+from robustcli.models.ablation import scan_parameters
 from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
 
@@ -94,9 +97,12 @@ def with_weights(
     spec = architecture(name)
     network = create(name, options)
 
-    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def named(file_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         same_family = family_of(file_state) in (None, spec.family)
-        converted = FAMILIES[spec.family].convert(file_state) if same_family else dict(file_state)
+        return FAMILIES[spec.family].convert(file_state) if same_family else dict(file_state)
+
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        converted = fitted_to_ablation(network, named(file_state))
         resizes = "img_size" in options and isinstance(network, timm_families.TimmVim)
         if resizes and recognise(file_state) in (None, spec.variant):
             converted = _resized(network, converted)
@@ -107,7 +113,7 @@ def with_weights(
     fits = shapes_of(choice.state) == shapes_of(network.state_dict())
     advice = None if fits else _weights_advice(spec, network, choice.file_state, options)
     load_strictly(network, choice.state, model=spec.name, origin=origin, advice=advice)
-    choice.announce(origin)
+    choice.announce(origin, *ablation_remarks(network, named(choice.file_state)))
     return network
 
 
@@ -122,10 +128,14 @@ def classifier_with_weights(
     if "num_classes" in options:
         return with_weights(name, state, origin=origin, options=options)
     spec = architecture(name)
-    shapes = shapes_of(create(name, options).state_dict())
-    family = FAMILIES[spec.family]
+    network, family = create(name, options), FAMILIES[spec.family]
+    shapes = shapes_of(network.state_dict())
     heads = tuple(f"{head}." for head in family.heads)
-    choice = choose(state, shapes, convert=family.convert, heads=heads)
+
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return fitted_to_ablation(network, family.convert(file_state))
+
+    choice = choose(state, shapes, convert=convert, heads=heads)
     classes = classes_in(shapes_of(choice.state), spec.family) if choice.fits else None
     if classes in (None, classes_in(shapes, spec.family)):
         return with_weights(name, state, origin=origin, options=options)
@@ -146,6 +156,8 @@ def _weights_advice(
     if family is None:
         return None
     recognised = recognise(state)
+    if recognised is None and family == spec.family and _lacks_its_scan(network, state, family):
+        return "They are of this network without its scan: add `--model-arg ablate=scan`."
     if recognised is not None and recognised != spec.variant:
         return f"These are the weights of `{recognised}`: use that name."
     if family != spec.family:
@@ -157,6 +169,14 @@ def _weights_advice(
     if recognised is not None:
         return f"They are the weights of `{recognised}` as published: leave out the options."
     return _other_size(shapes, expected) or FAMILIES[family].advice
+
+
+def _lacks_its_scan(network: nn.Module, state: Mapping[str, Tensor], family: str) -> bool:
+    """Whether `state` has everything of `network` but the parameters of its scans."""
+    shapes, expected = shapes_of(FAMILIES[family].convert(state)), shapes_of(network.state_dict())
+    parts = scan_parameters(network)
+    without = {name: shape for name, shape in expected.items() if name not in parts}
+    return bool(parts) and body(shapes, family) == body(without, family)
 
 
 def _other_classes(family: str, classes: int | None, options: Mapping[str, Any]) -> str | None:
@@ -291,6 +311,10 @@ BUILDERS: dict[str, Builder] = {
         lambda variant, network: MaskPreprocessing(window=0),  # whole images
     ),
 }
+
+
+OUR_BUILDERS = ("vmamba", "vim", "zoo")
+"""Those whose variants are names of `models.architectures.ARCHITECTURES`."""
 
 
 def create_model(

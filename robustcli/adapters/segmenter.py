@@ -27,8 +27,8 @@ from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.models.conv_segmenters import ResNetSeg
 from robustcli.models.segformer import SegFormer
+from robustcli.models.stages import StagedUNet
 from robustcli.models.ulvm import ULVMUNet
-from robustcli.models.umamba import UMamba
 from robustcli.models.vmunet import VMUNet
 from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import NnUNetInference
@@ -143,7 +143,7 @@ def foreground_logits(scores: Tensor) -> Tensor:
 
 def native_window(network: nn.Module) -> int:
     """The side in pixels of what the network was published for, where nothing else is said."""
-    if isinstance(network, UMamba):
+    if isinstance(network, StagedUNet):
         return min(network.config.patch)
     if isinstance(network, ResNetSeg):
         return network.config.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.loading import (
     FAMILIES,
     Shapes,
+    ablation_remarks,
     choose,
     counts,
     family_of,
+    fitted_to_ablation,
     heads_in,
     load_strictly,
     shapes_of,
@@ -31,7 +33,8 @@ from robustcli.adapters.training_run import Trained, read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.models.conv_segmenters import ResNetSeg
-from robustcli.models.umamba import Pair, UMamba, UMambaConfig
+from robustcli.models.stages import Pair, StagedUNet
+from robustcli.models.umamba import UMamba, UMambaConfig
 
 _INPUTS = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
 _PATCH = (
@@ -67,12 +70,15 @@ def transfer(
         _check_tokens(network.config, patch, entry, origin)
     network_state = network.state_dict()
     remarks: tuple[str, ...] = ()
+
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return fitted_to_ablation(network, _converted(entry, file_state))
+
     if entry.builder == "timm":
         choice, remarks = timm_library.choose_weights(entry.variant, network, state)
     else:
-        choice = choose(
-            state, shapes_of(network_state), convert=partial(_converted, entry), heads=heads
-        )
+        choice = choose(state, shapes_of(network_state), convert=convert, heads=heads)
+        remarks = ablation_remarks(network, _converted(entry, choice.file_state))
     names = [name for name in network_state if not name.startswith(heads)]
     if not choice.fits:
         expected, file_shapes = shapes_of(network_state), shapes_of(choice.state)
@@ -124,7 +130,7 @@ def _described_mismatch(mismatched: list[str], expected: Shapes, file_shapes: Sh
 
 
 def _advice(network: nn.Module, mismatched: list[str], file_shapes: Shapes) -> str:
-    if not isinstance(network, UMamba):
+    if not isinstance(network, StagedUNet):
         return "Name the network that they are of, with the `--model-arg` that it was trained with."
     if set(mismatched) <= _INPUTS:
         return "The number of input channels must be that of the pretraining."

@@ -40,6 +40,7 @@ _subject_options = together(
     options.ignore,
     options.classes,
     options.model_arguments("model_args"),
+    options.ablate,
 )  # fmt: skip
 _rule = together(
     click.option("--freeze-threshold", "threshold", type=float,

@@ -192,6 +192,11 @@ def model_arguments(name: str) -> Callable[[CommandFunction], CommandFunction]:
 
 
 # Options of the commands that train.
+ablate = click.option(
+    "--ablate", type=click.Choice(["scan"]),
+    help="Train the control of a Mamba network: the same without its state-space scan "
+    "(docs/controls.md).",
+)  # fmt: skip
 protocol = click.option(
     "--protocol", type=click.Choice(["patient", "paper"]), default="patient", show_default=True,
     help="How test images are held out and scored: by patient, or as in the paper.",

@@ -26,6 +26,7 @@ _start = together(
     click.option("--untrained", is_flag=True,
                  help="Start from random weights instead of the recipe's pretrained ones."),
     options.model_arguments("model_args"),
+    options.ablate,
 )  # fmt: skip
 _masks = together(
     click.option("--model", required=True, help="A segmenter of `robust list models`."),

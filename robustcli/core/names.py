@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from robustcli.core.errors import UsageError
 
@@ -103,3 +103,13 @@ def model_folder(above: Path, prefix: str, model: str) -> Path:
         if earlier != folder.name and (above / earlier).is_dir():
             return above / earlier
     return folder
+
+
+ABLATE = "ablate"
+"""The option of a network's configuration that names what is taken out of it."""
+
+
+def network_words(model: str, arguments: Mapping[str, Any]) -> str:
+    """The network `model` as reports name it: with what its `arguments` take out of it."""
+    ablation = arguments.get(ABLATE)
+    return model if ablation is None else f"{model} without {ablation}"

@@ -43,6 +43,7 @@ from torch.overrides import TorchFunctionMode
 
 from robustcli.core.errors import UsageError
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+from robustcli.models.ablation import has_scan
 from robustcli.models.scan import selective_scan, ss2d_scan
 from robustcli.models.scan.base import pixel_orders
 from robustcli.models.vim import Vim
@@ -60,7 +61,7 @@ def hidden_attention(
     """The rollout (N, H, W), enlarged bilinearly from places to pixels; the same for each target.
 
     Raises:
-        UsageError: The network is neither a VMamba nor a Vim.
+        UsageError: The network is neither a VMamba nor a Vim, or its scan was ablated.
     """
     parts = batched(len(pixels), batch_size)
     return Attribution(torch.cat([_map(explained, pixels[part]) for part in parts]))
@@ -252,7 +253,7 @@ def _by_place(values: Tensor) -> Tensor:
 def _map(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = None) -> Tensor:
     """The rollout (N, H, W) of one batch; class-specific with `targets`."""
     network = explained.module
-    if not isinstance(network, VMamba | Vim):
+    if not isinstance(network, VMamba | Vim) or not has_scan(network):
         raise UsageError(
             f"Hidden attention does not fit this network (`{explained.family}`).",
             "It follows the scans of VMamba and Vim from the first layer to the last.",

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from robustcli.core.names import file_name
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import SEEDS_SUFFIX, TrainConfig
@@ -76,6 +75,5 @@ class FinetuneConfig:
             *([self.lora_layers] if self.lora_layers != LORA_LAYERS else []),
         ]  # fmt: skip
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = file_name(self.training.model)
         suffix = "" if self.training.seeds is None else SEEDS_SUFFIX
-        return Path("runs") / f"finetune-{name}-{short}{suffix}"
+        return Path("runs") / f"finetune-{self.training.folder_name}-{short}{suffix}"

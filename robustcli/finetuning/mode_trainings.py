@@ -146,7 +146,7 @@ def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, pee
     out = plan.run / mode
     training = plan.mode_plan(mode, out)
     run_plan(training, modes.start(mode, out), listener, peers)
-    plan.task.export(training)
+    plan.task.export(training, listener.say)
 
 
 def _profile(plan: FinetunePlan, modes: Modes, listener: NamedListener, peers: Peers) -> None:

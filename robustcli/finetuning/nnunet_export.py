@@ -1,8 +1,8 @@
-"""A trained U-Mamba as a results folder of nnU-Net: `OUT/MODE/nnunet/TRAINER__PLANS__2d/`.
+"""Trained networks as nnU-Net's results folders: `OUT/MODE/nnunet/TRAINER__PLANS__2d/`.
 
-The plan there and in the checkpoint's `init_args` is that of the pretrained weights, or one like
-nnU-Net's, with this network's topology, two classes, and the normalisation that the network was
-trained with.
+They are U-Mambas and residual encoders. The plan there and in the checkpoint's `init_args` is that
+of the pretrained weights, or one like nnU-Net's, with this network's topology, two classes, and the
+normalisation that the network was trained with.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from robustcli.adapters import networks
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.finetuning.record import NNUNET
-from robustcli.models.umamba import UMamba, UMambaConfig
-from robustcli.nnunet.files import Progress, write_results
+from robustcli.models.resenc import ResEncConfig
+from robustcli.models.stages import StagedConfig, StagedUNet, each
+from robustcli.models.umamba import UMambaConfig
+from robustcli.nnunet.files import Progress, trainer_of, write_results
 from robustcli.nnunet.plans_json import CLASSES, DATASET, NnUNetPlan, make_plan
 from robustcli.training.procedures.base import Procedure
+from robustcli.training.procedures.nnunet import PLANNED
 from robustcli.training.record import read_train_record
 from robustcli.training.training_task import TrainPlan
 
@@ -30,11 +33,11 @@ _IN_UNIT = "RGBTo01Normalization"
 def export_nnunet(plan: TrainPlan) -> bool:
     """Writes the trained network of a mode unless it is there; returns False if nnU-Net has none.
 
-    That is where it is no U-Mamba, or its stages do not double their features up to a limit, which
-    no plan describes.
+    That is where no trainer of nnU-Net builds it, as a control without its scan, or where its
+    stages do not double their features up to a limit, which no plan describes.
     """
     run = plan.run
-    if plan.entry.family != "umamba":
+    if plan.entry.family not in PLANNED:
         return False
     if any((run / NNUNET).glob(f"*/{DATASET}")):  # what is written last
         return True
@@ -42,7 +45,9 @@ def export_nnunet(plan: TrainPlan) -> bool:
         plan.entry.variant, read_weights(run / WEIGHTS), origin=str(run),
         options=plan.config.model_args,
     )  # fmt: skip
-    assert isinstance(network, UMamba)
+    assert isinstance(network, StagedUNet)
+    if trainer_of(network) is None:
+        return False
     nnunet_plan = plan_of(plan, network.config)
     if nnunet_plan.options["features"] != tuple(network.config.features):
         return False
@@ -51,7 +56,7 @@ def export_nnunet(plan: TrainPlan) -> bool:
     return True
 
 
-def plan_of(plan: TrainPlan, network: UMambaConfig) -> NnUNetPlan:
+def plan_of(plan: TrainPlan, network: StagedConfig) -> NnUNetPlan:
     """The plan that `network` and its training follow."""
     train, recipe = plan.splits.train.samples, plan.recipe
     base = plan.config.plan
@@ -70,21 +75,23 @@ def plan_of(plan: TrainPlan, network: UMambaConfig) -> NnUNetPlan:
     return NnUNetPlan(plans, dataset, base.configuration)
 
 
-def _topology(network: UMambaConfig) -> dict[str, Any]:
+def _topology(network: StagedConfig) -> dict[str, Any]:
     stages = len(network.features)
-    return {
+    if isinstance(network, ResEncConfig):
+        encoder = {"UNet_class_name": "ResidualEncoderUNet"}
+        blocks = network.n_blocks
+    else:
+        assert isinstance(network, UMambaConfig), "there are no others that a plan describes"
+        encoder, blocks = {}, network.n_conv
+    return encoder | {
         "patch_size": list(network.patch),
         "conv_kernel_sizes": [list(kernel) for kernel in network.stage_kernels],
         "pool_op_kernel_sizes": [list(stride) for stride in network.stage_strides],
-        "n_conv_per_stage_encoder": _per_axis(network.n_conv, stages),
-        "n_conv_per_stage_decoder": _per_axis(network.n_conv_decoder, stages - 1),
+        "n_conv_per_stage_encoder": list(each(blocks, stages)),
+        "n_conv_per_stage_decoder": list(each(network.n_conv_decoder, stages - 1)),
         "UNet_base_num_features": network.features[0],
         "unet_max_num_features": max(network.features),
     }
-
-
-def _per_axis(value: int | tuple[int, ...], count: int) -> list[int]:
-    return [value] * count if isinstance(value, int) else list(value)
 
 
 def _normalisation(procedure: Procedure) -> dict[str, Any]:

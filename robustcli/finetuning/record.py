@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
+from robustcli.core.names import network_words
 from robustcli.core.rundir import (
     ERROR_FILES,
     RECORD_FILE,
@@ -123,6 +124,11 @@ class FinetuneRecord(BaseRunRecord):
     iterations: int
     saving: SavingRecord | None = None
     device: str
+
+    @property
+    def network(self) -> str:
+        """The network as reports name it: a control by what it lacks."""
+        return network_words(self.model, self.arguments)
 
 
 PROFILING = ".profiling"

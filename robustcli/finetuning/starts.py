@@ -25,17 +25,19 @@ from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.trainable import transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical
+from robustcli.core.names import canonical, network_words
 from robustcli.data.named_datasets import SEGMENTATION
 from robustcli.data.sources import default_data
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.nnunet_export import export_nnunet
 from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
-from robustcli.models.umamba import Pair, UMamba, without_aliases
+from robustcli.models.stages import Pair
+from robustcli.models.umamba import UMamba, without_aliases
 from robustcli.nnunet.files import NnUNetModel, find_checkpoint, is_results_folder, trained_model
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.classifier_training import check_data, check_finetunes
 from robustcli.training.config import TrainConfig
+from robustcli.training.procedures.nnunet import PLANNED
 from robustcli.training.recipes import BUNDLED, OWN_RECIPE
 from robustcli.training.training_task import TrainPlan
 
@@ -111,7 +113,7 @@ class FinetuneTask(ABC):
         """
         return None
 
-    def export(self, plan: TrainPlan) -> None:
+    def export(self, plan: TrainPlan, say: Announcer) -> None:
         """Writes what the finished training of a mode leaves beside its training run: nothing."""
         return
 
@@ -268,14 +270,15 @@ class SegmenterFinetuning(FinetuneTask):
     ) -> TrainConfig:
         """See `FinetuneTask.usual_recipe`.
 
-        That is a small one on bundled data, nnU-Net's for a U-Mamba, else the network's own.
+        That is a small one on bundled data, nnU-Net's for a network that is built from its plan,
+        else the network's own.
         """
         small = light(training, data)
         typed = small is not training or training.recipe or training.protocol != "patient"
-        if entry.family != "umamba" or typed:
+        if entry.family not in PLANNED or typed:
             return small
         say(
-            "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
+            f"No --recipe: `{entry.name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
             f"{NNUNET_RECIPE}-light` is the same for a CPU, `--recipe {OWN_RECIPE}` is ours."
         )
         return replace(training, recipe=NNUNET_RECIPE)
@@ -296,7 +299,7 @@ class SegmenterFinetuning(FinetuneTask):
             network = networks.create(entry.variant, training.model_args)
         assert isinstance(network, UMamba)
         config = network.config
-        if not any(config.tokens(stage)[1] for stage in range(len(config.features))):
+        if not config.bound_to_patch:
             return training
         height, width = config.patch
         if height != width or training.window not in (None, height):
@@ -310,9 +313,11 @@ class SegmenterFinetuning(FinetuneTask):
             )
         return replace(training, window=height)
 
-    def export(self, plan: TrainPlan) -> None:
-        """See `FinetuneTask.export`: a U-Mamba as nnU-Net has it."""
-        export_nnunet(plan)
+    def export(self, plan: TrainPlan, say: Announcer) -> None:
+        """See `FinetuneTask.export`: a network of a plan as nnU-Net has it, where it has it."""
+        if not export_nnunet(plan) and plan.entry.family in PLANNED:
+            name = network_words(plan.entry.name, plan.config.model_args)
+            say(f"No results folder of nnU-Net is written: its trainers cannot build `{name}`.")
 
 
 FINETUNE_TASKS: dict[str, FinetuneTask] = {

@@ -39,6 +39,11 @@ class Architecture:
     variant: str
     decay: str
 
+    @property
+    def scans(self) -> bool:
+        """Whether it has a state-space scan, which `ablate="scan"` takes out of it."""
+        return self.family in _SCANNING and self.name not in _SCANLESS
+
     def build(self, **options: object) -> nn.Module:
         """The network, freshly initialised, with `options` to its configuration.
 
@@ -76,6 +81,8 @@ _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
 _CIFAR = {"vit": "vit", "resnet9": "resnet9",
           "cifar-resnet18": "cifar-resnet", "cifar-resnet50": "cifar-resnet"}  # fmt: skip
 _ULVM = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
+_SCANNING = ("vmamba", "vim", "umamba", "vmunet", "ulvm", "umambabot")  # families
+_SCANLESS = ("umamba-nomamba",)  # members of these
 _ALL = "architectures:everything_decays"
 
 
@@ -88,13 +95,14 @@ def _architectures() -> Iterator[Architecture]:
     for name, family in _CIFAR.items():
         decay = "architectures:mamba_decays"
         yield Architecture(name, family, "cls", "cifar_networks:build", name, decay)
-    for name in ("umamba", "umamba-enc", "umamba-pico"):
+    for name in ("umamba", "umamba-enc", "umamba-nomamba", "umamba-pico"):
         yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
     yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
     for name in _ULVM:
         yield Architecture(name, "ulvm", "seg", "ulvm:build", name, _ALL)
     for name in ("umambabot", "umambabot_pp"):
         yield Architecture(name, "umambabot", "seg", "umambabot:build", name, _ALL)
+    yield Architecture("resenc", "resenc", "seg", "resenc:build", "resenc", _ALL)
     yield Architecture("segformer", "segformer", "seg", "segformer:build", "segformer", _ALL)
     yield Architecture("unet", "unet", "seg", "conv_segmenters:build", "unet", _ALL)
     for name in ("resnet18_seg", "resnet50_seg"):

@@ -3,7 +3,8 @@
 Source: Gu and Dao, "Mamba" (arXiv 2312.00752), and Zhu et al., "Vision Mamba" (arXiv 2401.09417);
 written anew from the published facts, with the parameter names of their code releases. Deviation:
 both directions of the bidirectional block run as one scan over twice the channels, and the gate,
-which is the same in both, multiplies their sum.
+which is the same in both, multiplies their sum. Either block can be built without its scan
+(`robustcli.models.ablation`).
 
 Shapes: B batch, L tokens, C channels of the tokens, D inner channels, N state size, R rank of the
 step-size projection.
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustcli.models.ablation import ScanBlock
 from robustcli.models.scan import selective_scan
 
 
@@ -36,7 +38,7 @@ def state_decay(logs: Tensor) -> Tensor:
     return -logs.to(torch.promote_types(logs.dtype, torch.float32)).exp()
 
 
-class Mamba(nn.Module):
+class Mamba(ScanBlock):
     """One direction: tokens (B, L, C) to the same shape. There is no residual inside.
 
     Args:
@@ -45,6 +47,8 @@ class Mamba(nn.Module):
         d_conv: Width of the causal convolution.
         expand: Inner channels per channel.
     """
+
+    scan_parts = ("A_log", "D", "x_proj", "dt_proj")
 
     def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
         super().__init__()
@@ -61,13 +65,15 @@ class Mamba(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """The mixed tokens, (B, L, C)."""
         x, z = self.in_proj(tokens).chunk(2, -1)  # (B, L, D)
-        u, delta, B, C = _branch(x, self.conv1d, self.x_proj, self.dt_proj)
-        y = _scan(u, delta, self.A_log, B, C, self.D, self.dt_proj.bias)
+        y = F.silu(_causal(x, self.conv1d))
+        if self.scans:
+            delta, B, C = _selection(y, self.x_proj, self.dt_proj)
+            y = _scan(y, delta, self.A_log, B, C, self.D, self.dt_proj.bias)
         mixed: Tensor = self.out_proj(y * F.silu(z))
         return mixed
 
 
-class BidirectionalMamba(nn.Module):
+class BidirectionalMamba(ScanBlock):
     """Vim's mixer "v2": both directions with weights of their own, halved sum; (B, L, C) to same.
 
     The projections in and out are shared. Names ending in `_b` belong to the direction that reads
@@ -79,6 +85,11 @@ class BidirectionalMamba(nn.Module):
         d_conv: Width of the causal convolutions.
         expand: Inner channels per channel.
     """
+
+    scan_parts = (
+        *("A_log", "D", "x_proj", "dt_proj"),
+        *("A_b_log", "D_b", "x_proj_b", "dt_proj_b"),
+    )
 
     def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
         super().__init__()
@@ -100,20 +111,30 @@ class BidirectionalMamba(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """The mixed tokens, (B, L, C)."""
         x, z = self.in_proj(tokens).chunk(2, -1)  # (B, L, D)
-        ahead = _branch(x, self.conv1d, self.x_proj, self.dt_proj)
-        back = _branch(x.flip(1), self.conv1d_b, self.x_proj_b, self.dt_proj_b)
-        y = _scan(
-            torch.cat((ahead[0], back[0]), -1),
-            torch.cat((ahead[1], back[1]), -1),
+        ahead = F.silu(_causal(x, self.conv1d))
+        back = F.silu(_causal(x.flip(1), self.conv1d_b))
+        if self.scans:
+            ahead, back = self._scanned(ahead, back)
+        mixed: Tensor = self.out_proj((ahead + back.flip(1)) * F.silu(z) / 2)
+        return mixed
+
+    def _scanned(self, ahead: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+        """The scans of both directions' tokens, (B, L, D) each."""
+        selections = (
+            _selection(ahead, self.x_proj, self.dt_proj),
+            _selection(back, self.x_proj_b, self.dt_proj_b),
+        )
+        delta, B, C = zip(*selections, strict=True)
+        y_ahead, y_back = _scan(
+            torch.cat((ahead, back), -1),
+            torch.cat(delta, -1),
             torch.cat((self.A_log, self.A_b_log)),
-            torch.stack((ahead[2], back[2]), -2),
-            torch.stack((ahead[3], back[3]), -2),
+            torch.stack(B, -2),
+            torch.stack(C, -2),
             torch.cat((self.D, self.D_b)),
             torch.cat((self.dt_proj.bias, self.dt_proj_b.bias)),
-        )
-        y_ahead, y_back = y.chunk(2, -1)
-        mixed: Tensor = self.out_proj((y_ahead + y_back.flip(1)) * F.silu(z) / 2)
-        return mixed
+        ).chunk(2, -1)
+        return y_ahead, y_back
 
 
 def _start_steps(dt_proj: nn.Linear) -> None:
@@ -122,18 +143,15 @@ def _start_steps(dt_proj: nn.Linear) -> None:
         dt_proj.bias.copy_(step_size_bias((dt_proj.out_features,)))
 
 
-def _branch(
-    x: Tensor, conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What one direction scans: u and delta (B, L, D), B and C (B, L, N).
+def _selection(u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    """What the scan of u takes from it: delta (B, L, D), B and C (B, L, N).
 
     The bias of `dt_proj` is left to the scan, which adds it before the softplus.
     """
-    u = F.silu(_causal(x, conv))
     R = dt_proj.in_features
     N = (x_proj.out_features - R) // 2
     low, B, C = x_proj(u).split((R, N, N), -1)
-    return u, F.linear(low, dt_proj.weight), B, C
+    return F.linear(low, dt_proj.weight), B, C
 
 
 def _causal(x: Tensor, conv: nn.Conv1d) -> Tensor:

@@ -1,7 +1,8 @@
 """SS2D, VMamba's token mixer: a selective scan over the image in four directions.
 
 Source: Liu et al., "VMamba" (arXiv 2401.10166) and its code release; written anew from the
-published facts, with its parameter names. VM-UNet uses the same mixer.
+published facts, with its parameter names. VM-UNet uses the same mixer. It can be built without its
+scan (`robustcli.models.ablation`).
 
 Shapes: B batch, H and W of the map, C channels, D inner channels, K directions, N state size, R
 rank of the step-size projection.
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustcli.models.ablation import ScanBlock
 from robustcli.models.mamba import state_decay, state_logs, step_size_bias
 from robustcli.models.scan import ss2d_scan
 from robustcli.models.scan.base import CROSS
@@ -23,7 +25,7 @@ from robustcli.models.scan.base import CROSS
 _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "sigmoid": nn.Sigmoid}
 
 
-class SS2D(nn.Module):
+class SS2D(ScanBlock):
     """The two-dimensional selective scan with its projections, (B, H, W, C) to the same shape.
 
     Args:
@@ -37,6 +39,8 @@ class SS2D(nn.Module):
         norm: What follows the sum of the directions: LayerNorm, nothing, or a sigmoid.
         out_activation: Whether the normed sum passes through gelu, before the gate.
     """
+
+    scan_parts = ("x_proj_weight", "A_logs", "Ds", "dt_projs_weight", "dt_projs_bias")
 
     def __init__(
         self, dim: int, *, d_state: int, ratio: float, gate: bool, conv_bias: bool,
@@ -83,13 +87,16 @@ class SS2D(nn.Module):
         return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps)
 
     def _scan(self, x: Tensor) -> Tensor:
-        """(B, D, H, W), summed over the directions.
+        """(B, D, H, W), summed over the directions, each of which is x itself without the scan.
 
         The projections are per pixel, so no cross-scanned copy is made: each direction's share lies
         by pixel and is read in the direction's own order.
         """
+        K = len(self.directions)
+        if not self.scans:
+            return K * x.to(torch.promote_types(x.dtype, torch.float32))  # as a scan's output
         B, D, H, W = x.shape
-        K, N, R = len(self.directions), self.A_logs.shape[1], self.rank
+        N, R = self.A_logs.shape[1], self.rank
         tokens = x.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
         projected = F.linear(tokens, self.x_proj_weight.flatten(0, 1)).view(-1, K, R + 2 * N)
         low, Bs, Cs = projected.split((R, N, N), -1)

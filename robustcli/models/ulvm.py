@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import PyramidPooling
 from robustcli.models.mamba import Mamba
@@ -97,6 +98,7 @@ class ULVMConfig:
     pyramid: tuple[str, ...] = ()
     in_channels: int = 3
     num_classes: int = 1
+    ablate: Ablation | None = None
 
 
 class ParallelMamba(nn.Module):
@@ -145,6 +147,7 @@ class ULVMUNet(nn.Module):
             self.add_module(f"dbn{i}", nn.GroupNorm(4, widths[-i - 1]))
         self.final = nn.Conv2d(widths[0], config.num_classes, 1)
         self.apply(_initialise)
+        ablate_network(self, config.ablate, model="ulvm")
 
     def _add(self, name: str, c_in: int, c_out: int, *, pvm: bool) -> None:
         if not pvm:

@@ -2,8 +2,9 @@
 
 Source: Ma et al., "U-Mamba" (arXiv 2401.04722) and its code release (nnU-Net v2.1.1 fork); written
 anew from the published facts. UMambaBot has one Mamba layer, on the bottleneck; UMambaEnc has one
-in every second encoder stage. Parameter names are upstream's first ones: its files hold most
-tensors under several (`without_aliases` and `with_aliases` convert).
+in every second encoder stage. Without their Mamba layers both are one network, `umamba-nomamba`:
+their control, which is not in their release. Parameter names are upstream's first ones: its files
+hold most tensors under several (`without_aliases` and `with_aliases` convert).
 
 As upstream: the stem comes before stage 0, which runs at full resolution again; the last decoder
 stage takes no skip; a Mamba layer's output replaces the feature map (no residual), one direction
@@ -18,90 +19,53 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
+from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import BasicBlockD, BasicResBlock
 from robustcli.models.mamba import Mamba
+from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each, scores_of
 
 # Configuration. What an nnU-Net plan says, and what follows from it. Source: the plans of nnU-Net
 # v2.1.1 and U-Mamba's constructor, which overrides the plan's number of blocks in the deeper half.
 
-Pair = tuple[int, int]
-
 
 @dataclass(frozen=True)
-class UMambaConfig:
-    """What an nnU-Net plan decides, and where the Mamba layers sit.
+class UMambaConfig(StagedConfig):
+    """What an nnU-Net plan decides, and where the Mamba layers sit; see `StagedConfig`.
 
-    `strides`, `kernels` and `n_conv` have one entry per stage, or are one value for all;
-    `n_conv_decoder` has one entry less. `n_conv` are the plan's numbers: the deeper half of the
-    stages gets one block whatever they say.
+    `n_conv` and `n_conv_decoder` are the plan's numbers: the deeper half of the stages gets one
+    block whatever they say.
     """
 
-    mamba: Literal["bottleneck", "encoder"]
-    in_channels: int = 3
-    num_classes: int = 2
-    features: tuple[int, ...] = (32, 64, 128, 256, 512)
-    strides: tuple[int | Pair, ...] = (1, 2, 2, 2, 2)
-    kernels: int | tuple[int | Pair, ...] = 3
+    per_stage: ClassVar[tuple[str, ...]] = ("strides", "kernels", "n_conv")
+
+    mamba: Literal["bottleneck", "encoder", "none"] = "bottleneck"
     n_conv: int | tuple[int, ...] = 2
-    n_conv_decoder: int | tuple[int, ...] = 2
-    patch_size: int | Pair = (256, 256)
-    deep_supervision: bool = False
-
-    def __post_init__(self) -> None:
-        stages = len(self.features)
-        for name, count in (
-            ("strides", stages),
-            ("kernels", stages),
-            ("n_conv", stages),
-            ("n_conv_decoder", stages - 1),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) and len(value) != count:
-                raise UsageError(
-                    f"`{name}` has {len(value)} entries.",
-                    f"`features` has {stages} stages, so {count} are expected.",
-                )
-
-    @property
-    def patch(self) -> Pair:
-        """Height and width of the plan's patch."""
-        return _pair(self.patch_size)
-
-    @property
-    def stage_strides(self) -> tuple[Pair, ...]:
-        """The stride with which each stage begins."""
-        return tuple(map(_pair, self.strides))
-
-    @property
-    def stage_kernels(self) -> tuple[Pair, ...]:
-        """The kernel of each stage's convolutions."""
-        return tuple(map(_pair, _per_axis(self.kernels, len(self.features))))
-
-    @property
-    def reductions(self) -> tuple[Pair, ...]:
-        """By how much each stage's map is smaller than the input."""
-        return tuple(accumulate(self.stage_strides, lambda a, b: (a[0] * b[0], a[1] * b[1])))
+    ablate: Ablation | None = None
 
     @property
     def encoder_blocks(self) -> tuple[int, ...]:
         """Blocks per encoder stage; the stem has as many as stage 0."""
         stages = len(self.features)
-        return _first(_per_axis(self.n_conv, stages), math.ceil(stages / 2))
+        return _first(each(self.n_conv, stages), math.ceil(stages / 2))
 
     @property
     def decoder_blocks(self) -> tuple[int, ...]:
         """Blocks per decoder stage, the deepest first."""
         stages = len(self.features) - 1
-        return _first(_per_axis(self.n_conv_decoder, stages), math.ceil(stages / 2 + 0.5))
+        return _first(each(self.n_conv_decoder, stages), math.ceil(stages / 2 + 0.5))
+
+    @property
+    def bound_to_patch(self) -> bool:
+        """See `StagedConfig`: where some Mamba layer reads channels as tokens."""
+        return any(self.tokens(stage)[1] for stage in range(len(self.features)))
 
     def tokens(self, stage: int) -> tuple[int, bool]:
         """Channels of a token at `stage`, and whether a token is a channel's map (else a pixel).
@@ -159,14 +123,6 @@ _PLAN_KEYS = (
     "UNet_base_num_features",
     "unet_max_num_features",
 )
-
-
-def _pair(value: int | Pair) -> Pair:
-    return (value, value) if isinstance(value, int) else value
-
-
-def _per_axis(value: Any, count: int) -> tuple[Any, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 def _first(counts: tuple[int, ...], kept: int) -> tuple[int, ...]:
@@ -273,11 +229,13 @@ class Decoder(nn.Module):
             x = stage(x if d == last else torch.cat((x, maps[-2 - d]), 1))
             if self.deep_supervision or d == last:
                 outputs.append(self.seg_layers[d](x))
-        return outputs[::-1] if self.deep_supervision else outputs[0]
+        return scores_of(outputs, deep_supervision=self.deep_supervision)
 
 
-class UMamba(nn.Module):
+class UMamba(StagedUNet):
     """The segmenter: images (B, C, H, W) to class scores (before softmax)."""
+
+    config: UMambaConfig
 
     def __init__(self, config: UMambaConfig) -> None:
         super().__init__()
@@ -287,6 +245,7 @@ class UMamba(nn.Module):
             self.mamba_layer = MambaLayer(config.features[-1])
         self.decoder = Decoder(config)
         self.apply(_initialise)
+        ablate_network(self, config.ablate, model="umamba")
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Scores (B, classes, H, W); with deep supervision a list, highest resolution first.
@@ -388,9 +347,10 @@ def _equal_tensors(a: Tensor, b: Tensor) -> bool:
 VARIANTS: dict[str, UMambaConfig] = {
     "umamba": UMambaConfig(mamba="bottleneck"),
     "umamba-enc": UMambaConfig(mamba="encoder"),
+    "umamba-nomamba": UMambaConfig(mamba="none"),  # ours: what both are without their Mamba
     "umamba-pico": UMambaConfig(
         mamba="bottleneck", features=(8, 16, 32, 64), strides=(1, 2, 2, 2), patch_size=(128, 128)
-    ),  # ours, bundled with weights; the others are as published
+    ),  # ours, bundled with weights; the other two are as published
 }
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import BasicBlockD, ConvNorm, PyramidPooling, activated
 from robustcli.models.mamba import Mamba
@@ -27,6 +28,7 @@ class UMambaBotConfig:
     pyramid: bool = False
     in_channels: int = 3
     num_classes: int = 1
+    ablate: Ablation | None = None
 
 
 class Blocks(nn.Module):
@@ -110,6 +112,7 @@ class UMambaBot(nn.Module):
         self.ln = nn.LayerNorm(dim)
         self.mamba = Mamba(dim)
         self.decoder = Decoder(config)
+        ablate_network(self, config.ablate, model="umambabot")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes, H, W).

@@ -21,6 +21,7 @@ from timm.layers import DropPath, lecun_normal_, trunc_normal_
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
+from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed
 from robustcli.models.blocks import rising_rates
 from robustcli.models.mamba import BidirectionalMamba
@@ -37,6 +38,7 @@ class VimConfig:
     img_size: int | tuple[int, int] = 224
     drop_path: float = 0.1
     num_classes: int = 1000
+    ablate: Ablation | None = None
 
     @property
     def image(self) -> tuple[int, int]:
@@ -110,6 +112,7 @@ class Vim(nn.Module):
         self.drop_path = DropPath(config.drop_path)
         self.norm_f = nn.RMSNorm(config.dim, eps=1e-5)
         self._initialise()
+        ablate_network(self, config.ablate, model="vim")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes)."""

@@ -19,6 +19,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
+from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed
 from robustcli.models.blocks import rising_rates
 from robustcli.models.scan.base import CROSS
@@ -165,6 +166,7 @@ class VMambaConfig:
     downsample: Literal["v1", "v3"] = "v3"
     drop_path: float = 0.0
     num_classes: int = 1000
+    ablate: Ablation | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -248,6 +250,7 @@ class VMamba(nn.Module):
         self.layers = nn.Sequential(*_stages(config))
         self.classifier = ClassifierHead(config.dims[-1], config.num_classes)
         self.apply(_initialise)
+        ablate_network(self, config.ablate, model="vmamba")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
@@ -279,6 +282,7 @@ class VMambaBackbone(nn.Module):
         for stage, dim in enumerate(config.dims):
             self.add_module(f"outnorm{stage}", nn.LayerNorm(dim))
         self.apply(_initialise)
+        ablate_network(self, config.ablate, model="vmamba")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps, highest resolution first: strides 4, 8, 16 and 32 in the releases."""

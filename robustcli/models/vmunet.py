@@ -16,6 +16,7 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import rising_rates
 from robustcli.models.ss2d import SS2D
@@ -32,6 +33,7 @@ class VMUNetConfig:
     d_state: int = 16
     drop_path: float = 0.2
     num_classes: int = 1
+    ablate: Ablation | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -161,6 +163,7 @@ class VMUNet(nn.Module):
         self.config, self.num_classes = config, config.num_classes
         self.vmunet = UNet(config)
         self.apply(_initialise)
+        ablate_network(self, config.ablate, model="vmunet")
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities (B, 1, H, W), or logits (B, classes, H, W).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing, write_text
+from robustcli.models.resenc import ResEncUNet
+from robustcli.models.stages import StagedUNet
 from robustcli.models.umamba import UMamba, canonical_key, with_aliases
 from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 
@@ -77,16 +79,25 @@ def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
     )
 
 
-# A trained U-Mamba as nnU-Net left it: weights, plan and what else its checkpoint says. Source:
-# nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
+# A trained U-Mamba or residual encoder as nnU-Net left it: weights, plan and what else its
+# checkpoint says. Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
-TRAINERS = {"umamba": "nnUNetTrainerUMambaBot", "umamba-enc": "nnUNetTrainerUMambaEnc"}
-"""Model to the trainer whose files it reads; variants as `...EncNoAMP` begin with it."""
-_MARKS = {"umamba": "mamba_layer.", "umamba-enc": "encoder.mamba_layers."}
+TRAINERS = {
+    "umamba": "nnUNetTrainerUMambaBot",
+    "umamba-enc": "nnUNetTrainerUMambaEnc",
+    "resenc": "nnUNetTrainer",
+}
+"""Model to the trainer whose files it reads; variants as `...EncNoAMP` begin with it. What the last
+one builds, the plan says: `UNet_class_name`."""
+_MARKS = {
+    "umamba": "mamba_layer.",
+    "umamba-enc": "encoder.mamba_layers.",
+    "resenc": "encoder.stem.convs.",
+}
 
 
 def recognised(file: Path, names: Collection[str], trainer: str) -> str:
-    """The model by the names of its tensors: `umamba` or `umamba-enc`.
+    """The model by the names of its tensors: `umamba`, `umamba-enc` or `resenc`.
 
     Args:
         file: The checkpoint, for messages.
@@ -94,7 +105,7 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
         trainer: The class that trained it; empty where the file does not say.
 
     Raises:
-        UsageError: It is neither, or the trainer is the other one's.
+        UsageError: It is none of them, or the trainer is another one's.
     """
     by_keys = [
         model for model, mark in _MARKS.items() if any(key.startswith(mark) for key in names)
@@ -103,10 +114,14 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
         raise UsageError(
             f"`{file}` holds no U-Mamba.",
             f"Its trainer is `{trainer or 'not named'}`, and it has no Mamba layer in the "
-            "bottleneck or in the encoder.",
+            "bottleneck or in the encoder; nor is it nnU-Net's residual encoder.",
             f"Expected a checkpoint of {' or '.join(TRAINERS.values())}.",
         )
-    matching = [model for model, name in TRAINERS.items() if trainer.startswith(name)]
+    matching = [
+        model
+        for model, name in TRAINERS.items()
+        if trainer.startswith(name) and name != TRAINERS["resenc"]  # others begin with it
+    ]
     if matching and matching != by_keys:
         raise UsageError(
             f"`{file}` contradicts itself.",
@@ -116,16 +131,19 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
     return by_keys[0]
 
 
-_FIRST, _HEAD = "encoder.stem.0.conv1.weight", "decoder.seg_layers.0.weight"
+_STEM, _HEAD = "encoder.stem.0.conv1.weight", "decoder.seg_layers.0.weight"
+_FIRST = {"umamba": _STEM, "umamba-enc": _STEM, "resenc": "encoder.stem.convs.0.conv.weight"}
+_BLOCKS = {"resenc": "n_blocks"}
+"""What a model calls the plan's convolutions per stage of the encoder, if not `n_conv`."""
 
 
 @dataclass(frozen=True)
 class NnUNetModel:
-    """A trained U-Mamba.
+    """A trained network.
 
     Args:
         path: The checkpoint.
-        model: `umamba` or `umamba-enc`.
+        model: A key of TRAINERS.
         plan: Plan and data set; they give patch, normalisation and labels.
         weights: Under our names, each tensor once.
         trainer: The class that trained it.
@@ -146,7 +164,7 @@ class NnUNetModel:
     @property
     def in_channels(self) -> int:
         """Channels of the images."""
-        return int(self.weights[_FIRST].shape[1])
+        return int(self.weights[_FIRST[self.model]].shape[1])
 
     @property
     def num_classes(self) -> int:
@@ -157,7 +175,13 @@ class NnUNetModel:
     def options(self) -> dict[str, object]:
         """For `create_model(model, **options)`: the network that the weights are for."""
         sizes = {"in_channels": self.in_channels, "num_classes": self.num_classes}
-        return {**self.plan.options, **sizes}
+        return {**planned_options(self.model, self.plan), **sizes}
+
+
+def planned_options(model: str, plan: NnUNetPlan) -> dict[str, object]:
+    """What `plan` decides of the network `model`, by the names of its own options."""
+    renamed = {"n_conv": _BLOCKS.get(model, "n_conv")}
+    return {renamed.get(name, name): value for name, value in plan.options.items()}
 
 
 def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) -> NnUNetModel:
@@ -180,7 +204,7 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
         )
     trainer = str(content.get("trainer_name", ""))
     name = recognised(file, weights, trainer)
-    _check_whole(file, weights)
+    _check_whole(file, weights, (_FIRST[name], _HEAD))
     started = content.get("init_args")
     started = started if isinstance(started, Mapping) else {}
     epochs, axes = (
@@ -204,8 +228,8 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
     return model
 
 
-def _check_whole(file: Path, weights: Mapping[str, Tensor]) -> None:
-    missing_keys = [key for key in (_FIRST, _HEAD) if key not in weights]
+def _check_whole(file: Path, weights: Mapping[str, Tensor], needed: Sequence[str]) -> None:
+    missing_keys = [key for key in needed if key not in weights]
     if missing_keys:
         raise UsageError(
             f"`{file}` does not hold a whole U-Mamba.",
@@ -302,16 +326,16 @@ class Progress:
     scaler: torch.amp.GradScaler | None = None
 
 
-# Writing checkpoints and results folders that nnU-Net's U-Mamba loads strictly. Only plain Python
-# values lie beside the tensors, so that `torch.load` reads the file with `weights_only=True`;
-# upstream's own files hold NumPy numbers and need the unsafe way.
+# Writing checkpoints and results folders that nnU-Net (for U-Mamba: its fork) loads strictly. Only
+# plain Python values lie beside the tensors, so that `torch.load` reads the file with
+# `weights_only=True`; upstream's own files hold NumPy numbers and need the unsafe way.
 #
 # Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
 
 def write_results(
     folder: Path,
-    network: UMamba,
+    network: StagedUNet,
     *,
     plan: NnUNetPlan,
     fold: int | str,
@@ -324,7 +348,7 @@ def write_results(
         The folder `Trainer__plans__configuration`, for `nnUNetv2_predict_from_modelfolder -m`.
 
     Raises:
-        UsageError: The plan is not the network's.
+        UsageError: The plan is not the network's, or nnU-Net has no trainer for the network.
         RunError: The file system refused.
     """
     top = folder / f"{trainer_of(network)}__{plan.name}__{plan.configuration}"
@@ -336,7 +360,7 @@ def write_results(
 
 def write_checkpoint(
     path: Path,
-    network: UMamba,
+    network: StagedUNet,
     *,
     plan: NnUNetPlan,
     fold: int | str,
@@ -358,6 +382,13 @@ def write_checkpoint(
         RunError: The file system refused.
     """
     _check(network, plan)
+    if trainer_of(network) is None:
+        raise UsageError(
+            "nnU-Net cannot load this network.",
+            "It is a U-Mamba without its scan or without its Mamba layers, which no trainer of "
+            "nnU-Net builds.",
+            "Write its weights as a file of ours.",
+        )
     content = {
         "network_weights": upstream_state(network),
         "optimizer_state": _optimizer_state(network, progress.optimizer),
@@ -380,8 +411,13 @@ def write_checkpoint(
         torch.save(content, beside)
 
 
-def trainer_of(network: UMamba) -> str:
-    """The name of nnU-Net's trainer for `network`."""
+def trainer_of(network: StagedUNet) -> str | None:
+    """The name of nnU-Net's trainer for `network`; None where none builds it."""
+    if isinstance(network, ResEncUNet):
+        return TRAINERS["resenc"]
+    assert isinstance(network, UMamba), "there are no others that a plan describes"
+    if network.config.ablate is not None or network.config.mamba == "none":
+        return None
     return TRAINERS["umamba" if network.config.mamba == "bottleneck" else "umamba-enc"]
 
 
@@ -402,7 +438,7 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _check(network: UMamba, plan: NnUNetPlan) -> None:
+def _check(network: StagedUNet, plan: NnUNetPlan) -> None:
     config = network.config
     planned = dict(plan.options, in_channels=len(plan.channel_names), num_classes=len(plan.labels))
     has = {

@@ -12,7 +12,8 @@ from typing import Any
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import find
-from robustcli.models.umamba import Pair, plan_options
+from robustcli.models.stages import Pair
+from robustcli.models.umamba import plan_options
 from robustcli.nnunet.normalisation import Channel, Intensities
 
 # nnU-Net's `plans.json` and `dataset.json` together: what they say of one 2D network and its data.

@@ -22,6 +22,7 @@ from robustcli.metrics.verdicts import (
     Verdict,
 )
 from robustcli.reports.classifier_statistics import STATISTICS
+from robustcli.reports.controls import ControlPair, control_pairs
 from robustcli.reports.numbers import cell_label, counted, p_value
 from robustcli.reports.pairing import (
     ComparedModel,
@@ -32,6 +33,7 @@ from robustcli.reports.pairing import (
 )
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.statistics import Statistics
+from robustcli.reports.training_findings import read_training
 from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
 from robustcli.transforms.base import CLEAN
 
@@ -118,6 +120,13 @@ class Comparison:
     def statistics(self) -> Statistics:
         """Verdicts, ranks, agreements and flips of the paired rows."""
         return STATISTICS[self.task](self.record, self.paired.rows)
+
+    @cached_property
+    def controls(self) -> list[ControlPair]:
+        """The trainings among the models, each with its controls among them."""
+        return control_pairs(
+            [read_training(m.run.folder.parent) for m in self.models if m.run.trained]
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -275,6 +284,17 @@ class Comparison:
             "differences": list(self.differences),
             "left_out": list(self.left_out),
             "announcements": [str(announcement) for announcement in self.announcements],
+            "controls": [
+                {
+                    "network": pair.names[0],
+                    "control": pair.names[1],
+                    "parameters_apart": pair.parameters_apart,
+                    "time_ratio": pair.time_ratio,
+                    "verdict": pair.verdict,
+                    "sentence": pair.sentence,
+                }
+                for pair in self.controls
+            ],
             "claims": [{**asdict(c), "sentence": c.sentence()} for c in self.claims],
             "ranking": [asdict(rank) for rank in self.ranks],
             "verdicts": rows,

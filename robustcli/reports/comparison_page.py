@@ -35,6 +35,8 @@ def comparison_text(comparison: Comparison) -> str:
         blocks.append(f"{rest}: see `--json`, or the files of `--out`.")
     blocks.append(_rank_table(comparison))
     blocks.append("\n".join(conclusions(comparison)))
+    if comparison.controls:
+        blocks.append("\n".join(pair.sentence.replace("`", "") for pair in comparison.controls))
     return "\n\n".join(blocks).replace(EN_DASH, "-")
 
 

@@ -189,9 +189,9 @@ def training_table(training: TrainingFindings) -> str:
 
 def _mask_table(training: TrainingFindings) -> str:
     """The same with what was published; “with foreground” is the mean of images that have any."""
-    record, printed = training.record, published(training.record.model)
+    record, printed = training.record, published(training.record.network)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
-    held = ((record.model, training.test), ("otsu", training.baseline))
+    held = ((record.network, training.test), ("otsu", training.baseline))
     rows = [
         (
             *_held_out(name, test, f"{record.grouping}s"),
@@ -202,10 +202,10 @@ def _mask_table(training: TrainingFindings) -> str:
     ]
     paper = pooled(training)
     if paper is not None:
-        rows.append(_scored(record.model, paper.score, "", f"batches of {paper.batch}"))
+        rows.append(_scored(record.network, paper.score, "", f"batches of {paper.batch}"))
     if printed is not None:
         numbers = (as_printed(printed.dice), "", "", as_printed(printed.iou), "")
-        rows.append((f"{record.model}, published", *numbers, "batches, LGG"))
+        rows.append((f"{record.network}, published", *numbers, "batches, LGG"))
     header = (
         "model",
         "dice",
@@ -228,7 +228,7 @@ def _class_table(training: TrainingFindings) -> str:
     scoring, test, baseline = training.scoring, training.test, training.baseline_numbers
     if test is None or baseline is None:
         return "Nothing is measured yet."
-    lines = [(training.record.model, test.numbers), (scoring.baseline, baseline)]
+    lines = [(training.record.network, test.numbers), (scoring.baseline, baseline)]
     rows: list[tuple[str, ...]] = [
         (name, scoring.shown(numbers), scoring.second_shown(numbers)) for name, numbers in lines
     ]

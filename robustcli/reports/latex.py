@@ -222,7 +222,7 @@ def training_tables(run: Path) -> str:
     training = read_training(run)
     scoring, rows = training.scoring, []
     for label, numbers in (
-        (name(training.record.model), None if training.test is None else training.test.numbers),
+        (name(training.record.network), None if training.test is None else training.test.numbers),
         (scoring.floor_words, training.baseline_numbers),
     ):
         if numbers is None:
@@ -234,7 +234,7 @@ def training_tables(run: Path) -> str:
     paper = pooled(training)
     if paper is not None:
         label = Markup("{}, pooled over batches of {}").format(
-            name(training.record.model), paper.batch
+            name(training.record.network), paper.batch
         )
         rows.insert(1, [label, *_shown(paper.score)])
     heads = ["", scoring.measure.name, scoring.second]

@@ -148,7 +148,7 @@ def _model_of_training(run: Path, chosen: str | None, _: list[str]) -> Iterator[
     if not has_record(run / "test"):
         raise _not_measured(str(run), record.status)
     evaluated = EvaluatedRun(str(run), run / "test", trained=True)
-    yield ComparedModel(record.model, evaluated, evaluated.record.models[0])
+    yield ComparedModel(record.network, evaluated, evaluated.record.models[0])
 
 
 def _modes_of_finetuning(
@@ -166,7 +166,7 @@ def _modes_of_finetuning(
     unmeasured += [f"Mode {mode} of `{run}`" for mode in modes if mode not in measured]
     for mode in measured:
         evaluated = EvaluatedRun(f"{run}:{mode}", run / mode / "test", trained=True)
-        yield ComparedModel(f"{record.model} {mode}", evaluated, evaluated.record.models[0])
+        yield ComparedModel(f"{record.network} {mode}", evaluated, evaluated.record.models[0])
 
 
 def _not_measured(run: str, status: str) -> UsageError:

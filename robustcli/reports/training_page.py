@@ -12,6 +12,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.rundir import has_record
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.console import training_table
+from robustcli.reports.controls import control_pairs
 from robustcli.reports.figures.training_figures import (
     Course,
     Level,
@@ -93,7 +94,7 @@ def _of_any(training: TrainingFindings) -> dict[str, object]:
     record = training.record
     return {
         "run": training.run.resolve().name,
-        "model": record.model,
+        "model": record.network,
         "dataset": record.dataset.name,
         "status": record.status,
         "params": record.parameters,
@@ -107,7 +108,7 @@ def _of_any(training: TrainingFindings) -> dict[str, object]:
 
 
 def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
-    row, line = _of_any(training), published(training.record.model)
+    row, line = _of_any(training), published(training.record.network)
     row["protocol"] = training.record.protocol
     if line is not None:
         row |= {"published_dice": line.dice, "published_iou": line.iou}
@@ -171,7 +172,7 @@ def _points(row: ZooRow) -> list[Point]:
         points.append(Point(name, name, row.printed.parameters, row.printed.dice))
     if row.training is not None and row.score is not None and row.score.dice is not None:
         ends = row.score.dice_low, row.score.dice_high
-        network = row.training.record.model
+        network = row.training.record.network
         points.append(Point(row.label, network, row.parameters, row.score.dice, True, *ends))
     return list(dict.fromkeys(points))
 
@@ -186,7 +187,7 @@ def _curves(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.metrics.empty:
         return ()
     path, scoring = "figures/curves.png", training.scoring
-    course = _course(training, training.record.model)
+    course = _course(training, training.record.network)
     draw_curves(course, training.run / path, scoring.panel)
     caption = (
         f"Losses (left) and {scoring.validated} (right) of {validated(training)}, epoch by epoch."
@@ -221,7 +222,7 @@ def _grids(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
 
 
 def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
-    named = [(training.record.model, training.test), ("otsu", training.baseline)]
+    named = [(training.record.network, training.test), ("otsu", training.baseline)]
     strips = [strip(name, held) for name, held in named if held is not None]
     if not strips:
         return ()
@@ -244,7 +245,7 @@ def _cases(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.test is None:
         return ()
     findings = training.test.findings
-    return case_figures(findings, findings.models[0], training.run, training.record.model)
+    return case_figures(findings, findings.models[0], training.run, training.record.network)
 
 
 def training_report(run: Path) -> Page:
@@ -331,4 +332,5 @@ def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
 
 def zoo_text(zoo: Zoo, gallery: TrainingGallery | None = None) -> str:
     """The Markdown of the page, with the pictures of `gallery`."""
-    return from_template("zoo", zoo=zoo, gallery=gallery or TrainingGallery())
+    controls = control_pairs(zoo.trainings)
+    return from_template("zoo", zoo=zoo, gallery=gallery or TrainingGallery(), controls=controls)

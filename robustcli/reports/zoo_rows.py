@@ -131,10 +131,10 @@ class Zoo:
         rows: list[ZooRow] = []
         lines = table_one()
         for line in lines:
-            runs = [self._row(t, line) for t in self.trainings if t.record.model == line.model]
+            runs = [self._row(t, line) for t in self.trainings if t.record.network == line.model]
             rows += runs or [ZooRow(line.model, line.parameters, line)]
         known = {line.model for line in lines}
-        return rows + [self._row(t, None) for t in self.trainings if t.record.model not in known]
+        return rows + [self._row(t, None) for t in self.trainings if t.record.network not in known]
 
     def _row(self, training: TrainingFindings, line: PrintedResult | None) -> ZooRow:
         parameters, score = training.record.parameters, headline(training)
@@ -170,7 +170,7 @@ class Zoo:
         """In what trainings differ from the published ones (empty: in nothing), and which do so."""
         alike: dict[str, list[str]] = {}
         for training in self.trainings:
-            if published(training.record.model) is not None:
+            if published(training.record.network) is not None:
                 reasons = "; ".join(other_experiment(training.record))
                 alike.setdefault(reasons, []).append(self.label(training))
         return alike
@@ -193,8 +193,8 @@ class Zoo:
 
     def label(self, training: TrainingFindings) -> str:
         """The network's name, with so much of the run's path as tells it from the others."""
-        name, run = training.record.model, training.run.resolve()
-        runs = {other.run.resolve() for other in self.trainings if other.record.model == name}
+        name, run = training.record.network, training.run.resolve()
+        runs = {other.run.resolve() for other in self.trainings if other.record.network == name}
         if len(runs) == 1:
             return name
         depth = 1

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from robustcli.core.names import file_name
+from robustcli.core.names import ABLATE, file_name
 from robustcli.data.mask_classes import ClassesOption, classes_settings
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.nnunet.plans_json import NnUNetPlan
@@ -27,7 +27,8 @@ class TrainConfig:
     `plan` is that of pretrained weights, for recipes that follow one; `mask_classes` are
     `--classes`. `seeds` is how many seeds are trained beside each other, from `seed` on; None for
     one training without a folder of seeds. `split_seed` chooses the images of `limit` and of each
-    part; None for `seed`.
+    part; None for `seed`. `ablate` is one of the `model_args`, where it is kept: they are what the
+    network is built from.
     """
 
     model: str
@@ -80,6 +81,23 @@ class TrainConfig:
         """The settings of one of the seeds, into the folder `out`: its parts are those of all."""
         return replace(self, seed=seed, split_seed=self.parts_seed, out=out, seeds=None)
 
+    ablate: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.ablate is not None:
+            object.__setattr__(self, "model_args", {**self.model_args, ABLATE: self.ablate})
+
+    @property
+    def ablation(self) -> str | None:
+        """What is taken out of the network, however that was said; None for nothing."""
+        return self.model_args.get(ABLATE)
+
+    @property
+    def folder_name(self) -> str:
+        """The network and what is taken out of it, as a part of a folder's name."""
+        without = "" if self.ablation is None else f"-no-{file_name(str(self.ablation))}"
+        return file_name(self.model) + without
+
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
 
@@ -102,6 +120,6 @@ class TrainConfig:
         if self.other_split_seed is not None:
             settings.append(f"split seed {self.split_seed}")
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        name = file_name(self.model)
         # More seeds go on in the same folder, so their number is no part of its name.
-        return Path("runs") / f"train-{name}-{short}{'' if self.seeds is None else SEEDS_SUFFIX}"
+        suffix = "" if self.seeds is None else SEEDS_SUFFIX
+        return Path("runs") / f"train-{self.folder_name}-{short}{suffix}"

@@ -30,9 +30,8 @@ from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
 from robustcli.data.splits import write_splits
 from robustcli.evaluation.device import DeviceMonitor, device_name
-from robustcli.models.mamba import Mamba
+from robustcli.models.ablation import has_scan
 from robustcli.models.scan.choice import choose_backend
-from robustcli.models.ss2d import SS2D
 from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.lit_module import LitModule
@@ -163,8 +162,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
 
 
 def _scan_backend(network: nn.Module, device: torch.device) -> str | None:
-    scans = any(isinstance(module, (Mamba, SS2D)) for module in network.modules())
-    return choose_backend(device, torch.float32) if scans else None
+    return choose_backend(device, torch.float32) if has_scan(network) else None
 
 
 def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:

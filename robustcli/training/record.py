@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from robustcli.core.names import network_words
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
 from robustcli.training.recipes import EXTENDABLE, Patchwise, Photowise, Protocol, Recipe
@@ -177,6 +178,11 @@ class TrainRecord(BaseRunRecord):
     def parts_seed(self) -> int:
         """The seed that chose the parts of the data."""
         return self.seed if self.split_seed is None else self.split_seed
+
+    @property
+    def network(self) -> str:
+        """The network as reports name it: a control by what it lacks."""
+        return network_words(self.model, self.arguments)
 
 
 _FLAGS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +14,16 @@ from robustcli.adapters import model
 from robustcli.adapters.catalogue import CATALOGUE, TRAINED_AS, ModelEntry
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
+from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
 from robustcli.adapters.preprocessing import input_channels
+from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import canonical
 from robustcli.core.rundir import check_folder
 from robustcli.data.subsets import take
+from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
+from robustcli.models.architectures import ARCHITECTURES
 from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
 from robustcli.training.procedures import procedure_of
@@ -40,7 +45,8 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
         UsageError: Something named does not exist or does not fit together.
     """
     config = _with_name(config, listener)
-    return complete_plan(config, look_up_training(config), listener)
+    inputs = look_up_training(config)
+    return complete_plan(_following_weights(config, inputs.entry), inputs, listener)
 
 
 def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
@@ -68,6 +74,7 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
         entry = resolve(config.model)
         _check_named(config)
     _check_task(entry, config)
+    _check_ablation(entry, config)
     task = TRAINING_TASKS[entry.task]
     task.check(entry, config)
     on = machine(config.device, config.devices)
@@ -149,6 +156,28 @@ def _check_task(entry: ModelEntry, config: TrainConfig) -> None:
         )
 
 
+def _check_ablation(entry: ModelEntry, config: TrainConfig) -> None:
+    """Raises UsageError where a scan shall be taken out of a network that has none."""
+    if config.ablation is None:
+        return
+    architecture = ARCHITECTURES.get(entry.variant) if entry.builder in OUR_BUILDERS else None
+    if architecture is None or not architecture.scans:
+        raise no_scan(entry.name)
+
+
+def _following_weights(config: TrainConfig, entry: ModelEntry) -> TrainConfig:
+    """`config` with the network's options of the weights to start from, under what was typed.
+
+    The network is built from both, so that its record and the header of its own weights need both.
+    """
+    if config.weights is None or config.untrained:
+        return config
+    header = header_beside(weights_in(config.weights))
+    if header is None or canonical(header.model) != canonical(entry.network):
+        return config
+    return replace(config, model_args={**header.arguments, **config.model_args})
+
+
 def _check_named(config: TrainConfig) -> None:
     if names_run(config.model):
         raise UsageError(
@@ -203,6 +232,8 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
         listener.say("Known faults of this recipe, kept on purpose:")
     for fault in faults:
         listener.say(f"- {fault}")
+    if config.ablation is not None:
+        listener.say(_ablated_words(plan))
     if plan.grey:
         listener.say(GREY_NOTE.format(plan.entry.name))
     if plan.least > 1:
@@ -211,6 +242,19 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
             f"The batch norm of `{plan.entry.name}` cannot learn from a last batch of one "
             f"image: the last batches of an epoch have {shown} images instead."
         )
+
+
+def _ablated_words(plan: TrainPlan) -> str:
+    entry, arguments = plan.entry, plan.config.model_args
+    with torch.device("meta"):
+        network = BUILDERS[entry.builder].create(entry.variant, arguments)
+    removed = sum(math.prod(shape) for shape in removed_parameters(network).values())
+    count = len(scan_blocks(network))
+    return (
+        f"A control of `{entry.name}` (`--ablate {plan.config.ablation}`): the scan of {count} "
+        f"block{'s' * (count != 1)} is the identity, and {removed:,} parameters that only it reads "
+        "are removed."
+    )
 
 
 def _all_devices(on: Machine) -> str:

@@ -10,31 +10,31 @@ import numpy as np
 import torch
 
 from robustcli.adapters import networks
-from robustcli.models.umamba import UMamba
-from robustcli.nnunet.files import upstream_state
+from robustcli.models.stages import StagedUNet
+from robustcli.nnunet.files import TRAINERS, planned_options, trainer_of, upstream_state
 from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 
 PLAN = make_plan((32, 32), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
 
 
-def network(model: str = "umamba", plan: NnUNetPlan = PLAN, seed: int = 0) -> UMamba:
+def network(model: str = "umamba", plan: NnUNetPlan = PLAN, seed: int = 0) -> StagedUNet:
     """The network of `plan`, with any weights."""
     torch.manual_seed(seed)
     made = networks.create(
         model,
         {
-            **plan.options,
+            **planned_options(model, plan),
             "in_channels": len(plan.channel_names),
             "num_classes": len(plan.labels),
         },
     )
-    assert isinstance(made, UMamba)
+    assert isinstance(made, StagedUNet)
     return made
 
 
-def checkpoint(made: UMamba, plan: NnUNetPlan = PLAN, **changes: Any) -> dict[str, Any]:
+def checkpoint(made: StagedUNet, plan: NnUNetPlan = PLAN, **changes: Any) -> dict[str, Any]:
     """What `nnUNetTrainer.save_checkpoint` would save, NumPy numbers and all."""
-    bottleneck = made.config.mamba == "bottleneck"
+    trainer = {TRAINERS["umamba-enc"]: "nnUNetTrainerUMambaEncNoAMP"}
     return {
         "network_weights": upstream_state(made),
         "optimizer_state": torch.optim.SGD(made.parameters(), 1e-2, 0.99).state_dict(),
@@ -56,7 +56,7 @@ def checkpoint(made: UMamba, plan: NnUNetPlan = PLAN, **changes: Any) -> dict[st
             "unpack_dataset": True,
             "device": torch.device("cuda"),
         },
-        "trainer_name": "nnUNetTrainerUMambaBot" if bottleneck else "nnUNetTrainerUMambaEncNoAMP",
+        "trainer_name": trainer.get(trainer_of(made), trainer_of(made)),
         "inference_allowed_mirroring_axes": (0, 1),
         **changes,
     }

@@ -254,7 +254,7 @@ def test_foreign_names() -> None:
 def test_every_family_of_the_registry_is_described() -> None:
     assert {a.family for a in ARCHITECTURES.values()} == set(FAMILIES)
     assert "vmamba-t" not in members("vmamba")
-    assert members("umamba") == ["umamba", "umamba-enc", "umamba-pico"]
+    assert members("umamba") == ["umamba", "umamba-enc", "umamba-nomamba", "umamba-pico"]
 
 
 GOLDEN = {

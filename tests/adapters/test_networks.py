@@ -174,6 +174,7 @@ SMALL: dict[str, dict[str, object]] = {
     "vim": {"depth": 1},
     "umamba": {"features": (4, 8), "strides": (1, 2)},
     "umamba-enc": {"features": (4, 8), "strides": (1, 2), "patch_size": 16},
+    "resenc": {"features": (4, 8), "strides": (1, 2), "n_blocks": 1},
     "vmunet": {"depths": (1, 1), "depths_decoder": (1, 1), "dim": 16},
     "ulvm_v4": {},
     "umambabot_pp": {"features": (8, 16)},
@@ -192,7 +193,7 @@ def test_every_tensor_of_a_file_arrives(name: str) -> None:
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["umamba", "umamba-enc", "umambabot_pp"])
+@pytest.mark.parametrize("name", ["umamba", "umamba-enc", "umambabot_pp", "resenc"])
 def test_the_copies_in_official_files_are_understood(name: str) -> None:
     state = random_state(create(name, SMALL[name]))
     assert len(with_aliases(state)) > len(state)

@@ -112,12 +112,13 @@ def test_every_option_reaches_the_configuration(
         "--freeze-relative", "0.1", "--freeze-scope", "all", "--statistic", "rms",
         "--profile-iterations", "5", "--profile", "p", "--profile-only", "--recipe", "nnunet",
         "--quick", "--lr", "0.2", "--out", "o", "--seed", "7", "--fresh", "--offline",
+        "--ablate", "scan",
     )  # fmt: skip
     assert told.code == 1
     (config,) = asked
     training = TrainConfig(
         "umamba", "d", Path("o"), "paper", 8, model_args={"a": 1}, quick=True, lr=0.2, seed=7,
-        fresh=True, offline=True, command=config.training.command, recipe="nnunet",
+        fresh=True, offline=True, command=config.training.command, recipe="nnunet", ablate="scan",
     )  # fmt: skip
     rule = FreezeRule(0.1, kind="rms", relative=True, scope="all")
     assert config == FinetuneConfig(

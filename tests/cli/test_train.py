@@ -124,7 +124,8 @@ def test_every_option_reaches_the_configuration(
     monkeypatch.setattr(engine, "run_training", note)
     told = robust(
         "train", "seg", "--model", "unet", "--data", "d", "--protocol", "paper", "--limit", "9",
-        "--weights", "w", "--untrained", "--model-arg", "a=1", "--quick", "--epochs", "3", "--lr",
+        "--weights", "w", "--untrained", "--model-arg", "a=1", "--ablate", "scan", "--quick",
+        "--epochs", "3", "--lr",
         "0.1", "--batch-size", "5", "--accumulate", "2", "--loss", "dice", "--aug", "none",
         "--window", "64", "--clip", "2", "--patience", "4", "--out", "o", "--seed", "7",
         "--device", "cuda", "--devices", "2", "--precision", "bf16", "--workers", "1", "--fresh",
@@ -135,6 +136,7 @@ def test_every_option_reaches_the_configuration(
     assert config == TrainConfig(
         "unet", "d", Path("o"), "paper", 9, Path("w"), True, {"a": 1}, True, 3, 0.1, 5, 2, "dice",
         "none", 64, 2.0, 4, "bf16", 7, "cuda", 2, 1, True, True, config.command, task="seg",
+        ablate="scan",
     )  # fmt: skip
     assert config.command.split()[0] == "robust"
 

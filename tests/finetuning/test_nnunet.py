@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -25,7 +26,7 @@ from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import AVERAGED
 from tests.adapters import nnunet_files
-from tests.finetuning.tunings import Tune, tuning, write_pretrained
+from tests.finetuning.tunings import TINY, Tune, tuning, write_pretrained
 from tests.training.images import write_pairs
 from tests.training.runs import FEW, RECIPE, Heard, kill_when_stopped, same, weights_of
 
@@ -106,7 +107,7 @@ run_finetuning(short(*map(Path, sys.argv[1:])), Stopping(after=19))  # in the se
 """
 
 
-@pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
+@pytest.mark.parametrize("model", ["umamba", "umamba-enc", "resenc"])
 def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: str) -> None:
     made = nnunet_files.network(model)
     top = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(made))
@@ -122,6 +123,8 @@ def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: 
     assert all(torch.equal(found.weights[name], ours[name]) for name in ours)
     assert found.plan.labels == ("background", "foreground")
     assert {channel.scheme for channel in found.plan.channels} == {"rgb_to_0_1"}  # as trained
+    built = {"resenc": "ResidualEncoderUNet"}.get(model, "PlainConvUNet")
+    assert found.plan.settings["UNet_class_name"] == built
     content = torch.load(results / "fold_all" / "checkpoint_final.pth", weights_only=True)
     theirs = nnunet_files.checkpoint(made)
     assert content.keys() == theirs.keys()
@@ -135,6 +138,18 @@ def test_without_a_plan_one_is_made_of_the_network(tune: Tune) -> None:
     assert found.plan.options["features"] == (4, 8)
     assert found.plan.patch == (16, 16)
     assert json.dumps(dict(found.plan.plans))  # as upstream's JSON
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "umamba-nomamba", "pretrained": None}, {"ablate": "scan"}]
+)
+def test_what_no_trainer_of_nnunet_builds_leaves_none_and_says_so(
+    tune: Tune, changes: dict[str, Any]
+) -> None:
+    heard = Heard()
+    run = run_finetuning(tune(mode="scratch", epochs=1, model_args=TINY, **changes), heard)
+    assert not (run / "scratch" / "nnunet").exists()
+    assert "No results folder of nnU-Net is written" in "\n".join(heard.lines)
 
 
 def test_features_of_no_plan_leave_none(tune: Tune, tmp_path: Path) -> None:

@@ -97,13 +97,16 @@ def test_other_data_protocols_and_recipes_are_left_alone(config: TrainConfig, da
     assert TASK.usual_steps(config, config, data) is None
 
 
-def test_a_u_mamba_on_data_of_the_user_is_trained_usual_recipe_does_and_it_is_said() -> None:
+@pytest.mark.parametrize("name", ["umamba", "umamba-nomamba", "resenc"])
+def test_a_network_of_a_plan_on_data_of_the_user_is_trained_as_nnunet_does_and_it_is_said(
+    name: str,
+) -> None:
     said: list[str] = []
-    typed = TrainConfig("umamba")
-    made = TASK.usual_recipe(typed, resolve("umamba"), "roads", said.append)
+    typed = TrainConfig(name)
+    made = TASK.usual_recipe(typed, resolve(name), "roads", said.append)
     assert (made.recipe, TASK.usual_steps(typed, made, "roads")) == ("nnunet", 6000)
     assert said == [
-        "No --recipe: a U-Mamba is trained as nnU-Net does, which takes a GPU. `--recipe "
+        f"No --recipe: `{name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
         "nnunet-light` is the same for a CPU, `--recipe patient` is ours."
     ]
     assert TASK.usual_steps(made, made, "roads") is None  # named by the user: its 1000 epochs

@@ -17,7 +17,8 @@ from robustcli.training.config import TrainConfig
 Tune = Callable[..., FinetuneConfig]
 TINY: dict[str, Any] = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
 _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precision", "protocol",
-             "devices", "model", "model_args", "data", "patience", "quick", "recipe"}  # fmt: skip
+             "devices", "model", "model_args", "data", "patience", "quick", "recipe",
+             "ablate"}  # fmt: skip
 
 
 def network(seed: int = 7, **changes: Any) -> UMamba:

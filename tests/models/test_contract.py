@@ -18,6 +18,8 @@ SMALL = {
     "cifar-resnet18": ({"depths": (1, 1, 1, 1)}, 16),
     "umamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 32),
     "umamba-enc": ({"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}, 16),
+    "umamba-nomamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 16),
+    "resenc": ({"features": (4, 8, 8), "strides": (1, 2, 2), "n_blocks": (1, 2, 1)}, 16),
     "vmunet": ({"dim": 16, "depths": (1, 1), "depths_decoder": (1, 1)}, 16),
     "ulvm": ({}, 32),
     "ulvm_v3": ({}, 32),
@@ -45,7 +47,9 @@ SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 
 
 # Tracing them takes seconds; their scan and their convolutions are traced in umamba and segformer.
-SLOWLY_TRACED = ("umamba-enc", "umambabot_pp", "unet", "resnet18_seg", "cifar-resnet18")
+SLOWLY_TRACED = (
+    "umamba-enc", "umamba-nomamba", "umambabot_pp", "unet", "resnet18_seg", "cifar-resnet18",
+)  # fmt: skip
 
 
 def _cases(*slow):

@@ -11,6 +11,7 @@ from torch import nn
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.finetuning.starts import read_nnunet
+from robustcli.models.architectures import architecture
 from robustcli.models.umamba import build
 from robustcli.nnunet.files import (
     TRAINERS,
@@ -107,7 +108,8 @@ SMALL = {"features": (4, 8), "strides": (1, 2), "patch_size": 16}
 
 @pytest.mark.parametrize("model", sorted(TRAINERS))
 def test_is_told_by_the_names_of_the_tensors(model: str) -> None:
-    names = list(build(model, **SMALL).state_dict())
+    blocks = {"n_blocks": 1} if model == "resenc" else {}
+    names = list(architecture(model).build(**SMALL, **blocks).state_dict())
     for trainer in ("", TRAINERS[model], f"{TRAINERS[model]}NoAMP", "nnUNetTrainerOfMine"):
         assert recognised(Path("x"), names, trainer) == model
 

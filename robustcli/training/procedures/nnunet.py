@@ -19,8 +19,9 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED
+from robustcli.models import resenc, umamba
 from robustcli.models.architectures import changed, everything_decays, parameter_groups
-from robustcli.models.umamba import VARIANTS, Pair, UMamba, UMambaConfig
+from robustcli.models.stages import Pair, StagedConfig, StagedUNet
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, topology
@@ -63,7 +64,7 @@ def moving_average(before: float | None, dice: float, weight: float = 0.9) -> fl
 
 
 class NnUNetModule(SegmenterModule):
-    """A network in nnU-Net's training; a U-Mamba answers at every resolution from now on.
+    """A network in nnU-Net's training; one built from a plan answers at every resolution from now.
 
     The dice of its validation is nnU-Net's pseudo dice: of patches, their pixels pooled. It says
     which epoch is best, and is no score to report; the held-out images are measured whole
@@ -78,8 +79,8 @@ class NnUNetModule(SegmenterModule):
             network, recipe, channels="rgb", decays=everything_decays,
             val_groups=("all",) * samples, ignores=ignores,
         )  # fmt: skip
-        if isinstance(network, UMamba):
-            network.decoder.deep_supervision = True
+        if isinstance(network, StagedUNet):
+            network.supervise_deeply()
         self.average: float | None = None
 
     def make_loss(self) -> nn.Module:
@@ -195,6 +196,10 @@ class PatchData(BaseDataModule):
         return self.loader(samples, batch_size=size, sampler=PatchOrder(batches * size))
 
 
+PLANNED: Mapping[str, Mapping[str, StagedConfig]] = {
+    "umamba": umamba.VARIANTS, "resenc": resenc.VARIANTS
+}  # fmt: skip
+"""Family to its networks that are built from a plan."""
 _FEATURES = (32, 512)  # of nnU-Net's plans: of the first stage, and the most of any
 _CLASSES = 2
 
@@ -219,7 +224,7 @@ def planned(
         RunError: An image cannot be read.
     """
     assert recipe.patches is not None
-    network = _umamba(config, entry)
+    network = _planned_config(config, entry)
     window = config.window or _window(recipe, network)
     patches = recipe.patches
     if config.plan is not None:
@@ -232,30 +237,30 @@ def planned(
     return replace(recipe, window=window, batch_size=batch, patches=patches)
 
 
-def _umamba(config: TrainConfig, entry: ModelEntry) -> UMambaConfig | None:
-    if entry.family != "umamba":
+def _planned_config(config: TrainConfig, entry: ModelEntry) -> StagedConfig | None:
+    variants = PLANNED.get(entry.family)
+    if variants is None:
         return None
     header = None
     if config.weights is not None and not config.untrained:
         header = read_header(weights_in(config.weights))
     options = {**(header.arguments if header else {}), **config.model_args}
-    return changed(VARIANTS[entry.variant], options, model=entry.variant)
+    return changed(variants[entry.variant], options, model=entry.variant)
 
 
-def _window(recipe: Recipe, network: UMambaConfig | None) -> int:
+def _window(recipe: Recipe, network: StagedConfig | None) -> int:
     """The plan's patch, or less where the recipe has less and the network bears it."""
     assert recipe.patches is not None
     if network is None:
         return recipe.window
     patch, most = min(network.patch), recipe.patches.most_patch
-    bound = any(network.tokens(stage)[1] for stage in range(len(network.features)))
-    if most is None or most >= patch or bound:
+    if most is None or most >= patch or network.bound_to_patch:
         return patch
     step = max(network.reductions[-1])
     return min(patch, max(SMALLEST_EDGE * step, most // step * step))
 
 
-def _batch(window: int, network: UMambaConfig | None, train: dataset.Dataset) -> int:
+def _batch(window: int, network: StagedConfig | None, train: dataset.Dataset) -> int:
     patch: Pair = (window, window)
     halvings, features = topology(patch), _FEATURES
     if network is not None:

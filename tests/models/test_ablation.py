@@ -1,0 +1,217 @@
+"""Networks without their scan: what is left of a block, which parameters go, what stays alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from robustcli.core.errors import UsageError
+from robustcli.models import mamba, ss2d
+from robustcli.models.ablation import (
+    ScanBlock,
+    ablate_network,
+    has_scan,
+    removed_parameters,
+    scan_blocks,
+    scan_parameters,
+)
+from robustcli.models.architectures import ARCHITECTURES, architecture
+from robustcli.models.mamba import BidirectionalMamba, Mamba
+from robustcli.models.ss2d import SS2D
+from tests.models import golden
+
+TINY = {
+    "ulvm": ({"widths": (8, 8, 8, 16, 16)}, 16),
+    "umamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 16),
+    "umamba-enc": ({"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}, 16),
+    "umambabot": ({"features": (8, 16)}, 16),
+    "vmunet": ({"dim": 16, "depths": (1, 1), "depths_decoder": (1, 1)}, 16),
+    "vmamba-pico": ({"depths": (1, 1), "dim": 16}, 16),
+    "vmamba-t-v0": ({"depths": (1, 1), "dim": 16}, 32),
+    "vim": ({"depth": 2, "dim": 16, "img_size": 16}, 16),
+}
+
+
+SHALLOW = {"vmamba": {"depths": (1, 1, 1, 1)}, "vim": {"depth": 2}}
+
+
+def _ss2d(**changes: object) -> SS2D:
+    return SS2D(6, **{"d_state": 2, "ratio": 2.0, "gate": True, "conv_bias": True, **changes})
+
+
+BLOCKS: dict[str, tuple[Callable[[], ScanBlock], tuple[int, ...]]] = {
+    "mamba": (lambda: Mamba(6), (2, 9, 6)),
+    "both directions": (lambda: BidirectionalMamba(6), (2, 9, 6)),
+    "ss2d, gated": (_ss2d, (2, 5, 4, 6)),
+    "ss2d, not gated": (lambda: _ss2d(gate=False, conv_bias=False), (2, 5, 4, 6)),
+    "ss2d, no norm": (lambda: _ss2d(norm="none"), (2, 5, 4, 6)),
+}
+
+
+def filled(block: ScanBlock) -> ScanBlock:
+    return golden.fill(block, golden.strong).double()
+
+
+@pytest.fixture(params=BLOCKS)
+def block_and_input(request: pytest.FixtureRequest) -> tuple[Callable[[], ScanBlock], Tensor]:
+    make, shape = BLOCKS[request.param]
+    torch.manual_seed(0)
+    return make, torch.randn(shape, dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_equals_the_block_whose_scan_is_replaced_by_hand(block_and_input, monkeypatch):
+    make, x = block_and_input
+    ablated = filled(make())
+    ablated.remove_scan()
+    monkeypatch.setattr(mamba, "selective_scan", lambda u, *args, **kwargs: u)
+    directions = 4  # of VMamba's mixer, whose outputs are summed
+    monkeypatch.setattr(ss2d, "ss2d_scan", lambda u, *args, **kwargs: directions * u)
+    assert torch.allclose(ablated(x), filled(make())(x), rtol=0, atol=1e-13)
+
+
+@torch.no_grad()
+def test_equals_the_block_whose_state_is_never_read(block_and_input):
+    """C = 0 takes the state out of the real scan; D = 1, as it is initialised, passes its input."""
+    make, x = block_and_input
+    ablated, whole = filled(make()), filled(make())
+    ablated.remove_scan()
+    assert not torch.allclose(ablated(x), whole(x), atol=1e-3)
+    for name, parameter in whole.named_parameters():
+        if name in ("D", "D_b", "Ds"):
+            parameter.fill_(1)
+        if name.startswith("x_proj"):  # rows: rank, then B, then C
+            states = whole.A_logs.shape[1] if isinstance(whole, SS2D) else 16
+            parameter[..., -states:, :] = 0
+    assert torch.allclose(ablated(x), whole(x), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_what_is_left_of_mamba_is_the_gated_convolution():
+    torch.manual_seed(0)
+    block, x = filled(Mamba(5)), torch.randn(1, 7, 5, dtype=torch.float64)
+    block.remove_scan()
+    values, gates = (x[0] @ block.in_proj.weight.T).chunk(2, -1)  # (L, D)
+    padded = torch.cat((torch.zeros(3, 10, dtype=x.dtype), values))
+    kernel = block.conv1d.weight[:, 0].T
+    mixed = torch.stack([(padded[t : t + 4] * kernel).sum(0) for t in range(7)])
+    expected = (F.silu(mixed + block.conv1d.bias) * F.silu(gates)) @ block.out_proj.weight.T
+    assert torch.allclose(block(x)[0], expected, atol=1e-13)
+    assert list(block.state_dict()) == [
+        "in_proj.weight", "conv1d.weight", "conv1d.bias", "out_proj.weight"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_network_with_a_scan_loses_it_and_every_other_one_says_that_it_has_none(name):
+    spec = architecture(name)
+    options = SHALLOW.get(spec.family, {})
+    with torch.device("meta"):
+        network = spec.build(**options)
+        assert has_scan(network) == spec.scans
+        if not spec.scans:
+            with pytest.raises(UsageError, match=r"no state-space scan|no option `ablate`"):
+                spec.build(ablate="scan")
+            return
+        ablated = spec.build(**options, ablate="scan")
+    assert not has_scan(ablated)
+    assert len(scan_blocks(ablated)) == len(scan_blocks(network)) > 0
+    removed = removed_parameters(ablated)
+    assert removed == scan_parameters(network)
+    whole = golden.shapes(network)
+    assert golden.shapes(ablated) == {k: v for k, v in whole.items() if k not in removed}
+    count = sum(math.prod(shape) for shape in removed.values())
+    assert golden.parameters(network) - golden.parameters(ablated) == count > 0
+
+
+def _removed_from_mamba(dim: int) -> int:
+    """A_log, D, x_proj and dt_proj with its bias, by their published shapes."""
+    inner, rank = 2 * dim, math.ceil(dim / 16)
+    return inner * 16 + inner + (rank + 32) * inner + inner * rank + inner
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "left"),
+    [
+        ("ulvm", (6, 8, 12, 16, 12, 8), 43_009),
+        ("ulvm_v5", (8, 16, 32, 64, 32, 16), 685_389),
+        ("umambabot", (512,), 9_696_964),
+        ("umamba", (512,), 11_140_872),
+    ],
+)
+def test_the_removed_parameters_are_those_of_the_published_shapes(name, dims, left):
+    with torch.device("meta"):
+        network, ablated = architecture(name).build(), architecture(name).build(ablate="scan")
+    removed = sum(map(_removed_from_mamba, dims))
+    assert golden.parameters(network) - golden.parameters(ablated) == removed
+    assert golden.parameters(ablated) == left
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_network_and_its_control_start_alike_and_the_control_learns(name, monkeypatch):
+    options, side = TINY[name]
+    torch.manual_seed(3)
+    network = architecture(name).build(**options)
+    torch.manual_seed(3)
+    ablated = architecture(name).build(**options, ablate="scan")
+    start = network.state_dict()
+    assert all(torch.equal(tensor, start[key]) for key, tensor in ablated.state_dict().items())
+
+    def never(*args: object, **kwargs: object) -> Tensor:
+        raise AssertionError("it scans")
+
+    monkeypatch.setattr(mamba, "selective_scan", never)
+    monkeypatch.setattr(ss2d, "ss2d_scan", never)
+    x = golden.images(2, 3, side, side)
+    golden.fill(ablated, golden.strong).eval()(x).square().mean().backward()
+    unused = {key for key, p in ablated.named_parameters() if p.grad is None or not p.grad.any()}
+    assert all("seg_layers" in key or _cancelled(key) for key in unused), unused
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert ablated(100 * x).isfinite().all()
+
+
+def _cancelled(key: str) -> bool:
+    """Whether an instance norm behind it takes a bias out again, or position 0 alone is read."""
+    return key.endswith("bias")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["ulvm", "vmamba-pico"])
+def test_the_counted_operations_are_less_by_the_projections_of_the_scan(name):
+    """The scan itself is in neither count: torch counts matrix products and convolutions."""
+    options, side = TINY[name]
+    counts, projections = {}, 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal projections
+        if isinstance(module, Mamba):
+            tokens, inner = args[0].shape[0] * args[0].shape[1], module.conv1d.out_channels
+            rank = module.dt_proj.in_features
+            projections += 2 * tokens * inner * (rank + 32 + rank)
+        elif isinstance(module, SS2D):
+            tokens, inner = math.prod(args[0].shape[:3]), module.conv2d.out_channels
+            states = module.A_logs.shape[1]
+            projections += 4 * 2 * tokens * inner * (2 * module.rank + 2 * states)
+
+    for ablate in (None, "scan"):
+        network = architecture(name).build(**options, ablate=ablate).eval()
+        for block in scan_blocks(network).values():
+            if ablate is None:
+                block.register_forward_hook(count)
+        with FlopCounterMode(display=False) as counter:
+            network(golden.images(2, 3, side, side))
+        counts[ablate] = counter.get_total_flops()
+    assert counts[None] - counts["scan"] == projections > 0
+
+
+def test_an_unknown_ablation_and_a_network_without_a_scan_are_refused():
+    with pytest.raises(UsageError, match=r"ablate=gate.*"):
+        architecture("ulvm").build(ablate="gate")
+    with pytest.raises(UsageError, match=r"(?s)`plain`.*no state-space scan.*vmamba-t.*ulvm_v6"):
+        ablate_network(nn.Linear(2, 2), "scan", model="plain")
