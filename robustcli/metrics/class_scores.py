@@ -176,6 +176,16 @@ def class_outcomes(targets: ClassIndices, predictions: ClassIndices) -> list[Cla
     return [ClassOutcome(*line) for line in zip(*columns, strict=True)]
 
 
+def confusion_matrix(
+    targets: ClassIndices, predictions: ClassIndices
+) -> tuple[list[int], NDArray[np.int64]]:
+    """The classes of `class_outcomes`, and images by true and predicted class, (K, K)."""
+    classes, indices = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, tuple(np.split(indices, 2)), 1)
+    return classes.tolist(), counts
+
+
 def macro_f1(targets: ClassIndices, predictions: ClassIndices) -> float:
     """The mean F1 over the classes of `class_outcomes`, each counting as much; NaN without images.
 

@@ -24,12 +24,11 @@ from robustcli.reports.latex import (
 from robustcli.reports.pages import Page, kind_of, to_csv, to_json, write_page
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_page import (
-    read_zoo,
     results_of_training,
+    results_of_trainings,
     training_report,
-    training_results,
-    zoo_report,
 )
+from robustcli.reports.zoo_page import read_zoo, zoo_report
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": evaluation_report,
@@ -118,7 +117,7 @@ def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
     trainings = read_zoo(runs)
     if form == "latex":
         return zoo_tables(trainings)
-    return _numbers(training_results(trainings), form)
+    return _numbers(results_of_trainings(trainings), form)
 
 
 def _numbers(results: pd.DataFrame, form: Format) -> str:
