@@ -53,6 +53,7 @@ def count_multiply_adds(forward: Callable[[], object], *modules: nn.Module) -> i
     learning = [module for network in modules for module in network.modules() if module.training]
     for module in learning:
         module.training = False
+    scans = _CountedScans()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # Neither of the fused kernels is among the operations that torch's counter knows on a CPU.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -61,14 +62,15 @@ def count_multiply_adds(forward: Callable[[], object], *modules: nn.Module) -> i
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
-            _CountedScans() as scans,
+            scans,
         ):
             forward()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module in learning:
             module.training = True
-    return counter.get_total_flops() // 2 + scans.multiply_adds
+    operations: int = counter.get_total_flops()
+    return operations // 2 + scans.multiply_adds
 
 
 class _CountedScans(TorchFunctionMode):

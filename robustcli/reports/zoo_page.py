@@ -140,20 +140,20 @@ def _curves(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     classifiers = trainings[0].record.task == "cls"
     scores = (
         (
-            EpochPanel("val_f1", "macro F1 (0 to 1)", "macro F1", 1.0),
-            EpochPanel("val_top1", "top-1 (0 to 1)", "top-1", 1.0),
+            EpochPanel("val_f1", "macro F1 (0 to 1)", "macro F1"),
+            EpochPanel("val_top1", "top-1 (0 to 1)", "top-1"),
         )
         if classifiers
         else (
-            EpochPanel("val_dice", "dice (0 to 1)", "dice", 1.0),
-            EpochPanel("val_iou", "IoU (0 to 1)", "IoU", 1.0),
+            EpochPanel("val_dice", "dice (0 to 1)", "dice"),
+            EpochPanel("val_iou", "IoU (0 to 1)", "IoU"),
         )
     )
     losses = (
         EpochPanel("train_loss", "loss", "training"),
         EpochPanel("val_loss", "loss", "validation"),
     )
-    times = (EpochPanel("seconds", "seconds of an epoch with its validation"),)
+    times = (EpochPanel("seconds", "seconds of an epoch with its validation", from_zero=True),)
     lacking = [zoo.label(t) for t in trainings if t.metrics[scores[0].column].isna().all()]
     missing = f" Not recorded by {', '.join(lacking)}." if lacking else ""
     named = (

@@ -38,19 +38,19 @@ _LEGEND_LINE = 0.2  # inches
 
 @dataclass(frozen=True)
 class EpochPanel:
-    """One panel: the column of `metrics.csv` that is drawn, and its axis from 0.
+    """One panel: the column of `metrics.csv` that is drawn.
 
     Args:
         column: Of each training's lines.
         axis: What stands along the axis, with its unit.
         title: Above the panel; empty for none.
-        top: The upper end of the axis; None where the numbers decide.
+        from_zero: Whether the axis begins at 0 wherever the numbers are.
     """
 
     column: str
     axis: str
     title: str = ""
-    top: float | None = None
+    from_zero: bool = False
 
 
 def draw_by_epoch(
@@ -74,7 +74,8 @@ def draw_by_epoch(
             axes.set(xlabel="epoch", ylabel=panel.axis)
             axes.set_title(panel.title, loc="left")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-            axes.set_ylim(min(0.0, axes.get_ylim()[0]), panel.top)
+            if panel.from_zero:
+                axes.set_ylim(0, None)
             light_grid(axes)
         legend(figure, row[0])
     save_with_pdf(figure, path)
