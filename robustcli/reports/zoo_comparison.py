@@ -79,11 +79,9 @@ class ZooComparison:
         for training in self.zoo.trainings:
             if training.test is None:
                 continue
-            model = ComparedModel(
-                self.zoo.label(training),
-                EvaluatedRun(str(training.run), training.run / "test", trained=True),
-                training.test.findings.models[0],
-            )
+            label = self.zoo.label(training)
+            run = EvaluatedRun(label, training.run / "test", trained=True)
+            model = ComparedModel(label, run, training.test.findings.models[0])
             alike = (models for models in sets if not setting_differences([models[0], model]))
             members = next(alike, None)
             if members is None:
@@ -223,6 +221,9 @@ def _equals(verdict: Verdict) -> str:
 # What can be said of the time.
 
 
+_ALIKE = 1.1  # times as long: less is what a machine varies by from epoch to epoch
+
+
 def _of_time(zoo: Zoo) -> Iterator[str]:
     """The shortest and the longest epochs, where they are of the same device and amount."""
     spreads = {zoo.label(t): t.epoch_seconds for t in zoo.trainings}
@@ -238,6 +239,12 @@ def _of_time(zoo: Zoo) -> Iterator[str]:
         return
     fast, slow = (end(known, key=lambda label: known[label].median) for end in (min, max))
     times = known[slow].median / max(known[fast].median, 1e-9)
+    if times < _ALIKE:
+        yield (
+            f"An epoch with its validation takes all about the same time: `{slow}` "
+            f"{_spread(known[slow])}."
+        )
+        return
     amounts = {t.images_per_epoch for t in zoo.trainings if t.epochs}
     caution = "" if len(amounts) == 1 else " Their epochs hold different numbers of images."
     yield (

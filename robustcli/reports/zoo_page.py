@@ -64,7 +64,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     zoo = Zoo(read_zoo(runs))
     comparison = ZooComparison(zoo)
     sections = [section(zoo, out) for section in SECTIONS]
-    text = zoo_text(zoo, draw_zoo_gallery(zoo, out), comparison, sections)
+    text = zoo_text(zoo, draw_zoo_gallery(zoo, out, comparison), comparison, sections)
     verdicts = comparison.verdicts()
     return Page(
         results_of_trainings(zoo.trainings),
@@ -119,15 +119,18 @@ def zoo_text(
 
 # The pictures.
 
+MIXED = " Not all scores are of the same held-out images."
 
-def draw_zoo_gallery(zoo: Zoo, out: Path) -> ZooGallery:
+
+def draw_zoo_gallery(zoo: Zoo, out: Path, comparison: ZooComparison | None = None) -> ZooGallery:
     """Draws every picture that several trainings have data for, into `out`/figures."""
+    comparison = comparison or ZooComparison(zoo)
     segmenters = zoo.trainings[0].scoring.per_group
     return ZooGallery(
         draw_dice_over_parameters(out, zoo) if segmenters else (),
         _curves(zoo, out),
         _grids(zoo, out) if segmenters else (),
-        _costs(zoo, out),
+        _costs(zoo, out, "" if len(comparison.sets) < 2 else MIXED),
     )
 
 
@@ -200,7 +203,7 @@ _PANELS = (
 )
 
 
-def _costs(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
+def _costs(zoo: Zoo, out: Path, caution: str) -> tuple[Picture, ...]:
     points = [_cost_point(t, zoo.label(t)) for t in zoo.trainings if t.test is not None]
     panels = [panel for panel in _PANELS if any(p.costs[panel.cost] for p in points)]
     if not panels:
@@ -216,7 +219,7 @@ def _costs(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     caption = (
         f"{measure.title} on the held-out images, with {measure.interval}, against "
         f"{', '.join(panel.cost for panel in panels[:-1])} and {panels[-1].cost} time. Of two "
-        f"networks, the one further up and to the left gives more for less.{missing}"
+        f"networks, the one further up and to the left gives more for less.{caution}{missing}"
     )
     return (Picture(path, caption),)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,35 +13,29 @@ from scipy.stats import binomtest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import EVALUATION
+from robustcli.reports import zoo_page
 from robustcli.reports.pages import write_page
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.zoo_comparison import ZooComparison
-from robustcli.reports.zoo_page import default_folder, zoo_report, zoo_text
+from robustcli.reports.zoo_page import zoo_report, zoo_text
 from robustcli.reports.zoo_rows import Zoo
 from robustcli.training.record import ADDED, TRAINING
-from tests.builders import IDENTITY
-from tests.cli.conftest import Robust
-from tests.reports.compared import PLAN, evaluated, rows_of
+from tests.reports.compared import rows_of
 from tests.reports.page_parts import line_of, section
-from tests.reports.train_runs import TrainPlan, build_class_training, build_training
-
-CLEAN = replace(PLAN, transforms=(IDENTITY,))
-NAMES = ("vim", "vit", "resnet9")
-
-
-def trained(run: Path, name: str, worse: int, parameters: int = 1_000) -> Path:
-    """A training of a classifier that is right the less often the larger `worse` is."""
-    build_class_training(run, measured=False)
-    evaluated(run / "test", name, worse, CLEAN)
-    TRAINING.update(
-        run, model=name, status="complete", parameters=parameters, chosen_epoch=7,
-        multiply_adds=2_500 * parameters,
-    )  # fmt: skip
-    return run
+from tests.reports.train_runs import (
+    CLASSIFIERS,
+    TrainPlan,
+    build_class_training,
+    build_training,
+    three_classifiers,
+)
 
 
-def three(folder: Path) -> list[Path]:
-    return [trained(folder / name, name, 3 * n, 3_000 - 1_000 * n) for n, name in enumerate(NAMES)]
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions without pictures, which take longest."""
+    for name in ("draw_by_epoch", "draw_costs"):
+        monkeypatch.setattr(zoo_page, name, lambda *_: None)
 
 
 def zoo_of(runs: list[Path]) -> Zoo:
@@ -50,20 +43,22 @@ def zoo_of(runs: list[Path]) -> Zoo:
 
 
 def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
-    comparison = ZooComparison(zoo_of(three(tmp_path)))
+    comparison = ZooComparison(zoo_of(three_classifiers(tmp_path)))
     table = comparison.verdicts()
     assert table is not None
     hits = {
         name: (rows["prediction"] == rows["target"]).to_numpy()
-        for name in NAMES
+        for name in CLASSIFIERS
         for rows in [rows_of(tmp_path / name / "test", name)]
     }
     expected = []
-    for first, second in combinations(NAMES, 2):
+    for first, second in combinations(CLASSIFIERS, 2):
         won = int((hits[first] & ~hits[second]).sum())
         lost = int((~hits[first] & hits[second]).sum())
         expected.append(binomtest(won, won + lost).pvalue)
-    assert list(zip(table["first"], table["second"], strict=True)) == [*combinations(NAMES, 2)]
+    assert list(zip(table["first"], table["second"], strict=True)) == [
+        *combinations(CLASSIFIERS, 2)
+    ]
     assert table["p"].tolist() == pytest.approx(expected)
     order = np.argsort(expected)
     stepped = np.maximum.accumulate(np.array(expected)[order] * [3, 2, 1])
@@ -75,9 +70,12 @@ def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
 
 
 def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
-    runs = three(tmp_path)
+    runs = three_classifiers(tmp_path)
     page = zoo_report(runs, tmp_path / "out")
     write_page(page, tmp_path / "out")
+    written = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    write_page(zoo_report(runs, tmp_path / "out"), tmp_path / "out")
+    assert all(path.read_bytes() == content for path, content in written.items())
     line = line_of(section(page.markdown, "All networks"), "`vim`")
     assert line[1:3] == ["3,000", "7.50 M"]
     # 3,143 images in epochs of 4.0 s, of which 0.5 s are validation.
@@ -99,18 +97,8 @@ def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_the_same_runs_give_the_same_files(tmp_path: Path) -> None:
-    runs = three(tmp_path)[:2]
-    first, second = ({}, {})  # type: ignore[var-annotated]
-    for files in (first, second):
-        write_page(zoo_report(runs, tmp_path / "out"), tmp_path / "out")
-        paths = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-        files.update({path: path.read_bytes() for path in paths})
-    assert first == second
-
-
 def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None:
-    runs = three(tmp_path)
+    runs = three_classifiers(tmp_path)
     record = EVALUATION.read(runs[2] / "test")
     EVALUATION.update(
         runs[2] / "test", dataset=record.dataset.model_copy(update={"digest": "00" * 32})
@@ -130,7 +118,7 @@ def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None
 def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
     tmp_path: Path,
 ) -> None:
-    runs = three(tmp_path)
+    runs = three_classifiers(tmp_path)
     for run in runs:
         (run / "splits.csv").write_text("image_id,group,split\na,a,train\nb,b,test\n")
     assert "**Mixed data.**" not in zoo_text(zoo_of(runs))
@@ -139,8 +127,9 @@ def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
     assert len(ZooComparison(zoo_of(runs)).sets) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> None:
-    runs = three(tmp_path)
+    runs = three_classifiers(tmp_path)
     plain = json.loads((runs[0] / "run.json").read_text())
     del plain["multiply_adds"]
     (runs[0] / "run.json").write_text(json.dumps(plain))
@@ -158,8 +147,9 @@ def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> No
     assert "Not recorded by vim." in page.markdown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_not_measured_is_named(tmp_path: Path) -> None:
-    runs = [*three(tmp_path), build_class_training(tmp_path / "begun", measured=False)]
+    runs = [*three_classifiers(tmp_path), build_class_training(tmp_path / "begun", measured=False)]
     TRAINING.update(runs[-1], model="resnet18")
     page = zoo_report(runs, tmp_path / "out").markdown
     assert "Not measured yet: `resnet18`." in page
@@ -182,35 +172,9 @@ def test_segmenters_are_tested_by_group(tmp_path: Path) -> None:
 
 
 def test_tasks_are_not_mixed_and_runs_not_overwritten(tmp_path: Path) -> None:
-    runs = [*three(tmp_path), build_training(tmp_path / "seg")]
+    runs = [*three_classifiers(tmp_path), build_training(tmp_path / "seg")]
     with pytest.raises(UsageError, match="one table cannot compare them"):
         zoo_report(runs, tmp_path / "out")
     with pytest.raises(UsageError, match="overwrite the run's own report"):
         zoo_report(runs[:2], runs[3])
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_writes_one_page_over_all(
-    robust: Robust, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    runs = [path.relative_to(tmp_path) for path in three(tmp_path)[:2]]
-    names = [str(run) for run in runs]
-    folder = default_folder(runs)
-    answer = robust("report", *names, "--json")
-    assert answer.code == 0
-    assert f"No --out: the report over all 2 trainings is {folder}." in answer.err
-    documents = json.loads(answer.out)
-    assert list(documents) == [*names, str(folder)]
-    assert [record["model"] for record in documents[str(folder)]] == ["vim", "vit"]
-    assert (runs[0] / "report.md").is_file()
-    named = robust("report", *names, "--out", "zoo")
-    assert (named.code, named.err) == (0, "")
-    assert "`vim` has the highest top-1" in named.out
-    assert named.out.splitlines()[-1] == f"Report: {Path('zoo/report.md')}"
-    build_training(tmp_path / "seg")
-    mixed = robust("report", names[0], "seg")
-    assert mixed.code == 0
-    assert "No report over all runs" in mixed.err
-    assert robust("report", names[0], "seg", "--out", "zoo2").code == 2
-    assert robust("report", names[0], names[0]).err == ""

@@ -18,6 +18,7 @@ from robustcli.training.record import (
     TrainRecord,
 )
 from tests.builders import IDENTITY, WHEN, RunPlan, build_run, model
+from tests.reports.compared import PLAN, evaluated
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augmented."]
@@ -97,6 +98,28 @@ def build_class_training(run: Path, *, measured: bool = True) -> Path:
         held = RunPlan(models=(model("vim"),), transforms=(IDENTITY,), samples=False)
         build_run(run / "test", held)
     return run
+
+
+CLASSIFIERS = ("vim", "vit", "resnet9")
+
+
+def _measured(run: Path, name: str, worse: int, parameters: int = 1_000) -> Path:
+    """A training of a classifier that is right the less often the larger `worse` is."""
+    build_class_training(run, measured=False)
+    evaluated(run / "test", name, worse, replace(PLAN, transforms=(IDENTITY,)))
+    TRAINING.update(
+        run, model=name, status="complete", parameters=parameters, chosen_epoch=7,
+        multiply_adds=2_500 * parameters,
+    )  # fmt: skip
+    return run
+
+
+def three_classifiers(folder: Path) -> list[Path]:
+    """Trainings of CLASSIFIERS on the same images, the better the more parameters they have."""
+    return [
+        _measured(folder / name, name, 3 * n, 3_000 - 1_000 * n)
+        for n, name in enumerate(CLASSIFIERS)
+    ]
 
 
 def paper_rows(images: int = 40) -> pd.DataFrame:

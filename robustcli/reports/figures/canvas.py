@@ -89,7 +89,8 @@ def save_with_pdf(figure: Figure, path: Path) -> None:
 
 def legend_width(labels: Sequence[str]) -> float:
     """The inches that the widest entry of a legend takes."""
-    return LEGEND_KEY + LEGEND_LETTER * max(len(label) for label in labels)
+    lines = (line for label in labels for line in label.split("\n"))
+    return LEGEND_KEY + LEGEND_LETTER * max(map(len, lines))
 
 
 def legend(figure: Figure, axes: Axes) -> None:

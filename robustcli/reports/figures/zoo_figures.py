@@ -65,8 +65,9 @@ def draw_by_epoch(
     """
     names = [wrapped(name, LABEL_WIDTH) for name, _ in courses]
     with styled():
-        size = max(6.4, 4.6 * len(panels)), 3.9 + _LEGEND_LINE * _legend_lines(names, 6.4)
-        figure = Figure(figsize=size, layout="constrained")
+        width = max(6.4, 4.6 * len(panels))
+        height = 3.7 + _LEGEND_LINE * _legend_lines(names, width)
+        figure = Figure(figsize=(width, height), layout="constrained")
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row, panels, strict=True):
             for number, (name, metrics) in enumerate(zip(names, _lines(courses), strict=True)):
@@ -224,6 +225,6 @@ def _label(axes: Axes, points: Sequence[CostPoint], panel: CostPanel, scale: flo
 
 def _legend_lines(names: Sequence[str], width: float) -> int:
     """Lines of text that a legend of `width` inches takes."""
-    columns = max(1, int(width / legend_width([max(n.split("\n"), key=len) for n in names])))
+    columns = max(1, int(width / legend_width(names)))
     lines = max(1 + name.count("\n") for name in names)
     return lines * -(-len(names) // columns)
