@@ -34,6 +34,8 @@ from robustcli.reports.figures.training_figures import short
 LABEL_WIDTH = 26  # characters of a line of a label
 _ROOM = 0.12  # of the range of scores, above and below
 _LEGEND_LINE = 0.2  # inches
+# The ticks of each power of ten on an axis from a cost to so many times as much: all have room.
+_TICKS = ((100.0, (1.0, 2.0, 5.0)), (1000.0, (1.0, 3.0)), (float("inf"), (1.0,)))
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,13 @@ def _limits(points: Sequence[CostPoint], scale: float) -> tuple[float, float]:
 
 def _dress(axes: Axes, points: Sequence[CostPoint], panel: CostPanel) -> None:
     costs = [_cost(point, panel) for point in points]
-    room = max(1.6, (max(costs) / min(costs)) ** 0.25)
+    room = min(4.0, max(1.6, (max(costs) / min(costs)) ** 0.25))
+    low, high = min(costs) / room, max(costs) * room
     axes.set_xscale("log")
-    axes.set_xlim(min(costs) / room, max(costs) * room)
+    axes.set_xlim(low, high)
     axes.set_xlabel(panel.axis)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    steps = next(steps for most, steps in _TICKS if high / low <= most)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
     shown = _seconds if panel.seconds else short
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -210,7 +214,7 @@ def _dress(axes: Axes, points: Sequence[CostPoint], panel: CostPanel) -> None:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:g} s" if value < 1000 else short(value) + "s"
+    return f"{value:,g} s"
 
 
 def _label(axes: Axes, points: Sequence[CostPoint], panel: CostPanel, scale: float) -> None:

@@ -81,6 +81,24 @@ def test_names_of_points_cover_nothing(monkeypatch: pytest.MonkeyPatch, count: i
         assert_no_overlap(labels)
 
 
+@pytest.mark.parametrize("times", [1.0, 20.0, 180.0, 5e4])
+def test_ticks_have_room_however_far_costs_are_apart(
+    monkeypatch: pytest.MonkeyPatch, times: float
+) -> None:
+    first, second = points(2)
+    for name in ("parameters", "epoch"):
+        cost = first.costs[name]
+        assert cost is not None
+        second.costs[name] = cost * times
+    figure = caught(monkeypatch, lambda: draw_costs([first, second], COSTS, "%", 100, Path()))
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        labels = axes.get_xticklabels()
+        drawn = [t for t in labels if low <= t.get_position()[0] <= high and t.get_text()]
+        assert len(drawn) >= 2
+        assert_no_overlap(drawn)
+
+
 def test_points_are_at_the_numbers_and_what_is_unknown_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
