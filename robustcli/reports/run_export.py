@@ -34,7 +34,10 @@ from robustcli.training.record import read_train_record
 RunKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
-_ID_COLUMNS = ("run", "mode", "model", "protocol", "dataset", "status", "transform", "severity")
+_ID_COLUMNS = (
+    *("run", "mode", "model", "protocol", "dataset", "status", "transform", "severity"),
+    *("recipe", "seed"),
+)
 _LONGEST = 500
 """Characters of a parameter; trackers cut or refuse longer ones."""
 
