@@ -92,6 +92,11 @@ class ZooComparison:
         return [PairedTrainings(models, _unlike(sets[0], models)) for models in sets]
 
     @property
+    def has_backticks(self) -> bool:
+        """Whether the name of a training holds the mark that stands around names in sentences."""
+        return any("`" in self.zoo.label(training) for training in self.zoo.trainings)
+
+    @property
     def unmeasured(self) -> list[str]:
         """The trainings without results on held-out images."""
         return [self.zoo.label(t) for t in self.zoo.trainings if t.test is None]

@@ -60,6 +60,12 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
         UsageError: There is no readable training in one of them, they are of different tasks, or
             `out` is a run or a file.
     """
+    if out.resolve() in {run.resolve() for run in runs}:
+        raise UsageError(
+            f"`--out {out}` is one of the trainings to compare.",
+            "The comparison would overwrite that training's own report.",
+            "Name another folder.",
+        )
     check_out(out)
     zoo = Zoo(read_zoo(runs))
     comparison = ZooComparison(zoo)

@@ -87,7 +87,7 @@ def test_trainings_that_have_not_begun_have_no_curves(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_training_is_not_overwritten(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a")
-    with pytest.raises(UsageError, match="would overwrite the run's own report"):
+    with pytest.raises(UsageError, match="would overwrite that training's own report"):
         zoo_report([run], run)
 
 
