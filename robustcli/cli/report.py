@@ -19,7 +19,12 @@ FORMATS = ("latex", "csv", "json", "markdown", "html")
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
-@click.option("--out", type=FILE, help="Write one report over several trainings into this folder.")
+@click.option(
+    "--out",
+    type=FILE,
+    help="Write one report over several trainings into this folder, and none of each.  [default: "
+    "runs/report-HASH, beside the reports of each]",
+)
 @click.option(
     "--format",
     "form",
@@ -42,37 +47,66 @@ def command(
     html_samples: int | None, fail_under: tuple[str, ...], fail_drop: tuple[str, ...],
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Write the reports of RUNS again from their files, without torch and without the images."""
+    """Write the reports of RUNS again from their files, without torch and without the images.
+
+    Of several trainings of one task also a report over all of them: scores, costs and tests.
+    """
     from robustcli.reports.pages import write_page
-    from robustcli.reports.render import render_zoo, report_page
+    from robustcli.reports.render import report_page
+    from robustcli.reports.zoo_page import zoo_report
 
     gated = bool(fail_under or fail_drop)
     failures = _failed_gates(runs, out, fail_under, fail_drop)
     if form is not None or file is not None:
         _print_document(runs, out, form, file, html_samples, as_json=as_json, quiet=quiet)
     else:
-        terminal = {}
-        if out is not None:
-            reports, runs = [render_zoo(runs, out)], (out,)
-        else:
-            reports = []
-            for run in runs:
-                page = report_page(run)
-                reports.append(write_page(page, run, html_samples))
-                terminal[run] = page.terminal
+        terminal, reports = {}, []
+        for run in () if out is not None else runs:
+            page = report_page(run)
+            reports.append(write_page(page, run, html_samples))
+            terminal[run] = page.terminal
+        over_all = out or _folder_over_all(runs)
+        if over_all is not None:
+            page = zoo_report(runs, over_all)
+            reports.append(write_page(page, over_all))
+            terminal[over_all] = page.terminal
+            runs = (over_all,) if out is not None else (*runs, over_all)
         if as_json:
             documents = {str(run): results_document(run, gates=gated) for run in runs}
             click.echo(json.dumps(documents, indent=2))
         else:
             for run, report in zip(runs, reports, strict=True):
-                if run in terminal:
-                    click.echo(terminal[run])
-                    if gated:
-                        print_gates(run)
+                click.echo(terminal[run])
+                if gated:
+                    print_gates(run)
                 if not quiet:
                     click.echo(f"Report: {report}")
     if failures:
         raise joined_gates(failures)
+
+
+def _folder_over_all(runs: Sequence[Path]) -> Path | None:
+    """Where a report over all of `runs` goes if no folder is named; None where there is none.
+
+    It is announced, and so is why trainings get none.
+    """
+    from robustcli.reports.pages import kind_of
+    from robustcli.reports.zoo_page import default_folder
+    from robustcli.training.record import read_train_record
+
+    distinct = {run.resolve() for run in runs}
+    if len(distinct) < 2 or any(kind_of(run) != "train" for run in runs):
+        return None
+    if len({read_train_record(run).task for run in runs}) > 1:
+        click.echo(
+            "No report over all runs: these are trainings of classifiers and of segmenters, which "
+            "have no score in common.",
+            err=True,
+        )
+        return None
+    folder = default_folder(runs)
+    click.echo(f"No --out: the report over all {len(distinct)} trainings is {folder}.", err=True)
+    return folder
 
 
 def _failed_gates(

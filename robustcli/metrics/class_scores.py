@@ -12,8 +12,18 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from robustcli.metrics.intervals import Interval, PairedCounts, paired_interval, wilson_interval
+from robustcli.core.seeds import identity_seed
+from robustcli.metrics.intervals import (
+    Bootstrap,
+    Interval,
+    PairedCounts,
+    paired_interval,
+    wilson_interval,
+)
 from robustcli.metrics.rows import common_images
+
+ClassIndices = NDArray[np.integer]
+_F1_DRAWS, _NUMBERS_AT_ONCE = 2_000, 5 * 10**6
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,135 @@ def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
     targets, owner = np.unique(rows["target"].to_numpy(), return_inverse=True)
     n, correct = np.bincount(owner), np.bincount(owner, is_correct(rows))
     return [ClassShare(int(t), int(n[i]), int(correct[i])) for i, t in enumerate(targets)]
+
+
+@dataclass(frozen=True)
+class ClassOutcome:
+    """One class as a classifier sees it.
+
+    Args:
+        target: Index of the class.
+        n: Images of the class.
+        predicted: Images that are called so; `n` and `predicted` are not both 0.
+        correct: Images of the class that are called so.
+    """
+
+    target: int
+    n: int
+    predicted: int
+    correct: int
+
+    @property
+    def precision(self) -> float | None:
+        """The share of the class among the images that are called so; None where none is."""
+        return self.correct / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """The share of the images of the class that are called so; None without any."""
+        return self.correct / self.n if self.n else None
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; 0 where one of them is 0 or undefined."""
+        return 2 * self.correct / (self.n + self.predicted)
+
+
+def class_outcomes(targets: ClassIndices, predictions: ClassIndices) -> list[ClassOutcome]:
+    """Every class that is the true or the predicted one of some image, by index.
+
+    Args:
+        targets: The class of each image, (n,).
+        predictions: What it is called, (n,).
+    """
+    classes, indices = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
+    true, called = indices[: len(targets)], indices[len(targets) :]
+    n, predicted = (np.bincount(part, minlength=len(classes)) for part in (true, called))
+    correct = np.bincount(true[true == called], minlength=len(classes))
+    columns = (column.tolist() for column in (classes, n, predicted, correct))
+    return [ClassOutcome(*line) for line in zip(*columns, strict=True)]
+
+
+def confusion_matrix(
+    targets: ClassIndices, predictions: ClassIndices
+) -> tuple[list[int], NDArray[np.int64]]:
+    """The classes of `class_outcomes`, and images by true and predicted class, (K, K)."""
+    classes, indices = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, tuple(np.split(indices, 2)), 1)
+    return classes.tolist(), counts
+
+
+def macro_f1(targets: ClassIndices, predictions: ClassIndices) -> float:
+    """The mean F1 over the classes of `class_outcomes`, each counting as much; NaN without images.
+
+    It is scikit-learn's `f1_score(average="macro")`.
+    """
+    outcomes = class_outcomes(targets, predictions)
+    return sum(line.f1 for line in outcomes) / len(outcomes) if outcomes else float("nan")
+
+
+@dataclass(frozen=True)
+class MacroF1:
+    """The macro F1 of `n` images with its 95 % bootstrap interval; without ends for one image."""
+
+    n: int
+    f1: float
+    f1_low: float | None
+    f1_high: float | None
+
+
+def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 | None:
+    """The macro F1 of the rows of one cell (columns: `PREDICTION_SCHEMA`); None without rows.
+
+    The interval is the percentile one of 2,000 resamples of the images; of `bootstrap` seed and
+    confidence count. A resample of images is a multinomial draw of how many it has of each pair of
+    true and predicted class. A class that a resample holds no image and no prediction of is left
+    out of its mean.
+
+    Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    n = len(rows)
+    if not n:
+        return None
+    targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
+    value = macro_f1(targets, predictions)
+    if n == 1:
+        return MacroF1(n, value, None, None)
+    draws = _resampled_f1(targets, predictions, bootstrap)
+    tail = 50 * (1 - bootstrap.confidence)
+    low, high = np.percentile(draws, [tail, 100 - tail]).tolist()
+    return MacroF1(n, value, low, high)
+
+
+def _resampled_f1(
+    targets: ClassIndices, predictions: ClassIndices, bootstrap: Bootstrap
+) -> NDArray[np.float64]:
+    """The macro F1 of resamples of the images, (draws,)."""
+    classes, indices = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
+    pairs = np.stack(np.split(indices, 2))
+    (true, called), sizes = np.unique(pairs, axis=1, return_counts=True)  # (cells,)
+    n, cells = len(targets), len(sizes)
+    generator = np.random.default_rng(identity_seed(bootstrap.seed, "macro-f1"))
+    at_once = max(1, _NUMBERS_AT_ONCE // max(cells, len(classes)))
+    values = []
+    for start in range(0, _F1_DRAWS, at_once):
+        size = min(at_once, _F1_DRAWS - start)
+        counts = generator.multinomial(n, sizes / n, size=size)  # (draws, cells)
+        both = _by_class(counts, true, len(classes)) + _by_class(counts, called, len(classes))
+        right = _by_class(counts * (true == called), true, len(classes)).astype(np.float64)
+        f1 = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
+        values.append(f1.sum(axis=1) / (both > 0).sum(axis=1))
+    return np.concatenate(values)
+
+
+def _by_class(counts: ClassIndices, owner: ClassIndices, classes: int) -> NDArray[np.int64]:
+    """The sums (draws, classes) of counts (draws, cells), each cell belonging to class `owner`."""
+    order = np.argsort(owner, kind="stable")
+    members, starts = np.unique(owner[order], return_index=True)
+    sums = np.zeros((len(counts), classes), np.int64)
+    sums[:, members] = np.add.reduceat(counts[:, order], starts, axis=1)
+    return sums
 
 
 @dataclass(frozen=True)

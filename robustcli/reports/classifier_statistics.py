@@ -17,7 +17,15 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName
 from robustcli.data.labels import label_space
 from robustcli.metrics.calibration import BINS, Calibration, calibration
-from robustcli.metrics.class_scores import class_shares, confusions, is_correct
+from robustcli.metrics.class_scores import (
+    ClassOutcome,
+    MacroF1,
+    class_outcomes,
+    class_shares,
+    confusions,
+    is_correct,
+    macro_f1_with_interval,
+)
 from robustcli.metrics.intervals import Interval, wilson_interval
 from robustcli.metrics.verdicts import Agreement, Flips, agreements, flips
 from robustcli.reports.statistics import CLEAN_CELL, Statistics
@@ -42,6 +50,10 @@ class ClassNumbers:
         top1_low: Lower end of its 95 % Wilson interval.
         top1_high: Its upper end.
         transformed_top1: The mean of the same share over all transforms and severities.
+        predicted: Untouched images of any class that are called so.
+        precision: The share of the class among these; None where there are none. (`top1` is what
+            stands beside precision as recall.)
+        f1: The harmonic mean of precision and `top1`; 0 where none is right.
     """
 
     model: str
@@ -53,6 +65,9 @@ class ClassNumbers:
     top1_low: float
     top1_high: float
     transformed_top1: float | None
+    predicted: int
+    precision: float | None
+    f1: float
 
 
 @dataclass(frozen=True)
@@ -212,6 +227,7 @@ class ClassifierStatistics(Statistics):
         cells = self.transformed[model].values()
         shares = [{c.target: c.share for c in class_shares(rows)} for rows in cells if len(rows)]
         clean = self.rows[model].get(CLEAN_CELL)
+        outcomes = {} if clean is None or clean.empty else _outcomes(clean)
         for line in [] if clean is None or clean.empty else class_shares(clean):
             under = [share[line.target] for share in shares if line.target in share]
             yield ClassNumbers(
@@ -223,7 +239,20 @@ class ClassifierStatistics(Statistics):
                 line.share,
                 *line.interval,
                 float(np.mean(under)) if under else None,
+                outcomes[line.target].predicted,
+                outcomes[line.target].precision,
+                outcomes[line.target].f1,
             )
+
+    @cached_property
+    def macro_f1(self) -> dict[str, MacroF1]:
+        """Of the untouched images, by model; of models that have any."""
+        scores = {
+            model: macro_f1_with_interval(cells[CLEAN_CELL], self.bootstrap)
+            for model, cells in self.rows.items()
+            if CLEAN_CELL in cells
+        }
+        return {model: score for model, score in scores.items() if score is not None}
 
     @property
     def extreme_classes(self) -> list[tuple[str, ClassNumbers]]:
@@ -362,6 +391,7 @@ class ClassifierStatistics(Statistics):
                 dict(zip(("model", "transform", "severity"), key, strict=True)) | asdict(numbers)
                 for key, numbers in self.calibration.items()
             ],
+            "macro_f1": [{"model": m} | asdict(score) for m, score in self.macro_f1.items()],
             "confusions": [asdict(line) for line in self.confusions],
             "hard_photos": [asdict(line) for line in self.hard_photos],
             "anchors": [asdict(line) for line in self.anchors],
@@ -374,6 +404,12 @@ class ClassifierStatistics(Statistics):
 
 
 STATISTICS: Mapping[TaskName, type[Statistics]] = {"cls": ClassifierStatistics, "seg": Statistics}
+
+
+def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
+    """What becomes of each class of `rows`, by index."""
+    targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
+    return {line.target: line for line in class_outcomes(targets, predictions)}
 
 
 def _names(space: str) -> Sequence[str]:

@@ -48,7 +48,8 @@ from robustcli.reports.training_findings import (
     group_score,
     pooled,
 )
-from robustcli.reports.zoo_rows import published
+from robustcli.reports.zoo_comparison import ZooComparison
+from robustcli.reports.zoo_rows import Zoo, published
 
 # How a comparison over transforms is laid out in a terminal.
 
@@ -239,6 +240,28 @@ def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, .
     dice = fraction_range(score.dice_low, score.dice_high, "-")
     iou = fraction_range(score.iou_low, score.iou_high, "-")
     return (name, fraction(score.dice), dice, foreground, fraction(score.iou), iou, over)
+
+
+def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
+    """Several trainings, a line each, and what can be said of them."""
+    scoring = zoo.trainings[0].scoring
+    header = ("training", "parameters", f"{scoring.measure.name} (95 % interval)", "epoch", "all")
+    rows: list[tuple[str, ...]] = [
+        (
+            zoo.label(training),
+            f"{training.record.parameters:,}",
+            "not measured" if training.test is None else scoring.shown(training.test.numbers),
+            duration(None if (spread := training.epoch_seconds) is None else spread.median),
+            duration(training.seconds),
+        )
+        for training in zoo.trainings
+    ]
+    sentences = [
+        f"Not tested against the others: {', '.join(s.labels)}." for s in comparison.sets[1:]
+    ]
+    return in_ascii(
+        "\n\n".join([grid(header, rows), "\n".join([*comparison.sentences, *sentences])])
+    )
 
 
 def in_ascii(table: str) -> str:

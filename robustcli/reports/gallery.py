@@ -243,6 +243,13 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     return (Picture(path, caption),)
 
 
+RELIABILITY_CAPTION = (
+    "Reliability: the share that is right over the confidence, in bins of equal width with "
+    f"95 % Wilson intervals, where a bin has {BIN_IMAGES} images; larger markers hold more of "
+    "them. Dotted: as right as confident; below it a model is overconfident."
+)
+
+
 def _reliability(findings: Findings) -> tuple[Picture, ...]:
     statistics = findings.statistics
     if not isinstance(statistics, ClassifierStatistics):
@@ -260,13 +267,7 @@ def _reliability(findings: Findings) -> tuple[Picture, ...]:
         return ()
     path = f"{_FOLDER}/reliability.png"
     draw_reliability(panels, findings.run / path)
-    caption = (
-        "Reliability: the share that is right over the confidence, in bins of equal width with "
-        f"95 % Wilson intervals, where a bin has {BIN_IMAGES} images; larger markers hold more of "
-        "them. Dotted: as right as confident; "
-        "below it a model is overconfident."
-    )
-    return (Picture(path, caption),)
+    return (Picture(path, RELIABILITY_CAPTION),)
 
 
 def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:

@@ -38,11 +38,15 @@ from robustcli.reports.numbers import (
     as_printed,
     cell_label,
     counted,
+    decimal,
+    duration,
     p_value,
     percent,
     seconds,
+    short_count,
     signed,
     thousands,
+    with_range,
 )
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import SeedsShown, mean_cells
@@ -262,8 +266,51 @@ def _of_training(training: TrainingFindings) -> dict[str, object]:
 
 
 def zoo_tables(trainings: Sequence[TrainingFindings]) -> str:
-    """`trainings` beside the published numbers of their networks."""
-    zoo, rows = Zoo(trainings), []
+    """The scores and costs of `trainings`, and of segmenters the published numbers beside them."""
+    zoo = Zoo(trainings)
+    tables = [_costs(zoo)]
+    if trainings[0].record.task == "seg":
+        tables.append(_published(zoo))
+    partial = any(training.is_partial for training in trainings)
+    return _document(tables, [training.run for training in trainings], partial=partial)
+
+
+def _costs(zoo: Zoo) -> LatexTable:
+    scoring = zoo.trainings[0].scoring
+    classifiers = not scoring.per_group
+    rows = []
+    for training in zoo.trainings:
+        test, f1, epoch = training.test, training.macro_f1, training.epoch_seconds
+        second = MISSING if f1 is None else with_range(f1.f1, f1.f1_low, f1.f1_high)
+        if test is not None and not classifiers:
+            second = scoring.second_shown(test.numbers)
+        rows.append(
+            [
+                name(zoo.label(training)),
+                thousands(training.record.parameters),
+                short_count(training.record.multiply_adds),
+                MISSING if test is None else scoring.shown(test.numbers),
+                second,
+                duration(None if epoch is None else epoch.median),
+                decimal(training.images_per_second),
+            ]
+        )
+    heads = ["network", "parameters", "multiply-adds", scoring.measure.name]
+    heads += ["macro F1" if classifiers else "IoU", "epoch", "images/s"]
+    return LatexTable("costs", "costs", heads, 1, rows, _of_zoo(zoo))
+
+
+def _of_zoo(zoo: Zoo) -> dict[str, object]:
+    scoring = zoo.trainings[0].scoring
+    return {
+        "trainings": [_of_training(training) for training in zoo.trainings],
+        "several": zoo.image_sets > 1,
+        "scoring": scoring,
+    }
+
+
+def _published(zoo: Zoo) -> LatexTable:
+    rows = []
     for row in zoo.rows:
         printed = row.printed
         rows.append(
@@ -280,13 +327,7 @@ def zoo_tables(trainings: Sequence[TrainingFindings]) -> str:
         label = f"Otsu's threshold{f', {floor.images}' if floor.images else ''}"
         rows.append([label, "0", MISSING, MISSING, *_shown(group_score(floor.numbers)), MISSING])
     heads = ["network", "parameters", "printed dice", "printed IoU", "dice", "IoU", "difference"]
-    values = {
-        "trainings": [_of_training(training) for training in trainings],
-        "several": zoo.image_sets > 1,
-    }
-    partial = any(training.is_partial for training in trainings)
-    table = LatexTable("zoo", "zoo", heads, 1, rows, values)
-    return _document([table], [training.run for training in trainings], partial=partial)
+    return LatexTable("zoo", "zoo", heads, 1, rows, _of_zoo(zoo))
 
 
 def finetuning_tables(run: Path) -> str:

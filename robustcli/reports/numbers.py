@@ -132,6 +132,18 @@ def decimal(value: float | None, digits: int = 1) -> str:
     return _without_minus_zero(f"{float(value or 0):,.{digits}f}")
 
 
+def short_count(value: float | None) -> str:
+    """A large number with three digits: `842`, `18.3 k`, `18.3 M`, `1.81 G`, or a dash."""
+    if value is None or is_missing(value):
+        return MISSING
+    if value < 1000:
+        return f"{value:.0f}"
+    power = min(4, int(math.log10(float(f"{value:.3g}"))) // 3)
+    scaled = value / 1000**power
+    digits = max(0, 2 - int(math.log10(float(f"{scaled:.3g}"))))
+    return f"{scaled:.{digits}f} {'kMGT'[power - 1]}"
+
+
 def thousands(value: int) -> str:
     """`value` with separators of thousands: `3,929`."""
     return f"{value:,}"

@@ -27,12 +27,11 @@ from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import seeds_report, seeds_results
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_page import (
-    read_zoo,
     results_of_training,
+    results_of_trainings,
     training_report,
-    training_results,
-    zoo_report,
 )
+from robustcli.reports.zoo_page import read_zoo, zoo_report
 
 _KINDS: dict[str, Callable[[Path], Page]] = {
     "cls": evaluation_report,
@@ -124,7 +123,7 @@ def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
     trainings = read_zoo(runs)
     if form == "latex":
         return zoo_tables(trainings)
-    return _numbers(training_results(trainings), form)
+    return _numbers(results_of_trainings(trainings), form)
 
 
 def _numbers(results: pd.DataFrame, form: Format) -> str:

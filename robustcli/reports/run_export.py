@@ -35,7 +35,10 @@ from robustcli.training.seeds_record import read_seeds_record
 RunKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
-_ID_COLUMNS = ("run", "mode", "model", "protocol", "dataset", "status", "transform", "severity")
+_ID_COLUMNS = (
+    *("run", "mode", "model", "protocol", "dataset", "status", "transform", "severity"),
+    *("recipe", "seed"),
+)
 _LONGEST = 500
 """Characters of a parameter; trackers cut or refuse longer ones."""
 
@@ -262,6 +265,8 @@ def run_key(record: Mapping[str, Any]) -> str:
 
 _ELSEWHERE = ("command", "updated", "status")
 """Fields of a record that say nothing of its numbers."""
+_LATER = ("multiply_adds",)
+"""Fields that runs of older versions lack, which keep their digest."""
 
 
 def run_digest(run: Path, record: Mapping[str, Any]) -> str:
@@ -277,7 +282,11 @@ def run_digest(run: Path, record: Mapping[str, Any]) -> str:
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in record.items() if name not in _ELSEWHERE}
+    kept = {
+        name: value
+        for name, value in record.items()
+        if name not in _ELSEWHERE and not (name in _LATER and value is None)
+    }
     kept["dataset"] = {k: v for k, v in record["dataset"].items() if k != "location"}
     if "models" in kept:
         kept["models"] = [

@@ -12,13 +12,16 @@ import pandas as pd
 
 from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
+from robustcli.metrics.calibration import Calibration
+from robustcli.metrics.class_scores import MacroF1
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
+from robustcli.reports.classifier_statistics import ClassifierStatistics
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import MISSING, counted, fraction_range
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.statistics import CLEAN_CELL
-from robustcli.training.record import PAPER, TrainRecord, read_train_record
+from robustcli.training.record import ADDED, PAPER, TrainRecord, read_train_record
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,16 @@ class HeldOutResults:
     def groups(self) -> int:
         """Independent units among the images; those of a classifier are all on their own."""
         return int(self.numbers.get("groups", self.numbers["n"]))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number of each epoch: the median, the smallest and the largest of `epochs` epochs."""
+
+    median: float
+    low: float
+    high: float
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,65 @@ class TrainingFindings:
         return float(self.metrics["seconds"].median())
 
     @property
+    def epoch_seconds(self) -> Spread | None:
+        """What an epoch took with its validation; None before the first has ended."""
+        return _spread(self.metrics["seconds"])
+
+    @property
+    def train_seconds(self) -> Spread | None:
+        """What the steps of an epoch took, without its validation; None where not recorded."""
+        return _spread(self.metrics["seconds"] - self.metrics["val_seconds"])
+
+    @property
+    def val_seconds(self) -> Spread | None:
+        """What the validation of an epoch took; None where that was not recorded."""
+        return _spread(self.metrics["val_seconds"])
+
+    @property
+    def images_per_epoch(self) -> int | None:
+        """Training images of an epoch, or patches; None before the images are counted."""
+        recipe, part = self.record.recipe, self.record.splits.get("train")
+        if recipe.patches is not None:
+            return recipe.patches.iterations * recipe.batch_size
+        if part is None:
+            return None
+        return min(recipe.images_per_epoch or part.images, part.images)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images over the median seconds of an epoch's steps; None where not recorded."""
+        images, spread = self.images_per_epoch, self.train_seconds
+        return images / spread.median if images and spread and spread.median > 0 else None
+
+    def validated(self, epoch: int | None) -> dict[str, float]:
+        """The validation's scores of an epoch, by column; without those not recorded of it."""
+        lines = self.metrics[self.metrics["epoch"] == epoch]
+        columns = self.scoring.validation.columns
+        values = {} if lines.empty else lines.iloc[-1][list(columns)].to_dict()
+        return {str(name): float(value) for name, value in values.items() if pd.notna(value)}
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The number of the last finished epoch; None before the first has ended."""
+        return int(self.metrics["epoch"].max()) if self.epochs else None
+
+    @property
+    def classes(self) -> ClassifierStatistics | None:
+        """What the rows of a classifier say beyond its top-1; None until they are measured."""
+        statistics = None if self.test is None else self.test.findings.statistics
+        return statistics if isinstance(statistics, ClassifierStatistics) else None
+
+    @property
+    def macro_f1(self) -> MacroF1 | None:
+        """Of a classifier on its held-out images; None until they are measured."""
+        return None if self.classes is None else next(iter(self.classes.macro_f1.values()), None)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of a classifier on its held-out images; None until they are measured."""
+        return None if self.classes is None else next(iter(self.classes.calibration.values()), None)
+
+    @property
     def waiting_share(self) -> float:
         """The share of the time of all epochs in which the network waited for images."""
         waiting = float((self.metrics["waiting_share"] * self.metrics["seconds"]).sum())
@@ -149,9 +221,21 @@ def read_training(run: Path) -> TrainingFindings:
 
 
 def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The lines of the epochs; numbers that older versions did not record are missing."""
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=float)
-    return read_table(path, columns)
+    recorded = read_table(path)
+    with reading(path):
+        known = recorded[[name for name in columns if name in recorded or name not in ADDED]]
+    return known.reindex(columns=list(columns))
+
+
+def _spread(values: pd.Series) -> Spread | None:
+    """None where no epoch has the number."""
+    known = values.dropna().to_numpy(float)
+    if not len(known):
+        return None
+    return Spread(float(np.median(known)), float(known.min()), float(known.max()), len(known))
 
 
 def _paper(path: Path) -> pd.DataFrame | None:

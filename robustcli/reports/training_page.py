@@ -1,34 +1,42 @@
-"""The reports of one training and of several: results, pictures, pages."""
+"""The report of one training, and the results of several: numbers, pictures, page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from robustcli.core.errors import UsageError
-from robustcli.core.rundir import has_record
+from robustcli.metrics.calibration import reliability
+from robustcli.metrics.class_scores import confusion_matrix
+from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.console import training_table
-from robustcli.reports.controls import control_pairs
+from robustcli.reports.figures.confusion import COUNTED_UP_TO, MOST_CLASSES, draw_confusions
+from robustcli.reports.figures.evaluation_figures import draw_reliability
 from robustcli.reports.figures.training_figures import (
     Course,
     Level,
     Point,
     Strip,
-    draw_course_grid,
     draw_curves,
     draw_scatter,
     draw_strips,
 )
-from robustcli.reports.gallery import case_figures
+from robustcli.reports.gallery import RELIABILITY_CAPTION, case_figures
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import fraction, is_missing
-from robustcli.reports.pages import Page, kind_of
+from robustcli.reports.numbers import (
+    counted,
+    fraction,
+    fraction_range,
+    is_missing,
+    with_range,
+)
+from robustcli.reports.pages import Page, to_csv
 from robustcli.reports.training_findings import (
     HeldOutResults,
+    Spread,
     TrainingFindings,
     gain,
     headline,
@@ -36,7 +44,7 @@ from robustcli.reports.training_findings import (
     read_training,
 )
 from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, published
-from robustcli.training.seeds_record import read_seeds_record
+from robustcli.training.record import VALIDATIONS
 
 _MASKS = (
     *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
@@ -48,21 +56,33 @@ _MASKS = (
 _PAPER = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
 _COUNTS = (
     *("n", "groups", "correct", "params", "epochs", "chosen_epoch"),
-    *("peak_memory_bytes", "weights_bytes"),
+    *("peak_memory_bytes", "weights_bytes", "multiply_adds", "seed"),
 )
+_COSTS = ("recipe", "seed", "multiply_adds", "train_seconds", "val_seconds", "images_per_second")
+_VALIDATED = {
+    task: tuple(f"{which}_{name}" for which in ("chosen", "last") for name in validation.columns)
+    for task, validation in VALIDATIONS.items()
+}
+"""Scores of the validation images after the chosen epoch and after the last one."""
 COLUMNS = (
     *("run", "model", "protocol", "dataset", "status"),
     *_MASKS,
     *(f"paper_{name}" for name in _PAPER),
     *("params", "epochs", "chosen_epoch", "seconds", "peak_memory_bytes", "energy_joules"),
     *("weights_bytes", "published_dice", "published_iou", "baseline_dice", "baseline_iou"),
+    *_COSTS,
+    *_VALIDATED["seg"],
 )
 _WORDS = COLUMNS[:5]
 CLASS_COLUMNS = (
     *("run", "model", "dataset", "status", "n", "correct", "top1", "top1_low", "top1_high"),
     *("top5", "params", "epochs", "chosen_epoch", "seconds", "peak_memory_bytes"),
     *("energy_joules", "weights_bytes", "baseline_top1"),
+    *("f1", "f1_low", "f1_high", "ece", "ece_low", "ece_high"),
+    *_COSTS,
+    *_VALIDATED["cls"],
 )
+_ALL_WORDS = (*_WORDS, "recipe")
 
 
 def training_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
@@ -74,19 +94,29 @@ def training_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
     return _table([_of_segmenter(training) for training in trainings], COLUMNS)
 
 
-def class_results(training: TrainingFindings) -> pd.DataFrame:
-    """One row of a classifier's training with CLASS_COLUMNS; what is not known is missing."""
+def class_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
+    """One row per training of a classifier with CLASS_COLUMNS; what is not known is missing.
+
+    Shares are fractions in [0, 1]. `train_seconds` and `val_seconds` are of the median epoch.
+    """
+    return _table([_of_classifier(training) for training in trainings], CLASS_COLUMNS)
+
+
+def _of_classifier(training: TrainingFindings) -> dict[str, object]:
     row, test, baseline = _of_any(training), training.test, training.baseline_numbers
     if test is not None:
         row |= {name: test.numbers[name] for name in training.scoring.columns}
+    for numbers in (training.macro_f1, training.calibration):
+        known = {} if numbers is None else asdict(numbers)
+        row |= {name: value for name, value in known.items() if name.startswith(("f1", "ece"))}
     row["baseline_top1"] = None if baseline is None else baseline["top1"]
-    return _table([row], CLASS_COLUMNS)
+    return row
 
 
 def _table(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(columns))
     kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in columns}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+    return table.astype({name: kind for name, kind in kinds.items() if name not in _ALL_WORDS})
 
 
 def _of_any(training: TrainingFindings) -> dict[str, object]:
@@ -104,7 +134,19 @@ def _of_any(training: TrainingFindings) -> dict[str, object]:
         "peak_memory_bytes": record.peak_memory_bytes,
         "energy_joules": record.energy_joules,
         "weights_bytes": training.weights_bytes,
+        "recipe": record.recipe.name or None,
+        "seed": record.seed,
+        "multiply_adds": record.multiply_adds,
+        "train_seconds": _median(training.train_seconds),
+        "val_seconds": _median(training.val_seconds),
+        "images_per_second": training.images_per_second,
+        **{f"chosen_{k}": v for k, v in training.validated(record.chosen_epoch).items()},
+        **{f"last_{k}": v for k, v in training.validated(training.last_epoch).items()},
     }
+
+
+def _median(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.median
 
 
 def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
@@ -133,26 +175,54 @@ class TrainingGallery:
     curves: tuple[Picture, ...] = ()
     strips: tuple[Picture, ...] = ()
     cases: tuple[Picture, ...] = ()
+    confusions: tuple[Picture, ...] = ()
+    reliability: tuple[Picture, ...] = ()
 
 
 def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
     """Draws every picture that one training has data for."""
     if not training.scoring.per_group:
-        return TrainingGallery(curves=_curves(training))
+        return TrainingGallery(
+            curves=_curves(training),
+            confusions=_confusions(training),
+            reliability=_reliability(training),
+        )
     return TrainingGallery(
-        _scatter(training.run, Zoo([training])),
+        draw_dice_over_parameters(training.run, Zoo([training])),
         _curves(training),
         _strips(training),
         _cases(training),
     )
 
 
-def draw_zoo_gallery(zoo: Zoo, out: Path) -> TrainingGallery:
-    """Draws every picture that several trainings have data for, into `out`/figures."""
-    return TrainingGallery(_scatter(out, zoo), _grids(zoo, out))
+def _confusions(training: TrainingFindings) -> tuple[Picture, ...]:
+    if training.classes is None or training.test is None:
+        return ()
+    rows, names = training.test.rows, training.classes.class_names
+    classes, counts = confusion_matrix(*(rows[c].to_numpy() for c in ("target", "prediction")))
+    if len(classes) > MOST_CLASSES:
+        return ()
+    path = "figures/confusions.png"
+    draw_confusions([names[index] for index in classes], counts, training.run / path)
+    counted_words = " The numbers count images." if len(classes) <= COUNTED_UP_TO else ""
+    caption = (
+        "Held-out images by true class (line) and predicted class (column); the diagonal is "
+        f"right. The darker a cell, the larger its share of the line.{counted_words}"
+    )
+    return (Picture(path, caption),)
 
 
-def _scatter(out: Path, zoo: Zoo) -> tuple[Picture, ...]:
+def _reliability(training: TrainingFindings) -> tuple[Picture, ...]:
+    if training.test is None:
+        return ()
+    path, name = "figures/reliability.png", training.record.model
+    panels = {"held-out images": {name: reliability(training.test.rows)}}
+    draw_reliability(panels, training.run / path)
+    return (Picture(path, RELIABILITY_CAPTION),)
+
+
+def draw_dice_over_parameters(out: Path, zoo: Zoo) -> tuple[Picture, ...]:
+    """Draws dice against parameters, measured and published ones, into `out`/figures."""
     points = [point for row in zoo.rows for point in _points(row)]
     path = "figures/dice_over_parameters.png"
     draw_scatter(points, [_level(baseline) for baseline in zoo.baselines], out / path)
@@ -187,7 +257,7 @@ def _curves(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.metrics.empty:
         return ()
     path, scoring = "figures/curves.png", training.scoring
-    course = _course(training, training.record.network)
+    course = course_of(training, training.record.network)
     draw_curves(course, training.run / path, scoring.panel)
     caption = (
         f"Losses (left) and {scoring.validated} (right) of {validated(training)}, epoch by epoch."
@@ -204,21 +274,9 @@ def validated(training: TrainingFindings) -> str:
     return f"the validation images (pooled within each {training.record.grouping}, then averaged)"
 
 
-def _course(training: TrainingFindings, name: str) -> Course:
+def course_of(training: TrainingFindings, name: str) -> Course:
+    """Its lines of `metrics.csv`, for a picture that calls it `name`."""
     return Course(name, training.metrics, training.record.chosen_epoch)
-
-
-def _grids(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
-    courses = [_course(t, zoo.label(t)) for t in zoo.trainings if len(t.metrics)]
-    if not courses:
-        return ()
-    draw_course_grid(courses, "dice", out / "figures/dice_curves.png")
-    draw_course_grid(courses, "loss", out / "figures/loss_curves.png")
-    return (
-        Picture("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch."),
-        Picture("figures/loss_curves.png", "Losses by epoch; those of different kinds (see the "
-               "recipes) cannot be compared."),
-    )  # fmt: skip
 
 
 def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
@@ -256,14 +314,24 @@ def training_report(run: Path) -> Page:
     """
     training = read_training(run)
     text = training_text(training, draw_training_gallery(training))
-    return Page(results_of_training(training), text, terminal=training_table(training))
+    classes = None if training.classes is None else training.classes.tables().get("classes.csv")
+    return Page(
+        results_of_training(training),
+        text,
+        {} if classes is None else {"classes.csv": to_csv(classes)},
+        terminal=training_table(training),
+    )
 
 
 def results_of_training(training: TrainingFindings) -> pd.DataFrame:
     """The numbers of one training: a row with the columns of its task."""
-    return (
-        class_results(training) if training.record.task == "cls" else training_results([training])
-    )
+    return results_of_trainings([training])
+
+
+def results_of_trainings(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
+    """The numbers of trainings of one task: a row each, with the columns of the task."""
+    classifiers = all(training.record.task == "cls" for training in trainings)
+    return class_results(trainings) if classifiers else training_results(trainings)
 
 
 def training_text(training: TrainingFindings, gallery: TrainingGallery | None = None) -> str:
@@ -274,10 +342,46 @@ def training_text(training: TrainingFindings, gallery: TrainingGallery | None = 
         gallery=gallery or TrainingGallery(),
         headline=_headline(training),
         baseline=training.baseline_numbers,
+        sentences=class_sentences(training),
+        score_names=SCORE_NAMES,
         gain=gain(training),
         paper=pooled(training),
         zoo=Zoo([training]),
     )
+
+
+SCORE_NAMES = {"val_top1": "top-1", "val_f1": "macro F1", "val_dice": "dice", "val_iou": "IoU"}
+"""What columns of `metrics.csv` are called."""
+
+
+def class_sentences(training: TrainingFindings) -> list[str]:
+    """What stands out among the classes of a classifier; names stand between backticks.
+
+    The hardest class is the one with the lowest F1. It is said to be below the others only where
+    the interval of its recall lies below that of all its other images together.
+    """
+    statistics = training.classes
+    lines = [] if statistics is None else statistics.classes
+    if statistics is None or len(lines) < 2:
+        return []
+    worst = min(lines, key=lambda line: line.f1)
+    rest = [line for line in lines if line is not worst]
+    others = wilson_interval(sum(line.correct for line in rest), sum(line.n for line in rest))
+    apart = worst.top1_high < others.low
+    sentences = [
+        f"The class with the lowest F1 is `{worst.name}`: {fraction(worst.f1)}; "
+        f"{worst.correct:,} of its {counted(worst.n, 'image')} are right (recall "
+        f"{with_range(worst.top1, worst.top1_low, worst.top1_high)}), of all others "
+        f"{fraction_range(others.low, others.high, ' to ')}"
+        f"{'' if apart else ': intervals that overlap, so it may be chance'}."
+    ]
+    if statistics.confusions:
+        most = statistics.confusions[0]
+        sentences.append(
+            f"Most often `{most.target}` is taken for `{most.prediction}`: "
+            f"{counted(most.clean, 'image')}."
+        )
+    return sentences
 
 
 def _headline(training: TrainingFindings) -> str:
@@ -286,51 +390,3 @@ def _headline(training: TrainingFindings) -> str:
         score = headline(training)
         return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
     return "" if training.test is None else training.scoring.shown(training.test.numbers)
-
-
-def zoo_report(runs: Sequence[Path], out: Path) -> Page:
-    """The page of the trainings in `runs`; its figures are drawn into `out`/figures.
-
-    Raises:
-        UsageError: There is no readable training in one of them, or `out` is one of them.
-    """
-    if out.resolve() in {run.resolve() for run in runs}:
-        raise UsageError(
-            f"`--out {out}` is one of the trainings to compare.",
-            "The comparison would overwrite that training's own report.",
-            "Name another folder.",
-        )
-    zoo = Zoo(read_zoo(runs))
-    return Page(training_results(zoo.trainings), zoo_text(zoo, draw_zoo_gallery(zoo, out)))
-
-
-def trainings_in(run: Path) -> list[Path]:
-    """The folders of the trainings in `run`: itself, or those of its seeds that have begun."""
-    if kind_of(run) != "seeds":
-        return [run]
-    return [out for out in read_seeds_record(run).folders(run).values() if has_record(out)]
-
-
-def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
-    """The trainings in `runs`, each once.
-
-    Raises:
-        UsageError: There is no readable training of a segmenter in one of them.
-    """
-    each = [seed for run in runs for seed in trainings_in(run)]
-    trainings = [read_training(run) for run in {run.resolve(): run for run in each}.values()]
-    classifier = next((t for t in trainings if t.record.task != "seg"), None)
-    if classifier is not None:
-        raise UsageError(
-            f"`{classifier.run}` is the training of a classifier.",
-            "This report compares several trainings by dice, which classifiers have none of.",
-            "Render it alone (`robust report RUN`), or compare classifiers image by image with "
-            "`robust compare`.",
-        )
-    return trainings
-
-
-def zoo_text(zoo: Zoo, gallery: TrainingGallery | None = None) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
-    controls = control_pairs(zoo.trainings)
-    return from_template("zoo", zoo=zoo, gallery=gallery or TrainingGallery(), controls=controls)

@@ -66,6 +66,11 @@ class TrainConfig:
     target: float | None = None
     seeds: int | None = None
     split_seed: int | None = None
+    ablate: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.ablate is not None:
+            object.__setattr__(self, "model_args", {**self.model_args, ABLATE: self.ablate})
 
     @property
     def parts_seed(self) -> int:
@@ -80,12 +85,6 @@ class TrainConfig:
     def for_seed(self, seed: int, out: Path) -> TrainConfig:
         """The settings of one of the seeds, into the folder `out`: its parts are those of all."""
         return replace(self, seed=seed, split_seed=self.parts_seed, out=out, seeds=None)
-
-    ablate: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.ablate is not None:
-            object.__setattr__(self, "model_args", {**self.model_args, ABLATE: self.ablate})
 
     @property
     def ablation(self) -> str | None:

@@ -31,6 +31,7 @@ from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
 from robustcli.data.splits import write_splits
 from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.models.ablation import has_scan
+from robustcli.models.multiply_adds import count_multiply_adds
 from robustcli.models.scan.choice import choose_backend
 from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
@@ -146,6 +147,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         family=plan.entry.family,
         arguments=json.loads(json.dumps(dict(config.model_args))),  # as they will be read back
         parameters=sum(p.numel() for p in network.parameters()),
+        multiply_adds=_multiply_adds(plan, network),
         initial_weights=origin,
         initial_weights_sha256=state_digest(network.state_dict()),
         dataset=facts.dataset,
@@ -159,6 +161,12 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         scan_backend=_scan_backend(network, plan.machine.device),
         threads=torch.get_num_threads(),
     )
+
+
+def _multiply_adds(plan: TrainPlan, network: nn.Module) -> int:
+    """Those of one image as the network gets it."""
+    image = torch.zeros(1, *plan.input_shape, device=next(network.parameters()).device)
+    return count_multiply_adds(lambda: plan.task.answer(network, image), network)
 
 
 def _scan_backend(network: nn.Module, device: torch.device) -> str | None:

@@ -19,6 +19,7 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import at_size, foreground_logits, is_probability
 from robustcli.core.errors import RunError
+from robustcli.metrics.class_scores import macro_f1
 from robustcli.metrics.mask_scores import pooled_scores
 from robustcli.models.architectures import (
     Decays,
@@ -391,7 +392,7 @@ class ClassifierModule(LitModule):
             values = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.val_images = val_images
-        self._right = torch.zeros(0)
+        self._answers = torch.zeros(0)
         photos = recipe.photos or Photowise()
         self.resident = photos.resident
         if self.resident:  # convolutions on a GPU read the channels of a pixel side by side
@@ -441,20 +442,24 @@ class ClassifierModule(LitModule):
 
     def on_validation_epoch_start(self) -> None:
         """Sets all counts to 0."""
-        self._right = torch.zeros(self.val_images, dtype=torch.int64, device=self.device)
+        shape = (2, self.val_images)  # true and predicted class
+        self._answers = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.start_losses(self.val_images)
 
     def validation_step(self, batch: PhotoBatch, batch_idx: int) -> None:
-        """Which images of a batch are right; an empty one only keeps the processes in step."""
+        """Keeps a batch's classes and answers; an empty one only keeps the processes in step."""
         if not batch.ids:
             return
         logits = self.logits(batch.images, self.averaged)
-        self._right[batch.numbers] = (logits.argmax(1) == batch.targets).long()
+        self._answers[:, batch.numbers] = torch.stack([batch.targets, logits.argmax(1)])
         self.keep_loss(batch.numbers, self.loss(logits, batch.targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the share of the validation images that are right."""
+        """Logs the share of the validation images that are right, and their macro F1."""
         self.log_losses()
-        # Every image was seen by one process; the others have counted nothing of it.
-        right = self.trainer.strategy.reduce(self._right, reduce_op="sum")
-        self._log("val_top1", right.float().mean())
+        # Every image was seen by one process; the others have kept nothing of it.
+        answers = self.trainer.strategy.reduce(self._answers, reduce_op="sum")
+        targets, predictions = answers.cpu().numpy()
+        self._log("val_top1", (answers[0] == answers[1]).float().mean())
+        f1 = macro_f1(targets, predictions)
+        self._log("val_f1", torch.tensor(f1, device=self.device))

@@ -41,20 +41,22 @@ class Validation:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The columns of `metrics.csv`."""
-        return (*_BEFORE, *self.columns, "waiting_share")
+        return (*_BEFORE, *self.columns, "waiting_share", "val_seconds")
 
 
+ADDED = ("val_f1", "val_seconds")
+"""Columns of `metrics.csv` that trainings of older versions lack."""
 _BEFORE = ("epoch", "step", "seconds", "lr", "train_loss", "grad_norm", "val_loss")
 VALIDATIONS: dict[Literal["cls", "seg"], Validation] = {
-    "cls": Validation(("val_top1",), "val_top1", "top-1"),
+    "cls": Validation(("val_top1", "val_f1"), "val_top1", "top-1"),
     "seg": Validation(("val_dice", "val_iou"), "val_dice", "dice"),
 }
 METRICS = VALIDATIONS["seg"].metrics
 """Per epoch, the first being 1: optimizer steps so far, seconds of this epoch with its validation,
 learning rate of its last step, means over its batches and steps (gradient norms before clipping),
-dice and IoU pooled within each group and averaged over groups, and the share of the training time
-that was spent waiting for data. Of classifiers, the share of the validation images that are right
-stands in place of dice and IoU."""
+dice and IoU pooled within each group and averaged over groups, the share of the training time
+that was spent waiting for data, and the seconds of the validation alone. Of classifiers, the share
+of the validation images that are right and their macro F1 stand in place of dice and IoU."""
 AVERAGED = "val_dice_ema"
 """One more column of recipes with `patches`: the moving average of `val_dice`, which is then (like
 `val_iou`) of the epoch's validation patches, their pixels pooled: nnU-Net's pseudo dice."""
@@ -141,7 +143,8 @@ class TrainRecord(BaseRunRecord):
 
     `protocol` and `faults` (of the protocol, as documented) are those of segmenters; `decision`
     says in words what the network's answer is. `split_seed` chose the parts of the data; None where
-    `seed` did.
+    `seed` did. `multiply_adds` are those of the network for one image of the recipe's window
+    (`models.multiply_adds`); None in runs of older versions.
     """
 
     kind: Literal["train"] = "train"
@@ -155,6 +158,7 @@ class TrainRecord(BaseRunRecord):
     family: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     parameters: int
+    multiply_adds: int | None = None
     initial_weights: str
     initial_weights_sha256: str
     dataset: DatasetRecord
@@ -256,7 +260,7 @@ TRAINING = RunKind(
     ("checkpoints", "tensorboard", "test", "baseline", "figures", "panels"),
     (
         *("splits.csv", "metrics.csv", "weights.safetensors", "paper.parquet"),
-        *("results.csv", "results.json", "report.md", "report.html"),
+        *("results.csv", "results.json", "classes.csv", "report.md", "report.html"),
     ),
     _differences,
     _kept,

@@ -181,6 +181,7 @@ class MetricsLog(pl.Callback):
             "seconds": now - self._started,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "waiting_share": min(1.0, self.waiting.take() / max(training, 1e-9)),
+            "val_seconds": now - self._trained,
             **logged,
         }
         self.rows.append({name: row[name] for name in self.validation.metrics})
@@ -209,9 +210,12 @@ class MetricsLog(pl.Callback):
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
-    """`rows`, at least one, as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    """`rows`, at least one, as CSV with a header; a cell is empty where its row lacks the column.
+
+    The epochs of a training that an older version began have fewer columns than later ones.
+    """
+    text, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from robustcli.reports import zoo_page
+from robustcli.reports.zoo_page import default_folder
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.cli.conftest import Robust
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
+from tests.reports.train_runs import build_training, three_classifiers
 
 REPOSITORY = Path(__file__).parents[2]
 PLAN = RunPlan(models=(model("vmamba-b"),), transforms=(IDENTITY, *paper21()[:2]), images=12)
@@ -170,3 +173,29 @@ def test_a_name_is_no_formula_in_a_spreadsheet(robust: Robust, tmp_path: Path) -
     assert all(float(line.split(",")[-7]) >= 0 for line in lines if line.split(",")[-7])
     records = json.loads(robust("report", "run", "--format", "json").out)
     assert [record["model"] for record in records] == list(names)
+
+
+def test_the_command_writes_one_page_over_all(
+    robust: Robust, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo_page, "draw_zoo_gallery", lambda *_: zoo_page.ZooGallery())
+    runs = [path.relative_to(tmp_path) for path in three_classifiers(tmp_path)[:2]]
+    names = [str(run) for run in runs]
+    folder = default_folder(runs)
+    told = robust("report", *names, "--json")
+    assert told.code == 0
+    assert f"No --out: the report over all 2 trainings is {folder}." in told.err
+    documents = json.loads(told.out)
+    assert list(documents) == [*names, str(folder)]
+    assert [record["model"] for record in documents[str(folder)]] == ["vim", "vit"]
+    assert (runs[0] / "report.md").is_file()
+    named = robust("report", *names, "--out", "zoo")
+    assert (named.code, named.err) == (0, "")
+    assert "`vim` has the highest top-1" in named.out
+    assert named.out.splitlines()[-1] == f"Report: {Path('zoo/report.md')}"
+    build_training(tmp_path / "seg")
+    mixed = robust("report", names[0], "seg")
+    assert mixed.code == 0
+    assert "No report over all runs" in mixed.err
+    assert robust("report", names[0], "seg", "--out", "zoo2").code == 2
+    assert robust("report", names[0], names[0]).err == ""

@@ -17,7 +17,8 @@ from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.html import to_html
 from robustcli.reports.markdown import Picture, code, from_template, joined, marked, mono, settings
-from robustcli.reports.training_page import training_report, zoo_report
+from robustcli.reports.training_page import training_report
+from robustcli.reports.zoo_page import zoo_report
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter

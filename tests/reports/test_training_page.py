@@ -17,10 +17,10 @@ from robustcli.reports.training_findings import TrainingFindings, gain, pooled, 
 from robustcli.reports.training_page import (
     TrainingGallery,
     draw_training_gallery,
-    draw_zoo_gallery,
     training_report,
     training_text,
 )
+from robustcli.reports.zoo_page import draw_zoo_gallery
 from robustcli.reports.zoo_rows import Zoo
 from robustcli.tasks.record import MasksRecord
 from robustcli.training.recipes import Patchwise
@@ -194,8 +194,16 @@ def test_several_trainings_have_curves_beside_each_other(tmp_path: Path) -> None
         for name, finished in (("unet", 3), ("ulvm", 0))
     ]
     gallery = draw_zoo_gallery(Zoo([read_training(run) for run in runs]), tmp_path / "out")
-    assert names(gallery) == ["dice_over_parameters", "dice_curves", "loss_curves"]
-    assert (tmp_path / "out/figures/loss_curves.png").is_file()
+    pictures = (*gallery.published, *gallery.curves, *gallery.grids, *gallery.costs)
+    assert [Path(picture.path).stem for picture in pictures] == [
+        *("dice_over_parameters", "score_by_epoch", "loss_by_epoch", "time_by_epoch"),
+        *("dice_curves", "loss_curves"),
+    ]
+    assert all((tmp_path / "out" / picture.path).is_file() for picture in pictures)
+    assert all(
+        (tmp_path / "out" / picture.path).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+        for picture in gallery.curves
+    )
 
 
 def test_points_are_the_published_dice_and_the_own_one(

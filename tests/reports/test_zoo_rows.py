@@ -8,7 +8,7 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.reports.training_findings import read_training
-from robustcli.reports.training_page import zoo_report, zoo_text
+from robustcli.reports.zoo_page import zoo_report, zoo_text
 from robustcli.reports.zoo_rows import Zoo, ZooRow
 from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
@@ -127,10 +127,11 @@ def test_each_recipe_has_its_line_and_each_command_is_shown_once(tmp_path: Path)
     trainings = trained(tmp_path, TrainPlan(recipe={"accumulate": 2}), PLAIN, PLAIN)
     page = section(zoo_text(trainings), "## Recipes")
     assert line_of(page, "`ulvm_v5`") == [
-        *("`ulvm_v5`", "kaggle_3m", "patient", "0", "bce-dice", "AdamW", "0.001, constant"),
-        *("8 x 2", "128 px", "light", "probability >= 0.5", "cpu (2 threads)"),
+        *("`ulvm_v5`", "kaggle_3m", "patient", "0", "patient", "bce-dice", "AdamW"),
+        *("0.001, constant", "8 x 2", "3,143", "128 px", "light", "probability >= 0.5"),
+        "cpu (2 threads)",
     ]
-    assert line_of(page, "`unet (run-2)`")[7] == "8"
+    assert line_of(page, "`unet (run-2)`")[8] == "8"
     repeat = section(zoo_text(trainings), "How to repeat it")
     assert repeat.count("robust train seg --model unet") == 1
     assert "Versions: robust 0.1.0, torch 2.6.0." in repeat
@@ -143,8 +144,12 @@ def test_different_versions_are_told_apart(tmp_path: Path) -> None:
     assert "Versions of `ulvm_v5`: torch 2.7.0." in page
 
 
+def published_part(zoo: Zoo) -> str:
+    return section(zoo_text(zoo), "Published and measured")
+
+
 def remarks(zoo: Zoo) -> list[str]:
-    lines = section(zoo_text(zoo), "Published and measured").splitlines()
+    lines = published_part(zoo).splitlines()
     return [line for line in lines if line.startswith("- ")]
 
 
@@ -173,7 +178,7 @@ DASH = "\N{EN DASH}"
 
 def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
     zoo = trained(tmp_path, TrainPlan(base=0.7))
-    (training,), page = zoo.trainings, zoo_text(zoo)
+    (training,), page = zoo.trainings, published_part(zoo)
     assert training.test is not None
     line = training.test.numbers
     assert line_of(page, "`ulvm_v5`") == [
@@ -191,26 +196,26 @@ def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
 
 
 def test_a_difference_inside_the_interval_is_not_marked(tmp_path: Path) -> None:
-    page = zoo_text(trained(tmp_path, TrainPlan(base=0.86)))
+    page = published_part(trained(tmp_path, TrainPlan(base=0.86)))
     assert "outside" not in line_of(page, "`ulvm_v5`")[7]
 
 
 def test_energy_has_a_column_where_anyone_measured_it(tmp_path: Path) -> None:
     zoo = trained(tmp_path, TrainPlan(record={"energy_joules": 7200.0}), TrainPlan(model="unet"))
-    page = zoo_text(zoo)
+    page = published_part(zoo)
     assert line_of(page, "`ulvm_v5`")[-1] == "2.0 Wh"
     assert line_of(page, "`unet`")[-1] == line_of(page, "`otsu`")[-1] == DASH
     assert "energy" not in zoo_text(Zoo(zoo.trainings[1:]))
 
 
 def test_a_network_that_is_not_in_the_paper_comes_last(tmp_path: Path) -> None:
-    page = zoo_text(trained(tmp_path, TrainPlan(model="vmunet")))
+    page = published_part(trained(tmp_path, TrainPlan(model="vmunet")))
     assert line_of(page, "`vmunet`")[2:4] == [DASH, DASH]
     assert line_of(page, "`vmunet`")[7] == DASH
     assert page.index("| `vmunet`") > page.index("| `ulvm`")
 
 
 def test_what_is_not_measured_yet_is_missing(tmp_path: Path) -> None:
-    page = zoo_text(trained(tmp_path, TrainPlan(measured=False, finished=0)))
+    page = published_part(trained(tmp_path, TrainPlan(measured=False, finished=0)))
     assert line_of(page, "`ulvm_v5`")[4:10] == [*[DASH] * 4, "0", DASH]
     assert "`otsu`" not in page

@@ -18,6 +18,7 @@ from robustcli.training.record import (
     TrainRecord,
 )
 from tests.builders import IDENTITY, WHEN, RunPlan, build_run, model
+from tests.reports.compared import PLAN, evaluated
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augmented."]
@@ -90,13 +91,35 @@ def build_class_training(run: Path, *, measured: bool = True) -> Path:
         "chosen_why": "the best top-1 on the validation images, 0.8750" if measured else None,
     }
     TRAINING.write(run, record.model_copy(update=changes))
-    metrics = _metrics(8).rename(columns={"val_dice": "val_top1"})
+    metrics = _metrics(8).rename(columns={"val_dice": "val_top1", "val_iou": "val_f1"})
     metrics[list(VALIDATIONS["cls"].metrics)].to_csv(run / "metrics.csv", index=False)
     if measured:
         (run / "weights.safetensors").write_bytes(bytes(1000))
         held = RunPlan(models=(model("vim"),), transforms=(IDENTITY,), samples=False)
         build_run(run / "test", held)
     return run
+
+
+CLASSIFIERS = ("vim", "vit", "resnet9")
+
+
+def _measured(run: Path, name: str, worse: int, parameters: int = 1_000) -> Path:
+    """A training of a classifier that is right the less often the larger `worse` is."""
+    build_class_training(run, measured=False)
+    evaluated(run / "test", name, worse, replace(PLAN, transforms=(IDENTITY,)))
+    TRAINING.update(
+        run, model=name, status="complete", parameters=parameters, chosen_epoch=7,
+        multiply_adds=2_500 * parameters,
+    )  # fmt: skip
+    return run
+
+
+def three_classifiers(folder: Path) -> list[Path]:
+    """Trainings of CLASSIFIERS on the same images, the better the more parameters they have."""
+    return [
+        _measured(folder / name, name, 3 * n, 3_000 - 1_000 * n)
+        for n, name in enumerate(CLASSIFIERS)
+    ]
 
 
 def paper_rows(images: int = 40) -> pd.DataFrame:
@@ -132,6 +155,7 @@ def _metrics(epochs: int) -> pd.DataFrame:
         "val_dice": 0.8 * rise,
         "val_iou": 0.7 * rise,
         "waiting_share": np.full(epochs, 0.02),
+        "val_seconds": np.full(epochs, 0.5),
     }
     return pd.DataFrame(table)[list(METRICS)]
 
@@ -180,6 +204,7 @@ def training_record(plan: TrainPlan) -> TrainRecord:
         model=plan.model,
         family="ulvm",
         parameters=plan.parameters,
+        multiply_adds=1000 * plan.parameters,
         initial_weights="the documented initialisation, seed 0",
         initial_weights_sha256="aa" * 32,
         dataset=dataset,

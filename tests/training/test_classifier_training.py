@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from robustcli import create_model
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.adapters.training_run import ClassifierHeader, read_header
@@ -19,6 +20,7 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.store import Store
+from robustcli.models.multiply_adds import count_multiply_adds
 from robustcli.reports.console import training_table
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
@@ -55,6 +57,12 @@ def test_the_record_and_the_curves_are_a_classifiers(whole: Run) -> None:
     assert record.splits["test"].images == 3
     metrics = pd.read_csv(run / "metrics.csv")
     assert list(metrics) == list(VALIDATIONS["cls"].metrics)
+    assert metrics["val_f1"].between(0, 1).all()
+    assert (metrics["val_seconds"].to_numpy() < metrics["seconds"].to_numpy()).all()
+    network = create_model("vmamba-pico", num_classes=3, **TINY_VMAMBA)
+    assert record.multiply_adds == count_multiply_adds(
+        lambda: network(torch.zeros(1, 3, 32, 32)), network
+    )
     best = metrics["val_top1"].to_numpy().argmax() + 1
     assert record.chosen_epoch == best
     assert record.chosen_why is not None

@@ -90,5 +90,5 @@ def test_two_processes_come_to_the_numbers_of_one(tmp_path: Path) -> None:
     single = run_training(tiny_classifier(data, tmp_path / "single", epochs=2))
     metrics, expected = (pd.read_csv(r / "metrics.csv") for r in (run, single))
     assert metrics["step"].tolist() == expected["step"].tolist() == [3, 6]
-    for column in ("train_loss", "grad_norm", "val_top1"):
+    for column in ("train_loss", "grad_norm", "val_top1", "val_f1"):
         assert metrics[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)

@@ -200,7 +200,7 @@ def test_a_killed_run_ends_with_the_same_weights(whole: Run, data: Path, tmp_pat
     assert same(weights_of(run), weights_of(whole[0]))
     assert not any("Epoch 1 of" in line for line in heard.lines)
     usual, resumed = (pd.read_csv(r / "metrics.csv") for r in (whole[0], run))
-    timed = ["seconds", "waiting_share"]
+    timed = ["seconds", "waiting_share", "val_seconds"]
     pd.testing.assert_frame_equal(usual.drop(columns=timed), resumed.drop(columns=timed))
     assert not list(run.rglob("*.tmp"))
 

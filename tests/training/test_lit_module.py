@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from robustcli.adapters.load import resolve
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError
 from robustcli.models.architectures import (
     architecture,
@@ -20,6 +23,7 @@ from robustcli.models.architectures import (
 )
 from robustcli.training.constant_images import constant_ids, without_gradient_of_constants
 from robustcli.training.lit_module import (
+    ClassifierModule,
     SegmenterModule,
     check_gradient,
     check_loss,
@@ -27,8 +31,8 @@ from robustcli.training.lit_module import (
     gradient_norm,
     outputs,
 )
-from robustcli.training.recipes import recipe_for
-from robustcli.training.samples import MaskBatch
+from robustcli.training.recipes import CLASS_RECIPES, recipe_for
+from robustcli.training.samples import MaskBatch, PhotoBatch
 
 
 def test_everything_decays_in_every_segmenter() -> None:
@@ -235,3 +239,52 @@ def test_each_norm_passes_nothing_of_what_does_not_vary(module: nn.Module) -> No
     assert x.grad is not None
     assert not x.grad[1].any()
     assert bool(x.grad[0].any()) is alone
+
+
+class FirstChannel(nn.Module):
+    """Says the class that the first pixels of an image hold, one score each."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, 0, 0, :3]
+
+
+def test_the_validation_of_a_classifier_is_that_of_all_images_of_all_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    targets, predictions = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 0])
+    images = torch.zeros(5, 3, 3, 3, dtype=torch.uint8)
+    images[torch.arange(5), 0, 0, predictions] = 255
+    logged: dict[str, float] = {}
+
+    def answers_of(numbers: list[list[int]], sums: list[Tensor]) -> ClassifierModule:
+        """A process that sees these batches; what it keeps is added to `sums`."""
+        plain = Preprocessing(None, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
+        recipe = replace(CLASS_RECIPES["classes"], batch_size=2)
+        module = ClassifierModule(
+            FirstChannel(), recipe, everything_decays, preprocessing=plain, val_images=5
+        )
+
+        def reduce(kept: Tensor, reduce_op: str) -> Tensor:
+            assert reduce_op == "sum"
+            sums.append(kept)
+            return kept if len(sums) <= 2 else kept + sums[-3]
+
+        module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce))  # type: ignore[assignment]
+        monkeypatch.setattr(module, "_log", lambda name, value: logged.update({name: float(value)}))
+        module.on_validation_epoch_start()
+        for places in numbers:
+            part = torch.tensor(places, dtype=torch.long)
+            batch = PhotoBatch(images[part], targets[part], [str(p) for p in places], part)
+            module.validation_step(batch, 0)
+        module.on_validation_epoch_end()
+        return module
+
+    answers_of([[0, 1], [2, 3], [4]], [])
+    whole = dict(logged)
+    assert whole["val_top1"] == pytest.approx(3 / 5)
+    expected = f1_score(targets, predictions, average="macro")
+    assert whole["val_f1"] == pytest.approx(expected)
+    sums: list[Tensor] = []
+    answers_of([[0, 1], []], sums)  # a batch without images keeps the processes in step
+    answers_of([[2, 3], [4]], sums)
+    assert logged == pytest.approx(whole)

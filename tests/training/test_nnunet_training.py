@@ -36,7 +36,7 @@ from tests.training.runs import (
     weights_of,
 )
 
-TIMED = ["seconds", "waiting_share"]
+TIMED = ["seconds", "waiting_share", "val_seconds"]
 LIGHT = recipes.NAMED_RECIPES["nnunet-light"]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robustcli.core.errors import RunError
-from robustcli.training.record import AVERAGED, METRICS, VALIDATIONS
+from robustcli.training.record import ADDED, AVERAGED, METRICS, VALIDATIONS
 from robustcli.training.trainer import (
     DurableCheckpoints,
     KeepLastAndBest,
@@ -109,6 +109,33 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     assert written["epoch"].tolist() == [1, 2]
     assert written["val_dice"].tolist() == [0.8, 0.9]
     assert written["lr"].tolist() == [0.25, 0.25]
+
+
+def test_epochs_of_an_older_version_lack_its_columns_alone(tmp_path: Path) -> None:
+    logged = {"train_loss": 0.5, "grad_norm": 2.0, "val_loss": 0.4, "val_top1": 0.8}
+    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["cls"])
+    log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)
+    older = [{k: v for k, v in row.items() if k not in ADDED} for row in log.state_dict()["rows"]]
+    again = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["cls"])
+    again.load_state_dict({"rows": older})
+    again.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_f1": 0.7}), MODULE)
+    written = pd.read_csv(tmp_path / "metrics.csv")
+    assert written["val_f1"].isna().tolist() == [True, False]
+    assert written["val_f1"].iloc[1] == 0.7
+    assert written["val_seconds"].isna().tolist() == [True, False]
+    assert written["val_top1"].tolist() == [0.8, 0.8]
+
+
+def test_the_seconds_of_an_epoch_are_steps_and_validation(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    log.on_train_start(trainer(), MODULE)
+    time.sleep(0.03)
+    log.on_validation_start(trainer(), MODULE)
+    time.sleep(0.01)
+    log.on_train_epoch_end(trainer(), MODULE)
+    (row,) = log.state_dict()["rows"]
+    assert row["val_seconds"] >= 0.01
+    assert row["seconds"] - row["val_seconds"] >= 0.03
 
 
 def test_a_step_that_the_loss_scaler_skipped_has_no_norm(tmp_path: Path) -> None:

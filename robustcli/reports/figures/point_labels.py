@@ -73,11 +73,11 @@ def _place(
     best: tuple[float, tuple[float, float]] | None = None
     annotation = _annotated(axes, label)
     blocked = np.array([box.extents for box in [*others, point_box]])
+    at_point: dict[tuple[str, str], Bbox] = {}
     for reach in REACHES:
         for way in _WAYS:
             offset = (reach * way[0], reach * way[1])
-            _move(annotation, offset)
-            box = annotation.get_window_extent()
+            box = _box(annotation, offset, at_point, _dots(axes))
             cost = _cost(axes, box, _line(point_box, box, reach, axes), blocked, len(others))
             if best is None or cost < best[0]:
                 best = (cost, offset)
@@ -108,6 +108,19 @@ def _move(annotation: Annotation, offset: tuple[float, float]) -> None:
     annotation.set_verticalalignment("bottom" if y > abs(x) else "top" if -y > abs(x) else "center")
 
 
+def _box(
+    annotation: Annotation, offset: tuple[float, float], at_point: dict[tuple[str, str], Bbox],
+    dots: float,
+) -> Bbox:  # fmt: skip
+    """The pixels of the text at `offset`; it is laid out once for each of its alignments."""
+    _move(annotation, offset)
+    alignment = annotation.get_horizontalalignment(), annotation.get_verticalalignment()
+    x, y = dots * offset[0], dots * offset[1]
+    if alignment not in at_point:
+        at_point[alignment] = annotation.get_window_extent().translated(-x, -y)
+    return at_point[alignment].translated(x, y)
+
+
 def _cost(
     axes: Axes,
     box: Bbox,
@@ -122,11 +135,9 @@ def _cost(
     inside = axes.bbox
     out = max(0.0, inside.x0 - box.x0) + max(0.0, box.x1 - inside.x1)
     out += max(0.0, inside.y0 - box.y0) + max(0.0, box.y1 - inside.y1)
-    crossed = sum(
-        bool(np.any((b[0] <= x) & (x <= b[2]) & (b[1] <= y) & (y <= b[3])))
-        for x, y in line
-        for b in blocked[:others]
-    )
+    x, y = np.array(line).reshape(-1, 2).T  # (points,)
+    left, bottom, right, top = (edge[:, None] for edge in blocked[:others].T)  # (boxes, 1)
+    crossed = int(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).sum())
     return float(covered + 1000 * out + 20 * crossed)
 
 

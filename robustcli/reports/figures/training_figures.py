@@ -43,7 +43,10 @@ _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
         ("val_dice", "validation dice", COLOURS[0], "-", "o"),
         ("val_iou", "validation IoU", COLOURS[2], "--", "^"),
     ),
-    "top1": (("val_top1", "validation top-1", COLOURS[0], "-", "o"),),
+    "top1": (
+        ("val_top1", "validation top-1", COLOURS[0], "-", "o"),
+        ("val_f1", "validation macro F1", COLOURS[2], "--", "^"),
+    ),
 }
 
 
@@ -77,7 +80,7 @@ def draw_curves(course: Course, path: Path, score: Quantity = "dice") -> None:
 _AXIS: dict[Quantity, str] = {
     "loss": "loss",
     "dice": "dice, IoU (0 to 1)",
-    "top1": "top-1 (0 to 1)",
+    "top1": "top-1, macro F1 (0 to 1)",
 }
 
 
@@ -109,6 +112,8 @@ def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) 
 def _panel(axes: Axes, course: Course, quantity: Quantity) -> None:
     epochs = course.metrics["epoch"].to_numpy()
     for column, name, colour, dashes, marker in _LINES[quantity]:
+        if course.metrics[column].isna().all():
+            continue  # older versions did not record it
         axes.plot(
             epochs,
             course.metrics[column].to_numpy(dtype=float),
@@ -356,7 +361,8 @@ def _dress_scatter(axes: Axes, points: Sequence[Point], levels: Sequence[Level])
 
 
 def short(count: float) -> str:
-    """A number of parameters in a few letters: `50 k`, `2 M`."""
-    if count >= 1e6:
-        return f"{count / 1e6:g} M"
-    return f"{count / 1e3:g} k" if count >= 1e3 else f"{count:g}"
+    """A round number in a few letters: `50 k`, `2 M`, `5 G`."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:g} {letter}"
+    return f"{count:g}"

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from robustcli.reports.figures import (
     canvas,
+    confusion,
     evaluation_figures,
     freezing_figures,
     images,
     ranking,
     training_figures,
+    zoo_figures,
 )
 
 SLACK = 1.0  # pixels
@@ -36,6 +38,8 @@ def caught(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
 
     for module in (evaluation_figures, freezing_figures, images, ranking, training_figures):
         monkeypatch.setattr(module, "save", catch)
+    for module in (confusion, zoo_figures):
+        monkeypatch.setattr(module, "save_with_pdf", catch)
     with canvas.styled():
         draw()
     return figures[0]

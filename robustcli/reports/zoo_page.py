@@ -1,0 +1,262 @@
+"""The report over several trainings: one page, its pictures, and the numbers beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustcli.core.errors import UsageError
+from robustcli.core.rundir import has_record
+from robustcli.reports.comparison_page import check_out
+from robustcli.reports.console import zoo_table
+from robustcli.reports.controls import control_pairs
+from robustcli.reports.figures.training_figures import draw_course_grid
+from robustcli.reports.figures.zoo_figures import (
+    CostPanel,
+    CostPoint,
+    EpochPanel,
+    draw_by_epoch,
+    draw_costs,
+)
+from robustcli.reports.markdown import Picture, from_template
+from robustcli.reports.numbers import is_missing
+from robustcli.reports.pages import Page, kind_of, to_csv
+from robustcli.reports.training_findings import TrainingFindings, read_training
+from robustcli.reports.training_page import (
+    course_of,
+    draw_dice_over_parameters,
+    results_of_trainings,
+)
+from robustcli.reports.zoo_comparison import ZooComparison
+from robustcli.reports.zoo_rows import Zoo
+from robustcli.training.seeds_record import read_seeds_record
+
+SECTIONS: tuple[Callable[[Zoo, Path], str], ...] = ()
+"""Further sections of the page, in order: each makes Markdown (`markdown.from_template`, with its
+heading, of level 2) of the trainings, and draws its pictures into `figures` of the folder; an empty
+text where it has nothing to say."""
+
+
+@dataclass(frozen=True)
+class ZooGallery:
+    """The figures of each kind that there are; an empty tuple where there is nothing to show.
+
+    Args:
+        published: Dice against parameters, beside what was published; of segmenters.
+        curves: By epoch, all trainings in one picture.
+        grids: By epoch, a panel for each training; of segmenters.
+        costs: Scores against what they cost.
+    """
+
+    published: tuple[Picture, ...] = ()
+    curves: tuple[Picture, ...] = ()
+    grids: tuple[Picture, ...] = ()
+    costs: tuple[Picture, ...] = ()
+
+
+def zoo_report(runs: Sequence[Path], out: Path) -> Page:
+    """The page of the trainings in `runs`; its figures are drawn into `out`/figures.
+
+    Raises:
+        UsageError: There is no readable training in one of them, they are of different tasks, or
+            `out` is a run or a file.
+    """
+    if out.resolve() in {run.resolve() for run in runs}:
+        raise UsageError(
+            f"`--out {out}` is one of the trainings to compare.",
+            "The comparison would overwrite that training's own report.",
+            "Name another folder.",
+        )
+    check_out(out)
+    zoo = Zoo(read_zoo(runs))
+    comparison = ZooComparison(zoo)
+    sections = [section(zoo, out) for section in SECTIONS]
+    text = zoo_text(zoo, draw_zoo_gallery(zoo, out, comparison), comparison, sections)
+    verdicts = comparison.verdicts()
+    return Page(
+        results_of_trainings(zoo.trainings),
+        text,
+        {} if verdicts is None else {"verdicts.csv": to_csv(verdicts)},
+        terminal=zoo_table(zoo, comparison),
+    )
+
+
+def trainings_in(run: Path) -> list[Path]:
+    """The folders of the trainings in `run`: itself, or those of its seeds that have begun."""
+    if kind_of(run) != "seeds":
+        return [run]
+    return [out for out in read_seeds_record(run).folders(run).values() if has_record(out)]
+
+
+def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
+    """The trainings in `runs`, each once.
+
+    Raises:
+        UsageError: There is no readable training in one of them, or not all are of one task.
+    """
+    each = [seed for run in runs for seed in trainings_in(run)]
+    trainings = [read_training(run) for run in {run.resolve(): run for run in each}.values()]
+    first = trainings[0]
+    other = next((t for t in trainings if t.record.task != first.record.task), None)
+    if other is not None:
+        kinds = {"cls": "a classifier", "seg": "a segmenter"}
+        raise UsageError(
+            f"`{first.run}` is the training of {kinds[first.record.task]}, `{other.run}` that of "
+            f"{kinds[other.record.task]}.",
+            "Top-1 and dice are different numbers, so one table cannot compare them.",
+            "Write two reports, one over the trainings of each task.",
+        )
+    return trainings
+
+
+def default_folder(runs: Sequence[Path]) -> Path:
+    """Where the report over `runs` goes if no folder is named; the same for the same runs."""
+    names = "\n".join(sorted({str(run.resolve()) for run in runs}))
+    return Path("runs") / f"report-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+
+
+def zoo_text(
+    zoo: Zoo,
+    gallery: ZooGallery | None = None,
+    comparison: ZooComparison | None = None,
+    sections: Sequence[str] = (),
+) -> str:
+    """The Markdown of the page, with the pictures of `gallery` and further `sections`."""
+    numbers = from_template(
+        "zoo",
+        zoo=zoo,
+        controls=control_pairs(zoo.trainings),
+        comparison=comparison or ZooComparison(zoo),
+        gallery=gallery or ZooGallery(),
+    )
+    settings = from_template("zoo_settings", zoo=zoo)
+    return "\n".join(filter(None, (numbers, *sections, settings)))
+
+
+# The pictures.
+
+MIXED = " Not all scores are of the same held-out images."
+
+
+def draw_zoo_gallery(zoo: Zoo, out: Path, comparison: ZooComparison | None = None) -> ZooGallery:
+    """Draws every picture that several trainings have data for, into `out`/figures."""
+    comparison = comparison or ZooComparison(zoo)
+    segmenters = zoo.trainings[0].scoring.per_group
+    return ZooGallery(
+        draw_dice_over_parameters(out, zoo) if segmenters else (),
+        _curves(zoo, out),
+        _grids(zoo, out) if segmenters else (),
+        _costs(zoo, out, "" if len(comparison.sets) < 2 else MIXED),
+    )
+
+
+def _curves(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
+    """The score, the losses and the time by epoch, each in one picture of all trainings."""
+    trainings = [t for t in zoo.trainings if t.epochs]
+    if not trainings:
+        return ()
+    courses = [(zoo.label(t), t.metrics) for t in trainings]
+    classifiers = trainings[0].record.task == "cls"
+    scores = (
+        (
+            EpochPanel("val_f1", "macro F1 (0 to 1)", "macro F1"),
+            EpochPanel("val_top1", "top-1 (0 to 1)", "top-1"),
+        )
+        if classifiers
+        else (
+            EpochPanel("val_dice", "dice (0 to 1)", "dice"),
+            EpochPanel("val_iou", "IoU (0 to 1)", "IoU"),
+        )
+    )
+    losses = (
+        EpochPanel("train_loss", "loss", "training"),
+        EpochPanel("val_loss", "loss", "validation"),
+    )
+    times = (EpochPanel("seconds", "seconds of an epoch with its validation", from_zero=True),)
+    lacking = [zoo.label(t) for t in trainings if t.metrics[scores[0].column].isna().all()]
+    missing = f" Not recorded by {', '.join(lacking)}." if lacking else ""
+    named = (
+        (
+            "score_by_epoch",
+            scores,
+            f"{' and '.join(panel.title for panel in scores)} of the validation images, by "
+            f"epoch.{missing}",
+        ),
+        (
+            "loss_by_epoch",
+            losses,
+            "Losses by epoch; those of different kinds (see the recipes) cannot be compared.",
+        ),
+        ("time_by_epoch", times, "Time of each epoch with its validation."),
+    )
+    pictures = []
+    for name, panels, words in named:
+        recorded = [p for p in panels if any(m[p.column].notna().any() for _, m in courses)]
+        draw_by_epoch(courses, recorded, out / f"figures/{name}.png")
+        caption = f"{words[0].upper()}{words[1:]}"
+        pictures.append(Picture(f"figures/{name}.png", caption))
+    return tuple(pictures)
+
+
+def _grids(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
+    courses = [course_of(t, zoo.label(t)) for t in zoo.trainings if len(t.metrics)]
+    if not courses:
+        return ()
+    draw_course_grid(courses, "dice", out / "figures/dice_curves.png")
+    draw_course_grid(courses, "loss", out / "figures/loss_curves.png")
+    return (
+        Picture("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch."),
+        Picture("figures/loss_curves.png", "Losses by epoch; those of different kinds (see the "
+               "recipes) cannot be compared."),
+    )  # fmt: skip
+
+
+_PANELS = (
+    CostPanel("parameters", "parameters (logarithmic)"),
+    CostPanel("multiply-adds", "multiply-adds for one image (logarithmic)"),
+    CostPanel("epoch", "median epoch with its validation (logarithmic)", seconds=True),
+    CostPanel("training", "all epochs (logarithmic)", seconds=True),
+)
+
+
+def _costs(zoo: Zoo, out: Path, caution: str) -> tuple[Picture, ...]:
+    points = [_cost_point(t, zoo.label(t)) for t in zoo.trainings if t.test is not None]
+    panels = [panel for panel in _PANELS if any(p.costs[panel.cost] for p in points)]
+    if not panels:
+        return ()
+    measure, path = zoo.trainings[0].scoring.measure, "figures/score_over_costs.png"
+    draw_costs(points, panels, measure.axis, measure.scale, out / path)
+    lacking = {panel.cost: [p.name for p in points if not p.costs[panel.cost]] for panel in _PANELS}
+    missing = "".join(
+        f" {cost[0].upper()}{cost[1:]} not recorded: {', '.join(names)}."
+        for cost, names in lacking.items()
+        if names
+    )
+    caption = (
+        f"{measure.title} on the held-out images, with {measure.interval}, against "
+        f"{', '.join(panel.cost for panel in panels[:-1])} and {panels[-1].cost} time. Of two "
+        f"networks, the one further up and to the left gives more for less.{caution}{missing}"
+    )
+    return (Picture(path, caption),)
+
+
+def _cost_point(training: TrainingFindings, label: str) -> CostPoint:
+    assert training.test is not None
+    numbers, column = training.test.numbers, training.scoring.measure.column
+    low, high = (numbers[f"{column}_{end}"] for end in ("low", "high"))
+    epoch = training.epoch_seconds
+    costs = {
+        "parameters": training.record.parameters,
+        "multiply-adds": training.record.multiply_adds,
+        "epoch": None if epoch is None else epoch.median,
+        "training": training.seconds,
+    }
+    return CostPoint(
+        label,
+        float(numbers[column]),
+        None if is_missing(low) else float(low),
+        None if is_missing(high) else float(high),
+        {name: float(cost) if cost else None for name, cost in costs.items()},
+    )
