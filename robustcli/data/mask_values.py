@@ -428,6 +428,11 @@ def _any_of(values: NDArray[Any], members: Iterable[Value]) -> NDArray[np.bool_]
     return is_member
 
 
+def is_foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which pixels of a decoded mask (H, W) are of any class: neither background nor ignored."""
+    return mask if mask.dtype == bool else (mask != 0) & (mask != IGNORED)
+
+
 def as_number(value: Any) -> Value:
     """A NumPy number as a Python number: an int if it is integral."""
     number = float(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.errors import UsageError
-from robustcli.metrics.mask_scores import dice
+from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.console import training_table
 from robustcli.reports.figures.training_figures import (
     Course,
@@ -117,9 +117,6 @@ def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
     if paper is not None:
         row |= {f"paper_{name}": getattr(paper.score, name) for name in _PAPER}
     return row
-
-
-_PIXELS = ["tp", "fp", "fn"]
 
 
 @dataclass(frozen=True)
@@ -230,12 +227,11 @@ def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
 
 def strip(name: str, held: HeldOutResults) -> Strip:
     """The dice of the groups of held-out images of one model, called `name`."""
-    pooled = held.rows.groupby("group", sort=True)[_PIXELS].sum()
     low, high = (
         None if is_missing(held.numbers[end]) else float(held.numbers[end])
         for end in ("dice_low", "dice_high")
     )
-    return Strip(name, dice(pooled), float(held.numbers["dice"]), low, high)
+    return Strip(name, group_dice(held.rows), float(held.numbers["dice"]), low, high)
 
 
 def _cases(training: TrainingFindings) -> tuple[Picture, ...]:

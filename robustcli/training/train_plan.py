@@ -14,6 +14,7 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.preprocessing import input_channels
+from robustcli.adapters.trainable import check_class_count
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import check_folder
@@ -38,7 +39,9 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     Raises:
         UsageError: Something named does not exist or does not fit together.
     """
-    return complete_plan(config, look_up_training(config), listener)
+    inputs = look_up_training(config)
+    check_class_count(config.model_args, inputs.index.mask_classes)
+    return complete_plan(config, inputs, listener)
 
 
 def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> TrainInputs:
@@ -68,6 +71,7 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
     Raises:
         UsageError: An option has no meaning here, or somebody's files are in the run's folder.
     """
+    config = inputs.task.built_for(config, inputs.index)
     recipe = inputs.task.recipe(config, inputs.entry, inputs.splits)
     grey = input_channels(config.model_args) == 1
     procedure_of(recipe).check(inputs.machine, grey=grey)
