@@ -68,6 +68,7 @@ _data = together(
                  help="Fraction of the images that may be unreadable."),
     options.foreground,
     options.ignore,
+    options.classes,
 )  # fmt: skip
 _model = together(
     options.weights,

@@ -65,6 +65,7 @@ _data = together(
     options.split,
     options.foreground,
     options.ignore,
+    options.classes,
 )  # fmt: skip
 _model = together(
     options.weights,

@@ -30,6 +30,7 @@ _subject_options = together(
     options.limit,
     options.foreground,
     options.ignore,
+    options.classes,
     options.model_arguments("model_args"),
 )  # fmt: skip
 _rule = together(

@@ -117,6 +117,11 @@ ignore = click.option(
     "--ignore", metavar="VALUES",
     help="Mask values of pixels that count neither in training nor in scores, such as 255.",
 )  # fmt: skip
+classes = click.option(
+    "--classes", "mask_classes", metavar="CLASSES",
+    help="Classes of masks: 1=liver,2=kidney, or a file (labels.json), or all: every value is a "
+    "class. [default: a labels.json or dataset.json with the data, else two values]",
+)  # fmt: skip
 weights = click.option(
     "--weights", type=FILE, help="A weights file, or the folder of a training run."
 )

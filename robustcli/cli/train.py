@@ -26,6 +26,7 @@ _masks = together(
     options.limit,
     options.foreground,
     options.ignore,
+    options.classes,
     _start,
 )
 _classes = together(

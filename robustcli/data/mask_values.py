@@ -28,6 +28,7 @@ Value: TypeAlias = float
 ValueOption: TypeAlias = "int | float | str | Sequence[int | float | str] | None"
 """Values in a user's notation: 128, "128", "1,2", "#ff0000", or a sequence of these."""
 
+PaletteReading: TypeAlias = Literal["auto", "index", "colour"]
 STANDARD = (1, 255, 65535)
 """The usual values of foreground; any of them is foreground if 0 is the only other value."""
 _NEAR = 32  # the census takes a value of a lossy file this near to a known one for that one
@@ -46,6 +47,13 @@ class MaskReading:
         ignored: Values of ignored pixels.
         channel: The channel of the mask: the colours, or the transparency.
         kind: A description of contents other than 8-bit grey values.
+        classes: The names of the classes 1 to K in order, at least two; empty for the reading of
+            two values, foreground and background.
+        class_values: The values of each class; empty if each class has its own files, of which
+            `foreground` and `background` are the values.
+        colours: The colour in which each class is drawn, `#rrggbb` or empty for the default.
+        palette: What counts of a palette: its indices, its colours, or by each file's own palette.
+        source: Where the classes come from, as messages name it.
     """
 
     foreground: tuple[Value, ...] | None
@@ -53,6 +61,11 @@ class MaskReading:
     ignored: tuple[Value, ...] = ()
     channel: Literal["colour", "alpha"] = "colour"
     kind: str = ""
+    classes: tuple[str, ...] = ()
+    class_values: tuple[tuple[Value, ...], ...] = ()
+    colours: tuple[str, ...] = ()
+    palette: PaletteReading = "auto"
+    source: str = ""
 
     @property
     def is_standard(self) -> bool:
@@ -61,6 +74,7 @@ class MaskReading:
             self.channel == "colour"
             and not self.kind
             and not self.ignored
+            and not self.classes
             and self.background == (0,)
             and self.foreground is not None
             and set(self.foreground) <= set(STANDARD)
@@ -69,9 +83,9 @@ class MaskReading:
     @property
     def known(self) -> tuple[Value, ...]:
         """All values that the reading names, and 0."""
-        return tuple(
-            dict.fromkeys((0, *(self.background or ()), *(self.foreground or ()), *self.ignored))
-        )
+        of_classes = (value for values in self.class_values for value in values)
+        named = (*(self.background or ()), *(self.foreground or ()), *of_classes, *self.ignored)
+        return tuple(dict.fromkeys((0, *named)))
 
     @property
     def lossy_steps(self) -> list[Value]:
@@ -81,12 +95,22 @@ class MaskReading:
 
     def words(self) -> str:
         """The reading as a phrase."""
+        if self.class_values:
+            return self._class_words()
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
         background = "everything else" if self.background is None else shown_values(self.background)
         where = " of the alpha channel" if self.channel == "alpha" else ""
         ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
         kind = f" ({self.kind})" if self.kind else ""
         return f"foreground {foreground}{where}, background {background}{ignored}{kind}"
+
+    def _class_words(self) -> str:
+        named = zip(self.classes, self.class_values, strict=True)
+        classes = ", ".join(f"{shown_values(values)} = {name}" for name, values in named)
+        ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
+        kind = f" ({self.kind})" if self.kind else ""
+        background = shown_values(self.background or ())
+        return f"{len(self.classes)} classes: {classes}, background {background}{ignored}{kind}"
 
 
 @dataclass
@@ -100,6 +124,7 @@ class Census:
         lossy: By value, pixels of files with lossy compression.
         blurred_colours: Whether a lossy file has colours.
         kinds: Descriptions of contents other than 8-bit grey values.
+        palette: By (index, colour), pixels of files with a palette, where these count apart.
     """
 
     total: int
@@ -108,6 +133,7 @@ class Census:
     lossy: Counter[Value] = field(default_factory=Counter)
     blurred_colours: bool = False
     kinds: set[str] = field(default_factory=set)
+    palette: Counter[tuple[Value, Value]] = field(default_factory=Counter)
 
 
 def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
@@ -127,7 +153,7 @@ def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
 
 
 def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
-    """The two options about masks in a normal form, for the hash of a run's settings; or empty."""
+    """The options about values in a normal form, for the hash of a run's settings; or empty."""
     if foreground is None and ignore is None:
         return []
     foreground_values = (
@@ -136,9 +162,10 @@ def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
     return [foreground_values, parse_values(ignore, "--ignore")]
 
 
-def check_no_masks(foreground: ValueOption, ignore: ValueOption) -> None:
+def check_no_masks(foreground: ValueOption, ignore: ValueOption, classes: object = None) -> None:
     """Raises UsageError if an option about masks is set for data with classes."""
-    for flag, option in (("--foreground", foreground), ("--ignore", ignore)):
+    options = (("--foreground", foreground), ("--ignore", ignore), ("--classes", classes))
+    for flag, option in options:
         if option is not None:
             raise UsageError(
                 f"`{flag} {option}` does not go with classifiers.",
@@ -214,14 +241,14 @@ def decide(
             "A value is either to be found or to be left out.",
             "Leave it out of one of the two.",
         )
-    channel, counts = _channel(census, location)
+    channel, counts = channel_of(census, location)
     if foreground_values or nonzero:
         reading = MaskReading(None if nonzero else foreground_values, None, ignored, channel)
         _check_named(reading, counts, census, location)
     else:
         reading = _reading_of_two(counts, census, location, ignored, channel)
     reading = replace(reading, kind=" and ".join(sorted(census.kinds)))
-    between = _check_lossy(reading, census, location)
+    between = check_lossy(reading, census, location)
     if census.blurred_colours:
         raise UsageError(
             f"The masks of `{location}` are JPEG files with colours.",
@@ -231,7 +258,7 @@ def decide(
     return reading, _announcements(reading, counts, census, between)
 
 
-def _channel(census: Census, location: str) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
+def channel_of(census: Census, location: str) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
     """Whether colours or transparency are the mask, and the number of pixels of each value."""
     colours: Counter[Value] = Counter()
     alphas: Counter[Value] = Counter()
@@ -300,12 +327,12 @@ def _check_named(
     if is_complete and reading.foreground and len(missing) == len(reading.foreground):
         raise UsageError(
             f"No mask of `{location}` has the value {shown_values(missing)}.",
-            f"Their values (share of the pixels): {_shares(counts)}.",
+            f"Their values (share of the pixels): {shares_in_words(counts)}.",
             "Name one of these with `--foreground`.",
         )
 
 
-def _check_lossy(reading: MaskReading, census: Census, location: str) -> float:
+def check_lossy(reading: MaskReading, census: Census, location: str) -> float:
     """The share of the lossy files' pixels between the known values; raises if too large."""
     if not census.lossy:
         return 0.0
@@ -346,7 +373,9 @@ def _announcements(
     is_complete = census.masks == census.total
     counted = "" if is_complete else f" (by {census.masks} of {census.total} masks)"
     if not reading.is_standard:
-        shares = f"; values and their shares of the pixels: {_shares(counts)}" if counts else ""
+        shares = (
+            f"; values and their shares of the pixels: {shares_in_words(counts)}" if counts else ""
+        )
         notes.append(f"Masks: {reading.words()}{counted}{shares}.")
     elif len(counts) == 1 and 0 not in counts:
         notes.append(
@@ -377,14 +406,17 @@ def _not_two(
         )
     else:
         hints.append("`--ignore VALUE` leaves a value out of training and scores.")
+    if len(likely) > 1:
+        hints.append("`--classes all` takes every value as a class of its own (docs/data.md).")
     return UsageError(
         f"Which value of the masks of `{location}` is the foreground is not known.",
-        f"Their values (share of the pixels): {_shares(counts)}.{' ' + why if why else ''}",
+        f"Their values (share of the pixels): {shares_in_words(counts)}.{' ' + why if why else ''}",
         " ".join(hints),
     )
 
 
-def _shares(counts: Mapping[Value, int]) -> str:
+def shares_in_words(counts: Mapping[Value, int]) -> str:
+    """The commonest values with their shares of the pixels, as a phrase."""
     total = sum(counts.values()) or 1
     largest = sorted(counts, key=lambda value: (-counts[value], value))
     shown = sorted(largest[:_SHOWN])
@@ -399,9 +431,11 @@ def labels_of(
 ) -> tuple[NDArray[Any], list[Value]]:
     """The mask of `values` (H, W), and the values that `reading` does not know.
 
-    It is bool, or uint8 with 0, 1 and IGNORED if values are ignored. `lossy` values are rounded to
-    the nearest known one.
+    It is bool, or uint8 with 0, 1 and IGNORED if values are ignored; of several classes uint8 with
+    0 to K and IGNORED. `lossy` values are rounded to the nearest known one.
     """
+    if reading.class_values:
+        return _class_numbers(values, reading)
     if lossy:
         steps = np.asarray(reading.lossy_steps, np.float64)
         values = steps[np.searchsorted((steps[1:] + steps[:-1]) / 2, values, side="right")]
@@ -419,6 +453,28 @@ def labels_of(
     labels = foreground.astype(np.uint8)
     labels[ignored] = IGNORED
     return labels, unknown
+
+
+def _class_numbers(
+    values: NDArray[Any], reading: MaskReading
+) -> tuple[NDArray[np.uint8], list[Value]]:
+    """The number of the class of each pixel, 0 to K, or IGNORED; and the unknown values."""
+    numbered = dict.fromkeys(reading.background or (), 0)
+    numbered |= {v: n for n, of_class in enumerate(reading.class_values, 1) for v in of_class}
+    numbered |= dict.fromkeys(reading.ignored, IGNORED)
+    if values.dtype == np.uint8:
+        present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+        table = np.zeros(256, np.uint8)
+        for value, number in numbered.items():
+            if 0 <= value < len(table) and value == int(value):
+                table[int(value)] = number
+        unknown = [as_number(value) for value in present if int(value) not in numbered]
+        return table[values], unknown
+    different, inverse = np.unique(values, return_inverse=True)
+    keys = [as_number(value) for value in different]
+    numbers = np.array([numbered.get(key, 0) for key in keys], np.uint8)
+    unknown = [key for key in keys if key not in numbered]
+    return numbers[inverse].reshape(values.shape), unknown
 
 
 def _any_of(values: NDArray[Any], members: Iterable[Value]) -> NDArray[np.bool_]:
@@ -442,10 +498,20 @@ def as_number(value: Any) -> Value:
 def unknown_values(unknown: Sequence[Value], reading: MaskReading, place: str) -> UsageError:
     """The error for values that the reading of the data set does not know."""
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    return UsageError(
-        f"The mask `{place}` holds {shown_values(unknown[:_SHOWN])}{more}.",
+    fault = f"The mask `{place}` holds {shown_values(unknown[:_SHOWN])}{more}."
+    why = (
         f"The masks of this data set are read as {reading.words()}; what other values mean is not "
-        "known.",
+        "known."
+    )
+    if reading.class_values:
+        return UsageError(
+            fault, why,
+            f"Correct the mask, add the value to the classes ({reading.source}), or leave it out "
+            "of training and scores with `--ignore VALUES`.",
+        )  # fmt: skip
+    return UsageError(
+        fault,
+        why,
         "Correct the mask, or say what counts: `--foreground VALUES` (everything else is then "
         "background), `--ignore VALUES` (left out of training and scores).",
     )

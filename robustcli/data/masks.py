@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_image
+from robustcli.data.mask_classes import ClassesOption, decide_classes, is_all
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
     OPAQUE,
     STANDARD,
     Census,
     MaskReading,
+    PaletteReading,
     ValueOption,
     as_number,
     blurred_share,
@@ -55,12 +57,14 @@ class MaskPixels:
         alpha: (H, W), 0 to 255; None without transparency.
         lossy: Whether its compression changes values.
         kind: A description of contents other than 8-bit grey values.
+        palette: The colour or grey value of each index, if `values` are indices as in the file.
     """
 
     values: NDArray[Any]
     alpha: NDArray[np.uint8] | None = None
     lossy: bool = False
     kind: str = ""
+    palette: NDArray[Any] | None = None
 
 
 def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -96,15 +100,18 @@ def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
 def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any]:
     """The mask (H, W): bool, or uint8 with 0, 1 and `IGNORED` if the reading ignores values.
 
+    Of several classes (`reading.classes`) it is uint8 with the numbers 0 to K and `IGNORED`.
     Without a `reading` of its data set, this file alone decides.
 
     Raises:
         UnreadableImage: The file is missing or damaged (see `decode`).
         UsageError: It has values of unknown meaning.
     """
-    pixels = read_mask(ref)
     if reading is None:
         reading = survey((ref,), str(ref))[0]
+    pixels = read_mask(ref, reading.palette)
+    if pixels.lossy and reading.class_values:
+        raise _lossy_classes(ref)
     values = _channel_values(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
@@ -112,6 +119,14 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     if unknown:
         raise unknown_values(unknown, reading, str(ref))
     return labels
+
+
+def _lossy_classes(ref: FileRef) -> UsageError:
+    return UsageError(
+        f"The mask `{ref}` is a JPEG file, and there are several classes.",
+        "JPEG blurs values over their edges: between two classes lie the values of others.",
+        "Write it anew from its original as PNG.",
+    )
 
 
 def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
@@ -166,18 +181,34 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> 
 
 def survey(
     masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
-    ignore: ValueOption = None,
+    ignore: ValueOption = None, classes: ClassesOption = None,
 ) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
-    """The reading of all masks of a data set, and notes about it for the user; see `decide`.
+    """The reading of all masks of a data set, and notes about it for the user.
+
+    See `decide`; with `classes`, of several classes (`mask_classes.decide_classes`).
 
     All masks decide, or of a large set a sample that depends on ids alone. While all of them have
-    one value, more are read.
+    one value, more are read; with `all` as `classes` every mask is.
+
+    Raises:
+        UsageError: The values are ambiguous, or the options contradict each other or the masks.
     """
+    if foreground is not None and classes is not None:
+        raise UsageError(
+            "`--foreground` and `--classes` do not go together.",
+            "The first makes two values of the masks, foreground and background, the second "
+            "several classes.",
+            "Leave out one of the two.",
+        )
     ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
     ignored = parse_values(ignore, "--ignore")
-    census = _census(tuple((ref, _file_state(ref)) for ref in ordered), ignored)
+    files = tuple((ref, _file_state(ref)) for ref in ordered)
+    census = _census(files, ignored, classes is not None, is_all(classes))
     if not census.masks:
         return MaskReading(STANDARD), ()  # none is readable: decoding one gives the error
+    if classes is not None:
+        reading, notes = decide_classes(census, location, classes, ignore)
+        return reading, tuple(notes)
     reading, notes = decide(census, location, foreground=foreground, ignore=ignore)
     return reading, tuple(notes)
 
@@ -193,21 +224,29 @@ def _file_state(ref: FileRef) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _census(
-    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...]
-) -> Census:
-    """Counts the values of as many masks as decide; cached for a data set that is opened again."""
+    masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...],
+    palettes_apart: bool, every: bool,
+) -> Census:  # fmt: skip
+    """Counts the values of as many masks as decide; cached for a data set that is opened again.
+
+    With `palettes_apart`, masks with a palette are counted by index and colour; with `every`, no
+    mask is left out.
+    """
+    palette: PaletteReading = "index" if palettes_apart else "auto"
     census = Census(total=len(masks))
     pixels = 0
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         for first in range(0, len(masks), _AT_ONCE):
             batch = [ref for ref, _ in masks[first : first + _AT_ONCE]]
-            for mask_counts in pool.map(_count, batch):
+            for mask_counts in pool.map(partial(_count, palette=palette), batch):
                 if mask_counts is None:
                     continue
                 _add(census, mask_counts)
                 pixels += sum(mask_counts.counts.values())
+                if every:
+                    continue
                 values = len(census.exact) + len(census.lossy)
-                different = {v for v, _ in census.exact} | set(census.lossy)
+                different = {v for v, _ in (*census.exact, *census.palette)} | set(census.lossy)
                 enough = census.masks >= _MOST_MASKS or (
                     pixels >= _MOST_PIXELS and census.masks >= _LEAST_MASKS
                 )
@@ -220,20 +259,27 @@ def _census(
 
 @dataclass(frozen=True)
 class _MaskCounts:
-    """The number of pixels of one mask with each (value, alpha)."""
+    """The number of pixels of one mask with each (value, alpha); of a palette (index, colour)."""
 
-    counts: Counter[tuple[float, int]]
+    counts: Counter[tuple[float, float]]
     lossy: bool
     kind: str
+    palette: bool = False
 
 
-def _count(ref: FileRef) -> _MaskCounts | None:
+def _count(ref: FileRef, palette: PaletteReading) -> _MaskCounts | None:
     """Counts the values of one mask; None for an unreadable one, whose decoding gives the error."""
     try:
-        pixels = read_mask(ref)
+        pixels = read_mask(ref, palette)
     except UnreadableImage:
         return None
-    counts: Counter[tuple[float, int]] = Counter()
+    if pixels.palette is not None:
+        indices, numbers = _unique(pixels.values)
+        colours = map(as_number, pixels.palette[indices])
+        pairs = zip(map(as_number, indices), colours, strict=True)
+        by_index = Counter(dict(zip(pairs, map(int, numbers), strict=True)))
+        return _MaskCounts(by_index, pixels.lossy, pixels.kind, palette=True)
+    counts: Counter[tuple[float, float]] = Counter()
     alphas = [OPAQUE] if pixels.alpha is None else np.unique(pixels.alpha)
     for alpha in alphas:
         selected = ... if pixels.alpha is None else pixels.alpha == alpha
@@ -255,8 +301,11 @@ def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 def _add(census: Census, mask_counts: _MaskCounts) -> None:
     census.masks += 1
     census.kinds |= {mask_counts.kind} - {""}
+    if mask_counts.palette:
+        census.palette.update(mask_counts.counts)
+        return
     if not mask_counts.lossy:
-        census.exact.update(mask_counts.counts)
+        census.exact.update({(v, int(a)): n for (v, a), n in mask_counts.counts.items()})
         return
     for (value, _), number in mask_counts.counts.items():
         if value >= COLOUR_OFFSET:
@@ -265,8 +314,11 @@ def _add(census: Census, mask_counts: _MaskCounts) -> None:
             census.lossy[value] += number
 
 
-def read_mask(ref: FileRef) -> MaskPixels:
-    """The contents of the mask file; raises UnreadableImage if it is missing or damaged."""
+def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
+    """The contents of the mask file; raises UnreadableImage if it is missing or damaged.
+
+    With `auto`, of a palette the indices count if black has index 0 and some colour is not grey.
+    """
     try:
         content = ref.read()
     except OSError as error:
@@ -276,7 +328,7 @@ def read_mask(ref: FileRef) -> MaskPixels:
     if (ref.member or ref.path.name).lower().endswith(_ARRAY):
         return _from_array(content)
     lossless_webp = b"VP8L" in content[:64]
-    return read_image(io.BytesIO(content), lambda image: _from_image(image, lossless_webp))
+    return read_image(io.BytesIO(content), lambda image: _from_image(image, lossless_webp, palette))
 
 
 def _from_array(content: bytes) -> MaskPixels:
@@ -297,7 +349,7 @@ def _from_array(content: bytes) -> MaskPixels:
     return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=_NUMPY)
 
 
-def _from_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
+def _from_image(image: Image.Image, lossless_webp: bool, palette: PaletteReading) -> MaskPixels:
     lossy = (
         image.format in ("JPEG", "MPO")
         or (image.format == "WEBP" and not lossless_webp)
@@ -307,17 +359,29 @@ def _from_image(image: Image.Image, lossless_webp: bool) -> MaskPixels:
         kinds = {"F": "floating-point numbers", "I": "whole numbers of 32 bits"}
         kind = kinds.get(image.mode, "whole numbers of 16 bits")
         return MaskPixels(np.array(image), lossy=lossy, kind=kind)
+    if image.mode == "P" and palette == "index":
+        return MaskPixels(
+            np.array(image), lossy=lossy, kind="indices of a palette", palette=_palette_of(image)
+        )
     alpha = None
     if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "L" and alpha is None:
         return MaskPixels(np.array(image), lossy=lossy)
     colours = _colours(np.asarray(image.convert("RGB")))
-    if image.mode == "P" and colours.dtype != np.uint8:
+    if image.mode == "P" and palette == "auto" and colours.dtype != np.uint8:
         indices = _indices(np.array(image), colours)
         kind = "indices of a palette" if indices is not colours else "colours"
         return MaskPixels(indices, alpha, lossy, kind)
     return MaskPixels(colours, alpha, lossy, "" if colours.dtype == np.uint8 else "colours")
+
+
+def _palette_of(image: Image.Image) -> NDArray[Any]:
+    """The colour (see `COLOUR_OFFSET`) or grey value of each index of its palette, 256 of them."""
+    indices = Image.frombytes("P", (256, 1), bytes(range(256)))
+    indices.putpalette(image.getpalette("RGB") or [])
+    colours: NDArray[Any] = _colours(np.asarray(indices.convert("RGB")))[0]
+    return colours
 
 
 def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:

@@ -63,6 +63,7 @@ from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
 from robustcli.data.webdataset import names_shards, read_shards
 
 if TYPE_CHECKING:
+    from robustcli.data.mask_classes import ClassesOption
     from robustcli.data.mask_values import ValueOption
 
 SETTINGS = Path("robust.toml")
@@ -99,12 +100,14 @@ class Masks:
     """Opens images with masks, whose reading is decided once for the whole data set.
 
     `foreground` are its values (see `mask_values.decide`), None to decide by the values of the
-    masks; `surveyed`: whether the masks are examined, else each is later read by its own values.
-    `offline` forbids the network, for data that are not on this machine.
+    masks; `classes` makes several classes of them (`mask_classes.parse_classes`). `surveyed`:
+    whether the masks are examined, else each is later read by its own values. `offline` forbids the
+    network, for data that are not on this machine.
     """
 
     foreground: ValueOption = None
     ignore: ValueOption = None
+    classes: ClassesOption = None
     surveyed: bool = True
     offline: bool = False
 
@@ -386,7 +389,7 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     _check_groups(path, samples, layout.grouping)
     dataset = _dataset(path, named, samples, notes, hub_layout)
     dataset = replace(dataset, grouping=layout.grouping, tolerance=layout.tolerance)
-    return _surveyed(dataset, truth) if truth.surveyed else dataset
+    return _surveyed(dataset, truth, labels_beside(path)) if truth.surveyed else dataset
 
 
 def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
@@ -418,13 +421,22 @@ def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
         raise advice.groups_in_two_splits(path, divided, len(splits), grouping)
 
 
-def _surveyed(dataset: Dataset, truth: Masks) -> Dataset:
+def labels_beside(location: Path) -> Path | None:
+    """The table of classes in a folder, or beside a file: `labels.json`, or nnU-Net's file."""
+    folder = location if location.is_dir() else location.parent
+    return next((f for n in ("labels.json", "dataset.json") if (f := folder / n).is_file()), None)
+
+
+def _surveyed(dataset: Dataset, truth: Masks, labels: Path | None) -> Dataset:
     """`dataset` with the reading of its masks."""
     from robustcli.data.masks import survey  # a listing of data sets needs no numpy
 
     masks = [sample.mask for sample in dataset.samples]
+    classes = truth.classes
+    if classes is None and truth.foreground is None:
+        classes = labels
     reading, notes = survey(
-        masks, dataset.location, foreground=truth.foreground, ignore=truth.ignore
+        masks, dataset.location, foreground=truth.foreground, ignore=truth.ignore, classes=classes
     )
     samples = tuple(replace(sample, reading=reading) for sample in dataset.samples)
     return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *notes))

@@ -10,6 +10,7 @@ from pathlib import Path
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.model import Precision
 from robustcli.core.names import file_name
+from robustcli.data.mask_classes import classes_settings
 from robustcli.data.mask_values import mask_settings
 from robustcli.tasks.config import TaskConfig
 
@@ -45,7 +46,7 @@ class EvalConfig(TaskConfig):
         if self.out is not None:
             return self.out
         changes = [change for change in map(_changes, self.models) if change is not None]
-        masks = mask_settings(self.foreground, self.ignore)
+        masks = mask_settings(self.foreground, self.ignore) + classes_settings(self.mask_classes)
         masks += [] if self.answers == "auto" else [self.answers]
         settings = [digest, self.seed, self.apply_at, self.precision, *changes, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]

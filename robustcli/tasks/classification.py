@@ -207,7 +207,7 @@ class ClassificationTask(Task[Classifier]):
 
     def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
-        check_no_masks(config.foreground, config.ignore)
+        check_no_masks(config.foreground, config.ignore, config.mask_classes)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; all models must have the same classes.

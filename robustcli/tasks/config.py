@@ -8,6 +8,7 @@ from typing import Literal
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.data.dataset import Dataset
+from robustcli.data.mask_classes import ClassesOption
 from robustcli.data.mask_values import ValueOption
 from robustcli.data.natural_shifts import AnswerClasses
 from robustcli.tasks.record import EvaluatedPart
@@ -19,7 +20,7 @@ class TaskConfig:
 
     `splits_of` is a training run that says which part an image belongs to, as if one of the models
     came from it. `quick` takes the images of `data.subsets.quick_look`. `dataset` is what `data`
-    names, where that is opened already.
+    names, where that is opened already; `mask_classes` are `--classes`.
     """
 
     models: tuple[ModelRequest, ...]
@@ -38,5 +39,6 @@ class TaskConfig:
     apply_at: Literal["original", "crop"] = "original"
     foreground: ValueOption = None
     ignore: ValueOption = None
+    mask_classes: ClassesOption = None
     dataset: Dataset | None = None
     offline: bool = False

@@ -15,14 +15,15 @@ from robustcli.adapters.training_run import ClassifierHeader, header_beside, wei
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
+from robustcli.data.mask_classes import ClassTable, in_pairs
 from robustcli.data.mask_values import NONZERO
 from robustcli.data.splits import read_splits
 from robustcli.tasks.config import TaskConfig
-from robustcli.tasks.record import EvaluatedPart, MasksRecord
+from robustcli.tasks.record import EvaluatedPart, MasksRecord, class_table
 
 SPLITS_FILE = "splits.csv"
-MaskValues = tuple[str | None, str | None]
-"""`--foreground` and `--ignore`, as a user types them."""
+MaskValues = tuple[str | None, str | None, ClassTable | None]
+"""`--foreground` and `--ignore` as a user types them, and the classes of `--classes`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TrainingData:
         digest: The digest of its images; None if the weights do not record it.
         parts: The split of each image by id; empty if that file is missing.
         file_hashes: The SHA-256 of the files of some training images by id, if recorded.
-        mask_values: `--foreground` and `--ignore` of the training, if it had them.
+        mask_values: `--foreground`, `--ignore` and the classes of the training, if it had them.
     """
 
     model: str
@@ -97,14 +98,19 @@ def mask_values_of(run: Path) -> MaskValues | None:
     if masks is None:
         return None
     ignore = ",".join(masks.ignored) or None
+    if masks.classes is not None:
+        return None, ignore, class_table(masks)
     if masks.background is not None:  # the training decided by the two values of the masks
-        return None if ignore is None else (None, ignore)
-    return (NONZERO if masks.foreground is None else ",".join(masks.foreground)), ignore
+        return None if ignore is None else (None, ignore, None)
+    foreground = NONZERO if masks.foreground is None else ",".join(masks.foreground)
+    return foreground, ignore, None
 
 
 def in_flags(values: MaskValues) -> str:
-    """The two options as a user types them."""
-    flags = zip(("--foreground", "--ignore"), values, strict=True)
+    """The options as a user types them."""
+    foreground, ignore, table = values
+    classes = None if table is None else in_pairs(table)
+    flags = (("--foreground", foreground), ("--ignore", ignore), ("--classes", classes))
     return " ".join(f"{flag} {value}" for flag, value in flags if value is not None)
 
 

@@ -13,6 +13,7 @@ from robustcli.core.io import reading, write_bytes
 from robustcli.core.names import model_folder
 from robustcli.core.rundir import Record
 from robustcli.data.dataset import Dataset
+from robustcli.data.mask_classes import ClassLabel, ClassTable
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.transforms.base import Cell
@@ -46,11 +47,23 @@ class RecordList(Generic[ListedT]):
         write_bytes(run / self._path, self._records.dump_json(records, indent=2) + b"\n")
 
 
+class MaskClassRecord(Record):
+    """A class of masks: its name, its values as a user writes them, the colour it is drawn in.
+
+    `values` is empty if each class has its own files; `colour` is `#rrggbb` or None.
+    """
+
+    name: str
+    values: list[str]
+    colour: str | None = None
+
+
 class MasksRecord(Record):
     """How the masks of a data set are read, if not as usual (0 and 1, or 0 and 255).
 
     Values are as a user writes them (`128`, `#ff0000`); `foreground` is None for all that are not 0
-    or ignored, `background` for all others. `words` is the same as a phrase.
+    or ignored, `background` for all others. `words` is the same as a phrase; `classes` are the
+    classes 1 to K of masks with several, in order, else None.
     """
 
     foreground: list[str] | None
@@ -58,6 +71,7 @@ class MasksRecord(Record):
     ignored: list[str]
     channel: Literal["colour", "alpha"]
     words: str
+    classes: list[MaskClassRecord] | None = None
 
 
 class DatasetRecord(Record):
@@ -94,7 +108,7 @@ def dataset_record(dataset: Dataset) -> DatasetRecord:
         name=dataset.name,
         location=dataset.location,
         label_space=space.name if space else FOREGROUND,
-        classes=len(space.ids) if space else 2,
+        classes=len(space.ids) if space else _mask_classes(dataset.reading),
         images=len(dataset.samples),
         images_available=dataset.available,
         subset=dataset.subset,
@@ -107,6 +121,11 @@ def dataset_record(dataset: Dataset) -> DatasetRecord:
         tolerance=dataset.tolerance,
         masks=_masks_record(dataset.reading),
     )
+
+
+def _mask_classes(reading: MaskReading | None) -> int:
+    """Background and foreground, or background and the classes."""
+    return 2 if reading is None or not reading.classes else len(reading.classes) + 1
 
 
 def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
@@ -122,7 +141,27 @@ def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
         ignored=[shown_value(value) for value in reading.ignored],
         channel=reading.channel,
         words=reading.words(),
+        classes=_class_records(reading) or None,
     )
+
+
+def _class_records(reading: MaskReading) -> list[MaskClassRecord]:
+    values = reading.class_values or ((),) * len(reading.classes)
+    return [
+        MaskClassRecord(name=name, values=[shown_value(v) for v in of_class], colour=colour or None)
+        for name, of_class, colour in zip(reading.classes, values, reading.colours, strict=True)
+    ]
+
+
+def class_table(masks: MasksRecord) -> ClassTable:
+    """The table of classes that reads masks as `masks` records it."""
+    labels = [ClassLabel(value, "background") for value in masks.background or []]
+    labels += [
+        ClassLabel(key, label.name, label.colour or "")
+        for label in masks.classes or []
+        for key in label.values or [label.name]
+    ]
+    return ClassTable(tuple(labels), "the run's record")
 
 
 def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) -> Iterator[str]:
@@ -156,7 +195,10 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
             "as usual (0 and 1, or 0 and 255)" if record.masks is None else record.masks.words
             for record in (old, new)
         )
-        yield f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`)."
+        yield (
+            f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`, "
+            "`--classes`)."
+        )
 
 
 class PreprocessingRecord(Record):

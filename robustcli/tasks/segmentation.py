@@ -224,7 +224,7 @@ class SegmentationTask(Task[Segmenter]):
         Only if the user sets no values, and only for these images: in other data the same value may
         have another meaning.
         """
-        if config.foreground is not None or config.ignore is not None:
+        if (config.foreground, config.ignore, config.mask_classes) != (None, None, None):
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]
         if not trainings:
@@ -243,17 +243,17 @@ class SegmentationTask(Task[Segmenter]):
             raise UsageError(
                 f"`{training.model}` and `{other.model}` read the masks of this data differently.",
                 f"One was trained with `{first}`, the other with `{second}`.",
-                "Say how they are to be read here, with `--foreground` and `--ignore`.",
+                "Say how they are to be read here, with `--foreground`, `--ignore` or `--classes`.",
             )
         ((flags, training),) = by_flags.items()
         assert training.mask_values is not None, "they were selected by it"
         listener.say(f"Masks are read as in the training of `{training.model}`: `{flags}`.")
-        foreground, ignore = training.mask_values
-        return replace(config, foreground=foreground, ignore=ignore)
+        foreground, ignore, classes = training.mask_values
+        return replace(config, foreground=foreground, ignore=ignore, mask_classes=classes)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; images that a model was trained on are left out."""
-        masks = Masks(config.foreground, config.ignore, offline=config.offline)
+        masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
         opened = config.dataset or open_dataset(config.data, masks)
         for note in opened.notes:
             listener.say(note)

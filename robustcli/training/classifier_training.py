@@ -182,7 +182,7 @@ def check_protocol(config: TrainConfig) -> None:
             "It is a way of splitting and scoring images with masks.",
             "Leave it out: classifiers are split by image, class by class.",
         )
-    check_no_masks(config.foreground, config.ignore)
+    check_no_masks(config.foreground, config.ignore, config.mask_classes)
 
 
 def no_data(entry: ModelEntry) -> UsageError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.core.names import file_name
+from robustcli.data.mask_classes import ClassesOption, classes_settings
 from robustcli.data.mask_values import ValueOption, mask_settings
 from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.recipes import EXTENDABLE, Protocol, Recipe
@@ -20,7 +21,8 @@ class TrainConfig:
     """All settings of one training; see `robust train seg --help` for their meaning.
 
     What is None is the recipe's. `task` is what the user takes the model to be, None for either;
-    `plan` is that of pretrained weights, for recipes that follow one.
+    `plan` is that of pretrained weights, for recipes that follow one; `mask_classes` are
+    `--classes`.
     """
 
     model: str
@@ -54,6 +56,7 @@ class TrainConfig:
     task: Literal["cls", "seg"] | None = None
     foreground: ValueOption = None
     ignore: ValueOption = None
+    mask_classes: ClassesOption = None
 
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
         """Where the run goes: `out`, else a folder named by the model and a hash of settings.
@@ -71,7 +74,7 @@ class TrainConfig:
         if recipe.patches is None:
             del how["patches"]
         start = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
-        masks = mask_settings(self.foreground, self.ignore)
+        masks = mask_settings(self.foreground, self.ignore) + classes_settings(self.mask_classes)
         settings = [*start, self.seed, world, digest, how, *masks]
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         name = file_name(self.model)

@@ -76,9 +76,8 @@ class SegmenterTraining(TrainingTask):
 
     def open(self, config: TrainConfig) -> Dataset:
         """See `TrainingTask.open`."""
-        return open_dataset(
-            config.data, Masks(config.foreground, config.ignore, offline=config.offline)
-        )
+        masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
+        return open_dataset(config.data, masks)
 
     def built_for(self, config: TrainConfig, index: Dataset) -> TrainConfig:
         """See `TrainingTask.built_for`: one output for each class and the background."""

@@ -310,6 +310,7 @@ def evaluate_test_images(plan: TrainPlan, model: str, out: Path) -> None:
             offline=config.offline,
             foreground=config.foreground,
             ignore=config.ignore,
+            mask_classes=config.mask_classes,
             command=config.command,
         )
     )

@@ -81,13 +81,13 @@ def find_images(
         MachineError: The images are not on this machine, or have other contents or classes.
     """
     record = stored.record.dataset
-    foreground, ignore = mask_values_of(stored.run) or (None, None)
+    foreground, ignore, classes = mask_values_of(stored.run) or (None, None, None)
     labels = config.labels or _file_in(stored.record.command, "--labels")
     place = config.data or (record.name if record.demonstration else record.location)
     data_config = EvalConfig(
         models.requests, ("identity",), place, split="all", seed=stored.record.seed,
         label_space=models.label_space, labels=labels, foreground=foreground, ignore=ignore,
-        offline=config.offline,
+        mask_classes=classes, offline=config.offline,
     )  # fmt: skip
     part = f" ({record.subset})" if record.subset else ""
     described = f"{record.images:,} images of `{record.name}`{part}"

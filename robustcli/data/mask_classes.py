@@ -1,0 +1,421 @@
+"""Several classes of masks: the table of values and names, from an option or a file, as a reading.
+
+A table says which values of the masks are which class. It comes from `--classes`, from a
+`labels.json`, or from the `dataset.json` of nnU-Net (source: nnU-Net v2, `dataset_format.md`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from robustcli.core.errors import UsageError
+from robustcli.data.mask_values import (
+    COLOUR_OFFSET,
+    NONZERO,
+    Census,
+    MaskReading,
+    PaletteReading,
+    Value,
+    ValueOption,
+    channel_of,
+    check_lossy,
+    parse_values,
+    shares_in_words,
+    shown_value,
+    shown_values,
+)
+
+ALL = "all"
+LABELS_FILE, NNUNET_FILE = "labels.json", "dataset.json"
+MOST_CLASSES = 200
+ClassesOption: TypeAlias = "str | Path | Mapping[Any, Any] | ClassTable | None"
+"""In a user's notation: `all`, `1=liver,2=kidney`, a file of labels, or its contents."""
+
+_FLAG = "--classes"
+_BACKGROUND, _IGNORE = "background", "ignore"
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """A line of a table of classes.
+
+    Args:
+        key: A value of the masks in a user's notation (`2`, `#ff0000`), or for masks with one file
+            a class, what the names of its files hold.
+        name: The name of the class; `background` and `ignore` have their own meaning.
+        colour: The colour in which the class is drawn, `#rrggbb`; empty for the default.
+    """
+
+    key: str
+    name: str
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The values of masks and the names of their classes, in the order of the classes.
+
+    `source` says where it comes from, as messages name it: an option or a file.
+    """
+
+    labels: tuple[ClassLabel, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The table with parsed values: names and values of each class, and the others."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[Value, ...], ...]
+    colours: tuple[str, ...]
+    background: tuple[Value, ...]
+    ignored: tuple[Value, ...]
+
+
+def parse_classes(option: ClassesOption) -> ClassTable | None:
+    """The table of `--classes`; None for `all`, and without the option.
+
+    Raises:
+        UsageError: The option names no file and no classes, or the file is not read.
+    """
+    if option is None or isinstance(option, ClassTable) or is_all(option):
+        return option if isinstance(option, ClassTable) else None
+    if isinstance(option, Mapping):
+        return table_of(option, f"`{_FLAG}`")
+    path = Path(option).expanduser()
+    if path.is_file():
+        return read_table(path)
+    text = str(option)
+    if isinstance(option, Path) or text.lower().endswith(".json"):
+        raise UsageError(
+            f"`{_FLAG} {option}`: there is no such file.",
+            "Expected a file of labels, pairs (`1=liver,2=kidney`), or `all`.",
+            "Check the path.",
+        )
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or any(
+        not key.strip() or (sign and not name.strip()) for key, sign, name in pairs
+    ):
+        raise UsageError(
+            f"`{_FLAG} {option}` names no classes.",
+            "Expected pairs of value and name (`1=liver,2=kidney`), a file of labels, or `all`.",
+            "Correct it.",
+        )
+    labels = (ClassLabel(key.strip(), (name or key).strip()) for key, _, name in pairs)
+    return ClassTable(tuple(labels), f"`{_FLAG}`")
+
+
+def is_all(option: ClassesOption) -> bool:
+    """Whether every value that occurs is a class."""
+    return isinstance(option, str) and option.strip().lower() == ALL
+
+
+def read_table(path: Path) -> ClassTable:
+    """The table in a file of labels or in nnU-Net's `dataset.json`; raises UsageError otherwise."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"`{path}` cannot be read.", f"{error.strerror or error}.", "Check the file."
+        ) from error
+    table = parse_table(content, path.name)
+    if table is None:
+        raise _no_table(path.name, "It is no table of values and names.")
+    return table
+
+
+def parse_table(content: bytes, name: str) -> ClassTable | None:
+    """The table in the text of a file; None where its JSON is about something else.
+
+    Raises:
+        UsageError: It is no JSON, or a table with an error.
+    """
+    try:
+        plain = json.loads(content.decode("utf-8-sig"))
+    except ValueError as error:
+        raise _no_table(name, f"It is no JSON: {error}.") from error
+    if isinstance(plain, Mapping) and isinstance(plain.get("labels"), Mapping | list):
+        plain = plain["labels"]
+    elif name.lower() == NNUNET_FILE:
+        return None
+    return table_of(plain, f"`{name}`") if _is_table(plain) else None
+
+
+def _is_table(plain: Any) -> bool:
+    if isinstance(plain, list):
+        return bool(plain) and all(isinstance(name, str) for name in plain)
+    if not isinstance(plain, Mapping) or not plain:
+        return False
+    described = all(
+        isinstance(v, str) or (isinstance(v, Mapping) and isinstance(v.get("name"), str))
+        for v in plain.values()
+    )
+    return described or _holds_numbers(plain)
+
+
+def _holds_numbers(plain: Mapping[Any, Any]) -> bool:
+    """Whether names have values, as nnU-Net writes it, not values names."""
+    members = [v for value in plain.values() for v in (value if _is_list(value) else [value])]
+    return all(isinstance(value, int | float) and value is not True for value in members)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTable:
+    """The table of the contents of a file of labels.
+
+    `{"1": "liver"}`, `{"#ff0000": "liver"}`, `{"1": {"name": "liver", "colour": "#ff0000"}}`,
+    nnU-Net's `{"liver": 1}` (or `[1, 2]`), or a list of names from the value 0 on.
+
+    Raises:
+        UsageError: It is none of these, or two of nnU-Net's regions overlap.
+    """
+    if not _is_table(plain):
+        raise _no_table(source.strip("`"), "It is no table of values and names.")
+    if not isinstance(plain, Mapping):
+        return ClassTable(
+            tuple(ClassLabel(str(i), name.strip()) for i, name in enumerate(plain)), source
+        )
+    if _holds_numbers(plain):
+        of_names = [(str(v), str(name)) for name, value in plain.items()
+                    for v in (value if _is_list(value) else [value])]  # fmt: skip
+        counts = Counter(key for key, _ in of_names)
+        shared = sorted(key for key, number in counts.items() if number > 1)
+        if shared:
+            raise UsageError(
+                f"The labels in {source} are regions that overlap.",
+                f"The value {', '.join(shared)} belongs to several of them; here a pixel has one "
+                "class.",
+                f"Name classes that do not overlap, such as `{_FLAG} 1=edema,2=core`.",
+            )
+        return ClassTable(tuple(ClassLabel(key, name.strip()) for key, name in of_names), source)
+    labels = []
+    for key, label in plain.items():
+        described = label if isinstance(label, Mapping) else {"name": label}
+        colour = str(described.get("colour") or described.get("color") or "").lower()
+        if colour:
+            parse_values(colour, f"{source.strip('`')}: colour")
+        labels.append(ClassLabel(str(key).strip(), described["name"].strip(), colour))
+    return ClassTable(tuple(labels), source)
+
+
+def _no_table(name: str, why: str) -> UsageError:
+    return UsageError(
+        f"`{name}` says no classes of masks.",
+        why,
+        'Write `{"0": "background", "1": "liver", "2": "kidney"}` (value of the masks, or colour '
+        'such as `"#ff0000"`, and name), or a list of names from the value 0 on.',
+    )
+
+
+def _values_of(table: ClassTable) -> _Values:
+    """The values of a table; raises UsageError for other keys and values that stand twice."""
+    by_name: dict[str, list[Value]] = defaultdict(list)
+    colours: dict[str, str] = {}
+    for label in table.labels:
+        (value,) = parse_values(label.key, f"{_FLAG}, {table.source}:") or (0,)
+        by_name[label.name].append(value)
+        colours.setdefault(label.name, label.colour)
+    counts = Counter(value for values in by_name.values() for value in values)
+    repeated = sorted(value for value, number in counts.items() if number > 1)
+    if repeated:
+        raise UsageError(
+            f"{table.source} names the value {shown_values(repeated)} more than once.",
+            "A value belongs to one class.",
+            "Correct it.",
+        )
+    others = {name.lower(): name for name in by_name if name.lower() in (_BACKGROUND, _IGNORE)}
+    background, ignored = (
+        tuple(by_name.pop(others[other], ())) if other in others else ()
+        for other in (_BACKGROUND, _IGNORE)
+    )
+    if not background and 0 not in counts:
+        background = (0,)
+    return _Values(
+        tuple(by_name), tuple(map(tuple, by_name.values())),
+        tuple(_colour(colours[name], values) for name, values in by_name.items()),
+        background, ignored,
+    )  # fmt: skip
+
+
+def _colour(colour: str, values: Sequence[Value]) -> str:
+    """The colour of a class: its own, or that of its masks where values are colours."""
+    return colour or next((shown_value(v) for v in values if v >= COLOUR_OFFSET), "")
+
+
+def decide_classes(
+    census: Census, location: str, classes: ClassesOption, ignore: ValueOption = None
+) -> tuple[MaskReading, list[str]]:
+    """The reading of masks with the classes of a table, and notes about it for the user.
+
+    With one class the reading is that of two values, foreground and background.
+
+    Args:
+        census: The values of the masks, palettes apart.
+        location: For messages.
+        classes: `all`, or what `parse_classes` reads.
+        ignore: More values to ignore.
+
+    Raises:
+        UsageError: There are values without a class, no classes, too many, or the masks are JPEG.
+    """
+    table = parse_classes(classes)
+    named = None if table is None else _values_of(table)
+    extra = parse_values(ignore, "--ignore")
+    by_colour = _palettes_by_colour(census, named)
+    channel, counts = channel_of(census, location)
+    for (index, colour), pixels in census.palette.items():
+        counts[colour if by_colour else index] += pixels
+    if any(value != value for value in counts):
+        raise _unreadable_values(location, "Some pixels are no number (NaN).")
+    source = f"`{_FLAG} {ALL}`" if table is None else table.source
+    if named is None:
+        present = sorted(value for value in counts if value not in extra and value != 0)
+        named = _Values(
+            tuple(map(shown_value, present)), tuple((value,) for value in present),
+            tuple(_colour("", (value,)) for value in present), (0,), (),
+        )  # fmt: skip
+    ignored = tuple(dict.fromkeys((*named.ignored, *extra)))
+    _check(named, ignored, counts, location, source)
+    kind = " and ".join(sorted(census.kinds))
+    palette: PaletteReading = "colour" if by_colour else "index"
+    reading = MaskReading(
+        None, named.background, ignored, channel, kind,
+        classes=named.names, class_values=named.values, colours=named.colours, palette=palette,
+        source=source,
+    )  # fmt: skip
+    if len(named.names) == 1:
+        reading = replace(
+            reading, foreground=named.values[0], classes=(), class_values=(), colours=(),
+            source="",
+        )  # fmt: skip
+        check_lossy(reading, census, location)
+    else:
+        _check_lossless(census, location)
+    return reading, list(_announcements(reading, named, counts, census, source))
+
+
+def _check_lossless(census: Census, location: str) -> None:
+    if census.lossy or census.blurred_colours:
+        raise UsageError(
+            f"Some masks of `{location}` are JPEG files, and there are several classes.",
+            "JPEG blurs values over their edges: between two classes lie the values of others.",
+            "Write the masks anew from their originals as PNG. `--foreground VALUES` reads two "
+            "values, foreground and background, which blur does not mix up.",
+        )
+
+
+def _palettes_by_colour(census: Census, named: _Values | None) -> bool:
+    """Whether palettes count by their colours: the table has colours, or an index has several."""
+    if named is not None and any(v >= COLOUR_OFFSET for values in named.values for v in values):
+        return True
+    colours: dict[Value, set[Value]] = defaultdict(set)
+    for index, colour in census.palette:
+        colours[index].add(colour)
+    return named is None and any(len(several) > 1 for several in colours.values())
+
+
+def _check(
+    named: _Values, ignored: tuple[Value, ...], counts: Mapping[Value, int], location: str,
+    source: str,
+) -> None:  # fmt: skip
+    """Raises UsageError unless every value has one meaning and the number of classes is fit."""
+    shared = [v for values in (*named.values, named.background) for v in values if v in ignored]
+    if shared:
+        raise UsageError(
+            f"{shown_values(shared)} is a value to ignore and one of {source}.",
+            "A value is either a class or left out.",
+            f"Leave it out of `--ignore`, or name it `{_IGNORE}` in the table.",
+        )
+    if not named.names:
+        raise UsageError(
+            f"{source} leaves no class of the masks of `{location}`.",
+            f"Their values (share of the pixels): {shares_in_words(counts)}.",
+            f"Name the values that are classes, such as `{_FLAG} 1=liver,2=kidney`.",
+        )
+    if len(named.names) > MOST_CLASSES:
+        raise UsageError(
+            f"The masks of `{location}` have {len(named.names)} classes by {source}.",
+            f"At most {MOST_CLASSES} are read. So many values are rather numbers of single objects,"
+            " or no masks.",
+            f"`--foreground {NONZERO}` reads everything that is not 0 as the foreground.",
+        )
+    known = {*named.background, *ignored, *(v for values in named.values for v in values)}
+    unknown = sorted(value for value in counts if value not in known)
+    if unknown:
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise UsageError(
+            f"The masks of `{location}` hold {shown_values(unknown[:_SHOWN])}{more}, which "
+            f"{source} does not name.",
+            f"Their values (share of the pixels): {shares_in_words(counts)}.",
+            f"Add them to the table (the names `{_BACKGROUND}` and `{_IGNORE}` have that meaning), "
+            f"leave them out with `--ignore`, or take all values as classes: `{_FLAG} {ALL}`.",
+        )
+
+
+def _unreadable_values(location: str, why: str) -> UsageError:
+    return UsageError(
+        f"The masks of `{location}` have values that are no classes.",
+        why,
+        "Write them anew with whole numbers.",
+    )
+
+
+def _announcements(
+    reading: MaskReading, named: _Values, counts: Mapping[Value, int], census: Census, source: str
+) -> Iterable[str]:
+    """Notes for the user: the meaning of every value, gaps, and classes without pixels."""
+    partly = census.masks < census.total
+    counted = f", by {census.masks} of {census.total} masks" if partly else ""
+    kind = f", {reading.kind}" if reading.kind else ""
+    lines = [f"{shown_value(v)} = background" for v in named.background if v in counts]
+    for name, values in zip(named.names, named.values, strict=True):
+        shown = shown_values(values)
+        lines.append(shown if shown == name else f"{shown} = {name}")
+    lines += [f"{shown_value(value)} ignored" for value in reading.ignored]
+    yield f"Masks hold {len(counts)} values{counted}{kind}: {', '.join(lines)} ({source})."
+    if not reading.classes:
+        yield (
+            f"Masks: {source} has one class, `{named.names[0]}`: it is the foreground, everything "
+            "is as for masks of two values."
+        )
+        return
+    numbers = [(n, name, values) for n, (name, values) in
+               enumerate(zip(named.names, named.values, strict=True), 1)]  # fmt: skip
+    if any(values != (n,) for n, _, values in numbers):
+        moved = ", ".join(f"{shown_values(v)} is {n}" for n, _, v in numbers if v != (n,))
+        yield f"Classes are numbered 1 to {len(numbers)} in this order: {moved}."
+    if not any(value in counts for value in named.background):
+        yield (
+            "No pixel of the masks is background. If one of the values is the background, name it: "
+            f"`{_FLAG} 1={_BACKGROUND},...`."
+        )
+    without = [name for name, values in zip(named.names, named.values, strict=True)
+               if not any(value in counts for value in values)]  # fmt: skip
+    if without:
+        where = f"the {census.masks} masks that were read first" if partly else "any mask"
+        yield f"Classes without a pixel in {where}: {', '.join(without)}."
+    if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
+        yield "255 is a class here; where it means pixels that count nowhere, add `--ignore 255`."
+
+
+def classes_settings(option: ClassesOption) -> list[object]:
+    """The option in a normal form, for the hash of a run's settings; empty without it."""
+    if option is None:
+        return []
+    table = parse_classes(option)
+    return [ALL] if table is None else [[[x.key, x.name, x.colour] for x in table.labels]]
+
+
+def in_pairs(table: ClassTable) -> str:
+    """The table in the notation of `--classes`: `1=liver,2=kidney`."""
+    return ",".join(f"{label.key}={label.name}" for label in table.labels)
