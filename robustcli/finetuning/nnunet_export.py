@@ -1,8 +1,8 @@
 """A trained U-Mamba as a results folder of nnU-Net: `OUT/MODE/nnunet/TRAINER__PLANS__2d/`.
 
 The plan there and in the checkpoint's `init_args` is that of the pretrained weights, or one like
-nnU-Net's, with this network's topology, the classes of the data, and the normalisation that the network was
-trained with.
+nnU-Net's, with this network's topology, the classes of the data, and the normalisation that the
+network was trained with.
 """
 
 from __future__ import annotations

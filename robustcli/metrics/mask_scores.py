@@ -89,7 +89,7 @@ def pixel_confusion(rows: pd.DataFrame) -> NDArray[np.int64] | None:
     name = f"{PREFIX}confusion"
     if name not in rows or rows.empty or rows[name].isna().any():
         return None
-    flat = np.sum([np.asarray(values, np.int64) for values in rows[name]], axis=0)
+    flat: NDArray[np.int64] = np.array([list(values) for values in rows[name]], np.int64).sum(0)
     side = math.isqrt(len(flat))
     return flat.reshape(side, side)
 
@@ -213,12 +213,12 @@ class CleanMaskComparison:
 
 def dice(rows: pd.DataFrame) -> FloatArray:
     """2 tp / (2 tp + fp + fn) of every row, averaged over classes; 1 if both masks are empty."""
-    return _dice(counts_of(rows)).mean(1)
+    return _class_mean(_dice(counts_of(rows)))
 
 
 def iou(rows: pd.DataFrame) -> FloatArray:
     """Tp / (tp + fp + fn) of every row, averaged over classes; 1 if both masks are empty."""
-    return _iou(counts_of(rows)).mean(1)
+    return _class_mean(_iou(counts_of(rows)))
 
 
 def _dice(counts: NDArray[np.int64]) -> FloatArray:
@@ -293,12 +293,13 @@ def compare_masks_with_clean(
 
 def group_dice(rows: pd.DataFrame) -> FloatArray:
     """The dice of each group, its pixels pooled, averaged over classes; groups sorted by name."""
-    return _dice(_pooled(rows)).mean(1)
+    return _class_mean(_dice(_pooled(rows)))
 
 
 def class_dice(rows: pd.DataFrame) -> FloatArray:
     """The dice of each class, pooled within groups and averaged over them, (C,)."""
-    return _dice(_pooled(rows)).mean(0)
+    means: FloatArray = _dice(_pooled(rows)).mean(0)
+    return means
 
 
 def _owners(rows: pd.DataFrame) -> NDArray[np.intp]:
@@ -331,6 +332,12 @@ def _ratios(part: NDArray[np.int64], total: NDArray[np.int64]) -> Iterator[float
     for parts, totals in zip(part.sum(0), total.sum(0), strict=True):
         if totals:
             yield int(parts) / int(totals)
+
+
+def _class_mean(values: FloatArray) -> FloatArray:
+    """The means (N,) of (N, C)."""
+    means: FloatArray = values.mean(1)
+    return means
 
 
 def _mean_over_classes(values: Iterable[float]) -> float | None:
