@@ -55,6 +55,8 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
         print_document(str(out), [str(mask) for mask in done.masks])
     elif not quiet:
         click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of them from before.")
+        if done.labels is not None:
+            click.echo(f"Their values are the classes of `{done.labels}`, 0 is the background.")
 
 
 def _segmenter(values: dict[str, Any]) -> Segmenter:

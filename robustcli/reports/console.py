@@ -48,7 +48,7 @@ from robustcli.reports.training_findings import (
     group_score,
     pooled,
 )
-from robustcli.reports.zoo_rows import published
+from robustcli.reports.zoo_rows import printed_of
 
 # How a comparison over transforms is laid out in a terminal.
 
@@ -189,7 +189,7 @@ def training_table(training: TrainingFindings) -> str:
 
 def _mask_table(training: TrainingFindings) -> str:
     """The same with what was published; “with foreground” is the mean of images that have any."""
-    record, printed = training.record, published(training.record.model)
+    record, printed = training.record, printed_of(training.record)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
     held = ((record.model, training.test), ("otsu", training.baseline))
     rows = [

@@ -14,6 +14,7 @@ from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
+from robustcli.reports.class_findings import ClassFindings
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import MISSING, counted, fraction_range
 from robustcli.reports.scoring import SCORINGS, Scoring
@@ -78,6 +79,13 @@ class TrainingFindings:
             None if self.test is None else self.test.rows,
             None if self.baseline is None else self.baseline.numbers,
         )
+
+    @property
+    def classes(self) -> ClassFindings:
+        """The classes of masks with their rows, empty for foreground and background."""
+        if self.test is None:
+            return ClassFindings.of(self.record.dataset, {}, self.record.seed)
+        return self.test.findings.classes
 
     @property
     def is_partial(self) -> bool:

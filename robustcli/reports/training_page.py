@@ -21,7 +21,7 @@ from robustcli.reports.figures.training_figures import (
     draw_scatter,
     draw_strips,
 )
-from robustcli.reports.gallery import case_figures
+from robustcli.reports.gallery import case_figures, class_pictures
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import fraction, is_missing
 from robustcli.reports.pages import Page
@@ -33,7 +33,7 @@ from robustcli.reports.training_findings import (
     pooled,
     read_training,
 )
-from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, published
+from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, printed_of
 
 _MASKS = (
     *("n", "groups", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high"),
@@ -105,7 +105,7 @@ def _of_any(training: TrainingFindings) -> dict[str, object]:
 
 
 def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
-    row, line = _of_any(training), published(training.record.model)
+    row, line = _of_any(training), printed_of(training.record)
     row["protocol"] = training.record.protocol
     if line is not None:
         row |= {"published_dice": line.dice, "published_iou": line.iou}
@@ -127,6 +127,7 @@ class TrainingGallery:
     curves: tuple[Picture, ...] = ()
     strips: tuple[Picture, ...] = ()
     cases: tuple[Picture, ...] = ()
+    classes: tuple[Picture, ...] = ()
 
 
 def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
@@ -134,10 +135,11 @@ def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
     if not training.scoring.per_group:
         return TrainingGallery(curves=_curves(training))
     return TrainingGallery(
-        _scatter(training.run, Zoo([training])),
+        () if training.classes else _scatter(training.run, Zoo([training])),
         _curves(training),
         _strips(training),
         _cases(training),
+        _classes(training),
     )
 
 
@@ -232,6 +234,13 @@ def strip(name: str, held: HeldOutResults) -> Strip:
         for end in ("dice_low", "dice_high")
     )
     return Strip(name, group_dice(held.rows), float(held.numbers["dice"]), low, high)
+
+
+def _classes(training: TrainingFindings) -> tuple[Picture, ...]:
+    if training.test is None or not training.classes:
+        return ()
+    model = training.test.findings.models[0].name
+    return class_pictures(training.classes, model, training.run, training.record.model)
 
 
 def _cases(training: TrainingFindings) -> tuple[Picture, ...]:
