@@ -191,10 +191,11 @@ def _mask_table(training: TrainingFindings) -> str:
     """The same with what was published; “with foreground” is the mean of images that have any."""
     record, printed = training.record, printed_of(training.record)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
+    of_classes = " and classes" if record.dataset.mask_classes else ""
     held = ((record.model, training.test), ("otsu", training.baseline))
     rows = [
         (
-            *_held_out(name, test, f"{record.grouping}s"),
+            *_held_out(name, test, f"{record.grouping}s{of_classes}"),
             *(fraction(test.numbers[c]) for c in relaxed),
         )
         for name, test in held

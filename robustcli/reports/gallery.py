@@ -180,8 +180,8 @@ def _case(
     try:
         image = _pixels(folder / "image.png", "RGB")
         if classes:
-            truth, prediction = (_indices(folder / f"{n}.png") for n in ("truth", "prediction"))
-            return Case(title, image, truth, prediction, classes)
+            indices = [_indices(folder / f"{name}.png") for name in ("truth", "prediction")]
+            return Case(title, image, indices[0], indices[1], classes)
         truth = _pixels(folder / "truth.png", "L") > 127
         prediction = _pixels(folder / "prediction.png", "L") / 255 >= threshold
     except OSError:

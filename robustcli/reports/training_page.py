@@ -24,7 +24,7 @@ from robustcli.reports.figures.training_figures import (
 from robustcli.reports.gallery import case_figures, class_pictures
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import fraction, is_missing
-from robustcli.reports.pages import Page
+from robustcli.reports.pages import Page, to_csv
 from robustcli.reports.training_findings import (
     HeldOutResults,
     TrainingFindings,
@@ -258,7 +258,8 @@ def training_report(run: Path) -> Page:
     """
     training = read_training(run)
     text = training_text(training, draw_training_gallery(training))
-    return Page(results_of_training(training), text, terminal=training_table(training))
+    files = {"classes.csv": to_csv(training.classes.table())} if training.classes else {}
+    return Page(results_of_training(training), text, files, terminal=training_table(training))
 
 
 def results_of_training(training: TrainingFindings) -> pd.DataFrame:

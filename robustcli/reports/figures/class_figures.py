@@ -1,6 +1,4 @@
-"""Pictures of masks of several classes: dice by class and transform, and which class is taken for
-which.
-"""
+"""Pictures of masks of several classes: dice by class and transform, and their confusion."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from robustcli.reports.numbers import cell_label, fraction
 # Inches.
 _CELL, _LEFT, _TOP, _BOTTOM = (0.62, 0.3), 2.2, 0.75, 0.35
 _MARGIN = 0.15
-_SQUARE, _LABELS = 0.62, 1.5
+_SQUARE, _LABELS, _HEAD = 0.78, 1.4, 0.55
 _DARK = 0.55  # of the scale, from which numbers are written in white
 
 
@@ -60,7 +58,7 @@ def draw_pixel_confusion(pixels: NDArray[np.int64], names: Sequence[str], path: 
     shares = np.divide(pixels, sums, out=np.zeros(pixels.shape), where=sums > 0)
     labels = ["background", *names]
     side = _SQUARE * len(labels)
-    width, height = _LABELS + side + _MARGIN, _TOP + side + _BOTTOM
+    width, height = _LABELS + side + _MARGIN, _HEAD + side + _BOTTOM
     texts = [
         [_percent(share, total) for share in line]
         for line, total in zip(shares, sums[:, 0], strict=True)
