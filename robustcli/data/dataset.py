@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 CONTENTS_READ = 64 * 2**20  # bytes of a data set that the contents digest covers
 
 
+class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not about the program
+    """An image that cannot be decoded completely; `reason` does not contain the file's name."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 @dataclass(frozen=True)
 class RawPixels:
     """The layout of unencoded uint8 pixels: (height, width, 3); (3, height, width) if planar."""
@@ -52,6 +60,10 @@ class FileRef:
         raw: The layout of its bytes if they are pixels, not an image file.
         rows: The table of which it is row number `offset`; else None.
         border: Pixels on each side that do not belong to the image.
+        array: The name of its array in a file of arrays (`data.arrays`), or None.
+        slice_index: Its slice of a volume; None for a file of one slice.
+        parts: The files that it consists of, with what each is: the channels of an image, or of a
+            mask the classes that have their own files. `path` is then that of the first.
     """
 
     relative: str
@@ -63,6 +75,9 @@ class FileRef:
     raw: RawPixels | None = None
     rows: Rows | None = None
     border: int = 0
+    array: str | None = None
+    slice_index: int | None = None
+    parts: tuple[tuple[str, FileRef], ...] = ()
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
@@ -87,6 +102,8 @@ class FileRef:
     @property
     def length(self) -> int:
         """Its length in bytes; 0 for a missing file."""
+        if self.parts:
+            return sum(part.length for _, part in self.parts)
         if self.member is not None:
             return self.size if self.unpacked is None else self.unpacked
         try:
@@ -95,7 +112,12 @@ class FileRef:
             return 0
 
     def read(self) -> bytes:
-        """Its bytes, from the disk, its archive or its table; raises OSError if unreadable."""
+        """Its bytes, from the disk, its archive or its table; raises OSError if unreadable.
+
+        Of several parts the bytes of all.
+        """
+        if self.parts:
+            return b"".join(part.read() for _, part in self.parts)
         if self.rows is not None:
             return self.rows.read(self.offset)
         if self.member is None:

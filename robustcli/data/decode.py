@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from robustcli.core.silence import silenced
+from robustcli.data.arrays import as_pixels, read_array
 from robustcli.data.dataset import FileRef, RawPixels
+from robustcli.data.dataset import UnreadableImage as UnreadableImage
 
 # By content, whatever the suffix (ImageNet has a PNG named .JPEG). Other formats are not opened:
 # PostScript would start Ghostscript.
@@ -42,22 +44,20 @@ _WARNING_MODULES = (
 ReadT = TypeVar("ReadT")
 
 
-class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not about the program
-    """An image that cannot be decoded completely; `reason` does not contain the file's name."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
-
-
 def decode(ref: FileRef) -> NDArray[np.uint8]:
     """The pixels of one image, uint8, shape (height, width, 3), RGB.
+
+    Of several files each is a channel; an array is read by `arrays.as_pixels`.
 
     Raises:
         UnreadableImage: The file is missing, truncated, corrupt, too large to be a photo, or of an
             unsupported format.
     """
+    if ref.parts:
+        return _stacked(ref)
     try:
+        if ref.array is not None:
+            return as_pixels(read_array(ref))
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
@@ -68,6 +68,19 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
     if not inside.size:
         raise UnreadableImage(f"nothing is inside its border of {ref.border} pixels")
     return np.ascontiguousarray(inside)
+
+
+def _stacked(ref: FileRef) -> NDArray[np.uint8]:
+    """The greyscale files of three channels as one image."""
+    channels = list[NDArray[np.uint8]]()
+    for name, part in ref.parts:
+        pixels = decode(part)
+        if not (pixels == pixels[..., :1]).all():
+            raise UnreadableImage(f"its channel `{name}` has colours, expected greyscale")
+        if channels and channels[0].shape != pixels.shape[:2]:
+            raise UnreadableImage(f"its channel `{name}` has another size than the first")
+        channels.append(pixels[..., 0])
+    return np.stack(channels, axis=-1)
 
 
 def _raw_pixels(content: bytes, raw: RawPixels) -> NDArray[np.uint8]:
@@ -177,6 +190,11 @@ def image_size(ref: FileRef) -> tuple[int, int]:
     """Height and width in pixels from the file's header; raises UnreadableImage as `decode`."""
     if ref.raw is not None:
         return ref.raw.height, ref.raw.width
+    if ref.parts:
+        return image_size(ref.parts[0][1])
+    if ref.array is not None:
+        height, width = decode(ref).shape[:2]
+        return height, width
     try:
         source = ref.path if ref.member is None else io.BytesIO(ref.read())
         cut = 2 * ref.border

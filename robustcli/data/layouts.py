@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar
@@ -50,12 +50,18 @@ class Labelled(Generic[LabelT]):
 
 @dataclass(frozen=True)
 class Layout(Generic[LabelT]):
-    """The labelled images of a data set, in no particular order; see `Dataset` for the rest."""
+    """The labelled images of a data set, in no particular order; see `Dataset` for the rest.
+
+    `classes` are the values and names of the classes of masks, as the owners of the data publish
+    them, `all` if every value is one; empty for what the data themselves say.
+    """
 
     labelled: tuple[Labelled[LabelT], ...]
     grouping: str = "image"
     tolerance: int | None = None
     evaluated: Literal["val", "test"] | None = None
+    notes: tuple[str, ...] = ()
+    classes: tuple[tuple[str, str], ...] | Literal["all"] = ()
 
 
 Recogniser: TypeAlias = Callable[[Path, Sequence[FileRef]], Layout[LabelT] | None]
@@ -178,12 +184,52 @@ def by_tiny_imagenet(
 def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
     """`images/<name>.<suffix>` and `masks/<name>.<suffix>` (or `<name>_mask`), at any depth.
 
-    The id is the path below `images`; every image is a group.
+    The id is the path below `images`; every image is a group. Each class may have its own files:
+    `masks/<class>/<name>.<suffix>`, or `masks/<name>_<class>.<suffix>`.
     """
     images, masks = below(files, "images"), below(files, "masks")
     if not images or not masks:
         return None
-    return Layout(tuple(Labelled(*pair) for pair in match_stems(location, images, masks)))
+    joined = joined_classes(images, masks)
+    pairs = match_stems(location, images, masks if joined is None else joined)
+    return Layout(tuple(Labelled(*pair) for pair in pairs))
+
+
+def joined_classes(images: Sequence[FileRef], masks: Sequence[FileRef]) -> list[FileRef] | None:
+    """The masks of each image joined to one, if each class has its own files; else None.
+
+    Every mask must be named by an image and a class, as a folder before or an end behind the
+    image's name, of at least two classes. Numbers name no classes: they are rather single objects.
+    """
+    stems = {image.stem for image in images if is_image(image.relative)}
+    by_folder = [(folder, stem, mask) for mask in masks
+                 for folder, slash, stem in [mask.stem.partition("/")] if slash]  # fmt: skip
+    ends = [(match[2], match[1], mask) for mask in masks if mask.stem not in stems
+            for match in [_longest(stems, mask.stem)] if match]  # fmt: skip
+    for named in (by_folder, ends):
+        keys = {key for key, stem, _ in named if stem in stems}
+        is_every = len(named) == len(masks) and all(stem in stems for _, stem, _ in named)
+        if not is_every or len(keys) < 2 or any(key.isdecimal() for key in keys):
+            continue
+        parts: dict[str, dict[str, FileRef]] = defaultdict(dict)
+        for key, stem, mask in named:
+            if key in parts[stem]:
+                return None  # two files of one class, which `match_stems` reports
+            parts[stem][key] = mask
+        return [
+            replace(next(iter(of_image.values())), relative=f"{stem}.parts",
+                    parts=tuple(sorted(of_image.items())))
+            for stem, of_image in parts.items()
+        ]  # fmt: skip
+    return None
+
+
+def _longest(stems: Collection[str], name: str) -> tuple[str, str, str] | None:
+    """The longest stem that `name` continues after `_` or `-`, and how it goes on."""
+    places = [place for place, sign in enumerate(name) if sign in "_-" and name[:place] in stems]
+    if not places or not name[places[-1] + 1 :]:
+        return None
+    return name, name[: places[-1]], name[places[-1] + 1 :]
 
 
 def by_patient(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:

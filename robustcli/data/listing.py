@@ -17,7 +17,8 @@ from robustcli.data.dataset import FileRef
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 )
-MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
+HDF5_SUFFIXES = (".h5", ".hdf5")
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz"}
 _LEFTOVERS = frozenset(
     {
         *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),  # macOS, Windows
@@ -43,6 +44,14 @@ class FileListing:
     files: list[FileRef]
     leftovers: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+
+    def only(self, suffixes: frozenset[str]) -> FileListing:
+        """The same files, with what was left out and is named with one of `suffixes`."""
+        left = (
+            [name for name in names if named_like_image(name, suffixes)]
+            for names in (self.leftovers, self.unreached)
+        )
+        return FileListing(self.files, *left)
 
     def notes(self, location: Path) -> Iterator[str]:
         """A note for each kind of files that were left out."""

@@ -29,9 +29,10 @@ from robustcli.data.mask_values import (
     shown_value,
     shown_values,
 )
+from robustcli.data.published_masks import NNUNET_FILE
+from robustcli.data.tables import Say, unheard
 
 ALL = "all"
-LABELS_FILE, NNUNET_FILE = "labels.json", "dataset.json"
 MOST_CLASSES = 200
 ClassesOption: TypeAlias = "str | Path | Mapping[Any, Any] | ClassTable | None"
 """In a user's notation: `all`, `1=liver,2=kidney`, a file of labels, or its contents."""
@@ -125,27 +126,41 @@ def read_table(path: Path) -> ClassTable:
         raise UsageError(
             f"`{path}` cannot be read.", f"{error.strerror or error}.", "Check the file."
         ) from error
-    table = parse_table(content, path.name)
+    faults = list[str]()
+    table = parse_table(content, path.name, faults.append)
     if table is None:
-        raise _no_table(path.name, "It is no table of values and names.")
+        raise _no_table(path.name, " ".join(faults) or "It has no `labels`.")
     return table
 
 
-def parse_table(content: bytes, name: str) -> ClassTable | None:
-    """The table in the text of a file; None where its JSON is about something else.
+def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | None:
+    """The table in the text of a file; None, announced, where the text is about something else.
 
     Raises:
-        UsageError: It is no JSON, or a table with an error.
+        UsageError: It is a table with an error.
     """
     try:
         plain = json.loads(content.decode("utf-8-sig"))
     except ValueError as error:
-        raise _no_table(name, f"It is no JSON: {error}.") from error
+        say(f"`{name}` with the data is no JSON and is not used: {error}.")
+        return None
     if isinstance(plain, Mapping) and isinstance(plain.get("labels"), Mapping | list):
         plain = plain["labels"]
     elif name.lower() == NNUNET_FILE:
         return None
-    return table_of(plain, f"`{name}`") if _is_table(plain) else None
+    if _is_table(plain):
+        return table_of(plain, f"`{name}`")
+    say(f"`{name}` with the data is no table of values and names: it is not used.")
+    return None
+
+
+def published_table(classes: Sequence[tuple[str, str]] | str) -> ClassesOption:
+    """The classes of a layout as an option: `all`, a table of values and names, or None."""
+    if isinstance(classes, str):
+        return classes
+    if not classes:
+        return None
+    return ClassTable(tuple(ClassLabel(*pair) for pair in classes), "as the owners publish them")
 
 
 def _is_table(plain: Any) -> bool:
@@ -304,6 +319,74 @@ def decide_classes(
     return reading, list(_announcements(reading, named, counts, census, source))
 
 
+@dataclass(frozen=True)
+class ClassFiles:
+    """Classes that have their own files.
+
+    Args:
+        keys: What each class is called in the names of its files.
+        names: The name of each class.
+        colours: See `MaskReading`.
+        covers: Whether a class covers those before it; only in an order that the user gives.
+        source: Where the order and the names come from.
+    """
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+    covers: bool
+    source: str
+
+    def notes(self, pixels: Mapping[str, int], missing: Mapping[str, int]) -> Iterable[str]:
+        """Notes for the user, by the foreground pixels of each class and its missing files."""
+        pairs = zip(self.keys, self.names, strict=True)
+        classes = ", ".join(
+            f"{number} = {name}" + (f" ({key})" if name != key else "")
+            for number, (key, name) in enumerate(pairs, 1)
+        )
+        order = "each covers those before it" if self.covers else "an overlap would be an error"
+        yield f"Masks are one file a class: {classes} ({self.source}); {order}."
+        absent = [f"{key} of {number}" for key, number in missing.items() if number]
+        if absent:
+            yield (
+                f"Images without a file of a class count as without that class: "
+                f"{', '.join(absent)} images."
+            )
+        without = [key for key in self.keys if not pixels.get(key)]
+        if without:
+            yield f"Classes without a pixel in any mask that was read: {', '.join(without)}."
+
+
+def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str) -> ClassFiles:
+    """The classes of files that are called `keys`, in the order of the table or of their names.
+
+    Raises:
+        UsageError: The table lacks one of them or names others.
+    """
+    table = parse_classes(classes)
+    if table is None:
+        return ClassFiles(
+            tuple(keys), tuple(keys), ("",) * len(keys), False, "by the names of the files"
+        )
+    by_key = {label.key: label for label in table.labels}
+    others = [key for key in by_key if key not in keys and key != "0"]
+    lacking = [key for key in keys if key not in by_key]
+    if others or lacking:
+        faults = [f"no files of {', '.join(others)}"] if others else []
+        faults += [f"no class for the files of {', '.join(lacking)}"] if lacking else []
+        raise UsageError(
+            f"{table.source} does not fit the masks of `{location}`: {' and '.join(faults)}.",
+            f"Each class has its own files there: {', '.join(keys)}.",
+            f"Name all of them, such as `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` for another "
+            "name); where two overlap, the later one counts.",
+        )
+    labels = [label for label in table.labels if label.key in keys]
+    return ClassFiles(
+        tuple(label.key for label in labels), tuple(label.name for label in labels),
+        tuple(label.colour for label in labels), True, table.source,
+    )  # fmt: skip
+
+
 def _check_lossless(census: Census, location: str) -> None:
     if census.lossy or census.blurred_colours:
         raise UsageError(
@@ -392,7 +475,9 @@ def _announcements(
     numbers = [(n, name, values) for n, (name, values) in
                enumerate(zip(named.names, named.values, strict=True), 1)]  # fmt: skip
     if any(values != (n,) for n, _, values in numbers):
-        moved = ", ".join(f"{shown_values(v)} is {n}" for n, _, v in numbers if v != (n,))
+        moved = ", ".join(
+            f"value {shown_values(v)} is class {n}" for n, _, v in numbers if v != (n,)
+        )
         yield f"Classes are numbered 1 to {len(numbers)} in this order: {moved}."
     if not any(value in counts for value in named.background):
         yield (

@@ -49,8 +49,10 @@ class MaskReading:
         kind: A description of contents other than 8-bit grey values.
         classes: The names of the classes 1 to K in order, at least two; empty for the reading of
             two values, foreground and background.
-        class_values: The values of each class; empty if each class has its own files, of which
-            `foreground` and `background` are the values.
+        class_values: The values of each class; empty if each class has its own files.
+        class_files: What each class is called in the names of its files, of which `foreground` and
+            `background` are the values; empty if a mask is one file.
+        covers: Whether a class covers those before it where files overlap, which else is an error.
         colours: The colour in which each class is drawn, `#rrggbb` or empty for the default.
         palette: What counts of a palette: its indices, its colours, or by each file's own palette.
         source: Where the classes come from, as messages name it.
@@ -63,6 +65,8 @@ class MaskReading:
     kind: str = ""
     classes: tuple[str, ...] = ()
     class_values: tuple[tuple[Value, ...], ...] = ()
+    class_files: tuple[str, ...] = ()
+    covers: bool = False
     colours: tuple[str, ...] = ()
     palette: PaletteReading = "auto"
     source: str = ""
@@ -97,6 +101,13 @@ class MaskReading:
         """The reading as a phrase."""
         if self.class_values:
             return self._class_words()
+        if self.class_files:
+            order = ", each covering those before it" if self.covers else ""
+            files = replace(self, classes=(), class_files=())
+            return (
+                f"{len(self.classes)} classes in their own files: {', '.join(self.classes)}"
+                f"{order}; {files.words()}"
+            )
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
         background = "everything else" if self.background is None else shown_values(self.background)
         where = " of the alpha channel" if self.channel == "alpha" else ""
@@ -134,6 +145,16 @@ class Census:
     blurred_colours: bool = False
     kinds: set[str] = field(default_factory=set)
     palette: Counter[tuple[Value, Value]] = field(default_factory=Counter)
+
+    def add(self, other: Census) -> None:
+        """Adds the masks of another census."""
+        self.total += other.total
+        self.masks += other.masks
+        self.exact.update(other.exact)
+        self.lossy.update(other.lossy)
+        self.palette.update(other.palette)
+        self.blurred_colours = self.blurred_colours or other.blurred_colours
+        self.kinds |= other.kinds
 
 
 def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:

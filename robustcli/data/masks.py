@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,11 +17,19 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
+from robustcli.data.arrays import holds_array, read_array
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_image
-from robustcli.data.mask_classes import ClassesOption, decide_classes, is_all
+from robustcli.data.listing import HDF5_SUFFIXES
+from robustcli.data.mask_classes import (
+    ClassesOption,
+    decide_classes,
+    is_all,
+    name_class_files,
+)
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
+    IGNORED,
     OPAQUE,
     STANDARD,
     Census,
@@ -37,14 +45,14 @@ from robustcli.data.mask_values import (
     unknown_values,
 )
 
-_ARRAY = ".npy"
 _MOST_MASKS, _LEAST_MASKS, _MOST_PIXELS = 256, 16, 100_000_000
 """The masks of a large set that decide the reading: at most 256, and of large masks at most 100
 million pixels (but at least 16 masks)."""
 _MOST_VALUES = 4096  # so many different values are certainly not two
 _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
 _AT_ONCE = 32
-_NUMPY = "arrays of numpy"
+_HALF = 127  # of lossy files: above it a pixel is rather 255 than 0
+_NUMPY, _HDF5 = "arrays of numpy", "arrays of HDF5"
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,8 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     """
     if reading is None:
         reading = survey((ref,), str(ref))[0]
+    if reading.class_files:
+        return _from_class_files(ref, reading)
     pixels = read_mask(ref, reading.palette)
     if pixels.lossy and reading.class_values:
         raise _lossy_classes(ref)
@@ -118,6 +128,43 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     labels, unknown = labels_of(values, reading, lossy=pixels.lossy)
     if unknown:
         raise unknown_values(unknown, reading, str(ref))
+    return labels
+
+
+def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
+    """The mask whose classes have their own files; a class without a file has no pixel.
+
+    Raises:
+        UsageError: Classes overlap where the reading allows no overlap, or sizes differ.
+    """
+    of_one_class = replace(reading, classes=(), class_files=(), covers=False)
+    numbers = {key: n for n, key in enumerate(reading.class_files, 1)}
+    known = [(key, part) for key, part in ref.parts if key in numbers]
+    labels: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+    for key, part in sorted(known, key=lambda named: numbers[named[0]]):
+        mask = decode_mask(part, of_one_class)
+        if not labels.size:
+            labels = np.zeros(mask.shape, np.uint8)
+        if mask.shape != labels.shape:
+            raise UsageError(
+                f"`{part}` has another size than the mask of another class of its image.",
+                f"It is {mask.shape[1]}x{mask.shape[0]} (width x height), the other "
+                f"{labels.shape[1]}x{labels.shape[0]}.",
+                "Make the masks anew from the image as it is.",
+            )
+        present = mask == 1
+        overlap = present & (labels != 0) & (labels != IGNORED)
+        if not reading.covers and overlap.any():
+            other = reading.classes[int(labels[overlap][0]) - 1]
+            raise UsageError(
+                f"`{part}` overlaps the class `{other}` in {int(overlap.sum()):,} pixels.",
+                "A pixel has one class, and which of the two counts is not known.",
+                f"Name the classes in the order in which each covers those before it: `--classes "
+                f"{','.join(reading.class_files)}` lets the last one win.",
+            )
+        labels[present] = numbers[key]
+        if mask.dtype == np.uint8:
+            labels[mask == IGNORED] = IGNORED
     return labels
 
 
@@ -200,6 +247,8 @@ def survey(
             "several classes.",
             "Leave out one of the two.",
         )
+    if any(ref.parts for ref in masks):
+        return _survey_class_files(masks, location, ignore, classes)
     ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
     ignored = parse_values(ignore, "--ignore")
     files = tuple((ref, _file_state(ref)) for ref in ordered)
@@ -213,6 +262,37 @@ def survey(
     return reading, tuple(notes)
 
 
+def _survey_class_files(
+    masks: Sequence[FileRef], location: str, ignore: ValueOption, classes: ClassesOption
+) -> tuple[MaskReading, tuple[str, ...]]:
+    """The reading of masks whose classes have their own files, each with two values."""
+    files: dict[str, list[FileRef]] = defaultdict(list)
+    for ref in masks:
+        for key, part in ref.parts:
+            files[key].append(part)
+    named = name_class_files(sorted(files), classes, location)
+    every = Census(0)
+    pixels: dict[str, int] = {}
+    for key in named.keys:
+        ordered = sorted(files[key], key=lambda ref: ref.relative)
+        census = _census(
+            tuple((ref, _file_state(ref)) for ref in ordered),
+            parse_values(ignore, "--ignore"), False, False,
+        )  # fmt: skip
+        pixels[key] = sum(n for (v, _), n in census.exact.items() if v != 0)
+        pixels[key] += sum(n for v, n in census.lossy.items() if v > _HALF)
+        every.add(census)
+    if not every.masks:
+        return MaskReading(STANDARD), ()
+    reading, notes = decide(every, location, ignore=ignore)
+    reading = replace(
+        reading, classes=named.names, class_files=named.keys, colours=named.colours,
+        covers=named.covers, source=named.source,
+    )  # fmt: skip
+    missing = {key: len(masks) - len(files[key]) for key in named.keys}
+    return reading, (*named.notes(pixels, missing), *notes)
+
+
 def _file_state(ref: FileRef) -> tuple[int, int]:
     """Size and modification time of the file, to detect changes; zeros for a missing file."""
     try:
@@ -222,7 +302,7 @@ def _file_state(ref: FileRef) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _census(
     masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...],
     palettes_apart: bool, every: bool,
@@ -320,33 +400,28 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
     With `auto`, of a palette the indices count if black has index 0 and some colour is not grey.
     """
     try:
+        if holds_array(ref):
+            is_hdf5 = (ref.member or ref.path.name).lower().endswith(HDF5_SUFFIXES)
+            return _from_array(read_array(ref), _HDF5 if is_hdf5 else _NUMPY)
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:
         raise UnreadableImage("the file is empty")
-    if (ref.member or ref.path.name).lower().endswith(_ARRAY):
-        return _from_array(content)
     lossless_webp = b"VP8L" in content[:64]
     return read_image(io.BytesIO(content), lambda image: _from_image(image, lossless_webp, palette))
 
 
-def _from_array(content: bytes) -> MaskPixels:
-    """A NumPy array (H, W), perhaps with an axis of 1, or RGB(A) bytes; nothing is unpickled."""
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # numpy answers a corrupt file with several kinds of exception
-        raise UnreadableImage(f"damaged: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif" or not array.size:
-        raise UnreadableImage("no array of numbers")
+def _from_array(array: NDArray[Any], kind: str) -> MaskPixels:
+    """An array (H, W), perhaps with an axis of 1, or RGB(A) bytes."""
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
         alpha = array[..., 3] if array.shape[2] == 4 else None
-        return MaskPixels(_colours(array[..., :3]), alpha, kind=_NUMPY)
+        return MaskPixels(_colours(array[..., :3]), alpha, kind=kind)
     if array.ndim != 2:
         raise UnreadableImage(f"an array of shape {array.shape}, expected (height, width)")
-    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=_NUMPY)
+    return MaskPixels(array.astype(np.uint8) if array.dtype == bool else array, kind=kind)
 
 
 def _from_image(image: Image.Image, lossless_webp: bool, palette: PaletteReading) -> MaskPixels:

@@ -35,7 +35,12 @@ from robustcli.data.layouts import (
     find_layout,
     unwrapped,
 )
-from robustcli.data.listing import IMAGE_SUFFIXES, MASK_SUFFIXES, list_folder
+from robustcli.data.listing import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
+    list_folder,
+    named_like_image,
+)
 from robustcli.data.manifest import (
     read_class_manifest,
     read_labels,
@@ -59,11 +64,12 @@ from robustcli.data.natural_shifts import (
     read_objectnet,
     read_real_labels,
 )
+from robustcli.data.published_masks import LABEL_FILES, PUBLISHED_MASKS, SIDE_SUFFIXES
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
 from robustcli.data.webdataset import names_shards, read_shards
 
 if TYPE_CHECKING:
-    from robustcli.data.mask_classes import ClassesOption
+    from robustcli.data.mask_classes import ClassesOption, ClassTable
     from robustcli.data.mask_values import ValueOption
 
 SETTINGS = Path("robust.toml")
@@ -381,27 +387,71 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     hub_layout = None
     if hub is not None:
         hub_layout = read_hub_masks(hub, notes.append, offline=truth.offline)
-    layout = _mask_layout(path, notes.append) if hub_layout is None else hub_layout.layout
+    labels: ClassTable | None = None
+    if hub_layout is not None:
+        layout = hub_layout.layout
+    else:
+        layout, labels = _mask_layout(path, notes.append)
+    notes += layout.notes
     samples = [
         Sample(pair.image, pair.label, pair.group or pair.image.relative, pair.split)
         for pair in layout.labelled
     ]
     _check_groups(path, samples, layout.grouping)
     dataset = _dataset(path, named, samples, notes, hub_layout)
-    dataset = replace(dataset, grouping=layout.grouping, tolerance=layout.tolerance)
-    return _surveyed(dataset, truth, labels_beside(path)) if truth.surveyed else dataset
+    dataset = replace(
+        dataset, grouping=layout.grouping, tolerance=layout.tolerance, evaluated=layout.evaluated
+    )
+    return _surveyed(dataset, truth, layout, labels) if truth.surveyed else dataset
 
 
-def _mask_layout(path: Path, say: Say) -> Layout[FileRef]:
+def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], ClassTable | None]:
+    """The images with their masks, and the table of classes that lies with them."""
     if _is_table(path):
-        return read_mask_manifest(path, say)
-    files = _listed(path, MASK_SUFFIXES, say)
-    if not files:
+        tables = [FileRef(name, path.parent / name) for name in LABEL_FILES]
+        named = read_mask_manifest(path, say)
+        return named, find_table([file for file in tables if file.path.is_file()], say)
+    every = _listed(path, MASK_SUFFIXES | SIDE_SUFFIXES, say, named_like=MASK_SUFFIXES)
+    files = [file for file in every if named_like_image(file.relative, MASK_SUFFIXES)]
+    known = find_layout(path, every, PUBLISHED_MASKS, inside=True)
+    if known is None and not files:
         raise advice.no_images(path, advice.LAYOUTS_IN_WORDS)
-    layout, groups = find_layout(path, files, MASK_RECOGNISERS, inside=True), groups_file(path)
+    layout = known or find_layout(path, files, MASK_RECOGNISERS, inside=True)
     if layout is None:
         raise advice.no_masks(path, files)
-    return with_groups(layout, groups, say) if groups.is_file() else layout
+    groups = groups_file(path)
+    layout = with_groups(layout, groups, say) if groups.is_file() else layout
+    beside = path.with_name(f"{archive_stem(path)}.{LABEL_FILES[0]}")
+    if not path.is_dir() and beside.is_file():
+        every = [FileRef(LABEL_FILES[0], beside)]
+    return layout, find_table([file for file in every if file.file_name in LABEL_FILES], say)
+
+
+def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
+    """The table of classes of masks among `files`, in the highest folder; None without one.
+
+    A `labels.json` comes before nnU-Net's `dataset.json`. A file about something else is announced.
+
+    Raises:
+        UsageError: It is a table with an error, or two that differ lie in one folder depth.
+    """
+    from robustcli.data.mask_classes import parse_table  # a listing of data sets needs no numpy
+
+    def rank(file: FileRef) -> tuple[int, int]:
+        return file.relative.count("/"), LABEL_FILES.index(file.file_name)
+
+    for file in sorted(files, key=lambda file: (rank(file), file.relative)):
+        content = file.read()
+        if any(rank(other) == rank(file) and other.read() != content for other in files):
+            raise UsageError(
+                f"Several files `{file.file_name}` with the data name classes differently.",
+                f"{', '.join(f'`{f}`' for f in files if rank(f) == rank(file))}.",
+                "Name the one that counts with `--classes FILE`.",
+            )
+        table = parse_table(content, file.file_name, say)
+        if table is not None:
+            return table
+    return None
 
 
 def groups_file(location: Path) -> Path:
@@ -421,20 +471,17 @@ def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
         raise advice.groups_in_two_splits(path, divided, len(splits), grouping)
 
 
-def labels_beside(location: Path) -> Path | None:
-    """The table of classes in a folder, or beside a file: `labels.json`, or nnU-Net's file."""
-    folder = location if location.is_dir() else location.parent
-    return next((f for n in ("labels.json", "dataset.json") if (f := folder / n).is_file()), None)
-
-
-def _surveyed(dataset: Dataset, truth: Masks, labels: Path | None) -> Dataset:
-    """`dataset` with the reading of its masks."""
-    from robustcli.data.masks import survey  # a listing of data sets needs no numpy
+def _surveyed(
+    dataset: Dataset, truth: Masks, layout: Layout[FileRef], labels: ClassTable | None
+) -> Dataset:
+    """`dataset` with the reading of its masks: by options, by its table, or by the layout."""
+    from robustcli.data.mask_classes import published_table  # needs numpy, a listing does not
+    from robustcli.data.masks import survey
 
     masks = [sample.mask for sample in dataset.samples]
     classes = truth.classes
     if classes is None and truth.foreground is None:
-        classes = labels
+        classes = labels or published_table(layout.classes)
     reading, notes = survey(
         masks, dataset.location, foreground=truth.foreground, ignore=truth.ignore, classes=classes
     )
@@ -456,11 +503,16 @@ def _is_table(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
 
 
-def _listed(path: Path, suffixes: frozenset[str], say: Say) -> list[FileRef]:
-    """The files in a folder or archive whose names have these suffixes."""
+def _listed(
+    path: Path, suffixes: frozenset[str], say: Say, *, named_like: frozenset[str] | None = None
+) -> list[FileRef]:
+    """The files in a folder or archive whose names have these suffixes.
+
+    Files that are left out are announced, with `named_like` those with these suffixes.
+    """
     list_archive = list_zip if is_zip(path) else list_tar
     listing = (list_folder if path.is_dir() else list_archive)(path, suffixes)
-    for note in listing.notes(path):
+    for note in listing.only(named_like or suffixes).notes(path):
         say(note)
     return listing.files
 

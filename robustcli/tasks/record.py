@@ -51,7 +51,8 @@ class RecordList(Generic[ListedT]):
 class MaskClassRecord(Record):
     """A class of masks: its name, its values as a user writes them, the colour it is drawn in.
 
-    `values` is empty if each class has its own files; `colour` is `#rrggbb` or None.
+    If each class has its own files, `values` is what it is called in their names; `colour` is
+    `#rrggbb` or None.
     """
 
     name: str
@@ -161,9 +162,10 @@ def _masks_record(reading: MaskReading | None) -> MasksRecord | None:
 
 
 def _class_records(reading: MaskReading) -> list[MaskClassRecord]:
-    values = reading.class_values or ((),) * len(reading.classes)
+    values = [[shown_value(v) for v in of_class] for of_class in reading.class_values]
+    values = values or [[key] for key in reading.class_files]
     return [
-        MaskClassRecord(name=name, values=[shown_value(v) for v in of_class], colour=colour or None)
+        MaskClassRecord(name=name, values=of_class, colour=colour or None)
         for name, of_class, colour in zip(reading.classes, values, reading.colours, strict=True)
     ]
 
@@ -174,7 +176,7 @@ def class_table(masks: MasksRecord) -> ClassTable:
     labels += [
         ClassLabel(key, label.name, label.colour or "")
         for label in masks.classes or []
-        for key in label.values or [label.name]
+        for key in label.values
     ]
     return ClassTable(tuple(labels), "the run's record")
 

@@ -254,7 +254,7 @@ def test_a_large_set_is_decided_by_a_sample_that_hangs_on_ids_alone(
     refs = [_write(tmp_path, f"{i:03}.png", small * 128) for i in range(100)]
     read: list[str] = []
 
-    def counted(ref: FileRef) -> MaskPixels:
+    def counted(ref: FileRef, palette: str = "auto") -> MaskPixels:
         read.append(ref.relative)
         return read_mask(ref)
 

@@ -1,0 +1,322 @@
+"""Layouts of images with masks as their owners publish them: nnU-Net, ISIC, Synapse, ACDC.
+
+Each is recognised by its folders or file names. What they say of patients is the group, so that no
+patient is in two parts of a split; published splits are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from robustcli.core.errors import UsageError
+from robustcli.data.advice import quoted
+from robustcli.data.dataset import FileRef
+from robustcli.data.layouts import Labelled, Layout, Recogniser, below, match_stems
+from robustcli.data.listing import HDF5_SUFFIXES, is_image
+
+SIDE_SUFFIXES = frozenset({".json", ".list", ".gz", ".nii", ".nrrd", ".mha", *HDF5_SUFFIXES})
+"""Files beside images that these layouts read, or refuse with a reason."""
+LABEL_FILES = ("labels.json", "dataset.json")
+"""Files with the names of classes; the second one is nnU-Net's."""
+NNUNET_FILE = LABEL_FILES[1]
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
+_ISIC = re.compile(r"(?:ISBI|ISIC).*(Training|Validation|Test)(?:_v\d)?_.*")
+_ISIC_SPLITS = {"training": "train", "validation": "val", "test": "test"}
+_SEGMENTATION = re.compile(r"_segmentation$", re.IGNORECASE)
+_SUPERPIXELS, _GROUND_TRUTH = "_superpixels", "GroundTruth"
+# case0005_slice000, patient001_frame01_slice_0, patient001_frame01: the group is what comes before.
+_SLICE = re.compile(r"(?:_frame_?\d+)?(?:[_-]slice[_-]?\d+)?(?:\.npy)?$", re.IGNORECASE)
+_IMAGE, _LABEL = "image", "label"
+_ACDC = re.compile(r"patient\d+_frame\d+")
+_ACDC_CLASSES = (("0", "background"), ("1", "right ventricle"), ("2", "myocardium"),
+                 ("3", "left ventricle"))  # fmt: skip
+_ALL: Literal["all"] = "all"
+
+
+def patient_of(name: str) -> str:
+    """The patient in the name of a slice (`case0005_slice000`), else the name."""
+    return _SLICE.sub("", name) or name
+
+
+def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
+    """`imagesTr/NAME_0000.png` and `labelsTr/NAME.png` beside `dataset.json`: nnU-Net's raw data.
+
+    Channels `_0000` to `_0002` are red, green and blue, a single one is the image. `imagesTs` are
+    test images where `labelsTs` has their masks, else left out. Slices of a patient
+    (`NAME_slice_3`) are a group.
+    Source: github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md.
+
+    Raises:
+        UsageError: A case lacks a channel or its labels, or the files are volumes.
+    """
+    images, labels = below(files, "imagestr"), below(files, "labelstr")
+    if not images or not labels:
+        return None
+    description = next((file for file in files if file.relative == NNUNET_FILE), None)
+    channels = _channel_names(description)
+    labelled = [*_nnunet_cases(location, "imagesTr", images, labels, channels)]
+    test_images, test_labels = below(files, "imagests"), below(files, "labelsts")
+    notes = []
+    if test_images and test_labels:
+        labelled = [replace(case, split="train") for case in labelled]
+        test = _nnunet_cases(location, "imagesTs", test_images, test_labels, channels)
+        labelled += [replace(case, split="test") for case in test]
+    elif test_images:
+        notes.append(
+            f"`imagesTs`: {len(test_images)} files are left out, they have no masks (`labelsTs`)."
+        )
+    notes += _channel_notes(channels, labelled)
+    return _by_patients(labelled, notes, "test" if test_labels else None)
+
+
+def _channel_names(description: FileRef | None) -> list[str]:
+    """The names of channels in `dataset.json`, in order; empty without the file."""
+    if description is None:
+        return []
+    try:
+        content = json.loads(description.read().decode("utf-8-sig"))
+        names = content.get("channel_names", content.get("modality", {}))
+        return [str(names[key]) for key in sorted(names, key=int)]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"`{description}` cannot be read.",
+            f"It is not nnU-Net's description of a data set: {error}.",
+            'It needs `"labels": {"background": 0, "liver": 1}` and '
+            '`"channel_names": {"0": "R", "1": "G", "2": "B"}`.',
+        ) from error
+
+
+def _channel_notes(channels: Sequence[str], cases: Sequence[Labelled[FileRef]]) -> list[str]:
+    stacked = next((case.image.parts for case in cases if case.image.parts), ())
+    if not stacked:
+        return []
+    shown = ", ".join(channels) if len(channels) == len(stacked) else "without names"
+    return [f"Images are stacked from 3 files each, as red, green and blue: {shown}."]
+
+
+def _nnunet_cases(
+    location: Path, folder: str, images: Sequence[FileRef], labels: Sequence[FileRef],
+    channels: Sequence[str],
+) -> Iterator[Labelled[FileRef]]:  # fmt: skip
+    """The cases of one folder of images, each with its labels."""
+    _check_no_volumes(location, [*images, *labels])
+    by_case: dict[str, dict[str, FileRef]] = defaultdict(dict)
+    strange = []
+    for image in images:
+        match = _CHANNEL.fullmatch(image.stem)
+        if not is_image(image.relative):
+            continue
+        if match is None:
+            strange.append(image.relative)
+        else:
+            by_case[match[1]][match[2]] = image
+    if strange:
+        raise UsageError(
+            f"`{location / folder}` has {len(strange)} images without a channel in their names.",
+            f"nnU-Net's names end in the channel, `NAME_0000.png`: {quoted(sorted(strange))}.",
+            "Rename them, or remove them.",
+        )
+    present = {number for files in by_case.values() for number in files}
+    count = len(channels) or len(present)
+    _check_channels(location / folder, by_case, present, count)
+    cases = []
+    for name, files in by_case.items():
+        parts = tuple(sorted(files.items()))
+        first = parts[0][1]
+        suffix = first.relative.rpartition(".")[2]
+        image = replace(first, relative=f"{name}.{suffix}", parts=parts if len(parts) > 1 else ())
+        cases.append(image)
+    for image, mask in match_stems(location / folder, cases, labels):
+        name = image.stem
+        yield Labelled(
+            replace(image, relative=f"{folder}/{image.relative}"), mask, group=patient_of(name)
+        )
+
+
+def _check_no_volumes(location: Path, files: Sequence[FileRef]) -> None:
+    volumes = sorted(f.relative for f in files if f.relative.lower().endswith(_VOLUMES))
+    if volumes:
+        raise UsageError(
+            f"`{location}` holds {len(volumes)} volumes, such as `{volumes[0]}`.",
+            "Networks here see images of two dimensions; how a volume's values become grey levels "
+            "(a window of Hounsfield units, a range) is a decision about the data.",
+            "Write its slices as PNG, `imagesTr/NAME_slice_000_0000.png` and "
+            '`labelsTr/NAME_slice_000.png`, and `"file_ending": ".png"` in `dataset.json`: slices '
+            "of one NAME then stay in one part of a split.",
+        )
+
+
+def _check_channels(
+    folder: Path, by_case: dict[str, dict[str, FileRef]], present: set[str], count: int
+) -> None:
+    """Raises UsageError unless all cases have the same channels, one or three."""
+    incomplete = sorted(
+        f"{name}_{number}" for name, files in by_case.items() for number in present - files.keys()
+    )
+    if incomplete:
+        raise UsageError(
+            f"`{folder}` lacks channels of {len(incomplete)} files.",
+            f"Not there: {quoted(incomplete)}.",
+            "All cases need the same channels: add the files, or remove the cases.",
+        )
+    is_rgb_file = len(present) == 1  # three channel names of a natural image in one file
+    if len(present) not in (1, 3) or (count != len(present) and not is_rgb_file):
+        raise UsageError(
+            f"Images in `{folder}` have {len(present)} files each, of {count} channels.",
+            "Images of one channel (grey) or three (red, green, blue) are read.",
+            "Leave out the files of the other channels, and their names in `dataset.json`.",
+        )
+
+
+def by_isic(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
+    """The folders of the ISIC challenges of 2016, 2017 and 2018, lesion segmentation.
+
+    `ISBI2016_ISIC_Part1_Training_Data/ISIC_0000000.jpg` with
+    `ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000000_Segmentation.png`; from 2017 on
+    `ISIC-2017_Training_Data` (superpixels are left out) and `ISIC2018_Task1-2_Training_Input`, with
+    `_segmentation.png`. Published splits are kept.
+    Source: challenge.isic-archive.com/data, and the page of each challenge.
+
+    Raises:
+        UsageError: An image has no mask or a mask no image.
+    """
+    folders: dict[str, dict[str, list[FileRef]]] = defaultdict(lambda: defaultdict(list))
+    for file in files:
+        match = _ISIC.fullmatch(file.folder or "")
+        if match is None or not is_image(file.relative):
+            continue
+        inside = replace(file, relative=file.relative.partition("/")[2])
+        folders[_ISIC_SPLITS[match[1].lower()]][str(file.folder)].append(inside)
+    labelled, notes = list[Labelled[FileRef]](), list[str]()
+    for split, of_split in folders.items():
+        masks = [f for fs in of_split.values() for f in fs if _SEGMENTATION.search(f.stem)]
+        renamed = [replace(m, relative=_SEGMENTATION.sub("", m.stem) + ".png") for m in masks]
+        stems = {mask.stem for mask in renamed}
+        superpixels = sum(f.stem.endswith(_SUPERPIXELS) for fs in of_split.values() for f in fs)
+        if superpixels:
+            notes.append(f"ISIC: {superpixels} files of superpixels are left out ({split}).")
+        is_taken = False
+        for name in sorted(name for name in of_split if _GROUND_TRUTH not in name):
+            images = [f for f in of_split[name] if not f.stem.endswith(_SUPERPIXELS)]
+            if is_taken or stems.isdisjoint(image.stem for image in images):
+                why = "another folder has them too" if is_taken else "they have no masks"
+                notes.append(f"`{name}`: {len(images)} images are left out, {why}.")
+                continue
+            is_taken = True
+            labelled += [
+                Labelled(replace(image, relative=f"{name}/{image.relative}"), mask, split)
+                for image, mask in match_stems(location / name, images, renamed)
+            ]
+    if not labelled:
+        return None
+    splits = {image.split for image in labelled}
+    return Layout(tuple(labelled), evaluated="test" if "test" in splits else None,
+                  notes=tuple(notes))  # fmt: skip
+
+
+def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
+    """Slices or volumes as files with the arrays `image` and `label`: `.npz`, or HDF5 with h5py.
+
+    Synapse multi-organ as TransUNet publishes it: `train_npz/case0005_slice000.npz` for training,
+    `test_vol_h5/case0001.npy.h5` for testing. ACDC as SSL4MIS publishes it:
+    `data/slices/patient001_frame01_slice_0.h5` for training, the volumes of `val.list` and
+    `test.list` in `data/` for validation and testing. Others: slices by patient.
+    Source: github.com/Beckschen/TransUNet, datasets/README.md; github.com/HiLab-git/SSL4MIS,
+    data/ACDC and code/dataloaders/dataset.py.
+
+    Raises:
+        UsageError: There are HDF5 files, and h5py is not installed.
+    """
+    arrays = [f for f in files if f.relative.lower().endswith((".npz", *HDF5_SUFFIXES))]
+    if not arrays or any(is_image(file.relative) for file in files):
+        return None
+    slices = [file for file in arrays if "slice" in file.file_name.lower()]
+    volumes = [file for file in arrays if file not in slices] if slices else arrays
+    lists = {f.file_name: f for f in files if f.file_name in ("val.list", "test.list")}
+    notes = list[str]()
+    split_of = _splits_of_lists(lists)
+    is_acdc = all(_ACDC.match(file.file_name) for file in arrays)
+    if split_of:
+        unlisted = [v for v in volumes if patient_stem(v) not in split_of]
+        volumes = [v for v in volumes if patient_stem(v) in split_of]
+        if unlisted and not slices:
+            volumes, unlisted = volumes + unlisted, []
+        if unlisted:
+            notes.append(
+                f"{len(unlisted)} volumes are left out: {', '.join(sorted(lists))} do not name "
+                "them, their slices are for training."
+            )
+    elif slices and volumes and is_acdc:
+        notes.append(
+            f"{len(volumes)} volumes are left out: without `val.list` and `test.list` the slices "
+            "count alone, and are split by patient."
+        )
+        volumes = []
+    separate = bool(slices and volumes)
+    labelled = [_labelled(file, None, "train" if separate else None) for file in slices]
+    for volume in volumes:
+        split = split_of.get(patient_stem(volume), "test" if separate else None)
+        labelled += _volume(volume, split)
+    test = any(image.split == "test" for image in labelled)
+    layout = _by_patients(labelled, notes, "test" if test else None)
+    return replace(layout, classes=_ACDC_CLASSES if is_acdc else _ALL)
+
+
+def patient_stem(file: FileRef) -> str:
+    """The name of a file of arrays without folder and suffixes: `patient001_frame01`."""
+    return file.file_name.partition(".")[0]
+
+
+def _splits_of_lists(lists: dict[str, FileRef]) -> dict[str, str]:
+    """The split of each volume that `val.list` or `test.list` names, a line each."""
+    splits = {}
+    for name, file in lists.items():
+        for line in file.read().decode("utf-8").splitlines():
+            if line.strip():
+                splits[line.strip().partition(".")[0]] = name.removesuffix(".list")
+    return splits
+
+
+def _labelled(file: FileRef, index: int | None, split: str | None) -> Labelled[FileRef]:
+    name = file.relative if index is None else f"{file.relative}/slice{index:03}"
+    image = replace(file, relative=name, array=_IMAGE, slice_index=index)
+    return Labelled(image, replace(image, array=_LABEL), split, patient_of(patient_stem(file)))
+
+
+def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
+    """The slices of a file, which is one slice itself if its arrays have two axes."""
+    if not file.relative.lower().endswith(HDF5_SUFFIXES):
+        return [_labelled(file, None, split)]
+    if file.member is not None:
+        raise UsageError(
+            f"`{file}` is an HDF5 file in an archive.",
+            "Its slices are read from a file of its own.",
+            "Unpack the archive, and name the folder.",
+        )
+    from robustcli.data.arrays import volume_slices  # needs numpy, a listing does not
+
+    count = volume_slices(file.path, _LABEL)
+    indices: list[int | None] = [None] if count is None else [*range(count)]
+    return [_labelled(file, index, split) for index in indices]
+
+
+def _by_patients(
+    labelled: Sequence[Labelled[FileRef]], notes: Sequence[str], evaluated: str | None
+) -> Layout[FileRef]:
+    """The layout, grouped by patient if names of several images tell the same one."""
+    groups = {image.group for image in labelled}
+    grouping = "patient" if len(groups) < len(labelled) else "image"
+    if grouping == "image":
+        labelled = [replace(image, group=None) for image in labelled]
+    return Layout(tuple(labelled), grouping, evaluated="test" if evaluated == "test" else None,
+                  notes=tuple(notes))  # fmt: skip
+
+
+PUBLISHED_MASKS: tuple[Recogniser[FileRef], ...] = (by_nnunet, by_isic, by_array_files)
