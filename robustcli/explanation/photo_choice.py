@@ -43,7 +43,7 @@ def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) 
     if space is None:
         raise UsageError(
             f"`--class {name}` does not go with segmenters.",
-            "They tell foreground from background.",
+            "Their maps explain foreground against background, of several classes all together.",
             "Choose photos with `--image ID` or `--worst N`.",
         )
     index = space.index_of(name)

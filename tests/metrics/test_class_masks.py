@@ -57,7 +57,7 @@ def rows_of(
             {"image_id": f"{n}.png", "group": group, **mask_row(p, t, classes=classes)}
             for n, (p, t, group) in enumerate(zip(predicted, true, groups, strict=True))
         ]
-    )
+    ).assign(predicted_near=np.nan, true_near=np.nan)
 
 
 def one_hot(labels: NDArray[Any]) -> torch.Tensor:

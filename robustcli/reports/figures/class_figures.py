@@ -14,7 +14,7 @@ from robustcli.reports.figures.canvas import save, styled, wrapped
 from robustcli.reports.numbers import cell_label, fraction
 
 # Inches.
-_CELL, _LEFT, _TOP, _BOTTOM = (0.62, 0.3), 2.2, 0.75, 0.35
+_CELL, _LEFT, _TOP, _BOTTOM = (0.62, 0.3), 2.2, 0.55, 0.35
 _MARGIN = 0.15
 _SQUARE, _LABELS, _HEAD = 0.78, 1.4, 0.55
 _DARK = 0.55  # of the scale, from which numbers are written in white
