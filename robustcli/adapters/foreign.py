@@ -500,9 +500,10 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         scans=any(isinstance(m, (Mamba, BidirectionalMamba, SS2D)) for m in network.modules()),
     )
     if task == "seg":
-        notes += _foreground_notes(name, foreign, scores.shape[1])
+        merging = tuple(_foreground_notes(name, foreign, scores.shape[1]))
         masks = _mask_preprocessing(request, foreign, size, notes)
-        return ForeignModel(task, Segmenter(network, masks, facts, notes=tuple(notes)), None, False)
+        segmenter = Segmenter(network, masks, facts, notes=tuple(notes), merging=merging)
+        return ForeignModel(task, segmenter, None, False)
     preprocessing = _preprocessing(request, foreign, size, notes)
     return ForeignModel(
         task, Classifier(network, preprocessing, facts, tuple(notes)), space, names_classes

@@ -301,6 +301,7 @@ class Segmenter:
         facts: For the record.
         header: Of its weights file, where that has one.
         notes: What is to be announced of how it was loaded.
+        merging: What is to be announced where all its classes count as foreground.
 
     `classes` are the names of the classes 1 to K that it tells apart, those of its training until
     `telling_apart` says otherwise; without any it tells foreground from background.
@@ -309,9 +310,11 @@ class Segmenter:
     def __init__(
         self, network: nn.Module, preprocessing: MaskPreprocessing, facts: ModelFacts,
         header: WeightsHeader | None = None, notes: tuple[str, ...] = (),
+        merging: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
-        self.header, self.notes = header, notes
+        self.header, self.notes = header, (*notes, *merging)
+        self._merging = merging
         self.classes: tuple[str, ...] = () if header is None else header.mask_classes
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
@@ -346,6 +349,8 @@ class Segmenter:
                 f"Name the classes as in its training: `--classes {','.join(trained)}`, or "
                 "`labels.json` beside the masks.",
             )
+        if classes:
+            self.notes = tuple(note for note in self.notes if note not in self._merging)
         self.classes = tuple(classes)
         return self
 

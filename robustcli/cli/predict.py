@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=FILE, required=True, help="Folder for the masks.")
 @click.option("--overlays", is_flag=True, help="Also write each image with its mask drawn on it.")
+@click.option(
+    "--classes",
+    "mask_classes",
+    metavar="CLASSES",
+    help="What the outputs after background are, 1=liver,2=kidney or a file (labels.json), of a "
+    "model that does not say so itself.",
+)
 @options.device
 @options.precision
 @click.option("--fresh", is_flag=True, help="Compute masks that exist again.")
@@ -62,10 +69,14 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
 def _segmenter(values: dict[str, Any]) -> Segmenter:
     from robustcli.adapters.catalogue import ModelRequest
     from robustcli.adapters.load import load
+    from robustcli.data.mask_classes import names_of
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(values["device"])
     request = ModelRequest(values["model"], values["weights"], dict(values["arguments"]))
     loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
+    classes = names_of(values["mask_classes"])
+    if classes:
+        loaded.telling_apart(classes)
     loaded.try_out()
     return loaded

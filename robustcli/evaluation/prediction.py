@@ -28,7 +28,7 @@ from robustcli.data.class_colours import colours_of
 from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
-from robustcli.data.mask_classes import LABELS_FILE
+from robustcli.data.published_masks import LABEL_FILES
 from robustcli.data.tables import Say, unheard
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.pictures import indexed, overlaid
@@ -212,7 +212,7 @@ def _write_labels(out: Path, classes: Sequence[str]) -> Path:
         "0": {"name": "background", "colour": "#000000"},
         **{str(n): {"name": name, "colour": c} for n, (name, c) in enumerate(named, 1)},
     }
-    path, content = out / LABELS_FILE, f"{json.dumps(table, indent=1, ensure_ascii=False)}\n"
+    path, content = out / LABEL_FILES[0], f"{json.dumps(table, indent=1, ensure_ascii=False)}\n"
     if path.exists() and path.read_text(encoding="utf-8") != content:
         raise UsageError(
             f"`{path}` is in the way.",
