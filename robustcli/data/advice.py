@@ -22,6 +22,8 @@ CLASSES_IN_WORDS = "Name the folder whose subfolders are the classes."
 LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
   DIR/images/NAME.png  DIR/masks/NAME.png                paired folders, at any depth
   DIR/PATIENT/NAME.tif  DIR/PATIENT/NAME_mask.tif        as LGG's kaggle_3m
+  DIR/masks/NAME_CLASS.png, DIR/masks/CLASS/NAME.png     beside DIR/images: one file a class
+  DIR/imagesTr/NAME_0000.png  DIR/labelsTr/NAME.png      as nnU-Net's raw data, with dataset.json
   DIR/tiff/SPLIT/NAME.tiff  DIR/tiff/SPLIT_labels/NAME.tif  as Massachusetts Roads
   FILE.csv                                               columns image, mask, [patient], [split]"""
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
@@ -62,7 +65,8 @@ class ClassLabel:
 class ClassTable:
     """The values of masks and the names of their classes, in the order of the classes.
 
-    `source` says where it comes from, as messages name it: an option or a file.
+    `source` says where it comes from, as messages name it: an option or a file. Without labels
+    every value is a class, as with `--classes all`.
     """
 
     labels: tuple[ClassLabel, ...]
@@ -134,6 +138,8 @@ def names_of(option: ClassesOption) -> tuple[str, ...]:
 
 def is_all(option: ClassesOption) -> bool:
     """Whether every value that occurs is a class."""
+    if isinstance(option, ClassTable):
+        return not option.labels
     return isinstance(option, str) and option.strip().lower() == ALL
 
 
@@ -175,10 +181,10 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
 
 def published_table(classes: Sequence[tuple[str, str]] | str) -> ClassesOption:
     """The classes of a layout as an option: `all`, a table of values and names, or None."""
-    if isinstance(classes, str):
-        return classes
     if not classes:
         return None
+    if isinstance(classes, str):
+        return ClassTable((), "as the owners publish them: every value is a class")
     return ClassTable(tuple(ClassLabel(*pair) for pair in classes), "as the owners publish them")
 
 
@@ -197,7 +203,7 @@ def _is_table(plain: Any) -> bool:
 def _holds_numbers(plain: Mapping[Any, Any]) -> bool:
     """Whether names have values, as nnU-Net writes it, not values names."""
     members = [v for value in plain.values() for v in (value if _is_list(value) else [value])]
-    return all(isinstance(value, int | float) and value is not True for value in members)
+    return bool(members) and all(type(value) in (int, float) for value in members)
 
 
 def _is_list(value: object) -> bool:
@@ -303,7 +309,9 @@ def decide_classes(
         UsageError: There are values without a class, no classes, too many, or the masks are JPEG.
     """
     table = parse_classes(classes)
-    named = None if table is None else _values_of(table)
+    named = None if table is None or is_all(table) else _values_of(table)
+    if named is None or len(named.names) > 1 or census.blurred_colours:
+        _check_lossless(census, location)
     extra = parse_values(ignore, "--ignore")
     by_colour = _palettes_by_colour(census, named)
     channel, counts = channel_of(census, location)
@@ -333,8 +341,6 @@ def decide_classes(
             source="",
         )  # fmt: skip
         check_lossy(reading, census, location)
-    else:
-        _check_lossless(census, location)
     return reading, list(_announcements(reading, named, counts, census, source))
 
 
@@ -383,12 +389,15 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
         UsageError: The table lacks one of them or names others.
     """
     table = parse_classes(classes)
-    if table is None:
+    if table is None or is_all(table):
         return ClassFiles(
             tuple(keys), tuple(keys), ("",) * len(keys), False, "by the names of the files"
         )
-    by_key = {label.key: label for label in table.labels}
-    others = [key for key in by_key if key not in keys and key != "0"]
+    labels = [label for label in table.labels if label.name.lower() != _BACKGROUND]
+    if {label.name for label in labels} == set(keys):  # numbered, as for masks in one file
+        labels = [replace(label, key=label.name) for label in labels]
+    by_key = {label.key: label for label in labels}
+    others = [key for key in by_key if key not in keys]
     lacking = [key for key in keys if key not in by_key]
     if others or lacking:
         faults = [f"no files of {', '.join(others)}"] if others else []
@@ -399,7 +408,6 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
             f"Name all of them, such as `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` for another "
             "name); where two overlap, the later one counts.",
         )
-    labels = [label for label in table.labels if label.key in keys]
     return ClassFiles(
         tuple(label.key for label in labels), tuple(label.name for label in labels),
         tuple(label.colour for label in labels), True, table.source,
@@ -409,8 +417,8 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
 def _check_lossless(census: Census, location: str) -> None:
     if census.lossy or census.blurred_colours:
         raise UsageError(
-            f"Some masks of `{location}` are JPEG files, and there are several classes.",
-            "JPEG blurs values over their edges: between two classes lie the values of others.",
+            f"Some masks of `{location}` are JPEG files: their classes cannot be told apart.",
+            "JPEG blurs values and colours over edges: between two classes lie those of others.",
             "Write the masks anew from their originals as PNG. `--foreground VALUES` reads two "
             "values, foreground and background, which blur does not mix up.",
         )
@@ -510,6 +518,32 @@ def _announcements(
         yield f"Classes without a pixel in {where}: {', '.join(without)}."
     if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
         yield "255 is a class here; where it means pixels that count nowhere, add `--ignore 255`."
+
+
+class ShownClasses:
+    """Which classes occur in masks that pass by.
+
+    Args:
+        reading: Of the masks; only several classes are noted.
+    """
+
+    def __init__(self, reading: MaskReading | None) -> None:
+        self._names = () if reading is None else reading.classes
+        self._shown = np.zeros(256, bool)
+
+    def noting(self, masks: Iterable[NDArray[Any]]) -> Iterable[NDArray[Any]]:
+        """The same decoded masks (H, W), one after the other; their classes are noted."""
+        if not self._names:
+            return masks
+        return map(self._note, masks)
+
+    def _note(self, mask: NDArray[Any]) -> NDArray[Any]:
+        self._shown |= np.bincount(mask.ravel(), minlength=256) > 0
+        return mask
+
+    def absent(self) -> list[str]:
+        """The names of classes without a pixel so far; empty for foreground and background."""
+        return [name for number, name in enumerate(self._names, 1) if not self._shown[number]]
 
 
 def classes_settings(option: ClassesOption) -> list[object]:

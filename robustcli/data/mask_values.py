@@ -428,7 +428,7 @@ def _not_two(
     else:
         hints.append("`--ignore VALUE` leaves a value out of training and scores.")
     if len(likely) > 1:
-        hints.append("`--classes all` takes every value as a class of its own (docs/data.md).")
+        hints.append("`--classes all` takes every value as a class of its own (docs/masks.md).")
     return UsageError(
         f"Which value of the masks of `{location}` is the foreground is not known.",
         f"Their values (share of the pixels): {shares_in_words(counts)}.{' ' + why if why else ''}",
@@ -483,6 +483,7 @@ def _class_numbers(
     numbered = dict.fromkeys(reading.background or (), 0)
     numbered |= {v: n for n, of_class in enumerate(reading.class_values, 1) for v in of_class}
     numbered |= dict.fromkeys(reading.ignored, IGNORED)
+    values = as_bytes(values)
     if values.dtype == np.uint8:
         present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
         table = np.zeros(256, np.uint8)
@@ -508,6 +509,18 @@ def _any_of(values: NDArray[Any], members: Iterable[Value]) -> NDArray[np.bool_]
 def is_foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
     """Which pixels of a decoded mask (H, W) are of any class: neither background nor ignored."""
     return mask if mask.dtype == bool else (mask != 0) & (mask != IGNORED)
+
+
+def as_bytes(values: NDArray[Any]) -> NDArray[Any]:
+    """The same values as bytes if they are all whole numbers from 0 to 255, which is faster."""
+    if (
+        values.dtype == np.uint8
+        or not values.size
+        or not (values.min() >= 0 and values.max() <= 255)
+    ):
+        return values
+    narrow = values.astype(np.uint8)
+    return narrow if bool((narrow == values).all()) else values
 
 
 def as_number(value: Any) -> Value:

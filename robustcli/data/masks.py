@@ -36,6 +36,7 @@ from robustcli.data.mask_values import (
     MaskReading,
     PaletteReading,
     ValueOption,
+    as_bytes,
     as_number,
     blurred_share,
     decide,
@@ -371,6 +372,7 @@ def _count(ref: FileRef, palette: PaletteReading) -> _MaskCounts | None:
 
 def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The different values and the count of each; ten times faster for bytes than np.unique."""
+    values = as_bytes(values)
     if values.dtype == np.uint8:
         counts = np.bincount(values.ravel(), minlength=256)
         return np.flatnonzero(counts), counts[counts > 0]

@@ -222,7 +222,7 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
 
         def count() -> list[Decoded]:
             if first:
-                count_splits(plan, run_plan, val)
+                count_splits(plan, run_plan, val, listener)
             return decoded
 
         peers.together(count, lambda decoded: {"pixels": _digest(decoded)})
@@ -349,9 +349,20 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def count_splits(plan: TrainPlan, run_plan: Sequence[Decoded], val: Sequence[Decoded]) -> None:
-    """Writes which image is in which part, and counts them in the record."""
+def count_splits(
+    plan: TrainPlan, run_plan: Sequence[Decoded], val: Sequence[Decoded], listener: Listener
+) -> None:
+    """Writes which image is in which part, and counts them in the record.
+
+    The listener hears of classes that a part does not show.
+    """
     counts = plan.task.counts(plan, run_plan, val)
+    for part, split in counts.items():
+        if split.absent:
+            listener.say(
+                f"No image of the {part} part shows {', '.join(split.absent)}: nothing can be said "
+                f"there of {'these classes' if len(split.absent) > 1 else 'this class'}."
+            )
     write_splits(plan.run / "splits.csv", plan.splits)
     TRAINING.update(plan.run, splits=counts)
 

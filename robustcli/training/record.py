@@ -99,11 +99,15 @@ class RecipeRecord(Record):
 
 
 class SplitRecord(Record):
-    """One part of the data: images, groups, and a segmenter's images without any foreground."""
+    """One part of the data: images, groups, and a segmenter's images without any foreground.
+
+    `absent` are the classes of masks with several of which the part shows no pixel, None for none.
+    """
 
     images: int
     groups: int
     empty: int | None = None
+    absent: list[str] | None = None
 
 
 class TrainRecord(BaseRunRecord):

@@ -22,6 +22,7 @@ from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset
+from robustcli.data.mask_classes import ShownClasses
 from robustcli.data.mask_values import is_foreground
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
@@ -254,8 +255,12 @@ def decision_words(probability: float) -> str:
 
 def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
-    empty = sum(not is_foreground(mask).any() for mask in masks)
-    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty)
+    shown = ShownClasses(part.reading)
+    empty = sum(not is_foreground(mask).any() for mask in shown.noting(masks))
+    return SplitRecord(
+        images=len(part.samples), groups=len(part.groups), empty=empty,
+        absent=shown.absent() or None,
+    )  # fmt: skip
 
 
 def _ignores(plan: TrainPlan) -> bool:

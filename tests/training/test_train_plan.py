@@ -15,6 +15,7 @@ import torch
 
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.core.errors import UsageError
+from robustcli.data.mask_values import MaskReading
 from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.cache import Decoded
 from robustcli.training.engine import run_training
@@ -211,3 +212,16 @@ def test_a_part_counts_images_groups_and_empty_masks(tmp_path: Path) -> None:
     pixels[3] = Decoded(pixels[3].image, np.zeros_like(pixels[3].mask))
     counted = split_record(part, (one.mask for one in pixels))
     assert (counted.images, counted.groups, counted.empty) == (8, 8, 1)
+
+
+def test_a_part_names_the_classes_that_it_does_not_show(tmp_path: Path) -> None:
+    part = plan_training(
+        small(write_pairs(tmp_path / "data", 10), tmp_path / "run"), Heard()
+    ).splits.train
+    assert split_record(part, [np.zeros((2, 2), np.uint8)]).absent is None, "two values"
+    names = ("liver", "kidney", "spleen")
+    reading = MaskReading(None, classes=names, class_values=((1,), (2,), (4,)))
+    several = replace(part, reading=reading)
+    masks = [np.array([[0, 1], [255, 0]], np.uint8), np.array([[3, 1]], np.uint8)]
+    assert split_record(several, masks).absent == ["kidney"]
+    assert split_record(several, [*masks, np.array([[2]], np.uint8)]).absent is None
