@@ -240,6 +240,8 @@ def training_tables(run: Path) -> str:
         (name(training.record.model), None if training.test is None else training.test.numbers),
         (scoring.floor_words, training.baseline_numbers),
     ):
+        if numbers is None and rows and training.classes:
+            continue  # Otsu's threshold makes two values: there is none of several classes
         if numbers is None:
             rows.append([label, MISSING, MISSING])
         elif "top1" in numbers and "top1_low" not in numbers:

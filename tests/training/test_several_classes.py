@@ -46,6 +46,7 @@ from robustcli.training.record import read_train_record
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.verification.recorded_inputs import VerifyConfig
 from robustcli.verification.verification import verify
+from tests.imaginary_gpu import GPU, imaginary_gpu
 from tests.training.runs import Heard, small
 
 NAMES = ("disc", "ring")
@@ -411,3 +412,12 @@ def test_nnunets_recipe_trains_several_classes(data, tmp_path):
     assert record.dataset.mask_classes == NAMES
     assert read_header(run / "weights.safetensors").nnunet is not None  # type: ignore[union-attr]
     assert np.isfinite(float(table(run / "test")["dice"][0]))
+
+
+def test_validation_counts_are_made_on_the_device_of_the_masks():
+    """Losses are not tried: `one_hot` makes its tensor where the stand-in does not see it."""
+    predicted, true = np.random.default_rng(1).integers(0, 3, (2, 2, 1, 5, 5))
+    with imaginary_gpu():
+        tensors = [torch.from_numpy(values).to(GPU) for values in (predicted, true)]
+        found = class_counts(*tensors, tensors[1] >= 0, 2).cpu()
+    assert found[..., 0].sum() == ((predicted == true) & (true > 0)).sum()
