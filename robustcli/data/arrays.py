@@ -1,29 +1,42 @@
-"""Images and masks in files of arrays: NumPy's `.npy` and `.npz`, and HDF5 where h5py is installed.
+"""Images and masks in files of arrays: NumPy's, HDF5 with h5py, NIfTI with nibabel.
 
 Medical slices are published so: an array `image` and an array `label` in one file, of a slice or of
-a volume. Nothing is unpickled.
+a volume; or volumes as NIfTI. The two libraries are optional. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import FileRef, UnreadableImage
-from robustcli.data.listing import HDF5_SUFFIXES
+from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
 
-ARRAY_SUFFIXES = frozenset({".npy", ".npz", *HDF5_SUFFIXES})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz", *HDF5_SUFFIXES, *NIFTI_SUFFIXES})
+VOLUME = "volume"
+"""The name of the array of a NIfTI file, which has one."""
+_LOW, _HIGH = 0.5, 99.5  # percentiles of a volume that become black and white
 _MASK_KEYS = ("label", "labels", "mask", "masks", "seg", "gt")
 
 
 def holds_array(ref: FileRef) -> bool:
     """Whether the file is named like one of arrays."""
     return (ref.member or ref.path.name).lower().endswith(tuple(ARRAY_SUFFIXES))
+
+
+def kind_of(ref: FileRef) -> str:
+    """What a file of arrays is, as announcements name its contents."""
+    name = (ref.member or ref.path.name).lower()
+    if name.endswith(HDF5_SUFFIXES):
+        return "arrays of HDF5"
+    return "volumes of NIfTI" if name.endswith(NIFTI_SUFFIXES) else "arrays of numpy"
 
 
 def read_array(ref: FileRef) -> NDArray[Any]:
@@ -38,6 +51,8 @@ def read_array(ref: FileRef) -> NDArray[Any]:
     name = (ref.member or ref.path.name).lower()
     if name.endswith(HDF5_SUFFIXES):
         array = _from_hdf5(ref)
+    elif name.endswith(NIFTI_SUFFIXES):
+        array = _nifti_slice(_nifti(ref.path), ref.slice_index)
     else:
         array = _from_numpy(ref)
         if ref.slice_index is not None:
@@ -45,6 +60,73 @@ def read_array(ref: FileRef) -> NDArray[Any]:
     if array.dtype.kind not in "buif" or not array.size:
         raise UnreadableImage("no array of numbers")
     return array
+
+
+def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
+    """The image in a file of arrays, uint8 (H, W, 3), see `as_pixels`.
+
+    The values of a NIfTI volume, which have no range of their own, are scaled: its 0.5th percentile
+    becomes black and its 99.5th white.
+
+    Raises:
+        UnreadableImage: The file is damaged, or the array is no image.
+        UsageError: A library is missing, see `read_array`.
+    """
+    array = read_array(ref)
+    if not ref.path.name.lower().endswith(NIFTI_SUFFIXES):
+        return as_pixels(array)
+    low, high = _grey_range(ref.path)
+    scaled = (array.astype(np.float64) - low) / ((high - low) or 1)
+    return as_pixels(np.clip(scaled, 0, 1))
+
+
+@lru_cache(maxsize=2)
+def _nifti(path: Path) -> NDArray[Any]:
+    """The array (W, H) or (W, H, slices) of a NIfTI file; slices of one file are read in order."""
+    nibabel = require("nibabel", path, "NIfTI")
+    try:
+        return np.asanyarray(nibabel.load(path).dataobj)
+    except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
+        raise UnreadableImage(f"damaged: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _grey_range(path: Path) -> tuple[float, float]:
+    volume = _nifti(path)
+    if volume.dtype.kind not in "buif" or not np.isfinite(volume).all():
+        raise UnreadableImage("some of its values are no numbers")
+    low, high = np.percentile(volume, (_LOW, _HIGH))
+    return float(low), float(high)
+
+
+def _nifti_slice(volume: NDArray[Any], index: int | None) -> NDArray[Any]:
+    """A slice (H, W) of the array of a NIfTI file, whose first axis goes to the right."""
+    if volume.ndim != (2 if index is None else 3):
+        raise UnreadableImage(f"an array of shape {volume.shape}, expected (width, height, slices)")
+    if index is None:
+        return volume.T
+    if index >= volume.shape[2]:
+        raise UnreadableImage(f"it has {volume.shape[2]} slices, its mask has more")
+    return volume[:, :, index].T
+
+
+def array_names(ref: FileRef) -> list[str]:
+    """The names of the arrays in an `.npz` or HDF5 file; empty for a damaged one.
+
+    Raises:
+        UsageError: It is HDF5, and h5py is not installed.
+    """
+    try:
+        if (ref.member or ref.path.name).lower().endswith(HDF5_SUFFIXES):
+            h5py = require("h5py", ref.path, "HDF5")
+            with h5py.File(ref.path if ref.member is None else io.BytesIO(ref.read()), "r") as file:
+                return list(file)
+        with np.load(io.BytesIO(ref.read()), allow_pickle=False) as arrays:
+            return list(arrays.files)
+    except UsageError:
+        raise
+    except Exception:  # both libraries answer a corrupt file with several kinds of exception
+        return []
 
 
 def _from_numpy(ref: FileRef) -> NDArray[Any]:
@@ -64,7 +146,7 @@ def _from_numpy(ref: FileRef) -> NDArray[Any]:
 
 
 def _from_hdf5(ref: FileRef) -> NDArray[Any]:
-    h5py = require_h5py(ref.path)
+    h5py = require("h5py", ref.path, "HDF5")
     source = ref.path if ref.member is None else io.BytesIO(ref.read())
     try:
         with h5py.File(source, "r") as file:
@@ -91,26 +173,28 @@ def _key(keys: list[str], name: str | None) -> str:
     raise UnreadableImage(f"its arrays are {', '.join(sorted(keys)) or 'none'}, not {wanted}")
 
 
-def require_h5py(path: Path) -> Any:
-    """The module h5py; raises UsageError, naming the file, where it is not installed."""
+def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
+    """An optional module; raises UsageError, naming the file, where it is not installed."""
     try:
-        import h5py  # an optional library, which only HDF5 files need
+        return importlib.import_module(library)
     except ImportError as error:
         raise UsageError(
-            f"`{path}` is an HDF5 file, and h5py is not installed.",
-            "HDF5 files (`.h5`) are read with that library.",
-            "Install it: `pip install h5py` (or `pip install 'robustcli[hdf5]'`).",
+            f"`{path}` is {'an' if kind == 'HDF5' else 'a'} {kind} file, and {library} is not "
+            "installed.",
+            f"{kind} files are read with that library.",
+            f"Install it: `pip install {library}` (or `pip install 'robustcli[medical]'`).",
         ) from error
-    return h5py
 
 
 def volume_slices(path: Path, key: str) -> int | None:
-    """The number of slices of the volume `key` in an HDF5 file; None if it is a single slice.
+    """The number of slices of the volume `key` in an HDF5 or NIfTI file; None for a single slice.
 
     Raises:
-        UsageError: h5py is not installed, or the file has no such array.
+        UsageError: The library is not installed, or the file has no such array.
     """
-    h5py = require_h5py(path)
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        return _nifti_slices(path)
+    h5py = require("h5py", path, "HDF5")
     try:
         with h5py.File(path, "r") as file:
             shape = tuple(file[key].shape)
@@ -121,6 +205,25 @@ def volume_slices(path: Path, key: str) -> int | None:
             "Download the file again, or take it out.",
         ) from error
     return None if len(shape) == 2 else int(shape[_slice_axis(shape)])
+
+
+def _nifti_slices(path: Path) -> int | None:
+    nibabel = require("nibabel", path, "NIfTI")
+    try:
+        shape = tuple(nibabel.load(path).shape)
+    except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
+        raise UsageError(
+            f"`{path}` cannot be read as a NIfTI file.",
+            f"The error is: {error}.",
+            "Download the file again, or take it out.",
+        ) from error
+    if len(shape) not in (2, 3):
+        raise UsageError(
+            f"`{path}` has {len(shape)} axes.",
+            "Images of two axes and volumes of three are read.",
+            "Write each channel as a file of its own: `NAME_0000.nii.gz`, `NAME_0001.nii.gz`.",
+        )
+    return None if len(shape) == 2 else int(shape[2])
 
 
 def _slice_axis(shape: tuple[int, ...]) -> int:

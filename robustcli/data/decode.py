@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from robustcli.core.silence import silenced
-from robustcli.data.arrays import as_pixels, read_array
+from robustcli.data.arrays import read_pixels
 from robustcli.data.dataset import FileRef, RawPixels
 from robustcli.data.dataset import UnreadableImage as UnreadableImage
 
@@ -57,7 +57,7 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
         return _stacked(ref)
     try:
         if ref.array is not None:
-            return as_pixels(read_array(ref))
+            return read_pixels(ref)
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error

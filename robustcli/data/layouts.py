@@ -199,7 +199,8 @@ def joined_classes(images: Sequence[FileRef], masks: Sequence[FileRef]) -> list[
     """The masks of each image joined to one, if each class has its own files; else None.
 
     Every mask must be named by an image and a class, as a folder before or an end behind the
-    image's name, of at least two classes. Numbers name no classes: they are rather single objects.
+    image's name, and some image must have two. Numbers name no classes, they are rather single
+    objects; `train`, `val` and `test` are parts.
     """
     stems = {image.stem for image in images if is_image(image.relative)}
     by_folder = [(folder, stem, mask) for mask in masks
@@ -209,13 +210,15 @@ def joined_classes(images: Sequence[FileRef], masks: Sequence[FileRef]) -> list[
     for named in (by_folder, ends):
         keys = {key for key, stem, _ in named if stem in stems}
         is_every = len(named) == len(masks) and all(stem in stems for _, stem, _ in named)
-        if not is_every or len(keys) < 2 or any(key.isdecimal() for key in keys):
+        if not is_every or any(key.isdecimal() or key.lower() in SPLIT_NAMES for key in keys):
             continue
         parts: dict[str, dict[str, FileRef]] = defaultdict(dict)
         for key, stem, mask in named:
             if key in parts[stem]:
                 return None  # two files of one class, which `match_stems` reports
             parts[stem][key] = mask
+        if all(len(of_image) < 2 for of_image in parts.values()):
+            continue
         return [
             replace(next(iter(of_image.values())), relative=f"{stem}.parts",
                     parts=tuple(sorted(of_image.items())))

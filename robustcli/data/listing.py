@@ -17,7 +17,7 @@ from robustcli.data.dataset import FileRef
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 )
-HDF5_SUFFIXES = (".h5", ".hdf5")
+HDF5_SUFFIXES, NIFTI_SUFFIXES = (".h5", ".hdf5"), (".nii", ".nii.gz")
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz"}
 _LEFTOVERS = frozenset(
     {

@@ -7,6 +7,7 @@ A table says which values of the masks are which class. It comes from `--classes
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ ClassesOption: TypeAlias = "str | Path | Mapping[Any, Any] | ClassTable | None"
 _FLAG = "--classes"
 _BACKGROUND, _IGNORE = "background", "ignore"
 _SHOWN = 20
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,11 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
         return option if isinstance(option, ClassTable) else None
     if isinstance(option, Mapping):
         return table_of(option, f"`{_FLAG}`")
-    path = Path(option).expanduser()
-    if path.is_file():
+    text, path = str(option), Path(option).expanduser()
+    names_file = isinstance(option, Path) or text.lower().endswith(".json")
+    if (names_file or "=" not in text) and path.is_file():
         return read_table(path)
-    text = str(option)
-    if isinstance(option, Path) or text.lower().endswith(".json"):
+    if names_file:
         raise UsageError(
             f"`{_FLAG} {option}`: there is no such file.",
             "Expected a file of labels, pairs (`1=liver,2=kidney`), or `all`.",
@@ -164,8 +166,15 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
     Raises:
         UsageError: It is a table with an error.
     """
+    repeated = list[str]()
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(key for key, number in counts.items() if number > 1)
+        return dict(pairs)
+
     try:
-        plain = json.loads(content.decode("utf-8-sig"))
+        plain = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except ValueError as error:
         say(f"`{name}` with the data is no JSON and is not used: {error}.")
         return None
@@ -174,6 +183,8 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
     elif name.lower() == NNUNET_FILE:
         return None
     if _is_table(plain):
+        if repeated:
+            raise _no_table(name, f"It names {', '.join(map(repr, repeated))} more than once.")
         return table_of(plain, f"`{name}`")
     say(f"`{name}` with the data is no table of values and names: it is not used.")
     return None
@@ -222,9 +233,8 @@ def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTabl
     if not _is_table(plain):
         raise _no_table(source.strip("`"), "It is no table of values and names.")
     if not isinstance(plain, Mapping):
-        return ClassTable(
-            tuple(ClassLabel(str(i), name.strip()) for i, name in enumerate(plain)), source
-        )
+        named = (ClassLabel(str(i), name.strip()) for i, name in enumerate(plain) if name.strip())
+        return ClassTable(tuple(named), source)
     if _holds_numbers(plain):
         of_names = [(str(v), str(name)) for name, value in plain.items()
                     for v in (value if _is_list(value) else [value])]  # fmt: skip
@@ -242,8 +252,10 @@ def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTabl
     for key, label in plain.items():
         described = label if isinstance(label, Mapping) else {"name": label}
         colour = str(described.get("colour") or described.get("color") or "").lower()
-        if colour:
-            parse_values(colour, f"{source.strip('`')}: colour")
+        if colour and not _COLOUR.fullmatch(colour):
+            raise _no_table(source.strip("`"), f"`{colour}` is no colour, expected `#rrggbb`.")
+        if not described["name"].strip():
+            raise _no_table(source.strip("`"), f"The name of `{key}` is empty.")
         labels.append(ClassLabel(str(key).strip(), described["name"].strip(), colour))
     return ClassTable(tuple(labels), source)
 
@@ -258,12 +270,15 @@ def _no_table(name: str, why: str) -> UsageError:
 
 
 def _values_of(table: ClassTable) -> _Values:
-    """The values of a table; raises UsageError for other keys and values that stand twice."""
+    """The values of a table, classes in the order of their values if these are numbers.
+
+    Raises:
+        UsageError: A key is no value, or a value stands twice.
+    """
     by_name: dict[str, list[Value]] = defaultdict(list)
     colours: dict[str, str] = {}
     for label in table.labels:
-        (value,) = parse_values(label.key, f"{_FLAG}, {table.source}:") or (0,)
-        by_name[label.name].append(value)
+        by_name[label.name] += parse_values(label.key, table.source.strip("`") + ":")
         colours.setdefault(label.name, label.colour)
     counts = Counter(value for values in by_name.values() for value in values)
     repeated = sorted(value for value, number in counts.items() if number > 1)
@@ -280,9 +295,12 @@ def _values_of(table: ClassTable) -> _Values:
     )
     if not background and 0 not in counts:
         background = (0,)
+    classes = list(by_name.items())
+    if all(value < COLOUR_OFFSET for _, values in classes for value in values):
+        classes.sort(key=lambda named: min(named[1]))
     return _Values(
-        tuple(by_name), tuple(map(tuple, by_name.values())),
-        tuple(_colour(colours[name], values) for name, values in by_name.items()),
+        tuple(name for name, _ in classes), tuple(tuple(values) for _, values in classes),
+        tuple(_colour(colours[name], values) for name, values in classes),
         background, ignored,
     )  # fmt: skip
 
@@ -324,7 +342,7 @@ def decide_classes(
         present = sorted(value for value in counts if value not in extra and value != 0)
         named = _Values(
             tuple(map(shown_value, present)), tuple((value,) for value in present),
-            tuple(_colour("", (value,)) for value in present), (0,), (),
+            tuple(_colour("", (value,)) for value in present), () if 0 in extra else (0,), (),
         )  # fmt: skip
     ignored = tuple(dict.fromkeys((*named.ignored, *extra)))
     _check(named, ignored, counts, location, source)
@@ -394,6 +412,12 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
             tuple(keys), tuple(keys), ("",) * len(keys), False, "by the names of the files"
         )
     labels = [label for label in table.labels if label.name.lower() != _BACKGROUND]
+    if len({label.name for label in labels}) != len(labels):
+        raise UsageError(
+            f"{table.source} gives two classes one name.",
+            f"Each class has its own files: {', '.join(keys)}.",
+            "Give each another name.",
+        )
     if {label.name for label in labels} == set(keys):  # numbered, as for masks in one file
         labels = [replace(label, key=label.name) for label in labels]
     by_key = {label.key: label for label in labels}
@@ -506,7 +530,7 @@ def _announcements(
             f"value {shown_values(v)} is class {n}" for n, _, v in numbers if v != (n,)
         )
         yield f"Classes are numbered 1 to {len(numbers)} in this order: {moved}."
-    if not any(value in counts for value in named.background):
+    if 0 not in reading.ignored and not any(value in counts for value in named.background):
         yield (
             "No pixel of the masks is background. If one of the values is the background, name it: "
             f"`{_FLAG} 1={_BACKGROUND},...`."

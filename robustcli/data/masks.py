@@ -17,10 +17,9 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.data.arrays import holds_array, read_array
+from robustcli.data.arrays import holds_array, kind_of, read_array
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_image
-from robustcli.data.listing import HDF5_SUFFIXES
 from robustcli.data.mask_classes import (
     ClassesOption,
     decide_classes,
@@ -53,7 +52,6 @@ _MOST_VALUES = 4096  # so many different values are certainly not two
 _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
 _AT_ONCE = 32
 _HALF = 127  # of lossy files: above it a pixel is rather 255 than 0
-_NUMPY, _HDF5 = "arrays of numpy", "arrays of HDF5"
 
 
 @dataclass(frozen=True)
@@ -249,6 +247,13 @@ def survey(
             "Leave out one of the two.",
         )
     if any(ref.parts for ref in masks):
+        if foreground is not None:
+            raise UsageError(
+                f"`--foreground {foreground}` does not go with the masks of `{location}`.",
+                "Each class has its own files there, with two values.",
+                "Leave it out. For one class alone, put its files into a folder `masks` of their "
+                "own, called as the images.",
+            )
         return _survey_class_files(masks, location, ignore, classes)
     ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
     ignored = parse_values(ignore, "--ignore")
@@ -403,8 +408,7 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
     """
     try:
         if holds_array(ref):
-            is_hdf5 = (ref.member or ref.path.name).lower().endswith(HDF5_SUFFIXES)
-            return _from_array(read_array(ref), _HDF5 if is_hdf5 else _NUMPY)
+            return _from_array(read_array(ref), kind_of(ref))
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error

@@ -18,7 +18,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.layouts import Labelled, Layout, Recogniser, below, match_stems
-from robustcli.data.listing import HDF5_SUFFIXES, is_image
+from robustcli.data.listing import HDF5_SUFFIXES, MASK_SUFFIXES, is_image
 
 SIDE_SUFFIXES = frozenset({".json", ".list", ".gz", ".nii", ".nrrd", ".mha", *HDF5_SUFFIXES})
 """Files beside images that these layouts read, or refuse with a reason."""
@@ -26,7 +26,8 @@ LABEL_FILES = ("labels.json", "dataset.json")
 """Files with the names of classes; the second one is nnU-Net's."""
 NNUNET_FILE = LABEL_FILES[1]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
+_OTHER_VOLUMES = (".nrrd", ".mha")
+_VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _ISIC = re.compile(r"(?:ISBI|ISIC).*(Training|Validation|Test)(?:_v\d)?_.*")
 _ISIC_SPLITS = {"training": "train", "validation": "val", "test": "test"}
 _SEGMENTATION = re.compile(r"_segmentation$", re.IGNORECASE)
@@ -50,11 +51,12 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
 
     Channels `_0000` to `_0002` are red, green and blue, a single one is the image. `imagesTs` are
     test images where `labelsTs` has their masks, else left out. Slices of a patient
-    (`NAME_slice_3`) are a group.
+    (`NAME_slice_3`) are a group. Volumes (`.nii.gz`) are read slice by slice, where nibabel is
+    installed.
     Source: github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md.
 
     Raises:
-        UsageError: A case lacks a channel or its labels, or the files are volumes.
+        UsageError: A case lacks a channel or its labels, or is a volume that is not read.
     """
     images, labels = below(files, "imagestr"), below(files, "labelstr")
     if not images or not labels:
@@ -73,6 +75,11 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
             f"`imagesTs`: {len(test_images)} files are left out, they have no masks (`labelsTs`)."
         )
     notes += _channel_notes(channels, labelled)
+    if any(case.image.array for case in labelled):
+        notes.append(
+            f"Volumes: their {len(labelled)} slices are the images; of each volume the 0.5th "
+            "percentile becomes black and the 99.5th white."
+        )
     return _by_patients(labelled, notes, "test" if test_labels else None)
 
 
@@ -105,13 +112,13 @@ def _nnunet_cases(
     location: Path, folder: str, images: Sequence[FileRef], labels: Sequence[FileRef],
     channels: Sequence[str],
 ) -> Iterator[Labelled[FileRef]]:  # fmt: skip
-    """The cases of one folder of images, each with its labels."""
-    _check_no_volumes(location, [*images, *labels])
+    """The cases of one folder of images, each with its labels; of volumes every slice."""
+    _check_volumes(location, [*images, *labels])
     by_case: dict[str, dict[str, FileRef]] = defaultdict(dict)
     strange = []
     for image in images:
-        match = _CHANNEL.fullmatch(image.stem)
-        if not is_image(image.relative):
+        match = _CHANNEL.fullmatch(_bare(image.relative))
+        if not (is_image(image.relative) or _is_volume(image)):
             continue
         if match is None:
             strange.append(image.relative)
@@ -129,28 +136,74 @@ def _nnunet_cases(
     cases = []
     for name, files in by_case.items():
         parts = tuple(sorted(files.items()))
-        first = parts[0][1]
-        suffix = first.relative.rpartition(".")[2]
-        image = replace(first, relative=f"{name}.{suffix}", parts=parts if len(parts) > 1 else ())
-        cases.append(image)
-    for image, mask in match_stems(location / folder, cases, labels):
+        cases.append(replace(parts[0][1], relative=f"{name}.png",
+                             parts=parts if len(parts) > 1 else ()))  # fmt: skip
+    masks = [
+        replace(mask, relative=f"{_bare(mask.relative)}.png")
+        for mask in labels
+        if is_image(mask.relative, MASK_SUFFIXES) or _is_volume(mask)
+    ]
+    for image, mask in match_stems(location / folder, cases, masks):
         name = image.stem
-        yield Labelled(
-            replace(image, relative=f"{folder}/{image.relative}"), mask, group=patient_of(name)
+        first = next(iter(by_case[name].values())).relative
+        ending = first.removeprefix(_bare(first))
+        image_id = f"{folder}/{name}{ending}"
+        if _is_volume(mask):
+            for slice_image, slice_mask in _nifti_pairs(image_id, image, mask):
+                yield Labelled(slice_image, slice_mask, group=patient_of(name))
+        else:
+            yield Labelled(replace(image, relative=image_id), mask, group=patient_of(name))
+
+
+def _bare(relative: str) -> str:
+    """A path without its ending, of which `.nii.gz` has two parts."""
+    ending = next((e for e in _VOLUME_SUFFIXES if relative.lower().endswith(e)), None)
+    return relative.rpartition(".")[0] if ending is None else relative[: -len(ending)]
+
+
+def _is_volume(file: FileRef) -> bool:
+    return (file.member or file.path.name).lower().endswith(_VOLUME_SUFFIXES)
+
+
+def _nifti_pairs(
+    image_id: str, image: FileRef, mask: FileRef
+) -> Iterator[tuple[FileRef, FileRef]]:  # fmt: skip
+    """The slices of an image and its mask; both themselves if they have two axes."""
+    from robustcli.data.arrays import VOLUME, volume_slices  # needs numpy, a listing does not
+
+    count = volume_slices(mask.path, VOLUME)
+    for index in [None] if count is None else range(count):
+        slice_id = image_id if index is None else f"{image_id}/slice{index:03}"
+        parts = tuple(
+            (name, replace(part, array=VOLUME, slice_index=index)) for name, part in image.parts
+        )
+        yield (
+            replace(image, relative=slice_id, array=VOLUME, slice_index=index, parts=parts),
+            replace(mask, relative=slice_id, array=VOLUME, slice_index=index),
         )
 
 
-def _check_no_volumes(location: Path, files: Sequence[FileRef]) -> None:
-    volumes = sorted(f.relative for f in files if f.relative.lower().endswith(_VOLUMES))
-    if volumes:
+def _check_volumes(location: Path, files: Sequence[FileRef]) -> None:
+    """Raises UsageError for volumes in other formats than NIfTI, and for those in archives."""
+    others = sorted(f.relative for f in files if f.relative.lower().endswith(_OTHER_VOLUMES))
+    if others:
         raise UsageError(
-            f"`{location}` holds {len(volumes)} volumes, such as `{volumes[0]}`.",
-            "Networks here see images of two dimensions; how a volume's values become grey levels "
-            "(a window of Hounsfield units, a range) is a decision about the data.",
-            "Write its slices as PNG, `imagesTr/NAME_slice_000_0000.png` and "
-            '`labelsTr/NAME_slice_000.png`, and `"file_ending": ".png"` in `dataset.json`: slices '
-            "of one NAME then stay in one part of a split.",
+            f"`{location}` holds {len(others)} volumes that are not read, such as `{others[0]}`.",
+            "Of volumes NIfTI is read (`.nii.gz`, with nibabel).",
+            "Write them as NIfTI, or their slices as PNG: `imagesTr/NAME_slice_000_0000.png` and "
+            "`labelsTr/NAME_slice_000.png`; slices of one NAME stay in one part of a split.",
         )
+    packed = next((f for f in files if _is_volume(f) and f.member is not None), None)
+    if packed is not None:
+        raise _in_archive(packed, "NIfTI")
+
+
+def _in_archive(file: FileRef, kind: str) -> UsageError:
+    return UsageError(
+        f"`{file}` is {'an' if kind == 'HDF5' else 'a'} {kind} file in an archive.",
+        "Its slices are read from a file of its own.",
+        "Unpack the archive, and name the folder.",
+    )
 
 
 def _check_channels(
@@ -234,8 +287,12 @@ def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
     Raises:
         UsageError: There are HDF5 files, and h5py is not installed.
     """
+    from robustcli.data.arrays import array_names  # needs numpy, a listing does not
+
     arrays = [f for f in files if f.relative.lower().endswith((".npz", *HDF5_SUFFIXES))]
     if not arrays or any(is_image(file.relative) for file in files):
+        return None
+    if not {_IMAGE, _LABEL} <= set(array_names(arrays[0])):
         return None
     slices = [file for file in arrays if "slice" in file.file_name.lower()]
     volumes = [file for file in arrays if file not in slices] if slices else arrays
@@ -295,11 +352,7 @@ def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
     if not file.relative.lower().endswith(HDF5_SUFFIXES):
         return [_labelled(file, None, split)]
     if file.member is not None:
-        raise UsageError(
-            f"`{file}` is an HDF5 file in an archive.",
-            "Its slices are read from a file of its own.",
-            "Unpack the archive, and name the folder.",
-        )
+        raise _in_archive(file, "HDF5")
     from robustcli.data.arrays import volume_slices  # needs numpy, a listing does not
 
     count = volume_slices(file.path, _LABEL)

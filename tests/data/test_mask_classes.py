@@ -115,6 +115,7 @@ def test_every_way_to_write_several_classes(way: str, tmp_path: Path) -> None:
     "classes",
     [
         "0=background,1=liver,2=kidney,4=spleen,255=ignore",
+        "255=ignore,4=spleen,2=kidney,1=liver",
         {"background": 0, "liver": 1, "kidney": [2], "spleen": 4, "ignore": 255},
         ["background", "liver", "kidney", "unused", "spleen"],
     ],
@@ -435,3 +436,58 @@ def test_files_of_single_objects_are_not_taken_for_classes(tmp_path: Path) -> No
         path.rename(path.with_name(path.name.replace("disc", number).replace("cup", number)))
     with pytest.raises(UsageError, match="have no image"):
         _open(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"1": "liver", "1": "kidney"}', "'1' more than once"),
+        ('{"1": {"name": "liver", "colour": "red"}}', "`red` is no colour"),
+        ('{"1": " "}', "name of `1` is empty"),
+    ],
+)
+def test_tables_with_an_error_are_not_read_silently(text: str, fault: str, tmp_path: Path) -> None:
+    root = _data(tmp_path, a_png=VALUES)
+    (root / "labels.json").write_text(text)
+    with pytest.raises(UsageError, match=fault):
+        _open(root)
+
+
+def test_many_classes_in_one_option() -> None:
+    pairs = ",".join(f"{number}=class number {number}" for number in range(1, 60))
+    table = parse_classes(pairs)
+    assert table is not None
+    assert [label.name for label in table.labels][-1] == "class number 59"
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), ("disc", "disc")])
+def test_parts_and_single_masks_are_no_classes(folders: tuple[str, str], tmp_path: Path) -> None:
+    for name, folder in zip("ab", folders, strict=True):
+        for path in (tmp_path / "images" / f"{name}.png",
+                     tmp_path / "masks" / folder / f"{name}.png"):  # fmt: skip
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4), 255).save(path)
+    with pytest.raises(UsageError, match="have no mask"):
+        _open(tmp_path)
+
+
+def test_value_0_can_be_ignored_with_all_classes(tmp_path: Path) -> None:
+    """So are those of ADE20K, whose classes begin at 1."""
+    dataset = _open(_data(tmp_path, a_png=np.array([[0, 1, 2]], np.uint8)), classes="all", ignore=0)
+    np.testing.assert_array_equal(_masks(dataset)[0], [[IGNORED, 1, 2]])
+    assert not any("background" in note for note in dataset.notes)
+
+
+def test_files_of_classes_are_not_read_as_one_foreground(tmp_path: Path) -> None:
+    root = _class_files(tmp_path)
+    with pytest.raises(UsageError, match="--foreground 255` does not go with"):
+        _open(root, foreground=255)
+    with pytest.raises(UsageError, match="two classes one name"):
+        _open(root, classes="disc=eye,cup=eye")
+
+
+def test_a_key_may_hold_several_values(tmp_path: Path) -> None:
+    dataset = _open(
+        _data(tmp_path, a_png=VALUES), classes={"1,4": "organ", "2": "kidney"}, ignore=255
+    )
+    np.testing.assert_array_equal(_masks(dataset)[0] == 1, np.isin(VALUES, [1, 4]))

@@ -171,12 +171,55 @@ def test_faults_of_nnunet_data_are_named(fault: str, tmp_path: Path) -> None:
         _open(root)
 
 
-def test_nnunet_volumes_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    for name in ("imagesTr/la_003_0000.nii.gz", "labelsTr/la_003.nii.gz"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(b"\x1f\x8b")
-    with pytest.raises(UsageError, match=r"(?s)2 volumes.*Write its slices as PNG"):
-        _open(tmp_path)
+def _nifti(path: Path, array: NDArray[Any]) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI files need nibabel, an optional library")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nnunet_volumes_are_read_slice_by_slice(channels: int, tmp_path: Path) -> None:
+    """NIfTI's first axis goes to the right: a slice (W, H) is the image (H, W)."""
+    volumes = RNG.integers(-1000, 1000, (2, channels, W, H, 3)).astype(np.int16)
+    labels = RNG.permutation(np.arange(W * H * 3) % 3).astype(np.uint8).reshape(W, H, 3)
+    for case in range(2):
+        for channel in range(channels):
+            name = f"la_{case}_{channel:04}.nii.gz"
+            _nifti(tmp_path / "imagesTr" / name, volumes[case, channel])
+        _nifti(tmp_path / "labelsTr" / f"la_{case}.nii.gz", labels)
+    names = {str(channel): "MRI" for channel in range(channels)}
+    content = {"channel_names": names, "labels": {"background": 0, "atrium": 1, "wall": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = _open(tmp_path)
+    assert [sample.image_id for sample in dataset.samples] == [
+        f"imagesTr/la_{case}.nii.gz/slice{number:03}" for case in range(2) for number in range(3)
+    ]
+    assert dataset.groups == ("la_0", "la_1")
+    assert _classes(dataset) == ("atrium", "wall")
+    assert _said(dataset, "the 0.5th percentile becomes black")
+    image, mask = decode_pair(dataset.samples[5])
+    np.testing.assert_array_equal(mask, labels[:, :, 2].T)
+    for channel in range(channels):
+        volume = volumes[1, channel].astype(np.float64)
+        low, high = np.percentile(volume, [0.5, 99.5])
+        grey = np.rint(255 * np.clip((volume[:, :, 2].T - low) / (high - low), 0, 1))
+        np.testing.assert_array_equal(image[..., channel], grey)
+
+
+def test_volumes_that_are_not_read_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    for ending, message in (
+        (".nrrd", r"(?s)2 volumes that are not read.*slices as PNG"),
+        (".nii.gz", r"(?s)nibabel is not installed.*pip install nibabel"),
+    ):
+        root = tmp_path / ending
+        for name in (f"imagesTr/la_003_0000{ending}", f"labelsTr/la_003{ending}"):
+            (root / name).parent.mkdir(parents=True)
+            (root / name).write_bytes(b"\x1f\x8b")
+        with pytest.raises(UsageError, match=message):
+            _open(root)
 
 
 def test_two_or_four_channels_are_refused(tmp_path: Path) -> None:
