@@ -21,6 +21,7 @@ from robustcli.adapters.load import load, resolve
 from robustcli.adapters.trainable import start_segmenter
 from robustcli.adapters.training_run import WeightsHeader, read_header
 from robustcli.core.errors import UsageError
+from robustcli.data.mask_classes import names_of
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.cell_table import table
@@ -421,3 +422,11 @@ def test_validation_counts_are_made_on_the_device_of_the_masks():
         tensors = [torch.from_numpy(values).to(GPU) for values in (predicted, true)]
         found = class_counts(*tensors, tensors[1] >= 0, 2).cpu()
     assert found[..., 0].sum() == ((predicted == true) & (true > 0)).sum()
+
+
+def test_the_classes_of_a_network_are_named_by_a_table_only():
+    assert names_of(None) == ()
+    assert names_of("0=background,1=cat,2=dog,255=ignore") == ("cat", "dog")
+    for option in ("all", "1=cat"):
+        with pytest.raises(UsageError, match="does not name the classes of a network"):
+            names_of(option)
