@@ -249,7 +249,7 @@ def test_a_class_taken_for_another_is_a_difference_although_any_class_is_the_sam
 def test_true_pixels_of_a_class_cannot_differ() -> None:
     row = class_row_of(TRUE_CLASSES, TRUE_CLASSES)
     another = TRUE_CLASSES.copy()
-    another[2, 3] = 1  # of class 2 in the data
+    another[2, 4] = 1  # of class 2 in the data
     differences, _ = class_differences(class_row_of(TRUE_CLASSES, another), row)
     assert [one.quantity for one in differences] == ["true pixels of classes"]
 
