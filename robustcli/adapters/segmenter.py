@@ -335,7 +335,8 @@ class Segmenter:
         Without any, it tells foreground (all its classes) from background.
 
         Raises:
-            UsageError: It has another number of outputs, or was trained for other classes.
+            UsageError: It has another number of outputs, was trained for other classes, or has a
+                threshold, which only foreground has.
         """
         outputs = getattr(self.network, "num_classes", None)
         if classes and outputs not in (None, len(classes) + 1):
@@ -348,6 +349,12 @@ class Segmenter:
                 f"{', '.join(classes)}.",
                 f"Name the classes as in its training: `--classes {','.join(trained)}`, or "
                 "`labels.json` beside the masks.",
+            )
+        if classes and self.preprocessing.threshold != MaskPreprocessing.threshold:
+            raise UsageError(
+                f"`threshold={self.preprocessing.threshold}` does not go with several classes.",
+                "The most probable class of a pixel counts, whatever its probability.",
+                "Leave it out.",
             )
         if classes:
             self.notes = tuple(note for note in self.notes if note not in self._merging)
