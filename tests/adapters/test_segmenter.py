@@ -168,7 +168,7 @@ def test_masks_need_one_output_for_each_class_and_the_background() -> None:
         segmenter(PixelClasses()).telling_apart(["a", "b", "c"])
     with pytest.raises(UsageError, match=r"(?s)tells foreground from background.*--foreground"):
         segmenter(Otsu(), window=0).telling_apart(["a", "b"])
-    with pytest.raises(UsageError, match="`threshold=0.7` does not go with several classes"):
+    with pytest.raises(UsageError, match=r"`threshold=0\.7` does not go with several classes"):
         segmenter(PixelClasses(), threshold=0.7).telling_apart(["a", "b"])
     with pytest.raises(UsageError, match=r"(?s)answers with 3 scores a pixel.*need 5"):
         raw_output(PixelClasses(), torch.zeros(1, 3, 8, 8), classes=4)
