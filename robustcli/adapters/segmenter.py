@@ -307,6 +307,8 @@ class Segmenter:
     `telling_apart` says otherwise; without any it tells foreground from background.
     """
 
+    classes: tuple[str, ...] = ()
+
     def __init__(
         self, network: nn.Module, preprocessing: MaskPreprocessing, facts: ModelFacts,
         header: WeightsHeader | None = None, notes: tuple[str, ...] = (),
@@ -315,7 +317,7 @@ class Segmenter:
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
         self.header, self.notes = header, (*notes, *merging)
         self._merging = merging
-        self.classes: tuple[str, ...] = () if header is None else header.mask_classes
+        self.classes = () if header is None else header.mask_classes
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
         self._probability = is_probability(network)
