@@ -255,7 +255,7 @@ def survey(
                 "own, called as the images.",
             )
         return _survey_class_files(masks, location, ignore, classes)
-    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", ref.relative), ref.relative))
+    ordered = sorted(masks, key=lambda ref: (identity_seed("mask", _file_id(ref)), ref.relative))
     ignored = parse_values(ignore, "--ignore")
     files = tuple((ref, _file_state(ref)) for ref in ordered)
     census = _census(files, ignored, classes is not None, is_all(classes))
@@ -297,6 +297,11 @@ def _survey_class_files(
     )  # fmt: skip
     missing = {key: len(masks) - len(files[key]) for key in named.keys}
     return reading, (*named.notes(pixels, missing), *notes)
+
+
+def _file_id(ref: FileRef) -> str:
+    """The path of the file in the data set; slices of one volume are read one after the other."""
+    return ref.relative if ref.slice_index is None else ref.relative.rpartition("/")[0]
 
 
 def _file_state(ref: FileRef) -> tuple[int, int]:

@@ -387,11 +387,11 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     hub_layout = None
     if hub is not None:
         hub_layout = read_hub_masks(hub, notes.append, offline=truth.offline)
-    labels: ClassTable | None = None
+    tables = list[FileRef]()
     if hub_layout is not None:
         layout = hub_layout.layout
     else:
-        layout, labels = _mask_layout(path, notes.append)
+        layout, tables = _mask_layout(path, notes.append)
     notes += layout.notes
     samples = [
         Sample(pair.image, pair.label, pair.group or pair.image.relative, pair.split)
@@ -402,15 +402,14 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     dataset = replace(
         dataset, grouping=layout.grouping, tolerance=layout.tolerance, evaluated=layout.evaluated
     )
-    return _surveyed(dataset, truth, layout, labels) if truth.surveyed else dataset
+    return _surveyed(dataset, truth, layout, tables) if truth.surveyed else dataset
 
 
-def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], ClassTable | None]:
-    """The images with their masks, and the table of classes that lies with them."""
+def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], list[FileRef]]:
+    """The images with their masks, and the files with names of classes that lie with them."""
     if _is_table(path):
         tables = [FileRef(name, path.parent / name) for name in LABEL_FILES]
-        named = read_mask_manifest(path, say)
-        return named, find_table([file for file in tables if file.path.is_file()], say)
+        return read_mask_manifest(path, say), [file for file in tables if file.path.is_file()]
     every = _listed(path, MASK_SUFFIXES | SIDE_SUFFIXES, say, named_like=MASK_SUFFIXES)
     files = [file for file in every if named_like_image(file.relative, MASK_SUFFIXES)]
     known = find_layout(path, every, PUBLISHED_MASKS, inside=True)
@@ -424,7 +423,7 @@ def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], ClassTable | No
     beside = path.with_name(f"{archive_stem(path)}.{LABEL_FILES[0]}")
     if not path.is_dir() and beside.is_file():
         every = [FileRef(LABEL_FILES[0], beside)]
-    return layout, find_table([file for file in every if file.file_name in LABEL_FILES], say)
+    return layout, [file for file in every if file.file_name in LABEL_FILES]
 
 
 def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
@@ -442,15 +441,16 @@ def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
 
     for file in sorted(files, key=lambda file: (rank(file), file.relative)):
         content = file.read()
+        table = parse_table(content, file.file_name, say)
+        if table is None:
+            continue
         if any(rank(other) == rank(file) and other.read() != content for other in files):
             raise UsageError(
                 f"Several files `{file.file_name}` with the data name classes differently.",
                 f"{', '.join(f'`{f}`' for f in files if rank(f) == rank(file))}.",
                 "Name the one that counts with `--classes FILE`.",
             )
-        table = parse_table(content, file.file_name, say)
-        if table is not None:
-            return table
+        return table
     return None
 
 
@@ -472,21 +472,21 @@ def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
 
 
 def _surveyed(
-    dataset: Dataset, truth: Masks, layout: Layout[FileRef], labels: ClassTable | None
+    dataset: Dataset, truth: Masks, layout: Layout[FileRef], tables: Sequence[FileRef]
 ) -> Dataset:
     """`dataset` with the reading of its masks: by options, by its table, or by the layout."""
     from robustcli.data.mask_classes import published_table  # needs numpy, a listing does not
     from robustcli.data.masks import survey
 
     masks = [sample.mask for sample in dataset.samples]
-    classes = truth.classes
+    classes, said = truth.classes, list[str]()
     if classes is None and truth.foreground is None:
-        classes = labels or published_table(layout.classes)
+        classes = find_table(tables, said.append) or published_table(layout.classes)
     reading, notes = survey(
         masks, dataset.location, foreground=truth.foreground, ignore=truth.ignore, classes=classes
     )
     samples = tuple(replace(sample, reading=reading) for sample in dataset.samples)
-    return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *notes))
+    return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *said, *notes))
 
 
 def _location(data: str, named: NamedDataset | None) -> Path:

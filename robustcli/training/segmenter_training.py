@@ -68,17 +68,15 @@ class SegmenterTraining(TrainingTask):
                 f"Measure it with `robust eval --model {entry.name} --transform identity`.",
             )
         if config.ignore is not None and config.protocol == "paper":
-            raise UsageError(
-                f"`--ignore {config.ignore}` does not go with `--protocol paper`.",
-                "The paper resizes whole masks, which mixes ignored pixels with their neighbours, "
-                "and scores every pixel.",
-                "Leave out one of the two.",
-            )
+            raise _ignores_in_paper(f"`--ignore {config.ignore}`")
 
     def open(self, config: TrainConfig) -> Dataset:
-        """See `TrainingTask.open`."""
+        """See `TrainingTask.open`; a table of classes may name values to ignore as well."""
         masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
-        return open_dataset(config.data, masks)
+        dataset = open_dataset(config.data, masks)
+        if config.protocol == "paper" and dataset.reading is not None and dataset.reading.ignored:
+            raise _ignores_in_paper(f"A value to ignore ({dataset.reading.words()})")
+        return dataset
 
     def built_for(self, config: TrainConfig, index: Dataset) -> TrainConfig:
         """See `TrainingTask.built_for`: one output for each class and the background."""
@@ -261,6 +259,15 @@ def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
         images=len(part.samples), groups=len(part.groups), empty=empty,
         absent=shown.absent() or None,
     )  # fmt: skip
+
+
+def _ignores_in_paper(what: str) -> UsageError:
+    return UsageError(
+        f"{what} does not go with `--protocol paper`.",
+        "The paper resizes whole masks, which mixes ignored pixels with their neighbours, and "
+        "scores every pixel.",
+        "Leave out one of the two.",
+    )
 
 
 def _ignores(plan: TrainPlan) -> bool:

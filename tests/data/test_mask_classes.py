@@ -21,7 +21,7 @@ from robustcli.data.mask_classes import (
     parse_classes,
     table_of,
 )
-from robustcli.data.mask_values import IGNORED, MaskReading
+from robustcli.data.mask_values import IGNORED, MaskReading, check_no_masks
 from robustcli.data.masks import decode_mask, decode_pair, survey
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.tasks.heldout import in_flags, mask_values_of
@@ -310,6 +310,27 @@ def test_regions_that_overlap_are_refused() -> None:
         table_of({"background": 0, "whole": [1, 2, 3], "core": [2, 3]}, "`dataset.json`")
 
 
+def test_a_file_with_an_error_does_not_count_where_an_option_decides(tmp_path: Path) -> None:
+    root = _data(tmp_path, a_png=VALUES)
+    (root / "dataset.json").write_text(json.dumps({"labels": {"whole": [1, 2], "core": [2]}}))
+    with pytest.raises(UsageError, match="regions that overlap"):
+        _open(root)
+    assert _open(root, foreground="nonzero").reading is not None
+    assert len(_masks(_open(root, classes="all"))) == 1
+
+
+def test_tables_that_differ_in_one_depth_are_not_chosen_among(tmp_path: Path) -> None:
+    root = _data(tmp_path, a_png=VALUES)
+    for folder, last in (("images", "4"), ("masks", "255")):
+        (root / folder / "labels.json").write_text(json.dumps({"1": "a", "2": "b", last: "c"}))
+    with pytest.raises(UsageError, match=r"(?s)Several files `labels\.json`.*--classes FILE"):
+        _open(root)
+    (root / "labels.json").write_text(json.dumps(LABELS))
+    dataset = _open(root)
+    assert dataset.reading is not None
+    assert dataset.reading.classes == NAMES, "the highest one counts"
+
+
 def test_a_value_that_the_survey_did_not_see_is_an_error_of_its_mask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,3 +512,9 @@ def test_a_key_may_hold_several_values(tmp_path: Path) -> None:
         _data(tmp_path, a_png=VALUES), classes={"1,4": "organ", "2": "kidney"}, ignore=255
     )
     np.testing.assert_array_equal(_masks(dataset)[0] == 1, np.isin(VALUES, [1, 4]))
+
+
+def test_classes_of_masks_do_not_go_with_classifiers() -> None:
+    check_no_masks(None, None, None)
+    with pytest.raises(UsageError, match="--classes all` does not go with classifiers"):
+        check_no_masks(None, None, "all")

@@ -359,6 +359,9 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
         run_training(small(folder, run, foreground=1))
     with pytest.raises(UsageError, match=r"`--ignore 255` does not go with `--protocol paper`"):
         run_training(small(folder, tmp_path / "paper", ignore=255, protocol="paper"))
+    (folder / "labels.json").write_text('{"1": "lesion", "255": "ignore"}')
+    with pytest.raises(UsageError, match=r"(?s)ignored 255.* does not go with `--protocol paper`"):
+        run_training(small(folder, tmp_path / "paper", protocol="paper"))
 
 
 def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path: Path) -> None:
