@@ -235,7 +235,8 @@ def training_tables(run: Path) -> str:
         UsageError: There is no readable training.
     """
     training = read_training(run)
-    scoring, rows = training.scoring, []
+    scoring = training.scoring
+    rows: list[list[str]] = []
     for label, numbers in (
         (name(training.record.model), None if training.test is None else training.test.numbers),
         (scoring.floor_words, training.baseline_numbers),
