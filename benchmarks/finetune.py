@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.fetching import local_path
 from robustcli.adapters.load import resolve
-from robustcli.adapters.trainable import start_segmenter
+from robustcli.adapters.trainable import heads_of, start_segmenter
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.finetuning.freezing import freeze, hold_statistics, saving
@@ -42,7 +42,6 @@ from robustcli.finetuning.gradients import GradientProfile
 from robustcli.finetuning.gradients import statistics as gradient_statistics
 from robustcli.finetuning.modes import peak_resident, start_anew
 from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, freeze_decisions
-from robustcli.finetuning.starts import heads_of
 from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.datamodule import BatchSettings
 from robustcli.training.lit_module import outputs

@@ -522,9 +522,9 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         scans=has_scan(network),
     )
     if task == "seg":
-        notes += _foreground_notes(name, foreign, scores.shape[1])
+        merging = tuple(_foreground_notes(name, foreign, scores.shape[1]))
         masks = _mask_preprocessing(request, foreign, size, notes)
-        segmenter = Segmenter(network, masks, facts, notes=tuple(notes))
+        segmenter = Segmenter(network, masks, facts, notes=tuple(notes), merging=merging)
         return ForeignModel(task, segmenter, None, False, sidecar)
     preprocessing = _preprocessing(request, foreign, size, notes)
     classifier = Classifier(network, preprocessing, facts, tuple(notes))

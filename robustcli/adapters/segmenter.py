@@ -1,4 +1,7 @@
-"""A segmenter ready to measure: uint8 images of any size in, foreground probabilities out."""
+"""A segmenter ready to measure: uint8 images of any size in, masks or their probabilities out.
+
+It tells foreground from background, or K classes beside background (`Segmenter.classes`).
+"""
 
 from __future__ import annotations
 
@@ -81,9 +84,10 @@ def threshold(levels: Tensor) -> int:
     return int(between.argmax())
 
 
-# One foreground score per pixel of the input, whatever a segmenter's network returns. Networks here
-# return logits or probabilities, of one class or several, of the input's size or not, alone or as
-# the first of a list. Training and prediction both read them through this file.
+# One foreground score per pixel of the input, or one score for each class, whatever a segmenter's
+# network returns. Networks here return logits or probabilities, of one class or several, of the
+# input's size or not, alone or as the first of a list. Training and prediction both read them
+# through this file.
 
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 
@@ -91,27 +95,18 @@ Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 def is_probability(network: nn.Module) -> bool:
     """Whether the network's outputs are probabilities; else they are logits.
 
-    Raises:
-        UsageError: They are probabilities of several classes, which do not exclude each other.
+    Networks that end with a sigmoid have one output; built for several classes they give logits.
     """
-    if isinstance(network, ULVMUNet) and network.num_classes > 1:
-        raise UsageError(
-            f"The network has {network.num_classes} outputs.",
-            "Its outputs are independent probabilities: none of them is the foreground.",
-            "Build it with `num_classes=1`.",
-        )
-    single_class_vmunet = (
-        isinstance(network, VMUNet) and network.num_classes == 1
-    )  # of several: logits
-    return single_class_vmunet or isinstance(network, (ULVMUNet, Otsu))
+    return isinstance(network, (ULVMUNet, VMUNet, Otsu)) and network.num_classes == 1
 
 
-def raw_output(network: nn.Module, x: Tensor) -> Tensor:
+def raw_output(network: nn.Module, x: Tensor, classes: int = 0) -> Tensor:
     """The network's foreground scores (n, 1, H, W) for the images `x` (n, 3, H, W).
 
-    They are probabilities or logits, see `is_probability`.
+    They are probabilities or logits, see `is_probability`. With `classes`, which are counted
+    without background, they are the logits (n, classes + 1, H, W) of background and classes.
     """
-    return at_size(first(network(x)), (x.shape[-2], x.shape[-1]))
+    return at_size(first(network(x)), (x.shape[-2], x.shape[-1]), classes)
 
 
 def first(output: Output) -> Tensor:
@@ -119,16 +114,33 @@ def first(output: Output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """The foreground scores (n, 1, *size) of class scores (n, C, h, w).
+def at_size(scores: Tensor, size: tuple[int, int], classes: int = 0) -> Tensor:
+    """The scores of `selected_scores`, of height and width `size`, of class scores (n, C, h, w).
 
     Enlarged or shrunk bilinearly with align_corners off, as the tumour paper did outside of
     SegFormer, whose logits have a quarter of the input's size.
     """
-    scores = foreground_logits(scores)
+    scores = selected_scores(scores, classes)
     if tuple(scores.shape[2:]) == size:
         return scores
     return F.interpolate(scores, size, mode="bilinear", align_corners=False)
+
+
+def selected_scores(scores: Tensor, classes: int = 0) -> Tensor:
+    """Foreground scores (n, 1, h, w) of class scores (n, C, h, w), or with `classes` all of them.
+
+    Raises:
+        UsageError: There is not one score for the background and each of the `classes`.
+    """
+    if not classes:
+        return foreground_logits(scores)
+    if scores.shape[1] != classes + 1:
+        raise UsageError(
+            f"The network answers with {scores.shape[1]} scores a pixel.",
+            f"Background and {classes} classes need {classes + 1}.",
+            f"Build it with `--model-arg num_classes={classes + 1}`, and weights that fit.",
+        )
+    return scores
 
 
 def foreground_logits(scores: Tensor) -> Tensor:
@@ -158,7 +170,8 @@ class MaskPreprocessing:
         window: Side in pixels of what the network sees at once. A smaller image is padded, a larger
             one is covered by overlapping windows. 0: every image as a whole.
         channels: Order of the channels in the network's input; `grey` is their luma alone.
-        threshold: Probability from which a pixel is foreground, in [0, 1].
+        threshold: Probability from which a pixel is foreground, in [0, 1]. Of several classes the
+            most probable one counts.
         overlap: Share of a window's side that the next one covers again, in [0, 1).
         nnunet: Of a network trained nnU-Net's way: how it predicts.
         mean: Subtracted from the values, per channel; None for networks that take them as they are.
@@ -248,14 +261,14 @@ def covered(
     images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, 1, H, W).
+    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, C, H, W).
 
     The images and the result stay where they are; only windows go to `device`.
 
     Args:
         images: (n, 3, H, W), each side at least `window`.
         window: Side of a window in pixels.
-        predict: Windows (m, 3, window, window) to scores (m, 1, window, window).
+        predict: Windows (m, 3, window, window) to scores (m, C, window, window).
         overlap: Share of a window's side that the next one covers again, in [0, 1).
         batch: Windows at a time.
         device: Where `predict` computes.
@@ -288,14 +301,23 @@ class Segmenter:
         facts: For the record.
         header: Of its weights file, where that has one.
         notes: What is to be announced of how it was loaded.
+        merging: What is to be announced where all its classes count as foreground.
+
+    `classes` are the names of the classes 1 to K that it tells apart, those of its training until
+    `telling_apart` says otherwise; without any it tells foreground from background.
     """
+
+    classes: tuple[str, ...] = ()
 
     def __init__(
         self, network: nn.Module, preprocessing: MaskPreprocessing, facts: ModelFacts,
         header: WeightsHeader | None = None, notes: tuple[str, ...] = (),
+        merging: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
-        self.header, self.notes = header, notes
+        self.header, self.notes = header, (*notes, *merging)
+        self._merging = merging
+        self.classes = () if header is None else header.mask_classes
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
         self._probability = is_probability(network)
@@ -307,6 +329,38 @@ class Segmenter:
         """This segmenter, moved."""
         self.network.to(device)
         self.device, self.precision = device, precision
+        return self
+
+    def telling_apart(self, classes: Sequence[str]) -> Segmenter:
+        """This segmenter, for masks of the classes 1 to K with these names.
+
+        Without any, it tells foreground (all its classes) from background.
+
+        Raises:
+            UsageError: It has another number of outputs, was trained for other classes, or has a
+                threshold, which only foreground has.
+        """
+        outputs = getattr(self.network, "num_classes", None)
+        if classes and outputs not in (None, len(classes) + 1):
+            raise _other_outputs(self.facts.name, outputs, classes)
+        trained = () if self.header is None else self.header.mask_classes
+        if classes and trained and tuple(classes) != trained:
+            raise UsageError(
+                f"`{self.facts.name}` was trained for other classes.",
+                f"It tells apart {', '.join(trained)} (in this order), the masks hold "
+                f"{', '.join(classes)}.",
+                f"Name the classes as in its training: `--classes {','.join(trained)}`, or "
+                "`labels.json` beside the masks.",
+            )
+        if classes and self.preprocessing.threshold != MaskPreprocessing.threshold:
+            raise UsageError(
+                f"`threshold={self.preprocessing.threshold}` does not go with several classes.",
+                "The most probable class of a pixel counts, whatever its probability.",
+                "Leave it out.",
+            )
+        if classes:
+            self.notes = tuple(note for note in self.notes if note not in self._merging)
+        self.classes = tuple(classes)
         return self
 
     def try_out(self) -> None:
@@ -328,14 +382,27 @@ class Segmenter:
         )
         check_finite(scores, trial)
 
-    def predict(self, images: Sequence[Pixels]) -> list[NDArray[np.bool_]]:
-        """Of each image (H, W, 3), which pixels (H, W) are foreground."""
+    def predict(self, images: Sequence[Pixels]) -> list[NDArray[Any]]:
+        """Of each image (H, W, 3), which pixels (H, W) are foreground, bool.
+
+        With `classes`, the most probable class of each pixel, uint8, 0 for background.
+        """
+        if self.classes:
+            return [scores.argmax(0).astype(np.uint8) for scores in self._scored(images)]
         threshold = self.preprocessing.threshold
         return [probabilities >= threshold for probabilities in self.probabilities(images)]
 
-    @torch.inference_mode()
     def probabilities(self, images: Sequence[Pixels]) -> list[Probabilities]:
         """Of each image (H, W, 3), RGB, the probability (H, W) that a pixel is foreground.
+
+        With `classes`, that is of any class.
+        """
+        scored = self._scored(images)
+        return [scores[1:].sum(0) if self.classes else scores[0] for scores in scored]
+
+    @torch.inference_mode()
+    def _scored(self, images: Sequence[Pixels]) -> list[Probabilities]:
+        """Of each image, the probability of foreground (1, H, W), or of all classes (K + 1, H, W).
 
         Images that are alike in size, or smaller than the window, go through the network together.
         """
@@ -378,7 +445,7 @@ class Segmenter:
         """For images (n, H, W, 3) of one size; large ones one after the other, to bound memory."""
         images, window = batch.permute(0, 3, 1, 2), self.preprocessing.window
         if window == 0 or tuple(images.shape[2:]) == (window, window):
-            return list(self._probabilities(images.to(self.device))[:, 0].cpu().numpy())
+            return list(self._probabilities(images.to(self.device)).cpu().numpy())
         overlap, at_once = self.preprocessing.overlap, max(WINDOWS, len(images))
         cover = covered if self._nnunet is None else covered_evenly
         answers = (
@@ -389,8 +456,8 @@ class Segmenter:
             for image in images
         )  # fmt: skip
         if self._nnunet is None:
-            return [answer[0, 0].numpy() for answer in answers]
-        return [self._as_probability(answer)[0, 0].numpy() for answer in answers]
+            return [answer[0].numpy() for answer in answers]
+        return [self._as_probability(answer)[0].numpy() for answer in answers]
 
     def _averaged(self, pixels: Tensor) -> Tensor:
         """What is averaged where windows overlap: nnU-Net takes scores, others probabilities."""
@@ -400,6 +467,8 @@ class Segmenter:
         return self._as_probability(self._raw(pixels))
 
     def _as_probability(self, scores: Tensor) -> Tensor:
+        if self.classes:
+            return scores.softmax(1)
         return scores if self._probability else scores.sigmoid()
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -420,7 +489,7 @@ class Segmenter:
         return images
 
     def _raw(self, pixels: Tensor, network: nn.Module | None = None) -> Tensor:
-        """The network's own scores, float32 (n, 1, H, W), on its device.
+        """The network's own scores, float32 (n, 1 or K + 1, H, W), on its device.
 
         Args:
             pixels: (n, C, H, W), values from 0 to 255, or normalised as nnU-Net does.
@@ -429,11 +498,21 @@ class Segmenter:
         images = self.normalised(pixels)
         autocast = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
-            return raw_output(network or self._scores, images).float()
+            return raw_output(network or self._scores, images, len(self.classes)).float()
 
 
 def _cut(
     probabilities: Probabilities, size: tuple[int, ...], corner: tuple[int, int]
 ) -> Probabilities:
     (height, width), (top, left) = size, corner
-    return np.ascontiguousarray(probabilities[top : top + height, left : left + width])
+    return np.ascontiguousarray(probabilities[:, top : top + height, left : left + width])
+
+
+def _other_outputs(name: str, outputs: int | None, classes: Sequence[str]) -> UsageError:
+    tells = "tells foreground from background" if outputs == 1 else f"has {outputs} outputs"
+    return UsageError(
+        f"`{name}` {tells}; the masks have {len(classes)} classes.",
+        f"Background and {', '.join(classes)} need {len(classes) + 1} outputs.",
+        "Use a model that was trained for them (`robust train seg --data DIR`), or measure any "
+        "class against background with `--foreground nonzero`.",
+    )

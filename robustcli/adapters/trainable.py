@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,8 @@ from robustcli.models.conv_segmenters import ResNetSeg
 from robustcli.models.stages import Pair, StagedUNet
 from robustcli.models.umamba import UMamba, UMambaConfig
 
+NUM_CLASSES = "num_classes"
+_SMP_HEAD = ("segmentation_head.",)
 _INPUTS = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
 _PATCH = (
     "Weights of `umamba-enc` depend on the patch size: train with the patch of the pretraining's "
@@ -191,9 +193,35 @@ _IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in
 """Timm's names of torchvision's IMAGENET1K_V1, from which the tumour paper starts."""
 
 
+def heads_of(entry: ModelEntry) -> tuple[str, ...]:
+    """Beginnings of the names of the layers of a segmenter that answer, one output per class."""
+    if entry.builder == "smp":
+        return _SMP_HEAD
+    return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
+
+
+def for_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """`arguments` of the builder of a segmenter for masks of these classes beside background.
+
+    Without classes they stay as they are.
+    """
+    return {**arguments, NUM_CLASSES: len(classes) + 1} if classes else dict(arguments)
+
+
+def check_class_count(arguments: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Raises UsageError if the user wants another number of outputs than the classes need."""
+    outputs = arguments.get(NUM_CLASSES)
+    if classes and outputs not in (None, len(classes) + 1):
+        raise UsageError(
+            f"`--model-arg {NUM_CLASSES}={outputs}` contradicts the masks.",
+            f"Background and {', '.join(classes)} need {len(classes) + 1} outputs.",
+            "Leave it out: the masks say how many there are.",
+        )
+
+
 def start_segmenter(
     entry: ModelEntry, arguments: Mapping[str, Any], *, seed: int, weights: Path | None = None,
-    untrained: bool = False, offline: bool = False,
+    untrained: bool = False, offline: bool = False, classes: Sequence[str] = (),
 ) -> tuple[nn.Module, str]:  # fmt: skip
     """The segmenter as training begins with it, and where its weights come from, in words.
 
@@ -208,16 +236,19 @@ def start_segmenter(
             ImageNet encoder also a file of that encoder, as timm or torchvision has it.
         untrained: Start from random numbers whatever the recipe says.
         offline: Forbids every download.
+        classes: The classes of the masks beside background; empty for foreground. A head of other
+            classes in `weights` is left out, and the network's own starts as initialised.
 
     Raises:
         UsageError: Nothing to train, foreign weights, or an ImageNet encoder that is not here.
     """
     if entry.task != "seg" or not is_trainable(entry):
         raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
+    arguments = for_classes(arguments, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
         if weights is not None and not untrained:
-            return _from_file(entry, weights, arguments)
+            return _from_file(entry, weights, arguments, classes)
         if untrained or not wants_imagenet(entry):
             return BUILDERS[entry.builder].create(entry.variant, arguments), _random(seed)
         return _from_imagenet(entry, arguments, offline)
@@ -233,7 +264,7 @@ def wants_imagenet(entry: ModelEntry) -> bool:
 
 
 def _from_file(
-    entry: ModelEntry, weights: Path, options: Mapping[str, Any]
+    entry: ModelEntry, weights: Path, options: Mapping[str, Any], classes: Sequence[str]
 ) -> tuple[nn.Module, str]:
     trained = read_trained(weights, entry)
     builder = BUILDERS[entry.builder]
@@ -242,6 +273,17 @@ def _from_file(
         load_encoder(network, trained.state, origin=str(weights))
         return network, f"encoder: {trained.path}"
     arguments = {**(trained.header.arguments if trained.header else {}), **options}
+    trained_classes = getattr(trained.header, "mask_classes", ())
+    if classes and tuple(classes) != trained_classes:
+        network = builder.create(entry.variant, arguments)
+        transfer(network, trained.state, entry, heads_of(entry), str(trained.path))
+        of_file = (
+            f"of {len(trained_classes)} other classes" if trained_classes else "of other masks"
+        )
+        return network, (
+            f"{trained.path}, but for its head, which is {of_file}: the head is new, initialised "
+            "with the seed"
+        )
     assert builder.with_weights is not None, "checked above"
     return builder.with_weights(entry.variant, trained.state, str(trained.path), arguments), str(
         trained.path
@@ -275,9 +317,6 @@ def _no_encoder(entry: ModelEntry, error: UsageError) -> UsageError:
         "Name a file of its encoder, as timm or torchvision has it, with `--weights FILE`; or "
         "start from random numbers with `--untrained`.",
     )
-
-
-NUM_CLASSES = "num_classes"
 
 
 def start_classifier(

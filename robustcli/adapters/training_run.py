@@ -63,6 +63,8 @@ class WeightsHeader(Header):
         protocol: How it was trained.
         overlap: Share of a window that the next one covers again; None for the usual half.
         nnunet: How it predicts, where it was trained nnU-Net's way.
+        mask_classes: Names of the classes 1 to K of its masks, in the order of the network's
+            outputs after background; empty where it tells foreground from background.
     """
 
     channels: Literal["rgb", "bgr", "grey"]
@@ -70,6 +72,7 @@ class WeightsHeader(Header):
     protocol: Literal["patient", "paper"]
     overlap: float | None = None
     nnunet: NnUNetInference | None = None
+    mask_classes: tuple[str, ...] = ()
 
     @property
     def pretraining(self) -> str:
@@ -105,7 +108,7 @@ class ClassifierHeader(Header):
 
 _KEY_ORDER = (
     *("schema_version", "model", "arguments", "window", "channels", "threshold", "protocol"),
-    *("trained_on", "images_sha256", "overlap", "nnunet"),
+    *("trained_on", "images_sha256", "overlap", "nnunet", "mask_classes"),
 )
 """Of the keys of a segmenter's header."""
 
@@ -127,7 +130,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> No
 def _header_json(header: Header) -> str:
     """As JSON, without what only some networks have: older versions refuse unknown keys."""
     values = header.model_dump(mode="json")
-    empty = {name for name in ("overlap", "nnunet") if values.get(name) is None}
+    empty = {
+        name for name in ("overlap", "nnunet", "mask_classes") if values.get(name) in (None, [])
+    }
     order = [*(name for name in _KEY_ORDER if name in values), *values]
     ordered = {name: values[name] for name in dict.fromkeys(order) if name not in empty}
     return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)

@@ -54,6 +54,13 @@ _SHOWN_UNREADABLE = 20
 @options.limit
 @click.option("--batch-size", type=click.IntRange(1),
               help="Photos per forward pass of a classifier. [default: by the device]")  # fmt: skip
+@click.option(
+    "--classes",
+    "mask_classes",
+    metavar="CLASSES",
+    help="What the outputs after background are, 1=liver,2=kidney or a file (labels.json), of a "
+    "model that does not say so itself.",
+)
 @options.device
 @options.precision
 @click.option("--fresh", is_flag=True, help="Compute masks that exist again; replace a CSV.")
@@ -153,14 +160,20 @@ def _write_masks(
         print_document(str(out), [str(mask) for mask in done.masks])
     elif not quiet:
         click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of them from before.")
+        if done.labels is not None:
+            click.echo(f"Their values are the classes of `{done.labels}`, 0 is the background.")
 
 
 def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
     from robustcli.adapters.load import load
+    from robustcli.data.mask_classes import names_of
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(values["device"])
     loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
+    classes = names_of(values["mask_classes"])
+    if classes:
+        loaded.telling_apart(classes)
     loaded.try_out()
     return loaded
 

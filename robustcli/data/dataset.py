@@ -249,6 +249,11 @@ class Dataset:
         return self.label_space
 
     @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """The names of the classes 1 to K of masks; empty for foreground and background."""
+        return () if self.reading is None else self.reading.classes
+
+    @property
     def digest(self) -> str:
         r"""SHA-256 (hex) of `image_id NUL target LF` of every sample, in order, as UTF-8.
 

@@ -119,6 +119,25 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
     return ClassTable(tuple(labels), f"`{_FLAG}`")
 
 
+def names_of(option: ClassesOption) -> tuple[str, ...]:
+    """The names of the classes of a table in their order, at least two; of no option none.
+
+    Raises:
+        UsageError: The option names fewer, or is `all`, which only masks can tell.
+    """
+    if option is None:
+        return ()
+    table = parse_classes(option)
+    names = () if table is None else _values_of(table).names
+    if len(names) < 2:
+        raise UsageError(
+            f"`{_FLAG} {option}` does not name the classes of a network.",
+            "Expected two or more, in the order of its outputs after background.",
+            f"Name them, such as `{_FLAG} 1=liver,2=kidney`.",
+        )
+    return names
+
+
 def is_all(option: ClassesOption) -> bool:
     """Whether every value that occurs is a class."""
     if isinstance(option, ClassTable):

@@ -506,6 +506,11 @@ def _any_of(values: NDArray[Any], members: Iterable[Value]) -> NDArray[np.bool_]
     return is_member
 
 
+def is_foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which pixels of a decoded mask (H, W) are of any class: neither background nor ignored."""
+    return mask if mask.dtype == bool else (mask != 0) & (mask != IGNORED)
+
+
 def as_bytes(values: NDArray[Any]) -> NDArray[Any]:
     """The same values as bytes if they are all whole numbers from 0 to 255, which is faster."""
     if (

@@ -28,7 +28,7 @@ from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.columns import cell_numbers
 from robustcli.metrics.intervals import Bootstrap, Interval
-from robustcli.metrics.mask_scores import dice
+from robustcli.metrics.mask_scores import group_dice
 from robustcli.transforms.base import CLEAN, Cell
 
 GATES_FILE = "gates.json"
@@ -353,8 +353,8 @@ class _Reader:
         if self.record.task == "cls":
             correct = (rows["prediction"] == rows["target"]).to_numpy(dtype=float)
             return pd.Series(correct, index=rows["image_id"].to_numpy(dtype=object))
-        pooled = rows.groupby("group", sort=True)[["tp", "fp", "fn"]].sum()
-        return pd.Series(dice(pooled), index=pooled.index.to_numpy(dtype=object))
+        groups = np.unique(rows["group"].to_numpy(dtype=object))
+        return pd.Series(group_dice(rows), index=groups)
 
 
 def _results(gate: Gate, scope: GateScope, reader: _Reader) -> Iterator[GateResult]:

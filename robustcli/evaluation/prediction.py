@@ -1,4 +1,8 @@
-"""Predicts masks for images without masks: the work of `robust predict`."""
+"""Predicts masks for images without masks: the work of `robust predict`.
+
+A segmenter of several classes gives PNG files of indices, coloured by a palette, and `labels.json`
+beside them, which names the indices; `--data` of other commands reads both.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +22,16 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.io import write_bytes
+from robustcli.core.io import write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
+from robustcli.data.class_colours import colours_of
 from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
+from robustcli.data.published_masks import LABEL_FILES
 from robustcli.data.tables import Say, unheard
 from robustcli.tasks.forward import Forward
-from robustcli.tasks.pictures import overlaid
+from robustcli.tasks.pictures import indexed, overlaid
 
 OVERLAY = "_overlay"
 _MASK = "_mask"  # suffix of a true mask beside its image, as in the LGG set
@@ -131,10 +138,14 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """All masks, in the order of the images, and how many of them existed before."""
+    """All masks, in the order of the images, and how many of them existed before.
+
+    `labels` is the file that names their classes; None of foreground and background.
+    """
 
     masks: tuple[Path, ...]
     existing: int
+    labels: Path | None = None
 
 
 def predict_masks(
@@ -148,9 +159,9 @@ def predict_masks(
 ) -> PredictedMasks:
     """Writes the missing masks of `images`.
 
-    A mask is a PNG with 0 and 255 of the image's size and stem; an overlay, `<stem>_overlay.png`
-    beside it, is the image with the mask drawn on it. Each is written durably as soon as it is
-    computed, so the same call again continues.
+    A mask is a PNG with 0 and 255 (of several classes: with 0 to K) of the image's size and stem;
+    an overlay, `<stem>_overlay.png` beside it, is the image with the mask drawn on it. Each is
+    written durably as soon as it is computed, so the same call again continues.
 
     `images` are files, or folders, whose inner folders are kept; `fresh` computes existing masks
     again.
@@ -166,15 +177,17 @@ def predict_masks(
             f"`{segmenter.facts.name}` reads greyscale images: colour images are converted to "
             "0.299 red + 0.587 green + 0.114 blue."
         )
-    tag = _tag(segmenter)
+    tag, classes = _tag(segmenter), segmenter.classes
     done = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
     listener.start(len(jobs), len(done))
+    labels = _write_labels(out, classes) if classes else None
+    colours = colours_of(len(classes))
     forward = Forward(segmenter)
     unreadable: list[tuple[Path, str]] = []
     for batch in _batches([job for job in jobs if job not in done], unreadable):
         masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
         for (job, pixels), mask in zip(batch, masks, strict=True):
-            _write(job, pixels, mask, tag)
+            _write(job, pixels, mask, tag, colours)
         listener.advance(len(batch))
     if unreadable:
         lines = [f"  {path}: {reason}" for path, reason in unreadable[:_UNREADABLE_SHOWN]]
@@ -185,7 +198,29 @@ def predict_masks(
             "\n".join(lines),
             "Repair or remove them; the same command again does only what is missing.",
         )
-    return PredictedMasks(tuple(job.mask for job in jobs), len(done))
+    return PredictedMasks(tuple(job.mask for job in jobs), len(done), labels)
+
+
+def _write_labels(out: Path, classes: Sequence[str]) -> Path:
+    """Writes `labels.json` into `out`, with the name and the colour of each index.
+
+    Raises:
+        UsageError: Another file of that name is there.
+    """
+    named = zip(classes, colours_of(len(classes)), strict=True)
+    table = {
+        "0": {"name": "background", "colour": "#000000"},
+        **{str(n): {"name": name, "colour": c} for n, (name, c) in enumerate(named, 1)},
+    }
+    path, content = out / LABEL_FILES[0], f"{json.dumps(table, indent=1, ensure_ascii=False)}\n"
+    if path.exists() and path.read_text(encoding="utf-8") != content:
+        raise UsageError(
+            f"`{path}` is in the way.",
+            "It names other classes than those of these masks.",
+            "Choose another folder with `--out`.",
+        )
+    write_text(path, content)
+    return path
 
 
 def _tag(segmenter: Segmenter) -> str:
@@ -193,7 +228,8 @@ def _tag(segmenter: Segmenter) -> str:
     facts = segmenter.facts
     model = [facts.builder, facts.arguments, facts.weights_sha256, segmenter.precision]
     preprocessing = {k: v for k, v in asdict(segmenter.preprocessing).items() if v is not None}
-    settings = json.dumps([*model, preprocessing], default=str)
+    classes = [list(segmenter.classes)] if segmenter.classes else []
+    settings = json.dumps([*model, preprocessing, *classes], default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
@@ -267,16 +303,21 @@ def _batches(
         yield batch
 
 
-def _write(job: Job, pixels: Pixels, mask: NDArray[np.bool_], tag: str) -> None:
+def _write(job: Job, pixels: Pixels, mask: NDArray[Any], tag: str, colours: Sequence[str]) -> None:
     """Writes the overlay before the mask, so that an existing mask has its overlay."""
     tag = f"{tag} {_image_hash(job.image)}"
     if job.overlay is not None:
-        write_bytes(job.overlay, _png(overlaid(pixels, mask), tag))
-    write_bytes(job.mask, _png(np.where(mask, 255, 0).astype(np.uint8), tag))
+        write_bytes(job.overlay, _png(Image.fromarray(overlaid(pixels, mask, colours)), tag))
+    picture = (
+        indexed(mask, colours)
+        if colours
+        else Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    )
+    write_bytes(job.mask, _png(picture, tag))
 
 
-def _png(pixels: Pixels, tag: str) -> bytes:
+def _png(picture: Image.Image, tag: str) -> bytes:
     text, content = PngInfo(), io.BytesIO()
     text.add_text(_TAG, tag)
-    Image.fromarray(pixels).save(content, "PNG", pnginfo=text)
+    picture.save(content, "PNG", pnginfo=text)
     return content.getvalue()

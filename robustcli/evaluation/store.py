@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from robustcli.core.errors import RunError
 from robustcli.core.io import write_bytes
 from robustcli.core.names import TaskName, model_folder
-from robustcli.metrics.columns import PREDICTION_SCHEMA, ROW_SCHEMAS
+from robustcli.metrics.columns import CLASS_COLUMNS, PREDICTION_SCHEMA, ROW_SCHEMAS
 from robustcli.transforms.base import Cell
 
 INPUT_SCHEMA = pa.schema(
@@ -33,6 +33,7 @@ INPUT_SCHEMA = pa.schema(
     ]
 )
 _BLOCKS = "block-*.parquet"
+_OF_CLASSES = tuple(name for name, _ in CLASS_COLUMNS)
 _LISTS = PREDICTION_SCHEMA.field("top5").type  # stays in Arrow: an object per row takes longest
 WRITTEN = {"compression": "snappy", "use_dictionary": False}
 """Blocks are small: with zstd and dictionaries they save 1 kB and take twice as long to read."""
@@ -64,7 +65,7 @@ class Store:
         """The finished rows of one model and cell, in image order.
 
         `columns` are those of `metrics.columns.ROW_SCHEMAS`, None for all; a column that a file
-        lacks is null.
+        lacks is null. Columns of classes are left out where the data have none.
         """
         schema = _chosen(ROW_SCHEMAS[task], columns)
         return _read(self.prediction_path(model, cell, 0).parent, schema)
@@ -150,6 +151,8 @@ def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFra
     names = sorted(file.name for file in folder.glob(pattern))  # names sort faster than paths
     tables = [_read_file(folder / name, schema) for name in names]
     table = pa.concat_tables(tables or [schema.empty_table()])
+    unused = [n for n in _OF_CLASSES if n in schema.names and table[n].null_count == len(table)]
+    table = table.drop_columns(unused)
     rows: pd.DataFrame = table.to_pandas(types_mapper={_LISTS: pd.ArrowDtype(_LISTS)}.get)
     return rows
 

@@ -92,6 +92,11 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     model: Any = inputs.load()
     for note in model.notes:
         announcer.say(note)
+    if isinstance(model, Segmenter) and model.classes:
+        announcer.say(
+            f"`{model.facts.name}` tells {len(model.classes)} classes apart: the maps explain the "
+            "pixels of any class against the background."
+        )
     with _without_gradients(model.network):
         explained = explained_network(inputs, model)
         methods = _usable_methods(inputs, explained, model, announcer)

@@ -14,6 +14,8 @@ from robustcli.data.labels import LabelSpace
 from robustcli.evaluation.store import Store
 from robustcli.explanation.config import DEFAULT_WORST, ExplainConfig
 from robustcli.explanation.record import ChoiceRecord, ChoiceRule
+from robustcli.metrics.columns import PIXEL_COLUMNS
+from robustcli.metrics.mask_scores import dice
 from robustcli.transforms.base import CLEAN, Cell
 
 _SHOWN = 3
@@ -41,7 +43,7 @@ def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) 
     if space is None:
         raise UsageError(
             f"`--class {name}` does not go with segmenters.",
-            "They tell foreground from background.",
+            "Their maps explain foreground against background, of several classes all together.",
             "Choose photos with `--image ID` or `--worst N`.",
         )
     index = space.index_of(name)
@@ -119,6 +121,5 @@ def _scores_of_cell(store: Store, model: str, cell: Cell, task: TaskName) -> pd.
     if task == "cls":
         rows = store.rows(model, cell, task, ["image_id", "target_probability"])
         return rows.set_index("image_id")["target_probability"].astype(float)
-    rows = store.rows(model, cell, task, ["image_id", "tp", "fp", "fn"]).set_index("image_id")
-    overlap_total = 2 * rows["tp"] + rows["fp"] + rows["fn"]
-    return (2 * rows["tp"] / overlap_total.where(overlap_total > 0)).fillna(1.0)
+    rows = store.rows(model, cell, task, ["image_id", *PIXEL_COLUMNS])
+    return pd.Series(dice(rows), index=rows["image_id"])

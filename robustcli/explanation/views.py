@@ -22,6 +22,7 @@ from robustcli.adapters.segmenter import Segmenter, native_window, padded
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import decode
+from robustcli.data.mask_values import is_foreground
 from robustcli.data.tables import Column, read_columns
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import Piece, parts_of
@@ -44,7 +45,7 @@ class View:
         samples: Of the photos.
         pixels: (N, C, H, W), normalised, on the CPU.
         photos: uint8 (N, H, W, 3), before normalisation.
-        masks: True masks bool (N, H, W), of segmenters.
+        masks: True masks bool (N, H, W), of segmenters: the pixels of any class.
     """
 
     samples: tuple[Sample, ...]
@@ -115,7 +116,8 @@ def _view(model: Classifier | Segmenter, samples: tuple[Sample, ...], made: Any)
     with torch.no_grad():
         pixels = model.normalised(torch.from_numpy(stacked.copy()).to(model.device)).cpu()
     side = window_side(model)
-    masks = [_cut(_padded_mask(np.asarray(mask) == 1, side), side) for mask in made.masks]
+    shown = [is_foreground(np.asarray(mask)) for mask in made.masks]
+    masks = [_cut(_padded_mask(mask, side), side) for mask in shown]
     return View(
         samples, pixels, np.stack([photo for _, photo in windows]),
         torch.from_numpy(np.stack(masks)),

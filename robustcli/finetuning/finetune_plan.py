@@ -16,6 +16,7 @@ from torch import nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import names_run, resolve
+from robustcli.adapters.trainable import check_class_count
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import ranks
@@ -162,6 +163,7 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     typed = config.training if pretrained is None else _following(config.training, pretrained)
     typed = replace(task.sized(typed, entry), out=None)
     inputs = look_up_training(typed, entry)
+    check_class_count(config.training.model_args, inputs.index.mask_classes)
     training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
     run = config.directory(training.run)
     check_folder(run)

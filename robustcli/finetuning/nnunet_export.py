@@ -1,12 +1,13 @@
 """Trained networks as nnU-Net's results folders: `OUT/MODE/nnunet/TRAINER__PLANS__2d/`.
 
 They are U-Mambas and residual encoders. The plan there and in the checkpoint's `init_args` is that
-of the pretrained weights, or one like nnU-Net's, with this network's topology, two classes, and the
-normalisation that the network was trained with.
+of the pretrained weights, or one like nnU-Net's, with this network's topology, the classes of
+the data, and the normalisation that the network was trained with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from robustcli.adapters import networks
@@ -68,11 +69,21 @@ def plan_of(plan: TrainPlan, network: StagedConfig) -> NnUNetPlan:
     plans = {**base.plans, "configurations": {base.configuration: settings}}
     dataset = {
         "channel_names": {str(number): name for number, name in enumerate(_COLOURS)},
-        "labels": {"background": 0, "foreground": 1},
+        "labels": labels_of(plan.index.mask_classes),
         "numTraining": len(train),
         "file_ending": ".png",
     }
     return NnUNetPlan(plans, dataset, base.configuration)
+
+
+def labels_of(classes: Sequence[str]) -> dict[str, int]:
+    """The labels of `dataset.json` by name; nnU-Net keeps two names for itself."""
+    names = classes or ("foreground",)
+    kept = ("background", "ignore")
+    return {
+        "background": 0,
+        **{f"class {n}" if name in kept else name: n for n, name in enumerate(names, 1)},
+    }
 
 
 def _topology(network: StagedConfig) -> dict[str, Any]:

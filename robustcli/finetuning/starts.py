@@ -20,9 +20,9 @@ from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
-from robustcli.adapters.loading import FAMILIES, heads_in, shapes_of, tensor_differences
+from robustcli.adapters.loading import heads_in, shapes_of, tensor_differences
 from robustcli.adapters.networks import is_trainable
-from robustcli.adapters.trainable import transfer, wants_imagenet
+from robustcli.adapters.trainable import heads_of, transfer, wants_imagenet
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, network_words
@@ -204,7 +204,6 @@ _STEPS = {False: 360, True: 60}
 minutes, or 2; see `docs/finetune.md`."""
 _REPORTED_STEPS = 6000
 """Of each mode by nnU-Net's recipe: "Exploring SSMs for Vision Tasks", 24 epochs of 250."""
-_SMP_HEAD = ("segmentation_head.",)
 _TWO_CLASSES = {"num_classes": 2, "in_channels": 3}  # foreground or not, in photos
 
 
@@ -360,13 +359,6 @@ def no_weights(entry: ModelEntry) -> UsageError:
         f"{entry.name}`; or a results folder of nnU-Net), or train from random ones with "
         "`--mode scratch`.",
     )
-
-
-def heads_of(entry: ModelEntry) -> tuple[str, ...]:
-    """Beginnings of the names of a segmenter's layers that are new in the target task."""
-    if entry.builder == "smp":
-        return _SMP_HEAD
-    return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
 def _default_target(say: Announcer) -> str:

@@ -37,17 +37,33 @@ _EXACT_MASK_SCHEMA = pa.schema(
         ("boundary_dice", pa.float64()),
     ]
 )
-MASK_SCHEMA = pa.schema(
-    [*_EXACT_MASK_SCHEMA, ("predicted_near", pa.int64()), ("true_near", pa.int64())]
+_NEAR_COLUMNS = (("predicted_near", pa.int64()), ("true_near", pa.int64()))
+CLASS_COLUMNS = (
+    *((f"class_{count}", pa.list_(pa.int64())) for count in ("tp", "fp", "fn")),
+    *((f"class_{name}", pa.list_(pa.float64())) for name in ("hd95", "boundary_dice")),
+    ("class_confusion", pa.list_(pa.int64())),
 )
+"""For masks of K classes: a value for each class beside background, in their order. The confusion
+has the pixels of each true class (background first) by predicted class, line by line: (K + 1)^2."""
+MASK_SCHEMA = pa.schema([*_EXACT_MASK_SCHEMA, *_NEAR_COLUMNS])
 """Counts of pixels at the image's own size; distances in pixels, null if a mask is empty; the last
-two columns only for data with a tolerance."""
-ROW_SCHEMAS: Mapping[TaskName, pa.Schema] = {"cls": PREDICTION_SCHEMA, "seg": MASK_SCHEMA}
+two columns only for data with a tolerance. With several classes they are of the pixels of any class
+against background, and `CLASS_COLUMNS` follow."""
+PIXEL_COLUMNS = ("tp", "fp", "fn", "class_tp", "class_fp", "class_fn")
+"""What the dice of a row is made of."""
+ROW_SCHEMAS: Mapping[TaskName, pa.Schema] = {
+    "cls": PREDICTION_SCHEMA,
+    "seg": pa.schema([*MASK_SCHEMA, *CLASS_COLUMNS]),
+}
 
 
-def mask_schema(tolerance: int | None) -> pa.Schema:
-    """The columns of rows of data with that tolerance in pixels; fewer without a tolerance."""
-    return _EXACT_MASK_SCHEMA if tolerance is None else MASK_SCHEMA
+def mask_schema(tolerance: int | None, classes: int = 0) -> pa.Schema:
+    """The columns of rows of data with that tolerance in pixels (None for none) and classes.
+
+    `classes` counts those beside background; 0 for masks of foreground and background.
+    """
+    near = () if tolerance is None else _NEAR_COLUMNS
+    return pa.schema([*_EXACT_MASK_SCHEMA, *near, *(CLASS_COLUMNS if classes else ())])
 
 
 CLASS_TABLE_COLUMNS = (

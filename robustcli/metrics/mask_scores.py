@@ -5,13 +5,17 @@ Every share is a fraction in [0, 1]; an undefined number is None.
 The dice and IoU of an image, or a group, without foreground are 1 if none is predicted and 0
 otherwise. (As nnU-Net's and MONAI's with `ignore_empty=False`; leaving such images out would hide
 false alarms.) `dice_foreground` leaves images without true foreground out.
+
+Masks of several classes: every number is the mean over the classes of that class's number, each
+class counted against all other pixels. A class that is in neither mask of a group counts 1 there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +25,73 @@ from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.rows import common_images
 
 BoolMask = NDArray[np.bool_]  # (H, W)
-_COUNTS = ["tp", "fp", "fn"]
+_COUNTS = ("tp", "fp", "fn")
+_DISTANCES = ("hd95", "boundary_dice")
+PREFIX = "class_"
+"""Of the columns of rows that hold a list with a value for each class, background left out."""
+MOST_CONFUSED = 20
+"""Classes up to which rows count which class was taken for which; beyond, rows would be large."""
+
+
+def has_classes(rows: pd.DataFrame) -> bool:
+    """Whether `rows` are of masks of several classes; the columns of others are null."""
+    name = f"{PREFIX}{_COUNTS[0]}"
+    return name in rows and bool(rows[name].notna().any())
+
+
+def counts_of(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """Pixels (N, C, 3) that are true positive, false positive and false negative for each class.
+
+    C is 1 for masks of foreground and background.
+    """
+    if not has_classes(rows):
+        return rows[list(_COUNTS)].to_numpy(dtype=np.int64)[:, None]
+    return np.stack([_of_classes(rows, name, np.dtype(np.int64)) for name in _COUNTS], axis=2)
+
+
+def distances_of(rows: pd.DataFrame, name: str) -> FloatArray:
+    """The column `hd95` or `boundary_dice` of each image and class, (N, C); NaN if undefined."""
+    if not has_classes(rows):
+        return rows[name].to_numpy(dtype=float)[:, None]
+    return _of_classes(rows, name, np.dtype(np.float64))
+
+
+def _of_classes(rows: pd.DataFrame, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.array([list(values) for values in rows[f"{PREFIX}{name}"]], dtype=dtype)
+
+
+def class_rows(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each class as those of masks that show it alone; `[rows]` without classes."""
+    if not has_classes(rows):
+        return [rows]
+    counts = counts_of(rows)
+    distances = {name: distances_of(rows, name) for name in _DISTANCES if f"{PREFIX}{name}" in rows}
+    plain = rows[[name for name in rows if not str(name).startswith(PREFIX)]]
+    return [
+        plain.assign(
+            **dict(zip(_COUNTS, counts[:, index].T, strict=True)),
+            **{name: values[:, index] for name, values in distances.items()},
+        )
+        for index in range(counts.shape[1])
+    ]
+
+
+def any_class_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the pixels of any class against background."""
+    return rows[[name for name in rows if not str(name).startswith(PREFIX)]]
+
+
+def pixel_confusion(rows: pd.DataFrame) -> NDArray[np.int64] | None:
+    """Pixels (K+1, K+1) of each true class (row, background first) by predicted class.
+
+    None of masks without classes or of more than MOST_CONFUSED.
+    """
+    name = f"{PREFIX}confusion"
+    if name not in rows or rows.empty or rows[name].isna().any():
+        return None
+    flat: NDArray[np.int64] = np.array([list(values) for values in rows[name]], np.int64).sum(0)
+    side = math.isqrt(len(flat))
+    return flat.reshape(side, side)
 
 
 class RelaxedScores(NamedTuple):
@@ -141,26 +211,41 @@ class CleanMaskComparison:
     paired_groups: int
 
 
-def dice(counts: pd.DataFrame) -> FloatArray:
-    """2 tp / (2 tp + fp + fn) of every row; 1 if both masks are empty."""
-    return _share(2 * counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"])
+def dice(rows: pd.DataFrame) -> FloatArray:
+    """2 tp / (2 tp + fp + fn) of every row, averaged over classes; 1 if both masks are empty."""
+    return _class_mean(_dice(counts_of(rows)))
 
 
-def iou(counts: pd.DataFrame) -> FloatArray:
-    """Tp / (tp + fp + fn) of every row; 1 if both masks are empty."""
-    return _share(counts["tp"], counts["tp"] + counts["fp"] + counts["fn"])
+def iou(rows: pd.DataFrame) -> FloatArray:
+    """Tp / (tp + fp + fn) of every row, averaged over classes; 1 if both masks are empty."""
+    return _class_mean(_iou(counts_of(rows)))
+
+
+def _dice(counts: NDArray[np.int64]) -> FloatArray:
+    """The dice (N, C) of counts (N, C, 3)."""
+    tp, fp, fn = np.moveaxis(counts, -1, 0)
+    return _share(2 * tp, 2 * tp + fp + fn)
+
+
+def _iou(counts: NDArray[np.int64]) -> FloatArray:
+    tp, fp, fn = np.moveaxis(counts, -1, 0)
+    return _share(tp, tp + fp + fn)
 
 
 def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     """The scores of `rows` (columns: `MASK_SCHEMA`)."""
     if rows.empty:
         return MaskScores(0, 0)
-    pooled, image_dice = _pooled(rows), dice(rows)
-    dice_of_groups, iou_of_groups = dice(pooled), iou(pooled)
-    true, predicted = rows["tp"] + rows["fn"], rows["tp"] + rows["fp"]
-    owner = pd.factorize(rows["group"].to_numpy(dtype=object), sort=True)[0]
+    counts = counts_of(rows)
+    pooled, dice_of_images = _pooled(rows), _dice(counts)
+    dice_of_groups, iou_of_groups = _dice(pooled).mean(1), _iou(pooled).mean(1)
+    true, predicted = counts[..., 0] + counts[..., 2], counts[..., 0] + counts[..., 1]
+    owner, image_dice = _owners(rows), dice_of_images.mean(1)
     dice_sums, images = np.bincount(owner, image_dice).astype(np.float64), np.bincount(owner)
-    hd95, boundary_dice = rows["hd95"].dropna(), rows["boundary_dice"].dropna()
+    shown = (values[there] for values, there in zip(dice_of_images.T, true.T > 0, strict=True))
+    hd95, boundary_dice = (
+        [pd.Series(values).dropna() for values in distances_of(rows, name).T] for name in _DISTANCES
+    )
     return MaskScores(
         len(rows),
         len(pooled),
@@ -170,13 +255,20 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
         *_ends(bootstrap.mean(iou_of_groups)),
         float(image_dice.mean()),
         *_ends(bootstrap.ratio(dice_sums, images.astype(np.float64))),
-        float(image_dice[true > 0].mean()) if (true > 0).any() else None,
-        _ratio(rows["tp"], predicted),
-        _ratio(rows["tp"], true),
-        float(hd95.median()) if len(hd95) else None,
-        float(boundary_dice.to_numpy(dtype=float).mean()) if len(boundary_dice) else None,
+        _mean_over_classes(float(values.mean()) for values in shown if len(values)),
+        _mean_over_classes(_ratios(counts[..., 0], predicted)),
+        _mean_over_classes(_ratios(counts[..., 0], true)),
+        _mean_over_classes(float(values.median()) for values in hd95 if len(values)),
+        _mean_over_classes(
+            float(values.to_numpy(dtype=float).mean()) for values in boundary_dice if len(values)
+        ),
         *relaxed_scores(rows, bootstrap),
     )
+
+
+def scores_of_classes(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[MaskScores]:
+    """The scores of each class against all other pixels, in the order of the classes."""
+    return [mask_scores(of_class, bootstrap) for of_class in class_rows(rows)]
 
 
 def compare_masks_with_clean(
@@ -200,31 +292,66 @@ def compare_masks_with_clean(
 
 
 def group_dice(rows: pd.DataFrame) -> FloatArray:
-    """The dice of each group, its pixels pooled, groups sorted by name."""
-    return dice(_pooled(rows))
+    """The dice of each group, its pixels pooled, averaged over classes; groups sorted by name."""
+    return _class_mean(_dice(_pooled(rows)))
 
 
-def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.groupby("group", sort=True)[_COUNTS].sum()
+def class_dice(rows: pd.DataFrame) -> FloatArray:
+    """The dice of each class, pooled within groups and averaged over them, (C,)."""
+    means: FloatArray = _dice(_pooled(rows)).mean(0)
+    return means
+
+
+def _owners(rows: pd.DataFrame) -> NDArray[np.intp]:
+    """The number of each row's group, groups sorted by name."""
+    return pd.factorize(rows["group"].to_numpy(dtype=object), sort=True)[0]
+
+
+def _pooled(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """The counts (groups, C, 3) of the pixels of each group."""
+    return _summed(counts_of(rows), _owners(rows))
+
+
+def _summed(counts: NDArray[np.int64], owner: NDArray[np.intp]) -> NDArray[np.int64]:
+    sums = np.zeros((int(owner.max(initial=-1)) + 1, *counts.shape[1:]), np.int64)
+    np.add.at(sums, owner, counts)
+    return sums
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
-def _share(part: pd.Series[int], total: pd.Series[int]) -> FloatArray:
-    parts, totals = part.to_numpy(dtype=float), total.to_numpy(dtype=float)
-    return np.divide(parts, totals, out=np.ones(len(parts)), where=totals > 0)
+def _share(part: NDArray[np.int64], total: NDArray[np.int64]) -> FloatArray:
+    parts, totals = part.astype(np.float64), total.astype(np.float64)
+    return np.divide(parts, totals, out=np.ones(parts.shape), where=totals > 0)
 
 
-def _ratio(part: pd.Series[int], total: pd.Series[int]) -> float | None:
-    return int(part.sum()) / int(total.sum()) if total.sum() else None
+def _ratios(part: NDArray[np.int64], total: NDArray[np.int64]) -> Iterator[float]:
+    """The share of each class that has pixels: sums over images of (N, C) counts."""
+    for parts, totals in zip(part.sum(0), total.sum(0), strict=True):
+        if totals:
+            yield int(parts) / int(totals)
+
+
+def _class_mean(values: FloatArray) -> FloatArray:
+    """The means (N,) of (N, C)."""
+    means: FloatArray = values.mean(1)
+    return means
+
+
+def _mean_over_classes(values: Iterable[float]) -> float | None:
+    """The mean over the classes that have a number; None where none has."""
+    known = list(values)
+    return float(np.mean(known)) if known else None
 
 
 def pooled_scores(counts: NDArray[np.int64], groups: Sequence[str]) -> tuple[float, float]:
-    """Dice and IoU, pooled within each group and averaged over groups.
+    """Dice and IoU, pooled within each group and averaged over groups and classes.
 
-    `counts` (N, 3) are true positive, false positive and false negative pixels of each image.
+    `counts` (N, 3) or (N, C, 3) are true positive, false positive and false negative pixels of each
+    image, or of each of its classes.
     """
-    pooled = pd.DataFrame(counts, columns=_COUNTS).groupby(np.asarray(groups)).sum()
-    return float(dice(pooled).mean()), float(iou(pooled).mean())
+    owner = pd.factorize(np.asarray(groups, dtype=object), sort=True)[0]
+    pooled = _summed(counts.reshape(len(counts), -1, 3), owner)
+    return float(_dice(pooled).mean(1).mean()), float(_iou(pooled).mean(1).mean())

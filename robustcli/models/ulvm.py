@@ -128,7 +128,11 @@ class ParallelMamba(nn.Module):
 
 
 class ULVMUNet(nn.Module):
-    """The segmenter: images (B, 3, H, W) to probabilities (B, classes, H, W)."""
+    """The segmenter: images (B, 3, H, W) to probabilities (B, 1, H, W); of several classes logits.
+
+    Upstream applies a sigmoid to any number of classes, which are then not exclusive. Here several
+    classes are exclusive: their logits (B, classes, H, W) go through a softmax outside.
+    """
 
     def __init__(self, config: ULVMConfig) -> None:
         super().__init__()
@@ -158,7 +162,7 @@ class ULVMUNet(nn.Module):
         self.add_module(name, nn.Sequential(layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probabilities (B, classes, H, W).
+        """Probabilities (B, 1, H, W), or logits (B, classes, H, W) of several classes.
 
         Raises:
             UsageError: Height or width is no multiple of the network's reduction.
@@ -175,7 +179,8 @@ class ULVMUNet(nn.Module):
         for i in range(1, self.levels):
             x = self._normed(f"decoder{i}", f"dbn{i}", x)
             x = F.gelu(x if i == 1 else _twice(x)) + bridged[-i]
-        return torch.sigmoid(_twice(self.final(x)))
+        logits = _twice(self.final(x))
+        return torch.sigmoid(logits) if self.num_classes == 1 else logits
 
     def _normed(self, layer: str, norm: str, x: Tensor) -> Tensor:
         normed: Tensor = getattr(self, norm)(getattr(self, layer)(x))

@@ -77,14 +77,14 @@ def covered_evenly(
     images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, 1, H, W).
+    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, C, H, W).
 
     The images and the result stay where they are; only windows go to `device`.
 
     Args:
         images: (n, 3, H, W), each side at least `window`.
         window: Side of a window in pixels.
-        predict: Windows (m, 3, window, window) to scores (m, 1, window, window).
+        predict: Windows (m, 3, window, window) to scores (m, C, window, window).
         overlap: Share of a window's side that the next one covers again, at least, in [0, 1).
         batch: Windows at a time.
         device: Where `predict` computes.
@@ -97,12 +97,13 @@ def covered_evenly(
         )
     ]
     weights = gaussian_weights(window).to(images.device)
-    total, parts = torch.zeros(count, 1, *size), torch.zeros(count, 1, *size)
-    total, parts = total.to(images.device), parts.to(images.device)
+    total, parts = torch.zeros(0), torch.zeros(count, 1, *size).to(images.device)
     for first in range(0, len(corners), batch):
         some = corners[first : first + batch]
         cut = torch.stack([images[number, :, rows, columns] for number, rows, columns in some])
         scores = predict(cut.to(device)).to(images.device)
+        if not len(total):
+            total = torch.zeros(count, scores.shape[1], *size).to(images.device)
         for (number, rows, columns), score in zip(some, scores, strict=True):
             total[number, :, rows, columns] += score * weights
             parts[number, :, rows, columns] += weights

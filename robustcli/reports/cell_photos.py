@@ -34,12 +34,14 @@ class Answer:
         words: The answer.
         right: Whether it is right; None for segmenters, whose masks are more or less right.
         mask: Where the predicted mask is kept; None for classifiers.
+        classes: Whether that mask holds indices of several classes.
     """
 
     model: str
     words: str
     right: bool | None
     mask: Path | None = None
+    classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class PhotoSheet:
         kept: How many of them the run keeps.
         most: How many the page is to hold.
         masks: Whether outlines are drawn on the pictures.
+        classes: Of masks of several classes, the name of each and the colour it is drawn in.
     """
 
     cells: tuple[PhotoCell, ...]
@@ -86,6 +89,7 @@ class PhotoSheet:
     kept: int
     most: int
     masks: bool
+    classes: tuple[tuple[str, str], ...] = ()
 
 
 def read_photos(findings: Findings) -> PhotoSheet | None:
@@ -107,7 +111,9 @@ def read_photos(findings: Findings) -> PhotoSheet | None:
     masks = findings.record.task == "seg"
     models = tuple(model.name for model in findings.models)
     images = findings.record.dataset.images
-    return PhotoSheet(tuple(cells), models, images, len(kept), MOST_PHOTOS, masks)
+    dataset = findings.record.dataset
+    classes = tuple(zip(dataset.mask_classes, dataset.mask_colours, strict=True))
+    return PhotoSheet(tuple(cells), models, images, len(kept), MOST_PHOTOS, masks, classes)
 
 
 def _kept(findings: Findings) -> list[SamplePhoto]:
@@ -173,7 +179,8 @@ class _Reader:
             return Answer(model, words, right)
         mask = sample.mask(self.findings.run, cell, model)
         words = f"dice {fraction(float(dice(row)[0]))}"
-        return Answer(model, words, None, mask if mask.is_file() else None)
+        several = bool(self.findings.record.dataset.mask_classes)
+        return Answer(model, words, None, mask if mask.is_file() else None, several)
 
 
 def _class_names(findings: Findings) -> Callable[[int], str]:

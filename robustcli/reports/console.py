@@ -49,7 +49,7 @@ from robustcli.reports.training_findings import (
     pooled,
 )
 from robustcli.reports.zoo_comparison import ZooComparison
-from robustcli.reports.zoo_rows import Zoo, published
+from robustcli.reports.zoo_rows import Zoo, printed_of
 
 # How a comparison over transforms is laid out in a terminal.
 
@@ -190,12 +190,13 @@ def training_table(training: TrainingFindings) -> str:
 
 def _mask_table(training: TrainingFindings) -> str:
     """The same with what was published; “with foreground” is the mean of images that have any."""
-    record, printed = training.record, published(training.record.network)
+    record, printed = training.record, printed_of(training.record)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
+    of_classes = " and classes" if record.dataset.mask_classes else ""
     held = ((record.network, training.test), ("otsu", training.baseline))
     rows = [
         (
-            *_held_out(name, test, f"{record.grouping}s"),
+            *_held_out(name, test, f"{record.grouping}s{of_classes}"),
             *(fraction(test.numbers[c]) for c in relaxed),
         )
         for name, test in held

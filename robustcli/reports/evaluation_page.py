@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from robustcli.reports.console import evaluation_summary
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.gallery import Gallery, draw_gallery
 from robustcli.reports.markdown import from_template
-from robustcli.reports.pages import Page, to_csv
+from robustcli.reports.pages import Page, to_csv, to_json
 from robustcli.reports.statistics import statistics_json
 
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
@@ -36,7 +37,7 @@ def evaluation_report(run: Path) -> Page:
 
 def _files(findings: Findings) -> dict[str, str]:
     statistics = findings.statistics
-    more = {
+    more: dict[str, object] = {
         "breaking_points": [asdict(point) for point in breaking_points(findings.table)],
         "corruption_errors": {
             "normaliser": "AlexNet's errors on ImageNet-C (Hendrycks and Dietterich 2019)",
@@ -44,6 +45,10 @@ def _files(findings: Findings) -> dict[str, str]:
         },
     }
     tables = {name: to_csv(table) for name, table in statistics.tables().items()}
+    if findings.classes:
+        classes = findings.classes.table()
+        tables["classes.csv"] = to_csv(classes)
+        more["classes"] = json.loads(to_json(classes))
     return {"statistics.json": statistics_json(statistics, more), **tables}
 
 

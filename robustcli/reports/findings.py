@@ -23,6 +23,7 @@ from robustcli.metrics.severity_scores import (
     corruption_errors,
 )
 from robustcli.metrics.verdicts import ModelRows
+from robustcli.reports.class_findings import ClassFindings
 from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.measure import Measure, extremes, representatives
 from robustcli.reports.numbers import cell_label, is_missing
@@ -129,6 +130,11 @@ class Findings:
     def statistics(self) -> Statistics:
         """What the rows say beyond the table."""
         return STATISTICS[self.record.task](self.record, self.rows)
+
+    @cached_property
+    def classes(self) -> ClassFindings:
+        """The classes of masks; empty for foreground and background, and for classifiers."""
+        return ClassFindings.of(self.record.dataset, self.rows, self.record.seed)
 
     @property
     def gates(self) -> GatesRecord | None:

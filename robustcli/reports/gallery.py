@@ -19,7 +19,9 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
 from robustcli.metrics.calibration import reliability
+from robustcli.reports.class_findings import ClassFindings
 from robustcli.reports.classifier_statistics import ClassifierStatistics
+from robustcli.reports.figures.class_figures import draw_class_dice, draw_pixel_confusion
 from robustcli.reports.figures.evaluation_figures import (
     BIN_IMAGES,
     PAIRS_ABREAST,
@@ -145,20 +147,23 @@ def case_figures(
         called: How the report calls the model.
     """
     panels = [panel for panel in read_panels(findings.run) if panel.model == model.name]
-    cases = [case for p in panels if (case := _case(findings.run, p, _threshold(model)))]
+    dataset = findings.record.dataset
+    classes = tuple(zip(dataset.mask_classes, dataset.mask_colours, strict=True))
+    cases = [case for p in panels if (case := _case(findings.run, p, _threshold(model), classes))]
     if not cases:
         return ()
     path = f"figures/cases-{file_name(called)}.png"
     draw_panels(cases, into / path)
-    return (Picture(path, _caption(model, called)),)
-
-
-def _caption(model: ModelRecord, called: str) -> str:
-    return (
-        f"Untransformed images of {called} by dice, one image per group with foreground: the "
-        f"best, the median and the worst, each with its id. Foreground is a probability of at "
-        f"least {_threshold(model):.3g}."
+    decision = (
+        "The class of a pixel is the most probable one, and dice is averaged over the classes."
+        if classes
+        else f"Foreground is a probability of at least {_threshold(model):.3g}."
     )
+    caption = (
+        f"Untransformed images of {called} by dice, one image per group with foreground: the "
+        f"best, the median and the worst, each with its id. {decision}"
+    )
+    return (Picture(path, caption),)
 
 
 def _threshold(model: ModelRecord) -> float:
@@ -166,17 +171,27 @@ def _threshold(model: ModelRecord) -> float:
     return model.preprocessing.threshold
 
 
-def _case(run: Path, panel: Panel, threshold: float) -> Case | None:
+def _case(
+    run: Path, panel: Panel, threshold: float, classes: tuple[tuple[str, str], ...]
+) -> Case | None:
     """The case of `panel`; None where its pictures cannot be read any more."""
     folder = panel.folder(run)
+    title = f"{panel.rank} {panel.number}: dice {fraction(panel.dice)}, {panel.image_id}"
     try:
         image = _pixels(folder / "image.png", "RGB")
+        if classes:
+            indices = [_indices(folder / f"{name}.png") for name in ("truth", "prediction")]
+            return Case(title, image, indices[0], indices[1], classes)
         truth = _pixels(folder / "truth.png", "L") > 127
         prediction = _pixels(folder / "prediction.png", "L") / 255 >= threshold
     except OSError:
         return None
-    title = f"{panel.rank} {panel.number}: dice {fraction(panel.dice)}, {panel.image_id}"
     return Case(title, image, truth, prediction)
+
+
+def _indices(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
 
 
 def _pixels(path: Path, mode: str) -> NDArray[np.uint8]:
@@ -196,6 +211,7 @@ class Gallery:
     multiples: tuple[Picture, ...] = ()
     contact: tuple[Picture, ...] = ()
     cases: tuple[Picture, ...] = ()
+    classes: tuple[Picture, ...] = ()
     differences: tuple[Picture, ...] = ()
     reliability: tuple[Picture, ...] = ()
     hard_photos: tuple[Picture, ...] = ()
@@ -215,11 +231,50 @@ def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
         _multiples(findings.run, measured, measured[graded], measure),
         _contact(findings),
         tuple(picture for pictures in cases for picture in pictures),
+        _classes(findings),
         _differences(findings, measure),
         _reliability(findings),
         photos,
         no_photos,
     )
+
+
+_MODELS_DRAWN = 3
+
+
+def _classes(findings: Findings) -> tuple[Picture, ...]:
+    """Of the first models: dice by class and transform, and which class is taken for which."""
+    if not findings.classes:
+        return ()
+    pictures: list[Picture] = []
+    for model in findings.models[:_MODELS_DRAWN]:
+        pictures += class_pictures(findings.classes, model.name, findings.run, model.name)
+    return tuple(pictures)
+
+
+def class_pictures(
+    classes: ClassFindings, model: str, into: Path, called: str
+) -> tuple[Picture, ...]:
+    """The pictures of the classes of `model`, drawn into `into`/figures.
+
+    The report calls the model `called`.
+    """
+    pictures: list[Picture] = []
+    cells, confusion = classes.dice_by_cell(model), classes.confusion(model)
+    if len(cells) > 1:
+        path = f"{_FOLDER}/classes-{file_name(called)}.png"
+        draw_class_dice(cells, classes.names, into / path)
+        caption = f"Dice of each class of {called} under each transform."
+        pictures.append(Picture(path, caption))
+    if confusion is not None:
+        path = f"{_FOLDER}/confusion-{file_name(called)}.png"
+        draw_pixel_confusion(confusion, classes.names, into / path)
+        caption = (
+            f"Untouched images: which share of the pixels of each true class (a line) {called} "
+            "takes for which, in percent."
+        )
+        pictures.append(Picture(path, caption))
+    return tuple(pictures)
 
 
 def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:

@@ -23,6 +23,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from robustcli.core.io import reading
+from robustcli.data.class_colours import as_rgb
 from robustcli.reports.cell_photos import Photo, PhotoSheet
 from robustcli.reports.markdown import TEMPLATES, template_environment
 from robustcli.reports.numbers import counted
@@ -73,6 +74,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
             cells=cells,
             clean=cells[0].anchor if cells else "",
             sheet=photos,
+            swatches=[] if photos is None else _swatches(photos.classes),
         )
     )
 
@@ -348,6 +350,8 @@ def _raw(content: str, kind: str = "html_block") -> Token:
 
 # The photos behind the cells.
 
+_OPACITY = 110  # of a predicted mask, of 255
+
 
 @dataclass(frozen=True)
 class _ShownAnswer:
@@ -398,7 +402,9 @@ def _photo_cells(sheet: PhotoSheet, room: _Room) -> list[_ShownCell]:
 
 def _shown(photo: Photo) -> _ShownPhoto:
     answers = [
-        _ShownAnswer(a.model, a.words, a.right, "" if a.mask is None else _overlay(a.mask))
+        _ShownAnswer(
+            a.model, a.words, a.right, "" if a.mask is None else _overlay(a.mask, a.classes)
+        )
         for a in photo.answers
     ]
     return _ShownPhoto(photo.number, photo.name, _photograph(photo.path), answers)
@@ -410,10 +416,28 @@ def _weight(photo: _ShownPhoto) -> int:
     return len(photo.picture.uri) + answers + 500
 
 
-def _overlay(path: Path) -> str:
-    """The mask `path` (0 and 255) as a picture to lie on its photo: transparent outside."""
+def _swatches(classes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The name of each class, and a picture of its colour: the page allows no styles inside."""
+    swatches = []
+    for name, colour in classes:
+        content = io.BytesIO()
+        Image.new("RGB", (1, 1), as_rgb(colour)).save(content, "PNG")
+        swatches.append((name, _uri(content.getvalue(), "png")))
+    return swatches
+
+
+def _overlay(path: Path, classes: bool = False) -> str:
+    """The mask `path` as a picture to lie on its photo: transparent outside.
+
+    It holds 0 and 255, or with `classes` indices, whose palette it keeps.
+    """
+    content = io.BytesIO()
+    if classes:
+        with Image.open(path) as indices:
+            opaque = bytes([0, *[_OPACITY] * 255])
+            indices.save(content, "PNG", transparency=opaque, optimize=True)
+        return _uri(content.getvalue(), "png")
     picture = _decoded(path).convert("L").point(lambda value: int(value > 127))
     picture.putpalette([0, 0, 0, 224, 64, 251])
-    content = io.BytesIO()
-    picture.save(content, "PNG", transparency=bytes([0, 110]), bits=1, optimize=True)
+    picture.save(content, "PNG", transparency=bytes([0, _OPACITY]), bits=1, optimize=True)
     return _uri(content.getvalue(), "png")

@@ -14,6 +14,8 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
+from robustcli.core.names import file_name
+from robustcli.reports.class_findings import HEADS
 from robustcli.reports.explanation_findings import (
     SHIFT,
     SIMILARITY,
@@ -166,7 +168,22 @@ def evaluation_tables(run: Path) -> str:
     tables = [_scores(findings, measure) for measure in measures]
     if findings.transforms:
         tables.append(_drops(findings, measures[0]))
+    if findings.classes:
+        tables += [_classes(findings, model.name) for model in findings.models]
     return _document(tables, [run], partial=findings.is_partial)
+
+
+def _classes(findings: Findings, model: str) -> LatexTable:
+    """The classes of one model on untouched images."""
+    record = findings.record
+    rows = [[tex(line.name), *line.cells] for line in findings.classes.clean(model)]
+    values = {
+        "model": model,
+        "findings": findings,
+        "record": record,
+        "version": _version(record.versions),
+    }
+    return LatexTable("classes", f"classes-{file_name(model)}", ["class", *HEADS], 1, rows, values)
 
 
 def _scores(findings: Findings, measure: Measure) -> LatexTable:
@@ -224,11 +241,14 @@ def training_tables(run: Path) -> str:
         UsageError: There is no readable training.
     """
     training = read_training(run)
-    scoring, rows = training.scoring, []
+    scoring = training.scoring
+    rows: list[list[str]] = []
     for label, numbers in (
         (name(training.record.network), None if training.test is None else training.test.numbers),
         (scoring.floor_words, training.baseline_numbers),
     ):
+        if numbers is None and rows and training.mask_classes:
+            continue  # Otsu's threshold makes two values: there is none of several classes
         if numbers is None:
             rows.append([label, MISSING, MISSING])
         elif "top1" in numbers and "top1_low" not in numbers:

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from robustcli.reports import numbers
+from robustcli.reports.class_findings import HEADS
 from robustcli.reports.measure import DICE, IOU, RELAXED, relaxed_words
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,6 +81,7 @@ def _environment() -> Environment:
     shown = [*vars(numbers).values(), code, joined, marked, mono, settings]
     environment.filters |= {each.__name__: each for each in shown if isfunction(each)}
     environment.globals.update(
+        class_heads=HEADS,
         dash=numbers.MISSING,
         dice=DICE,
         iou=IOU,

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.evaluation.record import RunRecord
+from robustcli.metrics.columns import PIXEL_COLUMNS
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import smallest_p
@@ -53,7 +54,7 @@ class Statistics:
     record: RunRecord
     rows: ModelRows
 
-    row_columns: ClassVar[Sequence[str]] = ("image_id", "group", "tp", "fp", "fn")
+    row_columns: ClassVar[Sequence[str]] = ("image_id", "group", *PIXEL_COLUMNS)
     test: ClassVar[str] = "sign-flip test of the dice of groups"
 
     @property

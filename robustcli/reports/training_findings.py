@@ -16,6 +16,7 @@ from robustcli.metrics.calibration import Calibration
 from robustcli.metrics.class_scores import MacroF1
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
+from robustcli.reports.class_findings import ClassFindings
 from robustcli.reports.classifier_statistics import ClassifierStatistics
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.numbers import MISSING, counted, fraction_range
@@ -91,6 +92,13 @@ class TrainingFindings:
             None if self.test is None else self.test.rows,
             None if self.baseline is None else self.baseline.numbers,
         )
+
+    @property
+    def mask_classes(self) -> ClassFindings:
+        """The classes of masks with their rows, empty for foreground and background."""
+        if self.test is None:
+            return ClassFindings.of(self.record.dataset, {}, self.record.seed)
+        return self.test.findings.classes
 
     @property
     def is_partial(self) -> bool:

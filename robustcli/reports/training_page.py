@@ -11,7 +11,7 @@ import pandas as pd
 from robustcli.metrics.calibration import reliability
 from robustcli.metrics.class_scores import confusion_matrix
 from robustcli.metrics.intervals import wilson_interval
-from robustcli.metrics.mask_scores import dice
+from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.console import training_table
 from robustcli.reports.figures.confusion import COUNTED_UP_TO, MOST_CLASSES, draw_confusions
 from robustcli.reports.figures.evaluation_figures import draw_reliability
@@ -24,7 +24,7 @@ from robustcli.reports.figures.training_figures import (
     draw_scatter,
     draw_strips,
 )
-from robustcli.reports.gallery import RELIABILITY_CAPTION, case_figures
+from robustcli.reports.gallery import RELIABILITY_CAPTION, case_figures, class_pictures
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import (
     counted,
@@ -43,7 +43,7 @@ from robustcli.reports.training_findings import (
     pooled,
     read_training,
 )
-from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, published
+from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, printed_of
 from robustcli.training.record import VALIDATIONS
 
 _MASKS = (
@@ -150,7 +150,7 @@ def _median(spread: Spread | None) -> float | None:
 
 
 def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
-    row, line = _of_any(training), published(training.record.network)
+    row, line = _of_any(training), printed_of(training.record)
     row["protocol"] = training.record.protocol
     if line is not None:
         row |= {"published_dice": line.dice, "published_iou": line.iou}
@@ -164,9 +164,6 @@ def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
     return row
 
 
-_PIXELS = ["tp", "fp", "fn"]
-
-
 @dataclass(frozen=True)
 class TrainingGallery:
     """The figures of each kind that there are; an empty tuple where there is nothing to show."""
@@ -177,6 +174,7 @@ class TrainingGallery:
     cases: tuple[Picture, ...] = ()
     confusions: tuple[Picture, ...] = ()
     reliability: tuple[Picture, ...] = ()
+    classes: tuple[Picture, ...] = ()
 
 
 def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
@@ -188,10 +186,11 @@ def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
             reliability=_reliability(training),
         )
     return TrainingGallery(
-        draw_dice_over_parameters(training.run, Zoo([training])),
+        () if training.mask_classes else draw_dice_over_parameters(training.run, Zoo([training])),
         _curves(training),
         _strips(training),
         _cases(training),
+        classes=_classes(training),
     )
 
 
@@ -291,12 +290,18 @@ def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
 
 def strip(name: str, held: HeldOutResults) -> Strip:
     """The dice of the groups of held-out images of one model, called `name`."""
-    pooled = held.rows.groupby("group", sort=True)[_PIXELS].sum()
     low, high = (
         None if is_missing(held.numbers[end]) else float(held.numbers[end])
         for end in ("dice_low", "dice_high")
     )
-    return Strip(name, dice(pooled), float(held.numbers["dice"]), low, high)
+    return Strip(name, group_dice(held.rows), float(held.numbers["dice"]), low, high)
+
+
+def _classes(training: TrainingFindings) -> tuple[Picture, ...]:
+    if training.test is None or not training.mask_classes:
+        return ()
+    model = training.test.findings.models[0].name
+    return class_pictures(training.mask_classes, model, training.run, training.record.network)
 
 
 def _cases(training: TrainingFindings) -> tuple[Picture, ...]:
@@ -314,11 +319,13 @@ def training_report(run: Path) -> Page:
     """
     training = read_training(run)
     text = training_text(training, draw_training_gallery(training))
-    classes = None if training.classes is None else training.classes.tables().get("classes.csv")
+    tables = {} if training.classes is None else training.classes.tables()
+    if training.mask_classes:
+        tables = {"classes.csv": training.mask_classes.table()}
     return Page(
         results_of_training(training),
         text,
-        {} if classes is None else {"classes.csv": to_csv(classes)},
+        {"classes.csv": to_csv(tables["classes.csv"])} if "classes.csv" in tables else {},
         terminal=training_table(training),
     )
 

@@ -67,6 +67,14 @@ def other_experiment(record: TrainRecord) -> list[str]:
     return differences
 
 
+def printed_of(record: TrainRecord) -> PrintedResult | None:
+    """What was published of the network of a training; None of masks of several classes.
+
+    All published numbers are of one class.
+    """
+    return None if record.dataset.mask_classes else published(record.network)
+
+
 @dataclass(frozen=True)
 class ZooRow:
     """One line: a network, what was printed of it, and one training of it.
@@ -137,8 +145,9 @@ class Zoo:
         return rows + [self._row(t, None) for t in self.trainings if t.record.network not in known]
 
     def _row(self, training: TrainingFindings, line: PrintedResult | None) -> ZooRow:
-        parameters, score = training.record.parameters, headline(training)
-        return ZooRow(self.label(training), parameters, line, training, score)
+        record, score = training.record, headline(training)
+        printed = None if record.dataset.mask_classes else line
+        return ZooRow(self.label(training), record.parameters, printed, training, score)
 
     @property
     def baselines(self) -> list[Baseline]:
@@ -170,7 +179,7 @@ class Zoo:
         """In what trainings differ from the published ones (empty: in nothing), and which do so."""
         alike: dict[str, list[str]] = {}
         for training in self.trainings:
-            if published(training.record.network) is not None:
+            if printed_of(training.record) is not None:
                 reasons = "; ".join(other_experiment(training.record))
                 alike.setdefault(reasons, []).append(self.label(training))
         return alike

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,10 @@ from PIL import Image
 
 from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.io import write_bytes
+from robustcli.data.class_colours import Colour, as_rgb, colours_of, palette_bytes
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
+from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.metrics.mask_scores import BoolMask, dice
 from robustcli.tasks.record import (
@@ -35,23 +38,32 @@ OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and vi
 TINT = 0.25  # share of the colour inside the outline
 
 
-def outlined(image: Pixels, mask: BoolMask) -> Pixels:
+def outlined(image: Pixels, mask: NDArray[Any], colours: Sequence[str] = ()) -> Pixels:
     """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
-    The line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
+    With `colours` (`#rrggbb`) the mask holds classes from 1 on, each outlined in its colour. The
+    line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
     """
     drawn = image.copy()
-    drawn[outline(mask, min(mask.shape) // 512 + 1)] = OUTLINE_COLOUR
+    for part, colour in _parts(mask, colours):
+        drawn[outline(part, min(mask.shape) // 512 + 1)] = colour
     return drawn
 
 
-def overlaid(image: Pixels, mask: BoolMask) -> Pixels:
-    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined in OUTLINE_COLOUR."""
+def overlaid(image: Pixels, mask: NDArray[Any], colours: Sequence[str] = ()) -> Pixels:
+    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined; see `outlined`."""
     tinted = image.copy()
-    tinted[mask] = np.rint((1 - TINT) * image[mask] + TINT * np.array(OUTLINE_COLOUR)).astype(
-        np.uint8
-    )
-    return outlined(tinted, mask)
+    for part, colour in _parts(mask, colours):
+        tinted[part] = np.rint((1 - TINT) * image[part] + TINT * np.array(colour)).astype(np.uint8)
+    return outlined(tinted, mask, colours)
+
+
+def _parts(mask: NDArray[Any], colours: Sequence[str]) -> Iterator[tuple[BoolMask, Colour]]:
+    """What is drawn in one colour each: the mask itself, or each of its classes."""
+    if not colours:
+        yield mask, OUTLINE_COLOUR
+    for number, colour in enumerate(colours, 1):
+        yield mask == number, as_rgb(colour)
 
 
 def outline(mask: BoolMask, width: int = 1) -> BoolMask:
@@ -76,11 +88,15 @@ _MOST_TRIED = 100  # images
 
 @dataclass(frozen=True)
 class SamplePicture:
-    """The image to show, (H, W, 3), and for segmenters the mask that moves with it."""
+    """The image to show, (H, W, 3), and for segmenters the mask that moves with it.
+
+    Of several classes the mask holds numbers, and `colours` (`#rrggbb`) has the colour of each.
+    """
 
     image_id: str
     pixels: Pixels
-    mask: NDArray[np.bool_] | None = None
+    mask: NDArray[Any] | None = None
+    colours: tuple[str, ...] = ()
 
     def under(self, cell: TransformCell, seed: int) -> SamplePicture:
         """The picture that the models see under `cell` in the run with that seed."""
@@ -92,7 +108,7 @@ class SamplePicture:
             )
             return SamplePicture(self.image_id, changed)
         moved = cell.transform.apply_with_mask(self.pixels, self.mask, seed=seed, severity=severity)
-        return SamplePicture(self.image_id, *moved)
+        return SamplePicture(self.image_id, *moved, self.colours)
 
     def png(self) -> bytes:
         """A small PNG, with the outline of the mask."""
@@ -100,7 +116,8 @@ class SamplePicture:
         picture.thumbnail((LONGEST_SAMPLE, LONGEST_SAMPLE), Image.Resampling.LANCZOS)
         if self.mask is not None:
             small = Image.fromarray(self.mask).resize(picture.size, Image.Resampling.NEAREST)
-            picture = Image.fromarray(outlined(np.asarray(picture), np.asarray(small)))
+            drawn = outlined(np.asarray(picture), np.asarray(small), self.colours)
+            picture = Image.fromarray(drawn)
         content = io.BytesIO()
         picture.save(content, "PNG")
         return content.getvalue()
@@ -175,13 +192,25 @@ def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
     for pair in pairs[:_MOST_TRIED]:
         try:
             image, mask = decode_pair(pair)
-            sample = SamplePicture(pair.image_id, image, mask == 1)
+            shown = mask * (mask != IGNORED) if classes_in(pair) else mask == 1
+            sample = SamplePicture(pair.image_id, image, shown, tuple(class_colours(pair)))
         except UnreadableImage:
             continue
         if sample.mask is not None and sample.mask.any():
             return sample
         first = first or sample
     return first
+
+
+def classes_in(pair: Sample) -> tuple[str, ...]:
+    """The names of the classes of the pair's mask; empty for foreground and background."""
+    return () if pair.reading is None else pair.reading.classes
+
+
+def class_colours(pair: Sample) -> list[str]:
+    """The colour `#rrggbb` of each class of the pair's mask."""
+    chosen = () if pair.reading is None else pair.reading.colours
+    return colours_of(len(classes_in(pair)), chosen)
 
 
 def write_masks(
@@ -205,8 +234,7 @@ def write_masks(
             continue
         for name, cell in missing:
             (predicted,) = segmenters[name].predict([picture.under(cell, seed).pixels])
-            grey = np.where(predicted, 255, 0).astype(np.uint8)
-            content = _png(grey, Image.Resampling.NEAREST, LONGEST_SAMPLE)
+            content = _mask_png(predicted, picture.colours, LONGEST_SAMPLE)
             write_bytes(photo.mask(run, _cell(cell), name), content)
 
 
@@ -284,18 +312,40 @@ def _case_positions(count: int) -> list[tuple[CaseRank, int, int]]:
 
 def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:
     image, truth = decode_pair(pair)
+    write_bytes(folder / "image.png", _png(image, Image.Resampling.LANCZOS))
+    if colours := class_colours(pair):
+        write_bytes(folder / "truth.png", _mask_png(truth, colours))
+        write_bytes(folder / "prediction.png", _mask_png(segmenter.predict([image])[0], colours))
+        return
     probability = segmenter.probabilities([image])[0]
     grey = np.rint(255 * probability).astype(np.uint8)
-    write_bytes(folder / "image.png", _png(image, Image.Resampling.LANCZOS))
-    truth_grey = np.where(truth == 1, 255, 0).astype(np.uint8)
-    write_bytes(folder / "truth.png", _png(truth_grey, Image.Resampling.NEAREST))
+    write_bytes(folder / "truth.png", _mask_png(truth == 1))
     write_bytes(folder / "prediction.png", _png(grey, Image.Resampling.BILINEAR))
+
+
+def _mask_png(
+    mask: NDArray[Any], colours: Sequence[str] = (), longest: int = LONGEST_PANEL
+) -> bytes:
+    """A small PNG of a mask: 0 and 255, or with `colours` the classes and their palette."""
+    if colours:
+        return _encoded(indexed(mask, colours), Image.Resampling.NEAREST, longest)
+    return _png(np.where(mask, 255, 0).astype(np.uint8), Image.Resampling.NEAREST, longest)
+
+
+def indexed(mask: NDArray[Any], colours: Sequence[str]) -> Image.Image:
+    """The picture of indices of `mask` (H, W), classes from 1 on, with a palette of `colours`."""
+    picture = Image.fromarray(mask.astype(np.uint8))
+    picture.putpalette(palette_bytes(colours))  # makes it a picture of indices
+    return picture
 
 
 def _png(
     pixels: NDArray[np.uint8], resampling: Image.Resampling, longest: int = LONGEST_PANEL
 ) -> bytes:
-    picture = Image.fromarray(pixels)
+    return _encoded(Image.fromarray(pixels), resampling, longest)
+
+
+def _encoded(picture: Image.Image, resampling: Image.Resampling, longest: int) -> bytes:
     picture.thumbnail((longest, longest), resampling)
     content = io.BytesIO()
     picture.save(content, "PNG")

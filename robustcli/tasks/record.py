@@ -12,6 +12,7 @@ from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.core.io import reading, write_bytes
 from robustcli.core.names import model_folder
 from robustcli.core.rundir import Record
+from robustcli.data.class_colours import colours_of
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_classes import ClassLabel, ClassTable
 from robustcli.data.mask_values import MaskReading, shown_value
@@ -100,6 +101,20 @@ class DatasetRecord(Record):
     several_labels: bool | None = None
     tolerance: int | None = None
     masks: MasksRecord | None = None
+
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """The names of the classes 1 to K of masks; empty for foreground and background."""
+        return tuple(label.name for label in self._labels)
+
+    @property
+    def mask_colours(self) -> list[str]:
+        """The colour `#rrggbb` in which each class of masks is drawn."""
+        return colours_of(len(self._labels), [label.colour for label in self._labels])
+
+    @property
+    def _labels(self) -> list[MaskClassRecord]:
+        return [] if self.masks is None else self.masks.classes or []
 
 
 def dataset_record(dataset: Dataset) -> DatasetRecord:
@@ -264,6 +279,9 @@ CaseRank = Literal["best", "median", "worst"]
 
 class Panel(Record):
     """One image, untransformed, with its true and its predicted mask.
+
+    With several classes both masks are PNG files of indices with a palette, 0 for background and
+    255 for pixels to ignore.
 
     Args:
         model: Its name in the run.

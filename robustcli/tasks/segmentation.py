@@ -24,7 +24,7 @@ from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.metrics.columns import mask_schema
-from robustcli.metrics.mask_scores import BoolMask, near_counts
+from robustcli.metrics.mask_scores import MOST_CONFUSED, BoolMask, near_counts
 from robustcli.tasks.base import (
     ORIGINAL,
     Batch,
@@ -162,10 +162,18 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
 
 
 class MaskRows:
-    """Predicts batches of masked images with a segmenter; `tolerance` is that of the data."""
+    """Predicts batches of masked images with a segmenter.
 
-    def __init__(self, segmenter: Segmenter, tolerance: int | None = None) -> None:
-        self.tolerance = tolerance
+    Args:
+        segmenter: It tells apart what the masks show.
+        tolerance: That of the data.
+        classes: How many classes the masks show beside background; 0 for foreground alone.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, tolerance: int | None = None, classes: int = 0
+    ) -> None:
+        self.tolerance, self.classes = tolerance, classes
         self.forward = Forward(segmenter)
 
     @property
@@ -175,26 +183,39 @@ class MaskRows:
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
         """One row an image (columns: `mask_schema`)."""
-        inputs = batch.inputs
+        inputs, tolerance, classes = batch.inputs, self.tolerance, self.classes
         masks = [mask for piece in self.forward(inputs.images) for mask in piece]
         images = zip(batch.image_ids, inputs.groups, masks, inputs.masks, strict=True)
         return [
-            {"image_id": image_id, "group": group, **mask_row(mask, truth, self.tolerance)}
+            {"image_id": image_id, "group": group, **mask_row(mask, truth, tolerance, classes)}
             for image_id, group, mask, truth in images
         ]
 
 
-def mask_row(prediction: MaskOrIgnore, truth: MaskOrIgnore, tolerance: int | None = None) -> Row:
+def mask_row(
+    prediction: MaskOrIgnore, truth: MaskOrIgnore, tolerance: int | None = None, classes: int = 0
+) -> Row:
     """The columns of a row for a predicted and a true mask, both (H, W).
 
     Args:
-        prediction: The predicted mask.
-        truth: The true mask: bool, or uint8 with 0, 1 and IGNORED. Ignored pixels are neither
-            counted nor part of outlines.
+        prediction: The predicted mask: bool, or with `classes` uint8 with 0 to K.
+        truth: The true mask: bool, or uint8 with 0, 1 (with `classes` 0 to K) and IGNORED. Ignored
+            pixels are neither counted nor part of outlines.
         tolerance: In pixels, for the counts of relaxed scores; None leaves them out.
+        classes: How many classes there are beside background, K; 0 for foreground alone.
     """
     counted = np.ones(truth.shape, bool) if truth.dtype == bool else truth != IGNORED
-    prediction, truth = prediction & counted, truth == 1
+    if classes:
+        predicted_classes, true_classes = prediction * counted, truth * counted
+        of_classes = _class_columns(predicted_classes, true_classes, counted, classes)
+        row = _two_valued_row(predicted_classes > 0, true_classes > 0, counted, tolerance)
+        return row | of_classes
+    return _two_valued_row(prediction & counted, truth == 1, counted, tolerance)
+
+
+def _two_valued_row(
+    prediction: BoolMask, truth: BoolMask, counted: BoolMask, tolerance: int | None
+) -> Row:
     outlines = surface_distance(prediction, truth)
     row: Row = {
         "tp": int(np.count_nonzero(prediction & truth)),
@@ -207,8 +228,33 @@ def mask_row(prediction: MaskOrIgnore, truth: MaskOrIgnore, tolerance: int | Non
     return row if tolerance is None else row | near_counts(prediction, truth, tolerance)
 
 
+def _class_columns(
+    prediction: NDArray[Any], truth: NDArray[Any], counted: BoolMask, classes: int
+) -> Row:
+    """The columns of `CLASS_COLUMNS`, of masks that are 0 where a pixel is not counted."""
+    side = classes + 1
+    cells = truth[counted].astype(np.int64) * side + prediction[counted]
+    confusion = np.bincount(cells, minlength=side**2).reshape(side, side)
+    hits = confusion.diagonal()
+    outlines = [surface_distance(prediction == n, truth == n) for n in range(1, side)]
+    return {
+        "class_tp": hits[1:].tolist(),
+        "class_fp": (confusion.sum(0) - hits)[1:].tolist(),
+        "class_fn": (confusion.sum(1) - hits)[1:].tolist(),
+        "class_hd95": [None if o is None else o.hd95 for o in outlines],
+        "class_boundary_dice": [None if o is None else o.boundary_dice for o in outlines],
+        "class_confusion": confusion.ravel().tolist() if classes <= MOST_CONFUSED else None,
+    }
+
+
 class SegmentationTask(Task[Segmenter]):
-    """Segmentation: foreground or background for each pixel."""
+    """Segmentation: foreground or background for each pixel, or one of several classes.
+
+    `classes` are the names of the classes of the opened data; empty for foreground.
+    """
+
+    def __init__(self) -> None:
+        self.classes: tuple[str, ...] = ()
 
     name: ClassVar[TaskName] = "seg"
     batch_sizes: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 16, "cpu": 8}
@@ -261,15 +307,17 @@ class SegmentationTask(Task[Segmenter]):
         part = choose_part(opened, config.split, trainings_of(config), listener)
         dataset = select_subset(part.dataset, config)
         record, pool = dataset_record(dataset), pool_of(part.dataset)
+        self.classes = dataset.mask_classes
         return Data(dataset.samples, record, pool, dataset.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
-        """See `Task.load`."""
-        return load(request, "seg", seed=seed, offline=offline)
+        """See `Task.load`: it tells apart the classes of the data."""
+        segmenter = load(request, "seg", seed=seed, offline=offline)
+        return segmenter.telling_apart(self.classes)
 
     def trial_model(self, request: ModelRequest) -> Segmenter:
         """The model itself: nothing is downloaded for a segmenter."""
-        return load(request, "seg", offline=True)
+        return load(request, "seg", offline=True).telling_apart(self.classes)
 
     def model_record(self, model: Segmenter, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
@@ -290,11 +338,12 @@ class SegmentationTask(Task[Segmenter]):
 
     def schema(self, dataset: DatasetRecord) -> pa.Schema:
         """See `Task.schema`."""
-        return mask_schema(dataset.tolerance)
+        return mask_schema(dataset.tolerance, len(dataset.mask_classes))
 
     def predictor(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
         """See `Task.predictor`."""
-        return MaskRows(model, dataset.tolerance)
+        names = dataset.mask_classes
+        return MaskRows(model.telling_apart(names), dataset.tolerance, len(names))
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Segmenter], config: TaskConfig

@@ -33,7 +33,8 @@ class Decoded(NamedTuple):
 
     Args:
         image: (H, W, 3), RGB.
-        mask: (H, W), 0, 1 or `mask_values.IGNORED`; (0, 0) for a sample with a class.
+        mask: (H, W), 0 to K (1 for foreground) or `mask_values.IGNORED`; (0, 0) for a sample with
+            a class.
     """
 
     image: PixelArray

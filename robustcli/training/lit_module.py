@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.segmenter import at_size, foreground_logits, is_probability
+from robustcli.adapters.segmenter import at_size, is_probability, selected_scores
 from robustcli.core.errors import RunError
 from robustcli.metrics.class_scores import macro_f1
 from robustcli.metrics.mask_scores import pooled_scores
@@ -29,7 +29,7 @@ from robustcli.models.architectures import (
     vmamba_decays,
 )
 from robustcli.training.constant_images import without_gradient_of_constants
-from robustcli.training.losses import DeepSupervision, make_loss
+from robustcli.training.losses import CLASS_LOSSES, DeepSupervision, SoftmaxLoss, make_loss
 from robustcli.training.recipes import SCHEDULES, SMOOTHINGS, Photowise, Recipe
 from robustcli.training.samples import MaskBatch, PhotoBatch
 
@@ -234,15 +234,19 @@ def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
     return everything_decays
 
 
-def outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+def outputs(network: nn.Module, images: Tensor, classes: int = 0) -> list[Tensor]:
     """Logits or probabilities of the foreground (B, 1, H, W), the first at the size of `images`.
 
-    Further ones, where there are any, are at the sizes that the network gives them.
+    Further ones, where there are any, are at the sizes that the network gives them. With `classes`,
+    counted without background, they are the logits (B, classes + 1, H, W) of all of them.
     """
     answer = network(images)
     levels = [answer] if isinstance(answer, Tensor) else list(answer)
     height, width = images.shape[-2:]
-    return [at_size(levels[0], (height, width)), *map(foreground_logits, levels[1:])]
+    return [
+        at_size(levels[0], (height, width), classes),
+        *(selected_scores(level, classes) for level in levels[1:]),
+    ]
 
 
 class SegmenterModule(LitModule):
@@ -253,13 +257,15 @@ class SegmenterModule(LitModule):
         decays: Which parameters weight decay touches.
         val_groups: The group of each validation sample, by its number.
         ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
+        classes: How many classes masks hold beside background; 0 for foreground and background.
     """
 
     def __init__(
         self, network: nn.Module, recipe: Recipe, *, channels: str, decays: Decays,
-        val_groups: Sequence[str], ignores: bool = False,
+        val_groups: Sequence[str], ignores: bool = False, classes: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(network, recipe, decays)
+        self.classes = classes
         self.channels, self.val_groups = channels, val_groups
         self.probabilities, self.ignores = is_probability(network), ignores
         self.loss = self.make_loss()
@@ -272,8 +278,14 @@ class SegmenterModule(LitModule):
 
     def make_loss(self) -> nn.Module:
         """Of what `outputs` gives and the masks, a scalar."""
-        loss = make_loss(self.recipe.loss, probabilities=self.probabilities, ignores=self.ignores)
-        return DeepSupervision(loss)
+        name, ignores = self.recipe.loss, self.ignores
+        if self.classes:
+            return DeepSupervision(SoftmaxLoss(CLASS_LOSSES[name], ignores=ignores))
+        return DeepSupervision(make_loss(name, probabilities=self.probabilities, ignores=ignores))
+
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """What the network answers to `images` in training; see the function of that name."""
+        return outputs(self.network, images, self.classes)
 
     def pixels(self, batch: MaskBatch) -> Tensor:
         """The images as the network takes them: float32 in [0, 1], its order of colours."""
@@ -286,17 +298,17 @@ class SegmenterModule(LitModule):
 
     def loss_of(self, batch: MaskBatch) -> Tensor:
         """See `LitModule.loss_of`."""
-        loss: Tensor = self.loss(outputs(self.network, self.pixels(batch)), batch.masks)
+        loss: Tensor = self.loss(self.outputs(self.pixels(batch)), batch.masks)
         return loss
 
     def trial_loss(self, images: Tensor) -> Tensor:
         """See `LitModule.trial_loss`."""
-        loss: Tensor = self.loss(outputs(self.network, images), images[:, :1].round())
+        loss: Tensor = self.loss(self.outputs(images), images[:, :1].round())
         return loss
 
     def on_validation_epoch_start(self) -> None:
         """Sets all counts to 0."""
-        shape = (len(self.val_groups), 3)
+        shape = (len(self.val_groups), max(1, self.classes), 3)
         self._counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.start_losses(len(self.val_groups))
 
@@ -304,13 +316,19 @@ class SegmenterModule(LitModule):
         """Counts the pixels of a batch; an empty one only keeps the processes in step."""
         if not batch.ids:
             return
-        output = outputs(self.network, self.pixels(batch))
+        output = self.outputs(self.pixels(batch))
         self.keep_loss(batch.numbers, self.loss(output, batch.masks))
+        if self.classes:
+            predicted_classes = output[0].argmax(1, keepdim=True)
+            self._counts[batch.numbers] = class_counts(
+                predicted_classes, batch.masks, batch.counted, self.classes
+            )
+            return
         predicted = self.foreground(output[0]) & batch.counted
         true = (batch.masks > 0.5) & batch.counted
         outcomes = [predicted & true, predicted & ~true, ~predicted & true]
         counts = torch.stack(outcomes, dim=-1).sum((1, 2, 3))
-        self._counts[batch.numbers] = counts
+        self._counts[batch.numbers] = counts[:, None]
 
     def on_validation_epoch_end(self) -> None:
         """Logs dice and IoU, pooled within each group and averaged over groups.
@@ -332,6 +350,24 @@ class SegmenterModule(LitModule):
         if self.probabilities or self.recipe.decision == "logit":
             return output >= 0.5
         return output >= 0.0  # the logit of probability 0.5
+
+
+def class_counts(predicted: Tensor, true: Tensor, counted: Tensor, classes: int) -> Tensor:
+    """Pixels that are true positive, false positive and false negative, int64 (B, classes, 3).
+
+    Args:
+        predicted: The class of each pixel, (B, 1, H, W), 0 for background.
+        true: The same in truth.
+        counted: Which pixels count, bool (B, 1, H, W).
+        classes: How many there are beside background.
+    """
+    side = classes + 1
+    images = torch.arange(len(predicted), device=predicted.device).view(-1, 1, 1, 1)
+    cells = ((images * side + true.long()) * side + predicted.long())[counted]
+    pixels = torch.bincount(cells, minlength=len(predicted) * side**2).view(-1, side, side)
+    hits = pixels.diagonal(dim1=1, dim2=2)[:, 1:]
+    predicted_sums, true_sums = pixels.sum(1)[:, 1:], pixels.sum(2)[:, 1:]
+    return torch.stack([hits, predicted_sums - hits, true_sums - hits], dim=-1)
 
 
 def luma(images: Tensor) -> Tensor:

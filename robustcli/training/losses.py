@@ -4,19 +4,21 @@ Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024) for the consta
 networks that answer with logits are taken from the logits, which a rounded sigmoid cannot harm.
 
 Shapes: output and target (B, 1, H, W); a target lies in 0 to 1, or is `mask_values.IGNORED` where
-pixels are to be ignored: these change neither loss nor gradient.
+pixels are to be ignored: these change neither loss nor gradient. Of K classes beside background the
+outputs are logits (B, K + 1, H, W) and the target holds 0 to K: see `SoftmaxLoss`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustcli.core.errors import UsageError
 from robustcli.core.names import find
 from robustcli.data.mask_values import IGNORED
 
@@ -74,6 +76,7 @@ def shrunk(target: Tensor, output: Tensor) -> Tensor:
     return small.reshape(*target.shape[:-2], *output.shape[-2:]).to(target.dtype)
 
 
+SMOOTH = 1e-5
 POOLED_SMOOTH = 100.0
 IMAGE_SMOOTH = 1.0
 _HALF_MARGIN = 1e-6
@@ -183,16 +186,86 @@ def make_loss(name: str, *, probabilities: bool, ignores: bool = False) -> Segme
     return LOSSES[loss_name(name)](probabilities=probabilities, ignores=ignores)
 
 
-def loss_name(name: str) -> str:
-    """The registered spelling of `name`.
+def loss_name(name: str, classes: int = 0) -> str:
+    """The registered spelling of `name`, for masks of so many classes beside background.
 
     Raises:
-        UsageError: No loss is called so; the message offers the nearest names.
+        UsageError: No loss is called so, with the nearest names; or it is for other masks.
     """
-    return find(name, LOSSES, kind="loss", listing="docs/train-seg.md")
+    found = find(name, {**LOSSES, **CLASS_LOSSES}, kind="loss", listing="docs/train-seg.md")
+    here: Mapping[str, object] = CLASS_LOSSES if classes else LOSSES
+    if found in here:
+        return found
+    two_valued = "foreground and background"
+    of_data = f"{classes} classes" if classes else two_valued
+    of_loss = two_valued if classes else "several classes"
+    pairs = (pair for pair in COUNTERPARTS.items() if found in pair)
+    counterpart = next(name for pair in pairs for name in pair if name != found)
+    raise UsageError(
+        f"`--loss {found}` does not go with these masks.",
+        f"They are of {of_data}, and it is a loss of {of_loss}.",
+        f"Use `--loss {counterpart}`, which is the like of it for them; there are "
+        f"{', '.join(f'`{name}`' for name in here)}.",
+    )
 
 
-SMOOTH = 1e-5
+@dataclass(frozen=True)
+class ClassTerms:
+    """What a loss of several classes adds up.
+
+    Args:
+        entropy: Whether cross entropy is a term.
+        smooth: Added to both sides of the soft dice, as for two-valued masks; None for no dice.
+        batch_dice: Whether the dice pools its sums over the batch; else each image has its own.
+    """
+
+    entropy: bool
+    smooth: float | None = None
+    batch_dice: bool = False
+
+
+CLASS_LOSSES: dict[str, ClassTerms] = {
+    "ce-dice": ClassTerms(entropy=True, smooth=IMAGE_SMOOTH),
+    "dice": ClassTerms(entropy=False, smooth=POOLED_SMOOTH, batch_dice=True),
+    "ce": ClassTerms(entropy=True),
+}
+COUNTERPARTS = {"bce-dice": "ce-dice", "dice": "dice", "bce": "ce"}
+"""What a recipe's loss is for masks of several classes: with one class both are the same number."""
+
+
+class SoftmaxLoss(nn.Module):
+    """A loss of exclusive classes, in float32: cross entropy, one minus soft dice, or their sum.
+
+    The cross entropy counts every pixel, of background too; the dice is averaged over the classes
+    without background, as MONAI's `DiceCELoss(include_background=False, softmax=True)` and nnU-Net
+    do it. Unlike MONAI's, it leaves pixels to ignore out of both.
+
+    Args:
+        terms: A row of CLASS_LOSSES.
+        ignores: Whether targets hold pixels to ignore.
+    """
+
+    def __init__(self, terms: ClassTerms, *, ignores: bool = False) -> None:
+        super().__init__()
+        self.terms = terms
+        self.parts = DiceCrossEntropy(
+            batch_dice=terms.batch_dice,
+            ignore_label=IGNORED if ignores else None,
+            smooth=SMOOTH if terms.smooth is None else terms.smooth,
+        )
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, a scalar of 0 or above.
+
+        Args:
+            output: Logits (B, K + 1, H, W), background first.
+            target: (B, 1, H, W), 0 to K, or IGNORED.
+        """
+        with torch.autocast(output.device.type, enabled=False):
+            parts = self.parts.parts(output.float(), target)
+        if self.terms.smooth is None:
+            return parts.cross_entropy
+        return 1 - parts.dice + parts.cross_entropy * self.terms.entropy
 
 
 @dataclass(frozen=True)
@@ -219,11 +292,14 @@ class DiceCrossEntropy(nn.Module):
         batch_dice: Whether the dice pools its sums over the batch, as 2D plans do; else the mean of
             each image's own.
         ignore_label: Target pixels of this value count nowhere.
+        smooth: Added to both sides of the dice.
     """
 
-    def __init__(self, *, batch_dice: bool = True, ignore_label: int | None = None) -> None:
+    def __init__(
+        self, *, batch_dice: bool = True, ignore_label: int | None = None, smooth: float = SMOOTH
+    ) -> None:
         super().__init__()
-        self.batch_dice, self.ignore_label = batch_dice, ignore_label
+        self.batch_dice, self.ignore_label, self.smooth = batch_dice, ignore_label, smooth
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar.
@@ -244,13 +320,16 @@ class DiceCrossEntropy(nn.Module):
         pixels = F.cross_entropy(logits, labels, reduction="none") * counted
         return LossParts(
             pixels.sum() / counted.sum().clamp_min(1),
-            soft_dice(logits.softmax(1), labels, counted, batch_dice=self.batch_dice),
+            soft_dice(
+                logits.softmax(1), labels, counted, batch_dice=self.batch_dice, smooth=self.smooth
+            ),
         )
 
 
 def soft_dice(
-    probabilities: Tensor, labels: Tensor, counted: Tensor, *, batch_dice: bool
-) -> Tensor:
+    probabilities: Tensor, labels: Tensor, counted: Tensor, *, batch_dice: bool,
+    smooth: float = SMOOTH,
+) -> Tensor:  # fmt: skip
     """The mean soft dice of the foreground classes, a scalar in 0..1.
 
     Args:
@@ -258,6 +337,7 @@ def soft_dice(
         labels: (N, H, W), int64 in 0..C-1.
         counted: (N, H, W), the pixels that count.
         batch_dice: Whether the sums run over the batch too.
+        smooth: Added to both sides.
 
     Source: dice_c = (2 sum(p g) + 1e-5) / max(sum(g) + sum(p) + 1e-5, 1e-8).
     """
@@ -266,7 +346,7 @@ def soft_dice(
     guess = probabilities[:, 1:] * counted[:, None]
     axes = (0, 2, 3) if batch_dice else (2, 3)
     overlap, true, guessed = (x.sum(axes) for x in (guess * truth, truth, guess))
-    return ((2 * overlap + SMOOTH) / (true + guessed + SMOOTH).clamp_min(1e-8)).mean()
+    return ((2 * overlap + smooth) / (true + guessed + smooth).clamp_min(1e-8)).mean()
 
 
 _SMALLEST = 1e-7  # under a probability of 0 or 1, whose logarithm is infinite
@@ -303,6 +383,32 @@ class TwoClasses(nn.Module):
         with torch.autocast(target.device.type, enabled=False):
             scores = [class_scores(o.float(), probabilities=self.probabilities) for o in outputs]
             loss: Tensor = self.loss(scores, target.long())
+            return loss
+
+
+class SeveralClasses(nn.Module):
+    """nnU-Net's loss for networks that tell several classes apart, in float32.
+
+    Args:
+        batch_dice: Whether the dice pools its sums over the batch.
+        ignore_label: Target pixels of this value count nowhere.
+    """
+
+    def __init__(self, *, batch_dice: bool = True, ignore_label: int | None = None) -> None:
+        super().__init__()
+        self.loss = DeepSupervision(
+            DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore_label)
+        )
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The loss, a scalar, from -1 (perfect) upwards.
+
+        Args:
+            outputs: Logits (B, K + 1, H, W), background first, highest resolution first.
+            target: (B, 1, H, W), 0 to K or the ignore label.
+        """
+        with torch.autocast(target.device.type, enabled=False):
+            loss: Tensor = self.loss([output.float() for output in outputs], target.long())
             return loss
 
 

@@ -85,7 +85,7 @@ def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tenso
 
     Args:
         image: uint8 (3, S, S).
-        mask: uint8 (1, S, S), 0, 1 or `mask_values.IGNORED`: it is moved by nearest neighbour.
+        mask: uint8 (1, S, S), classes or `mask_values.IGNORED`: it is moved by nearest neighbour.
         name: One of AUGMENTATIONS.
         seed: Of this image in this epoch, in `[0, 2**63)`.
     """
@@ -217,7 +217,8 @@ class MaskBatch(NamedTuple):
 
     Args:
         images: RGB (B, 3, S, S), uint8, or float32 in [0, 1] where they were resized.
-        masks: (B, 1, S, S), 0, 1 or `IGNORED`; uint8, or float32 and soft where they were resized.
+        masks: (B, 1, S, S), 0 to K (1 for foreground) or `IGNORED`; uint8, or float32 and soft
+            where they were resized.
         numbers: Of each sample, int64 (B): which image, or in validation which window.
         counted: Which pixels count in validation, bool (B, 1, S, S); those to ignore never do.
         constant: The images, by id, that have a single value per channel.

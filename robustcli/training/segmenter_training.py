@@ -1,4 +1,8 @@
-"""The training of segmenters: images with masks, split by group, measured by dice and IoU."""
+"""The training of segmenters: images with masks, split by group, measured by dice and IoU.
+
+Masks show foreground and background, or several classes: then the network has one output for each
+and one for the background, and its loss is one of `losses.CLASS_LOSSES`.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.model import Trial, check_finite
 from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.segmenter import is_probability
-from robustcli.adapters.trainable import start_segmenter
+from robustcli.adapters.trainable import for_classes, start_segmenter
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_classes import ShownClasses
+from robustcli.data.mask_values import is_foreground
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
@@ -27,7 +33,7 @@ from robustcli.training.cache import Decoded, DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule
 from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
-from robustcli.training.losses import loss_name
+from robustcli.training.losses import COUNTERPARTS, loss_name
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Recipe, recipe_for, recipe_named
 from robustcli.training.record import SplitRecord
@@ -43,12 +49,13 @@ from robustcli.training.training_task import (
 )
 
 BASELINE = "otsu"
+MOST_PROBABLE = "the most probable class"
 LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
 _OVERLAP = 0.5  # of nnU-Net's windows
 
 
 class SegmenterTraining(TrainingTask):
-    """Foreground and background of every pixel."""
+    """Foreground and background of every pixel, or one of several classes."""
 
     name: ClassVar[Literal["cls", "seg"]] = "seg"
 
@@ -71,15 +78,28 @@ class SegmenterTraining(TrainingTask):
             raise _ignores_in_paper(f"A value to ignore ({dataset.reading.words()})")
         return dataset
 
+    def built_for(self, config: TrainConfig, index: Dataset) -> TrainConfig:
+        """See `TrainingTask.built_for`: one output for each class and the background."""
+        arguments = for_classes(config.model_args, index.mask_classes)
+        return replace(config, model_args=arguments) if index.mask_classes else config
+
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """See `TrainingTask.split`."""
+        if config.protocol == "paper" and index.mask_classes:
+            raise UsageError(
+                f"`--protocol paper` does not go with masks of {len(index.mask_classes)} classes.",
+                "The paper tells one class from the background: its losses, its soft masks and its "
+                "dice have no meaning for more.",
+                "Leave it out, or name one class with `--foreground`.",
+            )
         if config.protocol == "paper":
             return paper_splits(index)
         return split_dataset(index, seed=config.parts_seed)
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
         """See `TrainingTask.recipe`."""
-        recipe = mask_recipe(config, entry.name, splits.train.name)
+        classes = len(splits.train.mask_classes)
+        recipe = mask_recipe(config, entry.name, splits.train.name, classes)
         if config.ablation is not None:
             recipe = replace(recipe, expected_dice=None)  # published of the network with its scan
         return procedure_of(recipe).planned(config, entry, splits.train)
@@ -99,7 +119,7 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.network`."""
         return start_segmenter(
             entry, config.model_args, seed=config.seed, weights=config.weights,
-            untrained=config.untrained, offline=config.offline,
+            untrained=config.untrained, offline=config.offline, classes=index.mask_classes,
         )  # fmt: skip
 
     def answer(self, network: nn.Module, images: Tensor) -> object:
@@ -117,6 +137,7 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.counts`: with the images that hold no foreground."""
         splits = plan.splits
         _check_foreground(splits.train, train)
+        _check_classes(splits.train, train)
         test_masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.samples)
         return {
             "train": split_record(splits.train, (decoded.mask for decoded in train)),
@@ -145,10 +166,11 @@ class SegmenterTraining(TrainingTask):
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
         probability = foreground_threshold(plan.recipe, probabilities=is_probability(network))
+        several = bool(plan.index.mask_classes)
         return RecordedFacts(
             dataset_record(plan.index),
             plan.config.protocol,
-            decision_words(probability),
+            MOST_PROBABLE if several else decision_words(probability),
             plan.procedure.faults(plan.entry.name),
         )
 
@@ -166,22 +188,29 @@ class SegmenterTraining(TrainingTask):
             images_sha256=hash_ids(plan.splits.train),
             overlap=_OVERLAP if normalised else None,
             nnunet=NnUNetInference(normalised) if normalised else None,
+            mask_classes=plan.index.mask_classes,
         )
 
     def measure(
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
-        """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`."""
+        """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`.
+
+        Otsu's threshold makes two values of an image, so there is none of several classes.
+        """
         run, test = plan.run, plan.splits.test.samples
         module = cast("SegmenterModule", lit_module)
         plan.procedure.score(run, module, chosen, test, plan.machine.device)
         listener.say(f"Measuring on the {len(test)} held-out images.")
         evaluate_test_images(plan, str(run), run / "test")
-        evaluate_test_images(plan, BASELINE, run / "baseline")
+        if not plan.index.mask_classes:
+            evaluate_test_images(plan, BASELINE, run / "baseline")
 
 
-def mask_recipe(config: TrainConfig, model: str, data: str) -> Recipe:
+def mask_recipe(config: TrainConfig, model: str, data: str, classes: int = 0) -> Recipe:
     """The recipe for network `model` on the data set `data`, with the overrides of `config`.
+
+    `classes` are those of the masks beside background; 0 for foreground and background.
 
     Raises:
         UsageError: An override is unknown, out of range, or against the protocol.
@@ -199,7 +228,9 @@ def mask_recipe(config: TrainConfig, model: str, data: str) -> Recipe:
     procedure_of(recipe).check_options(config, typed_options(config))
     changes = overridden_fields(config)
     if "loss" in changes:
-        changes["loss"] = loss_name(changes["loss"])
+        changes["loss"] = loss_name(changes["loss"], classes)
+    elif classes and recipe.loss in COUNTERPARTS:
+        changes["loss"] = COUNTERPARTS[recipe.loss]
     if "augmentation" in changes:
         changes["augmentation"] = augmentation_name(changes["augmentation"])
     return replace(recipe, **changes, precision=config.precision or recipe.precision)
@@ -225,10 +256,11 @@ def decision_words(probability: float) -> str:
 def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
     """How many images, groups, and images without foreground a part has."""
     shown = ShownClasses(part.reading)
-    masks = shown.noting(masks)
-    empty = sum(not (mask == 1).any() for mask in masks)
-    return SplitRecord(images=len(part.samples), groups=len(part.groups), empty=empty,
-                       absent=shown.absent() or None)  # fmt: skip
+    empty = sum(not is_foreground(mask).any() for mask in shown.noting(masks))
+    return SplitRecord(
+        images=len(part.samples), groups=len(part.groups), empty=empty,
+        absent=shown.absent() or None,
+    )  # fmt: skip
 
 
 def _ignores_in_paper(what: str) -> UsageError:
@@ -247,9 +279,26 @@ def _ignores(plan: TrainPlan) -> bool:
 
 
 def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:
-    if not any((pixels.mask == 1).any() for pixels in decoded):
+    if not any(is_foreground(pixels.mask).any() for pixels in decoded):
         raise UsageError(
             f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
             "From empty masks a network learns to find nothing.",
             "Name other data, a larger `--limit`, or another `--seed`.",
+        )
+
+
+def _check_classes(train: Dataset, decoded: Sequence[Decoded]) -> None:
+    """Raises UsageError if a class of the masks is in no training image."""
+    names = train.mask_classes
+    shown = (
+        {int(number) for pixels in decoded for number in np.unique(pixels.mask)} if names else ()
+    )
+    missing = [name for number, name in enumerate(names, 1) if number not in shown]
+    if missing:
+        raise UsageError(
+            f"None of the {len(decoded)} training images of `{train.name}` shows "
+            f"{', '.join(f'`{name}`' for name in missing)}.",
+            "A network cannot learn a class that it never sees.",
+            "Leave it out of the classes (`--classes`), or name other data, a larger `--limit`, or "
+            "another `--seed`.",
         )

@@ -16,6 +16,7 @@ from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
 from robustcli.adapters.preprocessing import input_channels
+from robustcli.adapters.trainable import check_class_count
 from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -46,6 +47,7 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     """
     config = _with_name(config, listener)
     inputs = look_up_training(config)
+    check_class_count(config.model_args, inputs.index.mask_classes)
     return complete_plan(_following_weights(config, inputs.entry), inputs, listener)
 
 
@@ -90,6 +92,7 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
     Raises:
         UsageError: An option has no meaning here, or somebody's files are in the run's folder.
     """
+    config = inputs.task.built_for(config, inputs.index)
     recipe = inputs.task.recipe(config, inputs.entry, inputs.splits)
     if recipe.precision == "bf16" and config.precision is None and not _has_bf16(inputs.machine):
         recipe = replace(recipe, precision="fp32")

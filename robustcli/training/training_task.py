@@ -179,6 +179,10 @@ class TrainingTask(ABC):
             UsageError: There is none, or it is not known what it shows.
         """
 
+    def built_for(self, config: TrainConfig, index: Dataset) -> TrainConfig:
+        """`config` with the arguments that the network needs for the classes of `index`."""
+        return config
+
     @abstractmethod
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
         """The parts of `index`.

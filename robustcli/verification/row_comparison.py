@@ -20,7 +20,10 @@ DeviceKind = Literal["cpu", "cuda", "mps"]
 _EXACT = 1e-6
 """Relative rounding error of a distance that is computed twice from the same two masks."""
 _COUNTS = ("tp", "fp", "fn", "tn")
-_COMPARED_IF_EQUAL = ("hd95", "boundary_dice", "predicted_near", "true_near")
+_COMPARED_IF_EQUAL = (
+    *("hd95", "boundary_dice", "predicted_near", "true_near"),
+    *("class_hd95", "class_boundary_dice", "class_confusion"),
+)
 _SUMS_OF_TRUE_MASK = {
     "foreground pixels (tp + fn)": ("tp", "fn"),
     "background pixels (fp + tn)": ("fp", "tn"),
@@ -249,6 +252,8 @@ class MaskRowComparison(RowComparison):
         for quantity in _COUNTS:
             if _number(row[quantity]) < 0 or row[quantity] is None:
                 yield RowDifference(image_id, quantity, row[quantity], "a count of pixels")
+        if row.get("class_tp") is not None:
+            yield from _class_contradictions(image_id, row)
 
     def compare(
         self, batch: Batch[Any], predictor: Predictor, block: ComparedBlock
@@ -261,6 +266,65 @@ class MaskRowComparison(RowComparison):
                 yield from _mask_differences(stored, recomputed, block)
 
 
+def _class_contradictions(image_id: str, row: Row) -> Iterator[RowDifference]:
+    """The counts of classes that rule each other out, or those of any class.
+
+    Every pixel has one true and one predicted class, so that true (predicted) pixels of all classes
+    are those of any class, and those of each class follow from its line (column) of the confusion.
+    """
+    counts = {name: _list(row[f"class_{name}"]) for name in ("tp", "fp", "fn")}
+    for name, of_classes in counts.items():
+        if any(count < 0 for count in of_classes):
+            yield RowDifference(image_id, f"class_{name}", of_classes, "counts of pixels")
+    for what, other in (("true", "fn"), ("predicted", "fp")):
+        of_all = sum(counts["tp"]) + sum(counts[other])
+        of_any = _number(row["tp"]) + _number(row[other])
+        if of_all != of_any:
+            note = f"its {what} pixels of any class (tp + {other})"
+            yield RowDifference(image_id, f"{what} pixels of all classes", of_all, of_any, note)
+    if row.get("class_confusion") is None:
+        return
+    pixels, side = _list(row["class_confusion"]), len(counts["tp"]) + 1
+    lines = [pixels[start : start + side] for start in range(0, len(pixels), side)]
+    if [len(line) for line in lines] != [side] * side:
+        note = "the square of its classes and background"
+        yield RowDifference(image_id, "class_confusion", len(pixels), side**2, note)
+        return
+    hits = [lines[n][n] for n in range(side)]
+    of_confusion = {
+        "tp": hits[1:],
+        "fp": [sum(line[n] for line in lines) - hits[n] for n in range(1, side)],
+        "fn": [sum(lines[n]) - hits[n] for n in range(1, side)],
+    }
+    for name, expected in counts.items():
+        if of_confusion[name] != expected:
+            note = f"its own class_{name}"
+            yield RowDifference(image_id, "class_confusion", of_confusion[name], expected, note)
+
+
+def _list(values: Any) -> list[float]:
+    return [_number(value) for value in values]
+
+
+def _class_pixels(old: Row, new: Row) -> tuple[tuple[Any, Any] | None, float]:
+    """The true pixels of each class where they differ, and how many predicted ones differ.
+
+    Of masks without classes nothing differs.
+    """
+    if new.get("class_tp") is None or old.get("class_tp") is None:
+        same = old.get("class_tp") is new.get("class_tp")
+        return (None if same else ("counts of classes", "none")), 0.0
+    counts = [{n: _list(row[f"class_{n}"]) for n in ("tp", "fp", "fn")} for row in (old, new)]
+    true = [[a + b for a, b in zip(c["tp"], c["fn"], strict=True)] for c in counts]
+    if true[0] != true[1]:
+        return (true[0], true[1]), 0.0
+    first, second = counts
+    changed = sum(
+        abs(a - b) for name in ("tp", "fp") for a, b in zip(first[name], second[name], strict=True)
+    )
+    return None, changed
+
+
 def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[RowDifference]:
     image_id, agreement = str(row["image_id"]), block.agreement
     old, new = ({name: _number(counts[name]) for name in _COUNTS} for counts in (stored, row))
@@ -269,7 +333,13 @@ def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[R
         if sums[0] != sums[1]:
             yield RowDifference(image_id, quantity, *sums, "it follows from the true mask alone")
             return
+    true_of_classes, changed_of_classes = _class_pixels(stored, row)
+    if true_of_classes is not None:
+        note = "they follow from the true mask alone"
+        yield RowDifference(image_id, "true pixels of classes", *true_of_classes, note)
+        return
     changed = abs(old["tp"] - new["tp"]) + abs(old["fp"] - new["fp"])
+    changed = max(changed, changed_of_classes)
     share = changed / max(sum(new.values()), 1.0)
     agreement.largest = max(agreement.largest, share)
     if share > block.tolerance:
@@ -277,7 +347,7 @@ def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[R
             ", ".join(f"{name} {count:.0f}" for name, count in counts.items())
             for counts in (old, new)
         )
-        note = f"{share:.3%} of the pixels"
+        note = f"{share:.3%} of the pixels{', of single classes' if changed_of_classes else ''}"
         yield RowDifference(image_id, "counts of pixels", before_words, now_words, note)
         return
     agreement.equal += not changed
@@ -290,6 +360,8 @@ def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[R
 def _is_close(first: Any, second: Any) -> bool:
     if first is None or second is None:
         return first is second
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_is_close, first, second))
     return math.isclose(_number(first), _number(second), rel_tol=_EXACT, abs_tol=_EXACT)
 
 

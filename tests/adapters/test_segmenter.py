@@ -108,9 +108,75 @@ def test_which_answers_are_probabilities() -> None:
     assert not is_probability(on_meta("vmunet", num_classes=2))  # its logits are then a softmax's
 
 
-def test_probabilities_of_several_classes_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"network has 3 outputs(.|\n)*`num_classes=1`"):
-        is_probability(on_meta("ulvm", num_classes=3))
+def test_networks_with_a_sigmoid_give_logits_of_several_classes() -> None:
+    assert not is_probability(on_meta("ulvm", num_classes=3))
+    options = {"widths": (4, 8, 8, 16, 16, 16), "branches": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        several = architecture("ulvm").build(**options, num_classes=3).eval()
+    one = architecture("ulvm").build(**options).eval()
+    state = several.state_dict()
+    head = {key: state[key][2:] for key in ("final.weight", "final.bias")}
+    one.load_state_dict({**state, **head})
+    x = golden.images(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(several(x)[:, 2:].sigmoid(), one(x))
+
+
+CLASS_WEIGHTS = torch.tensor([[0.0, 0.0, 0.0], [5.0, 2.0, -6.0], [-3.0, 1.0, 4.0]])
+
+
+class PixelClasses(nn.Module):
+    """Logits of background and two classes from each pixel alone."""
+
+    num_classes = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, CLASS_WEIGHTS[:, :, None, None])
+
+
+def most_probable(image: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The class of each pixel, and where it is no tie, which rounding decides."""
+    values = image.astype(np.float64) / 255 @ CLASS_WEIGHTS.double().numpy().T
+    ordered = np.sort(values, axis=-1)
+    return values.argmax(-1), ordered[..., -1] - ordered[..., -2] > 1e-4
+
+
+@pytest.mark.parametrize("way", ["ours", "nnunet"])
+def test_the_most_probable_class_counts_whatever_windows_cover_the_image(way: str) -> None:
+    changes: dict[str, object] = {}
+    if way == "nnunet":
+        changes = {"nnunet": NnUNetInference((Channel("rgb_to_0_1"),) * 3, (0, 1))}
+    one = segmenter(PixelClasses(), **changes).telling_apart(["a", "b"])
+    given = images([(64, 64), (20, 30), (150, 90)])
+    for found, image in zip(one.predict(given), given, strict=True):
+        assert found.dtype == np.uint8
+        best, clear = most_probable(image)
+        assert found.shape == best.shape
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(found[clear], best[clear])
+
+
+def test_of_several_classes_the_foreground_is_all_of_them() -> None:
+    given = images([(40, 90)])
+    several = segmenter(PixelClasses()).telling_apart(["a", "b"])
+    merged = segmenter(PixelClasses())  # as before: all but the first output are foreground
+    assert merged.classes == ()
+    np.testing.assert_allclose(
+        several.probabilities(given)[0], merged.probabilities(given)[0], atol=1e-6
+    )
+    assert merged.predict(given)[0].dtype == bool
+
+
+def test_masks_need_one_output_for_each_class_and_the_background() -> None:
+    with pytest.raises(UsageError, match=r"(?s)has 3 outputs; the masks have 3 classes.*need 4"):
+        segmenter(PixelClasses()).telling_apart(["a", "b", "c"])
+    with pytest.raises(UsageError, match=r"(?s)tells foreground from background.*--foreground"):
+        segmenter(Otsu(), window=0).telling_apart(["a", "b"])
+    with pytest.raises(UsageError, match=r"`threshold=0\.7` does not go with several classes"):
+        segmenter(PixelClasses(), threshold=0.7).telling_apart(["a", "b"])
+    with pytest.raises(UsageError, match=r"(?s)answers with 3 scores a pixel.*need 5"):
+        raw_output(PixelClasses(), torch.zeros(1, 3, 8, 8), classes=4)
 
 
 def test_the_window_of_each() -> None:

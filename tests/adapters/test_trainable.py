@@ -20,6 +20,7 @@ from robustcli.adapters.load import resolve
 from robustcli.adapters.loading import heads_in
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.trainable import (
+    heads_of,
     is_encoder_file,
     load_encoder,
     sized_preprocessing,
@@ -28,7 +29,6 @@ from robustcli.adapters.trainable import (
     transfer,
 )
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.starts import heads_of
 from robustcli.models.architectures import architecture
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state

@@ -16,7 +16,7 @@ from robustcli.adapters.training_run import read_header
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune_plan import plan_finetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
-from robustcli.finetuning.nnunet_export import export_nnunet
+from robustcli.finetuning.nnunet_export import export_nnunet, labels_of
 from robustcli.finetuning.selection import make_rule
 from robustcli.finetuning.starts import read_nnunet
 from robustcli.nnunet.files import TRAINERS
@@ -159,3 +159,9 @@ def test_features_of_no_plan_leave_none(tune: Tune, tmp_path: Path) -> None:
     assert not (run / "full" / "nnunet").exists()
     plan = plan_finetuning(config, Heard())
     assert not export_nnunet(plan.mode_plan("full", run / "full"))
+
+
+def test_labels_of_the_data_set_are_the_classes_of_the_masks():
+    assert labels_of(()) == {"background": 0, "foreground": 1}
+    assert labels_of(("liver", "kidney")) == {"background": 0, "liver": 1, "kidney": 2}
+    assert labels_of(("ignore", "kidney")) == {"background": 0, "class 1": 1, "kidney": 2}

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from robustcli.adapters import networks
 from robustcli.adapters.load import resolve
+from robustcli.adapters.trainable import heads_of
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.starts import (
     Pretrained,
     SegmenterFinetuning,
     fill_body,
-    heads_of,
     light,
     no_weights,
     read_nnunet,

@@ -179,6 +179,21 @@ def test_a_mask_moves_as_the_image_that_shows_it(one: Transform) -> None:
     assert moves == 6
 
 
+@pytest.mark.parametrize(
+    "one", [t for t in (*PAPER21, *IMAGENET_C) if t.geometric], ids=lambda one: str(one.name)
+)
+def test_each_class_of_a_mask_moves_as_it_would_alone(one: Transform) -> None:
+    """No index is interpolated: class 2 is where a mask of class 2 alone would be."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
+    mask = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (6, 8)).repeat(6, 0).repeat(6, 1)
+    for severity in one.available()[-2:]:
+        _, moved = one.apply_with_mask(image, mask, seed=5, severity=severity)
+        for number in (1, 2, 3, 255):
+            _, alone = one.apply_with_mask(image, mask == number, seed=5, severity=severity)
+            np.testing.assert_array_equal(moved == number, alone)
+
+
 @pytest.mark.parametrize("name", ["crop", "crop_and_pad", "perspective"])
 def test_a_resized_mask_is_not_shifted_against_its_image(name: str) -> None:
     """Half a pixel more to one side than to the other would overstate a segmenter's loss."""

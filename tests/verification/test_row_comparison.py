@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from robustcli.adapters.classifier import Predictions
 from robustcli.tasks.base import Batch, Row
 from robustcli.tasks.classification import Views, _rows
 from robustcli.tasks.record import ModelCost
+from robustcli.tasks.segmentation import mask_row
 from robustcli.transforms.base import Cell
 from robustcli.verification.row_comparison import (
     COMPARISONS,
@@ -176,6 +179,79 @@ def test_outlines_are_judged_where_no_pixel_differs() -> None:
     assert mask_compared(hd95=3.1)[0] == ["hd95"]
     assert mask_compared(boundary_dice=None)[0] == ["boundary_dice"]
     assert mask_compared(hd95=9.0, tp=301, fn=99)[0] == []
+
+
+def class_row_of(predicted: np.ndarray, true: np.ndarray) -> Row:
+    return {"image_id": "a.png", "group": "a", **mask_row(predicted, true, classes=2)}
+
+
+TRUE_CLASSES = np.repeat(np.arange(3, dtype=np.uint8), 8).reshape(4, 6)
+PREDICTED_CLASSES = np.roll(TRUE_CLASSES, 1)
+
+
+def class_differences(
+    stored: Row, recomputed: Row, tolerance: float = 1e-4
+) -> tuple[list[RowDifference], AnswerAgreement]:
+    agreement = AnswerAgreement()
+    block = ComparedBlock({"a.png": stored}, tolerance, agreement)
+    return list(COMPARISONS["seg"].compare(BATCH, Answers(recomputed), block)), agreement
+
+
+class Answers:
+    """Gives one row, whatever is asked."""
+
+    cost = ModelCost()
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def rows(self, batch: Batch[Any]) -> list[Row]:
+        return [self.row]
+
+
+def test_rows_of_classes_are_equal_to_themselves_and_contradict_nothing() -> None:
+    row = class_row_of(PREDICTED_CLASSES, TRUE_CLASSES)
+    differences, agreement = class_differences(row, copy.deepcopy(row))
+    assert (differences, agreement.equal) == ([], 1)
+    sample = SimpleNamespace(group="a")
+    assert list(COMPARISONS["seg"].contradictions(row, sample)) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "place", "quantity"),
+    [
+        ("class_tp", 0, "class_confusion"),
+        ("class_fn", 1, "true pixels of all classes"),
+        ("class_fp", 1, "predicted pixels of all classes"),
+        ("class_confusion", 4, "class_confusion"),
+    ],
+)
+def test_an_edited_count_of_a_class_contradicts_its_row(
+    column: str, place: int, quantity: str
+) -> None:
+    row: dict[str, Any] = class_row_of(PREDICTED_CLASSES, TRUE_CLASSES)
+    row[column][place] += 1
+    found = list(COMPARISONS["seg"].contradictions(row, SimpleNamespace(group="a")))
+    assert quantity in {one.quantity for one in found}
+
+
+def test_a_class_taken_for_another_is_a_difference_although_any_class_is_the_same() -> None:
+    right = class_row_of(TRUE_CLASSES, TRUE_CLASSES)
+    swapped = np.array([0, 2, 1], np.uint8)[TRUE_CLASSES]
+    wrong = class_row_of(swapped, TRUE_CLASSES)
+    assert right["tp"] == wrong["tp"]
+    differences, _ = class_differences(wrong, right)
+    assert [one.quantity for one in differences] == ["counts of pixels"]
+    differences, agreement = class_differences(wrong, right, tolerance=2.0)
+    assert (differences, agreement.tied) == ([], 1)
+
+
+def test_true_pixels_of_a_class_cannot_differ() -> None:
+    row = class_row_of(TRUE_CLASSES, TRUE_CLASSES)
+    another = TRUE_CLASSES.copy()
+    another[2, 4] = 1  # of class 2 in the data
+    differences, _ = class_differences(class_row_of(TRUE_CLASSES, another), row)
+    assert [one.quantity for one in differences] == ["true pixels of classes"]
 
 
 def test_the_tolerance_depends_on_precision_and_device() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
+from robustcli.data.mask_values import IGNORED
 from robustcli.reports.figures.canvas import GREY, save, styled, wrapped
 
 # The contact sheet: what each transform does to one photo of the run.
@@ -112,37 +114,47 @@ def _tallest_aspect(pictures: Sequence[Sequence[NDArray[np.uint8] | None]]) -> f
 PANEL_SIDE, PANEL_GAP, PANEL_LINE, HEAD, FOOT = 2.1, 0.1, 0.27, 0.3, 0.34
 PANEL_DPI = 110
 TITLES = ("image", "true outline", "predicted outline", "differences")
+TITLES_OF_CLASSES = ("image", "true classes", "predicted classes", "differences")
+_CLASSES_ABREAST = 6  # in the legend
 # Apart for every kind of colour vision and in grey: white, light blue, dark orange on near black.
-FOUND, MISSED, ALARM = "#FFFFFF", "#86CBF2", "#A83C00"
+FOUND, MISSED, ALARM, CONFUSED = "#FFFFFF", "#86CBF2", "#A83C00", "#F0E442"
 DIMMED = 0.15
 TRUE, CALLED = "#56B4E9", "#E69F00"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image, uint8 (H, W, 3), with its true and its predicted mask, bool (H, W)."""
+    """One image, uint8 (H, W, 3), with its true and its predicted mask, (H, W).
+
+    The masks are bool, or of several `classes` (the name and the colour `#rrggbb` of each) hold
+    their numbers, 0 for background and `IGNORED` for pixels that do not count.
+    """
 
     title: str
     image: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    prediction: NDArray[np.bool_]
+    truth: NDArray[Any]
+    prediction: NDArray[Any]
+    classes: tuple[tuple[str, str], ...] = ()
 
 
 def draw_panels(cases: Sequence[Case], path: Path) -> None:
     """Draws four pictures per case, a case a line.
 
     Args:
-        cases: At least one.
+        cases: At least one, all of the same classes.
         path: The PNG to write.
     """
+    classes = cases[0].classes
+    foot = FOOT * (1 + -(-len(classes) // _CLASSES_ABREAST))
+    titles = TITLES_OF_CLASSES if classes else TITLES
     tall = [(PANEL_SIDE - PANEL_GAP) * min(TALLEST, _case_aspect(case)) for case in cases]
     width, height = (
         PANEL_SIDE * len(TITLES),
-        HEAD + FOOT + sum(tall) + (PANEL_LINE + PANEL_GAP) * len(cases),
+        HEAD + foot + sum(tall) + (PANEL_LINE + PANEL_GAP) * len(cases),
     )
     with styled():
         figure = Figure(figsize=(width, height))
-        for column, title in enumerate(TITLES):
+        for column, title in enumerate(titles):
             x = (column + 0.5) * PANEL_SIDE / width
             figure.text(x, 1 - 0.08 / height, title, ha="center", va="top", fontweight="bold")
         top = height - HEAD
@@ -155,7 +167,7 @@ def draw_panels(cases: Sequence[Case], path: Path) -> None:
                 size = ((PANEL_SIDE - PANEL_GAP) / width, high / height)
                 _picture(figure.add_axes((left, (top - high) / height, *size)), case, column)
             top -= high + PANEL_GAP
-        _legend(figure)
+        _legend(figure, classes)
     save(figure, path, PANEL_DPI)
 
 
@@ -168,6 +180,12 @@ def _picture(axes: Axes, case: Case, column: int) -> None:
     axes.spines[:].set_visible(False)
     shown = mask_differences(case) if column == len(TITLES) - 1 else case.image
     axes.imshow(shown)
+    for number, (_, colour) in enumerate(case.classes, 1):
+        if column in (1, 2):
+            mask = case.truth if column == 1 else case.prediction
+            _outline(axes, mask == number, colour, "solid" if column == 1 else "dashed")
+    if case.classes:
+        return
     if column == 1:
         _outline(axes, case.truth, TRUE, "solid")
     if column == 2:
@@ -175,13 +193,22 @@ def _picture(axes: Axes, case: Case, column: int) -> None:
 
 
 def mask_differences(case: Case) -> NDArray[np.uint8]:
-    """The dimmed image, coloured where foreground was found, missed or called in vain."""
+    """The dimmed image, coloured where foreground was found, missed or called in vain.
+
+    Of several classes also where one was taken for another.
+    """
+    truth, prediction = case.truth > 0, case.prediction > 0
+    if case.classes:
+        counted = case.truth != IGNORED
+        truth, prediction = truth & counted, prediction & counted
+    same = truth & prediction & (case.truth == case.prediction)
     grey = case.image.mean(axis=2, keepdims=True) * DIMMED
     shown = np.repeat(grey, 3, axis=2)
     for colour, where in (
-        (FOUND, case.truth & case.prediction),
-        (MISSED, case.truth & ~case.prediction),
-        (ALARM, ~case.truth & case.prediction),
+        (FOUND, same),
+        (MISSED, truth & ~prediction),
+        (ALARM, ~truth & prediction),
+        (CONFUSED, truth & prediction & ~same),
     ):
         shown[where] = 255 * np.array(to_rgb(colour))
     pixels: NDArray[np.uint8] = np.rint(shown).astype(np.uint8)
@@ -208,12 +235,29 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], colour: str, dashes: str) -> N
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _legend(figure: Figure) -> None:
-    handles = [
+def _legend(figure: Figure, classes: Sequence[tuple[str, str]]) -> None:
+    """The outcomes of the last column; of one class with its outlines, of several above them."""
+    if classes:
+        lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in classes]
+        above = FOOT / figure.get_figheight()
+        columns = min(len(classes), _CLASSES_ABREAST)
+        figure.legend(
+            handles=lines, loc="lower center", bbox_to_anchor=(0.5, above), ncols=columns,
+            frameon=False,
+        )  # fmt: skip
+    outlines = [
         Line2D([], [], color=TRUE, linewidth=2, label="true outline"),
         Line2D([], [], color=CALLED, linewidth=2, linestyle="--", label="predicted outline"),
+    ]
+    handles: list[Line2D | Patch] = [
+        *([] if classes else outlines),
         Patch(facecolor=FOUND, label="found", edgecolor="#444444", linewidth=0.6),
         Patch(facecolor=MISSED, label="missed", edgecolor="#444444", linewidth=0.6),
         Patch(facecolor=ALARM, label="false alarm", edgecolor="#444444", linewidth=0.6),
     ]
+    if classes:
+        confused = "taken for another class"
+        handles.append(
+            Patch(facecolor=CONFUSED, label=confused, edgecolor="#444444", linewidth=0.6)
+        )
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)

@@ -104,10 +104,11 @@ class Procedure:
             ignores: Whether masks hold pixels to ignore.
         """
         indices = data.val_samples.places if isinstance(data, ImageData) else []
+        classes = len(val.mask_classes)
         return SegmenterModule(
             network.train(), self.recipe, channels="grey" if grey else self.channels,
             decays=decays_of(entry), val_groups=[val.samples[index].group for index in indices],
-            ignores=ignores,
+            ignores=ignores, classes=classes,
         )  # fmt: skip
 
     def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:

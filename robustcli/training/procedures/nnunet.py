@@ -18,7 +18,7 @@ from robustcli.adapters.training_run import read_header, weights_in
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
-from robustcli.data.mask_values import IGNORED
+from robustcli.data.mask_values import IGNORED, is_foreground
 from robustcli.models import resenc, umamba
 from robustcli.models.architectures import changed, everything_decays, parameter_groups
 from robustcli.models.stages import Pair, StagedConfig, StagedUNet
@@ -29,7 +29,7 @@ from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, BatchSettings
 from robustcli.training.lit_module import SegmenterModule
-from robustcli.training.losses import TwoClasses
+from robustcli.training.losses import SeveralClasses, TwoClasses
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import OWN_RECIPE, Patchwise, Recipe
 from robustcli.training.record import AVERAGED
@@ -71,13 +71,15 @@ class NnUNetModule(SegmenterModule):
     afterwards. Source: nnU-Net v2.1.1, `nnUNetTrainer`, `nnUNetLogger`.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, *, ignores: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, *, ignores: bool = False, classes: int = 0
+    ) -> None:
         assert recipe.patches is not None
         self.patches = recipe.patches
         samples = recipe.patches.validation_iterations * recipe.batch_size
         super().__init__(
             network, recipe, channels="rgb", decays=everything_decays,
-            val_groups=("all",) * samples, ignores=ignores,
+            val_groups=("all",) * samples, ignores=ignores, classes=classes,
         )  # fmt: skip
         if isinstance(network, StagedUNet):
             network.supervise_deeply()
@@ -85,10 +87,11 @@ class NnUNetModule(SegmenterModule):
 
     def make_loss(self) -> nn.Module:
         """Cross-entropy minus soft dice."""
+        batch_dice, ignore_label = self.patches.batch_dice, IGNORED if self.ignores else None
+        if self.classes:
+            return SeveralClasses(batch_dice=batch_dice, ignore_label=ignore_label)
         return TwoClasses(
-            probabilities=self.probabilities,
-            batch_dice=self.patches.batch_dice,
-            ignore_label=IGNORED if self.ignores else None,
+            probabilities=self.probabilities, batch_dice=batch_dice, ignore_label=ignore_label
         )
 
     def make_optimizer(self) -> Optimizer:
@@ -152,7 +155,7 @@ class PatchSamples(Dataset[MaskSample]):
     def __init__(self, subset: DecodedSubset, sampling: Sampling, phase: Phase) -> None:
         self.subset, self.batch_size = subset, sampling.batch_size
         masks = [decoded.mask for decoded in subset.decoded]
-        shown = [index for index, mask in enumerate(masks) if (mask == 1).any()]
+        shown = [index for index, mask in enumerate(masks) if is_foreground(mask).any()]
         self.patches = Patches(self.load, len(masks), shown, sampling, phase)
 
     def load(self, index: int) -> tuple[PixelArray, PixelArray]:
@@ -201,7 +204,6 @@ PLANNED: Mapping[str, Mapping[str, StagedConfig]] = {
 }  # fmt: skip
 """Family to its networks that are built from a plan."""
 _FEATURES = (32, 512)  # of nnU-Net's plans: of the first stage, and the most of any
-_CLASSES = 2
 
 
 def planned(
@@ -268,7 +270,8 @@ def _batch(window: int, network: StagedConfig | None, train: dataset.Dataset) ->
         features = (network.features[0], max(network.features))
     sizes = [_size(pair) for pair in train.samples]
     shape = (round(median(h for h, _ in sizes)), round(median(w for _, w in sizes)))
-    return batch_size(halvings, shape, len(sizes), classes=_CLASSES, features=features)
+    outputs = max(2, len(train.mask_classes) + 1)
+    return batch_size(halvings, shape, len(sizes), classes=outputs, features=features)
 
 
 def _size(pair: dataset.Sample) -> Pair:
@@ -352,4 +355,5 @@ class NNUNet(Procedure):
         data: BaseDataModule | None, *, grey: bool, ignores: bool,
     ) -> NnUNetModule:  # fmt: skip
         """See `Procedure.module`."""
-        return NnUNetModule(network.train(), self.recipe, ignores=ignores)
+        classes = len(val.mask_classes)
+        return NnUNetModule(network.train(), self.recipe, ignores=ignores, classes=classes)

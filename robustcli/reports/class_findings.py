@@ -1,0 +1,190 @@
+"""What rows of masks of several classes say of each class: its scores, and what it is taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.mask_scores import (
+    MaskScores,
+    any_class_rows,
+    class_dice,
+    class_rows,
+    mask_scores,
+    pixel_confusion,
+)
+from robustcli.metrics.verdicts import ModelRows
+from robustcli.reports.measure import DICE, IOU
+from robustcli.reports.numbers import MISSING, decimal, fraction, thousands, with_range
+from robustcli.reports.statistics import CLEAN_CELL
+from robustcli.tasks.record import DatasetRecord
+
+ANY = "any class"
+"""The pixels of all classes together, against the background."""
+_SCORES = tuple(field.name for field in fields(MaskScores) if not field.name.startswith("relaxed_"))
+COLUMNS = ("model", "transform", "severity", "class", "name", "pixels", "images", *_SCORES)
+"""Of `classes.csv`: a line for each model, cell and class; `class` is 0 for any class together."""
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    """One class under one model and cell.
+
+    Args:
+        model: The model.
+        transform: The transform.
+        severity: Its severity.
+        number: The class, from 1; 0 for any class together.
+        name: What it is called.
+        pixels: True pixels of it in all images.
+        images: Images that show it.
+        scores: Its scores against all other pixels.
+    """
+
+    model: str
+    transform: str
+    severity: int
+    number: int
+    name: str
+    pixels: int
+    images: int
+    scores: MaskScores
+
+    @property
+    def dice(self) -> str:
+        """The dice with its interval, as text."""
+        scores = self.scores
+        return with_range(scores.dice, scores.dice_low, scores.dice_high)
+
+    @property
+    def iou(self) -> str:
+        """The IoU with its interval, as text."""
+        scores = self.scores
+        return with_range(scores.iou, scores.iou_low, scores.iou_high)
+
+    @property
+    def cells(self) -> list[str]:
+        """What a table says of the class, after its name."""
+        scores = self.scores
+        return [
+            thousands(self.pixels),
+            thousands(self.images),
+            self.dice,
+            self.iou,
+            fraction(scores.dice_foreground),
+            fraction(scores.precision),
+            fraction(scores.recall),
+            decimal(scores.hd95),
+            fraction(scores.boundary_dice),
+        ]
+
+
+@dataclass(frozen=True)
+class WorstClass:
+    """The class with the lowest dice of a cell; `clean` is its dice on untouched images."""
+
+    name: str
+    dice: float
+    clean: float | None
+
+    @property
+    def words(self) -> str:
+        """The class with its dice, as a cell of a table."""
+        clean = MISSING if self.clean is None else fraction(self.clean)
+        return f"{self.name}: {fraction(self.dice)} (clean {clean})"
+
+
+@dataclass(frozen=True)
+class ClassFindings:
+    """The classes of an evaluation; empty (false) where masks show foreground and background.
+
+    Args:
+        names: Of the classes 1 to K.
+        colours: In which each is drawn, `#rrggbb`.
+        rows: Of the evaluation, by model and cell.
+        seed: Of its resamples.
+    """
+
+    names: tuple[str, ...]
+    colours: list[str]
+    rows: ModelRows
+    seed: int
+
+    @classmethod
+    def of(cls, dataset: DatasetRecord, rows: ModelRows, seed: int) -> ClassFindings:
+        """The classes of the evaluation of `dataset` with these rows."""
+        return cls(dataset.mask_classes, dataset.mask_colours, rows, seed)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def clean(self, model: str) -> list[ClassLine]:
+        """The classes of `model` on untouched images, then any class together; or nothing yet."""
+        rows = self.rows[model].get(CLEAN_CELL)
+        return [] if rows is None or rows.empty else list(self._lines(model, CLEAN_CELL, rows))
+
+    def worst(self, model: str, cell: tuple[str, int]) -> WorstClass | None:
+        """The worst class of `model` under `cell`; None without rows."""
+        rows, clean = self.rows[model].get(cell), self.rows[model].get(CLEAN_CELL)
+        if rows is None or rows.empty:
+            return None
+        dice = class_dice(rows)
+        place = int(dice.argmin())
+        known = None if clean is None or clean.empty else float(class_dice(clean)[place])
+        return WorstClass(self.names[place], float(dice[place]), known)
+
+    def dice_by_cell(self, model: str) -> dict[tuple[str, int], NDArray[np.float64]]:
+        """The dice of each class in each cell of `model` that has rows."""
+        cells = self.rows[model].items()
+        return {cell: class_dice(rows) for cell, rows in cells if not rows.empty}
+
+    def confusion(self, model: str) -> NDArray[np.int64] | None:
+        """Pixels of untouched images by true class (a line each, background first) and answer."""
+        rows = self.rows[model].get(CLEAN_CELL)
+        return None if rows is None or rows.empty else pixel_confusion(rows)
+
+    @property
+    def absent(self) -> list[str]:
+        """The classes that no untouched image shows, which count 1 where none is predicted."""
+        lines = next((lines for m in self.rows if (lines := self.clean(m))), [])
+        return [line.name for line in lines if line.number and not line.images]
+
+    def table(self) -> pd.DataFrame:
+        """All numbers (columns: COLUMNS)."""
+        lines = [
+            {
+                **{name: getattr(line, name) for name in ("model", "transform", "severity")},
+                "class": line.number,
+                "name": line.name,
+                "pixels": line.pixels,
+                "images": line.images,
+                **{name: value for name, value in asdict(line.scores).items() if name in _SCORES},
+            }
+            for model, cells in self.rows.items()
+            for cell, rows in cells.items()
+            if not rows.empty
+            for line in self._lines(model, cell, rows)
+        ]
+        return pd.DataFrame(lines, columns=list(COLUMNS))
+
+    def _lines(self, model: str, cell: tuple[str, int], rows: pd.DataFrame) -> Iterator[ClassLine]:
+        named = zip((*self.names, ANY), (*class_rows(rows), any_class_rows(rows)), strict=True)
+        bootstrap = Bootstrap(self.seed)
+        for place, (name, of_class) in enumerate(named, 1):
+            true = of_class["tp"] + of_class["fn"]
+            yield ClassLine(
+                model, *cell, place if place <= len(self.names) else 0, name,
+                int(true.sum()), int((true > 0).sum()), mask_scores(of_class, bootstrap),
+            )  # fmt: skip
+
+
+HEADS = (
+    *("pixels", "images with it", f"{DICE.name}", f"{IOU.name}", "dice per image with it"),
+    *("precision", "recall", "95 % Hausdorff px", "boundary dice"),
+)
+"""Over `ClassLine.cells`."""

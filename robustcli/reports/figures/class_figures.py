@@ -1,0 +1,96 @@
+"""Pictures of masks of several classes: dice by class and transform, and their confusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from robustcli.reports.figures.canvas import save, styled, wrapped
+from robustcli.reports.numbers import cell_label, fraction
+
+# Inches.
+_CELL, _LEFT, _TOP, _BOTTOM = (0.62, 0.3), 2.2, 0.55, 0.35
+_MARGIN = 0.15
+_SQUARE, _LABELS, _HEAD = 0.78, 1.4, 0.55
+_DARK = 0.55  # of the scale, from which numbers are written in white
+
+
+def draw_class_dice(
+    cells: Mapping[tuple[str, int], NDArray[np.float64]], names: Sequence[str], path: Path
+) -> None:
+    """Draws the dice of each class (a column) under each transform (a line) with its number.
+
+    Args:
+        cells: By transform and severity, the dice of each class, in [0, 1]; at least one.
+        names: Of the classes.
+        path: The PNG to write.
+    """
+    values = np.stack(list(cells.values()))
+    width = _LEFT + _CELL[0] * len(names) + _MARGIN
+    height = _TOP + _CELL[1] * len(cells) + _BOTTOM
+    with styled():
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((
+            _LEFT / width, _BOTTOM / height,
+            _CELL[0] * len(names) / width, _CELL[1] * len(cells) / height,
+        ))  # fmt: skip
+        _numbered(axes, values, values, [[fraction(v) for v in line] for line in values])
+        axes.set_xticks(range(len(names)), [wrapped(name, 9) for name in names])
+        axes.set_yticks(range(len(cells)), [cell_label(*cell) for cell in cells])
+        axes.set_xlabel("dice (0 to 1)")
+    save(figure, path)
+
+
+def draw_pixel_confusion(pixels: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Draws which share of the pixels of each true class (a line) is taken for which (a column).
+
+    Args:
+        pixels: (K + 1, K + 1), background first, true classes in lines.
+        names: Of the K classes.
+        path: The PNG to write.
+    """
+    sums = pixels.sum(1, keepdims=True)
+    shares = np.divide(pixels, sums, out=np.zeros(pixels.shape), where=sums > 0)
+    labels = ["background", *names]
+    side = _SQUARE * len(labels)
+    width, height = _LABELS + side + _MARGIN, _HEAD + side + _BOTTOM
+    texts = [
+        [_percent(share, total) for share in line]
+        for line, total in zip(shares, sums[:, 0], strict=True)
+    ]
+    with styled():
+        figure = Figure(figsize=(width, height))
+        place = (_LABELS / width, _BOTTOM / height, side / width, side / height)
+        axes = figure.add_axes(place)
+        _numbered(axes, shares, np.sqrt(shares), texts)
+        axes.set_xticks(range(len(labels)), [wrapped(name, 9) for name in labels])
+        axes.set_yticks(range(len(labels)), [wrapped(name, 14) for name in labels])
+        axes.set(xlabel="predicted (% of the true pixels)", ylabel="true")
+    save(figure, path)
+
+
+def _percent(share: float, total: int) -> str:
+    if not total:
+        return "none"
+    shown = f"{100 * share:.1f}"
+    return "< 0.1" if shown == "0.0" and share else shown
+
+
+def _numbered(
+    axes: Axes, values: NDArray[np.float64], shades: NDArray[np.float64],
+    texts: Sequence[Sequence[str]],
+) -> None:  # fmt: skip
+    """Squares from white (0) to dark blue (1) with their numbers, columns named above them."""
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(values.shape):
+        colour = "white" if shades[row, column] > _DARK else "black"
+        axes.text(
+            column, row, texts[row][column], ha="center", va="center", color=colour, fontsize=8
+        )
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.spines[:].set_visible(False)
