@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,6 @@ from robustcli.reports.training_page import (
 from robustcli.reports.zoo_comparison import ZooComparison
 from robustcli.reports.zoo_rows import Zoo
 from robustcli.training.seeds_record import read_seeds_record
-
-SECTIONS: tuple[Callable[[Zoo, Path], str], ...] = ()
-"""Further sections of the page, in order: each makes Markdown (`markdown.from_template`, with its
-heading, of level 2) of the trainings, and draws its pictures into `figures` of the folder; an empty
-text where it has nothing to say."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     check_out(out)
     zoo = Zoo(read_zoo(runs))
     comparison = ZooComparison(zoo)
-    sections = [section(zoo, out) for section in SECTIONS]
-    text = zoo_text(zoo, draw_zoo_gallery(zoo, out, comparison), comparison, sections)
+    text = zoo_text(zoo, draw_zoo_gallery(zoo, out, comparison), comparison)
     verdicts = comparison.verdicts()
     return Page(
         results_of_trainings(zoo.trainings),
@@ -121,9 +115,8 @@ def zoo_text(
     zoo: Zoo,
     gallery: ZooGallery | None = None,
     comparison: ZooComparison | None = None,
-    sections: Sequence[str] = (),
 ) -> str:
-    """The Markdown of the page, with the pictures of `gallery` and further `sections`."""
+    """The Markdown of the page, with the pictures of `gallery`."""
     numbers = from_template(
         "zoo",
         zoo=zoo,
@@ -132,7 +125,7 @@ def zoo_text(
         gallery=gallery or ZooGallery(),
     )
     settings = from_template("zoo_settings", zoo=zoo)
-    return "\n".join(filter(None, (numbers, *sections, settings)))
+    return f"{numbers}\n{settings}"
 
 
 # The pictures.

@@ -17,7 +17,8 @@ from robustcli.reports.comparison import read_comparison
 from robustcli.reports.comparison_page import comparison_page, comparison_text
 from robustcli.reports.controls import control_pairs, step_seconds
 from robustcli.reports.training_findings import TrainingFindings, read_training
-from robustcli.reports.training_page import training_results, zoo_text
+from robustcli.reports.training_page import training_results
+from robustcli.reports.zoo_page import zoo_text
 from robustcli.reports.zoo_rows import Zoo
 from robustcli.training.record import TRAINING
 from tests.reports.page_parts import line_of

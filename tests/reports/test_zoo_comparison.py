@@ -178,15 +178,3 @@ def test_tasks_are_not_mixed_and_runs_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="overwrite the run's own report"):
         zoo_report(runs[:2], runs[3])
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_further_sections_stand_before_the_recipes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sections = (lambda zoo, out: f"## More\n\n{len(zoo.trainings)} in {out.name}.\n", lambda *_: "")
-    monkeypatch.setattr(zoo_page, "SECTIONS", sections)
-    page = zoo_report(three_classifiers(tmp_path), tmp_path / "out").markdown
-    assert section(page, "More").strip().endswith("3 in out.")
-    headings = [line for line in page.splitlines() if line.startswith("## ")]
-    assert headings[-3:] == ["## More", "## Recipes", "## How to repeat it"]
